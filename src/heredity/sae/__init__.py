@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the model, its training, its quality figures and the formats it is stored in."""

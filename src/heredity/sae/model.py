@@ -1,0 +1,106 @@
+"""The sparse autoencoder: one class, whose activation function is a field."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heredity.kernels.encode import dense_encode, sparse_encode
+
+Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
+
+
+class SAE(nn.Module):
+    """x̄ = x − b_dec;  pre_acts = x̄ W_enc + b_enc;  acts = activation(pre_acts);  x̂ = acts W_dec + b_dec.
+
+    W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]; a row of W_dec is a feature's direction.
+
+    activation:
+        relu       max(pre_acts, 0) (Bricken et al. 2023).
+        topk       the k largest positive pre_acts of each token (Gao et al. 2024).
+        batchtopk  pre_acts above one learned threshold, which in training stands for the k · n largest of a batch of n
+                   tokens (Bussmann et al. 2024). `threshold` is a scalar.
+        jumprelu   pre_acts above a learned threshold of each feature (Rajamanoharan et al. 2024). `threshold` [d_sae].
+
+    Parameters need no gradient: `sae.train` computes its own.
+    """
+
+    threshold: Tensor | None
+
+    def __init__(self, d_in: int, d_sae: int, activation: Activation, k: int | None = None) -> None:
+        """Zero weights; k is needed by topk and batchtopk, and ignored otherwise.
+
+        Raises ValueError for an unknown activation and for a k that is missing or larger than d_sae.
+        """
+        super().__init__()
+        if activation not in get_args(Activation):
+            raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(get_args(Activation))}")
+        if activation in ("topk", "batchtopk"):
+            if k is None or not 0 < k <= d_sae:
+                raise ValueError(f"k={k} must be between 1 and d_sae={d_sae}; lower k or raise expansion")
+            self.k = k
+        else:
+            self.k = None
+        self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae), requires_grad=False)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae), requires_grad=False)
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in), requires_grad=False)
+        self.b_dec = nn.Parameter(torch.zeros(d_in), requires_grad=False)
+        shapes = {"batchtopk": torch.zeros(()), "jumprelu": torch.zeros(d_sae)}
+        self.register_buffer("threshold", shapes.get(activation))
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> [..., d_sae]: before the activation function."""
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> dense acts [..., d_sae] >= 0."""
+        return dense_encode(self.pre_acts(x), self._per_token_k, self.threshold)
+
+    def encode_sparse(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x [n, d_in] -> (indptr int64 [n + 1], indices int32 [nnz], values float32 [nnz]): `encode` without its zeros.
+
+        Raises ValueError when x holds NaN or infinity.
+        """
+        csr = sparse_encode(x - self.b_dec, self.W_enc.T, self.b_enc, self._per_token_k, self.threshold)
+        return csr.indptr, csr.indices, csr.values
+
+    def decode(self, acts: Tensor) -> Tensor:
+        """acts [..., d_sae] -> x̂ [..., d_in]."""
+        return acts @ self.W_dec + self.b_dec
+
+    def decode_sparse(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> Tensor:
+        """The CSR arrays of `encode_sparse` -> x̂ [n, d_in]."""
+        at = self.W_dec.device
+        entries = [torch.from_numpy(np.ascontiguousarray(array)).to(at) for array in (indices, indptr, values)]
+        features, offsets, weights = entries[0].long(), entries[1], entries[2].to(self.W_dec.dtype)
+        sums = nn.functional.embedding_bag(
+            features, self.W_dec, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+        return sums + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> x̂ [..., d_in]."""
+        return self.decode(self.encode(x))
+
+    @property
+    def _per_token_k(self) -> int | None:
+        return self.k if self.activation == "topk" else None
+
+
+def new_sae(
+    d_in: int, d_sae: int, activation: Activation, k: int | None = None, generator: torch.Generator | None = None
+) -> SAE:
+    """A fresh SAE: directions uniform on the sphere, the encoder their transpose, biases 0.
+
+    Training sets b_dec (and the JumpReLU threshold) from the first batches. Seeded by the generator.
+    """
+    sae = SAE(d_in, d_sae, activation, k)
+    directions = torch.randn(d_sae, d_in, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    sae.W_dec.copy_(directions)
+    sae.W_enc.copy_(directions.T)
+    return sae

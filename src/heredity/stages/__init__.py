@@ -1,0 +1,58 @@
+"""A study as a list of stages. Each maker only connects rooms: no mathematics and no loop over tokens is written here."""
+
+from __future__ import annotations
+
+from heredity.config import Init
+from heredity.engine import Stage
+from heredity.study import Edge, Study
+
+
+def stages_of(study: Study) -> list[Stage]:
+    """Every stage of a study, inputs before what is made from them."""
+    from heredity.stages import features, lineage, models, saes, text
+
+    config = study.config
+    corpora = {name: text.corpus_stage(study, name) for name in config.corpus}
+    tokenizer = text.tokenizer_stage(study, corpora)
+    tokens = {name: text.tokens_stage(name, corpus, tokenizer) for name, corpus in corpora.items()}
+    stages = [*corpora.values(), tokenizer, *tokens.values()]
+
+    nodes: dict[str, Stage] = {}
+    for name in study.order:
+        sweep = models.sweep_stage(study, name, nodes, tokens)
+        nodes[name] = models.model_stage(study, name, nodes, tokens, tokenizer, sweep)
+        quality = models.quality_stage(study, name, nodes[name], tokens)
+        stages += [sweep, nodes[name], quality] if sweep else [nodes[name], quality]
+
+    for init in config.sae.init:
+        measured: dict[str, Stage] = {}
+        controls: dict[tuple[str, str | None], list[Stage]] = {}
+        for name in study.order:
+            measured[name] = saes.sae_stage(study, name, init, nodes, measured, tokens)
+            stages += [measured[name], saes.sae_quality_stage(study, name, init, nodes[name], measured[name], tokens)]
+        matches: dict[Edge, Stage] = {}
+        for edge in study.edges:
+            start = saes.control_start(study, edge, init)
+            if (edge.parent, start) not in controls:
+                controls[edge.parent, start] = saes.control_stages(
+                    study, edge.parent, init, start, nodes, measured, tokens
+                )
+                stages += controls[edge.parent, start]
+            spare = controls[edge.parent, start]
+            matches[edge] = lineage.match_stage(study, edge, init, nodes, measured, spare, tokens)
+        samples = {
+            name: lineage.acts_stage(study, name, init, nodes[name], measured[name], tokens) for name in study.order
+        }
+        stages += [*matches.values(), *samples.values()]
+        stages.append(features.features_stage(study, init, samples, matches, tokens, tokenizer))
+    return _unique(stages)
+
+
+def _unique(stages: list[Stage]) -> list[Stage]:
+    """Each stage once: what two inits share (the start model's SAE) has one key."""
+    return list({(stage.label, stage.key): stage for stage in stages}.values())
+
+
+def label_of(kind: str, name: str, init: Init | None = None) -> str:
+    """Label that the artifact of a stage is found by."""
+    return f"{kind}/{name}" if init is None else f"{kind}/{name}-{init}"

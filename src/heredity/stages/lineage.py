@@ -1,0 +1,216 @@
+"""Stages that match features along the edges of the graph and judge the counts by a ceiling and a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from heredity.data.tokens import BlockSampler
+from heredity.features.acts import FeatureActs
+from heredity.features.controls import floor
+from heredity.features.correlate import Matches, correlate
+from heredity.features.lineage import THRESHOLDS, curve, fates
+from heredity.sae.model import SAE
+
+from heredity.activations import Progress
+from heredity.artifacts import write_json
+from heredity.config import Init, LineageConfig
+from heredity.engine import Stage, Work
+from heredity.features.collect import collect
+from heredity.stages.models import RECORD, load, on_device, seed_of
+from heredity.stages.saes import sae_of
+from heredity.stages.text import packs
+from heredity.study import Edge, Study, StudyError
+
+COUNTS = "counts.json"
+_SHIFTS = 3  # circular shifts averaged for the floor
+
+
+def match_stage(
+    study: Study,
+    edge: Edge,
+    init: Init,
+    models: dict[str, Stage],
+    saes: dict[str, Stage],
+    controls: Sequence[Stage],
+    tokens: dict[str, Stage],
+) -> Stage:
+    """Matches of the features of one edge, both ways, with ceiling and floor."""
+    lineage = study.config.lineage
+    context, mix = study.config.sae.context_size, study.config.sae.mix
+    corpora = study.common_trace(edge)
+    seed = seed_of(study, "match", edge.name)
+    settings = {
+        "hook_point": study.config.hook_point,
+        "init": init,
+        "lineage": lineage.model_dump(),
+        "context_size": context,
+        "mix": mix,
+        "seed": seed,
+    }
+    inputs = {"parent": models[edge.parent], "child": models[edge.child]}
+    inputs |= {"parent_sae": saes[edge.parent], "child_sae": saes[edge.child]}
+    inputs |= {f"control:{number}": stage for number, stage in enumerate(controls, 1)}
+    inputs |= {f"tokens:{corpus}": tokens[corpus] for corpus in corpora}
+
+    def make(work: Work) -> None:
+        states = [work.inputs[end].json(RECORD)["state"] for end in ("parent", "child")]
+        if states[0] == states[1]:
+            raise StudyError(
+                f"{study.name}: edge {edge.name}: parent and child have identical weights; nothing was inherited or "
+                "lost between a model and itself: check the child's path or revision"
+            )
+        sampler = sampler_of(work, "train", context, seed, mix)
+        ends = [on_device(load(work.inputs[end])) for end in ("parent", "child")]
+        own = [sae_of(work.inputs[f"{end}_sae"]) for end in ("parent", "child")]
+        spare = [sae_of(artifact) for artifact in work.group("control").values()]
+        match_edge(work.folder, ends, own, spare, study.config.hook_point, sampler, lineage, seed, work.progress)
+
+    return Stage("match", f"{edge.slug}-{init}", settings, inputs, make)
+
+
+def match_edge(
+    folder: Path,
+    models: Sequence[torch.nn.Module],
+    saes: Sequence[SAE],
+    controls: Sequence[SAE],
+    hook_point: str,
+    sampler: BlockSampler,
+    lineage: LineageConfig,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Match one edge and write its tables and counts into a folder.
+
+    models, saes: parent and child. controls: further SAEs of the parent, for the ceiling.
+    Returns the counts, which also stand in `counts.json`.
+    """
+    device = next(models[0].parameters()).device
+
+    def half(first: int) -> Progress:
+        return lambda done, total: progress(first * total + done, 2 * total) if progress else None
+
+    parent, *spare = collect(
+        models[0], hook_point, [sae.to(device) for sae in (saes[0], *controls)], sampler, lineage.tokens, half(0)
+    )
+    (child,) = collect(models[1], hook_point, [saes[1].to(device)], sampler, lineage.tokens, half(1))
+    matches = correlate(parent, child, lineage.top)
+    ceilings = [correlate(parent, acts, 1) for acts in spare]
+    chance = floor(parent, child, _SHIFTS, seed)
+    write_matches(matches, folder)
+    _write_controls(folder, ceilings, chance)
+    counts = count(matches, ceilings, chance, lineage.threshold)
+    counts |= {"l0_parent": parent.n / parent.tokens, "l0_child": child.n / child.tokens}
+    write_json(folder / COUNTS, counts)
+    return counts
+
+
+def count(
+    matches: Matches, ceilings: Sequence[Matches], chance: Sequence[np.ndarray], threshold: float
+) -> dict[str, Any]:
+    """The counts of an edge at a threshold, with what they are to be compared with.
+
+    `ceiling`, `floor`: shares of the parent's live features that persist into another SAE of the same model (mean
+    over the controls; None without one), and under shuffled alignment (mean over the shifts).
+    """
+    found = fates(matches, threshold)
+    live = int(np.isfinite(matches.parent_r[:, 0]).sum())
+    persisting = [float((ceiling.parent_r[:, 0] > threshold).sum()) for ceiling in ceilings]
+    shuffled = [float((best > threshold).sum()) for best in chance]
+    return {
+        "tokens": matches.tokens,
+        "threshold": threshold,
+        "parent_features": len(matches.parent_r),
+        "child_features": len(matches.child_r),
+        "parent_live": live,
+        "child_live": int(np.isfinite(matches.child_r[:, 0]).sum()),
+        "persist": int(found.persist.sum()),
+        "disappear": int(found.disappear.sum()),
+        "emerge": int(found.emerge.sum()),
+        "one_to_one": len(found.mutual),
+        "curve": curve(matches, THRESHOLDS),
+        "ceiling": float(np.mean(persisting)) / max(live, 1) if persisting else None,
+        "floor": float(np.mean(shuffled)) / max(live, 1),
+    }
+
+
+def write_matches(matches: Matches, folder: Path) -> None:
+    """Both directions as Parquet: one row a feature and rank (`parent.parquet`, `child.parquet`)."""
+    for end in ("parent", "child"):
+        match, r = getattr(matches, f"{end}_match"), getattr(matches, f"{end}_r")
+        features, top = match.shape
+        table = pa.table(
+            {
+                "feature": np.repeat(np.arange(features, dtype=np.int32), top),
+                "rank": np.tile(np.arange(1, top + 1, dtype=np.int8), features),
+                "match": match.ravel().astype(np.int32),
+                "r": r.ravel(),
+                "density": np.repeat(getattr(matches, f"{end}_density"), top),
+            }
+        )
+        pq.write_table(table.replace_schema_metadata({"tokens": str(matches.tokens)}), folder / f"{end}.parquet")
+
+
+def read_matches(folder: Path) -> Matches:
+    """What `write_matches` wrote."""
+    values: dict[str, Any] = {}
+    for end in ("parent", "child"):
+        table = pq.read_table(folder / f"{end}.parquet")
+        top = int(table["rank"].to_numpy().max())
+        for column, name in (("match", f"{end}_match"), ("r", f"{end}_r")):
+            values[name] = table[column].to_numpy().reshape(-1, top)
+        values[f"{end}_density"] = table["density"].to_numpy()[::top]
+        values["tokens"] = int(table.schema.metadata[b"tokens"])
+    return Matches(**values)
+
+
+def _write_controls(folder: Path, ceilings: Sequence[Matches], chance: Sequence[np.ndarray]) -> None:
+    columns = {f"ceiling_{number}": found.parent_r[:, 0] for number, found in enumerate(ceilings, 1)}
+    columns |= {f"floor_{number}": best for number, best in enumerate(chance, 1)}
+    pq.write_table(pa.table(columns), folder / "controls.parquet")
+
+
+def sampler_of(work: Work, split: str, context_size: int, seed: int, mix: str) -> BlockSampler:
+    """Blocks from the work's tokens: uniform over their union, or in equal parts."""
+    found = packs(work.group("tokens"), split)
+    shares = {name: 1 / len(found) for name in found} if mix == "equal" else None
+    return BlockSampler(found, context_size, seed, shares)
+
+
+def acts_stage(study: Study, name: str, init: Init, model: Stage, sae: Stage, tokens: dict[str, Stage]) -> Stage:
+    """Feature activations of a model on the sample that contexts and case studies are taken from."""
+    config = study.config
+    seed = seed_of(study, "sample")
+    settings = {
+        "hook_point": config.hook_point,
+        "tokens": config.report.tokens,
+        "context_size": config.sae.context_size,
+        "seed": seed,
+    }
+
+    def make(work: Work) -> None:
+        sampler = sampler_of(work, "train", config.sae.context_size, seed, "equal")
+        reader = on_device(load(work.inputs["model"]))
+        device = next(reader.parameters()).device
+        (acts,) = collect(
+            reader,
+            config.hook_point,
+            [sae_of(work.inputs["sae"]).to(device)],
+            sampler,
+            config.report.tokens,
+            work.progress,
+        )
+        acts.save(work.folder / "acts.safetensors")
+
+    inputs = {"model": model, "sae": sae, **{f"tokens:{corpus}": stage for corpus, stage in tokens.items()}}
+    return Stage("acts", f"{name}-{init}", settings, inputs, make)
+
+
+def acts_of(folder: Path) -> FeatureActs:
+    """The feature activations of an acts artifact."""
+    return FeatureActs.load(folder / "acts.safetensors")

@@ -1,0 +1,231 @@
+"""From a study's artifacts to what people and other tools read: summary.json, tables, and the one-file report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from heredity.features.correlate import Matches
+from heredity.features.lineage import flow
+
+from heredity.artifacts import Artifact, versions
+from heredity.config import Init
+from heredity.report import tables
+from heredity.report.summary import (
+    AlsoSummary,
+    CaseMember,
+    CaseSummary,
+    EdgeSummary,
+    MergeSummary,
+    ModelSummary,
+    SAESummary,
+    Summary,
+    SweepPoint,
+)
+from heredity.stages.features import CASES
+from heredity.stages.lineage import COUNTS, read_matches
+from heredity.stages.models import RECORD
+from heredity.stages.saes import QUALITY
+from heredity.study import Edge, Study
+
+Artifacts = Mapping[str, Artifact]
+
+
+def write_results(study: Study, artifacts: Artifacts, folder: Path) -> tuple[Summary, Path]:
+    """Write `summary.json` and `report.html` into the study's folder; returns the summary and the report's path."""
+    from heredity.stages.page import write_page
+
+    summary = summarize(study, artifacts)
+    partial = folder / ".summary.json"
+    partial.write_text(summary.to_json())
+    partial.replace(folder / "summary.json")
+    page = folder / "report.html"
+    write_page(study, artifacts, summary, page)
+    return summary, page
+
+
+def write_report(study: Study, artifacts: Artifacts, out: Path) -> None:
+    """Write the one-file report."""
+    from heredity.stages.page import write_page
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_page(study, artifacts, summarize(study, artifacts), out)
+
+
+def summarize(study: Study, artifacts: Artifacts) -> Summary:
+    """All figures of a study that has been run."""
+    seconds = sum(artifact.manifest["seconds"] for artifact in artifacts.values())
+    further = {init: AlsoSummary(**_measured(study, artifacts, init)) for init in study.config.sae.init[1:]}
+    return Summary(
+        heredity=versions().get("heredity", "0"),
+        study=study.name,
+        seconds=round(seconds, 1),
+        instrument=study.instrument,
+        models={name: _model(study, artifacts, name) for name in study.order},
+        merges={name: _merge(study, artifacts, name) for name in study.order if study.config.model[name].merge},
+        cases=_cases(artifacts[f"features/{study.instrument}"]),
+        stitches={},
+        also=further,
+        **_measured(study, artifacts, study.instrument),
+    )
+
+
+def _model(study: Study, artifacts: Artifacts, name: str) -> ModelSummary:
+    record = artifacts[f"model/{name}"].json(RECORD)
+    quality = artifacts[f"quality/{name}"].json("quality.json")
+    return ModelSummary(
+        kind=study.config.model[name].kind,
+        parents=study.parents[name],
+        parameters=record["parameters"],
+        tokens=record["tokens"],
+        accuracy={corpus: row["accuracy"] for corpus, row in quality.items()},
+        ce_loss={corpus: row["ce_loss"] for corpus, row in quality.items()},
+        unigram_accuracy={corpus: row["unigram_accuracy"] for corpus, row in quality.items()},
+    )
+
+
+def _merge(study: Study, artifacts: Artifacts, name: str) -> MergeSummary:
+    config = study.config.model[name].merge
+    assert config is not None
+    made = artifacts[f"model/{name}"].json("merge.json")
+    sweep = artifacts[f"sweep/{name}"].json("sweep.json") if f"sweep/{name}" in artifacts else None
+    found = config.t == "equilibrium" and sweep is not None
+    two = len(config.parents) == 2
+    return MergeSummary(
+        method=config.method,
+        t=made["t"],
+        first=config.parents[0],
+        second=config.parents[1] if two else None,
+        sweep=tuple(SweepPoint(**point) for point in sweep["points"]) if sweep else (),
+        linear_fallback=sum(row["method"] == "linear" for row in made["tensors"]) if config.method == "slerp" else 0,
+        weights=config.weights,
+        parents=config.parents if len(config.parents) > 2 else (),
+        interval=tuple(sweep["interval"]) if found and sweep else None,
+        crossed=sweep["crossed"] if found and sweep else None,
+    )
+
+
+def _measured(study: Study, artifacts: Artifacts, init: Init) -> dict:
+    return {
+        "saes": {name: _sae(artifacts[f"sae_quality/{name}-{init}"]) for name in study.order},
+        "edges": {edge.name: EdgeSummary(**artifacts[_match(edge, init)].json(COUNTS)) for edge in study.edges},
+        "flow": {
+            name: flow_counts(study, name, {edge: matches_of(artifacts, edge, init) for edge in study.edges})
+            for name in study.order
+            if study.config.model[name].merge
+        },
+    }
+
+
+def _sae(artifact: Artifact) -> SAESummary:
+    row = artifact.json(QUALITY)
+    return SAESummary(
+        tokens=row["trained_tokens"],
+        **{key: row[key] for key in SAESummary.model_fields if key in row and key != "tokens"},
+    )
+
+
+def _match(edge: Edge, init: Init) -> str:
+    return f"match/{edge.slug}-{init}"
+
+
+def matches_of(artifacts: Artifacts, edge: Edge, init: Init) -> Matches:
+    """Matches of an edge."""
+    return read_matches(artifacts[_match(edge, init)].folder)
+
+
+def flow_counts(study: Study, merge: str, matches: Mapping[Edge, Matches]) -> dict[str, int]:
+    """Where the live features of a merge come from; the counts add up to all of them."""
+    into = {edge.parent: matches[edge] for edge in study.edges if edge.child == merge}
+    before = {parent: [matches[edge] for edge in study.edges if edge.child == parent] for parent in into}
+    found = flow({parent: rows for parent, rows in before.items() if rows}, into, study.config.lineage.threshold)
+    emerged = {f"emerged_in_{parent}": found.emerged.get(parent, 0) for parent in into}
+    return {
+        "from_base": found.from_base,
+        **emerged,
+        "emerged_in_both": found.emerged_in_both,
+        "novel": found.novel,
+    }
+
+
+def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
+    cases = {}
+    for name, case in artifact.json(CASES).items():
+        members = {
+            model: CaseMember(feature=row["feature"], llr=row["llr"], llr_count=row["llr_counted"], r=row["r"])
+            for model, row in case["models"].items()
+        }
+        cases[name] = CaseSummary.of(members, case["mean_r"])
+    return cases
+
+
+def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: str) -> list[Path]:
+    """Write models, SAEs, edges, flow and matches as csv, parquet or json files; returns their paths.
+
+    Raises ValueError for another format.
+    """
+    if format_ not in ("csv", "parquet", "json"):
+        raise ValueError(f"--format {format_}: must be csv, parquet or json")
+    out.mkdir(parents=True, exist_ok=True)
+    found = study_tables(study, artifacts)
+    for init in study.config.sae.init:
+        for edge in study.edges:
+            folder = artifacts[_match(edge, init)].folder
+            for end in ("parent", "child"):
+                found[f"matches_{edge.slug}_{init}_{end}"] = pq.read_table(folder / f"{end}.parquet")
+    paths = []
+    for name, table in found.items():
+        path = out / f"{name}.{format_}"
+        if format_ == "csv":
+            tables.write_csv(table, path)
+        elif format_ == "parquet":
+            tables.write_parquet(table, path)
+        else:
+            rows = [{key: _json(value) for key, value in row.items()} for row in table.to_pylist()]
+            path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
+        paths.append(path)
+    return paths
+
+
+def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
+    """The summary's models, SAEs, edges and flow as tables."""
+    summary = summarize(study, artifacts)
+    measured = {study.instrument: (summary.saes, summary.edges, summary.flow)}
+    measured |= {init: (also.saes, also.edges, also.flow) for init, also in summary.also.items()}
+    models = [
+        {"model": name, "kind": model.kind, "parents": " ".join(model.parents), "corpus": corpus}
+        | {"parameters": model.parameters, "tokens": model.tokens, "accuracy": model.accuracy[corpus]}
+        | {"ce_loss": model.ce_loss[corpus], "unigram_accuracy": model.unigram_accuracy[corpus]}
+        for name, model in summary.models.items()
+        for corpus in model.accuracy
+    ]
+    saes = [
+        {"init": i, "model": n, **row.model_dump()} for i, (rows, _, _) in measured.items() for n, row in rows.items()
+    ]
+    edges = [
+        {"init": i, "edge": n, **{key: value for key, value in row.model_dump().items() if key != "curve"}}
+        for i, (_, rows, _) in measured.items()
+        for n, row in rows.items()
+    ]
+    curves = [
+        {"init": i, "edge": n, "threshold": float(threshold), "persist": count}
+        for i, (_, rows, _) in measured.items()
+        for n, row in rows.items()
+        for threshold, count in row.curve.items()
+    ]
+    flows = [
+        {"init": i, "merge": n, "origin": origin, "features": count}
+        for i, (_, _, rows) in measured.items()
+        for n, row in rows.items()
+        for origin, count in row.items()
+    ]
+    named = {"models": models, "saes": saes, "edges": edges, "curves": curves, "flow": flows}
+    return {name: pa.Table.from_pylist(rows) for name, rows in named.items() if rows}
+
+
+def _json(value: object) -> object:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

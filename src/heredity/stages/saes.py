@@ -1,0 +1,196 @@
+"""Stages that train sparse autoencoders and judge them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from heredity.data.tokens import BlockSampler
+from heredity.sae.formats import read_sae, write_sae
+from heredity.sae.model import SAE
+
+from heredity.activations import ActivationStore, activations
+from heredity.artifacts import Artifact, write_json
+from heredity.config import Init
+from heredity.engine import Stage, Work
+from heredity.stages.models import RECORD, load, on_device, seed_of
+from heredity.stages.text import packs
+from heredity.study import Edge, Study, StudyError
+
+QUALITY = "quality.json"
+
+
+def sae_stage(
+    study: Study,
+    name: str,
+    init: Init,
+    models: Mapping[str, Stage],
+    saes: Mapping[str, Stage],
+    tokens: Mapping[str, Stage],
+) -> Stage:
+    """The measured SAE of a model: from scratch, or continued from its SAE parent's."""
+    source = study.sae_parent(name) if init == "parent" else None
+    label = f"{name}-{init}" if source else f"{name}-scratch"
+    return _training_stage(study, label, name, models[name], saes[source] if source else None, tokens)
+
+
+def control_start(study: Study, edge: Edge, init: Init) -> str | None:
+    """Model whose SAE the control of this edge's parent starts from: the one the child's SAE starts from."""
+    return study.sae_parent(edge.child) if init == "parent" else None
+
+
+def control_stages(
+    study: Study,
+    name: str,
+    init: Init,
+    start: str | None,
+    models: Mapping[str, Stage],
+    saes: Mapping[str, Stage],
+    tokens: Mapping[str, Stage],
+) -> list[Stage]:
+    """Further SAEs of a model, initialized as those of its children are, for the ceiling of its edges."""
+    return [
+        _training_stage(
+            study,
+            f"{name}-control{number}-{f'from-{start}' if start else init}",
+            name,
+            models[name],
+            saes[start] if start else None,
+            tokens,
+        )
+        for number in range(1, study.controls(name))
+    ]
+
+
+def _training_stage(
+    study: Study, label: str, name: str, model: Stage, source: Stage | None, tokens: Mapping[str, Stage]
+) -> Stage:
+    config, hook_point = study.config.sae, study.config.hook_point
+    seed = seed_of(study, "sae", label)
+    settings = {
+        "hook_point": hook_point,
+        "sae": config.model_dump(exclude={"init", "evaluation_tokens"}),
+        "seed": seed,
+        "model": name,
+    }
+    inputs = {"model": model, **{f"tokens:{corpus}": tokens[corpus] for corpus in study.trace(name)}}
+    if source:
+        inputs["source"] = source
+
+    def make(work: Work) -> None:
+        from heredity.sae.model import new_sae
+        from heredity.sae.train import TrainingState, train
+
+        reader = on_device(load(work.inputs["model"]))
+        store = ActivationStore(
+            reader, hook_point, trace_sampler(work, "train", config, seed), config.batch_blocks, seed
+        )
+        wanted = (config.continue_tokens or config.tokens) if source else config.tokens
+        steps = -(-wanted // store.batch_size)
+        if source:
+            sae, inherited = read_sae(work.inputs["source"] / "sae")
+        else:
+            d_in = store.batch(0).shape[1]
+            sae, inherited = new_sae(d_in, config.expansion * d_in, config.activation, config.k, _generator(seed)), {}
+        sae = sae.to(next(reader.parameters()).device)
+        kept = work.folder / "checkpoint"
+        state = TrainingState.load(kept) if kept.exists() else None
+        rows = train(
+            sae,
+            store.batch,
+            config,
+            steps,
+            seed,
+            l1_coefficient=inherited.get("l1_coefficient"),
+            continued=source is not None,
+            state=state,
+            checkpoint=lambda found: _replace(found, kept),
+            progress=work.progress,
+        )
+        metadata = _metadata(study, work, name, seed, steps * store.batch_size, rows[-1])
+        write_sae(sae, work.folder / "sae", metadata)
+        write_json(work.folder / "training.json", [row._asdict() for row in rows])
+        shutil.rmtree(kept, ignore_errors=True)
+
+    return Stage("sae", label, settings, inputs, make)
+
+
+def _replace(state: Any, folder) -> None:
+    """Put a checkpoint in the place of the one before, so that a kill at any moment leaves one that is whole."""
+    partial, old = folder.with_name(".checkpoint-new"), folder.with_name(".checkpoint-old")
+    shutil.rmtree(partial, ignore_errors=True)
+    state.save(partial)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _generator(seed: int):
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def _metadata(study: Study, work: Work, name: str, seed: int, tokens: int, last: Any) -> dict[str, Any]:
+    return {
+        "model_name": name,
+        "hook_name": study.config.hook_point,
+        "context_size": study.config.sae.context_size,
+        "model_state": work.inputs["model"].json(RECORD)["state"],
+        "seed": seed,
+        "training_tokens": tokens,
+        "l1_coefficient": last.l1_coefficient,
+    }
+
+
+def trace_sampler(work: Work, split: str, config, seed: int) -> BlockSampler:
+    """Blocks of a model's trace, mixed as the study says."""
+    found = packs(work.group("tokens"), split)
+    shares = {corpus: 1 / len(found) for corpus in found} if config.mix == "equal" else None
+    return BlockSampler(found, config.context_size, seed, shares)
+
+
+def sae_of(artifact: Artifact) -> SAE:
+    """The SAE of an SAE artifact."""
+    return read_sae(artifact / "sae")[0]
+
+
+def sae_quality_stage(
+    study: Study, name: str, init: Init, model: Stage, sae: Stage, tokens: Mapping[str, Stage]
+) -> Stage:
+    """Quality of a measured SAE on held-out tokens of its model's trace."""
+    config, hook_point = study.config.sae, study.config.hook_point
+    seed = seed_of(study, "sae-quality", name)
+    settings = {
+        "hook_point": hook_point,
+        "tokens": config.evaluation_tokens,
+        "context_size": config.context_size,
+        "seed": seed,
+        "mix": config.mix,
+    }
+
+    def make(work: Work) -> None:
+        from heredity.sae.evaluate import ce_loss_recovered, quality
+
+        reader = on_device(load(work.inputs["model"]))
+        found, metadata = read_sae(work.inputs["sae"] / "sae")
+        if metadata.get("model_state") != work.inputs["model"].json(RECORD)["state"]:
+            raise StudyError(f"{study.name}: the SAE of model {name} was trained on other weights; train it anew")
+        found = found.to(next(reader.parameters()).device)
+        sampler = trace_sampler(work, "validation", config, seed)
+        count = min(max(1, config.evaluation_tokens // config.context_size), sampler.blocks_per_pass)
+        blocks = sampler.take(0, count)
+        measured = quality(found, activations(reader, hook_point, blocks))
+        row = {**measured._asdict(), "ce_loss_recovered": ce_loss_recovered(reader, hook_point, found, blocks)}
+        np.save(work.folder / "density.npy", np.asarray(row.pop("density"), dtype=np.float64))
+        row |= {"d_in": found.W_enc.shape[0], "d_sae": found.W_enc.shape[1], "activation": found.activation}
+        row |= {"seed": metadata["seed"], "trained_tokens": metadata["training_tokens"]}
+        write_json(work.folder / QUALITY, json.loads(json.dumps(row)))
+
+    inputs = {"model": model, "sae": sae, **{f"tokens:{corpus}": tokens[corpus] for corpus in study.trace(name)}}
+    return Stage("sae_quality", f"{name}-{init}", settings, inputs, make)

@@ -1,0 +1,103 @@
+"""Imports run one way: a module may import only from rooms that stand before its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import heredity
+
+PACKAGE = Path(heredity.__file__).parent
+
+# From the ground up. A module belongs to the last room whose name it starts with; rooms of one line do not see each other.
+ROOMS = [
+    ["metrics", "hooks", "kernels", "lm.merge"],
+    ["features.acts"],
+    ["features.correlate", "features.hypothesis"],
+    ["features.lineage", "features.controls", "features.families", "features.examples"],
+    ["config"],
+    ["study", "artifacts", "data"],
+    ["lm", "sae.model"],
+    ["activations", "sae.formats"],
+    ["sae", "features.collect"],
+    ["features"],
+    ["report"],
+    ["engine"],
+    ["stages"],
+    ["cli"],
+]
+
+
+def room_of(module: str) -> int | None:
+    """Rank of the room a module (without the package's name) belongs to."""
+    named = [
+        (len(room), rank)
+        for rank, rooms in enumerate(ROOMS)
+        for room in rooms
+        if module == room or module.startswith(room + ".")
+    ]
+    return max(named)[1] if named else None
+
+
+def imports_of(path: Path) -> set[str]:
+    """Our own modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("heredity.") for name in found if name.startswith("heredity.")}
+
+
+def test_every_module_belongs_to_a_room():
+    modules = [module_of(path) for path in PACKAGE.rglob("*.py")]
+    outside = [name for name in modules if name and room_of(name) is None]
+    assert set(outside) <= {"__init__", "__main__", "studies"}, outside
+
+
+def test_no_module_imports_from_a_room_above_its_own():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = room_of(module_of(path))
+        if own is None:
+            continue
+        for name in imports_of(path):
+            rank = room_of(name)
+            if rank is not None and (rank > own or (rank == own and not same_room(module_of(path), name))):
+                wrong.append(f"{module_of(path)} imports {name}")
+    assert wrong == []
+
+
+def test_the_report_never_sees_a_model():
+    for path in (PACKAGE / "report").rglob("*.py"):
+        assert not {"torch", "transformers"} & third_party(path), path
+
+
+def test_nothing_but_the_command_line_prints():
+    for path in PACKAGE.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path
+
+
+def module_of(path: Path) -> str:
+    """`sae.model` for src/heredity/sae/model.py; a package's own file has the package's name."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def same_room(module: str, other: str) -> bool:
+    """Whether two modules stand in the very same room."""
+    rank = room_of(module)
+    assert rank is not None
+    return any(all(name == room or name.startswith(room + ".") for name in (module, other)) for room in ROOMS[rank])
+
+
+def third_party(path: Path) -> set[str]:
+    """Names of the top-level packages a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
