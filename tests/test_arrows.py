@@ -9,7 +9,8 @@ import heredity
 
 PACKAGE = Path(heredity.__file__).parent
 
-# From the ground up. A module belongs to the last room whose name it starts with; rooms of one line do not see each other.
+# From the ground up. A module belongs to the room with the longest name it starts with.
+# Rooms of one line do not see each other.
 ROOMS = [
     ["metrics", "hooks", "kernels", "lm.merge"],
     ["features.acts"],

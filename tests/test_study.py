@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_controls_default_to_the_models_that_have_children():
 def test_a_study_survives_the_way_through_its_dump():
     config = Study.of(values()).config
     assert StudyConfig.model_validate(config.model_dump()) == config
+    assert StudyConfig.model_validate(tomllib.loads(config.to_toml())) == config
 
 
 def test_overrides_reach_nested_keys_and_keep_toml_types(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+
 from heredity.data.tokens import BlockSampler
 from heredity.hooks import capture
 

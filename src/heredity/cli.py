@@ -1,4 +1,4 @@
-"""The command line: reads arguments, draws progress on stderr, prints results on stdout. Thin; the work is elsewhere."""
+"""The command line: reads arguments, draws progress on stderr, prints results on stdout. Thin."""
 
 from __future__ import annotations
 

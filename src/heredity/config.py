@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Init = Literal["parent", "independent"]
@@ -323,6 +324,10 @@ class StudyConfig(Config):
     """[case.NAME]"""
     report: ReportConfig = ReportConfig()
     """[report]"""
+
+    def to_toml(self) -> str:
+        """The study as TOML, defaults left out; reading it again gives an equal config."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_defaults=True, exclude_none=True))
 
     @model_validator(mode="before")
     @classmethod

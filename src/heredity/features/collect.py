@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
+from heredity.activations import Progress, activations
 from heredity.data.tokens import BlockSampler
 from heredity.features.acts import FeatureActs
 from heredity.sae.model import SAE
-
-from heredity.activations import Progress, activations
 
 _BLOCKS = 2048
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
 from heredity.features.acts import FeatureActs
 
 

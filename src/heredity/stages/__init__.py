@@ -1,4 +1,4 @@
-"""A study as a list of stages. Each maker only connects rooms: no mathematics and no loop over tokens is written here."""
+"""A study as a list of stages. The makers only connect rooms: no mathematics here, no loop over tokens."""
 
 from __future__ import annotations
 

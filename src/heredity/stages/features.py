@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from heredity.features.acts import FeatureActs
-from heredity.features.correlate import Matches
-from heredity.features.hypothesis import best_feature, llr
 
 from heredity.artifacts import write_json
 from heredity.config import CaseConfig, Init
 from heredity.engine import Stage, Work
+from heredity.features.acts import FeatureActs
+from heredity.features.correlate import Matches
 from heredity.features.examples import contexts, top_rows
 from heredity.features.families import Member, family, persistence
+from heredity.features.hypothesis import best_feature, llr
 from heredity.stages.lineage import acts_of, read_matches, sampler_of
 from heredity.stages.models import seed_of
 from heredity.stages.text import tokenizer_of
@@ -133,16 +133,20 @@ def _row(sample: _Sample, name: str, model: str, feature: int, rows: list[int], 
         }
         for found in contexts(rows, known, size)
     ]
-    mine = acts.values[acts.indices == feature]
     return {
         "list": name,
         "model": model,
         "feature": feature,
-        "density": float(sample.firings[model][feature] / acts.tokens),
-        "max": float(mine.max()) if len(mine) else 0.0,
-        "family": [member._asdict() for member in members],
+        **_strength(acts, feature),
+        "family": [{**member._asdict(), **_strength(sample.acts[member.model], member.feature)} for member in members],
         "contexts": shown,
     }
+
+
+def _strength(acts: FeatureActs, feature: int) -> dict[str, float]:
+    """Share of the sample's tokens a feature fires on, and its highest activation there."""
+    mine = acts.values[acts.indices == feature]
+    return {"density": len(mine) / acts.tokens, "max": float(mine.max()) if len(mine) else 0.0}
 
 
 def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, Any], list[tuple[str, int]]]:
@@ -151,7 +155,13 @@ def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, An
     missing = sorted(set(case.tokens) - {sample.vocabulary[number] for number in ids})
     hit = np.isin(sample.ids.ravel(), ids)
     start = study.order[0]
-    result: dict[str, Any] = {"tokens": list(case.tokens), "not_in_vocabulary": missing, "models": {}, "mean_r": None}
+    result: dict[str, Any] = {
+        "tokens": list(case.tokens),
+        "not_in_vocabulary": missing,
+        "models": {},
+        "mean_r": None,
+        "lost": [],
+    }
     chosen = best_feature(llr(sample.acts[start], hit)) if hit.any() else None
     if chosen is None:
         return {**result, "verdict": "no feature of the start model fires on these tokens"}, []
@@ -162,6 +172,7 @@ def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, An
     result["mean_r"] = float(np.mean(reached)) if reached else None
     threshold = study.config.lineage.threshold
     lost = [member for member in members if member.r is not None and member.r <= threshold]
+    result["lost"] = [member.model for member in lost]
     result["verdict"] = "persists" if not lost else "disappears on " + ", ".join(f"{m.via}->{m.model}" for m in lost)
     return result, [(start, chosen)]
 

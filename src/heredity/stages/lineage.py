@@ -10,18 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from heredity.data.tokens import BlockSampler
-from heredity.features.acts import FeatureActs
-from heredity.features.controls import floor
-from heredity.features.correlate import Matches, correlate
-from heredity.features.lineage import THRESHOLDS, curve, fates
-from heredity.sae.model import SAE
 
 from heredity.activations import Progress
 from heredity.artifacts import write_json
 from heredity.config import Init, LineageConfig
+from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
+from heredity.features.acts import FeatureActs
 from heredity.features.collect import collect
+from heredity.features.controls import floor
+from heredity.features.correlate import Matches, correlate
+from heredity.features.lineage import THRESHOLDS, curve, fates
+from heredity.sae.model import SAE
 from heredity.stages.models import RECORD, load, on_device, seed_of
 from heredity.stages.saes import sae_of
 from heredity.stages.text import packs
@@ -119,7 +119,7 @@ def count(
     over the controls; None without one), and under shuffled alignment (mean over the shifts).
     """
     found = fates(matches, threshold)
-    live = int(np.isfinite(matches.parent_r[:, 0]).sum())
+    live = max(found.parent_live, 1)
     persisting = [float((ceiling.parent_r[:, 0] > threshold).sum()) for ceiling in ceilings]
     shuffled = [float((best > threshold).sum()) for best in chance]
     return {
@@ -127,15 +127,15 @@ def count(
         "threshold": threshold,
         "parent_features": len(matches.parent_r),
         "child_features": len(matches.child_r),
-        "parent_live": live,
-        "child_live": int(np.isfinite(matches.child_r[:, 0]).sum()),
+        "parent_live": found.parent_live,
+        "child_live": found.child_live,
         "persist": int(found.persist.sum()),
         "disappear": int(found.disappear.sum()),
         "emerge": int(found.emerge.sum()),
         "one_to_one": len(found.mutual),
         "curve": curve(matches, THRESHOLDS),
-        "ceiling": float(np.mean(persisting)) / max(live, 1) if persisting else None,
-        "floor": float(np.mean(shuffled)) / max(live, 1),
+        "ceiling": float(np.mean(persisting)) / live if persisting else None,
+        "floor": float(np.mean(shuffled)) / live,
     }
 
 

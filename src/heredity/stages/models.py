@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from heredity.data.tokens import BlockSampler, PackedTokens
 
 from heredity.artifacts import Artifact, digest, write_json
 from heredity.config import ModelConfig, ScratchConfig, TrainingConfig
+from heredity.data.tokens import BlockSampler, PackedTokens
 from heredity.engine import Stage, Work
 from heredity.stages.text import packs, tokenizer_of
 from heredity.study import Study, StudyError

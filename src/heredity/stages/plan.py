@@ -105,8 +105,8 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
         parent, child = widths[edge.parent], widths[edge.child]
         if parent is not None and child is not None and parent != child:
             raise StudyError(
-                f"{study.name}: edge {edge.name}: {study.config.hook_point} is {parent} wide in the parent and {child} in "
-                "the child; features are matched at one width, use a stitch between models of different size"
+                f"{study.name}: edge {edge.name}: {study.config.hook_point} is {parent} wide in the parent and {child} "
+                "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return widths
 

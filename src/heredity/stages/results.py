@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from heredity.features.correlate import Matches
-from heredity.features.lineage import flow
 
 from heredity.artifacts import Artifact, versions
 from heredity.config import Init
+from heredity.features.correlate import Matches
+from heredity.features.lineage import flow
 from heredity.report import tables
 from heredity.report.summary import (
     AlsoSummary,
@@ -138,15 +138,21 @@ def matches_of(artifacts: Artifacts, edge: Edge, init: Init) -> Matches:
     return read_matches(artifacts[_match(edge, init)].folder)
 
 
-def flow_counts(study: Study, merge: str, matches: Mapping[Edge, Matches]) -> dict[str, int]:
-    """Where the live features of a merge come from; the counts add up to all of them."""
+def flow_edges(
+    study: Study, merge: str, matches: Mapping[Edge, Matches]
+) -> tuple[dict[str, list[Matches]], dict[str, Matches]]:
+    """The edges that lead into a merge's parents, by parent, and those that lead from them into the merge."""
     into = {edge.parent: matches[edge] for edge in study.edges if edge.child == merge}
     before = {parent: [matches[edge] for edge in study.edges if edge.child == parent] for parent in into}
-    found = flow({parent: rows for parent, rows in before.items() if rows}, into, study.config.lineage.threshold)
-    emerged = {f"emerged_in_{parent}": found.emerged.get(parent, 0) for parent in into}
+    return {parent: rows for parent, rows in before.items() if rows}, into
+
+
+def flow_counts(study: Study, merge: str, matches: Mapping[Edge, Matches]) -> dict[str, int]:
+    """Where the live features of a merge come from; the counts add up to all of them."""
+    found = flow(*flow_edges(study, merge, matches), study.config.lineage.threshold)
     return {
         "from_base": found.from_base,
-        **emerged,
+        **{f"emerged_in_{parent}": count for parent, count in found.emerged.items()},
         "emerged_in_both": found.emerged_in_both,
         "novel": found.novel,
     }

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from heredity.data.tokens import BlockSampler
-from heredity.sae.formats import read_sae, write_sae
-from heredity.sae.model import SAE
 
 from heredity.activations import ActivationStore, activations
 from heredity.artifacts import Artifact, write_json
 from heredity.config import Init
+from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
+from heredity.sae.formats import read_sae, write_sae
+from heredity.sae.model import SAE
 from heredity.stages.models import RECORD, load, on_device, seed_of
 from heredity.stages.text import packs
 from heredity.study import Edge, Study, StudyError

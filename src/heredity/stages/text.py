@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from heredity.data.corpora import fingerprint, read_corpus, write_corpus
-from heredity.data.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
-
 from heredity.artifacts import Artifact, write_json
 from heredity.config import CorpusConfig
+from heredity.data.corpora import fingerprint, read_corpus, write_corpus
+from heredity.data.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
 from heredity.engine import Stage, Work
 from heredity.study import Study
 

@@ -1,0 +1,150 @@
+"""Activations of all features of one SAE on one token sample, kept sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from heredity.kernels.sparse import Sparse, first_fault, transpose
+
+
+@dataclass(frozen=True)
+class FeatureActs:
+    """Feature activations, tokens x features by rows; zeros are not stored.
+
+    The arrays are brought to the dtypes below and are read-only. Raises `ValueError`, naming token and feature, when
+    they do not describe such a matrix: a feature out of range or twice at one token, a value that is NaN, infinite or
+    zero, starts that fall.
+    """
+
+    indptr: np.ndarray
+    """int64 [tokens + 1]: the entries of token t are `indptr[t]:indptr[t + 1]`."""
+    indices: np.ndarray
+    """int32 [n]: the feature of each entry, in any order within a token."""
+    values: np.ndarray
+    """float32 [n]: its activation; SAEs give positive ones, negative ones are allowed."""
+    d_sae: int
+    """Number of features."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
+            array = np.ascontiguousarray(getattr(self, name), dtype).view()
+            # Read-only like the dataclass; the compiled kernels also need only one version then.
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
+            raise ValueError(
+                f"indptr[{len(self.indptr)}], indices[{len(self.indices)}] and values[{len(self.values)}] do not fit: "
+                "indptr must run from 0 to the number of entries, one index and one value each"
+            )
+        fault = first_fault(self.sparse)
+        if fault is not None:
+            where = f"token {fault.row}"
+            if fault.entry < self.n:
+                where += f", feature {self.indices[fault.entry]} = {self.values[fault.entry]}"
+            raise ValueError(f"{fault.kind} at {where} of {self.d_sae} features; check what made these activations")
+
+    @property
+    def sparse(self) -> Sparse:
+        """The same arrays as the kernels take them."""
+        return Sparse(self.indptr, self.indices, self.values, self.d_sae)
+
+    @property
+    def tokens(self) -> int:
+        """Token positions."""
+        return len(self.indptr) - 1
+
+    @property
+    def n(self) -> int:
+        """Stored entries: firings of any feature at any token."""
+        return len(self.indices)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active features a token; nan without tokens."""
+        return self.n / self.tokens if self.tokens else float("nan")
+
+    def firings(self) -> np.ndarray:
+        """Tokens on which each feature fires, int64 [d_sae]."""
+        return np.bincount(self.indices, minlength=self.d_sae)
+
+    def density(self) -> np.ndarray:
+        """Share of tokens on which each feature fires, float64 [d_sae]; nan without tokens."""
+        return self.firings() / self.tokens if self.tokens else np.full(self.d_sae, np.nan)
+
+    def rows(self, start: int, stop: int) -> FeatureActs:
+        """Tokens start to stop (slice rules); indices and values are views."""
+        start, stop, _ = slice(start, stop).indices(self.tokens)
+        stop = max(start, stop)
+        own = slice(self.indptr[start], self.indptr[stop])
+        return FeatureActs(
+            self.indptr[start : stop + 1] - self.indptr[start], self.indices[own], self.values[own], self.d_sae
+        )
+
+    def where(self, chosen: np.ndarray) -> FeatureActs:
+        """The chosen tokens only, in order. chosen: bool [tokens]."""
+        chosen = np.asarray(chosen, bool)
+        if chosen.shape != (self.tokens,):
+            raise ValueError(f"chosen has shape {chosen.shape}, not ({self.tokens},); give one bool a token")
+        length = np.diff(self.indptr)
+        entries = np.repeat(chosen, length)
+        indptr = np.concatenate([[0], np.cumsum(length[chosen])])
+        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
+
+    def shifted(self, offset: int) -> FeatureActs:
+        """Tokens moved on by `offset` places around the circle: row t goes to row (t + offset) mod tokens."""
+        if not self.tokens:
+            return self
+        cut = -offset % self.tokens
+        return FeatureActs.concatenate([self.rows(cut, self.tokens), self.rows(0, cut)])
+
+    @staticmethod
+    def concatenate(parts: Sequence[FeatureActs]) -> FeatureActs:
+        """The tokens of all parts, one after the other. Raises `ValueError` for no part or different `d_sae`."""
+        if len({part.d_sae for part in parts}) != 1:
+            widths = [part.d_sae for part in parts]
+            raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
+        starts = np.cumsum([0, *(part.n for part in parts)])
+        indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+        return FeatureActs(
+            np.concatenate([[0], *indptr]),
+            np.concatenate([part.indices for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            parts[0].d_sae,
+        )
+
+    @staticmethod
+    def from_dense(acts: np.ndarray) -> FeatureActs:
+        """Activations [tokens, d_sae] with the zeros left out."""
+        acts = np.asarray(acts, np.float32)
+        token, feature = np.nonzero(acts)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(token, minlength=len(acts)))])
+        return FeatureActs(indptr, feature, acts[token, feature], acts.shape[1])
+
+    def dense(self) -> np.ndarray:
+        """All activations, float32 [tokens, d_sae]; for small samples."""
+        acts = np.zeros((self.tokens, self.d_sae), np.float32)
+        acts[np.repeat(np.arange(self.tokens), np.diff(self.indptr)), self.indices] = self.values
+        return acts
+
+    def to_columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same by features: (indptr int64 [d_sae + 1], rows int32 [n] rising within a feature, values [n])."""
+        columns = transpose(self.sparse)
+        return columns.indptr, columns.indices, columns.values
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        arrays = {"indptr": self.indptr, "indices": self.indices, "values": self.values}
+        save_file({**arrays, "d_sae": np.array([self.d_sae])}, path)
+
+    @staticmethod
+    def load(path: Path) -> FeatureActs:
+        """Read what `save` wrote; raises `ValueError` for a file that holds something else."""
+        arrays = load_file(path)
+        if arrays.keys() != {"indptr", "indices", "values", "d_sae"}:
+            raise ValueError(f"{path} holds {sorted(arrays)}, no feature activations; make it again")
+        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))

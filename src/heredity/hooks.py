@@ -1,0 +1,280 @@
+"""Hook points: names for places inside a Hugging Face decoder, and reading or replacing what passes there.
+
+The names are the ones of the interpretability literature (`blocks.0.mlp.hook_post`); any other place is reached as
+`module.path:input` or `module.path:output`. Models are recognized by the names of their submodules, never by their
+class, so a new family works as soon as it is laid out like a known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+Side = Literal["input", "output"]
+
+BLOCK_NAMES = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "mlp.hook_pre",
+    "mlp.hook_post",
+    "attn.hook_z",
+)
+"""What may follow `blocks.L.`; `hook_embed` stands alone."""
+
+_STACKS = (
+    "model.layers",  # Llama, Mistral, Qwen, Gemma
+    "transformer.h",  # GPT-2
+    "gpt_neox.layers",  # GPT-NeoX, Pythia
+    "model.language_model.layers",  # Gemma 3 with a vision tower
+    "layers",  # the same without a language-model head
+    "h",
+    "language_model.layers",
+)
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+_BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+class HookPointError(ValueError):
+    """A hook point that the model does not have; the message lists what there is."""
+
+
+class _Stop(Exception):
+    """Leaves a forward pass once the wanted value is known."""
+
+
+class _Place(NamedTuple):
+    path: str
+    side: Side
+
+
+def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
+    """The module a hook point belongs to, and whether its input or its output is meant.
+
+    `hook_post` of a gated MLP is act(gate) * up, the input of the down projection; `hook_pre` is the gate before the
+    activation function. `attn.hook_z` is the input of the output projection, heads concatenated. Where a family
+    normalizes the output of attention and MLP before adding it to the residual stream (Gemma 2 and 3),
+    `hook_attn_out` and `hook_mlp_out` are what is added.
+
+    Raises HookPointError for an unknown name, a layer out of range or a module that does not exist.
+    """
+    if ":" in hook_point:
+        return _resolve_path(model, hook_point)
+    stack_path = next((path for path in _STACKS if isinstance(_find(model, path), nn.ModuleList)), None)
+    if stack_path is None:
+        raise HookPointError(
+            f"hook_point {hook_point!r}: no decoder layers found in {type(model).__name__}; "
+            "name the module itself, as in 'module.path:output'"
+        )
+    stack = model.get_submodule(stack_path)
+    assert isinstance(stack, nn.ModuleList)
+    layer, name = _parse(hook_point, len(stack))
+    if layer is None:
+        trunk = model.get_submodule(stack_path.rpartition(".")[0])
+        found = next((path for path in _EMBEDDINGS if _find(trunk, path) is not None), None)
+        if found is None:
+            raise HookPointError(
+                f"hook_point 'hook_embed': {type(model).__name__} has none of {', '.join(_EMBEDDINGS)}"
+            )
+        return trunk.get_submodule(found), "output"
+    block = stack[layer]
+    place = _place(block, name)
+    if place is None:
+        valid = [f"blocks.{layer}.{other}" for other in BLOCK_NAMES if _place(block, other) is not None]
+        raise HookPointError(
+            f"hook_point {hook_point!r}: {type(block).__name__} has no such place; valid names: {', '.join(valid)}"
+        )
+    return block.get_submodule(place.path), place.side
+
+
+def width(config: Any, hook_point: str) -> int | None:
+    """Width of the vectors at a hook point, read from a Hugging Face configuration without any weights.
+
+    None for `module.path:side`, whose width only the model knows. Raises HookPointError for an unknown name, a layer
+    out of range, or a place that the family does not have.
+    """
+    if ":" in hook_point:
+        _split(hook_point)
+        return None
+    config = getattr(config, "text_config", None) or config
+    d_model = _attribute(config, "hidden_size", "n_embd", "d_model")
+    layer, name = _parse(hook_point, _attribute(config, "num_hidden_layers", "n_layer", "n_layers"))
+    if name == "hook_resid_mid" and getattr(config, "use_parallel_residual", False):
+        valid = [f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name]
+        raise HookPointError(
+            f"hook_point {hook_point!r}: attention and MLP of this model run side by side, so there is no stream "
+            f"between them; valid names: {', '.join(valid)}"
+        )
+    if name in ("mlp.hook_pre", "mlp.hook_post"):
+        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        return int(inner) if inner else 4 * d_model
+    if name == "attn.hook_z":
+        heads = _attribute(config, "num_attention_heads", "n_head")
+        return heads * int(getattr(config, "head_dim", None) or d_model // heads)
+    return d_model
+
+
+def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch.Tensor:
+    """Activations [batch, context, d_in] at a hook point for token ids [batch, context]; always float32.
+
+    The forward pass ends as soon as the value is known: later layers and the output head never run. The model runs
+    in evaluation mode (dropout off) and without gradients, and is put back into the mode it was in.
+
+    Raises HookPointError when the hook point is unknown, or when the forward pass never comes by it.
+    """
+    module, side = resolve(model, hook_point)
+    caught: list[torch.Tensor] = []
+
+    def keep(value: Any) -> Any:
+        caught.append(_tensor(value, hook_point))
+        raise _Stop
+
+    training = model.training
+    handle = _attach(module, side, keep)
+    try:
+        if training:
+            model.eval()
+        with torch.no_grad():
+            # A model that keeps keys and values would fill its cache for nothing.
+            model(input_ids, **({"use_cache": False} if hasattr(model, "config") else {}))
+    except _Stop:
+        return caught[0].float()
+    finally:
+        handle.remove()
+        if training:
+            model.train()
+    raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never comes by it")
+
+
+@contextmanager
+def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """While this is open, every forward pass goes on with `fn(x)` in place of the x at the hook point.
+
+    `fn` gets the tensor as the model made it, [batch, context, d_in] in the model's own type, and returns one of the
+    same shape, which is cast back to that type. Raises HookPointError for an unknown hook point and, during the
+    forward pass, ValueError when `fn` changes the shape.
+    """
+    module, side = resolve(model, hook_point)
+
+    def swap(value: Any) -> Any:
+        x = _tensor(value, hook_point)
+        new = fn(x)
+        if new.shape != x.shape:
+            raise ValueError(f"replacement at {hook_point} has shape {list(new.shape)}; it must be {list(x.shape)}")
+        new = new.to(x.dtype)
+        return (new, *value[1:]) if isinstance(value, tuple) else new
+
+    handle = _attach(module, side, swap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _attach(module: nn.Module, side: Side, fn: Callable[[Any], Any]) -> torch.utils.hooks.RemovableHandle:
+    if side == "output":
+        return module.register_forward_hook(lambda _module, _args, output: fn(output))
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (fn(args[0]), *args[1:]), kwargs
+        name = next(key for key, value in kwargs.items() if isinstance(value, torch.Tensor))
+        return args, {**kwargs, name: fn(kwargs[name])}
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _tensor(value: Any, hook_point: str) -> torch.Tensor:
+    value = value[0] if isinstance(value, tuple) else value
+    if not isinstance(value, torch.Tensor):
+        raise HookPointError(f"hook_point {hook_point!r}: a {type(value).__name__} passes there, not a tensor")
+    return value
+
+
+def _place(block: nn.Module, name: str) -> _Place | None:
+    """Where `name` is in this block; None when the block has no such place."""
+    return next((place for place in _candidates(block).get(name, ()) if _find(block, place.path) is not None), None)
+
+
+def _candidates(block: nn.Module) -> Mapping[str, tuple[_Place, ...]]:
+    post_norms = _find(block, "post_feedforward_layernorm") is not None
+    if post_norms:
+        middle = (_Place("pre_feedforward_layernorm", "input"), _Place("mlp", "input"))
+        attn_out = (_Place("post_attention_layernorm", "output"),)
+    else:
+        middle = (_Place("post_attention_layernorm", "input"), _Place("ln_2", "input"))
+        attn_out = tuple(_Place(path, "output") for path in ("self_attn", "attn", "attention"))
+    if getattr(block, "use_parallel_residual", False):
+        middle = ()
+    return {
+        "hook_resid_pre": (_Place("", "input"),),
+        "hook_resid_mid": middle,
+        "hook_resid_post": (_Place("", "output"),),
+        "hook_attn_out": attn_out,
+        "hook_mlp_out": (_Place("post_feedforward_layernorm", "output"), _Place("mlp", "output")),
+        "mlp.hook_pre": tuple(_Place(f"mlp.{path}", "output") for path in ("gate_proj", "c_fc", "dense_h_to_4h")),
+        "mlp.hook_post": tuple(_Place(f"mlp.{path}", "input") for path in ("down_proj", "c_proj", "dense_4h_to_h")),
+        "attn.hook_z": tuple(_Place(p, "input") for p in ("self_attn.o_proj", "attn.c_proj", "attention.dense")),
+    }
+
+
+def _parse(hook_point: str, n_layers: int) -> tuple[int | None, str]:
+    """Layer and name of a named hook point; layer None for `hook_embed`."""
+    if hook_point == "hook_embed":
+        return None, hook_point
+    parts = _BLOCK_NAME.fullmatch(hook_point)
+    if parts is None or parts[2] not in BLOCK_NAMES:
+        valid = ", ".join(f"blocks.L.{name}" for name in BLOCK_NAMES)
+        raise HookPointError(
+            f"hook_point {hook_point!r} is unknown; valid names: hook_embed, {valid}, "
+            "or 'module.path:input' and 'module.path:output'"
+        )
+    layer = int(parts[1])
+    if layer >= n_layers:
+        raise HookPointError(
+            f"hook_point {hook_point!r}: layer {layer} is out of range, the model has {n_layers} "
+            f"(blocks.0 to blocks.{n_layers - 1}); valid names: {', '.join(f'blocks.L.{name}' for name in BLOCK_NAMES)}"
+        )
+    return layer, parts[2]
+
+
+def _split(hook_point: str) -> tuple[str, Side]:
+    path, _, side = hook_point.rpartition(":")
+    if side == "input":
+        return path, "input"
+    if side == "output":
+        return path, "output"
+    raise HookPointError(f"hook_point {hook_point!r} ends with {side!r}; write ':input' or ':output'")
+
+
+def _resolve_path(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
+    path, side = _split(hook_point)
+    module = _find(model, path)
+    if module is None:
+        near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
+        raise HookPointError(f"hook_point {hook_point!r}: {type(model).__name__} has no module {path!r}; {hint}")
+    return module, side
+
+
+def _find(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _attribute(config: Any, *names: str) -> int:
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return int(value)
+    raise HookPointError(f"{type(config).__name__} says none of {', '.join(names)}; name the place 'module.path:side'")

@@ -1,0 +1,143 @@
+"""Compressed sparse rows: the checks and the transposition that every sparse kernel relies on.
+
+A matrix of `rows` x `width` is three arrays: `indptr` int64 [rows + 1], `indices` int32 [nnz] and `values`
+float32 [nnz]; row t holds the entries `indptr[t]:indptr[t + 1]`, in any order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+
+class Sparse(NamedTuple):
+    """A sparse matrix by rows."""
+
+    indptr: np.ndarray
+    """int64 [rows + 1]: where each row starts; the last entry is nnz."""
+    indices: np.ndarray
+    """int32 [nnz]: the column of each entry."""
+    values: np.ndarray
+    """float32 [nnz]."""
+    width: int
+    """Number of columns."""
+
+
+class Fault(NamedTuple):
+    """The first entry that makes a sparse matrix invalid."""
+
+    kind: str
+    """What is wrong, in words."""
+    row: int
+    """Row of the entry."""
+    entry: int
+    """Position of the entry in `indices` and `values`."""
+
+
+_FAULTS = ("", "the row ends before it starts", "a column out of range", "a value that is not finite",
+           "a stored zero", "a column that occurs twice in the row")  # fmt: skip
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_fault(indptr, indices, values, width):  # noqa: ANN001, ANN202 (typed by numba)
+    seen = np.full(width, -1, np.int64)
+    for row in range(len(indptr) - 1):
+        if indptr[row + 1] < indptr[row] or indptr[row + 1] > len(indices):
+            return 1, row, indptr[row]
+        for k in range(indptr[row], indptr[row + 1]):
+            column = indices[k]
+            if column < 0 or column >= width:
+                return 2, row, k
+            if not np.isfinite(values[k]):
+                return 3, row, k
+            if values[k] == 0:
+                return 4, row, k
+            if seen[column] == row:
+                return 5, row, k
+            seen[column] = row
+    return 0, 0, 0
+
+
+def first_fault(matrix: Sparse) -> Fault | None:
+    """The first invalid entry: column out of range or repeated in its row, value zero or not finite, rows not rising.
+
+    `indptr` must start at 0 and end at nnz; that is the caller's to check.
+    """
+    code, row, entry = _first_fault(matrix.indptr, matrix.indices, matrix.values, matrix.width)
+    return Fault(_FAULTS[code], int(row), int(entry)) if code else None
+
+
+@numba.njit(nogil=True, cache=True)
+def _transpose(indptr, indices, values, width):  # noqa: ANN001, ANN202 (typed by numba)
+    starts = np.zeros(width + 1, np.int64)
+    for column in indices:
+        starts[column + 1] += 1
+    for column in range(width):
+        starts[column + 1] += starts[column]
+    cursor = starts[:-1].copy()
+    rows = np.empty(len(indices), np.int32)
+    moved = np.empty(len(values), np.float32)
+    for row in range(len(indptr) - 1):
+        for k in range(indptr[row], indptr[row + 1]):
+            at = cursor[indices[k]]
+            cursor[indices[k]] = at + 1
+            rows[at] = row
+            moved[at] = values[k]
+    return starts, rows, moved
+
+
+def transpose(matrix: Sparse) -> Sparse:
+    """The same entries by columns: row c of the result lists the rows in which column c is stored, in rising order.
+
+    Raises `ValueError` for 2^31 rows or more, which an int32 row number cannot hold.
+    """
+    rows = len(matrix.indptr) - 1
+    if rows >= 2**31:
+        raise ValueError(f"{rows} rows do not fit 32-bit row numbers; transpose fewer than 2^31 rows at a time")
+    indptr, indices, values = _transpose(matrix.indptr, matrix.indices, matrix.values, matrix.width)
+    return Sparse(indptr, indices, values, rows)
+
+
+@numba.njit(nogil=True, cache=True)
+def _moments(indices, values, width, rows):  # noqa: ANN001, ANN202 (typed by numba)
+    count = np.zeros(width, np.int64)
+    total = np.zeros(width, np.float64)
+    low = np.full(width, np.inf)
+    high = np.full(width, -np.inf)
+    for k in range(len(indices)):
+        column, value = indices[k], np.float64(values[k])
+        count[column] += 1
+        total[column] += value
+        low[column] = min(low[column], value)
+        high[column] = max(high[column], value)
+    mean = total / rows
+    square = (rows - count) * mean * mean
+    for k in range(len(indices)):
+        difference = values[k] - mean[indices[k]]
+        square[indices[k]] += difference * difference
+    for column in range(width):
+        if count[column] < rows:
+            low[column], high[column] = min(low[column], 0.0), max(high[column], 0.0)
+        # Rounding leaves a constant column a small sum of squares; its extremes say exactly that it is constant.
+        if low[column] >= high[column]:
+            square[column] = 0.0
+    return count, total, square
+
+
+class Moments(NamedTuple):
+    """Sums over all rows of each column, entries that are not stored counted as zeros."""
+
+    count: np.ndarray
+    """int64 [width]: stored entries."""
+    total: np.ndarray
+    """float64 [width]: sum of values."""
+    square: np.ndarray
+    """float64 [width]: sum of squared deviations from the column's mean; exactly 0 for a constant column only."""
+
+
+def moments(matrix: Sparse) -> Moments:
+    """Count, sum and centered sum of squares of each column, in float64 and in two passes."""
+    rows = max(len(matrix.indptr) - 1, 1)
+    return Moments(*_moments(matrix.indices, matrix.values, matrix.width, rows))

@@ -1,0 +1,228 @@
+"""The gradient step of an SAE when few features are active: work proportional to the active entries.
+
+Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
+and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
+is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
+reference is `heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from .encode import Csr
+from .threads import in_ranges
+
+FEATURES_AT_ONCE = 64
+"""Features whose gradients are made before Adam uses them: the gradients stay in cache."""
+
+
+class Errors(NamedTuple):
+    """What the reconstruction of a batch tells."""
+
+    output_grad: np.ndarray
+    """float32 [n, d_in]: derivative of the loss by the reconstruction."""
+    act_grad: np.ndarray
+    """float32 [nnz]: derivative of the loss by each active entry, L1 penalty included."""
+    squared: np.ndarray
+    """float64 [n]: ‖x − x̂‖² of each token."""
+
+
+class Columns(NamedTuple):
+    """The entries of a `Csr` grouped by feature."""
+
+    indptr: np.ndarray
+    """int64 [d_sae + 1]: entries of feature j are indptr[j] to indptr[j + 1]."""
+    tokens: np.ndarray
+    """int32 [nnz]: token of each entry, ascending within a feature."""
+    entries: np.ndarray
+    """int32 [nnz]: position of each entry in the Csr."""
+
+
+class AdamRows(NamedTuple):
+    """Encoder and decoder rows with their Adam moments, all changed in place."""
+
+    weight: np.ndarray
+    """float32 [d_sae, d_in]."""
+    first: np.ndarray
+    """float32 [d_sae, d_in]: running mean of gradients."""
+    second: np.ndarray
+    """float32 [d_sae, d_in]: running mean of squared gradients."""
+
+
+class Rates(NamedTuple):
+    """Adam's settings; `ages` are steps since the moments of a feature were zero, this one included."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    ages: np.ndarray
+    """int32 [d_sae]."""
+
+
+def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
+    """Reconstruct, compare and go back to the active entries.
+
+    x: float32 [n, d_in], centered (b_dec subtracted); w_dec: float32 [d_sae, d_in];
+    l1_per_entry: derivative of the L1 term by one entry, λ / n.
+    """
+    n, d_in = x.shape
+    made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
+    scale, l1 = np.float32(2 / (n * d_in)), np.float32(l1_per_entry)
+    in_ranges(
+        lambda a, b: _errors(a, b, acts.indptr, acts.indices, acts.values, x, w_dec, scale, l1, *made),
+        n,
+        pieces_per_thread=4,
+    )
+    return made
+
+
+def to_columns(acts: Csr, d_sae: int) -> Columns:
+    """Group the entries by feature."""
+    nnz = len(acts.values)
+    columns = Columns(np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int32), np.empty(nnz, np.int32))
+    _to_columns(acts.indptr, acts.indices, *columns)
+    return columns
+
+
+def feature_gradients(
+    start: int, stop: int, columns: Columns, acts: Csr, made: Errors, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of encoder and decoder rows [stop - start, d_in] of the features from start to stop."""
+    enc = np.zeros((stop - start, x.shape[1]), np.float32)
+    dec = np.zeros_like(enc)
+    _feature_gradients(start, stop, *columns, acts.values, made.act_grad, x, made.output_grad, enc, dec)
+    return enc, dec
+
+
+def bias_gradient(columns: Columns, made: Errors) -> np.ndarray:
+    """Gradient of b_enc, float32 [d_sae]."""
+    grad = np.zeros(len(columns.indptr) - 1, np.float32)
+    _bias_gradient(columns.indptr, columns.entries, made.act_grad, grad)
+    return grad
+
+
+def update_features(
+    columns: Columns, acts: Csr, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
+) -> None:
+    """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `adam_rows`)."""
+
+    def work(a: int, b: int) -> None:
+        for start in range(a, b, FEATURES_AT_ONCE):
+            stop = min(start + FEATURES_AT_ONCE, b)
+            enc_grad, dec_grad = feature_gradients(start, stop, columns, acts, made, x)
+            adam_range(start, stop, enc, enc_grad, rates, unit_norm=False)
+            adam_range(start, stop, dec, dec_grad, rates, unit_norm=True)
+
+    in_ranges(work, len(enc.weight), pieces_per_thread=8)
+
+
+def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
+    """Adam on all rows with gradients [d_sae, d_in] made elsewhere."""
+    in_ranges(lambda a, b: adam_range(a, b, rows, grad[a:b], rates, unit_norm), len(grad))
+
+
+def adam_range(start: int, stop: int, rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
+    """Adam on the rows from start to stop, grad [stop - start, d_in]; a gradient of unit-norm rows is overwritten."""
+    lr, beta1, beta2, epsilon, ages = rates
+    part = slice(start, stop)
+    _adam(
+        rows.weight[part], rows.first[part], rows.second[part], grad, ages[part], lr, beta1, beta2, epsilon, unit_norm
+    )
+
+
+FAST = {"reassoc", "nsz", "contract"}
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared):
+    d_in = x.shape[1]
+    for i in range(start, stop):
+        out = output_grad[i]
+        # b_dec cancels: x̂ − x = Σ f W_dec − (x − b_dec).
+        for c in range(d_in):
+            out[c] = -x[i, c]
+        for p in range(indptr[i], indptr[i + 1]):
+            act = values[p]
+            row = w_dec[indices[p]]
+            for c in range(d_in):
+                out[c] += act * row[c]
+        total = np.float32(0)
+        for c in range(d_in):
+            total += out[c] * out[c]
+            out[c] *= scale
+        squared[i] = total
+        for p in range(indptr[i], indptr[i + 1]):
+            row = w_dec[indices[p]]
+            dot = np.float32(0)
+            for c in range(d_in):
+                dot += out[c] * row[c]
+            act_grad[p] = dot + l1
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_columns(indptr, indices, column_ptr, tokens, entries):
+    for p in range(len(indices)):
+        column_ptr[indices[p] + 1] += 1
+    for j in range(1, len(column_ptr)):
+        column_ptr[j] += column_ptr[j - 1]
+    at = column_ptr[:-1].copy()
+    for i in range(len(indptr) - 1):
+        for p in range(indptr[i], indptr[i + 1]):
+            q = at[indices[p]]
+            tokens[q] = i
+            entries[q] = p
+            at[indices[p]] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _bias_gradient(column_ptr, entries, act_grad, grad):
+    for j in range(len(grad)):
+        total = 0.0
+        for q in range(column_ptr[j], column_ptr[j + 1]):
+            total += act_grad[entries[q]]
+        grad[j] = total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _feature_gradients(start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
+    d_in = x.shape[1]
+    for j in range(start, stop):
+        enc_row, dec_row = enc[j - start], dec[j - start]
+        for q in range(column_ptr[j], column_ptr[j + 1]):
+            act, back = values[entries[q]], act_grad[entries[q]]
+            given, out = x[tokens[q]], output_grad[tokens[q]]
+            for c in range(d_in):
+                enc_row[c] += back * given[c]
+                dec_row[c] += act * out[c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm):
+    b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
+    a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)
+    d_in = weight.shape[1]
+    for j in range(len(weight)):
+        w, m, v, g = weight[j], first[j], second[j], grad[j]
+        if unit_norm:
+            parallel = np.float32(0)
+            for c in range(d_in):
+                parallel += g[c] * w[c]
+            for c in range(d_in):
+                g[c] -= parallel * w[c]
+        rate = np.float32(lr / (1 - beta1 ** ages[j]))
+        correction = np.float32(1 / (1 - beta2 ** ages[j]))
+        norm = np.float32(0)
+        for c in range(d_in):
+            m[c] = b1 * m[c] + a1 * g[c]
+            v[c] = b2 * v[c] + a2 * g[c] * g[c]
+            w[c] -= rate * m[c] / (np.sqrt(v[c] * correction) + eps)
+            norm += w[c] * w[c]
+        if unit_norm and norm > 0:
+            inverse = one / np.sqrt(norm)
+            for c in range(d_in):
+                w[c] *= inverse

@@ -1,0 +1,34 @@
+"""Threads for compiled kernels: contiguous ranges, each worked on by one thread that does not hold the GIL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    # The process id is part of the key because a forked child inherits the pool but not its threads.
+    return ThreadPoolExecutor(threads, thread_name_prefix="heredity-kernel")
+
+
+def in_ranges(work: Callable[[int, int], None], n: int, pieces_per_thread: int = 1) -> None:
+    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), on torch's number of threads.
+
+    The ranges depend on n and on the number of threads only. A `work` that writes nothing but the entries of its own
+    range therefore gives the same bits whichever thread takes which range. Several pieces a thread even out
+    ranges of unequal cost.
+    """
+    threads = torch.get_num_threads()
+    pieces = max(1, min(n, threads * pieces_per_thread))
+    if pieces == 1 or threads == 1:
+        work(0, n)
+        return
+    edges = [n * i // pieces for i in range(pieces + 1)]
+    futures = [_pool(os.getpid(), threads).submit(work, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    for future in futures:
+        future.result()

@@ -1,0 +1,1 @@
+"""Language models: made, loaded, trained, merged and judged."""

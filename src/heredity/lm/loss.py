@@ -1,0 +1,106 @@
+"""Next-token loss from hidden states, a few rows at a time, so that the logits of a batch never exist at once.
+
+With a small model most of the time and nearly all the memory of a training step go into logits and their gradient.
+Walking over the rows in chunks that stay in cache gives the same numbers for less of both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+_CPU_LOGITS, _GPU_LOGITS = 2**20, 2**27  # logits a chunk: what stays in cache, what fills a GPU
+_MIN_ROWS = 256  # fewer rows make the matrix products inefficient
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of hidden states whose logits are held at once."""
+    return max(_MIN_ROWS, (_CPU_LOGITS if device.type == "cpu" else _GPU_LOGITS) // vocab_size)
+
+
+def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
+    """The part of a decoder that makes hidden states, and the linear map from them to logits.
+
+    None when the logits are anything else than that product: soft-capped or scaled logits, a bias, an adapter on the
+    output layer. It is found out by comparing both ways on a few tokens, not by a list of families.
+    """
+    trunk, head = getattr(model, "base_model", None), getattr(model, "get_output_embeddings", lambda: None)()
+    if not isinstance(trunk, nn.Module) or trunk is model or type(head) is not nn.Linear or head.bias is not None:
+        return None
+    ids = torch.arange(8, device=head.weight.device).remainder(head.out_features)[None]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+            direct = model(input_ids=ids, use_cache=False).logits
+            through = head(trunk(input_ids=ids, use_cache=False).last_hidden_state)
+    finally:
+        model.train(training)
+    same = direct.shape == through.shape and torch.allclose(direct.float(), through.float(), rtol=1e-4, atol=1e-5)
+    return (trunk, head) if same else None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Mean cross-entropy in nats of logits = hidden @ weight.T against labels; differentiable.
+
+    hidden [rows, d_model], weight [vocab, d_model], labels int64 [rows]. The matrix products run in `dtype`, as they
+    do under autocast; the softmax and the sums over chunks in float32.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, labels, dtype)  # type: ignore[return-value]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """loss = mean(logsumexp(z) - z[label]),   dz = (softmax(z) - onehot(label)) / rows,   z = hidden @ weight.T.
+
+    The gradients are finished in the forward pass, chunk by chunk, while the logits are at hand.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        rows, step = len(hidden), chunk_rows(len(weight), hidden.device)
+        # Autocast would cast the accumulators as well; here every cast is said.
+        with torch.autocast(hidden.device.type, enabled=False):
+            x, w = hidden.to(dtype), weight.to(dtype)
+            need_hidden, need_weight = ctx.needs_input_grad[:2]
+            d_hidden = torch.empty_like(x) if need_hidden else None
+            d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+            total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+            for start in range(0, rows, step):
+                part, target = x[start : start + step], labels[start : start + step, None]
+                logits = (part @ w.T).float()
+                log_probs = logits.log_softmax(-1)
+                total -= log_probs.gather(1, target).sum(dtype=torch.float64)
+                if not (need_hidden or need_weight):
+                    continue
+                d_logits = log_probs.exp_()
+                d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+                d_logits = d_logits.div_(rows).to(dtype)
+                if d_hidden is not None:
+                    torch.mm(d_logits, w, out=d_hidden[start : start + step])
+                if d_weight is not None:
+                    d_weight += d_logits.T @ part
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.types = (hidden.dtype, weight.dtype)
+        return (total / rows).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        hidden_type, weight_type = ctx.types
+        d_hidden = None if d_hidden is None else d_hidden.to(hidden_type) * grads[0]
+        d_weight = None if d_weight is None else d_weight.to(weight_type) * grads[0]
+        return d_hidden, d_weight, None, None
+
+
+def next_token_loss(trunk: nn.Module, head: nn.Linear, input_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Mean cross-entropy in nats of predicting each token of [batch, context] from those before it."""
+    hidden = trunk(input_ids=input_ids, use_cache=False).last_hidden_state
+    # The last position predicts nothing, and slicing before the head saves its logits.
+    return linear_cross_entropy(hidden[:, :-1].flatten(0, 1), head.weight, input_ids[:, 1:].flatten(), dtype)

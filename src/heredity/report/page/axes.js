@@ -1,0 +1,93 @@
+// Charts: a figure that draws itself anew when its width changes, with scales and axes.
+const charts = new Set();
+const watch = new ResizeObserver((entries) => {
+  for (const { target } of entries) if (target.redraw) target.redraw();
+});
+
+/** A figure; draw(svg, width) -> height. `label` is read out instead of the drawing. */
+function chart(label, draw) {
+  const figure = h("figure", { role: "group", "aria-label": label });
+  let drawn = 0;
+  figure.redraw = (force) => {
+    const width = Math.floor(figure.clientWidth);
+    if (!width || (!force && width === drawn)) return;
+    drawn = width;
+    const svg = h("svg", { "aria-label": label });
+    const height = draw(svg, width);
+    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("width", width);
+    svg.setAttribute("height", height);
+    figure.replaceChildren(svg);
+  };
+  watch.observe(figure);
+  charts.add(figure);
+  return figure;
+}
+function redraw() {
+  for (const figure of charts) {
+    if (figure.isConnected) figure.redraw(true);
+    else charts.delete(figure);
+  }
+}
+
+const scale = (from, to, low, high) => (value) => low + ((value - from) / (to - from || 1)) * (high - low);
+
+/** Round values between two ends, about `wanted` of them. */
+function ticks(from, to, wanted) {
+  const rough = (to - from) / wanted || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  const found = [];
+  for (let n = Math.ceil(from / step - 1e-9); n * step <= to + 1e-9; n++) found.push(+(n * step).toPrecision(12));
+  return found;
+}
+
+/** Axes with gridlines. box = {left, right, top, bottom} in pixels. */
+function axes(svg, box, x, y) {
+  for (const value of y.ticks) {
+    const at = y.scale(value);
+    svg.append(h("line", { class: "gridline", x1: box.left, x2: box.right, y1: at, y2: at }));
+    svg.append(h("text", { class: "soft", x: box.left - 8, y: at + 4, "text-anchor": "end" }, y.format(value)));
+  }
+  svg.append(h("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
+  for (const value of x.ticks) {
+    const at = x.scale(value);
+    svg.append(h("line", { class: "axis", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 }));
+    svg.append(h("text", { class: "soft", x: at, y: box.bottom + 17, "text-anchor": "middle" }, x.format(value)));
+  }
+  if (x.label) {
+    svg.append(h("text", { class: "soft", x: (box.left + box.right) / 2, y: box.bottom + 34, "text-anchor": "middle" }, x.label));
+  }
+}
+
+/** Path through points [[x, y], ...]; a gap where y is not known. */
+function path(points) {
+  let pen = "M";
+  return points.map(([x, y]) => {
+    if (!known(y)) return (pen = "M"), "";
+    const part = `${pen}${x.toFixed(1)},${y.toFixed(1)}`;
+    pen = "L";
+    return part;
+  }).join("");
+}
+/** A closed band between two lines of points. */
+const band = (upper, lower) => `${path(upper)}L${path([...lower].reverse()).slice(1)}Z`;
+
+/** Move labels [{y, ...}] apart so that none overlaps, keeping their order; stays between low and high. */
+function spread(labels, gap, low, high) {
+  const sorted = labels.sort((a, b) => a.y - b.y);
+  sorted.forEach((label, place) => (label.y = Math.max(label.y, place ? sorted[place - 1].y + gap : low)));
+  for (let place = sorted.length - 1; place >= 0; place--) {
+    const limit = place === sorted.length - 1 ? high : sorted[place + 1].y - gap;
+    sorted[place].y = Math.min(sorted[place].y, limit);
+  }
+  return sorted;
+}
+
+/** items: [color, text, bold text, line style]. */
+function legend(items) {
+  return h("ul", { class: "legend" }, items.map(([tint, text, strong, line]) =>
+    h("li", null,
+      h("i", { class: line ? `line ${line}` : null, style: line ? { "border-color": tint } : { background: tint } }),
+      text, strong ? [" ", h("b", null, strong)] : null)));
+}

@@ -1,0 +1,81 @@
+"""The page: one HTML file with its style, its script and its data inside, that asks nothing of the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from functools import cache
+from importlib import resources
+
+from heredity.report.headline import Statement, headline
+from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
+
+_SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "features.js", "page.js")
+# Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
+# end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def render(view: View) -> str:
+    """The page of a study as the text of one HTML file.
+
+    Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
+    page forbids itself every script but its own, by hash, and every request.
+    """
+    statements = headline(view.summary)
+    data = {
+        "view": view.model_dump(mode="json"),
+        "headline": [statement.model_dump(mode="json") for statement in statements],
+        "bins": BINS.tolist(),
+        "density_bins": DENSITY_BINS.tolist(),
+        "thresholds": THRESHOLDS.tolist(),
+    }
+    script = _script()
+    parts = {
+        "title": html.escape(view.summary.study),
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
+        "style": _file("page.css"),
+        "script": script,
+        "findings": _plain(view, statements),
+        "data": embedded(data),
+    }
+    # one pass, so that nothing that is put in can be taken for a place to put something
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+def embedded(value: object) -> str:
+    """JSON that can stand inside a script element, whatever strings it holds.
+
+    Raises ValueError for nan or infinity.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = re.sub("[<>&\u2028\u2029]", lambda match: _ESCAPES[match[0]], text)
+    # a lone surrogate cannot be written as UTF-8; a token cut inside a character may hold one
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _plain(view: View, statements: tuple[Statement, ...]) -> str:
+    """The findings for a reader without scripts."""
+    mine = [statement for statement in statements if statement.instrument == view.summary.instrument]
+    return "\n".join(
+        f"<p>{html.escape(statement.text)} <small>{html.escape('; '.join(statement.evidence))}</small></p>"
+        for statement in mine
+    )
+
+
+@cache
+def _script() -> str:
+    text = "\n".join(_file(name) for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{text}\n}})();\n'
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+@cache
+def _file(name: str) -> str:
+    return (resources.files("heredity.report") / "page" / name).read_text(encoding="utf-8")

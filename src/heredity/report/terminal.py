@@ -1,0 +1,204 @@
+"""What the command line shows: progress bars on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_out = Console(highlight=False)
+
+
+class Bars:
+    """Progress of a study: a line for every stage that is done, a bar with an estimate for the one at work."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._count = self._stages = 0
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def expect(self, stages: int) -> None:
+        """Say how many stages there are."""
+        self._stages = stages
+
+    def start(self, stage: Any) -> None:
+        """A stage begins."""
+        self._count += 1
+        self._task = self._progress.add_task(stage.label, total=None)
+
+    def progress(self, stage: Any, done: int, total: int) -> None:  # noqa: ARG002 - the engine's protocol
+        """A stage has come this far."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def end(self, stage: Any, seconds: float, cached: bool) -> None:
+        """A stage is complete."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        if not cached:
+            place = f"{self._count:>{len(str(self._stages))}}/{self._stages}"
+            self._console.print(f"  {place}  {stage.label:<44} {seconds:6.1f} s")
+
+    def plain(self, label: str) -> Callable[[int, int], None]:
+        """A progress callback for one piece of work outside a study."""
+        task = self._progress.add_task(label, total=None)
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of the right size."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def print_plan(plan: Any) -> None:
+    """`heredity check`."""
+    models = Table(
+        "model", "made by", "parents", "trace", "parameters", title=f"Study {plan.study}", title_justify="left"
+    )
+    for model in plan.models:
+        count = f"{model.parameters:,}" if model.parameters is not None else "?"
+        models.add_row(model.name, model.kind, ", ".join(model.parents), ", ".join(model.trace), count)
+    _out.print(models)
+    edges = Table("edge", "compared on")
+    for edge in plan.edges:
+        edges.add_row(f"{edge.parent} -> {edge.child}", ", ".join(edge.common_trace))
+    _out.print(edges)
+    stages = Table("stage", "state", "tokens", "TFLOP", "GiB", "estimate")
+    for row in plan.stages:
+        state = "done" if row.cached else ""
+        tokens = f"{row.tokens:,}" if row.tokens else ""
+        left = "" if row.cached else duration(row.seconds)
+        stages.add_row(
+            row.stage, state, tokens, f"{row.flops / 1e12:.1f}" if row.flops else "", f"{row.memory_gib:.1f}", left
+        )
+    _out.print(stages)
+    _out.print(
+        f"hook point {plan.hook_point} (width {plan.d_in or '?'}); to do: {plan.tokens:,} tokens, "
+        f"{plan.flops / 1e12:,.1f} TFLOP, about {plan.memory_gib:.1f} GiB at most, about {duration(plan.seconds)} here "
+        f"({plan.rate / 1e9:.0f} GFLOP/s measured)"
+    )
+
+
+def print_status(rows: Sequence[Mapping[str, Any]]) -> None:
+    """`heredity status`."""
+    table = Table("stage", "state", "seconds")
+    for row in rows:
+        table.add_row(row["stage"], row["state"], f"{row['seconds']:.1f}" if row["seconds"] is not None else "")
+    _out.print(table)
+
+
+def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
+    """`heredity verify`."""
+    for folder, lines in damage.items():
+        for line in lines:
+            _out.print(f"{folder}: {line}", markup=False)
+    _out.print(f"{count} artifacts verified, {len(damage)} damaged")
+
+
+def print_merge(result: Mapping[str, Any]) -> None:
+    """`heredity merge`."""
+    table = Table("tensor", "angle", "method", "norm ratio")
+    for row in result["tensors"]:
+        angle = f"{row['angle_degrees']:.2f}°" if row["angle_degrees"] is not None else ""
+        ratio = f"{row['norm_ratio']:.4f}" if row["norm_ratio"] is not None else ""
+        table.add_row(row["name"], angle, row["method"], ratio)
+    _out.print(table)
+    _out.print(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}", markup=False)
+
+
+def print_edge(result: Mapping[str, Any]) -> None:
+    """`heredity track`."""
+    table = Table("", "count", "share of live")
+    live = {"persist": "parent_live", "disappear": "parent_live", "emerge": "child_live", "one_to_one": "parent_live"}
+    for name, whole in live.items():
+        table.add_row(name, str(result[name]), _share(result[name], result[whole]))
+    _out.print(table)
+    ceiling = "not measured (give --sae-control)" if result["ceiling"] is None else f"{result['ceiling']:.1%}"
+    _out.print(
+        f"{result['tokens']:,} tokens at r > {result['threshold']}; ceiling {ceiling}, floor {result['floor']:.1%}"
+    )
+
+
+def print_summary(summary: Any, page: Any) -> None:
+    """The end of `heredity run`: what a person wants to know first."""
+    corpora = list(next(iter(summary.models.values())).accuracy)
+    models = Table(
+        "model",
+        *(f"{corpus}" for corpus in corpora),
+        title="Next-token accuracy on validation text",
+        title_justify="left",
+    )
+    for name, model in summary.models.items():
+        models.add_row(name, *(f"{model.accuracy[corpus]:.3f}" for corpus in corpora))
+    unigram = next(iter(summary.models.values())).unigram_accuracy
+    models.add_row("(unigram)", *(f"{unigram[corpus]:.3f}" for corpus in corpora), style="dim")
+    _out.print(models)
+    for name, merge in summary.merges.items():
+        if merge.t is not None and merge.first and merge.second:
+            _out.print(
+                f"{name}: {merge.method} at t = {merge.t:.3f}: "
+                f"{1 - merge.t:.0%} {merge.first} / {merge.t:.0%} {merge.second}"
+            )
+    saes = Table(
+        "SAE", "L0", "explained variance", "CE recovered", "dead", title="Sparse autoencoders", title_justify="left"
+    )
+    for name, sae in summary.saes.items():
+        saes.add_row(
+            name,
+            f"{sae.l0:.1f}",
+            f"{sae.explained_variance:.3f}",
+            f"{sae.ce_loss_recovered:.3f}",
+            f"{sae.dead_share:.1%}",
+        )
+    _out.print(saes)
+    edges = Table("edge", "live", "persist", "share", "ceiling", "floor", "disappear", "emerge", "one-to-one")
+    edges.title, edges.title_justify = "Features along every edge", "left"
+    for name, edge in summary.edges.items():
+        ceiling = "" if edge.ceiling is None else f"{edge.ceiling:.1%}"
+        edges.add_row(
+            name,
+            str(edge.parent_live),
+            str(edge.persist),
+            _share(edge.persist, edge.parent_live),
+            ceiling,
+            f"{edge.floor:.1%}",
+            str(edge.disappear),
+            str(edge.emerge),
+            str(edge.one_to_one),
+        )
+    _out.print(edges)
+    for name, flow in summary.flow.items():
+        counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flow.items())
+        _out.print(f"{name}: {counts}")
+    _out.print(f"{duration(summary.seconds)} of work. Report: {page}", soft_wrap=True)
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count / whole:.1%}" if whole else ""

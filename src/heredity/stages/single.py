@@ -1,0 +1,150 @@
+"""One merge or one edge of existing models, without a study file."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from heredity.activations import Progress
+from heredity.artifacts import write_json
+from heredity.config import CorpusConfig, LineageConfig
+
+
+def merge_folders(
+    models: Sequence[str],
+    out: Path,
+    method: str = "slerp",
+    t: float | None = None,
+    weights: Sequence[float] | None = None,
+    density: float = 0.5,
+    base: str | None = None,
+    recipe: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Merge models into `out` (weights, config, the first model's tokenizer, `merge.json` with every tensor's report).
+
+    Raises ValueError when options exclude each other, a position or weights are missing, or the models do not fit.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")
+    if recipe is not None:
+        if models or t is not None or weights is not None:
+            raise ValueError("--config holds the models and numbers itself; leave the arguments and --t, --weights out")
+        return _from_recipe(recipe, out, seed)
+    if len(models) < 2 and not (base and models):
+        raise ValueError(f"merge takes at least two models, not {len(models)}; name them, or give --config")
+    if method == "slerp" and t is None:
+        raise ValueError("slerp needs --t, from 0 (first model) to 1 (second model)")
+    from heredity.lm.load import load_model
+    from heredity.lm.merge import merge_states
+
+    states = [load_model(model).state_dict() for model in models]
+    first = load_model(base).state_dict() if base else None
+    merged, report = merge_states(states, method, t, weights, density, first, seed)  # pyright: ignore[reportArgumentType]
+    result = {"method": method, "models": list(models), "t": t, "weights": list(weights) if weights else None}
+    return _write_merge(models[0], merged, report, out, result)
+
+
+def _from_recipe(path: Path, out: Path, seed: int) -> dict[str, Any]:
+    from heredity.lm.load import load_model
+    from heredity.lm.recipe import merge_recipe, read_recipe
+
+    recipe = read_recipe(path)
+    states = {model: load_model(model).state_dict() for model in recipe.models_needed}
+    merged, report = merge_recipe(recipe, states, seed)
+    result = {"method": recipe.method, "models": list(recipe.models_needed), "t": None, "weights": None}
+    return _write_merge(recipe.models_needed[0], merged, report, out, result)
+
+
+def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, result: dict[str, Any]) -> dict[str, Any]:
+    from heredity.data.tokens import load_tokenizer
+    from heredity.lm.load import load_model, save_model
+
+    model = load_model(first)
+    model.load_state_dict(merged)
+    result |= {"out": str(out), "tensors": [row._asdict() for row in report]}
+    with _whole(out) as partial:
+        save_model(model, load_tokenizer(first), partial)
+        write_json(partial / "merge.json", result)
+    return result
+
+
+def track_edge(
+    models: tuple[str, str],
+    saes: Sequence[Path],
+    corpus: str,
+    out: Path,
+    hook_point: str | None,
+    tokens: int,
+    threshold: float,
+    context_size: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Match the features of one edge and write `parent.parquet`, `child.parquet`, `controls.parquet`, `counts.json`.
+
+    models: parent and child. saes: of the parent, of the child, and further ones of the parent for the ceiling.
+    Raises ValueError when the models do not share a tokenizer, are identical, or an SAE belongs to other weights.
+    """
+    from heredity.data.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer
+    from heredity.lm.load import load_model, state_hash
+    from heredity.sae.formats import read_sae
+    from heredity.stages.lineage import match_edge
+    from heredity.stages.models import on_device
+
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")
+    lineage = LineageConfig(threshold=threshold, tokens=tokens)
+    read = [read_sae(folder) for folder in saes]
+    place = hook_point or read[0][1].get("hook_name")
+    if place is None:
+        raise ValueError(f"{saes[0]} does not say where it reads; give --hook-point, such as blocks.0.mlp.hook_post")
+    tokenizers = [load_tokenizer(model) for model in models]
+    if len({fingerprint_tokenizer(tokenizer) for tokenizer in tokenizers}) > 1:
+        raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; their positions cannot be aligned")
+    ends = [on_device(load_model(model)) for model in models]
+    states = [state_hash(model.state_dict()) for model in ends]
+    if states[0] == states[1]:
+        raise ValueError(f"{models[0]} and {models[1]} have identical weights; check the paths or revisions")
+    owners = [states[0], states[1], *[states[0]] * (len(read) - 2)]
+    for folder, (_, metadata), owner in zip(saes, read, owners, strict=True):
+        if metadata.get("model_state") not in (None, owner):
+            raise ValueError(f"{folder} was trained on other weights than the model it is given for; check the pairing")
+    with _whole(out) as partial:
+        pack = _pack(corpus, tokenizers[0], partial, seed, tokens)
+        sampler = BlockSampler({"corpus": pack}, context_size, seed, None)
+        own, spare = [sae for sae, _ in read[:2]], [sae for sae, _ in read[2:]]
+        counts = match_edge(partial, ends, own, spare, place, sampler, lineage, seed, progress)
+        shutil.rmtree(partial / "text")
+    return {"parent": models[0], "child": models[1], "hook_point": place, **counts, "out": str(out)}
+
+
+def _pack(corpus: str, tokenizer, folder: Path, seed: int, tokens: int):
+    """Enough of the corpus, as tokens; 12 bytes a token is more than any text needs."""
+    from heredity.data.corpora import read_corpus, write_corpus
+    from heredity.data.tokens import pack
+
+    text = folder / "text"
+    text.mkdir()
+    config = CorpusConfig(source=corpus, max_bytes=max(1_000_000, 12 * tokens))
+    write_corpus("corpus", config, text, seed, Path.cwd())
+    return pack(read_corpus(text, "train"), tokenizer, text / "tokens")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block ends without an error."""
+    partial = out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)

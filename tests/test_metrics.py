@@ -1,0 +1,144 @@
+"""Metrics against their written-out definitions, away from zero mean and unit scale; streams against one shot."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from heredity.metrics import (
+    Firing,
+    Variance,
+    ce_loss_recovered,
+    dead_share,
+    density,
+    explained_variance,
+    fvu,
+    l0,
+    mse,
+    next_token_accuracy,
+)
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of mean 5 to 12 and scale 3, and a reconstruction with an error of scale 0.7."""
+    generator = torch.Generator().manual_seed(0)
+    x = 3 * torch.randn(1000, 8, generator=generator) + torch.arange(5.0, 13.0)
+    return x, x + 0.7 * torch.randn(1000, 8, generator=generator)
+
+
+def test_fvu_is_the_squared_error_over_the_squared_distance_from_the_mean(pair):
+    x, x_hat = (tensor.double().numpy() for tensor in pair)
+    expected = ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    assert fvu(*pair) == pytest.approx(expected, rel=1e-12)
+    assert expected == pytest.approx(0.49 / 9, rel=0.1)
+    assert explained_variance(*pair) == pytest.approx(1 - expected, rel=1e-12)
+
+
+def test_mse_is_a_mean_over_elements(pair):
+    x, x_hat = (tensor.double().numpy() for tensor in pair)
+    assert mse(*pair) == pytest.approx(np.mean((x - x_hat) ** 2), rel=1e-12)
+
+
+def test_predicting_the_mean_explains_nothing(pair):
+    x, _ = pair
+    assert fvu(x, x.double().mean(0).expand(x.shape)) == pytest.approx(1.0, abs=1e-9)
+    assert explained_variance(x, x) == 1.0
+
+
+def test_fvu_does_not_depend_on_shift_and_scale(pair):
+    x, x_hat = (tensor.double() for tensor in pair)
+    assert fvu(40 * x - 1000, 40 * x_hat - 1000) == pytest.approx(fvu(x, x_hat), rel=1e-9)
+
+
+def test_a_stream_of_batches_equals_one_shot(pair):
+    x, x_hat = pair
+    stream = Variance()
+    for part, part_hat in zip(x.split([1, 0, 7, 492, 500]), x_hat.split([1, 0, 7, 492, 500]), strict=True):
+        stream.update(part, part_hat)
+    found = stream.result()
+    assert found.tokens == 1000
+    assert found.fvu == pytest.approx(fvu(x, x_hat), rel=1e-12)
+    assert found.mse == pytest.approx(mse(x, x_hat), rel=1e-12)
+    assert found.explained_variance == 1 - found.fvu
+
+
+def test_batches_with_means_of_their_own_are_pooled_and_not_averaged():
+    x = torch.cat([torch.randn(50, 4), 100 + torch.randn(50, 4)])
+    x_hat = x + 1
+    batches = Variance().update(x[:50], x_hat[:50]).update(x[50:], x_hat[50:]).result()
+    assert batches.fvu == pytest.approx(fvu(x, x_hat), rel=1e-12)
+    assert batches.fvu < 0.001 < 0.5 * (fvu(x[:50], x_hat[:50]) + fvu(x[50:], x_hat[50:]))
+
+
+def test_a_large_mean_costs_no_precision():
+    x = torch.randn(4096, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    stream = Variance()
+    for part in (x + 1e8).split(100):
+        stream.update(part, part + 1)
+    assert stream.result().fvu == pytest.approx(fvu(x, x + 1), rel=1e-6)
+
+
+def test_blocks_of_tokens_count_like_tokens(pair):
+    x, x_hat = pair
+    assert fvu(x.reshape(10, 100, 8), x_hat.reshape(10, 100, 8)) == fvu(x, x_hat)
+
+
+def test_half_precision_is_summed_in_float64():
+    x = torch.full((100_000, 1), 2.0, dtype=torch.bfloat16)
+    x[::2] = 4
+    assert mse(x, torch.zeros_like(x)) == 10.0
+    assert fvu(x, x + 1) == 1.0
+
+
+def test_constant_vectors_have_no_fvu():
+    assert math.isnan(fvu(torch.full((5, 2), 3.0), torch.zeros(5, 2)))
+
+
+def test_a_reconstruction_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"x is \[3, 2\] and x_hat \[1, 2\]"):
+        fvu(torch.zeros(3, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="x is 3 wide after batches of 2"):
+        Variance().update(torch.zeros(3, 2), torch.zeros(3, 2)).update(torch.zeros(3, 3), torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="no vectors"):
+        Variance().result()
+
+
+def test_activity_is_counted_by_token_and_by_feature():
+    acts = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.1, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    assert l0(acts) == 1.0
+    assert density(acts).tolist() == [0.25, 0.75, 0.0]
+    assert density(acts).dtype == torch.float64
+    assert dead_share(density(acts)) == pytest.approx(1 / 3)
+
+
+def test_activity_of_a_stream_equals_one_shot():
+    acts = torch.relu(torch.randn(2, 100, 7, generator=torch.Generator().manual_seed(3)) - 1)
+    stream = Firing()
+    for part in acts.reshape(200, 7).split([1, 0, 150, 49]):
+        stream.update(part)
+    assert torch.equal(stream.density(), density(acts))
+    assert stream.l0() == l0(acts) == pytest.approx(float((acts != 0).sum()) / 200)
+    with pytest.raises(ValueError, match="no activations"):
+        Firing().l0()
+
+
+def test_ce_loss_recovered_is_1_for_a_free_splice_and_0_for_zeros():
+    assert ce_loss_recovered(2.0, 2.0, 6.0) == 1.0
+    assert ce_loss_recovered(2.0, 6.0, 6.0) == 0.0
+    assert ce_loss_recovered(ce_clean=2.0, ce_sae=3.0, ce_zero=6.0) == 0.75
+    assert ce_loss_recovered(2.0, 7.0, 6.0) < 0
+    assert math.isnan(ce_loss_recovered(2.0, 2.0, 2.0))
+
+
+def test_next_token_accuracy_shifts_labels_by_one():
+    input_ids = torch.tensor([[1, 2, 3, 0], [3, 2, 1, 0]])
+    logits = torch.nn.functional.one_hot(input_ids.roll(-1, dims=1), 4).float()
+    assert next_token_accuracy(logits, input_ids) == 1.0
+    logits[0, 0] = torch.tensor([9.0, 0, 0, 0])
+    assert next_token_accuracy(logits, input_ids) == pytest.approx(5 / 6)
+    with pytest.raises(ValueError, match="at least two tokens"):
+        next_token_accuracy(logits[:, :1], input_ids[:, :1])
