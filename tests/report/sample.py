@@ -198,11 +198,15 @@ def two_merges_view() -> View:
         summary["edges"][name] = summary["edges"][f"{parent}->cpp_stories"]
         edges[name] = drawn.edges[f"{parent}->cpp_stories"]
     summary["also"] = {}
+    flows = {
+        merge: tuple(link.model_copy(update={"target": merge}) for link in drawn.flows["cpp_stories"])
+        for merge in summary["flow"]
+    }
     second = full.graph[3].model_copy(update={"name": "ties_with_a_rather_long_name"})
     return View(
         summary=Summary.model_validate(summary),
         graph=(*full.graph, second),
-        measured={"parent": Measurement(edges=edges, flows=drawn.flows, densities=drawn.densities)},
+        measured={"parent": Measurement(edges=edges, flows=flows, densities=drawn.densities)},
         highlights=full.highlights[:3],
         provenance=full.provenance,
     )
@@ -291,7 +295,10 @@ def _measure(init: str, seed: int) -> tuple[dict, Measurement]:
         floor = [np.abs(rng.normal(0.02, 0.02, D_SAE))]
         edges[name], drawn[name] = _edge(rng, parent, child, ceiling, floor)
     live = np.arange(D_SAE) < 3978
-    through = {"cpp": live & (rng.random(D_SAE) < (0.55 if continued else 0.2)), "stories": live & (rng.random(D_SAE) < (0.62 if continued else 0.23))}
+    through = {
+        "cpp": live & (rng.random(D_SAE) < (0.55 if continued else 0.2)),
+        "stories": live & (rng.random(D_SAE) < (0.62 if continued else 0.23)),
+    }
     based = (through["cpp"] | through["stories"]) & (rng.random(D_SAE) < 0.61)
     either = through["cpp"] | through["stories"]
     both = through["cpp"] & through["stories"]
@@ -465,7 +472,7 @@ def _provenance() -> Provenance:
     )
     stages = [("model", name) for name in _ACCURACY] + [("sae", name) for name in _ACCURACY]
     return Provenance(
-        config='seed = 0\nhook_point = "blocks.0.mlp.hook_post"\n\n[corpus]\nenglish = { source = "installed:python-english" }\n',
+        config='seed = 0\nhook_point = "blocks.0.mlp.hook_post"\n\n[corpus]\nenglish = { source = "installed:x" }\n',
         hook_point="blocks.0.mlp.hook_post",
         seed=0,
         seeds={"tokenizer": 12, "model.base": 77_123_991},

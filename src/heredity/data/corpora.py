@@ -1,4 +1,4 @@
-"""Named corpora: documents from any source, without exact duplicates, split by the hash of their text, on disk as Parquet."""
+"""Named corpora: documents from any source, no text twice, split by the hash of the text, on disk as Parquet."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def write_corpus(
     for split in ("train", "validation"):
         if not count[split]:
             raise CorpusError(
-                f"corpus {name}: no {split} document among the {count.total() - count['duplicate']} of {config.source}; "
+                f"corpus {name}: no {split} document in {config.source} ({size.total()} bytes); "
                 f"add documents, raise max_bytes or change validation={config.validation}"
             )
     return CorpusRecord(
@@ -189,7 +189,7 @@ def _parts(source: str) -> tuple[str, str]:
     scheme, colon, spec = source.partition(":")
     if not colon or not spec or scheme not in {"local", "hub", "installed", "generated"}:
         raise CorpusError(
-            f'source "{source}" is none of local:PATH, hub:NAME, installed:NAME, generated:NAME; write it as one of them'
+            f'source "{source}" is none of local:PATH, hub:NAME, installed:NAME, generated:NAME; use one of them'
         )
     if scheme == "generated" and spec != "stories":
         raise CorpusError(f"generated:{spec}: unknown name; the one generator is generated:stories")

@@ -13,8 +13,10 @@ import os
 import platform
 import random
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from email import message_from_string
+from email.message import Message
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +30,14 @@ _FEWEST_CHARACTERS = 200
 _MOST_BYTES = 300_000  # beyond this, source files are tables or generated
 
 _NEVER = frozenset(
-    "__pycache__ site-packages dist-packages test tests testing idle_test _vendor vendor _vendored vendored heredity "
-    "licenses".split()
+    {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "licenses", "heredity"}
+    | {"_vendor", "vendor", "_vendored", "vendored"}
 )
 _STDLIB_SKIPPED = _NEVER | {"encodings", "pydoc_data", "ensurepip", "lib-dynload"}
 # Generated operator declarations, and C code bases that torch only passes on.
 _HEADERS_SKIPPED = _NEVER | {"ops", "google", "oneapi", "kineto", "sleef", "fp16", "psimd"}
 _HEADER_PACKAGES = ("torch", "pyarrow")
-_NO_PROSE_FILES = ("license", "licence", "copying", "notice", "authors", "requirements", "top_level", "entry_points",
+_NOT_TEXT = ("license", "licence", "copying", "notice", "authors", "requirements", "top_level", "entry_points",
                    "sources", "record", "thirdparty", "third_party", "_sysconfigdata")  # fmt: skip
 
 
@@ -56,19 +58,19 @@ def found(name: str, seed: int) -> Iterator[Found]:
     items = sorted(_items(name), key=lambda item: item.path)
     if not items:
         raise CorpusError(
-            f"installed:{name}: this installation of Python has no such files; install torch (cpp-headers), use another "
-            f"of {', '.join(NAMES)}, or use local:PATH"
+            f"installed:{name}: this installation of Python has no such files; install torch (cpp-headers), use "
+            f"another of {', '.join(NAMES)}, or use local:PATH"
         )
     random.Random(seed).shuffle(items)
-    owners = _owners()
+    owner = cache(_owner)
     seen: set[str] = set()
     for item in items:
         text = item.read()
         if name == "python-english":
             text = _unseen(text, seen)
         if len(text) >= _FEWEST_CHARACTERS:
-            package, licence = owners.get(item.path.split("/")[0].removesuffix(".py"), (None, "unknown"))
-            yield Found(Document(text, f"{package}:{item.path}" if package else item.path, licence), None)
+            package, licence = owner(item.path.split("/")[0])
+            yield Found(Document(text, f"{package}:{item.path}", licence), None)
 
 
 def versions(name: str) -> str:
@@ -91,36 +93,39 @@ def versions(name: str) -> str:
 
 def _items(name: str) -> list[_Item]:
     if name == "python-stdlib":
-        return _python_files(_stdlib(), _STDLIB_SKIPPED, "python/")
+        return _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _source, "python/")
     if name == "python-packages":
-        return [item for folder in _package_folders() for item in _python_files(folder, _NEVER)]
+        return [item for folder in _package_folders() for item in _files(folder, (".py",), _NEVER, _source)]
     if name == "python-english":
-        return _english_items()
+        items = _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _docstring_prose, "python/")
+        for folder in _package_folders():
+            items += _files(folder, (".py", ".md", ".rst", ".txt", "/METADATA"), _NEVER, _any_prose)
+        return items + _topics()
     if name == "cpp-headers":
+        includes = [(package, _include_folder(package)) for package in _HEADER_PACKAGES]
         return [
-            _Item(path.relative_to(include.parent.parent).as_posix(), partial(_source, path))
-            for include in map(_include_folder, _HEADER_PACKAGES)
+            item
+            for package, include in includes
             if include is not None
-            for path in _walk(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED)
-            if path.parent != include
+            for item in _files(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED, _source, f"{package}/include/")
+            if item.path.count("/") > 2  # single files at the top belong to C libraries that torch passes on
         ]
     raise CorpusError(f"installed:{name}: unknown name; use one of {', '.join(NAMES)}")
 
 
-def _python_files(folder: Path, skipped: frozenset[str], prefix: str = "") -> list[_Item]:
-    return [
-        _Item(prefix + path.relative_to(folder).as_posix(), partial(_source, path))
-        for path in _walk(folder, (".py",), skipped)
-    ]
-
-
-def _english_items() -> list[_Item]:
-    items = [item._replace(read=partial(_docstring_prose, item.read)) for item in _items("python-stdlib")]
-    items += [item._replace(read=partial(_docstring_prose, item.read)) for item in _items("python-packages")]
-    for folder in _package_folders():
-        for path in _walk(folder, (".md", ".rst", ".txt", "/METADATA"), _NEVER):
-            items.append(_Item(path.relative_to(folder).as_posix(), partial(_readme_prose, path)))
-    return items + _topics()
+def _files(
+    folder: Path, endings: tuple[str, ...], skipped: frozenset[str], read: Callable[[str], str], prefix: str = ""
+) -> list[_Item]:
+    """Files below `folder` with one of the endings; `prefix` is what stands for the folder in the items' paths."""
+    items = []
+    start = len(str(folder)) + 1
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
+        for name in names:
+            path = f"{parent}/{name}"
+            if path.endswith(endings) and not name.lower().startswith(_NOT_TEXT):
+                items.append(_Item(prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
+    return items
 
 
 def _topics() -> list[_Item]:
@@ -132,13 +137,17 @@ def _topics() -> list[_Item]:
     return [_Item(f"python/topics/{topic}", partial(prose, text)) for topic, text in topics.items()]
 
 
-def _docstring_prose(read: Callable[[], str]) -> str:
-    return prose("\n\n".join(docstrings(read())))
+def _any_prose(path: str) -> str:
+    return _docstring_prose(path) if path.endswith(".py") else _readme_prose(path)
 
 
-def _readme_prose(path: Path) -> str:
+def _docstring_prose(path: str) -> str:
+    return prose("\n\n".join(docstrings(_source(path))))
+
+
+def _readme_prose(path: str) -> str:
     text = _source(path)
-    if path.name == "METADATA":
+    if path.endswith("/METADATA"):
         text = text.partition("\n\n")[2]  # the description follows the header, as in a mail
     return prose(text)
 
@@ -150,22 +159,14 @@ def _unseen(text: str, seen: set[str]) -> str:
     return "\n\n".join(dict.fromkeys(fresh))
 
 
-def _source(path: Path) -> str:
+def _source(path: str) -> str:
     """Content of a file, empty when it is huge, unreadable or no UTF-8: an installation's files are not the user's."""
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
         return content.decode().replace("\r\n", "\n") if len(content) <= _MOST_BYTES else ""
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def _walk(folder: Path, endings: tuple[str, ...], skipped: frozenset[str]) -> Iterator[Path]:
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
-        for name in names:
-            if f"/{name}".endswith(endings) and not name.lower().startswith(_NO_PROSE_FILES):
-                yield Path(parent, name)
 
 
 def _stdlib() -> Path:
@@ -186,27 +187,33 @@ def _include_folder(package: str) -> Path | None:
     return next((Path(place, "include") for place in places if Path(place, "include").is_dir()), None)
 
 
-def _owners() -> dict[str, tuple[str, str]]:
-    """Package name with version, and licence, for every top-level folder, module and `.dist-info` folder."""
-    owners = {"python": (f"python-{platform.python_version()}", "PSF-2.0")}
-    stated: dict[str, tuple[str, str]] = {}
-    for distribution in importlib.metadata.distributions():
-        owner = f"{distribution.name}-{distribution.version}", _licence(distribution)
-        stated[distribution.name] = owner
-        folder = f"{distribution.name.replace('-', '_')}-{distribution.version}.dist-info"
-        owners |= {folder: owner, folder.lower(): owner}
-    for top, names in importlib.metadata.packages_distributions().items():
-        owners[top] = stated.get(names[0], (names[0], "unknown"))
-    return owners
+def _owner(top: str) -> tuple[str, str]:
+    """Name with version, and licence, of the package that a top-level folder or file belongs to."""
+    if top == "python":
+        return f"python-{platform.python_version()}", "PSF-2.0"
+    name = top.removesuffix(".py").removesuffix(".dist-info")
+    if name != top and not top.endswith(".py"):
+        name = name.rpartition("-")[0]
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        providers = _providers().get(name)
+        if not providers:
+            return name, "unknown"
+        distribution = importlib.metadata.distribution(providers[0])
+    header = message_from_string((distribution.read_text("METADATA") or "").partition("\n\n")[0])
+    return f"{header['Name']}-{header['Version']}", _licence(header)
 
 
-def _licence(distribution: importlib.metadata.Distribution) -> str:
-    """Licence as the package's metadata state it: an SPDX expression, a short text or a classifier."""
-    header = distribution.metadata
-    stated = header.get("License-Expression") or header.get("License") or ""
-    if stated and "\n" not in stated and len(stated) <= 60:
+@cache
+def _providers() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _licence(header: Message) -> str:
+    """Licence as a package's metadata state it: an SPDX expression, a short text or a classifier."""
+    stated = header["License-Expression"] or header["License"] or ""
+    if stated and "\n" not in stated and len(stated) <= 120:
         return stated
-    classifiers = [
-        entry.split(" :: ")[-1] for entry in header.get_all("Classifier") or [] if entry.startswith("License")
-    ]
+    classifiers = [entry.split(" :: ")[-1] for entry in header.get_all("Classifier", []) if entry.startswith("License")]
     return " AND ".join(classifiers) or "unknown"

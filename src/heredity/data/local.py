@@ -7,7 +7,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,12 +18,13 @@ from heredity.config import CorpusConfig
 from heredity.data.documents import CorpusError, Document, Found, Split, shuffled
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst", ".zst", ".parquet")
-TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .tex .org .adoc .log .csv .tsv .html .htm .xml .json .yaml .yml .toml .ini .cfg .css "
-    ".py .pyi .pyx .lua .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .mjs .jsx .ts .tsx .svelte .vue .go "
+_TEXT = (
+    ".txt .text .md .markdown .rst .tex .org .adoc .log .csv .tsv .html .htm .xml .json .yaml .yml .toml .ini .cfg "
+    ".py .pyi .pyx .lua .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .mjs .jsx .ts .tsx .svelte .css .go "
     ".rs .rb .php .pl .pm .r .jl .swift .m .mm .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .cs "
-    ".fs .dart .nim .zig .v .sv .vhd .f .f90 .pas .asm .s .proto .cmake .gradle .tcl .vim .nse".split()
+    ".fs .dart .nim .zig .v .sv .vhd .f .f90 .pas .asm .s .proto .cmake .gradle .tcl .vim .nse"
 )
+TEXT_SUFFIXES = frozenset(_TEXT.split())
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _DEFAULTS = {"HEREDITY_DATA": "../shared/data"}
@@ -82,11 +83,11 @@ def found(config: CorpusConfig, spec: str, seed: int, root: Path) -> Iterator[Fo
             f"such as .txt, .jsonl, .jsonl.zst or .parquet"
         )
     folder = path if path.is_dir() else path.parent
-    splits = {file: _own_split(file) for file in files}
+    splits: dict[Path, Split | None] = {file: _own_split(file) for file in files}
     if set(splits.values()) >= {"train", "validation"} and all(map(_is_record, files)):
         files = [file for file in files if splits[file]]
     else:
-        splits = dict.fromkeys(files)
+        splits = dict.fromkeys(files, None)
     if config.max_bytes is None:
         yield from _read(files, splits, folder, config)
     elif any(map(_is_record, files)):
@@ -133,7 +134,7 @@ def _own_split(file: Path) -> Split | None:
 
 
 def _read(
-    files: Iterable[Path], splits: dict[Path, Split | None], folder: Path, config: CorpusConfig
+    files: Iterable[Path], splits: Mapping[Path, Split | None], folder: Path, config: CorpusConfig
 ) -> Iterator[Found]:
     for file in files:
         name = file.relative_to(folder).as_posix()
@@ -208,7 +209,7 @@ def _parquet(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
         raise CorpusError(f"{file}: broken Parquet ({reason}); fetch or write the file again") from error
 
 
-def document_of(record: dict[str, object], column: str, place: str, source: str, licence: str | None) -> Document:
+def document_of(record: Mapping[str, object], column: str, place: str, source: str, licence: str | None) -> Document:
     """Document in a row or JSON object; its own `source` and `licence` (or `license`) win over those given.
 
     Raises:

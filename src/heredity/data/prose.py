@@ -21,10 +21,11 @@ _MARKUP = (
 )
 _NOT_PROSE = (">>>", "...", ".. ", "|", "+-", "+=", "#!", "$ ", "```", "@", "<", "![", "//", "Copyright", "SPDX")
 _RARE_IN_PROSE = re.compile(r"[^A-Za-z ,.;:'\"()-]")
-_COMMON = frozenset(
-    "the of to a an and in is are be for that this it as with on by or if not from when which will can has have was at "
-    "you we they its into than then there these use used one all any only may must should but do does no so more".split()
+_COMMON_WORDS = (
+    "the of to a an and in is are be for that this it as with on by or if not from when which will can has have was "
+    "at you we they its into than then there these used one all any only may must should but do does no so more"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 _FEWEST_WORDS = 8
 _CODE_SIGNS = re.compile(r"[=<>{}\[\]\\|_^~%$#@]|\w\(|\.\w|::")
 

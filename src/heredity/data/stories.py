@@ -1,7 +1,8 @@
 """`generated:stories`: short children's stories from a seeded grammar, endless for practical purposes.
 
-A story has an opening, a plot of several beats with asides, and an ending. What recurs in it (names, animals, places, colors) is
-drawn once, so that a language model has something to keep track of.
+A story has an opening, a plot of several beats with asides, and an ending. What recurs in it (names, animals, places,
+colors) is drawn once, so that a language model has something to keep track of. The words are in two text files beside
+this module, which say how they are read.
 """
 
 from __future__ import annotations
@@ -11,36 +12,65 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cache
-
-from heredity.data.story_cast import BOYS, CREATURES, GIRLS, HELPERS, PRONOUNS, TABLES
-from heredity.data.story_plots import ASIDE, ENDING, MIDDLE, OPENING, PLOTS
+from importlib import resources
+from typing import NamedTuple
 
 VERSION = 1
 """Raised whenever the grammar changes, so that cached corpora are made anew."""
 
 _WORDS = range(80, 251)
 _PATIENCE = 1000
-_CHOICE = re.compile(r"\[([^]]*)\]")
-_SLOT = re.compile(r"\{(\w)(\w*)\}")
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
 _NEW_PARAGRAPH = 0.4
 _ASIDE = 0.6
 _MIDDLE = 0.15
+_CREATURE = 0.25
+
+_CHOICE = re.compile(r"\[([^]]*)\]")
+_SLOT = re.compile(r"\{(\w)(\w*)\}")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
+_PRONOUNS = {
+    "she": {"he": "she", "him": "her", "his": "her", "himself": "herself"},
+    "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
+}
+
+Ways = tuple[str, ...]
+Row = dict[str, str]
+
+
+class _Plots(NamedTuple):
+    """The words of `story_plots.txt`: ways to tell each beat."""
+
+    opening: Ways
+    aside: Ways
+    middle: Ways
+    ending: Ways
+    plots: tuple[tuple[Ways, ...], ...]
+
+
+class _Cast(NamedTuple):
+    """The words of `story_cast.txt`."""
+
+    girls: tuple[str, ...]
+    boys: tuple[str, ...]
+    creatures: tuple[str, ...]
+    helpers: tuple[Row, ...]
+    tables: tuple[tuple[Row, ...], ...]
 
 
 def story(rng: random.Random) -> str:
-    """One story of 80 to 250 words."""
+    """One story of 80 to 250 words, in one or more paragraphs."""
+    words = _plots()
     while True:
-        cast = _cast(rng)
-        told = [rng.choice(_beats(OPENING)[0])]
+        slots = _slots(rng)
+        told = [rng.choice(words.opening)]
         if rng.random() < _ASIDE:
-            told += [" ", rng.choice(_beats(ASIDE)[0])]
-        for ways in _beats(rng.choice(PLOTS)):
+            told += [" ", rng.choice(words.aside)]
+        for ways in rng.choice(words.plots):
             told += ["\n" if rng.random() < _NEW_PARAGRAPH else " ", rng.choice(ways)]
             if rng.random() < _MIDDLE:
-                told += [" ", rng.choice(_beats(MIDDLE)[0])]
-        told += [" ", rng.choice(_beats(ENDING)[0])]
-        text = _tell("".join(told), cast, rng)
+                told += [" ", rng.choice(words.middle)]
+        told += [" ", rng.choice(words.ending)]
+        text = _tell("".join(told), slots, rng)
         if len(text.split()) in _WORDS:
             return text
 
@@ -65,57 +95,78 @@ def stories(count: int | None, seed: int) -> Iterator[str]:
         yield text
 
 
-def _tell(text: str, cast: dict[str, str], rng: random.Random) -> str:
+def _tell(text: str, slots: Row, rng: random.Random) -> str:
     """Resolve choices, then slots, then `a` before a vowel."""
 
     def value(match: re.Match[str]) -> str:
         first, rest = match.groups()
         if first.islower():
-            return cast[first + rest]
-        filled = cast[first.lower() + rest]
+            return slots[first + rest]
+        filled = slots[first.lower() + rest]
         return filled[0].upper() + filled[1:]
 
     text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
     return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
 
 
-def _cast(rng: random.Random) -> dict[str, str]:
+def _slots(rng: random.Random) -> Row:
     """A value for every slot of the plots."""
-    cast: dict[str, str] = {}
-    for rows in _rows():
-        cast |= rng.choice(rows)
-    names = GIRLS + BOYS
-    hero, friend = rng.sample(names, 2)
-    helper, pronoun = rng.choice(HELPERS)
-    cast |= {"hero": hero, "friend": friend, "helper": helper}
-    cast["kind"] = rng.choice(CREATURES) if rng.random() < 0.25 else _child(hero)
-    cast["friend_kind"] = _child(friend)
-    cast |= _pronoun(hero)
-    cast |= {f"f{slot}": word for slot, word in _pronoun(friend).items()}
-    cast |= {f"h{slot}": word for slot, word in PRONOUNS[pronoun].items()}
-    return cast
+    cast = _cast()
+    slots: Row = {}
+    for rows in cast.tables:
+        slots |= rng.choice(rows)
+    hero, friend = rng.sample(cast.girls + cast.boys, 2)
+    helper = rng.choice(cast.helpers)
+    slots |= {"hero": hero, "friend": friend, "helper": helper["helper"]}
+    for prefix, pronoun in (
+        ("", _pronoun(hero, cast)),
+        ("f", _pronoun(friend, cast)),
+        ("h", helper["pronoun"]),
+    ):
+        slots |= {prefix + slot: word for slot, word in _PRONOUNS[pronoun].items()}
+    kinds = {"she": "girl", "he": "boy"}
+    slots["kind"] = rng.choice(cast.creatures) if rng.random() < _CREATURE else kinds[slots["he"]]
+    slots["friend_kind"] = kinds[slots["fhe"]]
+    return slots
 
 
-def _child(name: str) -> str:
-    return "girl" if name in GIRLS else "boy"
-
-
-def _pronoun(name: str) -> dict[str, str]:
-    return PRONOUNS["she" if name in GIRLS else "he"]
+def _pronoun(name: str, cast: _Cast) -> str:
+    return "she" if name in cast.girls else "he"
 
 
 @cache
-def _beats(text: str) -> tuple[tuple[str, ...], ...]:
-    """Ways to tell each beat of a plot written as in `story_plots`."""
-    beats = (re.split(r"^- ", beat, flags=re.MULTILINE)[1:] for beat in text.strip().split("\n\n"))
+def _plots() -> _Plots:
+    sections = _sections("story_plots.txt")
+    return _Plots(
+        *(_beats(sections[title])[0] for title in ("opening", "aside", "middle", "ending")),
+        plots=tuple(_beats(text) for title, text in sections.items() if title.startswith("plot ")),
+    )
+
+
+@cache
+def _cast() -> _Cast:
+    sections = _sections("story_cast.txt")
+    return _Cast(
+        *(tuple(sections[title].split()) for title in ("girls", "boys", "creatures")),
+        helpers=_rows(sections["helpers"]),
+        tables=tuple(_rows(text) for title, text in sections.items() if title.startswith("table ")),
+    )
+
+
+def _sections(file: str) -> dict[str, str]:
+    """Text below each `== title` of a file of this package."""
+    text = resources.files("heredity.data").joinpath(file).read_text(encoding="utf-8")
+    sections = re.split(r"^== (.+)\n", text, flags=re.MULTILINE)[1:]
+    return {title: body.strip() for title, body in zip(sections[::2], sections[1::2], strict=True)}
+
+
+def _beats(text: str) -> tuple[Ways, ...]:
+    """Ways to tell each beat."""
+    beats = (re.split(r"^- ", beat, flags=re.MULTILINE)[1:] for beat in text.split("\n\n"))
     return tuple(tuple(" ".join(way.split()) for way in ways) for ways in beats)
 
 
-@cache
-def _rows() -> tuple[tuple[dict[str, str], ...], ...]:
-    """The tables of the cast, each as rows of slot and value."""
-    tables = []
-    for table in TABLES:
-        head, *rows = ([cell.strip() for cell in line.split("|")] for line in table.strip().splitlines())
-        tables.append(tuple(dict(zip(head, row, strict=True)) for row in rows))
-    return tuple(tables)
+def _rows(text: str) -> tuple[Row, ...]:
+    """Rows of a table, each as slot and value."""
+    head, *rows = ([cell.strip() for cell in line.split("|")] for line in text.splitlines())
+    return tuple(dict(zip(head, row, strict=True)) for row in rows)

@@ -52,13 +52,13 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
             "some tokens in the set and some not"
         )
     everywhere, inside = moments(acts.sparse), moments(acts.where(hit).sparse)
-    counted = _log_ratio(inside.count, everywhere.count, base_rate)
+    counted = _log_ratio(inside.stored, everywhere.stored, base_rate)
     weighted = _log_ratio(inside.total, everywhere.total, base_rate)
     # The indicator has mean p and centered norm sqrt(T p (1 - p)).
     covariance = inside.total - everywhere.total * base_rate
     norm = np.sqrt(everywhere.square * acts.tokens * base_rate * (1 - base_rate))
     sensitivity = np.divide(covariance, norm, out=np.full(acts.d_sae, np.nan), where=norm > 0)
-    return LLR(weighted, counted, base_rate, np.clip(sensitivity, -1, 1), everywhere.count, inside.count)
+    return LLR(weighted, counted, base_rate, np.clip(sensitivity, -1, 1), everywhere.stored, inside.stored)
 
 
 def _log_ratio(inside: np.ndarray, everywhere: np.ndarray, base_rate: float) -> np.ndarray:

@@ -166,7 +166,7 @@ def _through(edge: Matches, from_base: np.ndarray, threshold: float) -> tuple[np
     The lists of both directions are searched, so a pair is missed only when it is in the `top` of neither feature.
     """
     above = edge.child_r > threshold
-    based = (above & from_base[edge.child_match]).any(axis=1)
+    based = np.logical_or.reduce(above & from_base[edge.child_match], axis=1)
     back = edge.parent_match[(edge.parent_r > threshold) & from_base[:, None]]
     based[back] = True
     return above[:, 0].copy(), based

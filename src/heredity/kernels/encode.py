@@ -18,8 +18,11 @@ from .threads import in_ranges
 CHUNK_BYTES = 8 << 20
 """Bytes of one chunk of pre-activations: it fits the last cache level and stays below malloc's mmap threshold."""
 
-BLOCK = 16
+BLOCK = 64
 """Pre-activations looked at together; a block without an active one is skipped."""
+
+LANES = 16
+"""Pre-activations of which the largest stands for all when the k-th largest of a row is bounded."""
 
 
 class Csr(NamedTuple):
@@ -163,14 +166,16 @@ def _collect(row, floor, found):
     n = 0
     whole = len(row) - len(row) % BLOCK
     for block in range(0, whole, BLOCK):
+        # Slices, because an index that might be negative (and wrap around) keeps the loops scalar.
+        some, least = row[block : block + BLOCK], floor[block : block + BLOCK]
         active = np.int32(0)
         for j in range(BLOCK):
-            active = np.int32(active + np.int32(row[block + j] > floor[block + j]))
+            active = np.int32(active + np.int32(some[j] > least[j]))
         if active > 0:
-            for j in range(block, block + BLOCK):
+            for j in range(BLOCK):
                 # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
-                found[n] = j
-                n += np.int64(row[j] > floor[j])
+                found[n] = block + j
+                n += np.int64(some[j] > least[j])
     for j in range(whole, len(row)):
         found[n] = j
         n += np.int64(row[j] > floor[j])
@@ -191,11 +196,11 @@ def _fill_above(pre_acts, floor, starts, indices, values):
 def _fill_largest(pre_acts, k, counts, indices, values):
     """The k largest positive entries of each row, k >= 1.
 
-    Bisection finds a cut that k entries or a few more exceed. Its first rounds look at maxima over BLOCK entries
+    Bisection finds a cut that k entries or a few more exceed. Its first rounds look at maxima over LANES entries
     that lie `stride` apart (taken lane by lane): when k maxima exceed a cut, so do k entries.
     """
     d_sae = pre_acts.shape[1]
-    stride = (d_sae + BLOCK - 1) // BLOCK
+    stride = (d_sae + LANES - 1) // LANES
     maxima, floor = np.empty(stride, np.float32), np.empty(d_sae, np.float32)
     found, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
     for i in range(len(pre_acts)):
@@ -203,8 +208,9 @@ def _fill_largest(pre_acts, k, counts, indices, values):
         if stride >= k:
             maxima[:] = row[:stride]
             for start in range(stride, d_sae, stride):
-                for b in range(min(stride, d_sae - start)):
-                    maxima[b] = max(maxima[b], row[start + b])
+                part = row[start : start + stride]
+                for b in range(len(part)):
+                    maxima[b] = max(maxima[b], part[b])
             floor[:] = _cut(maxima, k, k + k // 4, 16)
         else:
             floor[:] = _cut(row, k, k + k // 4, 16)

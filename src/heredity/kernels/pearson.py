@@ -89,14 +89,14 @@ def _insert(best_r, best, r, index):  # noqa: ANN001, ANN202 (typed by numba)
 
 
 @numba.njit(nogil=True, cache=True)
-def _to_r(products, tokens_mean, scale, child_mean, child_scale):  # noqa: ANN001, ANN202 (typed by numba)
+def _to_r(products, tokens, mean, scale, child_mean, child_scale):  # noqa: ANN001, ANN202 (typed by numba)
     """Turn a row of products into r in place; -inf for constant child features, which no list accepts.
 
-    `scale` is one over the centered norm, 0 for a constant feature. The two scales are multiplied first, so that
-    swapping parent and child gives the same bits.
+    `scale` is one over the centered norm, 0 for a constant feature. The means are multiplied first,
+    and so are the scales: swapping parent and child then gives the same bits.
     """
     for c in range(len(products)):
-        r = (products[c] - tokens_mean * child_mean[c]) * (scale * child_scale[c])
+        r = (products[c] - tokens * (mean * child_mean[c])) * (scale * child_scale[c])
         r = min(1.0, max(-1.0, r))
         products[c] = r if child_scale[c] > 0.0 else -np.inf
 
@@ -126,7 +126,7 @@ def _match_chunk(chunk, parent, child, parent_stats, child_stats, tokens, scratc
     for p in chunk:
         own = slice(starts[p], starts[p + 1])
         _add_products(tokens_of[own], weights[own], indptr, entries, products)
-        _to_r(products, tokens * mean[p], scale[p], child_stats[0], child_stats[1])
+        _to_r(products, tokens, mean[p], scale[p], child_stats[0], child_stats[1])
         _keep_best(p, products, parent_best[0][p], parent_best[1][p], child_best[0], child_best[1], child_worst)
 
 

@@ -10,12 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 
-@intrinsic
-def prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
-    """Start loading the cache line of `array[index]` (one-dimensional, any dtype); callable from compiled code only.
-
-    It never changes a result: an address beyond the end is ignored by the processor, negative indices do not wrap.
-    """
+def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         struct = context.make_array(signature.args[0])(context, builder, args[0])
@@ -30,3 +25,10 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (nu
         return context.get_dummy_value()
 
     return types.void(array, index), codegen
+
+
+prefetch: Any = intrinsic(_prefetch)
+"""prefetch(array, index): start loading the cache line of `array[index]` (one-dimensional); for compiled code only.
+
+It never changes a result: an address beyond the end is ignored by the processor, and negative indices do not wrap.
+"""

@@ -129,8 +129,8 @@ def _moments(indices, values, width, rows):  # noqa: ANN001, ANN202 (typed by nu
 class Moments(NamedTuple):
     """Sums over all rows of each column, entries that are not stored counted as zeros."""
 
-    count: np.ndarray
-    """int64 [width]: stored entries."""
+    stored: np.ndarray
+    """int64 [width]: entries that are stored."""
     total: np.ndarray
     """float64 [width]: sum of values."""
     square: np.ndarray

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 _CPU_LOGITS, _GPU_LOGITS = 2**20, 2**27  # logits a chunk: what stays in cache, what fills a GPU
 _MIN_ROWS = 256  # fewer rows make the matrix products inefficient
@@ -57,7 +56,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     """loss = mean(logsumexp(z) - z[label]),   dz = (softmax(z) - onehot(label)) / rows,   z = hidden @ weight.T.
 
-    The gradients are finished in the forward pass, chunk by chunk, while the logits are at hand.
+    The gradients are made in the forward pass, chunk by chunk, while the logits are at hand; 1 / rows comes last.
     """
 
     @staticmethod
@@ -74,28 +73,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), dtype=torch.float64, device=hidden.device)
             for start in range(0, rows, step):
                 part, target = x[start : start + step], labels[start : start + step, None]
-                logits = (part @ w.T).float()
-                log_probs = logits.log_softmax(-1)
+                log_probs = torch.log_softmax(part @ w.T, dim=-1, dtype=torch.float32)
                 total -= log_probs.gather(1, target).sum(dtype=torch.float64)
                 if not (need_hidden or need_weight):
                     continue
                 d_logits = log_probs.exp_()
                 d_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-                d_logits = d_logits.div_(rows).to(dtype)
+                d_logits = d_logits.to(dtype)
                 if d_hidden is not None:
                     torch.mm(d_logits, w, out=d_hidden[start : start + step])
                 if d_weight is not None:
                     d_weight += d_logits.T @ part
         ctx.save_for_backward(d_hidden, d_weight)
-        ctx.types = (hidden.dtype, weight.dtype)
+        ctx.rows, ctx.types = rows, (hidden.dtype, weight.dtype)
         return (total / rows).float()
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         hidden_type, weight_type = ctx.types
-        d_hidden = None if d_hidden is None else d_hidden.to(hidden_type) * grads[0]
-        d_weight = None if d_weight is None else d_weight.to(weight_type) * grads[0]
+        scale = grads[0] / ctx.rows
+        d_hidden = None if d_hidden is None else d_hidden.to(hidden_type) * scale
+        d_weight = None if d_weight is None else d_weight.to(weight_type) * scale
         return d_hidden, d_weight, None, None
 
 

@@ -68,7 +68,7 @@ def _edge(init: Init, parent: str, child: str, edge: EdgeSummary) -> list[Statem
         about=child,
         question="new",
         instrument=init,
-        text=f"{_of(edge.emerge, edge.child_live)} of the live features of {child} are new: nothing in {parent} matches them.",
+        text=f"{_of(edge.emerge, edge.child_live)} of the live features of {child} match nothing in {parent}.",
         evidence=(_both("emerge", edge.emerge, edge.child_live, edge.child_features),),
     )
     return [inherited, lost, new, _sure(init, parent, child, edge)]
@@ -110,6 +110,9 @@ def _merge(
     live = sum(counts.values())
     kept = live - counts["novel"]
     start = _start(summary, name)
+    parents = summary.models[name].parents
+    origins = {"from_base": f"from {start}", **{f"emerged_in_{parent}": f"from {parent} alone" for parent in parents}}
+    origins = {key: what for key, what in origins.items() if key in counts} | {"emerged_in_both": "in several parents"}
     sources = [f"{counts['from_base']:,} go back to {start}"] if counts["from_base"] else []
     sources += [
         _source(summary, key.removeprefix("emerged_in_"), count)
@@ -124,7 +127,7 @@ def _merge(
             question="inherited",
             instrument=init,
             text=f"{name} inherited {_of(kept, live)} of its live features{': ' if sources else ''}{_list(sources)}.",
-            evidence=(f"{kept:,} = " + " + ".join(f"{n:,} {k}" for k, n in counts.items() if k != "novel"),),
+            evidence=(f"{kept:,} = " + " + ".join(f"{counts[key]:,} {what}" for key, what in origins.items()),),
         ),
         Statement(
             about=name,
@@ -134,7 +137,7 @@ def _merge(
             evidence=(f"novel {counts['novel']:,} of {live:,} live",),
         ),
     ]
-    for parent in summary.models[name].parents:
+    for parent in parents:
         if edge := edges.get(f"{parent}->{name}"):
             statements.append(
                 Statement(

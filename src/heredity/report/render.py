@@ -11,6 +11,8 @@ from functools import cache
 from importlib import resources
 
 from heredity.report.headline import Statement, headline
+from heredity.report.method import DEFINITIONS
+from heredity.report.squeeze import squeeze_script, squeeze_style
 from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
 
 _SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "features.js", "page.js")
@@ -29,6 +31,7 @@ def render(view: View) -> str:
     data = {
         "view": view.model_dump(mode="json"),
         "headline": [statement.model_dump(mode="json") for statement in statements],
+        "definitions": DEFINITIONS,
         "bins": BINS.tolist(),
         "density_bins": DENSITY_BINS.tolist(),
         "thresholds": THRESHOLDS.tolist(),
@@ -37,7 +40,7 @@ def render(view: View) -> str:
     parts = {
         "title": html.escape(view.summary.study),
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
-        "style": _file("page.css"),
+        "style": squeeze_style(_file("page.css")),
         "script": script,
         "findings": _plain(view, statements),
         "data": embedded(data),
@@ -68,7 +71,7 @@ def _plain(view: View, statements: tuple[Statement, ...]) -> str:
 
 @cache
 def _script() -> str:
-    text = "\n".join(_file(name) for name in _SCRIPTS)
+    text = squeeze_script("\n".join(_file(name) for name in _SCRIPTS))
     return f'(() => {{\n"use strict";\n{text}\n}})();\n'
 
 

@@ -308,4 +308,6 @@ class View(Frozen):
             for edge in measured.edges:
                 if edge not in known.edges:
                     raise ValueError(f"{edge!r} is no edge of the summary; edges are {', '.join(known.edges)}")
+            if missing := [merge for merge in known.flow if merge not in measured.flows]:
+                raise ValueError(f"the flow into {missing[0]} has no links; make them with flow_links")
         return self

@@ -211,6 +211,16 @@ def training_acts(weights: Weights, x: Tensor, rule: Rule) -> Csr:
     return keep_largest(acts, count)
 
 
+def training_errors(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
+    """Loss of each token, float32 [n], for centered inputs x [n, d_in]."""
+    losses = []
+    for part in x.split(1024):
+        acts = activate(linear(part, weights.w_enc, weights.b_enc), rule)
+        error = linear(acts, weights.w_dec.T) - part
+        losses.append(error.square().mean(1) + rule.l1 * acts.sum(1))
+    return torch.cat(losses)
+
+
 def _sampled_threshold(weights: Weights, x: Tensor, k: int) -> float:
     pre_acts = linear(x, weights.w_enc, weights.b_enc).relu_()
     return float(pre_acts.flatten().topk(k * len(x)).values[-1])

@@ -155,13 +155,8 @@ def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, An
     missing = sorted(set(case.tokens) - {sample.vocabulary[number] for number in ids})
     hit = np.isin(sample.ids.ravel(), ids)
     start = study.order[0]
-    result: dict[str, Any] = {
-        "tokens": list(case.tokens),
-        "not_in_vocabulary": missing,
-        "models": {},
-        "mean_r": None,
-        "lost": [],
-    }
+    result: dict[str, Any] = {"tokens": list(case.tokens), "not_in_vocabulary": missing}
+    result |= {"models": {}, "mean_r": None, "lost": []}
     chosen = best_feature(llr(sample.acts[start], hit)) if hit.any() else None
     if chosen is None:
         return {**result, "verdict": "no feature of the start model fires on these tokens"}, []

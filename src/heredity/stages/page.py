@@ -183,12 +183,7 @@ def _provenance(study: Study, artifacts: Artifacts) -> Provenance:
         config=study.config.to_toml(),
         hook_point=study.config.hook_point,
         seed=study.config.seed,
-        seeds={
-            label: config["seed"]
-            for label, artifact in artifacts.items()
-            if label.startswith(("model/", "sae/"))
-            and isinstance((config := artifact.json("config.json")).get("seed"), int)
-        },
+        seeds={label: seed for label in artifacts if (seed := _seed(artifacts[label])) is not None},
         versions=any_versions,
         device=f"{platform.machine()}, {os.cpu_count()} processors",
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -196,9 +191,12 @@ def _provenance(study: Study, artifacts: Artifacts) -> Provenance:
             CorpusView(name=name, **{key: record[key] for key in (*kept, *counts)}) for name, record in records.items()
         ),
         artifacts=tuple(
-            ArtifactView(
-                stage=manifest["stage"], name=manifest["name"], key=manifest["key"], seconds=manifest["seconds"]
-            )
+            ArtifactView(**{field: manifest[field] for field in ArtifactView.model_fields})
             for manifest in manifests.values()
         ),
     )
+
+
+def _seed(artifact: Artifact) -> int | None:
+    """The seed that an artifact was made with, if chance had a part in it."""
+    return artifact.json(CONFIG).get("seed")

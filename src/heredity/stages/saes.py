@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,29 +99,30 @@ def _training_stage(
         sae = sae.to(next(reader.parameters()).device)
         kept = work.folder / "checkpoint"
         state = TrainingState.load(kept) if kept.exists() else None
-        rows = train(
+        trained = train(
             sae,
             store.batch,
             config,
             steps,
             seed,
+            init="parent" if source else "independent",
             l1_coefficient=inherited.get("l1_coefficient"),
-            continued=source is not None,
             state=state,
             checkpoint=lambda found: _replace(found, kept),
             progress=work.progress,
         )
-        metadata = _metadata(study, work, name, seed, steps * store.batch_size, rows[-1])
+        metadata = _metadata(study, work, name, seed, steps * store.batch_size, trained.l1_coefficient)
         write_sae(sae, work.folder / "sae", metadata)
-        write_json(work.folder / "training.json", [row._asdict() for row in rows])
-        shutil.rmtree(kept, ignore_errors=True)
+        write_json(work.folder / "training.json", [row._asdict() for row in trained.rows])
+        for folder in (kept, *_spares(kept)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     return Stage("sae", label, settings, inputs, make)
 
 
-def _replace(state: Any, folder) -> None:
+def _replace(state: Any, folder: Path) -> None:
     """Put a checkpoint in the place of the one before, so that a kill at any moment leaves one that is whole."""
-    partial, old = folder.with_name(".checkpoint-new"), folder.with_name(".checkpoint-old")
+    partial, old = _spares(folder)
     shutil.rmtree(partial, ignore_errors=True)
     state.save(partial)
     shutil.rmtree(old, ignore_errors=True)
@@ -130,13 +132,17 @@ def _replace(state: Any, folder) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _spares(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(".checkpoint-new"), folder.with_name(".checkpoint-old")
+
+
 def _generator(seed: int):
     import torch
 
     return torch.Generator().manual_seed(seed)
 
 
-def _metadata(study: Study, work: Work, name: str, seed: int, tokens: int, last: Any) -> dict[str, Any]:
+def _metadata(study: Study, work: Work, name: str, seed: int, tokens: int, l1: float | None) -> dict[str, Any]:
     return {
         "model_name": name,
         "hook_name": study.config.hook_point,
@@ -144,7 +150,7 @@ def _metadata(study: Study, work: Work, name: str, seed: int, tokens: int, last:
         "model_state": work.inputs["model"].json(RECORD)["state"],
         "seed": seed,
         "training_tokens": tokens,
-        "l1_coefficient": last.l1_coefficient,
+        "l1_coefficient": l1,
     }
 
 

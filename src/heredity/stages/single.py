@@ -53,10 +53,11 @@ def _from_recipe(path: Path, out: Path, seed: int) -> dict[str, Any]:
     from heredity.lm.recipe import merge_recipe, read_recipe
 
     recipe = read_recipe(path)
-    states = {model: load_model(model).state_dict() for model in recipe.models_needed}
+    needed = [*recipe.models, *([recipe.base] if recipe.base and recipe.base not in recipe.models else [])]
+    states = {model: load_model(model).state_dict() for model in needed}
     merged, report = merge_recipe(recipe, states, seed)
-    result = {"method": recipe.method, "models": list(recipe.models_needed), "t": None, "weights": None}
-    return _write_merge(recipe.models_needed[0], merged, report, out, result)
+    result = {"method": recipe.method, "models": list(recipe.models), "t": None, "weights": None}
+    return _write_merge(recipe.models[0], merged, report, out, result)
 
 
 def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,17 @@ const watch = new ResizeObserver((entries) => {
   for (const { target } of entries) if (target.redraw) target.redraw();
 });
 
-/** A figure; draw(svg, width) -> height. `label` is read out instead of the drawing. */
-function chart(label, draw) {
-  const figure = h("figure", { role: "group", "aria-label": label });
+/** A figure; draw(svg, width) -> height. `title` is what a screen reader says of it. */
+function chart(title, draw) {
+  const figure = h("figure", { role: "group", "aria-label": title });
   let drawn = 0;
   figure.redraw = (force) => {
     const width = Math.floor(figure.clientWidth);
     if (!width || (!force && width === drawn)) return;
     drawn = width;
-    const svg = h("svg", { "aria-label": label });
+    const svg = h("svg", { width });
     const height = draw(svg, width);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.setAttribute("width", width);
     svg.setAttribute("height", height);
     figure.replaceChildren(svg);
   };
@@ -46,18 +45,14 @@ function ticks(from, to, wanted) {
 function axes(svg, box, x, y) {
   for (const value of y.ticks) {
     const at = y.scale(value);
-    svg.append(h("line", { class: "gridline", x1: box.left, x2: box.right, y1: at, y2: at }));
-    svg.append(h("text", { class: "soft", x: box.left - 8, y: at + 4, "text-anchor": "end" }, y.format(value)));
+    svg.append(line(box.left, at, box.right, at, { class: "gridline" }), label(box.left - 8, at + 4, y.format(value), "soft", "end"));
   }
-  svg.append(h("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
+  svg.append(line(box.left, box.bottom, box.right, box.bottom, { class: "axis" }));
   for (const value of x.ticks) {
     const at = x.scale(value);
-    svg.append(h("line", { class: "axis", x1: at, x2: at, y1: box.bottom, y2: box.bottom + 4 }));
-    svg.append(h("text", { class: "soft", x: at, y: box.bottom + 17, "text-anchor": "middle" }, x.format(value)));
+    svg.append(line(at, box.bottom, at, box.bottom + 4, { class: "axis" }), label(at, box.bottom + 17, x.format(value), "soft", "middle"));
   }
-  if (x.label) {
-    svg.append(h("text", { class: "soft", x: (box.left + box.right) / 2, y: box.bottom + 34, "text-anchor": "middle" }, x.label));
-  }
+  if (x.label) svg.append(label((box.left + box.right) / 2, box.bottom + 34, x.label, "soft", "middle"));
 }
 
 /** Path through points [[x, y], ...]; a gap where y is not known. */
@@ -76,7 +71,7 @@ const band = (upper, lower) => `${path(upper)}L${path([...lower].reverse()).slic
 /** Move labels [{y, ...}] apart so that none overlaps, keeping their order; stays between low and high. */
 function spread(labels, gap, low, high) {
   const sorted = labels.sort((a, b) => a.y - b.y);
-  sorted.forEach((label, place) => (label.y = Math.max(label.y, place ? sorted[place - 1].y + gap : low)));
+  sorted.forEach((one, place) => (one.y = Math.max(one.y, place ? sorted[place - 1].y + gap : low)));
   for (let place = sorted.length - 1; place >= 0; place--) {
     const limit = place === sorted.length - 1 ? high : sorted[place + 1].y - gap;
     sorted[place].y = Math.min(sorted[place].y, limit);
@@ -86,8 +81,7 @@ function spread(labels, gap, low, high) {
 
 /** items: [color, text, bold text, line style]. */
 function legend(items) {
-  return h("ul", { class: "legend" }, items.map(([tint, text, strong, line]) =>
-    h("li", null,
-      h("i", { class: line ? `line ${line}` : null, style: line ? { "border-color": tint } : { background: tint } }),
+  return h("ul", { class: "legend" }, items.map(([tint, text, strong, dash]) =>
+    h("li", null, h("i", { class: dash ? `line ${dash}` : null, style: dash ? { "border-color": tint } : { background: tint } }),
       text, strong ? [" ", h("b", null, strong)] : null)));
 }

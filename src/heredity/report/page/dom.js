@@ -6,7 +6,7 @@ const GRAPH = VIEW.graph;
 const NODE = Object.fromEntries(GRAPH.map((node) => [node.name, node]));
 const state = { init: SUMMARY.instrument, threshold: null };
 
-const isSvg = new Set(["svg", "g", "path", "rect", "line", "circle", "text", "tspan", "title", "defs", "pattern"]);
+const isSvg = new Set(["svg", "g", "path", "rect", "line", "circle", "text", "title"]);
 
 /** An element with attributes, listeners (`onclick`) and children (strings become text). */
 function h(tag, attributes, ...children) {
@@ -23,14 +23,20 @@ function h(tag, attributes, ...children) {
   return element;
 }
 
+/** Parts of drawings. */
+const line = (x1, y1, x2, y2, more) => h("line", { x1, y1, x2, y2, ...more });
+const rect = (x, y, width, height, fill, more) => h("rect", { x, y, width: Math.max(0, width), height: Math.max(0, height), fill, ...more });
+const label = (x, y, text, look, anchor, fill) => h("text", { x, y, class: look, "text-anchor": anchor, style: fill ? { fill } : null }, text);
+const stroke = (d, tint, width, dash) => h("path", { d, fill: "none", stroke: tint, "stroke-width": width, "stroke-dasharray": dash });
+
 const known = (value) => value !== null && value !== undefined;
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en-US") : "–");
 const fixed = (value, digits = 2) => (known(value) ? value.toFixed(digits).replace("-", "−") : "–");
 function percent(share, digits) {
   if (!known(share) || !isFinite(share)) return "–";
   const value = 100 * share;
-  if (value > 0 && value < 0.1 && digits === undefined) return "< 0.1 %";
-  return `${value.toFixed(digits ?? (value > 0 && value < 10 ? 1 : 0))} %`;
+  if (value > 0 && value < 0.1 && digits === undefined) return "<\u202f0.1\u202f%";
+  return `${value.toFixed(digits ?? (value > 0 && value < 10 ? 1 : 0))}\u202f%`;
 }
 const share = (part, whole) => (whole ? percent(part / whole) : "–");
 function rate(value) {
@@ -49,13 +55,15 @@ function measured() {
   return { ...(VIEW.measured[state.init] || { edges: {}, flows: {}, densities: {}, kept: {} }), figures };
 }
 
-/** The color of a model: a single start model and merges have the first, every other model its own while they last. */
+/** The color of a model, the same on the whole page: start, merges and every other model apart while colors last. */
 const STARTS = GRAPH.filter((node) => !node.parents.length).map((node) => node.name);
 const COLORED = GRAPH.filter((node) => (node.parents.length ? node.parents.length === 1 : STARTS.length > 1)).map((node) => node.name);
 function color(model) {
   const place = COLORED.indexOf(model);
-  return place < 0 ? "var(--c0)" : `var(--c${1 + (place % 5)})`;
+  return place >= 0 ? `var(--c${1 + (place % 5)})` : NODE[model].parents.length ? "var(--both)" : "var(--c0)";
 }
+/** Sentences made elsewhere: a figure and its percent sign stay on one line. */
+const bound = (text) => text.replaceAll(" %", "\u202f%").replace(/(\d) (of|=) (?=\d)/g, "$1\u00a0$2 ");
 const arrow = (edge) => edge.replace("->", " → ");
 
 /** A table; columns are [title, key or function, options], rows anything. */

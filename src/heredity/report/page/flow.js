@@ -26,10 +26,10 @@ function studyGraph() {
     const place = {};
     const rowsHeight = across ? widest * 84 : layers.length * 112 - 40;
     layers.forEach((layer, level) => layer.forEach((name, row) => {
-      const line = (row + 0.5) / layer.length;
+      const middle = (row + 0.5) / layer.length;
       place[name] = across
-        ? { x: layers.length > 1 ? level * ((width - boxWidth) / (layers.length - 1)) : 0, y: line * rowsHeight - boxHeight / 2 + 2 }
-        : { x: line * width - boxWidth / 2, y: level * 112 + 2 };
+        ? { x: layers.length > 1 ? level * ((width - boxWidth) / (layers.length - 1)) : 0, y: middle * rowsHeight - boxHeight / 2 + 2 }
+        : { x: middle * width - boxWidth / 2, y: level * 112 + 2 };
     }));
     const edges = measured().figures.edges;
     const labels = [];
@@ -38,24 +38,24 @@ function studyGraph() {
       const a = across ? [from.x + boxWidth, from.y + boxHeight / 2] : [from.x + boxWidth / 2, from.y + boxHeight];
       const b = across ? [to.x, to.y + boxHeight / 2] : [to.x + boxWidth / 2, to.y];
       const bend = across ? [(a[0] + b[0]) / 2, a[1], (a[0] + b[0]) / 2, b[1]] : [a[0], (a[1] + b[1]) / 2, b[0], (a[1] + b[1]) / 2];
-      svg.append(h("path", { d: `M${a}C${bend} ${b}`, fill: "none", stroke: "var(--novel)", "stroke-width": 1.5 }));
+      svg.append(stroke(`M${a}C${bend} ${b}`, "var(--novel)", 1.5));
       const edge = edges[`${parent}->${node.name}`];
-      if (edge) labels.push(h("text", { class: "soft halo", x: (a[0] + b[0]) / 2, y: (a[1] + b[1]) / 2 + 4, "text-anchor": "middle" }, `${share(edge.persist, edge.parent_live)} kept`));
+      if (edge) labels.push(label((a[0] + b[0]) / 2, (a[1] + b[1]) / 2 + 4, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
     }
     svg.append(...labels);
     for (const node of GRAPH) {
       const { x, y } = place[node.name];
       const merge = SUMMARY.merges[node.name];
       const lines = [
-        merge ? `${merge.method} merge${known(merge.t) ? ` at t = ${merge.t.toFixed(2)}` : ""}` : KINDS[SUMMARY.models[node.name].kind],
+        merge ? `${merge.method}${known(merge.t) ? `, t = ${merge.t.toFixed(2)}` : " merge"}` : KINDS[SUMMARY.models[node.name].kind],
         node.corpora.length ? `on ${node.corpora.join(", ")}` : node.note,
       ];
       svg.append(h("g", null,
         h("title", null, `${node.name}: ${lines.filter(Boolean).join(" ")}; has seen ${node.trace.join(", ")}`),
-        h("rect", { x: x + 0.5, y, width: boxWidth - 1, height: boxHeight, rx: 7, fill: "var(--card)", stroke: "var(--line)" }),
-        h("rect", { x: x + 0.5, y, width: 4, height: boxHeight, rx: 2, fill: node.parents.length > 1 ? "var(--both)" : color(node.name) }),
-        h("text", { class: "strong", x: x + 14, y: y + 20 }, clip(node.name, boxWidth - 22, 7.6)),
-        lines.map((line, row) => h("text", { class: "soft", x: x + 14, y: y + 37 + row * 16 }, clip(line, boxWidth - 20)))));
+        rect(x + 0.5, y, boxWidth - 1, boxHeight, "var(--card)", { rx: 7, stroke: "var(--line)" }),
+        rect(x + 0.5, y, 4, boxHeight, color(node.name), { rx: 2 }),
+        label(x + 14, y + 20, clip(node.name, boxWidth - 22, 7.6), "strong"),
+        lines.map((text, row) => label(x + 14, y + 37 + row * 16, clip(text, boxWidth - 20), "soft"))));
     }
     return rowsHeight + 4;
   });
@@ -63,7 +63,7 @@ function studyGraph() {
 
 const originLabel = (origin, merge) =>
   origin === "base" ? `from ${rootsOf(merge)}`
-    : origin === "both" ? (NODE[merge].parents.length > 2 ? "emerged in several parents" : "emerged in both parents")
+    : origin === "both" ? `emerged in ${NODE[merge].parents.length > 2 ? "several" : "both"}`
       : origin === "novel" ? "novel" : NODE[origin].parents.length ? `emerged in ${origin}` : `from ${origin} alone`;
 function rootsOf(merge) {
   const roots = ancestry(merge).filter((name) => !NODE[name].parents.length);
@@ -79,24 +79,14 @@ function origins(merge) {
   return [emerged(first), ["base", counts.from_base], ["both", counts.emerged_in_both], ...rest.map(emerged), ["novel", counts.novel]];
 }
 
-/** Links into a merge; without a trace by parent, every parent is credited with all that it may have handed on. */
-function linksOf(merge) {
-  const given = measured().flows[merge];
-  if (given) return given;
-  const counts = measured().figures.flow[merge];
-  return NODE[merge].parents.flatMap((source) =>
-    [["base", counts.from_base], [source, counts[`emerged_in_${source}`] || 0], ["both", counts.emerged_in_both]]
-      .filter(([, size]) => size).map(([origin, size]) => ({ source, target: merge, origin, count: size, shared: null })));
-}
-
 /** Nodes with segments, and ribbons between segments, for the models given. */
 function flowModel(models, whole) {
-  const { figures, kept } = measured();
+  const { figures, flows, kept } = measured();
   const nodes = {};
   const ribbons = [];
   const inside = (name) => models.includes(name);
   const childrenOf = (name) => models.filter((child) => NODE[child].parents.includes(name) && figures.edges[`${name}->${child}`]);
-  const links = models.filter((name) => figures.flow[name]).flatMap(linksOf);
+  const links = models.filter((name) => figures.flow[name]).flatMap((name) => flows[name]);
   for (const name of models) {
     const segments = [];
     const out = childrenOf(name).map((child) => figures.edges[`${name}->${child}`]);
@@ -137,7 +127,8 @@ function flowModel(models, whole) {
     const parents = NODE[link.target].parents;
     const live = origins(link.target).reduce((sum, [, size]) => sum + size, 0);
     const segment = nodes[link.source].segments.find(({ key }) => key === (link.origin === "base" ? "base" : "own"));
-    ribbons.push({ from: link.source, to: link.target, fromKey: segment ? segment.key : nodes[link.source].segments[0]?.key, toKey: link.origin,
+    const skip = link.origin === "both" && segment ? links.find((other) => other.source === link.source && other.target === link.target && other.origin === link.source)?.count : 0;
+    ribbons.push({ from: link.source, to: link.target, skip, fromKey: segment ? segment.key : nodes[link.source].segments[0]?.key, toKey: link.origin,
       fromSize: link.count, toSize: link.count, at: parents.indexOf(link.source) / Math.max(1, parents.length - 1), origin: link.origin, color: originColor(link.origin),
       text: `${link.source} → ${link.target}: ${originLabel(link.origin, link.target)}\n${count(link.count)} of ${count(live)} live features of ${link.target} (${share(link.count, live)})${link.shared ? `\n${count(link.shared)} of them through another parent as well` : ""}` });
   }
@@ -175,7 +166,8 @@ function sankey(models, whole) {
       const start = from.segments.find(({ key }) => key === ribbon.fromKey) || whole_(from);
       const end = to.segments.find(({ key }) => key === ribbon.toKey) || whole_(to);
       const [a, b] = [Math.min(ribbon.fromSize, start.size) * unit, Math.min(ribbon.toSize, end.size) * unit];
-      const [y0, y1] = [start.y + (start.size * unit - a) * ribbon.at, end.y + (end.size * unit - b) * ribbon.at];
+      const beside = (ribbon.skip || 0) * unit * (1 - 2 * ribbon.at);
+      const [y0, y1] = [start.y + (start.size * unit - a) * ribbon.at + beside, end.y + (end.size * unit - b) * ribbon.at];
       const [x0, x1] = [from.x + bar, to.x];
       const middle = (x0 + x1) / 2;
       const shape = `M${x0},${y0}C${middle},${y0} ${middle},${y1} ${x1},${y1}V${y1 + b}C${middle},${y1 + b} ${middle},${y0 + a} ${x0},${y0 + a}Z`;
@@ -193,17 +185,17 @@ function sankey(models, whole) {
       const anchor = node.level === 0 ? "start" : last ? "end" : "middle";
       const x = node.level === 0 ? node.x : last ? node.x + bar : node.x + bar / 2;
       const room = width / columns.length - 8;
-      svg.append(h("text", { class: "strong halo", x, y: node.y - 24, "text-anchor": anchor }, clip(node.name, room, 7.6)));
-      svg.append(h("text", { class: "soft halo", x, y: node.y - 8, "text-anchor": anchor }, `${count(node.size)}${whole ? " live" : " inherited"}`.replace(node.level === 0 && !whole ? " inherited" : "\0", " kept")));
+      svg.append(label(x, node.y - 24, clip(node.name, room, 7.6), "strong halo", anchor));
+      const word = whole ? "live" : node.level === 0 ? "kept" : "inherited";
+      svg.append(label(x, node.y - 8, `${count(node.size)} ${word}`, "soft halo", anchor));
       const labels = [];
       for (const segment of node.segments) {
         const tall = segment.size * unit;
-        svg.append(h("rect", { x: node.x, y: segment.y, width: bar, height: Math.max(1, tall), fill: segment.color,
-          ...hint(`${node.name}: ${segment.label}\n${count(segment.size)} of ${count(node.size)} (${share(segment.size, node.size)})`) }));
+        svg.append(rect(node.x, segment.y, bar, Math.max(1, tall), segment.color, hint(`${node.name}: ${segment.label}\n${count(segment.size)} of ${count(node.size)} (${share(segment.size, node.size)})`)));
         if (wide && (last || tall > 13)) labels.push({ y: segment.y + tall / 2 + 4, text: `${count(segment.size)} ${segment.label}` });
       }
       for (const { y, text } of spread(labels, 17, node.y + 8, Infinity)) {
-        svg.append(h("text", { class: last ? "" : "halo", x: node.x + bar + 8, y }, clip(text, last ? right - 24 : 240)));
+        svg.append(label(node.x + bar + 8, y, clip(text, last ? right - 24 : 240), last ? null : "halo"));
       }
     }
     return top + height + 6;
@@ -211,12 +203,12 @@ function sankey(models, whole) {
 }
 
 function flowTable(models) {
-  const { figures } = measured();
+  const { figures, flows } = measured();
   const rows = [];
   for (const name of models) {
     if (figures.flow[name]) {
       const live = origins(name).reduce((sum, [, size]) => sum + size, 0);
-      for (const link of linksOf(name)) rows.push({ to: name, from: link.source, what: originLabel(link.origin, name), size: link.count, live, note: known(link.shared) ? count(link.shared) : "–" });
+      for (const link of flows[name]) rows.push({ to: name, from: link.source, what: originLabel(link.origin, name), size: link.count, live, note: count(link.shared) });
       rows.push({ to: name, from: "nowhere", what: "novel", size: figures.flow[name].novel, live, note: "–" });
       continue;
     }

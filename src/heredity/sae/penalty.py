@@ -1,0 +1,54 @@
+"""The L1 coefficient of a relu SAE: moved towards an L0 target for a while, then frozen."""
+
+from __future__ import annotations
+
+import math
+
+from heredity.config import SAEConfig
+from heredity.sae.state import TrainingState
+
+SMOOTHING = 0.1
+"""Weight of a new step in the smoothed log L0."""
+
+INTEGRAL = 8.0
+"""Change of log λ over the calibration at a constant error of 1 (L0 off by a factor of e)."""
+
+PROPORTIONAL = 0.5
+"""Change of log λ for a change of the error by 1."""
+
+SETTLED = 0.25
+"""The frozen log λ is the mean over this last share of the calibration."""
+
+
+def first_l1(config: SAEConfig, d_in: int, scale: float, l1_coefficient: float | None) -> float:
+    """λ of the first step, in normalized units.
+
+    Raw coefficients given by the settings or the caller are taken over. Otherwise the size at which the penalty takes
+    about a sixth off an activation: an active feature that carries 1 / L0 of the variance d_in has an activation of
+    sqrt(d_in / L0), and the penalty lowers it by λ d_in / 2.
+    """
+    raw = config.l1_coefficient or l1_coefficient
+    return raw * scale if raw is not None else 0.3 / math.sqrt(d_in * target(config))
+
+
+def target(config: SAEConfig) -> float:
+    """The geometric middle of the L0 range."""
+    return math.sqrt(config.l0[0] * config.l0[1])
+
+
+def calibrate(state: TrainingState, config: SAEConfig, steps: int) -> None:
+    """Move log λ after a step: proportional and integral control of log(L0 / target)."""
+    if state.log_l1 is None or config.l1_coefficient is not None:
+        return
+    last = round(config.calibration * steps)
+    averaged = max(1, round(SETTLED * last))
+    if state.step > last:
+        return
+    error = math.log(max(state.l0, 1e-3) / target(config))
+    before = error if math.isnan(state.l1_error) else state.l1_error
+    state.l1_error = before + SMOOTHING * (error - before)
+    state.log_l1 += INTEGRAL / last * min(1.0, max(-1.0, state.l1_error)) + PROPORTIONAL * (state.l1_error - before)
+    if state.step > last - averaged:
+        state.l1_sum += state.log_l1
+    if state.step == last:
+        state.log_l1 = state.l1_sum / averaged

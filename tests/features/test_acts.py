@@ -1,0 +1,107 @@
+"""Sparse feature activations behave as the dense array they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heredity.features.acts import FeatureActs
+
+
+def dense(seed: int, tokens: int = 40, d: int = 7) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.random((tokens, d)) * (rng.random((tokens, d)) < 0.3)).astype(np.float32)
+
+
+def test_dense_to_sparse_and_back_is_the_same_array():
+    x = dense(0)
+    acts = FeatureActs.from_dense(x)
+    np.testing.assert_array_equal(acts.dense(), x)
+    assert (acts.tokens, acts.d_sae, acts.n) == (40, 7, (x != 0).sum())
+    assert acts.l0 == pytest.approx((x != 0).sum(1).mean())
+    np.testing.assert_allclose(acts.density(), (x != 0).mean(0))
+    assert acts.density().dtype == np.float64
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 100), st.integers(-90, 90))
+def test_a_shift_rolls_the_tokens(seed, offset):
+    x = dense(seed)
+    np.testing.assert_array_equal(FeatureActs.from_dense(x).shifted(offset).dense(), np.roll(x, offset, axis=0))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 40), (3, 9), (5, 5), (30, 99), (9, 3), (-5, 40)])
+def test_rows_are_a_slice(start, stop):
+    x = dense(1)
+    np.testing.assert_array_equal(FeatureActs.from_dense(x).rows(start, stop).dense(), x[start:stop])
+
+
+def test_parts_concatenate_to_the_whole():
+    x = dense(2)
+    acts = FeatureActs.from_dense(x)
+    whole = FeatureActs.concatenate([acts.rows(0, 13), acts.rows(13, 13), acts.rows(13, 40)])
+    np.testing.assert_array_equal(whole.dense(), x)
+
+
+def test_chosen_tokens_are_a_mask():
+    x, chosen = dense(3), np.random.default_rng(0).random(40) < 0.4
+    np.testing.assert_array_equal(FeatureActs.from_dense(x).where(chosen).dense(), x[chosen])
+
+
+def test_columns_list_each_features_tokens():
+    x = dense(4)
+    indptr, rows, values = FeatureActs.from_dense(x).to_columns()
+    for feature in range(7):
+        own = slice(indptr[feature], indptr[feature + 1])
+        np.testing.assert_array_equal(rows[own], np.flatnonzero(x[:, feature]))
+        np.testing.assert_array_equal(values[own], x[x[:, feature] != 0, feature])
+
+
+def test_arrays_get_their_dtypes_and_cannot_be_written():
+    acts = FeatureActs(np.array([0, 1], np.int32), np.array([2], np.int64), np.array([0.5]), 3)
+    assert (acts.indptr.dtype, acts.indices.dtype, acts.values.dtype) == (np.int64, np.int32, np.float32)
+    with pytest.raises(ValueError, match="read-only"):
+        acts.values[0] = 1
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    acts = FeatureActs.from_dense(dense(5))
+    acts.save(tmp_path / "acts.safetensors")
+    again = FeatureActs.load(tmp_path / "acts.safetensors")
+    np.testing.assert_array_equal(again.dense(), acts.dense())
+    assert again.d_sae == acts.d_sae
+
+
+def test_no_tokens_are_fine():
+    acts = FeatureActs.from_dense(np.zeros((0, 4), np.float32))
+    assert acts.tokens == 0 and acts.n == 0 and np.isnan(acts.l0) and np.isnan(acts.density()).all()
+    assert acts.shifted(3).tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices", "values", "message"),
+    [
+        ([0, 2], [0, 3], [1, 1], "column out of range at token 0, feature 3"),
+        ([0, 1], [-1], [1], "column out of range"),
+        ([0, 1, 2], [0, 1], [1, np.nan], "not finite at token 1, feature 1 = nan"),
+        ([0, 1], [0], [np.inf], "not finite"),
+        ([0, 1], [0], [0.0], "stored zero"),
+        ([0, 2], [1, 1], [1, 2], "occurs twice"),
+        ([0, 2, 1, 2], [0, 1], [1, 1], "ends before it starts"),
+        ([0, 1], [0, 1], [1, 1], "do not fit"),
+        ([1, 2], [0, 1], [1, 1], "do not fit"),
+        ([], [], [], "do not fit"),
+    ],
+)
+def test_arrays_that_are_no_such_matrix_are_refused_by_token(indptr, indices, values, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureActs(np.array(indptr), np.array(indices), np.array(values), 3)
+
+
+def test_parts_of_different_dictionaries_are_refused():
+    with pytest.raises(ValueError, match=r"d_sae=\[7, 6\]"):
+        FeatureActs.concatenate([FeatureActs.from_dense(dense(0)), FeatureActs.from_dense(dense(0, d=6))])
+    with pytest.raises(ValueError, match="one or more"):
+        FeatureActs.concatenate([])

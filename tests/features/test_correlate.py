@@ -1,0 +1,157 @@
+"""Matching the features of two SAEs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from heredity.features.acts import FeatureActs
+from heredity.features.controls import (
+    ceiling_share,
+    chance_threshold,
+    corrected,
+    false_discovery_rate,
+    floor,
+    kept_in_any,
+    offsets,
+    share_above,
+    split_threshold,
+)
+from heredity.features.correlate import correlate
+from heredity.kernels.pearson import dense_pearson
+
+
+def random_acts(seed: int, tokens: int = 2000, d: int = 30, density: float = 0.05) -> FeatureActs:
+    rng = np.random.default_rng(seed)
+    return FeatureActs.from_dense(rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density))
+
+
+def test_a_copy_in_another_order_and_scale_is_found():
+    parent = random_acts(0)
+    order = np.random.default_rng(1).permutation(30)
+    child = FeatureActs.from_dense(parent.dense()[:, order] * np.geomspace(0.1, 9, 30))
+    matches = correlate(parent, child)
+    np.testing.assert_array_equal(order[matches.parent_match[:, 0]], np.arange(30))
+    np.testing.assert_array_equal(matches.child_match[:, 0], order)
+    np.testing.assert_allclose(matches.parent_r[:, 0], 1, atol=1e-6)
+
+
+def test_dictionaries_may_differ_in_size():
+    parent, child = random_acts(2, d=3), random_acts(3, d=40)
+    matches = correlate(parent, child, top=5)
+    assert matches.parent_match.shape == matches.parent_r.shape == (3, 5)
+    assert matches.child_match.shape == matches.child_r.shape == (40, 5)
+    assert np.all(matches.child_match[:, 3:] == -1) and np.all(np.isnan(matches.child_r[:, 3:]))
+    assert matches.tokens == 2000
+    np.testing.assert_allclose(matches.child_density, (child.dense() != 0).mean(0))
+
+
+def test_a_feature_that_never_fires_has_no_r():
+    dense = random_acts(4).dense()
+    dense[:, 7] = 0
+    matches = correlate(FeatureActs.from_dense(dense), random_acts(5))
+    assert np.isnan(matches.parent_r[7]).all() and np.all(matches.parent_match[7] == -1)
+    assert matches.parent_density[7] == 0 and not (matches.child_match == 7).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_best_r_equals_the_dense_definition_on_any_small_sample(data):
+    tokens = data.draw(st.integers(2, 12))
+    value = st.sampled_from([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 7.25, -1.5])
+    x = data.draw(arrays(np.float32, (tokens, data.draw(st.integers(1, 5))), elements=value))
+    y = data.draw(arrays(np.float32, (tokens, data.draw(st.integers(1, 5))), elements=value))
+    matches = correlate(FeatureActs.from_dense(x), FeatureActs.from_dense(y), top=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = dense_pearson(x, y)
+    for best, match, matrix in (
+        (matches.parent_r, matches.parent_match, r),
+        (matches.child_r, matches.child_match, r.T),
+    ):
+        highest = np.where(np.isnan(matrix), -np.inf, matrix).max(1)
+        np.testing.assert_allclose(best[:, 0], np.where(np.isinf(highest), np.nan, highest), atol=1e-6)
+        for i in np.flatnonzero(match[:, 0] >= 0):
+            assert matrix[i, match[i, 0]] == pytest.approx(best[i, 0], abs=1e-6)
+
+
+def test_one_position_defines_no_correlation():
+    one = FeatureActs.from_dense(np.ones((1, 3)))
+    assert np.isnan(correlate(one, one).parent_r).all()
+
+
+def test_samples_that_are_not_aligned_are_refused():
+    with pytest.raises(ValueError, match="2000 token positions and the child 1999"):
+        correlate(random_acts(0), random_acts(0).rows(0, 1999))
+    with pytest.raises(ValueError, match="no token positions"):
+        correlate(random_acts(0).rows(0, 0), random_acts(0).rows(0, 0))
+
+
+def test_shifts_are_far_from_alignment_distinct_and_seeded():
+    drawn = offsets(1000, 20, seed=3)
+    assert drawn.min() >= 100 and drawn.max() <= 900 and len(set(drawn.tolist())) == 20
+    np.testing.assert_array_equal(drawn, offsets(1000, 20, seed=3))
+    assert not np.array_equal(drawn, offsets(1000, 20, seed=4))
+    with pytest.raises(ValueError, match="shifts=9"):
+        offsets(9, 9, seed=0)
+
+
+def test_the_floor_of_a_perfect_match_is_chance():
+    acts = random_acts(6, tokens=20_000)
+    chance = floor(acts, acts, shifts=3, seed=0)
+    assert chance.shape == (3, 30) and np.all(chance < 0.1)
+    (first, *_) = offsets(acts.tokens, 3, 0)
+    np.testing.assert_array_equal(chance[0], correlate(acts, acts.shifted(int(first)), 1).parent_r[:, 0])
+
+
+def test_shares_count_only_features_with_an_r():
+    assert share_above(np.array([0.9, 0.5, np.nan, 0.85]), 0.8) == pytest.approx(2 / 3)
+    assert np.isnan(share_above(np.array([np.nan]), 0.8))
+    assert ceiling_share(1515, 3282) == pytest.approx(0.4616, abs=1e-4)
+    assert np.isnan(ceiling_share(0, 0))
+
+
+def test_false_discoveries_are_chance_counts_over_called():
+    best = np.array([0.9, 0.8, 0.3, 0.2, np.nan])
+    chance = np.array([[0.1, 0.25, 0.1, 0.4, np.nan], [0.1, 0.1, 0.1, 0.1, np.nan]])
+    assert false_discovery_rate(best, chance, 0.22) == pytest.approx(1 / 3)
+    assert false_discovery_rate(best, chance, 0.35) == pytest.approx(0.25)
+    assert false_discovery_rate(best, chance, 0.95) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.3]))
+def test_the_chance_threshold_is_the_lowest_that_holds_the_rate(seed, rate):
+    rng = np.random.default_rng(seed)
+    best = np.concatenate([rng.normal(0.8, 0.05, 40), rng.normal(0.1, 0.1, 60), [np.nan]])
+    chance = rng.normal(0.1, 0.1, (3, 101))
+    cut = chance_threshold(best, chance, rate)
+    above = [value for value in np.unique(chance) if value >= cut]
+    assert all(false_discovery_rate(best, chance, value) <= rate for value in above)
+    below = np.unique(chance)[np.unique(chance) < cut]
+    if len(below):
+        assert false_discovery_rate(best, chance, below[-1]) > rate
+
+
+def test_nothing_above_chance_has_no_threshold():
+    assert chance_threshold(np.array([0.1, 0.2]), np.array([[0.5, 0.1]])) == 1.0
+    assert chance_threshold(np.array([np.nan]), np.array([[np.nan]])) == 1.0
+
+
+def test_two_groups_are_split_between_them():
+    rng = np.random.default_rng(0)
+    r = np.concatenate([rng.uniform(0, 0.15, 300), rng.uniform(0.7, 0.9, 80), [np.nan]])
+    assert 0.15 < split_threshold(r) < 0.7
+    assert np.isnan(split_threshold(np.array([0.5, 0.5, np.nan])))
+
+
+def test_correcting_for_noise_undoes_it():
+    np.testing.assert_allclose(corrected(np.array([0.72, 0.9]), 0.9, 0.9), [0.8, 1.0])
+    assert np.isnan(corrected(np.array([0.5]), np.array([-0.1]), np.array([-0.1]))).all()
+
+
+def test_kept_in_any_is_a_union():
+    found = kept_in_any([np.array([0.9, 0.1, np.nan]), np.array([0.1, 0.2, 0.85])], 0.8)
+    assert found.tolist() == [True, False, True]

@@ -1,0 +1,94 @@
+"""Log-likelihood ratios of features under token-set hypotheses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from heredity.features.acts import FeatureActs
+from heredity.features.hypothesis import best_feature, llr
+
+TOKENS = 20_000
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[FeatureActs, np.ndarray]:
+    """Features: 0 the whole set, 1 a tenth of the set, 2 strong on the set and weak elsewhere, 3 noise, 4 dead,
+    5 everything but the set, 6 nine firings, all on the set."""
+    rng = np.random.default_rng(0)
+    hit = rng.random(TOKENS) < 0.02
+    acts = np.zeros((TOKENS, 7))
+    acts[:, 0] = hit * rng.lognormal(0, 0.2, TOKENS)
+    acts[:, 1] = (hit & (rng.random(TOKENS) < 0.1)) * 3.0
+    acts[:, 2] = np.where(hit, 10 * rng.lognormal(0, 0.5, TOKENS), 0.1 * (rng.random(TOKENS) < 0.2))
+    acts[:, 3] = rng.random(TOKENS) * (rng.random(TOKENS) < 0.05)
+    acts[:, 5] = ~hit
+    acts[np.flatnonzero(hit)[:9], 6] = 5.0
+    return FeatureActs.from_dense(acts), hit
+
+
+def test_ratios_are_the_written_definition(sample):
+    acts, hit = sample
+    dense, base = acts.dense().astype(np.float64), hit.mean()
+    found = llr(acts, hit)
+    assert found.base_rate == pytest.approx(base)
+    for i in (0, 1, 2, 3, 6):
+        fired = dense[:, i] > 0
+        assert found.weighted[i] == pytest.approx(np.log(dense[hit, i].sum() / dense[:, i].sum() / base))
+        assert found.counted[i] == pytest.approx(np.log(fired[hit].sum() / fired.sum() / base))
+        assert found.sensitivity[i] == pytest.approx(np.corrcoef(dense[:, i], hit)[0, 1])
+        assert (found.firings[i], found.hits[i]) == (fired.sum(), fired[hit].sum())
+
+
+def test_a_feature_of_the_set_alone_has_the_highest_possible_ratio(sample):
+    found = llr(*sample)
+    np.testing.assert_allclose(found.weighted[[0, 1, 6]], -np.log(found.base_rate))
+    np.testing.assert_allclose(found.counted[[0, 1, 6]], -np.log(found.base_rate))
+
+
+def test_weights_tell_strong_firings_from_weak_ones(sample):
+    found = llr(*sample)
+    assert found.weighted[2] > 3.5 > 2.5 > found.counted[2]
+
+
+def test_a_feature_that_fires_by_chance_has_a_ratio_near_zero(sample):
+    found = llr(*sample)
+    assert abs(found.counted[3]) < 0.5 and abs(found.sensitivity[3]) < 0.05
+
+
+def test_dead_features_are_nan_and_features_off_the_set_minus_infinity(sample):
+    found = llr(*sample)
+    assert np.isnan([found.weighted[4], found.counted[4], found.sensitivity[4]]).all()
+    assert found.weighted[5] == found.counted[5] == -np.inf
+    assert found.sensitivity[5] == pytest.approx(-1)
+
+
+def test_the_best_feature_fires_whenever_the_tokens_occur(sample):
+    found = llr(*sample)
+    assert found.weighted[1] == pytest.approx(found.weighted[0])
+    assert best_feature(found) == 0
+
+
+def test_a_feature_seen_too_rarely_is_passed_over(sample):
+    acts, hit = sample
+    only = FeatureActs.from_dense(acts.dense()[:, [4, 6]])
+    assert best_feature(llr(only, hit)) is None
+    assert best_feature(llr(only, hit), minimum_firings=9) == 1
+
+
+def test_no_feature_of_the_set_is_no_answer(sample):
+    acts, hit = sample
+    assert best_feature(llr(FeatureActs.from_dense(acts.dense()[:, [4, 5]]), hit)) is None
+
+
+def test_the_scale_of_a_feature_does_not_matter(sample):
+    acts, hit = sample
+    scaled = FeatureActs(acts.indptr, acts.indices, acts.values * 8, acts.d_sae)
+    for a, b in zip(llr(acts, hit), llr(scaled, hit), strict=True):
+        np.testing.assert_allclose(a, b)
+
+
+@pytest.mark.parametrize("hit", [np.zeros(TOKENS, bool), np.ones(TOKENS, bool), np.ones(5, bool)])
+def test_a_set_that_is_empty_everything_or_misaligned_is_refused(sample, hit):
+    with pytest.raises(ValueError, match="some tokens in the set and some not"):
+        llr(sample[0], hit)

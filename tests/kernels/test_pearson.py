@@ -1,0 +1,183 @@
+"""The sparse kernel against the plain reference and against its own symmetries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from heredity.features.acts import FeatureActs
+from heredity.kernels.pearson import dense_pearson, top_pearson
+from heredity.kernels.sparse import Sparse, moments, transpose
+
+
+def random_acts(seed: int, tokens: int, d: int, signed: bool = False) -> np.ndarray:
+    """Dense activations with rare, frequent, dead, always active and constant features."""
+    rng = np.random.default_rng(seed)
+    values = rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < np.geomspace(0.002, 0.6, d))
+    if signed:
+        values *= rng.choice([-1, 1], (tokens, d))
+    values[:, 1] = 0
+    values[:, 4] = 0.7
+    values[:, 5] += 30
+    return values.astype(np.float32)
+
+
+def sparse(dense: np.ndarray) -> Sparse:
+    return FeatureActs.from_dense(dense).sparse
+
+
+def best_of(r: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The definition, said plainly: sort each row, nan last, ties to the lower index."""
+    order = np.argsort(np.where(np.isnan(r), np.inf, -r), axis=1, kind="stable")[:, :top]
+    best = np.take_along_axis(r, order, 1)
+    return np.where(np.isnan(best), -1, order), best
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_every_pair_equals_numpy_corrcoef(signed):
+    x, y = random_acts(0, 2000, 23, signed), random_acts(1, 2000, 31, signed)
+    y[:, 8:16] += x[:, 8:16]
+    found = top_pearson(sparse(x), sparse(y), top=31, workers=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = np.corrcoef(x.T.astype(np.float64), y.T.astype(np.float64))[:23, 23:]
+    expected[[1, 4]] = np.nan
+    expected[:, [1, 4]] = np.nan
+    r = np.full((23, 31), np.nan)
+    for i, (match, value) in enumerate(zip(found.parent_match, found.parent_r, strict=True)):
+        r[i, match[match >= 0]] = value[match >= 0]
+    np.testing.assert_allclose(r, expected, atol=1e-6, equal_nan=True)
+    np.testing.assert_allclose(dense_pearson(x, y), expected, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("top", [1, 5, 40])
+def test_both_lists_are_the_best_of_the_full_matrix(top):
+    x, y = random_acts(2, 1500, 24), random_acts(3, 1500, 37)
+    y[:, 8:16] += x[:, 8:16]
+    found = top_pearson(sparse(x), sparse(y), top)
+    r = dense_pearson(x, y)
+    for match, value, matrix in ((found.parent_match, found.parent_r, r), (found.child_match, found.child_r, r.T)):
+        expected_match, expected = best_of(matrix, top)
+        np.testing.assert_allclose(value[:, : expected.shape[1]], expected, atol=1e-9, equal_nan=True)
+        np.testing.assert_array_equal(match[:, : expected.shape[1]], expected_match)
+        assert np.all(match[:, expected.shape[1] :] == -1) and np.all(np.isnan(value[:, expected.shape[1] :]))
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    x, y = random_acts(4, 1000, 60), random_acts(5, 1000, 50)
+    x[:, 30], x[:, 40] = x[:, 20], x[:, 20]
+    y[:, 30], y[:, 45] = x[:, 20], x[:, 20]
+    one = top_pearson(sparse(x), sparse(y), 3, workers=1)
+    for workers in (2, 3, 7):
+        for a, b in zip(one, top_pearson(sparse(x), sparse(y), 3, workers), strict=True):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_equal_correlations_go_to_the_lower_index():
+    x = random_acts(6, 500, 12)
+    x[:, 9], x[:, 7] = x[:, 6], x[:, 6]
+    found = top_pearson(sparse(x), sparse(x), 4, workers=2)
+    for copy in (6, 7, 9):
+        assert found.parent_match[copy, :3].tolist() == [6, 7, 9]
+        assert found.child_match[copy, :3].tolist() == [6, 7, 9]
+
+
+def test_swapping_the_ends_swaps_the_lists_to_the_bit():
+    x, y = sparse(random_acts(7, 800, 40)), sparse(random_acts(8, 800, 33))
+    ahead, back = top_pearson(x, y, 5), top_pearson(y, x, 5)
+    assert ahead.parent_r.tobytes() == back.child_r.tobytes()
+    assert ahead.parent_match.tobytes() == back.child_match.tobytes()
+    assert ahead.child_r.tobytes() == back.parent_r.tobytes()
+
+
+def test_an_end_compared_with_itself_matches_itself():
+    x = random_acts(9, 1200, 30)
+    same = sparse(x)
+    found = top_pearson(same, same, 2)
+    live = np.setdiff1d(np.arange(30), [1, 4])
+    assert found.parent_match[live, 0].tolist() == live.tolist()
+    np.testing.assert_allclose(found.parent_r[live, 0], 1, atol=1e-12)
+    assert found.parent_r[live].max() <= 1
+
+
+def test_dead_and_constant_features_match_nothing_and_are_nobodys_match():
+    x, y = random_acts(10, 6000, 20), random_acts(11, 6000, 20)
+    found = top_pearson(sparse(x), sparse(y), 20)
+    for match, r in ((found.parent_match, found.parent_r), (found.child_match, found.child_r)):
+        assert np.all(match[[1, 4]] == -1) and np.all(np.isnan(r[[1, 4]]))
+        assert not np.isin(match, [1, 4]).any()
+        assert np.all(match[0, :18] >= 0)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-20, 3e8, 0.3333333])
+def test_a_constant_feature_is_told_by_its_extremes_not_by_rounding(value):
+    x = random_acts(12, 997, 6)
+    x[:, 2] = value
+    sums = moments(sparse(x))
+    assert sums.square[2] == 0 and sums.square[1] == 0 and np.all(sums.square[[0, 3, 5]] > 0)
+
+
+def test_a_tiny_variation_on_a_large_mean_still_counts():
+    rng = np.random.default_rng(13)
+    common = rng.normal(size=5000)
+    x = np.stack([1000 + common, rng.normal(size=5000)], 1).astype(np.float32)
+    y = np.stack([rng.normal(size=5000), 500 - common], 1).astype(np.float32)
+    found = top_pearson(sparse(x), sparse(y), 2)
+    np.testing.assert_allclose(found.parent_r[0], sorted(np.corrcoef(x[:, 0], y.T)[0, 1:], reverse=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("magnitude", [1e-18, 1.0, 1e18])
+def test_a_positive_scale_changes_nothing(magnitude):
+    x, y = random_acts(14, 700, 15), random_acts(15, 700, 15)
+    plain = top_pearson(sparse(x), sparse(y), 3)
+    scaled = top_pearson(sparse((x * np.float32(magnitude)).astype(np.float32)), sparse(y), 3)
+    np.testing.assert_allclose(scaled.parent_r, plain.parent_r, atol=1e-6)
+    np.testing.assert_array_equal(scaled.parent_match, plain.parent_match)
+
+
+def test_adding_a_constant_changes_nothing():
+    rng = np.random.default_rng(16)
+    x = np.round(rng.random((900, 8)) * (rng.random((900, 8)) < 0.2), 3).astype(np.float32)
+    y = x[:, ::-1] + np.round(rng.random((900, 8)), 3).astype(np.float32)
+    # Eighths of a power of two are added without rounding; what is left is the float64 sums' own.
+    plain, moved = top_pearson(sparse(x), sparse(y), 2), top_pearson(sparse(x), sparse(y + 4), 2)
+    np.testing.assert_allclose(moved.parent_r, plain.parent_r, atol=1e-6)
+    np.testing.assert_array_equal(moved.child_match, plain.child_match)
+
+
+def test_a_negative_scale_turns_the_sign():
+    x, y = random_acts(17, 700, 9), random_acts(18, 700, 9)
+    plain, turned = top_pearson(sparse(x), sparse(y), 9), top_pearson(sparse(x), sparse(-y), 9)
+    np.testing.assert_allclose(turned.parent_r[:, :7], -plain.parent_r[:, :7][:, ::-1], atol=1e-12)
+
+
+def test_progress_reaches_all_features_that_can_match():
+    seen = []
+    x = random_acts(19, 9000, 50)
+    top_pearson(sparse(x), sparse(x), 1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen) and seen[-1] == (48, 48)
+
+
+def test_the_transposition_keeps_every_entry_and_the_order_of_tokens():
+    x = random_acts(20, 300, 17)
+    columns = transpose(sparse(x))
+    dense = np.zeros((17, 300), np.float32)
+    for feature in range(17):
+        own = slice(columns.indptr[feature], columns.indptr[feature + 1])
+        assert np.all(np.diff(columns.indices[own]) > 0)
+        dense[feature, columns.indices[own]] = columns.values[own]
+    np.testing.assert_array_equal(dense.T, x)
+
+
+def test_moments_are_those_of_the_dense_columns():
+    x = random_acts(21, 400, 12, signed=True).astype(np.float64)
+    sums = moments(sparse(x))
+    np.testing.assert_array_equal(sums.stored, (x != 0).sum(0))
+    np.testing.assert_allclose(sums.total, x.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(sums.square, np.square(x - x.mean(0)).sum(0), rtol=1e-9, atol=1e-9)
+
+
+def test_samples_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="10 tokens and child 11"):
+        top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, 11, 6)), 1)
+    with pytest.raises(ValueError, match="top=0"):
+        top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, 10, 6)), 0)

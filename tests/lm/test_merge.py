@@ -1,0 +1,365 @@
+"""Merging against written-out formulas, limits that must hold exactly, and states that must be refused."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from heredity.lm.merge import (
+    MergeError,
+    TensorSettings,
+    cosine,
+    dare,
+    linear,
+    merge_states,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def at_angle(degrees: float, n: int = 64) -> tuple[Tensor, Tensor]:
+    """Two float64 vectors of lengths 2 and 3 at a known angle."""
+    a = torch.zeros(n, dtype=torch.float64)
+    b = torch.zeros(n, dtype=torch.float64)
+    a[0] = 2
+    b[0], b[1] = 3 * math.cos(math.radians(degrees)), 3 * math.sin(math.radians(degrees))
+    return a, b
+
+
+class TestSlerp:
+    def test_orthogonal_vectors_meet_at_45_degrees_with_their_own_lengths(self):
+        merged = slerp(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]), 0.5)
+        assert_close(merged, torch.tensor([2.0, 6.0]) * math.sin(math.pi / 4))
+
+    def test_weights_come_from_the_normalized_angle_and_apply_to_the_raw_tensors(self):
+        a, b = at_angle(60)
+        theta, t = math.radians(60), 0.3
+        expected = math.sin((1 - t) * theta) / math.sin(theta) * a + math.sin(t * theta) / math.sin(theta) * b
+        assert_close(slerp(a, b, t), expected)
+
+    def test_a_tensor_is_one_vector_whatever_its_shape(self):
+        a, b = normal(6, 4, seed=1), normal(6, 4, seed=2)
+        assert_close(slerp(a, b, 0.4).reshape(-1), slerp(a.reshape(-1), b.reshape(-1), 0.4))
+        by_row = torch.stack([slerp(x, y, 0.4) for x, y in zip(a, b, strict=True)])
+        assert (slerp(a, b, 0.4) - by_row).abs().max() > 1e-3
+
+    def test_unit_vectors_stay_on_the_sphere(self):
+        a, b = normal(500, seed=1), normal(500, seed=2)
+        a, b = a / a.norm(), b / b.norm()
+        for t in (0.1, 0.5, 0.77):
+            assert float(slerp(a, b, t).norm()) == pytest.approx(1, abs=1e-6)
+            assert cosine(a, slerp(a, b, t)) == pytest.approx(math.cos(t * math.acos(cosine(a, b))), abs=1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    def test_ends_are_the_inputs_bit_for_bit(self, dtype: torch.dtype):
+        a, b = normal(50, seed=1).to(dtype), normal(50, seed=2).to(dtype)
+        a[0], b[0] = -0.0, -0.0
+        for t, end in ((0, a), (1.0, b)):
+            merged = slerp(a, b, t)
+            assert merged.dtype == dtype and merged.data_ptr() != end.data_ptr()
+            assert torch.equal(merged.view(torch.uint8), end.view(torch.uint8))
+
+    @pytest.mark.parametrize("opposite", [False, True])
+    def test_near_parallel_and_near_opposite_tensors_are_interpolated_linearly(self, opposite: bool):
+        inside, outside = math.degrees(math.acos(0.99951)), math.degrees(math.acos(0.99949))
+        for degrees, straight in ((inside, True), (outside, False)):
+            a, b = at_angle(180 - degrees if opposite else degrees)
+            line = 0.7 * a + 0.3 * b
+            assert torch.allclose(slerp(a, b, 0.3), line, rtol=1e-12, atol=1e-12) == straight
+
+    def test_equal_tensors_are_returned_unchanged(self):
+        a = normal(100)
+        assert torch.equal(slerp(a, a.clone(), 0.3), a)
+
+    def test_zero_tensors_have_no_direction_but_a_merge(self):
+        zero, b = torch.zeros(10), normal(10)
+        assert torch.equal(slerp(zero, zero, 0.5), zero)
+        assert_close(slerp(zero, b, 0.25), math.sin(math.pi / 8) * b)
+        assert torch.equal(slerp(zero, b, 0), zero) and torch.equal(slerp(zero, b, 1), b)
+        assert slerp(torch.zeros(0, 4), torch.zeros(0, 4), 0.5).shape == (0, 4)
+
+    def test_half_precision_is_merged_in_float32_and_cast_back(self):
+        a, b = normal(4096, seed=1).bfloat16(), normal(4096, seed=2).bfloat16()
+        assert torch.equal(slerp(a, b, 0.3), slerp(a.float(), b.float(), 0.3).bfloat16())
+
+    def test_huge_half_precision_tensors_do_not_overflow_the_angle(self):
+        a = torch.full((4096,), 60000.0, dtype=torch.float16)
+        assert torch.isfinite(slerp(a, a.flip(0) / 2, 0.5)).all()
+
+    @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
+    def test_t_outside_its_range_is_refused(self, t: float):
+        with pytest.raises(MergeError, match=r"outside \[0, 1\]"):
+            slerp(normal(3), normal(3), t)
+
+    def test_shapes_and_integers_are_refused(self):
+        with pytest.raises(MergeError, match=r"\[3\] and \[4\]"):
+            slerp(normal(3), normal(4), 0.5)
+        with pytest.raises(MergeError, match=r"torch.int64"):
+            slerp(torch.arange(3), torch.arange(3), 0.5)
+
+
+class TestLinear:
+    def test_it_is_the_weighted_mean(self):
+        xs = [normal(5, seed=i) for i in range(3)]
+        assert_close(linear(xs, [1, 2, 5]), (xs[0] + 2 * xs[1] + 5 * xs[2]) / 8)
+        assert_close(linear(xs, [1, 2, 5], normalize=False), xs[0] + 2 * xs[1] + 5 * xs[2])
+
+    def test_one_weight_alone_returns_its_tensor_bit_for_bit(self):
+        xs = [normal(50, seed=1), torch.full((50,), torch.inf)]
+        xs[0][0] = -0.0
+        assert torch.equal(linear(xs, [0.3, 0]).view(torch.int32), xs[0].view(torch.int32))
+
+    def test_weights_that_do_not_fit_are_refused(self):
+        with pytest.raises(MergeError, match="2 for 1 parents"):
+            linear([normal(3)], [1, 2])
+        with pytest.raises(MergeError, match="sum to 0"):
+            linear([normal(3), normal(3)], [1, -1])
+        with pytest.raises(MergeError, match="not all finite"):
+            linear([normal(3)], [math.inf])
+
+
+class TestTaskVectors:
+    def test_task_arithmetic_adds_weighted_differences_from_the_base(self):
+        base, a, b = (normal(4, 3, seed=i) for i in range(3))
+        assert_close(task_arithmetic(base, [a, b], [0.3, 0.6]), base + 0.3 * (a - base) + 0.6 * (b - base))
+        assert_close(
+            task_arithmetic(base, [a, b], [0.3, 0.6], normalize=True), base + (a - base) / 3 + 2 * (b - base) / 3
+        )
+
+    def test_ties_trims_elects_and_averages(self):
+        base = torch.full((6,), 10.0)
+        a = base + torch.tensor([4.0, -3.0, 0.1, 5.0, 2.0, 0.2])
+        b = base + torch.tensor([2.0, 6.0, 0.3, -5.0, 0.1, -4.0])
+        # density 4/6 keeps a: 4 -3 5 2, b: 2 6 -5 -4; signs + + . + (a tie is plus) + -
+        expected = base + torch.tensor([3.0, 6.0, 0.0, 5.0, 2.0, -4.0])
+        assert_close(ties(base, [a, b], [0.5, 0.5], 4 / 6), expected)
+        unscaled = base + torch.tensor([3.0, 3.0, 0.0, 2.5, 1.0, -2.0])
+        assert_close(ties(base, [a, b], [0.5, 0.5], 4 / 6, normalize=False), unscaled)
+
+    def test_ties_weights_decide_the_sign_and_the_mean(self):
+        base = torch.zeros(2)
+        a, b = torch.tensor([1.0, 1.0]), torch.tensor([-2.0, 4.0])
+        assert_close(ties(base, [a, b], [3, 1], 1.0), torch.tensor([1.0, 7 / 4]))
+
+    def test_trimming_keeps_the_largest_share_and_at_least_one(self):
+        base, a = torch.zeros(1000), normal(1000)
+        kept = ties(base, [a], [1.0], 0.2)
+        assert int((kept != 0).sum()) == 200
+        assert a[kept == 0].abs().max() <= a[kept != 0].abs().min()
+        assert int((ties(base, [a], [1.0], 1e-9) != 0).sum()) == 1
+        assert int((ties(base, [torch.ones(1000)], [1.0], 0.3) != 0).sum()) == 300
+
+    def test_each_parent_can_have_its_own_density(self):
+        base, a = torch.zeros(100), normal(100)
+        b = -torch.ones(100) * 10
+        assert_close(ties(base, [a, b], [1, 1], [1.0, 0.01])[b != 0][1:], a[1:])
+
+    def test_dare_keeps_a_share_and_rescales_it(self):
+        base, a = normal(20_000, seed=1), normal(20_000, seed=2)
+        delta = dare(base, [a], [1.0], 0.25, torch.Generator().manual_seed(0), False) - base
+        ratio = delta / (a - base)
+        kept = delta != 0
+        assert float(kept.double().mean()) == pytest.approx(0.25, abs=0.02)
+        assert ratio[kept].median() == pytest.approx(4, rel=1e-4)
+
+    def test_dare_is_task_arithmetic_on_average_and_at_density_1(self):
+        base, a, b = (normal(200, seed=i) for i in range(3))
+        generator = torch.Generator().manual_seed(5)
+        exact = task_arithmetic(base, [a, b], [0.4, 0.7])
+        assert_close(dare(base, [a, b], [0.4, 0.7], 1.0, generator, False), exact)
+        draws = torch.stack([dare(base, [a, b], [0.4, 0.7], 0.5, generator, False) for _ in range(4000)])
+        error = (draws.mean(0) - exact) / (draws.std(0) / math.sqrt(4000))
+        assert float(error.square().mean()) == pytest.approx(1, abs=0.3)
+
+    def test_dare_with_consensus_is_ties_without_trimming_at_density_1(self):
+        base, a, b = (normal(200, seed=i) for i in range(3))
+        generator = torch.Generator().manual_seed(5)
+        agreed = dare(base, [a, b], [0.4, 0.7], 1.0, generator, True)
+        assert_close(agreed, ties(base, [a, b], [0.4, 0.7], 1.0, normalize=False))
+
+    def test_densities_outside_their_range_are_refused(self):
+        for density in (0, 1.5, math.nan, [0.5]):
+            with pytest.raises(MergeError, match="density"):
+                ties(normal(3), [normal(3), normal(3)], [1, 1], density)
+
+
+def state(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    return {
+        "embed.weight": normal(7, 4, seed=seed, scale=scale),
+        "norm.weight": torch.ones(4),
+        "layers.0.mlp.weight": normal(4, 4, seed=seed + 100, scale=scale),
+        "steps": torch.tensor(3),
+    }
+
+
+class TestStates:
+    def test_merged_model_at_t0_is_first_parent_and_at_t1_the_second(self):
+        a, b = state(1), state(2)
+        for t, parent in ((0.0, a), (1.0, b)):
+            for method in ("slerp", "linear"):
+                merged, _ = merge_states([a, b], method, t)
+                assert list(merged) == list(a)
+                assert all(torch.equal(merged[name], parent[name]) for name in a)
+
+    def test_swapping_parents_mirrors_t(self):
+        a, b = state(1), state(2)
+        there, back = merge_states([a, b], "slerp", 0.3)[0], merge_states([b, a], "slerp", 0.7)[0]
+        assert all(torch.allclose(there[name], back[name], atol=1e-6) for name in a)
+
+    def test_the_report_says_what_happened_to_each_tensor(self):
+        a, b = state(1), state(2, scale=3)
+        b["layers.0.mlp.weight"] = a["layers.0.mlp.weight"] + 0.001
+        merged, reports = merge_states([a, b], "slerp", 0.25)
+        found = {report.name: report for report in reports}
+        assert set(found) == set(a)
+        methods = {name: report.method for name, report in found.items()}
+        assert methods == {
+            "embed.weight": "slerp",
+            "layers.0.mlp.weight": "linear",
+            "norm.weight": "linear",
+            "steps": "copied",
+        }
+        embed = found["embed.weight"]
+        assert embed.cosine == pytest.approx(cosine(a["embed.weight"], b["embed.weight"]))
+        assert embed.angle_degrees == pytest.approx(math.degrees(math.acos(embed.cosine)))
+        assert embed.norm_b == pytest.approx(float(b["embed.weight"].norm()), rel=1e-6)
+        expected = 0.75 * embed.norm_a + 0.25 * embed.norm_b
+        assert embed.norm_ratio == pytest.approx(float(merged["embed.weight"].norm()) / expected, rel=1e-6)
+        assert found["norm.weight"].norm_ratio == pytest.approx(1)
+
+    def test_zero_tensors_are_reported_without_nan(self):
+        a, b = {"bias": torch.zeros(3)}, {"bias": torch.zeros(3)}
+        (report,) = merge_states([a, b], "slerp", 0.5)[1]
+        assert report[1:] == (0.0, 1.0, "linear", 1.0, 0.0, 0.0)
+
+    def test_integer_buffers_are_copied_and_must_be_equal(self):
+        a, b = state(1), state(2)
+        merged, _ = merge_states([a, b], "linear", 0.5)
+        assert merged["steps"] == 3 and merged["steps"].data_ptr() != a["steps"].data_ptr()
+        b["steps"] = torch.tensor(4)
+        with pytest.raises(
+            MergeError, match="steps holds torch.int64 values that differ between parent 1 and parent 2"
+        ):
+            merge_states([a, b], "slerp", 0.5)
+
+    def test_tied_embeddings_stay_tied(self):
+        a, b = state(1), state(2)
+        for each in (a, b):
+            each["lm_head.weight"] = each["embed.weight"]
+        merged, reports = merge_states([a, b], "slerp", 0.5)
+        assert merged["lm_head.weight"].data_ptr() == merged["embed.weight"].data_ptr()
+        assert len(reports) == 4
+
+    def test_embeddings_tied_in_one_parent_only_are_refused(self):
+        a, b = state(1), state(2)
+        a["lm_head.weight"] = a["embed.weight"]
+        b["lm_head.weight"] = b["embed.weight"].clone()
+        for pair in ([a, b], [b, a]):
+            with pytest.raises(
+                MergeError, match="lm_head.weight shares its storage with embed.weight in parent . but not"
+            ):
+                merge_states(pair, "slerp", 0.5)
+
+    def test_a_key_in_one_parent_only_is_refused_by_name(self):
+        a, b = state(1), state(2)
+        b["lm_head.weight"] = normal(7, 4)
+        with pytest.raises(MergeError, match="lm_head.weight is in parent 2 but not in parent 1; merge models of one"):
+            merge_states([a, b], "slerp", 0.5)
+        with pytest.raises(MergeError, match="lm_head.weight is in base but not in parent 1"):
+            merge_states([a, state(2)], "ties", weights=[1, 1], base=b)
+
+    def test_shapes_that_differ_are_named(self):
+        a, b = state(1), state(2)
+        b["embed.weight"] = normal(8, 4)
+        with pytest.raises(MergeError, match=r"embed.weight is \[7, 4\] in parent 1 but \[8, 4\] in parent 2"):
+            merge_states([a, b], "linear", 0.5)
+
+    def test_weights_that_are_not_finite_are_named(self):
+        a, b = state(1), state(2)
+        b["embed.weight"][0, 0] = math.nan
+        with pytest.raises(MergeError, match="embed.weight: NaN or infinity in parent 2"):
+            merge_states([a, b], "slerp", 0.5)
+
+    def test_inputs_are_left_alone(self):
+        a, b, base = state(1), state(2), state(3)
+        before = [{name: tensor.clone() for name, tensor in each.items()} for each in (a, b, base)]
+        for method in ("task_arithmetic", "ties", "dare_linear", "dare_ties"):
+            merge_states([a, b], method, weights=[1, 1], base=base)
+        merge_states([a, b], "slerp", 0.5)[0]["embed.weight"].zero_()
+        for each, old in zip((a, b, base), before, strict=True):
+            assert all(torch.equal(each[name], old[name]) for name in old)
+
+    def test_task_vector_methods_work_tensor_by_tensor(self):
+        a, b, base = state(1), state(2), state(3)
+        merged, reports = merge_states([a, b], "ties", weights=[1, 2], density=0.5, base=base)
+        name = "embed.weight"
+        assert torch.equal(merged[name], ties(base[name], [a[name], b[name]], [1, 2], 0.5))
+        assert Counter(report.method for report in reports) == {"ties": 3, "copied": 1}
+        one, _ = merge_states([a], "task_arithmetic", weights=[1.0], base=base)
+        assert_close(one[name], a[name])
+
+    def test_dare_draws_by_seed_and_name_and_not_by_order(self):
+        a, b, base = state(1), state(2), state(3)
+
+        def merged(seed: int, names: list[str]) -> Tensor:
+            states = [{name: each[name] for name in names} for each in (a, b, base)]
+            merged, _ = merge_states(states[:2], "dare_ties", weights=[1, 1], base=states[2], seed=seed)
+            return merged["embed.weight"]
+
+        assert torch.equal(merged(0, list(a)), merged(0, ["embed.weight"]))
+        assert torch.equal(merged(0, list(a)), merged(0, sorted(a, reverse=True)))
+        assert not torch.equal(merged(0, list(a)), merged(1, list(a)))
+
+    def test_three_parents_are_averaged_by_their_weights(self):
+        states = [state(seed) for seed in (1, 2, 3)]
+        merged, _ = merge_states(states, "linear", weights=[1, 1, 2])
+        name = "embed.weight"
+        assert_close(merged[name], (states[0][name] + states[1][name] + 2 * states[2][name]) / 4)
+
+    def test_settings_of_each_tensor_go_before_the_common_ones(self):
+        a, b = state(1), state(2)
+        merged, _ = merge_states([a, b], "slerp", settings=lambda name: TensorSettings(t=1.0 if "mlp" in name else 0.0))
+        assert torch.equal(merged["embed.weight"], a["embed.weight"])
+        assert torch.equal(merged["layers.0.mlp.weight"], b["layers.0.mlp.weight"])
+
+    @pytest.mark.parametrize(
+        ("method", "arguments", "message"),
+        [
+            ("slurp", {"t": 0.5}, "method='slurp' is unknown"),
+            ("slerp", {}, "slerp takes t"),
+            ("slerp", {"t": 0.5, "weights": [1, 1]}, "no weights"),
+            ("slerp", {"t": 0.5, "base": state(3)}, "takes no base"),
+            ("linear", {}, "either t or weights"),
+            ("linear", {"t": 2.0}, r"t=2.0 is outside \[0, 1\]"),
+            ("ties", {"weights": [1, 1]}, "needs base"),
+            ("ties", {"base": state(3)}, "takes weights"),
+            ("ties", {"base": state(3), "weights": [1, 1], "density": 0}, "density=0 is outside"),
+            ("dare_ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
+        ],
+    )
+    def test_settings_that_a_method_does_not_take_are_refused(self, method: str, arguments: dict, message: str):
+        with pytest.raises(MergeError, match=message):
+            merge_states([state(1), state(2)], method, **arguments)  # pyright: ignore[reportArgumentType]
+
+    def test_the_number_of_parents_must_fit_the_method(self):
+        with pytest.raises(MergeError, match="exactly two parents, not 3"):
+            merge_states([state(1), state(2), state(3)], "slerp", 0.5)
+        with pytest.raises(MergeError, match="at least 2, not 1"):
+            merge_states([state(1)], "linear", 0.5)
+        with pytest.raises(MergeError, match="linear with t takes exactly two"):
+            merge_states([state(1), state(2), state(3)], "linear", 0.5)
+
+    def test_an_overflow_is_named_with_its_tensor(self):
+        big = {"w": torch.full((4,), 60000.0, dtype=torch.float16)}
+        with pytest.raises(MergeError, match="w: overflows torch.float16"):
+            merge_states([big, big], "task_arithmetic", weights=[1, 1], base={"w": torch.zeros(4).half()})

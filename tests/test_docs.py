@@ -1,0 +1,114 @@
+"""The documentation says what runs: commands, options, files and figures are checked against the code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from heredity.cli import app
+from heredity.study import load_study
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> dict[str, str]:
+    """Help text of every command, by name."""
+    runner = CliRunner()
+    names = sorted(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    return {name: runner.invoke(app, [name, "--help"], env=environment).output for name in names}
+
+
+def rendered() -> str:
+    """docs/cli.md as the command line itself would write it."""
+    head = "# Command line\n\nWhat `heredity COMMAND --help` prints. Made by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
+    parts = [f"\n## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in commands().items()]
+    return head + "".join(re.sub(r"[ \t]+$", "", part, flags=re.M) for part in parts)
+
+
+def test_the_cli_page_is_what_the_commands_print():
+    page = ROOT / "docs" / "cli.md"
+    if os.environ.get("HEREDITY_UPDATE_DOCS"):
+        page.write_text(rendered())
+    assert page.read_text() == rendered()
+
+
+def test_every_command_takes_json_and_debug():
+    for name, text in commands().items():
+        assert "--json" in text and "--debug" in text, name
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_options_in_the_documents_exist(document):
+    known = commands()
+    for line in re.findall(r"^\s*(?:\$ )?heredity (.+)$", document.read_text(), flags=re.M):
+        words = line.split("#")[0].split()
+        assert words[0] in known, line
+        for option in [word.partition("=")[0] for word in words if word.startswith("--")]:
+            assert option in known[words[0]], f"{option} in: {line}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_files_in_the_documents_exist(document):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_of_functions_in_the_documents_exist(document):
+    for name in set(re.findall(r"`(heredity(?:\.\w+)+)`", document.read_text())):
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            try:
+                found = import_module(".".join(parts[:cut]))
+            except ImportError:
+                continue
+            for part in parts[cut:]:
+                found = getattr(found, part)
+            break
+
+
+def test_the_readme_shows_the_two_commands_first():
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:40])
+    assert "make demo" in screen and "make test" in screen
+
+
+def test_the_readmes_figures_are_those_of_the_recorded_run():
+    """The tables of the README are made from docs/demo.json, the summary of a run of this code."""
+    text = (ROOT / "README.md").read_text()
+    assert readme_tables(json.loads((ROOT / "docs" / "demo.json").read_text())) in text
+
+
+def readme_tables(summary: dict) -> str:
+    """The edge table of the README, from a summary."""
+    lines = ["| edge | live | persist | ceiling | floor | disappear | emerge |", "|---|--:|--:|--:|--:|--:|--:|"]
+    for name, edge in summary["edges"].items():
+        share = edge["persist"] / edge["parent_live"]
+        ceiling = "" if edge["ceiling"] is None else f"{edge['ceiling']:.0%}"
+        lines.append(
+            f"| {name} | {edge['parent_live']:,} | {edge['persist']:,} ({share:.0%}) | {ceiling} | {edge['floor']:.1%} "
+            f"| {edge['disappear']:,} | {edge['emerge']:,} |"
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["demo", str(ROOT / "studies" / "tracking.toml")])
+def test_the_studies_that_travel_with_the_project_are_valid(name):
+    assert load_study(name).edges
+
+
+def test_nothing_names_a_machine():
+    """No path of one machine, in any text of the project."""
+    pattern = re.compile(r"(^|[^A-Za-z0-9_.])/(home|root|work|tmp|mnt)/[a-z]")
+    for path in [*DOCUMENTS, *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not pattern.search(line), f"{path.name}:{number}: {line}"

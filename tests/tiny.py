@@ -1,0 +1,108 @@
+"""The smallest real things: a study of four models that runs in seconds, and models and SAEs saved in folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heredity.config import ArchitectureConfig
+
+HOOK = "blocks.0.mlp.hook_post"
+
+
+def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A study over generated stories and two little corpora in `folder`; top-level tables replaced by `changes`."""
+    write_corpora(folder)
+    small = {"batch_size": 8, "context_size": 32, "lr": 5e-3, "precision": "float32"}
+    shape = {"d_model": 32, "d_mlp": 32, "n_heads": 4}
+    return {
+        "seed": 1,
+        "hook_point": HOOK,
+        "tokenizer": {"vocab_size": 320},
+        "corpus": {
+            "words": {"source": "local:words.txt", "share": 0.5},
+            "code": {"source": "local:code.jsonl", "share": 0.5},
+            "sums": {"source": "local:sums"},
+            "stories": {"source": "generated:stories", "max_bytes": 60_000},
+        },
+        "model": {
+            "base": {"train": {"corpora": ["words", "code"], "tokens": 20_000} | shape | small},
+            "sums": {"parent": "base", "corpora": ["sums"], "tokens": 8_000} | small,
+            "stories": {"parent": "base", "corpora": ["stories"], "tokens": 8_000} | small,
+            "both": {"merge": {"parents": ["sums", "stories"], "sweep_points": 3, "tolerance": 0.1}},
+        },
+        "sae": {
+            "activation": "topk",
+            "k": 8,
+            "expansion": 4,
+            "tokens": 30_000,
+            "continue_tokens": 10_000,
+            "lr": 2e-3,
+            "batch_blocks": 16,
+            "context_size": 16,
+            "evaluation_tokens": 2_000,
+        },
+        "lineage": {"tokens": 8_000},
+        "report": {"tokens": 6_000, "features": 3, "contexts": 2},
+        "evaluation": {"tokens": 2_000},
+        "case": {"assignment": {"tokens": ["=", " ="]}, "nonsense": {"tokens": ["no such token"]}},
+        **changes,
+    }
+
+
+def write_corpora(folder: Path) -> None:
+    """Three little corpora of local files: text, JSON lines and a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = ["the cat", "a dog", "my friend", "one bird", "this child"]
+    deeds = ["sat on", "ran to", "looked at", "slept near", "sang about"]
+    places = ["the mat", "a tree", "the old house", "some water", "the long road"]
+    words = [
+        " ".join(f"{kinds[(i * j) % 5]} {deeds[(i + j) % 5]} {places[(i + 2 * j) % 5]}." for j in range(12)) + f" {i}"
+        for i in range(160)
+    ]
+    (folder / "words.txt").write_text("\n\n".join(words))
+    code = [
+        f"def f{i}(x):\n    y = x + {i}\n    if y > {i % 7}:\n        y = y * 2\n    return y\n" * 3 for i in range(160)
+    ]
+
+    (folder / "code.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in code))
+    (folder / "sums").mkdir(exist_ok=True)
+    for i in range(120):
+        lines = [f"{a} plus {i % 9} = {a + i % 9};" for a in range(i % 11, i % 11 + 14)]
+        (folder / "sums" / f"{i}.txt").write_text("\n".join(lines) + f"\nend {i}\n")
+
+
+def toml(values: dict[str, Any], path: Path) -> Path:
+    """The study as a file."""
+    import tomli_w
+
+    path.write_text(tomli_w.dumps(values))
+    return path
+
+
+def save_tiny_model(folder: Path, seed: int = 0, d_model: int = 16, vocab_size: int = 300) -> Path:
+    """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
+    from heredity.data.tokens import train_tokenizer
+
+    from heredity.lm.load import mistral_config, new_model, save_model
+
+    tokenizer = train_tokenizer(
+        ["the cat sat on the mat = 3; x = y + 1\n"] * 50 + [chr(c) for c in range(32, 127)], vocab_size
+    )
+    shape = ArchitectureConfig(d_model=d_model, d_mlp=2 * d_model, n_layers=1, n_heads=4)
+    save_model(new_model(mistral_config(shape, len(tokenizer), 64, tokenizer.eos_token_id), seed), tokenizer, folder)
+    return folder
+
+
+def save_tiny_sae(folder: Path, d_in: int = 32, seed: int = 0, **metadata: Any) -> Path:
+    """A random topk SAE in SAELens' format."""
+    from heredity.sae.formats import write_sae
+
+    from heredity.sae.model import new_sae
+
+    sae = new_sae(d_in, 4 * d_in, "topk", 4, torch.Generator().manual_seed(seed))
+    write_sae(sae, folder, {"hook_name": HOOK, "model_name": "tiny", **metadata})
+    return folder
