@@ -12,7 +12,8 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["metrics", "hooks", "kernels", "lm.merge"],
+    ["metrics", "hooks", "kernels", "lm.combine"],
+    ["lm.merge"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
     ["features.lineage", "features.controls", "features.families", "features.examples"],
@@ -46,8 +47,10 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            folder = ".".join(("heredity", *path.relative_to(PACKAGE).parts[: -node.level])) if node.level else ""
+            module = ".".join(part for part in (folder, node.module) if part)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return {name.removeprefix("heredity.") for name in found if name.startswith("heredity.")}
 
 

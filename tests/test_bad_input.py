@@ -90,7 +90,7 @@ def track(parent: str = "a", child: str = "b", sae: str = "a", child_sae: str = 
             "track",
             *(place.models / parent, place.models / child),
             *("--sae-parent", place.saes / sae, "--sae-child", place.saes / child_sae),
-            *("--corpus", options.get("corpus", f"local:{place.folder / 'words.txt'}")),
+            *("--corpus", options.get("corpus", f"local:{place.folder / 'words'}")),
             *("--tokens", 500, "--context-size", 16, "-o", place.folder / "out"),
             *options.get("more", ()),
         ]
@@ -135,7 +135,7 @@ def track_broken(damage: Callable[[Path, Path], object]) -> Callable[[Place], li
         damage(place.folder / "model", place.folder / "sae")
         tiny.write_corpora(place.folder)
         arguments = ["track", place.models / "a", place.folder / "model", "--sae-parent", place.saes / "a"]
-        arguments += ["--sae-child", place.folder / "sae", "--corpus", f"local:{place.folder / 'words.txt'}"]
+        arguments += ["--sae-child", place.folder / "sae", "--corpus", f"local:{place.folder / 'words'}"]
         return [*arguments, "--tokens", 500, "--context-size", 16, "-o", place.folder / "out"]
 
     return made

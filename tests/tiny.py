@@ -23,7 +23,7 @@ def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
         "hook_point": HOOK,
         "tokenizer": {"vocab_size": 320},
         "corpus": {
-            "words": {"source": "local:words.txt", "share": 0.5},
+            "words": {"source": "local:words", "share": 0.5},
             "code": {"source": "local:code.jsonl", "share": 0.5},
             "sums": {"source": "local:sums"},
             "stories": {"source": "generated:stories", "max_bytes": 60_000},
@@ -63,7 +63,9 @@ def write_corpora(folder: Path) -> None:
         " ".join(f"{kinds[(i * j) % 5]} {deeds[(i + j) % 5]} {places[(i + 2 * j) % 5]}." for j in range(12)) + f" {i}"
         for i in range(160)
     ]
-    (folder / "words.txt").write_text("\n\n".join(words))
+    (folder / "words").mkdir(exist_ok=True)
+    for i, text in enumerate(words):
+        (folder / "words" / f"{i}.txt").write_text(text)
     code = [
         f"def f{i}(x):\n    y = x + {i}\n    if y > {i % 7}:\n        y = y * 2\n    return y\n" * 3 for i in range(160)
     ]

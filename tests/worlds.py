@@ -30,7 +30,9 @@ class World:
         """Firings of all latents: independent coins, lognormal magnitudes of the given spread (sigma)."""
         counts = rng.binomial(tokens, self.density)
         rows = np.concatenate([rng.choice(tokens, count, replace=False) for count in counts])
-        return _sparse(rows, np.repeat(np.arange(len(counts)), counts), rng.lognormal(0, spread, len(rows)), tokens, len(counts))
+        return _sparse(
+            rows, np.repeat(np.arange(len(counts)), counts), rng.lognormal(0, spread, len(rows)), tokens, len(counts)
+        )
 
     def acts(self, model: str, fired: FeatureActs) -> FeatureActs:
         """The true activations of a model's features [tokens, features]."""

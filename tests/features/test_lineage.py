@@ -158,9 +158,7 @@ def test_the_flow_adds_up_at_any_threshold_and_any_number_of_parents(seed, thres
     assert list(found.emerged) == names
     with np.errstate(invalid="ignore"):
         through = {name: (r > threshold).any(0) for name, r in into.items()}
-        based = {
-            name: ((into[name] > threshold) & (r > threshold).any(0)[:, None]).any(0) for name, r in base.items()
-        }
+        based = {name: ((into[name] > threshold) & (r > threshold).any(0)[:, None]).any(0) for name, r in base.items()}
     for name in names:
         np.testing.assert_array_equal(found.inherited_through[name], through[name])
         assert not (found.from_base_through[name] & ~based.get(name, np.zeros(d_merge, bool))).any()

@@ -311,7 +311,7 @@ def _measure(init: str, seed: int) -> tuple[dict, Measurement]:
     }
     density = {name: np.where(rng.random(D_SAE) < 0.03, 0, 10 ** rng.normal(-2.6, 0.6, D_SAE)) for name in _ACCURACY}
     figures = {"saes": {n: _sae(n) for n in _ACCURACY}, "edges": edges, "flow": {"cpp_stories": flow}}
-    links = flow_links("cpp_stories", through, based)
+    links = flow_links("cpp_stories", through, {name: found & based for name, found in through.items()})
     densities = {name: density_view(np.minimum(found, 1)) for name, found in density.items()}
     into_children = [best["base->cpp"], best["base->stories"]]
     shown = Measurement(
@@ -398,13 +398,13 @@ def _highlights() -> tuple[Highlight, ...]:
                 model=other,
                 index=int(rng.integers(D_SAE)),
                 r=best - 0.012 * number - 0.02 * step,
-                via="cpp" if other == "cpp_stories" else "base",
+                along="cpp->cpp_stories" if other == "cpp_stories" else f"base->{other}",
                 max_act=5.2,
             )
             for step, other in enumerate(name for name in _ACCURACY if name != model)
         ]
         if number == 4:
-            matches[1] = FamilyMatch(model=matches[1].model, index=None, r=float("nan"), via="base")
+            matches[1] = FamilyMatch(model=matches[1].model, index=None, r=float("nan"))
         found.append(Highlight(list=name, feature=feature, matches=tuple(matches)))
     return tuple(found)
 
@@ -438,7 +438,7 @@ def _cases() -> dict[str, CaseView]:
                 llr=llr,
                 llr_count=llr - 0.4,
                 r=r,
-                via=None if r is None else "base" if model != "cpp_stories" else "cpp",
+                previous="" if r is None else "base" if model != "cpp_stories" else "cpp",
                 sensitivity=0.83 - 0.07 * number,
             )
             for number, (model, (llr, r)) in enumerate(rows.items())

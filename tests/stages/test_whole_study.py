@@ -152,7 +152,7 @@ def test_a_saved_sae_and_model_are_tracked_without_a_study(done, tmp_path):
         *("--sae-parent", folder("sae", "base-scratch") / "sae", "--sae-child", folder("sae", "sums-parent") / "sae"),
         *(
             "--corpus",
-            f"local:{done / 'words.txt'}",
+            f"local:{done / 'words'}",
             "--tokens",
             2000,
             "--context-size",

@@ -22,7 +22,7 @@ from .sparse import Sparse, moments, transpose
 # One record an entry: column and value arrive with the same cache line.
 _ENTRY = np.dtype([("column", np.uint32), ("value", np.float32)])
 _ENTRIES_A_LINE = 8
-# Firings between the hint and the use of a child row; flat between 4 and 32 on the machines tried.
+# Firings between the hint and the use of a child row; the speed is flat between 4 and 32.
 _AHEAD = np.uint64(8)
 _TWICE_AHEAD = np.uint64(16)
 _ONE = np.uint64(1)
@@ -185,9 +185,10 @@ def top_pearson(
     the result has the same bits for any number of `workers` (threads; default all processors).
     Memory beside the arguments: 8 bytes a stored entry of each side, and workers x d_child x (top + 2) numbers.
 
-    Threads that release the interpreter lock, not numba's own pool: several callers can run at once, nothing global is
-    set, and the compiler takes a third of the time. Work is one multiplication and addition for each pair of features
-    and each token on which both fire.
+    Work is one multiplication and addition for each pair of features and each token on which both fire. The threads are
+    Python's, which the compiled loop lets run by releasing the interpreter lock: unlike with numba's own pool several
+    callers can run at once, nothing global is set, and chunks go to whoever is free.
+    Raises `ValueError` when the rows differ in number or `top` is below 1.
     """
     tokens = len(child.indptr) - 1
     if len(parent.indptr) - 1 != tokens:

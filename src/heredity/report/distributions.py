@@ -15,20 +15,22 @@ def edge_view(
     ceiling_r: Sequence[np.ndarray] = (),
     floor_r: Sequence[np.ndarray] = (),
     rows: Sequence[MatchRow] = (),
+    live: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> EdgeView:
     """Bin the best r of both ends of an edge.
 
     parent_r [d_parent], child_r [d_child]: best r of each feature, nan for a dead one. ceiling_r, floor_r: best r of
     the parent's features in further SAEs of the same model and under shuffled alignment, one array each [d_parent].
+    live: which features of the parent and of the child fired, bool; by default those that have an r.
     """
-    live = np.isfinite(parent_r)
-    ceiling, floor = (_shares(found, int(live.sum())) for found in (ceiling_r, floor_r))
+    parent_live, child_live = live or (np.isfinite(parent_r), np.isfinite(child_r))
+    ceiling, floor = (_shares(found, int(parent_live.sum())) for found in (ceiling_r, floor_r))
     curve = [
         CurvePoint(
             threshold=float(threshold),
-            persist=int((parent_r[live] > threshold).sum()),
-            disappear=int((parent_r[live] <= threshold).sum()),
-            emerge=int((child_r <= threshold).sum()),  # nan compares false: the dead do not emerge
+            persist=int((parent_r > threshold).sum()),
+            disappear=int((parent_live & ~(parent_r > threshold)).sum()),  # nan is above no threshold
+            emerge=int((child_live & ~(child_r > threshold)).sum()),
             ceiling=ceiling[number],
             floor=floor[number],
         )
@@ -37,8 +39,8 @@ def edge_view(
     return EdgeView(
         parent_histogram=_histogram(parent_r, BINS),
         child_histogram=_histogram(child_r, BINS),
-        parent_dead=int((~live).sum()),
-        child_dead=int((~np.isfinite(child_r)).sum()),
+        parent_dead=int((~parent_live).sum()),
+        child_dead=int((~child_live).sum()),
         parent_median=_median(parent_r),
         child_median=_median(child_r),
         curve=tuple(curve),
@@ -85,14 +87,17 @@ def density_view(density: np.ndarray) -> Density:
     )
 
 
-def flow_links(merge: str, inherited: Mapping[str, np.ndarray], based: np.ndarray) -> tuple[FlowLink, ...]:
+def flow_links(
+    merge: str, inherited: Mapping[str, np.ndarray], from_base: Mapping[str, np.ndarray]
+) -> tuple[FlowLink, ...]:
     """Links into a merge, one for each parent and origin.
 
-    inherited: for each parent, which features of the merge have a match in it, bool [d_merge]. based: which features
-    of the merge go back to the base, bool [d_merge]. One that does not emerged in the parent it is inherited through,
-    or in `both` of several.
+    inherited: by parent, which features of the merge have a match in it, bool [d_merge]. from_base: by parent, which
+    of them have one that itself matches the base, bool [d_merge]. A feature is from the base when it is through any
+    parent; otherwise it emerged in the parent it is inherited through, or in `both` of several.
     """
     through = np.sum(list(inherited.values()), axis=0, dtype=np.int64)
+    based = np.any(list(from_base.values()), axis=0)
     links = []
     for name, found in inherited.items():
         for origin, member in (

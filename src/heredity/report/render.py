@@ -9,11 +9,12 @@ import json
 import re
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from heredity.report.headline import Statement, headline
 from heredity.report.method import DEFINITIONS
 from heredity.report.squeeze import squeeze_script, squeeze_style
-from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
+from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, Highlight, View
 
 _SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "features.js", "page.js")
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
@@ -29,7 +30,7 @@ def render(view: View) -> str:
     """
     statements = headline(view.summary)
     data = {
-        "view": view.model_dump(mode="json"),
+        "view": {**view.model_dump(mode="json"), "highlights": [_shown(one) for one in view.highlights]},
         "headline": [statement.model_dump(mode="json") for statement in statements],
         "definitions": DEFINITIONS,
         "bins": BINS.tolist(),
@@ -47,6 +48,21 @@ def render(view: View) -> str:
     }
     # one pass, so that nothing that is put in can be taken for a place to put something
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+def _shown(highlight: Highlight) -> dict[str, Any]:
+    """A highlight with the activations of its family beside its own, so that no text is sent twice."""
+    shown = highlight.model_dump(mode="json", exclude={"family"})
+    for place, context in enumerate(highlight.feature.contexts):
+        others = shown["feature"]["contexts"][place]["others"]
+        for member in highlight.family:
+            same = next((found for found in member.contexts if found.tokens == context.tokens), None)
+            if same is not None:
+                others.setdefault(member.model, same.values)
+    tops = {member.model: member.max_act for member in highlight.family}
+    for match in shown["matches"]:
+        match["max_act"] = tops.get(match["model"]) if match["max_act"] is None else match["max_act"]
+    return shown
 
 
 def embedded(value: object) -> str:

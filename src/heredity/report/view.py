@@ -210,8 +210,8 @@ class FamilyMatch(Frozen):
     """Its feature; null when nothing fires alike."""
     r: Number
     """Pearson r along the edge."""
-    via: str | None = None
-    """The model that r was measured against."""
+    along: str = ""
+    """The edge, `parent->child`, that r was measured on."""
     max_act: Number = None
     """Highest activation of the match, which its shades are scaled to; default the highest shown."""
 
@@ -225,6 +225,8 @@ class Highlight(Frozen):
     """The feature."""
     matches: tuple[FamilyMatch, ...] = ()
     """Its matches along the lineage, in the order of the models."""
+    family: tuple[FeatureView, ...] = ()
+    """The matched features, where their activations on the contexts are not in `others` already."""
     note: str = ""
     """A sentence on why it stands in the list."""
 
@@ -242,7 +244,7 @@ class CaseMemberView(Frozen):
     """Count-weighted."""
     r: Number = None
     """Pearson r with the member it was reached from."""
-    via: str | None = None
+    previous: str = ""
     """That model."""
     sensitivity: Number = None
     """Share of the set's tokens on which the feature fires."""
@@ -301,13 +303,15 @@ class View(Frozen):
         names = [node.name for node in self.graph]
         if set(names) != set(self.summary.models):
             raise ValueError(f"the graph has {names}, the summary {list(self.summary.models)}; they must be the same")
+        figures = {self.summary.instrument: self.summary, **self.summary.also}
+        if set(figures) != set(self.measured):
+            raise ValueError(f"measured has {list(self.measured)}, the summary {list(figures)}; they must be the same")
         for init, measured in self.measured.items():
-            known = self.summary if init == self.summary.instrument else self.summary.also.get(init)
-            if known is None:
-                raise ValueError(f"the summary has no figures of init {init!r}; measure it or leave it out")
-            for edge in measured.edges:
-                if edge not in known.edges:
-                    raise ValueError(f"{edge!r} is no edge of the summary; edges are {', '.join(known.edges)}")
-            if missing := [merge for merge in known.flow if merge not in measured.flows]:
-                raise ValueError(f"the flow into {missing[0]} has no links; make them with flow_links")
+            edges, flow = figures[init].edges, figures[init].flow
+            if set(edges) != set(measured.edges):
+                raise ValueError(
+                    f"{init}: drawn are edges {list(measured.edges)}, counted {list(edges)}; draw the same"
+                )
+            if missing := [merge for merge in flow if merge not in measured.flows]:
+                raise ValueError(f"{init}: the flow into {missing[0]} has no links; make them with flow_links")
         return self

@@ -86,6 +86,24 @@ class SAE(nn.Module):
         """x [..., d_in] -> x̂ [..., d_in]."""
         return self.decode(self.encode(x))
 
+    def unit_norm(self) -> SAE:
+        """Move the norms of W_dec's rows into the encoder, in place; x̂ stays the same. Returns itself.
+
+        A row of zeros stays one. Raises ValueError for topk and batchtopk, whose selection the norms would change.
+        """
+        if self.activation in ("topk", "batchtopk"):
+            raise ValueError(
+                f"decoder norms of a {self.activation} SAE cannot be moved without changing which are kept"
+            )
+        norms = self.W_dec.norm(dim=1)
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+        self.W_dec /= norms[:, None]
+        self.W_enc *= norms
+        self.b_enc *= norms
+        if self.threshold is not None:
+            self.threshold *= norms
+        return self
+
     @property
     def _per_token_k(self) -> int | None:
         return self.k if self.activation == "topk" else None

@@ -24,16 +24,16 @@ def first_l1(config: SAEConfig, d_in: int, scale: float, l1_coefficient: float |
     """λ of the first step, in normalized units.
 
     Raw coefficients given by the settings or the caller are taken over. Otherwise the size at which the penalty takes
-    about a sixth off an activation: an active feature that carries 1 / L0 of the variance d_in has an activation of
+    about a third off an activation: an active feature that carries 1 / L0 of the variance d_in has an activation of
     sqrt(d_in / L0), and the penalty lowers it by λ d_in / 2.
     """
     raw = config.l1_coefficient or l1_coefficient
-    return raw * scale if raw is not None else 0.3 / math.sqrt(d_in * target(config))
+    return raw * scale if raw is not None else 0.6 / math.sqrt(d_in * target(config))
 
 
 def target(config: SAEConfig) -> float:
-    """The geometric middle of the L0 range."""
-    return math.sqrt(config.l0[0] * config.l0[1])
+    """L0 that λ is calibrated to: three quarters up the range, because L0 falls on a little after λ is frozen."""
+    return config.l0[0] ** 0.25 * config.l0[1] ** 0.75
 
 
 def calibrate(state: TrainingState, config: SAEConfig, steps: int) -> None:

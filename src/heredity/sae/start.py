@@ -21,24 +21,20 @@ START_L0 = 0.02
 """relu: share of the tokens on which each fresh feature is active."""
 
 
-def start(
-    sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], init: str
-) -> TrainingState:
+def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], continued: bool) -> TrainingState:
     """State before the first step; see `train` for the arguments. Raises ValueError as `train` does."""
     device = sae.W_dec.device
     norms = sae.W_dec.norm(dim=1)
     if not bool(((norms - 1).abs() < 1e-3).all()):
         raise ValueError(
             f"decoder rows have norms from {float(norms.min()):.3g} to {float(norms.max()):.3g} instead of 1; "
-            "move the norms into the encoder first (sae.formats.unit_norm)"
+            "move the norms into the encoder first (SAE.unit_norm)"
         )
     count = min(FIRST_BATCHES, int(identity["steps"]))
     x = torch.cat([batches(i).to(device, torch.float32) for i in range(count)])
     scale = normalizing_scale(x)
-    weights = Weights(
-        sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale
-    )
-    if init == "independent":
+    weights = Weights(sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale)
+    if not continued:
         x = x * scale
         weights.b_dec = geometric_median(x)
         if sae.activation == "relu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Step(NamedTuple):
     """Features that fired in none of the last `window` steps."""
     l1_coefficient: float | None
     """λ in raw units; none for topk and batchtopk."""
+    normalized_l1_coefficient: float | None
+    """λ in the units of the normalized space the training runs in."""
     resampled: int
     """Dead features given a new direction before this step."""
 
@@ -43,7 +46,7 @@ class Step(NamedTuple):
 class TrainingState:
     """Weights, Adam's moments and counters in the normalized space (x times `scale`), between two steps.
 
-    A file holds all of it: tensors, and numbers as JSON in the file's metadata, so it is replaced at once or not at all.
+    A file holds all of it: tensors, and numbers as JSON in the file's metadata, so it is replaced whole or not at all.
     """
 
     identity: dict[str, Any]
@@ -95,7 +98,7 @@ class TrainingState:
         """Read what `save` wrote. Raises FileNotFoundError when the folder holds no state."""
         with safe_open(folder / FILE, framework="pt", device=str(device)) as file:
             numbers = json.loads(file.metadata()["state"])
-            groups = {
+            groups: dict[str, Any] = {
                 group: Weights(*(file.get_tensor(f"{group}.{name}") for name in NAMES))
                 for group in ("weights", "first", "second")
             }
@@ -113,8 +116,9 @@ _NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l
 
 
 def _row(values: list[float]) -> Step:
-    row = Step(*values)  # type: ignore[arg-type]
-    l1_coefficient = None if row.l1_coefficient != row.l1_coefficient else row.l1_coefficient
-    return row._replace(
-        step=int(row.step), dead=int(row.dead), resampled=int(row.resampled), l1_coefficient=l1_coefficient
-    )
+    named: dict[str, Any] = dict(zip(Step._fields, values, strict=True))
+    for name in ("step", "dead", "resampled"):
+        named[name] = int(named[name])
+    for name in ("l1_coefficient", "normalized_l1_coefficient"):
+        named[name] = None if math.isnan(named[name]) else named[name]
+    return Step(**named)

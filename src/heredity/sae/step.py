@@ -86,8 +86,8 @@ class Rule(NamedTuple):
     """How activations are chosen in training."""
 
     activation: Activation
-    k: int | None
-    """Active features a token (topk, batchtopk)."""
+    k: int
+    """Active features a token (topk, batchtopk); 0 for relu."""
     l1: float
     """λ; 0 for topk and batchtopk."""
     threshold: float = 0.0

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from heredity.config import SAEConfig
 from heredity.sae.model import SAE
 from heredity.sae.penalty import calibrate, first_l1
-from heredity.sae.resample import resample
+from heredity.sae.resample import POOL_BATCHES, resample
 from heredity.sae.start import start
 from heredity.sae.state import Step, TrainingState
 from heredity.sae.step import SPARSE_BELOW, Outcome, Rule, dense_step, sparse_step
@@ -40,19 +39,6 @@ THRESHOLD_RATE = 0.01
 """batchtopk: weight of a new step in the running threshold."""
 
 
-class Trained(NamedTuple):
-    """A finished training; the SAE itself was changed in place."""
-
-    rows: list[Step]
-    """All steps, those before a resume included."""
-    l1_coefficient: float | None
-    """Final λ in raw units; none for topk and batchtopk."""
-    normalized_l1_coefficient: float | None
-    """Final λ in the normalized space."""
-    scale: float
-    """Normalized x = raw x times this."""
-
-
 def train(
     sae: SAE,
     batches: Batches,
@@ -60,23 +46,25 @@ def train(
     steps: int,
     seed: int,
     *,
-    init: Literal["independent", "parent"] = "independent",
+    continued: bool = False,
     l1_coefficient: float | None = None,
     state: TrainingState | None = None,
     checkpoint: Callable[[TrainingState], None] | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
-) -> Trained:
-    """Train the SAE in place, on the device it is on, for `steps` steps in all.
+) -> list[Step]:
+    """Train the SAE in place, on the device it is on; returns all steps, those before a resume included.
 
-    batches: batches(step) for 0 <= step < steps, float [n, d_in], raw activations.
+    batches: batches(step) for 0 <= step < steps, float [n, d_in], raw activations. The last few are kept, so a batch
+        must not be overwritten by the next one.
+    steps: in all, those before a resume included.
     config: lr, decay, l0, l1_coefficient, calibration and resample_every are used; sizes and the activation are the
         SAE's own.
     seed: of the resampling.
-    init: `independent` sets b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`);
-        `parent` keeps every weight and warms the learning rate up.
-    l1_coefficient: λ in raw units that calibration begins with, for `parent` the parent's. `config.l1_coefficient`
-        wins over it and is not calibrated.
+    continued: keep the weights of `sae` (a parent's, or an earlier run's) and warm the learning rate up, instead of
+        setting b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`).
+    l1_coefficient: λ in raw units that calibration begins with, such as the parent's. `config.l1_coefficient` wins
+        over it and is not calibrated.
     state: go on from here; the weights of `sae` are then ignored. The result has the same bits as without the stop.
     checkpoint: called with the state between two steps, every `checkpoint_seconds`; the state is changed by the next
         step, so save it (`state.save`) or copy it.
@@ -85,10 +73,13 @@ def train(
     and for activations or a loss that are not finite.
     """
     if sae.activation == "jumprelu":
-        raise ValueError("activation='jumprelu' is not trained here; train 'batchtopk', which is exported as a JumpReLU")
-    identity = _identity(sae, config, steps, seed, init, l1_coefficient)
+        raise ValueError(
+            "activation='jumprelu' is not trained here; train 'batchtopk', which is exported as a JumpReLU"
+        )
+    identity = _identity(sae, config, steps, seed, continued, l1_coefficient)
+    recent = _Recent(batches)
     if state is None:
-        state = start(sae, batches, identity, init)
+        state = start(sae, recent, identity, continued)
         if sae.activation == "relu":
             state.log_l1 = math.log(first_l1(config, sae.d_in, state.scale, l1_coefficient))
     elif state.identity != identity:
@@ -96,16 +87,30 @@ def train(
         raise ValueError(f"the saved state is of another training ({other} differ); delete it or restore the settings")
     saved = time.monotonic()
     for step in range(state.step, steps):
-        _take_step(state, batches, config, steps, seed, init)
+        _take_step(state, recent, config, steps, seed, continued)
         if progress is not None:
             progress(step + 1, steps)
         if checkpoint is not None and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
             checkpoint(state)
             saved = time.monotonic()
     write_back(state, sae)
-    normalized = None if state.log_l1 is None else math.exp(state.log_l1)
-    raw = None if normalized is None else normalized / state.scale
-    return Trained(list(state.rows), raw, normalized, state.scale)
+    return list(state.rows)
+
+
+class _Recent:
+    """Batches by number, the latest of them kept: resampling looks back at them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.kept: dict[int, Tensor] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        if step not in self.kept:
+            x = self.batches(step)
+            while len(self.kept) > POOL_BATCHES:
+                del self.kept[min(self.kept)]
+            self.kept[step] = x
+        return self.kept[step]
 
 
 def write_back(state: TrainingState, sae: SAE) -> None:
@@ -120,7 +125,7 @@ def write_back(state: TrainingState, sae: SAE) -> None:
 
 
 def _take_step(
-    state: TrainingState, batches: Batches, config: SAEConfig, steps: int, seed: int, init: str
+    state: TrainingState, batches: Batches, config: SAEConfig, steps: int, seed: int, continued: bool
 ) -> None:
     number = state.step + 1
     every = config.resample_every or max(1, steps // 10)
@@ -134,10 +139,12 @@ def _take_step(
     state.ages += 1
     sparse = x.device.type == "cpu" and _share_active(state, rule) < SPARSE_BELOW
     take = sparse_step if sparse else dense_step
-    lr = learning_rate(config, number, steps, init)
+    lr = learning_rate(config, number, steps, continued)
     outcome = take(state.weights, state.first, state.second, state.ages, x, rule, lr, number)
     if not math.isfinite(outcome.mse):
-        raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or look for huge activations")
+        raise ValueError(
+            f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or look for huge activations"
+        )
     state.last_fired[outcome.fired] = number
     state.l0 = outcome.l0
     if rule.activation == "batchtopk" and math.isfinite(outcome.least):
@@ -151,13 +158,13 @@ def _take_step(
 def normalized(x: Tensor, state: TrainingState) -> Tensor:
     """Raw x [n, d_in] in the training's space, centered by b_dec, contiguous float32."""
     b_dec = state.weights.b_dec
-    return (x.to(b_dec.device, torch.float32) * state.scale).sub_(b_dec)
+    return (x.detach().to(b_dec.device, torch.float32) * state.scale).sub_(b_dec).contiguous()
 
 
-def learning_rate(config: SAEConfig, number: int, steps: int, init: str) -> float:
+def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -> float:
     """Learning rate of a step, counted from 1: constant, with the warm-up of a continued training and the decay."""
     rate = config.lr
-    if init == "parent":
+    if continued:
         rate *= min(1.0, number / max(1.0, WARM_UP * steps))
     if config.decay:
         rate *= min(1.0, (steps - number + 1) / max(1.0, DECAY * steps))
@@ -166,25 +173,30 @@ def learning_rate(config: SAEConfig, number: int, steps: int, init: str) -> floa
 
 def _rule(state: TrainingState) -> Rule:
     l1 = 0.0 if state.log_l1 is None else math.exp(state.log_l1)
-    return Rule(state.identity["activation"], state.identity["k"], l1, state.threshold)
+    return Rule(state.identity["activation"], state.identity["k"] or 0, l1, state.threshold)
 
 
 def _share_active(state: TrainingState, rule: Rule) -> float:
-    active = state.l0 if rule.k is None else rule.k
+    active = rule.k or state.l0
     return active / len(state.ages) if math.isfinite(active) else 1.0
 
 
 def _raw_row(state: TrainingState, outcome: Outcome, number: int, dead: int, resampled: int) -> Step:
     mse, l1 = outcome.mse / state.scale**2, outcome.l1 / state.scale
-    coefficient = None if state.log_l1 is None else math.exp(state.log_l1) / state.scale
+    normalized_l1 = None if state.log_l1 is None else math.exp(state.log_l1)
+    coefficient = None if normalized_l1 is None else normalized_l1 / state.scale
     loss = mse + (0.0 if coefficient is None else coefficient * l1)
-    return Step(number, loss, mse, l1, outcome.l0, dead, coefficient, resampled)
+    return Step(number, loss, mse, l1, outcome.l0, dead, coefficient, normalized_l1, resampled)
 
 
 def _identity(
-    sae: SAE, config: SAEConfig, steps: int, seed: int, init: str, l1_coefficient: float | None
+    sae: SAE, config: SAEConfig, steps: int, seed: int, continued: bool, l1_coefficient: float | None
 ) -> dict[str, object]:
     sizes = {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
     used = ("lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every")
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name in used}
-    return sizes | settings | {"steps": steps, "seed": seed, "init": init, "first_l1_coefficient": l1_coefficient}
+    return (
+        sizes
+        | settings
+        | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
+    )

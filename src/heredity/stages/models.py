@@ -30,7 +30,7 @@ def model_stage(
     if config.load is not None:
         return _load_stage(study, name, config, tokenizer)
     if config.merge is not None:
-        return _merge_stage(study, name, models, sweep)
+        return _merge_stage(study, name, models, tokenizer, sweep)
     return _train_stage(study, name, config, models, tokens, tokenizer)
 
 
@@ -107,12 +107,14 @@ def _weights_digest(path: Path) -> str | None:
     return file_digest(sorted([*path.glob("*.safetensors"), *path.glob("config.json")])) if path.is_dir() else None
 
 
-def _merge_stage(study: Study, name: str, models: dict[str, Stage], sweep: Stage | None) -> Stage:
+def _merge_stage(
+    study: Study, name: str, models: dict[str, Stage], tokenizer: Stage, sweep: Stage | None
+) -> Stage:
     merge = study.config.model[name].merge
     assert merge is not None
     settings = merge.model_dump(exclude={"sweep_points", "tolerance"})
     seed = seed_of(study, "merge", name)
-    inputs = {f"parent:{parent}": models[parent] for parent in merge.parents}
+    inputs = {"tokenizer": tokenizer, **{f"parent:{parent}": models[parent] for parent in merge.parents}}
     base = study.merge_base(name)
     if merge.method not in ("slerp", "linear") and base:
         inputs["base"] = models[base]
@@ -131,7 +133,7 @@ def _merge_stage(study: Study, name: str, models: dict[str, Stage], sweep: Stage
         model = load(parents[merge.parents[0]])
         model.load_state_dict(merged)
         write_json(work.folder / "merge.json", {"t": position, "tensors": [row._asdict() for row in report]})
-        _finish(work, model, tokenizer_of(parents[merge.parents[0]]), {"tokens": 0})
+        _finish(work, model, tokenizer_of(work.inputs["tokenizer"]), {"tokens": 0})
 
     return Stage("model", name, {**settings, "seed": seed}, inputs, make)
 

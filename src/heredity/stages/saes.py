@@ -99,21 +99,21 @@ def _training_stage(
         sae = sae.to(next(reader.parameters()).device)
         kept = work.folder / "checkpoint"
         state = TrainingState.load(kept) if kept.exists() else None
-        trained = train(
+        rows = train(
             sae,
             store.batch,
             config,
             steps,
             seed,
-            init="parent" if source else "independent",
+            continued=source is not None,
             l1_coefficient=inherited.get("l1_coefficient"),
             state=state,
             checkpoint=lambda found: _replace(found, kept),
             progress=work.progress,
         )
-        metadata = _metadata(study, work, name, seed, steps * store.batch_size, trained.l1_coefficient)
+        metadata = _metadata(study, work, name, seed, steps * store.batch_size, rows[-1].l1_coefficient)
         write_sae(sae, work.folder / "sae", metadata)
-        write_json(work.folder / "training.json", [row._asdict() for row in trained.rows])
+        write_json(work.folder / "training.json", [row._asdict() for row in rows])
         for folder in (kept, *_spares(kept)):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -64,7 +64,7 @@ def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, res
     from heredity.data.tokens import load_tokenizer
     from heredity.lm.load import load_model, save_model
 
-    model = load_model(first)
+    model = load_model(first, dtype=next(tensor.dtype for tensor in merged.values() if tensor.is_floating_point()))
     model.load_state_dict(merged)
     result |= {"out": str(out), "tensors": [row._asdict() for row in report]}
     with _whole(out) as partial:

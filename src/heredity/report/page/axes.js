@@ -1,8 +1,6 @@
 // Charts: a figure that draws itself anew when its width changes, with scales and axes.
 const charts = new Set();
-const watch = new ResizeObserver((entries) => {
-  for (const { target } of entries) if (target.redraw) target.redraw();
-});
+const watch = new ResizeObserver((entries) => requestAnimationFrame(() => entries.forEach(({ target }) => target.redraw())));
 
 /** A figure; draw(svg, width) -> height. `title` is what a screen reader says of it. */
 function chart(title, draw) {

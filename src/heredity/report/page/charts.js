@@ -14,12 +14,12 @@ function accuracyOn(model, parent) {
 const corporaOf = (name) => (NODE[name].corpora.length ? NODE[name].corpora : [...new Set(NODE[name].parents.flatMap(corporaOf))]);
 
 function sweepChart(name, merge) {
-  const keys = [merge.first, merge.second].filter((key) => merge.sweep.some((point) => known(point.accuracy[key])));
+  const keys = [merge.first, merge.second].filter(known);
   const roots = ancestry(name).filter((model) => !NODE[model].parents.length && model !== merge.first && model !== merge.second);
   const base = roots.length === 1 ? roots[0] : null;
-  const series = keys.map((key) => ({
+  const series = keys.map((key, place) => ({
     key,
-    color: COLORED.includes(key) ? color(key) : `var(--c${1 + keys.indexOf(key)})`,
+    color: place && color(key) === color(keys[0]) ? "var(--c2)" : color(key),
     base: base && accuracyOn(base, key),
     own: merge.sweep.find((point) => point.t === (key === merge.first ? 0 : 1))?.accuracy[key],
   }));
@@ -154,11 +154,11 @@ function countsTable(edge, figures, drawn) {
   const { ceiling, floor } = studied ? figures : now;
   const row = (name, size, live, all, what) => ({ name, size, live, all, what });
   const rows = [
-    row("persist", now.persist, figures.parent_live, figures.parent_features, `features of ${parent} with a match in ${child}`),
-    row("disappear", now.disappear, figures.parent_live, figures.parent_features, `live features of ${parent} without one`),
-    row("emerge", now.emerge, figures.child_live, figures.child_features, `live features of ${child} without one`),
+    row("persist", now.persist, figures.parent_live, figures.parent_features, `of ${parent}, with a match in ${child}`),
+    row("disappear", figures.parent_live - now.persist, figures.parent_live, figures.parent_features, `live in ${parent}, without one`),
+    row("emerge", now.emerge, figures.child_live, figures.child_features, `live in ${child}, without one`),
   ];
-  if (studied) rows.push({ ...row("one to one", figures.one_to_one, figures.parent_live, figures.parent_features, "pairs that are each other’s best match"), quiet: true });
+  if (studied) rows.push({ ...row("one to one", figures.one_to_one, figures.parent_live, figures.parent_features, "each other’s best match"), quiet: true });
   const kept = figures.parent_live ? now.persist / figures.parent_live : null;
   const sure = [
     ["ceiling", percent(ceiling), known(ceiling) ? `persist between two SAEs of ${parent} itself` : `not measured: ${parent} has one SAE`],

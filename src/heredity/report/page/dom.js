@@ -52,7 +52,7 @@ function compact(value) {
 /** What was measured for the chosen init: the summary's figures and the distributions drawn. */
 function measured() {
   const figures = state.init === SUMMARY.instrument ? SUMMARY : SUMMARY.also[state.init];
-  return { ...(VIEW.measured[state.init] || { edges: {}, flows: {}, densities: {}, kept: {} }), figures };
+  return { ...VIEW.measured[state.init], figures };
 }
 
 /** The color of a model, the same on the whole page: start, merges and every other model apart while colors last. */

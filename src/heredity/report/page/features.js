@@ -69,7 +69,7 @@ function matchChips(highlight) {
   return h("div", { class: "chips" }, highlight.matches.map((match) => {
     const below = known(threshold) && !(match.r > threshold);
     const where = known(match.index) ? `${match.model}/${match.index}` : match.model;
-    const title = known(match.r) ? `${where}, r = ${fixed(match.r, 3)}${match.via ? ` with its match in ${match.via}` : ""}${below ? ", below the threshold" : ""}` : `no match in ${match.model}`;
+    const title = known(match.r) ? `${where}, r = ${fixed(match.r, 3)}${match.along ? ` along ${arrow(match.along)}` : ""}${below ? ", below the threshold" : ""}` : `no match in ${match.model}`;
     return h("span", { title, class: below ? "below" : null }, `${match.model} `, h("b", null, known(match.r) ? fixed(match.r, 2) : "none"));
   }));
 }
@@ -105,12 +105,11 @@ const LISTS = {
   "most persistent": "Features of the start model with the highest r all the way down.",
   "most changed": "Active features of the start model whose best match in every child is weakest.",
 };
-const listNote = (name) => LISTS[name] || (name.startsWith("emerged") ? "Active features that match nothing in a parent." : "");
 
 function featureLists(names) {
   return names.map((name, number) => {
     const found = VIEW.highlights.filter((highlight) => highlight.list === name);
-    return [h("h3", null, name[0].toUpperCase() + name.slice(1)), h("p", { class: "note" }, listNote(name)),
+    return [h("h3", null, name[0].toUpperCase() + name.slice(1)), h("p", { class: "note" }, LISTS[name] || "Active features that match nothing in a parent."),
       found.map((highlight, place) => featureCard(highlight, !place && !number))];
   });
 }
@@ -127,7 +126,7 @@ function caseBlock(name, found) {
       found.not_in_vocabulary.length ? ["Not single tokens, and so not looked for: ", found.not_in_vocabulary.map((token) => h("span", { class: "chip" }, visible(token)))] : ""),
     table([["model", "model", TEXT], ["feature", (row) => h("span", { class: "id" }, row.id), TEXT], ["LLR by activation", (row) => fixed(row.llr)],
       ["LLR by count", (row) => fixed(row.llr_count)], ["fires on the tokens", (row) => percent(row.sensitivity)],
-      ["r", (row) => fixed(row.r)], ["with its match in", (row) => [row.via || "–", known(row.r) && row.r <= threshold ? h("small", null, " below the threshold") : ""], TEXT]],
+      ["r", (row) => fixed(row.r)], ["with its match in", (row) => [row.previous || "–", known(row.r) && row.r <= threshold ? h("small", null, " below the threshold") : ""], TEXT]],
     rows, { label: `Case ${name}`, fit: true }),
     found.nearest_misses.map((miss) => h("p", { class: "note" }, `Nearest miss in ${miss.model}: `, h("span", { class: "id" }, `${miss.model}/${miss.feature}`), `, r = ${fixed(miss.r)}${known(miss.llr) ? `, LLR ${fixed(miss.llr)}` : ""}.`)),
     VIEW.highlights.filter((highlight) => highlight.list === `case:${name}`).map((highlight) => featureCard(highlight, false)),

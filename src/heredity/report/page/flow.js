@@ -40,7 +40,11 @@ function studyGraph() {
       const bend = across ? [(a[0] + b[0]) / 2, a[1], (a[0] + b[0]) / 2, b[1]] : [a[0], (a[1] + b[1]) / 2, b[0], (a[1] + b[1]) / 2];
       svg.append(stroke(`M${a}C${bend} ${b}`, "var(--novel)", 1.5));
       const edge = edges[`${parent}->${node.name}`];
-      if (edge) labels.push(label((a[0] + b[0]) / 2, (a[1] + b[1]) / 2 + 4, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
+      // crossing edges have the same middle: there the labels move towards the parent or the child
+      const [rows, columns] = [layers[depths[parent]], layers[depths[node.name]]];
+      const t = rows[1] && columns[1] ? 0.5 + 0.16 * Math.sign(rows.indexOf(parent) - columns.indexOf(node.name)) : 0.5;
+      const on = (end) => a[end] + t * (b[end] - a[end]);
+      if (edge) labels.push(label(on(0), on(1) + 4, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
     }
     svg.append(...labels);
     for (const node of GRAPH) {
@@ -89,26 +93,28 @@ function flowModel(models, whole) {
   const links = models.filter((name) => figures.flow[name]).flatMap((name) => flows[name]);
   for (const name of models) {
     const segments = [];
+    const add = (key, size, color, label) => size && segments.push({ key, size, color, label });
     const out = childrenOf(name).map((child) => figures.edges[`${name}->${child}`]);
     const parent = NODE[name].parents[0];
     if (figures.flow[name]) {
       for (const [origin, size] of origins(name)) {
-        if (size && (whole || origin !== "novel")) segments.push({ key: origin, size, color: originColor(origin), label: originLabel(origin, name) });
+        if (whole || origin !== "novel") add(origin, size, originColor(origin), originLabel(origin, name));
       }
     } else if (parent && inside(parent)) {
       const edge = figures.edges[`${parent}->${name}`];
       if (!edge) continue;
       const onward = links.filter((link) => link.source === name && link.origin !== "base").reduce((sum, link) => sum + link.count, 0);
-      const base = { key: "base", size: edge.child_live - edge.emerge, color: "var(--c0)", label: `from ${parent}` };
-      const own = { key: "own", size: whole ? edge.emerge : Math.min(edge.emerge, onward), color: color(name), label: whole ? `emerged in ${name}` : "emerged and kept" };
+      const base = () => add("base", edge.child_live - edge.emerge, color(parent), `from ${parent}`);
       const low = NODE[models.find((child) => NODE[child].parents.includes(name)) || name].parents.indexOf(name) > 0;
-      segments.push(...(low ? [base, own] : [own, base]).filter((segment) => segment.size));
+      if (low) base();
+      add("own", whole ? edge.emerge : Math.min(edge.emerge, onward), color(name), whole ? `emerged in ${name}` : "emerged and kept");
+      if (!low) base();
     } else {
       if (!out.length) continue;
       const live = Math.max(...out.map((edge) => edge.parent_live));
       const going = kept[name] ?? Math.min(live, out.reduce((sum, edge) => sum + edge.persist, 0));
-      segments.push({ key: "base", size: going, color: color(name), label: out.length > 1 ? "kept by a child" : "kept" });
-      if (whole) segments.push({ key: "lost", size: live - going, color: "var(--lost)", label: out.length > 1 ? "lost by every child" : "lost" });
+      add("base", going, color(name), out.length > 1 ? "kept by a child" : "kept");
+      if (whole) add("lost", live - going, "var(--lost)", out.length > 1 ? "lost by every child" : "lost");
     }
     nodes[name] = { name, segments, size: segments.reduce((sum, segment) => sum + segment.size, 0) };
   }
@@ -162,9 +168,8 @@ function sankey(models, whole) {
     const parts = [];
     for (const ribbon of ribbons) {
       const [from, to] = [nodes[ribbon.from], nodes[ribbon.to]];
-      const whole_ = (node) => ({ y: node.y, size: node.size });
-      const start = from.segments.find(({ key }) => key === ribbon.fromKey) || whole_(from);
-      const end = to.segments.find(({ key }) => key === ribbon.toKey) || whole_(to);
+      const start = from.segments.find(({ key }) => key === ribbon.fromKey) || from;
+      const end = to.segments.find(({ key }) => key === ribbon.toKey) || to;
       const [a, b] = [Math.min(ribbon.fromSize, start.size) * unit, Math.min(ribbon.toSize, end.size) * unit];
       const beside = (ribbon.skip || 0) * unit * (1 - 2 * ribbon.at);
       const [y0, y1] = [start.y + (start.size * unit - a) * ribbon.at + beside, end.y + (end.size * unit - b) * ribbon.at];
@@ -186,8 +191,7 @@ function sankey(models, whole) {
       const x = node.level === 0 ? node.x : last ? node.x + bar : node.x + bar / 2;
       const room = width / columns.length - 8;
       svg.append(label(x, node.y - 24, clip(node.name, room, 7.6), "strong halo", anchor));
-      const word = whole ? "live" : node.level === 0 ? "kept" : "inherited";
-      svg.append(label(x, node.y - 8, `${count(node.size)} ${word}`, "soft halo", anchor));
+      svg.append(label(x, node.y - 8, `${count(node.size)} ${whole ? "live" : "shown"}`, "soft halo", anchor));
       const labels = [];
       for (const segment of node.segments) {
         const tall = segment.size * unit;

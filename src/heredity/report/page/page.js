@@ -94,16 +94,16 @@ function edgesSection() {
     const drawn = edges[name];
     const [parent, child] = name.split("->");
     const counts = h("div", { class: "grid" });
-    const fill = () => drawn && counts.replaceChildren(...countsTable(name, edge, drawn));
+    const fill = () => counts.replaceChildren(...countsTable(name, edge, drawn));
     fill();
     updates.push(fill);
     return h("div", { class: "edge" }, h("h3", null, arrow(name)), counts,
-      drawn ? h("div", { class: "grid" },
+      h("div", { class: "grid" },
         h("div", null, h("h4", null, "Best match of every live feature"), histogram(name, drawn),
           legend([[color(parent), parent, `median ${fixed(drawn.parent_median)}`], [color(child), child, `median ${fixed(drawn.child_median)}`, "solid"]])),
         h("div", null, h("h4", null, "The counts at other thresholds"), curve(name, edge, drawn),
-          legend([[color(parent), `persist, of ${parent}’s live`, "", "solid"], [color(child), `emerge, of ${child}’s live`, "", "dash"]]))) : h("p", { class: "note" }, "No distributions were kept for this edge."),
-      drawn?.rows.length ? folded(`The ${drawn.rows.length} closest pairs`, table([[`${parent} feature`, "parent"], [`${child} feature`, "child"], ["r", (row) => fixed(row.r, 3)], ["runner-up", (row) => fixed(row.runner_up, 3)],
+          legend([[color(parent), `persist, of ${parent}’s live`, "", "solid"], [color(child), `emerge, of ${child}’s live`, "", "dash"]]))),
+      drawn.rows.length ? folded(`The ${drawn.rows.length} closest pairs`, table([[`${parent} feature`, "parent"], [`${child} feature`, "child"], ["r", (row) => fixed(row.r, 3)], ["runner-up", (row) => fixed(row.runner_up, 3)],
         [`density in ${parent}`, (row) => rate(row.parent_density)], [`density in ${child}`, (row) => rate(row.child_density)], ["mutual", (row) => (row.mutual ? "yes" : "no"), TEXT]], drawn.rows, { label: "Closest pairs", plain: true, fit: true })) : null);
   });
   return [lede("The Pearson r of every feature’s best match at the other end, over the same tokens. Move the threshold to recount."), slider(), blocks];
@@ -131,7 +131,7 @@ function saeSection() {
     lede(`Sparse autoencoders at ${VIEW.provenance.hook_point}, judged on held-out text.`),
     table([["SAE of", "model", TEXT], ["width → features", (row) => `${count(row.d_in)} → ${count(row.d_sae)}`], ["trained on", (row) => compact(row.tokens)], ["L0", (row) => fixed(row.l0, 1)], ["MSE", (row) => (known(row.mse) ? row.mse.toPrecision(3) : "–")],
       ["explained variance", (row) => fixed(row.explained_variance, 3)], ["CE loss recovered", (row) => fixed(row.ce_loss_recovered, 3)], ["dead", (row) => percent(row.dead_share, 1)]], rows, { label: "SAE quality" }),
-    Object.keys(densities || {}).length ? [h("h3", null, "Live features by the share of tokens they fire on"),
+    Object.keys(densities).length ? [h("h3", null, "Live features by the share of tokens they fire on"),
       h("div", { class: "grid small" }, Object.entries(densities).map(([model, drawn]) =>
         h("div", null, h("h4", null, model), densityChart(model, drawn), h("p", { class: "note" }, `Median ${rate(drawn.median)}; ${count(drawn.dead)} never fire.`))))] : null,
   ];

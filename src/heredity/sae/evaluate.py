@@ -1,0 +1,86 @@
+"""Quality of an SAE on held-out activations, and what splicing it into its model costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from heredity import metrics
+from heredity.hooks import replaced
+from heredity.lm.evaluate import evaluate
+from heredity.sae.model import SAE
+
+ROWS = 4096
+"""Vectors encoded at a time."""
+
+
+class SAEQuality(NamedTuple):
+    """Figures pooled over all tokens, in float64."""
+
+    l0: float
+    """Mean number of active features a token."""
+    mse: float
+    """Mean squared error over elements, in the units of x."""
+    explained_variance: float
+    """1 − ‖x − x̂‖² / ‖x − mean x‖²; nan if x is constant."""
+    dead_share: float
+    """Share of features that never fired."""
+    ultra_low_share: float
+    """Share of features that fired, but on less than one token in a million (Bricken et al. 2023), or on fewer than 3
+    tokens where the sample is too small to show such a rate."""
+    density: np.ndarray
+    """float64 [d_sae]: share of tokens on which a feature is active."""
+    tokens: int
+    """Vectors seen."""
+
+
+def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
+    """Figures of the SAE on vectors given as batches [n, d_in].
+
+    Raises ValueError when there are none, when their width is not d_in, or when they hold NaN or infinity.
+    """
+    variance, fired = metrics.Variance(), np.zeros(sae.d_sae, np.int64)
+    device = sae.W_dec.device
+    for batch in batches:
+        if batch.dim() != 2 or batch.shape[1] != sae.d_in:
+            raise ValueError(f"x is {list(batch.shape)}, the SAE reads [n, {sae.d_in}]; check the hook point")
+        for x in batch.to(device, torch.float32).split(ROWS):
+            indptr, indices, values = sae.encode_sparse(x)
+            fired += np.bincount(indices, minlength=sae.d_sae)
+            variance.update(x.cpu(), sae.decode_sparse(indptr, indices, values).cpu())
+    found = variance.result()
+    least = max(1e-6 * found.tokens, 3)
+    return SAEQuality(
+        l0=float(fired.sum()) / found.tokens,
+        mse=found.mse,
+        explained_variance=found.explained_variance,
+        dead_share=float((fired == 0).mean()),
+        ultra_low_share=float(((fired > 0) & (fired < least)).mean()),
+        density=fired / found.tokens,
+        tokens=found.tokens,
+    )
+
+
+def ce_loss_recovered(model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray) -> float:
+    """(CE_zero − CE_sae) / (CE_zero − CE_clean) on token blocks [n, context]; see `metrics.ce_loss_recovered`.
+
+    CE is the model's mean next-token cross-entropy as it is, with the SAE's reconstruction at the hook point, and with
+    zeros there. The SAE works in float32 whatever the model's precision.
+    """
+
+    def reconstructed(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.reshape(-1, x.shape[-1]).float()
+            x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(ROWS)])
+        return x_hat.view(x.shape)
+
+    clean = evaluate(model, blocks).ce_loss
+    with replaced(model, hook_point, reconstructed):
+        spliced = evaluate(model, blocks).ce_loss
+    with replaced(model, hook_point, torch.zeros_like):
+        zero = evaluate(model, blocks).ce_loss
+    return metrics.ce_loss_recovered(clean, spliced, zero)
