@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_CPU_LOGITS, _GPU_LOGITS = 2**20, 2**27  # logits a chunk: what stays in cache, what fills a GPU
-_MIN_ROWS = 256  # fewer rows make the matrix products inefficient
+_CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27  # logits a chunk: 16 and 512 MiB in float32
+_MIN_ROWS = 1024  # fewer rows make the matrix products inefficient
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:

@@ -56,7 +56,8 @@ def _shown(highlight: Highlight) -> dict[str, Any]:
     for place, context in enumerate(highlight.feature.contexts):
         others = shown["feature"]["contexts"][place]["others"]
         for member in highlight.family:
-            same = next((found for found in member.contexts if found.tokens == context.tokens), None)
+            candidates = (*member.contexts[place : place + 1], *member.contexts)
+            same = next((found for found in candidates if found.tokens == context.tokens), None)
             if same is not None:
                 others.setdefault(member.model, same.values)
     tops = {member.model: member.max_act for member in highlight.family}

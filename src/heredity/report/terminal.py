@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -149,55 +150,51 @@ def print_edge(result: Mapping[str, Any]) -> None:
 def print_summary(summary: Any, page: Any) -> None:
     """The end of `heredity run`: what a person wants to know first."""
     corpora = list(next(iter(summary.models.values())).accuracy)
-    models = Table(
-        "model",
-        *(f"{corpus}" for corpus in corpora),
-        title="Next-token accuracy on validation text",
-        title_justify="left",
-    )
+    models = _table("Next-token accuracy on held-out text", "model", *corpora)
     for name, model in summary.models.items():
-        models.add_row(name, *(f"{model.accuracy[corpus]:.3f}" for corpus in corpora))
+        models.add_row(name, *(_number(model.accuracy[corpus]) for corpus in corpora))
     unigram = next(iter(summary.models.values())).unigram_accuracy
-    models.add_row("(unigram)", *(f"{unigram[corpus]:.3f}" for corpus in corpora), style="dim")
+    models.add_row("(unigram)", *(_number(unigram[corpus]) for corpus in corpora), style="dim")
     _out.print(models)
     for name, merge in summary.merges.items():
-        if merge.t is not None and merge.first and merge.second:
-            _out.print(
-                f"{name}: {merge.method} at t = {merge.t:.3f}: "
-                f"{1 - merge.t:.0%} {merge.first} / {merge.t:.0%} {merge.second}"
-            )
-    saes = Table(
-        "SAE", "L0", "explained variance", "CE recovered", "dead", title="Sparse autoencoders", title_justify="left"
-    )
+        if merge.t is not None and merge.second:
+            mixture = f"{1 - merge.t:.0%} {merge.first} / {merge.t:.0%} {merge.second}"
+            _out.print(f"  {name}: {merge.method} at t = {merge.t:.3f} ({mixture})\n", soft_wrap=True)
+    saes = _table("Sparse autoencoders on held-out text", "SAE", "L0", "expl. variance", "CE recovered", "dead")
     for name, sae in summary.saes.items():
-        saes.add_row(
-            name,
-            f"{sae.l0:.1f}",
-            f"{sae.explained_variance:.3f}",
-            f"{sae.ce_loss_recovered:.3f}",
-            f"{sae.dead_share:.1%}",
-        )
+        figures = (_number(sae.explained_variance), _number(sae.ce_loss_recovered), f"{sae.dead_share:.1%}")
+        saes.add_row(name, f"{sae.l0:.1f}", *figures)
     _out.print(saes)
-    edges = Table("edge", "live", "persist", "share", "ceiling", "floor", "disappear", "emerge", "one-to-one")
-    edges.title, edges.title_justify = "Features along every edge", "left"
+    headings = ("edge", "live", "persist", "ceiling", "floor", "lost", "new", "1:1")
+    edges = _table("Features along every edge (shares of the parent's live features)", *headings)
     for name, edge in summary.edges.items():
         ceiling = "" if edge.ceiling is None else f"{edge.ceiling:.1%}"
-        edges.add_row(
-            name,
-            str(edge.parent_live),
-            str(edge.persist),
-            _share(edge.persist, edge.parent_live),
-            ceiling,
-            f"{edge.floor:.1%}",
-            str(edge.disappear),
-            str(edge.emerge),
-            str(edge.one_to_one),
-        )
+        persist = f"{edge.persist} ({_share(edge.persist, edge.parent_live)})"
+        counts = (str(edge.disappear), str(edge.emerge), str(edge.one_to_one))
+        edges.add_row(name, str(edge.parent_live), persist, ceiling, f"{edge.floor:.1%}", *counts)
     _out.print(edges)
     for name, flow in summary.flow.items():
-        counts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flow.items())
-        _out.print(f"{name}: {counts}")
-    _out.print(f"{duration(summary.seconds)} of work. Report: {page}", soft_wrap=True)
+        counts = ", ".join(f"{_origin(key)} {value}" for key, value in flow.items())
+        _out.print(f"  {name}, {sum(flow.values())} live features: {counts}\n", soft_wrap=True)
+    _out.print(f"{duration(summary.seconds)} of work. The report: {page}", soft_wrap=True)
+
+
+def _origin(key: str) -> str:
+    """`emerged_in_lua_stories` as words; names of models keep their underscores."""
+    prefix = "emerged_in_"
+    return f"emerged in {key.removeprefix(prefix)}" if key.startswith(prefix) else key.replace("_", " ")
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _share(count: int, whole: int) -> str:

@@ -17,8 +17,9 @@ from heredity.sae.step import Weights
 FIRST_BATCHES = 4
 """Batches that the scale and the center are measured on."""
 
-START_L0 = 0.02
-"""relu: share of the tokens on which each fresh feature is active."""
+START_L0 = 1.5
+"""relu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the hundreds
+of dense steps from L0 = d_sae / 2 down, and the overshoot of the L1 coefficient on the way."""
 
 
 def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], continued: bool) -> TrainingState:
@@ -38,7 +39,8 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
         x = x * scale
         weights.b_dec = geometric_median(x)
         if sae.activation == "relu":
-            weights.b_enc = -_quantiles(x - weights.b_dec, weights.w_enc, START_L0)
+            share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
+            weights.b_enc = -_quantiles(x - weights.b_dec, weights.w_enc, share)
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
     return TrainingState(
         identity=identity,

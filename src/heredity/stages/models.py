@@ -107,9 +107,7 @@ def _weights_digest(path: Path) -> str | None:
     return file_digest(sorted([*path.glob("*.safetensors"), *path.glob("config.json")])) if path.is_dir() else None
 
 
-def _merge_stage(
-    study: Study, name: str, models: dict[str, Stage], tokenizer: Stage, sweep: Stage | None
-) -> Stage:
+def _merge_stage(study: Study, name: str, models: dict[str, Stage], tokenizer: Stage, sweep: Stage | None) -> Stage:
     merge = study.config.model[name].merge
     assert merge is not None
     settings = merge.model_dump(exclude={"sweep_points", "tolerance"})

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from heredity.artifacts import CONFIG, Artifact
 from heredity.config import Init
 from heredity.features.lineage import flow
-from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
+from heredity.report.distributions import density_view, edge_view, flow_links, kept, match_rows
 from heredity.report.provenance import ArtifactView, CorpusView, Provenance
 from heredity.report.render import render
 from heredity.report.summary import Summary
@@ -80,10 +80,19 @@ def _measurement(study: Study, artifacts: Artifacts, init: Init) -> Measurement:
     return Measurement(
         edges={edge.name: _edge(artifacts, edge, init) for edge in study.edges},
         flows={name: _links(study, artifacts, name, init) for name in merges},
+        kept=_kept(study, artifacts, init),
         densities={
             name: density_view(np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy")) for name in study.order
         },
     )
+
+
+def _kept(study: Study, artifacts: Artifacts, init: Init) -> dict[str, int]:
+    """Features of each parent that persist into at least one of its children."""
+    best: dict[str, list[np.ndarray]] = {}
+    for edge in study.edges:
+        best.setdefault(edge.parent, []).append(matches_of(artifacts, edge, init).parent_r[:, 0])
+    return {name: kept(rows, study.config.lineage.threshold) for name, rows in best.items()}
 
 
 def _edge(artifacts: Artifacts, edge: Edge, init: Init):

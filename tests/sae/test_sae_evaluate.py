@@ -1,0 +1,100 @@
+"""Quality figures against their plain formulas, and the cross-entropy recovered at its two fixed points."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from heredity.sae import evaluate as evaluation
+from heredity.sae.evaluate import ce_loss_recovered, quality
+from heredity.sae.model import SAE, new_sae
+
+
+def some_sae(activation="topk", d_in: int = 12, d_sae: int = 40) -> SAE:
+    sae = new_sae(d_in, d_sae, activation, 5, torch.Generator().manual_seed(0))
+    sae.b_dec.fill_(3.0)
+    sae.b_enc[:4] = -1e6
+    return sae
+
+
+def some_x(n: int = 1000, d_in: int = 12) -> torch.Tensor:
+    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 3
+
+
+def test_quality_is_the_plain_formulas_pooled_over_batches_of_unequal_size():
+    sae, x = some_sae(), some_x()
+    found = quality(sae, x.split(300))
+    acts, x_hat, x = sae.encode(x).double(), sae(x).double(), x.double()
+    assert found.tokens == 1000
+    assert found.l0 == pytest.approx(float((acts > 0).sum(1).double().mean()))
+    assert found.mse == pytest.approx(float((x - x_hat).square().mean()), rel=1e-6)
+    fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+    assert found.explained_variance == pytest.approx(1 - float(fvu), rel=1e-6)
+    np.testing.assert_allclose(found.density, (acts > 0).double().mean(0).numpy())
+    assert found.density.dtype == np.float64
+    assert found.dead_share == pytest.approx(4 / 40)
+
+
+def test_explained_variance_of_a_perfect_sae_is_one_and_of_the_mean_zero():
+    x = some_x()
+    perfect = SAE(12, 24, "relu")
+    eye = torch.eye(12)
+    perfect.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+    perfect.W_dec.copy_(torch.cat([eye, -eye]))
+    assert quality(perfect, [x]).explained_variance == pytest.approx(1, abs=1e-9)
+    silent = SAE(12, 24, "relu")
+    silent.b_dec.copy_(x.mean(0))
+    found = quality(silent, [x])
+    assert found.explained_variance == pytest.approx(0, abs=1e-6)
+    assert (found.l0, found.dead_share, found.ultra_low_share) == (0, 1, 0)
+
+
+def test_features_that_fire_twice_are_ultra_low_and_those_that_fire_thrice_are_not():
+    sae = SAE(3, 3, "relu")
+    sae.W_enc.copy_(torch.eye(3))
+    sae.W_dec.copy_(torch.eye(3))
+    x = torch.zeros(100, 3)
+    x[:2, 0], x[:3, 1] = 1, 1
+    found = quality(sae, [x])
+    assert found.ultra_low_share == pytest.approx(1 / 3) and found.dead_share == pytest.approx(1 / 3)
+
+
+def test_quality_refuses_what_it_cannot_judge():
+    with pytest.raises(ValueError, match="no vectors"):
+        quality(some_sae(), [])
+    with pytest.raises(ValueError, match=r"reads \[n, 12\]"):
+        quality(some_sae(), [torch.zeros(5, 13)])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quality(some_sae(), [torch.full((5, 12), float("nan"))])
+
+
+class TinyModel(nn.Module):
+    """Embedding, a layer to hook, and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layer, self.head = nn.Embedding(20, 12), nn.Linear(12, 12), nn.Linear(12, 20, bias=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.embed(input_ids)))
+
+
+def test_ce_loss_recovered_is_one_for_a_perfect_sae_and_zero_for_one_that_gives_zeros(monkeypatch):
+    def stand_in(model: nn.Module, blocks: np.ndarray):
+        ids = torch.from_numpy(blocks)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids)[:, :-1]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        return type("Quality", (), {"ce_loss": float(loss)})
+
+    monkeypatch.setattr(evaluation, "evaluate", stand_in)
+    model, blocks = TinyModel(), np.random.default_rng(0).integers(0, 20, (8, 16))
+    eye = torch.eye(12)
+    perfect = SAE(12, 24, "relu")
+    perfect.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+    perfect.W_dec.copy_(torch.cat([eye, -eye]))
+    assert ce_loss_recovered(model, "layer:output", perfect, blocks) == pytest.approx(1, abs=0.01)
+    assert ce_loss_recovered(model, "layer:output", SAE(12, 24, "relu"), blocks) == pytest.approx(0, abs=1e-6)
