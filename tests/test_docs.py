@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -12,10 +13,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import heredity
 from heredity.cli import app
 from heredity.study import load_study
 
 ROOT = Path(__file__).parent.parent
+MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -29,7 +32,7 @@ def commands() -> dict[str, str]:
 
 def rendered() -> str:
     """docs/cli.md as the command line itself would write it."""
-    head = "# Command line\n\nWhat `heredity COMMAND --help` prints. Made by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
+    head = "# Command line\n\nWhat `heredity COMMAND --help` prints.\n" + MADE_BY
     parts = [f"\n## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in commands().items()]
     return head + "".join(re.sub(r"[ \t]+$", "", part, flags=re.M) for part in parts)
 
@@ -49,7 +52,8 @@ def test_every_command_takes_json_and_debug():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_options_in_the_documents_exist(document):
     known = commands()
-    for line in re.findall(r"^\s*(?:\$ )?heredity (.+)$", document.read_text(), flags=re.M):
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", document.read_text(), flags=re.S))
+    for line in re.findall(r"^heredity (.+)$", shell, flags=re.M):
         words = line.split("#")[0].split()
         assert words[0] in known, line
         for option in [word.partition("=")[0] for word in words if word.startswith("--")]:
@@ -112,3 +116,27 @@ def test_nothing_names_a_machine():
     for path in [*DOCUMENTS, *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.toml")]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not pattern.search(line), f"{path.name}:{number}: {line}"
+
+
+def rendered_api() -> str:
+    """docs/api.md from the signatures and docstrings of the public names."""
+    head = "# Public names\n\n`import heredity` loads none of them before it is used.\n" + MADE_BY
+    parts = []
+    for name in sorted((name for name in heredity.__all__ if not name.startswith("_")), key=str.lower):
+        found = getattr(heredity, name)
+        text = f"{_signature(name, found)}\n\n{inspect.getdoc(found)}"
+        parts.append(f"\n## {name}\n\n`{found.__module__}`\n\n```text\n{text}\n```\n")
+    return head + "".join(parts)
+
+
+def _signature(name: str, found: object) -> str:
+    if inspect.isclass(found) and hasattr(found, "model_fields"):
+        return f"class {name}"
+    return f"{'class ' if inspect.isclass(found) else ''}{name}{inspect.signature(found)}"  # pyright: ignore[reportArgumentType]
+
+
+def test_the_api_page_is_what_the_docstrings_say():
+    page = ROOT / "docs" / "api.md"
+    if os.environ.get("HEREDITY_UPDATE_DOCS"):
+        page.write_text(rendered_api())
+    assert page.read_text() == rendered_api()

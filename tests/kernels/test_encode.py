@@ -107,9 +107,7 @@ def test_activations_that_are_not_finite_are_refused(bad: float):
 
 
 def test_batch_top_k_keeps_the_count_of_largest_entries_and_first_ties():
-    acts = Csr(
-        np.array([0, 2, 2, 5]), np.array([1, 4, 0, 1, 2], np.int32), np.array([3, 1, 1, 1, 2], np.float32)
-    )
+    acts = Csr(np.array([0, 2, 2, 5]), np.array([1, 4, 0, 1, 2], np.int32), np.array([3, 1, 1, 1, 2], np.float32))
     kept = keep_largest(acts, 3)
     assert kept.indptr.tolist() == [0, 2, 2, 3]
     assert kept.indices.tolist() == [1, 4, 2]

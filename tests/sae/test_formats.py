@@ -22,9 +22,10 @@ def some_sae(activation) -> SAE:
     sae.W_enc += 0.1 * torch.randn(6, 18, generator=generator)
     sae.b_enc.copy_(0.1 * torch.randn(18, generator=generator))
     sae.b_dec.copy_(torch.randn(6, generator=generator))
-    if activation == "batchtopk":
+    assert (sae.threshold is None) == (activation in ("relu", "topk"))
+    if sae.threshold is not None and activation == "batchtopk":
         sae.threshold.fill_(0.3)
-    if activation == "jumprelu":
+    elif sae.threshold is not None:
         sae.threshold.copy_(0.2 * torch.rand(18, generator=generator))
     return sae
 

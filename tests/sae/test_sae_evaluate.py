@@ -12,8 +12,8 @@ from heredity.sae.evaluate import ce_loss_recovered, quality
 from heredity.sae.model import SAE, new_sae
 
 
-def some_sae(activation="topk", d_in: int = 12, d_sae: int = 40) -> SAE:
-    sae = new_sae(d_in, d_sae, activation, 5, torch.Generator().manual_seed(0))
+def some_sae(d_in: int = 12, d_sae: int = 40) -> SAE:
+    sae = new_sae(d_in, d_sae, "topk", 5, torch.Generator().manual_seed(0))
     sae.b_dec.fill_(3.0)
     sae.b_enc[:4] = -1e6
     return sae

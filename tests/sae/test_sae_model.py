@@ -16,9 +16,9 @@ def some_sae(activation, d_in: int = 12, d_sae: int = 40, seed: int = 0) -> SAE:
     sae = new_sae(d_in, d_sae, activation, 5, generator)
     sae.b_enc.copy_(0.1 * torch.randn(d_sae, generator=generator))
     sae.b_dec.copy_(torch.randn(d_in, generator=generator))
-    if activation == "batchtopk":
+    if sae.threshold is not None and activation == "batchtopk":
         sae.threshold.fill_(0.4)
-    if activation == "jumprelu":
+    elif sae.threshold is not None:
         sae.threshold.copy_(torch.rand(d_sae, generator=generator))
     return sae
 
@@ -41,6 +41,7 @@ def test_topk_keeps_k_and_thresholds_cut():
     assert acts[acts > 0].min() > 0.4
     sae = some_sae("jumprelu")
     acts, pre_acts = sae.encode(x), sae.pre_acts(x)
+    assert sae.threshold is not None
     assert torch.equal(acts > 0, pre_acts > sae.threshold)
 
 
@@ -59,10 +60,9 @@ def test_sparse_encoding_is_the_dense_one_without_zeros(activation):
 def test_scaling_input_and_biases_scales_the_reconstruction(activation):
     sae, x, scale = some_sae(activation), some_x(), 7.3
     before = sae(x)
-    sae.b_enc *= scale
-    sae.b_dec *= scale
-    if sae.threshold is not None:
-        sae.threshold *= scale
+    for tensor in (sae.b_enc, sae.b_dec, sae.threshold):
+        if tensor is not None:
+            tensor.mul_(scale)
     torch.testing.assert_close(sae(scale * x), scale * before, rtol=1e-4, atol=1e-4)
 
 

@@ -116,10 +116,11 @@ def test_status_verify_and_check_agree_that_all_is_done(done):
 def test_tables_are_exported_in_every_format(done, tmp_path, format_):
     result = heredity("export", done / "s.toml", "--runs", done / "runs", "--format", format_, "-o", tmp_path, "--json")
     files = {Path(file).stem: Path(file) for file in json.loads(result.stdout)["files"]}
-    assert {"models", "saes", "edges", "curves", "flow", "matches_base-to-sums_parent_parent"} <= set(files)
+    assert {"models", "merges", "sweeps", "saes", "edges", "curves", "flow", "matches_parent"} <= set(files)
     if format_ == "parquet":
-        matches = pq.read_table(files["matches_base-to-sums_parent_parent"])
-        assert matches.column_names == ["feature", "rank", "match", "r", "density"] and matches.num_rows == 128 * 5
+        matches = pq.read_table(files["matches_parent"])
+        assert matches.column_names == ["edge", "end", "feature", "rank", "match", "r"]
+        assert set(matches["edge"].to_pylist()) == {"base->sums", "base->stories", "sums->both", "stories->both"}
     if format_ == "json":
         assert len(json.loads(files["edges"].read_text())) == 8
 
@@ -185,9 +186,7 @@ def kill_during(stage: str, folder: Path) -> None:
     """Start the study in a process of its own and kill it (SIGKILL) while it is in this stage."""
     kind, name = stage.split("/")
     command = [sys.executable, "-m", "heredity", "run", "s.toml", "--runs", "runs"]
-    process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not list((folder / "runs/s" / kind).glob(f".partial-{name}-*")):
         assert process.poll() is None, "the study ended before it could be killed"

@@ -37,8 +37,18 @@ _STDLIB_SKIPPED = _NEVER | {"encodings", "pydoc_data", "ensurepip", "lib-dynload
 # Generated operator declarations, and C code bases that torch only passes on.
 _HEADERS_SKIPPED = _NEVER | {"ops", "google", "oneapi", "kineto", "sleef", "fp16", "psimd"}
 _HEADER_PACKAGES = ("torch", "pyarrow")
-_NOT_TEXT = ("license", "licence", "copying", "notice", "authors", "requirements", "top_level", "entry_points",
-                   "sources", "record", "thirdparty", "third_party", "_sysconfigdata")  # fmt: skip
+# Text files that are no documentation, by how their names start.
+_NO_PROSE = (
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "authors",
+    "requirements",
+    "top_level",
+    "entry_points",
+    "sources",
+)
 
 
 class _Item(NamedTuple):
@@ -123,7 +133,8 @@ def _files(
         subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
         for name in names:
             path = f"{parent}/{name}"
-            if path.endswith(endings) and not name.lower().startswith(_NOT_TEXT):
+            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else name.lower().startswith(_NO_PROSE)
+            if path.endswith(endings) and not unwanted:
                 items.append(_Item(prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
     return items
 

@@ -29,17 +29,19 @@ def family(
     """Follow a feature to every model that the graph connects, best match by best match.
 
     edges: parent -> child pairs, parents before children. A model that can be reached through several neighbors is
-    entered through the one with the highest r. Descendants are followed first, then ancestors and their other
+    entered through the one with the highest r. Descendants are followed first, then ancestors, then their other
     descendants. The members come in the order they were reached, the start first.
     """
     found = {model: Member(model, feature, None, None)}
     _descend(found, edges, matches)
+    line = {model}
     for parent, child in reversed(edges):
-        if child in found and parent not in found:
+        if child in line and parent not in found:
             match, r = matches[parent, child].child_match, matches[parent, child].child_r
             reached = _best(match, r, found[child].feature)
             if reached:
                 found[parent] = Member(parent, *reached, child)
+                line.add(parent)
     _descend(found, edges, matches)
     return list(found.values())
 

@@ -128,11 +128,11 @@ def _joined(parts: list[Csr]) -> Csr:
 def _above(pre_acts: np.ndarray, floor: np.ndarray) -> Csr:
     n = len(pre_acts)
     counts = np.zeros(n, np.int64)
-    in_ranges(lambda a, b: _count_above(pre_acts[a:b], floor, counts[a:b]), n)
+    in_ranges(lambda a, b: _count_above(pre_acts[a:b], floor, counts[a:b]), n, pre_acts.size)
     indptr = np.zeros(n + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
     indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    in_ranges(lambda a, b: _fill_above(pre_acts[a:b], floor, indptr[a:b], indices, values), n)
+    in_ranges(lambda a, b: _fill_above(pre_acts[a:b], floor, indptr[a:b], indices, values), n, pre_acts.size)
     return Csr(indptr, indices, values)
 
 
@@ -140,7 +140,7 @@ def _largest(pre_acts: np.ndarray, k: int) -> Csr:
     n = len(pre_acts)
     counts = np.zeros(n, np.int64)
     indices, values = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
-    in_ranges(lambda a, b: _fill_largest(pre_acts[a:b], k, counts[a:b], indices[a:b], values[a:b]), n)
+    in_ranges(lambda a, b: _fill_largest(pre_acts[a:b], k, counts[a:b], indices[a:b], values[a:b]), n, pre_acts.size)
     indptr = np.zeros(n + 1, np.int64)
     np.cumsum(counts, out=indptr[1:])
     if indptr[-1] == n * k:
@@ -220,9 +220,10 @@ def _fill_largest(pre_acts, k, counts, indices, values):
         ties = 0
         least = np.float32(0)
         if n > k:
-            least = _cut(candidates[:n], k, k, 40)
-            if _exceeding(candidates[:n], least) != k:  # Equal entries around the k-th place.
-                least = np.partition(candidates[:n], n - k)[n - k]
+            least = _cut(candidates[:n], k, k, 200)
+            if _exceeding(candidates[:n], least) != k:
+                # Equal entries around the k-th place: bisection ended at the two floats around them.
+                least = _next_above(candidates[:n], least)
                 ties = k - _exceeding(candidates[:n], least)
         at = 0
         for c in range(n):
@@ -242,6 +243,15 @@ def _exceeding(values, cut):
     return count
 
 
+@numba.njit(cache=True, nogil=True)
+def _next_above(values, cut):
+    least = np.float32(np.inf)
+    for j in range(len(values)):
+        if cut < values[j] < least:
+            least = values[j]
+    return least
+
+
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "nnan"})
 def _cut(values, least, most, rounds):
     """A cut >= 0 that at least `least` and, if bisection finds one in time, at most `most` values exceed.
@@ -253,6 +263,8 @@ def _cut(values, least, most, rounds):
         high = max(high, values[j])
     for _ in range(rounds):
         middle = np.float32(0.5) * (low + high)
+        if middle <= low or middle >= high:
+            break
         count = _exceeding(values, middle)
         if count >= least:
             low = middle

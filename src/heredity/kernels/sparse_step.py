@@ -76,6 +76,7 @@ def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> 
     in_ranges(
         lambda a, b: _errors(a, b, acts.indptr, acts.indices, acts.values, x, w_dec, scale, l1, *made),
         n,
+        operations=2 * len(acts.values) * d_in,
         pieces_per_thread=4,
     )
     return made
@@ -118,12 +119,13 @@ def update_features(
             adam_range(start, stop, enc, enc_grad, rates, unit_norm=False)
             adam_range(start, stop, dec, dec_grad, rates, unit_norm=True)
 
-    in_ranges(work, len(enc.weight), pieces_per_thread=8)
+    operations = 2 * len(acts.values) * x.shape[1] + 4 * enc.weight.size
+    in_ranges(work, len(enc.weight), operations, pieces_per_thread=8)
 
 
 def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere."""
-    in_ranges(lambda a, b: adam_range(a, b, rows, grad[a:b], rates, unit_norm), len(grad))
+    in_ranges(lambda a, b: adam_range(a, b, rows, grad[a:b], rates, unit_norm), len(grad), 4 * grad.size)
 
 
 def adam_range(start: int, stop: int, rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:

@@ -16,16 +16,20 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
     return ThreadPoolExecutor(threads, thread_name_prefix="heredity-kernel")
 
 
-def in_ranges(work: Callable[[int, int], None], n: int, pieces_per_thread: int = 1) -> None:
+WORTH_THREADS = 1 << 19
+"""Elementary operations (some tenths of a millisecond) below which handing work to threads costs more than it saves."""
+
+
+def in_ranges(work: Callable[[int, int], None], n: int, operations: int, pieces_per_thread: int = 1) -> None:
     """Call `work(start, stop)` over contiguous ranges that together cover [0, n), on torch's number of threads.
 
-    The ranges depend on n and on the number of threads only. A `work` that writes nothing but the entries of its own
-    range therefore gives the same bits whichever thread takes which range. Several pieces a thread even out
-    ranges of unequal cost.
+    `operations` is about how many elementary operations all of it takes. The ranges depend on the arguments and the
+    number of threads only, so a `work` that writes nothing but the entries of its own range gives the same bits
+    whichever thread takes which range. Several pieces a thread even out ranges of unequal cost.
     """
     threads = torch.get_num_threads()
     pieces = max(1, min(n, threads * pieces_per_thread))
-    if pieces == 1 or threads == 1:
+    if pieces == 1 or threads == 1 or operations < WORTH_THREADS:
         work(0, n)
         return
     edges = [n * i // pieces for i in range(pieces + 1)]

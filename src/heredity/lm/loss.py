@@ -1,7 +1,7 @@
 """Next-token loss from hidden states, a few rows at a time, so that the logits of a batch never exist at once.
 
-With a small model most of the time and nearly all the memory of a training step go into logits and their gradient.
-Walking over the rows in chunks that stay in cache gives the same numbers for less of both.
+With a small model nearly all the memory of a training step is logits and their gradient. Walking over the rows in
+chunks gives the same numbers in bounded memory, in the same time or less.
 """
 
 from __future__ import annotations

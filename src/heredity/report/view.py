@@ -247,7 +247,7 @@ class CaseMemberView(Frozen):
     previous: str = ""
     """That model."""
     sensitivity: Number = None
-    """Share of the set's tokens on which the feature fires."""
+    """Pearson r of the activation and the indicator of the set."""
 
 
 class NearestMiss(Frozen):

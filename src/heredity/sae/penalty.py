@@ -10,10 +10,10 @@ from heredity.sae.state import TrainingState
 SMOOTHING = 0.1
 """Weight of a new step in the smoothed log L0."""
 
-INTEGRAL = 8.0
+INTEGRAL = 4.0
 """Change of log λ over the calibration at a constant error of 1 (L0 off by a factor of e)."""
 
-PROPORTIONAL = 0.5
+PROPORTIONAL = 1.0
 """Change of log λ for a change of the error by 1."""
 
 SETTLED = 0.25

@@ -107,6 +107,7 @@ def _edge(artifacts: Artifacts, edge: Edge, init: Init):
         match_rows(
             found.parent_match, found.parent_r, found.child_match, found.parent_density, found.child_density, _ROWS
         ),
+        (found.parent_density > 0, found.child_density > 0),
     )
 
 
@@ -162,6 +163,7 @@ def _case(case: dict[str, Any]) -> CaseView:
             feature=row["feature"],
             llr=row["llr"],
             llr_count=row["llr_counted"],
+            sensitivity=row["sensitivity"],
             r=row["r"],
             previous=row["via"] or "",
         )
@@ -175,6 +177,7 @@ def _case(case: dict[str, Any]) -> CaseView:
     rates = [row["base_rate"] for row in case["models"].values()]
     return CaseView(
         tokens=tuple(case["tokens"]),
+        not_in_vocabulary=tuple(case["not_in_vocabulary"]),
         base_rate=rates[0] if rates else None,
         members=tuple(members),
         verdict=case["verdict"],

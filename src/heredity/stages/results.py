@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from heredity.artifacts import Artifact, versions
 from heredity.config import Init
@@ -170,67 +169,60 @@ def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
 
 
 def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: str) -> list[Path]:
-    """Write models, SAEs, edges, flow and matches as csv, parquet or json files; returns their paths.
+    """Write models, merges, SAEs, edges, flow, features and matches as csv, parquet or json files; returns their paths.
 
     Raises ValueError for another format.
     """
-    if format_ not in ("csv", "parquet", "json"):
+    writers = {"csv": tables.write_csv, "parquet": tables.write_parquet, "json": _write_json}
+    if format_ not in writers:
         raise ValueError(f"--format {format_}: must be csv, parquet or json")
     out.mkdir(parents=True, exist_ok=True)
-    found = study_tables(study, artifacts)
-    for init in study.config.sae.init:
-        for edge in study.edges:
-            folder = artifacts[_match(edge, init)].folder
-            for end in ("parent", "child"):
-                found[f"matches_{edge.slug}_{init}_{end}"] = pq.read_table(folder / f"{end}.parquet")
     paths = []
-    for name, table in found.items():
-        path = out / f"{name}.{format_}"
-        if format_ == "csv":
-            tables.write_csv(table, path)
-        elif format_ == "parquet":
-            tables.write_parquet(table, path)
-        else:
-            rows = [{key: _json(value) for key, value in row.items()} for row in table.to_pylist()]
-            path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-        paths.append(path)
+    for name, table in study_tables(study, artifacts).items():
+        paths.append(out / f"{name}.{format_}")
+        writers[format_](table, paths[-1])
     return paths
 
 
 def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
-    """The summary's models, SAEs, edges and flow as tables."""
+    """Every table of a study, by name; those that hold one init's figures have a column that says which."""
     summary = summarize(study, artifacts)
     measured = {study.instrument: (summary.saes, summary.edges, summary.flow)}
     measured |= {init: (also.saes, also.edges, also.flow) for init, also in summary.also.items()}
-    models = [
-        {"model": name, "kind": model.kind, "parents": " ".join(model.parents), "corpus": corpus}
-        | {"parameters": model.parameters, "tokens": model.tokens, "accuracy": model.accuracy[corpus]}
-        | {"ce_loss": model.ce_loss[corpus], "unigram_accuracy": model.unigram_accuracy[corpus]}
-        for name, model in summary.models.items()
-        for corpus in model.accuracy
-    ]
-    saes = [
-        {"init": i, "model": n, **row.model_dump()} for i, (rows, _, _) in measured.items() for n, row in rows.items()
-    ]
-    edges = [
-        {"init": i, "edge": n, **{key: value for key, value in row.model_dump().items() if key != "curve"}}
-        for i, (_, rows, _) in measured.items()
-        for n, row in rows.items()
-    ]
-    curves = [
-        {"init": i, "edge": n, "threshold": float(threshold), "persist": count}
-        for i, (_, rows, _) in measured.items()
-        for n, row in rows.items()
-        for threshold, count in row.curve.items()
-    ]
-    flows = [
-        {"init": i, "merge": n, "origin": origin, "features": count}
-        for i, (_, _, rows) in measured.items()
-        for n, row in rows.items()
-        for origin, count in row.items()
-    ]
-    named = {"models": models, "saes": saes, "edges": edges, "curves": curves, "flow": flows}
-    return {name: pa.Table.from_pylist(rows) for name, rows in named.items() if rows}
+    found = {"models": tables.models(summary.models)}
+    if summary.merges:
+        found |= {"merges": tables.merges(summary.merges), "sweeps": tables.sweeps(summary.merges)}
+    parts: dict[str, list[pa.Table]] = {"saes": [], "edges": [], "curves": [], "flow": []}
+    for init, (saes, edges, flows) in measured.items():
+        made = (
+            tables.saes(saes, init),
+            tables.edges(edges, init),
+            tables.curves(edges, init),
+            tables.flows(flows, init),
+        )
+        for name, table in zip(parts, made, strict=True):
+            parts[name].append(table)
+    found |= {name: pa.concat_tables(made) for name, made in parts.items()}
+    for init in study.config.sae.init:
+        found |= _feature_tables(study, artifacts, init)
+    return found
+
+
+def _feature_tables(study: Study, artifacts: Artifacts, init: Init) -> dict[str, pa.Table]:
+    """Features of every SAE, and matches of every edge both ways."""
+    densities = {name: np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy") for name in study.order}
+    features = pa.concat_tables([tables.features(name, density) for name, density in densities.items()])
+    rows = []
+    for edge in study.edges:
+        found = matches_of(artifacts, edge, init)
+        rows.append(tables.matches(edge.name, "parent", found.parent_match, found.parent_r))
+        rows.append(tables.matches(edge.name, "child", found.child_match, found.child_r))
+    return {f"features_{init}": features, **({f"matches_{init}": pa.concat_tables(rows)} if rows else {})}
+
+
+def _write_json(table: pa.Table, path: Path) -> None:
+    rows = [{key: _json(value) for key, value in row.items()} for row in table.to_pylist()]
+    path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 def _json(value: object) -> object:

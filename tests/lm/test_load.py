@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from heredity.config import ArchitectureConfig
+from heredity.lm.load import (
+    ModelError,
+    load_model,
+    mistral_config,
+    new_model,
+    quiet,
+    save_model,
+    state_dict_of,
+    state_hash,
+)
+
+ARCHITECTURE = ArchitectureConfig(d_model=32, d_mlp=48, n_layers=2, n_heads=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(new_model(mistral_config(ARCHITECTURE, 97, 64, 0), 0), None, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(path: Path | str, **options: object) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(path, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_default_architecture_is_the_one_of_the_paper():
+    config = mistral_config(ArchitectureConfig(), 32_000, 2048, 2)
+    with torch.device("meta"):
+        model = transformers.MistralForCausalLM(config)
+    assert model.num_parameters() == 35_128_832
+    assert (config.num_key_value_heads, config.head_dim, config.rms_norm_eps) == (8, 32, 1e-6)
+    assert config.rope_parameters["rope_theta"] == 10_000
+    assert not config.tie_word_embeddings
+
+
+def test_new_model_follows_from_its_seed_and_leaves_the_random_state_alone():
+    config = mistral_config(ARCHITECTURE, 97, 64, 0)
+    before = torch.random.get_rng_state()
+    first, again, other = (new_model(config, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert state_hash(first.state_dict()) == state_hash(again.state_dict()) != state_hash(other.state_dict())
+    assert {p.dtype for p in first.parameters()} == {torch.float32}
+
+
+def test_embedding_of_the_end_token_is_not_a_padding_row():
+    model = new_model(mistral_config(ARCHITECTURE, 97, 64, 0), 0)
+    embedding = model.get_input_embeddings()
+    assert embedding.padding_idx is None and bool(embedding.weight[0].abs().sum() > 0)
+
+
+def test_saved_model_loads_to_the_same_weights(folder: Path):
+    model = load_model(folder)
+    assert not model.training
+    assert state_hash(model.state_dict()) == state_hash(state_dict_of(folder))
+    assert load_model(str(folder), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin"))
+
+
+def test_tied_embeddings_are_saved_once_and_stay_tied(tmp_path: Path):
+    tied = ArchitectureConfig(d_model=32, d_mlp=48, n_heads=4, tie_embeddings=True)
+    save_model(new_model(mistral_config(tied, 97, 64, 0), 0), None, tmp_path)
+    model = load_model(tmp_path)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "lm_head.weight" not in state_dict_of(tmp_path)
+
+
+def test_hash_does_not_depend_on_order_and_sees_name_type_shape_and_bytes():
+    state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
+    base = state_hash(state)
+    assert state_hash({"b": state["b"], "a": state["a"]}) == base
+    assert state_hash({"a": state["a"], "b": state["b"].T.contiguous().T}) == base  # memory layout is not content
+    variants = [
+        {"a": state["a"], "c": state["b"]},
+        {"a": state["a"].int(), "b": state["b"]},
+        {"a": state["a"].view(2, 3), "b": state["b"]},
+        {"a": state["a"] + 1, "b": state["b"]},
+        {"a": state["a"].bfloat16(), "b": state["b"]},
+    ]
+    assert len({base, *map(state_hash, variants)}) == 6
+
+
+def test_missing_folder_is_named(tmp_path: Path):
+    assert refused(tmp_path / "nowhere") == (
+        f"{tmp_path / 'nowhere'}: no such folder; give a folder with config.json and *.safetensors, or a hub id"
+    )
+    assert "no such folder" in refused("./models/mine")
+
+
+def test_folder_without_config_is_refused(tmp_path: Path):
+    assert "no config.json there" in refused(tmp_path)
+
+
+def test_pickled_weights_are_never_read(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "its weights are pickled (pytorch_model.bin)" in refused(folder)
+    with pytest.raises(ModelError, match="no \\*.safetensors there"):
+        state_dict_of(folder)
+    (folder / "pytorch_model.bin").unlink()
+    assert "no *.safetensors there" in refused(folder)
+
+
+def test_damaged_weights_are_refused(folder: Path):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "safetensors are damaged" in refused(folder)
+    with pytest.raises(ModelError, match="damaged"):
+        state_dict_of(folder)
+
+
+def test_incomplete_weights_are_refused_instead_of_made_up(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "1 tensors are missing from its weights, model.layers.1.mlp.down_proj.weight first" in refused(folder)
+
+
+def test_damaged_config_is_refused(folder: Path):
+    (folder / "config.json").write_text("{")
+    assert "cannot read its config" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+        {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+        {"model_type": "vit", "architectures": ["ViTModel"]},
+        {"architectures": ["MistralForSequenceClassification"]},
+    ],
+)
+def test_models_that_are_no_decoders_are_refused(folder: Path, change: dict[str, object]):
+    config = {**json.loads((folder / "config.json").read_text()), **change}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert f"{change['architectures'][0]} is not a decoder" in refused(folder)  # type: ignore[index]
+
+
+def test_unreachable_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = refused("someone/some-model", revision="abc")
+    assert message.startswith("someone/some-model: cannot read its config: neither a local folder nor a hub repository")
+    assert "at revision abc" in message and "check the name and the network" in message
+
+
+def test_quiet_puts_log_levels_filters_and_progress_bars_back():
+    from transformers.utils import logging as hf_logging
+
+    logger, bars, filters = logging.getLogger("transformers"), hf_logging.is_progress_bar_enabled(), warnings.filters[:]
+    level = logger.level
+    with pytest.raises(RuntimeError), quiet():
+        assert logger.level == logging.CRITICAL and not hf_logging.is_progress_bar_enabled()
+        warnings.warn("not heard", stacklevel=1)
+        raise RuntimeError
+    assert (logger.level, hf_logging.is_progress_bar_enabled(), warnings.filters) == (level, bars, filters)
+
+
+def test_loading_and_saving_print_nothing(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    save_model(load_model(folder), None, tmp_path / "again")
+    assert capfd.readouterr() == ("", "")
