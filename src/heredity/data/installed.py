@@ -12,6 +12,7 @@ import importlib.util
 import os
 import platform
 import random
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from email import message_from_string
@@ -25,7 +26,7 @@ from heredity.data.prose import docstrings, prose
 
 NAMES = ("cpp-headers", "python-english", "python-packages", "python-stdlib")
 
-_RULES = 1  # raised whenever the choice or the cleaning of files changes, so that cached corpora are made anew
+_RULES = 2  # raised whenever the choice or the cleaning of files changes, so that cached corpora are made anew
 _FEWEST_CHARACTERS = 200
 _MOST_BYTES = 300_000  # beyond this, source files are tables or generated
 
@@ -95,9 +96,9 @@ def versions(name: str) -> str:
     if name.startswith("python"):
         parts.append(f"{platform.python_implementation()} {platform.python_version()}")
     if name != "python-stdlib":
-        wanted = None if name.startswith("python") else _HEADER_PACKAGES
+        wanted = _HEADER_PACKAGES if name == "cpp-headers" else tuple(_requirements())
         installed = {f"{found.name} {found.version}" for found in importlib.metadata.distributions()}
-        parts += sorted(entry for entry in installed if wanted is None or entry.split()[0] in wanted)
+        parts += sorted(entry for entry in installed if _plain(entry.split()[0]) in wanted)
     return "; ".join(parts)
 
 
@@ -105,12 +106,14 @@ def _items(name: str) -> list[_Item]:
     if name == "python-stdlib":
         return _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _source, "python/")
     if name == "python-packages":
-        return [item for folder in _package_folders() for item in _files(folder, (".py",), _NEVER, _source)]
+        return _of_requirements(
+            item for folder in _package_folders() for item in _files(folder, (".py",), _NEVER, _source)
+        )
     if name == "python-english":
         items = _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _docstring_prose, "python/")
-        for folder in _package_folders():
-            items += _files(folder, (".py", ".md", ".rst", ".txt", "/METADATA"), _NEVER, _any_prose)
-        return items + _topics()
+        endings = (".py", ".md", ".rst", ".txt", "/METADATA")
+        parts = (_files(folder, endings, _NEVER, _any_prose) for folder in _package_folders())
+        return items + _of_requirements(item for part in parts for item in part) + _topics()
     if name == "cpp-headers":
         includes = [(package, _include_folder(package)) for package in _HEADER_PACKAGES]
         return [
@@ -182,6 +185,43 @@ def _source(path: str) -> str:
 
 def _stdlib() -> Path:
     return Path(sysconfig.get_path("stdlib"))
+
+
+def _of_requirements(items: Iterable[_Item]) -> list[_Item]:
+    """Items of the packages that this one is installed with. Whatever else is on the machine would change the text
+    whenever somebody installs something."""
+    wanted = _requirements()
+    tops = {top for top, names in _providers().items() if any(_plain(name) in wanted for name in names)}
+
+    @cache
+    def kept(top: str) -> bool:
+        if top.endswith(".dist-info"):
+            return _plain(top.removesuffix(".dist-info").rpartition("-")[0]) in wanted
+        return top.removesuffix(".py") in tops
+
+    return [item for item in items if kept(item.path.split("/")[0])]
+
+
+@cache
+def _requirements() -> frozenset[str]:
+    """Installed packages that this one requires, directly or through others, extras left out; all packages when this
+    one is not installed itself."""
+    installed = {_plain(found.name): found for found in importlib.metadata.distributions()}
+    waiting, needed = ["heredity"], set()
+    if waiting[0] not in installed:
+        return frozenset(installed)
+    while waiting:
+        for requirement in installed[waiting.pop()].requires or ():
+            name = _plain(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+            if "extra ==" not in requirement and name in installed and name not in needed:
+                needed.add(name)
+                waiting.append(name)
+    return frozenset(needed)
+
+
+def _plain(name: str) -> str:
+    """A package's name as registries compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _package_folders() -> list[Path]:
