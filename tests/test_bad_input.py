@@ -41,7 +41,7 @@ def things(tmp_path_factory) -> tuple[Path, Path]:
     tiny.save_tiny_model(models / "a", seed=0)
     tiny.save_tiny_model(models / "b", seed=1)
     tiny.save_tiny_model(models / "wide", seed=0, d_model=32)
-    tiny.save_tiny_model(models / "other", seed=2, vocab_size=310)
+    tiny.save_tiny_model(models / "other", seed=2, text="another text, of other words\n")
     tiny.save_tiny_sae(saes / "a", 32, seed=0)
     tiny.save_tiny_sae(saes / "b", 32, seed=1)
     tiny.save_tiny_sae(saes / "narrow", 16)
@@ -222,7 +222,9 @@ CASES = [
     Case("missing model", merge("a", "nowhere", more=("--t", "0.5")), "nowhere"),
     Case("only pickled weights", broken_model(only_pickles), "safetensors"),
     Case("no config", broken_model(lambda f: (f / "config.json").unlink()), "config.json"),
-    Case("shapes differ", merge("a", "wide", more=("--t", "0.5")), "shape"),
+    Case(
+        "shapes differ", merge("a", "wide", more=("--t", "0.5")), "is [273, 16] in parent 1 but [273, 32] in parent 2"
+    ),
     Case("slerp without t", merge("a", "b"), "slerp needs --t"),
     Case("one model", merge("a", more=("--t", "0.5")), "at least two models"),
     Case("unknown method", merge("a", "b", more=("--method", "average", "--t", "0.5")), "average"),

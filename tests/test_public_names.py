@@ -25,6 +25,10 @@ def test_every_public_name_is_documented_with_its_own_words(name):
     assert inspect.getdoc(found) and len(inspect.getdoc(found) or "") > 20
 
 
+def test_every_public_name_has_a_home_and_every_home_is_public():
+    assert sorted([*heredity._HOMES, "__version__"]) == heredity.__all__
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = heredity.nonsense  # pyright: ignore[reportAttributeAccessIssue]

@@ -85,15 +85,14 @@ def toml(values: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def save_tiny_model(folder: Path, seed: int = 0, d_model: int = 16, vocab_size: int = 300) -> Path:
+def save_tiny_model(
+    folder: Path, seed: int = 0, d_model: int = 16, text: str = "the cat sat on the mat = 3; x = y + 1\n"
+) -> Path:
     """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
     from heredity.data.tokens import train_tokenizer
-
     from heredity.lm.load import mistral_config, new_model, save_model
 
-    tokenizer = train_tokenizer(
-        ["the cat sat on the mat = 3; x = y + 1\n"] * 50 + [chr(c) for c in range(32, 127)], vocab_size
-    )
+    tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
     shape = ArchitectureConfig(d_model=d_model, d_mlp=2 * d_model, n_layers=1, n_heads=4)
     save_model(new_model(mistral_config(shape, len(tokenizer), 64, tokenizer.eos_token_id), seed), tokenizer, folder)
     return folder
@@ -102,7 +101,6 @@ def save_tiny_model(folder: Path, seed: int = 0, d_model: int = 16, vocab_size: 
 def save_tiny_sae(folder: Path, d_in: int = 32, seed: int = 0, **metadata: Any) -> Path:
     """A random topk SAE in SAELens' format."""
     from heredity.sae.formats import write_sae
-
     from heredity.sae.model import new_sae
 
     sae = new_sae(d_in, 4 * d_in, "topk", 4, torch.Generator().manual_seed(seed))

@@ -6,6 +6,40 @@ torch nor anything else that is heavy.
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from heredity.activations import ActivationStore as ActivationStore
+    from heredity.artifacts import Store as Store
+    from heredity.data.tokens import BlockSampler as BlockSampler
+    from heredity.data.tokens import PackedTokens as PackedTokens
+    from heredity.engine import run as run
+    from heredity.features.acts import FeatureActs as FeatureActs
+    from heredity.features.collect import collect as collect
+    from heredity.features.controls import floor as floor
+    from heredity.features.correlate import Matches as Matches
+    from heredity.features.correlate import correlate as correlate
+    from heredity.features.families import family as family
+    from heredity.features.hypothesis import llr as llr
+    from heredity.features.lineage import Fates as Fates
+    from heredity.features.lineage import Flow as Flow
+    from heredity.features.lineage import curve as curve
+    from heredity.features.lineage import fates as fates
+    from heredity.features.lineage import flow as flow
+    from heredity.hooks import capture as capture
+    from heredity.hooks import replaced as replaced
+    from heredity.lm.evaluate import evaluate as evaluate
+    from heredity.lm.load import load_model as load_model
+    from heredity.lm.merge import merge_states as merge_states
+    from heredity.lm.merge import slerp as slerp
+    from heredity.lm.sweep import sweep as sweep
+    from heredity.report.summary import Summary as Summary
+    from heredity.sae.formats import read_sae as read_sae
+    from heredity.sae.formats import write_sae as write_sae
+    from heredity.sae.model import SAE as SAE
+    from heredity.stages import stages_of as stages_of
+    from heredity.study import Study as Study
+    from heredity.study import load_study as load_study
 
 _HOMES = {
     "ActivationStore": "activations",

@@ -134,6 +134,8 @@ def export(
     with _errors(debug):
         from heredity.stages.results import export_tables
 
+        if format_ not in ("csv", "parquet", "json"):
+            raise ValueError(f"--format {format_}: must be csv, parquet or json")
         loaded, artifacts = _complete(study, runs, set_ or [])
         files = export_tables(loaded, artifacts, out, format_)
         _emit(as_json, {"files": [str(file) for file in files]}, lambda: [typer.echo(file) for file in files])

@@ -8,9 +8,14 @@ from heredity.study import Edge, Study
 
 
 def stages_of(study: Study) -> list[Stage]:
-    """Every stage of a study, inputs before what is made from them."""
-    from heredity.stages import features, lineage, models, saes, text
+    """Every stage of a study, inputs before what is made from them.
 
+    Raises StudyError for a hook point that a model does not have, before anything runs.
+    """
+    from heredity.stages import features, lineage, models, saes, text
+    from heredity.stages.plan import check_hook_point
+
+    check_hook_point(study)
     config = study.config
     corpora = {name: text.corpus_stage(study, name) for name in config.corpus}
     tokenizer = text.tokenizer_stage(study, corpora)

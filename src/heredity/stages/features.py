@@ -77,7 +77,7 @@ class _Sample:
             edge: read_matches(found[edge.name].folder) for edge in study.edges
         }
         tokenizer = tokenizer_of(work.inputs["tokenizer"])
-        self.vocabulary = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+        self.vocabulary = [str(tokenizer.decode([number])) for number in range(len(tokenizer))]
         self.firings = {name: np.bincount(acts.indices, minlength=acts.d_sae) for name, acts in self.acts.items()}
 
 
@@ -152,7 +152,7 @@ def _strength(acts: FeatureActs, feature: int) -> dict[str, float]:
 def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, Any], list[tuple[str, int]]]:
     """The best feature for a token set at the start model, and its family with LLR in every model."""
     ids = [number for number, text in enumerate(sample.vocabulary) if text in case.tokens]
-    missing = sorted(set(case.tokens) - {sample.vocabulary[number] for number in ids})
+    missing = [text for text in case.tokens if text not in sample.vocabulary]
     hit = np.isin(sample.ids.ravel(), ids)
     start = study.order[0]
     result: dict[str, Any] = {"tokens": list(case.tokens), "not_in_vocabulary": missing}

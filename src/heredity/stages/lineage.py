@@ -101,7 +101,7 @@ def match_edge(
     (child,) = collect(models[1], hook_point, [saes[1].to(device)], sampler, lineage.tokens, half(1))
     matches = correlate(parent, child, lineage.top)
     ceilings = [correlate(parent, acts, 1) for acts in spare]
-    chance = floor(parent, child, _SHIFTS, seed)
+    chance = list(floor(parent, child, _SHIFTS, seed))
     write_matches(matches, folder)
     _write_controls(folder, ceilings, chance)
     counts = count(matches, ceilings, chance, lineage.threshold)

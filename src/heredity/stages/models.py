@@ -126,7 +126,7 @@ def _merge_stage(study: Study, name: str, models: dict[str, Stage], tokenizer: S
         parents = work.group("parent")
         states = [load(parents[parent]).state_dict() for parent in merge.parents]
         first = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
-        position = t if sweep is not None else None
+        position = float(t) if sweep is not None else None
         merged, report = merge_states(states, merge.method, position, merge.weights, merge.density, first, seed)
         model = load(parents[merge.parents[0]])
         model.load_state_dict(merged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from heredity.stages.models import RECORD
 from heredity.stages.saes import QUALITY
 from heredity.study import Edge, Study
 
+Format = Literal["csv", "parquet", "json"]
 Artifacts = Mapping[str, Artifact]
 
 
@@ -58,7 +60,9 @@ def write_report(study: Study, artifacts: Artifacts, out: Path) -> None:
 def summarize(study: Study, artifacts: Artifacts) -> Summary:
     """All figures of a study that has been run."""
     seconds = sum(artifact.manifest["seconds"] for artifact in artifacts.values())
-    further = {init: AlsoSummary(**_measured(study, artifacts, init)) for init in study.config.sae.init[1:]}
+    further: dict[Init, AlsoSummary] = {
+        init: AlsoSummary(**_measured(study, artifacts, init)) for init in study.config.sae.init[1:]
+    }
     return Summary(
         heredity=versions().get("heredity", "0"),
         study=study.name,
@@ -168,14 +172,9 @@ def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
     return cases
 
 
-def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: str) -> list[Path]:
-    """Write models, merges, SAEs, edges, flow, features and matches as csv, parquet or json files; returns their paths.
-
-    Raises ValueError for another format.
-    """
+def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: Format) -> list[Path]:
+    """Write models, merges, SAEs, edges, flow, features and matches as files of one format; returns their paths."""
     writers = {"csv": tables.write_csv, "parquet": tables.write_parquet, "json": _write_json}
-    if format_ not in writers:
-        raise ValueError(f"--format {format_}: must be csv, parquet or json")
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, table in study_tables(study, artifacts).items():
@@ -187,6 +186,7 @@ def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: str) -
 def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
     """Every table of a study, by name; those that hold one init's figures have a column that says which."""
     summary = summarize(study, artifacts)
+    measured: dict[Init, tuple[dict[str, SAESummary], dict[str, EdgeSummary], dict[str, dict[str, int]]]]
     measured = {study.instrument: (summary.saes, summary.edges, summary.flow)}
     measured |= {init: (also.saes, also.edges, also.flow) for init, also in summary.also.items()}
     found = {"models": tables.models(summary.models)}

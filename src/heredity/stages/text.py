@@ -56,7 +56,7 @@ def tokens_stage(name: str, corpus: Stage, tokenizer: Stage) -> Stage:
 
     def make(work: Work) -> None:
         loaded = tokenizer_of(work.inputs["tokenizer"])
-        record = {"tokenizer": fingerprint_tokenizer(loaded)}
+        record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(loaded)}
         for split in ("train", "validation"):
             texts = read_corpus(work.inputs["corpus"].folder, split)
             record[f"tokens_{split}"] = len(pack(texts, loaded, work.folder / split).tokens)
