@@ -266,7 +266,7 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     Raises StudyError when there is no such file, it is not TOML, or the study is not valid.
     """
     path = Path(name_or_path)
-    if path.suffix != ".toml" and not path.exists():
+    if path.suffix != ".toml" and not path.is_file():
         builtin = resources.files("heredity.studies") / f"{name_or_path}.toml"
         if not builtin.is_file():
             raise StudyError(f"{name_or_path}: no such file, and no built-in study of that name; built in is: demo")

@@ -133,7 +133,7 @@ def _merge(
             about=name,
             question="new",
             instrument=init,
-            text=f"{_of(counts['novel'], live)} of its live features are in neither parent.",
+            text=f"{_of(counts['novel'], live)} of its live features match nothing in its parents.",
             evidence=(f"novel {counts['novel']:,} of {live:,} live",),
         ),
     ]

@@ -103,7 +103,8 @@ def print_plan(plan: Any) -> None:
     _out.print(
         f"hook point {plan.hook_point} (width {plan.d_in or '?'}); to do: {plan.tokens:,} tokens, "
         f"{plan.flops / 1e12:,.1f} TFLOP, about {plan.memory_gib:.1f} GiB at most, about {duration(plan.seconds)} here "
-        f"({plan.rate / 1e9:.0f} GFLOP/s measured)"
+        f"({plan.rate / 1e9:.0f} GFLOP/s measured)",
+        soft_wrap=True,
     )
 
 

@@ -69,7 +69,7 @@ def view_of(study: Study, artifacts: Artifacts, summary: Summary) -> View:
 
 def _node(study: Study, name: str) -> Node:
     model = study.config.model[name]
-    note = f"LoRA, rank {model.lora.r}" if model.lora else model.merge.method if model.merge else ""
+    note = f"LoRA, rank {model.lora.r}" if model.lora else ""
     return Node(
         name=name, parents=study.parents[name], corpora=study.own_corpora(name), trace=study.trace(name), note=note
     )

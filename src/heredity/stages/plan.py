@@ -12,7 +12,9 @@ from heredity.config import Config, ScratchConfig, TrainingConfig
 from heredity.study import Study, StudyError
 
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
-_EFFICIENCY = {"model": 0.25, "sweep": 0.3, "quality": 0.3, "sae": 0.25, "match": 0.2, "other": 0.2}
+_EFFICIENCY = {"model": 0.8, "sweep": 0.9, "quality": 0.8, "sae": 0.6, "match": 0.5, "other": 0.35}
+_PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
+_BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 _DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
 
@@ -206,25 +208,27 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
     config = study.config
     model = max((m for m in study.order if name == m or name.startswith((f"{m}-", f"{m}->"))), key=len, default=None)
     if model is None:
-        return 0, 0.0, 0.1
+        return 0, 0.0, _PROCESS_GIB
     shape = _shape(study, model)
     weights = float(_parameters(shape)) if shape else 0.0
     if kind == "model" and config.model[model].kind in ("train", "finetune"):
         training: TrainingConfig = config.model[model].train or config.model[model]
         tokens = training.tokens or round(_DEFAULT_TOKENS * training.epochs)
         logits = training.batch_size * training.context_size * config.tokenizer.vocab_size * 12
-        return tokens, 6 * weights * tokens, (16 * weights + logits) / 2**30
+        return tokens, 6 * weights * tokens, _PROCESS_GIB + (16 * weights + logits) / 2**30
     if kind in ("sweep", "quality"):
         merge = config.model[model].merge
         passes = len(config.corpus) if kind == "quality" else 2 * (merge.sweep_points + 8) if merge else 1
         tokens = passes * config.evaluation.tokens
-        return tokens, 2 * weights * tokens, 8 * weights / 2**30
+        return tokens, 2 * weights * tokens, _PROCESS_GIB + 8 * weights / 2**30
     d_in = widths[model] or 1024
     d_sae = config.sae.expansion * d_in
     if kind == "sae":
         scratch = name.endswith(("-scratch", "-independent"))
         tokens = config.sae.tokens if scratch else config.sae.continue_tokens or config.sae.tokens
-        return tokens, tokens * (2 * d_in * d_sae + 2 * weights), (32 * d_in * d_sae + 8 * weights) / 2**30
+        stream = _BUFFERED * config.sae.batch_blocks * config.sae.context_size * 4 * d_in
+        memory = _PROCESS_GIB + (32 * d_in * d_sae + 8 * weights + stream) / 2**30
+        return tokens, tokens * (2 * d_in * d_sae + 2 * weights), memory
     encode = 2 * d_in * d_sae + 2 * weights
     l0 = _L0 if config.sae.activation == "relu" else config.sae.k
     tokens = {
@@ -234,7 +238,7 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
     }
     count = tokens.get(kind, 0)
     pairs = 2 * config.lineage.tokens * l0**2 if kind == "match" else 0
-    return count, count * encode + pairs, (count * l0 * 16 + 8 * d_in * d_sae) / 2**30
+    return count, count * encode + pairs, _PROCESS_GIB + (count * l0 * 24 + 16 * d_in * d_sae) / 2**30
 
 
 def _measured_rate() -> float:
