@@ -58,6 +58,10 @@ def same(values: dict[str, Any]) -> None:
     """No change."""
 
 
+def huge_batches(values: dict[str, Any]) -> None:
+    values["sae"] |= {"context_size": 8192, "batch_blocks": 32}
+
+
 def study(change: Callable[[dict[str, Any]], object], command: str = "run") -> Callable[[Place], list[Any]]:
     """Arguments that run the tiny study with one thing wrong in it."""
 
@@ -191,6 +195,8 @@ def set_(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+TIES_WITH_T = {"method": "ties", "parents": ["sums", "stories"], "weights": [0.5, 0.5], "t": 0.5}
+
 CASES = [
     # the study file
     Case("missing study", lambda _: ["run", "nowhere.toml"], "nowhere.toml: no such study file"),
@@ -208,6 +214,12 @@ CASES = [
     Case("unknown hook point", study(set_("hook_point", "blocks.0.mlp.hook_past")), "hook_post"),
     Case("bad --set", lambda p: [*study(same)(p), "--set", "sae.tokens"], "must look like sae.tokens=1000000"),
     Case("unknown stage", lambda p: [*study(same)(p), "--until", "nonsense"], "no such stage"),
+    Case("huge batches", study(huge_batches), "262,144 vectors a batch"),
+    Case(
+        "activation not trained", study(set_("sae.activation", "jumprelu")), "should be 'relu', 'topk' or 'batchtopk'"
+    ),
+    Case("t without effect", study(set_("model.both.merge", TIES_WITH_T)), "t=0.5 has no effect on ties with weights"),
+    Case("slerp with weights", study(set_("model.both.merge.weights", [1, 2])), "slerp has no weights; give t"),
     # corpora
     Case("missing corpus", study(set_("corpus.sums.source", "local:nowhere.txt")), "nowhere.txt"),
     Case("unknown kind of source", study(set_("corpus.sums.source", "ftp:x")), "ftp"),

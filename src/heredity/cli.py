@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -277,6 +278,8 @@ def _watcher() -> Iterator[Any]:
 @contextlib.contextmanager
 def _errors(debug: bool) -> Iterator[None]:
     """One clear line on stderr and exit code 2 for everything the user can mend; the traceback with --debug."""
+    if not debug:  # a hub that cannot be reached is one line, not one for every attempt
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
     except KeyboardInterrupt:

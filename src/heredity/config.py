@@ -12,8 +12,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Init = Literal["parent", "independent"]
-Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 
+_MOST_VECTORS = 2**17  # sixteen batches are held at once: beyond this they would not fit into memory
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -82,7 +82,7 @@ class TrainingConfig(Config):
     """Decoupled weight decay of AdamW."""
     batch_size: Positive = 64
     """Sequences a step."""
-    context_size: Annotated[int, Field(ge=8)] = 256
+    context_size: Annotated[int, Field(ge=8, le=131072)] = 256
     """Tokens a sequence."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Autocast type of the matrix products; weights and optimizer stay in float32."""
@@ -203,8 +203,8 @@ class ModelConfig(TrainingConfig):
 class SAEConfig(Config):
     """Sparse autoencoders: one a model, an `init` and a seed."""
 
-    activation: Activation = "relu"
-    """Activation function; `relu` with an L1 penalty is the paper's."""
+    activation: Literal["relu", "topk", "batchtopk"] = "relu"
+    """Activation function; `relu` with an L1 penalty is the paper's. A trained `batchtopk` is saved as a JumpReLU."""
     expansion: Positive = 16
     """d_sae / d_in."""
     tokens: Positive = 15_000_000
@@ -225,7 +225,7 @@ class SAEConfig(Config):
     """Decay the learning rate linearly to 0 over the last fifth of the training."""
     batch_blocks: Positive = 128
     """Blocks a batch; with 24-token blocks 3,072 vectors, the paper's batch."""
-    context_size: Annotated[int, Field(ge=2)] = 24
+    context_size: Annotated[int, Field(ge=2, le=8192)] = 24
     """Tokens a block."""
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the training during which the L1 coefficient is moved towards the L0 target; then it is frozen."""
@@ -247,6 +247,11 @@ class SAEConfig(Config):
     def _sane(self) -> SAEConfig:
         if not self.init or len(set(self.init)) != len(self.init):
             raise ValueError(f"init={list(self.init)} must name parent, independent or both, each once")
+        if self.batch_blocks * self.context_size > _MOST_VECTORS:
+            raise ValueError(
+                f"batch_blocks={self.batch_blocks} of context_size={self.context_size} make "
+                f"{self.batch_blocks * self.context_size:,} vectors a batch; lower them to {_MOST_VECTORS:,} at most"
+            )
         if not 0 < self.l0[0] < self.l0[1]:
             raise ValueError(f"l0={list(self.l0)} must be a rising pair such as [25, 35]")
         return self
@@ -300,7 +305,7 @@ class ReportConfig(Config):
 class StudyConfig(Config):
     """A whole study file."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Every random number follows from it."""
     hook_point: str
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""

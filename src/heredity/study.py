@@ -215,7 +215,11 @@ class Study:
             raise self._fault(
                 place, f"{len(merge.weights)} weights for {len(merge.parents)} parents; give one weight a parent"
             )
+        if merge.method == "slerp" and merge.weights is not None:
+            raise self._fault(place, "slerp has no weights; give t, from 0 (first parent) to 1 (second parent)")
         uses_t = merge.method in ("slerp", "linear") and len(merge.parents) == 2 and merge.weights is None
+        if not uses_t and "t" in merge.model_fields_set:
+            raise self._fault(place, f"t={merge.t} has no effect on {merge.method} with weights; remove t or weights")
         if not uses_t and merge.weights is None:
             raise self._fault(place, f"{merge.method} of {len(merge.parents)} parents needs weights = [...]")
         if merge.method not in ("slerp", "linear") and self.merge_base(name) is None:

@@ -53,6 +53,8 @@ def write_report(study: Study, artifacts: Artifacts, out: Path) -> None:
     """Write the one-file report."""
     from heredity.stages.page import write_page
 
+    if out.is_dir():
+        raise ValueError(f"-o {out}: is a folder; give the name of an HTML file")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_page(study, artifacts, summarize(study, artifacts), out)
 
@@ -175,6 +177,8 @@ def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
 def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: Format) -> list[Path]:
     """Write models, merges, SAEs, edges, flow, features and matches as files of one format; returns their paths."""
     writers = {"csv": tables.write_csv, "parquet": tables.write_parquet, "json": _write_json}
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"-o {out}: is a file; give the name of a folder")
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, table in study_tables(study, artifacts).items():
