@@ -146,7 +146,7 @@ def track_broken(damage: Callable[[Path, Path], object]) -> Callable[[Place], li
 
 
 def poisoned_model(model: Path, sae: Path) -> None:
-    poison(model / "model.safetensors", "model.embed_tokens.weight")
+    poison(model / "model.safetensors", "model.layers.0.mlp.up_proj.weight")
 
 
 def poisoned_sae(model: Path, sae: Path) -> None:

@@ -15,6 +15,22 @@ from typer.testing import CliRunner
 
 import heredity
 from heredity.cli import app
+from heredity.config import (
+    CaseConfig,
+    Config,
+    ControlsConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    LineageConfig,
+    LoraConfig,
+    MergeConfig,
+    ModelConfig,
+    ReportConfig,
+    SAEConfig,
+    ScratchConfig,
+    StudyConfig,
+    TokenizerConfig,
+)
 from heredity.study import load_study
 
 ROOT = Path(__file__).parent.parent
@@ -140,3 +156,35 @@ def test_the_api_page_is_what_the_docstrings_say():
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
         page.write_text(rendered_api())
     assert page.read_text() == rendered_api()
+
+
+def rendered_study() -> str:
+    """docs/study.md from the documentation of the settings."""
+    head = "# The study file\n\nEvery key, with its default. An unknown key is refused by name.\n" + MADE_BY
+    parts = [_table_of("(top level)", StudyConfig)]
+    named = [("[corpus] NAME = {...}", CorpusConfig), ("[model.NAME]", ModelConfig), ("train = {...}", ScratchConfig)]
+    named += [("merge = {...}", MergeConfig), ("lora = {...}", LoraConfig), ("[tokenizer]", TokenizerConfig)]
+    named += [("[sae]", SAEConfig), ("[lineage]", LineageConfig), ("[controls]", ControlsConfig)]
+    named += [("[evaluation]", EvaluationConfig), ("[case.NAME]", CaseConfig), ("[report]", ReportConfig)]
+    return head + "".join(parts + [_table_of(title, config) for title, config in named])
+
+
+def _table_of(title: str, config: type[Config]) -> str:
+    rows = []
+    for name, field in config.model_fields.items():
+        plain = field.default is None or isinstance(field.default, str | int | float | tuple)
+        default = "" if field.is_required() or not plain or field.default is None else f"`{json.dumps(field.default)}`"
+        default = "needed" if field.is_required() else default
+        rows.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
+    return f"\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def test_the_study_page_is_what_the_settings_say():
+    page = ROOT / "docs" / "study.md"
+    if os.environ.get("HEREDITY_UPDATE_DOCS"):
+        page.write_text(rendered_study())
+    assert page.read_text() == rendered_study()
+
+
+def test_every_setting_is_documented():
+    assert "|  |  |" not in rendered_study()

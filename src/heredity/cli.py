@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from heredity.artifacts import Artifact, Store, faults
+from heredity.artifacts import Artifact, ArtifactError, Store, faults
 from heredity.engine import Stage
 from heredity.study import Study, load_study
 
@@ -164,7 +164,7 @@ def merge(
     with _errors(debug):
         from heredity.stages.single import merge_folders
 
-        numbers = [float(weight) for weight in weights.split(",")] if weights else None
+        numbers = _numbers(weights) if weights else None
         result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
         _emit(as_json, result, lambda: _text().print_merge(result))
 
@@ -183,22 +183,26 @@ def track(
     sae_control: Annotated[
         list[Path] | None, typer.Option(help="Another SAE of the parent, for the ceiling. Repeatable.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Aligned token positions.")] = 1_000_000,
-    threshold: Annotated[float, typer.Option(help="A pair with r above this persists.")] = 0.8,
-    context_size: Annotated[int, typer.Option(help="Tokens a block.")] = 128,
+    column: Annotated[str, typer.Option(help="Column or key of the corpus that holds the text.")] = "text",
+    tokens: Annotated[int, typer.Option(min=1, help="Aligned token positions.")] = 1_000_000,
+    threshold: Annotated[float, typer.Option(min=0.01, max=0.99, help="A pair with r above this persists.")] = 0.8,
+    context_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the token sample.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Match the features of one edge between existing models and SAEs."""
     with _errors(debug):
+        from heredity.config import CorpusConfig
         from heredity.stages.single import track_edge
 
+        # 12 bytes a token is more than any text needs
+        text = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
         with _watcher() as watcher:
             result = track_edge(
                 (parent, child),
                 (sae_parent, sae_child, *(sae_control or [])),
-                corpus,
+                text,
                 out,
                 hook_point,
                 tokens,
@@ -245,12 +249,23 @@ def _complete(name: str, runs: Path, overrides: list[str]) -> tuple[Study, dict[
     return study, artifacts
 
 
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights {text}: must be numbers with commas between them, such as 0.5,0.5") from None
+
+
 def _stage_row(stage: Stage, store: Store) -> dict[str, Any]:
-    found = store.find(stage.kind, stage.name, stage.key)
+    damaged = False
+    try:
+        found = store.find(stage.kind, stage.name, stage.key)
+    except ArtifactError:
+        found, damaged = None, True
     folder = store.path(stage.kind, stage.name, stage.key)
     begun = folder.with_name(f".partial-{folder.name}").exists()
     seconds = found.manifest["seconds"] if found else None
-    state = "done" if found else "begun" if begun else "missing"
+    state = "done" if found else "damaged" if damaged else "begun" if begun else "missing"
     return {"stage": stage.label, "state": state, "seconds": seconds, "folder": str(folder)}
 
 
@@ -288,5 +303,5 @@ def _errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        _err.print(f"error: {error}", style="red", markup=False)
+        _err.print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
         sys.exit(2)

@@ -1,8 +1,5 @@
-"""Every setting of a study: frozen, documented field by field, and read from one TOML file.
-
-Nothing here touches the disk, a model or a device. `Study` (study.py) adds the relations between
-the tables; this module only says what may stand in each of them.
-"""
+"""Every setting of a study: frozen, documented field by field, read from one TOML file. `Study` (study.py) adds the
+relations between the tables; this module only says what may stand in each of them."""
 
 from __future__ import annotations
 

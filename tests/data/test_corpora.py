@@ -335,3 +335,13 @@ def test_a_hub_that_cannot_be_reached_is_an_error_with_a_way_out(hub, tmp_path):
     hub.rows = ConnectionError("no\nroute")
     with pytest.raises(CorpusError, match=r"nilq/babylm-100M cannot be read \(no route\); .* or use local:PATH"):
         texts_of("hub:babylm", tmp_path)
+
+
+def test_a_small_corpus_always_holds_out_a_document(tmp_path):
+    for number in range(5):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.txt").write_text(f"text number {number}")
+    (tmp_path / "out").mkdir()
+    config = CorpusConfig(source=f"local:{tmp_path / 'in'}", validation=0.0001)
+    record = write_corpus("few", config, tmp_path / "out", 0, tmp_path)
+    assert (record.documents_train, record.documents_validation) == (4, 1)

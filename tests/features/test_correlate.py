@@ -15,7 +15,6 @@ from heredity.features.controls import (
     corrected,
     false_discovery_rate,
     floor,
-    kept_in_any,
     offsets,
     share_above,
     split_threshold,
@@ -150,8 +149,3 @@ def test_two_groups_are_split_between_them():
 def test_correcting_for_noise_undoes_it():
     np.testing.assert_allclose(corrected(np.array([0.72, 0.9]), 0.9, 0.9), [0.8, 1.0])
     assert np.isnan(corrected(np.array([0.5]), np.array([-0.1]), np.array([-0.1]))).all()
-
-
-def test_kept_in_any_is_a_union():
-    found = kept_in_any([np.array([0.9, 0.1, np.nan]), np.array([0.1, 0.2, 0.85])], 0.8)
-    assert found.tolist() == [True, False, True]

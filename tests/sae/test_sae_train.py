@@ -337,6 +337,19 @@ def test_dead_features_are_resampled_as_described():
         assert torch.equal(getattr(state.weights, name)[~dead], getattr(before, name)[~dead])
 
 
+def test_a_resampled_relu_feature_fires_on_inputs_of_its_direction_only():
+    x, _ = world()
+    state = started()
+    state.rows = [None] * 20  # type: ignore[list-item]
+    dead = torch.zeros(64, dtype=torch.bool)
+    dead[:30] = True
+    assert resample(state, dead, batches_of(x), Rule("relu", None, 0.0), 40, seed=0) == 30
+    pool = torch.cat([batches_of(x)(step) for step in (18, 19)]) * state.scale - state.weights.b_dec
+    pre_acts = pool @ state.weights.w_enc[dead].T + state.weights.b_enc[dead]
+    assert bool((pre_acts > 0).any(0).all()), "each fires somewhere"
+    assert float((pre_acts > 0).float().mean()) < 0.25, "and seldom, where b_enc = 0 makes it about half"
+
+
 def test_resampling_prefers_badly_reconstructed_inputs():
     state = started()
     state.rows = [None]  # type: ignore[list-item]

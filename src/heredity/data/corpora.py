@@ -29,6 +29,7 @@ __all__ = [
 
 _SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("licence", pa.string())])
 _ROWS = 1000
+_FEW = 500
 _GROUP_BYTES = 8 * 2**20
 _STORIES = 8000
 
@@ -115,7 +116,8 @@ def write_corpus(
     """Write `train.parquet` and `validation.parquet` (columns text, source, licence) into `folder`.
 
     A document is held out when the SHA-256 of its text, read as a number in [0, 1), is below `config.validation`, so
-    that it stays where it is when others are added; a local source with splits of its own keeps them.
+    that it stays where it is when others are added; a local source with splits of its own keeps them. When that would
+    leave a small corpus without any, the document with the lowest number is held out.
     `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown).
 
     Raises:
@@ -127,7 +129,7 @@ def write_corpus(
     total = hashlib.sha256()
     with _Writer(folder / "train.parquet") as train, _Writer(folder / "validation.parquet") as validation:
         try:
-            for kept in _kept(config, seed, root):
+            for kept in _with_validation(_kept(config, seed, root)):
                 count[kept.fate] += 1
                 if kept.fate == "duplicate":
                     continue
@@ -142,9 +144,10 @@ def write_corpus(
             raise CorpusError(f"corpus {name}: {error}") from error
     for split in ("train", "validation"):
         if not count[split]:
+            documents = count["train"] + count["validation"]
             raise CorpusError(
-                f"corpus {name}: no {split} document in {config.source} ({size.total()} bytes); "
-                f"add documents, raise max_bytes or change validation={config.validation}"
+                f"corpus {name}: no {split} document in {config.source} ({documents} in all, {size.total()} bytes); "
+                f"add documents, both splits need one, or change validation={config.validation}"
             )
     return CorpusRecord(
         corpus=name,
@@ -234,6 +237,21 @@ def _kept(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Kept]:
                 break
     if not seen:
         raise CorpusError(f"{config.source} holds no text; point it at documents that are not empty")
+
+
+def _with_validation(documents: Iterator[_Kept]) -> Iterator[_Kept]:
+    """The same documents, but if none of the first few hundred, and so of a small corpus, is held out, one is."""
+    first: list[_Kept] = []
+    for kept in documents:
+        first.append(kept)
+        if kept.fate == "validation" or len(first) >= _FEW:
+            break
+    unique = [place for place, kept in enumerate(first) if kept.fate == "train"]
+    if len(unique) > 1 and len(unique) < _FEW and all(kept.fate != "validation" for kept in first):
+        lowest = min(unique, key=lambda place: first[place].digest)
+        first[lowest] = first[lowest]._replace(fate="validation")
+    yield from first
+    yield from documents
 
 
 class _Writer:

@@ -22,12 +22,13 @@ def collect(
     tokens: int,
     progress: Progress | None = None,
 ) -> list[FeatureActs]:
-    """Sparse activations of every SAE on the first `tokens` positions of the sampler's order (rounded up to a block).
+    """Sparse activations of every SAE on the first `tokens` positions of the sampler's order (rounded up to a block,
+    and no more than one pass over the corpora holds: nothing is counted twice).
 
     Two models given the same sampler see the same tokens, so that row n of one belongs to row n of the other.
     Raises ValueError when an SAE does not have the width of the hook point.
     """
-    blocks = -(-tokens // sampler.context_size)
+    blocks = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
     parts: list[list[FeatureActs]] = [[] for _ in saes]
     for start in range(0, blocks, _BLOCKS):
         taken = sampler.take(start, min(start + _BLOCKS, blocks))

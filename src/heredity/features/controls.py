@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -113,11 +113,3 @@ def corrected(
     product = np.asarray(parent_reliability, np.float64) * np.asarray(child_reliability, np.float64)
     positive = (np.asarray(parent_reliability) > 0) & (np.asarray(child_reliability) > 0)
     return np.minimum(1.0, r / np.sqrt(np.where(positive, product, np.nan)))
-
-
-def kept_in_any(best_r: Sequence[np.ndarray], threshold: float) -> np.ndarray:
-    """Features of one model that persist into at least one of several children, bool [d_parent].
-
-    best_r: by child, the best r of each feature, [d_parent]. The paper's "persist into at least one fine-tune".
-    """
-    return np.any([r > threshold for r in best_r], axis=0)

@@ -93,7 +93,7 @@ class MergeSummary(Frozen):
     weights: tuple[float, ...] | None = None
     """Weights of the parents, for methods that take them."""
     parents: tuple[str, ...] = ()
-    """All parents in order, when there are more than two."""
+    """All parents in order."""
     interval: Interval | None = None
     """Bootstrap interval of an equilibrium t."""
     crossed: bool | None = None

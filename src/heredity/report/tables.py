@@ -40,18 +40,14 @@ def matches(edge: str, end: str, match: np.ndarray, r: np.ndarray) -> pa.Table:
     )
 
 
-def features(model: str, density: np.ndarray, max_act: np.ndarray | None = None) -> pa.Table:
-    """One row for each feature: model, feature, density (share of tokens it fires on), max_act, dead.
-
-    density, max_act [d_sae]; without max_act that column is null.
-    """
+def features(model: str, density: np.ndarray) -> pa.Table:
+    """One row for each feature: model, feature, density (share of tokens it fires on), dead. density: [d_sae]."""
     count = len(density)
     return pa.table(
         {
             "model": pa.array([model] * count, pa.string()),
             "feature": np.arange(count, dtype=np.int32),
             "density": _floats(density),
-            "max_act": pa.nulls(count, pa.float64()) if max_act is None else _floats(max_act),
             "dead": np.asarray(density) == 0,
         }
     )

@@ -160,23 +160,10 @@ def print_summary(summary: Any, page: Any) -> None:
     for name, merge in summary.merges.items():
         if merge.t is not None and merge.second:
             mixture = f"{1 - merge.t:.0%} {merge.first} / {merge.t:.0%} {merge.second}"
-            _out.print(f"  {name}: {merge.method} at t = {merge.t:.3f} ({mixture})\n", soft_wrap=True)
-    saes = _table("Sparse autoencoders on held-out text", "SAE", "L0", "expl. variance", "CE recovered", "dead")
-    for name, sae in summary.saes.items():
-        figures = (_number(sae.explained_variance), _number(sae.ce_loss_recovered), f"{sae.dead_share:.1%}")
-        saes.add_row(name, f"{sae.l0:.1f}", *figures)
-    _out.print(saes)
-    headings = ("edge", "live", "persist", "ceiling", "floor", "lost", "new", "1:1")
-    edges = _table("Features along every edge (shares of the parent's live features)", *headings)
-    for name, edge in summary.edges.items():
-        ceiling = "" if edge.ceiling is None else f"{edge.ceiling:.1%}"
-        persist = f"{edge.persist} ({_share(edge.persist, edge.parent_live)})"
-        counts = (str(edge.disappear), str(edge.emerge), str(edge.one_to_one))
-        edges.add_row(name, str(edge.parent_live), persist, ceiling, f"{edge.floor:.1%}", *counts)
-    _out.print(edges)
-    for name, flow in summary.flow.items():
-        counts = ", ".join(f"{_origin(key)} {value}" for key, value in flow.items())
-        _out.print(f"  {name}, {sum(flow.values())} live features: {counts}\n", soft_wrap=True)
+            _out.print(f"{name}: {merge.method} at t = {merge.t:.3f} ({mixture})\n", soft_wrap=True)
+    instruments = {summary.instrument: summary, **summary.also}
+    for init, found in instruments.items():
+        _print_measured(init, found)
     _out.print(f"{duration(summary.seconds)} of work. The report: {page}", soft_wrap=True)
 
 
@@ -184,6 +171,31 @@ def _origin(key: str) -> str:
     """`emerged_in_lua_stories` as words; names of models keep their underscores."""
     prefix = "emerged_in_"
     return f"emerged in {key.removeprefix(prefix)}" if key.startswith(prefix) else key.replace("_", " ")
+
+
+_INSTRUMENTS = {"parent": "SAEs continued from the parent's", "independent": "independent SAEs"}
+
+
+def _print_measured(init: str, found: Any) -> None:
+    """SAEs, edges and flow of one instrument."""
+    instrument = _INSTRUMENTS[init]
+    headings = ("SAE", "L0", "expl. variance", "CE recovered", "dead")
+    saes = _table(f"Sparse autoencoders on held-out text: {instrument}", *headings)
+    for name, sae in found.saes.items():
+        figures = (_number(sae.explained_variance), _number(sae.ce_loss_recovered), f"{sae.dead_share:.1%}")
+        saes.add_row(name, f"{sae.l0:.1f}", *figures)
+    _out.print(saes)
+    headings = ("edge", "live", "persist", "ceiling", "floor", "lost", "new", "1:1")
+    edges = _table(f"Features along every edge, shares of the parent's live ones: {instrument}", *headings)
+    for name, edge in found.edges.items():
+        ceiling = "" if edge.ceiling is None else f"{edge.ceiling:.1%}"
+        persist = f"{edge.persist} ({_share(edge.persist, edge.parent_live)})"
+        counts = (str(edge.disappear), str(edge.emerge), str(edge.one_to_one))
+        edges.add_row(name, str(edge.parent_live), persist, ceiling, f"{edge.floor:.1%}", *counts)
+    _out.print(edges)
+    for name, flow in found.flow.items():
+        counts = ", ".join(f"{_origin(key)} {value}" for key, value in flow.items())
+        _out.print(f"{name}, {sum(flow.values())} live features: {counts}\n", soft_wrap=True)
 
 
 def _table(title: str, *headings: str) -> Table:

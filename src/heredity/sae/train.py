@@ -35,6 +35,10 @@ DECAY = 0.2
 RESAMPLE_UNTIL = 0.5
 """No feature is resampled after this share of the steps, so that the last ones have time to settle."""
 
+WINDOW_VECTORS = 150_000
+"""Least vectors on which a feature must have been silent to count as dead, unless the settings say how often to
+resample: on fewer, a rare feature looks dead, and resampling throws away what it has learned."""
+
 THRESHOLD_RATE = 0.01
 """batchtopk: weight of a new step in the running threshold."""
 
@@ -128,7 +132,7 @@ def _take_step(
     state: TrainingState, batches: Batches, config: SAEConfig, steps: int, seed: int, continued: bool
 ) -> None:
     number = state.step + 1
-    every = config.resample_every or max(1, steps // 10)
+    every = config.resample_every or max(1, steps // 10, -(-2 * WINDOW_VECTORS // len(batches(state.step))))
     window = max(1, every // 2)
     rule = _rule(state)
     resampled = 0

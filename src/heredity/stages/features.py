@@ -67,7 +67,7 @@ class _Sample:
     def __init__(self, study: Study, work: Work, seed: int):
         size = study.config.sae.context_size
         sampler = sampler_of(work, "train", size, seed, "equal")
-        count = -(-study.config.report.tokens // size)
+        count = min(-(-study.config.report.tokens // size), sampler.blocks_per_pass)
         self.ids = sampler.take(0, count)
         self.corpora = [sampler.names[index] for index in sampler.origin(0, count)[0]]
         self.acts = {name: acts_of(artifact.folder) for name, artifact in work.group("acts").items()}

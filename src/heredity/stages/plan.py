@@ -103,6 +103,9 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
             widths[name] = width(shape, study.config.hook_point) if shape else None
         except HookPointError as error:
             raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
+    for name, d_in in widths.items():
+        if d_in is not None:
+            _check_sae(study, name, d_in)
     for edge in study.edges:
         parent, child = widths[edge.parent], widths[edge.child]
         if parent is not None and child is not None and parent != child:
@@ -111,6 +114,17 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
                 "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return widths
+
+
+def _check_sae(study: Study, name: str, d_in: int) -> None:
+    sae = study.config.sae
+    d_sae = sae.expansion * d_in
+    if sae.activation != "relu" and sae.k > d_sae:
+        raise StudyError(f"{study.name}: sae.k: {sae.k} is more than the {d_sae} features of {name}'s SAE; lower it")
+    if sae.activation == "relu" and sae.l0[1] > d_sae:
+        raise StudyError(
+            f"{study.name}: sae.l0: {sae.l0[1]:g} is more than the {d_sae} features of {name}'s SAE; lower it"
+        )
 
 
 def plan(study: Study, store: Store) -> Plan:

@@ -108,7 +108,7 @@ def _merge(study: Study, artifacts: Artifacts, name: str) -> MergeSummary:
         sweep=tuple(SweepPoint(**point) for point in sweep["points"]) if sweep else (),
         linear_fallback=sum(row["method"] == "linear" for row in made["tensors"]) if config.method == "slerp" else 0,
         weights=config.weights,
-        parents=config.parents if len(config.parents) > 2 else (),
+        parents=config.parents,
         interval=tuple(sweep["interval"]) if found and sweep else None,
         crossed=sweep["crossed"] if found and sweep else None,
     )

@@ -195,6 +195,7 @@ def sae_quality_stage(
         row = {**measured._asdict(), "ce_loss_recovered": ce_loss_recovered(reader, hook_point, found, blocks)}
         np.save(work.folder / "density.npy", np.asarray(row.pop("density"), dtype=np.float64))
         row |= {"d_in": found.W_enc.shape[0], "d_sae": found.W_enc.shape[1], "activation": found.activation}
+        row |= {"l1_coefficient": metadata.get("l1_coefficient")}
         row |= {"seed": metadata["seed"], "trained_tokens": metadata["training_tokens"]}
         write_json(work.folder / QUALITY, json.loads(json.dumps(row)))
 

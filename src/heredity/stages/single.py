@@ -76,7 +76,7 @@ def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, res
 def track_edge(
     models: tuple[str, str],
     saes: Sequence[Path],
-    corpus: str,
+    corpus: CorpusConfig,
     out: Path,
     hook_point: str | None,
     tokens: int,
@@ -90,7 +90,8 @@ def track_edge(
     models: parent and child. saes: of the parent, of the child, and further ones of the parent for the ceiling.
     Raises ValueError when the models do not share a tokenizer, are identical, or an SAE belongs to other weights.
     """
-    from heredity.data.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer
+    from heredity.data.corpora import documents
+    from heredity.data.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
     from heredity.lm.load import load_model, state_hash
     from heredity.sae.formats import read_sae
     from heredity.stages.lineage import match_edge
@@ -115,24 +116,13 @@ def track_edge(
         if metadata.get("model_state") not in (None, owner):
             raise ValueError(f"{folder} was trained on other weights than the model it is given for; check the pairing")
     with _whole(out) as partial:
-        pack = _pack(corpus, tokenizers[0], partial, seed, tokens)
-        sampler = BlockSampler({"corpus": pack}, context_size, seed, None)
+        texts = (document.text for document in documents(corpus, seed, Path.cwd()))
+        pack_ = pack(texts, tokenizers[0], partial / "tokens")
+        sampler = BlockSampler({corpus.source: pack_}, context_size, seed, None)
         own, spare = [sae for sae, _ in read[:2]], [sae for sae, _ in read[2:]]
         counts = match_edge(partial, ends, own, spare, place, sampler, lineage, seed, progress)
-        shutil.rmtree(partial / "text")
+        shutil.rmtree(partial / "tokens")
     return {"parent": models[0], "child": models[1], "hook_point": place, **counts, "out": str(out)}
-
-
-def _pack(corpus: str, tokenizer, folder: Path, seed: int, tokens: int):
-    """Enough of the corpus, as tokens; 12 bytes a token is more than any text needs."""
-    from heredity.data.corpora import read_corpus, write_corpus
-    from heredity.data.tokens import pack
-
-    text = folder / "text"
-    text.mkdir()
-    config = CorpusConfig(source=corpus, max_bytes=max(1_000_000, 12 * tokens))
-    write_corpus("corpus", config, text, seed, Path.cwd())
-    return pack(read_corpus(text, "train"), tokenizer, text / "tokens")
 
 
 @contextlib.contextmanager
