@@ -32,8 +32,8 @@ def resample(
     As in Bricken et al. 2023 ("Neuron resampling"): inputs of the latest batches are picked with a probability
     proportional to the square of their loss, each at most once; the decoder row becomes the picked input with unit
     norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder rows, b_enc becomes 0
-    (relu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is what features have to add up to; the
-    source's activations have nearly no mean.
+    (relu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is what
+    features have to add up to; the source's activations have nearly no mean.
     """
     alive = ~dead
     count = min(POOL_BATCHES, max(1, every // 20), state.step)
