@@ -102,9 +102,10 @@ def test_the_readme_shows_the_two_commands_first():
     assert "make demo" in screen and "make test" in screen
 
 
-def test_the_readmes_figures_are_those_of_the_recorded_run():
-    """The tables of the README are made from docs/demo.json, the summary of a run of this code."""
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/reproduce.md"])
+def test_figures_are_those_of_the_recorded_run(document):
+    """The tables are made from docs/demo.json, the summary of a run of this code."""
+    text = (ROOT / document).read_text()
     assert readme_tables(json.loads((ROOT / "docs" / "demo.json").read_text())) in text
 
 
