@@ -158,6 +158,20 @@ def not_toml(place: Place) -> list[Any]:
     return ["check", place.folder / "x.toml"]
 
 
+def loaded(child: str) -> Callable[[Place], list[Any]]:
+    """Arguments that run a study of two loaded models, `a` and a child that does not fit it."""
+
+    def arguments(place: Place) -> list[Any]:
+        def change(values: dict[str, Any]) -> None:
+            names = {"base": "a", "child": child}
+            values["model"] = {name: {"load": str(place.models / m), "corpora": ["words"]} for name, m in names.items()}
+            values["model"]["child"]["parent"] = "base"
+
+        return [*study(change)(place), "--until", "model"]
+
+    return arguments
+
+
 def output_in_use(place: Place) -> list[Any]:
     (place.folder / "out").mkdir()
     (place.folder / "out" / "x").touch()
@@ -247,6 +261,8 @@ CASES = [
     ),
     Case("identical weights", track(child="a"), "identical weights"),
     Case("tokenizers differ", track(child="other"), "different tokenizers"),
+    Case("tokenizers in a study differ", loaded("other"), "models of one study must read the same tokens"),
+    Case("widths in a study differ", loaded("wide"), "is 32 wide in the parent and 64 in the child"),
     # SAEs
     Case("missing SAE", track(sae="nowhere"), "nowhere"),
     Case("SAE of another width", track(sae="narrow"), "width 16"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from heredity.config import Init
 from heredity.engine import Stage
 from heredity.study import Edge, Study
 
@@ -56,8 +55,3 @@ def stages_of(study: Study) -> list[Stage]:
 def _unique(stages: list[Stage]) -> list[Stage]:
     """Each stage once: what two inits share (the start model's SAE) has one key."""
     return list({(stage.label, stage.key): stage for stage in stages}.values())
-
-
-def label_of(kind: str, name: str, init: Init | None = None) -> str:
-    """Label that the artifact of a stage is found by."""
-    return f"{kind}/{name}" if init is None else f"{kind}/{name}-{init}"
