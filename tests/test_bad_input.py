@@ -229,9 +229,7 @@ CASES = [
     Case("bad --set", lambda p: [*study(same)(p), "--set", "sae.tokens"], "must look like sae.tokens=1000000"),
     Case("unknown stage", lambda p: [*study(same)(p), "--until", "nonsense"], "no such stage"),
     Case("huge batches", study(huge_batches), "262,144 vectors a batch"),
-    Case(
-        "activation not trained", study(set_("sae.activation", "jumprelu")), "should be 'relu', 'topk' or 'batchtopk'"
-    ),
+    Case("unknown activation", study(set_("sae.activation", "gated")), "'batchtopk' or 'jumprelu'"),
     Case("t without effect", study(set_("model.both.merge", TIES_WITH_T)), "t=0.5 has no effect on ties with weights"),
     Case("slerp with weights", study(set_("model.both.merge.weights", [1, 2])), "slerp has no weights; give t"),
     # corpora

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,13 @@ from torch import Tensor
 from heredity.config import SAEConfig
 from heredity.kernels import sparse_step as kernels
 from heredity.sae import start
+from heredity.sae.jump import BANDWIDTH
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.resample import resample
+from heredity.sae.rules import NAMES, Outcome, Rule, Weights, dense_gradients
 from heredity.sae.start import geometric_median, normalizing_scale
 from heredity.sae.state import TrainingState
-from heredity.sae.step import (
-    Rule,
-    Weights,
-    adam_rows,
-    dense_gradients,
-    dense_step,
-    sparse_step,
-    training_acts,
-)
+from heredity.sae.step import adam_rows, dense_step, entry_step, sparse_errors, sparse_gradients, sparse_step
 from heredity.sae.train import learning_rate, train
 
 
@@ -41,9 +35,10 @@ def _one_thread() -> Iterator[None]:
 
 
 RULES = [Rule("relu", 0, 0.01), Rule("topk", 6, 0.0), Rule("batchtopk", 6, 0.0), Rule("batchtopk", 6, 0.0, 99.0)]
+RULES += [Rule("jumprelu", l0=0.02)]
 
 
-def some_weights(d_in: int = 48, d_sae: int = 200, bias: float = -1.0, seed: int = 0) -> Weights:
+def some_weights(d_in: int = 48, d_sae: int = 200, bias: float = -1.0, seed: int = 0, jumps: bool = False) -> Weights:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(d_sae, d_in, generator=generator)
     w_dec = torch.randn(d_sae, d_in, generator=generator)
@@ -52,6 +47,7 @@ def some_weights(d_in: int = 48, d_sae: int = 200, bias: float = -1.0, seed: int
         b_enc=torch.full((d_sae,), bias) + 0.1 * torch.randn(d_sae, generator=generator),
         w_dec=w_dec / w_dec.norm(dim=1, keepdim=True),
         b_dec=0.1 * torch.randn(d_in, generator=generator),
+        log_threshold=torch.linspace(-4, 0.3, d_sae) if jumps else torch.zeros(0),
     )
 
 
@@ -59,52 +55,80 @@ def some_x(n: int = 160, d_in: int = 48, seed: int = 3) -> Tensor:
     return torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed))
 
 
+class Jump(torch.autograd.Function):
+    """JumpReLU and its step with the derivatives that the source defines for a rectangle kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        ctx.save_for_backward(z, threshold)
+        return z * (z > threshold), (z > threshold).double()
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor, by_step: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        z, threshold = ctx.saved_tensors
+        kernel = ((z - threshold).abs() < BANDWIDTH / 2) & (z > 0)
+        by_threshold = -(threshold * by_value + by_step) * kernel / BANDWIDTH
+        return by_value * (z > threshold), by_threshold.sum(0)
+
+
 def autograd_gradients(weights: Weights, raw: Tensor, rule: Rule) -> dict[str, Tensor]:
     """Gradients of the written-out loss in float64; raw is not centered, so b_dec's both roles count."""
-    w_enc, b_enc, w_dec, b_dec = (
-        getattr(weights, name).double().requires_grad_() for name in ("w_enc", "b_enc", "w_dec", "b_dec")
-    )
-    pre_acts = (raw.double() - b_dec) @ w_enc.T + b_enc
-    with torch.no_grad():
-        if rule.activation == "topk":
-            least = pre_acts.topk(rule.k, dim=1).values[:, -1:]
-        elif rule.activation == "batchtopk":
-            least = pre_acts.flatten().topk(rule.k * len(raw)).values[-1]
-        else:
-            least = torch.zeros(())
-    acts = pre_acts.relu() * (pre_acts >= least)
-    x_hat = acts @ w_dec + b_dec
-    loss = (x_hat - raw.double()).square().mean() + rule.l1 * acts.sum(1).mean()
+    trained = {name: getattr(weights, name).double().requires_grad_() for name in NAMES}
+    pre_acts = (raw.double() - trained["b_dec"]) @ trained["w_enc"].T + trained["b_enc"]
+    penalty = torch.zeros(())
+    if rule.activation == "jumprelu":
+        acts, steps = Jump.apply(pre_acts, trained["log_threshold"].exp())
+        penalty = rule.l0 * steps.sum(1).mean()
+    else:
+        acts = pre_acts.relu() * (pre_acts >= least_kept(pre_acts.detach(), rule))
+        penalty = rule.l1 * acts.sum(1).mean()
+    x_hat = acts @ trained["w_dec"] + trained["b_dec"]
+    loss = (x_hat - raw.double()).square().mean() + penalty
     loss.backward()
-    return {"w_enc": w_enc.grad, "b_enc": b_enc.grad, "w_dec": w_dec.grad, "b_dec": b_dec.grad}  # type: ignore[dict-item]
+    return {name: tensor.grad for name, tensor in trained.items() if tensor.grad is not None}
 
 
-def sparse_gradients(weights: Weights, x: Tensor, rule: Rule) -> dict[str, Tensor]:
-    acts, given = training_acts(weights, x, rule), x.numpy()
-    made = kernels.errors(acts, given, weights.w_dec.numpy(), rule.l1 / len(x))
+def least_kept(pre_acts: Tensor, rule: Rule) -> Tensor:
+    if rule.activation == "topk":
+        return pre_acts.topk(rule.k, dim=1).values[:, -1:]
+    if rule.activation == "batchtopk":
+        return pre_acts.flatten().topk(rule.k * len(pre_acts)).values[-1]
+    return torch.zeros(())
+
+
+def compiled_gradients(weights: Weights, x: Tensor, rule: Rule) -> dict[str, Tensor]:
+    acts, made, log_threshold = sparse_errors(weights, x, rule)
     columns = kernels.to_columns(acts, len(weights.w_enc))
-    enc, dec = kernels.feature_gradients(0, len(weights.w_enc), columns, acts, made, given)
+    enc, dec = kernels.feature_gradients(0, len(weights.w_enc), columns, acts, made, x.numpy())
     b_enc = torch.from_numpy(kernels.bias_gradient(columns, made))
     b_dec = torch.from_numpy(made.output_grad).sum(0) - b_enc @ weights.w_enc
-    return {"w_enc": torch.from_numpy(enc), "b_enc": b_enc, "w_dec": torch.from_numpy(dec), "b_dec": b_dec}
+    rows = {"w_enc": torch.from_numpy(enc), "w_dec": torch.from_numpy(dec)}
+    return rows | {"b_enc": b_enc, "b_dec": b_dec, "log_threshold": log_threshold}
+
+
+GRADIENTS = {
+    "dense": lambda weights, x, rule: dense_gradients(weights, x, rule)[0]._asdict(),
+    "sparse": compiled_gradients,
+    "entries": lambda weights, x, rule: sparse_gradients(weights, x, rule)[0]._asdict(),
+}
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", GRADIENTS)
 def test_gradients_are_those_of_float64_autograd(rule: Rule, kind: str):
-    weights, raw = some_weights(), some_x()
-    x = raw - weights.b_dec
-    found = dense_gradients(weights, x, rule)[0]._asdict() if kind == "dense" else sparse_gradients(weights, x, rule)
+    weights, raw = some_weights(jumps=rule.activation == "jumprelu"), some_x()
+    found = GRADIENTS[kind](weights, raw - weights.b_dec, rule)
     for name, expected in autograd_gradients(weights, raw, rule).items():
         error = float((found[name].double() - expected).abs().max() / expected.abs().max())
         assert error <= 2e-6, (name, error)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_sparse_and_dense_steps_agree(rule: Rule):
+@pytest.mark.parametrize("fast", [sparse_step, entry_step])
+def test_sparse_and_dense_steps_agree(rule: Rule, fast: Callable[..., Outcome]):
     runs = []
-    for step in (dense_step, sparse_step):
-        weights = some_weights()
+    for step in (dense_step, fast):
+        weights = some_weights(jumps=rule.activation == "jumprelu")
         first, second = Weights.zeros_like(weights), Weights.zeros_like(weights)
         ages = torch.zeros(200, dtype=torch.int32)
         ages[:7] = 50
@@ -114,7 +138,7 @@ def test_sparse_and_dense_steps_agree(rule: Rule):
             outcomes.append(step(weights, first, second, ages, some_x(seed=number), rule, 1e-3, number))
         runs.append((weights, first, second, outcomes[-1]))
     (dense, *dense_moments, dense_outcome), (sparse, *sparse_moments, sparse_outcome) = runs
-    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
+    for name in NAMES:
         torch.testing.assert_close(getattr(sparse, name), getattr(dense, name), rtol=1e-4, atol=2e-5)
         for moments, others in zip(sparse_moments, dense_moments, strict=True):
             torch.testing.assert_close(getattr(moments, name), getattr(others, name), rtol=1e-3, atol=1e-7)
@@ -170,7 +194,7 @@ def settings(activation, **changes) -> SAEConfig:
     return SAEConfig(**{"activation": activation, "lr": 5e-3, "k": 4, "l0": (3.0, 5.0), "decay": True} | changes)
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk"])
+@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
 def test_training_finds_planted_directions_in_tiny_activations_far_from_the_origin(activation):
     x, directions = world()
     sae = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1))
@@ -191,7 +215,7 @@ def test_training_finds_planted_directions_in_tiny_activations_far_from_the_orig
 
 def test_a_resumed_training_has_the_bits_of_one_that_was_never_stopped(tmp_path: Path):
     x, _ = world()
-    for activation in ("relu", "batchtopk"):
+    for activation in ("relu", "batchtopk", "jumprelu"):
         config = settings(activation, resample_every=12)
 
         def fresh(activation: Any = activation) -> SAE:
@@ -248,7 +272,7 @@ def test_a_state_of_another_training_is_refused(tmp_path: Path):
         train(sae, batches_of(x), settings("topk", lr=0.1), 3, 1, state=TrainingState.load(tmp_path))
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk"])
+@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
 def test_scale_and_unit_of_the_activations_do_not_matter(activation):
     """Training on c x gives the SAE of x with biases times c: the fold is exact up to rounding."""
     x, _ = world(scale=1.0)
@@ -269,7 +293,7 @@ def test_scale_and_unit_of_the_activations_do_not_matter(activation):
 def test_folding_there_and_back_keeps_a_parents_sae():
     """With a learning rate of next to nothing, a continued training gives back the SAE that it got."""
     x, _ = world()
-    for activation in ("relu", "topk", "batchtopk"):
+    for activation in ("relu", "topk", "batchtopk", "jumprelu"):
         parent = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1))
         train(parent, batches_of(x), settings(activation), 30, seed=0)
         child = copy.deepcopy(parent)
@@ -397,8 +421,6 @@ def test_bad_input_is_refused_with_a_way_out():
         train(copy.deepcopy(sae), lambda step: bad(step) if step < 5 else bad(step) * math.inf, config, 9, 0)
     with pytest.raises(ValueError, match="constant"):
         train(copy.deepcopy(sae), lambda step: torch.ones(64, 32), config, 3, 0)
-    with pytest.raises(ValueError, match="train 'batchtopk'"):
-        train(new_sae(32, 64, "jumprelu"), batches_of(x), config, 3, 0)
     sae.W_dec *= 2
     with pytest.raises(ValueError, match="decoder rows have norms"):
         train(sae, batches_of(x), config, 3, 0, continued=True)

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .entries import Entries, active_entries
+from .screen import MOST_CANDIDATES, Screen, Screened, make_screen, native_bfloat16, screened
+from .select import LANES, collect, cut_for_largest, keep_largest_of
 from .threads import in_ranges
 
-CHUNK_BYTES = 8 << 20
-"""Bytes of one chunk of pre-activations: it fits the last cache level and stays below malloc's mmap threshold."""
+CHUNK_BYTES = 16 << 20
+"""Bytes of one chunk of pre-activations: it fits the last cache level, stays below the threshold from which malloc
+returns memory to the system, and is work enough that changing from the product to the selection costs little."""
 
-BLOCK = 64
-"""Pre-activations looked at together; a block without an active one is skipped."""
 
-LANES = 16
-"""Pre-activations of which the largest stands for all when the k-th largest of a row is bounded."""
+SCREENED_ROWS, SCREENED_WEIGHTS = 256, 1 << 20
+"""Rows of a call and encoder weights from which screening by a bfloat16 product pays."""
 
 
 class Csr(NamedTuple):
@@ -61,25 +63,42 @@ def dense_encode(pre_acts: Tensor, k: int | None, threshold: Tensor | None) -> T
 
 
 def sparse_encode(
-    x: Tensor, weight: Tensor, bias: Tensor, k: int | None = None, threshold: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    k: int | None = None,
+    threshold: Tensor | None = None,
+    screen: Screen | None = None,
 ) -> Csr:
     """Active features of centered inputs.
 
     x: [n, d_in], b_dec already subtracted; weight: [d_sae, d_in], the encoder's transpose; bias: [d_sae].
     k and threshold: as in `dense_encode`; of equal pre-activations at the k-th place the lower features win.
+    screen: `make_screen(weight)` where it is at hand, so that it need not be made for every call.
     Raises ValueError when x holds NaN or infinity.
     """
     if not torch.isfinite(x.sum(dtype=torch.float64)):
         raise ValueError("x holds NaN or infinite activations; find the model or token that makes them")
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        return _encode_with_torch(x, weight, bias, k, threshold)
-    n, d_sae = len(x), len(weight)
+        return _to_csr(active_entries(x, weight, bias, k, threshold), len(x))
+    d_sae = len(weight)
     floor = _floor(threshold, d_sae)
-    rows = max(16, CHUNK_BYTES // (4 * d_sae))
+    weight = weight.contiguous()
+    if not _worth_screening(x, weight, k):
+        screen = None
+    elif screen is None:
+        screen = make_screen(weight)
     parts = []
-    for start in range(0, n, rows):
-        pre_acts = linear(x[start : start + rows], weight, bias).numpy()
-        parts.append(_above(pre_acts, floor) if k is None else _largest(pre_acts, k))
+    for chunk in x.split(max(16, CHUNK_BYTES // ((4 if screen is None else 2) * d_sae))):
+        found = screened(chunk, screen, weight, bias, k, floor) if screen is not None else None
+        if found is None:
+            pre_acts = linear(chunk, weight, bias).numpy()
+            parts.append(_above(pre_acts, floor) if k is None else _largest(pre_acts, k))
+        else:
+            parts.append(_unpadded(found))
+        # What the first chunk shows decides for the rest.
+        if not parts[1:] and (found is None or found.candidates > MOST_CANDIDATES * d_sae * len(chunk)):
+            screen = None
     return _joined(parts)
 
 
@@ -104,10 +123,24 @@ def keep_largest(csr: Csr, count: int) -> Csr:
     return Csr(kept_before[csr.indptr].astype(np.int64), csr.indices[keep], csr.values[keep])
 
 
-def _encode_with_torch(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, threshold: Tensor | None) -> Csr:
-    rows = max(1, (64 * CHUNK_BYTES) // (x.element_size() * len(weight)))
-    parts = [dense_to_csr(dense_encode(linear(chunk, weight, bias), k, threshold)) for chunk in x.split(rows)]
-    return _joined(parts)
+def _to_csr(entries: Entries, n: int) -> Csr:
+    indptr = np.zeros(n + 1, np.int64)
+    np.cumsum(torch.bincount(entries.tokens, minlength=n).cpu().numpy(), out=indptr[1:])
+    return Csr(indptr, entries.features.to(torch.int32).cpu().numpy(), entries.values.float().cpu().numpy())
+
+
+def _worth_screening(x: Tensor, weight: Tensor, k: int | None) -> bool:
+    """Whether rounding the weights and deciding the candidates costs less than bfloat16 saves on the product."""
+    d_sae, d_in = weight.shape
+    many = len(x) >= SCREENED_ROWS and d_sae * d_in >= SCREENED_WEIGHTS
+    return many and (k or 0) <= MOST_CANDIDATES * d_sae and native_bfloat16()
+
+
+def _unpadded(found: Screened) -> Csr:
+    indptr = np.zeros(len(found.counts) + 1, np.int64)
+    np.cumsum(found.counts, out=indptr[1:])
+    used = np.arange(found.indices.shape[1]) < found.counts[:, None]
+    return Csr(indptr, found.indices[used], found.values[used])
 
 
 def _floor(threshold: Tensor | None, d_sae: int) -> np.ndarray:
@@ -161,115 +194,25 @@ def _count_above(pre_acts, floor, counts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _collect(row, floor, found):
-    """Write the positions where row > floor, ascending; return their number. found: int32 [d_sae + 1]."""
-    n = 0
-    whole = len(row) - len(row) % BLOCK
-    for block in range(0, whole, BLOCK):
-        # Slices, because an index that might be negative (and wrap around) keeps the loops scalar.
-        some, least = row[block : block + BLOCK], floor[block : block + BLOCK]
-        active = np.int32(0)
-        for j in range(BLOCK):
-            active = np.int32(active + np.int32(some[j] > least[j]))
-        if active > 0:
-            for j in range(BLOCK):
-                # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
-                found[n] = block + j
-                n += np.int64(some[j] > least[j])
-    for j in range(whole, len(row)):
-        found[n] = j
-        n += np.int64(row[j] > floor[j])
-    return n
-
-
-@numba.njit(cache=True, nogil=True)
 def _fill_above(pre_acts, floor, starts, indices, values):
     found = np.empty(pre_acts.shape[1] + 1, np.int32)
     for i in range(len(pre_acts)):
         row, at = pre_acts[i], starts[i]
-        for c in range(_collect(row, floor, found)):
+        for c in range(collect(row, floor, found)):
             indices[at + c] = found[c]
             values[at + c] = row[found[c]]
 
 
 @numba.njit(cache=True, nogil=True)
 def _fill_largest(pre_acts, k, counts, indices, values):
-    """The k largest positive entries of each row, k >= 1.
-
-    Bisection finds a cut that k entries or a few more exceed. Its first rounds look at maxima over LANES entries
-    that lie `stride` apart (taken lane by lane): when k maxima exceed a cut, so do k entries.
-    """
+    """The k largest positive entries of each row, k >= 1."""
     d_sae = pre_acts.shape[1]
-    stride = (d_sae + LANES - 1) // LANES
-    maxima, floor = np.empty(stride, np.float32), np.empty(d_sae, np.float32)
+    maxima, floor = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.empty(d_sae, np.float32)
     found, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
     for i in range(len(pre_acts)):
         row = pre_acts[i]
-        if stride >= k:
-            maxima[:] = row[:stride]
-            for start in range(stride, d_sae, stride):
-                part = row[start : start + stride]
-                for b in range(len(part)):
-                    maxima[b] = max(maxima[b], part[b])
-            floor[:] = _cut(maxima, k, k + k // 4, 16)
-        else:
-            floor[:] = _cut(row, k, k + k // 4, 16)
-        n = _collect(row, floor, found)
+        floor[:] = cut_for_largest(row, k, maxima)
+        n = collect(row, floor, found)
         for c in range(n):
             candidates[c] = row[found[c]]
-        ties = 0
-        least = np.float32(0)
-        if n > k:
-            least = _cut(candidates[:n], k, k, 200)
-            if _exceeding(candidates[:n], least) != k:
-                # Equal entries around the k-th place: bisection ended at the two floats around them.
-                least = _next_above(candidates[:n], least)
-                ties = k - _exceeding(candidates[:n], least)
-        at = 0
-        for c in range(n):
-            if candidates[c] > least or (ties > 0 and candidates[c] == least):
-                ties -= np.int64(candidates[c] == least)
-                indices[i, at] = found[c]
-                values[i, at] = candidates[c]
-                at += 1
-        counts[i] = at
-
-
-@numba.njit(cache=True, nogil=True)
-def _exceeding(values, cut):
-    count = np.int32(0)
-    for j in range(len(values)):
-        count = np.int32(count + np.int32(values[j] > cut))
-    return count
-
-
-@numba.njit(cache=True, nogil=True)
-def _next_above(values, cut):
-    least = np.float32(np.inf)
-    for j in range(len(values)):
-        if cut < values[j] < least:
-            least = values[j]
-    return least
-
-
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "nnan"})
-def _cut(values, least, most, rounds):
-    """A cut >= 0 that at least `least` and, if bisection finds one in time, at most `most` values exceed.
-
-    0 when fewer than `least` values are positive.
-    """
-    low, high = np.float32(0), np.float32(0)
-    for j in range(len(values)):
-        high = max(high, values[j])
-    for _ in range(rounds):
-        middle = np.float32(0.5) * (low + high)
-        if middle <= low or middle >= high:
-            break
-        count = _exceeding(values, middle)
-        if count >= least:
-            low = middle
-            if count <= most:
-                break
-        else:
-            high = middle
-    return low
+        counts[i] = keep_largest_of(found[:n], candidates[:n], k, indices[i], values[i])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heredity.kernels.encode import dense_encode, sparse_encode
+from heredity.kernels.screen import Screen, make_screen, native_bfloat16
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 
@@ -45,6 +46,7 @@ class SAE(nn.Module):
         else:
             self.k = None
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self._rows: tuple[tuple[int, int], Tensor, Screen | None] | None = None
         self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae), requires_grad=False)
         self.b_enc = nn.Parameter(torch.zeros(d_sae), requires_grad=False)
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in), requires_grad=False)
@@ -65,8 +67,18 @@ class SAE(nn.Module):
 
         Raises ValueError when x holds NaN or infinity.
         """
-        csr = sparse_encode(x - self.b_dec, self.W_enc.T, self.b_enc, self._per_token_k, self.threshold)
+        weight, screen = self._encoder_rows()
+        csr = sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)
         return csr.indptr, csr.indices, csr.values
+
+    def _encoder_rows(self) -> tuple[Tensor, Screen | None]:
+        """W_enc by features, and its screen on a CPU that can use one; kept until W_enc changes."""
+        state = (self.W_enc.data_ptr(), self.W_enc._version)
+        if self._rows is None or self._rows[0] != state:
+            weight = self.W_enc.detach().T.contiguous()
+            screens = weight.device.type == "cpu" and weight.dtype == torch.float32 and native_bfloat16()
+            self._rows = (state, weight, make_screen(weight) if screens else None)
+        return self._rows[1:]
 
     def decode(self, acts: Tensor) -> Tensor:
         """acts [..., d_sae] -> x̂ [..., d_in]."""

@@ -1,10 +1,11 @@
-"""The L1 coefficient of a relu SAE: moved towards an L0 target for a while, then frozen."""
+"""The penalty's coefficient (relu: of L1, jumprelu: of L0): moved towards an L0 target for a while, then frozen."""
 
 from __future__ import annotations
 
 import math
 
 from heredity.config import SAEConfig
+from heredity.sae.model import Activation
 from heredity.sae.state import TrainingState
 
 SMOOTHING = 0.1
@@ -20,15 +21,22 @@ SETTLED = 0.25
 """The frozen log λ is the mean over this last share of the calibration."""
 
 
-def first_l1(config: SAEConfig, d_in: int, scale: float, l1_coefficient: float | None) -> float:
-    """λ of the first step, in normalized units.
+def first_penalty(
+    activation: Activation, config: SAEConfig, d_in: int, scale: float, coefficient: float | None
+) -> float | None:
+    """λ of the first step, in normalized units; None for activations without a penalty.
 
-    Raw coefficients given by the settings or the caller are taken over. Otherwise the size at which the penalty takes
-    about a third off an activation: an active feature that carries 1 / L0 of the variance d_in has an activation of
-    sqrt(d_in / L0), and the penalty lowers it by λ d_in / 2.
+    Raw coefficients given by the settings or the caller are taken over. Otherwise, with an active feature that carries
+    1 / L0 of the variance d_in and so has an activation of sqrt(d_in / L0): for relu the size at which the penalty
+    takes about a third off it, which it lowers by λ d_in / 2; for jumprelu the size at which the penalty outweighs
+    what an activation of half that size explains, f² / d_in.
     """
-    raw = config.l1_coefficient or l1_coefficient
-    return raw * scale if raw is not None else 0.6 / math.sqrt(d_in * target(config))
+    raw = config.l1_coefficient or coefficient
+    if activation == "relu":
+        return raw * scale if raw is not None else 0.6 / math.sqrt(d_in * target(config))
+    if activation == "jumprelu":
+        return raw * scale**2 if raw is not None else 0.25 / target(config)
+    return None
 
 
 def target(config: SAEConfig) -> float:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heredity.sae.rules import Rule, training_errors
 from heredity.sae.state import TrainingState
-from heredity.sae.step import Rule, training_errors
 
 POOL_BATCHES = 8
 """Most batches that new directions are picked from; fewer in a short training, so that they stay a twentieth of it."""
@@ -19,7 +19,7 @@ ENCODER_NORM = 0.2
 
 
 OWN_SHARE = 0.5
-"""relu: b_enc of a new feature is minus this share of what it feels at its own input. The source's 0 lets every new
+"""relu, jumprelu: a new feature fires above this share of what it feels at its own input. The source's 0 lets every new
 feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and the training did not
 recover. A feature that fires where inputs point its way is what is wanted."""
 
@@ -32,8 +32,8 @@ def resample(
     As in Bricken et al. 2023 ("Neuron resampling"): inputs of the latest batches are picked with a probability
     proportional to the square of their loss, each at most once; the decoder row becomes the picked input with unit
     norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder rows, b_enc becomes 0
-    (relu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is what
-    features have to add up to; the source's activations have nearly no mean.
+    (relu, jumprelu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is
+    what features have to add up to; the source's activations have nearly no mean.
     """
     alive = ~dead
     count = min(POOL_BATCHES, max(1, every // 20), state.step)
@@ -56,9 +56,12 @@ def resample(
     state.weights.w_enc[features] = directions * norm
     own = x[torch.from_numpy(picked).to(x.device)].norm(dim=1) * norm  # what a new feature feels at its own input
     state.weights.b_enc[features] = -OWN_SHARE * own if rule.activation == "relu" else 0
+    if rule.activation == "jumprelu":
+        state.weights.log_threshold[features] = (OWN_SHARE * own).log()
     for moments in (state.first, state.second):
-        for name in ("w_enc", "w_dec", "b_enc"):
-            getattr(moments, name)[features] = 0
+        for name in ("w_enc", "w_dec", "b_enc", "log_threshold"):
+            if len(getattr(moments, name)):
+                getattr(moments, name)[features] = 0
     state.ages[features] = 0
     state.last_fired[features] = state.step
     return len(features)

@@ -1,4 +1,4 @@
-"""The first state of a training: scale, center and, for relu, encoder biases measured on the first batches."""
+"""The first state of a training: scale, center, and encoder biases or thresholds that suit the data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from torch import Tensor
 
 from heredity.kernels.encode import linear
 from heredity.sae.model import SAE
+from heredity.sae.rules import Weights
 from heredity.sae.state import TrainingState
-from heredity.sae.step import Weights
 
 FIRST_BATCHES = 4
 """Batches that the scale and the center are measured on."""
 
 START_L0 = 1.5
-"""relu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the hundreds
-of dense steps from L0 = d_sae / 2 down, and the overshoot of the L1 coefficient on the way."""
+"""relu, jumprelu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the
+hundreds of dense steps from L0 = d_sae / 2 down, and the overshoot of the penalty's coefficient on the way."""
+
+
+LEAST_THRESHOLD = 0.01
+"""jumprelu: least θ of a fresh SAE in the normalized space; its logarithm is trained."""
 
 
 def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], continued: bool) -> TrainingState:
@@ -35,12 +39,18 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
     x = torch.cat([batches(i).to(device, torch.float32) for i in range(count)])
     scale = normalizing_scale(x)
     weights = Weights(sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale)
+    if sae.activation == "jumprelu" and sae.threshold is not None:
+        weights.log_threshold = (sae.threshold * scale).clamp_min(LEAST_THRESHOLD).log()
     if not continued:
         x = x * scale
         weights.b_dec = geometric_median(x)
         if sae.activation == "relu":
             share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
             weights.b_enc = -_quantiles(x - weights.b_dec, weights.w_enc, share)
+        if sae.activation == "jumprelu":
+            share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
+            cuts = _quantiles(x - weights.b_dec, weights.w_enc, share)
+            weights.log_threshold = cuts.clamp_min(LEAST_THRESHOLD).log()
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
     return TrainingState(
         identity=identity,

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from heredity.sae.step import NAMES, Weights
+from heredity.sae.rules import NAMES, Weights
 
 FILE = "state.safetensors"
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
     step: int
     """Counted from 1."""
     loss: float
-    """mse + λ · l1 with the raw λ; mse alone for topk and batchtopk."""
+    """mse + λ · l1 (relu) or λ · l0 (jumprelu) with the raw λ; mse alone for topk and batchtopk."""
     mse: float
     """Mean squared error over elements."""
     l1: float
@@ -35,7 +35,7 @@ class Step(NamedTuple):
     dead: int
     """Features that fired in none of the last `window` steps."""
     l1_coefficient: float | None
-    """λ in raw units; none for topk and batchtopk."""
+    """λ in raw units, of l1 (relu) or of l0 (jumprelu); none for topk and batchtopk."""
     normalized_l1_coefficient: float | None
     """λ in the units of the normalized space the training runs in."""
     resampled: int
@@ -64,7 +64,7 @@ class TrainingState:
     last_fired: Tensor
     """int64 [d_sae]: last step in which a feature was active."""
     log_l1: float | None
-    """log λ in normalized units; none without an L1 penalty."""
+    """log λ in normalized units; none for topk and batchtopk."""
     l1_error: float
     """Last smoothed log ratio of L0 to its target (the L1 controller's memory)."""
     l1_sum: float

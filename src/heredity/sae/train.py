@@ -17,11 +17,12 @@ from torch import Tensor
 
 from heredity.config import SAEConfig
 from heredity.sae.model import SAE
-from heredity.sae.penalty import calibrate, first_l1
+from heredity.sae.penalty import calibrate, first_penalty
 from heredity.sae.resample import POOL_BATCHES, resample
+from heredity.sae.rules import Outcome, Rule
 from heredity.sae.start import start
 from heredity.sae.state import Step, TrainingState
-from heredity.sae.step import SPARSE_BELOW, Outcome, Rule, dense_step, sparse_step
+from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, dense_step, sparse_step
 
 Batches = Callable[[int], Tensor]
 """The batch [n, d_in] of a step, counted from 0; the same step gives the same batch forever."""
@@ -67,25 +68,21 @@ def train(
     seed: of the resampling.
     continued: keep the weights of `sae` (a parent's, or an earlier run's) and warm the learning rate up, instead of
         setting b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`).
-    l1_coefficient: λ in raw units that calibration begins with, such as the parent's. `config.l1_coefficient` wins
-        over it and is not calibrated.
+    l1_coefficient: λ in raw units that calibration begins with, such as the parent's (relu: of L1, jumprelu: of L0).
+        `config.l1_coefficient` wins over it and is not calibrated.
     state: go on from here; the weights of `sae` are then ignored. The result has the same bits as without the stop.
     checkpoint: called with the state between two steps, every `checkpoint_seconds`; the state is changed by the next
         step, so save it (`state.save`) or copy it.
 
-    Raises ValueError for a jumprelu SAE, for a state of another training, for decoder rows that are not of unit norm,
+    Raises ValueError for a state of another training, for decoder rows that are not of unit norm,
     and for activations or a loss that are not finite.
     """
-    if sae.activation == "jumprelu":
-        raise ValueError(
-            "activation='jumprelu' is not trained here; train 'batchtopk', which is exported as a JumpReLU"
-        )
     identity = _identity(sae, config, steps, seed, continued, l1_coefficient)
     recent = _Recent(batches)
     if state is None:
         state = start(sae, recent, identity, continued)
-        if sae.activation == "relu":
-            state.log_l1 = math.log(first_l1(config, sae.d_in, state.scale, l1_coefficient))
+        penalty = first_penalty(sae.activation, config, sae.d_in, state.scale, l1_coefficient)
+        state.log_l1 = None if penalty is None else math.log(penalty)
     elif state.identity != identity:
         other = ", ".join(key for key in identity if state.identity.get(key) != identity[key])
         raise ValueError(f"the saved state is of another training ({other} differ); delete it or restore the settings")
@@ -124,7 +121,9 @@ def write_back(state: TrainingState, sae: SAE) -> None:
     sae.W_dec.copy_(weights.w_dec)
     sae.b_enc.copy_(weights.b_enc / state.scale)
     sae.b_dec.copy_(weights.b_dec / state.scale)
-    if sae.threshold is not None:
+    if sae.activation == "jumprelu" and sae.threshold is not None:
+        sae.threshold.copy_(weights.log_threshold.exp() / state.scale)
+    elif sae.threshold is not None:
         sae.threshold.fill_(state.threshold / state.scale)
 
 
@@ -141,8 +140,8 @@ def _take_step(
         resampled = resample(state, dead, batches, rule, every, seed)
     x = normalized(batches(state.step), state)
     state.ages += 1
-    sparse = x.device.type == "cpu" and _share_active(state, rule) < SPARSE_BELOW
-    take = sparse_step if sparse else dense_step
+    limit = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
+    take = sparse_step if _share_active(state, rule) < limit else dense_step
     lr = learning_rate(config, number, steps, continued)
     outcome = take(state.weights, state.first, state.second, state.ages, x, rule, lr, number)
     if not math.isfinite(outcome.mse):
@@ -176,8 +175,10 @@ def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -
 
 
 def _rule(state: TrainingState) -> Rule:
-    l1 = 0.0 if state.log_l1 is None else math.exp(state.log_l1)
-    return Rule(state.identity["activation"], state.identity["k"] or 0, l1, state.threshold)
+    penalty = 0.0 if state.log_l1 is None else math.exp(state.log_l1)
+    activation, k = state.identity["activation"], state.identity["k"] or 0
+    l1, l0 = (0.0, penalty) if activation == "jumprelu" else (penalty, 0.0)
+    return Rule(activation, k, l1, state.threshold, l0)
 
 
 def _share_active(state: TrainingState, rule: Rule) -> float:
@@ -188,8 +189,9 @@ def _share_active(state: TrainingState, rule: Rule) -> float:
 def _raw_row(state: TrainingState, outcome: Outcome, number: int, dead: int, resampled: int) -> Step:
     mse, l1 = outcome.mse / state.scale**2, outcome.l1 / state.scale
     normalized_l1 = None if state.log_l1 is None else math.exp(state.log_l1)
-    coefficient = None if normalized_l1 is None else normalized_l1 / state.scale
-    loss = mse + (0.0 if coefficient is None else coefficient * l1)
+    jumps = state.identity["activation"] == "jumprelu"
+    coefficient = None if normalized_l1 is None else normalized_l1 / state.scale ** (2 if jumps else 1)
+    loss = mse + (0.0 if coefficient is None else coefficient * (outcome.l0 if jumps else l1))
     return Step(number, loss, mse, l1, outcome.l0, dead, coefficient, normalized_l1, resampled)
 
 

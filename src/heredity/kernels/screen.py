@@ -1,0 +1,219 @@
+"""Screening for sparse encoding: a bfloat16 product names the candidates, float32 dot products decide.
+
+A bfloat16 product takes a half to a quarter of the time of a float32 one where the processor has the instruction, and
+alone it is wrong by up to a quarter of an activation. But its error is bounded. With x̃ and w̃ the rounded vectors,
+|x·w − x̃·w̃| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖ (Cauchy-Schwarz), and every norm on the right is known exactly. What lies
+above the cut by the bounds is a candidate, and a candidate's pre-activation is made again in float32. So no active
+feature is missed, none is invented, and every value is a float32 one, which no longer depends on the rows that
+happened to share its matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from .select import LANES, collect, cut_for_largest, keep_largest_of
+from .threads import in_ranges
+
+MOST_CANDIDATES = 0.015
+"""Candidates, as a share of the features, beyond which the float32 product is cheaper than deciding them one by one.
+Measured at 1024 -> 16384: a candidate costs as much as 60 to 70 entries of what bfloat16 saves on the product."""
+
+CAPACITY = 0.0625
+"""Share of the features that the candidates of one token may reach before its chunk is done in float32."""
+
+OUTPUT_ROUNDING = 0.004
+"""Bound of the relative error of rounding a pre-activation to bfloat16, 2^-8, and a little more."""
+
+FAST = {"reassoc", "nsz", "contract"}
+
+
+class Screen(NamedTuple):
+    """Encoder rows in bfloat16 and what is known of their rounding."""
+
+    weight: Tensor
+    """bfloat16 [d_sae, d_in]."""
+    norm: np.ndarray
+    """float32 [d_sae]: ‖w‖."""
+    rounding: np.ndarray
+    """float32 [d_sae]: ‖w − w̃‖."""
+
+
+class Screened(NamedTuple):
+    """Active features of a chunk of rows, padded."""
+
+    counts: np.ndarray
+    """int64 [n]: active features of each row."""
+    indices: np.ndarray
+    """int32 [n, capacity]: features, ascending; the first `counts` are valid."""
+    values: np.ndarray
+    """float32 [n, capacity]."""
+    candidates: int
+    """Pre-activations made again in float32."""
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices natively (AVX512-BF16 or AMX)."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def make_screen(weight: Tensor) -> Screen:
+    """Round encoder rows [d_sae, d_in], float32 on a CPU."""
+    return Screen(*_rounded(weight))
+
+
+def screened(
+    x: Tensor, screen: Screen, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray
+) -> Screened | None:
+    """Active features of centered rows x [n, d_in]; None when a row has more candidates than CAPACITY allows.
+
+    weight: float32 [d_sae, d_in]; bias: float32 [d_sae]; k: the k largest positive, or None for those above `floor`,
+    float32 [d_sae], which is at least 0.
+    """
+    rounded, norm, rounding = _rounded(x)
+    products = torch.ops.mkldnn._linear_pointwise(rounded, screen.weight, None, "none", [], "")
+    # The sums inside either product are float32 and add an error of their own.
+    rounding += np.float32(x.shape[1] * 2.0**-22) * norm
+    n, d_sae = products.shape
+    capacity = max(256, int(CAPACITY * d_sae), 4 * (k or 0))
+    made = Screened(np.empty(n, np.int64), np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32), 0)
+    tried = np.empty(n, np.int64)
+    arrays = (_bits(products), norm, rounding, x.numpy(), screen.norm, screen.rounding, weight.numpy(), bias.numpy())
+
+    def work(a: int, b: int) -> None:
+        rows = [array[a:b] for array in (*arrays[:4], *made[:3], tried)]
+        if k is None:
+            _above(*rows, *arrays[4:], floor)
+        else:
+            _largest(*rows, *arrays[4:], k)
+
+    in_ranges(work, n, products.numel(), pieces_per_thread=2)
+    if n and tried.min() < 0:
+        return None
+    return made._replace(candidates=int(tried.sum()))
+
+
+def _bits(x: Tensor) -> np.ndarray:
+    return x.view(torch.int16).numpy().view(np.uint16)
+
+
+def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Rows in bfloat16, the norm of each and the norm of what rounding took from it."""
+    rounded = torch.empty(x.shape, dtype=torch.bfloat16)
+    norm, rounding = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
+    given, bits = x.numpy(), _bits(rounded)
+    in_ranges(lambda a, b: _round(given[a:b], bits[a:b], norm[a:b], rounding[a:b]), len(x), x.numel())
+    return rounded, norm, rounding
+
+
+def _widen(typingctx: Any, bits: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.IntType(32)(16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(types.uint16), codegen
+
+
+widen: Any = intrinsic(_widen)
+"""widen(bits): the float32 with the value of the bfloat16 of these uint16 bits; for compiled code only."""
+
+
+def _narrow(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        word = ir.IntType(32)
+        bits = builder.bitcast(args[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, word(0x7FFF))), word(16)), ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
+
+
+narrow: Any = intrinsic(_narrow)
+"""narrow(value): bits of the bfloat16 nearest to a finite float32, ties to even; for compiled code only."""
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _round(x, bits, norm, rounding):
+    # The bounds must hold, so the sums' own rounding is added.
+    slack = np.float32(1 + 1e-4)
+    for i in range(len(x)):
+        row, low = x[i], bits[i]
+        square, lost = np.float32(0), np.float32(0)
+        for c in range(len(row)):
+            low[c] = narrow(row[c])
+            square += row[c] * row[c]
+            difference = row[c] - widen(low[c])
+            lost += difference * difference
+        norm[i] = slack * np.sqrt(square)
+        rounding[i] = slack * np.sqrt(lost)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _dot(x, w):
+    total = np.float32(0)
+    for c in range(len(x)):
+        total += x[c] * w[c]
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _bounds(products, norm, rounding, w_norm, w_rounding, bias, lower, upper):
+    """Bounds of the pre-activations of one row."""
+    rel = np.float32(OUTPUT_ROUNDING)
+    reach = norm + rounding
+    for j in range(len(products)):
+        p = widen(products[j])
+        error = rel * (abs(p) + abs(bias[j])) + rounding * w_norm[j] + reach * w_rounding[j]
+        lower[j] = p + bias[j] - error
+        upper[j] = p + bias[j] + error
+
+
+@numba.njit(cache=True, nogil=True)
+def _above(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, floor):
+    d_sae = products.shape[1]
+    lower, upper = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32)
+    found = np.empty(d_sae + 1, np.int32)
+    for i in range(len(products)):
+        _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
+        n = collect(upper, floor, found)
+        tried[i] = n if n <= indices.shape[1] else -1
+        if tried[i] < 0:
+            return
+        at = 0
+        for c in range(n):
+            j = found[c]
+            value = _dot(x[i], weight[j]) + bias[j]
+            if value > floor[j]:
+                indices[i, at], values[i, at] = j, value
+                at += 1
+        counts[i] = at
+
+
+@numba.njit(cache=True, nogil=True)
+def _largest(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, k):
+    d_sae = products.shape[1]
+    lower, upper = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32)
+    maxima, floor = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.empty(d_sae, np.float32)
+    found, candidates = np.empty(d_sae + 1, np.int32), np.empty(indices.shape[1], np.float32)
+    for i in range(len(products)):
+        _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
+        # k pre-activations are certainly above this cut, so what cannot reach it is not among the k largest.
+        floor[:] = cut_for_largest(lower, k, maxima)
+        n = collect(upper, floor, found)
+        tried[i] = n if n <= indices.shape[1] else -1
+        if tried[i] < 0:
+            return
+        for c in range(n):
+            candidates[c] = _dot(x[i], weight[found[c]]) + bias[found[c]]
+        counts[i] = keep_largest_of(found[:n], candidates[:n], k, indices[i], values[i])
