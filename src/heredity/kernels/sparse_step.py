@@ -16,8 +16,8 @@ import numpy as np
 from .encode import Csr
 from .threads import in_ranges
 
-FEATURES_AT_ONCE = 64
-"""Features whose gradients are made before Adam uses them: the gradients stay in cache."""
+COST_OF_ADAM = 6
+"""Time of Adam on one feature's rows, in entries of the gradient."""
 
 
 class Errors(NamedTuple):
@@ -112,15 +112,13 @@ def update_features(
 ) -> None:
     """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `adam_rows`)."""
 
-    def work(a: int, b: int) -> None:
-        for start in range(a, b, FEATURES_AT_ONCE):
-            stop = min(start + FEATURES_AT_ONCE, b)
-            enc_grad, dec_grad = feature_gradients(start, stop, columns, acts, made, x)
-            adam_range(start, stop, enc, enc_grad, rates, unit_norm=False)
-            adam_range(start, stop, dec, dec_grad, rates, unit_norm=True)
+    # What a feature costs: its entries, and its share of reading and writing all weights and moments.
+    cost = columns.indptr + COST_OF_ADAM * np.arange(len(columns.indptr))
 
-    operations = 2 * len(acts.values) * x.shape[1] + 4 * enc.weight.size
-    in_ranges(work, len(enc.weight), operations, pieces_per_thread=8)
+    def work(a: int, b: int) -> None:
+        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, *rates)
+
+    in_ranges(work, len(enc.weight), 2 * len(acts.values) * x.shape[1] + 4 * enc.weight.size, 8, cost)
 
 
 def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
@@ -192,39 +190,61 @@ def _bias_gradient(column_ptr, entries, act_grad, grad):
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def _feature_gradients(start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
-    d_in = x.shape[1]
     for j in range(start, stop):
-        enc_row, dec_row = enc[j - start], dec[j - start]
-        for q in range(column_ptr[j], column_ptr[j + 1]):
-            act, back = values[entries[q]], act_grad[entries[q]]
-            given, out = x[tokens[q]], output_grad[tokens[q]]
-            for c in range(d_in):
-                enc_row[c] += back * given[c]
-                dec_row[c] += act * out[c]
+        _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc[j - start], dec[j - start])
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
+    for q in range(column_ptr[j], column_ptr[j + 1]):
+        act, back = values[entries[q]], act_grad[entries[q]]
+        given, out = x[tokens[q]], output_grad[tokens[q]]
+        for c in range(len(enc)):
+            enc[c] += back * given[c]
+            dec[c] += act * out[c]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _update(
+    start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad,
+    enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, lr, beta1, beta2, epsilon, ages
+):  # fmt: skip
+    """Gradients and Adam feature by feature: the gradients never leave the first cache."""
+    enc, dec = np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
+    for j in range(start, stop):
+        enc[:] = 0
+        dec[:] = 0
+        _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec)
+        _adam_row(enc_w[j], enc_m[j], enc_v[j], enc, ages[j], lr, beta1, beta2, epsilon, False)
+        _adam_row(dec_w[j], dec_m[j], dec_v[j], dec, ages[j], lr, beta1, beta2, epsilon, True)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
 def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm):
+    for j in range(len(weight)):
+        _adam_row(weight[j], first[j], second[j], grad[j], ages[j], lr, beta1, beta2, epsilon, unit_norm)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _adam_row(w, m, v, g, age, lr, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
     a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)
-    d_in = weight.shape[1]
-    for j in range(len(weight)):
-        w, m, v, g = weight[j], first[j], second[j], grad[j]
-        if unit_norm:
-            parallel = np.float32(0)
-            for c in range(d_in):
-                parallel += g[c] * w[c]
-            for c in range(d_in):
-                g[c] -= parallel * w[c]
-        rate = np.float32(lr / (1 - beta1 ** ages[j]))
-        correction = np.float32(1 / (1 - beta2 ** ages[j]))
-        norm = np.float32(0)
+    d_in = len(w)
+    if unit_norm:
+        parallel = np.float32(0)
         for c in range(d_in):
-            m[c] = b1 * m[c] + a1 * g[c]
-            v[c] = b2 * v[c] + a2 * g[c] * g[c]
-            w[c] -= rate * m[c] / (np.sqrt(v[c] * correction) + eps)
-            norm += w[c] * w[c]
-        if unit_norm and norm > 0:
-            inverse = one / np.sqrt(norm)
-            for c in range(d_in):
-                w[c] *= inverse
+            parallel += g[c] * w[c]
+        for c in range(d_in):
+            g[c] -= parallel * w[c]
+    rate = np.float32(lr / (1 - beta1**age))
+    correction = np.float32(1 / (1 - beta2**age))
+    norm = np.float32(0)
+    for c in range(d_in):
+        m[c] = b1 * m[c] + a1 * g[c]
+        v[c] = b2 * v[c] + a2 * g[c] * g[c]
+        w[c] -= rate * m[c] / (np.sqrt(v[c] * correction) + eps)
+        norm += w[c] * w[c]
+    if unit_norm and norm > 0:
+        inverse = one / np.sqrt(norm)
+        for c in range(d_in):
+            w[c] *= inverse
