@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from heredity.features.acts import FeatureActs
 
@@ -72,6 +76,47 @@ def test_what_is_saved_is_loaded(tmp_path):
     again = FeatureActs.load(tmp_path / "acts.safetensors")
     np.testing.assert_array_equal(again.dense(), acts.dense())
     assert again.d_sae == acts.d_sae
+    acts.rows(0, 0).save(tmp_path / "none.safetensors")
+    assert FeatureActs.load(tmp_path / "none.safetensors").tokens == 0
+
+
+def test_a_loaded_file_is_mapped_and_not_copied(tmp_path):
+    acts = FeatureActs.from_dense(dense(6))
+    acts.save(tmp_path / "acts.safetensors")
+    base = FeatureActs.load(tmp_path / "acts.safetensors").values
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    assert isinstance(base, mmap.mmap)
+
+
+def test_arrays_at_odd_addresses_are_loaded_too(tmp_path):
+    acts = FeatureActs.from_dense(dense(7))
+    arrays = {"values": acts.values, "indices": acts.indices, "indptr": acts.indptr, "d_sae": np.array([7])}
+    header, at = {}, 0
+    for name, array in arrays.items():
+        kind = {"float32": "F32", "int32": "I32", "int64": "I64"}[str(array.dtype)]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (at, at + array.nbytes)}
+        at += array.nbytes
+    text = json.dumps(header | {"__metadata__": {"made": "by hand"}}).encode()
+    text += b" " * (2 - len(text) % 4 + 4)
+    path = tmp_path / "acts.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(x.tobytes() for x in arrays.values()))
+    again = FeatureActs.load(path)
+    assert again.values.flags.aligned and again.indptr.flags.aligned
+    np.testing.assert_array_equal(again.dense(), acts.dense())
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    path = tmp_path / "acts.safetensors"
+    save_file({"W_enc": np.ones(3, np.float32)}, path)
+    with pytest.raises(ValueError, match=r"holds \['W_enc'\], no feature activations"):
+        FeatureActs.load(path)
+    save_file({"values": np.ones(3)}, path)
+    with pytest.raises(ValueError, match="values is of dtype F64"):
+        FeatureActs.load(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut short|damaged"):
+        FeatureActs.load(path)
 
 
 def test_no_tokens_are_fine():

@@ -19,7 +19,7 @@ from heredity.features.controls import (
     share_above,
     split_threshold,
 )
-from heredity.features.correlate import correlate
+from heredity.features.correlate import correlate, join_matches
 from heredity.kernels.pearson import dense_pearson
 
 
@@ -74,6 +74,27 @@ def test_best_r_equals_the_dense_definition_on_any_small_sample(data):
         np.testing.assert_allclose(best[:, 0], np.where(np.isinf(highest), np.nan, highest), atol=1e-6)
         for i in np.flatnonzero(match[:, 0] >= 0):
             assert matrix[i, match[i, 0]] == pytest.approx(best[i, 0], abs=1e-6)
+
+
+def test_ranges_of_parent_features_join_to_the_whole():
+    parent, child = random_acts(6, d=31), random_acts(7, d=9)
+    whole = correlate(parent, child, 3)
+    parts = [correlate(parent, child, 3, parent_range=own, memory=1) for own in ((0, 4), (4, 30), (30, 31))]
+    assert parts[1].parent_start == 4 and parts[1].parent_density.shape == (26,)
+    for a, b in zip(join_matches(parts[::-1]), whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert whole.histogram is not None and whole.histogram.sum() == 31 * 9
+
+
+def test_parts_of_different_edges_are_not_joined():
+    parent, child = random_acts(6), random_acts(7)
+    parts = [correlate(parent, end, 3, parent_range=own) for end, own in ((child, (0, 4)), (parent, (4, 30)))]
+    with pytest.raises(ValueError, match="other children"):
+        join_matches(parts)
+    with pytest.raises(ValueError, match="without counts"):
+        join_matches([parts[0]._replace(pairs_over=None)])
+    with pytest.raises(ValueError, match="do not follow"):
+        join_matches([])
 
 
 def test_one_position_defines_no_correlation():

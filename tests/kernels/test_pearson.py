@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.pearson import dense_pearson, top_pearson
-from heredity.kernels.sparse import Sparse, moments, transpose
+from heredity.kernels.pearson import TopPearson, dense_pearson, join, tiles, top_pearson
+from heredity.kernels.sparse import Sparse, moments, stored, transpose
 
 
 def random_acts(seed: int, tokens: int, d: int, signed: bool = False) -> np.ndarray:
@@ -62,14 +62,73 @@ def test_both_lists_are_the_best_of_the_full_matrix(top):
         assert np.all(match[:, expected.shape[1] :] == -1) and np.all(np.isnan(value[:, expected.shape[1] :]))
 
 
-def test_any_number_of_threads_gives_the_same_bits():
-    x, y = random_acts(4, 1000, 60), random_acts(5, 1000, 50)
+def bits(found: TopPearson) -> list[object]:
+    """Everything in a result, exactly."""
+    return [x.tobytes() if isinstance(x, np.ndarray) else x for x in found]
+
+
+@pytest.fixture(scope="module")
+def ends() -> tuple[Sparse, Sparse]:
+    """Two ends of an edge with copies, ties and more features than are screened together."""
+    x, y = random_acts(4, 800, 60), random_acts(5, 800, 300)
     x[:, 30], x[:, 40] = x[:, 20], x[:, 20]
-    y[:, 30], y[:, 45] = x[:, 20], x[:, 20]
-    one = top_pearson(sparse(x), sparse(y), 3, workers=1)
-    for workers in (2, 3, 7):
-        for a, b in zip(one, top_pearson(sparse(x), sparse(y), 3, workers), strict=True):
-            assert a.tobytes() == b.tobytes()
+    y[:, 30], y[:, 45], y[:, 200] = x[:, 20], x[:, 20], x[:, 20]
+    return sparse(x), sparse(y)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_any_number_of_threads_gives_the_same_bits(ends, workers):
+    assert bits(top_pearson(*ends, 3, workers)) == bits(top_pearson(*ends, 3, workers=1))
+
+
+@pytest.mark.parametrize("memory", [0, 60_000, 100_000, 1 << 40])
+def test_any_bound_on_memory_gives_the_same_bits(ends, memory):
+    assert bits(top_pearson(*ends, 3, 2, memory=memory)) == bits(top_pearson(*ends, 3, 2))
+
+
+@pytest.mark.parametrize("edges", [[0, 60], [0, 1, 60], [0, 20, 20, 41, 60]])
+def test_ranges_join_to_what_one_call_gives(ends, edges):
+    ranges = list(zip(edges[:-1], edges[1:], strict=True))
+    parts = [top_pearson(*ends, 3, parent_range=own) for own in reversed(ranges)]
+    assert parts[0].parent_r.shape == (edges[-1] - edges[-2], 3)
+    assert bits(join(parts)) == bits(top_pearson(*ends, 3))
+
+
+def test_ranges_that_do_not_meet_are_not_joined(ends):
+    parts = [top_pearson(*ends, 3, parent_range=own) for own in ((0, 20), (25, 60))]
+    with pytest.raises(ValueError, match="do not follow each other"):
+        join(parts)
+    with pytest.raises(ValueError, match="do not follow each other"):
+        join([])
+    with pytest.raises(ValueError, match="parts differ"):
+        join([parts[0], top_pearson(*ends, 2, parent_range=(20, 60))])
+    with pytest.raises(ValueError, match="no range of 60 features"):
+        top_pearson(*ends, 3, parent_range=(20, 61))
+
+
+@pytest.mark.parametrize("bins", [200, 7, 1, 0])
+def test_counts_are_those_of_the_full_matrix(bins):
+    x, y = random_acts(22, 700, 40, signed=True), random_acts(23, 700, 290)
+    y[:, 100:120] = x[:, 10:30] * np.float32(2)
+    y[:, 130:140] += x[:, 10:20]
+    y[:, 150] = 1 - y[:, 150]
+    found = top_pearson(sparse(x), sparse(y), 2, thresholds=(0.5, 0.9, -0.1), bins=bins)
+    r = np.clip(dense_pearson(x, y), -1, 1)
+    r = r[np.isfinite(r)]
+    assert found.pairs_over.tolist() == [(r > threshold).sum() for threshold in (0.5, 0.9, -0.1)]
+    assert found.histogram.shape == (bins,)
+    if bins:
+        at = np.minimum(((r + 1) * (bins / 2)).astype(int), bins - 1)
+        np.testing.assert_array_equal(found.histogram, np.bincount(at, minlength=bins))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 100])
+def test_tiles_cover_everything_once_within_the_limit(limit):
+    sizes = np.array([3, 0, 2, 9, 0, 0, 1, 4])
+    cut = list(tiles(sizes, limit))
+    assert [a for a, _ in cut] == [0, *(b for _, b in cut[:-1])] and cut[-1][1] == 8
+    assert all(sizes[a:b].sum() <= limit or b == a + 1 for a, b in cut)
+    assert list(tiles(sizes[:0], limit)) == []
 
 
 def test_equal_correlations_go_to_the_lower_index():
@@ -166,6 +225,15 @@ def test_the_transposition_keeps_every_entry_and_the_order_of_tokens():
         assert np.all(np.diff(columns.indices[own]) > 0)
         dense[feature, columns.indices[own]] = columns.values[own]
     np.testing.assert_array_equal(dense.T, x)
+    np.testing.assert_array_equal(stored(sparse(x)), (x != 0).sum(0))
+
+
+@pytest.mark.parametrize(("first", "stop", "workers"), [(0, 17, 3), (0, 5, 1), (4, 17, 2), (6, 7, 5), (9, 9, 2)])
+def test_some_columns_transpose_like_all_of_them(first, stop, workers):
+    x = random_acts(24, 300, 17)
+    part, whole = transpose(sparse(x), first, stop, workers), transpose(sparse(np.ascontiguousarray(x[:, first:stop])))
+    for a, b in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_moments_are_those_of_the_dense_columns():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from heredity.kernels.sparse import Sparse, first_fault, transpose
+from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
+
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class FeatureActs:
 
     def firings(self) -> np.ndarray:
         """Tokens on which each feature fires, int64 [d_sae]."""
-        return np.bincount(self.indices, minlength=self.d_sae)
+        return stored(self.sparse)
 
     def density(self) -> np.ndarray:
         """Share of tokens on which each feature fires, float64 [d_sae]; nan without tokens."""
@@ -143,8 +147,38 @@ class FeatureActs:
 
     @staticmethod
     def load(path: Path) -> FeatureActs:
-        """Read what `save` wrote; raises `ValueError` for a file that holds something else."""
-        arrays = load_file(path)
+        """What `save` wrote, mapped rather than read: the arrays take memory only where they are looked at, memory that
+        the system can take back and that processes share. The file must not be written to meanwhile.
+
+        Raises `ValueError` for a file that holds something else.
+        """
+        arrays = _mapped(path)
         if arrays.keys() != {"indptr", "indices", "values", "d_sae"}:
             raise ValueError(f"{path} holds {sorted(arrays)}, no feature activations; make it again")
         return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, each a view of the mapped file; a dtype that no activations have is an error.
+
+    safetensors itself copies what it reads. The format: the length of the header in 8 bytes, the header in JSON with
+    the offsets of each array, the bytes of the arrays.
+    """
+    # Opening checks the header: offsets in order, within the file, and of the size that dtype and shape ask for.
+    try:
+        with safe_open(path, "np"), open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); make it again") from error
+    data = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray)
+    arrays = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, no feature activations; make it again")
+        start, stop = entry["data_offsets"]
+        # A copy only where the writer left an array at an odd address, which compiled code cannot take.
+        arrays[name] = np.require(data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), None, "A")
+    return arrays

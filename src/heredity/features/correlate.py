@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.pearson import top_pearson
+from heredity.kernels.pearson import BINS, MEMORY, THRESHOLDS, TopPearson, join, top_pearson
 
 
 class Matches(NamedTuple):
-    """Best partners of each feature at the other end of an edge, best first, ties to the lower index."""
+    """Best partners of each feature at the other end of an edge, best first, ties to the lower index.
+
+    For a range of parent features, the parent's lists are those of the range and everything else is about it only.
+    """
 
     parent_match: np.ndarray
     """int32 [d_parent, top]: child features; -1 where there is none."""
@@ -28,6 +31,14 @@ class Matches(NamedTuple):
     """float64 [d_child]."""
     tokens: int
     """Aligned token positions compared."""
+    parent_start: int = 0
+    """First parent feature of the range compared."""
+    thresholds: tuple[float, ...] = ()
+    """On r; empty where pairs were not counted."""
+    pairs_over: np.ndarray | None = None
+    """int64 [thresholds]: pairs of features with r above each threshold; None where pairs were not counted."""
+    histogram: np.ndarray | None = None
+    """int64 [bins]: r of all pairs of live features, in equal bins over [-1, 1]; None where pairs were not counted."""
 
 
 def correlate(
@@ -36,6 +47,12 @@ def correlate(
     top: int = 5,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    memory: int | None = None,
+    parent_range: tuple[int, int] | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    bins: int = BINS,
+    device: str = "cpu",
 ) -> Matches:
     """Match the features of two SAEs on the same tokens: row n of both belongs to one position of the text.
 
@@ -43,8 +60,11 @@ def correlate(
     section 3.4; activation similarity of Bricken et al.). A feature that is constant on the sample, such as one that
     never fires, has no r: it gets match -1 and r nan and is nobody's match. The dictionaries may differ in size.
 
-    top: partners kept for each feature. workers: threads, by default one a processor; the result does not depend on
-    it. progress: called with (parent features done, parent features to do).
+    top: partners kept for each feature. workers: threads, by default one a processor. progress: called with (parent
+    features done, parent features to do). memory: bytes to use beside the activations and the result, as far as
+    possible; by default 0.5 GiB, on a GPU 8 GiB. parent_range: match parent features start to stop only; `join_matches`
+    puts ranges together. thresholds, bins: of the counts over all pairs. Neither workers nor memory nor ranges change
+    a bit of the result. device: `cpu`, or a CUDA device, whose sums come in no fixed order (r within 1e-12).
     Raises `ValueError` when the samples differ in length or are empty.
     """
     if parent.tokens != child.tokens:
@@ -54,5 +74,42 @@ def correlate(
         )
     if not parent.tokens:
         raise ValueError("there are no token positions to correlate over; give at least two")
-    best = top_pearson(parent.sparse, child.sparse, top, workers, progress)
-    return Matches(*best, parent.density(), child.density(), parent.tokens)
+    if device == "cpu":
+        best = top_pearson(
+            parent.sparse, child.sparse, top, workers, progress,
+            memory=memory or MEMORY, parent_range=parent_range, thresholds=thresholds, bins=bins,
+        )  # fmt: skip
+    else:
+        # Torch takes a second and 0.2 GiB to load, which matching on the processor has no use for.
+        from heredity.kernels.pearson_torch import DEVICE_MEMORY, top_pearson_torch
+
+        best = top_pearson_torch(
+            parent.sparse, child.sparse, top, device, progress,
+            memory=memory or DEVICE_MEMORY, parent_range=parent_range, thresholds=thresholds, bins=bins,
+        )  # fmt: skip
+    return _matches(best, parent.density()[slice(*best.parent_range)], child.density(), parent.tokens)
+
+
+def _matches(best: TopPearson, parent_density: np.ndarray, child_density: np.ndarray, tokens: int) -> Matches:
+    start = best.parent_range[0]
+    return Matches(
+        *best[:4], parent_density, child_density, tokens, start, best.thresholds, best.pairs_over, best.histogram
+    )
+
+
+def join_matches(parts: Sequence[Matches]) -> Matches:
+    """The matches of all parent features from the matches of ranges that follow each other, with the bits of one call.
+
+    Raises `ValueError` when ranges leave a gap or overlap, were not counted, or come from different calls.
+    """
+    parts = sorted(parts, key=lambda part: part.parent_start)
+    ranged = []
+    for part in parts:
+        if part.pairs_over is None or part.histogram is None:
+            raise ValueError("a part without counts of pairs cannot be joined; join what `correlate` returned")
+        if part.tokens != parts[0].tokens or not np.array_equal(part.child_density, parts[0].child_density):
+            raise ValueError(f"parts compare {[p.tokens for p in parts]} tokens or other children; use one edge's")
+        own = (part.parent_start, part.parent_start + len(part.parent_r))
+        ranged.append(TopPearson(*part[:4], own, part.thresholds, part.pairs_over, part.histogram))
+    density = np.concatenate([part.parent_density for part in parts]) if parts else np.empty(0)
+    return _matches(join(ranged), density, parts[0].child_density, parts[0].tokens)

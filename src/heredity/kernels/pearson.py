@@ -1,35 +1,39 @@
 """The best Pearson partners of every feature, both ways, without ever holding the matrix of all pairs.
 
 One parent feature at a time: its firings are walked through, the child's rows at those tokens are added up into one
-float64 row of `d_child` products, the row becomes r through sums known beforehand, and only the best are kept.
+float64 row of `d_child` products, the row becomes r through sums known beforehand, and only the best are kept and the
+rest counted. The child is used as it is; the parent is needed by features, which is made for a tile of them at a time.
 `dense_pearson` is the plain reference.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from .prefetch import prefetch
-from .sparse import Sparse, moments, transpose
+from .pearson_rows import Best, Scratch, Stats, Tally, match_features
+from .sparse import Moments, Sparse, moments, transpose
 
-# One record an entry: column and value arrive with the same cache line.
-_ENTRY = np.dtype([("column", np.uint32), ("value", np.float32)])
-_ENTRIES_A_LINE = 8
-# Firings between the hint and the use of a child row; the speed is flat between 4 and 32.
-_AHEAD = np.uint64(8)
-_TWICE_AHEAD = np.uint64(16)
-_ONE = np.uint64(1)
+THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
+"""Thresholds over which pairs are counted: 0.50 to 0.95 in steps of 0.05."""
+
+BINS = 200
+"""Bins of the histogram of r over [-1, 1]."""
+
+MEMORY = 1 << 29
+"""Bytes that the lists and a tile of the parent may take."""
 
 
 class TopPearson(NamedTuple):
-    """The best partners of each feature, best first; ties go to the lower index."""
+    """The best partners of each feature, best first, ties to the lower index; and counts over all pairs.
+
+    For a range of parent features, the parent's lists are those of the range and everything else counts its pairs only.
+    """
 
     parent_match: np.ndarray
     """int32 [d_parent, top]: indices of child features, -1 where there is none."""
@@ -39,6 +43,14 @@ class TopPearson(NamedTuple):
     """int32 [d_child, top]: indices of parent features, -1 where there is none."""
     child_r: np.ndarray
     """float64 [d_child, top]."""
+    parent_range: tuple[int, int]
+    """First parent feature, and the one behind the last."""
+    thresholds: tuple[float, ...]
+    """On r, as given."""
+    pairs_over: np.ndarray
+    """int64 [thresholds]: pairs of features with r above each threshold."""
+    histogram: np.ndarray
+    """int64 [bins]: all pairs of live (not constant) features, by floor((r + 1) * bins / 2); r = 1 in the last bin."""
 
 
 def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
@@ -56,112 +68,76 @@ def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
     return sides[0].T @ sides[1]
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_products(rows, weights, indptr, entries, products):  # noqa: ANN001, ANN202 (typed by numba)
-    """products[c] += sum over n of weights[n] * child[rows[n], c]; unsigned indices spare the test for wrapping."""
-    products[:] = 0.0
-    firings = np.uint64(len(rows))
-    for n in range(firings):
-        if n + _TWICE_AHEAD < firings:
-            prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
-        if n + _AHEAD < firings:
-            soon = np.uint64(rows[n + _AHEAD])
-            line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
-            while line < end:
-                prefetch(entries, line)
-                line += _ENTRIES_A_LINE
-        token, weight = np.uint64(rows[n]), np.float64(weights[n])
-        for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
-            entry = entries[k]
-            products[np.uint64(entry.column)] += weight * entry.value
-
-
-@numba.njit(nogil=True, cache=True)
-def _insert(best_r, best, r, index):  # noqa: ANN001, ANN202 (typed by numba)
-    """Put (r, index) into a list sorted by falling r, then rising index, if it belongs there."""
-    at = len(best_r) - 1
-    if r < best_r[at] or (r == best_r[at] and index > best[at]):
-        return
-    while at > 0 and (r > best_r[at - 1] or (r == best_r[at - 1] and index < best[at - 1])):
-        best_r[at], best[at] = best_r[at - 1], best[at - 1]
-        at -= 1
-    best_r[at], best[at] = r, index
-
-
-@numba.njit(nogil=True, cache=True)
-def _to_r(products, tokens, mean, scale, child_mean, child_scale):  # noqa: ANN001, ANN202 (typed by numba)
-    """Turn a row of products into r in place; -inf for constant child features, which no list accepts.
-
-    `scale` is one over the centered norm, 0 for a constant feature. The means are multiplied first,
-    and so are the scales: swapping parent and child then gives the same bits.
-    """
-    for c in range(len(products)):
-        r = (products[c] - tokens * (mean * child_mean[c])) * (scale * child_scale[c])
-        r = min(1.0, max(-1.0, r))
-        products[c] = r if child_scale[c] > 0.0 else -np.inf
-
-
-@numba.njit(nogil=True, cache=True)
-def _keep_best(parent, r, best_r, best, child_r, child_match, child_worst):  # noqa: ANN001, ANN202 (typed by numba)
-    """Offer a row of r to the parent's list and to the lists of the child features.
-
-    `child_worst` repeats the last column of `child_r` in one stretch of memory: nearly every r is turned away by it.
-    """
-    last = len(best_r) - 1
-    for c in range(len(r)):
-        if r[c] > best_r[last]:
-            _insert(best_r, best, r[c], c)
-        if r[c] >= child_worst[c] and r[c] > -np.inf:
-            _insert(child_r[c], child_match[c], r[c], parent)
-            child_worst[c] = child_r[c, last]
-
-
-@numba.njit(nogil=True, cache=True)
-def _match_chunk(chunk, parent, child, parent_stats, child_stats, tokens, scratch, parent_best, child_best):  # noqa: ANN001, ANN202
-    """All of the above for the parent features of one chunk."""
-    starts, tokens_of, weights = parent
-    indptr, entries = child
-    mean, scale = parent_stats
-    products, child_worst = scratch
-    for p in chunk:
-        own = slice(starts[p], starts[p + 1])
-        _add_products(tokens_of[own], weights[own], indptr, entries, products)
-        _to_r(products, tokens, mean[p], scale[p], child_stats[0], child_stats[1])
-        _keep_best(p, products, parent_best[0][p], parent_best[1][p], child_best[0], child_best[1], child_worst)
-
-
-def _means_and_scales(matrix: Sparse, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and one over the centered norm of each column, both float64 [width]; scale 0 for constant columns."""
-    sums = moments(matrix)
+def stats_of(sums: Moments, matrix: Sparse) -> Stats:
+    """Mean and one over the centered norm (0 for a constant one) of each column, from the matrix and its sums."""
     norm = np.sqrt(sums.square)
-    return sums.total / max(tokens, 1), np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+    scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+    return Stats(sums.total / max(len(matrix.indptr) - 1, 1), scale)
 
 
-def _chunks(
-    by_parent: Sparse, child_indptr: np.ndarray, d_child: int, scale: np.ndarray, workers: int
-) -> list[np.ndarray]:
-    """Parent features that can match, costliest first, cut into chunks of similar cost (products to add up)."""
-    live = np.flatnonzero(scale > 0)
-    firings = np.diff(by_parent.indptr)[live]
-    mean_row = child_indptr[-1] / max(len(child_indptr) - 1, 1)
+def tiles(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, len(sizes)) into ranges whose sizes sum to `limit` at most, each as long as it can be; one at least."""
+    reached = np.concatenate([[0], np.cumsum(sizes)])
+    start = 0
+    while start < len(sizes):
+        stop = max(start + 1, int(np.searchsorted(reached, reached[start] + limit, side="right")) - 1)
+        yield start, stop
+        start = stop
+
+
+def _chunks(live: np.ndarray, firings: np.ndarray, mean_row: float, d_child: int, number: int) -> list[np.ndarray]:
+    """The live features, costliest first, cut into about `number` chunks of similar cost (products to add up)."""
     cost = firings * (mean_row + 1.0) + d_child
     order = np.argsort(-cost, kind="stable")
     reached = np.cumsum(cost[order])
-    number = min(len(live), 32 * workers)
+    number = min(len(live), number)
     cuts = np.searchsorted(reached, np.arange(1, number) * (reached[-1] / number)) + 1 if number else []
     return [chunk for chunk in np.split(live[order], cuts) if len(chunk)]
 
 
-def _empty(features: int, top: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((features, top), -np.inf), np.full((features, top), -1, np.int32)
+def empty_best(features: int, top: int) -> Best:
+    """Lists that hold nothing yet."""
+    return Best(np.full((features, top), -np.inf), np.full((features, top), -1, np.int32))
 
 
-def _merged(lists: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The best of several workers' lists, in the same order that one worker would have kept."""
-    top = lists[0][0].shape[1]
-    r, match = (np.concatenate([pair[side] for pair in lists], axis=1) for side in (0, 1))
+def merged(lists: Sequence[Best]) -> Best:
+    """The best of several lists of the same features, in the order that one list of all would have."""
+    top = lists[0].r.shape[1]
+    r, match = np.concatenate([best.r for best in lists], 1), np.concatenate([best.match for best in lists], 1)
     order = np.lexsort((match, -r), axis=1)[:, :top]
-    return np.take_along_axis(r, order, 1), np.take_along_axis(match, order, 1)
+    return Best(np.take_along_axis(r, order, 1), np.take_along_axis(match, order, 1))
+
+
+def join(parts: Sequence[TopPearson]) -> TopPearson:
+    """What one call gives for the parent features of all parts, from calls on ranges that follow each other.
+
+    It has the same bits. Raises `ValueError` when the ranges, put in order, do not meet, or the parts differ in
+    `top`, child or thresholds.
+    """
+    parts = sorted(parts, key=lambda part: part.parent_range)
+    ranges = [part.parent_range for part in parts]
+    if not parts or any(a[1] != b[0] for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
+        raise ValueError(f"parent ranges {ranges} do not follow each other; join ranges without gap or overlap")
+    kinds = {(part.child_r.shape, part.thresholds, len(part.histogram)) for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"parts differ in (child lists, thresholds, bins): {sorted(kinds)}; make them alike")
+    lists = [Best(np.where(part.child_match < 0, -np.inf, part.child_r), part.child_match) for part in parts]
+    child = merged(lists)
+    return TopPearson(
+        np.concatenate([part.parent_match for part in parts]),
+        np.concatenate([part.parent_r for part in parts]),
+        child.match,
+        without_infinity(child),
+        (ranges[0][0], ranges[-1][1]),
+        parts[0].thresholds,
+        np.sum([part.pairs_over for part in parts], axis=0),
+        np.sum([part.histogram for part in parts], axis=0),
+    )
+
+
+def without_infinity(best: Best) -> np.ndarray:
+    """r of the lists with nan where there is no partner."""
+    return np.where(best.match < 0, np.nan, best.r)
 
 
 def default_workers() -> int:
@@ -171,68 +147,128 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+class _Thread(NamedTuple):
+    """What one thread alone writes."""
+
+    scratch: Scratch
+    child_best: Best
+    tally: Tally
+
+
+def _threads(number: int, child_scale: np.ndarray, top: int, thresholds: Sequence[float], bins: int) -> list[_Thread]:
+    d_child = len(child_scale)
+    return [
+        _Thread(
+            Scratch(np.empty(d_child), np.where(child_scale > 0, -np.inf, np.inf)),
+            empty_best(d_child, top),
+            Tally(np.array(thresholds, np.float64), np.zeros(len(thresholds), np.int64), np.zeros(bins, np.int64)),
+        )
+        for _ in range(number)
+    ]
+
+
+class _Work(NamedTuple):
+    """What all threads read."""
+
+    parent: Sparse
+    child: Sparse
+    stats: Stats
+    child_stats: Stats
+    pool: ThreadPoolExecutor
+
+
+def _match_tile(work: _Work, threads: list[_Thread], tile: tuple[int, int], best: Best) -> Iterator[int]:
+    """Match a range of parent features, whose lists are `best`; yields how many were done each time some are."""
+    start, stop = tile
+    child, tokens = work.child, len(work.child.indptr) - 1
+    columns = transpose(work.parent, start, stop, len(threads))
+    stats = Stats(work.stats.mean[start:stop], work.stats.scale[start:stop])
+    free: SimpleQueue[_Thread] = SimpleQueue()
+    for thread in threads:
+        free.put(thread)
+
+    def match(chunk: np.ndarray) -> int:
+        own = free.get()
+        match_features(
+            chunk, start, columns[:3], child[:3], stats, work.child_stats, float(tokens), own.scratch, best,
+            own.child_best, own.tally,
+        )  # fmt: skip
+        free.put(own)
+        return len(chunk)
+
+    live = np.flatnonzero(stats.scale > 0)
+    mean_row = len(child.indices) / max(tokens, 1)
+    chunks = _chunks(live, np.diff(columns.indptr)[live], mean_row, child.width, 32 * len(threads))
+    yield from work.pool.map(match, [chunk + start for chunk in chunks])
+
+
+def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
+    """The range of parent features to match. Raises `ValueError` for arguments that `top_pearson` refuses."""
+    tokens = len(child.indptr) - 1
+    if len(parent.indptr) - 1 != tokens:
+        raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
+    if top < 1:
+        raise ValueError(f"top={top} keeps no match; use 1 or more")
+    start, stop = (0, parent.width) if parent_range is None else parent_range
+    if not 0 <= start <= stop <= parent.width:
+        raise ValueError(f"parent_range={start, stop} is no range of {parent.width} features")
+    return start, stop
+
+
 def top_pearson(
     parent: Sparse,
     child: Sparse,
     top: int,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    memory: int = MEMORY,
+    parent_range: tuple[int, int] | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    bins: int = BINS,
 ) -> TopPearson:
     """The `top` best Pearson partners of each column of `parent` in `child` and the reverse, over all their rows.
 
     Both matrices are tokens x features with the same tokens; entries that are not stored are zeros and count. A column
     that is constant (never fires, for one) has no partner and is nobody's partner. Sums are float64 in token order, so
-    the result has the same bits for any number of `workers` (threads; default all processors).
-    Memory beside the arguments: 8 bytes a stored entry of each side, and workers x d_child x (top + 2) numbers.
+    the result has the same bits for any number of `workers` (threads; default all processors), any `memory`, and any
+    division into ranges: `join` puts the results for several `parent_range`s (start, stop) together.
+
+    memory: bytes beside the arguments and the result. The lists take workers x d_child x (12 top + 16) of them; the
+    rest holds the firings of a tile of parent features, 8 bytes each, of one feature at least. Every tile costs one
+    walk through the parent. thresholds: on r, over which pairs are counted. bins: of the histogram; 0 for none.
 
     Work is one multiplication and addition for each pair of features and each token on which both fire. The threads are
     Python's, which the compiled loop lets run by releasing the interpreter lock: unlike with numba's own pool several
     callers can run at once, nothing global is set, and chunks go to whoever is free.
-    Raises `ValueError` when the rows differ in number or `top` is below 1.
+    Raises `ValueError` when the rows differ in number, `top` is below 1 or the range leaves the parent.
     """
-    tokens = len(child.indptr) - 1
-    if len(parent.indptr) - 1 != tokens:
-        raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
-    if top < 1:
-        raise ValueError(f"top={top} keeps no match; use 1 or more")
+    start, stop = checked_range(parent, child, top, parent_range)
     workers = workers or default_workers()
-    by_parent = transpose(parent)
-    parent_stats, child_stats = _means_and_scales(parent, tokens), _means_and_scales(child, tokens)
-    entries = np.empty(len(child.indices), _ENTRY)
-    entries["column"], entries["value"] = child.indices, child.values
-    chunks = _chunks(by_parent, child.indptr, child.width, parent_stats[1], workers)
-
-    parent_best = _empty(parent.width, top)
-    child_bests = [_empty(child.width, top) for _ in range(workers)]
-    free: SimpleQueue[tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]] = SimpleQueue()
-    for child_best in child_bests:
-        free.put(((np.empty(child.width), np.full(child.width, -np.inf)), child_best))
-
-    def match(chunk: np.ndarray) -> int:
-        scratch, child_best = free.get()
-        _match_chunk(
-            chunk,
-            by_parent[:3],
-            (child.indptr, entries),
-            parent_stats,
-            child_stats,
-            float(tokens),
-            scratch,
-            parent_best,
-            child_best,
-        )
-        free.put((scratch, child_best))
-        return len(chunk)
-
-    done, total = 0, sum(map(len, chunks))
+    best = empty_best(stop - start, top)
     with ThreadPoolExecutor(workers) as pool:
-        for matched in pool.map(match, chunks):
-            done += matched
-            if progress is not None:
-                progress(done, total)
-    child_r, child_match = _merged(child_bests)
-    return TopPearson(parent_best[1], _nan(parent_best), child_match, _nan((child_r, child_match)))
-
-
-def _nan(best: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return np.where(best[1] < 0, np.nan, best[0])
+        sums, child_sums = pool.map(moments, (parent, child))
+        work = _Work(parent, child, stats_of(sums, parent), stats_of(child_sums, child), pool)
+        threads = _threads(workers, work.child_stats.scale, top, thresholds, bins)
+        room = max(0, memory - workers * child.width * (12 * top + 16)) // 8
+        live = int((work.stats.scale[start:stop] > 0).sum())
+        done = 0
+        for a, b in tiles(sums.stored[start:stop], room):
+            for matched in _match_tile(work, threads, (start + a, start + b), Best(best.r[a:b], best.match[a:b])):
+                done += matched
+                if progress is not None:
+                    progress(done, live)
+    histogram = np.sum([thread.tally.histogram for thread in threads], axis=0)
+    # The compiled loop counts constant child features as r = 0.
+    histogram[bins // 2 : bins // 2 + 1] -= live * int((work.child_stats.scale == 0).sum())
+    child_best = merged([thread.child_best for thread in threads])
+    return TopPearson(
+        best.match,
+        without_infinity(best),
+        child_best.match,
+        without_infinity(child_best),
+        (start, stop),
+        tuple(thresholds),
+        np.sum([thread.tally.over for thread in threads], axis=0),
+        histogram,
+    )

@@ -6,6 +6,7 @@ float32 [nnz]; row t holds the entries `indptr[t]:indptr[t + 1]`, in any order.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numba
@@ -70,34 +71,67 @@ def first_fault(matrix: Sparse) -> Fault | None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _transpose(indptr, indices, values, width):  # noqa: ANN001, ANN202 (typed by numba)
-    starts = np.zeros(width + 1, np.int64)
+def _count(indices, first, counts):  # noqa: ANN001, ANN202 (typed by numba)
+    """Entries of each column from `first` on; unsigned, columns before it are far beyond the last one."""
+    width = np.uint64(len(counts))
     for column in indices:
-        starts[column + 1] += 1
-    for column in range(width):
-        starts[column + 1] += starts[column]
-    cursor = starts[:-1].copy()
-    rows = np.empty(len(indices), np.int32)
-    moved = np.empty(len(values), np.float32)
-    for row in range(len(indptr) - 1):
+        at = np.uint64(np.int64(column) - first)
+        if at < width:
+            counts[at] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):  # noqa: ANN001, ANN202
+    """Move the entries of rows start to stop to their columns, each to the place that its column's cursor names."""
+    width = np.uint64(len(cursor))
+    for row in range(start, stop):
         for k in range(indptr[row], indptr[row + 1]):
-            at = cursor[indices[k]]
-            cursor[indices[k]] = at + 1
-            rows[at] = row
-            moved[at] = values[k]
-    return starts, rows, moved
+            column = np.uint64(np.int64(indices[k]) - first)
+            if column < width:
+                at = cursor[column]
+                cursor[column] = at + 1
+                rows[at] = row
+                moved[at] = values[k]
 
 
-def transpose(matrix: Sparse) -> Sparse:
-    """The same entries by columns: row c of the result lists the rows in which column c is stored, in rising order.
+def stored(matrix: Sparse) -> np.ndarray:
+    """Entries of each column, int64 [width]."""
+    counts = np.zeros(matrix.width, np.int64)
+    _count(matrix.indices, 0, counts)
+    return counts
 
+
+def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: int = 1) -> Sparse:
+    """The entries of columns first to stop (default all) by columns.
+
+    Row c of the result lists the rows in which column first + c is stored, in rising order. Each of the `workers`
+    (threads) takes the same number of entries; the result does not depend on their number.
     Raises `ValueError` for 2^31 rows or more, which an int32 row number cannot hold.
     """
     rows = len(matrix.indptr) - 1
     if rows >= 2**31:
         raise ValueError(f"{rows} rows do not fit 32-bit row numbers; transpose fewer than 2^31 rows at a time")
-    indptr, indices, values = _transpose(matrix.indptr, matrix.indices, matrix.values, matrix.width)
-    return Sparse(indptr, indices, values, rows)
+    width = (matrix.width if stop is None else stop) - first
+    edges = np.searchsorted(matrix.indptr, np.linspace(0, matrix.indptr[-1], workers + 1).astype(np.int64))
+    edges[-1] = rows
+    counts = np.zeros((workers, width), np.int64)
+
+    def count(part: int) -> None:
+        own = slice(matrix.indptr[edges[part]], matrix.indptr[edges[part + 1]])
+        _count(matrix.indices[own], first, counts[part])
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(count, range(workers)))
+        indptr = np.concatenate([[0], np.cumsum(counts.sum(0))])
+        # Where each part of the rows begins in each column: behind the entries of the parts before it.
+        cursors = indptr[:-1] + np.cumsum(counts, axis=0) - counts
+        placed, moved = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+
+        def place(part: int) -> None:
+            _place(edges[part], edges[part + 1], *matrix[:3], first, cursors[part], placed, moved)
+
+        list(pool.map(place, range(workers)))
+    return Sparse(indptr, placed, moved, rows)
 
 
 @numba.njit(nogil=True, cache=True)
