@@ -98,6 +98,20 @@ def test_many_candidates_go_to_the_float32_product(screening: list[int]):
     np.testing.assert_array_equal(found.values, expected.values)
 
 
+def test_a_token_with_many_active_features_does_not_stop_the_others(screening: list[int]):
+    x, weight, bias = planted()
+    x[7] = 100 * weight.mean(0)
+    x[200] *= -50
+    found = sparse_encode(x, weight, bias)
+    pre_acts = exact(x, weight, bias)
+    assert screening[0] > 0 and np.diff(found.indptr)[[7, 200]].max() > 0.3 * D_SAE
+    rest = np.delete(np.arange(len(x)), [7, 200])
+    expected = dense_to_csr(pre_acts.relu())
+    np.testing.assert_array_equal(np.diff(found.indptr)[[7, 200]], np.diff(expected.indptr)[[7, 200]])
+    assert np.abs(np.diff(found.indptr) - np.diff(expected.indptr))[rest].sum() <= 2
+    np.testing.assert_allclose(found.values.sum(), expected.values.sum(), rtol=1e-5)
+
+
 def test_values_do_not_depend_on_the_rows_around_a_token(screening: list[int]):
     x, weight, bias = planted()
     whole, part = sparse_encode(x, weight, bias), sparse_encode(x[100:157], weight, bias)

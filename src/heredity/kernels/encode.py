@@ -92,10 +92,11 @@ def sparse_encode(
     for chunk in x.split(max(16, CHUNK_BYTES // ((4 if screen is None else 2) * d_sae))):
         found = screened(chunk, screen, weight, bias, k, floor) if screen is not None else None
         if found is None:
-            pre_acts = linear(chunk, weight, bias).numpy()
-            parts.append(_above(pre_acts, floor) if k is None else _largest(pre_acts, k))
+            parts.append(_by_product(chunk, weight, bias, k, floor))
         else:
-            parts.append(_unpadded(found))
+            overfull = np.flatnonzero(found.counts < 0)
+            rest = _by_product(chunk[overfull], weight, bias, k, floor) if len(overfull) else None
+            parts.append(_unpadded(found, overfull, rest))
         # What the first chunk shows decides for the rest.
         if not parts[1:] and (found is None or found.candidates > MOST_CANDIDATES * d_sae * len(chunk)):
             screen = None
@@ -136,11 +137,29 @@ def _worth_screening(x: Tensor, weight: Tensor, k: int | None) -> bool:
     return many and (k or 0) <= MOST_CANDIDATES * d_sae and native_bfloat16()
 
 
-def _unpadded(found: Screened) -> Csr:
-    indptr = np.zeros(len(found.counts) + 1, np.int64)
-    np.cumsum(found.counts, out=indptr[1:])
-    used = np.arange(found.indices.shape[1]) < found.counts[:, None]
-    return Csr(indptr, found.indices[used], found.values[used])
+def _by_product(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray) -> Csr:
+    pre_acts = linear(x, weight, bias).numpy()
+    return _above(pre_acts, floor) if k is None else _largest(pre_acts, k)
+
+
+def _unpadded(found: Screened, overfull: np.ndarray, rest: Csr | None) -> Csr:
+    """Screened rows, with the rows numbered `overfull` taken from `rest`."""
+    counts = found.counts.copy()
+    used = np.arange(found.indices.shape[1]) < counts[:, None]
+    if rest is None:
+        values, indices = found.values[used], found.indices[used]
+    else:
+        counts[overfull] = np.diff(rest.indptr)
+        from_rest = np.repeat(found.counts < 0, counts)
+        values, indices = np.empty(len(from_rest), np.float32), np.empty(len(from_rest), np.int32)
+        for target, screened_part, rest_part in (
+            (values, found.values[used], rest.values),
+            (indices, found.indices[used], rest.indices),
+        ):
+            target[~from_rest], target[from_rest] = screened_part, rest_part
+    indptr = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    return Csr(indptr, indices, values)
 
 
 def _floor(threshold: Tensor | None, d_sae: int) -> np.ndarray:

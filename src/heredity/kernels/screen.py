@@ -28,7 +28,10 @@ MOST_CANDIDATES = 0.015
 Measured at 1024 -> 16384: a candidate costs as much as 60 to 70 entries of what bfloat16 saves on the product."""
 
 CAPACITY = 0.0625
-"""Share of the features that the candidates of one token may reach before its chunk is done in float32."""
+"""Share of the features that the candidates of one token may reach before the token is done in float32."""
+
+MOST_OVERFULL = 0.125
+"""Share of such tokens in a chunk from which the whole chunk is done in float32."""
 
 OUTPUT_ROUNDING = 0.004
 """Bound of the relative error of rounding a pre-activation to bfloat16, 2^-8, and a little more."""
@@ -51,7 +54,7 @@ class Screened(NamedTuple):
     """Active features of a chunk of rows, padded."""
 
     counts: np.ndarray
-    """int64 [n]: active features of each row."""
+    """int64 [n]: active features of each row; -1 for a row with more candidates than there is room for."""
     indices: np.ndarray
     """int32 [n, capacity]: features, ascending; the first `counts` are valid."""
     values: np.ndarray
@@ -74,7 +77,7 @@ def make_screen(weight: Tensor) -> Screen:
 def screened(
     x: Tensor, screen: Screen, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray
 ) -> Screened | None:
-    """Active features of centered rows x [n, d_in]; None when a row has more candidates than CAPACITY allows.
+    """Active features of centered rows x [n, d_in]; None when many rows have more candidates than CAPACITY allows.
 
     weight: float32 [d_sae, d_in]; bias: float32 [d_sae]; k: the k largest positive, or None for those above `floor`,
     float32 [d_sae], which is at least 0.
@@ -97,7 +100,8 @@ def screened(
             _largest(*rows, *arrays[4:], k)
 
     in_ranges(work, n, products.numel(), pieces_per_thread=2)
-    if n and tried.min() < 0:
+    overfull = int((made.counts < 0).sum())
+    if overfull > MOST_OVERFULL * n:
         return None
     return made._replace(candidates=int(tried.sum()))
 
@@ -187,9 +191,10 @@ def _above(products, norm, rounding, x, counts, indices, values, tried, w_norm, 
     for i in range(len(products)):
         _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
         n = collect(upper, floor, found)
-        tried[i] = n if n <= indices.shape[1] else -1
-        if tried[i] < 0:
-            return
+        tried[i] = n
+        if n > indices.shape[1]:
+            counts[i] = -1
+            continue
         at = 0
         for c in range(n):
             j = found[c]
@@ -211,9 +216,10 @@ def _largest(products, norm, rounding, x, counts, indices, values, tried, w_norm
         # k pre-activations are certainly above this cut, so what cannot reach it is not among the k largest.
         floor[:] = cut_for_largest(lower, k, maxima)
         n = collect(upper, floor, found)
-        tried[i] = n if n <= indices.shape[1] else -1
-        if tried[i] < 0:
-            return
+        tried[i] = n
+        if n > indices.shape[1]:
+            counts[i] = -1
+            continue
         for c in range(n):
             candidates[c] = _dot(x[i], weight[found[c]]) + bias[found[c]]
         counts[i] = keep_largest_of(found[:n], candidates[:n], k, indices[i], values[i])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from heredity.config import LoraConfig, TrainingConfig
+from heredity.kernels.memory import keep_large_buffers
 from heredity.lm.checkpoints import claim, newest_checkpoint
 from heredity.lm.load import quiet, state_hash
 from heredity.lm.loss import next_token_loss, trunk_and_head
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LOSSES = 200  # points of the loss curve
 _EAGER_SCORES = 2**27  # attention scores of a batch that may be held at once (512 MiB in float32)
 
@@ -115,21 +113,6 @@ def train_model(
     model.zero_grad(set_to_none=True)
     model.train(training)
     return TrainingRecord(steps, count * first.shape[1], losses[-1][1], losses)
-
-
-def keep_large_buffers() -> bool:
-    """Let this process keep the memory of large buffers between steps; whether that could be arranged.
-
-    glibc gives every large buffer back to the kernel when it is freed, and page faults on getting it anew take up to
-    half of a training step on a CPU. Raising malloc's mmap and trim thresholds stops that, for the whole process and
-    for good. Nothing happens with another C library.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    # Older versions of glibc refuse thresholds above 32 MiB.
-    raised = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))
-    return bool(raised and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 class _BlockDataset(torch.utils.data.Dataset):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from heredity.config import SAEConfig
+from heredity.kernels.memory import keep_large_buffers
 from heredity.sae.model import SAE
 from heredity.sae.penalty import calibrate, first_penalty
 from heredity.sae.resample import POOL_BATCHES, resample
@@ -74,11 +75,15 @@ def train(
     checkpoint: called with the state between two steps, every `checkpoint_seconds`; the state is changed by the next
         step, so save it (`state.save`) or copy it.
 
+    On Linux the process keeps the thresholds set by `keep_large_buffers` when the SAE is on a CPU.
+
     Raises ValueError for a state of another training, for decoder rows that are not of unit norm,
     and for activations or a loss that are not finite.
     """
     identity = _identity(sae, config, steps, seed, continued, l1_coefficient)
     recent = _Recent(batches)
+    if sae.W_dec.device.type == "cpu":
+        keep_large_buffers()
     if state is None:
         state = start(sae, recent, identity, continued)
         penalty = first_penalty(sae.activation, config, sae.d_in, state.scale, l1_coefficient)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from heredity.artifacts import Artifact, digest, write_json
-from heredity.config import ModelConfig, ScratchConfig, TrainingConfig
+from heredity.config import ModelConfig, Precision, ScratchConfig, TrainingConfig
 from heredity.data.tokens import BlockSampler, PackedTokens
 from heredity.engine import Stage, Work
 from heredity.stages.text import packs, tokenizer_of
 from heredity.study import Study, StudyError
+
+if TYPE_CHECKING:
+    from heredity.lm.bench import Bench
+    from heredity.lm.merge import Method
 
 RECORD = "record.json"
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
@@ -157,31 +164,43 @@ def sweep_stage(study: Study, name: str, models: dict[str, Stage], tokens: dict[
     inputs |= {f"tokens:{corpus}": tokens[corpus] for corpus in sorted(used)}
 
     def make(work: Work) -> None:
-        from heredity.lm.sweep import sweep
+        from heredity.lm.bench import Bench
+        from heredity.lm.sweep import follow
 
-        validation = packs(work.group("tokens"), "validation")
-        blocks = {
-            parent: {c: _blocks(validation[c], training.context_size, study.config.evaluation.tokens) for c in names}
-            for parent, names in corpora.items()
-        }
-        first, second = (work.group("parent")[parent] for parent in merge.parents)
-        model = on_device(load(first))
-        states = (load(first).state_dict(), load(second).state_dict())
-        result = sweep(
-            model,
-            *states,
-            merge.method,
-            blocks,
+        parents = [work.group("parent")[parent] for parent in merge.parents]
+        size = (training.context_size, study.config.evaluation.tokens)
+        opened = partial(_bench, parents, work.group("tokens"), corpora, merge.method, training.precision, *size)
+        benches = work.shards.job(opened)
+        result = follow(
+            lambda places: benches.map(Bench.measure, places),
             merge.sweep_points,
             merge.tolerance,
-            training.precision,
             seed,
+            corpora,
             work.progress,
         )
         points = [point._asdict() for point in result.points]
         write_json(work.folder / "sweep.json", {**result._asdict(), "points": points})
 
     return Stage("sweep", name, settings, inputs, make)
+
+
+def _bench(
+    parents: Sequence[Artifact],
+    tokens: dict[str, Artifact],
+    corpora: Mapping[str, Sequence[str]],
+    method: Method,
+    precision: Precision,
+    context_size: int,
+    limit: int,
+) -> Bench:
+    """The merge of two parents with their validation sets, in whichever process it is measured."""
+    from heredity.lm.bench import Bench
+
+    validation = packs(tokens, "validation")
+    blocks = {p: {c: _blocks(validation[c], context_size, limit) for c in names} for p, names in corpora.items()}
+    first, second = (load(parent).state_dict() for parent in parents)
+    return Bench(on_device(load(parents[0])), first, second, method, blocks, precision)
 
 
 def quality_stage(study: Study, name: str, model: Stage, tokens: dict[str, Stage]) -> Stage:
@@ -220,10 +239,15 @@ def load(artifact: Artifact):
 
 
 def on_device(model):
-    """The model on the GPU if there is one, ready to be read."""
+    """The model on the GPU if there is one, ready to be read; else this process keeps the memory of large buffers."""
     import torch
 
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    from heredity.kernels.memory import keep_large_buffers
+
+    if torch.cuda.is_available():
+        return model.to("cuda").eval()
+    keep_large_buffers()
+    return model.eval()
 
 
 def _finish(work: Work, model, tokenizer, record: dict) -> None:
