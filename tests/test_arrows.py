@@ -12,7 +12,7 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["metrics", "hooks", "kernels", "lm.combine"],
+    ["metrics", "hooks", "kernels", "shards", "lm.combine"],
     ["lm.merge"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],

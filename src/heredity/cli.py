@@ -30,6 +30,9 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that results are kept in.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Processes that share the work of a stage; no number depends on it.")
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -41,10 +44,10 @@ def main() -> None:
 
 
 @app.command()
-def demo(runs: Runs = Path("runs"), as_json: AsJson = False, debug: Debug = False) -> None:
+def demo(runs: Runs = Path("runs"), workers: Workers = 1, as_json: AsJson = False, debug: Debug = False) -> None:
     """Run the built-in study, offline: four small models, their SAEs, and what was inherited."""
     with _errors(debug):
-        _run("demo", runs, [], None, as_json)
+        _run("demo", runs, [], None, as_json, workers)
 
 
 @app.command()
@@ -66,12 +69,13 @@ def run(
     runs: Runs = Path("runs"),
     set_: Sets = None,
     until: Annotated[str | None, typer.Option(help="End after this stage: `model`, `sae` or `sae/base`.")] = None,
+    workers: Workers = 1,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     with _errors(debug):
-        _run(study, runs, set_ or [], until, as_json)
+        _run(study, runs, set_ or [], until, as_json, workers)
 
 
 @app.command()
@@ -214,16 +218,17 @@ def track(
         _emit(as_json, result, lambda: _text().print_edge(result))
 
 
-def _run(name: str, runs: Path, overrides: list[str], until: str | None, as_json: bool) -> None:
+def _run(name: str, runs: Path, overrides: list[str], until: str | None, as_json: bool, workers: int) -> None:
     from heredity import engine
+    from heredity.shards import shards
     from heredity.stages import stages_of
 
     study = load_study(name, overrides)
     store = Store(runs / study.name)
-    with _watcher() as watcher:
+    with _watcher() as watcher, shards(workers) as shared:
         stages = stages_of(study)
         watcher.expect(len(stages))
-        artifacts = engine.run(stages, store, watcher, until)
+        artifacts = engine.run(stages, store, watcher, until, shared)
     if until is not None:
         _emit(as_json, {"study": study.name, "done": list(artifacts)}, lambda: typer.echo(f"done up to {until}"))
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from heredity.artifacts import Artifact, ArtifactError, Store, digest
+from heredity.shards import Here, Shards
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Work:
     """The stage's settings."""
     progress: Callable[[int, int], None]
     """Call with (done, total)."""
+    shards: Shards
+    """Who does what can be divided; no result depends on it."""
 
     def group(self, prefix: str) -> dict[str, Artifact]:
         """The inputs whose role is `prefix:NAME`, by NAME."""
@@ -91,11 +94,16 @@ class Silent:
 
 
 def run(
-    stages: Sequence[Stage], store: Store, watcher: Watcher | None = None, until: str | None = None
+    stages: Sequence[Stage],
+    store: Store,
+    watcher: Watcher | None = None,
+    until: str | None = None,
+    shards: Shards | None = None,
 ) -> dict[str, Artifact]:
     """Run what is missing, in the order given, and return every artifact by its label.
 
-    `until` ends after the last stage of that kind, or of that `kind/name`. Raises ArtifactError when it names none.
+    `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
+    stage; by default this process does all of it. Raises ArtifactError when it names none.
     """
     watcher = watcher or Silent()
     if until is not None:
@@ -105,10 +113,10 @@ def run(
             raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
         stages = stages[: last[-1] + 1]
     with store.lock():
-        return {stage.label: _one(stage, store, watcher) for stage in stages}
+        return {stage.label: _one(stage, store, watcher, shards or Here()) for stage in stages}
 
 
-def _one(stage: Stage, store: Store, watcher: Watcher) -> Artifact:
+def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifact:
     start = time.monotonic()
     watcher.start(stage)
     artifact = store.find(stage.kind, stage.name, stage.key)
@@ -121,7 +129,7 @@ def _one(stage: Stage, store: Store, watcher: Watcher) -> Artifact:
             def progress(done: int, total: int) -> None:
                 watcher.progress(stage, done, total)
 
-            stage.make(Work(folder, inputs, stage.config, progress))
+            stage.make(Work(folder, inputs, stage.config, progress, shards))
         artifact = store.find(stage.kind, stage.name, stage.key)
         if artifact is None:
             raise ArtifactError(f"{stage.label}: its folder vanished while it was written; is another process at work?")

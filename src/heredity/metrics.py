@@ -78,7 +78,8 @@ class Variance:
         self._deviation = self._deviation + deviation + shift.square() * (self._tokens * n / total)
         self._mean = self._mean + shift * (n / total)
         self._tokens = total
-        self._error += float((x - x_hat).square().sum())
+        # torch splits the sum of a whole tensor among its threads; a column's sum has the same bits for any number.
+        self._error += float((x - x_hat).square().sum(0).sum())
 
 
 class Firing:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from heredity.lm.bench import Blend
 from heredity.lm.merge import MergeError, merge_states
-from heredity.lm.sweep import Blend, Sweep, crossing, sweep
+from heredity.lm.sweep import Sweep, crossing, sweep
 
 CTX = 101
 

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import tiny
 from heredity.cli import app
 from heredity.report.summary import Summary
+from heredity.stages import stages_of
+from heredity.study import load_study
 
 
 def heredity(*arguments: object):
@@ -166,6 +168,30 @@ def test_a_saved_sae_and_model_are_tracked_without_a_study(done, tmp_path):
     counts = json.loads(result.stdout)
     assert counts["persist"] + counts["disappear"] == counts["parent_live"] > 0
     assert json.loads((tmp_path / "out" / "counts.json").read_text())["persist"] == counts["persist"]
+
+
+def test_the_type_that_activations_are_read_in_belongs_to_the_recipe_of_what_reads_them(done):
+    def keys(*overrides: str) -> dict[str, str]:
+        return {stage.label: stage.key for stage in stages_of(load_study(str(done / "s.toml"), overrides))}
+
+    plain, rounded = keys(), keys("precision=bf16")
+    changed = {label.partition("/")[0] for label in plain if plain[label] != rounded[label]}
+    assert changed == {"sae", "sae_quality", "match", "acts", "features"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_every_file_is_the_same_however_many_workers_share_the_work(done, tmp_path, workers):
+    heredity("run", done / "s.toml", "--runs", tmp_path, "--workers", workers)
+    alone = contents(done / "runs/s")
+    assert {"sae", "match", "acts", "sweep"} <= {name.partition("/")[0] for name in alone}
+    assert contents(tmp_path / "s") == alone
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a study's artifacts, without what depends on the clock."""
+    files = {str(path.relative_to(folder)): path for path in folder.glob("*/*/**/*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if path.name != "manifest.json"}
 
 
 @pytest.mark.slow

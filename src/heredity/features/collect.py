@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from heredity.activations import Progress, activations
+from heredity.activations import activations, blocks_at_once
+from heredity.config import Precision
 from heredity.data.tokens import BlockSampler
 from heredity.features.acts import FeatureActs
 from heredity.sae.model import SAE
+from heredity.shards import Here, Job, Progress
 
-_BLOCKS = 2048
+
+class Reader(NamedTuple):
+    """A model and the SAEs that read it, on one device."""
+
+    model: torch.nn.Module
+    """In evaluation mode."""
+    hook_point: str
+    """Where the SAEs read."""
+    saes: Sequence[SAE]
+    """One or more."""
+    precision: Precision = "float32"
+    """Of the model's matrix products."""
 
 
 def collect(
@@ -21,6 +36,7 @@ def collect(
     sampler: BlockSampler,
     tokens: int,
     progress: Progress | None = None,
+    precision: Precision = "float32",
 ) -> list[FeatureActs]:
     """Sparse activations of every SAE on the first `tokens` positions of the sampler's order (rounded up to a block,
     and no more than one pass over the corpora holds: nothing is counted twice).
@@ -28,18 +44,32 @@ def collect(
     Two models given the same sampler see the same tokens, so that row n of one belongs to row n of the other.
     Raises ValueError when an SAE does not have the width of the hook point.
     """
+    return collected(Here().job(lambda: Reader(model, hook_point, saes, precision)), sampler, tokens, progress)
+
+
+def collected(
+    readers: Job[Reader], sampler: BlockSampler, tokens: int, progress: Progress | None = None
+) -> list[FeatureActs]:
+    """What `collect` gives, by whoever works on the job: a unit is one forward pass, whatever the number of workers."""
     blocks = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
-    parts: list[list[FeatureActs]] = [[] for _ in saes]
-    for start in range(0, blocks, _BLOCKS):
-        taken = sampler.take(start, min(start + _BLOCKS, blocks))
-        for x in activations(model, hook_point, taken):
-            for sae, part in zip(saes, parts, strict=True):
-                if x.shape[1] != sae.W_enc.shape[0]:
-                    raise ValueError(
-                        f"the SAE reads vectors of width {sae.W_enc.shape[0]}, but {hook_point} gives {x.shape[1]}; "
-                        "use an SAE trained at this hook point"
-                    )
-                part.append(FeatureActs(*sae.encode_sparse(x), d_sae=sae.W_enc.shape[1]))
+    step, parts = blocks_at_once(sampler.context_size), []
+    units = (sampler.take(start, min(start + step, blocks)) for start in range(0, blocks, step))
+    for part in readers.map(encoded, units):
+        parts.append(part)
         if progress:
-            progress(min(start + _BLOCKS, blocks), blocks)
+            progress(min(len(parts) * step, blocks), blocks)
+    return [FeatureActs.concatenate(of_one) for of_one in zip(*parts, strict=True)]
+
+
+def encoded(reader: Reader, blocks: np.ndarray) -> list[FeatureActs]:
+    """Activations of every SAE of a reader on token blocks [n, context], each of n · context tokens."""
+    parts: list[list[FeatureActs]] = [[] for _ in reader.saes]
+    for x in activations(reader.model, reader.hook_point, blocks, reader.precision):
+        for sae, part in zip(reader.saes, parts, strict=True):
+            if x.shape[1] != sae.W_enc.shape[0]:
+                raise ValueError(
+                    f"the SAE reads vectors of width {sae.W_enc.shape[0]}, but {reader.hook_point} gives {x.shape[1]}; "
+                    "use an SAE trained at this hook point"
+                )
+            part.append(FeatureActs(*sae.encode_sparse(x), d_sae=sae.W_enc.shape[1]))
     return [FeatureActs.concatenate(part) for part in parts]

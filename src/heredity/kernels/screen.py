@@ -90,14 +90,12 @@ def screened(
     capacity = max(256, int(CAPACITY * d_sae), 4 * (k or 0))
     made = Screened(np.empty(n, np.int64), np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32), 0)
     tried = np.empty(n, np.int64)
-    arrays = (_bits(products), norm, rounding, x.numpy(), screen.norm, screen.rounding, weight.numpy(), bias.numpy())
+    per_row = (_bits(products), norm, rounding, x.numpy(), *made[:3], tried)
+    per_feature = (screen.norm, screen.rounding, weight.numpy(), bias.numpy())
+    select: Any = _above if k is None else _largest
 
     def work(a: int, b: int) -> None:
-        rows = [array[a:b] for array in (*arrays[:4], *made[:3], tried)]
-        if k is None:
-            _above(*rows, *arrays[4:], floor)
-        else:
-            _largest(*rows, *arrays[4:], k)
+        select(*(array[a:b] for array in per_row), *per_feature, floor if k is None else k)
 
     in_ranges(work, n, products.numel(), pieces_per_thread=2)
     overfull = int((made.counts < 0).sum())

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from heredity.config import Precision
 from heredity.lm.loss import chunk_rows, trunk_and_head
-
-Precision = Literal["bf16", "float32"]
+from heredity.lm.precision import arithmetic
 
 
 class Quality(NamedTuple):
@@ -79,19 +79,15 @@ def _logits(
         config = getattr(model.config, "text_config", None) or model.config  # type: ignore[union-attr]
         step = max(1, chunk_rows(config.vocab_size, ids.device) // ids.shape[1])  # type: ignore[union-attr]
         for some in ids.split(step):
-            with _autocast(ids.device, precision):
+            with arithmetic(ids.device, precision):
                 logits = model(input_ids=some, use_cache=False).logits[:, :-1]
             yield logits.flatten(0, 1).float(), some[:, 1:].flatten()
         return
     trunk, head = parts
-    with _autocast(ids.device, precision):
+    with arithmetic(ids.device, precision):
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     step = chunk_rows(head.out_features, ids.device)
     for start in range(0, len(hidden), step):
-        with _autocast(ids.device, precision):
+        with arithmetic(ids.device, precision):
             logits = head(hidden[start : start + step])
         yield logits.float(), labels[start : start + step]
-
-
-def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .merge import MergeError, Method, linear, merge_states, slerp
+from .bench import Bench, Judged, Place
+from .merge import MergeError, Method
 
 _REPLICATES = 1000  # bootstrap replicates behind every interval
 _CHUNK = 1 << 22  # resampling counts held at a time
-
-
-class Judged(Protocol):
-    """What an `evaluate` returns: see `heredity.lm.evaluate.Quality`."""
-
-    @property
-    def ce_loss(self) -> float:
-        """Mean cross-entropy, nats a token."""
-        ...
-
-    @property
-    def tokens(self) -> int:
-        """Predicted tokens."""
-        ...
-
-    @property
-    def hits(self) -> np.ndarray:
-        """Right predictions of each block, int [n]."""
-        ...
 
 
 class SweepPoint(NamedTuple):
@@ -92,29 +73,53 @@ def sweep(
     Source: Horn & Elliott 2024, section 3.3 and appendix A. Raises `MergeError` for a method without t, other than two
     parents, parents without blocks, a grid of fewer than two points, and weights that do not fit each other or `model`.
     """
-    if len(blocks) != 2:
-        names = ", ".join(blocks) or "none"
-        raise MergeError(f"an equilibrium lies between two parents, not {len(blocks)} ({names}); give t or weights")
-    for parent, corpora in blocks.items():
-        if not sum(map(len, corpora.values())):
+    bench = Bench(model, first_state, second_state, method, blocks, precision, evaluate, batch_size)
+    found = follow(lambda places: map(bench.measure, places), points, tolerance, seed, bench.corpora, progress)
+    bench.blend.into(found.t)
+    return found
+
+
+Measure = Callable[[Iterable[Place]], Iterable[Judged]]
+"""Measures places, in their order."""
+
+
+def follow(
+    measure: Measure,
+    points: int,
+    tolerance: float,
+    seed: int,
+    corpora: Mapping[str, Sequence[str]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Sweep:
+    """The sweep of `sweep`, measured by whoever `measure` asks. `corpora`: of the first and of the second parent.
+
+    All places of the grid are asked for at once, so that they can be shared among processes; bisection goes on one t
+    at a time. Raises `MergeError` for other than two parents, parents without corpora, and a grid of fewer than two.
+    """
+    if len(corpora) != 2:
+        names = ", ".join(corpora) or "none"
+        raise MergeError(f"an equilibrium lies between two parents, not {len(corpora)} ({names}); give t or weights")
+    for parent, names in corpora.items():
+        if not names:
             raise MergeError(f"parent {parent} has no validation blocks; give at least one corpus with text")
     if points < 2 or tolerance <= 0:
         raise MergeError(f"points={points} and tolerance={tolerance} must be at least 2 and above 0")
-    first, second = blocks
-    blend = Blend(model, first_state, second_state, method)
-    curve = _Curve(model, blend, blocks, _evaluator(evaluate, batch_size, precision))
+    first, second = corpora
+    curve = _Curve(measure, corpora)
     total = points + max(0, math.ceil(math.log2(1 / (points - 1) / tolerance))) + 1
 
-    def difference(t: float) -> float:
-        value = curve.difference(t)
+    def evaluated(count: int) -> None:
         if progress is not None:
-            progress(min(len(curve.rows), total), total)
-        return value
+            progress(min(count, total), total)
+
+    def difference(t: float) -> float:
+        curve.evaluate([t], evaluated)
+        return curve.difference(t)
 
     grid = [i / (points - 1) for i in range(points)]
+    curve.evaluate(grid, evaluated)
     t, crossed = _equilibrium(grid, difference, tolerance)
     difference(t)
-    blend.into(t)
     resampled = curve.resample(np.random.default_rng(seed))
     if progress is not None:
         progress(total, total)
@@ -141,41 +146,6 @@ def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[
     return min((t for t, d in zip(positions, differences, strict=True) if abs(d) == least), key=_from_middle), False
 
 
-class Blend:
-    """The merge of two state dicts at any t, written into a model in memory.
-
-    Angles are computed once. Raises `MergeError` for methods other than slerp and linear, states that do not fit each
-    other, and states that lack one of the model's tensors or have one that it lacks.
-    """
-
-    def __init__(
-        self, model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], method: Method
-    ) -> None:
-        """Check the states against each other and the model, and place them on the model's device."""
-        if method not in ("slerp", "linear"):
-            raise MergeError(f"{method} has no t to sweep; use slerp or linear, or give weights instead of t")
-        reports = merge_states([first, second], method, 0.5)[1]
-        targets = model.state_dict()
-        _check_targets(targets, first)
-        self._method = method
-        self._parts = []
-        for report in reports:
-            target = targets[report.name]
-            a, b = (state[report.name].to(target.device) for state in (first, second))
-            self._parts.append((target, a, b, report))
-
-    @torch.no_grad()
-    def into(self, t: float) -> None:
-        """Write the merge at t into the model."""
-        for target, a, b, report in self._parts:
-            if report.method == "copied":
-                target.copy_(a)
-            elif self._method == "slerp":
-                target.copy_(slerp(a, b, t, report.cosine))
-            else:
-                target.copy_(linear([a, b], [1 - t, t]))
-
-
 class _Row(NamedTuple):
     """One evaluated t: for each parent, right predictions of every block, and the pooled cross-entropy."""
 
@@ -186,15 +156,8 @@ class _Row(NamedTuple):
 class _Curve:
     """The points evaluated so far; each t is evaluated once."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        blend: Blend,
-        blocks: Mapping[str, Mapping[str, np.ndarray]],
-        judge: Callable[[nn.Module, np.ndarray], Judged],
-    ) -> None:
-        self._model, self._blend, self._judge = model, blend, judge
-        self._blocks = {parent: [b for b in corpora.values() if len(b)] for parent, corpora in blocks.items()}
+    def __init__(self, measure: Measure, corpora: Mapping[str, Sequence[str]]) -> None:
+        self._measure, self._corpora = measure, corpora
         self._tokens: dict[str, np.ndarray] = {}
         self.rows: dict[float, _Row] = {}
 
@@ -202,21 +165,26 @@ class _Curve:
     def positions(self) -> list[float]:
         return sorted(self.rows)
 
+    def evaluate(self, positions: Sequence[float], evaluated: Callable[[int], None]) -> None:
+        """Measure what is missing of these t; `evaluated` gets the number of t known after each."""
+        missing = [t for t in positions if t not in self.rows]
+        places = [Place(t, parent, c) for t in missing for parent, own in self._corpora.items() for c in own]
+        judged = iter(self._measure(places))
+        for t in missing:
+            self.rows[t] = _Row({}, {})
+            for parent, own in self._corpora.items():
+                self._take_in(t, parent, [next(judged) for _ in own])
+            evaluated(len(self.rows))
+
     def difference(self, t: float) -> float:
-        """Accuracy on the first parent's blocks less that on the second's."""
-        if t not in self.rows:
-            self._blend.into(t)
-            found = {parent: self._measure(parent) for parent in self._blocks}
-            self.rows[t] = _Row({p: hits for p, (hits, _) in found.items()}, {p: ce for p, (_, ce) in found.items()})
-        first, second = (self._accuracy(t, parent) for parent in self._blocks)
+        """Accuracy on the first parent's blocks less that on the second's, at a t that was evaluated."""
+        first, second = (self._accuracy(t, parent) for parent in self._corpora)
         return first - second
 
-    def _measure(self, parent: str) -> tuple[np.ndarray, float]:
-        judged = [self._judge(self._model, blocks) for blocks in self._blocks[parent]]
-        sizes = [np.full(len(j.hits), j.tokens / len(j.hits)) for j in judged]
-        self._tokens[parent] = np.concatenate(sizes)
-        ce_loss = sum(j.ce_loss * j.tokens for j in judged) / sum(j.tokens for j in judged)
-        return np.concatenate([np.asarray(j.hits, np.float64) for j in judged]), ce_loss
+    def _take_in(self, t: float, parent: str, judged: Sequence[Judged]) -> None:
+        self._tokens[parent] = np.concatenate([np.full(len(j.hits), j.tokens / len(j.hits)) for j in judged])
+        self.rows[t].hits[parent] = np.concatenate([np.asarray(j.hits, np.float64) for j in judged])
+        self.rows[t].ce_loss[parent] = sum(j.ce_loss * j.tokens for j in judged) / sum(j.tokens for j in judged)
 
     def _accuracy(self, t: float, parent: str) -> float:
         return float(self.rows[t].hits[parent].sum() / self._tokens[parent].sum())
@@ -236,7 +204,7 @@ class _Curve:
 
     def points(self, resampled: Mapping[str, np.ndarray]) -> list[SweepPoint]:
         """The finished points, with intervals from the replicates."""
-        parents = list(self._blocks)
+        parents = list(self._corpora)
         return [
             SweepPoint(
                 t,
@@ -275,28 +243,3 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 def _from_middle(t: float) -> tuple[float, float]:
     return round(abs(t - 0.5), 12), t  # rounded, so that 0.4 and 0.6 are equally near
-
-
-def _check_targets(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuse states that leave a tensor of the model unset, unless it is the same memory as one that is set."""
-    unknown = sorted(set(state) - set(targets))
-    if unknown:
-        raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
-    memory = {targets[name].data_ptr() for name in state}
-    for name, target in targets.items():
-        if target.data_ptr() not in memory:
-            raise MergeError(f"{name} is in the model but not in the parents; give a model of their architecture")
-        if name in state and target.shape != state[name].shape:
-            shapes = f"{list(target.shape)} in the model but {list(state[name].shape)} in the parents"
-            raise MergeError(f"{name} is {shapes}; give a model of their architecture")
-
-
-def _evaluator(
-    evaluate: Callable[..., Judged] | None, batch_size: int, precision: str
-) -> Callable[[nn.Module, np.ndarray], Judged]:
-    judge: Callable[..., Any]
-    if evaluate is None:
-        from .evaluate import evaluate as judge
-    else:
-        judge = evaluate
-    return lambda model, blocks: judge(model, blocks, batch_size, precision)

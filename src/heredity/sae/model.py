@@ -29,6 +29,7 @@ class SAE(nn.Module):
     Parameters need no gradient: `sae.train` computes its own.
     """
 
+    activation: Activation
     threshold: Tensor | None
 
     def __init__(self, d_in: int, d_sae: int, activation: Activation, k: int | None = None) -> None:

@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from heredity.activations import Progress
 from heredity.artifacts import write_json
 from heredity.config import Init, LineageConfig
 from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
 from heredity.features.acts import FeatureActs
-from heredity.features.collect import collect
+from heredity.features.collect import Reader, collected
 from heredity.features.controls import floor
 from heredity.features.correlate import Matches, correlate
 from heredity.features.lineage import THRESHOLDS, curve, fates
-from heredity.sae.model import SAE
-from heredity.stages.models import RECORD, load, on_device, seed_of
-from heredity.stages.saes import sae_of
+from heredity.shards import Job, Progress
+from heredity.stages.models import RECORD, seed_of
+from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
 from heredity.study import Edge, Study, StudyError
 
@@ -47,6 +45,7 @@ def match_stage(
     seed = seed_of(study, "match", edge.name)
     settings = {
         "hook_point": study.config.hook_point,
+        "precision": study.config.precision,
         "init": init,
         "lineage": lineage.model_dump(),
         "context_size": context,
@@ -66,20 +65,18 @@ def match_stage(
                 "lost between a model and itself: check the child's path or revision"
             )
         sampler = sampler_of(work, "train", context, seed, mix)
-        ends = [on_device(load(work.inputs[end])) for end in ("parent", "child")]
-        own = [sae_of(work.inputs[f"{end}_sae"]) for end in ("parent", "child")]
-        spare = [sae_of(artifact) for artifact in work.group("control").values()]
-        match_edge(work.folder, ends, own, spare, study.config.hook_point, sampler, lineage, seed, work.progress)
+        spare = list(work.group("control").values())
+        parent = reader_of(study, work.inputs["parent"], [work.inputs["parent_sae"], *spare])
+        child = reader_of(study, work.inputs["child"], [work.inputs["child_sae"]])
+        ends = work.shards.job(parent), work.shards.job(child)
+        match_edge(work.folder, ends, sampler, lineage, seed, work.progress)
 
     return Stage("match", f"{edge.slug}-{init}", settings, inputs, make)
 
 
 def match_edge(
     folder: Path,
-    models: Sequence[torch.nn.Module],
-    saes: Sequence[SAE],
-    controls: Sequence[SAE],
-    hook_point: str,
+    ends: tuple[Job[Reader], Job[Reader]],
     sampler: BlockSampler,
     lineage: LineageConfig,
     seed: int,
@@ -87,18 +84,15 @@ def match_edge(
 ) -> dict[str, Any]:
     """Match one edge and write its tables and counts into a folder.
 
-    models, saes: parent and child. controls: further SAEs of the parent, for the ceiling.
+    ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
     Returns the counts, which also stand in `counts.json`.
     """
-    device = next(models[0].parameters()).device
 
     def half(first: int) -> Progress:
         return lambda done, total: progress(first * total + done, 2 * total) if progress else None
 
-    parent, *spare = collect(
-        models[0], hook_point, [sae.to(device) for sae in (saes[0], *controls)], sampler, lineage.tokens, half(0)
-    )
-    (child,) = collect(models[1], hook_point, [saes[1].to(device)], sampler, lineage.tokens, half(1))
+    parent, *spare = collected(ends[0], sampler, lineage.tokens, half(0))
+    (child,) = collected(ends[1], sampler, lineage.tokens, half(1))
     matches = correlate(parent, child, lineage.top)
     ceilings = [correlate(parent, acts, 1) for acts in spare]
     chance = list(floor(parent, child, _SHIFTS, seed))
@@ -188,6 +182,7 @@ def acts_stage(study: Study, name: str, init: Init, model: Stage, sae: Stage, to
     seed = seed_of(study, "sample")
     settings = {
         "hook_point": config.hook_point,
+        "precision": config.precision,
         "tokens": config.report.tokens,
         "context_size": config.sae.context_size,
         "seed": seed,
@@ -195,16 +190,8 @@ def acts_stage(study: Study, name: str, init: Init, model: Stage, sae: Stage, to
 
     def make(work: Work) -> None:
         sampler = sampler_of(work, "train", config.sae.context_size, seed, "equal")
-        reader = on_device(load(work.inputs["model"]))
-        device = next(reader.parameters()).device
-        (acts,) = collect(
-            reader,
-            config.hook_point,
-            [sae_of(work.inputs["sae"]).to(device)],
-            sampler,
-            config.report.tokens,
-            work.progress,
-        )
+        readers = work.shards.job(reader_of(study, work.inputs["model"], [work.inputs["sae"]]))
+        (acts,) = collected(readers, sampler, config.report.tokens, work.progress)
         acts.save(work.folder / "acts.safetensors")
 
     inputs = {"model": model, "sae": sae, **{f"tokens:{corpus}": stage for corpus, stage in tokens.items()}}

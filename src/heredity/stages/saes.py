@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from heredity.activations import ActivationStore, activations
-from heredity.artifacts import Artifact, write_json
+from heredity.artifacts import write_json
 from heredity.config import Init
 from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
+from heredity.features.collect import Reader
 from heredity.sae.formats import read_sae, write_sae
-from heredity.sae.model import SAE
 from heredity.stages.models import RECORD, load, on_device, seed_of
+from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
 from heredity.study import Edge, Study, StudyError
 
@@ -73,6 +74,7 @@ def _training_stage(
     seed = seed_of(study, "sae", label)
     settings = {
         "hook_point": hook_point,
+        "precision": study.config.precision,
         "sae": config.model_dump(exclude={"init", "evaluation_tokens"}),
         "seed": seed,
         "model": name,
@@ -86,8 +88,9 @@ def _training_stage(
         from heredity.sae.train import TrainingState, train
 
         reader = on_device(load(work.inputs["model"]))
+        sampler = trace_sampler(work, "train", config, seed)
         store = ActivationStore(
-            reader, hook_point, trace_sampler(work, "train", config, seed), config.batch_blocks, seed
+            reader, hook_point, sampler, config.batch_blocks, seed, precision=study.config.precision
         )
         wanted = (config.continue_tokens or config.tokens) if source else config.tokens
         steps = -(-wanted // store.batch_size)
@@ -161,11 +164,6 @@ def trace_sampler(work: Work, split: str, config, seed: int) -> BlockSampler:
     return BlockSampler(found, config.context_size, seed, shares)
 
 
-def sae_of(artifact: Artifact) -> SAE:
-    """The SAE of an SAE artifact."""
-    return read_sae(artifact / "sae")[0]
-
-
 def sae_quality_stage(
     study: Study, name: str, init: Init, model: Stage, sae: Stage, tokens: Mapping[str, Stage]
 ) -> Stage:
@@ -174,6 +172,7 @@ def sae_quality_stage(
     seed = seed_of(study, "sae-quality", name)
     settings = {
         "hook_point": hook_point,
+        "precision": study.config.precision,
         "tokens": config.evaluation_tokens,
         "context_size": config.context_size,
         "seed": seed,
@@ -181,18 +180,16 @@ def sae_quality_stage(
     }
 
     def make(work: Work) -> None:
-        from heredity.sae.evaluate import ce_loss_recovered, quality
-
-        reader = on_device(load(work.inputs["model"]))
         found, metadata = read_sae(work.inputs["sae"] / "sae")
         if metadata.get("model_state") != work.inputs["model"].json(RECORD)["state"]:
             raise StudyError(f"{study.name}: the SAE of model {name} was trained on other weights; train it anew")
-        found = found.to(next(reader.parameters()).device)
         sampler = trace_sampler(work, "validation", config, seed)
         count = min(max(1, config.evaluation_tokens // config.context_size), sampler.blocks_per_pass)
         blocks = sampler.take(0, count)
-        measured = quality(found, activations(reader, hook_point, blocks))
-        row = {**measured._asdict(), "ce_loss_recovered": ce_loss_recovered(reader, hook_point, found, blocks)}
+        readers = work.shards.job(reader_of(study, work.inputs["model"], [work.inputs["sae"]]))
+        # Two whole measurements are the units: parts of one would have to be summed in another order.
+        measured, recovered = readers.map(_measured, [(_quality, blocks), (_recovered, blocks)])
+        row = {**measured._asdict(), "ce_loss_recovered": recovered}
         np.save(work.folder / "density.npy", np.asarray(row.pop("density"), dtype=np.float64))
         row |= {"d_in": found.W_enc.shape[0], "d_sae": found.W_enc.shape[1], "activation": found.activation}
         row |= {"l1_coefficient": metadata.get("l1_coefficient")}
@@ -201,3 +198,20 @@ def sae_quality_stage(
 
     inputs = {"model": model, "sae": sae, **{f"tokens:{corpus}": tokens[corpus] for corpus in study.trace(name)}}
     return Stage("sae_quality", f"{name}-{init}", settings, inputs, make)
+
+
+def _measured(reader: Reader, unit: tuple[Callable[[Reader, np.ndarray], Any], np.ndarray]) -> Any:
+    measure, blocks = unit
+    return measure(reader, blocks)
+
+
+def _quality(reader: Reader, blocks: np.ndarray) -> Any:
+    from heredity.sae.evaluate import quality
+
+    return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
+
+
+def _recovered(reader: Reader, blocks: np.ndarray) -> float:
+    from heredity.sae.evaluate import ce_loss_recovered
+
+    return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks)

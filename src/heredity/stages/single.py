@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from heredity.activations import Progress
 from heredity.artifacts import write_json
 from heredity.config import CorpusConfig, LineageConfig
+from heredity.shards import Here, Progress
 
 
 def merge_folders(
@@ -92,6 +92,7 @@ def track_edge(
     """
     from heredity.data.corpora import documents
     from heredity.data.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
+    from heredity.features.collect import Reader
     from heredity.lm.load import load_model, state_hash
     from heredity.sae.formats import read_sae
     from heredity.stages.lineage import match_edge
@@ -119,8 +120,10 @@ def track_edge(
         texts = (document.text for document in documents(corpus, seed, Path.cwd()))
         pack_ = pack(texts, tokenizers[0], partial / "tokens")
         sampler = BlockSampler({corpus.source: pack_}, context_size, seed, None)
-        own, spare = [sae for sae, _ in read[:2]], [sae for sae, _ in read[2:]]
-        counts = match_edge(partial, ends, own, spare, place, sampler, lineage, seed, progress)
+        own = [sae.to(next(ends[0].parameters()).device) for sae, _ in read]
+        parent, child = Reader(ends[0], place, [own[0], *own[2:]]), Reader(ends[1], place, [own[1]])
+        jobs = Here().job(lambda: parent), Here().job(lambda: child)
+        counts = match_edge(partial, jobs, sampler, lineage, seed, progress)
         shutil.rmtree(partial / "tokens")
     return {"parent": models[0], "child": models[1], "hook_point": place, **counts, "out": str(out)}
 

@@ -1,0 +1,264 @@
+"""A sweep of 21 slerp merges of two models: ours in memory against mergekit's merges written, reloaded and evaluated.
+
+    python benchmarks/bench_sweep.py [--quick] [--json] [--write] [--tokens N] [--pairs N]
+
+Both start from two model folders and end with accuracy and cross-entropy of every merge on both parents' validation
+sets, by the same evaluation code (`heredity.lm.evaluate`). Ours is `heredity.lm.sweep`, told not to bisect; it
+evaluates one point more, the equilibrium, and draws its intervals. mergekit runs in this process, so that its imports
+are not counted. The floor is the evaluation alone. The more tokens, the more both are evaluation, so a case with none
+shows what making the merges costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded, spread, version
+
+from heredity.config import ArchitectureConfig
+from heredity.lm.bench import Blend
+from heredity.lm.evaluate import evaluate
+from heredity.lm.load import load_model, mistral_config, new_model, save_model
+from heredity.lm.sweep import sweep
+
+PARENTS = ("first", "second")
+
+FOLLOWED = 0.5
+"""Share of the tokens of a validation set that are its parent's own prediction; the others are random."""
+
+WEIGHTS_TOLERANCE, ACCURACY_TOLERANCE = 2.0**-22, 1e-3
+"""Largest difference from mergekit's weights, relative to a tensor's largest; and of accuracies, where bf16 rounds."""
+
+
+class Sizes(NamedTuple):
+    """Shapes of a run."""
+
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    vocab: int
+    context: int
+    tokens: tuple[int, ...]
+    """Validation tokens of each parent, one case each; the first is the headline."""
+    points: int
+    pairs: int
+
+
+FULL = Sizes(512, 1024, 16, 8192, 256, tokens=(30_000, 4_000), points=21, pairs=3)
+"""The paper's one-layer model. The demo study evaluates on 30,000 tokens a corpus (the default is 200,000)."""
+
+QUICK = Sizes(128, 256, 4, 2048, 64, tokens=(2_000,), points=5, pairs=2)
+
+
+class Job(NamedTuple):
+    """Two parents on disk and their validation blocks."""
+
+    sizes: Sizes
+    folder: Path
+    blocks: dict[str, np.ndarray]
+
+    def parent(self, name: str) -> str:
+        """Folder of a parent."""
+        return str(self.folder / name)
+
+    @property
+    def grid(self) -> list[float]:
+        """Positions of the merges."""
+        return [i / (self.sizes.points - 1) for i in range(self.sizes.points)]
+
+    def limited(self, tokens: int) -> Job:
+        """The same with fewer tokens."""
+        count = max(1, tokens // self.sizes.context)
+        return self._replace(blocks={name: blocks[:count] for name, blocks in self.blocks.items()})
+
+
+def prepared(options: argparse.Namespace, folder: Path) -> Job:
+    """Make the parents and, for each, blocks that follow its own predictions half of the time."""
+    sizes = QUICK if options.quick else FULL
+    if options.tokens:
+        sizes = sizes._replace(tokens=(options.tokens,))
+    shape = ArchitectureConfig(d_model=sizes.d_model, d_mlp=sizes.d_mlp, n_heads=sizes.n_heads)
+    blocks = {}
+    for seed, name in enumerate(PARENTS):
+        model = new_model(mistral_config(shape, sizes.vocab, sizes.context, eos_token_id=0), seed).eval()
+        save_model(model, None, folder / name)
+        blocks[name] = predicted(model, max(sizes.tokens) // sizes.context, sizes, seed)
+    return Job(sizes, folder, blocks)
+
+
+@torch.inference_mode()
+def predicted(model: Any, count: int, sizes: Sizes, seed: int) -> np.ndarray:
+    """Token blocks int64 [count, context]: each token is the model's most likely one or, half of the time, random."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(sizes.vocab, (max(1, count), sizes.context), generator=generator)
+    follows = torch.rand(ids.shape, generator=generator) < FOLLOWED
+    past = None
+    for place in range(sizes.context - 1):
+        made = model(input_ids=ids[:, place : place + 1], past_key_values=past, use_cache=True)
+        past = made.past_key_values
+        ids[:, place + 1] = torch.where(follows[:, place + 1], made.logits[:, -1].argmax(-1), ids[:, place + 1])
+    return ids.numpy()
+
+
+def ours(job: Job) -> dict[float, dict[str, float]]:
+    """Our sweep from the folders on; accuracies by t and parent."""
+    first, second = (load_model(job.parent(name)) for name in PARENTS)
+    blocks = {name: {"text": job.blocks[name]} for name in PARENTS}
+    model = load_model(job.parent("first"))
+    # A tolerance of the whole range: no bisection.
+    found = sweep(model, first.state_dict(), second.state_dict(), "slerp", blocks, job.sizes.points, tolerance=1.0)
+    return {point.t: point.accuracy for point in found.points}
+
+
+def merged_by_mergekit(job: Job, t: float, out: str) -> None:
+    """Write mergekit's slerp at t into the folder `out`."""
+    config, merge, options = peer("mergekit.config"), peer("mergekit.merge"), peer("mergekit.options")
+    recipe = {
+        "merge_method": "slerp",
+        "base_model": job.parent("first"),
+        "models": [{"model": job.parent(name)} for name in PARENTS],
+        "dtype": "float32",
+        "parameters": {"t": t},
+    }
+    quiet = options.MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+    merge.run_merge(config.MergeConfiguration.model_validate(recipe), out, quiet)
+
+
+def mergekit(job: Job) -> dict[float, dict[str, float]]:
+    """Each merge written by mergekit, loaded again and evaluated; accuracies by t and parent."""
+    found = {}
+    for t in job.grid:
+        with tempfile.TemporaryDirectory() as out:
+            merged_by_mergekit(job, t, out)
+            found[t] = accuracies(load_model(out), job)
+    return found
+
+
+def accuracies(model: Any, job: Job) -> dict[str, float]:
+    """Accuracy on both parents' blocks."""
+    return {name: evaluate(model, job.blocks[name]).accuracy for name in PARENTS}
+
+
+def evaluations(job: Job) -> None:
+    """What no sweep can do without: every point evaluated, with one model."""
+    model = load_model(job.parent("first"))
+    for _ in job.grid:
+        accuracies(model, job)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All token counts, then making the merges alone, then memory."""
+    peer("mergekit.merge")
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepared(options, Path(folder))
+        pairs = options.pairs or job.sizes.pairs
+        weights = weights_error(job)
+        cases = [note(timed(job.limited(tokens), tokens, pairs, weights)) for tokens in job.sizes.tokens]
+        cases.append(note(merges_only(job, pairs)))
+    head = cases[0]
+    return {
+        "peer": "mergekit",
+        "peer_version": version("mergekit"),
+        "ratio": head["ratio"],
+        "floor_ratio": head["floor_ratio"],
+        "peak_rss_gib": peak_of("ours", options),
+        "peer_peak_rss_gib": peak_of("mergekit", options),
+        "ours": head["ours"],
+        "agree": head["agree"],
+        "cases": cases,
+        "configuration": {**job.sizes._asdict(), "layers": 1, "pairs": pairs, "precision": "bf16"}
+        | {"weights_tolerance": rounded(WEIGHTS_TOLERANCE), "accuracy_tolerance": ACCURACY_TOLERANCE},
+        "packages": ["mergekit"],
+    }
+
+
+def timed(job: Job, tokens: int, pairs: int, weights: float) -> dict[str, Any]:
+    """Both sweeps and the evaluations alone in turn, and whether their accuracies agree."""
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    calls = {
+        "ours": lambda: found.update(ours=ours(job)),
+        "theirs": lambda: found.update(theirs=mergekit(job)),
+        "floor": partial(evaluations, job),
+    }
+    short = job._replace(sizes=job.sizes._replace(points=2))
+    ours(short), mergekit(short)
+    seconds = in_turn(calls, pairs, warm_up=0)
+    apart = max(abs(found["ours"][t][name] - found["theirs"][t][name]) for t in job.grid for name in PARENTS)
+    same = weights <= WEIGHTS_TOLERANCE and apart <= ACCURACY_TOLERANCE
+    return {
+        "case": f"{tokens} tokens a parent",
+        "ratio": ratio(seconds["theirs"], seconds["ours"]),
+        "floor_ratio": ratio(seconds["ours"], seconds["floor"])["median"],
+        "ours": {"seconds": spread(seconds["ours"])},
+        "theirs": {"seconds": spread(seconds["theirs"])},
+        "floor": {"seconds": spread(seconds["floor"])},
+        "agree": {"weights_error": rounded(weights), "accuracy_differs": rounded(apart), "same_sweep": same}
+        | {f"accuracy_of_{name}_at_0": rounded(found["ours"][0.0][name]) for name in PARENTS},
+    }
+
+
+def merges_only(job: Job, pairs: int) -> dict[str, Any]:
+    """The models of a sweep without evaluating them: in memory, and through the disk."""
+
+    def in_memory() -> None:
+        first, second = (load_model(job.parent(name)) for name in PARENTS)
+        blend = Blend(load_model(job.parent("first")), first.state_dict(), second.state_dict(), "slerp")
+        for t in job.grid:
+            blend.into(t)
+
+    def through_disk() -> None:
+        for t in job.grid:
+            with tempfile.TemporaryDirectory() as out:
+                merged_by_mergekit(job, t, out)
+                load_model(out)
+
+    seconds = in_turn({"ours": in_memory, "theirs": through_disk}, pairs)
+    return {
+        "case": "merges without evaluation",
+        "ratio": ratio(seconds["theirs"], seconds["ours"]),
+        "ours": {"seconds": spread(seconds["ours"])},
+        "theirs": {"seconds": spread(seconds["theirs"])},
+    }
+
+
+def weights_error(job: Job) -> float:
+    """Largest difference of our merges from mergekit's over three t, relative to the tensor's largest weight."""
+    first, second = (load_model(job.parent(name)).state_dict() for name in PARENTS)
+    model = load_model(job.parent("first"))
+    blend, worst = Blend(model, first, second, "slerp"), 0.0
+    for t in (0.25, 0.5, 0.9):
+        blend.into(t)
+        with tempfile.TemporaryDirectory() as out:
+            merged_by_mergekit(job, t, out)
+            theirs = load_model(out).state_dict()
+        for name, tensor in model.state_dict().items():
+            worst = max(worst, float((tensor - theirs[name]).abs().max() / theirs[name].abs().max()))
+    return worst
+
+
+def run_job(name: str, options: argparse.Namespace) -> None:
+    """A sweep of three points by one side: `ours` or `mergekit`."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepared(options, Path(folder))
+        job = job._replace(sizes=job.sizes._replace(points=3))
+        (ours if name == "ours" else mergekit)(job)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """--tokens."""
+    parser.add_argument("--tokens", type=int, help="validation tokens of each parent, in place of the usual cases")
+
+
+BENCHMARK = Benchmark(
+    "sweep", "A sweep of slerp merges: ours in memory and mergekit through the disk", measure, run_job, arguments
+)
+
+if __name__ == "__main__":
+    sys.exit(main(BENCHMARK))

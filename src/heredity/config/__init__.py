@@ -1,0 +1,44 @@
+"""Every setting of a study: frozen, documented field by field, read from one TOML file. `Study` (study.py) adds the
+relations between the tables; this package only says what may stand in each of them."""
+
+from heredity.config.models import (
+    ArchitectureConfig,
+    LoraConfig,
+    MergeConfig,
+    ModelConfig,
+    ScratchConfig,
+    TrainingConfig,
+)
+from heredity.config.study import (
+    CaseConfig,
+    ControlsConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    LineageConfig,
+    ReportConfig,
+    SAEConfig,
+    StudyConfig,
+    TokenizerConfig,
+)
+from heredity.config.table import Config, Init, Precision
+
+__all__ = [
+    "ArchitectureConfig",
+    "CaseConfig",
+    "Config",
+    "ControlsConfig",
+    "CorpusConfig",
+    "EvaluationConfig",
+    "Init",
+    "LineageConfig",
+    "LoraConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "Precision",
+    "ReportConfig",
+    "SAEConfig",
+    "ScratchConfig",
+    "StudyConfig",
+    "TokenizerConfig",
+    "TrainingConfig",
+]

@@ -1,0 +1,183 @@
+"""Independent units of work, done in this process or shared among several on one machine.
+
+A unit is the same whoever does it, and results come back in the order of the units, so numbers do not depend on how
+many processes there are. Torch is imported in functions only: a new process first says how its threads shall wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+U = TypeVar("U")
+R = TypeVar("R")
+
+Progress = Callable[[int, int], None]
+
+_AHEAD = 2  # units a process has waiting, so that none is idle while results are taken in
+
+
+class WorkerError(ValueError):
+    """A worker process died without an error of its own."""
+
+
+class Job(Protocol[S_co]):
+    """Something opened once in every process that works on it."""
+
+    def map(self, work: Callable[[S_co, U], R], units: Iterable[U]) -> Iterator[R]:
+        """work(opened, unit) of every unit, in order. The first error of a unit is raised here."""
+        ...
+
+
+class Shards(Protocol):
+    """Who does the work."""
+
+    def job(self, opened: Callable[[], S]) -> Job[S]:
+        """Units of work that all need what `opened` gives, such as a model read from its folder."""
+        ...
+
+
+class _HereJob(Generic[S]):
+    def __init__(self, opened: Callable[[], S]) -> None:
+        self._open = opened
+        self._opened: list[S] = []
+
+    def map(self, work: Callable[[S, U], R], units: Iterable[U]) -> Iterator[R]:
+        if not self._opened:
+            self._opened.append(self._open())
+        for unit in units:
+            yield work(self._opened[0], unit)
+
+
+class Here:
+    """All work in this process."""
+
+    def job(self, opened: Callable[[], S]) -> Job[S]:
+        """See `Shards`; opened at the first unit."""
+        return _HereJob(opened)
+
+
+class Processes:
+    """A pool of processes that share this machine: its threads divided among them, its GPUs dealt out in turn.
+
+    They start at the first unit and end with the `with` block; on an error or an interrupt they are killed. What a
+    job opens and the functions it maps must be importable by name (or `functools.partial` of such).
+    """
+
+    def __init__(self, count: int) -> None:
+        """`count` processes; ValueError below 1."""
+        if count < 1:
+            raise ValueError(f"workers={count}: at least one process must do the work")
+        self.count = count
+        self._numbers = itertools.count(1)
+        self._pool: ProcessPoolExecutor | None = None
+        self._others: set[int | None] = set()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is None:
+            return
+        if kind is not None:
+            for process in multiprocessing.active_children():
+                if process.pid not in self._others:
+                    process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+
+    def job(self, opened: Callable[[], S]) -> Job[S]:
+        """See `Shards`; opened by each process at its first unit, and dropped at its first unit of the next job."""
+        return _SharedJob(self, next(self._numbers), opened)
+
+    def submit(self, work: Callable[..., R], *arguments: object) -> Future[R]:
+        """Start one call; the processes begin with the first."""
+        if self._pool is None:
+            import torch
+
+            self._others = {process.pid for process in multiprocessing.active_children()}
+            context = multiprocessing.get_context("spawn")
+            threads = max(1, torch.get_num_threads() // self.count)
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, (threads, context.Value("i", 0)))
+        return self._pool.submit(work, *arguments)
+
+
+class _SharedJob(Generic[S]):
+    def __init__(self, processes: Processes, number: int, opened: Callable[[], S]) -> None:
+        self._processes, self._number, self._open = processes, number, opened
+
+    def map(self, work: Callable[[S, U], R], units: Iterable[U]) -> Iterator[R]:
+        waiting: deque[Future[R]] = deque()
+        rest = iter(units)
+        try:
+            while True:
+                for unit in itertools.islice(rest, _AHEAD * self._processes.count - len(waiting)):
+                    waiting.append(self._processes.submit(_unit, self._number, self._open, work, unit))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                f"one of {self._processes.count} worker processes was killed, perhaps for want of memory; "
+                "run with fewer workers"
+            ) from error
+
+
+@contextlib.contextmanager
+def shards(workers: int) -> Iterator[Shards]:
+    """This process for one worker, a pool of processes for more. Raises ValueError for fewer than one."""
+    if workers == 1:
+        yield Here()
+        return
+    with Processes(workers) as processes:
+        yield processes
+
+
+_current: tuple[int, Any] = (0, None)  # of a worker process: the job it has open, and what that opened
+
+
+def _unit(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
+    """One unit in a worker process."""
+    global _current
+    if _current[0] != number:
+        _current = (0, None)  # the last job's models go before the next one's come
+        _current = (number, opened())
+    return work(_current[1], unit)
+
+
+def _begin(threads: int, turns: Any) -> None:
+    """What a worker process does first."""
+    # Ctrl-C reaches every process of the terminal; the one that drew the progress bar ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Threads that spin while they wait take the processor from the other workers. OpenMP reads this when it loads.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        with turns.get_lock():
+            turn, turns.value = turns.value, turns.value + 1
+        torch.cuda.set_device(turn % torch.cuda.device_count())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
