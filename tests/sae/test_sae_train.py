@@ -100,8 +100,9 @@ def compiled_gradients(weights: Weights, x: Tensor, rule: Rule) -> dict[str, Ten
     acts, made, log_threshold = sparse_errors(weights, x, rule)
     columns = kernels.to_columns(acts, len(weights.w_enc))
     enc, dec = kernels.feature_gradients(0, len(weights.w_enc), columns, acts, made, x.numpy())
-    b_enc = torch.from_numpy(kernels.bias_gradient(columns, made))
-    b_dec = torch.from_numpy(made.output_grad).sum(0) - b_enc @ weights.w_enc
+    bias = kernels.bias_gradient(columns, made)
+    b_dec = torch.from_numpy(kernels.center_gradient(made, bias, weights.w_enc.numpy()))
+    b_enc = torch.from_numpy(bias)
     rows = {"w_enc": torch.from_numpy(enc), "w_dec": torch.from_numpy(dec)}
     return rows | {"b_enc": b_enc, "b_dec": b_dec, "log_threshold": log_threshold}
 

@@ -44,7 +44,7 @@ class EntryGradients(NamedTuple):
     act_grad: Tensor
     """[nnz]: derivative of the loss by each entry."""
     output_grad_sum: Tensor
-    """[d_in]: sum over tokens of the derivative by the reconstruction."""
+    """float64 [d_in]: sum over tokens of the derivative by the reconstruction."""
     squared: Tensor
     """float64 scalar: Σ ‖x − x̂‖²."""
 
@@ -163,7 +163,7 @@ def entry_gradients(
         b_enc=torch.zeros_like(w_dec[:, 0]).index_add_(0, features, back),
         w_dec=_sums(by_feature, output_grad, starts, values[order]),
         act_grad=act_grad,
-        output_grad_sum=output_grad.sum(0),
+        output_grad_sum=output_grad.sum(0, dtype=torch.float64),
         squared=squared,
     )
 

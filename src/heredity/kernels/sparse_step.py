@@ -16,6 +16,9 @@ import numpy as np
 from .encode import Csr
 from .threads import in_ranges
 
+CENTER_PIECES = 16
+"""Stretches of rows that b_dec's gradient is summed over, whatever the number of threads."""
+
 COST_OF_ADAM = 6
 """Time of Adam on one feature's rows, in entries of the gradient."""
 
@@ -107,6 +110,21 @@ def bias_gradient(columns: Columns, made: Errors) -> np.ndarray:
     return grad
 
 
+def center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
+    """Gradient of b_dec, float32 [d_in]: Σ G − b_enc's gradient @ w_enc, in float64 because the two nearly cancel."""
+    pieces = [np.zeros(w_enc.shape[1]) for _ in range(CENTER_PIECES)]
+
+    def work(a: int, b: int) -> None:
+        for piece in range(a, b):
+            for sign, weights, rows in ((1.0, None, made.output_grad), (-1.0, b_enc, w_enc)):
+                part = slice(*(len(rows) * edge // CENTER_PIECES for edge in (piece, piece + 1)))
+                own = np.ones(len(rows[part]), np.float32) if weights is None else weights[part]
+                _add_weighted(sign, own, rows[part], pieces[piece])
+
+    in_ranges(work, CENTER_PIECES, w_enc.size)
+    return np.sum(pieces, axis=0).astype(np.float32)
+
+
 def update_features(
     columns: Columns, acts: Csr, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
 ) -> None:
@@ -186,6 +204,15 @@ def _bias_gradient(column_ptr, entries, act_grad, grad):
         for q in range(column_ptr[j], column_ptr[j + 1]):
             total += act_grad[entries[q]]
         grad[j] = total
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_weighted(sign, weights, rows, total):
+    for j in range(len(rows)):
+        weight = sign * weights[j]
+        if weight != 0:
+            for c in range(len(total)):
+                total[c] += weight * rows[j, c]
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)

@@ -14,7 +14,16 @@ from heredity.kernels import sparse_step as kernels
 from heredity.kernels.encode import Csr
 from heredity.kernels.entries import entry_gradients
 from heredity.sae.jump import jump, threshold_gradient
-from heredity.sae.rules import Gradients, Outcome, Rule, Weights, dense_gradients, training_acts, training_entries
+from heredity.sae.rules import (
+    Gradients,
+    Outcome,
+    Rule,
+    Weights,
+    center_gradient,
+    dense_gradients,
+    training_acts,
+    training_entries,
+)
 
 BETAS = (0.9, 0.9999)
 """Adam's decay rates (Horn & Elliott 2024, appendix B)."""
@@ -23,9 +32,10 @@ EPSILON = 1e-12
 """Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
 that fire on few tokens."""
 
-SPARSE_BELOW = 0.13
-"""The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU, 512 ->
-4096: it takes 0.3 of the dense step's time at a share of 0.02, 0.7 at 0.1, as much at 0.16, 1.3 times it at 0.2."""
+SPARSE_BELOW = 0.08
+"""The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU: at
+512 -> 4096 it takes 0.3 of the dense step's time at a share of 0.02 and as much at 0.16; at 1024 -> 16384 it takes
+0.14 of it at 0.002, 0.43 at 0.02, and as much at 0.07. There the rows gathered no longer fit the cache."""
 
 SPARSE_BELOW_ON_GPU = 0.02
 """The same on a GPU, reckoned from bandwidth and not measured: rows are gathered four times for an entry, and at
@@ -82,8 +92,8 @@ def sparse_step(
     acts, made, log_threshold = sparse_errors(weights, x, rule)
     given = x.numpy()
     columns = kernels.to_columns(acts, len(weights.w_enc))
-    b_enc = torch.from_numpy(kernels.bias_gradient(columns, made))
-    b_dec = torch.from_numpy(made.output_grad).sum(0) - b_enc @ weights.w_enc
+    b_enc = kernels.bias_gradient(columns, made)
+    b_dec = kernels.center_gradient(made, b_enc, weights.w_enc.numpy())
     kernels.update_features(
         columns,
         acts,
@@ -93,7 +103,8 @@ def sparse_step(
         _rows("w_dec", weights, first, second),
         kernels.Rates(lr, *BETAS, EPSILON, ages.numpy()),
     )
-    gradients = Gradients(weights.w_enc, b_enc, weights.w_dec, b_dec, log_threshold)
+    biases = torch.from_numpy(b_enc), torch.from_numpy(b_dec)
+    gradients = Gradients(weights.w_enc, biases[0], weights.w_dec, biases[1], log_threshold)
     _update_vectors(weights, first, second, gradients, ages, lr, step)
     # A jumprelu feature's entries below its threshold are there, with a value of 0.
     active = acts.values > 0
@@ -143,7 +154,7 @@ def sparse_gradients(weights: Weights, x: Tensor, rule: Rule) -> tuple[Gradients
     log_threshold = weights.log_threshold
     if found is not None:
         log_threshold = threshold_gradient(found, acts.features, made.act_grad, rule.l0 / n, len(log_threshold))
-    b_dec = made.output_grad_sum - made.b_enc @ weights.w_enc
+    b_dec = center_gradient(made.output_grad_sum, made.b_enc, weights.w_enc)
     active = acts.values > 0
     kept = acts.values[active]
     outcome = Outcome(
