@@ -73,8 +73,8 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(64, 512, 1024, 800, true_l0=4, lr=3e-2, peer_lr=3e-2, peer_l1=1.0)
-DEFAULT = Sizes(256, 4096, 3072, 600, true_l0=20, lr=1e-3, peer_lr=1e-3, peer_l1=1.0)
-FULL = Sizes(1024, 16384, 3072, 600, true_l0=20, lr=1e-3, peer_lr=1e-3, peer_l1=1.0)
+DEFAULT = Sizes(256, 4096, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.0)
+FULL = Sizes(1024, 16384, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.0)
 
 
 class Point(NamedTuple):
