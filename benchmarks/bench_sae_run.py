@@ -54,7 +54,7 @@ COEFFICIENTS = (1.0, 1.5, 2.0, 3.0)
 
 
 class Sizes(NamedTuple):
-    """Shapes of a run, and the settings that the search found best for it."""
+    """Shapes of a run, and the learning rates and SAELens' L1 coefficient used for it."""
 
     d_in: int
     d_sae: int
@@ -75,6 +75,8 @@ class Sizes(NamedTuple):
 QUICK = Sizes(64, 512, 1024, 800, true_l0=4, lr=3e-2, peer_lr=3e-2, peer_l1=1.0)
 DEFAULT = Sizes(256, 4096, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.0)
 FULL = Sizes(1024, 16384, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.0)
+"""The search chose the settings of QUICK. Those of the larger two follow it with a lower rate and were not searched:
+run `--search` at that size before quoting a ratio of it."""
 
 
 class Point(NamedTuple):
