@@ -20,7 +20,7 @@ from planted import oracle, vectors, world
 from sae_peers import PEERS, encoder
 from torch import Tensor
 
-from heredity.kernels.encode import linear
+from heredity.kernels.dense import linear
 from heredity.sae.model import SAE
 from heredity.sae.rules import Weights
 

@@ -25,7 +25,7 @@ from planted import vectors, world
 from torch import Tensor
 
 from heredity.config import SAEConfig
-from heredity.kernels.encode import linear
+from heredity.kernels.dense import linear
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.state import TrainingState

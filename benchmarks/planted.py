@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels.encode import linear
+from heredity.kernels.dense import linear
 from heredity.sae.rules import Weights
 
 NOISE = 0.05

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from heredity.features.acts import FeatureActs
+from heredity.kernels.encode import Csr
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,10 @@ def _sparse(token: np.ndarray, feature: np.ndarray, values: np.ndarray, tokens: 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def dense_to_csr(acts: torch.Tensor) -> Csr:
+    """CSR arrays of dense activations [n, d_sae] >= 0, zeros left out."""
+    token, feature = acts.nonzero(as_tuple=True)
+    indptr = np.concatenate([[0], np.cumsum((acts != 0).sum(1).numpy())])
+    return Csr(indptr, feature.to(torch.int32).numpy(), acts[token, feature].float().numpy())

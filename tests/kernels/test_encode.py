@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heredity.kernels import encode
-from heredity.kernels.encode import Csr, dense_encode, dense_to_csr, keep_largest, linear, sparse_encode
+from heredity.kernels.dense import dense_encode, linear
+from heredity.kernels.encode import Csr, keep_largest, sparse_encode
+from worlds import dense_to_csr
 
 
 def layer(d_in: int, d_sae: int, bias: float = 0.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

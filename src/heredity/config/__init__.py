@@ -10,6 +10,7 @@ from heredity.config.models import (
     TrainingConfig,
 )
 from heredity.config.study import (
+    RANKED,
     CaseConfig,
     ControlsConfig,
     CorpusConfig,
@@ -23,6 +24,7 @@ from heredity.config.study import (
 from heredity.config.table import Config, Init, Precision
 
 __all__ = [
+    "RANKED",
     "ArchitectureConfig",
     "CaseConfig",
     "Config",

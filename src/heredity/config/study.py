@@ -44,6 +44,10 @@ class TokenizerConfig(Config):
     """Use the tokenizer of this folder or hub id instead of training one."""
 
 
+RANKED = ("topk", "batchtopk")
+"""Activation functions whose number of active features is set by k; the others' follows from a penalty."""
+
+
 class SAEConfig(Config):
     """Sparse autoencoders: one a model, an `init` and a seed."""
 

@@ -29,16 +29,18 @@ def floor(
     shifts: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "cpu",
 ) -> np.ndarray:
     """Best r of each parent feature by chance: the child's tokens are shifted in a circle against the parent's.
 
     Shifting keeps densities, magnitudes and runs of firings as they are and breaks the alignment only. Returns float64
     [shifts, d_parent], nan for features that are constant. The shifts follow from the seed.
-    progress: called with (shifts done, shifts).
+    progress: called with (shifts done, shifts). device: as in `correlate`.
     """
     rows = []
     for offset in offsets(parent.tokens, shifts, seed):
-        rows.append(correlate(parent, child.shifted(int(offset)), top=1).parent_r[:, 0])
+        rows.append(correlate(parent, child.shifted(int(offset)), top=1, device=device).parent_r[:, 0])
         if progress is not None:
             progress(len(rows), shifts)
     return np.stack(rows)

@@ -1,7 +1,7 @@
-"""Sparse encoding: x [n, d_in] to the active features of an SAE as CSR arrays, exactly as dense float32 gives them.
+"""Sparse encoding: x [n, d_in] to the active features of an SAE as CSR arrays, to float32 rounding.
 
 The matrix product runs in chunks of rows that stay in cache, and the active entries are picked out of each chunk
-before the next one is made, so the dense [n, d_sae] activations never exist. `dense_encode` is the plain reference.
+before the next one is made, so the dense [n, d_sae] activations never exist. The plain reference is `dense_encode`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .dense import linear
 from .entries import Entries, active_entries
 from .screen import MOST_CANDIDATES, Screen, Screened, make_screen, native_bfloat16, screened
 from .select import LANES, collect, cut_for_largest, keep_largest_of
@@ -38,30 +39,6 @@ class Csr(NamedTuple):
     """float32 [nnz]: activations, all above 0."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [n, i] @ weight [o, i].T + bias [o] -> [n, o].
-
-    Float32 on a CPU goes to oneDNN, whose product is up to twice as fast as torch's default; otherwise torch's own.
-    """
-    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.nn.functional.linear(x, weight, bias)
-
-
-def dense_encode(pre_acts: Tensor, k: int | None, threshold: Tensor | None) -> Tensor:
-    """Activations [n, d_sae] of pre-activations [n, d_sae]: the plain definition, on any device.
-
-    With k, the k largest positive pre-activations of each token; otherwise those above the threshold (scalar or
-    [d_sae]; none means 0), which is never taken below 0.
-    """
-    if k is not None:
-        top = pre_acts.topk(k, dim=-1)
-        return torch.zeros_like(pre_acts).scatter_(-1, top.indices, top.values.relu())
-    if threshold is None:
-        return pre_acts.relu()
-    return torch.where(pre_acts > threshold.clamp(min=0), pre_acts, torch.zeros_like(pre_acts))
-
-
 def sparse_encode(
     x: Tensor,
     weight: Tensor,
@@ -73,7 +50,7 @@ def sparse_encode(
     """Active features of centered inputs.
 
     x: [n, d_in], b_dec already subtracted; weight: [d_sae, d_in], the encoder's transpose; bias: [d_sae].
-    k and threshold: as in `dense_encode`; of equal pre-activations at the k-th place the lower features win.
+    k and threshold: as in `dense.dense_encode`; of equal pre-activations at the k-th place the lower features win.
     screen: `make_screen(weight)` where it is at hand, so that it need not be made for every call.
     Raises ValueError when x holds NaN or infinity.
     """
@@ -101,14 +78,6 @@ def sparse_encode(
         if not parts[1:] and (found is None or found.candidates > MOST_CANDIDATES * d_sae * len(chunk)):
             screen = None
     return _joined(parts)
-
-
-def dense_to_csr(acts: Tensor) -> Csr:
-    """CSR arrays of dense activations [n, d_sae] >= 0, zeros left out."""
-    token, feature = acts.nonzero(as_tuple=True)
-    indptr = np.zeros(len(acts) + 1, np.int64)
-    np.cumsum((acts != 0).sum(1).cpu().numpy(), out=indptr[1:])
-    return Csr(indptr, feature.to(torch.int32).cpu().numpy(), acts[token, feature].float().cpu().numpy())
 
 
 def keep_largest(csr: Csr, count: int) -> Csr:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from .dense import dense_encode
 from .screen import CAPACITY, OUTPUT_ROUNDING
 
 CHUNK_ELEMENTS = 1 << 26
@@ -105,11 +106,7 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _dense_entries(pre_acts: Tensor, k: int | None, floor: Tensor) -> Entries:
-    if k is not None:
-        top = pre_acts.topk(k, dim=-1)
-        acts = torch.zeros_like(pre_acts).scatter_(-1, top.indices, top.values.relu())
-    else:
-        acts = torch.where(pre_acts > floor, pre_acts, torch.zeros_like(pre_acts))
+    acts = dense_encode(pre_acts, k, floor)
     tokens, features = acts.nonzero(as_tuple=True)
     return Entries(tokens, features, acts[tokens, features])
 

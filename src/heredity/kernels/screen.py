@@ -83,7 +83,7 @@ def screened(
     float32 [d_sae], which is at least 0.
     """
     rounded, norm, rounding = _rounded(x)
-    products = torch.ops.mkldnn._linear_pointwise(rounded, screen.weight, None, "none", [], "")
+    products = product(rounded, screen.weight)
     # The sums inside either product are float32 and add an error of their own.
     rounding += np.float32(x.shape[1] * 2.0**-22) * norm
     n, d_sae = products.shape
@@ -102,6 +102,11 @@ def screened(
     if overfull > MOST_OVERFULL * n:
         return None
     return made._replace(candidates=int(tried.sum()))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """bfloat16 x @ weight.T, summed in float32; for processors of which `native_bfloat16` says yes."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 def _bits(x: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
 and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
 is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
-reference is `heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
+reference is `heredity.sae.rules.dense_gradients` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations
@@ -93,16 +93,6 @@ def to_columns(acts: Csr, d_sae: int) -> Columns:
     return columns
 
 
-def feature_gradients(
-    start: int, stop: int, columns: Columns, acts: Csr, made: Errors, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of encoder and decoder rows [stop - start, d_in] of the features from start to stop."""
-    enc = np.zeros((stop - start, x.shape[1]), np.float32)
-    dec = np.zeros_like(enc)
-    _feature_gradients(start, stop, *columns, acts.values, made.act_grad, x, made.output_grad, enc, dec)
-    return enc, dec
-
-
 def bias_gradient(columns: Columns, made: Errors) -> np.ndarray:
     """Gradient of b_enc, float32 [d_sae]."""
     grad = np.zeros(len(columns.indptr) - 1, np.float32)
@@ -140,17 +130,14 @@ def update_features(
 
 
 def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
-    """Adam on all rows with gradients [d_sae, d_in] made elsewhere."""
-    in_ranges(lambda a, b: adam_range(a, b, rows, grad[a:b], rates, unit_norm), len(grad), 4 * grad.size)
-
-
-def adam_range(start: int, stop: int, rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
-    """Adam on the rows from start to stop, grad [stop - start, d_in]; a gradient of unit-norm rows is overwritten."""
+    """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
     lr, beta1, beta2, epsilon, ages = rates
-    part = slice(start, stop)
-    _adam(
-        rows.weight[part], rows.first[part], rows.second[part], grad, ages[part], lr, beta1, beta2, epsilon, unit_norm
-    )
+
+    def work(a: int, b: int) -> None:
+        arrays = (array[a:b] for array in (*rows, grad, ages))
+        _adam(*arrays, lr, beta1, beta2, epsilon, unit_norm)  # pyright: ignore[reportCallIssue]
+
+    in_ranges(work, len(grad), 4 * grad.size)
 
 
 FAST = {"reassoc", "nsz", "contract"}
@@ -213,12 +200,6 @@ def _add_weighted(sign, weights, rows, total):
         if weight != 0:
             for c in range(len(total)):
                 total[c] += weight * rows[j, c]
-
-
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
-def _feature_gradients(start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
-    for j in range(start, stop):
-        _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc[j - start], dec[j - start])
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)

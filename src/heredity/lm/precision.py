@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from heredity.config import Precision
-from heredity.kernels.encode import linear
+from heredity.kernels.dense import linear
 
 
 class _FastLinear(TorchFunctionMode):

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.kernels.encode import dense_encode, sparse_encode
+from heredity.config import RANKED
+from heredity.kernels.dense import dense_encode
+from heredity.kernels.encode import sparse_encode
 from heredity.kernels.screen import Screen, make_screen, native_bfloat16
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
@@ -40,14 +42,14 @@ class SAE(nn.Module):
         super().__init__()
         if activation not in get_args(Activation):
             raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(get_args(Activation))}")
-        if activation in ("topk", "batchtopk"):
+        if activation in RANKED:
             if k is None or not 0 < k <= d_sae:
                 raise ValueError(f"k={k} must be between 1 and d_sae={d_sae}; lower k or raise expansion")
             self.k = k
         else:
             self.k = None
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
-        self._rows: tuple[tuple[int, int], Tensor, Screen | None] | None = None
+        self._rows: tuple[Tensor, int, Tensor, Screen | None] | None = None
         self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae), requires_grad=False)
         self.b_enc = nn.Parameter(torch.zeros(d_sae), requires_grad=False)
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in), requires_grad=False)
@@ -74,12 +76,14 @@ class SAE(nn.Module):
 
     def _encoder_rows(self) -> tuple[Tensor, Screen | None]:
         """W_enc by features, and its screen on a CPU that can use one; kept until W_enc changes."""
-        state = (self.W_enc.data_ptr(), self.W_enc._version)
-        if self._rows is None or self._rows[0] != state:
+        # The parameter itself is held and compared: an address may be used again.
+        held, version = self._rows[:2] if self._rows is not None else (None, None)
+        if held is not self.W_enc or version != self.W_enc._version:
             weight = self.W_enc.detach().T.contiguous()
             screens = weight.device.type == "cpu" and weight.dtype == torch.float32 and native_bfloat16()
-            self._rows = (state, weight, make_screen(weight) if screens else None)
-        return self._rows[1:]
+            self._rows = (self.W_enc, self.W_enc._version, weight, make_screen(weight) if screens else None)
+        assert self._rows is not None
+        return self._rows[2:]
 
     def decode(self, acts: Tensor) -> Tensor:
         """acts [..., d_sae] -> x̂ [..., d_in]."""
@@ -104,7 +108,7 @@ class SAE(nn.Module):
 
         A row of zeros stays one. Raises ValueError for topk and batchtopk, whose selection the norms would change.
         """
-        if self.activation in ("topk", "batchtopk"):
+        if self.activation in RANKED:
             raise ValueError(
                 f"decoder norms of a {self.activation} SAE cannot be moved without changing which are kept"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heredity.kernels.encode import linear
+from heredity.kernels.dense import linear
 from heredity.sae.model import SAE
 from heredity.sae.rules import Weights
 from heredity.sae.state import TrainingState

@@ -20,7 +20,7 @@ from heredity.features.controls import floor
 from heredity.features.correlate import Matches, correlate
 from heredity.features.lineage import THRESHOLDS, curve, fates
 from heredity.shards import Job, Progress
-from heredity.stages.models import RECORD, seed_of
+from heredity.stages.models import RECORD, device, seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
 from heredity.study import Edge, Study, StudyError
@@ -69,7 +69,7 @@ def match_stage(
         parent = reader_of(study, work.inputs["parent"], [work.inputs["parent_sae"], *spare])
         child = reader_of(study, work.inputs["child"], [work.inputs["child_sae"]])
         ends = work.shards.job(parent), work.shards.job(child)
-        match_edge(work.folder, ends, sampler, lineage, seed, work.progress)
+        match_edge(work.folder, ends, sampler, lineage, seed, work.progress, device())
 
     return Stage("match", f"{edge.slug}-{init}", settings, inputs, make)
 
@@ -81,11 +81,12 @@ def match_edge(
     lineage: LineageConfig,
     seed: int,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Match one edge and write its tables and counts into a folder.
 
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
-    Returns the counts, which also stand in `counts.json`.
+    device: where features are correlated. Returns the counts, which also stand in `counts.json`.
     """
 
     def half(first: int) -> Progress:
@@ -93,9 +94,9 @@ def match_edge(
 
     parent, *spare = collected(ends[0], sampler, lineage.tokens, half(0))
     (child,) = collected(ends[1], sampler, lineage.tokens, half(1))
-    matches = correlate(parent, child, lineage.top)
-    ceilings = [correlate(parent, acts, 1) for acts in spare]
-    chance = list(floor(parent, child, _SHIFTS, seed))
+    matches = correlate(parent, child, lineage.top, device=device)
+    ceilings = [correlate(parent, acts, 1, device=device) for acts in spare]
+    chance = list(floor(parent, child, _SHIFTS, seed, device=device))
     write_matches(matches, folder)
     _write_controls(folder, ceilings, chance)
     counts = count(matches, ceilings, chance, lineage.threshold)

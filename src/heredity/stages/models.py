@@ -238,16 +238,20 @@ def load(artifact: Artifact):
     return load_model(str(artifact / "model"))
 
 
-def on_device(model):
-    """The model on the GPU if there is one, ready to be read; else this process keeps the memory of large buffers."""
+def device() -> str:
+    """Where the work is done: `cuda` if there is one, otherwise `cpu`."""
     import torch
 
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(model):
+    """The model where the work is done, ready to be read; on a CPU this process keeps the memory of large buffers."""
     from heredity.kernels.memory import keep_large_buffers
 
-    if torch.cuda.is_available():
-        return model.to("cuda").eval()
-    keep_large_buffers()
-    return model.eval()
+    if device() == "cpu":
+        keep_large_buffers()
+    return model.to(device()).eval()
 
 
 def _finish(work: Work, model, tokenizer, record: dict) -> None:

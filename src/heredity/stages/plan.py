@@ -8,7 +8,7 @@ import time
 from types import SimpleNamespace
 
 from heredity.artifacts import Store
-from heredity.config import Config, ScratchConfig, TrainingConfig
+from heredity.config import RANKED, Config, ScratchConfig, TrainingConfig
 from heredity.study import Study, StudyError
 
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
@@ -119,9 +119,9 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
 def _check_sae(study: Study, name: str, d_in: int) -> None:
     sae = study.config.sae
     d_sae = sae.expansion * d_in
-    if sae.activation != "relu" and sae.k > d_sae:
+    if sae.activation in RANKED and sae.k > d_sae:
         raise StudyError(f"{study.name}: sae.k: {sae.k} is more than the {d_sae} features of {name}'s SAE; lower it")
-    if sae.activation == "relu" and sae.l0[1] > d_sae:
+    if sae.activation not in RANKED and sae.l0[1] > d_sae:
         raise StudyError(
             f"{study.name}: sae.l0: {sae.l0[1]:g} is more than the {d_sae} features of {name}'s SAE; lower it"
         )
@@ -244,7 +244,7 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
         memory = _PROCESS_GIB + (32 * d_in * d_sae + 8 * weights + stream) / 2**30
         return tokens, tokens * (2 * d_in * d_sae + 2 * weights), memory
     encode = 2 * d_in * d_sae + 2 * weights
-    l0 = _L0 if config.sae.activation == "relu" else config.sae.k
+    l0 = config.sae.k if config.sae.activation in RANKED else _L0
     tokens = {
         "match": 2 * config.lineage.tokens,
         "acts": config.report.tokens,
