@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from heredity.kernels import encode, screen
-from heredity.kernels.dense import dense_encode, linear
+from heredity.kernels.dense import dense_encode, linear, native_bfloat16
 from heredity.kernels.encode import Csr, keep_largest, sparse_encode
 from heredity.kernels.entries import active_entries, largest_entries, screened_entries
 from worlds import dense_to_csr
@@ -27,7 +27,7 @@ def screening(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found
 
     monkeypatch.setattr(encode, "screened", counted)
-    if not screen.native_bfloat16():
+    if not native_bfloat16():
         monkeypatch.setattr(screen, "product", lambda x, weight: (x.float() @ weight.float().T).bfloat16())
     monkeypatch.setattr(encode, "native_bfloat16", lambda: True)
     monkeypatch.setattr(encode, "SCREENED_ROWS", 1)

@@ -38,7 +38,8 @@ class TrainingConfig(Config):
     context_size: Annotated[int, Field(ge=8, le=131072)] = 256
     """Tokens a sequence."""
     precision: Precision = "bf16"
-    """Autocast type of the matrix products; weights and optimizer stay in float32."""
+    """Autocast type of the matrix products, `float32` where the device does not multiply bf16 natively; weights and
+    optimizer stay in float32."""
 
 
 class ArchitectureConfig(Config):

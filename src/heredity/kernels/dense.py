@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices natively (AVX512-BF16 or AMX)."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [n, i] @ weight [o, i].T + bias [o] -> [n, o].
 

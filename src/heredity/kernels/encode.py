@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dense import linear
+from .dense import linear, native_bfloat16
 from .entries import Entries, active_entries
-from .screen import MOST_CANDIDATES, Screen, Screened, make_screen, native_bfloat16, screened
+from .screen import MOST_CANDIDATES, Screen, Screened, make_screen, screened
 from .select import LANES, collect, cut_for_largest, keep_largest_of
 from .threads import in_ranges
 

@@ -63,12 +63,6 @@ class Screened(NamedTuple):
     """Pre-activations made again in float32."""
 
 
-def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices natively (AVX512-BF16 or AMX)."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
 def make_screen(weight: Tensor) -> Screen:
     """Round encoder rows [d_sae, d_in], float32 on a CPU."""
     return Screen(*_rounded(weight))

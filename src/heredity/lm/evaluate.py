@@ -30,7 +30,7 @@ class Quality(NamedTuple):
 def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precision: Precision = "bf16") -> Quality:
     """Cross-entropy and accuracy on token blocks [blocks, context], micro-averaged over all predicted tokens.
 
-    The model runs where its weights are, in evaluation mode, under bf16 autocast or in float32; sums are float64.
+    The model runs where its weights are, in evaluation mode, under bf16 autocast (see `dtype_of`) or in float32; sums are float64.
     Logits exist for a few rows at a time only. Raises ValueError for blocks that hold nothing to predict or tokens
     that the model does not know.
     """

@@ -18,6 +18,7 @@ from heredity.kernels.memory import keep_large_buffers
 from heredity.lm.checkpoints import claim, newest_checkpoint
 from heredity.lm.load import quiet, state_hash
 from heredity.lm.loss import next_token_loss, trunk_and_head
+from heredity.lm.precision import dtype_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -223,8 +224,8 @@ def _trainer_class(model: Any, config: TrainingConfig) -> type[Trainer]:
     """
     from transformers import Trainer
 
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
+    dtype = dtype_of(config.precision, device)
     # Adapters live inside the modules, so the plain model under them computes the same.
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = trunk_and_head(plain)
@@ -233,7 +234,7 @@ def _trainer_class(model: Any, config: TrainingConfig) -> type[Trainer]:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
                 # A wrapped model (several GPUs) must be called whole.
                 if parts is None or return_outputs or model is not self.model:
                     return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heredity import metrics
+from heredity.config import Precision
 from heredity.hooks import replaced
 from heredity.lm.evaluate import evaluate
 from heredity.sae.model import SAE
@@ -65,11 +66,13 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
     )
 
 
-def ce_loss_recovered(model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray) -> float:
+def ce_loss_recovered(
+    model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
+) -> float:
     """(CE_zero − CE_sae) / (CE_zero − CE_clean) on token blocks [n, context]; see `metrics.ce_loss_recovered`.
 
     CE is the model's mean next-token cross-entropy as it is, with the SAE's reconstruction at the hook point, and with
-    zeros there. The SAE works in float32 whatever the model's precision.
+    zeros there. The SAE works in float32 whatever the `precision` of the model's products.
     """
 
     def reconstructed(x: Tensor) -> Tensor:
@@ -78,9 +81,9 @@ def ce_loss_recovered(model: nn.Module, hook_point: str, sae: SAE, blocks: np.nd
             x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(ROWS)])
         return x_hat.view(x.shape)
 
-    clean = evaluate(model, blocks).ce_loss
+    clean = evaluate(model, blocks, precision=precision).ce_loss
     with replaced(model, hook_point, reconstructed):
-        spliced = evaluate(model, blocks).ce_loss
+        spliced = evaluate(model, blocks, precision=precision).ce_loss
     with replaced(model, hook_point, torch.zeros_like):
-        zero = evaluate(model, blocks).ce_loss
+        zero = evaluate(model, blocks, precision=precision).ce_loss
     return metrics.ce_loss_recovered(clean, spliced, zero)

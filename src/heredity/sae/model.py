@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from heredity.config import RANKED
-from heredity.kernels.dense import dense_encode
+from heredity.kernels.dense import dense_encode, native_bfloat16
 from heredity.kernels.encode import sparse_encode
-from heredity.kernels.screen import Screen, make_screen, native_bfloat16
+from heredity.kernels.screen import Screen, make_screen
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 

@@ -214,4 +214,4 @@ def _quality(reader: Reader, blocks: np.ndarray) -> Any:
 def _recovered(reader: Reader, blocks: np.ndarray) -> float:
     from heredity.sae.evaluate import ce_loss_recovered
 
-    return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks)
+    return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks, reader.precision)
