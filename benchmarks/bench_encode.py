@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded, spread, version
+from paired import Benchmark, floors, headline, in_turn, main, note, peer, rounded, spread, timed_case
 from planted import oracle, vectors, world
 from sae_peers import PEERS, encoder
 from torch import Tensor
 
-from heredity.kernels.dense import linear
 from heredity.sae.model import SAE
 from heredity.sae.rules import Weights
 
@@ -82,19 +81,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = QUICK if options.quick else FULL
     pairs = options.pairs or sizes.pairs
     cases = [note(timed(name, *case, *prepared(options.quick, case[0])[1:], pairs)) for name, case in chosen.items()]
-    head = cases[0]
-    kind, package = next(iter(chosen.values()))
-    return {
-        "peer": package,
-        "peer_version": version(package),
-        "ratio": head["ratio"],
-        "floor_ratio": head["floor_ratio"],
-        "floor_ratio_bf16": head["floor_ratio_bf16"],
-        "peak_rss_gib": peak_of(f"{kind}:ours", options),
-        "peer_peak_rss_gib": peak_of(f"{kind}:{package}", options),
-        "ours": head["ours"],
-        "agree": head["agree"],
-        "cases": cases,
+    kind, _ = next(iter(chosen.values()))
+    return headline(cases, kind, options) | {
         "configuration": {**sizes._asdict(), "pairs": pairs, "l0": L0, "k": K, "tolerance": TOLERANCE},
         "packages": [package for package in PEERS],
     }
@@ -103,29 +91,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def timed(name: str, kind: str, package: str, weights: Weights, x: Tensor, pairs: int) -> dict[str, Any]:
     """One case: both encoders in turn with the floor's products."""
     sae, theirs = our_sae(kind, weights), encoder(package, kind, weights, K)
-    low = x.bfloat16(), weights.w_enc.bfloat16()
     seconds = in_turn(
         {
             "ours": lambda: sae.encode_sparse(x),
             "theirs": lambda: theirs.encode(x),
-            "float32": lambda: linear(x, weights.w_enc, weights.b_enc),
-            "bf16": lambda: torch.nn.functional.linear(*low),
-        },
+        }
+        | floors(x, weights.w_enc, weights.b_enc),
         pairs,
         warm_up=2,
     )
     indptr, indices, values = sae.encode_sparse(x)
     agree = agreement(indptr, indices, values, theirs.dense(theirs.encode(x)))
-    return {
-        "case": name,
-        "peer": package,
-        "peer_version": version(package),
-        "ratio": ratio(seconds["theirs"], seconds["ours"]),
-        "floor_ratio": ratio(seconds["ours"], seconds["float32"])["median"],
-        "floor_ratio_bf16": ratio(seconds["ours"], seconds["bf16"])["median"],
+    return timed_case(name, package, seconds) | {
         "ours": side(seconds["ours"], x, (indptr, indices, values)),
         "theirs": side(seconds["theirs"], x, theirs.encode(x)),
-        "floor": {"float32": spread(seconds["float32"]), "bf16": spread(seconds["bf16"])},
         "agree": agree | {"l0": rounded(len(values) / len(x))},
     }
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from paired import Benchmark, in_turn, main, note, peak_of, peer, rounded, spread, version
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from heredity.config import SAEConfig
 from heredity.kernels.dense import linear
+from heredity.sae import start
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.state import TrainingState
@@ -215,9 +217,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # Compile our kernels and load SAELens before the first clock starts.
     warm = job._replace(sizes=sizes._replace(steps=3))
     ours(warm, 0, sizes.lr), saelens(warm, 0, sizes.peer_lr, sizes.peer_l1)
-    cases = []
+    cases, curves = [], []
     for seed in range(options.pairs or 2):
         mine, theirs = ours(job, seed, sizes.lr), saelens(job, seed, sizes.peer_lr, sizes.peer_l1)
+        curves.append(mine)
         cases.append(note(compared(job, seed, mine, theirs)))
     ratios = [case["ratio"] for case in cases if case["ratio"] is not None]
     return {
@@ -228,6 +231,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_gib": peak_of("ours", options),
         "peer_peak_rss_gib": peak_of("sae-lens", options),
         "ours": cases[0]["ours"],
+        "early_phase": early_phase(job, curves[0]),
         "agree": {"same_goal": len(ratios) == len(cases)},
         "cases": [{key: value for key, value in case.items() if key != "curve"} for case in cases],
         "curve": [row for case in cases for row in case["curve"]],
@@ -261,6 +265,25 @@ def compared(job: Job, seed: int, mine: list[Point], theirs: list[Point]) -> dic
         for point in curve
     ]
     return case
+
+
+def early_phase(job: Job, mine: list[Point]) -> dict[str, Any]:
+    """What the start that suits the data saves: `mine` against ours from half of all features active, same seed."""
+    with mock.patch.object(start, "START_L0", math.inf):
+        dense = ours(job, 0, job.sizes.lr)
+    most = job.sizes.l0[1]
+    ends = [best(curve, most) for curve in (mine, dense)]
+    if ends[0] is None or ends[1] is None:
+        return {"ratio": None, "end_l0": [rounded(curve[-1].l0) for curve in (mine, dense)]}
+    goal = min(ends[0].explained_variance, ends[1].explained_variance) - MARGIN
+    points = [reached(curve, goal, most) for curve in (mine, dense)]
+    seconds = [point.seconds for point in points if point is not None]
+    return {
+        "goal_explained_variance": rounded(goal),
+        "ratio": rounded(seconds[1] / seconds[0]),
+        "suited_start": {"goal_seconds": rounded(seconds[0]), "best": rounded(ends[0].explained_variance)},
+        "dense_start": {"goal_seconds": rounded(seconds[1]), "best": rounded(ends[1].explained_variance)},
+    }
 
 
 def searched(job: Job) -> dict[str, Any]:

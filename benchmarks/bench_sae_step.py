@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded, spread, version
+from paired import Benchmark, floors, headline, in_turn, main, note, peer, rounded, spread, timed_case
 from planted import oracle, vectors, world
 from sae_peers import PEERS, Setting, Trained
 from torch import Tensor
@@ -125,19 +125,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     agreements = {kind: gradient_errors(job, kind) for kind in {kind: 0 for kind, _ in chosen.values()}}
     pairs = options.pairs or job.sizes.pairs
     cases = [note(timed(job, name, *case, pairs, agreements[case[0]])) for name, case in chosen.items()]
-    head = cases[0]
-    kind, package = next(iter(chosen.values()))
-    return {
-        "peer": package,
-        "peer_version": version(package),
-        "ratio": head["ratio"],
-        "floor_ratio": head["floor_ratio"],
-        "floor_ratio_bf16": head["floor_ratio_bf16"],
-        "peak_rss_gib": peak_of(f"{kind}:ours", options),
-        "peer_peak_rss_gib": peak_of(f"{kind}:{package}", options),
-        "ours": head["ours"],
-        "agree": head["agree"],
-        "cases": cases,
+    kind, _ = next(iter(chosen.values()))
+    return headline(cases, kind, options) | {
         "l0_curve": l0_curve(job, pairs),
         "configuration": {**job.sizes._asdict(), "pairs": pairs, "batches": len(job.batches)}
         | {"l0": L0, **job.setting._asdict(), "sparse_below": SPARSE_BELOW, "tolerance": TOLERANCE},
@@ -150,27 +139,18 @@ def timed(job: Job, name: str, kind: str, package: str, pairs: int, errors: dict
     ours, theirs = job.ours(kind), job.peer(kind, package)
     agree = errors | peer_agreement(job, kind, theirs)
     x, weight, bias = job.batches[0], job.weights[kind].w_enc, job.weights[kind].b_enc
-    low = x.bfloat16(), weight.bfloat16()
     turns = [iter(job.batches * (pairs + 2)) for _ in range(2)]
     seconds = in_turn(
         {
             "ours": lambda: ours.step(next(turns[0])),
             "theirs": lambda: theirs.step(next(turns[1])),
-            "float32": lambda: linear(x, weight, bias),
-            "bf16": lambda: torch.nn.functional.linear(*low),
-        },
+        }
+        | floors(x, weight, bias),
         pairs,
     )
-    return {
-        "case": name,
-        "peer": package,
-        "peer_version": version(package),
-        "ratio": ratio(seconds["theirs"], seconds["ours"]),
-        "floor_ratio": ratio(seconds["ours"], seconds["float32"])["median"],
-        "floor_ratio_bf16": ratio(seconds["ours"], seconds["bf16"])["median"],
+    return timed_case(name, package, seconds) | {
         "ours": {"seconds": spread(seconds["ours"]), "l0": rounded(ours.l0)},
         "theirs": {"seconds": spread(seconds["theirs"]), "l0": l0_of(theirs.acts(x))},
-        "floor": {"float32": spread(seconds["float32"]), "bf16": spread(seconds["bf16"])},
         "agree": agree,
     }
 

@@ -94,6 +94,42 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
+def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
+    """The product of the encoder's shape, which no encoding or step can do without: float32, and bfloat16 if native."""
+    import torch
+
+    from heredity.kernels.dense import linear, native_bfloat16
+
+    low = x.bfloat16(), weight.bfloat16()
+    products: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
+    return products | ({"bf16": lambda: torch.nn.functional.linear(*low)} if native_bfloat16() else {})
+
+
+def timed_case(name: str, package: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What every case says of its times: `ours`, `theirs` and the floors."""
+    floor = {kind: seconds[kind] for kind in ("float32", "bf16") if kind in seconds}
+    return {
+        "case": name,
+        "peer": package,
+        "peer_version": version(package),
+        "ratio": ratio(seconds["theirs"], seconds["ours"]),
+        "floor_ratio": ratio(seconds["ours"], seconds["float32"])["median"],
+        "floor_ratio_bf16": ratio(seconds["ours"], floor["bf16"])["median"] if "bf16" in floor else None,
+        "floor": {kind: spread(values) for kind, values in floor.items()},
+    }
+
+
+def headline(cases: Sequence[dict[str, Any]], kind: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The first case's figures, the memory of both its sides, and all cases."""
+    head = cases[0]
+    named = ("peer", "peer_version", "ratio", "floor_ratio", "floor_ratio_bf16", "ours", "agree")
+    peaks = {
+        "peak_rss_gib": peak_of(f"{kind}:ours", options),
+        "peer_peak_rss_gib": peak_of(f"{kind}:{head['peer']}", options),
+    }
+    return {key: head[key] for key in named} | peaks | {"cases": list(cases)}
+
+
 def note(case: dict[str, Any]) -> dict[str, Any]:
     """The same case, its ratio shown on standard error: a long benchmark tells how far it is."""
     print(f"{case['case']}: {_cell(case['ratio'])} times", file=sys.stderr, flush=True)
@@ -109,14 +145,24 @@ def device() -> dict[str, Any]:
     """The machine in words: processor, cores this process may use, threads of torch. No host name."""
     import torch
 
+    from heredity.kernels.dense import native_bfloat16
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "threads": torch.get_num_threads()}
+    return {
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "multiplies_bf16": native_bfloat16(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def device_word(machine: Mapping[str, Any]) -> str:
-    """A name for file names: `AMD EPYC 9B14 Processor`, 2 cores -> `epyc-9b14-2-cores`."""
+    """A name for file names: `AMD EPYC 9B14 Processor` with AVX2, 2 cores -> `epyc-9b14-avx2-2-cores`."""
     name = re.sub(r"\(\w+\)|@.*|\b(amd|intel|cpu|processor|\d+-core)\b", " ", machine["processor"].lower())
-    return "-".join([*re.findall(r"[a-z0-9]+", name), str(machine["cores"]), "cores"])
+    return "-".join(
+        [*re.findall(r"[a-z0-9]+", name), str(machine["instructions"]).lower(), str(machine["cores"]), "cores"]
+    )
 
 
 def _processor() -> str:

@@ -6,9 +6,11 @@ import torch
 import transformers
 
 from heredity.config import ArchitectureConfig
+from heredity.kernels.dense import native_bfloat16
 from heredity.lm import loss
 from heredity.lm.evaluate import evaluate, unigram_accuracy
 from heredity.lm.load import mistral_config, new_model
+from heredity.lm.precision import dtype_of
 
 VOCAB = 83
 
@@ -77,7 +79,14 @@ def test_bf16_is_close_to_float32(blocks: np.ndarray):
     model = mistral()
     exact, rough = evaluate(model, blocks, precision="float32"), evaluate(model, blocks)
     assert rough.ce_loss == pytest.approx(exact.ce_loss, rel=0.01)
-    assert rough.ce_loss != exact.ce_loss
+    assert (rough.ce_loss != exact.ce_loss) == native_bfloat16()
+
+
+def test_bf16_is_taken_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch):
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("heredity.lm.precision.native_bfloat16", lambda native=native: native)
+        assert dtype_of("bf16", torch.device("cpu")) is expected
+        assert dtype_of("float32", torch.device("cpu")) is torch.float32
 
 
 def test_a_uniform_model_costs_log_of_the_vocabulary(blocks: np.ndarray):

@@ -159,9 +159,9 @@ class StudyConfig(Config):
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""
     precision: Precision = "float32"
     """Type of the language models' matrix products wherever activations are read for SAEs and matches, the same at both
-    ends of every edge. `bf16` takes about two thirds of the forward pass's time on processors that know the type (others
-    use float32 all the same), but only 5 % off a whole SAE stage, and puts noise of 1 % on the activations: hence
-    `float32`."""
+    ends of every edge. `bf16` takes about two thirds of the forward pass's time on processors that multiply it
+    (others use float32 all the same), but only 5 % off a whole SAE stage, and puts noise of 1 % on the activations:
+    hence `float32`."""
     text: str = "local"
     """Which of a corpus's sources is used where it names several: one switch for all of them."""
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -30,9 +30,9 @@ class Quality(NamedTuple):
 def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precision: Precision = "bf16") -> Quality:
     """Cross-entropy and accuracy on token blocks [blocks, context], micro-averaged over all predicted tokens.
 
-    The model runs where its weights are, in evaluation mode, under bf16 autocast (see `dtype_of`) or in float32; sums are float64.
-    Logits exist for a few rows at a time only. Raises ValueError for blocks that hold nothing to predict or tokens
-    that the model does not know.
+    The model runs where its weights are, in evaluation mode, in float32 or under bf16 autocast where the device has it;
+    sums are float64. Logits exist for a few rows at a time only. Raises ValueError for blocks that hold nothing to
+    predict or tokens that the model does not know.
     """
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise ValueError(f"blocks of shape {list(blocks.shape)} hold nothing to predict; give at least 1 x 2 tokens")

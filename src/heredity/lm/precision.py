@@ -35,8 +35,9 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """While this is open, models on `device` multiply matrices in bf16 (autocast: weights stay as they are; see
-    `dtype_of`) or as they come. No gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be differentiated."""
+    """While this is open, models on `device` multiply matrices in bf16 (autocast: weights stay as they are) or as they
+    come. See `dtype_of`. No gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be
+    differentiated."""
     if dtype_of(precision, device) is torch.bfloat16:
         with torch.autocast(device.type, torch.bfloat16):
             yield
