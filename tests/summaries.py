@@ -1,4 +1,4 @@
-"""Parts of documents made from the recorded summary of a run: text between `<!-- KIND NAME.json -->` and `<!-- end -->`."""
+"""Parts of documents made from recorded summaries of runs: between `<!-- KIND NAME.json -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
