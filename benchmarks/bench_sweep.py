@@ -3,10 +3,10 @@
     python benchmarks/bench_sweep.py [--quick] [--json] [--write] [--tokens N] [--pairs N]
 
 Both start from two model folders and end with accuracy and cross-entropy of every merge on both parents' validation
-sets, by the same evaluation code (`heredity.lm.evaluate`). Ours is `heredity.lm.sweep`, told not to bisect; it
-evaluates one point more, the equilibrium, and draws its intervals. mergekit runs in this process, so that its imports
-are not counted. The floor is the evaluation alone. The more tokens, the more both are evaluation, so a case with none
-shows what making the merges costs.
+sets. Ours is `heredity.lm.sweep`, told not to bisect; it evaluates one point more, the equilibrium, and draws its
+intervals. mergekit runs in this process, so that its imports are not counted; its merges are evaluated by transformers'
+own forward pass, and for a second ratio by `heredity.lm.evaluate`, as ours are. The floor is that evaluation alone. The
+more tokens, the more both are evaluation, so a case with none shows what making the merges costs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ FOLLOWED = 0.5
 
 WEIGHTS_TOLERANCE, ACCURACY_TOLERANCE = 2.0**-22, 1e-3
 """Largest difference from mergekit's weights, relative to a tensor's largest; and of accuracies, where bf16 rounds."""
+
+
+Judge = Callable[[Any, "Job"], dict[str, float]]
+"""Accuracy of a model on both parents' blocks."""
 
 
 class Sizes(NamedTuple):
@@ -132,13 +137,28 @@ def merged_by_mergekit(job: Job, t: float, out: str) -> None:
     merge.run_merge(config.MergeConfiguration.model_validate(recipe), out, quiet)
 
 
-def mergekit(job: Job) -> dict[float, dict[str, float]]:
+def mergekit(job: Job, judge: Judge) -> dict[float, dict[str, float]]:
     """Each merge written by mergekit, loaded again and evaluated; accuracies by t and parent."""
     found = {}
     for t in job.grid:
         with tempfile.TemporaryDirectory() as out:
             merged_by_mergekit(job, t, out)
-            found[t] = accuracies(load_model(out), job)
+            found[t] = judge(load_model(out), job)
+    return found
+
+
+@torch.inference_mode()
+def by_transformers(model: Any, job: Job) -> dict[str, float]:
+    """Accuracy on both parents' blocks, with the cross-entropy that the forward pass brings along."""
+    found = {}
+    for name in PARENTS:
+        hits, loss = 0, 0.0
+        for start in range(0, len(job.blocks[name]), 32):
+            ids = torch.from_numpy(job.blocks[name][start : start + 32])
+            made = model(input_ids=ids, labels=ids, use_cache=False)
+            loss += float(made.loss) * len(ids)
+            hits += int((made.logits[:, :-1].argmax(-1) == ids[:, 1:]).sum())
+        found[name] = hits / job.blocks[name][:, 1:].size
     return found
 
 
@@ -185,17 +205,19 @@ def timed(job: Job, tokens: int, pairs: int, weights: float) -> dict[str, Any]:
     found: dict[str, dict[float, dict[str, float]]] = {}
     calls = {
         "ours": lambda: found.update(ours=ours(job)),
-        "theirs": lambda: found.update(theirs=mergekit(job)),
+        "theirs": lambda: found.update(theirs=mergekit(job, by_transformers)),
+        "same_evaluation": lambda: mergekit(job, accuracies),
         "floor": partial(evaluations, job),
     }
     short = job._replace(sizes=job.sizes._replace(points=2))
-    ours(short), mergekit(short)
+    ours(short), mergekit(short, by_transformers)
     seconds = in_turn(calls, pairs, warm_up=0)
     apart = max(abs(found["ours"][t][name] - found["theirs"][t][name]) for t in job.grid for name in PARENTS)
     same = weights <= WEIGHTS_TOLERANCE and apart <= ACCURACY_TOLERANCE
     return {
         "case": f"{tokens} tokens a parent",
         "ratio": ratio(seconds["theirs"], seconds["ours"]),
+        "ratio_with_our_evaluation": ratio(seconds["same_evaluation"], seconds["ours"]),
         "floor_ratio": ratio(seconds["ours"], seconds["floor"])["median"],
         "ours": {"seconds": spread(seconds["ours"])},
         "theirs": {"seconds": spread(seconds["theirs"])},
@@ -249,7 +271,7 @@ def run_job(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = prepared(options, Path(folder))
         job = job._replace(sizes=job.sizes._replace(points=3))
-        (ours if name == "ours" else mergekit)(job)
+        ours(job) if name == "ours" else mergekit(job, by_transformers)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
