@@ -93,8 +93,14 @@ def small_model(n_layers: int = 2):
     return new_model(mistral_config(shape, 300, 256, 0), 1).eval()
 
 
+@pytest.fixture
+def bf16_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 even where the processor has to take it apart."""
+    monkeypatch.setattr("heredity.lm.precision.native_bfloat16", lambda: True)
+
+
 @pytest.mark.parametrize("hook_point", ["blocks.0.mlp.hook_post", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"])
-def test_bf16_activations_are_within_two_percent_of_float32(hook_point):
+def test_bf16_activations_are_within_two_percent_of_float32(hook_point, bf16_anywhere):
     blocks = np.random.default_rng(0).integers(0, 300, (64, CONTEXT))
     exact, rounded = (torch.cat(list(activations(small_model(), hook_point, blocks, p))) for p in ("float32", "bf16"))
     error = (rounded - exact).norm(dim=1) / exact.norm(dim=1)
@@ -126,7 +132,7 @@ def test_chunks_are_forward_passes_of_whole_blocks():
     assert sizes == [512 * CONTEXT, 512 * CONTEXT, 176 * CONTEXT]
 
 
-def test_arithmetic_ends_with_its_block():
+def test_arithmetic_ends_with_its_block(bf16_anywhere):
     layer, x = nn.Linear(8, 8), torch.randn(3, 8)
     before = layer(x)
     with torch.no_grad(), arithmetic(x.device, "bf16"):

@@ -97,11 +97,11 @@ def test_the_ratio_is_of_neighbors_not_of_medians(paired):
 
 def test_device_words_hold_no_vendor_and_fit_a_file_name(paired):
     def word(name: str) -> str:
-        return paired.device_word({"processor": name, "cores": 2})
+        return paired.device_word({"processor": name, "instructions": "AVX2", "cores": 2})
 
-    assert word("AMD EPYC") == "epyc-2-cores"
-    assert word("AMD EPYC 9B14 96-Core Processor") == "epyc-9b14-2-cores"
-    assert word("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz") == "xeon-platinum-8375c-2-cores"
+    assert word("AMD EPYC") == "epyc-avx2-2-cores"
+    assert word("AMD EPYC 9B14 96-Core Processor") == "epyc-9b14-avx2-2-cores"
+    assert word("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz") == "xeon-platinum-8375c-avx2-2-cores"
 
 
 def test_peak_memory_is_that_of_this_process(paired):

@@ -83,7 +83,7 @@ class TinyModel(nn.Module):
 
 
 def test_ce_loss_recovered_is_one_for_a_perfect_sae_and_zero_for_one_that_gives_zeros(monkeypatch):
-    def stand_in(model: nn.Module, blocks: np.ndarray):
+    def stand_in(model: nn.Module, blocks: np.ndarray, **_: object):
         ids = torch.from_numpy(blocks)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits = model(ids)[:, :-1]
