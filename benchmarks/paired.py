@@ -283,7 +283,8 @@ def rendered(title: str, found: Mapping[str, Any]) -> str:
         "",
         f"    {plain.pop('command')}",
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {plain.pop('date')}. "
+        f"{machine['processor']} ({machine['instructions']}, {'native' if machine['multiplies_bf16'] else 'no native'} "
+        f"bfloat16 products), {machine['cores']} cores, {machine['threads']} threads, {plain.pop('date')}. "
         + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
         + ".",
         "",
