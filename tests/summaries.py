@@ -105,10 +105,47 @@ def cases(summary: dict[str, Any]) -> str:
     return table(["case", *models, "mean r"], rows)
 
 
+def beside_paper(summary: dict[str, Any]) -> str:
+    """Figures of Horn & Elliott (2410.12391, sections 3 and 4) and those of a run of their experiment."""
+    saes_, cases_ = summary["saes"].values(), summary["cases"]
+    (flow,) = summary["flow"].values()
+    emerged = sum(count for kind, count in flow.items() if kind.startswith("emerged"))
+    live = sum(flow.values())
+    base = next(iter(summary["models"]))
+    persist = {name: edge for name, edge in summary["edges"].items() if name.startswith(f"{base}->")}
+
+    def between(key: str, digits: int) -> str:
+        values = [sae[key] for sae in saes_]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    def llr(case: str) -> str:
+        return ", ".join(f"{cases_[case][model]['llr']:.2f}" for model in summary["models"])
+
+    rows = [
+        ["features of an SAE", "16,384", f"{next(iter(saes_))['d_sae']:,}"],
+        ["vectors an SAE", "15,000,000", " + ".join(f"{sae['tokens']:,}" for sae in list(saes_)[:2])],
+        ["mean L0", "25 to 35", between("l0", 1)],
+        ["explained loss, most likely CE recovered", "over 0.88", between("ce_loss_recovered", 3)],
+        ["explained variance", "not said", between("explained_variance", 3)],
+        ["dead features", "no significant share", between("dead_share", 3)],
+        ["base's features found in a fine-tune", "959 in at least one (5.9%)"]
+        + [
+            ", ".join(f"{edge['persist']:,} ({edge['persist'] / edge['parent_live']:.1%})" for edge in persist.values())
+        ],
+        ["merge's features found in a parent", "1,210", f"{live - flow['novel']:,} of {live:,}"],
+        ["of these, emerged in fine-tuning", "729", f"{emerged:,}"],
+        ["of these, from the base", "481", f"{flow['from_base']:,}"],
+        ["assignment, LLR along the lineage", "7.53, 6.58, 7.64, 7.19", llr("assignment")],
+        ["assignment, mean r", "0.851", f"{cases_['assignment']['mean_r']:.3f}"],
+        ["exception, LLR", "11.38 in the base, 8.59 in Lua's best match", llr("exception")],
+    ]
+    return table(["", "paper", "this run"], rows)
+
+
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table, all but the first column to the right."""
     lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-KINDS = {"edges": edges, "first_row": first_row, "study": study}
+KINDS = {"beside_paper": beside_paper, "edges": edges, "first_row": first_row, "study": study}
