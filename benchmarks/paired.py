@@ -51,7 +51,7 @@ def peer(module: str) -> Any:
         package = PACKAGES.get(module.split(".")[0], module.split(".")[0])
         raise MissingPeer(
             f"{package} is needed for this comparison and cannot be imported ({error}); "
-            f"install it with: pip install {package}"
+            f"install it with: pip install -c constraints.txt {package}"
         ) from error
 
 

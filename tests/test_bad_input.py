@@ -221,6 +221,13 @@ CASES = [
         "is not valid TOML",
     ),
     Case("unknown key", study(set_("sae.expnsion", 4)), "sae.expnsion: unknown key; did you mean 'expansion'?"),
+    Case(
+        "corpus named like a path",
+        study(lambda values: values["corpus"].update({"../escape": values["corpus"]["words"]})),
+        "corpus.../escape: names are letters",
+    ),
+    Case("infinite learning rate", study(set_("sae.lr", float("inf"))), "sae.lr: inf: "),
+    Case("no models", study(lambda values: values["model"].clear()), "model: names no model"),
     Case("cycle", study(set_("model.sums.parent", "both")), "is a cycle"),
     Case("missing parent", study(set_("model.sums.parent", "bse")), "did you mean 'base'?"),
     Case("shares", study(set_("corpus.words.share", 0.9)), "sum to 1.4"),

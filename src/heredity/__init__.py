@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heredity.features.controls import floor as floor
     from heredity.features.correlate import Matches as Matches
     from heredity.features.correlate import correlate as correlate
+    from heredity.features.correlate import join_matches as join_matches
     from heredity.features.families import family as family
     from heredity.features.hypothesis import llr as llr
     from heredity.features.lineage import Fates as Fates
@@ -62,6 +63,7 @@ _HOMES = {
     "fates": "features.lineage",
     "floor": "features.controls",
     "flow": "features.lineage",
+    "join_matches": "features.correlate",
     "llr": "features.hypothesis",
     "load_model": "lm.load",
     "load_study": "study",
@@ -97,6 +99,7 @@ __all__ = [
     "fates",
     "floor",
     "flow",
+    "join_matches",
     "llr",
     "load_model",
     "load_study",

@@ -19,6 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+from heredity.kernels.processors import processors
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 U = TypeVar("U")
@@ -139,7 +141,11 @@ class _SharedJob(Generic[S]):
 
 @contextlib.contextmanager
 def shards(workers: int) -> Iterator[Shards]:
-    """This process for one worker, a pool of processes for more. Raises ValueError for fewer than one."""
+    """This process for one worker, a pool of processes for more, but no more than one a processor.
+
+    Raises ValueError for fewer than one.
+    """
+    workers = min(workers, processors())
     if workers == 1:
         yield Here()
         return

@@ -156,6 +156,11 @@ class Study:
     # -- what cannot be ----------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        for table, names in (("corpus", self.config.corpus), ("model", self.config.model), ("case", self.config.case)):
+            for name in names:
+                self._check_name(table, name)
+        if not self.config.model:
+            raise self._fault("model", "names no model; add a table [model.NAME]")
         for name, model in self.config.model.items():
             self._check_references(name, model)
         _ = self.order
@@ -173,9 +178,12 @@ class Study:
         if not self.edges and len(self.config.model) > 1:
             raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge")
 
-    def _check_references(self, name: str, model: ModelConfig) -> None:
+    def _check_name(self, table: str, name: str) -> None:
+        # Names become folders and parts of file names.
         if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-            raise self._fault(f"model.{name}", "names are letters, digits, '_', '-' and '.'; rename the model")
+            raise self._fault(f"{table}.{name}", f"names are letters, digits, '_', '-' and '.'; rename the {table}")
+
+    def _check_references(self, name: str, model: ModelConfig) -> None:
         for corpus in self.own_corpora(name):
             if corpus not in self.config.corpus:
                 raise self._fault(f"model.{name}.corpora", self._unknown(corpus, self.config.corpus, "corpus"))

@@ -71,6 +71,22 @@ def test_leading_dimensions_are_kept():
     torch.testing.assert_close(sae(x.view(5, 6, 12)), sae(x).view(5, 6, 12))
 
 
+def test_sparse_encoding_takes_leading_dimensions_in_order():
+    sae, x = some_sae("relu"), some_x()
+    for whole, leading in zip(sae.encode_sparse(x), sae.encode_sparse(x.view(5, 6, 12)), strict=True):
+        np.testing.assert_array_equal(whole, leading)
+
+
+def test_what_cannot_be_encoded_is_refused_by_name():
+    sae, x = some_sae("relu"), some_x()
+    for wrong in (x[:, :11], x.double(), x.numpy()):
+        with pytest.raises(ValueError, match=r"give a tensor torch\.float32 \[\.\.\., 12\]"):
+            sae.encode_sparse(wrong)
+    sae.W_enc[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="W_enc holds NaN"):
+        sae.encode_sparse(x)
+
+
 def test_a_fresh_sae_is_seeded_and_has_unit_rows():
     first, again = some_sae("relu"), some_sae("relu")
     assert torch.equal(first.W_enc, again.W_enc)

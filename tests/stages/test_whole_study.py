@@ -170,13 +170,27 @@ def test_a_saved_sae_and_model_are_tracked_without_a_study(done, tmp_path):
     assert json.loads((tmp_path / "out" / "counts.json").read_text())["persist"] == counts["persist"]
 
 
-def test_the_type_that_activations_are_read_in_belongs_to_the_recipe_of_what_reads_them(done):
-    def keys(*overrides: str) -> dict[str, str]:
-        return {stage.label: stage.key for stage in stages_of(load_study(str(done / "s.toml"), overrides))}
+def made_anew(done, *overrides: str) -> set[str]:
+    """Stages that changed settings make anew."""
+    plain, other = (stages_of(load_study(str(done / "s.toml"), changes)) for changes in ((), overrides))
+    return {one.label for one, two in zip(plain, other, strict=True) if one.key != two.key}
 
-    plain, rounded = keys(), keys("precision=bf16")
-    changed = {label.partition("/")[0] for label in plain if plain[label] != rounded[label]}
-    assert changed == {"sae", "sae_quality", "match", "acts", "features"}
+
+def test_the_type_that_activations_are_read_in_belongs_to_the_recipe_of_what_reads_them(done):
+    kinds = {label.partition("/")[0] for label in made_anew(done, "precision=bf16")}
+    assert kinds == {"sae", "sae_quality", "match", "acts", "features"}
+
+
+def test_a_setting_makes_anew_only_the_saes_that_read_it(done):
+    assert not made_anew(done, "sae.l0=[5, 13]", "sae.calibration=0.5")  # of relu and jumprelu
+    longer = {label for label in made_anew(done, "sae.continue_tokens=12_000") if label.startswith("sae/")}
+    assert longer and not any("scratch" in label for label in longer)
+    assert "sae/base-scratch" in made_anew(done, "sae.tokens=31_000", "sae.continue_tokens=10_000")
+
+
+def test_what_to_know_before_relying_on_a_figure_is_noted(done):
+    summary = json.loads((done / "runs/s/summary.json").read_text())
+    assert summary["notes"] == ["case nonsense: 'no such token': no single token of this vocabulary, not looked for"]
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ class SAEConfig(Config):
     l1_coefficient: PositiveFloat | None = None
     """Use this coefficient of the penalty, L1 (relu) or L0 (jumprelu), instead of calibrating one."""
     lr: PositiveFloat = 1e-4
-    """Adam's learning rate; constant, with a linear decay over the last fifth when `decay` is set."""
+    """Adam's learning rate; constant, with a warm-up over the first fiftieth of a continued training and, when `decay`
+    is set, a linear decay over the last fifth."""
     decay: bool = False
     """Decay the learning rate linearly to 0 over the last fifth of the training."""
     batch_blocks: Positive = 128
@@ -78,7 +79,8 @@ class SAEConfig(Config):
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the training during which the coefficient is moved towards the L0 target; then it is frozen."""
     resample_every: Positive | None = None
-    """Steps between resamplings of dead features; default a tenth of the training."""
+    """Steps between resamplings of dead features, in the first half of the training; default a tenth of it, but no less
+    than 300,000 vectors, so that rare features are not taken for dead ones. A short training has none."""
     mix: Literal["tokens", "equal"] = "tokens"
     """How the corpora of a trace are mixed: by their size (uniform over the union, the paper) or in equal parts."""
     evaluation_tokens: Positive = 200_000

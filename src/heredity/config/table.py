@@ -16,4 +16,4 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 class Config(BaseModel):
     """A frozen table of settings; an unknown key is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -147,7 +147,8 @@ def write_corpus(
             documents = count["train"] + count["validation"]
             raise CorpusError(
                 f"corpus {name}: no {split} document in {config.source} ({documents} in all, {size.total()} bytes); "
-                f"add documents, both splits need one, or change validation={config.validation}"
+                f"both splits need one: add documents (each .txt file is one, each line of a .jsonl), "
+                f"or change validation={config.validation}"
             )
     return CorpusRecord(
         corpus=name,

@@ -65,13 +65,15 @@ def correlate(
     possible; by default 0.5 GiB, on a GPU 8 GiB. parent_range: match parent features start to stop only; `join_matches`
     puts ranges together. thresholds, bins: of the counts over all pairs. Neither workers nor memory nor ranges change
     a bit of the result. device: `cpu`, or a CUDA device, whose sums come in no fixed order (r within 1e-12).
-    Raises `ValueError` when the samples differ in length or are empty.
+    Raises `ValueError` when the samples differ in length or are empty, and for fewer than one worker.
     """
     if parent.tokens != child.tokens:
         raise ValueError(
             f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
             "encode the same tokens with both SAEs"
         )
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least one thread must do the work; leave it out for one a processor")
     if not parent.tokens:
         raise ValueError("there are no token positions to correlate over; give at least two")
     if device == "cpu":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .pearson_rows import Best, Scratch, Stats, Tally, match_features
+from .processors import processors
 from .sparse import Moments, Sparse, moments, transpose
 
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
@@ -144,7 +145,7 @@ def default_workers() -> int:
     """Threads to use: `NUMBA_NUM_THREADS` if set, else the processors this process may run on."""
     if "NUMBA_NUM_THREADS" in os.environ:
         return max(1, int(os.environ["NUMBA_NUM_THREADS"]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return processors()
 
 
 class _Thread(NamedTuple):

@@ -80,7 +80,8 @@ def embedded(value: object) -> str:
 def _plain(view: View, statements: tuple[Statement, ...]) -> str:
     """The findings for a reader without scripts."""
     mine = [statement for statement in statements if statement.instrument == view.summary.instrument]
-    return "\n".join(
+    notes = "".join(f"<p>Note: {html.escape(note)}</p>\n" for note in view.summary.notes)
+    return notes + "\n".join(
         f"<p>{html.escape(statement.text)} <small>{html.escape('; '.join(statement.evidence))}</small></p>"
         for statement in mine
     )

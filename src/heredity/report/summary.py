@@ -238,6 +238,10 @@ class Summary(Frozen):
     """Version of the package."""
     study: str
     """Name of the study."""
+    device: str = ""
+    """The machine that the summary was made on, in words."""
+    notes: tuple[str, ...] = ()
+    """What to know before relying on a figure."""
     seconds: float
     """Time spent on all its artifacts."""
     instrument: Init

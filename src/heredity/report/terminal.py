@@ -164,6 +164,8 @@ def print_summary(summary: Any, page: Any) -> None:
     instruments = {summary.instrument: summary, **summary.also}
     for init, found in instruments.items():
         _print_measured(init, found)
+    for note in summary.notes:
+        _out.print(f"Note: {note}", markup=False, soft_wrap=True)
     _out.print(f"{duration(summary.seconds)} of work. The report: {page}", soft_wrap=True)
 
 

@@ -82,12 +82,13 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any], to: Format = 
     (folder / CONFIG[to]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_sae(folder: Path) -> tuple[SAE, dict[str, Any]]:
+def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """Read an SAE of any of the formats, float32, on the CPU, with its metadata.
 
     Raises FormatError, naming the file and the way out, when files are missing or damaged, shapes do not fit together,
     weights are not finite, or the SAE is of a kind that there is no equal of here.
     """
+    folder = Path(folder)
     kind = format_of(folder)
     path = folder / CONFIG[kind]
     try:

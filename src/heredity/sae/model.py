@@ -43,8 +43,8 @@ class SAE(nn.Module):
         if activation not in get_args(Activation):
             raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(get_args(Activation))}")
         if activation in RANKED:
-            if k is None or not 0 < k <= d_sae:
-                raise ValueError(f"k={k} must be between 1 and d_sae={d_sae}; lower k or raise expansion")
+            if not isinstance(k, int) or not 0 < k <= d_sae:
+                raise ValueError(f"k={k} must be a whole number from 1 to d_sae={d_sae}; lower k or raise expansion")
             self.k = k
         else:
             self.k = None
@@ -66,10 +66,15 @@ class SAE(nn.Module):
         return dense_encode(self.pre_acts(x), self._per_token_k, self.threshold)
 
     def encode_sparse(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """x [n, d_in] -> (indptr int64 [n + 1], indices int32 [nnz], values float32 [nnz]): `encode` without its zeros.
+        """x [..., d_in] -> (indptr int64 [n + 1], indices int32 [nnz], values float32 [nnz]): `encode` without zeros.
 
-        Raises ValueError when x holds NaN or infinity.
+        n counts the vectors of all leading dimensions in order. Raises ValueError when x is not as wide as the SAE, not
+        of its type, or holds NaN or infinity, and when the encoder's weights do.
         """
+        if not isinstance(x, Tensor) or x.shape[-1:] != (self.d_in,) or x.dtype != self.W_enc.dtype:
+            given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x is {given}; give a tensor {self.W_enc.dtype} [..., {self.d_in}]")
+        x = x.reshape(-1, self.d_in)
         weight, screen = self._encoder_rows()
         csr = sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)
         return csr.indptr, csr.indices, csr.values
@@ -80,6 +85,8 @@ class SAE(nn.Module):
         held, version = self._rows[:2] if self._rows is not None else (None, None)
         if held is not self.W_enc or version != self.W_enc._version:
             weight = self.W_enc.detach().T.contiguous()
+            if not torch.isfinite(weight.sum(dtype=torch.float64)):
+                raise ValueError("W_enc holds NaN or infinity; read or train the SAE again")
             screens = weight.device.type == "cpu" and weight.dtype == torch.float32 and native_bfloat16()
             self._rows = (self.W_enc, self.W_enc._version, weight, make_screen(weight) if screens else None)
         assert self._rows is not None

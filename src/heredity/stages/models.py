@@ -245,6 +245,22 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def machine() -> str:
+    """This machine in words: figures of trained models differ in their digits between kinds of processors."""
+    import os
+    import platform
+
+    import torch
+
+    from heredity.kernels.dense import native_bfloat16
+
+    if device() == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    low = "native bf16" if native_bfloat16() else "no native bf16"
+    kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, {low}, {os.cpu_count()} processors, torch {torch.__version__}"
+
+
 def on_device(model):
     """The model where the work is done, ready to be read; on a CPU this process keeps the memory of large buffers."""
     from heredity.kernels.memory import keep_large_buffers

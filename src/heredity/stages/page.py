@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +32,7 @@ from heredity.report.view import (
     View,
 )
 from heredity.stages.features import CASES, FEATURES
+from heredity.stages.models import machine
 from heredity.stages.results import flow_edges, matches_of
 from heredity.stages.text import RECORD
 from heredity.study import Edge, Study
@@ -197,7 +197,7 @@ def _provenance(study: Study, artifacts: Artifacts) -> Provenance:
         seed=study.config.seed,
         seeds={label: seed for label in artifacts if (seed := _seed(artifacts[label])) is not None},
         versions=any_versions,
-        device=f"{platform.machine()}, {os.cpu_count()} processors",
+        device=machine(),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         corpora=tuple(
             CorpusView(name=name, **{key: record[key] for key in (*kept, *counts)}) for name, record in records.items()

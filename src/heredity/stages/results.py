@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from heredity.artifacts import Artifact, versions
-from heredity.config import Init
+from heredity.config import RANKED, Init
 from heredity.features.correlate import Matches
 from heredity.features.lineage import flow
 from heredity.report import tables
@@ -28,7 +28,7 @@ from heredity.report.summary import (
 )
 from heredity.stages.features import CASES
 from heredity.stages.lineage import COUNTS, read_matches
-from heredity.stages.models import RECORD
+from heredity.stages.models import RECORD, machine
 from heredity.stages.saes import QUALITY
 from heredity.study import Edge, Study
 
@@ -68,6 +68,8 @@ def summarize(study: Study, artifacts: Artifacts) -> Summary:
     return Summary(
         heredity=versions().get("heredity", "0"),
         study=study.name,
+        device=machine(),
+        notes=tuple(_notes(study, artifacts)),
         seconds=round(seconds, 1),
         instrument=study.instrument,
         models={name: _model(study, artifacts, name) for name in study.order},
@@ -77,6 +79,23 @@ def summarize(study: Study, artifacts: Artifacts) -> Summary:
         also=further,
         **_measured(study, artifacts, study.instrument),
     )
+
+
+def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
+    """What to know before relying on a figure of this study."""
+    sae = study.config.sae
+    if sae.activation not in RANKED and sae.l1_coefficient is None:
+        least, most = sae.l0
+        for name, init in ((name, init) for init in sae.init for name in study.order):
+            l0 = artifacts[f"sae_quality/{name}-{init}"].json(QUALITY)["l0"]
+            if not least <= l0 <= most:
+                yield (
+                    f"the SAE of {name} (init {init}) has L0 {l0:.1f} on held-out text, not in [{least:g}, {most:g}]: "
+                    "train longer, raise sae.calibration, or widen sae.l0"
+                )
+    for name, case in artifacts[f"features/{study.instrument}"].json(CASES).items():
+        if missing := case["not_in_vocabulary"]:
+            yield f"case {name}: {', '.join(map(repr, missing))}: no single token of this vocabulary, not looked for"
 
 
 def _model(study: Study, artifacts: Artifacts, name: str) -> ModelSummary:

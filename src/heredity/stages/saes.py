@@ -12,7 +12,7 @@ import numpy as np
 
 from heredity.activations import ActivationStore, activations
 from heredity.artifacts import write_json
-from heredity.config import Init
+from heredity.config import RANKED, Init, SAEConfig
 from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
 from heredity.features.collect import Reader
@@ -75,7 +75,7 @@ def _training_stage(
     settings = {
         "hook_point": hook_point,
         "precision": study.config.precision,
-        "sae": config.model_dump(exclude={"init", "evaluation_tokens"}),
+        "sae": config.model_dump(exclude=_without_effect(config, continued=source is not None)),
         "seed": seed,
         "model": name,
     }
@@ -155,6 +155,15 @@ def _metadata(study: Study, work: Work, name: str, seed: int, tokens: int, l1: f
         "training_tokens": tokens,
         "l1_coefficient": l1,
     }
+
+
+def _without_effect(config: SAEConfig, continued: bool) -> set[str]:
+    """Settings that the training of this SAE does not read: changing them makes no SAE anew."""
+    unused = {"init", "evaluation_tokens"}
+    unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
+    if not continued:
+        return unused | {"continue_tokens"}
+    return unused | ({"tokens"} if config.continue_tokens else set())
 
 
 def trace_sampler(work: Work, split: str, config, seed: int) -> BlockSampler:

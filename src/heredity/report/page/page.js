@@ -20,7 +20,8 @@ function findings() {
         h("dd", null, bound(statement.text), h("small", null, bound(statement.evidence.join(" · "))))])));
   });
   if (!blocks.length) return lede("This study has no parent and child, so nothing is inherited: the page shows its models and SAEs.");
-  return [blocks, h("h3", null, "In numbers"), edgeTable()];
+  const notes = SUMMARY.notes.map((note) => h("p", { class: "lede" }, `Note: ${note}`));
+  return [notes, blocks, h("h3", null, "In numbers"), edgeTable()];
 }
 
 function edgeTable() {
