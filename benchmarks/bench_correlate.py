@@ -246,12 +246,12 @@ def row(parent: FeatureActs, child: FeatureActs) -> dict[str, float]:
     }
 
 
-def growing(points: dict[str, dict[str, float]], fixed: float) -> dict[str, dict[str, float]]:
+def growing(points: list[dict[str, float]], fixed: float) -> list[dict[str, float]]:
     """The points with processor nanoseconds for each multiply-add, the time that no token costs left out."""
-    return {
-        name: {**point, "cpu_ns_each": rounded((point["cpu_seconds"] - fixed) / point["multiply_adds"] * 1e9)}
-        for name, point in points.items()
-    }
+    return [
+        {**point, "cpu_ns_each": rounded((point["cpu_seconds"] - fixed) / point["multiply_adds"] * 1e9)}
+        for point in points
+    ]
 
 
 def curves(sizes: Sizes, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -260,18 +260,18 @@ def curves(sizes: Sizes, folder: Path, options: argparse.Namespace) -> dict[str,
     few = [acts.rows(0, 1000) for acts in (parent, child)]
     correlate(*few, TOP)
     fixed = seconds_of(lambda: correlate(*few, TOP))["cpu_seconds"]
-    by_tokens, by_l0 = {}, {}
+    by_tokens, by_l0 = [], []
     for tokens in (parent.tokens // share for share in (8, 4, 2, 1)):
-        by_tokens[f"{tokens}"] = row(*(acts.rows(0, tokens) for acts in (parent, child)))
+        by_tokens.append(row(*(acts.rows(0, tokens) for acts in (parent, child))))
     for case in sizes.curve_l0:
         own = folder / f"l0-{case.l0}"
         own.mkdir()
         peak_of(json.dumps(["make", case, str(own)]), options)
-        by_l0[f"{case.l0}"] = row(*load(own))
+        by_l0.append(row(*load(own)))
     return {
         "cpu_seconds_without_tokens": rounded(fixed),
-        "tokens": growing(by_tokens, fixed),
-        "l0": growing(by_l0, fixed),
+        "curve_by_tokens": growing(by_tokens, fixed),
+        "curve_by_l0": growing(by_l0, fixed),
     }
 
 
@@ -307,7 +307,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "floor_is": f"multiply-adds / {rate:.3g} a processor second of the same loop in the cache, {workers} threads",
         "agree": agreement(dense, agreed),
         **alone,
-        "curve": curve,
+        **curve,
         "large": large,
     }
 
