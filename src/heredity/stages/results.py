@@ -94,7 +94,8 @@ def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
                     "train longer, raise sae.calibration, or widen sae.l0"
                 )
     for name, case in artifacts[f"features/{study.instrument}"].json(CASES).items():
-        if missing := case["not_in_vocabulary"]:
+        missing = case["not_in_vocabulary"]
+        if len(missing) == len(case["tokens"]):
             yield f"case {name}: {', '.join(map(repr, missing))}: no single token of this vocabulary, not looked for"
 
 
