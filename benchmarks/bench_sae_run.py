@@ -77,8 +77,8 @@ class Sizes(NamedTuple):
 QUICK = Sizes(64, 512, 1024, 800, true_l0=4, lr=3e-2, peer_lr=3e-2, peer_l1=1.0)
 DEFAULT = Sizes(256, 4096, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.5)
 FULL = Sizes(1024, 16384, 3072, 600, true_l0=20, lr=1e-2, peer_lr=1e-2, peer_l1=1.5)
-"""The search chose the settings of QUICK. Those of the larger two follow it with a lower rate and were not searched (with
-1.0 SAELens ended above the wanted L0): run `--search` at that size before quoting a ratio of it."""
+"""The search chose the settings of QUICK. Those of the larger two follow it with a lower rate and were not searched;
+with 1.0 SAELens ended above the wanted L0. Run `--search` at that size before quoting a ratio of it."""
 
 
 class Point(NamedTuple):
