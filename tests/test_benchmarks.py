@@ -69,14 +69,14 @@ def test_a_missing_peer_is_named_with_the_package_to_install(script):
     done = run(script, "--quick", "--json")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"pip install {PEERS[script][0].replace('_', '-')}" in done.stderr
+    assert f"pip install -c constraints.txt {PEERS[script][0].replace('_', '-')}" in done.stderr
 
 
 def test_a_missing_peer_names_its_package_not_its_module(paired):
-    with pytest.raises(paired.MissingPeer, match="pip install nowhere"):
+    with pytest.raises(paired.MissingPeer, match="pip install -c constraints.txt nowhere"):
         paired.peer("nowhere.at.all")
     paired.PACKAGES["nowhere"] = "not-nowhere"
-    with pytest.raises(paired.MissingPeer, match="pip install not-nowhere"):
+    with pytest.raises(paired.MissingPeer, match="pip install -c constraints.txt not-nowhere"):
         paired.peer("nowhere.at.all")
 
 

@@ -14,7 +14,7 @@ from heredity.report.summary import CaseMember, CaseSummary, EdgeSummary, SAESum
 from report import sample
 
 DOCUMENTED = {
-    "": "heredity study seconds instrument models merges saes edges flow cases stitches also",
+    "": "heredity study device notes seconds instrument models merges saes edges flow cases stitches also",
     "models.base": "kind parents parameters tokens accuracy ce_loss",
     "merges.cpp_stories": "method t first second sweep linear_fallback",
     "saes.base": "d_in d_sae seed tokens l0 mse explained_variance ce_loss_recovered dead_share",

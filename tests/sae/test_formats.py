@@ -156,7 +156,7 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (lambda f: changed_weights(f, W_enc=with_nan), "W_enc holds NaN"),
         (lambda f: edited(f, architecture="gated"), "'gated' is not supported; give one of standard"),
         (lambda f: edited(f, normalize_activations="layer_norm"), "fold it into the weights"),
-        (lambda f: edited(f, k=99), "k=99 must be a whole number from 1 to 18"),
+        (lambda f: edited(f, k=99), "k=99 must be between 1 and 18"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage, message):
