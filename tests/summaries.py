@@ -99,10 +99,16 @@ def cases(summary: dict[str, Any]) -> str:
     """Cases followed through the models."""
     models = list(summary["models"])
     rows = [
-        [name, *(f"{case[model]['llr']:.2f}" for model in models), f"{case['mean_r']:.3f}"]
+        [name, *(llr_of(case, model) for model in models), "–" if case["mean_r"] is None else f"{case['mean_r']:.3f}"]
         for name, case in summary["cases"].items()
     ]
     return table(["case", *models, "mean r"], rows)
+
+
+def llr_of(case: dict[str, Any], model: str) -> str:
+    """LLR of a case in a model, a dash where no feature of the model belongs to it."""
+    llr = case[model]["llr"] if model in case else None
+    return "–" if llr is None else f"{llr:.2f}"
 
 
 def beside_paper(summary: dict[str, Any]) -> str:
@@ -119,7 +125,7 @@ def beside_paper(summary: dict[str, Any]) -> str:
         return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
     def llr(case: str) -> str:
-        return ", ".join(f"{cases_[case][model]['llr']:.2f}" for model in summary["models"])
+        return ", ".join(llr_of(cases_[case], model) for model in summary["models"])
 
     rows = [
         ["features of an SAE", "16,384", f"{next(iter(saes_))['d_sae']:,}"],
@@ -136,7 +142,7 @@ def beside_paper(summary: dict[str, Any]) -> str:
         ["of these, emerged in fine-tuning", "729", f"{emerged:,}"],
         ["of these, from the base", "481", f"{flow['from_base']:,}"],
         ["assignment, LLR along the lineage", "7.53, 6.58, 7.64, 7.19", llr("assignment")],
-        ["assignment, mean r", "0.851", f"{cases_['assignment']['mean_r']:.3f}"],
+        ["assignment, mean r", "0.851", f"{cases_['assignment']['mean_r'] or float('nan'):.3f}"],
         ["exception, LLR", "11.38 in the base, 8.59 in Lua's best match", llr("exception")],
     ]
     return table(["", "paper", "this run"], rows)
