@@ -26,7 +26,7 @@ from heredity.features.rules import by_parent, one_to_one, scores
 from heredity.planted.codes import noisy_code, noisy_codes
 from heredity.planted.config import FATES, LOST, WorldConfig
 from heredity.planted.train import Protocol, TrainedPair, Training, train_pair
-from heredity.planted.truth import KEPT_LIKE, UNKNOWN, judge, judge_new, label_edge
+from heredity.planted.truth import KEPT_LIKE, UNKNOWN, judge, judge_new, label_edge, recovery
 from heredity.planted.world import World
 
 COSINE = 0.7
@@ -89,9 +89,9 @@ class Judged(NamedTuple):
     protocol: Protocol
     """How the SAEs were initialized."""
     found: float
-    """Share of the parent's SAE features that follow a true feature, of the live ones."""
+    """Share of the parent's true features that its SAE has found."""
     reliability: float
-    """Median r of those with their true feature."""
+    """Median r of the SAE's features with the true ones they follow."""
     explained_variance: float
     """Of the parent's SAE."""
     ceiling: float
@@ -153,13 +153,12 @@ def judged(condition: Condition, protocol: Protocol, tokens: int, seed: int) -> 
     cut = verdicts[0].threshold
     emerge = (matches.child_density > 0) & ~(matches.child_r[:, 0] > cut)
     new = _really_new(world, pair, tokens, seed)
-    follows = truth.parent.feature >= 0
-    live = matches.parent_density > 0
+    learned = recovery(truth.parent)
     return Judged(
         condition=condition.name,
         protocol=protocol,
-        found=float(follows.sum() / max(live.sum(), 1)),
-        reliability=float(np.median(truth.parent.r[follows])) if follows.any() else float("nan"),
+        found=learned.share,
+        reliability=learned.median_r,
         explained_variance=pair.explained_variance["parent"],
         ceiling=float((same[np.isfinite(same)] > PAPER).mean()),
         verdicts=tuple(verdicts),
