@@ -29,7 +29,9 @@ def edges(summary: dict[str, Any]) -> str:
 
     def row(name: str, edge: dict[str, Any]) -> list[str]:
         live, paper = edge["parent_live"], edge.get("paper") or edge
-        persist = f"{edge['persist']:,} ({edge['persist'] / live:.0%}){interval(edge, 'persist')}"
+        size = summary["saes"][name.split("->")[0]]["d_sae"]
+        of_all = "" if live == size else f" / {edge['persist'] / size:.0%} of all"
+        persist = f"{edge['persist']:,} ({edge['persist'] / live:.0%}{of_all}){interval(edge, 'persist')}"
         relative = "" if not edge["ceiling"] else f"{edge['persist'] / live / edge['ceiling']:.0%}"
         counts = [f"{edge[key]:,}" for key in ("disappear", "emerge")]
         at = f"{paper['persist']:,} ({paper['persist'] / live:.0%})"
@@ -117,12 +119,73 @@ def study(summary: dict[str, Any]) -> str:
             total = sum(flow.values())
             counts = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in flow.items())
             parts.append(f"Of {name}'s {total:,} live features: {counts}.")
+        if found.get("classes"):
+            parts += ["Classes of features, share of those that persist, are lost, or emerge:", classes(found)]
+            parts += ["Features that flow two edges:", paths(found)]
+        if found.get("explained"):
+            told = found["explained"]
+            parts += [
+                f"Simulation scores of {told['judge']} explanations, median; {told['features']:,} features, "
+                f"{told['explained']:,} explained, {told['kept']:,} labels inherited:",
+                explained(found),
+            ]
         if found.get("cases"):
             parts += ["Activation-weighted log-likelihood ratio of a token set:", cases(found)]
     minutes = (
         f"{summary['seconds'] / 60:.0f} minutes" if summary["seconds"] > 600 else f"{summary['seconds']:.0f} seconds"
     )
     return "\n\n".join([*parts, f"Work in all: {minutes}."])
+
+
+def shared(share: dict[str, Any]) -> str:
+    """A share with its interval."""
+    if share["share"] is None:
+        return "–"
+    low, high = share["interval"]
+    return f"{share['share']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def classes(summary: dict[str, Any]) -> str:
+    """Groups of classes among the features of every edge."""
+    rows = []
+    for name, edge in summary["classes"]["edges"].items():
+        for fate in ("persist", "disappear", "emerge"):
+            found = edge[fate]
+            groups = [shared(found["groups"][group]) for group in ("punctuation", "formatting", "code", "single-token")]
+            rows.append([name, fate, f"{found['judged']:,}", *groups])
+    return table(["edge", "fate", "judged", "punctuation", "formatting", "code", "single token"], rows)
+
+
+def paths(summary: dict[str, Any]) -> str:
+    """The same of the features of a last model that flow the whole way from the first."""
+    rows = [
+        [name, f"{found['judged']:,}"]
+        + [shared(found["groups"][group]) for group in ("punctuation", "formatting", "code", "single-token")]
+        for name, found in summary["classes"]["paths"].items()
+    ]
+    return table(["way", "judged", "punctuation", "formatting", "code", "single token"], rows)
+
+
+def explained(summary: dict[str, Any]) -> str:
+    """Scores of features that persist beside others (the paper's Figure 6)."""
+
+    def group(found: dict[str, Any]) -> str:
+        if found["median"] is None:
+            return "–"
+        low, high = found["interval"]
+        return f"{found['median']:.2f} [{low:.2f}, {high:.2f}], n = {found['n']:,}"
+
+    rows = []
+    for name, edge in (summary["explained"]["edges"] | summary["explained"]["merges"]).items():
+        where = name if "->" in name else f"into {name}"
+        effect = (
+            "–"
+            if edge["effect"] is None
+            else f"{edge['effect']:.2f} [{edge['interval'][0]:.2f}, {edge['interval'][1]:.2f}]"
+        )
+        p = "–" if edge["p"] is None else f"{edge['p']:.1g}"
+        rows.append([where, group(edge["persisting"]), group(edge["others"]), effect, p])
+    return table(["edge", "persisting", "others", "chance that persisting scores higher", "p"], rows)
 
 
 def accuracy(summary: dict[str, Any]) -> str:
@@ -152,11 +215,19 @@ def saes(summary: dict[str, Any]) -> str:
 def cases(summary: dict[str, Any]) -> str:
     """Cases followed through the models."""
     models = list(summary["models"])
-    rows = [
-        [name, *(llr_of(case, model) for model in models), "–" if case["mean_r"] is None else f"{case['mean_r']:.3f}"]
-        for name, case in summary["cases"].items()
-    ]
-    return table(["case", *models, "mean r"], rows)
+    rows = []
+    for name, case in summary["cases"].items():
+        mean_r = "–" if case["mean_r"] is None else f"{case['mean_r']:.3f}"
+        rows.append([name, "family", *(llr_of(case, model) for model in models), mean_r, case["verdict"]])
+        best = [case[model]["best_llr"] if model in case else None for model in models]
+        rows.append(["", "best", *("–" if llr is None else f"{llr:.2f}" for llr in best), "", ""])
+        misses = [(model, case[model]) for model in models if model in case and case[model]["status"] == "lost"]
+        for model, miss in misses:
+            nearest = (
+                f"nearest miss {model}/{miss['feature']}: r {miss['r']:.2f}, LLR {miss['llr'] or float('nan'):.2f}"
+            )
+            rows.append(["", nearest, *("" for _ in models), "", ""])
+    return table(["case", "", *models, "mean r", "verdict"], rows)
 
 
 def llr_of(case: dict[str, Any], model: str) -> str:
@@ -178,12 +249,15 @@ def beside_paper(summary: dict[str, Any]) -> str:
         values = [sae[key] for sae in saes_]
         return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
+    first, second = (f"{sae['tokens']:,}" for sae in list(saes_)[:2])
+    vectors = f"{first} of all models" if summary["instrument"] == "joint" else f"{first} + {second}"
+
     def llr(case: str) -> str:
         return ", ".join(llr_of(cases_[case], model) for model in summary["models"])
 
     rows = [
         ["features of an SAE", "16,384", f"{next(iter(saes_))['d_sae']:,}"],
-        ["vectors an SAE", "15,000,000", " + ".join(f"{sae['tokens']:,}" for sae in list(saes_)[:2])],
+        ["vectors an SAE", "15,000,000", vectors],
         ["mean L0", "25 to 35", between("l0", 1)],
         ["explained loss, most likely CE recovered", "over 0.88", between("ce_loss_recovered", 3)],
         ["explained variance", "not said", between("explained_variance", 3)],
@@ -199,6 +273,12 @@ def beside_paper(summary: dict[str, Any]) -> str:
         ["assignment, mean r", "0.851", f"{cases_['assignment']['mean_r'] or float('nan'):.3f}"],
         ["exception, LLR", "11.38 in the base, 8.59 in Lua's best match", llr("exception")],
     ]
+    if summary.get("classes"):
+        groups = next(iter(summary["classes"]["paths"].values()))["groups"]
+        rows += [
+            [f"{group} among features that flow {way}", paper, shared(groups[group])]
+            for way, group, paper in (("base, Lua, merge", "punctuation", "20%"), ("the same way", "formatting", "5%"))
+        ]
     return table(["", "paper", "this run"], rows)
 
 

@@ -23,7 +23,7 @@ ROOMS = [
     ["activations", "sae.formats"],
     ["sae", "features.collect"],
     ["features"],
-    ["planted"],
+    ["explain", "planted"],
     ["report"],
     ["engine"],
     ["stages"],

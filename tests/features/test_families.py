@@ -7,7 +7,7 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
-from heredity.features.examples import contexts, top_rows
+from heredity.features.examples import Columns, contexts, strongest
 from heredity.features.families import family, persistence
 
 EDGES = [("base", "left"), ("base", "right"), ("left", "merge"), ("right", "merge")]
@@ -65,9 +65,10 @@ def acts_with(values: dict[tuple[int, int], float], tokens: int = 8, d_sae: int 
     return FeatureActs.from_dense(dense)
 
 
-def test_top_rows_are_strongest_first_and_one_a_block():
+def test_the_strongest_rows_come_strongest_first_and_one_a_block():
     acts = acts_with({(0, 1): 1.0, (1, 1): 3.0, (5, 1): 2.0, (7, 1): 0.5, (2, 0): 9.0})
-    assert top_rows(acts, np.array([1, 0]), count=3, context_size=4) == {1: [1, 5], 0: [2]}
+    columns = Columns(*acts.to_columns())
+    assert [strongest(*columns.of(i), 3, 4).tolist() for i in (1, 0)] == [[1, 5], [2]]
 
 
 def test_a_context_shows_every_members_activation_at_every_position():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heredity.features.acts import FeatureActs
-from heredity.features.hypothesis import best_feature, llr
+from heredity.features.hypothesis import agreement, best_feature, llr, ranked, token_shares
 
 TOKENS = 20_000
 
@@ -92,3 +92,46 @@ def test_the_scale_of_a_feature_does_not_matter(sample):
 def test_a_set_that_is_empty_everything_or_misaligned_is_refused(sample, hit):
     with pytest.raises(ValueError, match="some tokens in the set and some not"):
         llr(sample[0], hit)
+
+
+def test_specificity_is_the_activation_elsewhere_over_that_on_the_set(sample):
+    acts, hit = sample
+    dense, found = acts.dense().astype(np.float64), llr(*sample)
+    for i in (2, 3):
+        inside, outside = dense[hit, i], dense[~hit, i]
+        assert found.elsewhere[i] == pytest.approx(outside.sum() / inside.sum())
+        assert found.elsewhere_mean[i] == pytest.approx(outside[outside > 0].mean() / inside[inside > 0].mean())
+    np.testing.assert_allclose(found.weighted[:4], -np.log(found.base_rate * (1 + found.elsewhere[:4])))
+    assert found.elsewhere[[0, 1, 6]].tolist() == [0, 0, 0] and found.elsewhere[5] == np.inf
+    assert np.isnan(found.elsewhere[4]) and np.isnan(found.elsewhere_mean[[0, 4, 5]]).all()
+
+
+def test_ranks_put_the_more_sensitive_first_among_equal_ratios(sample):
+    found = llr(*sample)
+    assert ranked(found, "llr", 2).tolist() == [0, 1]  # both fire on the set alone
+    assert ranked(found, "llr", 4, minimum_firings=9).tolist() == [0, 1, 6, 2]
+    assert ranked(found, "sensitivity", 3).tolist() == sorted([0, 1, 2], key=lambda i: -found.sensitivity[i])
+
+
+def test_token_shares_are_the_written_definition(sample):
+    acts, hit = sample
+    ids = np.where(hit, 7, np.arange(TOKENS) % 5)
+    values, found = acts.dense()[:, 2].astype(np.float64), token_shares(acts, 2, ids, top=3)
+    assert found.tokens[0] == 7 and len(found.tokens) == 3 and (np.diff(found.share) <= 0).all()
+    for token, share, ratio, firings in zip(*found, strict=True):
+        mine = values[ids == token]
+        assert share == pytest.approx(mine.sum() / values.sum()) and firings == (mine > 0).sum()
+        assert ratio == pytest.approx(np.log(share / (ids == token).mean()))
+    assert found.llr[0] == pytest.approx(llr(acts, hit).weighted[2])
+    assert token_shares(acts, 4, ids).tokens.tolist() == []
+    with pytest.raises(ValueError, match="there is no feature 7; features are 0 to 6"):
+        token_shares(acts, 7, ids)
+    with pytest.raises(ValueError, match="ids has shape"):
+        token_shares(acts, 0, ids[1:])
+
+
+def test_agreement_is_pearson_over_all_tokens(sample):
+    acts, _ = sample
+    dense = acts.dense().astype(np.float64)
+    assert agreement(acts, 0, 2) == pytest.approx(np.corrcoef(dense[:, 0], dense[:, 2])[0, 1])
+    assert agreement(acts, 0, 0) == pytest.approx(1) and np.isnan(agreement(acts, 0, 4))

@@ -14,6 +14,17 @@ import numpy as np
 from heredity.report.distributions import density_view, flow_links
 from heredity.report.provenance import ArtifactView, CorpusView, Provenance
 from heredity.report.render import render
+from heredity.report.shown import (
+    CaseMemberView,
+    CaseView,
+    Context,
+    FamilyMatch,
+    FeatureView,
+    FitView,
+    Highlight,
+    NearestMiss,
+    TopToken,
+)
 from heredity.report.summary import (
     AlsoRepeats,
     AlsoSummary,
@@ -28,20 +39,9 @@ from heredity.report.summary import (
     Summary,
     SweepPoint,
 )
-from heredity.report.view import (
-    CaseMemberView,
-    CaseView,
-    Context,
-    FamilyMatch,
-    FeatureView,
-    Highlight,
-    Measurement,
-    NearestMiss,
-    Node,
-    TensorRow,
-    View,
-)
+from heredity.report.view import Measurement, Node, TensorRow, View
 from report.sample_edges import D_SAE, edge_of, newness, shift
+from report.sample_meaning import card, classes, explained, label
 
 CORPORA = ("english", "python", "cpp", "stories")
 _ACCURACY = {
@@ -172,7 +172,7 @@ def chain_view() -> View:
     edges = {"base->cpp": summary["edges"]["base->cpp"], "cpp->stories": summary["edges"]["base->stories"]}
     without = {"ceiling": None, "relative": None, "corrected": None, "intervals": {}, "paper": None, "rules": {}}
     summary["edges"] = {name: {**edge, **without} for name, edge in edges.items()}
-    summary |= {"merges": {}, "flow": {}, "cases": {}, "also": {}}
+    summary |= {"merges": {}, "flow": {}, "cases": {}, "also": {}, "classes": None, "explained": None}
     drawn = full.measured["parent"]
     shown = {"base->cpp": drawn.edges["base->cpp"], "cpp->stories": drawn.edges["base->stories"]}
     graph = (full.graph[0], full.graph[1], full.graph[2].model_copy(update={"parents": ("cpp",)}))
@@ -189,7 +189,8 @@ def single_view() -> View:
     full = sample_view()
     summary = full.summary.model_dump()
     summary |= {"models": {"base": summary["models"]["base"]}, "saes": {"base": summary["saes"]["base"]}}
-    summary |= {"merges": {}, "edges": {}, "flow": {}, "cases": {}, "also": {}}
+    summary |= {"merges": {}, "edges": {}, "flow": {}, "cases": {}, "also": {}, "explained": None}
+    summary["classes"] |= {"edges": {}, "paths": {}}
     return View(
         summary=Summary.model_validate(summary),
         graph=full.graph[:1],
@@ -330,6 +331,8 @@ def _measure(init: str, seed: int) -> tuple[dict, Measurement]:
     }
     density = {name: np.where(rng.random(D_SAE) < 0.03, 0, 10 ** rng.normal(-2.6, 0.6, D_SAE)) for name in _ACCURACY}
     figures = {"saes": {n: _sae(n) for n in _ACCURACY}, "edges": edges, "flow": {"cpp_stories": flow}}
+    figures["classes"] = classes(edges, CORPORA, seed)
+    figures["explained"] = explained(edges, ["cpp_stories"], "some-model" if joint else "offline", seed)
     links = flow_links("cpp_stories", through, {name: found & based for name, found in through.items()})
     densities = {name: density_view(np.minimum(found, 1)) for name, found in density.items()}
     shown = Measurement(
@@ -404,7 +407,14 @@ def _highlights() -> tuple[Highlight, ...]:
         index = int(rng.integers(D_SAE))
         contexts = tuple(_context(rng, text, at, corpus, 1 - 0.05 * rank) for rank in range(6))
         feature = FeatureView(
-            id=f"{model}/{index}", model=model, index=index, density=0.004, max_act=6.4, contexts=contexts
+            id=f"{model}/{index}",
+            model=model,
+            index=index,
+            density=0.004,
+            max_act=6.4,
+            contexts=contexts,
+            card=card(contexts[0], 6.4, number),
+            label=label(model, index, number),
         )
         matches = [
             FamilyMatch(
@@ -441,6 +451,9 @@ def _case_summaries() -> dict[str, CaseSummary]:
     }
 
 
+_STATUS = {("exception", "cpp"): "lost", ("exception", "cpp_stories"): "beyond"}
+
+
 def _cases() -> dict[str, CaseView]:
     cases = {}
     for name, rows in _LLR.items():
@@ -452,7 +465,10 @@ def _cases() -> dict[str, CaseView]:
                 llr_count=llr - 0.4,
                 r=r,
                 previous="" if r is None else "base" if model != "cpp_stories" else "cpp",
+                status="start" if r is None else _STATUS.get((name, model), "kept"),
                 sensitivity=0.83 - 0.07 * number,
+                elsewhere=0.4 + 0.3 * number,
+                hits=400 - 9 * number,
             )
             for number, (model, (llr, r)) in enumerate(rows.items())
         )
@@ -460,10 +476,17 @@ def _cases() -> dict[str, CaseView]:
         cases[name] = CaseView(
             tokens=("=", " =", "\t=") if not lost else ("except", " except", "\nexcept"),
             not_in_vocabulary=() if not lost else ("\nexcept",),
-            base_rate=0.021,
+            set_size=3 - lost,
+            base_rate=1e-5 if lost else 4e-4,
             members=members,
             verdict="disappears on base->cpp" if lost else "persists",
-            nearest_misses=(NearestMiss(model="cpp", feature=322, r=0.408, llr=8.59),) if lost else (),
+            best={"base": FitView(feature=100, llr=rows["base"][0], r=1.0), "cpp": FitView(feature=77, llr=6.1, r=0.2)},
+            top_tokens=(TopToken(token=" except" if lost else " =", share=0.62, llr=9.1),),
+            nearest_misses=(
+                (NearestMiss(model="cpp", feature=101, r=0.408, threshold=0.6, llr=8.59, elsewhere=7.0),)
+                if lost
+                else ()
+            ),
         )
     return cases
 

@@ -15,13 +15,13 @@ from html.parser import HTMLParser
 import pytest
 
 from heredity.report.render import embedded, render
+from heredity.report.shown import Context, FamilyMatch, FeatureView, Highlight
 from heredity.report.squeeze import squeeze_script, squeeze_style
-from heredity.report.view import Context, FamilyMatch, FeatureView, Highlight
 from report import sample
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NODE = shutil.which("node")
-_LIMIT = 80_000
+_LIMIT = 100_000
 
 
 @cache
@@ -68,7 +68,25 @@ def test_data_comes_back_from_the_page_unchanged():
     expected = json.loads(view.model_dump_json())
     for highlight in expected["highlights"]:
         del highlight["family"]
-    assert _data(render(view))["view"] == expected
+    found = _data(render(view))["view"]
+    for figures in (found["summary"], expected["summary"], *expected["summary"]["also"].values()):
+        figures.pop("classes")
+    for figures in found["summary"]["also"].values():
+        figures.pop("classes")
+    assert found == expected
+
+
+def test_classes_are_sent_as_far_as_they_are_drawn():
+    view = sample.sample_view()
+    sent = _data(render(view))["view"]["summary"]["classes"]
+    whole = json.loads(view.summary.model_dump_json())["classes"]
+    assert sent["rules"] == whole["rules"] and list(sent["edges"]) == list(whole["edges"])
+    for name, edge in sent["edges"].items():
+        for fate in ("persist", "disappear", "emerge"):
+            for kind, own in edge[fate]["classes"].items():
+                assert own["count"] == whole["edges"][name][fate]["classes"][kind]["count"]
+                assert own["share"] == pytest.approx(whole["edges"][name][fate]["classes"][kind]["share"], abs=1e-4)
+    assert len(json.dumps(sent)) < 0.4 * len(json.dumps(whole))
 
 
 def test_activations_of_a_family_are_sent_beside_the_text_they_belong_to():
@@ -185,6 +203,7 @@ def test_browser_draws_every_kind_of_study_without_an_error(kind: str, tmp_path)
             "flow",
             "merge",
             "edges",
+            "meaning",
             "saes",
             "models",
             "features",
@@ -194,6 +213,11 @@ def test_browser_draws_every_kind_of_study_without_an_error(kind: str, tmp_path)
         persist = sample.sample_view().summary.edges["base->cpp"].persist
         assert f"{persist:,}" in dom
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in dom
+        cases = re.sub("<[^>]*>", "", dom[dom.index('id="cases"') : dom.index('id="method"')])
+        assert "cpp/101, r = 0.41 (threshold 0.60), LLR 8.59, 7.0× as active on other tokens" in cases
+        assert "cpp/77" in cases and "match of a miss" in cases and "highest possible" in cases
+        _check_meaning(dom)
+    assert ("meaning" in sections) == (kind in ("full", "joint", "two-merges"))
     assert ("repeats" in sections) == (kind == "joint")
     if kind == "joint":
         edge = sample.joint_view().summary.edges["base->cpp"]
@@ -204,6 +228,81 @@ def test_browser_draws_every_kind_of_study_without_an_error(kind: str, tmp_path)
             assert words in shown
         assert "median best match between two SAEs" not in shown
         assert "decoder cosine" not in shown[: shown.index("Between seeds")]
+
+
+def _check_meaning(dom: str) -> None:
+    """Every chart has a table that says the same, and what is drawn is what the summary holds."""
+    part = dom[dom.index('<section id="meaning"') : dom.index('<section id="saes"')]
+    shown = re.sub("<[^>]*>", "", part).replace("\u202f", " ").replace("\u2060", "").replace("\u00a0", " ")
+    summary = sample.sample_view().summary
+    assert summary.classes is not None and summary.explained is not None
+    edges = list(summary.classes.edges)
+    charts = re.findall(r'<figure role="group" aria-label="([^"]*)">(.*?)</figure>', part, re.DOTALL)
+    assert len(charts) == 2 * len(edges) + len(summary.explained.merges)
+    assert all("a table below holds the same" in title and "<svg" in drawn for title, drawn in charts)
+    assert all(drawn.count('tabindex="0"') == 1 for _, drawn in charts), "one tab stop a chart"
+    assert len(re.findall(r'aria-label="Kinds of features: ', part)) == len(edges)
+    group = summary.classes.edges["base->cpp"]
+    for fate in (group.persist, group.disappear, group.emerge):
+        share = fate.classes["punctuation"].share
+        assert share is not None and f"{100 * share:.1f} %" in shown
+        assert f"{fate.judged:,} of {fate.features:,} judged" in shown
+    assert "the paper, grouped by hand" in shown and "20 %" in shown and "2410.12391" in shown
+    better, same = (summary.explained.edges[name] for name in (edges[0], edges[-1]))
+    for found, words in ((better, "Those that persist are explained better"), (same, "No difference is shown")):
+        assert words in shown and f"n {found.persisting.n}, median {found.persisting.median:.2f}" in shown
+    assert "no language model" in shown and "710" in shown and "Languages, base rates and rules" in shown
+    _check_cards(dom)
+
+
+def _check_cards(dom: str) -> None:
+    part = dom[dom.index('<section id="features"') : dom.index('<section id="cases"')]
+    shown = re.sub("<[^>]*>", "", part).replace("\u202f", " ")
+    first = sample.sample_view().highlights[0].feature
+    assert first.card is not None and first.label is not None
+    assert html.escape(first.label.description or "", quote=False) in part, "descriptions are text"
+    assert f"score {first.label.simulation:.2f}" in shown and "detection 0.50" in shown and "fuzzing" not in shown
+    assert "from base/123" in shown, "a label that was handed down says where it comes from"
+    assert f"{first.card.firings:,} firings by activation" in shown and "Weaker firings" in shown
+    for level in first.card.weaker:
+        assert f"Activation {level.low:.2f} to {level.high:.2f}" in shown
+    assert (
+        f"+{first.card.promoted[0].weight:.2f}" in shown and f"−{-(first.card.suppressed[0].weight or 0):.2f}" in shown
+    )
+    assert re.search(r'aria-label="Firings of base/\d+ by activation, logarithmic"><svg', part)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_keys_move_through_a_chart_and_a_reason_stands_where_nothing_is_predicted(tmp_path):
+    """The page's own policy allows no second script, so the copy that is driven goes without it."""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", _page("full"))
+    drive = """
+    const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    const told = [];
+    setTimeout(() => {
+      const chart = document.querySelector("#meaning figure");
+      chart.querySelector('[tabindex="0"]').focus();
+      told.push(document.activeElement.getAttribute("aria-label"));
+      for (const key of ["ArrowDown", "ArrowDown", "ArrowUp", "End"]) {
+        press(key);
+        told.push(document.activeElement.getAttribute("aria-label"));
+      }
+      told.push(chart.querySelectorAll('[tabindex="0"]').length, document.getElementById("tip").hidden);
+      for (const card of document.querySelectorAll("#features details")) card.open = true;
+      setTimeout(() => document.body.setAttribute("data-told", JSON.stringify(told)), 300);
+    }, 500);
+    """
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", f"<script>{drive}</script></body>"), encoding="utf-8")
+    dom, log = _browse(path, tmp_path)
+    assert [line for line in log.splitlines() if "CONSOLE" in line] == []
+    found = re.search(r'data-told="([^"]*)"', dom)
+    assert found
+    first, second, third, back, last, stops, hidden = json.loads(html.unescape(found[1]))
+    assert len({first, second, third, last}) == 4 and back == second
+    assert "punctuation" in " ".join((first, second)) and "persist: " in first and "lost: " in first
+    assert (stops, hidden) == (1, False)
+    assert "Not known: hook point blocks.0.mlp.hook_pre: no linear map" in dom
 
 
 def _browse(page, folder) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from heredity.report.summary import CaseMember, CaseSummary, EdgeSummary, SAESum
 from report import sample
 
 DOCUMENTED = {
-    "": "heredity study device notes seconds instrument models merges saes edges flow cases stitches also repeats",
+    "": "heredity study device notes seconds instrument models merges saes edges flow cases classes explained stitches "
+    "also repeats",
     "models.base": "kind parents parameters tokens accuracy ce_loss",
     "merges.cpp_stories": "method t first second sweep linear_fallback",
     "saes.base": "d_in d_sae seed tokens l0 mse explained_variance ce_loss_recovered dead_share",
@@ -23,7 +24,7 @@ DOCUMENTED = {
     "flow.cpp_stories": "from_base emerged_in_cpp emerged_in_stories emerged_in_both novel",
     "cases.assignment": "base cpp stories cpp_stories mean_r",
     "cases.assignment.base": "feature llr",
-    "also.independent": "saes edges flow",
+    "also.independent": "saes edges flow classes explained",
 }
 
 

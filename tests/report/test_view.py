@@ -8,9 +8,11 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from heredity.explain import compare
 from heredity.report import tables
 from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
-from heredity.report.view import BINS, THRESHOLDS, Context, View
+from heredity.report.shown import Context
+from heredity.report.view import BINS, THRESHOLDS, View
 from report import sample
 
 NAN = float("nan")
@@ -186,3 +188,7 @@ def test_an_edge_drawn_keeps_what_its_threshold_stands_between():
     view = edge_view(np.array([0.9]), np.array([0.9]), evidence=(0.1, 0.9))
     assert (view.chance, view.same) == (0.1, 0.9)
     assert edge_view(np.array([0.9]), np.array([0.9])).chance is None
+
+
+def test_scores_of_explanations_are_counted_in_the_bins_that_the_page_draws():
+    assert np.array_equal(compare.BINS, BINS)

@@ -118,9 +118,18 @@ def test_status_verify_and_check_agree_that_all_is_done(done):
 def test_tables_are_exported_in_every_format(done, tmp_path, format_):
     result = heredity("export", done / "s.toml", "--runs", done / "runs", "--format", format_, "-o", tmp_path, "--json")
     files = {Path(file).stem: Path(file) for file in json.loads(result.stdout)["files"]}
-    assert {"models", "merges", "sweeps", "saes", "edges", "curves", "flow", "matches_parent", "fates_joint"} <= set(
-        files
-    )
+    assert {
+        "models",
+        "merges",
+        "sweeps",
+        "saes",
+        "edges",
+        "cases",
+        "curves",
+        "flow",
+        "matches_parent",
+        "fates_joint",
+    } <= set(files)
     if format_ == "parquet":
         matches = pq.read_table(files["matches_parent"])
         assert matches.column_names == ["edge", "end", "feature", "rank", "match", "r"]
@@ -149,7 +158,21 @@ def test_cases_follow_the_best_feature_and_say_when_there_is_none(done):
         "both",
         "mean_r",
     }
-    assert cases["nonsense"] == {"mean_r": None}
+    assert cases["nonsense"] == {"mean_r": None, "verdict": "nothing in the sample fits"}
+    assert cases["assignment"]["base"]["best_feature"] == cases["assignment"]["base"]["feature"]
+    assert cases["assignment"]["verdict"].startswith(("persists", "disappears on "))
+
+
+def test_features_are_found_by_what_they_fire_on(done):
+    asked = ("--runs", done / "runs", "--tokens", "=", "--tokens", " =", "--top", 3, "--json")
+    found = json.loads(heredity("find", done / "s.toml", *asked).stdout)
+    case = summary_of(done)["cases"]["assignment"]
+    for model in ("base", "sums", "stories", "both"):
+        rows = found["models"][model]
+        assert rows[0]["feature"] == case[model]["best_feature"] and rows[0]["llr"] == case[model]["best_llr"]
+        assert [row["sensitivity"] for row in rows] == sorted((row["sensitivity"] for row in rows), reverse=True)
+    assert {match["edge"] for match in found["models"]["both"][0]["matches"]} == {"sums->both", "stories->both"}
+    assert list(json.loads(heredity("find", done / "s.toml", *asked, "--model", "sums").stdout)["models"]) == ["sums"]
 
 
 def test_a_saved_sae_and_model_are_tracked_without_a_study(done, tmp_path):

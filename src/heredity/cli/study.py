@@ -134,7 +134,7 @@ def export(
 ) -> None:
     """Write the tables of a study: models, SAEs, edges, matches, flow."""
     with errors(debug):
-        from heredity.stages.results import export_tables
+        from heredity.stages.export import export_tables
 
         if format_ not in ("csv", "parquet", "json"):
             raise ValueError(f"--format {format_}: must be csv, parquet or json")

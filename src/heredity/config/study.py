@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import unicodedata
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from heredity.config.models import ModelConfig
 from heredity.config.table import Config, Init, Positive, PositiveFloat, Precision, Share
@@ -152,10 +155,43 @@ class EvaluationConfig(Config):
 
 
 class CaseConfig(Config):
-    """A question about one kind of token, followed through every model."""
+    """A question about one kind of token, followed through every model; exactly one of these is given."""
 
-    tokens: Annotated[tuple[str, ...], Field(min_length=1)]
+    tokens: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The token strings of the hypothesis, as text (`"="`, `" ="`)."""
+    regex: str | None = None
+    """Tokens whose whole text matches this pattern of Python's `re`, such as `" ?[0-9]+"`."""
+    script: str | None = None
+    """Tokens with letters, all of them of this Unicode script, such as `Greek`: the first word of their names."""
+    predicate: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """`module:function` of your own, found beside the study file or installed. It gets token ids [blocks, context] and
+    the text of every token of the vocabulary, and returns an array of bool [blocks, context]: so place and context can
+    be asked about. It is run, and made part of the recipe by its file's content."""
+
+    @model_validator(mode="after")
+    def _one_hypothesis(self) -> CaseConfig:
+        given = list(self.model_dump(exclude_none=True))
+        if len(given) != 1:
+            choices = ", ".join(type(self).model_fields)
+            raise ValueError(f"gives {' and '.join(given) or 'no hypothesis'}; give exactly one of {choices}")
+        return self
+
+    @field_validator("regex")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"is no pattern ({error}); see Python's re") from None
+        return pattern
+
+    @field_validator("script")
+    @classmethod
+    def _is_a_script(cls, script: str | None) -> str | None:
+        named = (unicodedata.name(chr(code), "") for code in range(sys.maxunicode + 1) if chr(code).isalpha())
+        if script is not None and not any(name.startswith(f"{script.upper()} ") for name in named):
+            raise ValueError("no letter's Unicode name begins with it; give a script such as Greek, Cyrillic or CJK")
+        return script
 
 
 class ReportConfig(Config):
@@ -167,6 +203,19 @@ class ReportConfig(Config):
     """Top contexts shown for a feature."""
     tokens: Positive = 200_000
     """Tokens, from all corpora, that contexts and case studies are taken from."""
+
+
+class ExplainConfig(Config):
+    """What features mean: which are explained, and when a label that was handed down is given up."""
+
+    features: Annotated[int, Field(ge=0)] = 1000
+    """Features of each model, at most: those that persist along an edge and as many others; those that the report lists
+    come on top. 0 leaves it all out."""
+    drop: Annotated[float, Field(ge=0, le=2)] = 0.1
+    """A label inherited from a matched feature is given up, and the feature explained anew, where its simulation score
+    lies this much below the one it has at its origin."""
+    radius: Annotated[int, Field(ge=1, le=128)] = 8
+    """Tokens of an excerpt on either side of the one it was drawn for."""
 
 
 class RepeatConfig(Config):
@@ -208,6 +257,8 @@ class StudyConfig(Config):
     """[case.NAME]"""
     report: ReportConfig = ReportConfig()
     """[report]"""
+    explain: ExplainConfig = ExplainConfig()
+    """[explain]"""
     repeat: RepeatConfig = RepeatConfig()
     """[repeat] seeds = 1: how often fine-tunes and SAEs are trained, each time with other seeds and all else the same.
     From 2 on the summary tells under `repeats` how far every headline number varies between them."""

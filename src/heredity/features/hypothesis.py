@@ -1,8 +1,8 @@
-"""Does a feature mean a set of tokens? Log-likelihood ratios of every feature at once."""
+"""Does a feature mean a set of tokens? Log-likelihood ratios and specificity of every feature at once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,10 @@ from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
 
 MINIMUM_FIRINGS = 20
-"""Firings on the set below which `best_feature` passes a feature over."""
+"""Firings on the set below which `ranked` passes a feature over."""
+
+Ranking = Literal["sensitivity", "llr", "counted"]
+"""What features are ranked by: Pearson r with the set, LLR weighted by activation, or LLR by count."""
 
 
 class LLR(NamedTuple):
@@ -32,6 +35,26 @@ class LLR(NamedTuple):
     """int64 [d_sae]: tokens on which the feature fires."""
     hits: np.ndarray
     """int64 [d_sae]: those of them that are in the set."""
+    elsewhere: np.ndarray
+    """float64 [d_sae]: total activation on all other tokens over total activation on the set, the specificity as the
+    paper tells it ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf
+    for one that never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
+    elsewhere_mean: np.ndarray
+    """float64 [d_sae]: mean activation of its firings on other tokens over that of its firings on the set; below 1 for
+    a feature that is stronger on the set, however rare the set is. nan unless it fires on both."""
+
+
+class TokenShares(NamedTuple):
+    """The tokens that make up most of a feature's activation, largest share first, ties to the lower token."""
+
+    tokens: np.ndarray
+    """int64 [n]: token ids."""
+    share: np.ndarray
+    """float64 [n]: share of the feature's total activation; all tokens together have 1."""
+    llr: np.ndarray
+    """float64 [n]: log(share / P(token)), the weighted LLR of the hypothesis "it fires on this token"."""
+    firings: np.ndarray
+    """int64 [n]: firings on the token."""
 
 
 def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
@@ -39,7 +62,8 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
 
     P(t in set) is the unigram probability of the set on the sample; P_act is the distribution of tokens a feature
     fires on. (The paper leaves open how its one number a feature is weighted: both ways are given.) Activations are
-    taken to be positive; a feature whose activations sum to 0 or less has weighted LLR nan.
+    taken to be positive; a feature whose activations sum to 0 or less, everywhere, on the set or off it, has nan where
+    that sum is weighed, but for the plain 0 of one that does not fire there.
 
     hit: bool [tokens], whether the token at each position is in the set.
     Raises `ValueError` when no token or every token is in the set.
@@ -51,14 +75,27 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
             f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens; one bool a token is needed, "
             "some tokens in the set and some not"
         )
-    everywhere, inside = moments(acts.sparse), moments(acts.where(hit).sparse)
+    everywhere = moments(acts.sparse)
+    inside, outside = moments(acts.where(hit).sparse), moments(acts.where(~hit).sparse)
     counted = _log_ratio(inside.stored, everywhere.stored, base_rate)
     weighted = _log_ratio(inside.total, everywhere.total, base_rate)
     # The indicator has mean p and centered norm sqrt(T p (1 - p)).
     covariance = inside.total - everywhere.total * base_rate
     norm = np.sqrt(everywhere.square * acts.tokens * base_rate * (1 - base_rate))
     sensitivity = np.divide(covariance, norm, out=np.full(acts.d_sae, np.nan), where=norm > 0)
-    return LLR(weighted, counted, base_rate, np.clip(sensitivity, -1, 1), everywhere.stored, inside.stored)
+    elsewhere = _times(outside.total, inside.total)
+    both = (inside.stored > 0) & (outside.stored > 0)
+    means = [np.divide(part.total, part.stored, out=np.zeros(acts.d_sae), where=both) for part in (outside, inside)]
+    return LLR(
+        weighted,
+        counted,
+        base_rate,
+        np.clip(sensitivity, -1, 1),
+        everywhere.stored,
+        inside.stored,
+        elsewhere,
+        np.where(both, _times(*means), np.nan),
+    )
 
 
 def _log_ratio(inside: np.ndarray, everywhere: np.ndarray, base_rate: float) -> np.ndarray:
@@ -68,14 +105,76 @@ def _log_ratio(inside: np.ndarray, everywhere: np.ndarray, base_rate: float) -> 
     return np.log(ratio, out=np.full(len(inside), -np.inf), where=ratio != 0)
 
 
-def best_feature(found: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
-    """The feature that stands for the hypothesis: of the features that fire at least `minimum_firings` times on the set
-    and more on it than by chance (both LLRs above 0), the one with the highest sensitivity; ties to the lower index.
+def _times(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """outside / inside of what should not be negative; inf where only `inside` is 0, nan where both are."""
+    known = (outside >= 0) & (inside >= 0)
+    ratio = np.where(outside > 0, np.inf, np.nan)
+    ratio = np.divide(outside, inside, out=ratio, where=known & (inside > 0))
+    return np.where(known, ratio, np.nan)
 
-    Not the highest LLR: every feature that fires on the set alone reaches the same maximum, however rarely it fires.
-    Sensitivity also asks that it fires whenever the tokens occur. None when no feature qualifies.
+
+def fitting(found: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> np.ndarray:
+    """Features that may stand for the hypothesis, bool [d_sae]: they fire at least `minimum_firings` times on the set
+    and more on it than by chance (both LLRs above 0)."""
+    return (found.hits >= minimum_firings) & (found.weighted > 0) & (found.counted > 0)
+
+
+def ranked(
+    found: LLR, by: Ranking = "sensitivity", top: int | None = None, minimum_firings: int = MINIMUM_FIRINGS
+) -> np.ndarray:
+    """The fitting features, best first; int64 [at most top].
+
+    Every feature that fires on the set alone reaches the same highest LLR, however rarely it fires: among equals the
+    higher sensitivity comes first, then the lower index.
     """
-    fits = (found.hits >= minimum_firings) & (found.weighted > 0) & (found.counted > 0)
-    score = np.where(fits & np.isfinite(found.sensitivity), found.sensitivity, -np.inf)
-    chosen = int(np.argmax(score)) if len(score) else -1
-    return chosen if chosen >= 0 and np.isfinite(score[chosen]) else None
+    score = {"sensitivity": found.sensitivity, "llr": found.weighted, "counted": found.counted}[by]
+    known = np.flatnonzero(fitting(found, minimum_firings) & np.isfinite(score) & np.isfinite(found.sensitivity))
+    return known[np.lexsort((known, -found.sensitivity[known], -score[known]))][:top]
+
+
+def best_feature(found: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
+    """The feature that stands for the hypothesis: of the fitting ones the one with the highest sensitivity; ties to the
+    lower index.
+
+    Not the highest LLR, which asks only that it fires nowhere else: sensitivity also asks that it fires whenever the
+    tokens occur. None when no feature qualifies.
+    """
+    best = ranked(found, top=1, minimum_firings=minimum_firings)
+    return int(best[0]) if len(best) else None
+
+
+def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10) -> TokenShares:
+    """What a feature's activation is made of, token by token.
+
+    ids: int [tokens], the token at each position. Activations are taken to be positive; a feature that never fires
+    gets empty arrays. Raises `ValueError` when ids and activations differ in length or there is no such feature.
+    """
+    ids = np.asarray(ids, np.int64)
+    if ids.shape != (acts.tokens,):
+        raise ValueError(f"ids has shape {ids.shape}, not ({acts.tokens},); give the token of every position")
+    if not 0 <= feature < acts.d_sae:
+        raise ValueError(f"there is no feature {feature}; features are 0 to {acts.d_sae - 1}")
+    mine = np.flatnonzero(acts.indices == feature)
+    fired_on = ids[np.searchsorted(acts.indptr, mine, side="right") - 1]
+    total = np.bincount(fired_on, acts.values[mine].astype(np.float64))
+    firings = np.bincount(fired_on)
+    chosen = np.flatnonzero(firings)
+    chosen = chosen[np.argsort(-total[chosen], kind="stable")][:top]
+    share = total[chosen] / total.sum()
+    ratio = share * len(ids) / np.maximum(np.bincount(ids, minlength=len(total))[chosen], 1)
+    weighted = np.log(ratio, out=np.full(len(chosen), np.nan), where=ratio > 0)
+    return TokenShares(chosen, share, weighted, firings[chosen])
+
+
+def agreement(acts: FeatureActs, feature: int, other: int) -> float:
+    """Pearson r of two features of one SAE over all tokens, silent ones included; nan where one is constant."""
+    x, y = (_centered(acts, index) for index in (feature, other))
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else float("nan")
+
+
+def _centered(acts: FeatureActs, feature: int) -> np.ndarray:
+    mine = np.flatnonzero(acts.indices == feature)
+    values = np.zeros(acts.tokens)
+    values[np.searchsorted(acts.indptr, mine, side="right") - 1] = acts.values[mine]
+    return values - values.mean()

@@ -13,10 +13,11 @@ from typing import Any
 
 from heredity.report.headline import Statement, headline
 from heredity.report.method import DEFINITIONS
+from heredity.report.shown import Highlight
 from heredity.report.squeeze import squeeze_script, squeeze_style
-from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, Highlight, View
+from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
 
-_SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "edges.js", "features.js", "page.js")
+_SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "edges.js", "features.js", "cases.js", "meaning.js", "page.js")
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
 # end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -29,8 +30,11 @@ def render(view: View) -> str:
     page forbids itself every script but its own, by hash, and every request.
     """
     statements = headline(view.summary)
+    shown = view.model_dump(mode="json")
+    for figures in (shown["summary"], *shown["summary"]["also"].values()):
+        figures["classes"] = _classes(figures["classes"])
     data = {
-        "view": {**view.model_dump(mode="json"), "highlights": [_shown(one) for one in view.highlights]},
+        "view": {**shown, "highlights": [_shown(one) for one in view.highlights]},
         "headline": [statement.model_dump(mode="json") for statement in statements],
         "definitions": DEFINITIONS,
         "bins": BINS.tolist(),
@@ -48,6 +52,25 @@ def render(view: View) -> str:
     }
     # one pass, so that nothing that is put in can be taken for a place to put something
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+_DRAWN = ("threshold", "persist", "disappear", "emerge", "class_gaps", "group_gaps")
+
+
+def _classes(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Classes as far as they are drawn, in few digits: whole they are as long as all else of the summary."""
+    if found is None:
+        return None
+    edges = {name: {key: edge[key] for key in _DRAWN} for name, edge in found["edges"].items()}
+    return _rounded({**found, "models": {}, "edges": edges})
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _shown(highlight: Highlight) -> dict[str, Any]:

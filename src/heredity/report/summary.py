@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from heredity.config import Init
+from heredity.report.classes import ClassesSummary
 from heredity.report.edge import EdgeSummary
+from heredity.report.explained import ExplainedSummary
 from heredity.report.record import Count, Frozen, Interval, Number, plain
 
 _FLOW_KEYS = ("from_base", "emerged_in_both", "novel")
@@ -113,31 +115,56 @@ Flow = Annotated[dict[str, Count], AfterValidator(_flow_keys)]
 
 
 class CaseMember(Frozen):
-    """The feature of one model that fits a case best."""
+    """A case in one model: the family's feature there, and the feature that fits best by itself."""
 
     feature: Annotated[int | None, BeforeValidator(plain)]
-    """Its index; null when no feature fires on the tokens."""
+    """Its index; null where the family does not reach."""
     llr: Number
     """log( P_act(token in set) / P_data(token in set) ), activation-weighted."""
     llr_count: Number = None
     """The same with every firing counted once."""
     r: Number = None
     """Pearson r with the feature of the case in the model it descends from."""
+    via: str | None = None
+    """That model."""
+    status: Literal["start", "kept", "lost", "absent", "beyond"] | None = None
+    """kept: reached by matches above the thresholds; lost: a child's nearest miss; absent: a parent's; beyond: reached
+    from a miss."""
+    sensitivity: Number = None
+    """Pearson r of its activation and the indicator of the set."""
+    elsewhere: Number = None
+    """Specificity: total activation on all other tokens over that on the set; null where it is silent on the set."""
+    elsewhere_mean: Number = None
+    """Mean activation of a firing on other tokens over that of one on the set."""
+    hits: Count | None = None
+    """Firings on the set."""
+    base_rate: Number = None
+    """Share of the sample's tokens that are in the set."""
+    best_feature: Annotated[int | None, BeforeValidator(plain)] = None
+    """The feature of this model that fits best, whatever it matches; null where none fits."""
+    best_llr: Number = None
+    """Its LLR, activation-weighted."""
+    best_sensitivity: Number = None
+    """Its sensitivity."""
+    best_r: Number = None
+    """Its Pearson r with `feature`, on the sample; 1 where they are the same."""
 
 
 class CaseSummary(BaseModel):
-    """A case: one `CaseMember` for each model under the model's name, and the mean r along the edges."""
+    """A case: one `CaseMember` for each model under the model's name, the mean r along the edges, and the verdict."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, CaseMember] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     mean_r: Number
     """Mean Pearson r of the members along the edges of the graph; null when none is known."""
+    verdict: str = ""
+    """persists, disappears on EDGE, or emerges in MODEL; in words."""
 
     @classmethod
-    def of(cls, members: Mapping[str, CaseMember], mean_r: float | None) -> CaseSummary:
+    def of(cls, members: Mapping[str, CaseMember], mean_r: float | None, verdict: str = "") -> CaseSummary:
         """The case of these members, by model."""
-        return cls.model_validate({**members, "mean_r": mean_r})
+        return cls.model_validate({**members, "mean_r": mean_r, "verdict": verdict})
 
     @property
     def members(self) -> dict[str, CaseMember]:
@@ -154,6 +181,10 @@ class AlsoSummary(Frozen):
     """By `parent->child`."""
     flow: dict[str, Flow]
     """By merge."""
+    classes: ClassesSummary | None = None
+    """Kinds of features, by rule."""
+    explained: ExplainedSummary | None = None
+    """Explanations and their scores; null where none were asked for."""
 
 
 class Spread(Frozen):
@@ -224,6 +255,10 @@ class Summary(Frozen):
     """By merge: where its live features come from."""
     cases: dict[str, CaseSummary]
     """By name of the case."""
+    classes: ClassesSummary | None = None
+    """Kinds of features by rule, and their shares among those that persist, are lost, or emerge."""
+    explained: ExplainedSummary | None = None
+    """Explanations and their scores; null where none were asked for."""
     stitches: dict[str, Any]
     """Reserved for stitching studies."""
     also: dict[Init, AlsoSummary]

@@ -258,6 +258,28 @@ def sweeps(rows: Mapping[str, MergeSummary]) -> pa.Table:
     )
 
 
+def cases(rows: Mapping[str, Mapping[str, Any]]) -> pa.Table:
+    """One row for each case, model and role: `family` is the feature followed by matches, `best` the one that fits best
+    whatever it matches (its r is that with the family's feature of the same model). rows: what `cases.json` holds."""
+    fit = ("llr", "llr_counted", "sensitivity", "elsewhere", "elsewhere_mean", "base_rate")
+    schema = _schema(
+        text=("case", "model", "role", "via", "status", "verdict"),
+        counts=("feature", "hits", "firings"),
+        numbers=("r", *fit),
+    ).append(pa.field("fits", pa.bool_()))
+    absent: dict[str, Any] = {"via": None, "status": None}
+    return _table(
+        schema,
+        [
+            {**absent, **row, "case": name, "model": model, "role": role, "verdict": case["verdict"]}
+            for name, case in rows.items()
+            for role, members in (("family", case["models"]), ("best", case["best"]))
+            for model, row in members.items()
+            if row is not None
+        ],
+    )
+
+
 def tensors(merge: str, rows: Sequence[TensorRow]) -> pa.Table:
     """One row for each tensor of a merge: the fields of `TensorRow`."""
     numbers = ("angle_degrees", "cosine", "norm_ratio", "norm_a", "norm_b")

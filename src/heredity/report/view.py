@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
-from pydantic import BeforeValidator, model_validator
+from pydantic import model_validator
 
 from heredity.config import Init
 from heredity.report.provenance import Provenance
+from heredity.report.shown import CaseView, Highlight
 from heredity.report.summary import Count, Frozen, Number, Summary
 
 BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
@@ -17,15 +16,6 @@ THRESHOLDS = np.round(np.arange(0.2, 0.9501, 0.01), 2)
 """Thresholds that the page can recount at."""
 DENSITY_BINS = np.round(np.arange(-6.0, 0.0001, 0.25), 2)
 """Edges of the histogram of log10 density."""
-
-
-def _floats(values: object) -> object:
-    """Numpy arrays and scalars as rounded Python floats: the page shows three digits and should stay small."""
-    return [round(float(value), 4) for value in np.asarray(values, dtype=np.float64).ravel()]
-
-
-Values = Annotated[tuple[float, ...], BeforeValidator(_floats)]
-"""Activations, rounded."""
 
 
 class Node(Frozen):
@@ -160,128 +150,6 @@ class TensorRow(Frozen):
     """Norm in the first parent."""
     norm_b: Number
     """Norm in the second."""
-
-
-class Context(Frozen):
-    """A stretch of text around a firing."""
-
-    tokens: tuple[str, ...]
-    """Tokens as text."""
-    values: Values
-    """Activation of the feature on each."""
-    focus: Annotated[int, BeforeValidator(int)]
-    """Position of the firing that the context was chosen for."""
-    corpus: str
-    """Where it comes from."""
-    others: dict[str, Values] = {}
-    """Activations of the feature's matches on the same tokens, by model."""
-
-    @model_validator(mode="after")
-    def _aligned(self) -> Context:
-        if len(self.tokens) != len(self.values):
-            raise ValueError(f"{len(self.tokens)} tokens but {len(self.values)} values; give one value a token")
-        for model, values in self.others.items():
-            if len(values) != len(self.tokens):
-                raise ValueError(f"{len(self.tokens)} tokens but {len(values)} values of {model}; give one a token")
-        if not 0 <= self.focus < len(self.tokens):
-            raise ValueError(f"focus={self.focus} is outside the {len(self.tokens)} tokens of its context")
-        return self
-
-
-class FeatureView(Frozen):
-    """One feature with the text it fires on most."""
-
-    id: str
-    """`model/index`."""
-    model: str
-    """Its model."""
-    index: Annotated[int, BeforeValidator(int)]
-    """Its index in the SAE."""
-    density: Number
-    """Share of tokens it fires on."""
-    max_act: Number
-    """Its highest activation."""
-    contexts: tuple[Context, ...] = ()
-    """Top contexts, strongest first."""
-
-
-class FamilyMatch(Frozen):
-    """The best match of a highlighted feature in another model."""
-
-    model: str
-    """The other model."""
-    index: Annotated[int | None, BeforeValidator(lambda value: None if value is None else int(value))]
-    """Its feature; null when nothing fires alike."""
-    r: Number
-    """Pearson r along the edge."""
-    along: str = ""
-    """The edge, `parent->child`, that r was measured on."""
-    max_act: Number = None
-    """Highest activation of the match, which its shades are scaled to; default the highest shown."""
-
-
-class Highlight(Frozen):
-    """A feature of one of the page's lists."""
-
-    list: str
-    """`most persistent`, `most changed`, `emerged in MODEL` or `case:NAME`."""
-    feature: FeatureView
-    """The feature."""
-    matches: tuple[FamilyMatch, ...] = ()
-    """Its matches along the lineage, in the order of the models."""
-    family: tuple[FeatureView, ...] = ()
-    """The matched features, where their activations on the contexts are not in `others` already."""
-    note: str = ""
-    """A sentence on why it stands in the list."""
-
-
-class CaseMemberView(Frozen):
-    """The feature of one model in a case."""
-
-    model: str
-    """The model."""
-    feature: int | None
-    """Its index."""
-    llr: Number
-    """Activation-weighted."""
-    llr_count: Number
-    """Count-weighted."""
-    r: Number = None
-    """Pearson r with the member it was reached from."""
-    previous: str = ""
-    """That model."""
-    sensitivity: Number = None
-    """Pearson r of the activation and the indicator of the set."""
-
-
-class NearestMiss(Frozen):
-    """The best match of a feature that counts as lost."""
-
-    model: str
-    """Where it was looked for."""
-    feature: int
-    """Index of the best match."""
-    r: Number
-    """Its r, below the threshold."""
-    llr: Number = None
-    """How well it fits the case."""
-
-
-class CaseView(Frozen):
-    """One question followed through the lineage."""
-
-    tokens: tuple[str, ...]
-    """The token set of the hypothesis."""
-    not_in_vocabulary: tuple[str, ...] = ()
-    """Those that are no single token and could not be looked for."""
-    base_rate: Number = None
-    """Share of the sample's tokens that are in the set."""
-    members: tuple[CaseMemberView, ...]
-    """In the order of the models."""
-    verdict: str
-    """One sentence."""
-    nearest_misses: tuple[NearestMiss, ...] = ()
-    """Where the case was lost, what came nearest."""
 
 
 class View(Frozen):

@@ -11,7 +11,7 @@ def stages_of(study: Study) -> list[Stage]:
 
     Raises StudyError for a hook point that a model does not have, before anything runs.
     """
-    from heredity.stages import features, lineage, models, newness, saes, shift, text
+    from heredity.stages import classes, explain, features, lineage, models, newness, saes, shift, text
     from heredity.stages.plan import check_hook_point
 
     check_hook_point(study)
@@ -55,7 +55,11 @@ def stages_of(study: Study) -> list[Stage]:
             if config.controls.newness
         ]
         stages += [*matches.values(), *asked, *samples.values()]
-        stages.append(features.features_stage(study, init, samples, matches, tokens, tokenizer))
+        read = (study, init, samples, matches, tokens, tokenizer)
+        shown = features.features_stage(*read, nodes, measured)
+        stages += [shown, classes.classes_stage(*read)]
+        if config.explain.features:
+            stages.append(explain.explain_stage(*read, shown))
     if config.controls.shifts:
         stages += shift.shift_stages(study, nodes, judged, tokens)
     return _unique(stages)

@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from heredity.artifacts import write_json
-from heredity.config import CaseConfig, Init
+from heredity.config import Init
 from heredity.engine import Stage, Work
 from heredity.features.acts import FeatureActs
-from heredity.features.correlate import Matches
-from heredity.features.examples import contexts, top_rows
-from heredity.features.families import Member, family, persistence
-from heredity.features.hypothesis import best_feature, llr
-from heredity.stages.lineage import COUNTS, acts_of, read_matches, sampler_of
+from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
+from heredity.features.examples import Places, contexts
+from heredity.features.families import family, persistence
+from heredity.stages.cases import CASES, case_of, recipe_of
 from heredity.stages.models import seed_of
-from heredity.stages.text import tokenizer_of
+from heredity.stages.readers import reader_of
+from heredity.stages.sample import MIN_FIRINGS, Sample
 from heredity.study import Edge, Study
 
-FEATURES, CASES = "features.json", "cases.json"
-_MIN_FIRINGS = 20  # a feature seen less often on the sample is not shown as an example of anything
+FEATURES = "features.json"
+_TOKENS, _LEVELS, _EACH, _BINS = 10, 5, 2, 30  # of a card
+_REACH = 9  # tokens on either side of a weaker firing: one more than are shown, which tells that the text goes on
+
+Chosen = tuple[str, int]
+"""A model and the index of a feature there."""
 
 
 def features_stage(
@@ -31,65 +36,50 @@ def features_stage(
     matches: Mapping[Edge, Stage],
     tokens: Mapping[str, Stage],
     tokenizer: Stage,
+    models: Mapping[str, Stage],
+    saes: Mapping[str, Stage],
 ) -> Stage:
-    """Lists of features with contexts (`features.json`) and the case studies (`cases.json`)."""
+    """Lists of features with contexts and cards (`features.json`) and the case studies (`cases.json`).
+
+    models, saes: by model; of those with a feature in a list they say what it predicts.
+    """
     config = study.config
     seed = seed_of(study, "sample")
     settings = {
         "report": config.report.model_dump(),
-        "cases": {name: case.model_dump() for name, case in config.case.items()},
+        "cases": {name: recipe_of(case, study.root) for name, case in config.case.items()},
         "context_size": config.sae.context_size,
+        "hook_point": config.hook_point,
         "seed": seed,
     }
     inputs: dict[str, Stage] = {"tokenizer": tokenizer}
     inputs |= {f"acts:{name}": stage for name, stage in samples.items()}
     inputs |= {f"match:{edge.name}": stage for edge, stage in matches.items()}
     inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
+    inputs |= {f"model:{name}": stage for name, stage in models.items()}
+    inputs |= {f"sae:{name}": stage for name, stage in saes.items()}
 
     def make(work: Work) -> None:
-        sample = _Sample(study, work, seed)
-        shown = [row for name, chosen in _lists(study, sample).items() for row in _shown(study, sample, name, chosen)]
-        cases = {}
+        sample = Sample(study, work, seed)
+        lists, cases = _lists(study, sample), {}
         for name, case in config.case.items():
             work.progress(len(cases), len(config.case))
-            cases[name], chosen = _case(study, sample, case)
-            shown += _shown(study, sample, f"case:{name}", chosen)
+            cases[name], lists[f"case:{name}"] = case_of(study.order, study.root, sample, case)
+        drawn = _cards(study, work, sample, {one for chosen in lists.values() for one in chosen}, seed)
+        shown = [_row(study, sample, name, one, drawn[one]) for name, chosen in lists.items() for one in chosen]
         write_json(work.folder / FEATURES, shown)
         write_json(work.folder / CASES, cases)
 
     return Stage("features", init, settings, inputs, make)
 
 
-class _Sample:
-    """The token sample, every model's feature activations on it, and the matches between them."""
-
-    def __init__(self, study: Study, work: Work, seed: int):
-        size = study.config.sae.context_size
-        sampler = sampler_of(work, "train", size, seed, "equal")
-        count = min(-(-study.config.report.tokens // size), sampler.blocks_per_pass)
-        self.ids = sampler.take(0, count)
-        self.corpora = [sampler.names[index] for index in sampler.origin(0, count)[0]]
-        self.acts = {name: acts_of(artifact.folder) for name, artifact in work.group("acts").items()}
-        found = work.group("match")
-        self.edges = list(study.edges)
-        self.matches: dict[tuple[str, str], Matches] = {
-            edge: read_matches(found[edge.name].folder) for edge in study.edges
-        }
-        self.threshold: dict[tuple[str, str], float] = {
-            edge: found[edge.name].json(COUNTS)["threshold"] for edge in study.edges
-        }
-        tokenizer = tokenizer_of(work.inputs["tokenizer"])
-        self.vocabulary = [str(tokenizer.decode([number])) for number in range(len(tokenizer))]
-        self.firings = {name: np.bincount(acts.indices, minlength=acts.d_sae) for name, acts in self.acts.items()}
-
-
-def _lists(study: Study, sample: _Sample) -> dict[str, list[tuple[str, int]]]:
+def _lists(study: Study, sample: Sample) -> dict[str, list[Chosen]]:
     """Names of lists -> (model, feature) in them."""
     count = study.config.report.features
     if not study.edges:
         return {}
     start = study.edges[0].parent
-    common = sample.firings[start] >= _MIN_FIRINGS
+    common = sample.firings[start] >= MIN_FIRINGS
     score = np.where(common, persistence(start, sample.edges, sample.matches, len(common)), -1.0)
     kept = _best(score, count)
     children = [sample.matches[edge] for edge in study.edges if edge.parent == start]
@@ -103,7 +93,7 @@ def _lists(study: Study, sample: _Sample) -> dict[str, list[tuple[str, int]]]:
         best = {edge: np.nan_to_num(sample.matches[edge].child_r[:, 0], nan=-1.0) for edge in incoming}
         r = np.max(list(best.values()), axis=0)
         unmatched = np.all([found <= sample.threshold[edge] for edge, found in best.items()], axis=0)
-        fresh = unmatched & (sample.firings[child] >= _MIN_FIRINGS)
+        fresh = unmatched & (sample.firings[child] >= MIN_FIRINGS)
         new = _best(np.where(fresh, -r, -2.0), count)
         lists[f"emerged in {child}"] = [(child, i) for i in new]
     return lists
@@ -114,85 +104,114 @@ def _best(score: np.ndarray, count: int) -> list[int]:
     return [int(index) for index in order if score[index] > -1]
 
 
-def _shown(study: Study, sample: _Sample, name: str, chosen: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """What the report shows of each feature: its family, and its contexts with every member's activations."""
-    size, count = study.config.sae.context_size, study.config.report.contexts
-    rows: dict[tuple[str, int], list[int]] = {}
-    for model in {model for model, _ in chosen}:
-        mine = np.array([feature for owner, feature in chosen if owner == model])
-        rows |= {(model, i): found for i, found in top_rows(sample.acts[model], mine, count, size).items()}
-    return [_row(sample, name, model, feature, rows[model, feature], size) for model, feature in chosen]
+def _cards(study: Study, work: Work, sample: Sample, chosen: set[Chosen], seed: int) -> dict[Chosen, Card]:
+    """A card for each feature; of one model after the other, so that one is in memory at a time."""
+    vocabulary = len(sample.vocabulary)  # all that a feature fires on, for its total
+    sizes = Sizes(study.config.report.contexts, _LEVELS, _EACH, drawn=0, silent=0, tokens=vocabulary, bins=_BINS)
+    found = {}
+    for model in study.order:
+        own = np.array(sorted(feature for owner, feature in chosen if owner == model), np.int64)
+        if len(own):
+            logits = _logits(study, work, model, own)
+            made = cards(sample.acts[model], sample.ids, own, sizes, seed, logits)
+            found |= {(model, card.feature): card for card in made}
+    return found
 
 
-def _row(sample: _Sample, name: str, model: str, feature: int, rows: list[int], size: int) -> dict[str, Any]:
+def _logits(study: Study, work: Work, model: str, features: np.ndarray) -> LogitTokens | str:
+    """What features predict, or why that is not known."""
+    reader = reader_of(study, work.inputs[f"model:{model}"], [work.inputs[f"sae:{model}"]])()
+    directions = reader.saes[0].W_dec
+    try:
+        own = directions[torch.from_numpy(features).to(directions.device)]
+        return logit_tokens(reader.model, reader.hook_point, own, _TOKENS)
+    except ValueError as error:  # a model without a head
+        return str(error)
+
+
+def _row(study: Study, sample: Sample, name: str, chosen: Chosen, card: Card) -> dict[str, Any]:
+    """What the report shows of a feature: its family, its contexts with every member's activations, its card."""
+    (model, feature), size = chosen, study.config.sae.context_size
     members = family(model, feature, sample.edges, sample.matches)
     known = {member.model: (sample.acts[member.model], member.feature) for member in members}
-    acts = sample.acts[model]
     shown = [
         {
-            "corpus": sample.corpora[found.block],
+            "corpus": sample.names[sample.origin[found.block]],
             "tokens": [sample.vocabulary[token] for token in sample.ids[found.block]],
             "position": found.position,
             "values": found.values,
         }
-        for found in contexts(rows, known, size)
+        for found in contexts(card.top.rows.tolist(), known, size)
     ]
     return {
         "list": name,
         "model": model,
         "feature": feature,
-        **_strength(acts, feature),
+        "density": card.density,
+        "max": card.highest,
         "family": [{**member._asdict(), **_strength(sample.acts[member.model], member.feature)} for member in members],
         "contexts": shown,
+        "card": _card(sample, card),
     }
+
+
+def _card(sample: Sample, card: Card) -> dict[str, Any]:
+    """The tokens a feature fires on, how strongly it does, weaker firings, and what it predicts."""
+    tokens, logits = card.tokens, card.logits
+    whole = tokens.total.sum()
+    columns = (part.tolist() for part in (tokens.ids, tokens.total / whole, tokens.firings, tokens.mean, tokens.share))
+    return {
+        "firings": card.firings,
+        "tokens": [
+            {"token": _text(sample, token), "share": share, "firings": firings, "mean": mean, "fired": fired}
+            for token, share, firings, mean, fired in list(zip(*columns, strict=True))[:_TOKENS]
+        ],
+        "histogram": card.histogram.tolist(),
+        "weaker": [
+            {
+                "low": card.highest * (_LEVELS - 1 - place) / _LEVELS,
+                "high": card.highest * (_LEVELS - place) / _LEVELS,
+                "contexts": _windows(sample, found),
+            }
+            for place, found in enumerate(card.levels)
+            if place and len(found.rows)
+        ],
+        "promoted": _pushed(sample, logits.top, logits.top_weights) if logits else [],
+        "suppressed": _pushed(sample, logits.bottom, logits.bottom_weights) if logits else [],
+        "no_logits": card.no_logits,
+    }
+
+
+def _pushed(sample: Sample, tokens: np.ndarray, weights: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {"token": _text(sample, token), "weight": weight}
+        for token, weight in zip(tokens.tolist(), weights.tolist(), strict=True)
+    ]
+
+
+def _text(sample: Sample, token: int) -> str:
+    """A token as text; a model may have rows for more than the tokenizer knows."""
+    return sample.vocabulary[token] if token < len(sample.vocabulary) else f"#{token}"
+
+
+def _windows(sample: Sample, found: Places) -> list[dict[str, Any]]:
+    """A little text around each place."""
+    rows = []
+    for row, values in zip(found.rows.tolist(), found.values, strict=True):
+        block, position = divmod(row, sample.ids.shape[1])
+        start, end = max(0, position - _REACH), position + _REACH + 1
+        rows.append(
+            {
+                "corpus": sample.names[sample.origin[block]],
+                "tokens": [sample.vocabulary[token] for token in sample.ids[block, start:end].tolist()],
+                "position": position - start,
+                "values": [round(float(value), 4) for value in values[start:end]],
+            }
+        )
+    return rows
 
 
 def _strength(acts: FeatureActs, feature: int) -> dict[str, float]:
     """Share of the sample's tokens a feature fires on, and its highest activation there."""
     mine = acts.values[acts.indices == feature]
     return {"density": len(mine) / acts.tokens, "max": float(mine.max()) if len(mine) else 0.0}
-
-
-def _case(study: Study, sample: _Sample, case: CaseConfig) -> tuple[dict[str, Any], list[tuple[str, int]]]:
-    """The best feature for a token set at the start model, and its family with LLR in every model."""
-    ids = [number for number, text in enumerate(sample.vocabulary) if text in case.tokens]
-    missing = [text for text in case.tokens if text not in sample.vocabulary]
-    hit = np.isin(sample.ids.ravel(), ids)
-    start = study.order[0]
-    result: dict[str, Any] = {"tokens": list(case.tokens), "not_in_vocabulary": missing}
-    result |= {"models": {}, "mean_r": None, "lost": []}
-    chosen = best_feature(llr(sample.acts[start], hit)) if hit.any() else None
-    if chosen is None:
-        return {**result, "verdict": "no feature of the start model fires on these tokens"}, []
-    members = family(start, chosen, sample.edges, sample.matches)
-    for member in members:
-        result["models"][member.model] = _measured(sample.acts[member.model], hit, member)
-    reached = [member.r for member in members if member.r is not None]
-    result["mean_r"] = float(np.mean(reached)) if reached else None
-    lost = [member for member in members if member.r is not None and member.r <= _threshold(sample, member)]
-    result["lost"] = [member.model for member in lost]
-    result["verdict"] = "persists" if not lost else "disappears on " + ", ".join(f"{m.via}->{m.model}" for m in lost)
-    return result, [(start, chosen)]
-
-
-def _threshold(sample: _Sample, member: Member) -> float:
-    """The threshold of the edge that a member was reached along, down or up."""
-    down = sample.threshold.get((member.via or "", member.model))
-    return sample.threshold[member.model, member.via or ""] if down is None else down
-
-
-def _measured(acts: FeatureActs, hit: np.ndarray, member: Member) -> dict[str, Any]:
-    found = llr(acts, hit)
-    return {
-        "feature": member.feature,
-        "r": member.r,
-        "via": member.via,
-        "llr": _finite(found.weighted[member.feature]),
-        "llr_counted": _finite(found.counted[member.feature]),
-        "sensitivity": _finite(found.sensitivity[member.feature]),
-        "base_rate": float(found.base_rate),
-    }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

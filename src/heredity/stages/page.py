@@ -18,22 +18,25 @@ from heredity.features.lineage import flow
 from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
 from heredity.report.provenance import ArtifactView, CorpusView, Provenance
 from heredity.report.render import render
-from heredity.report.summary import Summary
-from heredity.report.view import (
+from heredity.report.shown import (
+    CardView,
     CaseMemberView,
     CaseView,
     Context,
-    EdgeView,
     FamilyMatch,
     FeatureView,
-    FlowLink,
+    FiredToken,
+    FitView,
     Highlight,
-    Measurement,
+    LabelView,
+    Level,
     NearestMiss,
-    Node,
-    TensorRow,
-    View,
+    PushedToken,
+    TopToken,
 )
+from heredity.report.summary import Summary
+from heredity.report.view import EdgeView, FlowLink, Measurement, Node, TensorRow, View
+from heredity.stages.explain import EXPLANATIONS
 from heredity.stages.features import CASES, FEATURES
 from heredity.stages.lineage import COUNTS
 from heredity.stages.models import machine
@@ -56,7 +59,7 @@ def write_page(study: Study, artifacts: Artifacts, summary: Summary, out: Path) 
 def view_of(study: Study, artifacts: Artifacts, summary: Summary) -> View:
     """All that the page shows of a study that has been run."""
     found = artifacts[f"features/{study.instrument}"]
-    rows = found.json(FEATURES)
+    rows, labels = found.json(FEATURES), _labels(artifacts.get(f"explain/{study.instrument}"))
     return View(
         summary=summary,
         graph=tuple(_node(study, name) for name in study.order),
@@ -65,7 +68,7 @@ def view_of(study: Study, artifacts: Artifacts, summary: Summary) -> View:
             name: tuple(TensorRow(**row) for row in artifacts[f"model/{name}"].json("merge.json")["tensors"])
             for name in summary.merges
         },
-        highlights=tuple(_highlight(study, row) for row in rows),
+        highlights=tuple(_highlight(study, row, labels) for row in rows),
         cases={name: _case(case) for name, case in found.json(CASES).items()},
         provenance=_provenance(study, artifacts),
     )
@@ -121,11 +124,26 @@ def _links(study: Study, artifacts: Artifacts, merge: str, init: Init) -> tuple[
     return flow_links(merge, found.inherited_through, found.from_base_through)
 
 
-def _highlight(study: Study, row: dict[str, Any]) -> Highlight:
-    members = [member for member in row["family"] if member["model"] != row["model"]]
+def _labels(asked: Artifact | None) -> dict[tuple[str, int], LabelView]:
+    """What is said of each feature that was asked about."""
+    if asked is None:
+        return {}
+    return {
+        (row["model"], row["feature"]): LabelView(
+            origin=f"{row['origin_model']}/{row['origin_feature']}",
+            **{key: row[key] for key in LabelView.model_fields if key != "origin"},
+        )
+        for row in pq.read_table(asked / EXPLANATIONS).to_pylist()
+    }
+
+
+def _highlight(study: Study, row: dict[str, Any], labels: Mapping[tuple[str, int], LabelView]) -> Highlight:
+    model, index = row["model"], row["feature"]
+    members = [member for member in row["family"] if member["model"] != model]
+    more = {"card": _card(row["card"]), "label": labels.get((model, index))}
     return Highlight(
         list=row["list"],
-        feature=_feature(row, row["model"], row["feature"], row["density"], row["max"]),
+        feature=_feature(row, model, index, row["density"], row["max"]).model_copy(update=more),
         matches=tuple(
             FamilyMatch(model=member["model"], index=member["feature"], r=member["r"], along=_along(study, member))
             for member in members
@@ -133,6 +151,25 @@ def _highlight(study: Study, row: dict[str, Any]) -> Highlight:
         family=tuple(
             _feature(row, member["model"], member["feature"], member["density"], member["max"]) for member in members
         ),
+    )
+
+
+def _card(row: dict[str, Any]) -> CardView:
+    return CardView(
+        firings=row["firings"],
+        tokens=tuple(FiredToken(**token) for token in row["tokens"]),
+        histogram=tuple(row["histogram"]),
+        weaker=tuple(
+            Level(
+                low=level["low"],
+                high=level["high"],
+                contexts=tuple(_context(context, context["values"]) for context in level["contexts"]),
+            )
+            for level in row["weaker"]
+        ),
+        promoted=tuple(PushedToken(**token) for token in row["promoted"]),
+        suppressed=tuple(PushedToken(**token) for token in row["suppressed"]),
+        no_logits=row["no_logits"],
     )
 
 
@@ -148,45 +185,38 @@ def _feature(row: dict[str, Any], model: str, index: int, density: float, max_ac
         index=index,
         density=density,
         max_act=max_act,
-        contexts=tuple(
-            Context(
-                tokens=tuple(context["tokens"]),
-                values=context["values"][model],
-                focus=context["position"],
-                corpus=context["corpus"],
-            )
-            for context in row["contexts"]
+        contexts=tuple(_context(context, context["values"][model]) for context in row["contexts"]),
+    )
+
+
+def _context(row: dict[str, Any], values: Any) -> Context:
+    return Context(tokens=tuple(row["tokens"]), values=values, focus=row["position"], corpus=row["corpus"])
+
+
+def _case(case: dict[str, Any]) -> CaseView:
+    rows, asked = case["models"], case["hypothesis"]
+    return CaseView(
+        kind=asked["kind"],
+        value=asked["value"] if asked["kind"] != "tokens" else "",
+        tokens=tuple(case["tokens"]),
+        set_size=case["set_size"],
+        not_in_vocabulary=tuple(case["not_in_vocabulary"]),
+        base_rate=case["base_rate"],
+        members=tuple(
+            CaseMemberView(model=model, previous=row["via"] or "", status=row["status"], **_fit(row))
+            for model, row in rows.items()
+        ),
+        best={model: FitView(**_fit(row)) for model, row in case["best"].items() if row},
+        top_tokens=tuple(TopToken(**{key: row[key] for key in TopToken.model_fields}) for row in case["top_tokens"]),
+        verdict=case["verdict"],
+        nearest_misses=tuple(
+            NearestMiss(model=row["model"], threshold=row["threshold"], **_fit(row)) for row in case["misses"]
         ),
     )
 
 
-def _case(case: dict[str, Any]) -> CaseView:
-    members = [
-        CaseMemberView(
-            model=model,
-            feature=row["feature"],
-            llr=row["llr"],
-            llr_count=row["llr_counted"],
-            sensitivity=row["sensitivity"],
-            r=row["r"],
-            previous=row["via"] or "",
-        )
-        for model, row in case["models"].items()
-    ]
-    lost = [
-        NearestMiss(model=model, feature=row["feature"], r=row["r"], llr=row["llr"])
-        for model, row in case["models"].items()
-        if model in case["lost"]
-    ]
-    rates = [row["base_rate"] for row in case["models"].values()]
-    return CaseView(
-        tokens=tuple(case["tokens"]),
-        not_in_vocabulary=tuple(case["not_in_vocabulary"]),
-        base_rate=rates[0] if rates else None,
-        members=tuple(members),
-        verdict=case["verdict"],
-        nearest_misses=tuple(lost),
-    )
+def _fit(row: dict[str, Any]) -> dict[str, Any]:
+    return {"llr_count": row["llr_counted"]} | {key: row[key] for key in FitView.model_fields if key in row}
 
 
 def _provenance(study: Study, artifacts: Artifacts) -> Provenance:

@@ -1,22 +1,18 @@
-"""From a study's artifacts to what people and other tools read: summary.json, tables, and the one-file report."""
+"""From a study's artifacts to what people and other tools read: summary.json and the one-file report."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from heredity.artifacts import Artifact, versions
 from heredity.config import RANKED, Init
 from heredity.features.correlate import Matches
 from heredity.features.lineage import flow
-from heredity.report import tables
+from heredity.report.classes import ClassesSummary
 from heredity.report.edge import NewnessSummary, ShiftSummary
+from heredity.report.explained import ExplainedSummary
 from heredity.report.summary import (
     AlsoSummary,
     CaseMember,
@@ -28,7 +24,9 @@ from heredity.report.summary import (
     Summary,
     SweepPoint,
 )
-from heredity.stages.features import CASES
+from heredity.stages.cases import CASES, kind_of
+from heredity.stages.classes import CLASSES_JSON
+from heredity.stages.explain import EXPLAINED
 from heredity.stages.lineage import COUNTS, read_matches
 from heredity.stages.models import RECORD, machine
 from heredity.stages.newness import NEWNESS
@@ -36,7 +34,6 @@ from heredity.stages.saes import QUALITY
 from heredity.stages.shift import SHIFT
 from heredity.study import Edge, Study
 
-Format = Literal["csv", "parquet", "json"]
 Artifacts = Mapping[str, Artifact]
 
 _LEAST_EXPLAINED = 0.8  # docs/planted.json: trained until they explain more, SAEs keep what is kept
@@ -105,8 +102,10 @@ def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
         yield from _regime(study, artifacts, init)
     for name, case in artifacts[f"features/{study.instrument}"].json(CASES).items():
         missing = case["not_in_vocabulary"]
-        if len(missing) == len(case["tokens"]):
+        if missing and len(missing) == len(case["tokens"]):
             yield f"case {name}: {', '.join(map(repr, missing))}: no single token of this vocabulary, not looked for"
+        elif not case["hits"]:
+            yield f"case {name}: nothing in the sample fits {kind_of(case['hypothesis'])}"
 
 
 def _regime(study: Study, artifacts: Artifacts, init: Init) -> Iterator[str]:
@@ -121,7 +120,7 @@ def _regime(study: Study, artifacts: Artifacts, init: Init) -> Iterator[str]:
             "features lost; train longer"
         )
     for edge in study.edges:
-        counts = artifacts[_match(edge, init)].json(COUNTS)
+        counts = artifacts[match_label(edge, init)].json(COUNTS)
         if counts["threshold_by"] == "evidence" and counts["threshold"] < _LEAST_THRESHOLD:
             yield (
                 f"edge {edge.name} (init {init}): SAEs of one model agree so little that evidence puts the threshold "
@@ -181,12 +180,14 @@ def _measured(study: Study, artifacts: Artifacts, init: Init) -> dict:
             for name in study.order
             if study.config.model[name].merge
         },
+        "classes": ClassesSummary(**artifacts[f"classes/{init}"].json(CLASSES_JSON)),
+        "explained": ExplainedSummary(**asked.json(EXPLAINED)) if (asked := artifacts.get(f"explain/{init}")) else None,
     }
 
 
 def _edge(study: Study, artifacts: Artifacts, edge: Edge, init: Init) -> EdgeSummary:
     shift = artifacts.get(f"shift/{edge.slug}") if init == study.instrument else None
-    counts = artifacts[_match(edge, init)].json(COUNTS)
+    counts = artifacts[match_label(edge, init)].json(COUNTS)
     asked = artifacts.get(f"newness/{edge.slug}-{init}")
     newness = NewnessSummary(**asked.json(NEWNESS)) if asked else None
     return EdgeSummary(**counts, newness=newness, shift=ShiftSummary(**shift.json(SHIFT)) if shift else None)
@@ -200,18 +201,19 @@ def _sae(artifact: Artifact) -> SAESummary:
     )
 
 
-def _match(edge: Edge, init: Init) -> str:
+def match_label(edge: Edge, init: Init) -> str:
+    """The stage that matched an edge."""
     return f"match/{edge.slug}-{init}"
 
 
 def matches_of(artifacts: Artifacts, edge: Edge, init: Init) -> Matches:
     """Matches of an edge."""
-    return read_matches(artifacts[_match(edge, init)].folder)
+    return read_matches(artifacts[match_label(edge, init)].folder)
 
 
 def inherited(artifacts: Artifacts, edge: Edge, init: Init) -> Matches:
     """The matches of an edge that its threshold lets count."""
-    return matches_of(artifacts, edge, init).above(artifacts[_match(edge, init)].json(COUNTS)["threshold"])
+    return matches_of(artifacts, edge, init).above(artifacts[match_label(edge, init)].json(COUNTS)["threshold"])
 
 
 def flow_edges(
@@ -241,77 +243,24 @@ def flow_counts(study: Study, merge: str, matches: Mapping[Edge, Matches]) -> di
 
 
 def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
-    cases = {}
-    for name, case in artifact.json(CASES).items():
-        members = {
-            model: CaseMember(feature=row["feature"], llr=row["llr"], llr_count=row["llr_counted"], r=row["r"])
-            for model, row in case["models"].items()
-        }
-        cases[name] = CaseSummary.of(members, case["mean_r"])
-    return cases
+    return {
+        name: CaseSummary.of(_members(case), case["mean_r"], case["verdict"])
+        for name, case in artifact.json(CASES).items()
+    }
 
 
-def export_tables(study: Study, artifacts: Artifacts, out: Path, format_: Format) -> list[Path]:
-    """Write models, merges, SAEs, edges, flow, features and matches as files of one format; returns their paths."""
-    writers = {"csv": tables.write_csv, "parquet": tables.write_parquet, "json": _write_json}
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"-o {out}: is a file; give the name of a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, table in study_tables(study, artifacts).items():
-        paths.append(out / f"{name}.{format_}")
-        writers[format_](table, paths[-1])
-    return paths
-
-
-def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
-    """Every table of a study, by name; those that hold one init's figures have a column that says which."""
-    summary = summarize(study, artifacts)
-    measured: dict[Init, tuple[dict[str, SAESummary], dict[str, EdgeSummary], dict[str, dict[str, int]]]]
-    measured = {study.instrument: (summary.saes, summary.edges, summary.flow)}
-    measured |= {init: (also.saes, also.edges, also.flow) for init, also in summary.also.items()}
-    found = {"models": tables.models(summary.models)}
-    if summary.merges:
-        found |= {"merges": tables.merges(summary.merges), "sweeps": tables.sweeps(summary.merges)}
-    parts: dict[str, list[pa.Table]] = {"saes": [], "edges": [], "curves": [], "rules": [], "strata": [], "flow": []}
-    for init, (saes, edges, flows) in measured.items():
-        made = (
-            tables.saes(saes, init),
-            tables.edges(edges, init),
-            tables.curves(edges, init),
-            tables.rules(edges, init),
-            tables.strata(edges, init),
-            tables.flows(flows, init),
+def _members(case: Mapping[str, Any]) -> dict[str, CaseMember]:
+    """The family's feature and the best one, for every model that has either; none where no model has."""
+    members = {}
+    for model, best in case["best"].items() if case["start"] else ():
+        row, best = case["models"].get(model, {}), best or {}
+        kept = {key: row[key] for key in CaseMember.model_fields if key in row}
+        members[model] = CaseMember(
+            **{"feature": None, "llr": None, **kept},
+            llr_count=row.get("llr_counted"),
+            best_feature=best.get("feature"),
+            best_llr=best.get("llr"),
+            best_sensitivity=best.get("sensitivity"),
+            best_r=best.get("r"),
         )
-        for name, table in zip(parts, made, strict=True):
-            parts[name].append(table)
-    found |= {name: pa.concat_tables(made) for name, made in parts.items()}
-    for init in study.config.sae.init:
-        found |= _feature_tables(study, artifacts, init)
-    return found
-
-
-def _feature_tables(study: Study, artifacts: Artifacts, init: Init) -> dict[str, pa.Table]:
-    """Features of every SAE, and matches and fates of every edge both ways."""
-    densities = {name: np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy") for name in study.order}
-    features = pa.concat_tables([tables.features(name, density) for name, density in densities.items()])
-    rows, verdicts = [], []
-    for edge in study.edges:
-        found, artifact = matches_of(artifacts, edge, init), artifacts[_match(edge, init)]
-        for end in ("parent", "child"):
-            table = pq.read_table(artifact / f"{end}_features.parquet")
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            verdicts.append(tables.fates(edge.name, end, columns, artifact.json(COUNTS)["threshold"]))
-        rows.append(tables.matches(edge.name, "parent", found.parent_match, found.parent_r))
-        rows.append(tables.matches(edge.name, "child", found.child_match, found.child_r))
-    made = {"matches": rows, "fates": verdicts}
-    return {f"features_{init}": features} | {f"{name}_{init}": pa.concat_tables(t) for name, t in made.items() if t}
-
-
-def _write_json(table: pa.Table, path: Path) -> None:
-    rows = [{key: _json(value) for key, value in row.items()} for row in table.to_pylist()]
-    path.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n")
-
-
-def _json(value: object) -> object:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return members

@@ -53,10 +53,11 @@ function compact(value) {
   return `${+(value / unit[0]).toPrecision(3)}${unit[1]}`;
 }
 
+/** The summary's figures of an init. */
+const figuresOf = (init) => (init === SUMMARY.instrument ? SUMMARY : SUMMARY.also[init]);
 /** What was measured for the chosen init: the summary's figures and the distributions drawn. */
 function measured() {
-  const figures = state.init === SUMMARY.instrument ? SUMMARY : SUMMARY.also[state.init];
-  return { ...VIEW.measured[state.init], figures };
+  return { ...VIEW.measured[state.init], figures: figuresOf(state.init) };
 }
 
 /** The threshold that counts along an edge: the slider's, or else the edge's own. */

@@ -74,22 +74,76 @@ function matchChips(highlight) {
   }));
 }
 
+/** What is said of a feature, how well it predicts, and which feature it was said of. */
+function said(label) {
+  if (!label) return null;
+  const origin = label.carried ? `from ${label.origin}` : label.re_explained ? "its own; a parent’s did not fit" : "";
+  return h("span", { class: "said" }, known(label.description) ? [h("q", null, label.description), " "] : `No description: ${label.failure.replaceAll("_", " ")}. `,
+    h("small", null, [known(label.description) && `score ${fixed(label.simulation)}`, origin].filter(Boolean).join(" · ")));
+}
+
 function featureCard(highlight, open) {
   const feature = highlight.feature;
   const first = feature.contexts[0];
   const card = h("details", { class: "feature" },
     h("summary", null, h("span", { class: "id" }, feature.id),
-      h("span", { class: "peek", "aria-hidden": "true" }, first ? peek(first, feature.max_act) : null), matchChips(highlight)));
+      h("span", { class: "peek", "aria-hidden": "true" }, first ? peek(first, feature.max_act) : null), matchChips(highlight), said(feature.label)));
   const fill = () => {
     if (card.querySelector(".body")) return;
     card.append(h("div", { class: "body" },
-      h("p", { class: "note" }, `Fires on ${rate(feature.density)} of tokens; highest activation ${fixed(feature.max_act, 2)}. `, highlight.note),
-      feature.contexts.length ? feature.contexts.map((context, place) => contextBlock(highlight, context, place)) : h("p", { class: "note" }, "No contexts were kept.")));
+      h("p", { class: "note" }, `Fires on ${rate(feature.density)} of tokens; highest activation ${fixed(feature.max_act, 2)}. `, labelNote(feature.label), highlight.note),
+      feature.contexts.length ? feature.contexts.map((context, place) => contextBlock(highlight, context, place)) : h("p", { class: "note" }, "No contexts were kept."),
+      feature.card ? facts(feature, feature.card) : null));
   };
   card.addEventListener("toggle", () => card.open && fill());
   if (open) fill();
   card.open = Boolean(open);
   return card;
+}
+
+function labelNote(label) {
+  if (!label || !known(label.description)) return "";
+  const judge = label.by === "offline" ? "statistics of the text" : label.by;
+  const others = [["detection", label.detection], ["fuzzing", label.fuzzing]].filter((one) => known(one[1])).map(([name, value]) => `${name} ${fixed(value)}`);
+  return `Described by ${judge}: what the description predicts has r ${fixed(label.simulation)} with the activations (simulation score)${others.length ? `; ${others.join(", ")}, where 0 is guessing` : ""}. `;
+}
+
+/** Tokens, strengths and predictions of a feature, and its weaker firings. */
+function facts(feature, card) {
+  const chip = (text) => h("span", { class: "chip", title: text }, visible(text));
+  const tokensTable = table([["token", (row) => chip(row.token)], ["activation", (row) => percent(row.share)], ["firings", (row) => count(row.firings)], ["mean", (row) => fixed(row.mean)], ["of all", (row) => percent(row.fired)]],
+    card.tokens, { label: `Tokens of ${feature.id}`, tight: true });
+  const pushed = card.promoted.map((one, place) => [one, card.suppressed[place]]);
+  const weight = (one) => (one ? `${one.weight > 0 ? "+" : ""}${fixed(one.weight)}` : "");
+  const predicts = card.no_logits ? note(`Not known: ${card.no_logits}`)
+    : [table([["likelier", (row) => chip(row[0].token)], ["logit", (row) => weight(row[0])], ["less likely", (row) => (row[1] ? chip(row[1].token) : ""), TEXT], ["logit", (row) => weight(row[1])]], pushed, { label: `Predictions of ${feature.id}`, tight: true }),
+      note("On the direct path, an activation of 1, before the scale of the final norm.")];
+  return [
+    card.weaker.length ? h("details", { class: "weaker" }, h("summary", null, "Weaker firings"), card.weaker.map((level) => [
+      h("h4", null, `Activation ${fixed(level.low)} to ${fixed(level.high)}`),
+      level.contexts.map((context) => h("div", { class: "row" }, h("div", { class: "who" }, context.corpus), tokens(context, context.values, feature.max_act, feature.id, 8)))])) : null,
+    h("div", { class: "facts" }, h("div", null, h("h4", null, "Tokens it fires on"), tokensTable,
+      note("Activation: the token’s share of all its activation; mean: of the firings; of all: of the token’s occurrences.")),
+      h("div", null, h("h4", null, `${count(card.firings)} firings by activation`), strengths(feature, card)),
+      h("div", null, h("h4", null, "What it predicts"), predicts)),
+  ];
+}
+
+/** Firings by activation, on a logarithmic scale that shows a single one. */
+function strengths(feature, card) {
+  const sizes = card.histogram;
+  const step = feature.max_act / sizes.length;
+  return chart(`Firings of ${feature.id} by activation, logarithmic`, (svg, width) => {
+    const box = { left: 40, right: width - 14, top: 12, bottom: 150 };
+    const most = Math.log10(Math.max(10, ...sizes));
+    const X = scale(0, feature.max_act, box.left, box.right);
+    const Y = scale(-0.3, most, box.bottom, box.top);
+    axes(svg, box, { scale: X, ticks: ticks(0, feature.max_act, 5), format: (value) => `${value}`, label: "activation" },
+      { scale: Y, ticks: [0, 1, 2, 3, 4, 5, 6].filter((power) => power <= most), format: (power) => compact(10 ** power) });
+    sizes.forEach((size, bin) => size && svg.append(rect(X(bin * step) + 0.5, Y(Math.log10(size)), X(step) - X(0) - 1, box.bottom - Y(Math.log10(size)), color(feature.model), { "fill-opacity": 0.85,
+      ...hint(`${count(size)} firings at ${fixed(bin * step)} to ${fixed((bin + 1) * step)}`), tabindex: null })));
+    return box.bottom + 40;
+  });
 }
 
 /** A few tokens around the firing, without the keyboard. */
@@ -112,22 +166,4 @@ function featureLists(names) {
     return [h("h3", null, name[0].toUpperCase() + name.slice(1)), h("p", { class: "note" }, LISTS[name] || "Active features that match nothing in a parent."),
       found.map((highlight, place) => featureCard(highlight, !place && !number))];
   });
-}
-
-function caseBlock(name, found) {
-  const rows = found.members.map((member) => ({ ...member, id: known(member.feature) ? `${member.model}/${member.feature}` : "–" }));
-  return [
-    h("h3", null, name),
-    h("p", { class: "verdict" }, `${found.verdict[0].toUpperCase()}${found.verdict.slice(1).replaceAll("->", " → ")}${/[.!?]$/.test(found.verdict) ? "" : "."}`,
-      known(SUMMARY.cases[name]?.mean_r) ? ` Mean r along the lineage ${fixed(SUMMARY.cases[name].mean_r)}.` : ""),
-    h("p", { class: "note" }, "Tokens ", found.tokens.map((token) => h("span", { class: "chip" }, visible(token))),
-      known(found.base_rate) ? ` ${rate(found.base_rate)} of the sample. ` : " ",
-      found.not_in_vocabulary.length ? ["Not single tokens, and so not looked for: ", found.not_in_vocabulary.map((token) => h("span", { class: "chip" }, visible(token)))] : ""),
-    table([["model", "model", TEXT], ["feature", (row) => h("span", { class: "id" }, row.id), TEXT], ["LLR by activation", (row) => fixed(row.llr)],
-      ["LLR by count", (row) => fixed(row.llr_count)], ["fires on the tokens", (row) => percent(row.sensitivity)],
-      ["r", (row) => fixed(row.r)], ["with its match in", (row) => [row.previous || "–", known(row.r) && row.r <= thresholdBetween(row.previous, row.model) ? h("small", null, " below the threshold") : ""], TEXT]],
-    rows, { label: `Case ${name}`, fit: true }),
-    found.nearest_misses.map((miss) => h("p", { class: "note" }, `Nearest miss in ${miss.model}: `, h("span", { class: "id" }, `${miss.model}/${miss.feature}`), `, r = ${fixed(miss.r)}${known(miss.llr) ? `, LLR ${fixed(miss.llr)}` : ""}.`)),
-    VIEW.highlights.filter((highlight) => highlight.list === `case:${name}`).map((highlight) => featureCard(highlight, false)),
-  ];
 }

@@ -25,7 +25,7 @@ function findings() {
 
 function edgeTable() {
   const rows = available.flatMap((init) =>
-    Object.entries((init === SUMMARY.instrument ? SUMMARY : SUMMARY.also[init]).edges).map(([name, edge]) => ({ init, name, ...edge })));
+    Object.entries(figuresOf(init).edges).map(([name, edge]) => ({ init, name, ...edge })));
   const both = (size, live, all, ends) => [count(size), h("small", null, ` ${share(size, live)} / ${known(all) ? share(size, all) : "–"}`), h("small", { class: "under" }, range(ends))];
   const measured_ = (value, ends) => [percent(value), h("small", { class: "under" }, ends)];
   const built = rows.some((row) => row.one_dictionary);
@@ -189,6 +189,7 @@ const SECTIONS = [
   hasEdges && { id: "flow", title: "Where features go", short: "Flow", build: flowSection, measured: true },
   merges.length && { id: "merge", title: merges.length > 1 ? "The merges" : "The merge", short: "Merge", build: mergeSection },
   hasEdges && { id: "edges", title: "Edge by edge", short: "Edges", build: edgesSection, measured: true },
+  hasEdges && available.some((init) => figuresOf(init).classes || figuresOf(init).explained) && { id: "meaning", title: "What features mean", short: "Meaning", build: meaningSection, measured: true },
   SUMMARY.repeats && { id: "repeats", title: "Between seeds", short: "Seeds", build: repeatsSection, measured: true },
   { id: "saes", title: "Quality of the SAEs", short: "SAEs", build: saeSection, measured: true },
   { id: "models", title: "Quality of the models", short: "Models", build: modelSection },

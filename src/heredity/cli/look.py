@@ -1,0 +1,52 @@
+"""Commands that look into a study that has been run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from pydantic import ValidationError
+
+from heredity.artifacts import Store
+from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text
+from heredity.config import CaseConfig
+from heredity.config.faults import first_fault
+from heredity.study import load_study
+
+
+@app.command()
+def find(
+    study: StudyArg,
+    tokens: Annotated[list[str] | None, typer.Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Tokens whose whole text matches this pattern.")] = None,
+    script: Annotated[str | None, typer.Option(help="Tokens whose letters are of this script: Greek.")] = None,
+    predicate: Annotated[str | None, typer.Option(help="Positions that `module:function` of yours marks.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only features of this model. Repeatable.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Features shown for each model.")] = 10,
+    by: Annotated[str, typer.Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
+    runs: Runs = Path("runs"),
+    set_: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find the features of a study that has been run which mean some tokens, and what became of them."""
+    with errors(debug):
+        from heredity.features.hypothesis import Ranking
+        from heredity.stages import look
+
+        ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
+        if ranking is None:
+            raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
+        asked = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if len(given) != 1:
+            said = " and ".join(f"--{name}" for name in given) or "nothing to look for"
+            raise ValueError(f"{said} is given; give exactly one of {', '.join(f'--{name}' for name in asked)}")
+        loaded = load_study(study, set_ or ())
+        try:
+            case = CaseConfig.model_validate(given)
+        except ValidationError as error:
+            raise ValueError(f"--{first_fault(error)}") from None
+        found = look.find(loaded, Store(runs / loaded.name), case, model or (), ranking, top)
+        emit(as_json, found, lambda: text().print_found(found))

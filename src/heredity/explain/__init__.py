@@ -1,0 +1,1 @@
+"""What features mean: explanations in words, who gives them, and how well they predict the activations."""

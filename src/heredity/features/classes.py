@@ -1,0 +1,311 @@
+"""What features respond to, told by fixed rules from where they fire: no language model, nothing by hand.
+
+Tokens have a category by their text. A feature belongs to one class by how its activation is spread over categories,
+token texts, neighbors, positions and corpora, activations as weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from keyword import kwlist
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.special import ndtri
+
+from heredity.features.acts import FeatureActs
+
+Language = Literal["python", "lua", "cpp", "javascript", "prose"]
+"""What a corpus is written in; it decides which words are keywords."""
+
+MARKS = ("punctuation", "operator", "whitespace", "line break", "number", "keyword", "non-ascii", "special")
+"""Categories of tokens that are no plain word; `non-ascii` holds fragments of bytes too."""
+WORDS = ("single letter", "identifier", "capitalized", "upper-case", "lower-case")
+"""Categories of words; an identifier has an underscore, a digit or a capital inside."""
+CATEGORIES = (*MARKS, *WORDS, "other")
+"""All categories of tokens, by number."""
+CLASSES = (
+    "position", *MARKS, "single-token", "previous-token", "next-token", *WORDS, "domain", "mixed", "rare", "silent"
+)  # fmt: skip
+"""All classes of features, by number: a feature has the first that fits. Rare ones fire too seldom to be judged,
+silent ones never."""
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "punctuation": ("punctuation",),
+    "formatting": ("whitespace", "line break"),
+    "code": ("operator", "keyword", "identifier"),
+}
+"""Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1."""
+
+_KEYWORDS: Mapping[Language, str] = {
+    "python": " ".join(kwlist),
+    "lua": "and break do else elseif end false for function goto if in local nil not or repeat return then true until "
+    "while",
+    "cpp": "alignas alignof auto bool break case catch char class co_await co_return co_yield concept const const_cast "
+    "consteval constexpr constinit continue decltype default delete do double dynamic_cast else enum explicit export "
+    "extern false float for friend goto if inline int long mutable namespace new noexcept nullptr operator private "
+    "protected public register reinterpret_cast requires return short signed sizeof static static_assert static_cast "
+    "struct switch template this thread_local throw true try typedef typeid typename union unsigned using virtual void "
+    "volatile while include define ifdef ifndef endif pragma undef",
+    "javascript": "async await break case catch class const continue debugger default delete do else export extends "
+    "false finally for function if import in instanceof let new null of return static super switch this throw true try "
+    "typeof undefined var void while with yield",
+    "prose": "",
+}
+# Words that neither prose nor the other languages use much.
+_TELLING: Mapping[Language, str] = {
+    "python": "def elif self None lambda isinstance __init__ import except len",
+    "lua": "local nil elseif function ipairs pairs",
+    "cpp": "const void int template typename namespace struct std include static auto inline bool",
+    "javascript": "const var let function undefined typeof require null exports prototype",
+}
+_CODE = 0.02  # least share of telling words in code; prose about programming has some of them too
+
+_PUNCTUATION = re.compile(r"""[.,;:!?'"()\[\]{}…]+""")
+_DASHES = re.compile(r"-+")
+_NUMBER = re.compile(r"\d[\d_.,]*|0[xX][0-9a-fA-F]+")
+_SYMBOLS = re.compile(r"[^\w\s]+|_+")
+_WORD = re.compile(r"'?([a-zA-Z]+)")
+_IDENTIFIER = re.compile(r"\w*[a-zA-Z]\w*")
+
+
+def language_of(text: str) -> Language:
+    """The language that telling words (such as `elif`, `nil`, `typename`) make up the largest share of a text's words
+    for, if at least one in 50; otherwise prose."""
+    words = re.findall(r"[A-Za-z_]+", text)
+    hits: dict[Language, int] = {}
+    for name, telling in _TELLING.items():
+        own = frozenset(telling.split())
+        hits[name] = sum(word in own for word in words)
+    best = max(hits, key=lambda name: hits[name])
+    return best if words and hits[best] >= _CODE * len(words) else "prose"
+
+
+def token_categories(texts: Sequence[str], language: Language = "prose", special: Collection[int] = ()) -> np.ndarray:
+    """Category of every token, int8 [vocab], by its text up to surrounding spaces: numbers of `CATEGORIES`.
+
+    texts: the vocabulary, each token decoded alone. special: numbers of tokens that stand for no text, such as the end
+    of text. A dash is an operator in code and punctuation in prose, and only code has keywords.
+    """
+    number = {name: index for index, name in enumerate(CATEGORIES)}
+    keywords = frozenset(_KEYWORDS[language].split())
+    found = np.array([number[_category(text, keywords, language == "prose")] for text in texts], np.int8)
+    found[list(special)] = number["special"]
+    return found
+
+
+def _category(text: str, keywords: Collection[str], prose: bool) -> str:
+    if not text.isascii():
+        return "non-ascii"
+    word = text.strip()
+    if not word:
+        return "line break" if "\n" in text or "\r" in text else "whitespace" if text else "special"
+    if word in keywords:
+        return "keyword"
+    if _PUNCTUATION.fullmatch(word) or (prose and _DASHES.fullmatch(word)):
+        return "punctuation"
+    if _NUMBER.fullmatch(word):
+        return "number"
+    if _SYMBOLS.fullmatch(word):
+        return "operator"
+    return _word(word)
+
+
+def _word(word: str) -> str:
+    plain = _WORD.fullmatch(word)
+    if not plain:
+        return "identifier" if _IDENTIFIER.fullmatch(word) else "other"
+    letters = plain[1]
+    if len(letters) == 1:
+        return "single letter"
+    if letters.islower():
+        return "lower-case"
+    if letters.isupper():
+        return "upper-case"
+    return "capitalized" if letters[1:].islower() else "identifier"
+
+
+def spellings(texts: Sequence[str]) -> np.ndarray:
+    """For each token the first one with the same text up to a leading space, int64 [vocab]; blanks are kept apart."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(text.lstrip(" ") or text, number) for number, text in enumerate(texts)], np.int64)
+
+
+class Text(NamedTuple):
+    """The sample that features are classed on."""
+
+    ids: np.ndarray
+    """int [blocks, context]: tokens."""
+    corpus: np.ndarray
+    """int [blocks]: number of the corpus each block is from."""
+    categories: np.ndarray
+    """int8 [corpora, vocab]: `token_categories` in the language of each corpus."""
+    spelling: np.ndarray
+    """int64 [vocab]: `spellings`."""
+
+
+class Rules(NamedTuple):
+    """When a feature belongs to a class. Shares are of its activation."""
+
+    single: float = 0.9
+    """Least share on one token text for `single-token`."""
+    share: float = 0.6
+    """Least share on a token category, after or before one token text, or at one position of the block."""
+    lift: float = 2.0
+    """That share is also at least this many times the share of the sample's positions."""
+    domain: float = 0.9
+    """Least share in one corpus."""
+    firings: int = 20
+    """Below it a feature is rare."""
+
+
+class Most(NamedTuple):
+    """What most of each feature's activation falls on."""
+
+    key: np.ndarray
+    """int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one."""
+    share: np.ndarray
+    """float64 [d_sae]: of its activation; 0 without one."""
+    base: np.ndarray
+    """float64 [d_sae]: share of the sample's positions that it holds; 0 without one."""
+
+
+class FeatureClasses(NamedTuple):
+    """The class of every feature of an SAE, and the shares it rests on."""
+
+    primary: np.ndarray
+    """int8 [d_sae]: number in `CLASSES`."""
+    single_token: np.ndarray
+    """bool [d_sae]: whether one token text has nearly all of its activation, whatever its class."""
+    domain: np.ndarray
+    """int64 [d_sae]: the corpus with nearly all of its activation, -1 for none or where there is but one corpus."""
+    firings: np.ndarray
+    """int64 [d_sae]: positions on which it fires."""
+    token: Most
+    """Token text, by the numbers of `spellings`."""
+    category: Most
+    """Token category."""
+    previous: Most
+    """Text of the token before, in the same block."""
+    following: Most
+    """Text of the token after, in the same block."""
+    position: Most
+    """Position in the block."""
+    corpus: Most
+    """Corpus."""
+
+    @property
+    def judged(self) -> np.ndarray:
+        """bool [d_sae]: neither rare nor silent."""
+        return self.primary < CLASSES.index("rare")
+
+
+def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> FeatureClasses:
+    """The class of every feature: the first of `CLASSES` that fits.
+
+    In order: one position; a category of `MARKS`; one token text; what follows one token text, or precedes one; a
+    category of `WORDS`; one corpus; else mixed. So a feature of commas is `punctuation`, with the flag `single_token`,
+    and one of a single word is `single-token`. Negative activations count by their size. Raises `ValueError` when the
+    sample is not that of the activations.
+    """
+    rules, ids = rules or Rules(), np.asarray(text.ids)
+    if ids.ndim != 2 or ids.size != acts.tokens or len(text.corpus) != len(ids):
+        raise ValueError(
+            f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions of activations; "
+            "give the tokens that were encoded"
+        )
+    indptr, rows, values = acts.to_columns()
+    weights = csr_array((np.abs(values.astype(np.float64)), rows, indptr), (acts.d_sae, acts.tokens))
+    spelled, edge = text.spelling[ids], np.full((len(ids), 1), -1)
+    corpus = np.repeat(np.asarray(text.corpus, np.int64)[:, None], ids.shape[1], 1)
+    keys = {
+        "token": spelled,
+        "category": text.categories[corpus, ids].astype(np.int64),
+        "previous": np.hstack([edge, spelled[:, :-1]]),
+        "following": np.hstack([spelled[:, 1:], edge]),
+        "position": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+        "corpus": corpus,
+    }
+    most = {name: _most(weights, key.ravel()) for name, key in keys.items()}
+    one = most["corpus"].share >= rules.domain if len(text.categories) > 1 else np.zeros(acts.d_sae, bool)
+    domain = np.where(one, most["corpus"].key, -1)
+    single, firings = most["token"].share >= rules.single, np.diff(indptr)
+    return FeatureClasses(_primary(most, single, domain, firings, rules), single, domain, firings, **most)
+
+
+def _most(weights: csr_array, key: np.ndarray) -> Most:
+    """weights: [d_sae, tokens]. key: int64 [tokens], -1 where there is none."""
+    told = key >= 0
+    one_hot = csr_array((told.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), _width(key)))
+    sums = csr_array(weights @ one_hot)
+    totals, filled = weights.sum(1), np.diff(sums.indptr) > 0
+    best, found = np.zeros(len(totals)), np.full(len(totals), -1, np.int64)
+    if filled.any():
+        starts, length = sums.indptr[:-1][filled], np.diff(sums.indptr)[filled]
+        best[filled] = np.maximum.reduceat(sums.data, starts)
+        first = np.where(sums.data == np.repeat(best[filled], length), sums.indices, _width(key))
+        found[filled] = np.minimum.reduceat(first, starts)
+    found[best == 0] = -1
+    base = np.bincount(key[told], minlength=_width(key)) / max(1, len(key))
+    share = np.divide(best, totals, out=np.zeros_like(best), where=totals > 0)
+    return Most(found, share, np.where(found >= 0, base[found], 0.0))
+
+
+def _width(key: np.ndarray) -> int:
+    return int(key.max(initial=0)) + 1
+
+
+def _primary(
+    most: Mapping[str, Most], single: np.ndarray, domain: np.ndarray, firings: np.ndarray, rules: Rules
+) -> np.ndarray:
+    def fits(name: str) -> np.ndarray:
+        return (most[name].share >= rules.share) & (most[name].share >= rules.lift * most[name].base)
+
+    fit = {"silent": firings == 0, "rare": firings < rules.firings, "position": fits("position")}
+    of_category = {name: fits("category") & (most["category"].key == n) for n, name in enumerate(CATEGORIES)}
+    fit |= {name: of_category[name] for name in MARKS}
+    fit |= {"single-token": single, "previous-token": fits("previous"), "next-token": fits("following")}
+    fit |= {name: of_category[name] for name in WORDS}
+    fit |= {"domain": domain >= 0}
+    return np.select(list(fit.values()), [CLASSES.index(name) for name in fit], CLASSES.index("mixed")).astype(np.int8)
+
+
+def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's score interval of the shares hits / n (Wilson 1927), float64 [k] each; nan without observations."""
+    if not n:
+        return np.full(len(hits), np.nan), np.full(len(hits), np.nan)
+    z, p = float(ndtri((1 + level) / 2)), np.asarray(hits) / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return np.where(p == 0, 0.0, middle - half), np.where(p == 1, 1.0, middle + half)
+
+
+class Gap(NamedTuple):
+    """How much more often features of one group belong to a class than features of another."""
+
+    value: np.ndarray
+    """float64 [k]: share in the first minus share in the second; nan where a group is empty."""
+    low: np.ndarray
+    """float64 [k]: nan where no resample differs from another, so that nothing can be said."""
+    high: np.ndarray
+    """float64 [k]."""
+
+
+def gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Gap:
+    """Differences of shares between two groups of features, by the bootstrap over features of each (percentiles).
+
+    first, second: bool [features of the group, k], whether each feature belongs to each of k classes. Classes are drawn
+    apart from each other: of a share, resampled features are binomial.
+    """
+    rng = np.random.default_rng(seed)
+    if not len(first) or not len(second):
+        return Gap(*np.full((3, first.shape[1]), np.nan))
+    shares = [group.mean(0, dtype=np.float64) for group in (first, second)]
+    drawn = [
+        rng.binomial(len(group), share, (resamples, len(share))) / len(group)
+        for group, share in zip((first, second), shares, strict=True)
+    ]
+    low, high = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    still = np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1))
+    return Gap(shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high))

@@ -1,0 +1,223 @@
+"""The stage that tells the classes of all features by rule, and how they are spread over fates and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heredity.artifacts import write_json
+from heredity.config import Init
+from heredity.engine import Stage, Work
+from heredity.features.classes import (
+    CATEGORIES,
+    CLASSES,
+    GROUPS,
+    FeatureClasses,
+    Language,
+    Rules,
+    Text,
+    classify,
+    gap,
+    language_of,
+    spellings,
+    token_categories,
+    wilson,
+)
+from heredity.features.correlate import Matches
+from heredity.features.lineage import fates, flow
+from heredity.report.classes import ClassesSummary, ClassGroup, EdgeClasses, GapSummary, ShareSummary
+from heredity.stages.models import seed_of
+from heredity.stages.sample import Sample
+from heredity.study import Edge, Study
+
+CLASSES_JSON, CLASSES_TABLE = "classes.json", "classes.parquet"
+_READ = 50_000  # tokens of a corpus that its language is told from
+_JUDGED = CLASSES[: CLASSES.index("rare")]
+
+
+def classes_stage(
+    study: Study,
+    init: Init,
+    acts: Mapping[str, Stage],
+    matches: Mapping[Edge, Stage],
+    tokens: Mapping[str, Stage],
+    tokenizer: Stage,
+) -> Stage:
+    """The class of every feature that fires (`classes.parquet`), and the shares of classes (`classes.json`)."""
+    config = study.config
+    seed, rules = seed_of(study, "sample"), Rules()
+    settings = {
+        "tokens": config.report.tokens,
+        "context_size": config.sae.context_size,
+        "seed": seed,
+        "rules": rules._asdict(),
+        "resamples": config.controls.resamples,
+        "level": config.controls.level,
+    }
+    inputs: dict[str, Stage] = {"tokenizer": tokenizer}
+    inputs |= {f"acts:{name}": stage for name, stage in acts.items()}
+    inputs |= {f"match:{edge.name}": stage for edge, stage in matches.items()}
+    inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
+
+    def make(work: Work) -> None:
+        sample = Sample(study, work, seed)
+        reading, found = _Reading(sample), {}
+        for name, acts in sample.acts.items():
+            work.progress(len(found), len(study.order))
+            found[name] = classify(acts, reading.text, rules)
+        pq.write_table(_table(reading, found), work.folder / CLASSES_TABLE)
+        summary = _summary(study, work, sample, reading, found, rules)
+        write_json(work.folder / CLASSES_JSON, summary.model_dump(mode="json"))
+
+    return Stage("classes", init, settings, inputs, make)
+
+
+class _Reading:
+    """What the tokens of a sample are."""
+
+    def __init__(self, sample: Sample):
+        self.vocabulary = sample.vocabulary
+        self.languages: dict[str, Language] = {}
+        for number, name in enumerate(sample.names):
+            some = sample.ids[sample.origin == number].ravel()[:_READ].tolist()
+            self.languages[name] = language_of(str(sample.tokenizer.decode(some)))
+        special = sample.tokenizer.all_special_ids
+        by_language = {
+            language: token_categories(self.vocabulary, language, special) for language in set(self.languages.values())
+        }
+        categories = np.stack([by_language[language] for language in self.languages.values()])
+        self.text = Text(sample.ids, sample.origin, categories, spellings(self.vocabulary))
+
+    @property
+    def base_rates(self) -> dict[str, float]:
+        """Share of tokens in each category."""
+        found = self.text.categories[self.text.corpus[:, None], self.text.ids].ravel()
+        return dict(zip(CATEGORIES, (np.bincount(found, minlength=len(CATEGORIES)) / found.size).tolist(), strict=True))
+
+
+def _table(reading: _Reading, found: Mapping[str, FeatureClasses]) -> pa.Table:
+    """One row a feature that fires on the sample."""
+    corpora, parts = np.array([*reading.languages, None], object), []
+    texts = [text.removeprefix(" ") or text for text in reading.vocabulary]
+    for model, own in found.items():
+        live = np.flatnonzero(own.firings)
+        columns = {
+            "model": pa.array([model] * len(live)).cast(pa.string()),
+            "feature": pa.array(live),
+            "class": pa.array([CLASSES[number] for number in own.primary[live]], pa.string()),
+            "single_token": pa.array(own.single_token[live]),
+            "domain": pa.array(corpora[own.domain[live]].tolist(), pa.string()),
+            "domain_share": pa.array(own.corpus.share[live]),
+            "firings": pa.array(own.firings[live]),
+            "top_token": pa.array([texts[number] for number in own.token.key[live]], pa.string()),
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+class _Tally:
+    """Counts the classes of features of one model."""
+
+    def __init__(self, found: FeatureClasses, languages: Mapping[str, Language], level: float):
+        self.found, self._level = found, level
+        self.classes = {name: found.primary == number for number, name in enumerate(_JUDGED)}
+        self.groups = {name: np.any([self.classes[part] for part in parts], axis=0) for name, parts in GROUPS.items()}
+        of_code = [number for number, language in enumerate(languages.values()) if language != "prose"]
+        self.groups["code"] |= found.judged & np.isin(found.domain, of_code)
+        self.groups["single-token"] = found.single_token & found.judged
+        self.domains = {name: (found.domain == number) & found.judged for number, name in enumerate(languages)}
+        if len(languages) == 1:
+            self.domains = {}
+
+    def of(self, chosen: np.ndarray) -> ClassGroup:
+        """Of the chosen features. chosen: bool [d_sae]."""
+        judged = int((chosen & self.found.judged).sum())
+
+        def shares(members: Mapping[str, np.ndarray]) -> dict[str, ShareSummary]:
+            hits = np.array([int((own & chosen).sum()) for own in members.values()], np.int64)
+            low, high = wilson(hits, judged, self._level)
+            return {
+                name: ShareSummary(
+                    count=int(hits[at]),
+                    share=hits[at] / judged if judged else None,
+                    interval=(low[at], high[at]),
+                )
+                for at, name in enumerate(members)
+            }
+
+        counted = {name: int((chosen & (self.found.primary == CLASSES.index(name))).sum()) for name in CLASSES[-2:]}
+        return ClassGroup(
+            features=int(chosen.sum()),
+            judged=judged,
+            **counted,
+            classes=shares(self.classes),
+            groups=shares(self.groups),
+            domains=shares(self.domains),
+        )
+
+    def gaps(
+        self, kind: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int
+    ) -> dict[str, GapSummary]:
+        """Shares among the first features minus shares among the second. first, second: bool [d_sae]."""
+        belongs = np.stack(list(kind.values()), axis=1)
+        judged = self.found.judged
+        made = gap(belongs[first & judged], belongs[second & judged], resamples, seed, self._level)
+        return {
+            name: GapSummary(value=value, interval=(low, high))
+            for name, value, low, high in zip(kind, *made, strict=True)
+        }
+
+
+def _summary(
+    study: Study, work: Work, sample: Sample, reading: _Reading, found: Mapping[str, FeatureClasses], rules: Rules
+) -> ClassesSummary:
+    tallies = {name: _Tally(own, reading.languages, work.config["level"]) for name, own in found.items()}
+    edges = {
+        edge.name: _edge(tallies[edge.parent], tallies[edge.child], sample.matches[edge], sample.threshold[edge], work)
+        for edge in study.edges
+    }
+    counting = sample.counting
+    return ClassesSummary(
+        tokens=sample.ids.size,
+        level=work.config["level"],
+        rules={name: float(value) for name, value in rules._asdict().items()},
+        languages=dict(reading.languages),
+        base_rates=dict(reading.base_rates),
+        models={name: tally.of(tally.found.firings > 0) for name, tally in tallies.items()},
+        edges=edges,
+        paths={path: tallies[model].of(chosen) for path, model, chosen in _paths(study, counting)},
+    )
+
+
+def _edge(parent: _Tally, child: _Tally, matches: Matches, threshold: float, work: Work) -> EdgeClasses:
+    fate, resamples, seed = fates(matches, threshold), work.config["resamples"], work.config["seed"]
+    ends = fate.persist, fate.disappear
+    return EdgeClasses(
+        threshold=threshold,
+        live=parent.of(fate.persist | fate.disappear),
+        persist=parent.of(fate.persist),
+        disappear=parent.of(fate.disappear),
+        child_live=child.of(fate.inherited | fate.emerge),
+        inherited=child.of(fate.inherited),
+        emerge=child.of(fate.emerge),
+        class_gaps=parent.gaps(parent.classes, *ends, resamples, seed),
+        group_gaps=parent.gaps(parent.groups, *ends, resamples, seed),
+    )
+
+
+def _paths(study: Study, matches: Mapping[tuple[str, str], Matches]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Every path of two edges: its name, its last model, and the features of that model that flow the whole way.
+
+    matches: those that count. What flows is what the accounting of a merge calls from the base; a model with one parent
+    is accounted for in the same way.
+    """
+    for middle in study.edges:
+        before = [edge for edge in study.edges if edge.child == middle.parent]
+        if not before:
+            continue
+        flowing = flow({middle.parent: [matches[edge] for edge in before]}, {middle.parent: matches[middle]}, 0.0)
+        starts = "|".join(edge.parent for edge in before)
+        yield f"{starts}->{middle.parent}->{middle.child}", middle.child, flowing.from_base_through[middle.parent]

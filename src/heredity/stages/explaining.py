@@ -1,0 +1,223 @@
+"""Explanations on demand: of chosen features, by a language model or by statistics, beside a study's run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from heredity.artifacts import Store, write_json
+from heredity.explain.asking import SORTS
+from heredity.explain.budget import Budget, Prices
+from heredity.explain.labels import counts_of, failures_of, hand_down
+from heredity.explain.language import LanguageJudge, Mode
+from heredity.explain.ledger import Ledger
+from heredity.features.correlate import Matches
+from heredity.shards import Progress
+from heredity.stages.explain import EXPLAINED, EXPLANATIONS, Asking, asking_of, selected_of, table_of
+from heredity.stages.look import done_work
+from heredity.stages.models import seed_of
+from heredity.stages.sample import MIN_FIRINGS, Sample
+from heredity.study import Study
+
+LEDGER = "ledger.sqlite"
+Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
+"""The study's own choice, all that persist along an edge, all that fire often enough, or features by model."""
+
+
+class Asked(NamedTuple):
+    """Who is asked, and at what limits."""
+
+    model: str | None = None
+    """Model of an endpoint."""
+    base_url: str | None = None
+    """The endpoint; None for OpenAI's."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds its key."""
+    local: str | None = None
+    """A transformers model instead: folder or hub id."""
+    mode: str = "sparse"
+    """How activations are simulated."""
+    prices: tuple[float, float] = (0.0, 0.0)
+    """USD for a million tokens in and out."""
+    max_cost: float | None = None
+    """USD, of all runs with the same ledger."""
+    max_requests: int | None = None
+    """Requests, likewise."""
+    concurrency: int = 8
+    """Requests at a time."""
+    timeout: float = 120.0
+    """Seconds."""
+    scores: tuple[str, ...] = SORTS
+    """What is asked about each description."""
+
+
+def named(features: str) -> dict[str, list[int]]:
+    """Features by model, from `base/12,lua/345`. Raises ValueError for anything else."""
+    found: dict[str, list[int]] = {}
+    for part in features.split(","):
+        model, _, index = part.strip().rpartition("/")
+        if not model or not index.isdecimal():
+            raise ValueError(f"--features {part.strip()!r}: must be a model, a slash and a number, such as base/12")
+        if int(index) not in found.setdefault(model, []):
+            found[model].append(int(index))
+    return found
+
+
+def explained(
+    study: Study, store: Store, which: Which, asked: Asked, out: Path | None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Explain and score features; writes `explanations.parquet`, `explained.json` and a language model's
+    `ledger.sqlite` into `out`, and returns what `explained.json` holds.
+
+    Interrupted or out of budget, what was answered is in the ledger, and the same call goes on from there.
+    Raises ValueError for a study that is not run so far, unknown features, and judges that cannot be used.
+    """
+    asking, selected, matches = _prepared(study, store, which, asked)
+    out = out or _folder(store, asked)
+    with _judge(asked, out) as judge:
+        if judge is not None:
+            asking.judge = judge
+        labels = hand_down(
+            selected,
+            list(study.edges),
+            matches,
+            asking.explain,
+            asking.score,
+            study.config.explain.drop,
+            progress,
+            judge.over if judge is not None else map,
+        )
+        paid = judge.ledger.summary() if judge is not None else None
+    made = sum(label.failure != "budget" for label in labels)
+    cost = paid.cost_by_question.get("explain", 0.0) / max(paid.by_question.get("explain", 0), 1) if paid else 0.0
+    found: dict[str, Any] = {
+        "study": study.name,
+        "judge": asking.judge.name,
+        "out": str(out),
+        **counts_of(labels, cost)._asdict(),
+        "failures": failures_of(labels),
+        "median_simulation": _median(labels),
+        "ledger": None if paid is None else paid._asdict(),
+        "complete": made == len(labels),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table_of(labels, asking.judge.name, paid.cost_by_feature if paid else {}), out / EXPLANATIONS)
+    write_json(out / EXPLAINED, found)
+    return found | {"examples": [_example(label) for label in labels[:10]]}
+
+
+def estimated(
+    study: Study, store: Store, which: Which, asked: Asked, out: Path | None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `explained` would take at most: every feature explained anew, nothing handed down.
+
+    Raises as `explained` does, and ValueError where nothing would be asked.
+    """
+    asking, selected, _ = _prepared(study, store, which, asked)
+    with _judge(asked, out or _folder(store, asked)) as judge:
+        if judge is None:
+            raise ValueError("--estimate: statistics cost nothing; name a language model with --model or --local")
+        total, requests = sum(map(len, selected.values())), []
+        for model, features in selected.items():
+            for feature in features:
+                requests += asking.requests(judge, model, feature)
+                if progress:
+                    progress(len(requests), max(total, len(requests)))
+        found = judge.estimate(requests)
+    return {"study": study.name, "judge": judge.name, "features": total, "at_most": found._asdict()}
+
+
+def _prepared(
+    study: Study, store: Store, which: Which, asked: Asked
+) -> tuple[Asking, dict[str, list[int]], dict[Any, Matches]]:
+    if unknown := [name for name in asked.scores if name not in SORTS]:
+        raise ValueError(f"--scores {unknown[0]}: must be of {', '.join(SORTS)}, with commas between them")
+    sample = Sample(study, done_work(study, store, study.order, matched=True), seed_of(study, "sample"))
+    matches: dict[Any, Matches] = {**sample.counting}
+    asking = asking_of(study, sample)
+    asking.sorts = [sort for sort in SORTS if sort in asked.scores]
+    if which == "study":
+        return asking, selected_of(study, sample), matches
+    often = {name: np.flatnonzero(sample.firings[name] >= MIN_FIRINGS) for name in study.order}
+    if which == "all":
+        return asking, {name: found.tolist() for name, found in often.items()}, matches
+    if which == "persisting":
+        return asking, {name: _persisting(study, matches, name, often[name]) for name in study.order}, matches
+    for model, features in which.items():
+        if model not in study.order:
+            raise ValueError(f"--features {model}/...: no model of study {study.name}: {', '.join(study.order)}")
+        size = sample.acts[model].d_sae
+        if beyond := [feature for feature in features if feature >= size]:
+            raise ValueError(f"--features {model}/{beyond[0]}: its SAE has {size:,} features, counted from 0")
+    return asking, {name: sorted(which[name]) for name in study.order if name in which}, matches
+
+
+def _persisting(study: Study, matches: Mapping[Any, Matches], name: str, often: np.ndarray) -> list[int]:
+    held = np.zeros(0, np.int64)
+    for edge in study.edges:
+        for end in ("parent", "child"):
+            if getattr(edge, end) == name:
+                held = np.union1d(held, np.flatnonzero(getattr(matches[edge], f"{end}_match")[:, 0] >= 0))
+    return np.intersect1d(held, often).tolist()
+
+
+def _folder(store: Store, asked: Asked) -> Path:
+    name = asked.local or asked.model or "offline"
+    return store.root / "explanations" / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model")
+
+
+@contextlib.contextmanager
+def _judge(asked: Asked, out: Path) -> Iterator[LanguageJudge | None]:
+    """The language model to ask, with its ledger open; None for statistics."""
+    if asked.model and asked.local:
+        raise ValueError("--model and --local exclude each other; give one of them")
+    if not asked.model and not asked.local:
+        if asked.base_url:
+            raise ValueError(f"--base-url {asked.base_url}: name the model to ask there with --model")
+        yield None
+        return
+    mode = next((mode for mode in get_args(Mode) if mode == asked.mode), None)
+    if mode is None:
+        raise ValueError(f"--mode {asked.mode}: must be one of {', '.join(get_args(Mode))}")
+    budget = Budget(Prices(*asked.prices), asked.max_cost, asked.max_requests)
+    if asked.local:
+        from heredity.explain.local import Local
+
+        completer: Any = Local.load(asked.local)
+    else:
+        from heredity.explain.endpoint import OPENAI, Endpoint
+
+        assert asked.model
+        completer = Endpoint(
+            asked.model,
+            asked.base_url or OPENAI,
+            asked.key_variable,
+            concurrency=asked.concurrency,
+            timeout=asked.timeout,
+        )
+    with Ledger(out / LEDGER, budget) as ledger:
+        yield LanguageJudge(completer, ledger, mode=mode)
+
+
+def _median(labels: Sequence[Any]) -> float | None:
+    scores = [label.scores.simulation.score for label in labels if label.scores is not None]
+    finite = [score for score in scores if np.isfinite(score)]
+    return float(np.median(finite)) if finite else None
+
+
+def _example(label: Any) -> dict[str, Any]:
+    score = label.scores.simulation.score if label.scores is not None else float("nan")
+    return {
+        "feature": f"{label.model}/{label.feature}",
+        "description": None if label.description is None else str(label.description),
+        "origin": f"{label.origin[0]}/{label.origin[1]}",
+        "carried": label.carried,
+        "simulation": float(score) if np.isfinite(score) else None,
+        "failure": label.failure,
+    }

@@ -1,0 +1,325 @@
+"""An endpoint over real HTTP, with the faults that endpoints have; a language model as a judge behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import importlib.util
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from explain.server import HOSTILE, Reply, chat, data_of, excerpt, serving
+from heredity.explain.budget import Budget, Prices
+from heredity.explain.completer import Answer, Refused, Request
+from heredity.explain.endpoint import Endpoint, EndpointError, retry_after
+from heredity.explain.language import LanguageJudge
+from heredity.explain.ledger import Ledger
+from heredity.explain.prompts import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE
+from heredity.explain.questions import Failure
+
+pytest.importorskip("openai")
+QUESTION = Request("lua/1", "explain", "why?", 50)
+TEXTS = [excerpt(" the", " =", " x", active={1: 9.0}), excerpt(" dog", " ran"), excerpt(" =", "=", active={0: 1.0})]
+
+
+def knowing(path, body):
+    """A model that knows that the feature fires on tokens with a "=": every question answered from its prompt alone."""
+    prompt, data = body["messages"][0]["content"], data_of(body)
+    if prompt.startswith(EXPLAIN):
+        return chat('```json\n{"explanation": "equals signs"}\n```')
+    if prompt.startswith(SIMULATE):
+        levels = {str(n): 9 for own in data["excerpts"] for n, token in own if "=" in token}
+        return chat(str(levels).replace("'", '"'))
+    if prompt.startswith(DETECT):
+        return chat(str([int("=" in text) for _, text in data["texts"]]))
+    if prompt.startswith(FUZZ):
+        start, end = data["marks"]
+        return chat(str([int(f"{start} ={end}" in text) for _, text in data["texts"]]))
+    assert prompt.startswith(INTRUDER)
+    return chat(f'{{"intruder": {next(n for n, text in data if "=" not in text)}}}')
+
+
+def fast(server, **options):
+    return Endpoint("m", server.url, **{"timeout": 5.0, "retries": 4} | options)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr("heredity.explain.endpoint._FIRST_WAIT", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def faults_then(good, *faults):
+    left, lock = list(faults), threading.Lock()
+
+    def respond(path, body):
+        with lock:
+            return left.pop(0) if left else good
+
+    return respond
+
+
+def test_a_judge_asks_every_question_and_reads_every_answer(tmp_path):
+    with serving(knowing) as server, Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 1.0))) as ledger:
+        judge = LanguageJudge(fast(server), ledger, batch=2)
+        assert judge.explain("lua/1", TEXTS) == "equals signs"
+        simulated = judge.simulate("lua/1", "equals signs", TEXTS)
+        for own, expected in zip(simulated, ([0, 9, 0], [0, 0], [9, 9]), strict=True):
+            np.testing.assert_array_equal(own, expected)
+        np.testing.assert_array_equal(judge.detect("lua/1", "equals signs", TEXTS), [1, 0, 1])
+        marked = [np.array([0, 1, 0], bool), np.array([1, 0], bool), np.array([0, 1], bool)]
+        np.testing.assert_array_equal(judge.fuzz("lua/1", "equals signs", TEXTS, marked), [1, 0, 0])
+        np.testing.assert_array_equal(judge.intruder("lua/1", [TEXTS, TEXTS[1:]]), [1, 0])
+        assert ledger.summary().requests == sum(server.paid.values()) == 1 + 2 + 2 + 2 + 2
+        assert {body["temperature"] for body in server.bodies} == {0}
+        planned = [judge.to_explain("lua/1", TEXTS), *judge.to_simulate("lua/1", "other", TEXTS)]
+        assert judge.estimate(planned).requests == 2
+
+
+def test_hostile_text_changes_no_answer(tmp_path):
+    texts = [excerpt(*HOSTILE), excerpt(*HOSTILE, "=", active={8: 1.0}), *(excerpt(text) for text in HOSTILE)]
+    with serving(knowing) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(fast(server), ledger, batch=20)
+        for description in ("equals signs", *HOSTILE):
+            np.testing.assert_array_equal(judge.detect("f", description, texts), [0, 1] + [0] * len(HOSTILE))
+            simulated = judge.simulate("f", description, texts)
+            assert np.concatenate(simulated).sum() == np.concatenate(simulated)[16] == 9
+        assert judge.explain("f", texts) == "equals signs"
+
+
+def test_waits_as_long_as_retry_after_says():
+    busy = Reply("{}", 429, {"Retry-After": "0.3"})
+    with serving(faults_then(chat("x"), busy, busy, Reply("oops", 500))) as server:
+        answer = fast(server).complete(QUESTION)
+        assert answer == Answer("x", "stop", 100, 10, attempts=4)
+        assert np.diff(server.times)[:2].min() >= 0.3 and sum(server.paid.values()) == 1
+
+
+def test_a_longer_pause_than_is_reasonable_is_not_waited_for():
+    with serving(lambda *_: Reply("{}", 429, {"Retry-After": "4000"})) as server:
+        found = fast(server).complete(QUESTION)
+        assert isinstance(found, Refused) and found.failure.kind == "refused" and found.attempts == 1
+
+
+def test_retry_after_is_seconds_milliseconds_or_a_date():
+    assert retry_after({"retry-after": "2.5"}, 0) == 2.5 and retry_after({"retry-after-ms": "50"}, 0) == 0.05
+    assert retry_after({"retry-after": email.utils.formatdate(1000.0)}, 990.0) == 10
+    assert retry_after({"retry-after": "soon"}, 0) is None and retry_after({}, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (chat("x" * 50)._replace(cut=True), "unreachable"),
+        (Reply('{"choices": [{"mess'), "truncated"),
+        (Reply("{}", 503), "refused"),
+        (chat("x")._replace(seconds=0.6), "unreachable"),
+    ],
+)
+def test_passing_faults_are_tried_again_and_lasting_ones_have_a_kind(fault, kind):
+    with serving(faults_then(chat("x"), fault)) as server:
+        answer = fast(server, timeout=0.3).complete(QUESTION)
+        assert isinstance(answer, Answer) and answer.attempts == 2
+    with serving(lambda *_: fault) as server:
+        found = fast(server, timeout=0.3, retries=1).complete(QUESTION)
+        assert isinstance(found, Refused) and (found.failure.kind, found.attempts) == (kind, 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(Reply({"error": {"message": "no"}}, 400), "refused"), (Reply({"error": "no"}), "refused")]
+)
+def test_a_no_is_not_asked_again(fault, kind):
+    with serving(lambda *_: fault) as server:
+        found = fast(server).complete(QUESTION)
+        assert isinstance(found, Refused) and (found.failure.kind, found.attempts) == (kind, 1)
+
+
+def test_a_wrong_key_is_told_once_and_never_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-secret-123")
+    denied = lambda *_: Reply({"error": {"message": "no such key: sk-secret-123"}}, 401)  # noqa: E731
+    with serving(denied) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(fast(server, key_variable="MY_KEY"), ledger)
+        found = [judge.explain(f"f/{n}", [excerpt(str(n))]) for n in range(5)]
+        assert {failure.kind for failure in found} == {"refused"} and "(key)" in found[0].detail
+        assert sum(server.asked.values()) == 1
+        assert server.headers[0]["authorization"] == "Bearer sk-secret-123"
+        server.respond = lambda *_: chat('{"explanation": "sk-secret-123"}')
+        judge = LanguageJudge(fast(server, key_variable="MY_KEY"), ledger)
+        assert judge.explain("f/1", [excerpt("a")]) == "(key)"
+        for file in tmp_path.iterdir():
+            assert b"sk-secret" not in file.read_bytes(), file
+    secret = Endpoint("m", "http://user:hunter2@127.0.0.1:9/v1?token=hunter3", key_variable="")
+    assert "hunter" not in str(secret.identity) and secret.identity["provider"] == "127.0.0.1:9"
+
+
+def test_a_server_that_dies_and_comes_back_loses_nothing_and_is_paid_once(tmp_path):
+    questions = [(f"f/{n}", [excerpt(f"={n}", active={0: 1.0})]) for n in range(24)]
+    half = threading.Semaphore(10)
+
+    def dying(path, body):
+        if not half.acquire(blocking=False):
+            return chat("x" * 99)._replace(cut=True)
+        return knowing(path, body)
+
+    path, options = tmp_path / "l.sqlite", {"retries": 1, "concurrency": 4}
+    with serving(dying) as server:
+        port, first = server.port, server
+        with Ledger(path) as ledger:
+            judge = LanguageJudge(fast(server, **options), ledger)
+            before = list(judge.over(lambda question: judge.explain(*question), questions))
+            assert ledger.summary().failures == {"unreachable": 14} and ledger.summary().requests == 10
+    with Ledger(path) as ledger:  # nobody there at all
+        judge = LanguageJudge(Endpoint("m", first.url, retries=0), ledger)
+        gone = list(judge.over(lambda question: judge.explain(*question), questions))
+        assert [isinstance(own, Failure) for own in gone] == [isinstance(own, Failure) for own in before]
+        assert {own.kind for own in gone if isinstance(own, Failure)} == {"unreachable"}
+    with serving(knowing, port) as server, Ledger(path) as ledger:
+        judge = LanguageJudge(fast(server, **options), ledger)
+        assert list(judge.over(lambda question: judge.explain(*question), questions)) == ["equals signs"] * 24
+        assert ledger.summary()[:3] == (24, 10, {})
+        paid = first.paid + server.paid
+        assert len(paid) == 24 and set(paid.values()) == {1} and server.most_together <= 4
+
+
+def test_results_come_in_order_and_leaving_early_asks_no_more(tmp_path):
+    def slow(path, body):
+        return knowing(path, body)._replace(seconds=0.02)
+
+    questions = [(f"f/{n}", [excerpt(f"={n}", active={0: 1.0})]) for n in range(40)]
+    with serving(slow) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(fast(server, concurrency=3), ledger)
+        assert list(judge.over(lambda n: time.sleep((9 - n) / 500) or n, range(9))) == list(range(9))
+        with pytest.raises(KeyboardInterrupt):
+            for done, _ in enumerate(judge.over(lambda question: judge.explain(*question), questions)):
+                if done == 4:
+                    raise KeyboardInterrupt
+        asked = sum(server.asked.values())
+        assert 5 <= asked < 20 and ledger.summary().requests == asked == sum(server.paid.values())
+        assert judge.explain("f", [excerpt("z")]) == Failure("unreachable", "stopped before it was asked")
+
+
+def test_when_nobody_answers_requests_are_tried_once_until_one_does():
+    with serving(lambda *_: chat("x" * 9)._replace(cut=True)) as server:
+        endpoint = fast(server, retries=2)
+        found = [endpoint.complete(QUESTION) for _ in range(5)]
+        assert [own.attempts for own in found] == [3, 3, 3, 1, 1]
+        server.respond = lambda *_: chat("x")
+        assert isinstance(endpoint.complete(QUESTION), Answer)
+        server.respond = faults_then(chat("x"), Reply("", 500))
+        assert endpoint.complete(QUESTION).attempts == 2
+
+
+def test_cut_refused_and_untold_answers():
+    with serving(faults_then(chat("x"), chat("{", "length"), chat(None, "content_filter"), chat("y", usage=None))) as s:
+        endpoint = fast(s)
+        assert [endpoint.complete(QUESTION)[1] for _ in range(2)] == ["length", "refused"]
+        assert endpoint.complete(QUESTION)[2:4] == (None, None)
+
+
+def test_parameters_can_be_named_added_and_left_out():
+    with serving(lambda *_: chat("x")) as server:
+        fast(server, limit="max_completion_tokens", extra={"temperature": None, "reasoning_effort": "low"}).complete(
+            QUESTION
+        )
+        assert server.bodies[0].keys() == {"model", "messages", "seed", "max_completion_tokens", "reasoning_effort"}
+
+
+def test_probabilities_of_verdicts_come_from_log_probabilities(tmp_path):
+    def place(token, **likely):
+        top = [{"token": name[1:], "logprob": math.log(share)} for name, share in likely.items()]
+        return {"token": token, "logprob": 0.0, "top_logprobs": top}
+
+    told = {"content": [place("["), place("1", _1=0.6, _0=0.3), place(","), place(" 0", _1=0.1, _0=0.9), place("]")]}
+    with serving(lambda *_: chat("[1, 0]", logprobs=told)) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(fast(server), ledger, probabilities=True)
+        for _ in range(2):  # from the server, from the ledger
+            np.testing.assert_allclose(judge.detect("f", "x", TEXTS[:2]), [2 / 3, 0.1])
+        assert (
+            server.bodies[0]["logprobs"] is True and server.bodies[0]["top_logprobs"] == 5 and ledger.summary()[1] == 1
+        )
+
+
+def test_echoed_prompts_are_read_and_never_ask_for_no_tokens(tmp_path):
+    def echo(path, body):
+        assert path == "/v1/completions" and body["echo"] and body["max_tokens"] == 1
+        tokens, top, at = [], [], 0
+        for line in body["prompt"].splitlines(keepends=True):
+            token, tab, level = line.partition("\t")
+            for part in (token, tab, level.rstrip("\n"), "\n" * level.count("\n")) if tab else (line,):
+                if part:
+                    share = 0.9 if "=" in token else 0.1
+                    likely = {"9": math.log(share), "0": math.log(1 - share)} if tab and part == "unknown" else None
+                    tokens, top, at = [*tokens, part], [*top, likely], at + len(part)
+        return Reply({"choices": [{"text": "", "logprobs": {"tokens": [*tokens, "7"], "top_logprobs": [*top, {}]}}]})
+
+    with serving(echo) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(fast(server), ledger, mode="echo")
+        first, second, third = judge.simulate("f", "equals signs", TEXTS)
+        np.testing.assert_allclose(np.concatenate([first, second, third]), [0.9, 8.1, 0.9, 0.9, 0.9, 8.1, 8.1])
+        server.respond = lambda *_: chat("no echo here")
+        [failure] = judge.simulate("f", "other", TEXTS[:1])
+        assert isinstance(failure, Failure) and failure.kind == "empty"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"base_url": "https://example.com/v1"}, "OPENAI_API_KEY: is not set"),
+        ({"base_url": "example.com"}, "is no http address"),
+        ({"base_url": "http://127.0.0.1:99999/v1"}, "is no http address"),
+        ({"concurrency": 0}, "concurrency=0"),
+    ],
+)
+def test_endpoints_that_cannot_work_are_refused(arguments, words):
+    with pytest.raises(EndpointError, match=words):
+        Endpoint("m", **arguments)
+
+
+def test_a_missing_client_is_told_with_the_extra_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(EndpointError, match=r"heredity\[explain\]"):
+        Endpoint("m", "http://127.0.0.1:9/v1")
+
+
+@pytest.fixture()
+def real():
+    """Model and address: HEREDITY_ENDPOINT_MODEL at HEREDITY_ENDPOINT, or HEREDITY_GGUF served by llama_cpp."""
+    url, model, gguf = (os.environ.get(f"HEREDITY_{name}") for name in ("ENDPOINT", "ENDPOINT_MODEL", "GGUF"))
+    if url and model:
+        yield model, url
+        return
+    if not gguf or not importlib.util.find_spec("llama_cpp"):
+        pytest.skip("neither HEREDITY_ENDPOINT and HEREDITY_ENDPOINT_MODEL, nor HEREDITY_GGUF and llama_cpp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"model": gguf, "model_alias": "real", "port": port, "n_ctx": 4096, "n_threads": 2}
+    command = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen([sys.executable, "-m", "llama_cpp.server", *command]) as server:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.2)
+            yield "real", f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.network
+def test_a_real_model_behind_a_real_server(real, tmp_path):
+    """Every answer is something or fails by kind: nothing is said of quality."""
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(Endpoint(*real, concurrency=2), ledger, batch=3)
+        found = [judge.explain("f", TEXTS), judge.detect("f", "equals signs", TEXTS)]
+        found += [*judge.simulate("f", "equals signs", TEXTS), judge.intruder("f", [TEXTS])]
+        assert not {own.kind for own in found if isinstance(own, Failure)} & {"unreachable", "refused"}
+        assert ledger.summary().requests == 4 and ledger.summary().tokens_in > 0

@@ -1,0 +1,83 @@
+"""Excerpts are what they are said to be, and what explains a feature never scores it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from explain.planted import ASSIGN, FEATURES, LUA, NOISE, RARE, VOCABULARY, World, drawn_of, world
+from heredity.explain.excerpts import Recipe, draw, split
+from heredity.explain.questions import quantized
+
+
+@pytest.fixture(scope="module")
+def found() -> World:
+    return world()
+
+
+def test_every_excerpt_holds_the_activations_of_a_dense_reference(found: World):
+    dense = found.acts.dense().reshape(*found.text.ids.shape, FEATURES)
+    for feature in set(range(FEATURES)) - {RARE}:
+        drawn = drawn_of(found, feature)
+        for excerpt in (*drawn.explaining, *drawn.scoring, *drawn.silent):
+            block, size = found.text.ids[excerpt.block], len(excerpt.ids)
+            starts = [at for at in range(len(block) - size + 1) if np.array_equal(block[at : at + size], excerpt.ids)]
+            values = dense[excerpt.block, :, feature]
+            assert any(np.allclose(values[at : at + size], excerpt.values) for at in starts)
+            assert excerpt.tokens == tuple(VOCABULARY[token] for token in excerpt.ids)
+            assert 9 <= size <= 17 and 0 <= excerpt.center < size
+
+
+def test_no_block_gives_excerpts_to_both_sides(found: World):
+    for feature in (ASSIGN, NOISE, LUA):
+        drawn = drawn_of(found, feature)
+        explaining = {excerpt.block for excerpt in drawn.explaining}
+        scoring = {excerpt.block for excerpt in (*drawn.scoring, *drawn.silent)}
+        assert explaining and scoring and not explaining & scoring
+        assert found.text.explains[list(explaining)].all() and not found.text.explains[list(scoring)].any()
+
+
+def test_each_kind_is_what_it_is_called_and_as_many_as_asked(found: World):
+    recipe = Recipe(top=4, interval=2, random=3, elsewhere=6, silent=5)
+    drawn = draw(found.text, *found.columns.firings(NOISE), recipe)
+    assert drawn is not None
+    for side in (drawn.explaining, drawn.scoring):
+        by_kind = {kind: [e for e in side if e.kind == kind] for kind in ("top", "interval", "random", "elsewhere")}
+        top, lower = by_kind["top"], by_kind["interval"]
+        assert (len(top), len(by_kind["random"]), len(by_kind["elsewhere"])) == (4, 3, 6)
+        firing = [excerpt.block for excerpt in (*top, *lower)]
+        assert len(set(firing)) == len(firing), "one a block"
+        least = min(excerpt.values[excerpt.center] for excerpt in top)
+        highest = max(excerpt.values[excerpt.center] for excerpt in top)
+        levels = [int(quantized(excerpt.values[excerpt.center], highest)) for excerpt in lower]
+        assert all(0 < excerpt.values[excerpt.center] <= least for excerpt in lower)
+        assert all(levels.count(level) <= 2 and level < 9 for level in levels)
+    assert len(drawn.silent) == 5 and not any(excerpt.values.any() for excerpt in drawn.silent)
+    rows, values = found.columns.firings(NOISE)
+    assert drawn.highest == values[found.text.explains[rows // 24]].max()
+
+
+def test_elsewhere_shows_the_tokens_that_activate_a_feature_most(found: World):
+    excerpts = [excerpt for excerpt in drawn_of(found, ASSIGN).explaining if excerpt.kind == "elsewhere"]
+    assert len(excerpts) == 10 and {excerpt.tokens[excerpt.center] for excerpt in excerpts} == {"=", " ="}
+
+
+def test_the_same_seed_draws_the_same_and_another_one_does_not(found: World):
+    def places(seed: int) -> list[tuple[int, int]]:
+        return [(excerpt.block, excerpt.center) for excerpt in drawn_of(found, NOISE, seed).scoring]
+
+    assert places(1) == places(1) != places(2)
+
+
+def test_features_too_rare_on_either_side_are_none(found: World):
+    assert draw(found.text, *found.columns.firings(RARE)) is None
+    context = found.text.ids.shape[1]
+    rows = np.flatnonzero(np.repeat(found.text.explains, context))[:50]
+    assert draw(found.text, rows, np.ones(50)) is None
+
+
+def test_a_text_that_cannot_be_dealt_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(1, 4\); two blocks"):
+        split(np.zeros((1, 4), int), ["a"], 0)
+    with pytest.raises(ValueError, match="from 0 to 3, the vocabulary to 1"):
+        split(np.array([[0, 1], [3, 0]]), ["a", "b"], 0)

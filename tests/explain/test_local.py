@@ -1,0 +1,85 @@
+"""A tiny random model of transformers behind the same prompts, ledger and readers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from explain.server import excerpt
+from heredity.explain.completer import Answer, Refused, Request
+from heredity.explain.language import LanguageJudge
+from heredity.explain.ledger import Ledger
+from heredity.explain.local import Local
+from heredity.explain.prompts import echo_prompt
+from heredity.explain.questions import Failure
+from heredity.lm.load import load_model
+from tiny import save_tiny_model
+
+TEXTS = [excerpt(" the", " =", active={1: 3.0}), excerpt(" cat\n", "é")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("local") / "tiny", seed=3)
+
+
+@pytest.fixture()
+def local(folder):
+    found = Local.load(folder)
+    found._model.config.max_position_embeddings = 4096
+    return found
+
+
+def test_greedy_answers_are_bounded_and_the_same_twice(local):
+    request = Request("f", "explain", "the cat", 7, logprobs=3)
+    answer = local.complete(request)
+    assert isinstance(answer, Answer) and answer == local.complete(request)
+    assert answer.finish == "length" and answer.tokens_out == 7 == len(answer.tokens) == len(answer.top)
+    assert all(max(top, key=top.get) == token for token, top in zip(answer.tokens, answer.top, strict=True))
+    assert "".join(answer.tokens) == answer.text
+
+
+def test_expected_levels_are_those_of_the_model_s_own_logits(local, folder, tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        found = LanguageJudge(local, ledger, mode="echo").simulate("f", "x", TEXTS)
+    model, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(str(folder))
+    prompt = echo_prompt("x", TEXTS)
+    for place, level in zip(prompt.unknown, np.concatenate(found), strict=True):
+        before = tokenizer(prompt.text[:place], return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(before).logits[0, -1].double()
+        digits = torch.tensor([tokenizer(str(digit), add_special_tokens=False)["input_ids"][-1] for digit in range(10)])
+        expected = (logits[digits].softmax(0) * torch.arange(10)).sum()
+        assert level == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_a_digit_that_is_no_token_of_its_own_has_no_log_probability(local):
+    local._digits[4:] = [None] * 6
+    prompt = echo_prompt("x", TEXTS)
+    answer = local.complete(Request("f", "simulate", prompt.text, 1, echo=True))
+    assert "".join(answer.tokens) == prompt.text
+    assert all(set(top) <= set("0123") for top in answer.top)
+
+
+def test_nonsense_is_a_failure_and_is_kept(local, tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        judge = LanguageJudge(local, ledger)
+        for found in (judge.explain("f", TEXTS), judge.detect("f", "x", TEXTS), judge.intruder("f", [TEXTS])):
+            assert isinstance(found, Failure) and found.kind in ("unparsed", "truncated", "empty")
+        assert ledger.summary().requests == 3 and ledger.summary().cost == 0
+
+
+def test_a_chat_template_frames_the_prompt(local):
+    plain = local.complete(Request("f", "explain", "the cat", 1))
+    local._tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}answer:"
+    framed = local.complete(Request("f", "explain", "the cat", 1))
+    assert framed.tokens_in > plain.tokens_in
+    assert local._framed(Request("f", "explain", "the cat", 1)) == "<user>the cat" + "answer:"
+    assert local._framed(Request("f", "simulate", "the cat", 1, echo=True)) == "the cat"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(folder):
+    found = Local.load(folder).complete(Request("f", "explain", "the cat " * 60, 20))
+    assert isinstance(found, Refused) and found.failure.kind == "refused" and "context of 64" in found.failure.detail

@@ -1,0 +1,194 @@
+"""Scores are high for a right explanation, near 0 for a wrong one, 0 for a constant one; no answer is no score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from explain.planted import AFTER_SELF, ASSIGN, NUMBER, TOKEN, World, drawn_of, world
+from heredity.explain.asking import Scores, scored
+from heredity.explain.offline import Explanation
+from heredity.explain.questions import Excerpt, Failure, quantized
+from heredity.explain.scores import (
+    agreement,
+    correlation,
+    detection_set,
+    effect,
+    fuzz_set,
+    intruder_set,
+    simulation,
+    told_apart,
+)
+
+PLANTED = (ASSIGN, AFTER_SELF, NUMBER, TOKEN)
+
+
+@pytest.fixture(scope="module")
+def found() -> World:
+    return world()
+
+
+class Stubborn:
+    """A judge that always says the same."""
+
+    name = "stubborn"
+
+    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str:
+        return "anything"
+
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+        return [np.full(len(excerpt.ids), 3.1) for excerpt in excerpts]
+
+    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray:
+        return np.full(len(excerpts), 0.7)
+
+    def fuzz(
+        self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        return np.full(len(excerpts), 0.2)
+
+    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray:
+        return np.full(len(groups), 2)
+
+
+class Broken(Stubborn):
+    """A judge that answers nothing but one excerpt."""
+
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+        return [excerpts[0].values, *[Failure("truncated", "")] * (len(excerpts) - 1)]
+
+    def detect(self, *_: object) -> Failure:
+        return Failure("refused", "")
+
+    fuzz = intruder = detect
+
+
+def scores(found: World, feature: int, explained: int, seed: int = 0) -> Scores:
+    """Of one feature under the explanation of another."""
+    said = found.judge.explain(str(explained), ())
+    assert isinstance(said, Explanation)
+    return scored(found.judge, str(feature), said, drawn_of(found, feature, seed), seed)
+
+
+@pytest.mark.parametrize("feature", PLANTED)
+def test_a_right_explanation_scores_high(found: World, feature: int):
+    told = scores(found, feature, feature)
+    assert told.simulation.score > 0.95 and told.simulation.levels > 0.95 and told.simulation.top_random > 0.95
+    assert told.detection.score > 0.9 and told.detection.auc > 0.95
+    assert told.fuzzing.score > 0.9 and told.fuzzing.auc > 0.95
+    assert told.intruder.score > 0.9 and not told.failures
+
+
+def test_a_wrong_explanation_scores_about_nothing(found: World):
+    wrong = [
+        scores(found, feature, other, seed)
+        for feature in PLANTED
+        for other in PLANTED
+        if feature != other and {feature, other} != {AFTER_SELF, NUMBER}
+        for seed in range(3)
+    ]
+    for of in (lambda told: told.simulation.score, lambda told: told.detection.score, lambda told: told.fuzzing.score):
+        assert abs(np.mean([of(told) for told in wrong])) < 0.15
+
+
+def test_a_constant_answer_scores_exactly_0(found: World):
+    told = scored(Stubborn(), "0", "", drawn_of(found, ASSIGN), 0)
+    values = (told.simulation.score, told.simulation.levels, told.simulation.spearman, told.simulation.top_random)
+    assert values == (0, 0, 0, 0) and told.detection[:2] == (0, 0.5) and told.fuzzing[:2] == (0, 0.5)
+    assert told.intruder == (0, 20)
+
+
+def test_an_answer_that_did_not_come_is_counted_and_not_scored(found: World):
+    drawn = drawn_of(found, ASSIGN)
+    told = scored(Broken(), "0", "", drawn, 0)
+    assert told.simulation.excerpts == 1 and told.simulation.score == pytest.approx(1)
+    assert told.failures == {"truncated": len(drawn.scoring) - 1, "refused": 3}
+    for rest in (told.detection, told.fuzzing, told.intruder):
+        assert np.isnan(rest.score) and rest.n == 0
+    nothing = simulation(drawn.scoring, Failure("budget", ""), 1.0)
+    assert np.isnan(nothing[:5]).all() and nothing.excerpts == nothing.tokens == 0
+
+
+def test_correlation_is_numpys_and_nan_never_becomes_0():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(5, 3, 50), rng.normal(size=50)
+    y += 0.3 * x
+    assert correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert correlation(x, np.full(50, 0.1)) == 0
+    for true, predicted in ((np.full(50, 0.1), y), (x, np.where(x > 5, np.nan, y)), (np.empty(0), np.empty(0))):
+        assert np.isnan(correlation(true, predicted))
+    with pytest.raises(ValueError, match=r"\(50,\) activations and \(49,\)"):
+        correlation(x, y[:-1])
+
+
+def test_simulation_is_over_the_concatenated_excerpts_and_by_kind():
+    rng = np.random.default_rng(1)
+    kinds = ("top", "random", "interval", "random")
+    excerpts = [Excerpt(("a",) * 5, np.zeros(5, int), rng.random(5), kind, n, 0) for n, kind in enumerate(kinds)]
+    levels = [9 * rng.random(5) for _ in kinds]
+    true, told = np.concatenate([excerpt.values for excerpt in excerpts]), np.concatenate(levels)
+    found = simulation(excerpts, levels, 0.8)
+    chance = np.isin(np.repeat(kinds, 5), ["random"])
+    assert found.score == pytest.approx(np.corrcoef(true, told)[0, 1])
+    assert found.levels == pytest.approx(np.corrcoef(quantized(true, 0.8), told)[0, 1])
+    assert found.spearman == pytest.approx(spearmanr(true, told).statistic)
+    assert found.random == pytest.approx(np.corrcoef(true[chance], told[chance])[0, 1])
+    wide = chance | np.isin(np.repeat(kinds, 5), ["top"])
+    assert found.top_random == pytest.approx(np.corrcoef(true[wide], told[wide])[0, 1])
+    silent = [excerpt._replace(values=np.zeros(5)) if excerpt.kind == "random" else excerpt for excerpt in excerpts]
+    assert np.isnan(simulation(silent, levels, 0.8).random)
+
+
+def test_agreement_is_informedness_and_the_area_under_the_curve():
+    truth = np.array([True, True, True, False, False, False])
+    found = agreement(truth, np.array([0.9, 0.5, 0.1, 0.6, 0.2, 0.1]))
+    assert found.score == pytest.approx(2 / 3 - 1 / 3) and found.n == 6
+    assert found.auc == pytest.approx((3 + 2 + 0.5) / 9)
+    assert agreement(truth, np.array([0.9, 0.8, np.nan, 0.1, 0.2, np.nan])) == (1, 1, 4)
+    assert np.isnan(agreement(truth[:3], np.ones(3)).score)
+    with pytest.raises(ValueError, match="5 answers to 6 questions"):
+        agreement(truth, np.ones(5))
+
+
+def test_effect_counts_pairs():
+    rng = np.random.default_rng(2)
+    first, second = rng.integers(0, 5, 30).astype(float), rng.integers(0, 6, 20).astype(float)
+    pairs = [1.0 * (x > y) + 0.5 * (x == y) for x in first for y in second]
+    assert effect(first, second) == pytest.approx(np.mean(pairs))
+
+
+def test_intruders_are_corrected_for_chance():
+    places = np.arange(20) % 5
+    assert told_apart(places, places) == (1, 20)
+    assert told_apart(places, np.full(20, 3)) == (0, 20)
+    assert told_apart(places, (places + 1) % 5).score == pytest.approx(-0.25)
+    assert np.isnan(told_apart(places[:0], places[:0]).score)
+    with pytest.raises(ValueError, match="3 answers about 20 groups"):
+        told_apart(places, places[:3])
+
+
+def test_questions_are_balanced_and_true(found: World):
+    drawn = drawn_of(found, ASSIGN)
+    active = [excerpt for excerpt in drawn.scoring if excerpt.values.any()]
+    asked = detection_set(active, drawn.silent, 12, 3)
+    assert len(asked.excerpts) == 24 and asked.active.sum() == 12
+    assert [bool(excerpt.values.any()) for excerpt in asked.excerpts] == asked.active.tolist()
+    assert not asked.active[:12].all(), "mixed"
+    assert len(detection_set(active, drawn.silent[:3], 12, 3).excerpts) == 6
+
+    marks = fuzz_set(active, 8, 3)
+    assert marks.right.sum() * 2 == len(marks.right) == 16
+    for excerpt, marked, right in zip(marks.excerpts, marks.marked, marks.right, strict=True):
+        truth = excerpt.values > 0
+        assert marked.sum() == truth.sum() and (marked == truth).all() == right
+        assert right or not (marked & truth).any()
+
+    groups = intruder_set(active, drawn.silent, 19, 3)
+    assert np.bincount(groups.places).tolist() == [3] * 5
+    for group, place in zip(groups.groups, groups.places, strict=True):
+        assert [bool(excerpt.values.any()) for excerpt in group] == [at != place for at in range(5)]
+        assert len({excerpt.block for excerpt in group}) >= 4
+    assert intruder_set(active[:3], drawn.silent, 19, 3).groups == ()
