@@ -200,6 +200,8 @@ const SECTIONS = [
 
 function build(section) {
   section.body.replaceChildren(h("h2", { id: `${section.id}-title` }, section.title), ...[section.build()].flat(Infinity).filter((part) => known(part) && part !== ""));
+  // at once, not with the next frame: nothing jumps, and a page that is printed unseen has its pictures
+  section.body.querySelectorAll("figure").forEach((figure) => figure.redraw?.());
 }
 
 function choose(init) {
