@@ -21,6 +21,7 @@ from heredity.stages import text
 from heredity.stages.classes import classes_stage
 from heredity.stages.lineage import COUNTS, acts_of, sampler_of, write_matches
 from heredity.stages.models import seed_of
+from heredity.stages.sample import sample_inputs
 from heredity.study import Study, load_study
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -90,7 +91,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     matches = {
         edge: matching({"parent": acts[edge.parent], "child": acts[edge.child]}, edge.slug) for edge in study.edges
     }
-    last = classes_stage(study, "parent", acts, matches, tokens, tokenizer)
+    last = classes_stage(study, "parent", sample_inputs(acts, matches, tokens, tokenizer))
     stages = [*corpora.values(), tokenizer, *tokens.values(), *acts.values(), *matches.values(), last]
     return run(stages, Store(folder / "runs"))[last.label]
 

@@ -14,7 +14,7 @@ from heredity.engine import run
 from heredity.explain.forms import Rule
 from heredity.report.explained import ExplainedSummary
 from heredity.stages import stages_of
-from heredity.stages.explain import EXPLAINED, EXPLANATIONS, explain_stage
+from heredity.stages.explain import EXPLAINED, EXPLANATIONS
 from heredity.study import Study
 
 INIT = "joint"
@@ -29,15 +29,7 @@ def made(folder: Path) -> tuple[Study, Artifact, Artifact]:
     values["explain"] = {"features": 24, "drop": 0.05}
     study = Study.of(values, "s", folder)
     stages = {stage.label: stage for stage in stages_of(study)}
-    explain = explain_stage(
-        study,
-        INIT,
-        {name: stages[f"acts/{name}-{INIT}"] for name in study.order},
-        {edge: stages[f"match/{edge.slug}-{INIT}"] for edge in study.edges},
-        {name: stages[f"tokens/{name}"] for name in study.config.corpus},
-        next(stage for label, stage in stages.items() if label.startswith("tokenizer")),
-        stages[f"features/{INIT}"],
-    )
+    explain = stages[f"explain/{INIT}"]
     wanted = needed(explain)
     upstream = [stage for stage in stages.values() if stage.label in wanted]
     store = Store(folder / "runs")

@@ -13,6 +13,7 @@ def stages_of(study: Study) -> list[Stage]:
     """
     from heredity.stages import classes, explain, features, lineage, models, newness, saes, shift, text
     from heredity.stages.plan import check_hook_point
+    from heredity.stages.sample import sample_inputs
 
     check_hook_point(study)
     config = study.config
@@ -55,11 +56,11 @@ def stages_of(study: Study) -> list[Stage]:
             if config.controls.newness
         ]
         stages += [*matches.values(), *asked, *samples.values()]
-        read = (study, init, samples, matches, tokens, tokenizer)
-        shown = features.features_stage(*read, nodes, measured)
-        stages += [shown, classes.classes_stage(*read)]
+        read = sample_inputs(samples, matches, tokens, tokenizer)
+        shown = features.features_stage(study, init, read, nodes, measured)
+        stages += [shown, classes.classes_stage(study, init, read)]
         if config.explain.features:
-            stages.append(explain.explain_stage(*read, shown))
+            stages.append(explain.explain_stage(study, init, read, shown))
     if config.controls.shifts:
         stages += shift.shift_stages(study, nodes, judged, tokens)
     return _unique(stages)

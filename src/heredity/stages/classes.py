@@ -31,7 +31,7 @@ from heredity.features.lineage import fates, flow
 from heredity.report.classes import ClassesSummary, ClassGroup, EdgeClasses, GapSummary, ShareSummary
 from heredity.stages.models import seed_of
 from heredity.stages.sample import Sample
-from heredity.study import Edge, Study
+from heredity.study import Study
 
 CLASSES_JSON, CLASSES_TABLE = "classes.json", "classes.parquet"
 _READ = 50_000  # tokens of a corpus that its language is told from
@@ -41,10 +41,7 @@ _JUDGED = CLASSES[: CLASSES.index("rare")]
 def classes_stage(
     study: Study,
     init: Init,
-    acts: Mapping[str, Stage],
-    matches: Mapping[Edge, Stage],
-    tokens: Mapping[str, Stage],
-    tokenizer: Stage,
+    read: Mapping[str, Stage],
 ) -> Stage:
     """The class of every feature that fires (`classes.parquet`), and the shares of classes (`classes.json`)."""
     config = study.config
@@ -57,10 +54,6 @@ def classes_stage(
         "resamples": config.controls.resamples,
         "level": config.controls.level,
     }
-    inputs: dict[str, Stage] = {"tokenizer": tokenizer}
-    inputs |= {f"acts:{name}": stage for name, stage in acts.items()}
-    inputs |= {f"match:{edge.name}": stage for edge, stage in matches.items()}
-    inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
 
     def make(work: Work) -> None:
         sample = Sample(study, work, seed)
@@ -72,7 +65,7 @@ def classes_stage(
         summary = _summary(study, work, sample, reading, found, rules)
         write_json(work.folder / CLASSES_JSON, summary.model_dump(mode="json"))
 
-    return Stage("classes", init, settings, inputs, make)
+    return Stage("classes", init, settings, dict(read), make)
 
 
 class _Reading:

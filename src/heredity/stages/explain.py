@@ -38,10 +38,7 @@ EXPLANATIONS, EXPLAINED = "explanations.parquet", "explained.json"
 def explain_stage(
     study: Study,
     init: Init,
-    acts: Mapping[str, Stage],
-    matches: Mapping[Edge, Stage],
-    tokens: Mapping[str, Stage],
-    tokenizer: Stage,
+    read: Mapping[str, Stage],
     shown: Stage,
 ) -> Stage:
     """Explanations and scores of features of every model (`explanations.parquet`), and of what persists beside what
@@ -56,10 +53,7 @@ def explain_stage(
         "context_size": config.sae.context_size,
         **seeds,
     }
-    inputs: dict[str, Stage] = {"tokenizer": tokenizer, "shown": shown}
-    inputs |= {f"acts:{name}": stage for name, stage in acts.items()}
-    inputs |= {f"match:{edge.name}": stage for edge, stage in matches.items()}
-    inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
+    inputs = {**read, "shown": shown}
 
     def make(work: Work) -> None:
         sample = Sample(study, work, seeds["sample"])

@@ -19,7 +19,7 @@ from heredity.stages.cases import CASES, case_of, recipe_of
 from heredity.stages.models import seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.sample import MIN_FIRINGS, Sample
-from heredity.study import Edge, Study
+from heredity.study import Study
 
 FEATURES = "features.json"
 _TOKENS, _LEVELS, _EACH, _BINS = 10, 5, 2, 30  # of a card
@@ -32,10 +32,7 @@ Chosen = tuple[str, int]
 def features_stage(
     study: Study,
     init: Init,
-    samples: Mapping[str, Stage],
-    matches: Mapping[Edge, Stage],
-    tokens: Mapping[str, Stage],
-    tokenizer: Stage,
+    read: Mapping[str, Stage],
     models: Mapping[str, Stage],
     saes: Mapping[str, Stage],
 ) -> Stage:
@@ -52,10 +49,7 @@ def features_stage(
         "hook_point": config.hook_point,
         "seed": seed,
     }
-    inputs: dict[str, Stage] = {"tokenizer": tokenizer}
-    inputs |= {f"acts:{name}": stage for name, stage in samples.items()}
-    inputs |= {f"match:{edge.name}": stage for edge, stage in matches.items()}
-    inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
+    inputs = dict(read)
     inputs |= {f"model:{name}": stage for name, stage in models.items()}
     inputs |= {f"sae:{name}": stage for name, stage in saes.items()}
 

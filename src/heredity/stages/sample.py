@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
-from heredity.engine import Work
+from heredity.engine import Stage, Work
 from heredity.features.correlate import Matches
 from heredity.stages.lineage import COUNTS, acts_of, read_matches, sampler_of
 from heredity.stages.text import tokenizer_of
-from heredity.study import Study
+from heredity.study import Edge, Study
 
 MIN_FIRINGS = 20
 """A feature seen less often on the sample is not shown as an example of anything."""
 
 
+def sample_inputs(
+    acts: Mapping[str, Stage], matches: Mapping[Edge, Stage], tokens: Mapping[str, Stage], tokenizer: Stage
+) -> dict[str, Stage]:
+    """The inputs of a stage that reads a `Sample`, by role."""
+    return {
+        "tokenizer": tokenizer,
+        **{f"acts:{name}": stage for name, stage in acts.items()},
+        **{f"match:{edge.name}": stage for edge, stage in matches.items()},
+        **{f"tokens:{corpus}": stage for corpus, stage in tokens.items()},
+    }
+
+
 class Sample:
     """The token sample, the models' feature activations on it, and the matches between them.
 
-    work: of a stage with the inputs `tokenizer`, `acts:MODEL`, `match:EDGE` and `tokens:CORPUS`; of models and edges it
-    may have some only. seed: of the `acts` stages, `seed_of(study, "sample")`.
+    work: of a stage with the inputs that `sample_inputs` gives; of models and edges it may have some only. seed: of the
+    `acts` stages, `seed_of(study, "sample")`.
     """
 
     def __init__(self, study: Study, work: Work, seed: int):
