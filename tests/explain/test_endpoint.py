@@ -154,6 +154,8 @@ def test_a_wrong_key_is_told_once_and_never_written(tmp_path, monkeypatch):
         server.respond = lambda *_: chat('{"explanation": "sk-secret-123"}')
         judge = LanguageJudge(fast(server, key_variable="MY_KEY"), ledger)
         assert judge.explain("f/1", [excerpt("a")]) == "(key)"
+        server.respond = lambda *_: chat(r'{"explanation": "\u0073k-secret-123"}')
+        assert isinstance(judge.explain("f/1", [excerpt("b")]), Failure)
         for file in tmp_path.iterdir():
             assert b"sk-secret" not in file.read_bytes(), file
     secret = Endpoint("m", "http://user:hunter2@127.0.0.1:9/v1?token=hunter3", key_variable="")

@@ -98,11 +98,11 @@ def test_failures_stand_apart_and_are_asked_again(tmp_path):
     asked = Asked(lambda request: replies.pop(0))
     with Ledger(tmp_path / "l.sqlite") as ledger:
         assert ledger.ask(question(), asked, whole) == Failure("unreachable", "gone")
-        assert ledger.summary() == (0, 0, {"unreachable": 1}, 0, 0, 0.0, {}, {}, {})
+        assert ledger.summary() == (0, 0, {"unreachable": 1}, 0, 0, 0.0, {}, {"unreachable": "gone"}, {}, {})
         assert ledger.ask(question(), asked, whole) == Failure("refused", "HTTP 500")
         assert ledger.summary().failures == {"refused": 1}
         assert ledger.ask(question(), asked, whole) == GOOD
-        assert ledger.summary().failures == {} and ledger.summary().requests == 1
+        assert ledger.summary().failures == ledger.summary().reasons == {} and ledger.summary().requests == 1
     with sqlite3.connect(tmp_path / "l.sqlite") as base:
         assert base.execute("SELECT failure, attempts FROM failures").fetchall() == [("refused", 8)]
     base.close()

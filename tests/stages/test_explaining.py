@@ -19,7 +19,7 @@ from heredity.stages import stages_of
 from heredity.stages.explaining import named
 from heredity.study import Study
 
-from explain.server import chat, data_of, serving  # isort: skip - a folder of the tests
+from explain.server import Reply, chat, data_of, serving  # isort: skip - a folder of the tests
 
 
 def reader(path: str, body: dict[str, Any]) -> Any:
@@ -59,7 +59,7 @@ def explain(folder: Path, *more: str, code: int = 0) -> dict[str, Any]:
     arguments = ["explain", str(folder / "s.toml"), "--runs", str(folder / "runs"), "--json", *more]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == code, found.output
-    return json.loads(found.stdout) if code == 0 else {"error": found.stderr}
+    return json.loads(found.stdout) if code < 2 else {"error": found.stderr}
 
 
 def test_statistics_explain_what_is_asked_for(folder):
@@ -95,7 +95,7 @@ def test_a_budget_ends_it_and_a_higher_one_goes_on(folder):
     out = folder / "budget"
     with serving(reader) as server:
         asked = ("--model", "m", "--base-url", server.url, "-o", str(out), "--scores", "simulation")
-        few = explain(folder, *asked, "--max-requests", "3")
+        few = explain(folder, *asked, "--max-requests", "3", code=1)
         assert len(server.bodies) == 3 and not few["complete"] and few["failures"]["budget"] > 0
         rest = explain(folder, *asked)
         assert rest["complete"] and rest["failures"] == {} and set(server.paid.values()) == {1}
@@ -103,6 +103,37 @@ def test_a_budget_ends_it_and_a_higher_one_goes_on(folder):
     assert all(row["detection_n"] == row["fuzzing_n"] == row["intruder_n"] == 0 for row in rows)
     with sqlite3.connect(out / "ledger.sqlite") as ledger:
         assert {kind for (kind,) in ledger.execute("SELECT DISTINCT question FROM answers")} == {"explain", "simulate"}
+
+
+def test_faults_of_an_endpoint_are_told_and_lose_nothing(folder):
+    """A refused key, half a character, usage that is none, null log-probabilities: no traceback, nothing paid twice."""
+    one = ("--features", "base/30,base/83")
+    with serving(lambda path, body: Reply({"error": {"message": "bad key"}}, 401)) as server:
+        found = explain(folder, "--model", "k", "--base-url", server.url, *one, code=1)
+        assert not found["complete"] and "HTTP 401" in found["ledger"]["reasons"]["refused"]
+
+    def odd(path: str, body: dict[str, Any]) -> Any:
+        reply = reader(path, body)
+        content = reply.body["choices"][0]["message"]
+        if '"explanation": "..."' in body["messages"][0]["content"]:
+            content["content"] = '{"explanation": "half \\ud800 of it"}'
+        reply.body["usage"] = "many" if len(body["messages"][0]["content"]) % 2 else {"prompt_tokens": 10**30}
+        return reply
+
+    with serving(odd) as server:
+        asked = ("--model", "odd", "--base-url", server.url, *one, "--scores", "simulation")
+        first, again = explain(folder, *asked), explain(folder, *asked)
+        assert first["complete"] and set(server.paid.values()) == {1} and again["ledger"]["cached"] > 0
+    rows = pq.read_table(folder / "runs" / "s" / "explanations" / "odd" / "explanations.parquet").to_pylist()
+    assert [row["description"] for row in rows] == ["half ? of it"] * 2
+
+
+def test_a_later_call_adds_to_the_table(folder):
+    out = folder / "more"
+    explain(folder, "--features", "base/0,base/30", "-o", str(out))
+    explain(folder, "--features", "base/83,base/30", "-o", str(out))
+    rows = pq.read_table(out / "explanations.parquet").to_pylist()
+    assert sorted(row["feature"] for row in rows) == [0, 30, 83]
 
 
 def test_features_by_name_and_what_cannot_be_asked(folder):
@@ -113,9 +144,12 @@ def test_features_by_name_and_what_cannot_be_asked(folder):
         (("--features", "nowhere/1"), "no model of study"),
         (("--features", "base/99999"), "counted from 0"),
         (("--features", "base"), "such as base/12"),
+        (("--features", ""), "such as base/12"),
+        (("--mode", "echo"), "--mode: means nothing"),
+        (("--max-cost", "1"), "--max-cost: means nothing"),
         (("--all", "--persisting"), "exclude each other"),
         (("--estimate",), "statistics cost nothing"),
-        (("--base-url", "http://127.0.0.1:1/v1"), "--model"),
+        (("--base-url", "http://127.0.0.1:1/v1"), "--base-url: means nothing"),
         (("--model", "m", "--local", "m"), "exclude each other"),
         (("--model", "m", "--base-url", "http://127.0.0.1:1/v1", "--max-cost", "1"), "prices of 0"),
         (("--scores", "beauty"), "--scores beauty"),

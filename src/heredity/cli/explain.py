@@ -36,11 +36,13 @@ def explain(
     ),
     price_in: Annotated[float, typer.Option(help="USD for a million tokens of prompts.")] = 0.0,
     price_out: Annotated[float, typer.Option(help="USD for a million tokens of answers.")] = 0.0,
-    max_cost: Annotated[float | None, typer.Option(help="USD that are not exceeded, earlier runs included.")] = None,
-    max_requests: Annotated[int | None, typer.Option(help="Requests that are not exceeded, likewise.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="USD that are not exceeded, earlier runs with the same folder included.")
+    ] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Answered requests that are not exceeded, likewise.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 120.0,
-    estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would take at most.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it would take.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder; default explanations/JUDGE in the run.")] = (
         None
     ),
@@ -49,14 +51,16 @@ def explain(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice."""
+    """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
+    when answers are missing that the same command would fetch."""
     with errors(debug):
         from heredity.stages import explaining
 
         if sum((features is not None, persisting, all_)) > 1:
             raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")
         loaded = load_study(study, set_ or ())
-        which = "persisting" if persisting else "all" if all_ else explaining.named(features) if features else "study"
+        named = None if features is None else explaining.named(features)
+        which = named or ("persisting" if persisting else "all" if all_ else "study")
         asked = explaining.Asked(
             model, base_url, key_variable, local, mode, (price_in, price_out), max_cost, max_requests, concurrency,
             timeout, tuple(scores.split(",")),
@@ -68,3 +72,5 @@ def explain(
             else:
                 found = explaining.explained(loaded, store, which, asked, out, bars.plain("explain"))
         emit(as_json, found, lambda: text().print_explained(found))
+        if not found.get("complete", True):
+            raise typer.Exit(1)

@@ -20,6 +20,8 @@ from heredity.explain.questions import LEVELS, Failure, FailureKind
 _TRIES = 1000
 """Brackets that are tried as the beginning of JSON before an answer counts as unreadable."""
 _SHOWN = 80
+LONGEST = 1000
+"""Characters of an explanation, at most: each goes into every prompt that scores it."""
 
 
 def read_explanation(answer: Answer) -> str | Failure:
@@ -30,7 +32,11 @@ def read_explanation(answer: Answer) -> str | Failure:
     text = value.get("explanation")
     if not isinstance(text, str):
         return _failure("unparsed", 'no text under "explanation"', answer)
-    return " ".join(text.split()) or _failure("empty", "the explanation is empty", answer)
+    # Half of a character's escape is no text that could be written down.
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    if len(text) > LONGEST:
+        return _failure("wrong_length", f"an explanation of {len(text):,} characters, more than {LONGEST:,}", answer)
+    return text or _failure("empty", "the explanation is empty", answer)
 
 
 def read_levels(answer: Answer, lengths: Sequence[int]) -> list[np.ndarray | Failure] | Failure:
@@ -146,7 +152,7 @@ def _digits(top: dict[str, float]) -> np.ndarray:
     weights = np.zeros(LEVELS)
     for token, logprob in top.items():
         if len(token.strip()) == 1 and token.strip() in "0123456789":
-            weights[int(token)] += math.exp(logprob)
+            weights[int(token)] += math.exp(min(logprob, 0.0))
     return weights
 
 

@@ -88,7 +88,8 @@ def scored(
     fuzzed = judge.fuzz(feature, description, fuzzing.excerpts, fuzzing.marked) if fuzzing.excerpts else none
     intruders = judge.intruder(feature, odd.groups) if odd.groups else none
     parts = [simulated] if isinstance(simulated, Failure) else simulated
-    answers = [*parts, detected, fuzzed, intruders]
+    # A request that fails fails all of its excerpts by one Failure, which counts once.
+    answers = {id(answer): answer for answer in (*parts, detected, fuzzed, intruders)}.values()
     return Scores(
         simulation(told, simulated, drawn.highest),
         agreement(detection.active, detected),

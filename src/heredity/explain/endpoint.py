@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ LONGEST_WAIT = 120.0
 """Seconds: a server that asks for a longer pause is not waited for."""
 GIVE_UP = 3
 """After this many requests in a row that found nobody, each further one is tried once, until one is answered."""
+_SECRET = 8
+"""Characters of a key that is worth hiding; servers that need none are given words such as `x` or `token`."""
+_MOST_TOKENS = 2**40
 _FIRST_WAIT, _LONGEST_BACKOFF = 0.5, 16.0
 _TRANSIENT = (408, 409, 429)
 
@@ -125,7 +129,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             reason = self._redacted(str(error.__cause__ or error))
             return _Fault(Failure("unreachable", f"{self.provider}: {reason}"), True, None)
-        return self._read(self._redacted(text), request)
+        return self._read(text, request)
 
     def _body(self, request: Request) -> dict[str, Any]:
         if request.echo:
@@ -151,12 +155,22 @@ class Endpoint:
         except ValueError:
             return _Fault(Failure("truncated", f"{self.provider}: the body of the response broke off"), True, None)
         try:
-            return answer_of(body, request.echo)
+            return self._without_key(answer_of(body, request.echo))
         except (LookupError, TypeError, ValueError, AttributeError):
-            return _Fault(Failure("refused", f"{self.provider}: {text[:300]}"), False, None)
+            return _Fault(Failure("refused", f"{self.provider}: {self._redacted(json.dumps(body))[:300]}"), False, None)
+
+    def _without_key(self, answer: Answer) -> Answer:
+        """An endpoint may send the key back, in whatever escapes: it is looked for in what the escapes mean."""
+        tokens = tuple(self._redacted(token) for token in answer.tokens)
+        top = tuple({self._redacted(token): value for token, value in likely.items()} for likely in answer.top)
+        return answer._replace(text=self._redacted(answer.text), tokens=tokens, top=top)
 
     def _redacted(self, text: str) -> str:
-        return text.replace(self._key, "(key)") if self._key else text
+        if not self._key or len(self._key) < _SECRET:
+            return text
+        text = text.replace(self._key, "(key)")
+        # What is written in JSON's escapes would be a key again once it is read.
+        return "(key)" if self._key in _unescaped(text) else text
 
 
 def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
@@ -164,13 +178,15 @@ def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
 
     Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError` for a body of another form.
     """
-    choice, usage = body["choices"][0], body.get("usage") or {}
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens_in, tokens_out = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    choice, usage = body["choices"][0], body.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    tokens_in, tokens_out = (
+        count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts
+    )
     told = choice.get("logprobs") or {}
     if echo:
         tokens = tuple(str(token) for token in told.get("tokens") or ())
-        top = tuple(dict(likely or {}) for likely in told.get("top_logprobs") or ())
+        top = tuple(_likely(likely or {}) for likely in told.get("top_logprobs") or ())
         return Answer("", "stop", tokens_in, tokens_out, tokens, top)
     message, finish = choice["message"], choice.get("finish_reason")
     text = message.get("content") or ""
@@ -178,7 +194,7 @@ def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
         raise TypeError(f"content is {type(text).__name__}")
     refused = finish == "content_filter" or (not text and message.get("refusal"))
     places = told.get("content") or ()
-    top = tuple({likely["token"]: float(likely["logprob"]) for likely in place["top_logprobs"]} for place in places)
+    top = tuple(_likely({own["token"]: own["logprob"] for own in place["top_logprobs"]}) for place in places)
     return Answer(
         text,
         "refused" if refused else "length" if finish == "length" else "stop",
@@ -187,6 +203,16 @@ def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
         tuple(place["token"] for place in places),
         top,
     )
+
+
+def _unescaped(text: str) -> str:
+    found = re.sub(r"\\u([0-9a-fA-F]{4})", lambda escape: chr(int(escape[1], 16)), text)
+    return found.replace("\\/", "/")
+
+
+def _likely(told: Mapping[str, Any]) -> dict[str, float]:
+    """Log-probabilities by token; what is no number was not told."""
+    return {token: float(value) for token, value in told.items() if isinstance(value, (int, float))}
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
@@ -216,6 +242,8 @@ def _provider(base_url: str) -> str:
 
 def _key(base_url: str, variable: str) -> str | None:
     key = os.environ.get(variable, "").strip() if variable else ""
+    if not key.isascii():
+        raise EndpointError(f"{variable}: holds characters that no key has; put the API key there")
     if key or not variable or _on_this_machine(urlsplit(base_url).hostname or ""):
         return key or None
     raise EndpointError(

@@ -35,11 +35,14 @@ class Label(NamedTuple):
     carried: bool
     """Whether it is that of a matched feature, kept here."""
     re_explained: bool
-    """Whether a matched feature's description was tried and given up for one of its own."""
+    """Whether it was explained anew because a matched feature's description predicts it worse than where that is from;
+    the new one is taken unless it predicts no better."""
     scores: Scores | None
     """On this model's own activations; None where explaining failed or the feature was too rare to be asked about."""
     failure: str
     """Why there is no description; empty otherwise."""
+    tried: float | None = None
+    """Simulation score of the matched feature's description here; None where there was none."""
 
 
 class Counts(NamedTuple):
@@ -54,15 +57,15 @@ class Counts(NamedTuple):
     kept: int
     """Those of them that keep it."""
     re_explained: int
-    """Those that do not: their score fell."""
+    """Those that were explained anew, because the score fell; a few keep the label all the same."""
     failed: int
     """Explanations that failed."""
     too_rare: int
     """Features without enough firings to be asked about."""
     saved: int
-    """Explanations that need not be asked for: as many as are kept."""
+    """Explanations that need not be asked for."""
     saved_cost: float
-    """What these would have cost."""
+    """What these would have cost, less what it cost to score labels that were given up; below 0 if that was more."""
 
 
 def origin_of(
@@ -104,8 +107,9 @@ def hand_down(
 
     selected: features by model, parents before children. edges: parent -> child. matches: only those that count.
     explain: asks for a description; None for a feature too rare to be asked about. score: of a description on a
-    model's own activations, None likewise. A label that was handed down is given up where its simulation score is
-    more than `drop` below the one it has at its origin; where either is undefined it is kept. over: gives the labels of
+    model's own activations, None likewise. Where the simulation score of a label that was handed down is more than
+    `drop` below the one it has at its origin, the feature is explained anew, and keeps what scores better; where either
+    is undefined the label is kept. over: gives the labels of
     the features of one model in order, and may ask for several at a time; they do not depend on each other.
     """
     known: dict[Feature, Label] = {}
@@ -132,42 +136,48 @@ def _label(
     score: Callable[[str, int, str], Scores | None],
     drop: float,
 ) -> Label:
+    inherited = None
     if above and above.description:
         scores = score(model, feature, above.description)
         if scores is None:
             return _too_rare(model, feature)
+        tried = scores.simulation.score
+        inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
         first = known[above.origin].scores
-        fallen = first is not None and scores.simulation.score < first.simulation.score - drop
-        if not fallen:
-            return Label(model, feature, above.description, above.origin, True, False, scores, "")
+        if first is None or not tried < first.simulation.score - drop:
+            return inherited
     made = explain(model, feature)
     if made is None:
         return _too_rare(model, feature)
     if isinstance(made, Failure):
-        return Label(model, feature, None, (model, feature), False, bool(above), None, made.kind)
-    return Label(model, feature, made, (model, feature), False, bool(above), score(model, feature, made), "")
+        tried = inherited.tried if inherited else None
+        return Label(model, feature, None, (model, feature), False, bool(inherited), None, made.kind, tried)
+    own = Label(model, feature, made, (model, feature), False, False, score(model, feature, made), "")
+    if inherited is None or inherited.scores is None:
+        return own
+    better = own.scores is None or not own.scores.simulation.score <= inherited.scores.simulation.score
+    return (own if better else inherited)._replace(re_explained=True, tried=inherited.tried)
 
 
 def _too_rare(model: str, feature: int) -> Label:
     return Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
 
 
-def counts_of(labels: Sequence[Label], cost: float = 0.0) -> Counts:
-    """What handing down was worth. cost: of one explanation, in any currency."""
+def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> Counts:
+    """What handing down was worth. cost, scoring: of one explanation and of its scores, in any currency."""
     asked = [label for label in labels if label.failure != TOO_RARE]
-    kept = sum(label.carried for label in asked)
     again = sum(label.re_explained for label in asked)
-    failed = sum(bool(label.failure) for label in asked)
+    saved = sum(label.carried and not label.re_explained for label in asked)
     return Counts(
         features=len(asked),
-        explained=len(asked) - kept,
-        carried=kept + again,
-        kept=kept,
+        explained=len(asked) - saved,
+        carried=sum(label.tried is not None for label in asked),
+        kept=sum(label.carried for label in asked),
         re_explained=again,
-        failed=failed,
+        failed=sum(bool(label.failure) for label in asked),
         too_rare=len(labels) - len(asked),
-        saved=kept,
-        saved_cost=kept * cost,
+        saved=saved,
+        saved_cost=saved * cost - again * scoring,
     )
 
 

@@ -54,6 +54,8 @@ class LedgerSummary(NamedTuple):
     """USD."""
     cost_by_feature: dict[str, float]
     """USD, by feature."""
+    reasons: dict[str, str]
+    """By kind of failure, what the last request without an answer was told."""
     by_question: dict[str, int]
     """Requests, by kind of question."""
     cost_by_question: dict[str, float]
@@ -164,8 +166,15 @@ class Ledger:
             by_question = self._base.execute(
                 "SELECT question, COUNT(*), SUM(cost) FROM answers GROUP BY question ORDER BY question"
             ).fetchall()
+            reasons = dict(
+                self._base.execute(
+                    "SELECT failure, detail FROM failures WHERE key NOT IN (SELECT key FROM answers) ORDER BY time"
+                ).fetchall()
+            )
         counts, costs = ({row[0]: row[at] for row in by_question} for at in (1, 2))
-        return LedgerSummary(requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, counts, costs)
+        return LedgerSummary(
+            requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, reasons, counts, costs
+        )
 
     def _fresh(
         self, key: str, request: Request, completer: Completer, mine: Future[Answer | Failure]

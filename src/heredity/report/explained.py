@@ -51,7 +51,8 @@ class ExplainedSummary(Frozen):
     kept: Count
     """Those that keep it."""
     re_explained: Count
-    """Those that got one of their own, because the score fell by more than `explain.drop`."""
+    """Those that were explained anew, because the score fell by more than `explain.drop`; a new description that scores
+    no better is not taken."""
     failed: Count
     """Explanations that failed."""
     too_rare: Count

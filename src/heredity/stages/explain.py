@@ -202,7 +202,7 @@ _SIZES = {
 _SCHEMA = pa.schema(
     [("model", pa.string()), ("feature", pa.int32()), ("description", pa.string()), ("by", pa.string())]
     + [("origin_model", pa.string()), ("origin_feature", pa.int32())]
-    + [("carried", pa.bool_()), ("re_explained", pa.bool_())]
+    + [("carried", pa.bool_()), ("re_explained", pa.bool_()), ("inherited_simulation", pa.float64())]
     + [(name, pa.float64()) for name in _SCORES]
     + [(name, pa.int32()) for name in _SIZES]
     + [("failure", pa.string()), ("rule", pa.string()), ("cost", pa.float64())]
@@ -221,6 +221,7 @@ def _row(label: Label, by: str) -> dict[str, Any]:
         "origin_feature": label.origin[1],
         "carried": label.carried,
         "re_explained": label.re_explained,
+        "inherited_simulation": label.tried,
         **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
         **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
         "failure": label.failure,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Store, write_json
+from heredity.artifacts import Store, digest, write_json
 from heredity.explain.asking import SORTS
 from heredity.explain.budget import Budget, Prices
 from heredity.explain.labels import counts_of, failures_of, hand_down
@@ -26,6 +27,8 @@ from heredity.stages.sample import MIN_FIRINGS, Sample
 from heredity.study import Study
 
 LEDGER = "ledger.sqlite"
+_AGAIN = ("budget", "refused", "unreachable")
+"""Failures that the same command mends, once their cause is gone."""
 Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
 """The study's own choice, all that persist along an edge, all that fire often enough, or features by model."""
 
@@ -94,28 +97,43 @@ def explained(
             judge.over if judge is not None else map,
         )
         paid = judge.ledger.summary() if judge is not None else None
-    made = sum(label.failure != "budget" for label in labels)
+    failures = failures_of(labels)
     cost = paid.cost_by_question.get("explain", 0.0) / max(paid.by_question.get("explain", 0), 1) if paid else 0.0
+    scored = sum(1 + (label.re_explained and not label.carried) for label in labels if label.scores is not None)
+    scoring = (paid.cost - paid.cost_by_question.get("explain", 0.0)) / max(scored, 1) if paid else 0.0
     found: dict[str, Any] = {
         "study": study.name,
         "judge": asking.judge.name,
         "out": str(out),
-        **counts_of(labels, cost)._asdict(),
-        "failures": failures_of(labels),
+        **counts_of(labels, cost, scoring)._asdict(),
+        "failures": failures,
         "median_simulation": _median(labels),
         "ledger": None if paid is None else paid._asdict(),
-        "complete": made == len(labels),
+        "complete": not any(kind in failures for kind in _AGAIN),
     }
     out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table_of(labels, asking.judge.name, paid.cost_by_feature if paid else {}), out / EXPLANATIONS)
+    _write_rows(table_of(labels, asking.judge.name, paid.cost_by_feature if paid else {}), out / EXPLANATIONS)
     write_json(out / EXPLAINED, found)
     return found | {"examples": [_example(label) for label in labels[:10]]}
+
+
+def _write_rows(made: pa.Table, path: Path) -> None:
+    """Write explanations, whole or not at all; features that were asked about before and not now stay."""
+    if path.exists():
+        before = pq.read_table(path)
+        now = set(zip(made["model"].to_pylist(), made["feature"].to_pylist(), strict=True))
+        old = zip(before["model"].to_pylist(), before["feature"].to_pylist(), strict=True)
+        made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(made, partial)
+    partial.replace(path)
 
 
 def estimated(
     study: Study, store: Store, which: Which, asked: Asked, out: Path | None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """What `explained` would take at most: every feature explained anew, nothing handed down.
+    """What `explained` would take: at most so many requests, every feature explained anew and scored twice where a
+    label can be tried on it; about so many tokens.
 
     Raises as `explained` does, and ValueError where nothing would be asked.
     """
@@ -126,7 +144,11 @@ def estimated(
         total, requests = sum(map(len, selected.values())), []
         for model, features in selected.items():
             for feature in features:
-                requests += asking.requests(judge, model, feature)
+                own = asking.requests(judge, model, feature)
+                requests += own
+                if any(edge.child == model for edge in study.edges):
+                    # the label that is tried on it differs from its own, so none of these is the same request
+                    requests += [one._replace(prompt=f"{one.prompt} ") for one in own if one.question != "explain"]
                 if progress:
                     progress(len(requests), max(total, len(requests)))
         found = judge.estimate(requests)
@@ -169,7 +191,8 @@ def _persisting(study: Study, matches: Mapping[Any, Matches], name: str, often: 
 
 def _folder(store: Store, asked: Asked) -> Path:
     name = asked.local or asked.model or "offline"
-    return store.root / "explanations" / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return store.root / "explanations" / (plain if plain == name else f"{plain}-{digest(name)[:6]}")
 
 
 @contextlib.contextmanager
@@ -178,8 +201,10 @@ def _judge(asked: Asked, out: Path) -> Iterator[LanguageJudge | None]:
     if asked.model and asked.local:
         raise ValueError("--model and --local exclude each other; give one of them")
     if not asked.model and not asked.local:
-        if asked.base_url:
-            raise ValueError(f"--base-url {asked.base_url}: name the model to ask there with --model")
+        given = ("base_url", "mode", "prices", "max_cost", "max_requests")
+        if idle := [name for name in given if getattr(asked, name) != Asked._field_defaults[name]]:
+            option = idle[0].replace("_", "-").replace("prices", "price-in")
+            raise ValueError(f"--{option}: means nothing without a language model; name one with --model or --local")
         yield None
         return
     mode = next((mode for mode in get_args(Mode) if mode == asked.mode), None)

@@ -64,12 +64,20 @@ function contextBlock(highlight, context, place) {
     others.map((match) => line(match.model, match.index, context.others[match.model], highest(highlight, match.model))));
 }
 
+/** Whether a match, or one on the way to it, stays below the threshold of its edge. */
+function missed(highlight, match) {
+  const threshold = SUMMARY.edges[match.along]?.threshold;
+  if (known(threshold) && !(match.r > threshold)) return true;
+  const via = match.along.split("->").find((model) => model !== match.model);
+  const before = highlight.matches.find((one) => one.model === via);
+  return Boolean(before) && missed(highlight, before);
+}
+
 function matchChips(highlight) {
   return h("div", { class: "chips" }, highlight.matches.map((match) => {
-    const threshold = SUMMARY.edges[match.along]?.threshold;
-    const below = known(threshold) && !(match.r > threshold);
+    const below = missed(highlight, match);
     const where = known(match.index) ? `${match.model}/${match.index}` : match.model;
-    const title = known(match.r) ? `${where}, r = ${fixed(match.r, 3)}${match.along ? ` along ${arrow(match.along)}` : ""}${below ? ", below the threshold" : ""}` : `no match in ${match.model}`;
+    const title = known(match.r) ? `${where}, r = ${fixed(match.r, 3)}${match.along ? ` along ${arrow(match.along)}` : ""}${below ? ", below the threshold, or reached from a match that is" : ""}` : `no match in ${match.model}`;
     return h("span", { title, class: below ? "below" : null }, `${match.model} `, h("b", null, known(match.r) ? fixed(match.r, 2) : "none"));
   }));
 }

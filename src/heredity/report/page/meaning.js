@@ -181,11 +181,11 @@ function scoresBlock(found) {
 function labelsBlock(found) {
   const whole = found.features;
   const failed = Object.entries(found.failures).map(([kind, size]) => `${kind.replaceAll("_", " ")} ${count(size)}`).join(", ");
-  const rows = [["explained", found.explained, "explanations asked for"], ["tried on", found.carried, "features that a matched feature’s label was tried on"], ["kept", found.kept, "of them keep it: it predicts them about as well as where it comes from"],
-    ["explained anew", found.re_explained, "of them got one of their own, since the score fell"], ["saved", found.saved, `explanations that need not be asked for${found.saved_cost ? `, worth $${found.saved_cost.toFixed(2)}` : ""}`], ["failed", found.failed, `explanations that did not come${failed ? `; of all answers: ${failed}` : ""}`]];
+  const rows = [["explained", found.explained, "explanations asked for"], ["tried on", found.carried, "features that a matched feature’s label was tried on"], ["kept", found.kept, "of those tried keep it: it predicts them about as well as where it comes from", found.carried],
+    ["explained anew", found.re_explained, "of those tried were explained anew, since the score fell", found.carried], ["saved", found.saved, `explanations that need not be asked for${found.saved_cost ? `, worth $${found.saved_cost.toFixed(2)}` : ""}`], ["failed", found.failed, `explanations that did not come${failed ? `; of all answers: ${failed}` : ""}`]];
   return [h("h3", null, "Labels inherited"),
     note(`A label follows its feature along matches above the threshold. Asked about: ${count(whole)} features; ${count(found.too_rare)} more fire too seldom.`),
-    table([["label", (row) => row[0], TEXT], ["features", (row) => count(row[1])], ["share", (row) => share(row[1], whole)], ["", (row) => row[2], { text: true, class: "wrap" }]], rows, { label: "Labels inherited", fit: true })];
+    table([["label", (row) => row[0], TEXT], ["features", (row) => count(row[1])], ["share", (row) => share(row[1], row[3] ?? whole)], ["", (row) => row[2], { text: true, class: "wrap" }]], rows, { label: "Labels inherited", fit: true })];
 }
 
 function meaningSection() {
