@@ -50,3 +50,28 @@ def find(
             raise ValueError(f"--{first_fault(error)}") from None
         found = look.find(loaded, Store(runs / loaded.name), case, model or (), ranking, top)
         emit(as_json, found, lambda: text().print_found(found))
+
+
+@app.command()
+def show(
+    study: StudyArg,
+    feature: Annotated[str, typer.Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`.")],
+    top: Annotated[
+        int, typer.Option(min=1, help="Examples of each sort; at least one of each interval of activation.")
+    ] = 5,
+    runs: Runs = Path("runs"),
+    set_: Sets = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show all that is known of one feature of a study that has been run, with the text it fires on."""
+    with errors(debug):
+        from heredity.stages import look
+        from heredity.stages.explaining import named
+
+        asked = [(model, index) for model, indices in named(feature).items() for index in indices]
+        if len(asked) != 1:
+            raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(asked)}")
+        loaded = load_study(study, set_ or ())
+        found = look.show(loaded, Store(runs / loaded.name), *asked[0])
+        emit(as_json, found, lambda: text().print_shown(found, top))

@@ -10,7 +10,7 @@ from rich.table import Table
 from heredity.features.evidence import PAPER
 from heredity.report import console
 from heredity.report.console import Bars, duration
-from heredity.report.said import print_edge, print_explained, print_found, print_merge
+from heredity.report.said import print_edge, print_explained, print_found, print_merge, print_shown
 
 __all__ = [
     "Bars",
@@ -21,6 +21,7 @@ __all__ = [
     "print_gate",
     "print_merge",
     "print_plan",
+    "print_shown",
     "print_status",
     "print_summary",
     "print_verified",

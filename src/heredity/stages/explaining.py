@@ -66,7 +66,7 @@ def named(features: str) -> dict[str, list[int]]:
     for part in features.split(","):
         model, _, index = part.strip().rpartition("/")
         if not model or not index.isdecimal():
-            raise ValueError(f"--features {part.strip()!r}: must be a model, a slash and a number, such as base/12")
+            raise ValueError(f"feature {part.strip()!r}: must be a model, a slash and a number, such as base/12")
         if int(index) not in found.setdefault(model, []):
             found[model].append(int(index))
     return found

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from heredity.artifacts import write_json
+from heredity.artifacts import Artifact, write_json
 from heredity.config import Init
 from heredity.engine import Stage, Work
-from heredity.features.acts import FeatureActs
 from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
 from heredity.features.examples import Places, contexts
-from heredity.features.families import family, persistence
+from heredity.features.families import Member, family, persistence
 from heredity.stages.cases import CASES, case_of, recipe_of
 from heredity.stages.models import seed_of
 from heredity.stages.readers import reader_of
@@ -106,15 +105,15 @@ def _cards(study: Study, work: Work, sample: Sample, chosen: set[Chosen], seed: 
     for model in study.order:
         own = np.array(sorted(feature for owner, feature in chosen if owner == model), np.int64)
         if len(own):
-            logits = _logits(study, work, model, own)
+            logits = logits_of(study, work.inputs[f"model:{model}"], work.inputs[f"sae:{model}"], own)
             made = cards(sample.acts[model], sample.ids, own, sizes, seed, logits)
             found |= {(model, card.feature): card for card in made}
     return found
 
 
-def _logits(study: Study, work: Work, model: str, features: np.ndarray) -> LogitTokens | str:
-    """What features predict, or why that is not known."""
-    reader = reader_of(study, work.inputs[f"model:{model}"], [work.inputs[f"sae:{model}"]])()
+def logits_of(study: Study, model: Artifact, sae: Artifact, features: np.ndarray) -> LogitTokens | str:
+    """What features of a model's SAE predict, int [n], or why that is not known."""
+    reader = reader_of(study, model, [sae])()
     directions = reader.saes[0].W_dec
     try:
         own = directions[torch.from_numpy(features).to(directions.device)]
@@ -129,12 +128,7 @@ def _row(study: Study, sample: Sample, name: str, chosen: Chosen, card: Card) ->
     members = family(model, feature, sample.edges, sample.matches)
     known = {member.model: (sample.acts[member.model], member.feature) for member in members}
     shown = [
-        {
-            "corpus": sample.names[sample.origin[found.block]],
-            "tokens": [sample.vocabulary[token] for token in sample.ids[found.block]],
-            "position": found.position,
-            "values": found.values,
-        }
+        block_of(sample, found.block) | {"position": found.position, "values": found.values}
         for found in contexts(card.top.rows.tolist(), known, size)
     ]
     return {
@@ -143,23 +137,25 @@ def _row(study: Study, sample: Sample, name: str, chosen: Chosen, card: Card) ->
         "feature": feature,
         "density": card.density,
         "max": card.highest,
-        "family": [{**member._asdict(), **_strength(sample.acts[member.model], member.feature)} for member in members],
+        "family": [member_of(sample, member) for member in members],
         "contexts": shown,
         "card": _card(sample, card),
     }
 
 
+def block_of(sample: Sample, block: int) -> dict[str, Any]:
+    """A block of the sample as text."""
+    return {
+        "corpus": sample.names[sample.origin[block]],
+        "tokens": [sample.vocabulary[token] for token in sample.ids[block].tolist()],
+    }
+
+
 def _card(sample: Sample, card: Card) -> dict[str, Any]:
     """The tokens a feature fires on, how strongly it does, weaker firings, and what it predicts."""
-    tokens, logits = card.tokens, card.logits
-    whole = tokens.total.sum()
-    columns = (part.tolist() for part in (tokens.ids, tokens.total / whole, tokens.firings, tokens.mean, tokens.share))
     return {
         "firings": card.firings,
-        "tokens": [
-            {"token": _text(sample, token), "share": share, "firings": firings, "mean": mean, "fired": fired}
-            for token, share, firings, mean, fired in list(zip(*columns, strict=True))[:_TOKENS]
-        ],
+        "tokens": fired_on(sample, card)[:_TOKENS],
         "histogram": card.histogram.tolist(),
         "weaker": [
             {
@@ -170,6 +166,25 @@ def _card(sample: Sample, card: Card) -> dict[str, Any]:
             for place, found in enumerate(card.levels)
             if place and len(found.rows)
         ],
+        **predicted(sample, card),
+    }
+
+
+def fired_on(sample: Sample, card: Card) -> list[dict[str, Any]]:
+    """The tokens of a card that holds all that its feature fires on, each with its share of the activation."""
+    tokens = card.tokens
+    shares = tokens.total / tokens.total.sum()
+    columns = (part.tolist() for part in (tokens.ids, shares, tokens.firings, tokens.mean, tokens.share))
+    return [
+        {"token": _text(sample, token), "share": share, "firings": firings, "mean": mean, "fired": fired}
+        for token, share, firings, mean, fired in zip(*columns, strict=True)
+    ]
+
+
+def predicted(sample: Sample, card: Card) -> dict[str, Any]:
+    """The tokens that the feature of a card promotes and suppresses, or why they are not known."""
+    logits = card.logits
+    return {
         "promoted": _pushed(sample, logits.top, logits.top_weights) if logits else [],
         "suppressed": _pushed(sample, logits.bottom, logits.bottom_weights) if logits else [],
         "no_logits": card.no_logits,
@@ -205,7 +220,8 @@ def _windows(sample: Sample, found: Places) -> list[dict[str, Any]]:
     return rows
 
 
-def _strength(acts: FeatureActs, feature: int) -> dict[str, float]:
-    """Share of the sample's tokens a feature fires on, and its highest activation there."""
-    mine = acts.values[acts.indices == feature]
-    return {"density": len(mine) / acts.tokens, "max": float(mine.max()) if len(mine) else 0.0}
+def member_of(sample: Sample, member: Member) -> dict[str, Any]:
+    """A member of a family, the share of the sample's tokens it fires on, and its highest activation there."""
+    acts = sample.acts[member.model]
+    mine = acts.values[acts.indices == member.feature]
+    return {**member._asdict(), "density": len(mine) / acts.tokens, "max": float(mine.max()) if len(mine) else 0.0}
