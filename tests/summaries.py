@@ -218,10 +218,10 @@ def cases(summary: dict[str, Any]) -> str:
     rows = []
     for name, case in summary["cases"].items():
         mean_r = "–" if case["mean_r"] is None else f"{case['mean_r']:.3f}"
-        rows.append([name, "family", *(llr_of(case, model) for model in models), mean_r, case["verdict"]])
-        best = [case[model]["best_llr"] if model in case else None for model in models]
+        rows.append([name, "family", *(llr_of(case, model) for model in models), mean_r, case.get("verdict", "")])
+        best = [case.get(model, {}).get("best_llr") for model in models]
         rows.append(["", "best", *("–" if llr is None else f"{llr:.2f}" for llr in best), "", ""])
-        misses = [(model, case[model]) for model in models if model in case and case[model]["status"] == "lost"]
+        misses = [(model, case[model]) for model in models if model in case and case[model].get("status") == "lost"]
         for model, miss in misses:
             nearest = (
                 f"nearest miss {model}/{miss['feature']}: r {miss['r']:.2f}, LLR {miss['llr'] or float('nan'):.2f}"
