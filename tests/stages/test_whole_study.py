@@ -101,7 +101,7 @@ def test_a_changed_threshold_leaves_the_models_and_saes_alone(done):
         heredity("status", done / "s.toml", "--runs", done / "runs", "--set", "lineage.threshold=0.7", "--json").stdout
     )
     missing = {row["stage"].partition("/")[0] for row in rows["stages"] if row["state"] == "missing"}
-    assert missing == {"match", "newness", "features"}
+    assert missing == {"match", "newness", "features", "classes", "explain"}
 
 
 def test_status_verify_and_check_agree_that_all_is_done(done):
@@ -207,7 +207,7 @@ def made_anew(done, *overrides: str) -> set[str]:
 
 def test_the_type_that_activations_are_read_in_belongs_to_the_recipe_of_what_reads_them(done):
     kinds = {label.partition("/")[0] for label in made_anew(done, "precision=bf16")}
-    assert kinds == {"sae", "sae_quality", "match", "newness", "acts", "features"}
+    assert kinds == {"sae", "sae_quality", "match", "newness", "acts", "features", "classes", "explain"}
 
 
 def test_a_setting_makes_anew_only_the_saes_that_read_it(done):
