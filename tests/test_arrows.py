@@ -23,7 +23,7 @@ ROOMS = [
     ["activations", "sae.formats"],
     ["sae", "features.collect"],
     ["features"],
-    ["explain", "planted"],
+    ["explain", "planted", "stitch"],
     ["report"],
     ["engine"],
     ["stages"],

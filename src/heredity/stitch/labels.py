@@ -1,0 +1,220 @@
+"""Texts with labels: from the corpora at hand, without any annotation, or from a data set of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Task = Literal["origin", "kind", "language", "test"]
+"""What is told apart: `origin`, the corpora; `kind`, prose and code; `language`, the corpora of code; `test`, tests and
+other files among those of code."""
+
+CHARACTERS = 2000
+"""Of a document, its beginning is used."""
+_LEAST = 10
+_BUFFER = 10_000
+
+_CODE_LINE = re.compile(
+    r"[;{}]\s*$"  # statements and blocks of the C family
+    r"|^\s*(?:def|class|import|from|return|local|function|end|elif|else|if|for|while|try|except|with)\b.*[:)(]?\s*$"
+    r"|^\s*(?:#|--|//|/\*|\*|@)"
+    r"|^\s*[\w.\[\]\"']+\s*(?:=|\+=|-=)[^=]"
+    r"|^\s*[\w.:]+\(.*\)?,?\s*$"
+    r"|^\s*[)\]}]+,?\s*$"
+)
+_TEST_MARK = re.compile(
+    r"\bdef test_|\bimport (?:pytest|unittest)\b|\bfrom (?:pytest|unittest)\b|\bTestCase\b|\bassertEqual"
+    r"|\b(?:describe|it)\s*\(\s*[\"']|\bluaunit\b|\bbusted\b|\bassert[._](?:are|is|equal|same|has|truthy|falsy)"
+)
+
+
+class LabelError(ValueError):
+    """Texts that give no labelled set; the message names the class and the way out."""
+
+
+class Labelled(NamedTuple):
+    """Texts with a class each: as many of every class, no text twice, in random order."""
+
+    texts: list[str]
+    """One a document."""
+    y: np.ndarray
+    """int64 [n]: class of each."""
+    names: tuple[str, ...]
+    """Of the classes, by number."""
+    test: np.ndarray
+    """bool [n]: whether the text is held out; as many of every class."""
+
+    def split(self) -> tuple[Labelled, Labelled]:
+        """The texts to fit on, and those held out."""
+        return self._where(~self.test), self._where(self.test)
+
+    def against_rest(self, name: str, seed: int = 0) -> Labelled:
+        """Two classes in place of many: `rest` (0) and the named one (1), the rest thinned out to as many texts.
+
+        Raises LabelError for an unknown class.
+        """
+        if name not in self.names:
+            raise LabelError(f"there is no class {name!r}; choose one of {', '.join(self.names)}")
+        own, rng = self.y == self.names.index(name), np.random.default_rng(seed)
+        kept = own.copy()
+        for part in (self.test, ~self.test):
+            others = np.flatnonzero(part & ~own)
+            kept[rng.choice(others, int((part & own).sum()), replace=False)] = True
+        return self._where(kept)._replace(y=own[kept].astype(np.int64), names=("rest", name))
+
+    def _where(self, chosen: np.ndarray) -> Labelled:
+        texts = [text for text, kept in zip(self.texts, chosen, strict=True) if kept]
+        return self._replace(texts=texts, y=self.y[chosen], test=self.test[chosen])
+
+
+def labelled(
+    corpora: Mapping[str, Sequence[str]],
+    task: Task,
+    *,
+    most: int = 1000,
+    held_out: float = 0.25,
+    seed: int = 0,
+    characters: int = CHARACTERS,
+) -> Labelled:
+    """A set of one task, made from documents of corpora by name.
+
+    A corpus is of code when most of its documents look like it (`looks_like_code`). A file of code is a test when
+    anything in the whole document marks one (`looks_like_a_test`), so that labels of `test` follow a rule and no
+    person. Of each class at most `most` texts, fewer where the smallest class has fewer; `held_out` is the share of
+    test texts. Raises LabelError when a class is missing or too small.
+    """
+    if task == "origin":
+        return balanced(corpora, most=most, held_out=held_out, seed=seed, characters=characters)
+    code = {name: _mostly_code(texts) for name, texts in corpora.items()}
+    if task == "language":
+        groups: Mapping[str, Sequence[str]] = {name: texts for name, texts in corpora.items() if code[name]}
+    elif task == "kind":
+        groups = {
+            kind: [text for name, texts in corpora.items() if code[name] == (kind == "code") for text in texts]
+            for kind in ("prose", "code")
+        }
+    else:
+        files = [text for name, texts in corpora.items() if code[name] for text in texts]
+        groups = {"other": [text for text in files if not looks_like_a_test(text)]}
+        groups |= {"test": [text for text in files if looks_like_a_test(text)]}
+    if len(groups) < 2:
+        raise LabelError(
+            f"task {task}: of {', '.join(corpora) or 'no corpora'}, only {', '.join(groups) or 'none'} look like code; "
+            "give two corpora of it"
+        )
+    return balanced(groups, most=most, held_out=held_out, seed=seed, characters=characters)
+
+
+def balanced(
+    groups: Mapping[str, Iterable[str]],
+    *,
+    most: int = 1000,
+    held_out: float = 0.25,
+    seed: int = 0,
+    characters: int = CHARACTERS,
+) -> Labelled:
+    """As many texts of every group, in random order, split into training and test texts.
+
+    Texts are cut to their first `characters`. One that occurs twice, whatever its white space and letter case, counts
+    once; one that occurs in several groups is left out of all. Raises LabelError for fewer than two groups, when a
+    group has fewer than 10 texts left, or when nothing would be left to fit or to test.
+    """
+    rng, kept = np.random.default_rng(seed), _distinct(groups, characters)
+    size = min([most, *map(len, kept.values())])
+    tests = round(size * held_out)
+    if len(kept) < 2:
+        raise LabelError(f"only {', '.join(kept) or 'no class'} was given; a set needs two classes")
+    if size < min(_LEAST, most):
+        smallest = min(kept, key=lambda name: len(kept[name]))
+        raise LabelError(
+            f"class {smallest!r} has {len(kept[smallest])} different texts of its own, {_LEAST} are needed; "
+            "give more documents, or leave the class out"
+        )
+    if not 0 < tests < size:
+        raise LabelError(f"held_out={held_out} of {size} texts a class leaves nothing to fit or to test; change it")
+    texts, y, test = [], [], []
+    for number, own in enumerate(kept.values()):
+        for place, chosen in enumerate(rng.permutation(len(own))[:size]):
+            texts.append(own[chosen])
+            y.append(number)
+            test.append(place < tests)
+    order = rng.permutation(len(texts))
+    return Labelled([texts[i] for i in order], np.array(y)[order], tuple(kept), np.array(test)[order])
+
+
+def from_hub(
+    dataset: str,
+    text: str,
+    label: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    most: int = 1000,
+    held_out: float = 0.25,
+    seed: int = 0,
+    rows: int = 20_000,
+) -> Labelled:
+    """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads.
+
+    text, label: names of its columns. Labels are named as the data set names them, else by their values. At most
+    `rows` rows are looked at, streamed through a seeded shuffle. Raises LabelError when the data set cannot be read or
+    lacks a column, and as `balanced` does.
+    """
+    from datasets import load_dataset
+
+    groups: dict[str, list[str]] = {}
+    try:
+        stream: Any = load_dataset(dataset, name=subset, split=split, revision=revision, streaming=True)
+        named = getattr((stream.features or {}).get(label), "int2str", str)
+        for row in stream.shuffle(seed=seed, buffer_size=_BUFFER).take(rows):
+            if text not in row or label not in row:
+                raise LabelError(f"{dataset}: no column {text!r} or {label!r}; it has {', '.join(row)}")
+            # What has no label is marked by -1, which has no name.
+            if row[label] is not None and row[label] != -1 and isinstance(row[text], str):
+                groups.setdefault(named(row[label]), []).append(row[text])
+    except LabelError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise LabelError(
+            f"{dataset}: cannot be read ({reason}); check name, subset, split, revision and network"
+        ) from error
+    return balanced(dict(sorted(groups.items())), most=most, held_out=held_out, seed=seed)
+
+
+def looks_like_code(text: str) -> bool:
+    """Whether at least half of the lines that are not blank look like a line of a program."""
+    lines = [line for line in text[: 4 * CHARACTERS].splitlines() if line.strip()]
+    return bool(lines) and sum(bool(_CODE_LINE.search(line)) for line in lines) >= len(lines) / 2
+
+
+def looks_like_a_test(text: str) -> bool:
+    """Whether a file of code names a test: a test function, a test library, or an assertion of one."""
+    return bool(_TEST_MARK.search(text))
+
+
+def _mostly_code(texts: Sequence[str]) -> bool:
+    some = texts[:200]
+    return sum(map(looks_like_code, some)) > len(some) / 2
+
+
+def _distinct(groups: Mapping[str, Iterable[str]], characters: int) -> dict[str, list[str]]:
+    """Texts of each group that are not blank, once each, without those that another group has too."""
+    owner: dict[str, str | None] = {}
+    first: dict[str, str] = {}
+    for name, texts in groups.items():
+        for text in texts:
+            text = text[:characters]
+            key = " ".join(text.lower().split())
+            if key:
+                first.setdefault(key, text)
+                owner[key] = name if owner.get(key, name) == name else None
+    kept: dict[str, list[str]] = {name: [] for name in groups}
+    for key, name in owner.items():
+        if name is not None:
+            kept[name].append(first[key])
+    return kept

@@ -1,0 +1,170 @@
+"""Means and centered products of aligned activations of two models: all that fits and similarities need of the tokens.
+
+Row t of both models' activations belongs to one position of the text. Products of a chunk of rows are taken in float32
+about the chunk's own mean, and summed in float64 (Chan et al. 1983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+ROWS = 4096
+"""Rows multiplied at a time."""
+
+
+class Moments(NamedTuple):
+    """Of activations a [tokens, d_a] of one model and b [tokens, d_b] of another; all arrays float64."""
+
+    tokens: int
+    """Rows seen."""
+    mean_a: np.ndarray
+    """[d_a]."""
+    mean_b: np.ndarray
+    """[d_b]."""
+    aa: np.ndarray
+    """[d_a, d_a]: mean of (a - mean_a)ᵀ (a - mean_a) over tokens."""
+    ab: np.ndarray
+    """[d_a, d_b]: of (a - mean_a)ᵀ (b - mean_b)."""
+    bb: np.ndarray
+    """[d_b, d_b]: of (b - mean_b)ᵀ (b - mean_b)."""
+
+    @staticmethod
+    def of(batches: Iterable[tuple[Tensor, Tensor]]) -> Moments:
+        """Moments of a stream of aligned batches a [n, d_a], b [n, d_b]. Raises ValueError as `MomentStream` does."""
+        stream = MomentStream()
+        for a, b in batches:
+            stream.add([a], [b])
+        return stream.pair(0, 0)
+
+    def swapped(self) -> Moments:
+        """The same with the models in exchanged places."""
+        return Moments(self.tokens, self.mean_b, self.mean_a, self.bb, self.ab.T, self.aa)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file of the fields, float64, `tokens` as int64 [1]."""
+        arrays = {name: np.ascontiguousarray(part) for name, part in self._asdict().items() if name != "tokens"}
+        save_file({**arrays, "tokens": np.array([self.tokens])}, path)
+
+    @staticmethod
+    def load(path: Path) -> Moments:
+        """What `save` wrote. Raises ValueError for a file that is damaged or holds something else."""
+        try:
+            found = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+        if found.keys() != set(Moments._fields):
+            raise ValueError(f"{path} holds {sorted(found)}, no moments; make it again")
+        return Moments(int(found.pop("tokens")[0]), **found)
+
+
+def moment_flops(tokens: int, d_a: int, d_b: int) -> float:
+    """Floating-point operations of the products of `Moments`, symmetric ones taken in full."""
+    return 2.0 * tokens * (d_a**2 + d_a * d_b + d_b**2)
+
+
+class MomentStream:
+    """Moments of every point of model A with every point of model B from one pass; in memory of the result's size.
+
+    Several points of each model, such as its layers, are taken in together, so that one pass serves both the choice of
+    the layers and the fit between any two of them.
+    """
+
+    def __init__(self) -> None:
+        """Start with no tokens."""
+        self.tokens = 0
+        self._means: list[list[Tensor]] = [[], []]
+        self._own: list[list[Tensor]] = [[], []]
+        self._cross: list[list[Tensor]] = []
+
+    @property
+    def widths(self) -> tuple[list[int], list[int]]:
+        """Width of each point of A and of B; empty before the first rows."""
+        of_a, of_b = ([len(mean) for mean in side] for side in self._means)
+        return of_a, of_b
+
+    def add(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> MomentStream:
+        """Take in aligned rows: one [n, d] for each point of A, and one for each point of B; returns itself.
+
+        Products are taken in float32, or in float64 where the rows are, on the device of the rows. Raises ValueError
+        when points, widths or numbers of rows do not fit, or a value is not finite.
+        """
+        widths = [x.shape[-1] for x in a], [x.shape[-1] for x in b]
+        rows = {len(x) for x in (*a, *b)}
+        if not a or not b or len(rows) != 1 or any(x.ndim != 2 for x in (*a, *b)):
+            shapes = f"{[list(x.shape) for x in a]} and {[list(x.shape) for x in b]}"
+            raise ValueError(f"activations are {shapes}; give [n, d] with the same rows at each point of both models")
+        self._start(widths, a[0].device)
+        parts = [[x if x.dtype == torch.float64 else x.float() for x in side] for side in (a, b)]
+        for start in range(0, rows.pop(), ROWS):
+            self._add([[x[start : start + ROWS] for x in side] for side in parts])
+        return self
+
+    def merge(self, other: MomentStream) -> MomentStream:
+        """Take in the tokens of another stream; returns itself. Raises ValueError when its points have other widths."""
+        if other.tokens:
+            self._start(other.widths, other._means[0][0].device)
+            self._join(other)
+        return self
+
+    def pair(self, i: int, j: int) -> Moments:
+        """Moments of point i of A with point j of B. Raises ValueError without tokens, IndexError for no such point."""
+        if not self.tokens:
+            raise ValueError("no activations were given; call add at least once")
+        sums = (part.cpu().numpy() / self.tokens for part in (self._own[0][i], self._cross[i][j], self._own[1][j]))
+        return Moments(self.tokens, self._means[0][i].cpu().numpy(), self._means[1][j].cpu().numpy(), *sums)
+
+    def _start(self, widths: tuple[list[int], list[int]], device: torch.device) -> None:
+        """Zeros for points of these widths, or a check that there were such."""
+        if not self._cross:
+
+            def zeros(*shape: int) -> Tensor:
+                return torch.zeros(shape, dtype=torch.float64, device=device)
+
+            self._means = [[zeros(d) for d in side] for side in widths]
+            self._own = [[zeros(d, d) for d in side] for side in widths]
+            self._cross = [[zeros(d, e) for e in widths[1]] for d in widths[0]]
+        elif widths != self.widths:
+            raise ValueError(f"points are {widths} wide after {self.widths}; use one stream for one list of points")
+
+    def _add(self, parts: list[list[Tensor]]) -> None:
+        """One chunk of rows."""
+        chunk = MomentStream()
+        chunk.tokens = len(parts[0][0])
+        chunk._means = [[x.mean(0, dtype=torch.float64) for x in side] for side in parts]
+        if not all(bool(torch.isfinite(mean).all()) for side in chunk._means for mean in side):
+            raise ValueError("activations hold NaN or infinity; find the model or token that makes them")
+        # The mean subtracted is rounded to the type of the rows; what that adds to the products is of second order.
+        a, b = (
+            [x - mean.to(x.dtype) for x, mean in zip(side, means, strict=True)]
+            for side, means in zip(parts, chunk._means, strict=True)
+        )
+        chunk._own = [[(x.T @ x).double() for x in side] for side in (a, b)]
+        chunk._cross = [[(x.T @ y.to(x.dtype)).double() for y in b] for x in a]
+        self._join(chunk)
+
+    def _join(self, other: MomentStream) -> None:
+        """Add sums of other tokens about means of their own (Chan et al. 1983)."""
+        total = self.tokens + other.tokens
+        share = self.tokens * other.tokens / total
+        shifts = [
+            [new.to(old.device) - old for old, new in zip(*sides, strict=True)]
+            for sides in zip(self._means, other._means, strict=True)
+        ]
+        for own, new, shift in zip(self._own, other._own, shifts, strict=True):
+            for square, added, moved in zip(own, new, shift, strict=True):
+                square += added.to(square.device) + torch.outer(moved, moved) * share
+        for row, added_row, moved in zip(self._cross, other._cross, shifts[0], strict=True):
+            for product, added, moved_b in zip(row, added_row, shifts[1], strict=True):
+                product += added.to(product.device) + torch.outer(moved, moved_b) * share
+        for means, shift in zip(self._means, shifts, strict=True):
+            for mean, moved in zip(means, shift, strict=True):
+                mean += moved * (other.tokens / total)
+        self.tokens = total

@@ -1,0 +1,273 @@
+"""Which features follow the structure of a text and which its meaning: by texts that share one and not the other.
+
+A text is rewritten with other content words in the same structure (Chen et al. 2025, section 5.1, where a language
+model rewrites). What fires in every version is structural, what fires in some of them is semantic. The rewriter here
+follows rules: words are guessed to be of a kind by their endings and by the words around them, and are swapped for
+others of that kind. It is for prose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+_FUNCTION_WORDS = (
+    "a an the this that these those such same other another each every either neither both all any some no none few "
+    "many much more most less least several enough own one two three four five six seven eight nine ten first second "
+    "last i me my mine myself you your yours yourself yourselves he him his himself she her hers herself it its "
+    "itself we us our ours ourselves they them their theirs themselves who whom whose which what whatever whoever "
+    "whichever someone somebody something anyone anybody anything everyone everybody everything nobody nothing of in "
+    "on at by for with about against between among into through during before after above below to from up down out "
+    "off over under again further near beside behind beyond within without along across around upon onto toward "
+    "towards until till since despite except per via inside outside and or but nor so yet if then else because as "
+    "while although though unless whether than when whenever where wherever why how once am is are was were be been "
+    "being have has had having do does did doing done will would shall should can could may might must ought need "
+    "dare used let lets get gets got not never always often also too very just only even still already almost quite "
+    "rather perhaps maybe here there now however therefore thus hence instead together ever away back yes oh hello "
+    "please mr mrs ms dr s t d ll re ve m don isn aren wasn weren doesn didn won wouldn couldn shouldn hasn haven "
+    "hadn cannot"
+)
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Words that carry structure; they stay."""
+
+Kind = Literal["noun", "nouns", "verb", "verbs", "past", "ing", "ed", "adjective", "adverb", "name"]
+"""Guessed kind of a word; `nouns` are plural, `verbs` of the third person."""
+
+_ENDS_SENTENCE = frozenset('.!?:"“”')
+_PIECES = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+|[\W_]")
+_VOWELS = frozenset("aeiou")
+_DETERMINERS = "a an the this that these those my your his her its our their each every another some no"
+_BEFORE_VERB = "to will would shall should can could may might must cannot let did do does don didn"
+_BEFORE_ADJECTIVE = "very so too quite more most rather is was am are were be"
+_THIRD_PERSON = "he she it who which that"
+_AROUND = {
+    name: frozenset(words.split())
+    for name, words in {
+        "determiner": _DETERMINERS,
+        "verb": _BEFORE_VERB,
+        "adjective": _BEFORE_ADJECTIVE,
+        "third": _THIRD_PERSON,
+    }.items()
+}
+_ENDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    ("adverb", ("ly",)),
+    ("ing", ("ing",)),
+    ("ed", ("ed",)),
+    ("adjective", ("ous", "ful", "less", "able", "ible", "ish", "ive")),
+    ("noun", ("tion", "sion", "ment", "ness", "ity", "ance", "ence", "ship", "hood", "ism", "ist", "ss", "us", "is")),
+)
+_SURE = ("adverb", "ing", "ed")
+_SHORTEST_STEM = 3
+_TRIES = 64
+
+
+class Lexicon(NamedTuple):
+    """Content words of a corpus by their guessed kind."""
+
+    kind: dict[str, Kind]
+    """Of each word, in lower case."""
+    words: dict[Kind, list[str]]
+    """By kind, in order of the alphabet."""
+    chance: dict[Kind, np.ndarray]
+    """Share of each of these words among all of its kind, float64; a rewrite draws by it."""
+    documents: dict[str, frozenset[int]]
+    """Numbers of the documents that a word stands in."""
+
+
+class Split(NamedTuple):
+    """Structural and semantic features. A feature that fires in no version of any prompt is neither."""
+
+    share: np.ndarray
+    """float64 [d_sae]: of the prompts with a version that fires it, those in which every version does; nan for none."""
+    prompts: np.ndarray
+    """int64 [d_sae]: prompts with a version that fires it."""
+    by_chance: np.ndarray
+    """float64 [d_sae]: the share expected if versions of a prompt were as unlike as those of different prompts; a
+    feature that fires nearly everywhere has a high one, and is structural by that alone."""
+    structural: np.ndarray
+    """bool [d_sae]: the share is at least the threshold."""
+    semantic: np.ndarray
+    """bool [d_sae]: the share is below it."""
+
+
+def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
+    """Words of the texts that occur at least `least` times, but function words.
+
+    The kind of a word is the one that most of its places speak for: by a capital letter inside a sentence, by its
+    ending, by the words before and after it. Raises ValueError when no word is left.
+    """
+    votes: dict[str, Counter[Kind]] = defaultdict(Counter)
+    seen, places = Counter[str](), defaultdict[str, set[int]](set)
+    for number, text in enumerate(texts):
+        for place in _content(_PIECES.findall(text)).values():
+            lower = place.word.lower()
+            seen[lower] += 1
+            places[lower].add(number)
+            if (guess := _guess(place)) is not None:
+                votes[lower][guess] += 1
+    known = sorted(word for word, count in seen.items() if count >= least)
+    if not known:
+        raise ValueError(f"no content word occurs {least} times in the texts; give more text")
+    kind: dict[str, Kind] = {word: _most(votes[word], word) for word in known}
+    words: dict[Kind, list[str]] = defaultdict(list)
+    for word, own in kind.items():
+        words[own].append(word)
+    chance: dict[Kind, np.ndarray] = {}
+    for own, some in words.items():
+        count = np.array([seen[word] for word in some], np.float64)
+        chance[own] = count / count.sum()
+    return Lexicon(kind, dict(words), chance, {word: frozenset(places[word]) for word in known})
+
+
+def rewrites(text: str, lexicon: Lexicon, k: int = 5, seed: int = 0) -> list[str]:
+    """k versions of a text with its content words swapped for others of their kind, from documents that do not share
+    a word's own ones where there are such.
+
+    Function words, punctuation, white space, capitalization, endings such as 's, and the number of digits of a number
+    stay; a word has one stand-in throughout a version, which fits an "a" or "an" before the word, and none that stands
+    in the text itself. A word of a kind that has no other word stays. Seeded by `seed` and the number of the
+    version.
+    """
+    pieces = _PIECES.findall(text)
+    content = _content(pieces)
+    own = {place.word.lower() for place in content.values()}
+    # After "a" and "an", what stands in must begin alike.
+    bound = {place.word.lower() for place in content.values() if place.before in ("a", "an")}
+    made = []
+    for version in range(k):
+        rng = np.random.default_rng([seed, version])
+        stands: dict[str, str] = {}
+        written = [_digits(piece, rng) if piece.isdecimal() else piece for piece in pieces]
+        # Words that are bound to a letter choose first, as they have the least choice.
+        for at, place in sorted(content.items(), key=lambda item: item[1].word.lower() not in bound):
+            lower = place.word.lower()
+            if lower not in stands:
+                kind = lexicon.kind.get(lower) or _guess(place) or _by_end(lower)
+                taken = own | set(stands.values())
+                stands[lower] = _other(lower, kind, lexicon, taken, lower in bound, rng)
+            written[at] = _cased(stands[lower], place.word) + pieces[at][len(place.word) :]
+        made.append("".join(written))
+    return made
+
+
+def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
+    """Structural and semantic features from where they fire on any token: bool [prompts, versions, d_sae], the text
+    itself being one of its versions.
+
+    In a prompt, a feature is structural when it fires in all versions, and semantic when in some. The paper leaves open
+    how prompts are put together; here by the share of prompts, at a threshold. Raises ValueError for other shapes,
+    fewer than two versions, or a threshold outside 0..1.
+    """
+    fired = np.asarray(fired, bool)
+    if fired.ndim != 3 or not len(fired) or fired.shape[1] < 2 or not 0 < threshold <= 1:
+        raise ValueError(
+            f"fired has shape {fired.shape} and threshold is {threshold}; give bool [prompts, versions, d_sae] with at "
+            "least one prompt and two versions, and a threshold above 0, at most 1"
+        )
+    prompts = fired.any(1).sum(0)
+    rate = fired.mean(0, dtype=np.float64)
+    some = 1 - (1 - rate).prod(0)
+    share, by_chance = (
+        np.divide(part, whole, out=np.full(fired.shape[2], np.nan), where=prompts > 0)
+        for part, whole in ((fired.all(1).sum(0), prompts), (rate.prod(0), some))
+    )
+    return Split(share, prompts.astype(np.int64), by_chance, share >= threshold, share < threshold)
+
+
+class _Place(NamedTuple):
+    """A content word where it stands. Words beside it are in lower case, empty where something else stands between."""
+
+    word: str
+    before: str
+    after: str
+    inside: bool
+    """Whether its sentence began before it."""
+
+
+def _content(pieces: list[str]) -> dict[int, _Place]:
+    """Content words of a text by the number of their piece."""
+    # A word's beside is the one before it unless more than white space is between.
+    tokens = [(at, _stem(piece)) for at, piece in enumerate(pieces) if not piece.isspace()]
+    lower = [word.lower() if word[0].isalpha() else "" for _, word in tokens]
+    found, inside = {}, False
+    for number, (at, word) in enumerate(tokens):
+        if word[0].isalpha():
+            if lower[number] not in FUNCTION_WORDS and len(word) > 1:
+                before = lower[number - 1] if number else ""
+                after = lower[number + 1] if number + 1 < len(tokens) else ""
+                found[at] = _Place(word, before, after, inside)
+            inside = True
+        elif word in _ENDS_SENTENCE:
+            inside = False
+    return found
+
+
+def _stem(piece: str) -> str:
+    """A word without what follows an apostrophe, which alone is a piece like any other."""
+    return re.split("['’]", piece, maxsplit=1)[0] if piece[0].isalpha() else piece
+
+
+def _guess(place: _Place) -> Kind | None:
+    """What one place says of the kind of its word; none if it says nothing."""
+    word, before, after, inside = place
+    if inside and word[0].isupper():
+        return "name"
+    end = _by_end(word.lower())
+    if end in _SURE:
+        return end
+    plural = end == "nouns"
+    if before in _AROUND["determiner"]:
+        # "the old house", but "the house is", "the house stayed" and "the house."
+        leads = bool(after) and after not in FUNCTION_WORDS and _by_end(after) not in _SURE
+        return "adjective" if leads and not plural else "nouns" if plural else "noun"
+    if before in _AROUND["verb"]:
+        return "verb"
+    if before in _AROUND["third"]:
+        return "verbs" if plural else "past"
+    if before in _AROUND["adjective"]:
+        return "adjective"
+    if after in _AROUND["determiner"] and before:
+        return "verbs" if plural else "past"
+    return end if end != "noun" else None
+
+
+def _by_end(word: str) -> Kind:
+    """Kind of a word in lower case by how it ends; most are nouns."""
+    for kind, ends in _ENDS:
+        if any(word.endswith(end) and len(word) >= len(end) + _SHORTEST_STEM for end in ends):
+            return kind
+    return "nouns" if word.endswith("s") and len(word) > _SHORTEST_STEM else "noun"
+
+
+def _most(votes: Counter[Kind], word: str) -> Kind:
+    return min(votes, key=lambda kind: (-votes[kind], kind)) if votes else _by_end(word)
+
+
+def _other(word: str, kind: Kind, lexicon: Lexicon, taken: set[str], bound: bool, rng: np.random.Generator) -> str:
+    """A word of the kind that is not taken, of unrelated documents if one of a few drawn is; `bound` to a first letter
+    that is a vowel or none, as the word's is."""
+    words, vowel = lexicon.words.get(kind, []), word[0] in _VOWELS
+    fits = np.array([other not in taken and (not bound or (other[0] in _VOWELS) == vowel) for other in words], bool)
+    if not fits.any():
+        return word
+    chance = np.where(fits, lexicon.chance[kind], 0.0)
+    drawn = [words[at] for at in rng.choice(len(words), _TRIES, p=chance / chance.sum())]
+    own = lexicon.documents.get(word, frozenset())
+    # `min` takes the first of the best.
+    return min(drawn, key=lambda other: len(own & lexicon.documents[other]))
+
+
+def _cased(word: str, like: str) -> str:
+    if like.isupper() and len(like) > 1:
+        return word.upper()
+    return word[0].upper() + word[1:] if like[0].isupper() else word
+
+
+def _digits(number: str, rng: np.random.Generator) -> str:
+    """As many digits, the first of them 0 only if it was."""
+    drawn = "".join(str(digit) for digit in rng.integers(0, 10, len(number)))
+    return (number[0] if number[0] == "0" else str(rng.integers(1, 10))) + drawn[1:]

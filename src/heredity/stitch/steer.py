@@ -1,0 +1,216 @@
+"""Steering: a direction held at a level while a model writes, and how often the text becomes what is wanted.
+
+Directions are differences of means and are clamped at every token (Chen et al. 2025, section 3.3, eq. 8-9). A direction
+carried over from another model has its level measured anew in the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heredity.hooks import replaced
+from heredity.lm.load import quiet
+
+from .intervals import Estimate, proportion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NONE = -1
+"""Class of a text without any character but blanks."""
+
+
+class Steering(NamedTuple):
+    """A direction and the level it is held at."""
+
+    direction: np.ndarray
+    """float64 [d_in], of length 1."""
+    level: float
+    """Mean of <h, direction> over vectors of the wanted kind."""
+
+
+class Effect(NamedTuple):
+    """What steering does to the texts that a model writes."""
+
+    shares: dict[str, Estimate]
+    """By arm: share of texts of the wanted class, with the interval of Clopper & Pearson."""
+    texts: dict[str, list[str]]
+    """By arm: what was written, in the order of the prompts."""
+
+
+def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
+    """A direction [d_in] of any length, to be held where vectors of the wanted kind [n, d_in] have it on average.
+
+    Raises ValueError for a direction of length 0 or not finite, and when the widths differ or there are no vectors.
+    """
+    direction, wanted = np.asarray(direction, np.float64), np.asarray(wanted, np.float64)
+    length = float(np.linalg.norm(direction))
+    if not np.isfinite(length) or length == 0:
+        raise ValueError(f"the direction has length {length}; the vectors that made it must differ and be finite")
+    if wanted.ndim != 2 or not len(wanted) or wanted.shape[1:] != direction.shape:
+        raise ValueError(f"vectors of shape {wanted.shape} give no level to a direction {direction.shape}")
+    return Steering(direction / length, float((wanted @ direction).mean() / length))
+
+
+def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
+    """unit(mean pos - mean neg) for vectors at tokens of the wanted kind [n, d_in] and of another kind [m, d_in].
+
+    Raises as `leveled` does, and ValueError when there are no vectors of the other kind.
+    """
+    pos, neg = np.asarray(pos, np.float64), np.asarray(neg, np.float64)
+    if neg.ndim != 2 or pos.shape[1:] != neg.shape[1:] or not len(pos) or not len(neg):
+        raise ValueError(f"pos {pos.shape} and neg {neg.shape} must be [n, d_in] and [m, d_in], none of them empty")
+    return leveled(pos.mean(0) - neg.mean(0), pos)
+
+
+def clamped(h: Tensor, steering: Steering) -> Tensor:
+    """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays.
+
+    float32. Raises ValueError for a direction of another width.
+    """
+    if h.shape[-1:] != steering.direction.shape:
+        raise ValueError(
+            f"the direction is {len(steering.direction)} wide and the vectors {h.shape[-1]}; carry it over first"
+        )
+    v = torch.as_tensor(steering.direction, dtype=torch.float32, device=h.device)
+    h = h.float()
+    return h + (steering.level - h @ v)[..., None] * v
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    hook_point: str,
+    steering: Steering | None = None,
+    *,
+    max_tokens: int = 48,
+    prompt_tokens: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[str]:
+    """What the model writes after each prompt, steered at the hook point from the prompt's first token on.
+
+    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The same arguments and
+    seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, for prompts
+    that leave no room in the model's context, and for a direction of another width.
+    """
+    ids = _prompt_ids(model, tokenizer, prompts, max_tokens, prompt_tokens)
+    device, texts, training = next(model.parameters()).device, [], model.training
+    pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
+    written: Any = model.generate
+    try:
+        model.eval()
+        with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for start in range(0, len(ids), batch_size):
+                some = ids[start : start + batch_size]
+                longest = max(map(len, some))
+                # Padded in front, so that every prompt ends where the model goes on.
+                rows = torch.tensor([[pad] * (longest - len(own)) + own for own in some], device=device)
+                mask = torch.tensor([[0] * (longest - len(own)) + [1] * len(own) for own in some], device=device)
+                out = written(
+                    rows, attention_mask=mask, max_new_tokens=max_tokens, pad_token_id=pad, num_beams=1, **how
+                )
+                texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    finally:
+        model.train(training)
+    return texts
+
+
+def effect(
+    write: Callable[[Steering | None], Sequence[str]],
+    arms: Mapping[str, Steering | None],
+    classify: Callable[[Sequence[str]], np.ndarray],
+    wanted: int,
+) -> Effect:
+    """Share of the texts of each arm that belong to the wanted class.
+
+    write: gives the texts of an arm (see `generate`); no steering is the unsteered model. classify: int [n], the class
+    of each text (see `TextClassifier`). The arms of the paper are unsteered, native and transferred; one of a random
+    direction tells what any push does.
+    """
+    texts = {arm: list(write(steering)) for arm, steering in arms.items()}
+    hits = {arm: np.asarray(classify(made)) == wanted for arm, made in texts.items()}
+    return Effect({arm: proportion(int(own.sum()), len(own)) for arm, own in hits.items()}, texts)
+
+
+def transfer_gap(transferred: float, native: float) -> float:
+    """transferred / native, clipped to 0..1, with 0/0 = 0 and x/0 = 1 (eq. 16). Raises ValueError below 0."""
+    if not (transferred >= 0 and native >= 0):
+        raise ValueError(f"shares {transferred} and {native} must be at least 0")
+    if native == 0:
+        return float(transferred > 0)
+    return min(transferred / native, 1.0)
+
+
+class TextClassifier:
+    """Which kind a text is of: logistic regression on runs of one to three characters, weighted by TF-IDF."""
+
+    def __init__(self, strength: float = 0.1, runs: int = 50_000):
+        """strength: of the L2 penalty. runs: at most so many different runs of characters are told apart.
+
+        Raises ImportError without scikit-learn.
+        """
+        try:
+            from sklearn.feature_extraction.text import TfidfVectorizer
+            from sklearn.linear_model import LogisticRegression
+        except ImportError:
+            raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
+        self._runs = TfidfVectorizer(
+            analyzer="char", ngram_range=(1, 3), max_features=runs, sublinear_tf=True, lowercase=False
+        )
+        self._classes = LogisticRegression(C=1 / strength, max_iter=1000)
+
+    def fit(self, texts: Sequence[str], y: np.ndarray) -> TextClassifier:
+        """Learn from texts and their classes, int [n] >= 0; texts about as long as those to judge are best.
+
+        Raises ValueError when there are fewer than two classes or not one class a text.
+        """
+        y = np.asarray(y, np.int64)
+        if y.shape != (len(texts),) or len(set(y.tolist())) < 2 or y.min() < 0:
+            raise ValueError(
+                f"{len(texts)} texts with labels of shape {y.shape} and classes {sorted(set(y.tolist()))}; give one "
+                "class a text, from 0, at least two in all"
+            )
+        self._classes.fit(self._runs.fit_transform(texts), y)
+        return self
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """The most likely class of each text, int64 [n]; `NONE` for one that is empty or all blanks."""
+        if not len(texts):
+            return np.zeros(0, np.int64)
+        guess = np.asarray(self._classes.predict(self._runs.transform(texts)), np.int64)
+        return np.where([bool(text.strip()) for text in texts], guess, NONE)
+
+
+def _prompt_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_tokens: int,
+    prompt_tokens: int | None,
+) -> list[list[int]]:
+    found: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
+    ids = [own[:prompt_tokens] for own in found]
+    context = getattr(model.config, "max_position_embeddings", None)
+    for number, own in enumerate(ids):
+        if not own:
+            raise ValueError(f"prompt {number}, {prompts[number][:40]!r}, has no token; give at least one")
+        if context is not None and len(own) + max_tokens > context:
+            raise ValueError(
+                f"prompt {number} has {len(own)} tokens, and {max_tokens} more exceed the model's context of "
+                f"{context}; lower max_tokens or prompt_tokens"
+            )
+    return ids

@@ -1,0 +1,186 @@
+"""A planted feature is found, and each arm reaches what its world allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+
+from heredity.sae.model import SAE, new_sae
+from heredity.stitch.probe import Row, Views, fit_probe, judge, probing, select, sparse_probe, views
+from heredity.stitch.reading import Dictionary, Vectors, means, text_vectors
+from tiny import HOOK, save_tiny_model
+
+MARKS = 7
+"""The feature that marks the class in the planted worlds."""
+
+
+def world(n: int, seed: int, d_sae: int = 60, noise: float = 0.0) -> tuple[csr_array, np.ndarray]:
+    """Sparse means of n texts: feature 7 is higher in the class, by a little; others fire at random, much louder."""
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < 0.5
+    X = rng.exponential(5.0, (n, d_sae)) * (rng.random((n, d_sae)) < 0.2)
+    X[:, MARKS] = np.where(y, 3.0, 0.0) + rng.random(n)
+    X[:, 3] = np.where(y, 0.0, 6.0)
+    return csr_array(X + noise * rng.standard_normal(X.shape)), y
+
+
+def of(rows: list[Row], arm: str, k: int) -> list[Row]:
+    return [row for row in rows if row.arm == arm and row.k == k]
+
+
+def test_the_marking_feature_is_chosen_first_and_an_opposite_one_last():
+    X, y = world(400, 0)
+    assert select(X, y, 60)[0] == MARKS and select(X, y, 60)[-1] == 3
+    assert np.array_equal(select(X, y, 5), select(X.toarray(), y, 5))
+    dense = X.toarray()
+    by_hand = sorted(range(60), key=lambda i: dense[~y, i].mean() - dense[y, i].mean())
+    assert select(X, y, 60).tolist() == by_hand
+
+
+def test_a_probe_of_one_feature_decides_the_class_in_units_of_the_feature():
+    X, y = world(400, 0)
+    probe, (held, truth) = sparse_probe(X, y, 1), world(200, 1)
+    assert probe.features.tolist() == [MARKS]
+    assert 1 < -probe.bias / probe.weights[0] < 3  # the cut lies between the classes
+    score = judge(probe, held, truth)
+    assert score.accuracy.value == score.auc.value == 1 and score.auc.low > 0.95
+
+
+def test_scaling_a_feature_changes_its_weight_and_no_score():
+    X, y = world(300, 2, noise=0.5)
+    scale = np.random.default_rng(3).lognormal(0, 3, X.shape[1])
+    scaled = csr_array(X.toarray() * scale)
+    a, b = fit_probe(X, y), fit_probe(scaled, y)
+    np.testing.assert_allclose(a.scores(X), b.scores(scaled), rtol=1e-3, atol=1e-3)
+
+
+def test_a_silent_feature_has_no_weight():
+    X, y = world(100, 4)
+    dense = X.toarray()
+    dense[:, 5] = 0
+    dense[:, 6] = 0.1
+    probe = fit_probe(dense, y)
+    assert probe.weights[5] == probe.weights[6] == 0 and np.isfinite(probe.weights).all()
+
+
+@pytest.mark.parametrize("labels", [np.ones(5, bool), np.zeros(4, bool)])
+def test_labels_of_one_class_or_another_length_are_refused(labels: np.ndarray):
+    with pytest.raises(ValueError, match="of 5 texts; one bool a text"):
+        select(csr_array(np.eye(5)), labels, 1)
+
+
+def test_more_features_than_there_are_cannot_be_chosen():
+    with pytest.raises(ValueError, match="k=6 features cannot be chosen of 5"):
+        select(csr_array(np.eye(5)), np.arange(5) > 2, 6)
+
+
+def test_arms_reach_what_the_target_keeps_of_the_source():
+    """In the target, the marking feature is the same but shifted: its own weights cut at the wrong place there."""
+    rng = np.random.default_rng(5)
+    turned = rng.permutation(60)
+
+    def seen(n: int, seed: int) -> tuple[Views, np.ndarray]:
+        X, y = world(n, seed)
+        dense = X.toarray() @ np.random.default_rng(9).standard_normal((60, 8))
+        dense[:, 0] += 40 * y
+        shifted = X.toarray()
+        shifted[:, MARKS] += 10
+        native = csr_array(X.toarray()[:, turned])
+        return Views(X, csr_array(shifted), native, dense, dense, dense @ np.diag(np.arange(1.0, 9))), y
+
+    rows = probing(seen(400, 6), seen(300, 7), sizes=(1, 2), draws=4)
+    assert len(rows) == 2 * (4 + 4) + 3
+    for k in (1, 2):
+        (source,), (native,), (refitted,) = (of(rows, arm, k) for arm in ("source", "native", "refitted"))
+        assert min(row.score.accuracy.low for row in (source, native, refitted)) > 0.95
+    (unchanged,) = of(rows, "unchanged", 1)
+    assert unchanged.score.auc.value == 1  # the order is kept
+    assert unchanged.score.balanced_accuracy.value == 0.5  # but all of it is above the source's cut
+    drawn = of(rows, "random", 1)
+    assert [row.draw for row in drawn] == [0, 1, 2, 3]
+    assert np.mean([row.score.auc.value for row in drawn]) < 0.75
+    dense = {row.arm: row.score for row in rows if row.k == 8}
+    assert dense["dense_source"] == dense["dense_unchanged"]
+    assert dense["dense_native"].auc.value == pytest.approx(dense["dense_source"].auc.value, abs=0.01)
+    assert dense["dense_source"].auc.low > 0.8
+
+
+def test_random_features_follow_from_the_seed():
+    data = world(100, 8)
+    seen = Views(*[data[0]] * 3, *[data[0].toarray()[:, :4]] * 3)
+    a, b, c = (probing((seen, data[1]), (seen, data[1]), (2,), 3, seed) for seed in (0, 0, 1))
+    assert a == b != c
+
+
+def test_sizes_beyond_the_live_features_are_refused():
+    X = csr_array(np.eye(4)[:, :2])
+    seen = Views(X, X, X, *[np.eye(4)] * 3)
+    with pytest.raises(ValueError, match="only 2 features fire in the target, not 5"):
+        probing((seen, np.arange(4) > 1), (seen, np.arange(4) > 1))
+
+
+TEXTS = ["the cat sat on the mat", "x = y + 1", "a", "the mat = 3; the cat sat on x"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "a", d_model=16)
+
+
+def reader(folder: Path, hook_point: str = HOOK):
+    from heredity.data.tokenizer import load_tokenizer
+    from heredity.lm.load import load_model
+
+    loaded, tokenizer = load_model(folder), load_tokenizer(str(folder))
+    return lambda texts: text_vectors(loaded, tokenizer, hook_point, texts, 64)
+
+
+def test_means_are_those_of_each_text_read_alone(model: Path):
+    from heredity.data.tokenizer import load_tokenizer
+    from heredity.hooks import capture
+    from heredity.lm.load import load_model
+
+    loaded, tokenizer = load_model(model), load_tokenizer(str(model))
+    sae = new_sae(32, 128, "topk", 4, torch.Generator().manual_seed(0))
+    texts = [*TEXTS, TEXTS[0] + "<|endoftext|>"]
+    found = means(reader(model)(texts), len(texts), [Dictionary(sae), Dictionary(sae, lambda x: -x)])
+    for number, text in enumerate(texts):
+        x = capture(loaded, HOOK, torch.tensor([tokenizer(text.removesuffix("<|endoftext|>"))["input_ids"]]))[0]
+        np.testing.assert_allclose(found.x[number], x.double().mean(0).numpy(), rtol=1e-4, atol=1e-6)
+        for features, sign in zip(found.features, (1, -1), strict=True):
+            expected = sae.encode(sign * x).double().mean(0).numpy()
+            np.testing.assert_allclose(features[[number]].toarray()[0], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_text_of_special_tokens_alone_has_no_mean(model: Path):
+    with pytest.raises(ValueError, match="text 1, '<|endoftext|>', has no token"):
+        list(reader(model)(["a", "<|endoftext|>"]))
+
+
+def test_texts_must_be_read_once_each():
+    half = [Vectors(torch.ones(2, 3), np.array([1, 1]))]
+    with pytest.raises(ValueError, match="vectors of 1 texts were given for 2"):
+        means(half, 2)
+
+
+def test_views_of_a_model_stitched_to_itself_agree_and_carried_weights_do_the_same(model: Path):
+    """Down is x -> x P + b of an invertible P here; the SAE of the target undoes it."""
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0], torch.randn(32, generator=generator)
+    own = reader(model)
+
+    def moved(texts):
+        return (Vectors((x - bias) @ weight.T, text) for x, text in own(texts))
+
+    sae: SAE = new_sae(32, 64, "relu", generator=generator)
+    seen = views(TEXTS, own, moved, (sae, sae), lambda x: x @ weight + bias)
+    np.testing.assert_allclose(seen.carried.toarray(), seen.source.toarray(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(seen.dense_carried, seen.dense_source, atol=1e-5)
+    probe = fit_probe(seen.dense_source, np.arange(4) > 1)
+    P, b = weight.double().numpy(), bias.double().numpy()
+    by_weights = seen.dense_native @ (P @ probe.weights) + probe.bias + b @ probe.weights
+    np.testing.assert_allclose(by_weights, probe.scores(seen.dense_carried), atol=2e-3)

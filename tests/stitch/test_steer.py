@@ -1,0 +1,171 @@
+"""A direction that decides what a little model writes is found, held, and does it; a random one does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from heredity.stitch.steer import (
+    NONE,
+    Steering,
+    TextClassifier,
+    clamped,
+    effect,
+    generate,
+    leveled,
+    steering_vector,
+    transfer_gap,
+)
+from tiny import save_tiny_model
+
+HOOK = "blocks.0.hook_resid_post"
+
+
+def test_the_direction_between_two_kinds_is_found_with_its_level():
+    rng = np.random.default_rng(0)
+    truth = np.array([3.0, 4.0, 0.0, 0.0]) / 5
+    base = rng.standard_normal((4000, 4)) + 2
+    found = steering_vector(base[:2000] + 6 * truth, base[2000:])
+    assert found.direction @ truth > 0.999 and np.linalg.norm(found.direction) == pytest.approx(1)
+    assert found.level == pytest.approx(6 + 2 * 7 / 5, abs=0.1)
+
+
+def test_clamping_sets_the_level_and_leaves_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    h, v = torch.randn(2, 5, 8, generator=generator) * 3, torch.randn(8, generator=generator)
+    steering = leveled(v.numpy(), np.ones((1, 8)))
+    found, unit = clamped(h, steering), v / v.norm()
+    torch.testing.assert_close(found @ unit, torch.full((2, 5), steering.level))
+    away = torch.eye(8) - torch.outer(unit, unit)
+    torch.testing.assert_close(found @ away, h @ away, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(clamped(found, steering), found)
+    with pytest.raises(ValueError, match="8 wide and the vectors 4"):
+        clamped(h[..., :4], steering)
+
+
+def test_vectors_that_say_nothing_are_refused():
+    with pytest.raises(ValueError, match="length 0.0"):
+        steering_vector(np.ones((2, 3)), np.ones((4, 3)))
+    with pytest.raises(ValueError, match="none of them empty"):
+        steering_vector(np.ones((2, 3)), np.ones((0, 3)))
+    with pytest.raises(ValueError, match="no level"):
+        leveled(np.ones(3), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("transferred", "native", "gap"), [(0, 0, 0), (0.2, 0, 1), (0.3, 0.6, 0.5), (0.9, 0.3, 1), (0, 0.4, 0)]
+)
+def test_the_gap_is_clipped(transferred: float, native: float, gap: float):
+    assert transfer_gap(transferred, native) == pytest.approx(gap)
+
+
+def test_a_negative_share_has_no_gap():
+    with pytest.raises(ValueError, match="at least 0"):
+        transfer_gap(-0.1, 0.5)
+
+
+def test_kinds_of_text_are_learned_from_their_characters():
+    prose = [f"the cat {i} sat on a mat and slept" for i in range(30)]
+    code = [f"x_{i} = f(y[{i}]) + 1" for i in range(30)]
+    classify = TextClassifier().fit(prose[:20] + code[:20], np.repeat([0, 1], 20))
+    assert classify(prose[20:] + code[20:]).tolist() == [0] * 10 + [1] * 10
+    assert classify([" \n", prose[0]]).tolist() == [NONE, 0] and len(classify([])) == 0
+    with pytest.raises(ValueError, match="at least two in all"):
+        TextClassifier().fit(prose, np.zeros(30))
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A model whose head says "=" where a planted direction is high, and "m" where it is low; nothing else is read."""
+    from heredity.data.tokenizer import load_tokenizer
+    from heredity.lm.load import load_model
+
+    folder: Path = save_tiny_model(tmp_path_factory.mktemp("models") / "a", d_model=16)
+    model: Any = load_model(folder)
+    tokenizer = load_tokenizer(str(folder))
+    high, low = (tokenizer(mark)["input_ids"][0] for mark in "=m")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[high] = 3 * truth()
+        model.lm_head.weight[low] = -3 * truth()
+    return model, tokenizer
+
+
+def truth() -> torch.Tensor:
+    direction = torch.zeros(16)
+    direction[[2, 5, 11]] = torch.tensor([2.0, -1.0, 2.0]) / 3
+    return direction
+
+
+def marks(texts: Any) -> np.ndarray:
+    """1 for a text that is mostly "=", 0 for one that is mostly "m"."""
+    return np.array([int(text.count("=") > text.count("m")) for text in texts])
+
+
+PROMPTS = ["the cat", "a", "x = y + 1", "on the mat = 3; the cat", "sat", "cat on cat"]
+
+
+def test_steering_decides_what_is_written_and_a_random_direction_does_not(writer: tuple[Any, Any]):
+    model, tokenizer = writer
+    rng, v = np.random.default_rng(1), truth().double().numpy()
+    base = rng.standard_normal((500, 16)) * 0.1
+    native = steering_vector(base + 2 * v, base - 2 * v)
+    rest = rng.standard_normal(16)
+    arms = {
+        "unsteered": None,
+        "native": native,
+        "against": Steering(native.direction, -native.level),
+        "random": leveled(rest - (rest @ v) * v, base + 2 * v),
+    }
+    found = effect(lambda s: generate(model, tokenizer, PROMPTS, HOOK, s, max_tokens=6), arms, marks, wanted=1)
+    assert found.shares["native"].value == 1 and found.shares["native"].low > 0.5
+    assert found.shares["against"].value == 0
+    assert found.texts["native"] == ["=" * 6] * 6 and found.texts["against"] == ["m" * 6] * 6
+    assert found.shares["random"].high > 0 and found.shares["random"].value < 1
+    assert transfer_gap(found.shares["against"].value, found.shares["native"].value) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_writing_follows_from_the_seed_and_leaves_chance_and_model_alone(writer: tuple[Any, Any], temperature: float):
+    model, tokenizer = writer
+    state = torch.random.get_rng_state()
+
+    def write(seed: int, **options: Any) -> list[str]:
+        return generate(model, tokenizer, PROMPTS, HOOK, max_tokens=8, temperature=temperature, seed=seed, **options)
+
+    assert write(0) == write(0)
+    assert (write(0) == write(1)) == (temperature == 0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    if temperature == 0:
+        # Prompts of different lengths are padded to one; each goes on as it does alone.
+        assert write(0) == [generate(model, tokenizer, [p], HOOK, max_tokens=8, temperature=0)[0] for p in PROMPTS]
+
+
+def test_a_greedy_text_is_that_of_whole_passes_with_the_direction_held(writer: tuple[Any, Any]):
+    """Without a cache of keys and values, and with the hook put in by hand."""
+    model, tokenizer = writer
+    steering = Steering(np.eye(16)[2], 0.01)
+    ids = tokenizer(PROMPTS[3])["input_ids"]
+    length = len(ids)
+    handle = model.model.layers[0].register_forward_hook(
+        lambda _m, _a, out: (clamped(out[0], steering), *out[1:]) if isinstance(out, tuple) else clamped(out, steering)
+    )
+    with torch.no_grad():
+        for _ in range(8):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    handle.remove()
+    (found,) = generate(model, tokenizer, [PROMPTS[3]], HOOK, steering, max_tokens=8, temperature=0)
+    assert found == tokenizer.decode(ids[length:])
+
+
+def test_prompts_that_cannot_be_continued_are_refused(writer: tuple[Any, Any]):
+    model, tokenizer = writer
+    with pytest.raises(ValueError, match="prompt 1, '', has no token"):
+        generate(model, tokenizer, ["a", ""], HOOK)
+    with pytest.raises(ValueError, match="60 more exceed the model's context of 64; lower max_tokens"):
+        generate(model, tokenizer, ["x " * 30], HOOK, max_tokens=60)
+    assert len(generate(model, tokenizer, ["x " * 30], HOOK, max_tokens=60, prompt_tokens=3)) == 1

@@ -1,0 +1,216 @@
+"""A transferred SAE is the source's seen through the maps, number for number; calibrated, it fits the target better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from heredity.config import ArchitectureConfig
+from heredity.lm.evaluate import evaluate
+from heredity.lm.load import mistral_config, new_model
+from heredity.sae.evaluate import ce_loss_recovered, quality
+from heredity.sae.formats import read_sae, write_sae
+from heredity.sae.model import SAE, Activation, new_sae
+from heredity.stitch.affine import Affine
+from heredity.stitch.transfer import (
+    calibrate,
+    match_density,
+    same_selection,
+    transfer_direction,
+    transfer_probe,
+    transfer_sae,
+    zero_shot,
+)
+
+SMALL, LARGE, FEATURES, K = 12, 20, 48, 5
+EVERY: list[Activation] = ["relu", "topk", "batchtopk", "jumprelu"]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def maps() -> tuple[Affine, Affine]:
+    """Two unrelated maps: the identity does not need them to invert each other."""
+    up = Affine(random(SMALL, LARGE, seed=1) / SMALL**0.5, random(LARGE, seed=2))
+    return up, Affine(random(LARGE, SMALL, seed=3) / LARGE**0.5, random(SMALL, seed=4))
+
+
+def source(activation: Activation) -> SAE:
+    sae = new_sae(SMALL, FEATURES, activation, K, torch.Generator().manual_seed(5))
+    sae.b_dec.copy_(3 + random(SMALL, seed=6))
+    sae.b_enc.copy_(0.3 * random(FEATURES, seed=7))
+    sae.W_dec *= 0.5 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(8))
+    if sae.threshold is not None:
+        sae.threshold += 0.8 if activation == "batchtopk" else torch.linspace(0.2, 1.5, FEATURES)
+    return sae
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert float((found - expected).norm() / expected.norm()) < tolerance
+
+
+@pytest.mark.parametrize("activation", EVERY)
+def test_the_transferred_sae_is_up_of_sae_of_down(activation: Activation, tmp_path: Path):
+    sae, (up, down), x = source(activation), maps(), 2 * random(300, LARGE, seed=9)
+    made = transfer_sae(sae, up, down)
+    acts = sae.encode(down(x))
+    assert 1 < float((acts > 0).sum(1).float().mean()) < FEATURES / 2 + 2
+    close(made.encode(x), acts)
+    close(made(x), up(sae(down(x))))
+    write_sae(made, tmp_path, {})
+    read, _ = read_sae(tmp_path)
+    assert read.activation == activation
+    close(read(x), up(sae(down(x))))
+
+
+@pytest.mark.parametrize("activation", ["relu", "batchtopk", "jumprelu"])
+def test_unit_rows_reconstruct_the_same(activation: Activation, tmp_path: Path):
+    sae, (up, down), x = source(activation), maps(), 2 * random(300, LARGE, seed=9)
+    made = transfer_sae(sae, up, down, normalize=True)
+    torch.testing.assert_close(made.W_dec.norm(dim=1), torch.ones(FEATURES))
+    assert made.activation == ("relu" if activation == "relu" else "jumprelu")
+    close(made(x), up(sae(down(x))))
+    write_sae(made, tmp_path, {})
+    close(read_sae(tmp_path)[0](x), up(sae(down(x))))
+    assert same_selection(made, transfer_sae(sae, up, down), [x]) == 1
+
+
+def test_unit_rows_change_what_topk_selects_unless_all_rows_are_alike():
+    sae, (up, down), x = source("topk"), maps(), 2 * random(300, LARGE, seed=9)
+    plain, made = transfer_sae(sae, up, down), transfer_sae(sae, up, down, normalize=True)
+    torch.testing.assert_close(made.W_dec.norm(dim=1), torch.ones(FEATURES))
+    assert made.k == K
+    share = same_selection(plain, made, [x[:100], x[100:]])
+    dense = [each.encode(x) > 0 for each in (plain, made)]
+    assert share == pytest.approx(float((dense[0] & dense[1]).sum() / dense[0].sum()))
+    assert 0.5 < share < 0.99
+    # The features that both keep have the same part in the reconstruction.
+    parts = [each.encode(x)[:, :, None] * each.W_dec for each in (plain, made)]
+    both = dense[0] & dense[1]
+    torch.testing.assert_close(parts[0][both], parts[1][both], rtol=1e-4, atol=1e-4)
+    even = Affine(torch.eye(SMALL, LARGE), torch.zeros(LARGE))
+    sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+    plain, made = (transfer_sae(sae, even, down, normalize) for normalize in (False, True))
+    assert same_selection(plain, made, [x]) > 0.999
+
+
+def test_maps_of_the_wrong_width_are_refused():
+    up, down = maps()
+    for wrong in ((down, up), (up, up)):
+        with pytest.raises(ValueError, match=r"the SAE reads width 12, up is .* give up \[12, d_target\]"):
+            transfer_sae(source("topk"), *wrong)
+
+
+def test_directions_and_probes_read_through_the_map():
+    up, down = maps()
+    v, x = random(3, SMALL, seed=1), random(50, LARGE, seed=2)
+    moved = transfer_direction(v, up)
+    torch.testing.assert_close(moved.norm(dim=1), torch.ones(3))
+    pushed = up(random(1, SMALL, seed=3) + v) - up(random(1, SMALL, seed=3))
+    torch.testing.assert_close(moved, pushed / pushed.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="sends a direction to 0"):
+        transfer_direction(torch.zeros(SMALL), up)
+    w, c = transfer_probe(v[0], 0.7, down)
+    torch.testing.assert_close(x @ w + c, down(x) @ v[0] + 0.7, rtol=1e-4, atol=1e-5)
+
+
+def planted() -> tuple[SAE, Affine, Affine, Tensor, Tensor]:
+    """A perfect SAE of A, and a B that lies in more dimensions than A and elsewhere than the maps say."""
+    rng = np.random.default_rng(0)
+    fired = rng.random((4000, FEATURES)) < 0.05
+    acts = torch.from_numpy((fired * (1 + rng.random(fired.shape))).astype(np.float32))
+    sae = new_sae(40, FEATURES, "jumprelu", None, torch.Generator().manual_seed(1))
+    basis = torch.linalg.qr(random(FEATURES, FEATURES, seed=2)).Q[:, :40]
+    sae.W_dec.copy_(basis / basis.norm(dim=1, keepdim=True))
+    sae.W_enc.copy_(sae.W_dec.T)
+    assert sae.threshold is not None
+    sae.threshold += 0.6
+    a = acts @ sae.W_dec
+    truth = torch.linalg.qr(random(60, FEATURES, seed=3)).Q.T  # B's own directions fill 48 dimensions, A's 40
+    b = acts @ truth + 5 + 0.05 * random(4000, 60, seed=4)
+    up, down = least_squares(a, b), least_squares(b, a)
+    # A bias that was fitted on other text.
+    return sae, Affine(up.weight, up.bias + 0.2), down, a, b
+
+
+def least_squares(x: Tensor, y: Tensor) -> Affine:
+    """In float64: in float32 the solver drops directions as it sees fit."""
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1).double(), y.double()).solution.float()
+    return Affine(solution[:-1], solution[-1])
+
+
+def test_calibration_raises_explained_variance_without_a_change_of_codes():
+    sae, up, down, _, b = planted()
+    fit, held = b[:3000], b[3000:]
+    plain = transfer_sae(sae, up, down)
+    found = [calibrate(plain, fit.split(700), refit) for refit in ("bias", "decoder")]
+    before, bias, decoder = (quality(each, [held]) for each in (plain, *found))
+    for each in found:
+        close(each.encode(held), plain.encode(held))
+    residual = (fit - found[0](fit)).mean(0)
+    assert float(residual.abs().max()) < 1e-4
+    assert before.explained_variance + 0.1 < bias.explained_variance < 0.95 < decoder.explained_variance
+
+
+def test_the_refitted_decoder_is_the_least_squares_one_and_dead_features_keep_their_direction():
+    sae, up, down, _, b = planted()
+    plain = transfer_sae(sae, up, down)
+    assert plain.threshold is not None
+    plain.threshold[7] = 1e6
+    made = calibrate(plain, [b], "decoder", ridge=1e-9)
+    acts = torch.cat([plain.encode(b), torch.ones(len(b), 1)], 1).double()
+    live = torch.arange(FEATURES + 1) != 7
+    expected = torch.linalg.lstsq(acts[:, live], b.double()).solution
+    torch.testing.assert_close(made.W_dec[live[:-1]].double(), expected[:-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(made.b_dec.double(), expected[-1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made.W_dec[7], plain.W_dec[7])
+    with pytest.raises(ValueError, match="no vectors"):
+        calibrate(plain, [])
+    with pytest.raises(ValueError, match="choose bias or decoder"):
+        calibrate(plain, [b], "encoder")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("activation", ["relu", "batchtopk", "jumprelu"])
+def test_densities_are_matched_and_weakened_features_live_again(activation: Activation):
+    sae, up, down, a, b = planted()
+    wanted = quality(sae, [a]).density
+    made = SAE(40, FEATURES, activation, K)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        getattr(made, name).copy_(getattr(sae, name))
+    if made.threshold is not None:
+        made.threshold += 0.6
+    weak = transfer_sae(made, up, Affine(0.05 * down.weight, 0.05 * down.bias))
+    weak.b_enc -= 0.3 if activation == "relu" else 0
+    assert quality(weak, [b]).dead_share > 0.9
+    repaired = match_density(weak, b, wanted)
+    np.testing.assert_allclose(quality(repaired, [b]).density, wanted, atol=1.5 / len(b))
+    fires = repaired.encode(b) > 0
+    true = sae.encode(a) > 0
+    assert float((fires & true).sum() / true.sum()) > 0.95
+    with pytest.raises(ValueError, match="no thresholds"):
+        match_density(transfer_sae(source("topk"), *maps()), b, wanted)
+    with pytest.raises(ValueError, match="shares from 0 to 1"):
+        match_density(weak, b, 2 * wanted + 1)
+
+
+def test_zero_shot_figures_are_the_houses_own():
+    shape = ArchitectureConfig(d_model=LARGE, d_mlp=32, n_layers=2, n_heads=2)
+    model: Any = new_model(mistral_config(shape, 90, 64, 0), 1).eval()
+    blocks = np.random.default_rng(0).integers(0, 90, (6, 16))
+    up, down = maps()
+    sae = transfer_sae(source("topk"), up, down)
+    sae.W_enc[:, 3] = 0
+    sae.b_enc[3] = -1
+    hook = "blocks.1.hook_resid_pre"
+    found = zero_shot(model, hook, sae, blocks)
+    assert found.quality.l0 == pytest.approx(K, abs=0.1)
+    assert 3 in found.dead and len(found.dead) == round(found.quality.dead_share * FEATURES)
+    assert found.ce_clean == pytest.approx(evaluate(model, blocks, precision="float32").ce_loss)
+    assert found.ce_loss_recovered == pytest.approx(ce_loss_recovered(model, hook, sae, blocks), rel=1e-3)
+    assert found.delta_loss == found.ce_spliced - found.ce_clean != 0
