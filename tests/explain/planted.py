@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.explain.excerpts import Columns, Drawn, Text, columns_of, draw, split
+from heredity.explain.excerpts import Drawn, Text, draw, split
 from heredity.explain.forms import Statistics
 from heredity.explain.offline import Offline
 from heredity.explain.words import Names
 from heredity.features.acts import FeatureActs
+from heredity.features.examples import Columns
 
 WORDS = [f" w{number}" for number in range(40)]
 DIGITS = [f" {number}" for number in range(16)]
@@ -54,14 +55,14 @@ def world(blocks: int = 500, context: int = 24, seed: int = 0) -> World:
     dense = np.stack([where[feature] for feature in range(FEATURES)], axis=1)
     dense *= rng.uniform(0.9, 1.1, dense.shape)
     acts = FeatureActs.from_dense(dense)
-    text, columns = split(ids, VOCABULARY, seed), columns_of(acts)
+    text, columns = split(ids, VOCABULARY, seed), Columns(*acts.to_columns())
     statistics = Statistics(text, KINDS, corpora.tolist())
-    judge = Offline(statistics, NAMES, lambda name: columns.firings(int(name)))
+    judge = Offline(statistics, NAMES, lambda name: columns.of(int(name)))
     return World(text, columns, acts, corpora.tolist(), judge)
 
 
 def drawn_of(found: World, feature: int, seed: int | Sequence[int] = 0) -> Drawn:
     """The excerpts of a feature that is not rare."""
-    drawn = draw(found.text, *found.columns.firings(feature), seed=seed)
+    drawn = draw(found.text, *found.columns.of(feature), seed=seed)
     assert drawn is not None
     return drawn

@@ -39,7 +39,7 @@ def test_no_block_gives_excerpts_to_both_sides(found: World):
 
 def test_each_kind_is_what_it_is_called_and_as_many_as_asked(found: World):
     recipe = Recipe(top=4, interval=2, random=3, elsewhere=6, silent=5)
-    drawn = draw(found.text, *found.columns.firings(NOISE), recipe)
+    drawn = draw(found.text, *found.columns.of(NOISE), recipe)
     assert drawn is not None
     for side in (drawn.explaining, drawn.scoring):
         by_kind = {kind: [e for e in side if e.kind == kind] for kind in ("top", "interval", "random", "elsewhere")}
@@ -53,7 +53,7 @@ def test_each_kind_is_what_it_is_called_and_as_many_as_asked(found: World):
         assert all(0 < excerpt.values[excerpt.center] <= least for excerpt in lower)
         assert all(levels.count(level) <= 2 and level < 9 for level in levels)
     assert len(drawn.silent) == 5 and not any(excerpt.values.any() for excerpt in drawn.silent)
-    rows, values = found.columns.firings(NOISE)
+    rows, values = found.columns.of(NOISE)
     assert drawn.highest == values[found.text.explains[rows // 24]].max()
 
 
@@ -70,7 +70,7 @@ def test_the_same_seed_draws_the_same_and_another_one_does_not(found: World):
 
 
 def test_features_too_rare_on_either_side_are_none(found: World):
-    assert draw(found.text, *found.columns.firings(RARE)) is None
+    assert draw(found.text, *found.columns.of(RARE)) is None
     context = found.text.ids.shape[1]
     rows = np.flatnonzero(np.repeat(found.text.explains, context))[:50]
     assert draw(found.text, rows, np.ones(50)) is None

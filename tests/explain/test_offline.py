@@ -58,7 +58,7 @@ def test_the_planted_form_is_found_and_said(found: World, feature: int, form: st
 
 
 def test_only_the_half_that_explains_is_looked_at(found: World):
-    rows, values = found.columns.firings(ASSIGN)
+    rows, values = found.columns.of(ASSIGN)
     spoiled = np.where(found.text.explains[rows // found.text.ids.shape[1]], values, 100 * values)
     assert found.judge.statistics.fit(rows, spoiled) == found.judge.statistics.fit(rows, values)
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.explain.questions import LEVELS, Excerpt, Kind, quantized
-from heredity.features.acts import FeatureActs
 
 LEAST_FIRINGS = 20
 """Firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)."""
@@ -59,22 +58,6 @@ class Text(NamedTuple):
     """Of the half that scores and of the half that explains."""
 
 
-class Columns(NamedTuple):
-    """Feature activations by feature."""
-
-    indptr: np.ndarray
-    """int64 [d_sae + 1]."""
-    rows: np.ndarray
-    """int32 [n]: places in the sample, rising within a feature."""
-    values: np.ndarray
-    """float32 [n]."""
-
-    def firings(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places (int64, rising) and activations (float64) of one feature."""
-        own = slice(self.indptr[feature], self.indptr[feature + 1])
-        return self.rows[own].astype(np.int64), self.values[own].astype(np.float64)
-
-
 class Drawn(NamedTuple):
     """The excerpts of one feature. No block gives excerpts to both sides."""
 
@@ -86,11 +69,6 @@ class Drawn(NamedTuple):
     """From the blocks that score: nothing in them activates the feature. Fewer than asked for where it fires often."""
     highest: float
     """Highest activation in the blocks that explain; levels are told relative to it."""
-
-
-def columns_of(acts: FeatureActs) -> Columns:
-    """Activations by feature; done once, it makes the excerpts of a feature cost no more than its firings."""
-    return Columns(*acts.to_columns())
 
 
 def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
@@ -119,7 +97,7 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
 def draw(
     text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe = STANDARD, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
-    """The excerpts of one feature, from its firings (see `Columns.firings`); costs no more than these and the excerpts.
+    """The excerpts of one feature, from its firings (see `features.examples.Columns`); costs no more than both.
 
     None for a feature with fewer than `LEAST_FIRINGS`, or with none in one half: too rare to be judged.
     rows: int64 [n] rising. values: float64 [n].

@@ -55,7 +55,8 @@ class LedgerSummary(NamedTuple):
     cost_by_feature: dict[str, float]
     """USD, by feature."""
     reasons: dict[str, str]
-    """By kind of failure, what the last request without an answer was told."""
+    """By kind of failure, why the last request without an answer got none, since the ledger was opened; empty when
+    every request was answered."""
     by_question: dict[str, int]
     """Requests, by kind of question."""
     cost_by_question: dict[str, float]
@@ -80,6 +81,7 @@ class Ledger:
         self._under_way: dict[str, Future[Answer | Failure]] = {}
         self._cached = 0
         self._refused = 0
+        self._unanswered: dict[str, Failure] = {}
         with contextlib.ExitStack() as opened:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,11 +168,7 @@ class Ledger:
             by_question = self._base.execute(
                 "SELECT question, COUNT(*), SUM(cost) FROM answers GROUP BY question ORDER BY question"
             ).fetchall()
-            reasons = dict(
-                self._base.execute(
-                    "SELECT failure, detail FROM failures WHERE key NOT IN (SELECT key FROM answers) ORDER BY time"
-                ).fetchall()
-            )
+            reasons = {kind: detail for kind, detail in self._unanswered.values()}
         counts, costs = ({row[0]: row[at] for row in by_question} for at in (1, 2))
         return LedgerSummary(
             requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, reasons, counts, costs
@@ -195,6 +193,7 @@ class Ledger:
         if isinstance(held, Failure):
             with self._lock:
                 self._refused += 1
+                self._unanswered[key] = held
             return held
         answer, start = None, time.monotonic()
         try:
@@ -208,6 +207,7 @@ class Ledger:
         if not isinstance(reply, Answer):
             values = (*about, *reply.failure, seconds, reply.attempts, now)
             with self._lock:
+                self._unanswered[key] = reply.failure
                 self._base.execute(
                     "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
                     "failure = excluded.failure, detail = excluded.detail, seconds = seconds + excluded.seconds, "
@@ -221,6 +221,7 @@ class Ledger:
             reply.tokens_out, cost, held.prompt_bytes, held.max_tokens, seconds, reply.attempts, now,
         )  # fmt: skip
         with self._lock:
+            self._unanswered.pop(key, None)
             self._base.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(values))})", values)
         return reply
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.special import ndtri
+from scipy.stats import binomtest
 
 from heredity.features.acts import FeatureActs
 
@@ -275,10 +275,8 @@ def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, n
     """Wilson's score interval of the shares hits / n (Wilson 1927), float64 [k] each; nan without observations."""
     if not n:
         return np.full(len(hits), np.nan), np.full(len(hits), np.nan)
-    z, p = float(ndtri((1 + level) / 2)), np.asarray(hits) / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return np.where(p == 0, 0.0, middle - half), np.where(p == 1, 1.0, middle + half)
+    ends = [binomtest(int(own), n).proportion_ci(level, method="wilson") for own in hits]
+    return np.array([own.low for own in ends], np.float64), np.array([own.high for own in ends], np.float64)
 
 
 class Gap(NamedTuple):

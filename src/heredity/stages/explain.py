@@ -17,7 +17,7 @@ from heredity.explain.asking import SORTS, Scores, Sort, question_sets, scored
 from heredity.explain.choose import Chosen, choose, priorities
 from heredity.explain.compare import Comparison, Distribution, compare
 from heredity.explain.completer import Request
-from heredity.explain.excerpts import Drawn, Recipe, columns_of, draw, split
+from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.forms import Statistics
 from heredity.explain.labels import TOO_RARE, Label, counts_of, failures_of, hand_down, simulation_scores
 from heredity.explain.language import LanguageJudge
@@ -25,6 +25,7 @@ from heredity.explain.offline import Explanation, Offline
 from heredity.explain.questions import Failure, Judge
 from heredity.explain.words import Names
 from heredity.features.classes import CATEGORIES, token_categories
+from heredity.features.examples import Columns
 from heredity.report.explained import ComparisonSummary, DistributionSummary, ExplainedSummary
 from heredity.stages.features import FEATURES
 from heredity.stages.models import seed_of
@@ -88,7 +89,7 @@ class Asking:
     """Asks a judge about features of a sample; the offline one unless told otherwise."""
 
     def __init__(self, sample: Sample, recipe: Recipe, seed: int):
-        self.columns = {name: columns_of(acts) for name, acts in sample.acts.items()}
+        self.columns = {name: Columns(*acts.to_columns()) for name, acts in sample.acts.items()}
         self.text = split(sample.ids, sample.vocabulary, seed)
         statistics = Statistics(self.text, token_categories(sample.vocabulary), sample.origin.tolist())
         self.judge: Judge = Offline(statistics, Names(CATEGORIES, sample.names), self._firings)
@@ -99,10 +100,11 @@ class Asking:
 
     def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
         model, _, index = feature.rpartition("/")
-        return self.columns[model].firings(int(index))
+        rows, values = self.columns[model].of(int(index))
+        return rows.astype(np.int64), values.astype(np.float64)
 
     def _drawn(self, model: str, feature: int) -> Drawn | None:
-        return draw(self.text, *self.columns[model].firings(feature), self.recipe, (self.seed, feature))
+        return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
 
     def explain(self, model: str, feature: int) -> str | Failure | None:
         """A description; None for a feature that fires too seldom to be asked about."""

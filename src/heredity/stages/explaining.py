@@ -27,8 +27,6 @@ from heredity.stages.sample import MIN_FIRINGS, Sample
 from heredity.study import Study
 
 LEDGER = "ledger.sqlite"
-_AGAIN = ("budget", "refused", "unreachable")
-"""Failures that the same command mends, once their cause is gone."""
 Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
 """The study's own choice, all that persist along an edge, all that fire often enough, or features by model."""
 
@@ -97,7 +95,6 @@ def explained(
             judge.over if judge is not None else map,
         )
         paid = judge.ledger.summary() if judge is not None else None
-    failures = failures_of(labels)
     cost = paid.cost_by_question.get("explain", 0.0) / max(paid.by_question.get("explain", 0), 1) if paid else 0.0
     scored = sum(1 + (label.re_explained and not label.carried) for label in labels if label.scores is not None)
     scoring = (paid.cost - paid.cost_by_question.get("explain", 0.0)) / max(scored, 1) if paid else 0.0
@@ -106,10 +103,10 @@ def explained(
         "judge": asking.judge.name,
         "out": str(out),
         **counts_of(labels, cost, scoring)._asdict(),
-        "failures": failures,
+        "failures": failures_of(labels),
         "median_simulation": _median(labels),
         "ledger": None if paid is None else paid._asdict(),
-        "complete": not any(kind in failures for kind in _AGAIN),
+        "complete": paid is None or not paid.reasons,
     }
     out.mkdir(parents=True, exist_ok=True)
     _write_rows(table_of(labels, asking.judge.name, paid.cost_by_feature if paid else {}), out / EXPLANATIONS)
