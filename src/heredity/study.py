@@ -150,6 +150,16 @@ class Study:
         return self.config.controls.seeds if wanted else 1
 
     @property
+    def follows_features(self) -> bool:
+        """Whether SAEs are trained and features matched along edges; a study of stitches alone has no edges."""
+        return bool(self.edges) or not self.config.stitch
+
+    def stitch_corpora(self, name: str) -> tuple[str, ...]:
+        """Corpora that both models of a stitch have read, in the order of [corpus]."""
+        stitch = self.config.stitch[name]
+        return self.common_trace(Edge(stitch.source, stitch.target))
+
+    @property
     def instrument(self) -> Init:
         """The `init` that headline numbers are reported for."""
         return self.config.sae.init[0]
@@ -157,7 +167,9 @@ class Study:
     # -- what cannot be ----------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        for table, names in (("corpus", self.config.corpus), ("model", self.config.model), ("case", self.config.case)):
+        config = self.config
+        tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
+        for table, names in tables.items():
             for name in names:
                 self._check_name(table, name)
         if not self.config.model:
@@ -176,8 +188,10 @@ class Study:
         for name in self.config.controls.models or ():
             if name not in self.config.model:
                 raise self._fault("controls.models", self._unknown(name, self.config.model, "model"))
-        if not self.edges and len(self.config.model) > 1:
-            raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge")
+        for name in self.config.stitch:
+            self._check_stitch(name)
+        if self.follows_features and not self.edges and len(self.config.model) > 1:
+            raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch")
 
     def _check_name(self, table: str, name: str) -> None:
         # Names become folders and parts of file names.
@@ -239,6 +253,20 @@ class Study:
             a, first = next(iter(known.items()))
             b, other = next(item for item in known.items() if item[1] != first)
             raise self._fault(place, f"{a} is {first} but {b} is {other}; only models of one shape can be merged")
+
+    def _check_stitch(self, name: str) -> None:
+        stitch, place = self.config.stitch[name], f"stitch.{name}"
+        for end in (stitch.source, stitch.target):
+            if end not in self.config.model:
+                raise self._fault(place, self._unknown(end, self.config.model, "model"))
+        common = self.stitch_corpora(name)
+        if not common:
+            raise self._fault(
+                place, f"{stitch.source} and {stitch.target} have read no common corpus; a stitch is fitted on one"
+            )
+        prose = stitch.features.corpus
+        if prose is not None and prose not in common:
+            raise self._fault(f"{place}.features.corpus", f"{prose!r} is none that both have read: {', '.join(common)}")
 
     def merge_base(self, name: str) -> str | None:
         """The model that a merge's task vectors are taken from, if there is one."""

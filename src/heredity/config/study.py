@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import Field, field_validator, model_validator
 
 from heredity.config.models import ModelConfig
+from heredity.config.stitch import StitchConfig
 from heredity.config.table import Config, Init, Positive, PositiveFloat, Precision, Share
 
 _MOST_VECTORS = 2**17  # sixteen batches are held at once: beyond this they would not fit into memory
@@ -255,6 +256,8 @@ class StudyConfig(Config):
     """[evaluation]"""
     case: dict[str, CaseConfig] = {}
     """[case.NAME]"""
+    stitch: dict[str, StitchConfig] = {}
+    """[stitch.NAME]"""
     report: ReportConfig = ReportConfig()
     """[report]"""
     explain: ExplainConfig = ExplainConfig()

@@ -7,7 +7,7 @@ never fires, a ceiling without a second SAE) becomes null too, since JSON has ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from heredity.report.classes import ClassesSummary
 from heredity.report.edge import EdgeSummary
 from heredity.report.explained import ExplainedSummary
 from heredity.report.record import Count, Frozen, Interval, Number, plain
+from heredity.report.stitch import StitchSummary
 
 _FLOW_KEYS = ("from_base", "emerged_in_both", "novel")
 
@@ -259,8 +260,8 @@ class Summary(Frozen):
     """Kinds of features by rule, and their shares among those that persist, are lost, or emerge."""
     explained: ExplainedSummary | None = None
     """Explanations and their scores; null where none were asked for."""
-    stitches: dict[str, Any]
-    """Reserved for stitching studies."""
+    stitches: dict[str, StitchSummary]
+    """By name of the stitch."""
     also: dict[Init, AlsoSummary]
     """Figures of the further inits."""
     repeats: RepeatsSummary | None = None

@@ -11,9 +11,8 @@ def stages_of(study: Study) -> list[Stage]:
 
     Raises StudyError for a hook point that a model does not have, before anything runs.
     """
-    from heredity.stages import classes, explain, features, lineage, models, newness, saes, shift, text
+    from heredity.stages import models, stitching, text
     from heredity.stages.plan import check_hook_point
-    from heredity.stages.sample import sample_inputs
 
     check_hook_point(study)
     config = study.config
@@ -28,7 +27,19 @@ def stages_of(study: Study) -> list[Stage]:
         nodes[name] = models.model_stage(study, name, nodes, tokens, tokenizer, sweep)
         quality = models.quality_stage(study, name, nodes[name], tokens)
         stages += [sweep, nodes[name], quality] if sweep else [nodes[name], quality]
+    if study.follows_features:
+        stages += _lineage_stages(study, nodes, tokens, tokenizer)
+    for name in config.stitch:
+        stages += stitching.stitch_stages(study, name, nodes, tokens, tokenizer)
+    return _unique(stages)
 
+
+def _lineage_stages(study: Study, nodes: dict[str, Stage], tokens: dict[str, Stage], tokenizer: Stage) -> list[Stage]:
+    """SAEs, and features matched, shown and explained along the edges."""
+    from heredity.stages import classes, explain, features, lineage, newness, saes, shift
+    from heredity.stages.sample import sample_inputs
+
+    config, stages = study.config, list[Stage]()
     judged: dict[Edge, Stage] = {}  # by the study's instrument
     for init in config.sae.init:
         measured: dict[str, Stage] = {}
@@ -63,7 +74,7 @@ def stages_of(study: Study) -> list[Stage]:
             stages.append(explain.explain_stage(study, init, read, shown))
     if config.controls.shifts:
         stages += shift.shift_stages(study, nodes, judged, tokens)
-    return _unique(stages)
+    return stages
 
 
 def _unique(stages: list[Stage]) -> list[Stage]:

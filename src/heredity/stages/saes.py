@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from heredity.activations import ActivationStore, activations
-from heredity.artifacts import write_json
+from heredity.artifacts import Artifact, write_json
 from heredity.config import RANKED, Init, SAEConfig
 from heredity.data.tokens import BlockSampler
 from heredity.engine import Stage, Work
@@ -21,6 +21,10 @@ from heredity.stages.models import RECORD, load, on_device, seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
 from heredity.study import Edge, Study, StudyError
+
+if TYPE_CHECKING:
+    from heredity.sae.model import SAE
+    from heredity.sae.state import TrainingState
 
 QUALITY = "quality.json"
 
@@ -95,7 +99,7 @@ def training_stage(
     settings = {
         "hook_point": hook_point,
         "precision": study.config.precision,
-        "sae": config.model_dump(exclude=_without_effect(config, continued=source is not None)),
+        "sae": config.model_dump(exclude=without_effect(config, continued=source is not None)),
         "seed": seed,
         "model": name,
     }
@@ -106,12 +110,12 @@ def training_stage(
 
     def make(work: Work) -> None:
         sampler = trace_sampler(work, "train", config, seed)
-        store = _store(study, work.inputs["model"], sampler, config.batch_blocks, seed)
+        store = activation_store(study, work.inputs["model"], hook_point, sampler, config.batch_blocks, seed)
         wanted = (config.continue_tokens or config.tokens) if source else config.tokens
         sae, inherited = read_sae(work.inputs["source"] / "sae") if source else (None, {})
         stream = Stream(store.batch, store.batch_size, -(-wanted // store.batch_size))
         metadata = {"model_name": name, "model_state": work.inputs["model"].json(RECORD)["state"]}
-        _train(study, work, stream, sae, inherited.get("l1_coefficient"), seed, metadata)
+        train_sae(work, config, hook_point, stream, sae, inherited.get("l1_coefficient"), seed, metadata)
 
     return Stage("sae", label, settings, inputs, make)
 
@@ -138,7 +142,7 @@ def _joint_stage(study: Study, models: Mapping[str, Stage], tokens: Mapping[str,
     settings = {
         "hook_point": study.config.hook_point,
         "precision": study.config.precision,
-        "sae": config.model_dump(exclude=_without_effect(config, continued=False)),
+        "sae": config.model_dump(exclude=without_effect(config, continued=False)),
         "seed": seed,
         "traces": {name: study.trace(name) for name in study.order},
     }
@@ -154,7 +158,7 @@ def _joint_stage(study: Study, models: Mapping[str, Stage], tokens: Mapping[str,
         for number, (name, artifact) in enumerate(found.items()):
             trace = {corpus: read[corpus] for corpus in study.trace(name)}
             sampler = BlockSampler(trace, config.context_size, seed + number, _shares(config, trace))
-            stores.append(_store(study, artifact, sampler, each, seed + number))
+            stores.append(activation_store(study, artifact, study.config.hook_point, sampler, each, seed + number))
         size = stores[0].batch_size
         stream = Stream(
             lambda step: torch.cat([store.batch(step) for store in stores]),
@@ -163,36 +167,44 @@ def _joint_stage(study: Study, models: Mapping[str, Stage], tokens: Mapping[str,
         )
         states = [artifact.json(RECORD)["state"] for artifact in found.values()]
         metadata = {"model_name": "+".join(found), "model_state": states}
-        _train(study, work, stream, None, None, seed, metadata)
+        train_sae(work, config, study.config.hook_point, stream, None, None, seed, metadata)
 
     return Stage("sae", "joint", settings, inputs, make)
 
 
-def _store(study: Study, model: Any, sampler: BlockSampler, batch_blocks: int, seed: int) -> ActivationStore:
-    reader = on_device(load(model))
+def activation_store(
+    study: Study, model: Artifact, hook_point: str, sampler: BlockSampler, batch_blocks: int, seed: int
+) -> ActivationStore:
+    """Shuffled activations of a model artifact, in the study's precision."""
     return ActivationStore(
-        reader, study.config.hook_point, sampler, batch_blocks, seed, precision=study.config.precision
+        on_device(load(model)), hook_point, sampler, batch_blocks, seed, precision=study.config.precision
     )
 
 
-def _train(
-    study: Study,
+def train_sae(
     work: Work,
+    config: SAEConfig,
+    hook_point: str,
     stream: Stream,
-    sae: Any,
+    sae: SAE | None,
     l1_coefficient: float | None,
     seed: int,
     metadata: dict[str, Any],
-) -> None:
-    """Train an SAE, anew without one given, from the last checkpoint if there is one; write it with its log."""
+    d_sae: int | None = None,
+    watch: Callable[[TrainingState], None] | None = None,
+) -> SAE:
+    """Train an SAE, anew without one given, from the last checkpoint if there is one; write it with its log.
+
+    d_sae: features of a new one, by default `expansion` times the width. watch: sees the state after every step (see
+    `sae.train.train`); what it keeps in the work's folder must survive a kill as the checkpoint does.
+    """
     from heredity.sae.model import new_sae
     from heredity.sae.train import TrainingState, train
 
-    config, continued = study.config.sae, sae is not None
-    first = stream.batch(0)
+    continued, first = sae is not None, stream.batch(0)
     if sae is None:
         d_in = first.shape[1]
-        sae = new_sae(d_in, config.expansion * d_in, config.activation, config.k, _generator(seed))
+        sae = new_sae(d_in, d_sae or config.expansion * d_in, config.activation, config.k, _generator(seed))
     sae = sae.to(first.device)
     kept = work.folder / "checkpoint"
     state = TrainingState.load(kept) if kept.exists() else None
@@ -207,9 +219,10 @@ def _train(
         state=state,
         checkpoint=lambda found: _replace(found, kept),
         progress=work.progress,
+        watch=watch,
     )
     metadata = metadata | {
-        "hook_name": study.config.hook_point,
+        "hook_name": hook_point,
         "context_size": config.context_size,
         "seed": seed,
         "training_tokens": stream.steps * stream.batch_size,
@@ -219,6 +232,7 @@ def _train(
     write_json(work.folder / "training.json", [row._asdict() for row in rows])
     for folder in (kept, *_spares(kept)):
         shutil.rmtree(folder, ignore_errors=True)
+    return sae
 
 
 def _replace(state: Any, folder: Path) -> None:
@@ -243,7 +257,7 @@ def _generator(seed: int):
     return torch.Generator().manual_seed(seed)
 
 
-def _without_effect(config: SAEConfig, continued: bool) -> set[str]:
+def without_effect(config: SAEConfig, continued: bool) -> set[str]:
     """Settings that the training of this SAE does not read: changing them makes no SAE anew."""
     unused = {"init", "evaluation_tokens"}
     unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}

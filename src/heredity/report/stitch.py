@@ -1,0 +1,91 @@
+"""Figures of a stitch: the maps between two models, and what was carried through them."""
+
+from __future__ import annotations
+
+from heredity.report.record import Count, Frozen, Number
+
+
+class WaySummary(Frozen):
+    """Prediction by a model, or by one model's back half after the other's front."""
+
+    ce_loss: Number
+    """Nats a token."""
+    accuracy: Number
+    """Of the next token."""
+    increase: Number = None
+    """Of the cross-entropy, as a share of that of the model whose back half predicts; null for whole models."""
+
+
+class FitSummary(Frozen):
+    """One fit of both maps, judged on held-out tokens."""
+
+    loss: Number
+    """The joint loss: mean squared errors of both maps, plus alpha times those of both round trips."""
+    r2: dict[str, Number]
+    """`up`, `down`, `there_and_back` (source, target, source), `back_and_there`: pooled over dimensions."""
+    condition: tuple[Number, Number]
+    """Largest over least singular value, of up and of down; null for a map that loses a direction."""
+    effective_rank: tuple[Number, Number]
+    """Of up and of down."""
+    tokens: Count
+    """Tokens it read, repeats counted."""
+    flops: Number
+    """Of its matrix products, the models' forward passes not counted."""
+    seconds: Number
+    """Wall time, the models' forward passes included."""
+    converged: bool | None = None
+    """Whether iterations reached their end; null for fits without."""
+
+
+class LayersSummary(Frozen):
+    """How alike the layers of both models are."""
+
+    source: tuple[str, ...]
+    """Hook points of the source."""
+    target: tuple[str, ...]
+    """Hook points of the target."""
+    svcca: tuple[tuple[Number, ...], ...]
+    """Mean canonical correlation of each of the source's with each of the target's (Raghu et al. 2017)."""
+    cka: tuple[tuple[Number, ...], ...]
+    """Linear centered kernel alignment (Kornblith et al. 2019)."""
+    tokens: Count
+    """Behind them."""
+
+
+class MapsSummary(Frozen):
+    """The maps of a stitch."""
+
+    source: str
+    """Model A."""
+    target: str
+    """Model B."""
+    source_hook_point: str
+    """Where A is read."""
+    target_hook_point: str
+    """Where B is read."""
+    widths: tuple[Count, Count]
+    """There."""
+    corpora: tuple[str, ...]
+    """Both have read them."""
+    method: str
+    """The fit in use."""
+    alpha: Number
+    """Weight of the round trips in the joint loss."""
+    held_out: Count
+    """Tokens that the fits are judged on."""
+    layers: LayersSummary
+    """The choice of layers."""
+    fits: dict[str, FitSummary]
+    """`joint`, `ridge`, `procrustes`, `adam`."""
+    curve: dict[int, Number]
+    """Held-out joint loss of the joint fit by the tokens it was given."""
+    ways: dict[str, WaySummary]
+    """`source`, `target`, `up` (front of A, back of B), `down`, `source_round_trip`, `target_round_trip` (table 1 of
+    Chen et al. 2025)."""
+
+
+class StitchSummary(Frozen):
+    """All of a stitch."""
+
+    maps: MapsSummary
+    """The maps, and the models they join."""

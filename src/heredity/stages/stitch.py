@@ -1,0 +1,302 @@
+"""Stages that choose the layers of a stitch, fit its maps, and let each model go on from the other's front."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from heredity.artifacts import Artifact, write_json
+from heredity.config import StitchConfig
+from heredity.engine import Stage, Work
+from heredity.report.stitch import FitSummary, LayersSummary, MapsSummary, WaySummary
+from heredity.stages.lineage import sampler_of
+from heredity.stages.models import load, on_device, seed_of
+from heredity.stages.newness import distinct_blocks
+from heredity.stages.text import tokenizer_of
+from heredity.study import Study, StudyError
+
+if TYPE_CHECKING:
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.moments import Moments, MomentStream
+
+MAPS = "maps.json"
+_COMPARED = 50_000  # tokens that layers are compared on
+_HALVINGS = 5  # of the tokens, along the curve of the joint fit
+
+
+class Sides(NamedTuple):
+    """Both models of a stitch and the maps between them, opened."""
+
+    source: Any
+    """Model A."""
+    target: Any
+    """Model B."""
+    source_hook_point: str
+    """Where A is read."""
+    target_hook_point: str
+    """Where B is read."""
+    stitch: Stitch
+    """The maps in use, where the models are."""
+    masked: list[int]
+    """Ids of special tokens."""
+
+
+def maps_stage(
+    study: Study, name: str, models: Mapping[str, Stage], tokens: Mapping[str, Stage], tokenizer: Stage
+) -> Stage:
+    """The maps of a stitch by every method, their quality, and the cross-entropies of stitched models."""
+    config = study.config.stitch[name]
+    seed = seed_of(study, "stitch", name)
+    used = {"source_hook_point", "target_hook_point", "tokens", "held_out", "context_size", "method", "alpha", "adam"}
+    settings = {
+        **config.model_dump(include={*used, "evaluation"}),
+        "source_hook_point": source_hook_point(study, name),
+        "precision": study.config.precision,
+        "seed": seed,
+    }
+    inputs = {"source": models[config.source], "target": models[config.target], "tokenizer": tokenizer}
+    inputs |= {f"tokens:{corpus}": tokens[corpus] for corpus in study.stitch_corpora(name)}
+
+    def make(work: Work) -> None:
+        _make_maps(study, name, work, seed)
+
+    return Stage("stitch", name, settings, inputs, make)
+
+
+def source_hook_point(study: Study, name: str) -> str:
+    """Where the source of a stitch is read."""
+    return study.config.stitch[name].source_hook_point or study.config.hook_point
+
+
+def stitch_inputs(
+    study: Study, name: str, models: Mapping[str, Stage], maps: Stage, tokens: Mapping[str, Stage], tokenizer: Stage
+) -> dict[str, Stage]:
+    """What `sides_of` and `stitch_blocks` need, as inputs of a stage."""
+    config = study.config.stitch[name]
+    ends = {"source": models[config.source], "target": models[config.target], "stitch": maps, "tokenizer": tokenizer}
+    return ends | {f"tokens:{corpus}": tokens[corpus] for corpus in study.stitch_corpora(name)}
+
+
+def sides_of(work: Work) -> Sides:
+    """Both models of a stitch, on the device, with its maps."""
+    from heredity.stitch.affine import Stitch
+
+    source, target = (on_device(load(work.inputs[end])) for end in ("source", "target"))
+    found = maps_of(work.inputs["stitch"])
+    stitch = Stitch.load(work.inputs["stitch"] / found.method).to(next(target.parameters()).device)
+    special = tokenizer_of(work.inputs["tokenizer"]).all_special_ids
+    return Sides(source, target, found.source_hook_point, found.target_hook_point, stitch, list(special))
+
+
+def maps_of(artifact: Artifact) -> MapsSummary:
+    """The figures of a `stitch` artifact."""
+    return MapsSummary.model_validate(artifact.json(MAPS))
+
+
+def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: int) -> np.ndarray:
+    """Token blocks int64 [n, context] of the common corpora in equal parts, none of them twice."""
+    return distinct_blocks(sampler_of(work, split, context_size, seed, "equal"), tokens)
+
+
+def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.quality import stitch_quality
+
+    config, precision = study.config.stitch[name], study.config.precision
+    models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
+    special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
+    read = _Read(models, special, precision)
+    blocks = stitch_blocks(work, "train", config.tokens, config.context_size, seed)
+    first = source_hook_point(study, name)
+    layers, second = _layers(study, name, read, first, blocks)
+    work.progress(1, 5)
+    start = time.monotonic()
+    moments, parts = _moments(read, (first, second), blocks)
+    shared = time.monotonic() - start
+    work.progress(2, 5)
+    held = stitch_blocks(work, "validation", config.held_out, config.context_size, seed)
+    held_out = read.stream([first], [second], held).pair(0, 0)
+    moments.save(work.folder / "moments.safetensors")
+    fits: dict[str, FitSummary] = {}
+    for method, (found, told) in _fits(config, moments, held_out, shared).items():
+        found.save(work.folder / method)
+        fits[method] = told
+    curve = {
+        **{part.tokens: stitch_quality(_joint(config, part, held_out), held_out, config.alpha).loss for part in parts},
+        moments.tokens: fits["joint"].loss,
+    }
+    work.progress(3, 5)
+    if config.adam.epochs:
+        found, fits["adam"] = _by_adam(config, read, (first, second), blocks, held_out, seed)
+        found.save(work.folder / "adam")
+    work.progress(4, 5)
+    if config.method not in fits:
+        raise StudyError(
+            f"{study.name}: stitch.{name}.method: {config.method} maps into a space at least as wide, and the target "
+            "is narrower; choose joint or ridge, or swap source and target"
+        )
+    chosen = Stitch.load(work.folder / config.method).to(read.device)
+    judged = stitch_blocks(work, "validation", config.evaluation, config.context_size, seed + 1)
+    told = MapsSummary(
+        source=config.source,
+        target=config.target,
+        source_hook_point=first,
+        target_hook_point=second,
+        widths=(len(moments.mean_a), len(moments.mean_b)),
+        corpora=study.stitch_corpora(name),
+        method=config.method,
+        alpha=config.alpha,
+        held_out=held_out.tokens,
+        layers=layers,
+        fits=fits,
+        curve=curve,
+        ways=_ways(read, (first, second), chosen, judged),
+    )
+    write_json(work.folder / MAPS, told.model_dump(mode="json"))
+
+
+class _Read(NamedTuple):
+    """Aligned activations of two models."""
+
+    models: tuple[Any, Any]
+    special: list[int]
+    precision: Any
+
+    @property
+    def device(self):
+        return next(self.models[1].parameters()).device
+
+    def pairs(self, a: list[str], b: list[str], blocks: np.ndarray):
+        """Chunks of activations at points of each."""
+        from heredity.stitch.aligned import Points, aligned
+
+        return aligned(Points(self.models[0], a), Points(self.models[1], b), blocks, self.special, self.precision)
+
+    def stream(self, a: list[str], b: list[str], blocks: np.ndarray) -> MomentStream:
+        """Moments of all points of A with all of B."""
+        from heredity.stitch.moments import MomentStream
+
+        stream = MomentStream()
+        for of_a, of_b in self.pairs(a, b, blocks):
+            stream.add(of_a, of_b)
+        return stream
+
+
+def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray) -> tuple[LayersSummary, str]:
+    """Likeness of all layers, and the target's hook point: the given one, or that most like the source's."""
+    from heredity.hooks import HookPointError, resolve
+    from heredity.stitch.similarity import similarity
+
+    config = study.config.stitch[name]
+    sides: list[list[str]] = []
+    for end, model, named in zip(("source", "target"), read.models, (first, config.target_hook_point), strict=True):
+        layers = model.config.get_text_config().num_hidden_layers
+        points = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
+        if named is not None and named not in points:
+            points.append(named)
+        try:
+            resolve(model, points[-1])
+        except HookPointError as error:
+            raise StudyError(f"{study.name}: stitch.{name}.{end}_hook_point: {error}") from None
+        sides.append(points)
+    some = blocks[: max(1, _COMPARED // blocks.shape[1])]
+    found = similarity(read.stream(sides[0], sides[1], some))
+    row = np.nan_to_num(found.svcca[sides[0].index(first)])
+    second = config.target_hook_point or sides[1][int(np.argmax(row))]
+    rows = {key: tuple(map(tuple, getattr(found, key).tolist())) for key in ("svcca", "cka")}
+    return LayersSummary(source=tuple(sides[0]), target=tuple(sides[1]), tokens=found.tokens, **rows), second
+
+
+def _moments(read: _Read, points: tuple[str, str], blocks: np.ndarray) -> tuple[Moments, list[Moments]]:
+    """Moments of all tokens, and of the first half, quarter and so on of them."""
+    from heredity.stitch.moments import MomentStream
+
+    stream, parts, cuts = MomentStream(), [], sorted({len(blocks) >> step for step in range(1, _HALVINGS + 1)} - {0})
+    for start, stop in zip([0, *cuts], [*cuts, len(blocks)], strict=True):
+        for of_a, of_b in read.pairs([points[0]], [points[1]], blocks[start:stop]):
+            stream.add(of_a, of_b)
+        parts.append(stream.pair(0, 0))
+    return parts[-1], parts[:-1]
+
+
+def _joint(config: StitchConfig, moments: Moments, held_out: Moments) -> Stitch:
+    from heredity.stitch.fit import fit
+
+    return fit(moments, "joint", config.alpha, held_out=held_out).stitch
+
+
+def _fits(
+    config: StitchConfig, moments: Moments, held_out: Moments, shared: float
+) -> dict[str, tuple[Stitch, FitSummary]]:
+    """Every fit that reads moments alone. shared: seconds of the pass that took them."""
+    from heredity.stitch.fit import fit
+    from heredity.stitch.joint import joint_flops
+    from heredity.stitch.moments import moment_flops
+
+    widths = len(moments.mean_a), len(moments.mean_b)
+    methods: list[Any] = ["ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])]
+    found = {}
+    for method in methods:
+        start = time.monotonic()
+        fitted = fit(moments, method, config.alpha, held_out=held_out)
+        flops = moment_flops(moments.tokens, *widths)
+        if method == "joint":
+            flops += joint_flops(len(fitted.losses) - 1, *widths)
+        told = _told(fitted.stitch, held_out, config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
+        converged = fitted.converged if method == "joint" else None
+        found[method] = fitted.stitch, told.model_copy(update={"converged": converged})
+    return found
+
+
+def _by_adam(
+    config: StitchConfig, read: _Read, points: tuple[str, str], blocks: np.ndarray, held_out: Moments, seed: int
+) -> tuple[Stitch, FitSummary]:
+    """The published fit on the same tokens."""
+    import torch
+
+    from heredity.stitch.adam import adam_flops, fit_by_adam
+
+    each = max(1, config.adam.batch_tokens // blocks.shape[1])
+    count = max(1, len(blocks) // each)
+
+    def batch(number: int):
+        chunks = list(read.pairs([points[0]], [points[1]], blocks[number * each : (number + 1) * each]))
+        return torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
+
+    start = time.monotonic()
+    found = fit_by_adam(batch, count, config.adam.epochs, config.alpha, config.adam.lr, seed=seed)
+    flops = adam_flops(found.tokens, len(held_out.mean_a), len(held_out.mean_b))
+    seconds = time.monotonic() - start
+    return found.stitch.to("cpu"), _told(found.stitch, held_out, config.alpha, found.tokens, flops, seconds)
+
+
+def _told(stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float) -> FitSummary:
+    from heredity.stitch.quality import stitch_quality
+
+    found = stitch_quality(stitch, held_out, alpha)
+    r2 = {way: getattr(found, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}
+    return FitSummary(
+        loss=found.loss,
+        r2=r2,
+        condition=found.condition,
+        effective_rank=found.effective_rank,
+        tokens=tokens,
+        flops=flops,
+        seconds=round(seconds, 2),
+    )
+
+
+def _ways(read: _Read, points: tuple[str, str], stitch: Stitch, blocks: np.ndarray) -> dict[str, WaySummary]:
+    """Both models, and each going on from the other's front."""
+    from heredity.stitch.stitched import stitched_losses
+
+    source, target = zip(read.models, points, strict=True)
+    found = stitched_losses(source, target, *stitch, blocks, read.special, read.precision)
+    rises = found.increases
+    return {
+        way: WaySummary(ce_loss=own.ce_loss, accuracy=own.accuracy, increase=rises.get(way))
+        for way, own in found._asdict().items()
+    }
