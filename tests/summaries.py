@@ -61,6 +61,24 @@ def first_row(summary: dict[str, Any]) -> str:
     )
 
 
+def ceilings(summary: dict[str, Any]) -> str:
+    """What persists along every edge beside what persists between two SAEs of one model, at both thresholds."""
+
+    def percent(value: float, ends: Sequence[float] | None) -> str:
+        return f"{value:.1%}" + (f" [{ends[0]:.1%}, {ends[1]:.1%}]" if ends else "")
+
+    rows = []
+    for name, edge in summary["edges"].items():
+        live, size = edge["parent_live"], edge["parent_features"]
+        for found in (edge, edge["paper"]):
+            ends = found["intervals"]
+            persist = f"{found['persist']:,} ({found['persist'] / live:.1%} / {found['persist'] / size:.1%} of all)"
+            rows.append([name, f"{found['threshold']:.2f}", persist + interval(found, "persist")])
+            rows[-1] += [percent(found[key], ends.get(key)) for key in ("ceiling", "relative")]
+            rows[-1].append(f"{found['floor']:.2%}")
+    return table(["edge", "r >", "persist", "ceiling", "of ceiling", "floor"], rows)
+
+
 def rules(summary: dict[str, Any]) -> str:
     """Parent features that persist by each rule."""
     names = list(next(iter(summary["edges"].values()))["rules"])
@@ -183,7 +201,7 @@ def explained(summary: dict[str, Any]) -> str:
             if edge["effect"] is None
             else f"{edge['effect']:.2f} [{edge['interval'][0]:.2f}, {edge['interval'][1]:.2f}]"
         )
-        p = "–" if edge["p"] is None else f"{edge['p']:.1g}"
+        p = "–" if edge["p"] is None else f"{edge['p']:.1g}" if edge["p"] > 0 else "< 1e-300"
         rows.append([where, group(edge["persisting"]), group(edge["others"]), effect, p])
     return table(["edge", "persisting", "others", "chance that persisting scores higher", "p"], rows)
 
@@ -311,9 +329,12 @@ def protocols(found: dict[str, Any]) -> str:
 
 KINDS = {
     "beside_paper": beside_paper,
+    "ceilings": ceilings,
     "edges": edges,
     "first_row": first_row,
     "planted": planted,
     "protocols": protocols,
+    "rules": rules,
+    "saes": saes,
     "study": study,
 }

@@ -150,9 +150,9 @@ class Study:
         return self.config.controls.seeds if wanted else 1
 
     @property
-    def follows_features(self) -> bool:
-        """Whether SAEs are trained and features matched along edges; a study of stitches alone has no edges."""
-        return bool(self.edges) or not self.config.stitch
+    def inits(self) -> tuple[Init, ...]:
+        """How SAEs of the models are initialized, the headline one first; none for a study of stitches alone."""
+        return self.config.sae.init if self.edges or not self.config.stitch else ()
 
     def stitch_corpora(self, name: str) -> tuple[str, ...]:
         """Corpora that both models of a stitch have read, in the order of [corpus]."""
@@ -190,7 +190,7 @@ class Study:
                 raise self._fault("controls.models", self._unknown(name, self.config.model, "model"))
         for name in self.config.stitch:
             self._check_stitch(name)
-        if self.follows_features and not self.edges and len(self.config.model) > 1:
+        if self.inits and not self.edges and len(self.config.model) > 1:
             raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch")
 
     def _check_name(self, table: str, name: str) -> None:

@@ -13,12 +13,14 @@ from heredity.stitch.steer import (
     NONE,
     Steering,
     TextClassifier,
+    change,
     clamped,
     effect,
     generate,
     leveled,
     steering_vector,
     transfer_gap,
+    with_change,
 )
 from tiny import save_tiny_model
 
@@ -45,6 +47,25 @@ def test_clamping_sets_the_level_and_leaves_the_rest():
     torch.testing.assert_close(clamped(found, steering), found)
     with pytest.raises(ValueError, match="8 wide and the vectors 4"):
         clamped(h[..., :4], steering)
+
+
+def test_how_far_clamping_moves_vectors_is_told_and_can_be_chosen():
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) + 3
+    mean, covariance = h.mean(0), np.cov(h, rowvar=False, bias=True)
+    v = rng.standard_normal(6)
+
+    def moved(steering: Steering) -> float:
+        away = clamped(torch.from_numpy(h), steering).numpy() - h
+        return float(np.sqrt((away**2).sum(1).mean()))
+
+    steering = leveled(v, h[:20] + 5)
+    assert change(steering, mean, covariance) == pytest.approx(moved(steering), rel=1e-5)
+    strong = with_change(v, 20.0, mean, covariance)
+    assert moved(strong) == pytest.approx(20.0, rel=1e-5) and strong.level > mean @ strong.direction
+    weak = with_change(v, 0.01, mean, covariance)
+    assert weak.level == pytest.approx(mean @ weak.direction)
+    assert moved(weak) < moved(weak._replace(level=weak.level + 0.1)), "held anywhere else it moves them further"
 
 
 def test_vectors_that_say_nothing_are_refused():

@@ -4,6 +4,7 @@ from heredity.cli import study as study  # isort: skip - commands are listed in 
 from heredity.cli import explain as explain
 from heredity.cli import look as look
 from heredity.cli import single as single
+from heredity.cli import stitch as stitch
 from heredity.cli.app import app as app
 
 

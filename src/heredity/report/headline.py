@@ -7,6 +7,7 @@ from typing import Literal
 
 from heredity.config import Init
 from heredity.report.record import Interval
+from heredity.report.stitch_findings import Topic, stitch_findings
 from heredity.report.summary import EdgeSummary, Flow, Frozen, MergeSummary, Summary
 
 
@@ -14,11 +15,11 @@ class Statement(Frozen):
     """One finding."""
 
     about: str
-    """The model it is about."""
-    question: Literal["inherited", "lost", "new", "sure", "merge"]
-    """What it answers."""
-    instrument: Init
-    """How the SAEs it rests on were initialized."""
+    """The model it is about, or `stitch NAME`."""
+    question: Literal["inherited", "lost", "new", "sure", "merge"] | Topic
+    """What it answers, or tells of."""
+    instrument: Init | None
+    """How the SAEs it rests on were initialized; null for a stitch, which has SAEs of its own."""
     text: str
     """A sentence."""
     evidence: tuple[str, ...]
@@ -26,11 +27,15 @@ class Statement(Frozen):
 
 
 def headline(summary: Summary) -> tuple[Statement, ...]:
-    """What each child inherited, lost and has anew, and how sure that is, for every init; merges last.
+    """What stitches carry; what each child inherited, lost and has anew, and how sure that is, for every init; merges.
 
     Written from `summary` alone, so that every number in a sentence also stands in the tables.
     """
-    statements: list[Statement] = []
+    statements = [
+        Statement(about=f"stitch {name}", question=topic, instrument=None, text=text, evidence=evidence)
+        for name, stitch in summary.stitches.items()
+        for topic, text, evidence in stitch_findings(stitch)
+    ]
     measured: dict[Init, tuple[dict[str, EdgeSummary], dict[str, Flow]]] = {
         summary.instrument: (summary.edges, summary.flow)
     }

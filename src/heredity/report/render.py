@@ -17,7 +17,8 @@ from heredity.report.shown import Highlight
 from heredity.report.squeeze import squeeze_script, squeeze_style
 from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
 
-_SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "edges.js", "features.js", "cases.js", "meaning.js", "page.js")
+_SCRIPTS = ("dom.js", "axes.js", "flow.js", "charts.js", "edges.js", "features.js", "cases.js", "meaning.js")
+_STITCHES = ("stitch.js", "carried.js")  # for studies that have any
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
 # end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -33,6 +34,7 @@ def render(view: View) -> str:
     shown = view.model_dump(mode="json")
     for figures in (shown["summary"], *shown["summary"]["also"].values()):
         figures["classes"] = _classes(figures["classes"])
+    shown["summary"]["stitches"] = _rounded(shown["summary"]["stitches"])
     data = {
         "view": {**shown, "highlights": [_shown(one) for one in view.highlights]},
         "headline": [statement.model_dump(mode="json") for statement in statements],
@@ -41,7 +43,7 @@ def render(view: View) -> str:
         "density_bins": DENSITY_BINS.tolist(),
         "thresholds": THRESHOLDS.tolist(),
     }
-    script = _script()
+    script = _script(bool(view.summary.stitches))
     parts = {
         "title": html.escape(view.summary.study),
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_digest(script)}'",
@@ -70,7 +72,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_rounded(part) for part in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _shown(highlight: Highlight) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def embedded(value: object) -> str:
 
 def _plain(view: View, statements: tuple[Statement, ...]) -> str:
     """The findings for a reader without scripts."""
-    mine = [statement for statement in statements if statement.instrument == view.summary.instrument]
+    mine = [statement for statement in statements if statement.instrument in (view.summary.instrument, None)]
     notes = "".join(f"<p>Note: {html.escape(note)}</p>\n" for note in view.summary.notes)
     return notes + "\n".join(
         f"<p>{html.escape(statement.text)} <small>{html.escape('; '.join(statement.evidence))}</small></p>"
@@ -111,8 +113,9 @@ def _plain(view: View, statements: tuple[Statement, ...]) -> str:
 
 
 @cache
-def _script() -> str:
-    text = squeeze_script("\n".join(_file(name) for name in _SCRIPTS))
+def _script(stitches: bool) -> str:
+    names = (*_SCRIPTS, *(_STITCHES if stitches else ()), "page.js")
+    text = squeeze_script("\n".join(_file(name) for name in names))
     return f'(() => {{\n"use strict";\n{text}\n}})();\n'
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from heredity.report.bridge import BridgeSummary
+from heredity.report.carried import BeginningSummary, CarriedSummary, SavingRow
+from heredity.report.kept import KeptSummary
+from heredity.report.probing import ProbeSummary, SteeringSummary
 from heredity.report.record import Count, Frozen, Number
 
 
@@ -89,3 +93,17 @@ class StitchSummary(Frozen):
 
     maps: MapsSummary
     """The maps, and the models they join."""
+    carried: dict[int, CarriedSummary]
+    """The source's SAE in the target, by its number of features."""
+    beginnings: dict[int, dict[str, BeginningSummary]]
+    """SAEs trained in the target, by number of features and by what they start from."""
+    savings: tuple[SavingRow, ...]
+    """What the starts save."""
+    probes: dict[str, ProbeSummary]
+    """By task."""
+    steering: SteeringSummary | None = None
+    """Null where none was asked for."""
+    kept: KeptSummary | None = None
+    """What single features keep; null where it was not asked for."""
+    bridge: BridgeSummary | None = None
+    """Beside the lineage, where source and target are parent and child; null elsewhere."""

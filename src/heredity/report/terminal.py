@@ -11,6 +11,7 @@ from heredity.features.evidence import PAPER
 from heredity.report import console
 from heredity.report.console import Bars, duration
 from heredity.report.said import print_edge, print_explained, print_found, print_merge, print_shown
+from heredity.report.stitched import print_stitches
 
 __all__ = [
     "Bars",
@@ -23,6 +24,7 @@ __all__ = [
     "print_plan",
     "print_shown",
     "print_status",
+    "print_stitches",
     "print_summary",
     "print_verified",
 ]
@@ -90,6 +92,7 @@ def print_summary(summary: Any, page: Any) -> None:
     instruments = {summary.instrument: summary, **summary.also}
     for init, found in instruments.items():
         _print_measured(init, found)
+    print_stitches(summary.stitches)
     for name, case in summary.cases.items():
         ratios = ", ".join(
             f"{model} {console.number(row.llr)}" for model, row in case.members.items() if row.llr is not None
@@ -110,7 +113,9 @@ _INSTRUMENTS = {
 
 
 def _print_measured(init: str, found: Any) -> None:
-    """SAEs, edges and flow of one instrument."""
+    """SAEs, edges and flow of one instrument; nothing for a study of stitches alone."""
+    if not found.saes:
+        return
     instrument = _INSTRUMENTS[init]
     headings = ("SAE", "L0", "expl. variance", "CE recovered", "dead")
     saes = console.table(f"Sparse autoencoders on held-out text: {instrument}", *headings)

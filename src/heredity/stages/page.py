@@ -58,18 +58,20 @@ def write_page(study: Study, artifacts: Artifacts, summary: Summary, out: Path) 
 
 def view_of(study: Study, artifacts: Artifacts, summary: Summary) -> View:
     """All that the page shows of a study that has been run."""
-    found = artifacts[f"features/{study.instrument}"]
-    rows, labels = found.json(FEATURES), _labels(artifacts.get(f"explain/{study.instrument}"))
+    shown = artifacts.get(f"features/{study.instrument}")
+    rows, cases = (shown.json(FEATURES), shown.json(CASES)) if shown else ([], {})
+    labels = _labels(artifacts.get(f"explain/{study.instrument}"))
     return View(
         summary=summary,
         graph=tuple(_node(study, name) for name in study.order),
-        measured={init: _measurement(study, artifacts, init) for init in study.config.sae.init},
+        measured={init: _measurement(study, artifacts, init) for init in study.inits}
+        or {study.instrument: Measurement(edges={}, flows={})},
         tensors={
             name: tuple(TensorRow(**row) for row in artifacts[f"model/{name}"].json("merge.json")["tensors"])
             for name in summary.merges
         },
         highlights=tuple(_highlight(study, row, labels) for row in rows),
-        cases={name: _case(case) for name, case in found.json(CASES).items()},
+        cases={name: _case(case) for name, case in cases.items()},
         provenance=_provenance(study, artifacts),
     )
 

@@ -14,6 +14,8 @@ from heredity.study import Study, StudyError
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
 _EFFICIENCY = {"model": 0.8, "sweep": 0.9, "quality": 0.8, "sae": 0.6, "match": 0.5, "shift": 0.5}
 _EFFICIENCY |= {"newness": 0.6, "other": 0.35}
+STITCHED = ("stitch", "sae", "carried", "beginning", "probes", "steering", "kept", "bridge")
+"""Kinds of stages that belong to a stitch when they bear its name."""
 _PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
@@ -99,11 +101,13 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
 
     widths: dict[str, int | None] = {}
     for name in study.order:
-        shape = _shape(study, name)
+        shape = _shape(study, name) if study.inits else None
         try:
             widths[name] = width(shape, study.config.hook_point) if shape else None
         except HookPointError as error:
             raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
+    for name in study.config.stitch:
+        _check_stitch(study, name)
     for name, d_in in widths.items():
         if d_in is not None:
             _check_sae(study, name, d_in)
@@ -115,6 +119,30 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
                 "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return widths
+
+
+def _check_stitch(study: Study, name: str) -> None:
+    """That both hook points are there, and that the SAEs have room for k features; as far as can be told."""
+    from heredity.hooks import HookPointError, width
+
+    config, sae = study.config.stitch[name], study.config.sae
+    points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}
+    for end, point in points.items():
+        shape = _shape(study, getattr(config, end))
+        try:
+            _ = width(shape, point) if shape and point else None
+        except HookPointError as error:
+            key = (
+                "hook_point" if end == "source" and not config.source_hook_point else f"stitch.{name}.{end}_hook_point"
+            )
+            raise StudyError(f"{study.name}: {key}: {error} (model {getattr(config, end)})") from None
+    most = sae.k if sae.activation in RANKED else sae.l0[1]
+    if most > min(config.widths):
+        key = "sae.k" if sae.activation in RANKED else "sae.l0"
+        raise StudyError(
+            f"{study.name}: {key}: {most:g} is more than the {min(config.widths)} features of stitch.{name}.widths; "
+            "lower it"
+        )
 
 
 def _check_sae(study: Study, name: str, d_in: int) -> None:
@@ -221,6 +249,8 @@ def _parameters(shape: SimpleNamespace) -> int:
 def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> tuple[int, float, float]:
     """Tokens, FLOPs and GiB of a stage."""
     config = study.config
+    if (found := _stitch_cost(study, kind, name)) is not None:
+        return found
     if (kind, name) == ("sae", "joint"):
         rows = [_cost(study, kind, f"{model}-scratch", widths) for model in study.order]
         return sum(row[0] for row in rows), sum(row[1] for row in rows), max(row[2] for row in rows)
@@ -263,6 +293,35 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
     # A shift matches the features of one SAE with those of four.
     pairs = {"match": 2, "shift": 8}.get(kind, 0) * config.lineage.tokens * l0**2
     return count, count * encode + pairs, _PROCESS_GIB + (count * l0 * 24 + 16 * d_in * d_sae) / 2**30
+
+
+def _stitch_cost(study: Study, kind: str, name: str) -> tuple[int, float, float] | None:
+    """Tokens, FLOPs and GiB of a stage of a stitch; None for any other. Widths are those of residual streams."""
+    for stitch, config in study.config.stitch.items():
+        if kind not in STITCHED or not (name == stitch or name.startswith(f"{stitch}-")):
+            continue
+        shapes = [_shape(study, end) for end in (config.source, config.target)]
+        a, b = ((getattr(shape, "hidden_size", None) or getattr(shape, "n_embd", 0) or 1024) for shape in shapes)
+        weights = [_front(shape, d) for shape, d in zip(shapes, (a, b), strict=True)]
+        base = _PROCESS_GIB + 16 * sum(weights) / 2**30
+        trained = study.config.sae.tokens
+        features = next((size for size in config.widths if name.split("-")[-1] == str(size) or f"-{size}-" in name), 0)
+        if kind == "stitch":
+            fitted = config.tokens * (2 * sum(weights) + 2 * (a * a + a * b + b * b))
+            descent = config.adam.epochs * config.tokens * (2 * sum(weights) + 20 * a * b)
+            return config.tokens * (1 + config.adam.epochs), fitted + descent, base
+        if kind in ("sae", "beginning"):
+            own, d_in = (weights[0], a) if kind == "sae" else (weights[1], b)
+            return trained, trained * (2 * d_in * features + 2 * own), base + 32 * d_in * features / 2**30
+        passes = {"carried": 20, "probes": 4, "steering": 8, "kept": 8, "bridge": 6}[kind]
+        count = passes * config.evaluation
+        return count, count * (sum(weights) + 2 * b * (features or config.widths[0])), base
+    return None
+
+
+def _front(shape: SimpleNamespace | None, d_model: int) -> float:
+    """Weights that a pass to a stitch multiplies: it is near the middle of the model, and nothing runs beyond it."""
+    return max(0.0, _parameters(shape) - 2.0 * shape.vocab_size * d_model) / 2 if shape else 0.0
 
 
 def _effects(tokens: int, weights: float) -> float:

@@ -32,6 +32,7 @@ from heredity.stages.models import RECORD, machine
 from heredity.stages.newness import NEWNESS
 from heredity.stages.saes import QUALITY
 from heredity.stages.shift import SHIFT
+from heredity.stages.stitching import stitch_summary
 from heredity.study import Edge, Study
 
 Artifacts = Mapping[str, Artifact]
@@ -68,7 +69,7 @@ def summarize(study: Study, artifacts: Artifacts) -> Summary:
     """All figures of a study that has been run."""
     seconds = sum(artifact.manifest["seconds"] for artifact in artifacts.values())
     further: dict[Init, AlsoSummary] = {
-        init: AlsoSummary(**_measured(study, artifacts, init)) for init in study.config.sae.init[1:]
+        init: AlsoSummary(**_measured(study, artifacts, init)) for init in study.inits[1:]
     }
     return Summary(
         heredity=versions().get("heredity", "0"),
@@ -79,8 +80,8 @@ def summarize(study: Study, artifacts: Artifacts) -> Summary:
         instrument=study.instrument,
         models={name: _model(study, artifacts, name) for name in study.order},
         merges={name: _merge(study, artifacts, name) for name in study.order if study.config.model[name].merge},
-        cases=_cases(artifacts[f"features/{study.instrument}"]),
-        stitches={},
+        cases=_cases(_shown_cases(study, artifacts)),
+        stitches={name: stitch_summary(study, artifacts, name) for name in study.config.stitch},
         also=further,
         **_measured(study, artifacts, study.instrument),
     )
@@ -91,16 +92,16 @@ def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
     sae = study.config.sae
     if sae.activation not in RANKED and sae.l1_coefficient is None:
         least, most = sae.l0
-        for name, init in ((name, init) for init in sae.init for name in study.order):
+        for name, init in ((name, init) for init in study.inits for name in study.order):
             l0 = artifacts[f"sae_quality/{name}-{init}"].json(QUALITY)["l0"]
             if not least <= l0 <= most:
                 yield (
                     f"the SAE of {name} (init {init}) has L0 {l0:.1f} on held-out text, not in [{least:g}, {most:g}]: "
                     "train longer, raise sae.calibration, or widen sae.l0"
                 )
-    for init in sae.init:
+    for init in study.inits:
         yield from _regime(study, artifacts, init)
-    for name, case in artifacts[f"features/{study.instrument}"].json(CASES).items():
+    for name, case in _shown_cases(study, artifacts).items():
         missing = case["not_in_vocabulary"]
         if missing and len(missing) == len(case["tokens"]):
             yield f"case {name}: {', '.join(map(repr, missing))}: no single token of this vocabulary, not looked for"
@@ -172,6 +173,8 @@ def _merge(study: Study, artifacts: Artifacts, name: str) -> MergeSummary:
 
 
 def _measured(study: Study, artifacts: Artifacts, init: Init) -> dict:
+    if not study.inits:
+        return {"saes": {}, "edges": {}, "flow": {}}
     return {
         "saes": {name: _sae(artifacts[f"sae_quality/{name}-{init}"]) for name in study.order},
         "edges": {edge.name: _edge(study, artifacts, edge, init) for edge in study.edges},
@@ -242,11 +245,12 @@ def flow_counts(study: Study, merge: str, matches: Mapping[Edge, Matches]) -> di
     }
 
 
-def _cases(artifact: Artifact) -> dict[str, CaseSummary]:
-    return {
-        name: CaseSummary.of(_members(case), case["mean_r"], case["verdict"])
-        for name, case in artifact.json(CASES).items()
-    }
+def _shown_cases(study: Study, artifacts: Artifacts) -> dict[str, dict[str, Any]]:
+    return artifacts[f"features/{study.instrument}"].json(CASES) if study.inits else {}
+
+
+def _cases(found: Mapping[str, dict[str, Any]]) -> dict[str, CaseSummary]:
+    return {name: CaseSummary.of(_members(case), case["mean_r"], case["verdict"]) for name, case in found.items()}
 
 
 def _members(case: Mapping[str, Any]) -> dict[str, CaseMember]:

@@ -69,6 +69,24 @@ def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
     return leveled(pos.mean(0) - neg.mean(0), pos)
 
 
+def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """Root mean square of how far `clamped` moves vectors of this mean [d_in] and covariance [d_in, d_in]."""
+    v = steering.direction
+    return float(np.sqrt((steering.level - mean @ v) ** 2 + max(0.0, v @ covariance @ v)))
+
+
+def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covariance: np.ndarray) -> Steering:
+    """A direction [d_in] of any length, held where it moves vectors as far as is wanted (see `change`).
+
+    The level lies above that of the vectors' mean [d_in]; it is that of the mean, which moves them least, when their
+    covariance [d_in, d_in] alone makes clamping move them further. For a random direction that is as strong as
+    another. Raises ValueError as `leveled` does.
+    """
+    still = leveled(direction, mean[None])
+    beyond = wanted**2 - change(still, mean, covariance) ** 2
+    return still._replace(level=still.level + float(np.sqrt(max(0.0, beyond))))
+
+
 def clamped(h: Tensor, steering: Steering) -> Tensor:
     """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays.
 

@@ -47,6 +47,7 @@ function studyGraph() {
       if (edge) labels.push(label(on(0), on(1) + 4, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
     }
     svg.append(...labels);
+    if (stitches.length) stitchLines(svg, place, boxWidth, boxHeight, across);
     for (const node of GRAPH) {
       const { x, y } = place[node.name];
       const merge = SUMMARY.merges[node.name];
@@ -61,7 +62,7 @@ function studyGraph() {
         label(x + 14, y + 20, clip(node.name, boxWidth - 22, 7.6), "strong"),
         lines.map((text, row) => label(x + 14, y + 37 + row * 16, clip(text, boxWidth - 20), "soft"))));
     }
-    return rowsHeight + 4;
+    return rowsHeight + (stitches.length && !across ? 44 : 4);
   });
 }
 

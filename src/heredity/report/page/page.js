@@ -2,25 +2,26 @@
 const INITS = { joint: "joint", parent: "continued", independent: "independent" };
 const available = [SUMMARY.instrument, ...Object.keys(SUMMARY.also)];
 const merges = Object.keys(SUMMARY.merges);
+const stitches = Object.keys(SUMMARY.stitches);
 const lede = (text) => h("p", { class: "lede" }, text);
 
 const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "new", sure: "how sure" };
 function findings() {
-  const mine = DATA.headline.filter((statement) => statement.instrument === state.init);
+  const mine = DATA.headline.filter((statement) => [state.init, null].includes(statement.instrument));
   const order = Object.keys(QUESTIONS);
   // the last child first: what the whole study leads up to
   const blocks = [...new Set(mine.map((statement) => statement.about))].reverse().map((name) => {
     const model = SUMMARY.models[name];
     const statements = mine.filter((statement) => statement.about === name).sort((a, b) => order.indexOf(a.question) - order.indexOf(b.question));
     return h("div", { class: "finding" },
-      h("h3", null, h("b", null, name), `, ${KINDS[model.kind]} ${model.kind === "merge" ? "of" : "from"} ${model.parents.join(" and ")}`),
+      h("h3", null, h("b", null, name), model ? `, ${KINDS[model.kind]} ${model.kind === "merge" ? "of" : "from"} ${model.parents.join(" and ")}` : null),
       h("dl", null, statements.map((statement, place) => [
-        h("dt", null, statements[place - 1]?.question === statement.question ? "" : QUESTIONS[statement.question]),
+        h("dt", null, statements[place - 1]?.question === statement.question ? "" : QUESTIONS[statement.question] || statement.question),
         h("dd", null, bound(statement.text), h("small", null, bound(statement.evidence.join(" · "))))])));
   });
   const notes = SUMMARY.notes.map((note) => lede(`Note: ${note}`));
   if (!blocks.length) return [notes, lede("This study has no parent and child, so nothing is inherited: the page shows its models and SAEs.")];
-  return [notes, blocks, h("h3", null, "In numbers"), edgeTable()];
+  return [notes, blocks, hasEdges ? [h("h3", null, "In numbers"), edgeTable()] : null];
 }
 
 function edgeTable() {
@@ -191,7 +192,8 @@ const SECTIONS = [
   hasEdges && { id: "edges", title: "Edge by edge", short: "Edges", build: edgesSection, measured: true },
   hasEdges && available.some((init) => figuresOf(init).classes || figuresOf(init).explained) && { id: "meaning", title: "What features mean", short: "Meaning", build: meaningSection, measured: true },
   SUMMARY.repeats && { id: "repeats", title: "Between seeds", short: "Seeds", build: repeatsSection, measured: true },
-  { id: "saes", title: "Quality of the SAEs", short: "SAEs", build: saeSection, measured: true },
+  stitches.length && { id: "stitches", title: "Stitches", build: stitchSection },
+  Object.keys(SUMMARY.saes).length && { id: "saes", title: "Quality of the SAEs", short: "SAEs", build: saeSection, measured: true },
   { id: "models", title: "Quality of the models", short: "Models", build: modelSection },
   lists.length && { id: "features", title: "Features", build: () => [lede("The text that features fire on most, shaded by activation, and under it the same text as seen by their matches. Figures are the r of the match, dotted when below the threshold."), featureLists(lists)] },
   Object.keys(VIEW.cases).length && { id: "cases", title: "Cases", build: () => Object.entries(VIEW.cases).map(([name, found]) => caseBlock(name, found)) },
@@ -213,7 +215,7 @@ function choose(init) {
 function start() {
   const main = document.getElementById("main");
   main.replaceChildren(h("header", { class: "top" }, h("h1", null, SUMMARY.study),
-    h("p", null, "What was inherited, what was lost, what is new, and how sure that is · heredity ", SUMMARY.heredity)));
+    h("p", null, hasEdges || !stitches.length ? "What was inherited, what was lost, what is new, and how sure that is" : "What maps between models carry", " · heredity ", SUMMARY.heredity)));
   for (const section of SECTIONS) {
     section.body = h("section", { id: section.id, "aria-labelledby": `${section.id}-title` });
     main.append(section.body);

@@ -1,0 +1,82 @@
+"""Floating-point operations are those that torch counts, and a saving is read off two curves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
+
+
+class PlainTopK(nn.Module):
+    """f = topk(x W_e + b_e), x̂ = f W_d + b_d (Chen et al. 2025, eq. 4-5), with torch's own gradients."""
+
+    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.W_e, self.b_e = nn.Parameter(torch.randn(d_in, d_sae)), nn.Parameter(torch.zeros(d_sae))
+        self.W_d, self.b_d = nn.Parameter(torch.randn(d_sae, d_in)), nn.Parameter(torch.zeros(d_in))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        top = (x @ self.W_e + self.b_e).relu().topk(self.k, dim=-1)
+        acts = torch.zeros(len(x), len(self.b_e)).scatter(-1, top.indices, top.values)
+        return acts @ self.W_d + self.b_d
+
+
+def test_dense_operations_are_those_torch_counts():
+    module, x = PlainTopK(12, 40, 4), torch.randn(24, 12)
+    with FlopCounterMode(display=False) as counter:
+        (module(x) - x).square().mean().backward()
+    assert counter.get_total_flops() == dense_flops(12, 40, 24)
+
+
+def test_the_papers_own_figures_come_out():
+    """Table 3: 32k features, 120k steps of 4096 vectors; the larger model's is 1.2e17, the smaller's 8.2e16."""
+    assert dense_flops(768, 32768, 120_000 * 4096) == pytest.approx(1.24e17, rel=0.01)
+    assert dense_flops(512, 32768, 120_000 * 4096) == pytest.approx(8.2e16, rel=0.01)
+
+
+def test_sparse_operations_are_one_dense_product_and_four_of_active_entries():
+    d_in, d_sae, k, n = 12, 40, 4, 24
+    with FlopCounterMode(display=False) as counter:
+        torch.randn(n, d_in) @ torch.randn(d_in, d_sae)
+        for _ in range(4):  # reconstruction, gradients of activations, decoder and encoder: k rows a vector
+            torch.randn(n, 1, k) @ torch.randn(n, k, d_in)
+    assert counter.get_total_flops() == sparse_flops(d_in, d_sae, k, n)
+    assert sparse_flops(d_in, d_sae, d_sae, n) == dense_flops(d_in, d_sae, n), "all active: five products"
+
+
+def test_starts_cost_what_their_products_do():
+    with FlopCounterMode(display=False) as counter:
+        torch.randn(20, 12) @ torch.randn(12, 40)
+        torch.randn(40, 12) @ torch.randn(12, 20)
+    assert counter.get_total_flops() == fold_flops(12, 20, 40)
+    bias, decoder = (refit_flops(12, 40, 4.0, 100, decoder) for decoder in (False, True))
+    assert bias == 2 * 12 * 40 * 100 and decoder - bias == pytest.approx(2 * 4 * 16 * 100 + 64000 / 3 + 2 * 12 * 1600)
+
+
+def test_a_level_is_reached_between_points_on_a_logarithmic_axis():
+    costs, values = [0.0, 1.0, 100.0, 1e4], [0.1, 0.5, 0.7, 0.6]
+    assert reached(costs, values, 0.6) == pytest.approx(10.0)
+    assert reached(costs, values, 0.55) == pytest.approx(math.sqrt(10))
+    assert reached(costs, values, 0.7) == 100.0
+    assert reached(costs, values, 0.3) == pytest.approx(0.5), "linear after a point without cost"
+    assert reached(costs, values, 0.05) == 0.0, "there from the start"
+    assert reached(costs, values, 0.71) is None
+    assert reached(costs, [float("nan"), 0.1, float("nan"), 0.9], 0.5) == pytest.approx(100.0)
+    for wrong, values in (([1.0, 1.0], [0, 1]), ([], []), ([1.0], [0, 1])):
+        with pytest.raises(ValueError, match="in ascending order"):
+            reached(wrong, values, 0.5)
+    with pytest.raises(ValueError, match="begin at 0 or above"):
+        reached([-1.0], [0.5], 0.5)
+
+
+def test_a_saving_pays_for_the_maps_and_may_be_negative_or_none():
+    assert saving(40.0, 100.0) == pytest.approx(0.6)
+    assert saving(40.0, 100.0, 10.0) == pytest.approx(0.5)
+    assert saving(0.0, 100.0, 150.0) == pytest.approx(-0.5)
+    assert saving(None, 100.0) is saving(40.0, None) is saving(40.0, 0.0) is None
