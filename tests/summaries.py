@@ -79,6 +79,31 @@ def ceilings(summary: dict[str, Any]) -> str:
     return table(["edge", "r >", "persist", "ceiling", "of ceiling", "floor"], rows)
 
 
+def repeats(summary: dict[str, Any]) -> str:
+    """How far what persists and emerges varies between trainings, in percent of live features."""
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{100 * row['mean']:.1f} ± {100 * row['standard_deviation']:.1f}"
+
+    rows = [[name, cell(edge["persist"]), cell(edge["emerge"])] for name, edge in summary["repeats"]["edges"].items()]
+    return table(["edge", "persist, %", "emerge, %"], rows)
+
+
+def shifts(summary: dict[str, Any]) -> str:
+    """How far data and weights turn features, median degrees in both orders, and what persists under each."""
+    rows = []
+    for name, edge in summary["edges"].items():
+        found = edge["shift"]
+        turned = (
+            f"{found['data_first'][cause]['median']:.0f} / {found['model_first'][cause]['median']:.0f}"
+            for cause in ("data", "model")
+        )
+        kept = (f"{found['persist'][cause]['share']:.0%}" for cause in ("noise", "data", "model", "both"))
+        rows.append([name, f"{found['noise']['median']:.0f}", *turned, *kept])
+    causes = ["continuing alone", "data", "model", "both"]
+    return table(["edge", "noise", "data", "model", *(f"persist: {cause}" for cause in causes)], rows)
+
+
 def rules(summary: dict[str, Any]) -> str:
     """Parent features that persist by each rule."""
     names = list(next(iter(summary["edges"].values()))["rules"])
@@ -334,7 +359,9 @@ KINDS = {
     "first_row": first_row,
     "planted": planted,
     "protocols": protocols,
+    "repeats": repeats,
     "rules": rules,
     "saes": saes,
+    "shifts": shifts,
     "study": study,
 }
