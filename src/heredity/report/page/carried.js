@@ -15,7 +15,7 @@ function probeChart(task, found, maps) {
   const levels = ["dense_source", "dense_native", "dense_unchanged"].flatMap((arm) => own(arm).slice(0, 1).map((row) => ({ y: row.balanced_accuracy, tint: probeTint(arm, maps) })));
   const sizes = [...new Set(series.flatMap((one) => one.points.map((point) => point.x)))].sort((a, b) => a - b);
   if (!sizes.length) return note("No size has a probe.");
-  return lineChart(`Balanced accuracy of probes for ${task} by features read; a table below holds the same`, series, levels, { label: "features that a probe reads", ticks: sizes, format: (k) => `${k}`, y: (value) => percent(value, 0), floor: 0 });
+  return lineChart(`Balanced accuracy of probes for ${task} by features read; a table below holds the same`, series, levels, { label: "features that a probe reads", ticks: sizes, format: (k) => `${k}`, y: (value) => percent(value, Math.abs((100 * value) % 1) < 1e-6 ? 0 : 1), floor: 0 });
 }
 function probesBlock({ maps, probes }) {
   const tasks = Object.entries(probes);

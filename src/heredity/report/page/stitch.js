@@ -1,7 +1,7 @@
 // Stitches: the maps between two models, and what was carried through them. The page has this part where there are any.
 const tintOf = (maps) => ({ source: color(maps.source), target: color(maps.target) === color(maps.source) ? "var(--c3)" : color(maps.target) });
 const digits = (value) => (known(value) ? (+value.toPrecision(3)).toLocaleString("en-US", { maximumSignificantDigits: 3 }).replace("-", "−") : "–");
-const signed = (value) => (known(value) ? `${value > 0 ? "+" : ""}${percent(value).replace("-", "−")}` : "–");
+const signed = (value) => (known(value) ? `${value >= 0.001 ? "+" : ""}${percent(value).replace("-", "−")}` : "–");
 const UNITS = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 function flops(value) {
   if (!known(value)) return "–";
