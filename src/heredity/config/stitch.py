@@ -103,7 +103,7 @@ class StitchConfig(Config):
     tokens: Positive = 1_000_000
     """Aligned tokens that maps are fitted to."""
     held_out: Positive = 100_000
-    """Validation tokens that they are judged on."""
+    """Validation tokens: every second block is there to choose their ridge, the others to judge them."""
     context_size: Annotated[int, Field(ge=8)] = 128
     """Tokens a block."""
     method: FitMethod = "joint"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from heredity.report import console
+from heredity.report.bridge import BridgeSummary
 from heredity.report.carried import SavingRow
+from heredity.report.kept import KeptSummary
 from heredity.report.probing import ProbeSummary, SteeringSummary
 from heredity.report.stitch import MapsSummary, StitchSummary
 
@@ -32,6 +34,10 @@ def print_stitches(found: Mapping[str, StitchSummary]) -> None:
             _print_probes(task, probes)
         if own.steering is not None:
             _print_steering(own.steering)
+        if own.kept is not None:
+            _print_kept(own.kept)
+        if own.bridge is not None:
+            _print_bridge(own.bridge)
 
 
 def way(name: str, maps: MapsSummary) -> str:
@@ -105,6 +111,39 @@ def _print_steering(found: SteeringSummary) -> None:
     for row in found.gaps:
         values = (console.percent(shares.get((row.model, row.wanted, arm)), 0) for arm in arms)
         table.add_row(row.model, row.wanted, *values, _digits(row.gap))
+    console.out.print(table)
+
+
+def _print_kept(found: KeptSummary) -> None:
+    headings = ("features", "n", "5 %", "25 %", "median", "75 %", "95 %")
+    table = console.table("r of a feature's attributions in both models", *headings)
+    rows = {}
+    if found.attribution is not None:
+        rows |= {"all judged": found.attribution.trained, "random directions": found.attribution.random}
+    if found.split is not None:
+        rows |= {"structural": found.split.structural.attribution, "semantic": found.split.semantic.attribution}
+    for label, row in rows.items():
+        table.add_row(label, f"{row.n:,}", *(_digits(value) for value in row.quantiles))
+    if rows:
+        console.out.print(table)
+    for part, reason in found.reasons.items():
+        console.out.print(f"Features, {part}: {reason}\n", markup=False, soft_wrap=True)
+
+
+def _print_bridge(found: BridgeSummary) -> None:
+    own = found.compared
+    if own is None:
+        console.out.print(f"Edge {found.edge}: {found.reason}\n", markup=False, soft_wrap=True)
+        return
+    title = f"Edge {found.edge}: {own.matched:,} of {own.live:,} features persist by their matches"
+    table = console.table(
+        title, "each feature with itself", "persist", "agree (kappa)", "r with match's r", "expl. var."
+    )
+    explained = {"carried": own.carried_explained_variance, "unchanged": own.unchanged_explained_variance}
+    for label, row in (("carried", own.carried), ("unchanged", own.unchanged)):
+        if row is not None:
+            figures = (_digits(row.kappa), _digits(row.rank), console.number(explained[label]))
+            table.add_row(label, f"{row.persisting:,}", *figures)
     console.out.print(table)
 
 

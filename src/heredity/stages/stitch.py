@@ -118,14 +118,14 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     shared = time.monotonic() - start
     work.progress(2, 5)
     held = stitch_blocks(work, "validation", config.held_out, config.context_size, seed)
-    held_out = read.stream([first], [second], held).pair(0, 0)
+    tuning, held_out = (read.stream([first], [second], half).pair(0, 0) for half in (held[::2], held[1::2]))
     moments.save(work.folder / "moments.safetensors")
     fits: dict[str, FitSummary] = {}
-    for method, (found, told) in _fits(config, moments, held_out, shared).items():
+    for method, (found, told) in _fits(config, moments, (tuning, held_out), shared).items():
         found.save(work.folder / method)
         fits[method] = told
     curve = {
-        **{part.tokens: stitch_quality(_joint(config, part, held_out), held_out, config.alpha).loss for part in parts},
+        **{part.tokens: stitch_quality(_joint(config, part, tuning), held_out, config.alpha).loss for part in parts},
         moments.tokens: fits["joint"].loss,
     }
     work.progress(3, 5)
@@ -222,16 +222,17 @@ def _moments(read: _Read, points: tuple[str, str], blocks: np.ndarray) -> tuple[
     return parts[-1], parts[:-1]
 
 
-def _joint(config: StitchConfig, moments: Moments, held_out: Moments) -> Stitch:
+def _joint(config: StitchConfig, moments: Moments, tuning: Moments) -> Stitch:
     from heredity.stitch.fit import fit
 
-    return fit(moments, "joint", config.alpha, held_out=held_out).stitch
+    return fit(moments, "joint", config.alpha, held_out=tuning).stitch
 
 
 def _fits(
-    config: StitchConfig, moments: Moments, held_out: Moments, shared: float
+    config: StitchConfig, moments: Moments, held: tuple[Moments, Moments], shared: float
 ) -> dict[str, tuple[Stitch, FitSummary]]:
-    """Every fit that reads moments alone. shared: seconds of the pass that took them."""
+    """Every fit that reads moments alone. held: to choose the ridge on, and to judge by. shared: seconds of the pass
+    that took them."""
     from heredity.stitch.fit import fit
     from heredity.stitch.joint import joint_flops
     from heredity.stitch.moments import moment_flops
@@ -241,11 +242,11 @@ def _fits(
     found = {}
     for method in methods:
         start = time.monotonic()
-        fitted = fit(moments, method, config.alpha, held_out=held_out)
+        fitted = fit(moments, method, config.alpha, held_out=held[0])
         flops = moment_flops(moments.tokens, *widths)
         if method == "joint":
             flops += joint_flops(len(fitted.losses) - 1, *widths)
-        told = _told(fitted.stitch, held_out, config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
+        told = _told(fitted.stitch, held[1], config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
         converged = fitted.converged if method == "joint" else None
         found[method] = fitted.stitch, told.model_copy(update={"converged": converged})
     return found
