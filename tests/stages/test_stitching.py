@@ -96,6 +96,32 @@ def test_check_and_status_know_the_stages(done):
         assert result.exit_code == 0 and "beginning/pair-64-random" in result.stdout
 
 
+def test_all_of_it_can_be_exported(done, tmp_path):
+    path, runs, printed = done
+    command = ["export", str(path), "--runs", str(runs), "--format", "json", "-o", str(tmp_path), "--debug"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    rows = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    kinds = ("fits", "ways", "carried", "curves", "savings", "probes", "steering")
+    assert set(rows) == {"models", "stitch_kept_pair", *(f"stitch_{kind}" for kind in kinds)}
+    fits = {row["method"]: row for row in rows["stitch_fits"]}
+    assert (
+        fits["joint"]["in_use"]
+        and fits["joint"]["loss"] == printed["stitches"]["pair"]["maps"]["fits"]["joint"]["loss"]
+    )
+    assert {row["arm"] for row in rows["stitch_curves"]} == {"random", "transferred", "repaired", "geometry"}
+    assert len(rows["stitch_kept_pair"]) == 64
+
+
+@pytest.mark.parametrize(
+    "command", [["find", "--tokens", "="], ["show", "small/1"], ["explain"], ["gate", "--max-lost", "5%"]]
+)
+def test_what_asks_about_a_lineage_says_that_there_is_none(done, command):
+    path, runs, _ = done
+    result = CliRunner().invoke(app, [command[0], str(path), *command[1:], "--runs", str(runs)])
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert "has stitches alone" in result.output or "no parent -> child edge" in result.output
+
+
 def test_a_changed_setting_of_probes_makes_only_them_again(tmp_path):
     def keys(**changed: int) -> dict[str, str]:
         study = Study.of(two_models(tmp_path, probes=STITCH["probes"] | changed), root=tmp_path)

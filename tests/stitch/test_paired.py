@@ -15,8 +15,8 @@ from heredity.hooks import capture
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.affine import Affine
-from heredity.stitch.attribution import Side
-from heredity.stitch.paired import PairedPearson, activation_correlation
+from heredity.stitch.attribution import Side, activation_correlation
+from heredity.stitch.paired import PairedPearson
 from heredity.stitch.transfer import transfer_sae
 
 VOCAB, D_MODEL, FEATURES, HOOK = 60, 16, 40, "blocks.1.hook_resid_pre"

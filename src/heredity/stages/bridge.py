@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from heredity.stitch.attribution import Side
 
 BRIDGE = "bridge.json"
+BRIDGE_TABLE = "bridge.parquet"
 
 
 def bridge_edge(study: Study, name: str) -> Edge | None:
@@ -74,8 +75,7 @@ def bridge_of(artifact: Artifact) -> BridgeSummary:
 def _compared(study: Study, work: Work, name: str, seed: int) -> ComparedSummary:
     from heredity.activations import activations
     from heredity.sae.evaluate import quality
-    from heredity.stitch.attribution import Side
-    from heredity.stitch.paired import activation_correlation
+    from heredity.stitch.attribution import Side, activation_correlation
     from heredity.stitch.transfer import transfer_sae
 
     config, precision, sides = study.config.stitch[name], study.config.precision, sides_of(work)
@@ -142,4 +142,4 @@ def _write(work: Work, matches: Matches, r: Mapping[str, np.ndarray], threshold:
         "matched": best > threshold,
         **{arm: own > threshold for arm, own in r.items()},
     }
-    pq.write_table(pa.table(columns), work.folder / "bridge.parquet", compression="zstd")
+    pq.write_table(pa.table(columns), work.folder / BRIDGE_TABLE, compression="zstd")

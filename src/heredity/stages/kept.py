@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from heredity.stitch.paired import Paired
 
 KEPT = "kept.json"
+KEPT_TABLE = "features.parquet"
 _LOOKED_AT = 200  # documents that tell prose from code
 _READ = 5_000  # documents that words are counted in, and that texts are taken from
 _WORDS = 5, 60  # of a text; longer ones are cut
@@ -89,8 +90,7 @@ class _Inquiry:
     """The parts of the stage, which share models, tokens and the columns of the table."""
 
     def __init__(self, study: Study, name: str, work: Work, seed: int) -> None:
-        from heredity.stitch.attribution import Side
-        from heredity.stitch.paired import activation_correlation
+        from heredity.stitch.attribution import Side, activation_correlation
         from heredity.stitch.transfer import transfer_sae
 
         config = study.config.stitch[name]
@@ -126,7 +126,7 @@ class _Inquiry:
                 self.reasons[part] = str(error)
             self.work.progress(done, len(parts))
         table = pa.table(self.columns).replace_schema_metadata({"tokens": str(self.paired.tokens)})
-        pq.write_table(table, self.work.folder / "features.parquet", compression="zstd")
+        pq.write_table(table, self.work.folder / KEPT_TABLE, compression="zstd")
         return KeptSummary(
             d_sae=len(self.judged),
             judged=int(self.judged.sum()),

@@ -209,7 +209,8 @@ def done_work(study: Study, store: Store, models: Sequence[str], matched: bool =
     Raises ValueError for what is missing; matches may be, unless `matched`.
     """
     stage = _stage(study, "classes")
-    assert stage is not None
+    if stage is None:
+        raise ValueError(f"study {study.name} has stitches alone, no SAE of its models; see `heredity stitch`")
     inputs: dict[str, Artifact] = {}
     for role, source in stage.inputs.items():
         kind, _, name = role.partition(":")

@@ -17,6 +17,7 @@ from heredity.config import Precision
 from heredity.lm.logits import norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.affine import Affine
+from heredity.stitch.paired import Paired, PairedPearson
 from heredity.stitch.transfer import transfer_sae
 
 _CHUNK = 1 << 22  # numbers made at a time
@@ -63,7 +64,7 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> A
         )
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
-    sums, firings, done = np.zeros((5, source.sae.d_sae)), np.zeros((2, source.sae.d_sae), np.int64), 0
+    found, done = PairedPearson(source.sae.d_sae), 0
     paths = [_direct_path(side) for side in (source, target)]
     streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
     for xs in zip(*streams, strict=True):
@@ -73,15 +74,22 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> A
             _attributions(side.sae, x.view(*some.shape, -1)[:, :-1].flatten(0, 1), path, some[:, 1:].ravel())
             for side, x, path in zip((source, target), xs, paths, strict=True)
         )
-        sums += [m.sum(0) for m in (a, b, a.multiply(a), b.multiply(b), a.multiply(b))]
-        firings += [np.bincount(m.indices, minlength=source.sae.d_sae) for m in (a, b)]
-    tokens = len(blocks) * (blocks.shape[1] - 1)
-    a, b, aa, bb, ab = sums
-    spread = [square - np.square(total) / tokens for square, total in ((aa, a), (bb, b))]
-    told = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r = np.clip((ab - a * b / tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
-    return AttributionCorrelation(np.where(told, r, np.nan), firings[0], firings[1], tokens)
+        found.add(a, b)
+    own = found.result()
+    return AttributionCorrelation(own.r, own.source_firings, own.target_firings, own.tokens)
+
+
+def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
+    """r between the activations of feature i of the source's SAE on the source and of the target's on the target.
+
+    blocks: tokens [n, context], of a tokenizer both models use; all positions count. Streamed. Raises ValueError when
+    the SAEs differ in size, and as `activations` and `SAE.encode_sparse` do.
+    """
+    found = PairedPearson(source.sae.d_sae)
+    streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
+    for x, y in zip(*streams, strict=True):
+        found.add(_codes(source.sae, x), _codes(target.sae, y))
+    return found.result()
 
 
 def random_baseline(
@@ -119,3 +127,8 @@ def _attributions(sae: SAE, x: Tensor, path: tuple[Tensor, Tensor], following: n
         products = pushed[feature[part]] * rows[token[part]]
         effect[part] = products.sum(1, dtype=torch.float64).cpu().numpy()
     return csr_array((effect * values, indices, indptr), shape=(len(x), sae.d_sae))
+
+
+def _codes(sae: SAE, x: Tensor) -> csr_array:
+    indptr, indices, values = sae.encode_sparse(x)
+    return csr_array((values, indices, indptr), shape=(len(x), sae.d_sae))

@@ -9,15 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from torch import Tensor
-
-from heredity.activations import activations
-from heredity.sae.model import SAE
-from heredity.stitch.attribution import Side
 
 
 class Paired(NamedTuple):
-    """Activations of each feature in two models, on the same tokens."""
+    """Activations, or attributions, of each feature in two models, on the same tokens."""
 
     r: np.ndarray
     """float64 [d_sae]: Pearson over tokens, zeros included; nan where either is constant."""
@@ -26,7 +21,7 @@ class Paired(NamedTuple):
     target_firings: np.ndarray
     """int64 [d_sae]: the same in the target."""
     source_peak: np.ndarray
-    """float64 [d_sae]: its largest activation in the source; 0 where it never fires."""
+    """float64 [d_sae]: its largest value in the source, 0 at least."""
     target_peak: np.ndarray
     """float64 [d_sae]: the same in the target."""
     tokens: int
@@ -44,7 +39,7 @@ class PairedPearson:
         self._peaks = np.zeros((2, d_sae))
 
     def add(self, a: csr_array, b: csr_array) -> PairedPearson:
-        """Take in activations [n, d_sae] >= 0 of the same tokens, without stored zeros; returns itself.
+        """Take in activations [n, d_sae] of the same tokens, a value stored wherever a feature fires; returns itself.
 
         Raises ValueError when their shapes differ, or are of another number of features.
         """
@@ -74,21 +69,3 @@ class PairedPearson:
             r = np.clip((ab - a * b / self.tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
         firings, peaks = self._firings.copy(), self._peaks.copy()
         return Paired(np.where(told, r, np.nan), firings[0], firings[1], peaks[0], peaks[1], self.tokens)
-
-
-def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
-    """r between the activations of feature i of the source's SAE on the source and of the target's on the target.
-
-    blocks: tokens [n, context], of a tokenizer both models use; all positions count. Streamed. Raises ValueError when
-    the SAEs differ in size, and as `activations` and `SAE.encode_sparse` do.
-    """
-    found = PairedPearson(source.sae.d_sae)
-    streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
-    for x, y in zip(*streams, strict=True):
-        found.add(_codes(source.sae, x), _codes(target.sae, y))
-    return found.result()
-
-
-def _codes(sae: SAE, x: Tensor) -> csr_array:
-    indptr, indices, values = sae.encode_sparse(x)
-    return csr_array((values, indices, indptr), shape=(len(x), sae.d_sae))
