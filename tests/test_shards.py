@@ -128,7 +128,10 @@ def test_workers_end_when_the_run_does(tmp_path, end):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "at work")]
+    # A shell that runs the tests in the background hands down that Ctrl-C is to be ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: len(list(tmp_path.glob("at work*"))) == 2)
     process.send_signal(end)
     process.wait(timeout=60)
