@@ -75,8 +75,7 @@ def train(
     state: go on from here; the weights of `sae` are then ignored. The result has the same bits as without the stop.
     checkpoint: called with the state between two steps, every `checkpoint_seconds`; the state is changed by the next
         step, so save it (`state.save`) or copy it.
-    watch: called with the state before the first step and after every one; reads it (see `write_back`), changes
-        nothing. After a resume it sees the steps since the checkpoint again.
+    watch: reads the state before the first step and after every one; after a resume those since the checkpoint again.
 
     On Linux the process keeps the thresholds set by `keep_large_buffers` when the SAE is on a CPU.
 
@@ -94,13 +93,11 @@ def train(
     elif state.identity != identity:
         other = ", ".join(key for key in identity if state.identity.get(key) != identity[key])
         raise ValueError(f"the saved state is of another training ({other} differ); delete it or restore the settings")
-    saved = time.monotonic()
-    if watch is not None:
-        watch(state)
+    saved, watch = time.monotonic(), watch or (lambda _: None)
+    watch(state)
     for step in range(state.step, steps):
         _take_step(state, recent, config, steps, seed, continued)
-        if watch is not None:
-            watch(state)
+        watch(state)
         if progress is not None:
             progress(step + 1, steps)
         if checkpoint is not None and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
