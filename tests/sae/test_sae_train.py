@@ -23,7 +23,7 @@ from heredity.sae.rules import NAMES, Outcome, Rule, Weights
 from heredity.sae.start import geometric_median, normalizing_scale
 from heredity.sae.state import TrainingState
 from heredity.sae.step import BETAS, adam_rows, dense_step, entry_step, sparse_step
-from heredity.sae.train import learning_rate, train
+from heredity.sae.train import learning_rate, train, write_back
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +233,23 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_never_stopped(tmp_path:
             assert again == rows
             for name, tensor in whole.state_dict().items():
                 assert torch.equal(tensor, resumed.state_dict()[name]), (activation, stop, name)
+
+
+def test_watching_sees_every_step_and_changes_no_bit():
+    x, _ = world()
+    alone, watched, spare = (new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1)) for _ in range(3))
+    steps, errors = [], []
+
+    def watch(state: TrainingState) -> None:
+        steps.append(state.step)
+        write_back(state, spare)
+        errors.append(explained(spare, x))
+
+    rows = train(alone, batches_of(x), settings("topk"), 40, seed=0)
+    assert train(watched, batches_of(x), settings("topk"), 40, seed=0, watch=watch) == rows
+    assert steps == list(range(41)) and errors[-1] > errors[0] + 0.1
+    for name, tensor in alone.state_dict().items():
+        assert torch.equal(tensor, watched.state_dict()[name]) and torch.equal(tensor, spare.state_dict()[name]), name
 
 
 def test_a_state_survives_the_disk_bit_for_bit(tmp_path: Path):
