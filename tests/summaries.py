@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import summaries_stitch
 from heredity.report.planted import markdown, proof_of
+from markdown_table import table
 
 MARKED = re.compile(r"<!-- (\w+) (\w+\.json) -->\n(.*?)<!-- end -->", re.DOTALL)
 
@@ -325,12 +327,6 @@ def beside_paper(summary: dict[str, Any]) -> str:
     return table(["", "paper", "this run"], rows)
 
 
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, all but the first column to the right."""
-    lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def planted(found: dict[str, Any]) -> str:
     """Rules held against planted truth."""
     return markdown(proof_of(found)).rstrip()
@@ -364,4 +360,5 @@ KINDS = {
     "saes": saes,
     "shifts": shifts,
     "study": study,
+    **summaries_stitch.KINDS,
 }

@@ -16,19 +16,26 @@ from typer.testing import CliRunner
 import heredity
 from heredity.cli import app
 from heredity.config import (
+    AdamConfig,
+    CarriedFeaturesConfig,
     CaseConfig,
     Config,
     ControlsConfig,
     CorpusConfig,
     EvaluationConfig,
+    ExplainConfig,
+    HubTaskConfig,
     LineageConfig,
     LoraConfig,
     MergeConfig,
     ModelConfig,
+    ProbesConfig,
     RepeatConfig,
     ReportConfig,
     SAEConfig,
     ScratchConfig,
+    SteeringConfig,
+    StitchConfig,
     StudyConfig,
     TokenizerConfig,
 )
@@ -114,7 +121,7 @@ def test_figures_are_those_of_the_recorded_runs(document: str):
     assert MARKED.search(made) and path.read_text() == made
 
 
-@pytest.mark.parametrize("name", ["demo", str(ROOT / "studies" / "tracking.toml")])
+@pytest.mark.parametrize("name", ["demo", *map(str, sorted((ROOT / "studies").glob("*.toml")))])
 def test_the_studies_that_travel_with_the_project_are_valid(name):
     assert load_study(name).edges
 
@@ -159,7 +166,10 @@ def rendered_study() -> str:
     named += [("merge = {...}", MergeConfig), ("lora = {...}", LoraConfig), ("[tokenizer]", TokenizerConfig)]
     named += [("[sae]", SAEConfig), ("[lineage]", LineageConfig), ("[controls]", ControlsConfig)]
     named += [("[evaluation]", EvaluationConfig), ("[case.NAME]", CaseConfig), ("[report]", ReportConfig)]
-    named += [("[repeat]", RepeatConfig)]
+    named += [("[explain]", ExplainConfig), ("[repeat]", RepeatConfig), ("[stitch.NAME]", StitchConfig)]
+    named += [("[stitch.NAME.adam]", AdamConfig), ("[stitch.NAME.probes]", ProbesConfig)]
+    named += [("[stitch.NAME.probes.hub.TASK]", HubTaskConfig), ("[stitch.NAME.steering]", SteeringConfig)]
+    named += [("[stitch.NAME.features]", CarriedFeaturesConfig)]
     return head + "".join(parts + [_table_of(title, config) for title, config in named])
 
 

@@ -94,6 +94,13 @@ class Study:
         """Every parent -> child pair, in the order of the models."""
         return tuple(Edge(parent, child) for child in self.order for parent in self.parents[child])
 
+    @cached_property
+    def followed(self) -> tuple[str, ...]:
+        """Models whose features are followed, in the order of work: all but those of stitches that are on no edge."""
+        stitched = {end for stitch in self.config.stitch.values() for end in (stitch.source, stitch.target)}
+        on_edges = {end for edge in self.edges for end in edge}
+        return tuple(name for name in self.order if name in on_edges or name not in stitched)
+
     def ancestors(self, name: str) -> tuple[str, ...]:
         """All ancestors of a model, nearest first, without the model itself."""
         found: list[str] = []

@@ -15,7 +15,7 @@ from heredity.report.probing import (
     Written,
 )
 from heredity.report.provenance import Provenance
-from heredity.report.stitch import FitSummary, LayersSummary, MapsSummary, StitchSummary, WaySummary
+from heredity.report.stitch import FitPoint, FitSummary, LayersSummary, MapsSummary, StitchSummary, WaySummary
 from heredity.report.summary import ModelSummary, Summary
 from heredity.report.view import Measurement, Node, View
 from report import sample_kept
@@ -112,7 +112,14 @@ def maps() -> MapsSummary:
             tokens=50_000,
         ),
         fits=fits,
-        curve={18_750 << step: 0.45 - 0.013 * step for step in range(6)},
+        curves={
+            "joint": tuple(
+                FitPoint(tokens=18_750 << step, flops=5e9 * (1 << step), loss=0.45 - 0.013 * step) for step in range(6)
+            ),
+            "adam": tuple(
+                FitPoint(tokens=600_000 << step, flops=4e11 * (1 << step), loss=0.6 - 0.08 * step) for step in range(3)
+            ),
+        },
         ways={way: WaySummary(ce_loss=ce, accuracy=0.3, increase=rise) for way, (ce, rise) in ways.items()},
     )
 

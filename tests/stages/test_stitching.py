@@ -14,6 +14,7 @@ from heredity.artifacts import Store
 from heredity.cli import app
 from heredity.report.summary import Summary
 from heredity.stages import stages_of, stitch_part
+from heredity.stages.look import check_followed
 from heredity.study import Study, StudyError, load_study
 
 pytest.importorskip("sklearn")
@@ -27,7 +28,7 @@ STITCH = {
     "evaluation": 1_000,
     "widths": [64],
     "thresholds": [0.3],
-    "adam": {"epochs": 1, "lr": 1e-2, "batch_tokens": 512},
+    "adam": {"epochs": 2, "lr": 1e-2, "batch_tokens": 512},
     "probes": {"texts": 30, "sizes": [1, 2], "draws": 2},
     "steering": {"prompts": 3, "max_tokens": 4, "prompt_tokens": 4, "vectors": 1_000},
     "features": {"tokens": 2_000, "prompts": 8, "rewrites": 2, "functional": 1, "corpus": "words"},
@@ -64,7 +65,10 @@ def test_everything_asked_for_is_told(done):
     assert maps["widths"] == [32, 48] and set(maps["fits"]) == {"ridge", "joint", "procrustes", "adam"}
     assert maps["fits"]["joint"]["loss"] <= maps["fits"]["ridge"]["loss"] * 1.02
     assert maps["ways"]["up"]["ce_loss"] < 5 and maps["ways"]["source"]["increase"] is None
-    assert sorted(map(int, maps["curve"]))[-1] == maps["fits"]["joint"]["tokens"]
+    for method in ("joint", "adam"):
+        rows, ends = maps["curves"][method], maps["fits"][method]
+        assert rows[-1] == {name: ends[name] for name in ("tokens", "flops", "loss")}
+        assert [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows) and len(rows) > 1
     assert set(pair["beginnings"]["64"]) == {"random", "transferred", "repaired", "geometry"}
     assert len(pair["savings"]) == 3
     assert pair["probes"]["origin"]["means"] and pair["steering"]["gaps"]
@@ -141,6 +145,21 @@ def test_a_stitch_along_an_edge_meets_the_lineage(tmp_path):
     assert "bridge/edge" in labels and "match/base-to-sums-joint" in labels and "kept/edge" not in labels
     part = [stage.label for stage in stitch_part(study)]
     assert "bridge/edge" in part and "sae/joint" in part and "classes/joint" not in part
+
+
+def test_a_model_of_stitches_alone_has_no_part_in_the_lineage(tmp_path):
+    values = two_models(tmp_path)
+    values["model"]["child"] = {"parent": "small", "corpora": ["code"], "tokens": 1_000}
+    study = Study.of(values, root=tmp_path)
+    assert study.followed == ("small", "child")
+    labels = {stage.label: stage for stage in stages_of(study)}
+    assert "sae_quality/small-joint" in labels and "sae_quality/large-joint" not in labels
+    assert {name for name in labels["sae/joint"].inputs if name.startswith("model:")} == {"model:small", "model:child"}
+    assert "quality/large" in labels and "kept/pair" in labels
+    with pytest.raises(ValueError, match=r"large/1: large is on no edge.*small, child"):
+        check_followed(study, "large", "large/1")
+    with pytest.raises(ValueError, match="no model of study"):
+        check_followed(study, "larg", "larg/1")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ class AdamConfig(Config):
     """The published fit by gradient descent, as a baseline beside the closed form (Chen et al. 2025, appendix A)."""
 
     epochs: Annotated[int, Field(ge=0)] = 2
-    """Passes over the tokens; 0 leaves the baseline out."""
+    """Passes over the tokens; trainings of half as many, a quarter and so on stand beside it, to tell what a loss
+    costs. 0 leaves the baseline out."""
     lr: PositiveFloat = 1e-4
     """Learning rate at the start of the cosine decay."""
     batch_tokens: Positive = 5120

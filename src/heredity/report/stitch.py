@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from heredity.report.bridge import BridgeSummary
 from heredity.report.carried import BeginningSummary, CarriedSummary, SavingRow
 from heredity.report.kept import KeptSummary
@@ -39,6 +41,17 @@ class FitSummary(Frozen):
     """Wall time, the models' forward passes included."""
     converged: bool | None = None
     """Whether iterations reached their end; null for fits without."""
+
+
+class FitPoint(Frozen):
+    """What a fit reached for what it cost."""
+
+    tokens: Count
+    """Tokens it read, repeats counted."""
+    flops: Number
+    """Of its matrix products."""
+    loss: Number
+    """Held-out joint loss."""
 
 
 class LayersSummary(Frozen):
@@ -81,11 +94,42 @@ class MapsSummary(Frozen):
     """The choice of layers."""
     fits: dict[str, FitSummary]
     """`joint`, `ridge`, `procrustes`, `adam`."""
-    curve: dict[int, Number]
-    """Held-out joint loss of the joint fit by the tokens it was given."""
+    curves: dict[str, tuple[FitPoint, ...]]
+    """`joint`, given half of the tokens, a quarter and so on; `adam`, trained for half of the epochs and so on, each
+    time with a schedule of its own. Ascending by tokens; the last point is that of `fits`."""
     ways: dict[str, WaySummary]
     """`source`, `target`, `up` (front of A, back of B), `down`, `source_round_trip`, `target_round_trip` (table 1 of
     Chen et al. 2025)."""
+
+
+class Effort(NamedTuple):
+    """What two ways of fitting cost that end at one loss, but for a percent."""
+
+    joint: float
+    """FLOPs of the joint fit."""
+    adam: float
+    """Of the descent."""
+    loss: float
+    """Held-out loss that both come within a percent of, or below."""
+
+
+def efforts(maps: MapsSummary) -> tuple[Effort | None, Effort | None]:
+    """The least that both ways of fitting cost to come within a percent of the joint fit's held-out loss, and of the
+    descent's best; each None when one of them never does, or was not tried."""
+
+    def least(method: str, loss: float) -> float | None:
+        costs = [row.flops for row in maps.curves[method] if row.loss is not None and row.loss <= 1.01 * loss]
+        return min((cost for cost in costs if cost is not None), default=None)
+
+    def both(method: str) -> Effort | None:
+        losses = [row.loss for row in maps.curves.get(method, ()) if row.loss is not None]
+        if not losses or not {"joint", "adam"} <= maps.curves.keys():
+            return None
+        level = losses[-1] if method == "joint" else min(losses)
+        joint, adam = least("joint", level), least("adam", level)
+        return None if joint is None or adam is None else Effort(joint, adam, level)
+
+    return both("joint"), both("adam")
 
 
 class StitchSummary(Frozen):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from heredity.report.carried import CarriedSummary, SavingRow
 from heredity.report.probing import ProbeSummary, SteeringSummary
-from heredity.report.stitch import MapsSummary, StitchSummary
+from heredity.report.stitch import MapsSummary, StitchSummary, efforts
 
 Topic = Literal["maps", "SAEs", "training", "probes", "steering", "features", "lineage"]
 _PROBED = 10  # features that a probe of the sentence reads, or the size next to that
@@ -49,7 +49,24 @@ def _maps(maps: MapsSummary) -> Finding:
     if rises.get("source_round_trip") is not None:
         trips = f"{source} {_percent(rises['source_round_trip'])}, {target} {_percent(rises.get('target_round_trip'))}"
         evidence.append(f"there and back costs {trips}")
+    evidence += fit_costs(maps)
     return Finding("maps", text, tuple(evidence))
+
+
+def fit_costs(maps: MapsSummary) -> list[str]:
+    """How the cost of the exact fit compares with that of the descent, for each loss that both reach."""
+    told = []
+    losses = "the exact fit's loss", "the descent's best loss"
+    for effort, words in zip(efforts(maps), losses, strict=True):
+        if effort is not None:
+            times = f"{effort.adam / effort.joint:,.1f} times"
+            told.append(
+                f"within a percent of {words}, {effort.loss:.4g}: {effort.joint / 1e9:,.0f} GFLOP exactly, "
+                f"{effort.adam / 1e9:,.0f} by descent, {times} as many"
+            )
+    if "adam" in maps.curves and efforts(maps)[0] is None:
+        told.append(f"the descent never came within a percent of {losses[0]}, {_number(maps.fits['joint'].loss, 4)}")
+    return told
 
 
 def _carried(own: StitchSummary) -> Finding | None:

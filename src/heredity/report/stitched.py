@@ -10,6 +10,7 @@ from heredity.report.carried import SavingRow
 from heredity.report.kept import KeptSummary
 from heredity.report.probing import ProbeSummary, SteeringSummary
 from heredity.report.stitch import MapsSummary, StitchSummary
+from heredity.report.stitch_findings import fit_costs
 
 WAYS = {
     "source": "{source}",
@@ -55,6 +56,8 @@ def _print_maps(name: str, maps: MapsSummary) -> None:
         r2 = (console.number(value) for value in fit.r2.values())
         fits.add_row(marked, _digits(fit.loss), *r2, f"{(fit.flops or 0) / 1e9:,.0f}", f"{fit.seconds or 0:.1f}")
     console.out.print(fits)
+    for line in fit_costs(maps):
+        console.out.print(f"{line[0].upper()}{line[1:]}.", markup=False, soft_wrap=True)
     ways = console.table("Front of the first, back of the last", "way", "CE", "accuracy", "rise of CE")
     for key, row in maps.ways.items():
         ways.add_row(

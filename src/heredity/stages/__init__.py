@@ -104,7 +104,7 @@ def _lineage(study: Study, base: Base) -> tuple[list[Stage], dict[Edge, Followed
     for init in study.inits:
         measured: dict[str, Stage] = {}
         controls: dict[tuple[str, str | None], list[Stage]] = {}
-        for name in study.order:
+        for name in study.followed:
             measured[name] = saes.sae_stage(study, name, init, nodes, measured, tokens)
             stages += [measured[name], saes.sae_quality_stage(study, name, init, nodes[name], measured[name], tokens)]
         matches: dict[Edge, Stage] = {}
@@ -119,7 +119,7 @@ def _lineage(study: Study, base: Base) -> tuple[list[Stage], dict[Edge, Followed
             matches[edge] = lineage.match_stage(study, edge, init, nodes, measured, spare, tokens)
         followed = followed or {edge: Followed(match, measured[edge.parent]) for edge, match in matches.items()}
         samples = {
-            name: lineage.acts_stage(study, name, init, nodes[name], measured[name], tokens) for name in study.order
+            name: lineage.acts_stage(study, name, init, nodes[name], measured[name], tokens) for name in study.followed
         }
         asked = [
             newness.newness_stage(study, edge, init, nodes, measured, match, tokens)

@@ -59,7 +59,7 @@ def classes_stage(
         sample = Sample(study, work, seed)
         reading, found = _Reading(sample), {}
         for name, acts in sample.acts.items():
-            work.progress(len(found), len(study.order))
+            work.progress(len(found), len(study.followed))
             found[name] = classify(acts, reading.text, rules)
         pq.write_table(_table(reading, found), work.folder / CLASSES_TABLE)
         summary = _summary(study, work, sample, reading, found, rules)

@@ -145,7 +145,7 @@ class _Choice:
     """What is explained: by edge, features of the parent (of models without children: of the child)."""
 
     def __init__(self, study: Study, sample: Sample):
-        sizes = {name: sample.acts[name].d_sae for name in study.order}
+        sizes = {name: sample.acts[name].d_sae for name in study.followed}
         counting = sample.counting
         ranks = priorities(sample.edges, counting, sizes, seed_of(study, "explain"))
 
@@ -161,7 +161,7 @@ class _Choice:
             )
 
         self.edges = {edge: chosen(edge, "parent") for edge in study.edges}
-        found: dict[str, set[int]] = {name: set() for name in study.order}
+        found: dict[str, set[int]] = {name: set() for name in study.followed}
         for edge, own in self.edges.items():
             found[edge.parent].update(own.persisting.tolist(), own.others.tolist())
         for edge in study.edges:
@@ -249,7 +249,7 @@ def _summary(
         first, second = (np.array(group) for group in groups)
         return _told(compare(first, second, (few[0], few[1]), seed, controls.resamples, controls.level))
 
-    merges = [name for name in study.order if study.config.model[name].merge]
+    merges = [name for name in study.followed if study.config.model[name].merge]
     return ExplainedSummary(
         judge=judge,
         **counts_of(labels)._asdict(),

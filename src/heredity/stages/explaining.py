@@ -21,7 +21,7 @@ from heredity.explain.ledger import Ledger
 from heredity.features.correlate import Matches
 from heredity.shards import Progress
 from heredity.stages.explain import EXPLAINED, EXPLANATIONS, Asking, asking_of, selected_of, table_of
-from heredity.stages.look import done_work
+from heredity.stages.look import check_followed, done_work
 from heredity.stages.models import seed_of
 from heredity.stages.sample import MIN_FIRINGS, Sample
 from heredity.study import Study
@@ -157,24 +157,23 @@ def _prepared(
 ) -> tuple[Asking, dict[str, list[int]], dict[Any, Matches]]:
     if unknown := [name for name in asked.scores if name not in SORTS]:
         raise ValueError(f"--scores {unknown[0]}: must be of {', '.join(SORTS)}, with commas between them")
-    sample = Sample(study, done_work(study, store, study.order, matched=True), seed_of(study, "sample"))
+    sample = Sample(study, done_work(study, store, study.followed, matched=True), seed_of(study, "sample"))
     matches: dict[Any, Matches] = {**sample.counting}
     asking = asking_of(study, sample)
     asking.sorts = [sort for sort in SORTS if sort in asked.scores]
     if which == "study":
         return asking, selected_of(study, sample), matches
-    often = {name: np.flatnonzero(sample.firings[name] >= MIN_FIRINGS) for name in study.order}
+    often = {name: np.flatnonzero(sample.firings[name] >= MIN_FIRINGS) for name in study.followed}
     if which == "all":
         return asking, {name: found.tolist() for name, found in often.items()}, matches
     if which == "persisting":
-        return asking, {name: _persisting(study, matches, name, often[name]) for name in study.order}, matches
+        return asking, {name: _persisting(study, matches, name, often[name]) for name in study.followed}, matches
     for model, features in which.items():
-        if model not in study.order:
-            raise ValueError(f"--features {model}/...: no model of study {study.name}: {', '.join(study.order)}")
+        check_followed(study, model, f"--features {model}/...")
         size = sample.acts[model].d_sae
         if beyond := [feature for feature in features if feature >= size]:
             raise ValueError(f"--features {model}/{beyond[0]}: its SAE has {size:,} features, counted from 0")
-    return asking, {name: sorted(which[name]) for name in study.order if name in which}, matches
+    return asking, {name: sorted(which[name]) for name in study.followed if name in which}, matches
 
 
 def _persisting(study: Study, matches: Mapping[Any, Matches], name: str, often: np.ndarray) -> list[int]:

@@ -76,7 +76,7 @@ def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
 
 def _feature_tables(study: Study, artifacts: Artifacts, init: Init) -> dict[str, pa.Table]:
     """Features of every SAE with their classes and explanations, and matches and fates of every edge both ways."""
-    densities = {name: np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy") for name in study.order}
+    densities = {name: np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy") for name in study.followed}
     features = pa.concat_tables([tables.features(name, density) for name, density in densities.items()])
     rows, verdicts = [], []
     for edge in study.edges:

@@ -57,7 +57,7 @@ def features_stage(
         lists, cases = _lists(study, sample), {}
         for name, case in config.case.items():
             work.progress(len(cases), len(config.case))
-            cases[name], lists[f"case:{name}"] = case_of(study.order, study.root, sample, case)
+            cases[name], lists[f"case:{name}"] = case_of(study.followed, study.root, sample, case)
         drawn = _cards(study, work, sample, {one for chosen in lists.values() for one in chosen}, seed)
         shown = [_row(study, sample, name, one, drawn[one]) for name, chosen in lists.items() for one in chosen]
         write_json(work.folder / FEATURES, shown)
@@ -79,7 +79,7 @@ def _lists(study: Study, sample: Sample) -> dict[str, list[Chosen]]:
     best = np.max([np.nan_to_num(found.parent_r[:, 0], nan=-1.0) for found in children], axis=0)
     changed = _best(np.where(common & (best > -1), -best, -2.0), count)
     lists = {"most persistent": [(start, i) for i in kept], "most changed": [(start, i) for i in changed]}
-    for child in study.order:
+    for child in study.followed:
         incoming = [edge for edge in study.edges if edge.child == child]
         if not incoming:
             continue
@@ -102,7 +102,7 @@ def _cards(study: Study, work: Work, sample: Sample, chosen: set[Chosen], seed: 
     vocabulary = len(sample.vocabulary)  # all that a feature fires on, for its total
     sizes = Sizes(study.config.report.contexts, _LEVELS, _EACH, drawn=0, silent=0, tokens=vocabulary, bins=_BINS)
     found = {}
-    for model in study.order:
+    for model in study.followed:
         own = np.array(sorted(feature for owner, feature in chosen if owner == model), np.int64)
         if len(own):
             logits = logits_of(study, work.inputs[f"model:{model}"], work.inputs[f"sae:{model}"], own)

@@ -29,6 +29,17 @@ from heredity.stages.sample import Sample
 from heredity.study import Study
 
 
+def check_followed(study: Study, name: str, place: str) -> None:
+    """Raises ValueError, which names the place, for no model of the study and for one whose features it leaves out."""
+    if name not in study.order:
+        raise ValueError(f"{place}: no model of study {study.name}; models are {', '.join(study.order)}")
+    if study.followed and name not in study.followed:
+        raise ValueError(
+            f"{place}: {name} is on no edge, so that its features are not followed; those of "
+            f"{', '.join(study.followed)} are"
+        )
+
+
 def find(
     study: Study, store: Store, case: CaseConfig, models: Sequence[str], by: Ranking = "sensitivity", top: int = 10
 ) -> dict[str, Any]:
@@ -38,9 +49,9 @@ def find(
     is not matched yet is left out. Raises ValueError for a stage that is missing, an unknown model, and a hypothesis
     that holds nowhere in the sample or everywhere.
     """
-    models = models or study.order
-    if unknown := [name for name in models if name not in study.order]:
-        raise ValueError(f"--model {unknown[0]}: no model of study {study.name}; models are {', '.join(study.order)}")
+    models = models or study.followed
+    for name in models:
+        check_followed(study, name, f"--model {name}")
     sample = Sample(study, done_work(study, store, models), seed_of(study, "sample"))
     ids, vocabulary = sample.ids, sample.vocabulary
     held = hits(hypothesis_of(case, study.root), ids, vocabulary)
@@ -93,9 +104,8 @@ def show(study: Study, store: Store, model: str, feature: int) -> dict[str, Any]
     Everything up to acts and match must be there. Raises ValueError for a stage that is missing, an unknown model, and
     a number that its SAE does not have.
     """
-    if model not in study.order:
-        raise ValueError(f"{model}/{feature}: no model of study {study.name}; models are {', '.join(study.order)}")
-    sample = Sample(study, done_work(study, store, study.order, matched=True), seed_of(study, "sample"))
+    check_followed(study, model, f"{model}/{feature}")
+    sample = Sample(study, done_work(study, store, study.followed, matched=True), seed_of(study, "sample"))
     acts, own = sample.acts[model], np.array([feature], np.int64)
     if not 0 <= feature < acts.d_sae:
         raise ValueError(f"{model}/{feature}: its SAE has {acts.d_sae:,} features, counted from 0")

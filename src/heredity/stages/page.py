@@ -91,7 +91,8 @@ def _measurement(study: Study, artifacts: Artifacts, init: Init) -> Measurement:
         flows={name: _links(study, artifacts, name, init) for name in merges},
         kept=_kept(study, artifacts, init),
         densities={
-            name: density_view(np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy")) for name in study.order
+            name: density_view(np.load(artifacts[f"sae_quality/{name}-{init}"] / "density.npy"))
+            for name in study.followed
         },
     )
 

@@ -101,7 +101,7 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
 
     widths: dict[str, int | None] = {}
     for name in study.order:
-        shape = _shape(study, name) if study.inits else None
+        shape = _shape(study, name) if study.inits and name in study.followed else None
         try:
             widths[name] = width(shape, study.config.hook_point) if shape else None
         except HookPointError as error:
@@ -182,7 +182,7 @@ def plan(study: Study, store: Store) -> Plan:
     return Plan(
         study=study.name,
         hook_point=study.config.hook_point,
-        d_in=widths[study.order[0]],
+        d_in=widths[(study.followed or study.order)[0]],
         models=tuple(_planned(study, name) for name in study.order),
         edges=tuple(
             PlannedEdge(parent=edge.parent, child=edge.child, common_trace=study.common_trace(edge))
@@ -252,7 +252,7 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
     if (found := _stitch_cost(study, kind, name)) is not None:
         return found
     if (kind, name) == ("sae", "joint"):
-        rows = [_cost(study, kind, f"{model}-scratch", widths) for model in study.order]
+        rows = [_cost(study, kind, f"{model}-scratch", widths) for model in study.followed]
         return sum(row[0] for row in rows), sum(row[1] for row in rows), max(row[2] for row in rows)
     model = max((m for m in study.order if name == m or name.startswith((f"{m}-", f"{m}->"))), key=len, default=None)
     if model is None:
@@ -308,8 +308,9 @@ def _stitch_cost(study: Study, kind: str, name: str) -> tuple[int, float, float]
         features = next((size for size in config.widths if name.split("-")[-1] == str(size) or f"-{size}-" in name), 0)
         if kind == "stitch":
             fitted = config.tokens * (2 * sum(weights) + 2 * (a * a + a * b + b * b))
-            descent = config.adam.epochs * config.tokens * (2 * sum(weights) + 20 * a * b)
-            return config.tokens * (1 + config.adam.epochs), fitted + descent, base
+            # Trainings of half the epochs, a quarter and so on are as many again.
+            descent = config.tokens * (2 * sum(weights) + 2 * config.adam.epochs * 20 * a * b)
+            return config.tokens * (1 + 2 * config.adam.epochs), fitted + descent, base
         if kind in ("sae", "beginning"):
             own, d_in = (weights[0], a) if kind == "sae" else (weights[1], b)
             return trained, trained * (2 * d_in * features + 2 * own), base + 32 * d_in * features / 2**30

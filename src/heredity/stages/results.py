@@ -92,7 +92,7 @@ def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
     sae = study.config.sae
     if sae.activation not in RANKED and sae.l1_coefficient is None:
         least, most = sae.l0
-        for name, init in ((name, init) for init in study.inits for name in study.order):
+        for name, init in ((name, init) for init in study.inits for name in study.followed):
             l0 = artifacts[f"sae_quality/{name}-{init}"].json(QUALITY)["l0"]
             if not least <= l0 <= most:
                 yield (
@@ -111,7 +111,7 @@ def _notes(study: Study, artifacts: Artifacts) -> Iterator[str]:
 
 def _regime(study: Study, artifacts: Artifacts, init: Init) -> Iterator[str]:
     """Where planted worlds show that losses cannot be relied on: SAEs that explain little, many rare features."""
-    rows = {name: artifacts[f"sae_quality/{name}-{init}"].json(QUALITY) for name in study.order}
+    rows = {name: artifacts[f"sae_quality/{name}-{init}"].json(QUALITY) for name in study.followed}
     poor = [name for name, row in rows.items() if row["explained_variance"] < _LEAST_EXPLAINED]
     if poor:
         least = min(rows[name]["explained_variance"] for name in poor)
@@ -176,7 +176,7 @@ def _measured(study: Study, artifacts: Artifacts, init: Init) -> dict:
     if not study.inits:
         return {"saes": {}, "edges": {}, "flow": {}}
     return {
-        "saes": {name: _sae(artifacts[f"sae_quality/{name}-{init}"]) for name in study.order},
+        "saes": {name: _sae(artifacts[f"sae_quality/{name}-{init}"]) for name in study.followed},
         "edges": {edge.name: _edge(study, artifacts, edge, init) for edge in study.edges},
         "flow": {
             name: flow_counts(study, name, {edge: inherited(artifacts, edge, init) for edge in study.edges})

@@ -144,9 +144,9 @@ def _joint_stage(study: Study, models: Mapping[str, Stage], tokens: Mapping[str,
         "precision": study.config.precision,
         "sae": config.model_dump(exclude=without_effect(config, continued=False)),
         "seed": seed,
-        "traces": {name: study.trace(name) for name in study.order},
+        "traces": {name: study.trace(name) for name in study.followed},
     }
-    inputs = {f"model:{name}": models[name] for name in study.order}
+    inputs = {f"model:{name}": models[name] for name in study.followed}
     inputs |= {f"tokens:{corpus}": stage for corpus, stage in tokens.items()}
 
     def make(work: Work) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from heredity.artifacts import Artifact, write_json
 from heredity.config import StitchConfig
 from heredity.engine import Stage, Work
-from heredity.report.stitch import FitSummary, LayersSummary, MapsSummary, WaySummary
+from heredity.report.stitch import FitPoint, FitSummary, LayersSummary, MapsSummary, WaySummary
 from heredity.stages.lineage import sampler_of
 from heredity.stages.models import load, on_device, seed_of
 from heredity.stages.newness import distinct_blocks
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAPS = "maps.json"
 _COMPARED = 50_000  # tokens that layers are compared on
 _HALVINGS = 5  # of the tokens, along the curve of the joint fit
+_KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
 
 class Sides(NamedTuple):
@@ -103,7 +104,6 @@ def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: 
 
 def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     from heredity.stitch.affine import Stitch
-    from heredity.stitch.quality import stitch_quality
 
     config, precision = study.config.stitch[name], study.config.precision
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
@@ -124,14 +124,13 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     for method, (found, told) in _fits(config, moments, (tuning, held_out), shared).items():
         found.save(work.folder / method)
         fits[method] = told
-    curve = {
-        **{part.tokens: stitch_quality(_joint(config, part, tuning), held_out, config.alpha).loss for part in parts},
-        moments.tokens: fits["joint"].loss,
-    }
+    shorter = [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts]
+    curves = {"joint": (*map(_point, shorter), _point(fits["joint"]))}
     work.progress(3, 5)
     if config.adam.epochs:
-        found, fits["adam"] = _by_adam(config, read, (first, second), blocks, held_out, seed)
+        found, by_epochs = _by_adam(config, read, (first, second), blocks, held_out, seed)
         found.save(work.folder / "adam")
+        fits["adam"], curves["adam"] = by_epochs[-1], tuple(map(_point, by_epochs))
     work.progress(4, 5)
     if config.method not in fits:
         raise StudyError(
@@ -152,7 +151,7 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
         held_out=held_out.tokens,
         layers=layers,
         fits=fits,
-        curve=curve,
+        curves=curves,
         ways=_ways(read, (first, second), chosen, judged),
     )
     write_json(work.folder / MAPS, told.model_dump(mode="json"))
@@ -222,56 +221,75 @@ def _moments(read: _Read, points: tuple[str, str], blocks: np.ndarray) -> tuple[
     return parts[-1], parts[:-1]
 
 
-def _joint(config: StitchConfig, moments: Moments, tuning: Moments) -> Stitch:
-    from heredity.stitch.fit import fit
-
-    return fit(moments, "joint", config.alpha, held_out=tuning).stitch
-
-
 def _fits(
     config: StitchConfig, moments: Moments, held: tuple[Moments, Moments], shared: float
 ) -> dict[str, tuple[Stitch, FitSummary]]:
     """Every fit that reads moments alone. held: to choose the ridge on, and to judge by. shared: seconds of the pass
     that took them."""
+    narrower = len(moments.mean_a) <= len(moments.mean_b)
+    methods: list[Any] = ["ridge", "joint", *(["procrustes"] if narrower else [])]
+    return {method: _fitted(config, moments, method, held, shared) for method in methods}
+
+
+def _fitted(
+    config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
+) -> tuple[Stitch, FitSummary]:
     from heredity.stitch.fit import fit
     from heredity.stitch.joint import joint_flops
     from heredity.stitch.moments import moment_flops
 
-    widths = len(moments.mean_a), len(moments.mean_b)
-    methods: list[Any] = ["ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])]
-    found = {}
-    for method in methods:
-        start = time.monotonic()
-        fitted = fit(moments, method, config.alpha, held_out=held[0])
-        flops = moment_flops(moments.tokens, *widths)
-        if method == "joint":
-            flops += joint_flops(len(fitted.losses) - 1, *widths)
-        told = _told(fitted.stitch, held[1], config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
-        converged = fitted.converged if method == "joint" else None
-        found[method] = fitted.stitch, told.model_copy(update={"converged": converged})
-    return found
+    widths, start = (len(moments.mean_a), len(moments.mean_b)), time.monotonic()
+    fitted = fit(moments, method, config.alpha, held_out=held[0])
+    flops, converged = moment_flops(moments.tokens, *widths), None
+    if method == "joint":
+        flops, converged = flops + joint_flops(len(fitted.losses) - 1, *widths), fitted.converged
+    told = _told(fitted.stitch, held[1], config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
+    return fitted.stitch, told.model_copy(update={"converged": converged})
+
+
+def _point(told: FitSummary) -> FitPoint:
+    return FitPoint(tokens=told.tokens, flops=told.flops, loss=told.loss)
 
 
 def _by_adam(
     config: StitchConfig, read: _Read, points: tuple[str, str], blocks: np.ndarray, held_out: Moments, seed: int
-) -> tuple[Stitch, FitSummary]:
-    """The published fit on the same tokens."""
-    import torch
-
+) -> tuple[Stitch, list[FitSummary]]:
+    """The published fit on the same tokens; and what shorter trainings come to, the shortest first."""
     from heredity.stitch.adam import adam_flops, fit_by_adam
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     count = max(1, len(blocks) // each)
 
-    def batch(number: int):
-        chunks = list(read.pairs([points[0]], [points[1]], blocks[number * each : (number + 1) * each]))
-        return torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
+    widths = len(held_out.mean_a), len(held_out.mean_b)
+    batch = _batches(read, points, blocks, each, 4 * blocks.size * sum(widths) <= _KEPT)
+    epochs = [config.adam.epochs]
+    while epochs[0] > 1:
+        epochs.insert(0, epochs[0] // 2)
+    told = []
+    for number in epochs:
+        start = time.monotonic()
+        found = fit_by_adam(batch, count, number, config.alpha, config.adam.lr, seed=seed)
+        flops, stitch = adam_flops(found.tokens, *widths), found.stitch.to("cpu")
+        told.append(_told(stitch, held_out, config.alpha, found.tokens, flops, time.monotonic() - start))
+    return stitch, told
 
-    start = time.monotonic()
-    found = fit_by_adam(batch, count, config.adam.epochs, config.alpha, config.adam.lr, seed=seed)
-    flops = adam_flops(found.tokens, len(held_out.mean_a), len(held_out.mean_b))
-    seconds = time.monotonic() - start
-    return found.stitch.to("cpu"), _told(found.stitch, held_out, config.alpha, found.tokens, flops, seconds)
+
+def _batches(read: _Read, points: tuple[str, str], blocks: np.ndarray, each: int, keep: bool):
+    """Number of a batch -> activations of its blocks, `each` of them; read from the models once if they are kept."""
+    import torch
+
+    kept: dict[int, Any] = {}
+
+    def batch(number: int):
+        if number in kept:
+            return kept[number]
+        chunks = list(read.pairs([points[0]], [points[1]], blocks[number * each : (number + 1) * each]))
+        found = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
+        if keep:
+            kept[number] = found
+        return found
+
+    return batch
 
 
 def _told(stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float) -> FitSummary:

@@ -144,13 +144,13 @@ function waysBlock(maps) {
 function fitsBlock(maps) {
   const rows = Object.entries(maps.fits).map(([method, fit]) => ({ method, quiet: method !== maps.method, ...fit }));
   const r2 = (key) => (row) => fixed(row.r2[key], 3);
-  const curve_ = Object.entries(maps.curve).map(([tokens, loss]) => ({ tokens: +tokens, loss }));
+  const points = Object.entries(maps.curves).flatMap(([method, rows]) => rows.map((row) => ({ method, ...row })));
   return [h("h4", null, "The maps"),
     table([["fit", (row) => [row.method, row.method === maps.method ? h("small", null, " in use") : row.converged === false ? h("small", null, " not at its end") : null], TEXT], ["loss", (row) => digits(row.loss)], ["R² up", r2("up")], ["down", r2("down")], ["there and back", r2("there_and_back")], ["back and there", r2("back_and_there")],
       ["condition", (row) => row.condition.map(digits).join(" / ")], ["rank", (row) => row.effective_rank.map((value) => fixed(value, 0)).join(" / ")], ["tokens", (row) => compact(row.tokens)], ["cost", (row) => flops(row.flops)], ["time", (row) => seconds(row.seconds)]], rows,
     { label: "Fits of the maps", tight: true, caption: `Judged on ${count(maps.held_out)} held-out tokens; condition and effective rank of up / down` }),
     note("The loss is the mean squared error of both maps plus that of both round trips (Chen et al., arXiv 2506.06609, equation 3). Joint minimizes it exactly; adam is the published way, by gradient descent."),
-    curve_.length > 1 ? folded("Loss by tokens", table([["tokens", (row) => count(row.tokens)], ["loss", (row) => digits(row.loss)]], curve_, { label: "Loss by tokens", fit: true, plain: true })) : null];
+    points.length > 1 ? folded("Loss by cost", table([["fit", "method", TEXT], ["tokens", (row) => count(row.tokens)], ["cost", (row) => flops(row.flops)], ["loss", (row) => digits(row.loss)]], points, { label: "Loss by cost", fit: true, plain: true })) : null];
 }
 
 const VARIANTS = { source: "in {s} itself", transferred: "folded through the maps", normalized: "decoder rows of length 1", bias: "bias refitted", decoder: "decoder refitted", density: "thresholds set anew", unchanged: "as it is", aligned: "only turned and scaled" };
