@@ -125,7 +125,7 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
         found.save(work.folder / method)
         fits[method] = told
     shorter = [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts]
-    curves = {"joint": (*map(_point, shorter), _point(fits["joint"]))}
+    curves = {"joint": tuple(map(_point, [*shorter, fits["joint"]]))}
     work.progress(3, 5)
     if config.adam.epochs:
         found, by_epochs = _by_adam(config, read, (first, second), blocks, held_out, seed)
@@ -259,19 +259,19 @@ def _by_adam(
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     count = max(1, len(blocks) // each)
-
     widths = len(held_out.mean_a), len(held_out.mean_b)
     batch = _batches(read, points, blocks, each, 4 * blocks.size * sum(widths) <= _KEPT)
     epochs = [config.adam.epochs]
     while epochs[0] > 1:
         epochs.insert(0, epochs[0] // 2)
-    told = []
+    fitted = []
     for number in epochs:
         start = time.monotonic()
         found = fit_by_adam(batch, count, number, config.alpha, config.adam.lr, seed=seed)
         flops, stitch = adam_flops(found.tokens, *widths), found.stitch.to("cpu")
-        told.append(_told(stitch, held_out, config.alpha, found.tokens, flops, time.monotonic() - start))
-    return stitch, told
+        told = _told(stitch, held_out, config.alpha, found.tokens, flops, time.monotonic() - start)
+        fitted.append((stitch, told))
+    return fitted[-1][0], [told for _, told in fitted]
 
 
 def _batches(read: _Read, points: tuple[str, str], blocks: np.ndarray, each: int, keep: bool):
