@@ -12,8 +12,9 @@ LEAST = 0.4
 """Explained variance at the foot of the axis."""
 
 
-def picture(beginnings: dict[str, dict[str, Any]], thresholds: list[float]) -> str:
+def picture(stitch: dict[str, Any]) -> str:
     """A panel for each width, widths ascending; cost is logarithmic and begins at the first point after the start."""
+    beginnings, thresholds = stitch["beginnings"], sorted({row["threshold"] for row in stitch["savings"]})
     widths = sorted(beginnings, key=int)
     size = f'width="{len(widths) * WIDE}" height="{TOP + HIGH + 20}"'
     parts = [

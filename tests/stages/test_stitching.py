@@ -105,13 +105,15 @@ def test_all_of_it_can_be_exported(done, tmp_path):
     command = ["export", str(path), "--runs", str(runs), "--format", "json", "-o", str(tmp_path), "--debug"]
     assert CliRunner().invoke(app, command).exit_code == 0
     rows = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    kinds = ("fits", "ways", "carried", "curves", "savings", "probes", "steering")
+    kinds = ("fits", "costs", "ways", "carried", "curves", "savings", "probes", "steering")
     assert set(rows) == {"models", "stitch_kept_pair", *(f"stitch_{kind}" for kind in kinds)}
     fits = {row["method"]: row for row in rows["stitch_fits"]}
     assert (
         fits["joint"]["in_use"]
         and fits["joint"]["loss"] == printed["stitches"]["pair"]["maps"]["fits"]["joint"]["loss"]
     )
+    costs = [row for row in rows["stitch_costs"] if row["method"] == "joint"]
+    assert costs[-1]["loss"] == fits["joint"]["loss"] and costs[0]["tokens"] < costs[-1]["tokens"]
     assert {row["arm"] for row in rows["stitch_curves"]} == {"random", "transferred", "repaired", "geometry"}
     assert len(rows["stitch_kept_pair"]) == 64
 

@@ -104,3 +104,48 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
     ),
 )
 """Word and meaning, in the order they are shown."""
+
+STITCHES: tuple[tuple[str, str], ...] = (
+    (
+        "stitch",
+        "Two affine maps between the residual streams of a source and a target: up, and down back. After Chen et al. "
+        "(arXiv 2506.06609).",
+    ),
+    (
+        "loss of the maps",
+        "Mean square error of up, of down, and of each way there and back, on held-out tokens (equation 3). Joint is "
+        "its minimum from one pass over the tokens, adam the published descent, ridge each map for itself, procrustes "
+        "a turn and a scale.",
+    ),
+    (
+        "ways",
+        "The back of one model goes on from the mapped front of the other, or from its own, mapped there and back. The "
+        "rise is over the model whose back half predicts.",
+    ),
+    (
+        "carried SAE",
+        "up(SAE(down(x))) as one SAE of the target. Calibrations refit its bias or its decoder on the target’s "
+        "activations, without descent.",
+    ),
+    (
+        "saving",
+        "1 − cost of a start, its maps and its training, over that of the random start, to the same explained variance "
+        "on held-out vectors; once more with the source’s SAE counted. None where one of the two never gets there. "
+        "Geometry is the source’s SAE turned at random.",
+    ),
+    (
+        "probes",
+        "Logistic regression on the mean activations of k features over a text. On the target, features and weights "
+        "are the source’s (unchanged), or only the features (refitted), or random ones; native reads the target’s SAE.",
+    ),
+    (
+        "steering gap",
+        "Share of texts that a classifier takes for the wanted kind under the carried direction, over that under the "
+        "model’s own, clipped to 0 … 1; brackets are Clopper-Pearson intervals.",
+    ),
+    (
+        "structural, semantic",
+        "Features that keep firing when the content words of a text are swapped for others, and those that do not.",
+    ),
+)
+"""The same, of stitches."""

@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from heredity.report.headline import Statement, headline
-from heredity.report.method import DEFINITIONS
+from heredity.report.method import DEFINITIONS, STITCHES
 from heredity.report.shown import Highlight
 from heredity.report.squeeze import squeeze_script, squeeze_style
 from heredity.report.view import BINS, DENSITY_BINS, THRESHOLDS, View
@@ -38,7 +38,7 @@ def render(view: View) -> str:
     data = {
         "view": {**shown, "highlights": [_shown(one) for one in view.highlights]},
         "headline": [statement.model_dump(mode="json") for statement in statements],
-        "definitions": DEFINITIONS,
+        "definitions": DEFINITIONS + (STITCHES if view.summary.stitches else ()),
         "bins": BINS.tolist(),
         "density_bins": DENSITY_BINS.tolist(),
         "thresholds": THRESHOLDS.tolist(),

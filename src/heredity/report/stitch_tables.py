@@ -16,6 +16,7 @@ def stitch_tables(stitches: Mapping[str, StitchSummary]) -> dict[str, pa.Table]:
     """Every table that has rows, by name; the first column is the stitch."""
     makers: dict[str, Callable[[StitchSummary], Iterator[Row]]] = {
         "stitch_fits": _fits,
+        "stitch_costs": _costs,
         "stitch_ways": _ways,
         "stitch_carried": _carried,
         "stitch_curves": _curves,
@@ -38,6 +39,13 @@ def _fits(own: StitchSummary) -> Iterator[Row]:
         for name in ("condition", "effective_rank"):
             row |= {f"{name}_{end}": value for end, value in zip(("up", "down"), getattr(fit, name), strict=True)}
         yield {"method": method, "in_use": method == own.maps.method, **row}
+
+
+def _costs(own: StitchSummary) -> Iterator[Row]:
+    """One for each point of a fit's loss by cost."""
+    for method, points in own.maps.curves.items():
+        for point in points:
+            yield {"method": method, **point.model_dump()}
 
 
 def _ways(own: StitchSummary) -> Iterator[Row]:
