@@ -88,22 +88,20 @@ def carried(summary: dict[str, Any]) -> str:
 
 
 def savings(summary: dict[str, Any]) -> str:
-    """What each start saves."""
-    rows = []
-    for row in first(summary)["savings"]:
-        never = f"never: {' and '.join(row['never'])}" if row["never"] else percent(row["saved_flops"])
-        more = [percent(row[key]) for key in ("saved_seconds", "saved_flops_with_source", "saved_seconds_with_source")]
-        rows.append([f"{row['d_sae']:,}", row["arm"], f"{row['threshold']:g}", never, *more])
-    names = [
-        "features",
-        "start",
-        "explained",
-        "FLOPs saved",
-        "time saved",
-        "FLOPs, with the source's SAE",
-        "time, with it",
-    ]
-    return table(names, rows)
+    """What each start saves, of every stitch between the same two models."""
+    rows, ends = [], [first(summary)["maps"][end] for end in ("source", "target")]
+    for own in summary["stitches"].values():
+        found = own["maps"]
+        if [found[end] for end in ("source", "target")] != ends:
+            continue
+        read = found["fits"][found["method"]]["tokens"]
+        for row in own["savings"]:
+            never = f"never: {' and '.join(row['never'])}" if row["never"] else percent(row["saved_flops"])
+            keys = ("saved_seconds", "saved_flops_with_source", "saved_seconds_with_source")
+            told = [f"{row['threshold']:g}", never, *(percent(row[key]) for key in keys)]
+            rows.append([f"{read:,}", f"{row['d_sae']:,}", row["arm"], *told])
+    names = ["tokens of the maps", "features", "start", "explained", "FLOPs saved", "time saved"]
+    return table([*names, "FLOPs, with the source's SAE", "time, with it"], rows)
 
 
 def curves(summary: dict[str, Any]) -> str:

@@ -131,7 +131,7 @@ def _merge_stage(study: Study, name: str, models: dict[str, Stage], tokenizer: S
     def make(work: Work) -> None:
         from heredity.lm.merge import merge_states
 
-        t = work.inputs["sweep"].json("sweep.json")["t"] if "sweep" in work.inputs else merge.t
+        t = equilibrium_of(study.name, name, work.inputs["sweep"]) if "sweep" in work.inputs else merge.t
         parents = work.group("parent")
         states = [load(parents[parent]).state_dict() for parent in merge.parents]
         first = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
@@ -143,6 +143,22 @@ def _merge_stage(study: Study, name: str, models: dict[str, Stage], tokenizer: S
         _finish(work, model, tokenizer_of(work.inputs["tokenizer"]), {"tokens": 0})
 
     return Stage("model", name, {**settings, "seed": seed}, inputs, make)
+
+
+def equilibrium_of(study: str, name: str, sweep: Artifact) -> float:
+    """The t that a sweep found. Raises `StudyError` where it is an end, since the merge would be a parent again."""
+    found = sweep.json("sweep.json")
+    t, parents = found["t"], (found["first"], found["second"])
+    if t not in (0, 1):
+        return t
+    ends = [[found["points"][end]["accuracy"][parent] for end in (0, -1)] for parent in parents]
+    told = " and ".join(
+        f"{parent}'s goes from {own[0]:.1%} to {own[1]:.1%}" for parent, own in zip(parents, ends, strict=True)
+    )
+    raise StudyError(
+        f'{study}: model.{name}.merge.t: "equilibrium" is where the parents\' accuracies cross, and these do not '
+        f"between the two: {told}; nearest is t = {t:g}, which is {parents[int(t)]} itself. Give t, such as t = 0.5"
+    )
 
 
 def sweep_stage(study: Study, name: str, models: dict[str, Stage], tokens: dict[str, Stage]) -> Stage | None:
