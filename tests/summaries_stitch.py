@@ -88,20 +88,30 @@ def carried(summary: dict[str, Any]) -> str:
 
 
 def savings(summary: dict[str, Any]) -> str:
-    """What each start saves, of every stitch between the same two models."""
-    rows, ends = [], [first(summary)["maps"][end] for end in ("source", "target")]
-    for own in summary["stitches"].values():
-        found = own["maps"]
-        if [found[end] for end in ("source", "target")] != ends:
-            continue
-        read = found["fits"][found["method"]]["tokens"]
-        for row in own["savings"]:
-            never = f"never: {' and '.join(row['never'])}" if row["never"] else percent(row["saved_flops"])
-            keys = ("saved_seconds", "saved_flops_with_source", "saved_seconds_with_source")
-            told = [f"{row['threshold']:g}", never, *(percent(row[key]) for key in keys)]
-            rows.append([f"{read:,}", f"{row['d_sae']:,}", row["arm"], *told])
-    names = ["tokens of the maps", "features", "start", "explained", "FLOPs saved", "time saved"]
-    return table([*names, "FLOPs, with the source's SAE", "time, with it"], rows)
+    """What each start saves in FLOPs and in time, by every stitch between the same two models."""
+    ends = [first(summary)["maps"][end] for end in ("source", "target")]
+    stitches = [
+        own for own in summary["stitches"].values() if [own["maps"][end] for end in ("source", "target")] == ends
+    ]
+    levels = sorted({row["threshold"] for row in first(summary)["savings"]})
+    names = ["tokens of the maps", "features", "start", *(f"to {level:g}" for level in levels)]
+    keys = {
+        "The maps counted; FLOPs saved, and in brackets time saved:": ("saved_flops", "saved_seconds"),
+        "The source's SAE counted as well:": ("saved_flops_with_source", "saved_seconds_with_source"),
+    }
+    tables = []
+    for head, (flops, seconds) in keys.items():
+        rows: dict[tuple[str, str, str], dict[float, str]] = {}
+        for own in stitches:
+            read = own["maps"]["fits"][own["maps"]["method"]]["tokens"]
+            for row in own["savings"]:
+                told = f"never: {' and '.join(row['never'])}"
+                if not row["never"]:
+                    told = f"{percent(row[flops])} ({percent(row[seconds])})"
+                rows.setdefault((f"{read:,}", f"{row['d_sae']:,}", row["arm"]), {})[row["threshold"]] = told
+        cells = ([*row, *(by_level[level] for level in levels)] for row, by_level in rows.items())
+        tables += [head, table(names, cells)]
+    return "\n\n".join(tables)
 
 
 def curves(summary: dict[str, Any]) -> str:
@@ -148,9 +158,10 @@ def steering(summary: dict[str, Any]) -> str:
         said = [f"{value:.0%} [{low:.0%}, {high:.0%}]" for value, low, high in found]
         rows.append([gap["model"], gap["wanted"], *said, number(gap["gap"], 2), number(gap["cosine"], 2)])
     accuracy = own["accuracy"]
+    counts = sorted({row["n"] for row in own["rows"]})
     head = (
         f"The classifier is right on {accuracy[0]:.1%} [{accuracy[1]:.1%}, {accuracy[2]:.1%}] of {own['tested']:,} "
-        f"held-out pieces; {own['rows'][0]['n']} texts each."
+        f"held-out pieces; {' or '.join(map(str, counts))} texts each, as many as there are documents to begin from."
     )
     return f"{head}\n\n" + table(["model", "wanted", "unsteered", "random", "native", "carried", "gap", "cosine"], rows)
 

@@ -40,7 +40,9 @@ from heredity.config import (
     TokenizerConfig,
 )
 from heredity.study import load_study
+from picture_stitch import picture
 from summaries import MARKED, refreshed
+from summaries_stitch import first
 
 ROOT = Path(__file__).parent.parent
 MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
@@ -119,6 +121,14 @@ def test_figures_are_those_of_the_recorded_runs(document: str):
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
         path.write_text(made)
     assert MARKED.search(made) and path.read_text() == made
+
+
+def test_the_picture_of_savings_is_of_the_recorded_run():
+    recorded = json.loads((ROOT / "docs" / "stitching.json").read_text())
+    drawn, made = ROOT / "docs" / "stitching.svg", picture(first(recorded))
+    if os.environ.get("HEREDITY_UPDATE_DOCS"):
+        drawn.write_text(made)
+    assert drawn.read_text() == made
 
 
 @pytest.mark.parametrize("name", ["demo", *map(str, sorted((ROOT / "studies").glob("*.toml")))])
