@@ -39,8 +39,7 @@ def _maps(maps: MapsSummary) -> Finding:
     text = (
         f"Affine maps give {_percent(fit.r2.get('up'))} of the variance of {target} from {source} and "
         f"{_percent(fit.r2.get('down'))} of that of {source} from {target}. Where the front of {source} goes on in "
-        f"{target}, cross-entropy rises by {_percent(rises.get('up'))}; the other way round by "
-        f"{_percent(rises.get('down'))}."
+        f"{target}, cross-entropy {_change(rises.get('up'))}; the other way round it {_change(rises.get('down'))}."
     )
     evidence = [
         f"{maps.source_hook_point} ({maps.widths[0]:,} wide) and {maps.target_hook_point} ({maps.widths[1]:,})",
@@ -241,6 +240,13 @@ def _percent(value: float | None) -> str:
         return "an unknown share"
     share = 100 * value
     return f"{share:.1f} %" if abs(share) < 10 and round(share, 1) % 1 else f"{share:.0f} %"
+
+
+def _change(value: float | None) -> str:
+    """Up or down, and by how much."""
+    if value is None or value >= 0:
+        return f"rises by {_percent(value)}"
+    return f"falls by {_percent(-value)}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -9,8 +9,9 @@ const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "n
 function findings() {
   const mine = DATA.headline.filter((statement) => [state.init, null].includes(statement.instrument));
   const order = Object.keys(QUESTIONS);
-  // the last child first: what the whole study leads up to
-  const blocks = [...new Set(mine.map((statement) => statement.about))].reverse().map((name) => {
+  const names = [...new Set(mine.map((statement) => statement.about))];
+  // the last child first: what the whole study leads up to; stitches as the study has them
+  const blocks = [...names.filter((name) => SUMMARY.models[name]).reverse(), ...names.filter((name) => !SUMMARY.models[name])].map((name) => {
     const model = SUMMARY.models[name];
     const statements = mine.filter((statement) => statement.about === name).sort((a, b) => order.indexOf(a.question) - order.indexOf(b.question));
     return h("div", { class: "finding" },
@@ -186,7 +187,7 @@ const lists = [...new Set(VIEW.highlights.map((highlight) => highlight.list))].f
 const hasEdges = Object.keys(SUMMARY.edges).length > 0;
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings, measured: true },
-  { id: "graph", title: "Study graph", short: "Graph", build: studyGraph, measured: true },
+  { id: "graph", title: "Study graph", short: "Graph", build: () => [studyGraph(), stitches.length ? note("Dashed: models that are stitched to each other.") : null], measured: true },
   hasEdges && { id: "flow", title: "Where features go", short: "Flow", build: flowSection, measured: true },
   merges.length && { id: "merge", title: merges.length > 1 ? "The merges" : "The merge", short: "Merge", build: mergeSection },
   hasEdges && { id: "edges", title: "Edge by edge", short: "Edges", build: edgesSection, measured: true },

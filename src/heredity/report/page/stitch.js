@@ -201,12 +201,25 @@ function stitchSection() {
   });
 }
 
-/** Dashed lines between stitched models, into a study graph whose boxes stand at `place`. */
+/** Dashed lines between stitched models, into a study graph whose boxes stand at `place`; stitches of one pair share a line. */
 function stitchLines(svg, place, wide, tall, across) {
-  for (const [name, { maps }] of Object.entries(SUMMARY.stitches)) {
-    const ends = [place[maps.source], place[maps.target]].map(({ x, y }) => (across ? [x + wide, y + tall / 2] : [x + wide / 2, y + tall]));
-    const beyond = ends.map(([x, y]) => (across ? [x + 44, y] : [x, y + 30]));
-    const middle = ends[0].map((_, axis) => (ends[0][axis] + ends[1][axis] + 3 * (beyond[0][axis] + beyond[1][axis])) / 8);
-    svg.append(stroke(`M${ends[0]}C${beyond[0]} ${beyond[1]} ${ends[1]}`, "var(--both)", 1.5, "5 4"), across ? label(middle[0] + 8, middle[1] + 4, `stitch ${name}`, "soft halo") : label(middle[0], middle[1] + 15, `stitch ${name}`, "soft halo", "middle"));
+  const pairs = {};
+  for (const [name, { maps }] of Object.entries(SUMMARY.stitches)) ((pairs[`${maps.source}\n${maps.target}`] ||= { ...maps, names: [] }).names).push(name);
+  for (const { source, target, names } of Object.values(pairs)) {
+    const [from, to] = [source, target].sort((a, b) => depths[a] - depths[b]).map((name) => place[name]);
+    const beside = depths[source] === depths[target];
+    const [a, b] = across
+      ? [[from.x + wide, from.y + tall / 2 + (beside ? 0 : 12)], [to.x + (beside ? wide : 0), to.y + tall / 2 + (beside ? 0 : 12)]]
+      : [[from.x + wide / 2 + (beside ? 0 : 12), from.y + tall], [to.x + wide / 2 + (beside ? 0 : 12), to.y + (beside ? tall : 0)]];
+    // models of one generation are joined by an arc, a parent and its child beside their edge
+    const half = across ? (a[0] + b[0]) / 2 : (a[1] + b[1]) / 2;
+    const bend = beside
+      ? [a, b].map(([x, y]) => (across ? [x + 44, y] : [x, y + 30]))
+      : across ? [[half, a[1]], [half, b[1]]] : [[a[0], half], [b[0], half]];
+    const text = `${names.length > 1 ? "stitches" : "stitch"} ${names.join(", ")}`;
+    svg.append(h("g", null, h("title", null, text), stroke(`M${a}C${bend[0]} ${bend[1]} ${b}`, "var(--both)", 1.5, "5 4")));
+    if (!beside) continue; // what an edge keeps is written there
+    const [x, y] = [0, 1].map((axis) => (a[axis] + b[axis] + 3 * (bend[0][axis] + bend[1][axis])) / 8);
+    svg.append(across ? label(x + 8, y + 4, text, "soft halo") : label(x, y + 15, text, "soft halo", "middle"));
   }
 }
