@@ -307,10 +307,15 @@ def _stitch_cost(study: Study, kind: str, name: str) -> tuple[int, float, float]
         trained = study.config.sae.tokens
         features = next((size for size in config.widths if name.split("-")[-1] == str(size) or f"-{size}-" in name), 0)
         if kind == "stitch":
+            from heredity.stages.stitch import COMPARED, all_layers
+
             fitted = config.tokens * (2 * sum(weights) + 2 * (a * a + a * b + b * b))
             # Trainings of half the epochs, a quarter and so on are as many again.
             descent = config.tokens * (2 * sum(weights) + 2 * config.adam.epochs * 20 * a * b)
-            return config.tokens * (1 + 2 * config.adam.epochs), fitted + descent, base
+            layers = [getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 1) for shape in shapes]
+            _, kept = all_layers(a, b, *layers)
+            compared = COMPARED * (4 * sum(weights) + kept / 4)  # a product and a sum for each number of 8 bytes
+            return config.tokens * (1 + 2 * config.adam.epochs), compared + fitted + descent, base + kept / 2**30
         if kind in ("sae", "beginning"):
             own, d_in = (weights[0], a) if kind == "sae" else (weights[1], b)
             return trained, trained * (2 * d_in * features + 2 * own), base + 32 * d_in * features / 2**30

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from heredity.stitch.moments import Moments, MomentStream
 
 MAPS = "maps.json"
-_COMPARED = 50_000  # tokens that layers are compared on
+COMPARED = 50_000
+"""Tokens that layers are compared on."""
+ALL_LAYERS = 1 << 29
+"""Bytes of moments up to which all layers of the source are compared, and not the stitched one alone."""
 _HALVINGS = 5  # of the tokens, along the curve of the joint fit
 _KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
@@ -201,12 +204,23 @@ def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray
         except HookPointError as error:
             raise StudyError(f"{study.name}: stitch.{name}.{end}_hook_point: {error}") from None
         sides.append(points)
-    some = blocks[: max(1, _COMPARED // blocks.shape[1])]
+    widths = [model.config.get_text_config().hidden_size for model in read.models]
+    if not all_layers(*widths, *map(len, sides))[0]:
+        sides[0] = [first]
+    some = blocks[: max(1, COMPARED // blocks.shape[1])]
     found = similarity(read.stream(sides[0], sides[1], some))
     row = np.nan_to_num(found.svcca[sides[0].index(first)])
     second = config.target_hook_point or sides[1][int(np.argmax(row))]
     rows = {key: tuple(map(tuple, getattr(found, key).tolist())) for key in ("svcca", "cka")}
     return LayersSummary(source=tuple(sides[0]), target=tuple(sides[1]), tokens=found.tokens, **rows), second
+
+
+def all_layers(d_a: int, d_b: int, layers_a: int, layers_b: int) -> tuple[bool, int]:
+    """Whether all layers of the source are compared with the target's, or its stitched one alone; bytes of moments."""
+    from heredity.stitch.moments import moment_bytes
+
+    needed = moment_bytes([d_a] * layers_a, [d_b] * layers_b)
+    return (True, needed) if needed <= ALL_LAYERS else (False, moment_bytes([d_a], [d_b] * layers_b))
 
 
 def _moments(read: _Read, points: tuple[str, str], blocks: np.ndarray) -> tuple[Moments, list[Moments]]:

@@ -6,7 +6,7 @@ about the chunk's own mean, and summed in float64 (Chan et al. 1983).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +68,11 @@ class Moments(NamedTuple):
 def moment_flops(tokens: int, d_a: int, d_b: int) -> float:
     """Floating-point operations of the products of `Moments`, symmetric ones taken in full."""
     return 2.0 * tokens * (d_a**2 + d_a * d_b + d_b**2)
+
+
+def moment_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
+    """Of what a `MomentStream` of points of these widths keeps, means left out."""
+    return 8 * (sum(d * d for d in (*widths_a, *widths_b)) + sum(widths_a) * sum(widths_b))
 
 
 class MomentStream:
@@ -136,35 +141,47 @@ class MomentStream:
 
     def _add(self, parts: list[list[Tensor]]) -> None:
         """One chunk of rows."""
-        chunk = MomentStream()
-        chunk.tokens = len(parts[0][0])
-        chunk._means = [[x.mean(0, dtype=torch.float64) for x in side] for side in parts]
-        if not all(bool(torch.isfinite(mean).all()) for side in chunk._means for mean in side):
+        means = [[x.mean(0, dtype=torch.float64) for x in side] for side in parts]
+        if not all(bool(torch.isfinite(mean).all()) for side in means for mean in side):
             raise ValueError("activations hold NaN or infinity; find the model or token that makes them")
         # The mean subtracted is rounded to the type of the rows; what that adds to the products is of second order.
         a, b = (
-            [x - mean.to(x.dtype) for x, mean in zip(side, means, strict=True)]
-            for side, means in zip(parts, chunk._means, strict=True)
+            [x - mean.to(x.dtype) for x, mean in zip(side, own, strict=True)]
+            for side, own in zip(parts, means, strict=True)
         )
-        chunk._own = [[(x.T @ x).double() for x in side] for side in (a, b)]
-        chunk._cross = [[(x.T @ y.to(x.dtype)).double() for y in b] for x in a]
-        self._join(chunk)
+        sides = a, b
+        self._take(
+            len(a[0]),
+            means,
+            lambda side, i: sides[side][i].T @ sides[side][i],
+            lambda i, j: a[i].T @ b[j].to(a[i].dtype),
+        )
 
     def _join(self, other: MomentStream) -> None:
-        """Add sums of other tokens about means of their own (Chan et al. 1983)."""
-        total = self.tokens + other.tokens
-        share = self.tokens * other.tokens / total
+        """Add what another stream has seen."""
+        self._take(other.tokens, other._means, lambda side, i: other._own[side][i], lambda i, j: other._cross[i][j])
+
+    def _take(
+        self,
+        tokens: int,
+        means: Sequence[Sequence[Tensor]],
+        own: Callable[[int, int], Tensor],
+        cross: Callable[[int, int], Tensor],
+    ) -> None:
+        """Add sums of other tokens about means of their own (Chan et al. 1983), one product after the other."""
+        total = self.tokens + tokens
+        share = self.tokens * tokens / total
         shifts = [
             [new.to(old.device) - old for old, new in zip(*sides, strict=True)]
-            for sides in zip(self._means, other._means, strict=True)
+            for sides in zip(self._means, means, strict=True)
         ]
-        for own, new, shift in zip(self._own, other._own, shifts, strict=True):
-            for square, added, moved in zip(own, new, shift, strict=True):
-                square += added.to(square.device) + torch.outer(moved, moved) * share
-        for row, added_row, moved in zip(self._cross, other._cross, shifts[0], strict=True):
-            for product, added, moved_b in zip(row, added_row, shifts[1], strict=True):
-                product += added.to(product.device) + torch.outer(moved, moved_b) * share
-        for means, shift in zip(self._means, shifts, strict=True):
-            for mean, moved in zip(means, shift, strict=True):
-                mean += moved * (other.tokens / total)
+        for side, shift in enumerate(shifts):
+            for i, moved in enumerate(shift):
+                self._own[side][i] += own(side, i).to(moved) + torch.outer(moved, moved) * share
+        for i, moved in enumerate(shifts[0]):
+            for j, moved_b in enumerate(shifts[1]):
+                self._cross[i][j] += cross(i, j).to(moved) + torch.outer(moved, moved_b) * share
+        for mine, shift in zip(self._means, shifts, strict=True):
+            for mean, moved in zip(mine, shift, strict=True):
+                mean += moved * (tokens / total)
         self.tokens = total
