@@ -117,6 +117,16 @@ def broken(path: str, value: object) -> dict:
     [
         ("sae.expnsion", 4, "sae.expnsion: unknown key; did you mean 'expansion'?"),
         ("modell", {}, "modell: unknown key; did you mean 'model'?"),
+        (
+            "stitch",
+            {"pair": {"source": "base", "target": "child", "wdths": [3]}},
+            "stitch.pair.wdths: unknown key; did you mean 'widths'?",
+        ),
+        (
+            "stitch",
+            {"pair": {"source": "base", "target": "child", "adam": {"epoch": 1}}},
+            "stitch.pair.adam.epoch: unknown key; did you mean 'epochs'?",
+        ),
         ("corpus.english.shar", 1, "corpus.english.shar: unknown key; did you mean 'share'?"),
         ("model.base.train.d_modell", 1, "model.base.train.d_modell: unknown key; did you mean 'd_model'?"),
         ("hook_point", None, "hook_point: is missing; add it"),

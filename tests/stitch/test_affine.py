@@ -199,3 +199,16 @@ def test_adam_finds_what_moments_find_given_time():
     assert found.tokens == 512 * 500
     assert found.losses[0] > 2 * least
     assert least * 0.9999 <= found.losses[-1] < least * 1.01
+
+
+def test_a_folder_that_holds_no_pair_of_maps_is_refused_with_the_way_out(tmp_path):
+    stitch = Stitch(Affine(torch.ones(3, 4), torch.zeros(4)), Affine(torch.ones(4, 3), torch.zeros(3)))
+    stitch.save(str(tmp_path / "joint"))
+    assert torch.equal(Stitch.load(str(tmp_path / "joint")).up.weight, stitch.up.weight)
+    with pytest.raises(ValueError, match="several fits; give one of its folders: joint"):
+        Stitch.load(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no map .*nowhere"):
+        Stitch.load(tmp_path / "nowhere")
+    Stitch(stitch.up, stitch.up).save(tmp_path / "twice")
+    with pytest.raises(ValueError, match=r"\[3, 4\] and \[3, 4\], which do not lead back"):
+        Stitch.load(tmp_path / "twice")

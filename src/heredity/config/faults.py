@@ -33,7 +33,7 @@ def first_fault(error: ValidationError) -> str:
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
     model: Any = StudyConfig
     for part in loc:
-        if isinstance(model, type) and issubclass(model, StudyConfig) and part in ("corpus", "model", "case"):
+        if isinstance(model, type) and issubclass(model, StudyConfig) and part in ("corpus", "model", "case", "stitch"):
             model = {"dict": model.model_fields[str(part)].annotation}
         elif isinstance(model, dict):
             model = model["dict"].__args__[1]

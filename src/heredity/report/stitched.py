@@ -31,6 +31,10 @@ def print_stitches(found: Mapping[str, StitchSummary]) -> None:
         _print_carried(own)
         if own.savings:
             _print_savings(own.savings)
+            for width, arms in own.beginnings.items():
+                ends = ", ".join(f"{arm} {console.number(found.explained_variance)}" for arm, found in arms.items())
+                console.out.print(f"Explained at the end, {int(width):,} features: {ends}", markup=False)
+            console.out.print()
         for task, probes in own.probes.items():
             _print_probes(task, probes)
         if own.steering is not None:
@@ -109,11 +113,12 @@ def _print_steering(found: SteeringSummary) -> None:
         console.out.print(f"Steering: {found.reason}\n", markup=False, soft_wrap=True)
         return
     shares = {(row.model, row.wanted, row.arm): row.share[0] for row in found.rows}
+    texts = {(row.model, row.wanted): row.n for row in found.rows}
     arms = ("none", "random", "native", "carried")
-    table = console.table("Steering: share of texts of the wanted kind", "model", "wanted", *arms, "gap")
+    table = console.table("Steering: share of texts of the wanted kind", "model", "wanted", *arms, "gap", "texts")
     for row in found.gaps:
         values = (console.percent(shares.get((row.model, row.wanted, arm)), 0) for arm in arms)
-        table.add_row(row.model, row.wanted, *values, _digits(row.gap))
+        table.add_row(row.model, row.wanted, *values, _digits(row.gap), f"{texts[row.model, row.wanted]}")
     console.out.print(table)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,13 @@ def print_plan(plan: Any) -> None:
         f"({plan.rate / 1e9:.0f} GFLOP/s measured)",
         soft_wrap=True,
     )
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if plan.memory_gib > here:
+        most = max(plan.stages, key=lambda row: 0 if row.cached else row.memory_gib)
+        console.out.print(
+            f"This machine has {here:.0f} GiB: {most.stage} may not fit, choose narrower SAEs or fewer tokens",
+            soft_wrap=True,
+        )
 
 
 def print_status(rows: Sequence[Mapping[str, Any]]) -> None:

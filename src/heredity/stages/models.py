@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,8 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
         if fingerprint_tokenizer(own) != fingerprint_tokenizer(shared):
             raise StudyError(
                 f"{study.name}: model.{name}: the tokenizer of {source} differs from that of model "
-                f"{study.starts[0]}; models of one study must read the same tokens"
+                f"{study.starts[0]}; models of one study must read the same tokens "
+                "(maps across tokenizers: heredity.stitch.textual)"
             )
         record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
         write_json(work.folder / RECORD, {**record, "reference": settings})
@@ -237,6 +239,11 @@ def quality_stage(study: Study, name: str, model: Stage, tokens: dict[str, Stage
             work.progress(done, len(artifacts))
             blocks = _blocks(pack, size, limit)
             found = evaluate(loaded, blocks, precision=training.precision)
+            if not math.isfinite(found.ce_loss):
+                raise StudyError(
+                    f"{study.name}: model {name} predicts NaN or infinity on {corpus}; look for values that are not "
+                    "finite in its weights"
+                )
             unigram = unigram_accuracy(train[corpus].counts(loaded.config.vocab_size), blocks)
             rows[corpus] = {**found._asdict(), "unigram_accuracy": unigram}
             rows[corpus].pop("hits")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from heredity.artifacts import Store
 from heredity.config import RANKED, Config, ScratchConfig, TrainingConfig
+from heredity.stages.stitchable import check_stitch
 from heredity.study import Study, StudyError
 
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
@@ -107,7 +108,8 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
         except HookPointError as error:
             raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
     for name in study.config.stitch:
-        _check_stitch(study, name)
+        stitch = study.config.stitch[name]
+        check_stitch(study, name, {end: _shape(study, getattr(stitch, end)) for end in ("source", "target")})
     for name, d_in in widths.items():
         if d_in is not None:
             _check_sae(study, name, d_in)
@@ -119,30 +121,6 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
                 "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return widths
-
-
-def _check_stitch(study: Study, name: str) -> None:
-    """That both hook points are there, and that the SAEs have room for k features; as far as can be told."""
-    from heredity.hooks import HookPointError, width
-
-    config, sae = study.config.stitch[name], study.config.sae
-    points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}
-    for end, point in points.items():
-        shape = _shape(study, getattr(config, end))
-        try:
-            _ = width(shape, point) if shape and point else None
-        except HookPointError as error:
-            key = (
-                "hook_point" if end == "source" and not config.source_hook_point else f"stitch.{name}.{end}_hook_point"
-            )
-            raise StudyError(f"{study.name}: {key}: {error} (model {getattr(config, end)})") from None
-    most = sae.k if sae.activation in RANKED else sae.l0[1]
-    if most > min(config.widths):
-        key = "sae.k" if sae.activation in RANKED else "sae.l0"
-        raise StudyError(
-            f"{study.name}: {key}: {most:g} is more than the {min(config.widths)} features of stitch.{name}.widths; "
-            "lower it"
-        )
 
 
 def _check_sae(study: Study, name: str, d_in: int) -> None:

@@ -118,6 +118,16 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     work.progress(1, 5)
     start = time.monotonic()
     moments, parts = _moments(read, (first, second), blocks)
+    if moments.tokens <= len(moments.mean_a) + len(moments.mean_b):
+        raise StudyError(
+            f"{study.name}: stitch.{name}.tokens: {moments.tokens} tokens were read, and maps between "
+            f"{len(moments.mean_a)} and {len(moments.mean_b)} dimensions fit any so few; give many times as many"
+        )
+    if config.method == "procrustes" and len(moments.mean_a) > len(moments.mean_b):
+        raise StudyError(
+            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and the target is "
+            "narrower; choose joint or ridge, or swap source and target"
+        )
     shared = time.monotonic() - start
     work.progress(2, 5)
     held = stitch_blocks(work, "validation", config.held_out, config.context_size, seed)
@@ -135,11 +145,6 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
         found.save(work.folder / "adam")
         fits["adam"], curves["adam"] = by_epochs[-1], tuple(map(_point, by_epochs))
     work.progress(4, 5)
-    if config.method not in fits:
-        raise StudyError(
-            f"{study.name}: stitch.{name}.method: {config.method} maps into a space at least as wide, and the target "
-            "is narrower; choose joint or ridge, or swap source and target"
-        )
     chosen = Stitch.load(work.folder / config.method).to(read.device)
     judged = stitch_blocks(work, "validation", config.evaluation, config.context_size, seed + 1)
     told = MapsSummary(

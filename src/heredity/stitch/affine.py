@@ -46,13 +46,15 @@ class Affine(NamedTuple):
             raise ValueError("the map holds NaN or infinity; look for huge or constant activations, or raise ridge")
         return Affine(*(torch.from_numpy(np.array(part, np.float32)) for part in (weight, bias)))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file of `weight` and `bias`, float32."""
         save_file({name: part.detach().cpu().contiguous() for name, part in self._asdict().items()}, path)
 
     @staticmethod
-    def load(path: Path) -> Affine:
-        """What `save` wrote, on the CPU. Raises ValueError for a file that is damaged or holds something else."""
+    def load(path: str | Path) -> Affine:
+        """What `save` wrote, on the CPU. Raises ValueError for no such file, one that is damaged or holds else."""
+        if not Path(path).is_file():
+            raise ValueError(f"there is no map {path}; give what Affine.save wrote")
         try:
             found = load_file(path)
         except SafetensorError as error:
@@ -74,13 +76,21 @@ class Stitch(NamedTuple):
         """The same maps on another device."""
         return Stitch(self.up.to(device), self.down.to(device))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `up.safetensors` and `down.safetensors` into a folder, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         for name, part in self._asdict().items():
-            part.save(folder / f"{name}.safetensors")
+            part.save(Path(folder) / f"{name}.safetensors")
 
     @staticmethod
-    def load(folder: Path) -> Stitch:
-        """What `save` wrote, on the CPU. Raises ValueError as `Affine.load` does."""
-        return Stitch(*(Affine.load(folder / f"{name}.safetensors") for name in Stitch._fields))
+    def load(folder: str | Path) -> Stitch:
+        """What `save` wrote, on the CPU. Raises ValueError as `Affine.load` does, and for maps that are no pair."""
+        folder = Path(folder)
+        inner = sorted(path.parent.name for path in folder.glob("*/up.safetensors"))
+        if inner and not (folder / "up.safetensors").exists():
+            raise ValueError(f"{folder} holds the maps of several fits; give one of its folders: {', '.join(inner)}")
+        found = Stitch(*(Affine.load(folder / f"{name}.safetensors") for name in Stitch._fields))
+        if found.up.weight.shape != found.down.weight.T.shape:
+            shapes = " and ".join(str(list(part.weight.shape)) for part in found)
+            raise ValueError(f"{folder}: up and down are {shapes}, which do not lead back; make them again")
+        return found

@@ -45,6 +45,8 @@ def textual(
     Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than
     1 % of the positions have a counterpart; HookPointError for an unknown point.
     """
+    if isinstance(texts, str):
+        raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
     encoders = [_encoder(tokenizer, end) for tokenizer, end in ((tokenizer_a, "A"), (tokenizer_b, "B"))]
     device, step = next(a.model.parameters()).device, blocks_at_once(context_size)
     met, seen = 0, np.zeros(2, np.int64)

@@ -207,12 +207,15 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
     batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature that is wanted on less
     than one of the vectors stays as it is. Revives features that a map has weakened until they never fire. Not in the
-    paper. Raises ValueError for topk, which has no threshold, and for densities that are none.
+    paper. Raises ValueError for topk, which has no threshold, for densities that are none, and for vectors that are not
+    finite.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
     if density.shape != (sae.d_sae,) or not bool(((density >= 0) & (density <= 1)).all()):
         raise ValueError(f"density is {list(density.shape)}; give [{sae.d_sae}] shares from 0 to 1")
+    if not len(x) or not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x {list(x.shape)} holds no vectors, or NaN or infinity; find what makes them")
     made = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
