@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from heredity.config import Init, MergeConfig, ModelConfig, StudyConfig
 from heredity.config.faults import first_fault
+from heredity.config.overrides import set_value
 
 _SHARE_TOLERANCE = 1e-6
 
@@ -331,24 +332,11 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{name_or_path}: is not valid TOML: {error}") from None
     for override in overrides:
-        _apply(values, override)
+        try:
+            set_value(values, override)
+        except ValueError as error:
+            raise StudyError(f"--set {override}: {error}") from None
     return Study.of(values, name=name, root=root)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise StudyError(f"--set {override}: must look like sae.tokens=1000000")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise StudyError(f"--set {override}: {table} is a value, not a table; name one of its keys' tables")
-    values[last] = value
 
 
 def _parents(model: ModelConfig) -> tuple[str, ...]:
