@@ -30,7 +30,13 @@ def test_places_that_the_residual_stream_passes(point):
 
 @pytest.mark.parametrize(
     "point",
-    ["blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out", "model.layers.3.mlp", "model.layers.3.input_layernorm"],
+    [
+        "blocks.1.mlp.hook_post",
+        "blocks.1.hook_mlp_out",
+        "model.layers.3.mlp",
+        "model.layers.3.input_layernorm",
+        "model.layers.3.self_attn.q_norm:input",
+    ],
 )
 def test_parts_of_a_layer_are_no_place_for_a_stitch(point):
     assert not is_residual(point)

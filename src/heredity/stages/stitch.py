@@ -15,6 +15,7 @@ from heredity.report.stitch import FitPoint, FitSummary, LayersSummary, MapsSumm
 from heredity.stages.lineage import sampler_of
 from heredity.stages.models import load, on_device, seed_of
 from heredity.stages.newness import distinct_blocks
+from heredity.stages.stitchable import check_method
 from heredity.stages.text import tokenizer_of
 from heredity.study import Study, StudyError
 
@@ -123,11 +124,7 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
             f"{study.name}: stitch.{name}.tokens: {moments.tokens} tokens were read, and maps between "
             f"{len(moments.mean_a)} and {len(moments.mean_b)} dimensions fit any so few; give many times as many"
         )
-    if config.method == "procrustes" and len(moments.mean_a) > len(moments.mean_b):
-        raise StudyError(
-            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and the target is "
-            "narrower; choose joint or ridge, or swap source and target"
-        )
+    check_method(study, name, len(moments.mean_a), len(moments.mean_b))
     shared = time.monotonic() - start
     work.progress(2, 5)
     held = stitch_blocks(work, "validation", config.held_out, config.context_size, seed)

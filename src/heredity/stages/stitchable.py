@@ -32,12 +32,11 @@ def check_stitch(study: Study, name: str, shapes: Mapping[str, SimpleNamespace |
                 f"{study.name}: {key}: {point} is a part of a layer, and the rest of the model passes by it; a stitch "
                 f"joins residual streams: give a place such as blocks.1.hook_resid_pre (stitch {name})"
             )
-    d_a, d_b = (getattr(shapes[end], "hidden_size", None) for end in ("source", "target"))
-    if config.method == "procrustes" and d_a and d_b and d_a > d_b:
-        raise StudyError(
-            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and {config.target} "
-            f"({d_b}) is narrower than {config.source} ({d_a}); choose joint or ridge, or swap source and target"
-        )
+    d_a, d_b = (
+        getattr(shapes[end], "hidden_size", None) or getattr(shapes[end], "n_embd", 0) for end in ("source", "target")
+    )
+    if d_a and d_b:
+        check_method(study, name, d_a, d_b)
     for key, least in (("tokens", config.context_size), ("held_out", 2 * config.context_size)):
         if getattr(config, key) < least:
             raise StudyError(
@@ -47,13 +46,24 @@ def check_stitch(study: Study, name: str, shapes: Mapping[str, SimpleNamespace |
     _check_k(study, name)
 
 
+def check_method(study: Study, name: str, d_a: int, d_b: int) -> None:
+    """That maps from width d_a to d_b can be fitted by the method of a stitch. Raises `StudyError`."""
+    config = study.config.stitch[name]
+    if config.method == "procrustes" and d_a > d_b:
+        raise StudyError(
+            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and {config.target} "
+            f"({d_b}) is narrower than {config.source} ({d_a}); choose joint or ridge, or swap source and target"
+        )
+
+
 def is_residual(hook_point: str) -> bool:
     """Whether all of the residual stream passes a hook point, as far as its name tells."""
     if hook_point.startswith("blocks."):
         return re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|mid|post)", hook_point) is not None
     path, _, side = hook_point.partition(":")
     inner = re.search(r"\.\d+\.(.+)$", path)
-    return inner is None or (side == "input" and re.search(r"norm|ln_", inner[1]) is not None)
+    # What a layer's norms read is the stream; those further inside, such as of queries, read a part of it.
+    return inner is None or (side == "input" and re.fullmatch(r"\w*(norm|ln_)\w*", inner[1]) is not None)
 
 
 def _check_k(study: Study, name: str) -> None:
