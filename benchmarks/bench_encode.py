@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from paired import Benchmark, floors, headline, in_turn, main, note, peer, rounded, spread, timed_case
+from planted import oracle, vectors, world
 from sae_peers import PEERS, encoder
 from torch import Tensor
 
+from heredity.sae.gradients import Weights
 from heredity.sae.model import SAE
-from heredity.sae.rules import Weights
-from planted import oracle, vectors, world
 
 CASES = {
     "relu, SAELens": ("relu", "sae-lens"),

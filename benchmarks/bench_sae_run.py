@@ -22,16 +22,16 @@ from unittest import mock
 
 import torch
 from paired import Benchmark, in_turn, main, note, peak_of, peer, rounded, spread, version
+from planted import vectors, world
 from torch import Tensor
 
-from heredity.config import SAEConfig
 from heredity.kernels.dense import linear
-from heredity.sae import start
+from heredity.sae import initialize as start
+from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
-from heredity.sae.state import TrainingState
 from heredity.sae.train import train, write_back
-from planted import vectors, world
+from heredity.study import SAEConfig
 
 WANTED = (1.25, 1.75)
 """L0 wanted of both, relative to the latents that are active in the planted world."""

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 from paired import Benchmark, floors, headline, in_turn, main, note, peer, rounded, spread, timed_case
+from planted import oracle, vectors, world
 from sae_peers import PEERS, Setting, Trained
 from torch import Tensor
 
 from heredity.kernels.dense import linear
 from heredity.kernels.encode import Csr
-from heredity.sae.rules import Rule, Weights, training_acts
+from heredity.sae.gradients import Rule, Weights, training_acts
 from heredity.sae.step import BETAS, SPARSE_BELOW, dense_step, sparse_step
-from planted import oracle, vectors, world
 
 CASES = {
     "relu, SAELens": ("relu", "sae-lens"),

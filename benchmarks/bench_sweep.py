@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded, spread, version
 
-from heredity.config import ArchitectureConfig
-from heredity.lm.bench import Blend
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import load_model, mistral_config, new_model, save_model
+from heredity.lm.merge_evaluator import Blend
 from heredity.lm.sweep import sweep
+from heredity.study import ArchitectureConfig
 
 PARENTS = ("first", "second")
 

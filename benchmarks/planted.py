@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from heredity.kernels.dense import linear
-from heredity.sae.rules import Weights
+from heredity.sae.gradients import Weights
 
 NOISE = 0.05
 """Length of the noise relative to the signal's."""

@@ -5,7 +5,7 @@
 
 Language models: those of the finished built-in study. For each protocol, the share of the parent's live features with
 r > 0.8 and r > 0.5 in another SAE of the parent (ceiling) and along the edge, explained variance at both ends, and the
-vectors trained on beside the parent's own SAE. Planted worlds (`heredity.planted`): kept and lost features called
+vectors trained on beside the parent's own SAE. Planted worlds (`heredity.synthetic`): kept and lost features called
 persisting at r > 0.8 and at the threshold by evidence.
 
 independent: every SAE anew (the paper). parent: the child's SAE continues the parent's. slow: the same at a third of
@@ -26,24 +26,24 @@ import numpy as np
 import torch
 
 from heredity import load_study
-from heredity.activations import ActivationStore, activations
-from heredity.artifacts import Store
-from heredity.config import SAEConfig
-from heredity.data.tokens import BlockSampler
+from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
-from heredity.features.chance import floor
 from heredity.features.collect import collect
 from heredity.features.correlate import correlate
-from heredity.features.evidence import choose_threshold
-from heredity.planted.config import KEPT, LOST, ROTATED, WorldConfig
-from heredity.planted.truth import label
-from heredity.planted.world import World
+from heredity.features.null import floor
+from heredity.features.threshold import choose_threshold
+from heredity.lm.activations import ActivationStore, activations
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.train import train
 from heredity.stages import stages_of
 from heredity.stages.models import load
 from heredity.stages.text import packs
+from heredity.study import SAEConfig
+from heredity.synthetic.settings import KEPT, LOST, ROTATED, WorldConfig
+from heredity.synthetic.truth import label
+from heredity.synthetic.world import World
+from heredity.text.tokens import BlockSampler
 
 PAPER = 0.8
 

@@ -9,7 +9,7 @@ import torch
 from paired import peer
 from torch import Tensor
 
-from heredity.sae.rules import Weights
+from heredity.sae.gradients import Weights
 from heredity.sae.step import BETAS
 
 STEPS = 1_000_000

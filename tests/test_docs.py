@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import heredity
 from heredity.cli import app
-from heredity.config import (
+from heredity.study import (
     AdamConfig,
     CarriedFeaturesConfig,
     CaseConfig,
@@ -38,8 +38,8 @@ from heredity.config import (
     StitchConfig,
     StudyConfig,
     TokenizerConfig,
+    load_study,
 )
-from heredity.study import load_study
 from picture_stitch import picture
 from summaries import MARKED, refreshed
 from summaries_stitch import first

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.config import SAEConfig
 from heredity.features.acts import FeatureActs
-from heredity.features.chance import chance_threshold, floor
 from heredity.features.correlate import Matches, correlate
-from heredity.features.evidence import corrected, split_threshold
-from heredity.features.lineage import EMERGED, EMERGED_IN_BOTH, FROM_BASE, NOVEL, fates, flow
+from heredity.features.fates import EMERGED, EMERGED_IN_BOTH, FROM_BASE, NOVEL, fates, flow
+from heredity.features.null import chance_threshold, floor
+from heredity.features.threshold import corrected, split_threshold
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.train import train
+from heredity.study import SAEConfig
 from worlds import World, measured, plant, precision_and_recall
 
 TOKENS = 30_000

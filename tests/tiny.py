@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from heredity.config import ArchitectureConfig
+from heredity.study import ArchitectureConfig
 
 HOOK = "blocks.0.mlp.hook_post"
 
@@ -89,8 +89,8 @@ def save_tiny_model(
     folder: Path, seed: int = 0, d_model: int = 16, text: str = "the cat sat on the mat = 3; x = y + 1\n"
 ) -> Path:
     """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
-    from heredity.data.tokens import train_tokenizer
     from heredity.lm.load import mistral_config, new_model, save_model
+    from heredity.text.tokens import train_tokenizer
 
     tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
     shape = ArchitectureConfig(d_model=d_model, d_mlp=2 * d_model, n_layers=1, n_heads=4)

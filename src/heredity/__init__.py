@@ -9,27 +9,25 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from heredity.activations import ActivationStore as ActivationStore
-    from heredity.artifacts import Store as Store
-    from heredity.data.tokens import BlockSampler as BlockSampler
-    from heredity.data.tokens import PackedTokens as PackedTokens
-    from heredity.engine import run as run
+    from heredity.engine.stage import run as run
+    from heredity.engine.store import Store as Store
     from heredity.features.acts import FeatureActs as FeatureActs
-    from heredity.features.chance import floor as floor
     from heredity.features.collect import collect as collect
     from heredity.features.correlate import Matches as Matches
     from heredity.features.correlate import correlate as correlate
     from heredity.features.correlate import join_matches as join_matches
     from heredity.features.families import family as family
+    from heredity.features.fates import Fates as Fates
+    from heredity.features.fates import Flow as Flow
+    from heredity.features.fates import curve as curve
+    from heredity.features.fates import fates as fates
+    from heredity.features.fates import flow as flow
     from heredity.features.hypothesis import llr as llr
-    from heredity.features.lineage import Fates as Fates
-    from heredity.features.lineage import Flow as Flow
-    from heredity.features.lineage import curve as curve
-    from heredity.features.lineage import fates as fates
-    from heredity.features.lineage import flow as flow
-    from heredity.hooks import capture as capture
-    from heredity.hooks import replaced as replaced
+    from heredity.features.null import floor as floor
+    from heredity.lm.activations import ActivationStore as ActivationStore
     from heredity.lm.evaluate import evaluate as evaluate
+    from heredity.lm.hooks import capture as capture
+    from heredity.lm.hooks import replaced as replaced
     from heredity.lm.load import load_model as load_model
     from heredity.lm.merge import merge_states as merge_states
     from heredity.lm.merge import slerp as slerp
@@ -41,36 +39,38 @@ if TYPE_CHECKING:
     from heredity.stages import stages_of as stages_of
     from heredity.study import Study as Study
     from heredity.study import load_study as load_study
+    from heredity.text.tokens import BlockSampler as BlockSampler
+    from heredity.text.tokens import PackedTokens as PackedTokens
 
 _HOMES = {
-    "ActivationStore": "activations",
-    "BlockSampler": "data.tokens",
+    "ActivationStore": "lm.activations",
+    "BlockSampler": "text.tokens",
     "FeatureActs": "features.acts",
-    "Fates": "features.lineage",
-    "Flow": "features.lineage",
+    "Fates": "features.fates",
+    "Flow": "features.fates",
     "Matches": "features.correlate",
-    "PackedTokens": "data.tokens",
+    "PackedTokens": "text.tokens",
     "SAE": "sae.model",
-    "Store": "artifacts",
+    "Store": "engine.store",
     "Study": "study",
     "Summary": "report.summary",
-    "capture": "hooks",
+    "capture": "lm.hooks",
     "collect": "features.collect",
     "correlate": "features.correlate",
-    "curve": "features.lineage",
+    "curve": "features.fates",
     "evaluate": "lm.evaluate",
     "family": "features.families",
-    "fates": "features.lineage",
-    "floor": "features.chance",
-    "flow": "features.lineage",
+    "fates": "features.fates",
+    "floor": "features.null",
+    "flow": "features.fates",
     "join_matches": "features.correlate",
     "llr": "features.hypothesis",
     "load_model": "lm.load",
     "load_study": "study",
     "merge_states": "lm.merge",
     "read_sae": "sae.formats",
-    "replaced": "hooks",
-    "run": "engine",
+    "replaced": "lm.hooks",
+    "run": "engine.stage",
     "slerp": "lm.merge",
     "stages_of": "stages",
     "sweep": "lm.sweep",

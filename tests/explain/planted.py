@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.explain.excerpts import Drawn, Text, draw, split
-from heredity.explain.forms import Statistics
-from heredity.explain.offline import Offline
-from heredity.explain.words import Names
+from heredity.explain.phrasing import Names
+from heredity.explain.statistical import Offline
+from heredity.explain.token_statistics import Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.examples import Columns
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from heredity.explain.questions import Excerpt
+from heredity.explain.protocol import Excerpt
 
 
 class Reply(NamedTuple):

@@ -23,7 +23,7 @@ from heredity.explain.endpoint import Endpoint, EndpointError, retry_after
 from heredity.explain.language import LanguageJudge
 from heredity.explain.ledger import Ledger
 from heredity.explain.prompts import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 
 pytest.importorskip("openai")
 QUESTION = Request("lua/1", "explain", "why?", 50)

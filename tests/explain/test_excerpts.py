@@ -7,7 +7,7 @@ import pytest
 
 from explain.planted import ASSIGN, FEATURES, LUA, NOISE, RARE, VOCABULARY, World, drawn_of, world
 from heredity.explain.excerpts import Recipe, draw, split
-from heredity.explain.questions import quantized
+from heredity.explain.protocol import quantized
 
 
 @pytest.fixture(scope="module")

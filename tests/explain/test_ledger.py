@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from heredity.explain.answers import read_explanation
 from heredity.explain.budget import FRAME, Budget, Estimate, Prices
 from heredity.explain.completer import Answer, Refused, Request
 from heredity.explain.ledger import Ledger, LedgerError, key_of
-from heredity.explain.questions import Failure
+from heredity.explain.parse import read_explanation
+from heredity.explain.protocol import Failure
 
 GOOD = Answer('{"explanation": "x"}', "stop", 100, 10, ("a",), ({"a": -1.0},), 2)
 

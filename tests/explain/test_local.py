@@ -13,7 +13,7 @@ from heredity.explain.language import LanguageJudge
 from heredity.explain.ledger import Ledger
 from heredity.explain.local import Local
 from heredity.explain.prompts import echo_prompt
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
 

@@ -9,9 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from explain.planted import AFTER_SELF, ASSIGN, NUMBER, TOKEN, World, drawn_of, world
-from heredity.explain.asking import Scores, scored
-from heredity.explain.offline import Explanation
-from heredity.explain.questions import Excerpt, Failure, quantized
+from heredity.explain.ask import Scores, scored
+from heredity.explain.protocol import Excerpt, Failure, quantized
 from heredity.explain.scores import (
     agreement,
     correlation,
@@ -22,6 +21,7 @@ from heredity.explain.scores import (
     simulation,
     told_apart,
 )
+from heredity.explain.statistical import Explanation
 
 PLANTED = (ASSIGN, AFTER_SELF, NUMBER, TOKEN)
 

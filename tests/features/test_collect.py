@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.config import ArchitectureConfig
-from heredity.data.tokens import BlockSampler, PackedTokens
+from heredity.engine.workers import Progress, shards
 from heredity.features.collect import Reader, collect, collected
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import new_sae
-from heredity.shards import Progress, shards
+from heredity.study import ArchitectureConfig
+from heredity.text.tokens import BlockSampler, PackedTokens
 
 HOOK, CONTEXT = "blocks.0.mlp.hook_post", 64
 TOKENS = 40_000  # several forward passes, the last one short

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heredity.config import ArchitectureConfig
 from heredity.features import effects
 from heredity.features.collect import Reader
 from heredity.features.effects import (
@@ -21,9 +20,10 @@ from heredity.features.effects import (
     logit_weights,
     splice,
 )
-from heredity.hooks import HookPointError, replaced
+from heredity.lm.hooks import HookPointError, replaced
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
+from heredity.study import ArchitectureConfig
 
 VOCAB, D_MODEL, D_MLP, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 

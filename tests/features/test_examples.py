@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.config import ArchitectureConfig
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
 from heredity.features.effects import logit_weights
 from heredity.features.examples import Columns, contexts, levels_of
 from heredity.lm.load import mistral_config, new_model
+from heredity.study import ArchitectureConfig
 
 BLOCKS, CONTEXT, VOCAB, DEAD = 60, 16, 40, 3
 SIZES = Sizes(top=5, levels=4, each=3, drawn=6, silent=7, tokens=5, bins=8)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.config import ArchitectureConfig
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader
 from heredity.features.newness import LatentScaling, Newness, newness
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
+from heredity.study import ArchitectureConfig
 from worlds import measured, plant
 
 TOKENS, D_IN = 10_000, 64

@@ -5,12 +5,12 @@ import pytest
 import torch
 import transformers
 
-from heredity.config import ArchitectureConfig
 from heredity.kernels.dense import native_bfloat16
 from heredity.lm import loss
 from heredity.lm.evaluate import evaluate, unigram_accuracy
 from heredity.lm.load import mistral_config, new_model
 from heredity.lm.precision import dtype_of
+from heredity.study import ArchitectureConfig
 
 VOCAB = 83
 

@@ -10,7 +10,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from heredity.config import ArchitectureConfig
 from heredity.lm.load import (
     ModelError,
     load_model,
@@ -21,6 +20,7 @@ from heredity.lm.load import (
     state_dict_of,
     state_hash,
 )
+from heredity.study import ArchitectureConfig
 
 ARCHITECTURE = ArchitectureConfig(d_model=32, d_mlp=48, n_layers=2, n_heads=4)
 

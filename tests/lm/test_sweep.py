@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from heredity.lm.bench import Blend
 from heredity.lm.merge import MergeError, merge_states
+from heredity.lm.merge_evaluator import Blend
 from heredity.lm.sweep import Sweep, crossing, sweep
 
 CTX = 101

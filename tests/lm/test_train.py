@@ -18,13 +18,13 @@ import torch
 import transformers
 
 import heredity
-from heredity.config import ArchitectureConfig, LoraConfig, TrainingConfig
 from heredity.kernels.memory import keep_large_buffers
 from heredity.lm import loss, train
 from heredity.lm.checkpoints import is_whole, newest_checkpoint
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import mistral_config, new_model, state_hash
 from heredity.lm.train import TrainingError, TrainingRecord, train_model
+from heredity.study import ArchitectureConfig, LoraConfig, TrainingConfig
 
 VOCAB, CONTEXT, BATCH, STEPS = 64, 16, 4, 12
 CONFIG = TrainingConfig(batch_size=BATCH, context_size=CONTEXT)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.config import SAEConfig
 from heredity.kernels import sparse_step as kernels
-from heredity.sae import start
-from heredity.sae.jump import BANDWIDTH
+from heredity.sae import initialize as start
+from heredity.sae.checkpoint import TrainingState
+from heredity.sae.gradients import NAMES, Outcome, Rule, Weights
+from heredity.sae.initialize import geometric_median, normalizing_scale
+from heredity.sae.jumprelu import BANDWIDTH
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.resample import resample
-from heredity.sae.rules import NAMES, Outcome, Rule, Weights
-from heredity.sae.start import geometric_median, normalizing_scale
-from heredity.sae.state import TrainingState
 from heredity.sae.step import BETAS, adam_rows, dense_step, entry_step, sparse_step
 from heredity.sae.train import learning_rate, train, write_back
+from heredity.study import SAEConfig
 
 
 @pytest.fixture(autouse=True)

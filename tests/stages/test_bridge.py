@@ -12,12 +12,12 @@ import torch
 
 import tiny
 from heredity import metrics
-from heredity.artifacts import Artifact, Store
-from heredity.engine import Stage, Work, run
-from heredity.hooks import capture
+from heredity.engine.stage import Stage, Work, run
+from heredity.engine.store import Artifact, Store
+from heredity.engine.workers import Here
+from heredity.lm.hooks import capture
 from heredity.report.bridge import BridgeSummary
 from heredity.sae.formats import read_sae
-from heredity.shards import Here
 from heredity.stages.bridge import agreement, bridge_edge, bridge_of, bridge_stage
 from heredity.stages.lineage import COUNTS, match_stage, read_matches
 from heredity.stages.models import model_stage, seed_of

@@ -13,14 +13,13 @@ import pytest
 import torch
 
 import tiny
-from heredity.artifacts import Artifact, Store
-from heredity.config import StitchConfig
-from heredity.engine import Silent, Stage, Work, run
+from heredity.engine.stage import Silent, Stage, Work, run
+from heredity.engine.store import Artifact, Store
+from heredity.engine.workers import Here
 from heredity.report.carried import BeginningSummary, CurveRow
 from heredity.sae.evaluate import quality
 from heredity.sae.formats import read_sae
 from heredity.sae.model import new_sae
-from heredity.shards import Here
 from heredity.stages.beginnings import BEGINNING, _saving_row, beginning_label, beginnings_of, savings_of, source_label
 from heredity.stages.carried import _Given, _variants, carried_of, carried_stages
 from heredity.stages.models import model_stage
@@ -29,7 +28,7 @@ from heredity.stages.text import corpus_stage, tokenizer_stage, tokens_stage
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
 from heredity.stitch.transfer import transfer_sae
-from heredity.study import StudyError, load_study
+from heredity.study import StitchConfig, StudyError, load_study
 
 WIDTH, K = 128, 8
 

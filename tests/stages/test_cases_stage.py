@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from heredity.config import CaseConfig
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.stages.cases import case_of, hypothesis_of, recipe_of
 from heredity.stages.results import _members
-from heredity.study import StudyError
+from heredity.study import CaseConfig, StudyError
 
 VOCABULARY = ["a", " =", "=", "b", "1"]
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from heredity.artifacts import Artifact, Store, write_json
-from heredity.engine import Stage, Work, run
+from heredity.engine.stage import Stage, Work, run
+from heredity.engine.store import Artifact, Store, write_json
 from heredity.features.acts import FeatureActs
 from heredity.features.classes import CLASSES
 from heredity.features.correlate import correlate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.artifacts import Artifact, write_json
+from heredity.engine.store import Artifact, write_json
 from heredity.stages.models import equilibrium_of
 from heredity.study import StudyError
 

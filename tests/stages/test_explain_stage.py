@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from heredity.artifacts import Artifact, Store
-from heredity.engine import run
-from heredity.explain.forms import Rule
+from heredity.engine.stage import run
+from heredity.engine.store import Artifact, Store
+from heredity.explain.token_statistics import Rule
 from heredity.report.explained import ExplainedSummary
 from heredity.stages import stages_of
 from heredity.stages.explain import EXPLAINED, EXPLANATIONS

@@ -13,13 +13,13 @@ import torch
 from scipy.stats import mannwhitneyu
 
 import tiny
-from heredity.artifacts import Artifact, Store
-from heredity.engine import Stage, Work, run
+from heredity.engine.stage import Stage, Work, run
+from heredity.engine.store import Artifact, Store
+from heredity.engine.workers import Here
 from heredity.features.strata import RARE_FIRINGS
-from heredity.hooks import capture
+from heredity.lm.hooks import capture
 from heredity.report.kept import KeptSummary, quantiles, spread
 from heredity.sae.formats import read_sae
-from heredity.shards import Here
 from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, rank_correlation, snippets
 from heredity.stages.models import model_stage, seed_of
 from heredity.stages.saes import training_stage

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from heredity.artifacts import Store
 from heredity.cli import app
-from heredity.engine import run
+from heredity.engine.stage import run
+from heredity.engine.store import Store
 from heredity.stages import stages_of
 from heredity.stages.features import FEATURES
 from heredity.stages.look import done_work, show

@@ -14,10 +14,8 @@ from typer.testing import CliRunner
 
 import tiny
 from features.test_newness import Planted, planted, streamed
-from heredity.artifacts import Store
 from heredity.cli import app
-from heredity.config import ArchitectureConfig
-from heredity.data.tokens import BlockSampler, PackedTokens
+from heredity.engine.store import Store
 from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import Matches, correlate
 from heredity.features.effects import Splice
@@ -37,7 +35,8 @@ from heredity.stages.newness import (
     splice_summary,
 )
 from heredity.stages.plan import plan
-from heredity.study import load_study
+from heredity.study import ArchitectureConfig, load_study
+from heredity.text.tokens import BlockSampler, PackedTokens
 
 VOCAB, D_MODEL, UNITS, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 CHANGED, MISSED, SWAPPED = (2, 5, 11), (7, 8), (20, 21)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
-from heredity.artifacts import Artifact, Store
-from heredity.engine import Stage, run
+from heredity.engine.stage import Stage, run
+from heredity.engine.store import Artifact, Store
 from heredity.report.probing import ProbeSummary
 from heredity.stages.models import model_stage
 from heredity.stages.probes import PROBES, PROBES_TABLE, probe_stages, probes_of

@@ -12,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import tiny
-from heredity.artifacts import Store
 from heredity.cli import app
-from heredity.engine import Stage, run
+from heredity.engine.stage import Stage, run
+from heredity.engine.store import Store
 from heredity.report.edge import ShiftSummary
 from heredity.report.summary import Summary
 from heredity.sae.formats import read_sae

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from heredity.artifacts import Artifact, Store
-from heredity.data.tokens import PackedTokens, train_tokenizer
-from heredity.engine import Stage, run
+from heredity.engine.stage import Stage, run
+from heredity.engine.store import Artifact, Store
 from heredity.report.probing import SteeringRow
 from heredity.stages.steering import STEERING, _arms, _in_turn, _pieces, steering_of, steering_stage
 from heredity.stitch.affine import Affine
@@ -22,6 +21,7 @@ from heredity.stitch.intervals import proportion
 from heredity.stitch.moments import Moments
 from heredity.stitch.steer import change, transfer_gap
 from heredity.study import StudyError
+from heredity.text.tokens import PackedTokens, train_tokenizer
 from stages.test_probes import Joined, joined
 
 ARMS = ("none", "native", "carried", "random")

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from heredity.artifacts import Store
 from heredity.cli import app
+from heredity.engine.store import Store
 from heredity.report.summary import Summary
 from heredity.stages import stages_of, stitch_part
 from heredity.stages.look import check_followed

@@ -11,8 +11,8 @@ from heredity.metrics import explained_variance, mse
 from heredity.stitch.adam import adam_flops, batch_loss, fit_by_adam
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.fit import fit
+from heredity.stitch.map_quality import stitch_quality
 from heredity.stitch.moments import ROWS, Moments, MomentStream
-from heredity.stitch.quality import stitch_quality
 
 
 def tokens(d_a: int, d_b: int, n: int = 3000, noise: float = 0.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

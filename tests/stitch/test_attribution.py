@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.config import ArchitectureConfig
-from heredity.hooks import capture
+from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
-from heredity.lm.logits import logit_weights
+from heredity.lm.logit_attribution import logit_weights
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.affine import Affine
 from heredity.stitch.attribution import Side, attribution_correlation, random_baseline
 from heredity.stitch.transfer import transfer_sae
+from heredity.study import ArchitectureConfig
 
 VOCAB, D_MODEL, FEATURES, K = 90, 16, 40, 6
 HOOK = "blocks.1.hook_resid_pre"
@@ -51,7 +51,7 @@ def dense(side: Side, tokens: np.ndarray) -> np.ndarray:
 
 
 def test_r_is_pearson_over_all_tokens(monkeypatch):
-    monkeypatch.setattr("heredity.activations._FORWARD_TOKENS", 7 * 16)  # several chunks, the last one short
+    monkeypatch.setattr("heredity.lm.activations._FORWARD_TOKENS", 7 * 16)  # several chunks, the last one short
     monkeypatch.setattr("heredity.stitch.attribution._CHUNK", 100 * D_MODEL)
     sides = Side(model(1), HOOK, sae()), Side(model(2), "blocks.0.mlp.hook_post", new_sae(32, FEATURES, "relu"))
     sides[1].sae.W_enc.copy_(torch.randn(32, FEATURES, generator=torch.Generator().manual_seed(3)))

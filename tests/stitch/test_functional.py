@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.hooks import capture
+from heredity.lm.hooks import capture
 from heredity.lm.load import new_model
-from heredity.lm.logits import logit_weights
+from heredity.lm.logit_attribution import logit_weights
 from heredity.sae.model import SAE
 from heredity.stitch.functional import head_scores, null_share, path_ablation
 

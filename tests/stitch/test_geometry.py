@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.config import SAEConfig
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, Activation, new_sae
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.geometry import folding, revived, trainable, turned, unit_rows
 from heredity.stitch.moments import Moments
 from heredity.stitch.transfer import transfer_sae
+from heredity.study import SAEConfig
 
 SMALL, LARGE, FEATURES, K = 12, 20, 48, 5
 

@@ -11,8 +11,8 @@ from heredity.stitch.adam import batch_loss, fit_by_adam
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.fit import fit
 from heredity.stitch.joint import joint_gradient, joint_loss, minimize_joint
+from heredity.stitch.map_quality import stitch_quality
 from heredity.stitch.moments import Moments
-from heredity.stitch.quality import stitch_quality
 
 ALPHA = 0.8
 

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.probe import Row, Views, fit_probe, judge, probing, select, sparse_probe, views
-from heredity.stitch.reading import Dictionary, Vectors, means, text_vectors
+from heredity.stitch.text_features import Dictionary, Vectors, means, text_vectors
 from tiny import HOOK, save_tiny_model
 
 MARKS = 7
@@ -132,17 +132,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reader(folder: Path, hook_point: str = HOOK):
-    from heredity.data.tokenizer import load_tokenizer
     from heredity.lm.load import load_model
+    from heredity.text.tokenizer import load_tokenizer
 
     loaded, tokenizer = load_model(folder), load_tokenizer(str(folder))
     return lambda texts: text_vectors(loaded, tokenizer, hook_point, texts, 64)
 
 
 def test_means_are_those_of_each_text_read_alone(model: Path):
-    from heredity.data.tokenizer import load_tokenizer
-    from heredity.hooks import capture
+    from heredity.lm.hooks import capture
     from heredity.lm.load import load_model
+    from heredity.text.tokenizer import load_tokenizer
 
     loaded, tokenizer = load_model(model), load_tokenizer(str(model))
     sae = new_sae(32, 128, "topk", 4, torch.Generator().manual_seed(0))

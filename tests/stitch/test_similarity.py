@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 import tiny
-from heredity.hooks import HookPointError, capture
+from heredity.lm.hooks import HookPointError, capture
 from heredity.lm.load import load_model
 from heredity.stitch.aligned import Points, aligned
 from heredity.stitch.moments import Moments, MomentStream

@@ -102,8 +102,8 @@ def test_kinds_of_text_are_learned_from_their_characters():
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """A model whose head says "=" where a planted direction is high, and "m" where it is low; nothing else is read."""
-    from heredity.data.tokenizer import load_tokenizer
     from heredity.lm.load import load_model
+    from heredity.text.tokenizer import load_tokenizer
 
     folder: Path = save_tiny_model(tmp_path_factory.mktemp("models") / "a", d_model=16)
     model: Any = load_model(folder)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.config import ArchitectureConfig
-from heredity.hooks import capture
 from heredity.lm.evaluate import evaluate
+from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
 from heredity.stitch.affine import Affine
 from heredity.stitch.stitched import stitched_loss, stitched_losses
+from heredity.study import ArchitectureConfig
 
 VOCAB, SMALL, LARGE = 90, 16, 24
 A_HOOK, B_HOOK = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
@@ -94,7 +94,7 @@ def test_batches_pool_and_special_tokens_do_not_count(monkeypatch):
     seven = tokens[:, 1:] == 7
     assert special.tokens == plain.tokens - seven.sum() < plain.tokens == whole.tokens
     ids = torch.from_numpy(tokens)
-    from heredity.hooks import replaced
+    from heredity.lm.hooks import replaced
 
     with torch.no_grad(), replaced(b, B_HOOK, lambda _: up(capture(a, A_HOOK, ids))):
         logits = b(input_ids=ids).logits[:, :-1]

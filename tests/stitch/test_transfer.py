@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.config import ArchitectureConfig
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.evaluate import ce_loss_recovered, quality
@@ -26,6 +25,7 @@ from heredity.stitch.transfer import (
     transfer_sae,
     zero_shot,
 )
+from heredity.study import ArchitectureConfig
 
 SMALL, LARGE, FEATURES, K = 12, 20, 48, 5
 EVERY: list[Activation] = ["relu", "topk", "batchtopk", "jumprelu"]

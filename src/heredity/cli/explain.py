@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from heredity.artifacts import Store
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text, watcher
+from heredity.engine.store import Store
 from heredity.study import load_study
 
 

@@ -8,11 +8,10 @@ from typing import Annotated, get_args
 import typer
 from pydantic import ValidationError
 
-from heredity.artifacts import Store
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text
-from heredity.config import CaseConfig
-from heredity.config.faults import first_fault
-from heredity.study import load_study
+from heredity.engine.store import Store
+from heredity.study import CaseConfig, load_study
+from heredity.study.faults import first_fault
 
 
 @app.command()

@@ -65,8 +65,8 @@ def track(
 ) -> None:
     """Match the features of one edge between existing models and SAEs."""
     with errors(debug):
-        from heredity.config import CorpusConfig
         from heredity.stages.single import track_edge
+        from heredity.study import CorpusConfig
 
         # 12 bytes a token is more than any text needs
         source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
@@ -107,8 +107,8 @@ def plant(
 ) -> None:
     """Hold every rule and test against worlds whose truth is planted: precision, recall, error rates."""
     with errors(debug):
-        from heredity.planted.proof import CONDITIONS, prove
         from heredity.report import planted
+        from heredity.synthetic.validation import CONDITIONS, prove
 
         if out is not None and out.is_dir():
             raise ValueError(f"-o {out}: is a folder; give the name of a JSON file")
@@ -126,7 +126,7 @@ def plant(
 
 
 def _protocols(names: list[str]) -> list[Any]:
-    from heredity.config import Init
+    from heredity.study import Init
 
     known = get_args(Init)
     for name in names:

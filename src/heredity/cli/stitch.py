@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from heredity.artifacts import Store
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, Workers, app, emit, errors, text, watcher
+from heredity.engine.store import Store
 from heredity.study import load_study
 
 
@@ -24,8 +24,8 @@ def stitch(
 ) -> None:
     """Run what is missing of the stitches of a study and nothing else of it; show what was carried through the maps."""
     with errors(debug):
-        from heredity import engine
-        from heredity.shards import shards
+        from heredity.engine import stage as engine
+        from heredity.engine.workers import shards
         from heredity.stages import stitch_part
         from heredity.stages.stitching import stitch_summary
 

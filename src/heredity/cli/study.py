@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from heredity.artifacts import Artifact, ArtifactError, Store, faults
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, Workers, app, emit, errors, text, watcher
-from heredity.engine import Stage
+from heredity.engine.stage import Stage
+from heredity.engine.store import Artifact, ArtifactError, Store, faults
 from heredity.study import Study, load_study
 
 
@@ -144,8 +144,8 @@ def export(
 
 
 def _run(name: str, runs: Path, overrides: list[str], until: str | None, as_json: bool, workers: int) -> None:
-    from heredity import engine
-    from heredity.shards import shards
+    from heredity.engine import stage as engine
+    from heredity.engine.workers import shards
     from heredity.stages.repeat import all_stages, write_all
 
     study = load_study(name, overrides)

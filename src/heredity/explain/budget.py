@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from heredity.explain.completer import Answer, Request
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 
 TYPICAL = 1 / 3
 """Tokens a byte of a prompt that are expected before any answer told better."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 
 Question = Literal["explain", "simulate", "detect", "fuzz", "intruder"]
 

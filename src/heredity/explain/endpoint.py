@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 
 OPENAI = "https://api.openai.com/v1"
 LONGEST_WAIT = 120.0

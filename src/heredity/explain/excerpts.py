@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.explain.questions import LEVELS, Excerpt, Kind, quantized
+from heredity.explain.protocol import LEVELS, Excerpt, Kind, quantized
 
 LEAST_FIRINGS = 20
 """Firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)."""

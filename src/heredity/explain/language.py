@@ -9,11 +9,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from heredity.explain import answers, prompts
+from heredity.explain import parse, prompts
 from heredity.explain.budget import Estimate
 from heredity.explain.completer import Answer, Completer, Question, Request
 from heredity.explain.ledger import Ledger
-from heredity.explain.questions import Excerpt, Failure
+from heredity.explain.protocol import Excerpt, Failure
 
 SENTENCE = 120
 """Tokens that an explanation may have, its JSON included."""
@@ -65,7 +65,7 @@ class LanguageJudge:
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
         """A sentence that says what the feature responds to."""
-        return self._ask(self.to_explain(feature, excerpts), answers.read_explanation)
+        return self._ask(self.to_explain(feature, excerpts), parse.read_explanation)
 
     def simulate(
         self, feature: str, description: str, excerpts: Sequence[Excerpt]
@@ -92,7 +92,7 @@ class LanguageJudge:
         """The place of the excerpt that does not belong, int64 [n]; the first request that fails fails all."""
         places = []
         for group, request in zip(groups, self.to_intruder(feature, groups), strict=True):
-            place = self._ask(request, partial(answers.read_intruder, texts=len(group)))
+            place = self._ask(request, partial(parse.read_intruder, texts=len(group)))
             if isinstance(place, Failure):
                 return place
             places.append(place)
@@ -174,11 +174,11 @@ class LanguageJudge:
     ) -> Callable[[Answer], list[np.ndarray | Failure] | Failure]:
         lengths = [len(excerpt.tokens) for excerpt in excerpts]
         if self._mode == "sparse":
-            return partial(answers.read_levels, lengths=lengths)
-        return partial(answers.read_echo, prompt=prompts.echo_prompt(description, excerpts), lengths=lengths)
+            return partial(parse.read_levels, lengths=lengths)
+        return partial(parse.read_echo, prompt=prompts.echo_prompt(description, excerpts), lengths=lengths)
 
     def _verdicts(self, requests: Sequence[Request], texts: int) -> np.ndarray | Failure:
-        read = answers.read_probabilities if self._probabilities else answers.read_verdicts
+        read = parse.read_probabilities if self._probabilities else parse.read_verdicts
         found, left = [np.zeros(0)], texts
         for request in requests:
             size = min(self._batch, left)

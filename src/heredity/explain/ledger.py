@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from heredity.artifacts import digest
+from heredity.engine.store import digest
 from heredity.explain.budget import Budget, Estimate, Spent
 from heredity.explain.completer import Answer, Completer, Request
-from heredity.explain.questions import Failure
+from heredity.explain.protocol import Failure
 
 Read = TypeVar("Read")
 

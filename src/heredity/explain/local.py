@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.questions import LEVELS, Failure
+from heredity.explain.protocol import LEVELS, Failure
 from heredity.lm.load import load_model, quiet
 
 if TYPE_CHECKING:

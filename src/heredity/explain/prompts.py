@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.explain.questions import LEVELS, Excerpt, quantized
+from heredity.explain.protocol import LEVELS, Excerpt, quantized
 
 _SPECIAL = re.compile(r"<(?=[|｜]|/?\w+>)|\[(?=/?[A-Z_]+\])")
 _PAIRS = ("«»", "⟦⟧", "⟪⟫", "【】")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from heredity.explain.questions import Excerpt, Failure, Kind, quantized
+from heredity.explain.protocol import Excerpt, Failure, Kind, quantized
 
 THRESHOLD = 0.5
 """An answer from here on is a yes."""

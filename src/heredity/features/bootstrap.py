@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
-from heredity.features.lineage import THRESHOLDS
+from heredity.features.fates import THRESHOLDS
 from heredity.kernels.pair_moments import PairMoments, pair_moments
 
 GROUPS = 100

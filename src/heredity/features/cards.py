@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from heredity.features.acts import FeatureActs
 from heredity.features.effects import logit_weights
 from heredity.features.examples import Columns, Places, around, in_intervals, levels_of, silent_blocks, strongest
-from heredity.hooks import HookPointError
+from heredity.lm.hooks import HookPointError
 
 _ROWS = 64  # directions whose logit weights exist at a time
 

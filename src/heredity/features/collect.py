@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from heredity.activations import activations, blocks_at_once
-from heredity.config import Precision
-from heredity.data.tokens import BlockSampler
+from heredity.engine.workers import Here, Job, Progress
 from heredity.features.acts import FeatureActs
+from heredity.lm.activations import activations, blocks_at_once
 from heredity.sae.model import SAE
-from heredity.shards import Here, Job, Progress
+from heredity.study import Precision
+from heredity.text.tokens import BlockSampler
 
 
 class Reader(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.features.rules import one_to_one
+from heredity.features.criteria import one_to_one
 from heredity.kernels.dense import linear
 from heredity.kernels.masked import ranked
 

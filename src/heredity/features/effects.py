@@ -15,8 +15,8 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
 from heredity.features.collect import Reader, encoded
-from heredity.hooks import replaced
-from heredity.lm.logits import logit_weights
+from heredity.lm.hooks import replaced
+from heredity.lm.logit_attribution import logit_weights
 from heredity.lm.loss import chunk_rows
 from heredity.lm.precision import arithmetic, dtype_of
 from heredity.sae.model import SAE

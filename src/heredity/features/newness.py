@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.activations import activations, blocks_at_once
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader
 from heredity.kernels.sparse import moments, transpose
+from heredity.lm.activations import activations, blocks_at_once
 
 NU_EPS, NU_R = 0.2, 0.5
 """Below both, Minder et al. call a feature genuinely new."""

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dense import linear, native_bfloat16
-from .entries import Entries, active_entries
-from .screen import MOST_CANDIDATES, Screen, Screened, make_screen, screened
-from .select import LANES, collect, cut_for_largest, keep_largest_of
-from .threads import in_ranges
+from heredity.kernels.dense import linear, native_bfloat16
+from heredity.kernels.entries import Entries, active_entries
+from heredity.kernels.screen import MOST_CANDIDATES, Screen, Screened, make_screen, screened
+from heredity.kernels.select import LANES, collect, cut_for_largest, keep_largest_of
+from heredity.kernels.threads import in_ranges
 
 CHUNK_BYTES = 16 << 20
 """Bytes of one chunk of pre-activations: it fits the last cache level, stays below the threshold from which malloc

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from .dense import dense_encode
-from .screen import CAPACITY, OUTPUT_ROUNDING
+from heredity.kernels.dense import dense_encode
+from heredity.kernels.screen import CAPACITY, OUTPUT_ROUNDING
 
 CHUNK_ELEMENTS = 1 << 26
 """Pre-activations made at a time."""
@@ -141,7 +141,7 @@ def dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
 def entry_gradients(
     entries: Entries, x: Tensor, w_dec: Tensor, l1_per_entry: float, active: Tensor | None = None
 ) -> EntryGradients:
-    """Gradients of the loss in `heredity.sae.rules` from its active entries.
+    """Gradients of the loss in `heredity.sae.gradients` from its active entries.
 
     x: [n, d_in], centered; w_dec: [d_sae, d_in]; l1_per_entry: derivative of the L1 term by one entry, λ / n;
     active: bool [nnz], entries through which the encoder learns, by default all.

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .pearson import default_workers, empty_best, without_infinity
-from .sparse import Sparse
+from heredity.kernels.pearson import default_workers, empty_best, without_infinity
+from heredity.kernels.sparse import Sparse
 
 _SUMS = 6
 # A variance this far below the mean square is what rounding leaves of a constant.

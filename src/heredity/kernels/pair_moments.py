@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .sparse import Sparse
+from heredity.kernels.sparse import Sparse
 
 
 class PairMoments(NamedTuple):

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pearson_rows import Best, Scratch, Stats, Tally, match_features
-from .processors import processors
-from .sparse import Moments, Sparse, moments, transpose
+from heredity.kernels.pearson_rows import Best, Scratch, Stats, Tally, match_features
+from heredity.kernels.processors import processors
+from heredity.kernels.sparse import Moments, Sparse, moments, transpose
 
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
 """Thresholds over which pairs are counted: 0.50 to 0.95 in steps of 0.05."""

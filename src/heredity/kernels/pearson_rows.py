@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .prefetch import prefetch
+from heredity.kernels.prefetch import prefetch
 
 _ENTRIES_A_LINE = 16
 # Firings between the hint and the use of a child row; the speed is flat between 4 and 32.

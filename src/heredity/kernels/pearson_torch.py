@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pearson import (
+from heredity.kernels.pearson import (
     BINS,
     THRESHOLDS,
     TopPearson,
@@ -24,8 +24,8 @@ from .pearson import (
     tiles,
     without_infinity,
 )
-from .pearson_rows import Best, Stats
-from .sparse import Sparse, moments
+from heredity.kernels.pearson_rows import Best, Stats
+from heredity.kernels.sparse import Sparse, moments
 
 DEVICE_MEMORY = 1 << 33
 """Bytes that a tile and what is needed around it may take on the device."""

@@ -20,8 +20,8 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .select import LANES, collect, cut_for_largest, keep_largest_of
-from .threads import in_ranges
+from heredity.kernels.select import LANES, collect, cut_for_largest, keep_largest_of
+from heredity.kernels.threads import in_ranges
 
 MOST_CANDIDATES = 0.015
 """Candidates, as a share of the features, beyond which the float32 product is cheaper than deciding them one by one.

@@ -3,7 +3,7 @@
 Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
 and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
 is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
-reference is `heredity.sae.rules.dense_gradients` and `heredity.sae.step.adam_rows`.
+reference is `heredity.sae.gradients.dense_gradients` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from .encode import Csr
-from .threads import in_ranges
+from heredity.kernels.encode import Csr
+from heredity.kernels.threads import in_ranges
 
 CENTER_PIECES = 16
 """Stretches of rows that b_dec's gradient is summed over, whatever the number of threads."""

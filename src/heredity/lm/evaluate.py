@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from heredity.config import Precision
 from heredity.lm.loss import chunk_rows, trunk_and_head
 from heredity.lm.precision import arithmetic
+from heredity.study import Precision
 
 
 class Quality(NamedTuple):

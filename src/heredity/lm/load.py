@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from heredity.config import ArchitectureConfig
+from heredity.study import ArchitectureConfig
 
 if TYPE_CHECKING:
     from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .combine import (
+from heredity.lm.merge_operations import (
     PARALLEL,
     MergeError,
     check_t,

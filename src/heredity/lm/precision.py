@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from heredity.config import Precision
 from heredity.kernels.dense import linear, native_bfloat16
+from heredity.study import Precision
 
 
 class _FastLinear(TorchFunctionMode):

@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from .merge import Method, TensorReport, TensorSettings, merge_states
+from heredity.lm.merge import Method, TensorReport, TensorSettings, merge_states
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TOP_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype")

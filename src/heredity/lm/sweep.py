@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from .bench import Bench, Judged, Place
-from .merge import MergeError, Method
+from heredity.lm.merge import MergeError, Method
+from heredity.lm.merge_evaluator import Bench, Judged, Place
 
 _REPLICATES = 1000  # bootstrap replicates behind every interval
 _CHUNK = 1 << 22  # resampling counts held at a time

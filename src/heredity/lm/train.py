@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from heredity.config import LoraConfig, TrainingConfig
 from heredity.kernels.memory import keep_large_buffers
 from heredity.lm.checkpoints import claim, newest_checkpoint
 from heredity.lm.load import quiet, state_hash
 from heredity.lm.loss import next_token_loss, trunk_and_head
 from heredity.lm.precision import dtype_of
+from heredity.study import LoraConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer

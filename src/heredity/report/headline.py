@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from heredity.config import Init
 from heredity.report.record import Interval
 from heredity.report.stitch_findings import Topic, stitch_findings
 from heredity.report.summary import EdgeSummary, Flow, Frozen, MergeSummary, Summary
+from heredity.study import Init
 
 
 class Statement(Frozen):

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from heredity.planted.proof import Judged, Proof, Rates, Verdict, pooled
+from heredity.synthetic.validation import Judged, Proof, Rates, Verdict, pooled
 
 _out = Console(highlight=False)
 if not _out.is_terminal:

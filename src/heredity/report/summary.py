@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from heredity.config import Init
 from heredity.report.classes import ClassesSummary
 from heredity.report.edge import EdgeSummary
 from heredity.report.explained import ExplainedSummary
 from heredity.report.record import Count, Frozen, Interval, Number, plain
 from heredity.report.stitch import StitchSummary
+from heredity.study import Init
 
 _FLOW_KEYS = ("from_base", "emerged_in_both", "novel")
 

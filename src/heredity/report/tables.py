@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from heredity.config import Init
 from heredity.features.strata import STRATA
 from heredity.report.summary import EdgeSummary, MergeSummary, ModelSummary, SAESummary
 from heredity.report.view import TensorRow
+from heredity.study import Init
 
 _FATES = ("persist", "disappear", "emerge", "one_to_one")
 _INTERVALS = ("persist", "disappear", "emerge", "ceiling", "relative")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from pydantic import model_validator
 
-from heredity.config import Init
 from heredity.report.provenance import Provenance
 from heredity.report.shown import CaseView, Highlight
 from heredity.report.summary import Count, Frozen, Number, Summary
+from heredity.study import Init
 
 BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
 """Edges of the histograms of best r; what lies below the first edge is counted in the first bin."""

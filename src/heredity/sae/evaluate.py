@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from heredity import metrics
-from heredity.config import Precision
-from heredity.hooks import replaced
 from heredity.lm.evaluate import evaluate
+from heredity.lm.hooks import replaced
 from heredity.sae.model import SAE
+from heredity.study import Precision
 
 ROWS = 4096
 """Vectors encoded at a time."""

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.config import RANKED
 from heredity.kernels.dense import dense_encode, native_bfloat16
 from heredity.kernels.encode import sparse_encode
 from heredity.kernels.screen import Screen, make_screen
+from heredity.study import RANKED
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from heredity.config import SAEConfig
+from heredity.sae.checkpoint import TrainingState
 from heredity.sae.model import Activation
-from heredity.sae.state import TrainingState
+from heredity.study import SAEConfig
 
 SMOOTHING = 0.1
 """Weight of a new step in the smoothed log L0."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.sae.rules import Rule, training_errors
-from heredity.sae.state import TrainingState
+from heredity.sae.checkpoint import TrainingState
+from heredity.sae.gradients import Rule, training_errors
 
 POOL_BATCHES = 8
 """Most batches that new directions are picked from; fewer in a short training, so that they stay a twentieth of it."""

@@ -13,8 +13,7 @@ from torch import Tensor
 from heredity.kernels import sparse_step as kernels
 from heredity.kernels.encode import Csr
 from heredity.kernels.entries import entry_gradients
-from heredity.sae.jump import jump, threshold_gradient
-from heredity.sae.rules import (
+from heredity.sae.gradients import (
     Gradients,
     Outcome,
     Rule,
@@ -24,6 +23,7 @@ from heredity.sae.rules import (
     training_acts,
     training_entries,
 )
+from heredity.sae.jumprelu import jump, threshold_gradient
 
 BETAS = (0.9, 0.9999)
 """Adam's decay rates (Horn & Elliott 2024, appendix B)."""

@@ -15,15 +15,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from heredity.config import SAEConfig
 from heredity.kernels.memory import keep_large_buffers
+from heredity.sae.checkpoint import Step, TrainingState
+from heredity.sae.gradients import Outcome, Rule
+from heredity.sae.initialize import start
 from heredity.sae.model import SAE
 from heredity.sae.penalty import calibrate, first_penalty
 from heredity.sae.resample import POOL_BATCHES, resample
-from heredity.sae.rules import Outcome, Rule
-from heredity.sae.start import start
-from heredity.sae.state import Step, TrainingState
 from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, dense_step, sparse_step
+from heredity.study import SAEConfig
 
 Batches = Callable[[int], Tensor]
 """The batch [n, d_in] of a step, counted from 0; the same step gives the same batch forever."""

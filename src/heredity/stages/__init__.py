@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from heredity.engine import Stage
+from heredity.engine.stage import Stage
 from heredity.study import Edge, Study, StudyError
 
 

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from heredity.activations import activations
-from heredity.artifacts import Artifact, write_json
-from heredity.config import StitchConfig
-from heredity.config.stitch import Arm
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
+from heredity.lm.activations import activations
 from heredity.report.carried import BeginningSummary, CurveRow, SavingRow
 from heredity.sae.formats import read_sae
 from heredity.stages.models import RECORD, seed_of
@@ -22,13 +20,14 @@ from heredity.stages.newness import distinct_blocks
 from heredity.stages.saes import Stream, activation_store, trace_sampler, train_sae, without_effect
 from heredity.stages.stitch import maps_of
 from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
-from heredity.study import Study
+from heredity.study import StitchConfig, Study
+from heredity.study.stitch import Arm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from heredity.sae.checkpoint import TrainingState
     from heredity.sae.model import SAE
-    from heredity.sae.state import TrainingState
 
 BEGINNING = "beginning.json"
 HELD_OUT = 8192

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Artifact, write_json
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.features.correlate import Matches
-from heredity.features.rules import disagreement
+from heredity.features.criteria import disagreement
 from heredity.report.bridge import AgreementSummary, BridgeSummary, ComparedSummary
 from heredity.sae.formats import read_sae
 from heredity.stages.kept import rank_correlation
@@ -73,7 +73,7 @@ def bridge_of(artifact: Artifact) -> BridgeSummary:
 
 
 def _compared(study: Study, work: Work, name: str, seed: int) -> ComparedSummary:
-    from heredity.activations import activations
+    from heredity.lm.activations import activations
     from heredity.sae.evaluate import quality
     from heredity.stitch.attribution import Side, activation_correlation
     from heredity.stitch.transfer import transfer_sae

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.activations import activations
-from heredity.artifacts import Artifact, write_json
-from heredity.config import RANKED
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
+from heredity.lm.activations import activations
 from heredity.report.carried import CarriedFigures, CarriedSummary
 from heredity.sae.formats import read_sae, write_sae
 from heredity.stages.beginnings import LARGEST_REFIT, beginning_stage, source_label
 from heredity.stages.models import RECORD, seed_of
 from heredity.stages.saes import Stream, activation_store, trace_sampler, train_sae, without_effect
 from heredity.stages.stitch import Sides, sides_of, source_hook_point, stitch_blocks, stitch_inputs
-from heredity.study import Study, StudyError
+from heredity.study import RANKED, Study, StudyError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,14 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from heredity.config import CaseConfig
-from heredity.data.corpora import file_digest
 from heredity.features.acts import FeatureActs
 from heredity.features.cases import Course, Place, follow
 from heredity.features.hypothesis import LLR, agreement, fitting, llr, token_shares
 from heredity.features.predicates import Hits, Hypothesis, Predicate, hits
 from heredity.stages.sample import Sample
-from heredity.study import StudyError
+from heredity.study import CaseConfig, StudyError
+from heredity.text.corpora import file_digest
 
 CASES = "cases.json"
 _SHOWN_TOKENS = 12  # of a set that is given by a pattern or a script

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import write_json
-from heredity.config import Init
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import write_json
 from heredity.features.classes import (
     CATEGORIES,
     CLASSES,
@@ -27,11 +26,11 @@ from heredity.features.classes import (
     wilson,
 )
 from heredity.features.correlate import Matches
-from heredity.features.lineage import fates, flow
+from heredity.features.fates import fates, flow
 from heredity.report.classes import ClassesSummary, ClassGroup, EdgeClasses, GapSummary, ShareSummary
 from heredity.stages.models import seed_of
 from heredity.stages.sample import Sample
-from heredity.study import Study
+from heredity.study import Init, Study
 
 CLASSES_JSON, CLASSES_TABLE = "classes.json", "classes.parquet"
 _READ = 50_000  # tokens of a corpus that its language is told from

@@ -10,27 +10,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import write_json
-from heredity.config import Init
-from heredity.engine import Stage, Work
-from heredity.explain.asking import SORTS, Scores, Sort, question_sets, scored
-from heredity.explain.choose import Chosen, choose, priorities
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import write_json
+from heredity.explain.ask import SORTS, Scores, Sort, question_sets, scored
 from heredity.explain.compare import Comparison, Distribution, compare
 from heredity.explain.completer import Request
 from heredity.explain.excerpts import Drawn, Recipe, draw, split
-from heredity.explain.forms import Statistics
-from heredity.explain.labels import TOO_RARE, Label, counts_of, failures_of, hand_down, simulation_scores
 from heredity.explain.language import LanguageJudge
-from heredity.explain.offline import Explanation, Offline
-from heredity.explain.questions import Failure, Judge
-from heredity.explain.words import Names
+from heredity.explain.phrasing import Names
+from heredity.explain.propagate import TOO_RARE, Label, counts_of, failures_of, hand_down, simulation_scores
+from heredity.explain.protocol import Failure, Judge
+from heredity.explain.sample import Chosen, choose, priorities
+from heredity.explain.statistical import Explanation, Offline
+from heredity.explain.token_statistics import Statistics
 from heredity.features.classes import CATEGORIES, token_categories
 from heredity.features.examples import Columns
 from heredity.report.explained import ComparisonSummary, DistributionSummary, ExplainedSummary
 from heredity.stages.features import FEATURES
 from heredity.stages.models import seed_of
 from heredity.stages.sample import Sample
-from heredity.study import Edge, Study
+from heredity.study import Edge, Init, Study
 
 _SENTENCE = "x" * 120
 EXPLANATIONS, EXPLAINED = "explanations.parquet", "explained.json"

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Store, digest, write_json
-from heredity.explain.asking import SORTS
+from heredity.engine.store import Store, digest, write_json
+from heredity.engine.workers import Progress
+from heredity.explain.ask import SORTS
 from heredity.explain.budget import Budget, Prices
-from heredity.explain.labels import counts_of, failures_of, hand_down
 from heredity.explain.language import LanguageJudge, Mode
 from heredity.explain.ledger import Ledger
+from heredity.explain.propagate import counts_of, failures_of, hand_down
 from heredity.features.correlate import Matches
-from heredity.shards import Progress
 from heredity.stages.explain import EXPLAINED, EXPLANATIONS, Asking, asking_of, selected_of, table_of
 from heredity.stages.look import check_followed, done_work
 from heredity.stages.models import seed_of

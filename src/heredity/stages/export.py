@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.config import Init
 from heredity.report import tables
 from heredity.report.stitch_tables import stitch_tables
 from heredity.report.summary import EdgeSummary, SAESummary
@@ -21,7 +20,7 @@ from heredity.stages.explain import EXPLANATIONS
 from heredity.stages.kept import KEPT_TABLE
 from heredity.stages.lineage import COUNTS
 from heredity.stages.results import Artifacts, match_label, matches_of, summarize
-from heredity.study import Study
+from heredity.study import Init, Study
 
 Format = Literal["csv", "parquet", "json"]
 

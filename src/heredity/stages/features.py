@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config import Init
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
 from heredity.features.examples import Places, contexts
 from heredity.features.families import Member, family, persistence
@@ -18,7 +17,7 @@ from heredity.stages.cases import CASES, case_of, recipe_of
 from heredity.stages.models import seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.sample import MIN_FIRINGS, Sample
-from heredity.study import Study
+from heredity.study import Init, Study
 
 FEATURES = "features.json"
 _TOKENS, _LEVELS, _EACH, _BINS = 10, 5, 2, 30  # of a card

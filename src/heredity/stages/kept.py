@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config.stitch import CarriedFeaturesConfig
-from heredity.data.corpora import read_corpus
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.features.strata import RARE_FIRINGS
 from heredity.report.kept import (
     AttributionSummary,
@@ -40,11 +38,13 @@ from heredity.stages.newness import median
 from heredity.stages.stitch import sides_of, stitch_blocks
 from heredity.stages.text import tokenizer_of
 from heredity.study import Study
+from heredity.study.stitch import CarriedFeaturesConfig
+from heredity.text.corpora import read_corpus
 
 if TYPE_CHECKING:
     from heredity.stitch.attribution import Side
     from heredity.stitch.functional import HeadScores
-    from heredity.stitch.paired import Paired
+    from heredity.stitch.paired_correlation import Paired
 
 KEPT = "kept.json"
 KEPT_TABLE = "features.parquet"
@@ -158,7 +158,7 @@ class _Inquiry:
         )
 
     def _split(self) -> SplitSummary:
-        from heredity.stitch.sentences import split_features
+        from heredity.stitch.word_swaps import split_features
 
         corpus = prose_corpus(self.work.group("corpus"), self.config.corpus)
         texts, unchanged = self._versions(self.work.inputs[f"corpus:{corpus}"])
@@ -186,8 +186,8 @@ class _Inquiry:
 
     def _versions(self, corpus: Artifact) -> tuple[list[list[str]], int]:
         """Held-out texts with their rewrites, and how many had no word to swap. ValueError when none is left."""
-        from heredity.stitch.labels import CHARACTERS
-        from heredity.stitch.sentences import read_lexicon, rewrites
+        from heredity.stitch.probe_datasets import CHARACTERS
+        from heredity.stitch.word_swaps import read_lexicon, rewrites
 
         train, held_out = (
             [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
@@ -206,7 +206,7 @@ class _Inquiry:
 
     def _fired(self, texts: list[list[str]]) -> np.ndarray:
         """Whether each feature fires in the source on any token: bool [prompts, versions, d_sae]."""
-        from heredity.stitch.reading import Dictionary, means, text_vectors
+        from heredity.stitch.text_features import Dictionary, means, text_vectors
 
         flat, source = [text for versions in texts for text in versions], self.source
         read = text_vectors(source.model, self.tokenizer, source.hook_point, flat, self.context, source.precision)
@@ -275,7 +275,7 @@ def prose_corpus(corpora: Mapping[str, Artifact], named: str | None) -> str:
 
     Raises ValueError when all are code.
     """
-    from heredity.stitch.labels import looks_like_code
+    from heredity.stitch.probe_datasets import looks_like_code
 
     for name, corpus in corpora.items():
         some = list(islice(read_corpus(corpus.folder, "train"), _LOOKED_AT))

@@ -10,22 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import write_json
-from heredity.config import ControlsConfig, Init, LineageConfig
-from heredity.data.tokens import BlockSampler
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import write_json
+from heredity.engine.workers import Job, Progress
 from heredity.features.acts import FeatureActs
-from heredity.features.chance import Floor, floor
 from heredity.features.collect import Reader, collected
 from heredity.features.correlate import Matches, correlate
-from heredity.features.judge import Compared, Directions, Settings, by_rules, ceiling_r, judge
+from heredity.features.edge_statistics import Compared, Directions, Settings, by_rules, ceiling_r, judge
+from heredity.features.null import Floor, floor
 from heredity.sae.formats import read_sae
 from heredity.sae.model import SAE
-from heredity.shards import Job, Progress
 from heredity.stages.models import RECORD, device, seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
-from heredity.study import Edge, Study, StudyError
+from heredity.study import ControlsConfig, Edge, Init, LineageConfig, Study, StudyError
+from heredity.text.tokens import BlockSampler
 
 COUNTS = "counts.json"
 

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Artifact, Store
-from heredity.config import CaseConfig
-from heredity.engine import Stage, Work
-from heredity.explain.labels import hand_down
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, Store
+from heredity.engine.workers import Here
+from heredity.explain.propagate import hand_down
 from heredity.features.cards import Card, LogitTokens, Sizes, cards
 from heredity.features.examples import Places, contexts
 from heredity.features.families import Member, family
 from heredity.features.hypothesis import MINIMUM_FIRINGS, Ranking, llr, ranked
 from heredity.features.predicates import hits
-from heredity.shards import Here
 from heredity.stages import stages_of
 from heredity.stages.cases import described, hypothesis_of, kind_of, measured, top_tokens
 from heredity.stages.classes import CLASSES_TABLE
@@ -26,7 +25,7 @@ from heredity.stages.explain import EXPLANATIONS, asking_of, table_of
 from heredity.stages.features import block_of, fired_on, logits_of, member_of, predicted
 from heredity.stages.models import seed_of
 from heredity.stages.sample import Sample
-from heredity.study import Study
+from heredity.study import CaseConfig, Study
 
 
 def check_followed(study: Study, name: str, place: str) -> None:

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from heredity.artifacts import Artifact, digest, write_json
-from heredity.config import ModelConfig, Precision, ScratchConfig, TrainingConfig
-from heredity.data.tokens import BlockSampler, PackedTokens
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, digest, write_json
 from heredity.stages.text import packs, tokenizer_of
-from heredity.study import Study, StudyError
+from heredity.study import ModelConfig, Precision, ScratchConfig, Study, StudyError, TrainingConfig
+from heredity.text.tokens import BlockSampler, PackedTokens
 
 if TYPE_CHECKING:
-    from heredity.lm.bench import Bench
     from heredity.lm.merge import Method
+    from heredity.lm.merge_evaluator import Bench
 
 RECORD = "record.json"
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
@@ -94,8 +93,8 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
     settings = {"load": source, "revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
     def make(work: Work) -> None:
-        from heredity.data.tokens import fingerprint_tokenizer, load_tokenizer
         from heredity.lm.load import load_model, state_hash
+        from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
         model = load_model(source, config.revision, config.trust_remote_code)
         own = load_tokenizer(source, config.revision)
@@ -104,7 +103,7 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
             raise StudyError(
                 f"{study.name}: model.{name}: the tokenizer of {source} differs from that of model "
                 f"{study.starts[0]}; models of one study must read the same tokens "
-                "(maps across tokenizers: heredity.stitch.textual)"
+                "(maps across tokenizers: heredity.stitch.cross_tokenizer)"
             )
         record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
         write_json(work.folder / RECORD, {**record, "reference": settings})
@@ -113,7 +112,7 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
 
 
 def _weights_digest(path: Path) -> str | None:
-    from heredity.data.corpora import file_digest
+    from heredity.text.corpora import file_digest
 
     return file_digest(sorted([*path.glob("*.safetensors"), *path.glob("config.json")])) if path.is_dir() else None
 
@@ -184,7 +183,7 @@ def sweep_stage(study: Study, name: str, models: dict[str, Stage], tokens: dict[
     inputs |= {f"tokens:{corpus}": tokens[corpus] for corpus in sorted(used)}
 
     def make(work: Work) -> None:
-        from heredity.lm.bench import Bench
+        from heredity.lm.merge_evaluator import Bench
         from heredity.lm.sweep import follow
 
         parents = [work.group("parent")[parent] for parent in merge.parents]
@@ -215,7 +214,7 @@ def _bench(
     limit: int,
 ) -> Bench:
     """The merge of two parents with their validation sets, in whichever process it is measured."""
-    from heredity.lm.bench import Bench
+    from heredity.lm.merge_evaluator import Bench
 
     validation = packs(tokens, "validation")
     blocks = {p: {c: _blocks(validation[c], context_size, limit) for c in names} for p, names in corpora.items()}

@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.sparse import csr_array
 
-from heredity.artifacts import write_json
-from heredity.config import Init
-from heredity.data.tokens import BlockSampler
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import write_json
+from heredity.engine.workers import Progress
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import Matches
@@ -28,11 +27,11 @@ from heredity.features.newness import Newness, newness
 from heredity.features.strata import RARE_FIRINGS
 from heredity.report.edge import NewnessSummary, OriginSummary, PairsSummary, SpliceSummary
 from heredity.report.record import Interval
-from heredity.shards import Progress
 from heredity.stages.lineage import COUNTS, read_matches, sampler_of
 from heredity.stages.models import seed_of
 from heredity.stages.readers import reader_of
-from heredity.study import Edge, Study
+from heredity.study import Edge, Init, Study
+from heredity.text.tokens import BlockSampler
 
 NEWNESS = "newness.json"
 HALF = 0.5

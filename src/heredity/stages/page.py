@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from heredity.artifacts import CONFIG, Artifact
-from heredity.config import Init
-from heredity.features.evidence import choose_threshold
-from heredity.features.lineage import flow
+from heredity.engine.store import CONFIG, Artifact
+from heredity.features.fates import flow
+from heredity.features.threshold import choose_threshold
 from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
 from heredity.report.provenance import ArtifactView, CorpusView, Provenance
 from heredity.report.render import render
@@ -42,7 +41,7 @@ from heredity.stages.lineage import COUNTS
 from heredity.stages.models import machine
 from heredity.stages.results import bases_of, flow_edges, inherited, matches_of
 from heredity.stages.text import RECORD
-from heredity.study import Edge, Study
+from heredity.study import Edge, Init, Study
 
 _ROWS = 25  # pairs in the table of an edge
 

@@ -7,10 +7,9 @@ import json
 import time
 from types import SimpleNamespace
 
-from heredity.artifacts import Store
-from heredity.config import RANKED, Config, ScratchConfig, TrainingConfig
+from heredity.engine.store import Store
 from heredity.stages.stitchable import check_stitch
-from heredity.study import Study, StudyError
+from heredity.study import RANKED, Config, ScratchConfig, Study, StudyError, TrainingConfig
 
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
 _EFFICIENCY = {"model": 0.8, "sweep": 0.9, "quality": 0.8, "sae": 0.6, "match": 0.5, "shift": 0.5}
@@ -98,7 +97,7 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
 
     Raises StudyError when a model does not have the hook point, or when the widths along an edge differ.
     """
-    from heredity.hooks import HookPointError, width
+    from heredity.lm.hooks import HookPointError, width
 
     widths: dict[str, int | None] = {}
     for name in study.order:

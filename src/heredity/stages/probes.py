@@ -13,21 +13,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config import Precision
-from heredity.config.stitch import HubTaskConfig, ProbesConfig, ProbeTask
-from heredity.data.corpora import file_digest, read_corpus
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.report.probing import Estimated, ProbeMean, ProbeRow, ProbeSummary
 from heredity.report.record import Number
 from heredity.stages.models import seed_of
 from heredity.stages.stitch import sides_of
 from heredity.stages.text import tokenizer_of
-from heredity.study import Study, StudyError
+from heredity.study import Precision, Study, StudyError
+from heredity.study.stitch import HubTaskConfig, ProbesConfig, ProbeTask
+from heredity.text.corpora import file_digest, read_corpus
 
 if TYPE_CHECKING:
-    from heredity.stitch.labels import Labelled
     from heredity.stitch.probe import Row, Score, Views
+    from heredity.stitch.probe_datasets import Labelled
 
 PROBES = "probes.json"
 PROBES_TABLE = "probes.parquet"
@@ -93,7 +92,7 @@ def _probe_stage(study: Study, name: str, task: str, hub: HubTaskConfig | None, 
         settings["hub"] = {**hub.model_dump(), "content": _content(study.root / hub.dataset)}
 
     def make(work: Work) -> None:
-        from heredity.stitch.labels import LabelError
+        from heredity.stitch.probe_datasets import LabelError
 
         try:
             if hub is None:
@@ -114,7 +113,7 @@ def _probe_stage(study: Study, name: str, task: str, hub: HubTaskConfig | None, 
 
 def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work: Work) -> tuple[Labelled, str]:
     """Texts of a task, of held-out documents if there are enough of them."""
-    from heredity.stitch.labels import LabelError, labelled
+    from heredity.stitch.probe_datasets import LabelError, labelled
 
     folders = {corpus: work.inputs[f"corpus:{corpus}"].folder for corpus in study.stitch_corpora(name)}
 
@@ -135,7 +134,7 @@ def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work:
 
 def _of_hub(config: HubTaskConfig, root: Path, texts: int, seed: int) -> tuple[Labelled, str]:
     """Texts of a data set with labels of its own."""
-    from heredity.stitch.labels import from_hub
+    from heredity.stitch.probe_datasets import from_hub
 
     path = root / config.dataset
     dataset = str(path) if path.exists() else config.dataset
@@ -194,7 +193,7 @@ def _views(work: Work, texts: Sequence[str], context_size: int, precision: Preci
     """What the arms see of texts."""
     from heredity.sae.formats import read_sae
     from heredity.stitch.probe import views
-    from heredity.stitch.reading import text_vectors
+    from heredity.stitch.text_features import text_vectors
 
     sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
     device = next(sides.target.parameters()).device

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from heredity.artifacts import Artifact
-from heredity.config import Precision
+from heredity.engine.store import Artifact
 from heredity.features.collect import Reader
 from heredity.sae.formats import read_sae
 from heredity.stages.models import load, on_device
-from heredity.study import Study
+from heredity.study import Precision, Study
 
 
 def reader_of(study: Study, model: Artifact, saes: Sequence[Artifact]) -> Callable[[], Reader]:

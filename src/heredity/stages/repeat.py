@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from heredity.artifacts import Artifact, Store
-from heredity.engine import Stage
+from heredity.engine.stage import Stage
+from heredity.engine.store import Artifact, Store
 from heredity.report.summary import AlsoRepeats, AlsoSummary, EdgeSummary, RepeatsSummary, Spread, Spreads, Summary
 from heredity.stages import stages_of
 from heredity.stages.models import seed_of

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from heredity.artifacts import Artifact, versions
-from heredity.config import RANKED, Init
+from heredity.engine.store import Artifact, versions
 from heredity.features.correlate import Matches
-from heredity.features.lineage import flow
+from heredity.features.fates import flow
 from heredity.report.classes import ClassesSummary
 from heredity.report.edge import NewnessSummary, ShiftSummary
 from heredity.report.explained import ExplainedSummary
@@ -33,7 +32,7 @@ from heredity.stages.newness import NEWNESS
 from heredity.stages.saes import QUALITY
 from heredity.stages.shift import SHIFT
 from heredity.stages.stitching import stitch_summary
-from heredity.study import Edge, Study
+from heredity.study import RANKED, Edge, Init, Study
 
 Artifacts = Mapping[str, Artifact]
 

@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.activations import ActivationStore, activations
-from heredity.artifacts import Artifact, write_json
-from heredity.config import RANKED, Init, SAEConfig
-from heredity.data.tokens import BlockSampler
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.features.collect import Reader
+from heredity.lm.activations import ActivationStore, activations
 from heredity.sae.formats import read_sae, write_sae
 from heredity.stages.models import RECORD, load, on_device, seed_of
 from heredity.stages.readers import reader_of
 from heredity.stages.text import packs
-from heredity.study import Edge, Study, StudyError
+from heredity.study import RANKED, Edge, Init, SAEConfig, Study, StudyError
+from heredity.text.tokens import BlockSampler
 
 if TYPE_CHECKING:
+    from heredity.sae.checkpoint import TrainingState
     from heredity.sae.model import SAE
-    from heredity.sae.state import TrainingState
 
 QUALITY = "quality.json"
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
 from heredity.features.correlate import Matches
 from heredity.stages.lineage import COUNTS, acts_of, read_matches, sampler_of
 from heredity.stages.text import tokenizer_of

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from heredity.artifacts import write_json
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import write_json
+from heredity.engine.workers import Progress
 from heredity.features.collect import collected
 from heredity.features.correlate import correlate
 from heredity.features.directions import rotation
-from heredity.features.evidence import PAPER
+from heredity.features.threshold import PAPER
 from heredity.report.edge import Angles, Persisting, ShiftOrder, ShiftSummary
 from heredity.sae.formats import read_sae
-from heredity.shards import Progress
 from heredity.stages.lineage import COUNTS, sampler_of
 from heredity.stages.models import device, seed_of
 from heredity.stages.readers import reader_of

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from heredity.artifacts import write_json
-from heredity.config import ControlsConfig, CorpusConfig, LineageConfig
-from heredity.shards import Here, Progress
+from heredity.engine.store import write_json
+from heredity.engine.workers import Here, Progress
+from heredity.study import ControlsConfig, CorpusConfig, LineageConfig
 
 
 def merge_folders(
@@ -61,8 +61,8 @@ def _from_recipe(path: Path, out: Path, seed: int) -> dict[str, Any]:
 
 
 def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, result: dict[str, Any]) -> dict[str, Any]:
-    from heredity.data.tokens import load_tokenizer
     from heredity.lm.load import load_model, save_model
+    from heredity.text.tokens import load_tokenizer
 
     model = load_model(first, dtype=next(tensor.dtype for tensor in merged.values() if tensor.is_floating_point()))
     model.load_state_dict(merged)
@@ -91,14 +91,14 @@ def track_edge(
     further ones of the parent for the ceiling.
     Raises ValueError when the models do not share a tokenizer, are identical, or an SAE belongs to other weights.
     """
-    from heredity.data.corpora import documents
-    from heredity.data.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
     from heredity.features.collect import Reader
     from heredity.lm.load import load_model, state_hash
     from heredity.sae.formats import read_sae
     from heredity.stages.lineage import directions_of, match_edge
     from heredity.stages.models import on_device
     from heredity.stages.saes import trained_on
+    from heredity.text.corpora import documents
+    from heredity.text.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")

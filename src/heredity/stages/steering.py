@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config.stitch import SteeringConfig
-from heredity.data.corpora import read_corpus
-from heredity.data.tokens import BlockSampler, PackedTokens
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.report.probing import GapRow, SteeringRow, SteeringSummary, Written
 from heredity.stages.models import seed_of
 from heredity.stages.newness import distinct_blocks
@@ -20,6 +17,9 @@ from heredity.stages.probes import require_sklearn
 from heredity.stages.stitch import Sides, sides_of
 from heredity.stages.text import packs, tokenizer_of
 from heredity.study import Study, StudyError
+from heredity.study.stitch import SteeringConfig
+from heredity.text.corpora import read_corpus
+from heredity.text.tokens import BlockSampler, PackedTokens
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Affine

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config import StitchConfig
-from heredity.engine import Stage, Work
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
 from heredity.report.stitch import FitPoint, FitSummary, LayersSummary, MapsSummary, WaySummary
 from heredity.stages.lineage import sampler_of
 from heredity.stages.models import load, on_device, seed_of
 from heredity.stages.newness import distinct_blocks
 from heredity.stages.stitchable import check_method
 from heredity.stages.text import tokenizer_of
-from heredity.study import Study, StudyError
+from heredity.study import StitchConfig, Study, StudyError
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Stitch
@@ -191,7 +190,7 @@ class _Read(NamedTuple):
 
 def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray) -> tuple[LayersSummary, str]:
     """Likeness of all layers, and the target's hook point: the given one, or that most like the source's."""
-    from heredity.hooks import HookPointError, resolve
+    from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.similarity import similarity
 
     config = study.config.stitch[name]
@@ -309,7 +308,7 @@ def _batches(read: _Read, points: tuple[str, str], blocks: np.ndarray, each: int
 
 
 def _told(stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float) -> FitSummary:
-    from heredity.stitch.quality import stitch_quality
+    from heredity.stitch.map_quality import stitch_quality
 
     found = stitch_quality(stitch, held_out, alpha)
     r2 = {way: getattr(found, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from heredity.config import RANKED
-from heredity.study import Study, StudyError
+from heredity.study import RANKED, Study, StudyError
 
 
 def check_stitch(study: Study, name: str, shapes: Mapping[str, SimpleNamespace | Any | None]) -> None:
@@ -16,7 +15,7 @@ def check_stitch(study: Study, name: str, shapes: Mapping[str, SimpleNamespace |
 
     shapes: of its `source` and `target`, as far as they are known. Raises `StudyError`.
     """
-    from heredity.hooks import HookPointError, width
+    from heredity.lm.hooks import HookPointError, width
 
     config = study.config.stitch[name]
     points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from heredity.artifacts import Artifact
-from heredity.engine import Stage
+from heredity.engine.stage import Stage
+from heredity.engine.store import Artifact
 from heredity.report.stitch import StitchSummary
 from heredity.stages.beginnings import beginning_label, beginnings_of, savings_of, source_label
 from heredity.stages.bridge import bridge_edge, bridge_of, bridge_stage

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from heredity.artifacts import Artifact, write_json
-from heredity.config import CorpusConfig
-from heredity.data.corpora import fingerprint, read_corpus, write_corpus
-from heredity.data.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
-from heredity.engine import Stage, Work
-from heredity.study import Study
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact, write_json
+from heredity.study import CorpusConfig, Study
+from heredity.text.corpora import fingerprint, read_corpus, write_corpus
+from heredity.text.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
 
 RECORD = "record.json"
 
@@ -90,6 +89,6 @@ def _content(path: Path) -> str | None:
     """What identifies the tokenizer files of a local folder; a hub id identifies itself."""
     if not path.is_dir():
         return None
-    from heredity.data.corpora import file_digest
+    from heredity.text.corpora import file_digest
 
     return file_digest([file for file in sorted(path.glob("*")) if "token" in file.name or file.name == "vocab.json"])

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.activations import blocks_at_once
-from heredity.config import Precision
-from heredity.hooks import HookPointError, replaced
+from heredity.lm.activations import blocks_at_once
+from heredity.lm.hooks import HookPointError, replaced
 from heredity.lm.precision import arithmetic
+from heredity.study import Precision
 
 
 class Points(NamedTuple):

@@ -12,13 +12,13 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from heredity.activations import activations
-from heredity.config import Precision
-from heredity.lm.logits import norm_and_head, through_norm, to_stream, unembedding
+from heredity.lm.activations import activations
+from heredity.lm.logit_attribution import norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.affine import Affine
-from heredity.stitch.paired import Paired, PairedPearson
+from heredity.stitch.paired_correlation import Paired, PairedPearson
 from heredity.stitch.transfer import transfer_sae
+from heredity.study import Precision
 
 _CHUNK = 1 << 22  # numbers made at a time
 

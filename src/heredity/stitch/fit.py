@@ -8,8 +8,8 @@ import numpy as np
 
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.joint import joint_loss, minimize_joint
+from heredity.stitch.map_quality import map_quality
 from heredity.stitch.moments import Moments
-from heredity.stitch.quality import map_quality
 
 Method = Literal["ridge", "joint", "procrustes"]
 

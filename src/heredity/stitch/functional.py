@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.activations import blocks_at_once
-from heredity.hooks import capture, replaced, resolve
-from heredity.lm.logits import linear_part, norm_and_head, through_norm, to_stream, unembedding
+from heredity.lm.activations import blocks_at_once
+from heredity.lm.hooks import capture, replaced, resolve
+from heredity.lm.logit_attribution import linear_part, norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE
 
 _BEFORE_ATTENTION = ("hook_embed", "hook_resid_pre")

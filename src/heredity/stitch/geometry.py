@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.config import RANKED, SAEConfig
+from heredity.sae.checkpoint import Step
+from heredity.sae.gradients import Rule
+from heredity.sae.initialize import start
 from heredity.sae.model import SAE
 from heredity.sae.resample import POOL_BATCHES, resample
-from heredity.sae.rules import Rule
-from heredity.sae.start import start
-from heredity.sae.state import Step
 from heredity.sae.train import write_back
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.moments import Moments
 from heredity.stitch.transfer import transfer_sae
+from heredity.study import RANKED, SAEConfig
 
 _CUT_ROWS = 1024  # vectors that a batchtopk threshold is set on; before it is, half of all features are active
 

@@ -15,9 +15,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from heredity.sae.model import SAE
-
-from .intervals import Estimate, balanced_accuracy, proportion, roc_auc
-from .reading import Dictionary, Vectors, means
+from heredity.stitch.intervals import Estimate, balanced_accuracy, proportion, roc_auc
+from heredity.stitch.text_features import Dictionary, Vectors, means
 
 SIZES = (1, 2, 5, 10, 20, 50)
 """Numbers of features that sparse probes are made of."""

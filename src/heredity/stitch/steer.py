@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.hooks import replaced
+from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
-
-from .intervals import Estimate, proportion
+from heredity.stitch.intervals import Estimate, proportion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

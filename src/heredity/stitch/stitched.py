@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.config import Precision
-from heredity.hooks import capture, replaced
 from heredity.lm.evaluate import Quality
+from heredity.lm.hooks import capture, replaced
 from heredity.lm.loss import chunk_rows
 from heredity.lm.precision import arithmetic
 from heredity.stitch.affine import Affine
+from heredity.study import Precision
 
 
 def stitched_loss(

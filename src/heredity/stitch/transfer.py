@@ -16,13 +16,13 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from heredity import metrics
-from heredity.activations import activations
-from heredity.config import Precision
-from heredity.hooks import replaced
+from heredity.lm.activations import activations
 from heredity.lm.evaluate import evaluate
+from heredity.lm.hooks import replaced
 from heredity.sae.evaluate import SAEQuality, quality
 from heredity.sae.model import SAE, Activation
 from heredity.stitch.affine import Affine
+from heredity.study import Precision
 
 _ROWS = 4096  # vectors encoded at a time
 _CHUNK = 1 << 24  # pre-activations made at a time

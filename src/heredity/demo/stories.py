@@ -1,0 +1,172 @@
+"""`generated:stories`: short children's stories from a seeded grammar, endless for practical purposes.
+
+A story has an opening, a plot of several beats with asides, and an ending. What recurs in it (names, animals, places,
+colors) is drawn once, so that a language model has something to keep track of. The words are in two text files beside
+this module, which say how they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+VERSION = 1
+"""Raised whenever the grammar changes, so that cached corpora are made anew."""
+
+_WORDS = range(80, 251)
+_PATIENCE = 1000
+_NEW_PARAGRAPH = 0.4
+_ASIDE = 0.6
+_MIDDLE = 0.15
+_CREATURE = 0.25
+
+_CHOICE = re.compile(r"\[([^]]*)\]")
+_SLOT = re.compile(r"\{(\w)(\w*)\}")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
+_PRONOUNS = {
+    "she": {"he": "she", "him": "her", "his": "her", "himself": "herself"},
+    "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
+}
+
+Ways = tuple[str, ...]
+Row = dict[str, str]
+
+
+class _Plots(NamedTuple):
+    """The words of `story_plots.txt`: ways to tell each beat."""
+
+    opening: Ways
+    aside: Ways
+    middle: Ways
+    ending: Ways
+    plots: tuple[tuple[Ways, ...], ...]
+
+
+class _Cast(NamedTuple):
+    """The words of `story_cast.txt`."""
+
+    girls: tuple[str, ...]
+    boys: tuple[str, ...]
+    creatures: tuple[str, ...]
+    helpers: tuple[Row, ...]
+    tables: tuple[tuple[Row, ...], ...]
+
+
+def story(rng: random.Random) -> str:
+    """One story of 80 to 250 words, in one or more paragraphs."""
+    words = _plots()
+    while True:
+        slots = _slots(rng)
+        told = [rng.choice(words.opening)]
+        if rng.random() < _ASIDE:
+            told += [" ", rng.choice(words.aside)]
+        for ways in rng.choice(words.plots):
+            told += ["\n" if rng.random() < _NEW_PARAGRAPH else " ", rng.choice(ways)]
+            if rng.random() < _MIDDLE:
+                told += [" ", rng.choice(words.middle)]
+        told += [" ", rng.choice(words.ending)]
+        text = _tell("".join(told), slots, rng)
+        if len(text.split()) in _WORDS:
+            return text
+
+
+def stories(count: int | None, seed: int) -> Iterator[str]:
+    """`count` distinct stories, or without end when `count` is `None`; a prefix of them is the same for any `count`.
+
+    Raises:
+        ValueError: the grammar has no further story, or hardly any.
+    """
+    rng = random.Random(seed)
+    told: set[bytes] = set()
+    while count is None or len(told) < count:
+        for _ in range(_PATIENCE):
+            text = story(rng)
+            digest = hashlib.sha256(text.encode()).digest()
+            if digest not in told:
+                break
+        else:
+            raise ValueError(f"generated:stories: no new story after {len(told)}; lower max_bytes")
+        told.add(digest)
+        yield text
+
+
+def _tell(text: str, slots: Row, rng: random.Random) -> str:
+    """Resolve choices, then slots, then `a` before a vowel."""
+
+    def value(match: re.Match[str]) -> str:
+        first, rest = match.groups()
+        if first.islower():
+            return slots[first + rest]
+        filled = slots[first.lower() + rest]
+        return filled[0].upper() + filled[1:]
+
+    text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
+    return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
+
+
+def _slots(rng: random.Random) -> Row:
+    """A value for every slot of the plots."""
+    cast = _cast()
+    slots: Row = {}
+    for rows in cast.tables:
+        slots |= rng.choice(rows)
+    hero, friend = rng.sample(cast.girls + cast.boys, 2)
+    helper = rng.choice(cast.helpers)
+    slots |= {"hero": hero, "friend": friend, "helper": helper["helper"]}
+    for prefix, pronoun in (
+        ("", _pronoun(hero, cast)),
+        ("f", _pronoun(friend, cast)),
+        ("h", helper["pronoun"]),
+    ):
+        slots |= {prefix + slot: word for slot, word in _PRONOUNS[pronoun].items()}
+    kinds = {"she": "girl", "he": "boy"}
+    slots["kind"] = rng.choice(cast.creatures) if rng.random() < _CREATURE else kinds[slots["he"]]
+    slots["friend_kind"] = kinds[slots["fhe"]]
+    return slots
+
+
+def _pronoun(name: str, cast: _Cast) -> str:
+    return "she" if name in cast.girls else "he"
+
+
+@cache
+def _plots() -> _Plots:
+    sections = _sections("story_plots.txt")
+    return _Plots(
+        *(_beats(sections[title])[0] for title in ("opening", "aside", "middle", "ending")),
+        plots=tuple(_beats(text) for title, text in sections.items() if title.startswith("plot ")),
+    )
+
+
+@cache
+def _cast() -> _Cast:
+    sections = _sections("story_cast.txt")
+    return _Cast(
+        *(tuple(sections[title].split()) for title in ("girls", "boys", "creatures")),
+        helpers=_rows(sections["helpers"]),
+        tables=tuple(_rows(text) for title, text in sections.items() if title.startswith("table ")),
+    )
+
+
+def _sections(file: str) -> dict[str, str]:
+    """Text below each `== title` of a file of this package."""
+    text = resources.files("heredity.demo").joinpath(file).read_text(encoding="utf-8")
+    sections = re.split(r"^== (.+)\n", text, flags=re.MULTILINE)[1:]
+    return {title: body.strip() for title, body in zip(sections[::2], sections[1::2], strict=True)}
+
+
+def _beats(text: str) -> tuple[Ways, ...]:
+    """Ways to tell each beat."""
+    beats = (re.split(r"^- ", beat, flags=re.MULTILINE)[1:] for beat in text.split("\n\n"))
+    return tuple(tuple(" ".join(way.split()) for way in ways) for ways in beats)
+
+
+def _rows(text: str) -> tuple[Row, ...]:
+    """Rows of a table, each as slot and value."""
+    head, *rows = ([cell.strip() for cell in line.split("|")] for line in text.splitlines())
+    return tuple(dict(zip(head, row, strict=True)) for row in rows)

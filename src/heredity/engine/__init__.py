@@ -1,0 +1,1 @@
+"""Runs stages, keeps what they make, and shares their work among processes."""

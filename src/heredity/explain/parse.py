@@ -1,0 +1,234 @@
+"""Answers read as numbers and sentences. What cannot be read is a `Failure` of a kind, never a zero.
+
+Fences of Markdown, words around the JSON, thoughts between `<think>` tags and numbers as strings are put up with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from heredity.explain.completer import Answer
+from heredity.explain.prompts import EchoPrompt
+from heredity.explain.protocol import LEVELS, Failure, FailureKind
+
+_TRIES = 1000
+"""Brackets that are tried as the beginning of JSON before an answer counts as unreadable."""
+_SHOWN = 80
+LONGEST = 1000
+"""Characters of an explanation, at most: each goes into every prompt that scores it."""
+
+
+def read_explanation(answer: Answer) -> str | Failure:
+    """The sentence in `{"explanation": "..."}`, white space made single; `empty` if there is none in it."""
+    value = _json(answer, dict)
+    if isinstance(value, Failure):
+        return value
+    text = value.get("explanation")
+    if not isinstance(text, str):
+        return _failure("unparsed", 'no text under "explanation"', answer)
+    # Half of a character's escape is no text that could be written down.
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    if len(text) > LONGEST:
+        return _failure("wrong_length", f"an explanation of {len(text):,} characters, more than {LONGEST:,}", answer)
+    return text or _failure("empty", "the explanation is empty", answer)
+
+
+def read_levels(answer: Answer, lengths: Sequence[int]) -> list[np.ndarray | Failure] | Failure:
+    """Levels of the tokens of excerpts of these lengths from `{"number": level}`, numbers counted through all of them.
+
+    Returns float64 [n] for each excerpt; a number left out is level 0. A number of no token makes all a `wrong_length`;
+    a value that is no level from 0 to 9 makes its own excerpt `unparsed`.
+    """
+    value = _json(answer, dict)
+    if isinstance(value, Failure):
+        return value
+    levels, wrong = np.zeros(sum(lengths)), {}
+    for key, given in value.items():
+        at, level = _number(key), _number(given)
+        if at is None or at != int(at):
+            return _failure("unparsed", f"{_short(key)} is no number of a token", answer)
+        if not 0 <= at < len(levels):
+            return _failure("wrong_length", f"token {_short(key)} of {len(levels)} (from 0)", answer)
+        if level is None or not 0 <= level <= LEVELS - 1:
+            wrong[int(at)] = _short(given)
+        else:
+            levels[int(at)] = level
+    read: list[np.ndarray | Failure] = []
+    start = 0
+    for length in lengths:
+        bad = next((at for at in wrong if start <= at < start + length), None)
+        own = levels[start : start + length]
+        read.append(own if bad is None else _failure("unparsed", f"token {bad} has no level but {wrong[bad]}", answer))
+        start += length
+    return read
+
+
+def read_verdicts(answer: Answer, texts: int) -> np.ndarray | Failure:
+    """A JSON list of 0 and 1, one a text, as float64 [texts]."""
+    value = _json(answer, list)
+    if isinstance(value, Failure):
+        return value
+    if len(value) != texts:
+        return _failure("wrong_length", f"{len(value)} numbers for {texts} texts", answer)
+    numbers = [float(given) if isinstance(given, bool) else _number(given) for given in value]
+    bad = [_short(given) for given, number in zip(value, numbers, strict=True) if number not in (0, 1)]
+    if bad:
+        return _failure("unparsed", f"{bad[0]} is neither 0 nor 1", answer)
+    return np.array(numbers, np.float64)
+
+
+def read_probabilities(answer: Answer, texts: int) -> np.ndarray | Failure:
+    """P(1) / (P(0) + P(1)) at each verdict of an answer that tells log-probabilities; float64 [texts].
+
+    The verdicts themselves must be readable, and each must be one token of the answer.
+    """
+    verdicts = read_verdicts(answer, texts)
+    if isinstance(verdicts, Failure):
+        return verdicts
+    digits = [at for at, token in enumerate(answer.tokens) if token.strip() in ("0", "1")]
+    if [float(answer.tokens[at]) for at in digits] != verdicts.tolist():
+        return _failure("unparsed", "the log-probabilities are not about the verdicts; ask without them", answer)
+    weights = np.array([_digits(answer.top[at])[:2] for at in digits]).reshape(texts, 2)
+    if not (weights.sum(1) > 0).all():
+        return _failure("unparsed", "neither 0 nor 1 is among the likely tokens of a verdict; ask without them", answer)
+    return weights[:, 1] / weights.sum(1)
+
+
+def read_intruder(answer: Answer, texts: int) -> int | Failure:
+    """The place, from 0, in `{"intruder": number from 1}`; a bare number is put up with."""
+    bare = _number(answer.text) if answer.finish == "stop" else None
+    value: Any = {"intruder": bare} if bare is not None else _json(answer, dict)
+    if isinstance(value, Failure):
+        return value
+    place = _number(value.get("intruder"))
+    if place is None or place != int(place):
+        return _failure("unparsed", 'no number under "intruder"', answer)
+    if not 1 <= place <= texts:
+        return _failure("wrong_length", f"text {int(place)} of {texts} (from 1)", answer)
+    return int(place) - 1
+
+
+def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> list[np.ndarray | Failure] | Failure:
+    """Expected levels of the tokens of excerpts of these lengths: sum of p d over the digits d, p renormalized over
+    them, at the place of each unknown level (Bills et al. 2023). float64 [n] for each excerpt.
+
+    Each level shown in the prompt must have come back as one token, since a digit that is part of a longer token has no
+    probability of its own. An excerpt with a place where no digit was among the likely tokens is `unparsed`.
+    """
+    if not answer.tokens or len(answer.top) != len(answer.tokens):
+        return _failure("empty", "no log-probabilities of the prompt; this endpoint cannot echo them", answer)
+    offset = "".join(answer.tokens).find(prompt.text)
+    if offset < 0:
+        return _failure("unparsed", "the tokens that came back do not spell the prompt", answer)
+    starts, at = {}, -offset
+    for number, token in enumerate(answer.tokens):
+        starts.setdefault(at, number) if token else None
+        at += len(token)
+    for place, digit in prompt.shown:
+        if place not in starts or answer.tokens[starts[place]] != digit:
+            return _failure("unparsed", f"the digit {digit} is not one token for this model", answer)
+    if any(place not in starts for place in prompt.unknown):
+        return _failure("unparsed", "a level does not begin a token for this model", answer)
+    weights = [_digits(answer.top[starts[place]]) for place in prompt.unknown]
+    read: list[np.ndarray | Failure] = []
+    start = 0
+    for length in lengths:
+        own = np.array(weights[start : start + length]).reshape(length, LEVELS)
+        total = own.sum(1)
+        expected = own @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
+        read.append(expected if (total > 0).all() else _failure("unparsed", "a token without any likely digit", answer))
+        start += length
+    return read
+
+
+def _digits(top: dict[str, float]) -> np.ndarray:
+    """Probabilities of the tokens "0" to "9", float64 [10]; 0 for those that were not told."""
+    weights = np.zeros(LEVELS)
+    for token, logprob in top.items():
+        if len(token.strip()) == 1 and token.strip() in "0123456789":
+            weights[int(token)] += math.exp(min(logprob, 0.0))
+    return weights
+
+
+def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
+    """The last JSON value of a kind in an answer, or if the limit of tokens cut it, the one that it begins with."""
+    if answer.finish == "refused":
+        return _failure("refused", "the model or a filter of its endpoint declined", answer)
+    text = re.sub(r"<think>.*?</think>", "", answer.text, flags=re.DOTALL).strip()
+    cut = answer.finish == "length"
+    if not text:
+        return _failure("truncated" if cut else "empty", "nothing came", answer)
+    text, opening = re.sub(r"^```\w*\s*", "", text), "{" if kind is dict else "["
+    found = _values(text, opening)
+    if cut:
+        found = [(start, value) for start, value in found if start == 0][:1]
+    if (cut and not found) or "<think>" in text or (not cut and _unfinished(text, opening)):
+        return _failure("truncated", "broke off", answer)
+    return found[-1][1] if found else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
+
+
+def _values(text: str, opening: str) -> list[tuple[int, Any]]:
+    """Every outermost JSON value that starts with a bracket, and where it starts."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+    found, at = [], text.find(opening)
+    for _ in range(_TRIES):
+        if at < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, at)
+            found.append((at, value))
+        except (ValueError, RecursionError):
+            end = at + 1
+        at = text.find(opening, end)
+    return found
+
+
+def _unfinished(text: str, opening: str) -> bool:
+    """Whether the first bracket, or a string after it, never ends."""
+    depth, quoted, escaped = 0, False, False
+    for char in text[text.find(opening) :] if opening in text else "":
+        if quoted:
+            quoted, escaped = escaped or char != '"', not escaped and char == "\\"
+        elif char == '"':
+            quoted = True
+        else:
+            depth += (char in "{[") - (char in "}]")
+            if depth == 0:
+                return False
+    return depth > 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _number(value: object) -> float | None:
+    """A finite number, given as one or as a string; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _short(value: object) -> str:
+    return repr(value)[:_SHOWN]
+
+
+def _failure(kind: FailureKind, why: str, answer: Answer) -> Failure:
+    return Failure(kind, f"{why}: {_short(answer.text)}" if answer.text else why)

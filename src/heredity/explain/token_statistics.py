@@ -1,0 +1,232 @@
+"""Which simple form predicts a feature best: its token, the token before, the kind of token, its place, the corpus.
+
+Every form is a table of mean activations by a key of each place of the text, shrunk towards the table of a coarser key
+(empirical Bayes): m(key) = (sum of activations + S m(coarser key)) / (places + S). The form is chosen by the squared
+error on held-out blocks of the half of the sample that explains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from heredity.explain.excerpts import Text
+from heredity.explain.protocol import LEVELS
+
+Form = Literal[
+    "constant", "corpus", "position", "category", "previous", "corpus_category", "token", "after",
+    "corpus_token", "pair",
+]  # fmt: skip
+"""From simple to complex. `category`: the kind of token; `after`: the kind of token, and the token before; `pair`: the
+token, and the one before."""
+FORMS: tuple[Form, ...] = get_args(Form)
+
+_COARSER: dict[Form, Form] = {"corpus_category": "category", "token": "category", "after": "category"}
+_COARSER |= {"corpus_token": "token", "pair": "token"}
+_STRENGTH = 1.0  # S, in places
+_MARGIN = 0.02  # of the held-out variance, that a more complex form has to add
+_FOLDS = 2
+_PIECE = 17  # tokens of a piece of text, as long as an excerpt
+
+
+class Rule(NamedTuple):
+    """What predicts a feature, in a form that a simulator reads; on the same text it serves other models, too."""
+
+    form: Form
+    """The key that it goes by."""
+    mean: float
+    """Mean activation on the half of the text that explains."""
+    highest: float
+    """Highest activation there."""
+    gain: float
+    """Share of the variance on held-out blocks that it explains; 0 for `constant`."""
+    cut: float
+    """Level, 0 to 9, from which a place is told to activate the feature: it best separates pieces of text that do
+    from pieces that do not."""
+    sums: tuple[Mapping[int, float], ...]
+    """Sum of the activations by key, of the coarsest key first; keys without any are left out."""
+
+    def to_json(self) -> str:
+        """As one line of JSON; sums have nine digits."""
+        sums = [[[key, float(f"{value:.9g}")] for key, value in table.items()] for table in self.sums]
+        return json.dumps({**self._asdict(), "sums": sums}, separators=(",", ":"), allow_nan=False)
+
+    @staticmethod
+    def from_json(line: str) -> Rule:
+        """What `to_json` wrote. Raises `ValueError` for anything else."""
+        try:
+            found = json.loads(line)
+            sums = tuple({int(key): float(value) for key, value in table} for table in found.pop("sums"))
+            rule = Rule(**found, sums=sums)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{line[:80]!r} is no rule ({error}); give what Rule.to_json wrote") from error
+        if rule.form not in FORMS or len(sums) != len(chain(rule.form)):
+            raise ValueError(f"a rule of form {rule.form!r} with {len(sums)} tables: forms are {', '.join(FORMS)}")
+        return rule
+
+
+class _Table(NamedTuple):
+    """The keys of one sort, and how often they occur on the half that explains."""
+
+    keys: np.ndarray
+    """int64 [keys]: those that occur on the half that explains, rising."""
+    counts: np.ndarray
+    """int64 [folds, keys]: places by fold."""
+    up: np.ndarray | None
+    """int64 [keys]: number of the coarser key; None for a key right below the mean."""
+
+
+class Statistics:
+    """What every rule is fitted to and read with: the keys of a text's places. Made once for a text."""
+
+    def __init__(self, text: Text, categories: np.ndarray, corpora: Sequence[int]):
+        """categories: int [vocab], the kind of each token. corpora: int [blocks], the corpus of each block.
+
+        Raises `ValueError` when there is not one for each token or block.
+        """
+        blocks, context = text.ids.shape
+        categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
+        if categories.shape != (len(text.vocabulary),) or origin.shape != (blocks,):
+            raise ValueError(
+                f"categories {categories.shape} and corpora {origin.shape} do not fit {len(text.vocabulary)} tokens "
+                f"and {blocks} blocks; give one number each"
+            )
+        self.text, self.categories, self.corpora = text, categories, origin
+        vocab, kinds = len(text.vocabulary), int(categories.max()) + 1
+        before = np.concatenate([np.full((blocks, 1), vocab), text.ids[:, :-1]], axis=1).ravel()
+        token, corpus = text.ids.ravel(), np.repeat(origin, context)
+        raw: dict[Form, np.ndarray] = {
+            "corpus": corpus,
+            "position": np.tile(np.arange(context), blocks),
+            "category": categories[token],
+            "previous": before,
+            "corpus_category": corpus * kinds + categories[token],
+            "token": token,
+            "after": before * kinds + categories[token],
+            "corpus_token": corpus * vocab + token,
+            "pair": before * vocab + token,
+        }
+        fold = np.full(blocks, -1)
+        explaining = np.flatnonzero(text.explains)
+        fold[explaining] = np.arange(len(explaining)) % _FOLDS
+        self.fold = np.repeat(fold, context)
+        self.places = np.flatnonzero(self.fold >= 0)
+        self._tables: dict[Form, _Table] = {}
+        for form, keys in raw.items():
+            self._tables[form] = self._table(keys, raw.get(_COARSER.get(form, "constant")), form)
+        self._keys = {form: _numbered(table.keys, raw[form]) for form, table in self._tables.items()}
+
+    def _table(self, raw: np.ndarray, coarser: np.ndarray | None, form: Form) -> _Table:
+        keys, first, inverse = np.unique(raw[self.places], return_index=True, return_inverse=True)
+        by_fold = np.bincount(self.fold[self.places] * len(keys) + inverse, minlength=_FOLDS * len(keys))
+        up = None
+        if coarser is not None:
+            up = np.searchsorted(self._tables[_COARSER[form]].keys, coarser[self.places][first])
+        return _Table(keys, by_fold.reshape(_FOLDS, -1), up)
+
+    def fit(self, rows: np.ndarray, values: np.ndarray) -> Rule:
+        """The rule of a feature, from its firings: those on blocks that score are not looked at.
+
+        rows: int64 [n] rising. values: float64 [n]. Raises `ValueError` for a feature without firings to look at.
+        """
+        own = self.fold[rows] >= 0
+        rows, values = rows[own], values[own]
+        if not len(rows) or values.max() <= 0:
+            raise ValueError(
+                "the feature does not fire on the half of the sample that explains; draw gives None for it"
+            )
+        form, gain = self._best(rows, values)
+        mean, highest = float(values.sum() / len(self.places)), float(values.max())
+        sums = []
+        for level in chain(form):
+            table = self._tables[level]
+            total = np.bincount(self._keys[level][rows], values, len(table.keys))
+            seen = np.flatnonzero(total)
+            sums.append(dict(zip(table.keys[seen].tolist(), total[seen].tolist(), strict=True)))
+        rule = Rule(form, mean, highest, gain, 0.0, tuple(sums))
+        return rule._replace(cut=self._cut(rule, rows))
+
+    def _best(self, rows: np.ndarray, values: np.ndarray) -> tuple[Form, float]:
+        """The form that explains most on held-out blocks, and how much; one that adds little is passed over."""
+        error = dict.fromkeys(FORMS, 0.0)
+        fold = self.fold[rows]
+        size = np.bincount(self.fold[self.places], minlength=_FOLDS)
+        for held in range(_FOLDS):
+            fitting, testing = fold != held, fold == held
+            mean = values[fitting].sum() / max(size.sum() - size[held], 1)
+            predicted: dict[Form, np.ndarray] = {}
+            # Squared error less the sum of squares itself, which is the same for all.
+            error["constant"] += size[held] * mean**2 - 2 * mean * values[testing].sum()
+            for form, table in self._tables.items():
+                key = self._keys[form][rows]
+                total = np.bincount(key[fitting], values[fitting], len(table.keys))
+                prior = mean if table.up is None else predicted[_COARSER[form]][table.up]
+                count = table.counts.sum(axis=0) - table.counts[held]
+                predicted[form] = (total + _STRENGTH * prior) / (count + _STRENGTH)
+                error[form] += float(table.counts[held] @ predicted[form] ** 2)
+                error[form] -= 2 * float(values[testing] @ predicted[form][key[testing]])
+        square = float((values**2).sum()) + error["constant"]
+        gains = {form: float((error["constant"] - error[form]) / square) for form in FORMS}
+        best: Form = "constant"
+        for form in FORMS:
+            if gains[form] > gains[best] + _MARGIN:
+                best = form
+        return best, gains[best]
+
+    def predict(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
+        """Expected activation at places of the text, float64 [n]; a key that the half that explains does not hold goes
+        by the coarser one."""
+        expected, prior = np.full(len(rows), rule.mean), np.array([rule.mean])
+        for level, sums in zip(chain(rule.form), rule.sums, strict=True):
+            table = self._tables[level]
+            prior = self._by_key(table, sums, prior)
+            key = self._keys[level][rows]
+            expected = np.where(key >= 0, prior[key], expected)
+        return expected
+
+    def _by_key(self, table: _Table, sums: Mapping[int, float], prior: np.ndarray) -> np.ndarray:
+        """Expected activation of every key of a table. prior: of the keys of the coarser one."""
+        total = np.zeros(len(table.keys))
+        keys = np.fromiter(sums, np.int64, len(sums))
+        at = np.minimum(np.searchsorted(table.keys, keys), len(total) - 1)
+        known = table.keys[at] == keys  # a rule may come from another text
+        total[at[known]] = np.fromiter(sums.values(), np.float64, len(sums))[known]
+        coarser = prior[0] if table.up is None else prior[table.up]
+        return (total + _STRENGTH * coarser) / (table.counts.sum(axis=0) + _STRENGTH)
+
+    def levels(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
+        """Expected level at places of the text, 0 to 9, float64 [n], not rounded."""
+        return np.minimum(LEVELS * self.predict(rule, rows) / rule.highest, LEVELS - 1)
+
+    def _cut(self, rule: Rule, rows: np.ndarray) -> float:
+        """The level whose exceeding has the best informedness of whether a piece of the text activates the feature."""
+        starts = np.arange(0, len(self.places), _PIECE)
+        strongest = np.maximum.reduceat(self.levels(rule, self.places), starts)
+        active = np.zeros(len(starts), bool)
+        active[np.searchsorted(self.places, rows) // _PIECE] = True
+        if active.all():
+            return float(strongest.min())
+        order = np.argsort(-strongest, kind="stable")
+        hits = np.cumsum(active[order]) / active.sum() - np.cumsum(~active[order]) / (~active).sum()
+        ordered = strongest[order]
+        last = np.append(ordered[:-1] != ordered[1:], False)  # one cut for all pieces of one level
+        if not last.any():
+            return float(ordered[0])
+        at = int(np.argmax(np.where(last, hits, -np.inf)))
+        return float((ordered[at] + ordered[at + 1]) / 2)
+
+
+def chain(form: Form) -> tuple[Form, ...]:
+    """The keys that a form goes by, the coarsest first; none for `constant`."""
+    if form == "constant":
+        return ()
+    return (*chain(_COARSER.get(form, "constant")), form)
+
+
+def _numbered(keys: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """The number of each raw key among the keys, int64; -1 for none of them. keys: rising, one or more."""
+    at = np.minimum(np.searchsorted(keys, raw), len(keys) - 1)
+    return np.where(keys[at] == raw, at, -1)

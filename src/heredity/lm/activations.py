@@ -1,0 +1,86 @@
+"""Activations of a model at a hook point, as shuffled batches: streamed, in bounded memory, never on disk.
+
+Batches are addressed by their number. A batch is a function of (model, tokens, seed, number) alone, so that training
+can resume at any step and several SAEs can be fed from one stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from heredity.lm.hooks import capture
+from heredity.lm.precision import arithmetic
+from heredity.study import Precision
+from heredity.text.tokens import BlockSampler
+
+_FORWARD_TOKENS = 12_288  # tokens a forward pass: enough to fill two cores, small enough to stay in cache
+
+
+class ActivationStore:
+    """Shuffled batches of activations.
+
+    The sampler already draws blocks from all over the corpora in random order; `buffer` batches at a time are run
+    through the model and their positions permuted, so that the positions of one block spread over many batches.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        hook_point: str,
+        sampler: BlockSampler,
+        batch_blocks: int,
+        seed: int,
+        buffer: int = 16,
+        precision: Precision = "float32",
+    ):
+        self.model, self.hook_point, self.sampler = model, hook_point, sampler
+        self.precision: Precision = precision
+        self.batch_blocks, self.seed, self.buffer = batch_blocks, seed, buffer
+        self._group = -1
+        self._x: torch.Tensor | None = None
+        self._order: torch.Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Vectors a batch."""
+        return self.batch_blocks * self.sampler.context_size
+
+    def batch(self, number: int) -> torch.Tensor:
+        """Batch `number` of the stream, [batch_size, d_in], float32, on the model's device."""
+        group, place = divmod(number, self.buffer)
+        if group != self._group or self._x is None or self._order is None:
+            blocks = self.batch_blocks * self.buffer
+            taken = self.sampler.take(group * blocks, (group + 1) * blocks)
+            self._x = torch.cat(list(activations(self.model, self.hook_point, taken, self.precision)))
+            order = np.random.default_rng([self.seed, group]).permutation(len(self._x))
+            self._order = torch.from_numpy(order).to(self._x.device)
+            self._group = group
+        return self._x[self._order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+
+def blocks_at_once(context_size: int) -> int:
+    """Blocks of one forward pass."""
+    return max(1, _FORWARD_TOKENS // context_size)
+
+
+def activations(
+    model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
+) -> Iterator[torch.Tensor]:
+    """Activations of token blocks [n, context] in order, as chunks [tokens, d_in] of float32.
+
+    `precision` is that of the model's matrix products; `bf16` rounds what it gives by about 1 %.
+
+    Raises ValueError when the model gives a value that is not finite, naming the hook point.
+    """
+    device = next(model.parameters()).device
+    step = blocks_at_once(blocks.shape[1])
+    for start in range(0, len(blocks), step):
+        ids = torch.from_numpy(blocks[start : start + step]).to(device)
+        with arithmetic(device, precision):
+            x = capture(model, hook_point, ids).flatten(0, 1)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"activations at {hook_point} are not finite; the model's weights are damaged or overflow")
+        yield x

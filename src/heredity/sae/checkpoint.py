@@ -1,0 +1,124 @@
+"""The state of a training: everything the next step depends on, stored whole and restored bit by bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from heredity.sae.gradients import NAMES, Weights
+
+FILE = "state.safetensors"
+
+
+class Step(NamedTuple):
+    """What one step of a training saw, in the units of the raw activations."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """mse + λ · l1 (relu) or λ · l0 (jumprelu) with the raw λ; mse alone for topk and batchtopk."""
+    mse: float
+    """Mean squared error over elements."""
+    l1: float
+    """Mean over tokens of the sum of activations."""
+    l0: float
+    """Mean over tokens of the number of active features."""
+    dead: int
+    """Features that fired in none of the last `window` steps."""
+    l1_coefficient: float | None
+    """λ in raw units, of l1 (relu) or of l0 (jumprelu); none for topk and batchtopk."""
+    normalized_l1_coefficient: float | None
+    """λ in the units of the normalized space the training runs in."""
+    resampled: int
+    """Dead features given a new direction before this step."""
+
+
+@dataclass
+class TrainingState:
+    """Weights, Adam's moments and counters in the normalized space (x times `scale`), between two steps.
+
+    A file holds all of it: tensors, and numbers as JSON in the file's metadata, so it is replaced whole or not at all.
+    """
+
+    identity: dict[str, Any]
+    """What makes this training this one: sizes, settings, steps, seed. A resume checks it."""
+    scale: float
+    """Normalized x = raw x times this."""
+    weights: Weights
+    """Trained tensors."""
+    first: Weights
+    """Adam's running means of gradients."""
+    second: Weights
+    """Adam's running means of squared gradients."""
+    ages: Tensor
+    """int32 [d_sae]: steps since a feature's moments were zero."""
+    last_fired: Tensor
+    """int64 [d_sae]: last step in which a feature was active."""
+    log_l1: float | None
+    """log λ in normalized units; none for topk and batchtopk."""
+    l1_error: float
+    """Last smoothed log ratio of L0 to its target (the L1 controller's memory)."""
+    l1_sum: float
+    """Sum of log λ over the steps that its final value is the mean of."""
+    threshold: float
+    """batchtopk: running smallest kept activation; 0 before the first step."""
+    l0: float
+    """L0 of the last step; nan before the first."""
+    rows: list[Step]
+    """All steps so far."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the state into folder, replacing the one that is there in one move."""
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        rows = torch.tensor([[float("nan") if v is None else v for v in row] for row in self.rows], dtype=torch.float64)
+        tensors = {"ages": self.ages, "last_fired": self.last_fired, "rows": rows.reshape(-1, len(Step._fields))}
+        for group in ("weights", "first", "second"):
+            tensors |= {f"{group}.{name}": getattr(getattr(self, group), name) for name in NAMES}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, folder / f"{FILE}.part", metadata={"state": json.dumps(numbers)})
+        os.replace(folder / f"{FILE}.part", folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainingState:
+        """Read what `save` wrote. Raises FileNotFoundError when the folder holds no state."""
+        with safe_open(folder / FILE, framework="pt", device=str(device)) as file:
+            numbers = json.loads(file.metadata()["state"])
+            groups: dict[str, Any] = {
+                group: Weights(*(file.get_tensor(f"{group}.{name}") for name in NAMES))
+                for group in ("weights", "first", "second")
+            }
+            rows = [_row(values) for values in file.get_tensor("rows").tolist()]
+            return cls(
+                **numbers,
+                **groups,
+                ages=file.get_tensor("ages"),
+                last_fired=file.get_tensor("last_fired"),
+                rows=rows,
+            )
+
+
+_NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l0")
+
+
+def _row(values: list[float]) -> Step:
+    named: dict[str, Any] = dict(zip(Step._fields, values, strict=True))
+    for name in ("step", "dead", "resampled"):
+        named[name] = int(named[name])
+    for name in ("l1_coefficient", "normalized_l1_coefficient"):
+        named[name] = None if math.isnan(named[name]) else named[name]
+    return Step(**named)

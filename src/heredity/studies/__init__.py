@@ -1,1 +1,0 @@
-"""Studies that travel inside the package."""

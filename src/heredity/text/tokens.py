@@ -1,0 +1,290 @@
+"""Documents packed into one row of tokens, and fixed blocks of it in a random order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from heredity.text.permutation import permuted
+from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "BlockSampler",
+    "PackedTokens",
+    "fingerprint_tokenizer",
+    "load_tokenizer",
+    "pack",
+    "train_tokenizer",
+]
+
+_BATCH_CHARACTERS = 2**20
+_ROUND = 10_000
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Documents one after the other, each closed by the end-of-text token."""
+
+    tokens: np.ndarray
+    """uint16 or uint32 [tokens], memory-mapped."""
+    documents: np.ndarray
+    """int64 [documents + 1]: where each document starts, and the end of the last."""
+
+    @classmethod
+    def open(cls, path: Path) -> PackedTokens:
+        """What `pack` wrote into the folder `path`.
+
+        Raises:
+            ValueError: a file is missing or broken, or the two do not belong together.
+        """
+        try:
+            tokens = np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            documents = np.load(path / "documents.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: packed tokens cannot be read ({error}); pack the corpus again") from error
+        if not len(documents) or documents[-1] != len(tokens):
+            raise ValueError(f"{path}: documents.npy does not end at the {len(tokens)} tokens; pack the corpus again")
+        return cls(tokens, documents)
+
+    def n_blocks(self, context_size: int) -> int:
+        """Whole blocks of `context_size` tokens; what is left over at the end is not used."""
+        return len(self.tokens) // context_size
+
+    def block(self, i: int, context_size: int) -> np.ndarray:
+        """Block `i`, [context_size], of the tokens' own type.
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        if not 0 <= i < self.n_blocks(context_size):
+            raise IndexError(f"block {i} of {self.n_blocks(context_size)} blocks of {context_size} tokens")
+        return self.tokens[i * context_size : (i + 1) * context_size]
+
+    def counts(self, vocab_size: int) -> np.ndarray:
+        """How often each token occurs, int64 [vocab_size].
+
+        Raises:
+            ValueError: a token id is not below `vocab_size`.
+        """
+        total = np.zeros(vocab_size, dtype=np.int64)
+        for start in range(0, len(self.tokens), 2**24):
+            found = np.bincount(self.tokens[start : start + 2**24], minlength=vocab_size)
+            if len(found) > vocab_size:
+                raise ValueError(f"token id {len(found) - 1} is not below vocab_size={vocab_size}; tokenizers differ")
+            total += found
+        return total
+
+
+def pack(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerFast,
+    path: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackedTokens:
+    """Encode documents into the folder `path`: `tokens.npy` and `documents.npy`, both streamed.
+
+    A document is followed by the end-of-text token, which stands nowhere else: the same string inside a text is encoded
+    as ordinary text. `progress` gets (documents so far, 0).
+
+    Raises:
+        ValueError: the tokenizer has no end-of-text token.
+    """
+    eos = tokenizer.eos_token_id
+    if not isinstance(eos, int):
+        raise ValueError("the tokenizer has no end-of-text token; set its eos_token")
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the setting below would stick
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
+    lengths: list[int] = []
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "tokens.npy").open("wb") as file:
+        body = _write_header(file, dtype, 0)
+        for batch in _batches(texts):
+            for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
+                ids = encoding.ids
+                ids.append(eos)
+                lengths.append(len(ids))
+                file.write(np.array(ids, dtype).tobytes())
+            if progress:
+                progress(len(lengths), 0)
+        file.seek(0)
+        if _write_header(file, dtype, sum(lengths)) != body:
+            raise RuntimeError("numpy wrote a header of another length")  # it reserves room for 21 digits
+    np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
+    return PackedTokens.open(path)
+
+
+class BlockSampler:
+    """Fixed blocks of packed tokens in a fixed random order without end, open at any place.
+
+    Position p of the order is a pure function of the blocks, `shares` and `seed`: a run can stop and resume anywhere,
+    and any number of workers can read disjoint ranges. Within one pass over a corpus no block comes twice; the next
+    pass has another order.
+    """
+
+    names: tuple[str, ...]
+    """Corpora, in the order of `packs`; `origin` counts in it."""
+    blocks_per_pass: int
+    """Blocks of all corpora together."""
+
+    def __init__(
+        self,
+        packs: Mapping[str, PackedTokens],
+        context_size: int,
+        seed: int,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        """Without `shares`, a pass is one permutation of the union of all blocks, so that corpora count by their size.
+
+        With them, each 10,000 positions hold every corpus in its share (to the nearest 1/10,000; shares are taken
+        relative to their sum) at random places, and each corpus goes through passes of its own.
+
+        Raises:
+            ValueError: no corpus, one without a whole block, or shares that do not belong to the corpora.
+        """
+        if not packs:
+            raise ValueError("no corpus to take blocks from; name at least one")
+        self.names = tuple(packs)
+        self._packs = tuple(packs.values())
+        self.context_size = context_size
+        self._seed = seed
+        self._blocks = np.array([pack.n_blocks(context_size) for pack in self._packs], dtype=np.int64)
+        for name, pack, count in zip(self.names, self._packs, self._blocks, strict=True):
+            if not count:
+                raise ValueError(
+                    f"corpus {name}: {len(pack.tokens)} tokens do not fill one block of context_size={context_size}; "
+                    f"lower context_size or add text"
+                )
+        self._starts = np.concatenate([[0], np.cumsum(self._blocks)])
+        self.blocks_per_pass = int(self._starts[-1])
+        self._round: tuple[int, np.ndarray, np.ndarray] | None = None  # the last one drawn; a memo, no state
+        self._quotas = None if shares is None else _quotas(self.names, shares)
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size].
+
+        Raises:
+            ValueError: the range is negative or turned around.
+        """
+        corpora, offsets = self.origin(start, stop)
+        blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
+        steps = np.arange(self.context_size)
+        for corpus, pack in enumerate(self._packs):
+            here = corpora == corpus
+            if here.any():
+                blocks[here] = pack.tokens[offsets[here, None] + steps]
+        return blocks
+
+    def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the blocks at positions start..stop-1 come from: corpus index and first token in its pack.
+
+        Both are int64 [stop - start].
+
+        Raises:
+            ValueError: the range is negative or turned around.
+        """
+        if not 0 <= start <= stop:
+            raise ValueError(f"blocks {start} to {stop} are no range; give 0 <= start <= stop")
+        positions = np.arange(start, stop)
+        if self._quotas is None:
+            numbers = self._in_passes(positions, self.blocks_per_pass, 0)
+            corpora = np.searchsorted(self._starts, numbers, side="right") - 1
+            return corpora, (numbers - self._starts[corpora]) * self.context_size
+        corpora, ranks = self._mixed(positions, self._quotas)
+        numbers = np.empty_like(ranks)
+        for corpus, count in enumerate(self._blocks):
+            here = corpora == corpus
+            numbers[here] = self._in_passes(ranks[here], int(count), corpus + 1)
+        return corpora, numbers * self.context_size
+
+    def documents(self, start: int, stop: int) -> np.ndarray:
+        """Which document each of the blocks at positions start..stop-1 begins in, int64 [stop - start].
+
+        Numbers are unique over the corpora. Documents are whole texts; a block may run on into the next one.
+
+        Raises:
+            ValueError: the range is negative or turned around.
+        """
+        corpora, offsets = self.origin(start, stop)
+        found = np.empty(stop - start, dtype=np.int64)
+        first = 0
+        for corpus, pack in enumerate(self._packs):
+            here = corpora == corpus
+            found[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
+            first += len(pack.documents) - 1
+        return found
+
+    def _in_passes(self, positions: np.ndarray, count: int, stream: int) -> np.ndarray:
+        """Block numbers below `count` at positions that run through pass after pass."""
+        passes, within = np.divmod(positions, count)
+        numbers = np.empty_like(within)
+        for number in np.unique(passes):
+            here = passes == number
+            numbers[here] = permuted(within[here], count, (self._seed, stream, int(number)))
+        return numbers
+
+    def _mixed(self, positions: np.ndarray, quotas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Corpus at each position, and how many earlier positions have the same corpus; both int64 [positions]."""
+        corpora, ranks = np.empty_like(positions), np.empty_like(positions)
+        rounds, within = np.divmod(positions, _ROUND)
+        for number in map(int, np.unique(rounds)):
+            if self._round is None or self._round[0] != number:
+                self._round = number, *self._drawn(number, quotas)
+            here = rounds == number
+            corpora[here], ranks[here] = (column[within[here]] for column in self._round[1:])
+        return corpora, ranks
+
+    def _drawn(self, number: int, quotas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `_mixed` gives for all positions of one round."""
+        order = permuted(np.arange(_ROUND), _ROUND, (self._seed, -1, number))
+        corpora = np.searchsorted(np.cumsum(quotas), order, side="right")
+        ranks = np.empty(_ROUND, dtype=np.int64)
+        for corpus, quota in enumerate(quotas):
+            ranks[corpora == corpus] = number * quota + np.arange(quota)
+        return corpora, ranks
+
+
+def _quotas(names: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:
+    """Positions that each corpus gets in a round, int64 [corpora], by largest remainder."""
+    if set(shares) != set(names) or not all(shares[name] > 0 for name in names):
+        raise ValueError(f"shares {dict(shares)} must be positive and name the corpora {', '.join(names)}, each once")
+    exact = np.array([shares[name] for name in names], dtype=np.float64)
+    exact *= _ROUND / exact.sum()
+    quotas = np.floor(exact).astype(np.int64)
+    short = _ROUND - int(quotas.sum())
+    quotas[np.argsort(quotas - exact, kind="stable")[:short]] += 1
+    if not quotas.all():
+        raise ValueError(
+            f"share of {names[int(quotas.argmin())]} is below 1/{_ROUND} of the whole; raise it or drop it"
+        )
+    return quotas
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of texts of about a million characters: enough to keep every core busy, little to hold."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
+    """Write the .npy header of a one-dimensional array; returns where the content starts."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()

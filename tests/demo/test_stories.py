@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import pytest
+
+from heredity.demo import stories as module
+from heredity.demo.stories import stories, story
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return list(stories(5000, 0))
+
+
+def test_five_thousand_stories_are_distinct_and_of_the_promised_length(told):
+    assert len(set(told)) == 5000
+    assert all(80 <= len(text.split()) <= 250 for text in told)
+
+
+def test_no_slot_choice_or_wrong_article_is_left(told):
+    for text in told:
+        assert not re.search(r"[{}\[\]|]|  | \n|\n\n", text), text
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
+        assert text[0].isupper()
+        assert text[-1] in '.!?"'
+
+
+def test_every_sentence_starts_with_a_capital(told):
+    for text in told:
+        assert not re.search(r'[.!?] "?[a-z]', re.sub(r'[.!?,]" [a-z]', "", text)), text
+
+
+def test_the_same_seed_tells_the_same_and_a_prefix_is_a_prefix():
+    assert list(stories(20, 3)) == list(stories(30, 3))[:20]
+    assert list(stories(20, 3)) != list(stories(20, 4))
+    endless = stories(None, 3)
+    assert [next(endless) for _ in range(20)] == list(stories(20, 3))
+    assert story(random.Random(5)) == story(random.Random(5))
+
+
+def test_pronouns_agree_with_the_name_of_the_hero(told):
+    girls = set(module._cast().girls)
+    checked = 0
+    for text in told:
+        match = re.match(r"(?:Once upon a time, there was|It was).*? named (\w+)\. (He|She) (?:was|lived)", text)
+        if match:
+            checked += 1
+            assert (match[2] == "She") == (match[1] in girls), text
+    assert checked > 300
+
+
+def test_every_plot_and_every_row_of_the_cast_is_used(told):
+    whole = "\n".join(told)
+    for rows in module._cast().tables:
+        for row in rows:
+            assert any(value in whole or value.capitalize() in whole for value in row.values()), row
+    assert len(module._plots().plots) >= 15
+    for plot in module._plots().plots:
+        assert len(plot) >= 5
+        assert all(len(ways) >= 2 for ways in plot)
+
+
+def test_the_plots_use_no_slot_that_the_cast_lacks():
+    slots = module._slots(random.Random(0))
+    plots = module._plots()
+    ways = [*plots.opening, *plots.aside, *plots.middle, *plots.ending]
+    ways += [way for plot in plots.plots for beat in plot for way in beat]
+    used = {name[0].lower() + name[1:] for way in ways for name in re.findall(r"\{(\w+)\}", way)}
+    assert used <= set(slots)
+
+
+def test_a_grammar_that_is_used_up_is_an_error(monkeypatch):
+    monkeypatch.setattr(module, "story", lambda _: "always the same")
+    with pytest.raises(ValueError, match="no new story after 1; lower max_bytes"):
+        list(stories(2, 0))
+
+
+def test_stories_are_quick_to_tell():
+    start = time.process_time()
+    list(stories(800, 1))
+    assert time.process_time() - start < 1.5

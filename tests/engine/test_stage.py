@@ -1,0 +1,80 @@
+"""The engine makes what is missing, once, from what is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from heredity.engine.stage import Silent, Stage, run
+from heredity.engine.store import ArtifactError, Store
+
+
+def chain(made: list[str], setting: int = 1) -> list[Stage]:
+    """Two stages: the second writes the first's number plus one."""
+
+    def first(work):
+        made.append("first")
+        (work.folder / "n").write_text(str(work.config["n"]))
+
+    def second(work):
+        made.append("second")
+        (work.folder / "n").write_text(str(int((work.inputs["first"] / "n").read_text()) + 1))
+
+    one = Stage("number", "first", {"n": setting}, {}, first)
+    return [one, Stage("number", "second", {}, {"first": one}, second)]
+
+
+def test_stages_run_once_and_are_then_found(tmp_path):
+    made: list[str] = []
+    for _ in range(2):
+        found = run(chain(made), Store(tmp_path))
+    assert made == ["first", "second"]
+    assert (found["number/second"] / "n").read_text() == "2"
+
+
+def test_a_changed_setting_remakes_it_and_all_that_follows(tmp_path):
+    made: list[str] = []
+    run(chain(made), Store(tmp_path))
+    found = run(chain(made, setting=5), Store(tmp_path))
+    assert made == ["first", "second"] * 2
+    assert (found["number/second"] / "n").read_text() == "6"
+
+
+def test_until_ends_after_the_stage_that_it_names(tmp_path):
+    made: list[str] = []
+    assert list(run(chain(made), Store(tmp_path), until="number/first")) == ["number/first"]
+    assert made == ["first"]
+
+
+def test_until_an_unknown_stage_names_the_kinds_there_are(tmp_path):
+    with pytest.raises(ArtifactError, match="no such stage; kinds of stages are number"):
+        run(chain([]), Store(tmp_path), until="nonsense")
+
+
+def test_a_stage_that_fails_leaves_what_came_before(tmp_path):
+    made: list[str] = []
+    one, _ = chain(made)
+
+    def broken(work):
+        raise RuntimeError("no")
+
+    two = Stage("number", "second", {}, {"first": one}, broken)
+    with pytest.raises(RuntimeError):
+        run([one, two], Store(tmp_path))
+    run(chain(made), Store(tmp_path))
+    assert made == ["first", "second"]
+
+
+def test_the_watcher_is_told_of_progress_and_of_what_was_cached(tmp_path):
+    seen: list[tuple] = []
+
+    class Seen(Silent):
+        def progress(self, stage, done, total):
+            seen.append((stage.name, done, total))
+
+        def end(self, stage, seconds, cached):
+            seen.append((stage.name, cached))
+
+    stage = Stage("number", "only", {}, {}, lambda work: work.progress(1, 2))
+    run([stage], Store(tmp_path), Seen())
+    run([stage], Store(tmp_path), Seen())
+    assert seen == [("only", 1, 2), ("only", False), ("only", True)]

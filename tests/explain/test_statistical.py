@@ -1,0 +1,166 @@
+"""The offline judge finds the form that was planted, says it in words, and predicts by it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from explain.planted import (
+    AFTER,
+    AFTER_SELF,
+    ASSIGN,
+    FIRST,
+    KINDS,
+    LUA,
+    NOISE,
+    NUMBER,
+    TOKEN,
+    World,
+    drawn_of,
+    world,
+)
+from heredity.explain.protocol import Failure, Judge
+from heredity.explain.statistical import Explanation, Offline
+from heredity.explain.token_statistics import FORMS, Rule, Statistics, chain
+
+
+@pytest.fixture(scope="module")
+def found() -> World:
+    return world()
+
+
+def explained(found: World, feature: int) -> Explanation:
+    said = found.judge.explain(str(feature), ())
+    assert isinstance(said, Explanation)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("feature", "form", "words"),
+    [
+        (ASSIGN, "token", ['fires on "=" and " =" (100 %']),
+        (AFTER_SELF, "pair", ['".x" (100 %', 'strongest after "self"']),
+        (NUMBER, "category", ["kind number (100 %"]),
+        (FIRST, "position", ["place 1 of a block (100 %"]),
+        (AFTER, "previous", ['after "self" (100 %']),
+        (NOISE, "constant", ["no simple rule"]),
+        (TOKEN, "category", ["kind punctuation", '","']),
+        (LUA, "corpus_category", ["kind word (100 %", "in lua (100 %"]),
+    ],
+)
+def test_the_planted_form_is_found_and_said(found: World, feature: int, form: str, words: list[str]):
+    said = explained(found, feature)
+    assert said.rule.form == form, said
+    assert all(part in said for part in words), said
+    assert (said.rule.gain > 0.2) == (form != "constant")
+
+
+def test_only_the_half_that_explains_is_looked_at(found: World):
+    rows, values = found.columns.of(ASSIGN)
+    spoiled = np.where(found.text.explains[rows // found.text.ids.shape[1]], values, 100 * values)
+    assert found.judge.statistics.fit(rows, spoiled) == found.judge.statistics.fit(rows, values)
+
+
+@pytest.mark.parametrize("feature", [ASSIGN, AFTER_SELF, NUMBER, FIRST, LUA, NOISE])
+def test_predictions_are_the_shrunken_means_of_a_plain_reference(found: World, feature: int):
+    text, rule = found.text, explained(found, feature).rule
+    ids, context = text.ids.tolist(), text.ids.shape[1]
+    dense = found.acts.dense()[:, feature].astype(float)
+
+    def keys(row: int) -> list[object]:
+        block, at = divmod(row, context)
+        token, before = ids[block][at], ids[block][at - 1] if at else -1
+        every = {"corpus": found.corpora[block], "position": at, "category": KINDS[token], "previous": before}
+        every |= {
+            "corpus_category": (found.corpora[block], KINDS[token]),
+            "token": token,
+            "after": (before, KINDS[token]),
+            "pair": (before, token),
+        }
+        return [every[level] for level in chain(rule.form)]
+
+    table: dict[object, list[float]] = {}
+    total = [dense[row] for row in range(len(dense)) if text.explains[row // context]]
+    for row in range(len(dense)):
+        if text.explains[row // context]:
+            for level, key in enumerate(keys(row)):
+                table.setdefault((level, key), []).append(dense[row])
+    rows = np.random.default_rng(0).permutation(len(dense))[:400]
+    expected = []
+    for row in rows.tolist():
+        value = float(np.mean(total))
+        for level, key in enumerate(keys(row)):
+            seen = table.get((level, key), [])
+            value = (sum(seen) + value) / (len(seen) + 1)
+        expected.append(value)
+    np.testing.assert_allclose(found.judge.statistics.predict(rule, rows), expected, rtol=1e-6)
+
+
+def test_a_rule_read_again_predicts_the_same(found: World):
+    rows = np.arange(found.text.ids.size)
+    for feature in (ASSIGN, AFTER_SELF, NOISE):
+        rule = explained(found, feature).rule
+        line = rule.to_json()
+        again = Rule.from_json(line)
+        assert again.to_json() == line and json.loads(line)["form"] == rule.form
+        before, after = (found.judge.statistics.predict(one, rows) for one in (rule, again))
+        np.testing.assert_allclose(after, before, rtol=1e-8)
+
+
+@pytest.mark.parametrize("line", ["", "[]", "{}", '{"form": "token"}', '{"sums": [[1]]}'])
+def test_what_is_no_rule_is_refused(line: str):
+    with pytest.raises(ValueError, match="is no rule"):
+        Rule.from_json(line)
+
+
+def test_a_rule_of_no_known_form_is_refused(found: World):
+    line = explained(found, NOISE).rule._replace(form="psychic").to_json()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'psychic' with 0 tables: forms are constant, corpus"):
+        Rule.from_json(line)
+
+
+def test_levels_run_from_0_to_9_and_are_high_where_the_feature_fires(found: World):
+    judge: Judge = found.judge
+    drawn = drawn_of(found, ASSIGN)
+    answer = judge.simulate("ASSIGN", explained(found, ASSIGN), drawn.scoring)
+    assert isinstance(answer, list)
+    for levels, excerpt in zip(answer, drawn.scoring, strict=True):
+        assert not isinstance(levels, Failure) and levels.shape == excerpt.values.shape
+        assert (levels >= 0).all() and (levels <= 9).all()
+        assert (levels[excerpt.values > 0] > 4).all() and (levels[excerpt.values == 0] < 0.5).all()
+
+
+def test_a_description_without_a_rule_is_a_failure_and_no_score(found: World):
+    judge, excerpts = found.judge, drawn_of(found, ASSIGN).scoring
+    marked = [excerpt.values > 0 for excerpt in excerpts]
+    for answer in (
+        judge.simulate("0", "fires on =", excerpts),
+        judge.detect("0", "fires on =", excerpts),
+        judge.fuzz("0", "fires on =", excerpts, marked),
+    ):
+        assert isinstance(answer, Failure) and answer.kind == "unparsed" and "fires on =" in answer.detail
+
+
+def test_an_excerpt_of_another_text_is_refused(found: World):
+    excerpt = drawn_of(found, ASSIGN).scoring[0]
+    said = explained(found, ASSIGN)
+    with pytest.raises(ValueError, match="does not hold the excerpt"):
+        found.judge.detect("0", said, [excerpt._replace(ids=excerpt.ids[::-1] + 1)])
+
+
+def test_statistics_need_a_number_for_every_token_and_block(found: World):
+    with pytest.raises(ValueError, match="do not fit 62 tokens and 500 blocks"):
+        Statistics(found.text, KINDS[:-1], found.corpora)
+
+
+def test_a_feature_that_is_silent_where_it_is_to_be_explained_is_refused(found: World):
+    with pytest.raises(ValueError, match="does not fire on the half"):
+        found.judge.statistics.fit(np.empty(0, np.int64), np.empty(0))
+
+
+def test_forms_are_in_the_order_of_complexity_with_what_they_rest_on():
+    for number, form in enumerate(FORMS):
+        assert all(FORMS.index(level) <= number for level in chain(form))
+    assert isinstance(Offline.name, str)

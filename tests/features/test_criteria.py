@@ -1,0 +1,274 @@
+"""One-to-one assignment, splits and merges, and how rules differ."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from heredity.features.acts import FeatureActs
+from heredity.features.correlate import Matches, correlate
+from heredity.features.criteria import (
+    candidates,
+    curves,
+    disagreement,
+    masked_cosine,
+    one_to_one,
+    scores,
+    splits_and_merges,
+)
+from heredity.features.fates import curve, fates
+from heredity.kernels.masked import masked_sums
+from heredity.kernels.sparse import transpose
+
+
+def lists(r: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The top partners both ways of a full matrix, nan for features without an r."""
+    found = []
+    for matrix in (r, r.T):
+        order = np.argsort(np.where(np.isnan(matrix), np.inf, -matrix), axis=1, kind="stable")[:, :top]
+        value = np.take_along_axis(matrix, order, 1)
+        found += [np.where(np.isnan(value), -1, order).astype(np.int32), value]
+    return found[0], found[1], found[2], found[3]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_assignment_is_the_hungarian_one(seed):
+    rng = np.random.default_rng(seed)
+    r = rng.uniform(-0.3, 1, (rng.integers(1, 25), rng.integers(1, 25)))
+    r[rng.random(len(r)) < 0.1] = np.nan
+    least = float(rng.choice([0.0, 0.3, -0.1]))
+    found = one_to_one(*lists(r, max(r.shape)), least=least)
+    gain = np.nan_to_num(np.maximum(r - least, 0), nan=0.0)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    made = gain[rows, columns] > 0
+    np.testing.assert_array_equal(found.pairs, np.stack([rows[made], columns[made]], axis=1))
+    np.testing.assert_array_equal(found.r, r[rows[made], columns[made]])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_short_lists_give_the_best_assignment_within_them(seed):
+    rng = np.random.default_rng(seed)
+    # Few directions for many features, so that lists overlap and greedy choices are wrong.
+    r = np.asarray(np.corrcoef(rng.standard_normal((60, 4))))[:28, 28:] + 0.01 * rng.standard_normal((28, 32))
+    kept = lists(r, 3)
+    pairs = candidates(kept[0], kept[2])
+    gain = np.zeros_like(r)
+    gain[pairs[:, 0], pairs[:, 1]] = np.maximum(r[pairs[:, 0], pairs[:, 1]], 0)
+    found = one_to_one(*kept)
+    assert found.r.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-12)
+    assert len(set(found.pairs[:, 0])) == len(set(found.pairs[:, 1])) == len(found.pairs) > 10
+    np.testing.assert_array_equal(found.r, r[found.pairs[:, 0], found.pairs[:, 1]])
+
+
+def test_a_feature_gives_way_when_the_total_gains():
+    # Both prefer child 0; the assignment sends the first to its second choice. Mutual best leaves the second alone.
+    r = np.array([[0.9, 0.85], [0.88, 0.1]])
+    found = one_to_one(*lists(r, 2))
+    assert found.pairs.tolist() == [[0, 1], [1, 0]] and found.r.tolist() == [0.85, 0.88]
+
+
+def test_nobody_is_paired_at_or_below_least():
+    found = one_to_one(*lists(np.array([[0.3, 0.1], [0.2, 0.3]]), 2), least=0.3)
+    assert found.pairs.shape == (0, 2) and found.r.shape == (0,)
+    with pytest.raises(ValueError, match="least=nan"):
+        one_to_one(*lists(np.ones((1, 1)), 1), least=float("nan"))
+
+
+def test_lists_of_different_edges_are_refused():
+    a, b = lists(np.ones((2, 5)), 5), lists(np.ones((2, 3)), 3)
+    with pytest.raises(ValueError, match="parent_match names feature 4, but the other end has lists of 3"):
+        one_to_one(a[0], a[1], b[2], b[3])
+
+
+def test_candidates_are_the_pairs_of_either_list():
+    parent, child = np.array([[1, -1], [0, 2]]), np.array([[1], [0], [0]])
+    assert candidates(parent, child).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2]]
+
+
+# Splits and merges: latents fire at random; a part fires on a share of its whole's firings.
+
+TOKENS, DENSITY = 6000, 0.03
+
+
+def latents(seed: int, number: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.lognormal(0, 0.4, (TOKENS, number)) * (rng.random((TOKENS, number)) < DENSITY)
+
+
+def noisy(acts: np.ndarray, rng: np.random.Generator, lost: float = 0.1, stray: float = 0.002) -> np.ndarray:
+    """What another SAE makes of it: magnitudes off by a tenth, some firings lost, some out of place."""
+    seen = acts * rng.normal(1, 0.1, acts.shape).clip(0.2) * (rng.random(acts.shape) >= lost)
+    return np.where(rng.random(acts.shape) < stray, 0.5, seen)
+
+
+def partition(column: np.ndarray, shares: list[float], rng: np.random.Generator) -> np.ndarray:
+    """[tokens, parts]: each firing goes to one part."""
+    part = rng.choice(len(shares), len(column), p=shares)
+    return column[:, None] * (part[:, None] == np.arange(len(shares)))
+
+
+def world(seed: int) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]]]:
+    """Twelve wholes; and what becomes of them: 0, 1 and 2 come apart in 2, 3 and 2 parts, 3 to 9 stay, 10 stays twice,
+    11 goes; two features are new. Also which columns are the parts of which whole."""
+    rng = np.random.default_rng(seed)
+    before = latents(seed, 12)
+    halves, thirds = partition(before[:, 0], [0.5, 0.5], rng), partition(before[:, 1], [0.5, 0.3, 0.2], rng)
+    uneven = partition(before[:, 2], [0.75, 0.25], rng)
+    after = np.concatenate([halves, thirds, uneven, before[:, 3:11], before[:, 10:11], latents(seed + 99, 2)], axis=1)
+    parts = {0: [0, 1], 1: [2, 3, 4], 2: [5, 6]}
+    return noisy(before, rng), noisy(after, rng), parts
+
+
+def compared(parent: np.ndarray, child: np.ndarray, top: int = 5):
+    ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
+    matches = correlate(*ends, top=top)
+    return splits_and_merges(*ends, candidates(matches.parent_match, matches.child_match))
+
+
+def members(parts) -> dict[int, list[int]]:
+    return {int(whole): sorted(parts.pairs[parts.pairs[:, 0] == whole, 1].tolist()) for whole in parts.wholes}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_planted_splits_are_found_and_nothing_else(seed):
+    before, after, parts = world(seed)
+    found = compared(before, after)
+    assert members(found.splits) == parts
+    assert members(found.merges) == {}
+    assert np.all(found.splits.cosine > 0.7) and np.all(found.splits.together > 0.75)
+    first = found.splits.share[found.splits.pairs[:, 0] == 1]
+    np.testing.assert_allclose(first, [0.45, 0.27, 0.18], atol=0.08)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_merge_is_a_split_read_backwards(seed):
+    before, after, parts = world(seed)
+    forth, back = compared(before, after), compared(after, before)
+    assert members(back.merges) == parts and members(back.splits) == {}
+    for a, b in zip(forth.splits, back.merges, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.3])
+def test_noisy_copies_and_duplicates_are_no_splits(lost):
+    rng = np.random.default_rng(7)
+    before = latents(7, 15)
+    found = compared(before, np.concatenate([noisy(before, rng, lost), noisy(before, rng, lost)], axis=1))
+    assert len(found.cosine) >= 30 and len(found.splits.pairs) == len(found.merges.pairs) == 0
+
+
+def test_a_finer_version_beside_a_copy_is_no_split():
+    rng = np.random.default_rng(8)
+    before = latents(8, 4)
+    part = partition(before[:, 0], [0.4, 0.6], rng)[:, :1]
+    found = compared(before, np.concatenate([before, part], axis=1))
+    assert found.splits.pairs.tolist() == [] and found.merges.pairs.tolist() == []
+
+
+def test_slivers_of_a_lost_feature_are_no_split():
+    rng = np.random.default_rng(9)
+    before = latents(9, 4)
+    after = np.concatenate([partition(before[:, 0], [0.15, 0.15, 0.7], rng)[:, :2], before[:, 1:]], axis=1)
+    assert compared(before, after).splits.wholes.tolist() == []
+    assert compared(before, np.concatenate([after, latents(10, 4)], axis=1)).splits.wholes.tolist() == []
+
+
+def test_a_broader_feature_is_no_part():
+    # The child's feature fires wherever either parent feature fires, and elsewhere still more often.
+    before = latents(11, 3)
+    broad = before[:, :1] + 3 * latents(12, 1) + 3 * latents(13, 1)
+    found = compared(before, np.concatenate([broad, before[:, 1:]], axis=1))
+    assert len(found.splits.pairs) == len(found.merges.pairs) == 0
+
+
+def test_the_masked_cosine_equals_its_definition():
+    rng = np.random.default_rng(3)
+    a = (rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.2)).astype(np.float32)
+    b = (0.5 * a[:, ::-1] + rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.05)).astype(np.float32)
+    b[:, 2], b[:, 3] = 0, np.where(a[:, 1] == 0, 1, 0)
+    pairs = np.array([(i, j) for i in range(6) for j in range(6)])
+    found = masked_cosine(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs)
+    for (i, j), value in zip(pairs, found, strict=True):
+        x, y = a[:, i].astype(float), b[:, j].astype(float)
+        cosines = []
+        for mask in (x != 0, y != 0):
+            norm = np.linalg.norm(x[mask]) * np.linalg.norm(y[mask])
+            cosines.append(x[mask] @ y[mask] / norm if norm else 0.0)
+        assert value == pytest.approx(max(cosines), abs=1e-12)
+    assert found[2] == 0 and found[9] == 0 and found[5] > 0.8
+
+
+def test_sums_over_common_rows_do_not_depend_on_threads():
+    x, y = FeatureActs.from_dense(latents(1, 20)), FeatureActs.from_dense(latents(1, 20) * latents(2, 20).clip(0.5))
+    pairs = np.array([(i, j) for i in range(20) for j in range(20)])
+    ends = transpose(x.sparse), transpose(y.sparse)
+    one, four = masked_sums(*ends, pairs, workers=1), masked_sums(*ends, pairs, workers=4)
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a, b)
+    both = (x.dense() != 0).astype(int).T @ (y.dense() != 0).astype(int)
+    np.testing.assert_array_equal(one.common, both.ravel())
+
+
+def test_samples_that_are_not_aligned_are_refused():
+    acts = FeatureActs.from_dense(latents(0, 2))
+    with pytest.raises(ValueError, match="6000 token positions and the child 5999"):
+        splits_and_merges(acts, acts.rows(0, 5999), np.array([[0, 0]]))
+
+
+def test_no_candidates_are_no_splits():
+    acts = FeatureActs.from_dense(latents(0, 2))
+    found = splits_and_merges(acts, acts, np.empty((0, 2), np.int32))
+    assert len(found.splits.wholes) == len(found.merges.together) == len(found.cosine) == 0
+
+
+# Rules side by side.
+
+
+def matches_of(r: np.ndarray, top: int = 5) -> Matches:
+    live = (~np.isnan(r).all(1)).astype(float), (~np.isnan(r).all(0)).astype(float)
+    return Matches(*lists(r, top), *live, tokens=1000)
+
+
+def test_scores_lead_to_the_calls_of_fates():
+    r = np.random.default_rng(5).uniform(-0.2, 1, (40, 30))
+    r[7], r[:, 3] = np.nan, np.nan
+    matches = matches_of(r)
+    found = scores(matches, one_to_one(*matches[:4]))
+    called = fates(matches, 0.8)
+    np.testing.assert_array_equal(found["existence"] > 0.8, called.persist)
+    np.testing.assert_array_equal(np.flatnonzero(found["mutual"] > 0.8), called.mutual[:, 0])
+    drawn = curves(found)
+    assert drawn["existence"] == curve(matches) and list(drawn["mutual"]) == list(curve(matches))
+    assert drawn["mutual"]["0.80"] == len(called.mutual)
+    assert np.isfinite(found["assigned"]).sum() == 29 and np.isnan(found["assigned"][7])
+    assert all(drawn["assigned"][at] <= drawn["existence"][at] for at in drawn["existence"])
+
+
+def test_a_duplicated_feature_persists_twice_by_existence_and_once_one_to_one():
+    r = np.array([[0.95, 0.1], [0.9, 0.1], [0.1, 0.9]])
+    matches = matches_of(r, top=2)
+    found = scores(matches, one_to_one(*matches[:4]))
+    counts = {rule: at["0.80"] for rule, at in curves(found, [0.8]).items()}
+    assert counts == {"existence": 3, "mutual": 2, "assigned": 2}
+
+
+def test_disagreement_counts_both_ways():
+    calls = {"a": np.array([1, 1, 1, 0, 0, 0], bool), "b": np.array([1, 1, 0, 0, 0, 1], bool), "all": np.ones(6, bool)}
+    table = {(row.rule, row.other): row for row in disagreement(calls)}
+    assert len(table) == 6 and list(table)[:2] == [("a", "b"), ("a", "all")]
+    assert (table["a", "b"].both, table["a", "b"].only, table["b", "a"].only) == (2, 1, 1)
+    assert table["a", "b"].jaccard == pytest.approx(0.5)
+    # Observed agreement 4/6, expected 1/2.
+    assert table["a", "b"].kappa == pytest.approx((4 / 6 - 1 / 2) / (1 / 2))
+    assert table["all", "a"].only == 3 and table["a", "all"].only == 0 and table["a", "all"].kappa == 0
+    assert json.loads(json.dumps([row._asdict() for row in table.values()]))[0]["rule"] == "a"
+
+
+def test_agreement_that_is_not_defined_is_none():
+    rows = disagreement({"a": np.zeros(3, bool), "b": np.zeros(3, bool)})
+    assert [(row.jaccard, row.kappa) for row in rows] == [(None, None)] * 2
+    with pytest.raises(ValueError, match="same features"):
+        disagreement({"a": np.zeros(3, bool), "b": np.zeros(2, bool)})

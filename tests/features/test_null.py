@@ -1,0 +1,112 @@
+"""What chance alone would match."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heredity.features.acts import FeatureActs
+from heredity.features.correlate import correlate
+from heredity.features.null import chance_threshold, false_discovery_rate, floor, offsets, p_values, q_values
+
+
+def random_acts(seed: int, tokens: int = 2000, d: int = 30, density: float = 0.05) -> FeatureActs:
+    rng = np.random.default_rng(seed)
+    return FeatureActs.from_dense(rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density))
+
+
+def test_shifts_are_far_from_alignment_distinct_and_seeded():
+    drawn = offsets(1000, 20, seed=3)
+    assert drawn.min() >= 100 and drawn.max() <= 900 and len(set(drawn.tolist())) == 20
+    np.testing.assert_array_equal(drawn, offsets(1000, 20, seed=3))
+    assert not np.array_equal(drawn, offsets(1000, 20, seed=4))
+    with pytest.raises(ValueError, match="shifts=9"):
+        offsets(9, 9, seed=0)
+
+
+def test_every_feature_is_moved_by_its_own_offset():
+    acts = random_acts(2, tokens=50, d=4, density=0.3)
+    offset = np.array([0, 7, 49, 13])
+    expected = np.stack([np.roll(column, by) for column, by in zip(acts.dense().T, offset, strict=True)], axis=1)
+    np.testing.assert_array_equal(acts.scattered(offset).dense(), expected)
+    assert acts.rows(0, 0).scattered(offset).tokens == 0
+
+
+def test_the_floor_of_a_perfect_match_is_chance():
+    acts = random_acts(6, tokens=20_000)
+    found = floor(acts, acts, passes=3, seed=0)
+    assert found.parent_r.shape == found.child_r.shape == (3, 30) and np.all(found.parent_r < 0.1)
+    np.testing.assert_array_equal(found.parent_r, floor(acts, acts, passes=3, seed=0).parent_r)
+    assert len(np.unique(found.parent_r[:, 0])) == 3
+
+
+def test_without_anything_to_find_p_values_are_uniform():
+    """The best of 400 candidates, features whose rates differ by a factor of 100: p must be right at every rate."""
+    rng = np.random.default_rng(0)
+    rate = np.geomspace(0.0005, 0.05, 400)
+    ends = [FeatureActs.from_dense(rng.lognormal(0, 1, (8000, 400)) * (rng.random((8000, 400)) < rate)) for _ in (0, 1)]
+    found = correlate(*ends, top=1)
+    by_chance = floor(*ends, passes=4, seed=1)
+    for best, null, density in (
+        (found.parent_r[:, 0], by_chance.parent_r, found.parent_density),
+        (found.child_r[:, 0], by_chance.child_r, found.child_density),
+    ):
+        p = p_values(best, null, density, stratum=100)
+        for part in np.split(p[np.argsort(density)], 4):
+            assert abs(np.nanmean(part) - 0.5) < 4 / np.sqrt(12 * 100)
+        assert np.nanmean(q_values(p) < 0.1) < 0.02
+
+
+def test_planted_pairs_are_called_at_the_nominal_rate_of_false_discoveries():
+    """Over 20 seeds: 60 of 200 features are shared in part, the others are alone."""
+    nominal, shares = 0.1, []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rate = np.geomspace(0.004, 0.05, 200)[rng.permutation(200)]
+        fired = rng.random((4000, 200)) < rate
+        parent = rng.lognormal(0, 0.5, fired.shape) * fired
+        again = np.where(rng.random(fired.shape) < 0.5, fired, rng.random(fired.shape) < rate)
+        again[:, 60:] = rng.random((4000, 140)) < rate[60:]
+        child = rng.lognormal(0, 0.5, fired.shape) * again
+        ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
+        found, by_chance = correlate(*ends, top=1), floor(*ends, passes=8, seed=seed)
+        called = q_values(p_values(found.parent_r[:, 0], by_chance.parent_r, found.parent_density, 100)) <= nominal
+        assert called[:60].mean() > 0.9
+        shares.append(called[60:].sum() / max(called.sum(), 1))
+    assert np.mean(shares) <= 1.2 * nominal
+
+
+def test_p_is_nan_without_an_r_and_small_samples_pool_all():
+    p = p_values(np.array([0.5, np.nan]), np.array([[0.1, np.nan], [0.6, 0.2]]), np.array([0.1, 0.0]))
+    np.testing.assert_array_equal(p, [2 / 3, np.nan])
+    np.testing.assert_array_equal(q_values(p), [2 / 3, np.nan])
+    assert np.isnan(q_values(np.array([np.nan]))).all()
+
+
+def test_false_discoveries_are_chance_counts_over_called():
+    best = np.array([0.9, 0.8, 0.3, 0.2, np.nan])
+    chance = np.array([[0.1, 0.25, 0.1, 0.4, np.nan], [0.1, 0.1, 0.1, 0.1, np.nan]])
+    assert false_discovery_rate(best, chance, 0.22) == pytest.approx(1 / 3)
+    assert false_discovery_rate(best, chance, 0.35) == pytest.approx(0.25)
+    assert false_discovery_rate(best, chance, 0.95) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.3]))
+def test_the_chance_threshold_is_the_lowest_that_holds_the_rate(seed, rate):
+    rng = np.random.default_rng(seed)
+    best = np.concatenate([rng.normal(0.8, 0.05, 40), rng.normal(0.1, 0.1, 60), [np.nan]])
+    chance = rng.normal(0.1, 0.1, (3, 101))
+    cut = chance_threshold(best, chance, rate)
+    above = [value for value in np.unique(chance) if value >= cut]
+    assert all(false_discovery_rate(best, chance, value) <= rate for value in above)
+    below = np.unique(chance)[np.unique(chance) < cut]
+    if len(below):
+        assert false_discovery_rate(best, chance, below[-1]) > rate
+
+
+def test_nothing_above_chance_has_no_threshold():
+    assert chance_threshold(np.array([0.1, 0.2]), np.array([[0.5, 0.1]])) == 1.0
+    assert chance_threshold(np.array([np.nan]), np.array([[np.nan]])) == 1.0

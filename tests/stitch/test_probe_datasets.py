@@ -1,0 +1,104 @@
+"""Labelled sets are balanced, without repeats, and split by document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heredity.stitch.probe_datasets import LabelError, balanced, from_hub, labelled, looks_like_a_test, looks_like_code
+
+PROSE = [f"The cat number {i} sat on the mat.\nIt slept there for {i} days, and nobody minded it." for i in range(30)]
+PYTHON = [f"import os\n\ndef f{i}(x):\n    y = x + {i}\n    return y\n" for i in range(40)]
+TESTS = [f"import pytest\n\ndef test_f{i}():\n    y = f({i})\n    assert y == {i}\n" for i in range(20)]
+LUA = [f"local x = {i}\nfunction M.go(a)\n  x = a + 1\n  return x\nend\n" for i in range(25)]
+CORPORA = {"stories": PROSE, "python": PYTHON + TESTS, "lua": LUA}
+
+
+def test_texts_come_with_the_corpus_they_are_from_as_many_of_each():
+    found = labelled(CORPORA, "origin", seed=1)
+    assert found.names == ("stories", "python", "lua")
+    assert np.bincount(found.y).tolist() == [25, 25, 25]
+    assert all(text in CORPORA[found.names[label]] for text, label in zip(found.texts, found.y, strict=True))
+    train, test = found.split()
+    assert np.bincount(test.y).tolist() == [6, 6, 6] and np.bincount(train.y).tolist() == [19, 19, 19]
+    assert not set(train.texts) & set(test.texts)
+    assert len(set(found.y[:12].tolist())) > 1  # in random order
+    again, other = labelled(CORPORA, "origin", seed=1), labelled(CORPORA, "origin", seed=2)
+    assert again.texts == found.texts != other.texts and np.array_equal(again.y, found.y)
+
+
+def test_prose_and_code_are_told_apart_by_the_corpora():
+    found = labelled(CORPORA, "kind")
+    assert found.names == ("prose", "code") and np.bincount(found.y).tolist() == [30, 30]
+    assert all((text in PROSE) == (label == 0) for text, label in zip(found.texts, found.y, strict=True))
+
+
+def test_languages_are_the_corpora_of_code():
+    assert labelled(CORPORA, "language").names == ("python", "lua")
+    with pytest.raises(LabelError, match="only lua look like code; give two"):
+        labelled({"stories": PROSE, "lua": LUA}, "language")
+
+
+def test_tests_are_told_from_other_files():
+    found = labelled(CORPORA, "test")
+    assert found.names == ("other", "test") and np.bincount(found.y).tolist() == [20, 20]
+    assert all((text in TESTS) == bool(label) for text, label in zip(found.texts, found.y, strict=True))
+
+
+@pytest.mark.parametrize(("text", "code"), [(PROSE[0], False), (PYTHON[0], True), (LUA[0], True), ("", False)])
+def test_code_is_known_by_its_lines(text: str, code: bool):
+    assert looks_like_code(text) == code
+
+
+def test_words_about_tests_are_no_tests():
+    assert not looks_like_a_test("-- the latest test results\nlocal it = describe")
+    assert looks_like_a_test("describe('a stack', function()\nend)")
+
+
+def test_repeats_count_once_and_what_two_classes_share_counts_for_none():
+    shared, a = ["in both"], [f"a {i}" for i in range(12)]
+    found = balanced(
+        {"a": a + [text.upper() + "  " for text in a] + shared, "b": [f"b {i}" for i in range(12)] + shared}
+    )
+    assert len(found.texts) == 24 and "in both" not in found.texts
+    # What is equal in the part that is used is a repeat.
+    with pytest.raises(LabelError, match="class 'a' has 1 different texts of its own, 10 are needed"):
+        balanced({"a": [f"same start {i}" for i in range(20)], "b": a}, characters=10)
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "says"),
+    [
+        ({"a": map(str, range(20))}, {}, "only a was given"),
+        ({}, {}, "no class was given"),
+        ({"a": map(str, range(20)), "b": map(str, range(30, 35))}, {}, "class 'b' has 5 different"),
+        ({"a": map(str, range(20)), "b": map(str, range(30, 50))}, {"held_out": 0.01}, "leaves nothing"),
+    ],
+)
+def test_a_set_that_cannot_be_made_says_why(groups, options, says: str):
+    with pytest.raises(LabelError, match=says):
+        balanced(groups, **options)
+
+
+def test_one_class_against_the_rest_is_balanced_too():
+    found = labelled(CORPORA, "origin").against_rest("lua", seed=0)
+    assert found.names == ("rest", "lua") and np.bincount(found.y).tolist() == [25, 25]
+    assert np.bincount(found.y[found.test]).tolist() == [6, 6]
+    assert all((text in LUA) == bool(label) for text, label in zip(found.texts, found.y, strict=True))
+    with pytest.raises(LabelError, match="no class 'perl'; choose one of stories, python, lua"):
+        labelled(CORPORA, "origin").against_rest("perl")
+
+
+def test_a_data_set_is_read_by_its_columns(tmp_path: Path):
+    rows = [{"body": f"text {i}", "topic": ("sport", "art")[i % 2]} for i in range(60)] + [{"body": "?", "topic": None}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = from_hub(str(tmp_path), "body", "topic", most=20)
+    assert found.names == ("art", "sport") and np.bincount(found.y).tolist() == [20, 20]
+    assert all(int(text.split()[1]) % 2 == 1 - label for text, label in zip(found.texts, found.y, strict=True))
+    with pytest.raises(LabelError, match="no column 'text' or 'topic'; it has body, topic"):
+        from_hub(str(tmp_path), "text", "topic")
+    with pytest.raises(LabelError, match="cannot be read"):
+        from_hub(str(tmp_path), "body", "topic", split="nonsense")

@@ -1,0 +1,179 @@
+"""The model graph follows from the parents that models name."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+
+import pytest
+
+from heredity.study import Edge, Study, StudyConfig, StudyError, load_study
+
+
+def values(**changes) -> dict:
+    """The paper's four models, with top-level tables replaced by `changes`."""
+    graph = {
+        "seed": 0,
+        "hook_point": "blocks.0.mlp.hook_post",
+        "corpus": {
+            "english": {"source": "local:e.txt", "share": 0.5},
+            "python": {"source": "local:p.txt", "share": 0.5},
+            "lua": {"source": "local:l.txt"},
+            "stories": {"source": "generated:stories"},
+        },
+        "model": {
+            "base": {"train": {"corpora": ["english", "python"], "d_model": 32, "d_mlp": 64, "n_heads": 4}},
+            "lua": {"parent": "base", "corpora": ["lua"]},
+            "stories": {"parent": "base", "corpora": ["stories"]},
+            "lua_stories": {"merge": {"method": "slerp", "parents": ["lua", "stories"]}},
+        },
+    }
+    return copy.deepcopy({**graph, **changes})
+
+
+def test_edges_follow_from_the_parents_that_models_name():
+    study = Study.of(values())
+    assert [edge.name for edge in study.edges] == [
+        "base->lua",
+        "base->stories",
+        "lua->lua_stories",
+        "stories->lua_stories",
+    ]
+
+
+def test_parents_come_before_children_whatever_the_order_of_the_file():
+    models = values()["model"]
+    study = Study.of(values(model=dict(reversed(models.items()))))
+    assert study.order.index("base") < study.order.index("lua") < study.order.index("lua_stories")
+
+
+def test_a_trace_is_the_union_of_the_corpora_of_a_model_and_its_ancestors():
+    study = Study.of(values())
+    assert study.trace("base") == ("english", "python")
+    assert study.trace("lua") == ("english", "python", "lua")
+    assert study.trace("lua_stories") == ("english", "python", "lua", "stories")
+
+
+def test_the_common_trace_of_an_edge_is_what_both_ends_have_seen():
+    study = Study.of(values())
+    assert study.common_trace(Edge("base", "lua")) == ("english", "python")
+    assert study.common_trace(Edge("lua", "lua_stories")) == ("english", "python", "lua")
+
+
+def test_a_merge_continues_the_sae_of_its_parents_common_ancestor():
+    study = Study.of(values())
+    assert study.sae_parent("lua_stories") == "base"
+    assert study.sae_parent("lua") == "base"
+    assert study.sae_parent("base") is None
+
+
+def test_controls_default_to_the_models_that_have_children():
+    study = Study.of(values(controls={"seeds": 3}))
+    assert {name: study.controls(name) for name in study.order} == {"base": 3, "lua": 3, "stories": 3, "lua_stories": 1}
+    named = Study.of(values(controls={"seeds": 2, "models": ["base"]}))
+    assert [named.controls(name) for name in ("base", "lua")] == [2, 1]
+
+
+def test_a_study_survives_the_way_through_its_dump():
+    config = Study.of(values()).config
+    assert StudyConfig.model_validate(config.model_dump()) == config
+    assert StudyConfig.model_validate(tomllib.loads(config.to_toml())) == config
+
+
+def test_overrides_reach_nested_keys_and_keep_toml_types(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'hook_point = "blocks.0.hook_resid_post"\n[corpus]\na = { source = "local:x" }\n'
+        '[model.m]\ntrain = { corpora = ["a"] }\n'
+    )
+    study = load_study(str(path), ["sae.tokens=1000", "sae.activation=topk", "model.m.train.lr=1e-3"])
+    assert study.config.sae.tokens == 1000 and study.config.sae.activation == "topk"
+    assert study.config.model["m"].train is not None and study.config.model["m"].train.lr == 1e-3
+    assert study.name == "s" and study.root == tmp_path
+
+
+def test_the_built_in_study_is_valid():
+    study = load_study("demo")
+    assert study.order == ("base", "cpp", "stories", "cpp_stories")
+
+
+def broken(path: str, value: object) -> dict:
+    """The four models with one value replaced at a dotted path (or removed, for None)."""
+    found = values()
+    *tables, last = path.split(".")
+    place = found
+    for table in tables:
+        place = place.setdefault(table, {})
+    if value is None:
+        place.pop(last)
+    else:
+        place[last] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sae.expnsion", 4, "sae.expnsion: unknown key; did you mean 'expansion'?"),
+        ("modell", {}, "modell: unknown key; did you mean 'model'?"),
+        (
+            "stitch",
+            {"pair": {"source": "base", "target": "child", "wdths": [3]}},
+            "stitch.pair.wdths: unknown key; did you mean 'widths'?",
+        ),
+        (
+            "stitch",
+            {"pair": {"source": "base", "target": "child", "adam": {"epoch": 1}}},
+            "stitch.pair.adam.epoch: unknown key; did you mean 'epochs'?",
+        ),
+        ("corpus.english.shar", 1, "corpus.english.shar: unknown key; did you mean 'share'?"),
+        ("model.base.train.d_modell", 1, "model.base.train.d_modell: unknown key; did you mean 'd_model'?"),
+        ("hook_point", None, "hook_point: is missing; add it"),
+        ("sae.expansion", 0, "sae.expansion: 0: input should be greater than 0"),
+        ("sae.init", "child", "sae.init.0: 'child': input should be 'joint', 'parent' or 'independent'"),
+        ("sae.l0", [35, 25], "must be a rising pair such as [25, 35]"),
+        (
+            "corpus.english.share",
+            0.7,
+            "corpus: shares of model base sum to 1.2 (english 0.7 + python 0.5); make them sum to 1",
+        ),
+        (
+            "corpus.english.share",
+            None,
+            "corpus.english: has no share, but other corpora of model base have; give all or none",
+        ),
+        ("model.lua.parent", "bse", "model.lua: 'bse' is no model of this study; did you mean 'base'? (parent)"),
+        ("model.lua.corpora", ["luas"], "model.lua.corpora: 'luas' is no corpus of this study; did you mean 'lua'?"),
+        ("model.lua.parent", "lua_stories", "model.lua: lua -> lua_stories -> lua is a cycle"),
+        ("model.lua.parent", "lua", "is its own parent"),
+        ("model.lua", {}, "model.lua: says neither train, load, merge nor parent"),
+        ("model.lua", {"parent": "base"}, "model.lua: has a parent but no corpora"),
+        (
+            "model.lua_stories.merge.t",
+            1.2,
+            "model.lua_stories.merge.t: 1.2: must be a number from 0 (first parent) to 1",
+        ),
+        ("model.lua_stories.merge.parents", ["lua", "lua"], "names a model twice"),
+        (
+            "model.lua_stories.merge.parents",
+            ["lua", "stories", "base"],
+            "slerp takes exactly two parents, not 3; use linear",
+        ),
+        ("model.lua_stories.merge.method", "ties", "ties of 2 parents needs weights = [...]"),
+        ("model.base.train.n_heads", 5, "n_heads=5 does not divide d_model=32; choose a divisor"),
+        ("controls.models", ["x"], "controls.models: 'x' is no model of this study"),
+        ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
+    ],
+)
+def test_a_fault_names_value_place_and_way_out(path, value, message):
+    with pytest.raises(StudyError) as caught:
+        Study.of(broken(path, value))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_models_of_different_shape_cannot_be_merged():
+    other = {"train": {"corpora": ["lua"], "d_model": 64, "d_mlp": 64, "n_heads": 4}}
+    found = broken("model.stories", other)
+    with pytest.raises(StudyError, match="lua is 1 layers of d_model 32.* but stories is 1 layers of d_model 64"):
+        Study.of(found)

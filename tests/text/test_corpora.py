@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from heredity.study import CorpusConfig
+from heredity.text.corpora import CorpusError, documents, file_digest, fingerprint, read_corpus, write_corpus
+from heredity.text.documents import Document, Found, shuffled
+from heredity.text.local import content_hash
+
+
+def texts_of(source: str, root: Path, seed: int = 0, **settings) -> list[str]:
+    return [document.text for document in documents(CorpusConfig(source=source, **settings), seed, root)]
+
+
+def json_lines(*texts: str, **more: str) -> bytes:
+    return "".join(json.dumps({"text": text, **more}) + "\n" for text in texts).encode()
+
+
+def parquet(path: Path, **columns: list) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def many(count: int) -> list[str]:
+    return [f"document number {number} " + "word " * (number % 7) for number in range(count)]
+
+
+# -- local files -------------------------------------------------------------------------------------------------
+
+
+def test_every_local_format_gives_the_same_texts(tmp_path):
+    texts = ["one\ntwo", "drei – vier", "五"]
+    lines = json_lines(*texts)
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(lines))
+    frames = b"".join(zstandard.compress(json_lines(text)) for text in texts)
+    (tmp_path / "c.zst").write_bytes(frames)
+    parquet(tmp_path / "d.parquet", text=texts)
+    folder = tmp_path / "e"
+    (folder / "deep").mkdir(parents=True)
+    for name, text in zip(("1.txt", "2.md", "deep/3.lua"), texts, strict=True):
+        (folder / name).write_bytes(text.encode())
+    for name in ("a.jsonl", "b.jsonl.zst", "c.zst", "d.parquet", "e"):
+        assert texts_of(f"local:{name}", tmp_path) == texts, name
+
+
+def test_documents_state_their_source_and_licence_or_take_the_given_ones(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(
+        json_lines("x", source="book", license="CC0-1.0") + json_lines("y", licence="MIT") + json_lines("z")
+    )
+    found = list(documents(CorpusConfig(source="local:a.jsonl", licence="mine"), 0, tmp_path))
+    assert found == [("x", "book", "CC0-1.0"), ("y", "a.jsonl", "MIT"), ("z", "a.jsonl", "mine")]
+
+
+def test_a_folder_of_record_files_ignores_its_readme_and_hidden_files(tmp_path):
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.jsonl").write_bytes(json_lines("hidden"))
+    (tmp_path / "a.jsonl").write_bytes(json_lines("kept"))
+    assert texts_of("local:.", tmp_path) == ["kept"]
+
+
+def test_text_files_lose_byte_order_mark_and_carriage_returns(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert texts_of("local:a.txt", tmp_path) == ["one\ntwo\n"]
+
+
+def test_a_long_text_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
+    text = "\n\n".join(f"paragraph {number} " + "word " * 50 for number in range(2000))
+    (tmp_path / "book.txt").write_text(text)
+    pieces = texts_of("local:book.txt", tmp_path)
+    assert len(pieces) > 3
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n\n") for piece in pieces[:-1])
+
+
+def test_environment_variables_expand_in_both_spellings(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("hello")
+    monkeypatch.setenv("MY_TEXTS", str(tmp_path))
+    assert texts_of("local:$MY_TEXTS/a.txt", Path("/")) == texts_of("local:${MY_TEXTS}/a.txt", Path("/")) == ["hello"]
+
+
+def test_heredity_data_has_a_default_below_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    (tmp_path / "shared" / "data" / "a.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.delenv("HEREDITY_DATA", raising=False)
+    assert texts_of("local:$HEREDITY_DATA/a.txt", Path("/")) == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", json_lines("x") + b"{broken\n", r"a\.jsonl, line 2: broken JSON .*repair or delete"),
+        ("a.jsonl", b'"text"\n', r"a\.jsonl, line 1: str instead of an object"),
+        ("a.jsonl", b'{"body": "x", "id": 1}\n', r'line 1: no column "text" \(it has body, id\); set column'),
+        ("a.jsonl", b'{"text": null}\n', r'line 1: column "text" is NoneType, not text'),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: character 0 is half a surrogate pair"),
+        ("a.jsonl", json_lines("x") + b'{"text": "\xff"}\n', r"a\.jsonl, line 2: byte 10 of the line is no UTF-8"),
+        ("a.txt", b"abc\xff", r"a\.txt: byte 3 \(0xff\) is no UTF-8; save the file as UTF-8"),
+        ("a.jsonl.zst", b"not compressed", r"a\.jsonl\.zst: broken zstandard"),
+        ("a.jsonl.zst", zstandard.compress(json_lines(*many(999)))[:-9], r"zstandard \(it ends inside a frame\)"),
+        ("a.parquet", b"not parquet", r"a\.parquet: broken Parquet"),
+        ("a.txt", b"  \n", r"local:a\.txt holds no text"),
+    ],
+)
+def test_broken_input_is_refused_by_file_and_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        texts_of(f"local:{name}", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_without_the_column_names_those_it_has(tmp_path):
+    parquet(tmp_path / "a.parquet", body=["x"], id=[1])
+    with pytest.raises(CorpusError, match=r'a\.parquet: no column "text" \(it has body, id\)'):
+        texts_of("local:a.parquet", tmp_path)
+    assert texts_of("local:a.parquet", tmp_path, column="body") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("local:nowhere", "no file or folder .*nowhere; correct the path"),
+        ("local:$NO_SUCH_VARIABLE/x", "environment variable NO_SUCH_VARIABLE is not set; export NO_SUCH_VARIABLE="),
+        ("local:empty", "holds no text, JSON lines or Parquet file"),
+        ("ftp:x", 'source "ftp:x" is none of local:PATH, hub:NAME'),
+        ("local", 'source "local" is none of'),
+        ("generated:poems", "the one generator is generated:stories"),
+        ("installed:books", "unknown name; use one of cpp-headers, python-english"),
+        ("hub:books", "unknown name; use one of babylm, .* or hub:OWNER/NAME"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused_and_the_corpus_is_named(tmp_path, source, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=message):
+        texts_of(source, tmp_path)
+    with pytest.raises(CorpusError, match=f"corpus mine: .*{message}"):
+        write_corpus("mine", CorpusConfig(source=source), tmp_path, 0, tmp_path)
+
+
+# -- order, limits, duplicates, splits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text", "records"])
+def test_max_bytes_is_met_exactly_and_the_seed_picks_the_documents(tmp_path, kind):
+    texts = many(200)
+    if kind == "text":
+        for number, text in enumerate(texts):
+            (tmp_path / f"{number:03}.txt").write_text(text)
+    else:
+        (tmp_path / "a.jsonl").write_bytes(json_lines(*texts))
+    first = texts_of("local:.", tmp_path, seed=1, max_bytes=1000)
+    assert sum(len(text.encode()) for text in first) == 1000
+    assert set(first[:-1]) < set(texts)
+    assert first != texts[: len(first)]
+    assert first == texts_of("local:.", tmp_path, seed=1, max_bytes=1000)
+    assert first != texts_of("local:.", tmp_path, seed=2, max_bytes=1000)
+
+
+def test_a_cut_never_splits_a_character(tmp_path):
+    (tmp_path / "a.txt").write_text("é" * 10)
+    assert texts_of("local:a.txt", tmp_path, max_bytes=5) == ["éé"]
+
+
+def test_shuffling_in_little_memory_keeps_every_document():
+    found = [Found(Document(text, "s", "l"), None) for text in many(300)]
+    mixed = list(shuffled(found, 0, capacity=500))
+    assert sorted(mixed) == sorted(found)
+    assert mixed != found
+
+
+def test_exact_duplicates_and_empty_documents_are_left_out(tmp_path):
+    texts = many(100)
+    (tmp_path / "a.jsonl").write_bytes(json_lines(*texts, "", " \n", *texts[:30]))
+    record = write_corpus("mine", CorpusConfig(source="local:a.jsonl"), tmp_path, 0, tmp_path)
+    assert record.duplicates == 30
+    assert record.documents_train + record.documents_validation == 100
+    written = [*read_corpus(tmp_path, "train"), *read_corpus(tmp_path, "validation")]
+    assert sorted(written) == sorted(texts)
+    assert record.bytes_train + record.bytes_validation == sum(map(len, texts))
+
+
+def test_the_split_of_a_document_does_not_change_when_others_are_added(tmp_path):
+    def validation(texts: list[str]) -> set[str]:
+        (tmp_path / "a.jsonl").write_bytes(json_lines(*texts))
+        write_corpus("mine", CorpusConfig(source="local:a.jsonl", validation=0.2), tmp_path, 0, tmp_path)
+        return set(read_corpus(tmp_path, "validation"))
+
+    few = validation(many(200))
+    more = validation(many(400)[::-1])
+    assert few == more & set(many(200))
+    assert 50 < len(more) < 110
+
+
+def test_a_folder_with_splits_of_its_own_keeps_them(tmp_path):
+    texts = many(60)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "train-0.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[:25])))
+    (folder / "train-1.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[25:50])))
+    (folder / "validation.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[50:], texts[0])))
+    (folder / "test.jsonl.zst").write_bytes(zstandard.compress(json_lines("never read")))
+    record = write_corpus("mine", CorpusConfig(source="local:own"), tmp_path, 0, tmp_path)
+    assert list(read_corpus(tmp_path, "train")) == texts[:50]
+    assert list(read_corpus(tmp_path, "validation")) == texts[50:]
+    assert record.duplicates == 1
+
+
+def test_a_split_that_would_be_empty_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("only one")
+    with pytest.raises(
+        CorpusError, match=r"corpus mine: no (train|validation) document in local:a\.txt .*add documents"
+    ):
+        write_corpus("mine", CorpusConfig(source="local:a.txt"), tmp_path, 0, tmp_path)
+
+
+def test_the_record_is_json_counts_licences_and_reports_progress(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(*many(150), licence="MIT") + json_lines("other", source="elsewhere"))
+    calls = []
+    config = CorpusConfig(source="local:a.jsonl", max_bytes=10_000, licence="CC0-1.0")
+    record = write_corpus("mine", config, tmp_path, 0, tmp_path, lambda done, total: calls.append((done, total)))
+    assert json.loads(json.dumps(record._asdict()))["corpus"] == "mine"
+    assert record.licences == {"MIT": 150, "CC0-1.0": 1}
+    assert record.sources == 2
+    assert record.source == "local:a.jsonl"
+    assert calls
+    assert all(done <= total == 10_000 for done, total in calls)
+    assert pq.read_schema(tmp_path / "train.parquet").names == ["text", "source", "licence"]
+
+
+def test_reading_a_corpus_that_was_not_written_names_the_file(tmp_path):
+    with pytest.raises(CorpusError, match=r"train\.parquet: cannot be read"):
+        list(read_corpus(tmp_path, "train"))
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("hello")
+    config = CorpusConfig(source="local:one", share=0.5)
+    first = fingerprint("mine", config, tmp_path)
+    assert first == fingerprint("other", config.model_copy(update={"share": None, "source": "local:two"}), tmp_path)
+    assert first != fingerprint("mine", config.model_copy(update={"max_bytes": 3}), tmp_path)
+    (tmp_path / "one" / "a.txt").write_text("hellO")
+    assert first != fingerprint("mine", config, tmp_path)
+    (tmp_path / "one" / "a.txt").rename(tmp_path / "one" / "b.txt")
+    assert content_hash("one", tmp_path) != content_hash("two", tmp_path)
+
+
+def test_fingerprints_of_all_schemes_differ_and_need_no_network(tmp_path):
+    sources = ["hub:babylm", "hub:me/mine", "installed:python-stdlib", "installed:cpp-headers", "generated:stories"]
+    found = [fingerprint("mine", CorpusConfig(source=source), tmp_path) for source in sources]
+    found += [fingerprint("mine", CorpusConfig(source="hub:babylm", revision="abc"), tmp_path)]
+    assert len(set(found)) == len(found)
+    with pytest.raises(CorpusError, match="corpus mine: installed:x: unknown name"):
+        fingerprint("mine", CorpusConfig(source="installed:x"), tmp_path)
+
+
+def test_a_file_digest_follows_names_and_content(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("x")
+    two.write_text("x")
+    assert file_digest([one]) != file_digest([two])
+    before = file_digest([one, two])
+    two.write_text("y")
+    assert file_digest([one, two]) != before
+
+
+# -- hub, without a network --------------------------------------------------------------------------------------
+
+
+class Rows(list):
+    def shuffle(self, seed: int, buffer_size: int) -> Rows:
+        assert buffer_size > 1
+        return Rows(self[seed:] + self[:seed])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import datasets
+
+    seen = SimpleNamespace(rows=Rows(), call=None)
+
+    def load_dataset(path: str, **settings: object) -> Rows:
+        seen.call = {"path": path, **settings}
+        if isinstance(seen.rows, Exception):
+            raise seen.rows
+        return seen.rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return seen
+
+
+def test_a_hub_preset_is_pinned_streamed_and_filtered(hub, tmp_path):
+    good = {"content": "local x = 1", "avg_line_length": 11, "max_line_length": 11, "alphanum_fraction": 0.6}
+    minified = {**good, "content": "y", "max_line_length": 5000}
+    named = {**good, "content": "z", "max_stars_repo_licenses": ["MIT", "Zlib"], "max_stars_repo_name": "a/b"}
+    hub.rows = Rows([good, minified, named])
+    config = CorpusConfig(source="hub:stack-lua", revision="abc")
+    assert list(documents(config, 0, tmp_path)) == [
+        ("local x = 1", "bigcode/the-stack-dedup", "permissive (The Stack)"),
+        ("z", "bigcode/the-stack-dedup/a/b", "MIT AND Zlib"),
+    ]
+    assert hub.call == {
+        "path": "bigcode/the-stack-dedup",
+        "name": None,
+        "data_dir": "data/lua",
+        "split": "train",
+        "revision": "abc",
+        "streaming": True,
+    }
+
+
+def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
+    hub.rows = Rows({"body": text} for text in many(9))
+    config = CorpusConfig(source="hub:me/mine", subset="small", column="body", max_bytes=10_000, licence="MIT")
+    assert [document.text for document in documents(config, 2, tmp_path)] == many(9)[2:] + many(9)[:2]
+    assert (hub.call["name"], hub.call["data_dir"]) == ("small", None)
+    with pytest.raises(CorpusError, match=r'hub:me/mine, row 0: no column "text" \(it has body\)'):
+        texts_of("hub:me/mine", tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_with_a_way_out(hub, tmp_path):
+    hub.rows = ConnectionError("no\nroute")
+    with pytest.raises(CorpusError, match=r"nilq/babylm-100M cannot be read \(no route\); .* or use local:PATH"):
+        texts_of("hub:babylm", tmp_path)
+
+
+def test_a_small_corpus_always_holds_out_a_document(tmp_path):
+    for number in range(5):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number}.txt").write_text(f"text number {number}")
+    (tmp_path / "out").mkdir()
+    config = CorpusConfig(source=f"local:{tmp_path / 'in'}", validation=0.0001)
+    record = write_corpus("few", config, tmp_path / "out", 0, tmp_path)
+    assert (record.documents_train, record.documents_validation) == (4, 1)
