@@ -1,9 +1,9 @@
-"""Runs the stages of a study in this process, in order, skipping what is there and resuming what is not."""
+"""Runs the stages of a study in order, skipping what is there and resuming what is not."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,29 +15,39 @@ from heredity.engine.workers import Here, Shards
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a study: (inputs) -> artifact."""
+    """One step of a study: inputs -> artifact."""
 
     kind: str
     """Kind of result, and folder under the study's: `corpus`, `model`, `sae`, `match` ..."""
     name: str
     """Which one of its kind."""
     config: Mapping[str, Any]
-    """The settings that matter to it and nothing else: a change of them makes it anew."""
-    inputs: Mapping[str, Stage]
-    """What it is made from, by role."""
+    """All settings that it reads: a change of any of them makes it anew."""
+    inputs: Mapping[str, Stage | Mapping[str, Stage]]
+    """What it is made from, by role; a role may hold several by name."""
     make: Callable[[Work], None] = field(compare=False)
     """Fills `Work.folder`."""
+    version: int = 0
+    """Of the code: raised when a change of it changes numbers, so that older results are not reused."""
 
     @cached_property
     def key(self) -> str:
-        """Hash of the recipe, that of the inputs included."""
-        inputs = {role: stage.key for role, stage in self.inputs.items()}
-        return digest([self.kind, self.name, dict(self.config), inputs])
+        """Hash of the recipe, with those of the inputs."""
+        inputs = {role: source.key for role, source in self.sources()}
+        return digest([self.kind, self.name, self.version, dict(self.config), inputs])
 
     @property
     def label(self) -> str:
         """`kind/name`, as shown."""
         return f"{self.kind}/{self.name}"
+
+    def sources(self) -> Iterator[tuple[str, Stage]]:
+        """Every input with its role, `role:name` where a role holds several."""
+        for role, source in self.inputs.items():
+            if isinstance(source, Stage):
+                yield role, source
+            else:
+                yield from ((f"{role}:{name}", one) for name, one in source.items())
 
 
 @dataclass(frozen=True)
@@ -46,8 +56,8 @@ class Work:
 
     folder: Path
     """Working folder; what a killed run left is still in it. Becomes the artifact."""
-    inputs: Mapping[str, Artifact]
-    """Complete artifacts, by role."""
+    inputs: Mapping[str, Any]
+    """Complete artifacts by role; a role with several holds them by name."""
     config: Mapping[str, Any]
     """The stage's settings."""
     progress: Callable[[int, int], None]
@@ -57,15 +67,14 @@ class Work:
 
     def group(self, prefix: str) -> dict[str, Artifact]:
         """The inputs whose role is `prefix:NAME`, by NAME."""
-        return {
-            role.removeprefix(f"{prefix}:"): artifact
-            for role, artifact in self.inputs.items()
-            if role.startswith(f"{prefix}:")
-        }
+        if isinstance(self.inputs.get(prefix), Mapping):
+            return dict(self.inputs[prefix])
+        start = f"{prefix}:"
+        return {role.removeprefix(start): found for role, found in self.inputs.items() if role.startswith(start)}
 
 
 class Watcher(Protocol):
-    """Is told what happens; the command line draws bars with it."""
+    """Follows a run; the command line draws bars with it."""
 
     def start(self, stage: Stage) -> None:
         """A stage begins."""
@@ -81,7 +90,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """A watcher without output."""
 
     def start(self, stage: Stage) -> None:
         """Nothing."""
@@ -103,7 +112,7 @@ def run(
     """Run what is missing, in the order given, and return every artifact by its label.
 
     `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
-    stage; by default this process does all of it. Raises ArtifactError when it names none.
+    stage; by default this process does all of it. Raises ArtifactError when `until` names no stage.
     """
     watcher = watcher or Silent()
     if until is not None:
@@ -122,8 +131,8 @@ def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
     artifact = store.find(stage.kind, stage.name, stage.key)
     cached = artifact is not None
     if artifact is None:
-        inputs = {role: _input(role, source, stage, store) for role, source in stage.inputs.items()}
-        keys = {role: source.key for role, source in stage.inputs.items()}
+        inputs = inputs_of(stage, store)
+        keys = {role: source.key for role, source in stage.sources()}
         with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
 
             def progress(done: int, total: int) -> None:
@@ -137,8 +146,18 @@ def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
     return artifact
 
 
-def _input(role: str, source: Stage, stage: Stage, store: Store) -> Artifact:
-    artifact = store.find(source.kind, source.name, source.key)
-    if artifact is None:
-        raise ArtifactError(f"{stage.label}: its input {role} ({source.label}) is not there; run the study again")
-    return artifact
+def inputs_of(stage: Stage, store: Store) -> dict[str, Any]:
+    """The artifacts that a stage is made from, by role. Raises ArtifactError for one that is not there."""
+
+    def artifact(role: str, source: Stage) -> Artifact:
+        made = store.find(source.kind, source.name, source.key)
+        if made is None:
+            raise ArtifactError(f"{stage.label}: its input {role} ({source.label}) is not there; run the study again")
+        return made
+
+    return {
+        role: artifact(role, source)
+        if isinstance(source, Stage)
+        else {name: artifact(f"{role}:{name}", one) for name, one in source.items()}
+        for role, source in stage.inputs.items()
+    }

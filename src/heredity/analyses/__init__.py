@@ -1,0 +1,173 @@
+"""The pipeline: one ordered tuple of analyses, from text to findings, and the stages a study makes of it.
+
+Adding a result touches one file of this folder, one line of the tuple, and one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heredity.analyses import (
+    acts,
+    corpus,
+    match,
+    model,
+    quality,
+    sae,
+    sae_quality,
+    sweep,
+    tokenizer,
+    tokens,
+)
+from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
+from heredity.engine.stage import Stage, Work
+from heredity.engine.store import Artifact
+from heredity.study import Study, StudyError
+from heredity.tables import Table
+
+ANALYSES: tuple[Analysis, ...] = (
+    corpus.ANALYSIS,
+    tokenizer.ANALYSIS,
+    tokens.ANALYSIS,
+    sweep.ANALYSIS,
+    model.ANALYSIS,
+    quality.ANALYSIS,
+    sae.ANALYSIS,
+    sae_quality.ANALYSIS,
+    match.ANALYSIS,
+    acts.ANALYSIS,
+)
+BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
+TABLES = {table.name: table for analysis in ANALYSES for table in analysis.tables}
+
+
+class Pipeline:
+    """The stages of one study."""
+
+    def __init__(self, study: Study) -> None:
+        """Raises StudyError for what cannot work, before anything runs."""
+        from heredity.analyses.plan import check_shapes
+
+        check_shapes(study)
+        self.study = study
+        self.stages: dict[str, Stage] = {}
+        """By label, inputs before what is made from them."""
+        self.items: dict[str, tuple[Analysis, Item, int]] = {}
+        """Analysis, item and repeat of each stage, by label."""
+        self._repeats: dict[int, Study] = {0: study}
+        self._known: dict[tuple[str, str, int], Stage] = {}
+        self._declared = {analysis.kind: {_frozen(item) for item in analysis.items(study)} for analysis in ANALYSES}
+        for analysis in ANALYSES:
+            for item in analysis.items(study):
+                self.stage((analysis.kind, item))
+
+    def stage(self, need: Need, repeat: int = 0) -> Stage:
+        """The stage of a kind and item, in a training repeat.
+
+        A repeat has a stage of its own where a seed of its own enters, or anything that is made from such a stage;
+        all else is the plain study's.
+        """
+        kind, item = need
+        repeat = item.get("repeat", repeat)
+        item = {key: value for key, value in item.items() if key != "repeat"}
+        known = self._known.get((kind, _frozen(item), repeat))
+        if known is not None:
+            return known
+        analysis = BY_KIND[kind]
+        if _frozen(item) not in self._declared[kind]:
+            raise StudyError(f"{self.study.name}: has no {kind}/{name_of(item)}, which another stage is made from")
+        reseeded = repeat > 0 and analysis.reseeded(self.study, item)
+        study = self._reseeded(repeat) if reseeded else self.study
+        inputs = {
+            role: self.stage(source, repeat)
+            if isinstance(source, tuple)
+            else {name: self.stage(one, repeat) for name, one in source.items()}
+            for role, source in analysis.needs(self.study, item).items()
+        }
+        settings = analysis.settings(study, item)
+        made = Stage(kind, name_of(item), plain(settings), inputs, _maker(analysis, item, settings), analysis.version)
+        if repeat and not reseeded and all("~" not in source.name for _, source in made.sources()):
+            made = self.stage((kind, item))
+        elif repeat:
+            made = replace(made, name=name_of(item, repeat))
+        self._known[kind, _frozen(item), repeat] = made
+        if made.label not in self.stages:
+            self.stages[made.label] = made
+            self.items[made.label] = analysis, item, repeat
+        return made
+
+    def _reseeded(self, repeat: int) -> Study:
+        if repeat not in self._repeats:
+            config = self.study.config.model_copy(update={"seed": seed_of(self.study, "repeat", repeat)})
+            self._repeats[repeat] = replace(self.study, config=config)
+        return self._repeats[repeat]
+
+    def closure(self, labels: Iterable[str]) -> list[Stage]:
+        """Stages and all that they are made from, in the order of work."""
+        needed, waiting = set(), [self.stages[label] for label in labels]
+        while waiting:
+            stage = waiting.pop()
+            if stage.label not in needed:
+                needed.add(stage.label)
+                waiting += [source for _, source in stage.sources()]
+        return [stage for label, stage in self.stages.items() if label in needed]
+
+
+def stages_of(study: Study) -> list[Stage]:
+    """Every stage of a study, inputs before what is made from them.
+
+    Raises StudyError for what cannot work, before anything runs.
+    """
+    return list(Pipeline(study).stages.values())
+
+
+def read_tables(folders: Mapping[str, Artifact], names: Iterable[str] | None = None) -> dict[str, pa.Table]:
+    """Tables of a run by name, rows of all stages together; only those that some stage has written.
+
+    folders: artifacts by label, repeats included, whose tables are left out. names: by default all small tables.
+    """
+    wanted = set(names) if names is not None else {name for name, table in TABLES.items() if not table.large}
+    parts: dict[str, list[pa.Table]] = {}
+    for label, artifact in folders.items():
+        if "~" in label:
+            continue
+        for table in BY_KIND[label.partition("/")[0]].tables:
+            if table.name in wanted:
+                parts.setdefault(table.name, []).append(pq.read_table(artifact / f"{table.name}.parquet"))
+    return {name: pa.concat_tables(parts[name]).replace_schema_metadata(parts[name][0].schema.metadata) for name in TABLES if name in parts}
+
+
+def statements_of(tables: Tables) -> list[Statement]:
+    """Findings of all analyses, in the order of the pipeline."""
+    return [statement for analysis in ANALYSES for statement in analysis.say(tables)]
+
+
+def table_of(artifact: Artifact, name: str) -> pa.Table:
+    """One table of an artifact."""
+    return pq.read_table(artifact / f"{name}.parquet")
+
+
+def write_tables(tables: Iterable[Table], rows: Mapping[str, Any], folder: Any, item: Item) -> None:
+    """Check the rows of every declared table and write them; key columns of the item are filled in."""
+    declared = {table.name: table for table in tables}
+    if wrong := set(rows) ^ set(declared):
+        raise AssertionError(f"tables {sorted(wrong)} are declared and not made, or made and not declared")
+    for name, table in declared.items():
+        constants = {key: value for key, value in item.items() if key in table.key}
+        pq.write_table(table.check(rows[name], **constants), folder / f"{name}.parquet", compression="zstd")
+
+
+def _maker(analysis: Analysis, item: Item, settings: Any) -> Any:
+    def make(work: Work) -> None:
+        write_tables(analysis.tables, analysis.run(work, settings), work.folder, item)
+
+    return make
+
+
+def _frozen(item: Item) -> str:
+    return repr(sorted(item.items()))

@@ -1,0 +1,524 @@
+"""Language models: trained, fine-tuned, loaded or merged; how well each predicts; where a merge serves both parents.
+
+Accuracy and cross-entropy are measured on the validation split of each corpus, beside always predicting the corpus's
+most frequent token (unigram). A merge of two parents is swept over t, from the first parent (t = 0) to the second
+(t = 1); its equilibrium is the t where the accuracies on both parents' own corpora cross.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.reading import (
+    RECORD,
+    load,
+    on_device,
+    packs,
+    tokenizer_of,
+    validation_blocks,
+    weights_digest,
+)
+from heredity.analyses.text import tokenizer_need, tokens_needs
+from heredity.engine.stage import Work
+from heredity.engine.store import Artifact, write_json
+from heredity.study import MergeConfig, ModelConfig, Precision, ScratchConfig, Study, StudyError, TrainingConfig
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+    from heredity.lm.merge import Method
+    from heredity.lm.merge_evaluator import Bench
+
+_SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
+_DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
+
+MODELS = Table(
+    "models",
+    "Language models of the study.",
+    ("model",),
+    (
+        Column("kind", "text", "How it came to be: train, load, merge or finetune."),
+        Column("parents", "text", "Models it was made from."),
+        Column("parameters", "count", "Parameters, tied ones counted once."),
+        Column("tokens", "count", "Tokens it was trained on in this study; 0 for a merge or a loaded model."),
+    ),
+)
+ACCURACY = Table(
+    "accuracy",
+    "Next-token prediction on the validation split of each corpus.",
+    ("model", "corpus"),
+    (
+        Column("accuracy", "share", "Share of next tokens predicted correctly."),
+        Column("ce_loss", "nats", "Cross-entropy per token."),
+        Column("unigram", "share", "Accuracy of always predicting the corpus's most frequent token."),
+    ),
+    brief=("model", "corpus", "accuracy", "ce_loss", "unigram"),
+)
+MERGES = Table(
+    "merges",
+    "Models made from the weights of their parents.",
+    ("model",),
+    (
+        Column("method", "text", "slerp, linear, task_arithmetic, ties, dare_linear or dare_ties."),
+        Column("first", "text", "Parent at t = 0."),
+        Column("second", "text", "Parent at t = 1."),
+        Column("t", "number", "Position between the two parents; null for methods that take weights.", ci=True),
+        Column("crossed", "flag", "Whether the parents' accuracies cross; if not, t is where they come nearest."),
+        Column("linear_fallback", "count", "Tensors interpolated linearly because their directions almost agree."),
+        Column("weights", "text", "Weights of the parents, for methods that take them."),
+    ),
+    brief=("model", "method", "first", "second", "t", "crossed", "linear_fallback"),
+)
+MERGE_TENSORS = Table(
+    "merge_tensors",
+    "Each tensor of a merge: the angle between the parents and how it was combined.",
+    ("model", "name"),
+    (
+        Column("name", "text", "Tensor."),
+        Column("method", "text", "How it was combined."),
+        Column("angle_degrees", "degrees", "Angle between the parents' tensors."),
+        Column("cosine", "r", "Cosine of that angle."),
+        Column("norm_ratio", "number", "Norm of the merged tensor over the mean of the parents'."),
+        Column("norm_a", "number", "Norm in the first parent."),
+        Column("norm_b", "number", "Norm in the second parent."),
+    ),
+)
+SWEEPS = Table(
+    "sweeps",
+    "Merges along t: next-token prediction on the corpora of each parent.",
+    ("model", "t", "parent"),
+    (
+        Column("t", "number", "0 is the first parent, 1 the second."),
+        Column("parent", "text", "Parent whose corpora are predicted."),
+        Column("accuracy", "share", "Share of next tokens predicted correctly.", ci=True),
+        Column("ce_loss", "nats", "Cross-entropy per token."),
+    ),
+    plot=Plot("lines", x="t", y="accuracy", by="parent"),
+)
+
+
+class Training(NamedTuple):
+    """A model trained from scratch or fine-tuned from its parent."""
+
+    training: TrainingConfig
+    shares: dict[str, float]
+    seed: int
+    lora: Any
+    architecture: ScratchConfig | None
+    parents: tuple[str, ...]
+
+
+class Loading(NamedTuple):
+    """A model taken from a folder or a hub."""
+
+    load: str
+    revision: str | None
+    trust_remote_code: bool
+    content: str | None
+    place: str
+    start: str
+    parents: tuple[str, ...]
+
+
+class Merging(NamedTuple):
+    """A model made from the weights of others."""
+
+    merge: MergeConfig
+    place: str
+    has_t: bool
+    seed: int
+    parents: tuple[str, ...]
+
+
+def _items(study: Study) -> Iterable[Item]:
+    return ({"model": name} for name in study.order)
+
+
+def _settings(study: Study, item: Item) -> Training | Loading | Merging:
+    name = item["model"]
+    config, parents = study.config.model[name], study.parents[name]
+    if config.load is not None:
+        path = study.root / config.load
+        return Loading(
+            str(path) if path.exists() else config.load,
+            config.revision,
+            config.trust_remote_code,
+            weights_digest(path),
+            f"{study.name}: model.{name}",
+            study.starts[0],
+            parents,
+        )
+    if config.merge is not None:
+        merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})
+        return Merging(
+            merge, f"{study.name}: model.{name}.merge.t", has_t(config.merge), seed_of(study, "merge", name), parents
+        )
+    training = TrainingConfig.model_validate(
+        (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
+    )
+    return Training(training, study.shares(name), seed_of(study, "model", name), config.lora, config.train, parents)
+
+
+def has_t(merge: MergeConfig) -> bool:
+    """Whether a merge has a position between two parents."""
+    return len(merge.parents) == 2 and merge.weights is None
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    name = item["model"]
+    config, tokenizer = study.config.model[name], tokenizer_need(study)
+    if config.load is not None:
+        return {"tokenizer": tokenizer}
+    if (merge := config.merge) is not None:
+        needs: Needs = {
+            "tokenizer": tokenizer,
+            "parent": {parent: ("model", {"model": parent}) for parent in merge.parents},
+        }
+        base = study.merge_base(name)
+        if merge.method not in ("slerp", "linear") and base:
+            needs["base"] = ("model", {"model": base})
+        if merge.t == "equilibrium" and has_t(merge):
+            needs["sweep"] = ("sweep", item)
+        return needs
+    needs = {"tokenizer": tokenizer, "tokens": tokens_needs(study.shares(name))}
+    if config.parent:
+        needs["parent"] = ("model", {"model": config.parent})
+    return needs
+
+
+def _run(work: Work, settings: Training | Loading | Merging) -> Results:
+    rows: dict[str, Any] = {"merges": [], "merge_tensors": []}
+    match settings:
+        case Loading():
+            kind, record = "load", _load(work, settings)
+        case Merging():
+            kind, (record, rows["merges"], rows["merge_tensors"]) = "merge", _merge(work, settings)
+        case Training():
+            kind, record = "train" if settings.architecture else "finetune", _train(work, settings)
+    write_json(work.folder / RECORD, record)
+    row = {"kind": kind, "parents": ", ".join(settings.parents)} | {key: record[key] for key in ("parameters", "tokens")}
+    return rows | {"models": [row]}
+
+
+def _train(work: Work, settings: Training) -> dict[str, Any]:
+    from heredity.lm.load import mistral_config, new_model
+    from heredity.lm.train import train_model
+    from heredity.text.tokens import BlockSampler
+
+    training, scratch, seed = settings.training, settings.architecture, settings.seed
+    sampler = BlockSampler(packs(work.inputs["tokens"], "train"), training.context_size, seed, settings.shares)
+    total = training.tokens or round(training.epochs * sampler.blocks_per_pass * training.context_size)
+    tokenizer = tokenizer_of(work.inputs["tokenizer"])
+    if scratch:
+        context = max(2048, training.context_size)
+        model = new_model(mistral_config(scratch, len(tokenizer), context, tokenizer.eos_token_id), seed)
+    else:
+        model = load(work.inputs["parent"])
+    lr = training.lr or (_SCRATCH_LR if scratch else _FINETUNE_LR)
+    model, checkpoints = on_device(model), work.folder / "checkpoints"
+    record = train_model(model, sampler, training, total, lr, seed, checkpoints, settings.lora, work.progress)
+    saved = _save(work, model, tokenizer, record.tokens)
+    return saved | {"steps": record.steps, "losses": record.losses}
+
+
+def _load(work: Work, settings: Loading) -> dict[str, Any]:
+    from heredity.lm.load import load_model, state_hash
+    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+
+    model = load_model(settings.load, settings.revision, settings.trust_remote_code)
+    tokenizer = load_tokenizer(settings.load, settings.revision)
+    if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(tokenizer_of(work.inputs["tokenizer"])):
+        raise StudyError(
+            f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models of "
+            "one study must read the same tokens (maps across tokenizers: heredity.stitch.cross_tokenizer)"
+        )
+    reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
+    return {
+        "parameters": model.num_parameters(),
+        "tokens": 0,
+        "state": state_hash(model.state_dict()),
+        "reference": reference,
+    }
+
+
+def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    from heredity.lm.merge import merge_states
+
+    merge, parents = settings.merge, work.inputs["parent"]
+    sweep = work.inputs["sweep"].json("sweep.json") if "sweep" in work.inputs else None
+    t = _equilibrium(settings.place, sweep) if sweep else float(merge.t) if settings.has_t else None
+    states = [load(parents[parent]).state_dict() for parent in merge.parents]
+    base = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
+    merged, report = merge_states(states, merge.method, t, merge.weights, merge.density, base, settings.seed)
+    model = load(parents[merge.parents[0]])
+    model.load_state_dict(merged)
+    tensors = [row._asdict() for row in report]
+    row = {
+        "method": merge.method,
+        "first": merge.parents[0],
+        "second": merge.parents[1] if len(merge.parents) == 2 else None,
+        "t": t,
+        "t_low": sweep["interval"][0] if sweep else None,
+        "t_high": sweep["interval"][1] if sweep else None,
+        "crossed": sweep["crossed"] if sweep else None,
+        "linear_fallback": sum(tensor["method"] == "linear" for tensor in tensors) if merge.method == "slerp" else 0,
+        "weights": ", ".join(map(str, merge.weights)) if merge.weights else None,
+    }
+    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
+
+
+def _save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
+    from heredity.lm.load import save_model, state_hash
+
+    model = model.to("cpu")
+    save_model(model, tokenizer, work.folder / "model")
+    shutil.rmtree(work.folder / "checkpoints", ignore_errors=True)
+    return {"parameters": model.num_parameters(), "tokens": tokens, "state": state_hash(model.state_dict())}
+
+
+def _equilibrium(place: str, sweep: Mapping[str, Any]) -> float:
+    """The t that a sweep found. Raises StudyError where it is an end, since the merge would be a parent again."""
+    t, parents = sweep["t"], (sweep["first"], sweep["second"])
+    if t not in (0, 1):
+        return t
+    ends = [[sweep["points"][end]["accuracy"][parent] for end in (0, -1)] for parent in parents]
+    curves = " and ".join(
+        f"{parent}'s goes from {first:.1%} to {last:.1%}" for parent, (first, last) in zip(parents, ends, strict=True)
+    )
+    raise StudyError(
+        f'{place}: "equilibrium" is where the parents\' accuracies cross, and these do not between the two: {curves}; '
+        f"nearest is t = {t:g}, which is {parents[int(t)]} itself. Give t, such as t = 0.5"
+    )
+
+
+def _reseeded(study: Study, item: Item) -> bool:
+    model = study.config.model[item["model"]]
+    # Of the merges only dare draws at random; the others differ as their parents do.
+    return model.kind == "finetune" or (model.merge is not None and model.merge.method.startswith("dare"))
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    model = study.config.model[item["model"]]
+    if model.kind not in ("train", "finetune"):
+        return Cost()
+    training: TrainingConfig = model.train or model
+    weights = shapes.parameters(item["model"])
+    tokens = training.tokens or round(_DEFAULT_TOKENS * training.epochs)
+    logits = training.batch_size * training.context_size * study.config.tokenizer.vocab_size * 12
+    return Cost(tokens, 6 * weights * tokens, (16 * weights + logits) / 2**30, 0.8)
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    for row in rows_of(tables, "merges"):
+        if row["t"] is None:
+            yield Statement(row["model"], "merge", f"{row['model']} is a {row['method']} merge.")
+            continue
+        mixture = f"{1 - row['t']:.0%} {row['first']} / {row['t']:.0%} {row['second']}".replace("%", " %")
+        evidence = [f"t = {row['t']:.3f} from {row['first']} (0) to {row['second']} (1)"]
+        if row["t_low"] is not None:
+            evidence.append(f"95 % CI {row['t_low']:.3f}–{row['t_high']:.3f}, bootstrap over validation blocks")
+        if row["linear_fallback"]:
+            evidence.append(f"{row['linear_fallback']:,} tensors interpolated linearly")
+        how = {
+            True: ", where it predicts the text of both parents equally well",
+            False: "; the parents' accuracies never cross, so this is where they come nearest",
+            None: "",
+        }[row["crossed"]]
+        yield Statement(row["model"], "merge", f"{row['model']} is a {row['method']} merge of {mixture}{how}.", tuple(evidence))
+
+
+class SweepSettings(NamedTuple):
+    merge: MergeConfig
+    corpora: dict[str, tuple[str, ...]]
+    """Corpora that each parent is judged on."""
+    tokens: int
+    context_size: int
+    precision: Precision
+    seed: int
+
+
+def _training(study: Study, name: str) -> TrainingConfig:
+    config, parents = study.config.model[name], study.parents[name]
+    return config.train or (_training(study, parents[0]) if parents else config)
+
+
+def _specialty(study: Study, name: str) -> tuple[str, ...]:
+    """Corpora a parent of a merge is judged on: its own, or for a merged parent those of its parents."""
+    corpora = study.own_corpora(name)
+    return corpora or tuple(dict.fromkeys(c for parent in study.parents[name] for c in _specialty(study, parent)))
+
+
+def _sweep_settings(study: Study, item: Item) -> SweepSettings:
+    merge = study.config.model[item["model"]].merge
+    assert merge is not None
+    training = _training(study, merge.parents[0])
+    return SweepSettings(
+        MergeConfig(method=merge.method, parents=merge.parents, sweep_points=merge.sweep_points, tolerance=merge.tolerance),
+        {parent: _specialty(study, parent) for parent in merge.parents},
+        study.config.evaluation.tokens,
+        training.context_size,
+        training.precision,
+        seed_of(study, "sweep", item["model"]),
+    )
+
+
+def _sweep_needs(study: Study, item: Item) -> Needs:
+    merge = study.config.model[item["model"]].merge
+    assert merge is not None
+    corpora = sorted({corpus for parent in merge.parents for corpus in _specialty(study, parent)})
+    return {
+        "parent": {parent: ("model", {"model": parent}) for parent in merge.parents},
+        "tokens": tokens_needs(corpora),
+    }
+
+
+def _sweep(work: Work, settings: SweepSettings) -> Results:
+    from heredity.lm.merge_evaluator import Bench
+    from heredity.lm.sweep import follow
+
+    merge = settings.merge
+    parents = [work.inputs["parent"][parent] for parent in merge.parents]
+    opened = partial(
+        _bench,
+        parents,
+        work.inputs["tokens"],
+        settings.corpora,
+        merge.method,
+        settings.precision,
+        settings.context_size,
+        settings.tokens,
+    )
+    benches = work.shards.job(opened)
+    result = follow(
+        lambda places: benches.map(Bench.measure, places),
+        merge.sweep_points,
+        merge.tolerance,
+        settings.seed,
+        settings.corpora,
+        work.progress,
+    )
+    points = [point._asdict() for point in result.points]
+    write_json(work.folder / "sweep.json", {**result._asdict(), "points": points})
+    rows = [
+        {
+            "t": point["t"],
+            "parent": parent,
+            "accuracy": accuracy,
+            "accuracy_low": point["interval"].get(parent, (None, None))[0],
+            "accuracy_high": point["interval"].get(parent, (None, None))[1],
+            "ce_loss": point["ce_loss"].get(parent),
+        }
+        for point in points
+        for parent, accuracy in point["accuracy"].items()
+    ]
+    return {"sweeps": rows}
+
+
+def _bench(
+    parents: Sequence[Artifact],
+    tokens: Mapping[str, Artifact],
+    corpora: Mapping[str, Sequence[str]],
+    method: Method,
+    precision: Precision,
+    context_size: int,
+    limit: int,
+) -> Bench:
+    """The merge of two parents with their validation sets, in whichever process it is measured."""
+    from heredity.lm.merge_evaluator import Bench
+
+    validation = packs(tokens, "validation")
+    blocks = {
+        parent: {corpus: validation_blocks(validation[corpus], context_size, limit) for corpus in names}
+        for parent, names in corpora.items()
+    }
+    first, second = (load(parent).state_dict() for parent in parents)
+    return Bench(on_device(load(parents[0])), first, second, method, blocks, precision)
+
+
+class QualitySettings(NamedTuple):
+    context_size: int
+    tokens: int
+    precision: Precision
+    place: str
+
+
+def _quality_settings(study: Study, item: Item) -> QualitySettings:
+    training = _training(study, item["model"])
+    place = f"{study.name}: model {item['model']}"
+    return QualitySettings(training.context_size, study.config.evaluation.tokens, training.precision, place)
+
+
+def _quality(work: Work, settings: QualitySettings) -> Results:
+    from heredity.lm.evaluate import evaluate, unigram_accuracy
+
+    model, tokens, rows = on_device(load(work.inputs["model"])), work.inputs["tokens"], []
+    train = packs(tokens, "train")
+    for done, (corpus, pack) in enumerate(packs(tokens, "validation").items()):
+        work.progress(done, len(tokens))
+        blocks = validation_blocks(pack, settings.context_size, settings.tokens)
+        figures = evaluate(model, blocks, precision=settings.precision)
+        if not math.isfinite(figures.ce_loss):
+            raise StudyError(
+                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its weights"
+            )
+        unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
+        rows.append(
+            {"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram}
+        )
+    return {"accuracy": rows}
+
+
+def _evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Cost:
+    weights = shapes.parameters(item["model"])
+    tokens = passes * study.config.evaluation.tokens
+    return Cost(tokens, 2 * weights * tokens, 8 * weights / 2**30, 0.85)
+
+
+def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    merge: Any = study.config.model[item["model"]].merge
+    return _evaluation_cost(2 * (merge.sweep_points + 8), study, item, shapes)
+
+
+SWEEP = Analysis(
+    kind="sweep",
+    version=1,
+    title="Merges along t",
+    items=lambda study: (
+        {"model": name} for name in study.order if (merge := study.config.model[name].merge) and has_t(merge)
+    ),
+    settings=_sweep_settings,
+    needs=_sweep_needs,
+    run=_sweep,
+    tables=(SWEEPS,),
+    cost=_sweep_cost,
+)
+MODEL = Analysis(
+    kind="model",
+    version=1,
+    title="Models",
+    items=_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=(MODELS, MERGES, MERGE_TENSORS),
+    cost=_cost,
+    say=_say,
+    reseeded=_reseeded,
+)
+QUALITY = Analysis(
+    kind="quality",
+    version=1,
+    title="Quality of the models",
+    items=_items,
+    settings=_quality_settings,
+    needs=lambda study, item: {"model": ("model", item), "tokens": tokens_needs(study.config.corpus)},
+    run=_quality,
+    tables=(ACCURACY,),
+    cost=lambda study, item, shapes: _evaluation_cost(len(study.config.corpus), study, item, shapes),
+)

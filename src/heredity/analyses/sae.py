@@ -1,0 +1,457 @@
+"""Sparse autoencoders: trained at the study's hook point, and judged on held-out text.
+
+Instruments: `joint` trains one SAE on the activations of all models, `parent` continues the parent's SAE on the child,
+`independent` starts anew for every model. Further SAEs of a parent (controls) start where its children's start; what
+persists into one of them is the ceiling of an edge. A joint SAE needs none: its ceiling is 1 by construction.
+
+Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens; cross-entropy recovered compares with
+zero ablation at the hook point.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from heredity.analyses.analysis import (
+    Analysis,
+    Cost,
+    Item,
+    Need,
+    Needs,
+    Results,
+    Statement,
+    Tables,
+    rows_of,
+    seed_of,
+)
+from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
+from heredity.analyses.text import tokens_needs
+from heredity.engine.stage import Work
+from heredity.engine.store import Artifact, write_json
+from heredity.study import RANKED, Edge, Precision, SAEConfig, Study, StudyError
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+    from heredity.features.collect import Reader
+    from heredity.lm.activations import ActivationStore
+    from heredity.sae.checkpoint import TrainingState
+    from heredity.sae.model import SAE
+
+_LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
+_BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
+_L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
+
+SAES = Table(
+    "saes",
+    "Sparse autoencoders on held-out text.",
+    ("instrument", "seed", "site", "model"),
+    (
+        Column("seed", "count", "0 is the SAE that all results rest on."),
+        Column("d_in", "count", "Width of the hook point."),
+        Column("d_sae", "count", "Features."),
+        Column("activation", "text", "Activation function."),
+        Column("tokens", "count", "Activation vectors it was trained on."),
+        Column("l0", "number", "Mean number of active features per token."),
+        Column("mse", "number", "Mean squared error per element."),
+        Column("explained_variance", "r", "1 - FVU, pooled over tokens."),
+        Column("ce_loss_recovered", "r", "(CE zero - CE SAE) / (CE zero - CE clean), by zero ablation."),
+        Column("dead_share", "share", "Share of features that never fired on the held-out text."),
+        Column("l1_coefficient", "number", "Coefficient of the penalty at the end of the training (relu, jumprelu)."),
+        Column("random_seed", "text", "Seed of its initialization and data order."),
+    ),
+    brief=("instrument", "model", "l0", "explained_variance", "ce_loss_recovered", "dead_share"),
+)
+DENSITY = Table(
+    "density",
+    "Live features by the share of held-out tokens on which they fire.",
+    ("instrument", "site", "model", "log10_density"),
+    (
+        Column("log10_density", "number", "Lower edge of the bin, log10 of the share of tokens."),
+        Column("features", "count", "Features in the bin."),
+    ),
+    plot=Plot("histogram", x="log10_density", y="features"),
+)
+BIN = 0.25
+"""Width of the bins of densities, in powers of ten."""
+
+
+class SAESettings(NamedTuple):
+    sae: SAEConfig
+    """Settings without effect on this training stand at their defaults."""
+    hook_point: str
+    precision: Precision
+    seed: int
+    corpora: dict[str, tuple[str, ...]]
+    """Corpora read, by model."""
+    d_sae: int | None = None
+    """Features of a new SAE; by default `sae.expansion` times the width."""
+
+
+def sae_need(study: Study, model: str, instrument: str) -> Need:
+    """The measured SAE of a model: one for all, continued from its SAE parent's, or from scratch."""
+    if instrument == "joint":
+        return ("sae", {"sae": "joint"})
+    continued = instrument == "parent" and study.sae_parent(model)
+    return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
+
+
+def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
+    """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for a joint SAE."""
+    count = 1 if instrument == "joint" else study.controls(model)
+    suffix = f"from-{start}" if start else instrument
+    return {
+        str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}"}) for number in range(1, count)
+    }
+
+
+def control_start(study: Study, edge: Edge, instrument: str) -> str | None:
+    """Model whose SAE the controls of an edge's parent continue: the one that the child's SAE continues."""
+    return study.sae_parent(edge.child) if instrument == "parent" else None
+
+
+def _items(study: Study) -> list[Item]:
+    needs: list[Need] = []
+    for instrument in study.instruments:
+        needs += [sae_need(study, name, instrument) for name in study.followed]
+        for edge in study.edges:
+            needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
+    if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
+        for edge in study.edges:
+            for name in reversed((edge.parent, *study.ancestors(edge.parent))):
+                needs.append(sae_need(study, name, "parent"))
+            needs += control_needs(study, edge.parent, "parent", edge.parent).values()
+    return list({repr(item): item for _, item in needs}.values())
+
+
+def _source(study: Study, item: Item) -> Need | None:
+    """The SAE that a training continues."""
+    label = item["sae"]
+    if label == "parent":
+        return sae_need(study, study.sae_parent(item["model"]) or "", "parent")
+    start = label.partition("-from-")[2]
+    return sae_need(study, start, "parent") if start else None
+
+
+def _settings(study: Study, item: Item) -> SAESettings:
+    names = study.followed if item["sae"] == "joint" else (item["model"],)
+    label = f"{item['model']}-{item['sae']}" if "model" in item else "joint"
+    return SAESettings(
+        without_effect(study.config.sae, continued=_source(study, item) is not None),
+        study.config.hook_point,
+        study.config.precision,
+        seed_of(study, "sae", label),
+        {name: study.trace(name) for name in names},
+    )
+
+
+def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
+    """The settings with those that this training does not read at their defaults: changing them makes no SAE anew."""
+    unused = {"instruments", "evaluation_tokens"}
+    unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
+    if not continued:
+        unused.add("continue_tokens")
+    elif config.continue_tokens:
+        unused.add("tokens")
+    return config.model_copy(update={name: SAEConfig.model_fields[name].default for name in unused})
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    corpora = _settings(study, item).corpora
+    read = [corpus for corpus in study.config.corpus if any(corpus in trace for trace in corpora.values())]
+    needs: Needs = {"model": {name: ("model", {"model": name}) for name in corpora}, "tokens": tokens_needs(read)}
+    source = _source(study, item)
+    return needs | {"source": source} if source else needs
+
+
+def _run(work: Work, settings: SAESettings) -> Results:
+    train_on_models(work, settings)
+    return {}
+
+
+def train_on_models(work: Work, settings: SAESettings) -> None:
+    """Train the SAE of a stage: on one model, or on several at once, each batch with vectors of all of them.
+
+    One dictionary has no noise of its own between two models, so what differs in it differs between them; a crosscoder
+    (Lindsey et al. 2024) shares a dictionary too, but reads all models at once and so has no activations of one model.
+    """
+    import torch
+
+    from heredity.sae.formats import read_sae
+
+    config, models, stores = settings.sae, work.inputs["model"], []
+    for number, (name, artifact) in enumerate(models.items()):
+        tokens = {corpus: work.inputs["tokens"][corpus] for corpus in settings.corpora[name]}
+        seed = settings.seed + number
+        sampler = sampler_of(tokens, "train", config.context_size, seed, config.mix)
+        each = max(1, config.batch_blocks // len(models))
+        stores.append(activation_store(artifact, settings.hook_point, sampler, each, seed, settings.precision))
+    source = work.inputs.get("source")
+    sae, inherited = read_sae(source / "sae") if source else (None, {})
+    wanted = (config.continue_tokens or config.tokens) if source else config.tokens
+    size = stores[0].batch_size
+    stream = Stream(
+        lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), -(-wanted // size)
+    )
+    states = [state_of(artifact) for artifact in models.values()]
+    metadata = {"model_name": "+".join(models), "model_state": states[0] if len(states) == 1 else states}
+    train_sae(work, settings, stream, sae, inherited.get("l1_coefficient"), metadata)
+
+
+class Stream(NamedTuple):
+    """Training vectors of an SAE."""
+
+    batch: Callable[[int], Any]
+    """Number of a step -> vectors [batch_size, d_in]."""
+    batch_size: int
+    """Vectors per step."""
+    steps: int
+    """Number of steps."""
+
+
+def activation_store(
+    model: Artifact, hook_point: str, sampler: Any, batch_blocks: int, seed: int, precision: Precision
+) -> ActivationStore:
+    """Shuffled activations of a model artifact."""
+    from heredity.lm.activations import ActivationStore
+
+    return ActivationStore(on_device(load(model)), hook_point, sampler, batch_blocks, seed, precision=precision)
+
+
+def train_sae(
+    work: Work,
+    settings: SAESettings,
+    stream: Stream,
+    sae: SAE | None,
+    l1_coefficient: float | None,
+    metadata: dict[str, Any],
+    watch: Callable[[TrainingState], None] | None = None,
+) -> SAE:
+    """Train an SAE, a new one unless one is given, from the last checkpoint if there is one; write it with its log.
+
+    watch: sees the state after every step (`sae.train.train`); what it keeps in the work's folder must survive a kill
+    as the checkpoint does.
+    """
+    import torch
+
+    from heredity.sae.formats import write_sae
+    from heredity.sae.model import new_sae
+    from heredity.sae.train import TrainingState, train
+
+    config, seed = settings.sae, settings.seed
+    continued, first = sae is not None, stream.batch(0)
+    if sae is None:
+        d_in = first.shape[1]
+        d_sae = settings.d_sae or config.expansion * d_in
+        sae = new_sae(d_in, d_sae, config.activation, config.k, torch.Generator().manual_seed(seed))
+    sae = sae.to(first.device)
+    kept, partial, old = (work.folder / name for name in ("checkpoint", ".checkpoint-new", ".checkpoint-old"))
+    if not kept.exists() and old.exists():  # killed between the two renames
+        old.rename(kept)
+
+    def checkpoint(state: TrainingState) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        state.save(partial)
+        shutil.rmtree(old, ignore_errors=True)
+        if kept.exists():
+            kept.rename(old)
+        partial.rename(kept)
+        shutil.rmtree(old, ignore_errors=True)
+
+    rows = train(
+        sae,
+        stream.batch,
+        config,
+        stream.steps,
+        seed,
+        continued=continued,
+        l1_coefficient=l1_coefficient,
+        state=TrainingState.load(kept) if kept.exists() else None,
+        checkpoint=checkpoint,
+        progress=work.progress,
+        watch=watch,
+    )
+    metadata = metadata | {
+        "hook_name": settings.hook_point,
+        "context_size": config.context_size,
+        "seed": seed,
+        "training_tokens": stream.steps * stream.batch_size,
+        "l1_coefficient": rows[-1].l1_coefficient,
+    }
+    write_sae(sae, work.folder / "sae", metadata)
+    write_json(work.folder / "training.json", [row._asdict() for row in rows])
+    for folder in (kept, partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    return sae
+
+
+def trained_on(metadata: Mapping[str, Any]) -> list[str]:
+    """Hashes of the weights that an SAE was trained on: one model's, those of all for a joint SAE, or unknown."""
+    state = metadata.get("model_state")
+    return [] if state is None else [state] if isinstance(state, str) else list(state)
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    names = study.followed if item["sae"] == "joint" else (item["model"],)
+    config, source = study.config.sae, _source(study, item)
+    costs = []
+    for name in names:
+        d_in, weights = shapes.width(name), shapes.parameters(name)
+        d_sae = config.expansion * d_in
+        tokens = (config.continue_tokens or config.tokens) if source else config.tokens
+        stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * d_in
+        gib = (32 * d_in * d_sae + 8 * weights + stream) / 2**30
+        costs.append(Cost(tokens, tokens * (2 * d_in * d_sae + 2 * weights), gib))
+    return Cost(sum(c.tokens for c in costs), sum(c.flops for c in costs), max(c.gib for c in costs), 0.6)
+
+
+class QualitySettings(NamedTuple):
+    hook_point: str
+    precision: Precision
+    tokens: int
+    context_size: int
+    seed: int
+    mix: str
+    place: str
+
+
+def _measured(study: Study) -> Iterable[Item]:
+    return (
+        {"instrument": instrument, "site": study.config.hook_point, "model": name}
+        for instrument in study.instruments
+        for name in study.followed
+    )
+
+
+def _quality_settings(study: Study, item: Item) -> QualitySettings:
+    config, seed = study.config.sae, seed_of(study, "sae-quality", item["model"])
+    return QualitySettings(
+        study.config.hook_point,
+        study.config.precision,
+        config.evaluation_tokens,
+        config.context_size,
+        seed,
+        config.mix,
+        f"{study.name}: the SAE of model {item['model']}",
+    )
+
+
+def _quality_needs(study: Study, item: Item) -> Needs:
+    return {
+        "model": ("model", {"model": item["model"]}),
+        "sae": sae_need(study, item["model"], item["instrument"]),
+        "tokens": tokens_needs(study.trace(item["model"])),
+    }
+
+
+def _quality(work: Work, settings: QualitySettings) -> Results:
+    from heredity.sae.formats import read_sae
+
+    sae, metadata = read_sae(work.inputs["sae"] / "sae")
+    if state_of(work.inputs["model"]) not in trained_on(metadata):
+        raise StudyError(f"{settings.place} was trained on other weights; train it anew")
+    sampler = sampler_of(work.inputs["tokens"], "validation", settings.context_size, settings.seed, settings.mix)
+    count = min(max(1, settings.tokens // settings.context_size), sampler.blocks_per_pass)
+    blocks = sampler.take(0, count)
+    opened = reader_of(work.inputs["model"], [work.inputs["sae"]], settings.hook_point, settings.precision)
+    # Two whole measurements are the units: parts of one would have to be summed in another order.
+    units = [(_of_activations, blocks), (_of_predictions, blocks)]
+    quality, recovered = work.shards.job(opened).map(_measure, units)
+    density = np.asarray(quality.density, dtype=np.float64)
+    np.save(work.folder / "density.npy", density)
+    row = {
+        "seed": 0,
+        "d_in": sae.W_enc.shape[0],
+        "d_sae": sae.W_enc.shape[1],
+        "activation": sae.activation,
+        "tokens": metadata["training_tokens"],
+        "ce_loss_recovered": recovered,
+        "l1_coefficient": metadata.get("l1_coefficient"),
+        "random_seed": str(metadata["seed"]),
+        **{name: getattr(quality, name) for name in ("l0", "mse", "explained_variance", "dead_share")},
+    }
+    live = np.log10(density[density > 0])
+    bins = np.floor(live / BIN) * BIN
+    edges, counts = np.unique(bins, return_counts=True)
+    histogram = [{"log10_density": float(edge), "features": int(n)} for edge, n in zip(edges, counts, strict=True)]
+    return {"saes": [row], "density": histogram}
+
+
+def _measure(reader: Reader, unit: tuple[Callable[[Reader, np.ndarray], Any], np.ndarray]) -> Any:
+    measure, blocks = unit
+    return measure(reader, blocks)
+
+
+def _of_activations(reader: Reader, blocks: np.ndarray) -> Any:
+    from heredity.lm.activations import activations
+    from heredity.sae.evaluate import quality
+
+    return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
+
+
+def _of_predictions(reader: Reader, blocks: np.ndarray) -> float:
+    from heredity.sae.evaluate import ce_loss_recovered
+
+    return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks, reader.precision)
+
+
+def encode_flops(study: Study, model: str, shapes: Shapes) -> float:
+    """FLOPs of reading one token with an SAE of the study: the model's pass and the encoder's product."""
+    d_in = shapes.width(model)
+    return 2.0 * d_in * study.config.sae.expansion * d_in + 2 * shapes.parameters(model)
+
+
+def expected_l0(study: Study) -> int:
+    """Active features per token to reckon with."""
+    return study.config.sae.k if study.config.sae.activation in RANKED else _L0
+
+
+def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    tokens = study.config.sae.evaluation_tokens
+    return Cost(tokens, tokens * encode_flops(study, item["model"], shapes), shapes.sae_gib(item["model"], tokens))
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    poor: dict[str, list[Any]] = {}
+    for row in rows_of(tables, "saes"):
+        if row["explained_variance"] is not None and row["explained_variance"] < _LEAST_EXPLAINED:
+            poor.setdefault(row["instrument"], []).append(row)
+    for instrument, rows in poor.items():
+        models, least = ", ".join(row["model"] for row in rows), min(row["explained_variance"] for row in rows)
+        yield Statement(
+            "SAEs",
+            "note",
+            f"SAEs of {models} (instrument {instrument}) explain as little as {least:.2f} of the variance: in planted "
+            f"worlds, SAEs that were trained too little, and explain less than {_LEAST_EXPLAINED:g}, call kept "
+            "features lost; train longer",
+            instrument=instrument,
+        )
+
+
+SAE_ANALYSIS = Analysis(
+    kind="sae",
+    version=1,
+    title="Sparse autoencoders",
+    items=_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    cost=_cost,
+    reseeded=lambda study, item: True,
+)
+SAE_QUALITY = Analysis(
+    kind="sae_quality",
+    version=1,
+    title="Quality of the SAEs",
+    items=_measured,
+    settings=_quality_settings,
+    needs=_quality_needs,
+    run=_quality,
+    tables=(SAES, DENSITY),
+    cost=_quality_cost,
+    say=_say,
+)

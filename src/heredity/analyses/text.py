@@ -1,0 +1,174 @@
+"""Corpora, the tokenizer that all models of a study share, and packed tokens.
+
+Documents are deduplicated, split by the hash of their text, and packed into one row of tokens per split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results
+from heredity.engine.stage import Work
+from heredity.engine.store import write_json
+from heredity.study import CorpusConfig, Study
+from heredity.tables import Column, Table
+
+RECORD = "record.json"
+
+CORPORA = Table(
+    "corpora",
+    "Corpora as read: where the text comes from and how much of it there is.",
+    ("corpus",),
+    (
+        Column("source", "text", "Source named in the study file."),
+        Column("documents_train", "count", "Documents in the training split."),
+        Column("documents_validation", "count", "Documents in the validation split."),
+        Column("bytes_train", "count", "UTF-8 bytes in the training split."),
+        Column("bytes_validation", "count", "UTF-8 bytes in the validation split."),
+        Column("duplicates", "count", "Documents dropped because their text occurred before."),
+        Column("licenses", "text", "Licenses with their numbers of documents."),
+        Column("sha256", "text", "Hash of all documents."),
+    ),
+)
+
+
+class CorpusSettings(NamedTuple):
+    name: str
+    corpus: CorpusConfig
+    fingerprint: Any
+    seed: int
+    root: Aside
+
+
+def _corpora(study: Study) -> Iterable[Item]:
+    return ({"corpus": name} for name in study.config.corpus)
+
+
+def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
+    from heredity.text.corpora import fingerprint
+
+    name = item["corpus"]
+    corpus = study.config.corpus[name].model_copy(update={"share": None})
+    return CorpusSettings(name, corpus, fingerprint(name, corpus, study.root), study.config.seed, Aside(study.root))
+
+
+def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
+    from heredity.text.corpora import write_corpus
+
+    record = write_corpus(
+        settings.name, settings.corpus, work.folder, settings.seed, settings.root.value, work.progress
+    )._asdict()
+    write_json(work.folder / RECORD, record)
+    columns = {name: record[name] for name in CORPORA.schema.names if name in record}
+    licenses = ", ".join(f"{name} {count}" for name, count in record["licences"].items())
+    return {"corpora": [columns | {"licenses": licenses}]}
+
+
+class TokenizerSettings(NamedTuple):
+    source: str | None
+    """Folder or hub id; None to train one."""
+    content: str | None
+    """Digest of a local folder's tokenizer files; a hub id identifies itself."""
+    vocab_size: int
+    trust_remote_code: bool
+
+
+def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
+    start = study.config.model[item["model"]]
+    source = study.config.tokenizer.load or start.load
+    if source is None:
+        return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False)
+    path = study.root / source
+    content = None
+    if path.is_dir():
+        from heredity.text.corpora import file_digest
+
+        files = [file for file in sorted(path.glob("*")) if "token" in file.name or file.name == "vocab.json"]
+        content = file_digest(files)
+    return TokenizerSettings(str(path) if path.exists() else source, content, 0, start.trust_remote_code)
+
+
+def _tokenizer_needs(study: Study, item: Item) -> Needs:
+    if study.config.tokenizer.load or study.config.model[item["model"]].load:
+        return {}
+    return {"corpus": {name: ("corpus", {"corpus": name}) for name in study.own_corpora(item["model"])}}
+
+
+def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
+    from heredity.text.corpora import read_corpus
+    from heredity.text.tokens import load_tokenizer, train_tokenizer
+
+    if settings.source is not None:
+        tokenizer = load_tokenizer(settings.source)
+    else:
+        parts = [read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()]
+        tokenizer = train_tokenizer(_alternate(parts), settings.vocab_size)
+    tokenizer.save_pretrained(work.folder / "tokenizer")
+    return {}
+
+
+def _alternate(parts: list[Iterator[str]]) -> Iterator[str]:
+    """One text of each corpus in turn, so that a prefix of the stream is a mixture."""
+    while parts:
+        for part in list(parts):
+            text = next(part, None)
+            if text is None:
+                parts.remove(part)
+            else:
+                yield text
+
+
+def _write_tokens(work: Work, _: Any) -> Results:
+    from heredity.analyses.reading import tokenizer_of
+    from heredity.text.corpora import read_corpus
+    from heredity.text.tokens import fingerprint_tokenizer, pack
+
+    tokenizer = tokenizer_of(work.inputs["tokenizer"])
+    record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(tokenizer)}
+    for split in ("train", "validation"):
+        texts = read_corpus(work.inputs["corpus"].folder, split)
+        record[f"tokens_{split}"] = len(pack(texts, tokenizer, work.folder / split).tokens)
+    write_json(work.folder / RECORD, record)
+    return {}
+
+
+def tokenizer_need(study: Study) -> tuple[str, Item]:
+    """The tokenizer that all models of a study share."""
+    return ("tokenizer", {"model": study.starts[0]})
+
+
+def tokens_needs(corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
+    """Packed tokens of some corpora, by name."""
+    return {corpus: ("tokens", {"corpus": corpus}) for corpus in corpora}
+
+
+CORPUS = Analysis(
+    kind="corpus",
+    version=1,
+    title="Corpora",
+    items=_corpora,
+    settings=_corpus_settings,
+    needs=lambda study, item: {},
+    run=_write_corpus,
+    tables=(CORPORA,),
+)
+TOKENIZER = Analysis(
+    kind="tokenizer",
+    version=1,
+    title="Tokenizer",
+    items=lambda study: [{"model": study.starts[0]}],
+    settings=_tokenizer_settings,
+    needs=_tokenizer_needs,
+    run=_write_tokenizer,
+)
+TOKENS = Analysis(
+    kind="tokens",
+    version=1,
+    title="Tokens",
+    items=_corpora,
+    settings=lambda study, item: (),
+    needs=lambda study, item: {"corpus": ("corpus", item), "tokenizer": tokenizer_need(study)},
+    run=_write_tokens,
+)
