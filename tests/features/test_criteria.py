@@ -12,14 +12,13 @@ from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
 from heredity.features.criteria import (
     candidates,
-    curves,
     disagreement,
     masked_cosine,
     one_to_one,
     scores,
     splits_and_merges,
 )
-from heredity.features.fates import curve, fates
+from heredity.features.fates import THRESHOLDS, curve, fates
 from heredity.kernels.masked import masked_sums
 from heredity.kernels.sparse import transpose
 
@@ -240,19 +239,17 @@ def test_scores_lead_to_the_calls_of_fates():
     called = fates(matches, 0.8)
     np.testing.assert_array_equal(found["existence"] > 0.8, called.persist)
     np.testing.assert_array_equal(np.flatnonzero(found["mutual"] > 0.8), called.mutual[:, 0])
-    drawn = curves(found)
-    assert drawn["existence"] == curve(matches) and list(drawn["mutual"]) == list(curve(matches))
-    assert drawn["mutual"]["0.80"] == len(called.mutual)
     assert np.isfinite(found["assigned"]).sum() == 29 and np.isnan(found["assigned"][7])
-    assert all(drawn["assigned"][at] <= drawn["existence"][at] for at in drawn["existence"])
+    for at in THRESHOLDS:
+        assert (found["existence"] > at).sum() == curve(matches)[f"{at:.2f}"]
+        assert (found["assigned"] > at).sum() <= (found["existence"] > at).sum()
 
 
 def test_a_duplicated_feature_persists_twice_by_existence_and_once_one_to_one():
     r = np.array([[0.95, 0.1], [0.9, 0.1], [0.1, 0.9]])
     matches = matches_of(r, top=2)
     found = scores(matches, one_to_one(*matches[:4]))
-    counts = {rule: at["0.80"] for rule, at in curves(found, [0.8]).items()}
-    assert counts == {"existence": 3, "mutual": 2, "assigned": 2}
+    assert {rule: (score > 0.8).sum() for rule, score in found.items()} == {"existence": 3, "mutual": 2, "assigned": 2}
 
 
 def test_disagreement_counts_both_ways():

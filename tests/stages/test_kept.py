@@ -16,7 +16,7 @@ import tiny
 from heredity.engine.stage import Stage, Work, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
-from heredity.features.strata import RARE_FIRINGS
+from heredity.features.fates import RARE_FIRINGS
 from heredity.lm.hooks import capture
 from heredity.report.kept import KeptSummary, quantiles, spread
 from heredity.sae.formats import read_sae

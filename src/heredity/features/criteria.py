@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import permutations
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches
-from heredity.features.fates import THRESHOLDS
 from heredity.kernels.masked import greedy_cover, masked_sums
 from heredity.kernels.sparse import Sparse, transpose
 
@@ -277,14 +276,6 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
         "mutual": np.where(chosen_back, r, np.nan),
         "assigned": by_parent(assigned.pairs, assigned.r, len(r)),
     }
-
-
-def curves(scores: Mapping[str, np.ndarray], thresholds: Sequence[float] = THRESHOLDS) -> dict[str, dict[str, int]]:
-    """By rule: parent features whose score exceeds each threshold, keyed by the threshold with two decimals.
-
-    scores: by rule, float64 [d_parent], nan for no partner. Pairs are not assigned anew for each threshold.
-    """
-    return {rule: {f"{at:.2f}": int((score > at).sum()) for at in thresholds} for rule, score in scores.items()}
 
 
 def disagreement(calls: Mapping[str, np.ndarray]) -> tuple[Overlap, ...]:

@@ -1,4 +1,4 @@
-"""What became of each feature: fates along an edge, and the accounting of a merge."""
+"""What became of each feature: fates along an edge, the accounting of a merge, and strata by density."""
 
 from __future__ import annotations
 
@@ -175,3 +175,24 @@ def _through(edge: Matches, from_base: np.ndarray, threshold: float) -> tuple[np
     back = edge.parent_match[(edge.parent_r > threshold) & from_base[:, None]]
     based[back] = True
     return above[:, 0].copy(), based
+
+
+STRATA = ("dead", "rare", "usual", "dense")
+"""Names of strata, in the order of the labels."""
+RARE_FIRINGS = 30
+"""A live feature with fewer firings on the sample is rare: its r rests on too few tokens to be relied on."""
+DENSE_SHARE = 0.1
+"""A feature that fires on more of the tokens is dense."""
+
+
+def strata(density: np.ndarray, tokens: int) -> np.ndarray:
+    """Label of each feature, int8 [features], from the share of the sample's `tokens` on which it fires.
+
+    Dead: never. Rare: on fewer than 30 tokens. Dense: on more than a tenth of them. Usual: all others.
+    """
+    firings = np.rint(np.asarray(density, np.float64) * tokens)
+    labels = np.full(len(firings), STRATA.index("usual"), np.int8)
+    labels[firings > DENSE_SHARE * tokens] = STRATA.index("dense")
+    labels[firings < RARE_FIRINGS] = STRATA.index("rare")
+    labels[firings == 0] = STRATA.index("dead")
+    return labels

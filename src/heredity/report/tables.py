@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from heredity.features.strata import STRATA
+from heredity.features.fates import STRATA
 from heredity.report.summary import EdgeSummary, MergeSummary, ModelSummary, SAESummary
 from heredity.report.view import TensorRow
 from heredity.study import Init

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
-from heredity.features.strata import RARE_FIRINGS
+from heredity.features.fates import RARE_FIRINGS
 from heredity.report.kept import (
     AttributionSummary,
     ClassSummary,

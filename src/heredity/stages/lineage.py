@@ -16,7 +16,15 @@ from heredity.engine.workers import Job, Progress
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader, collected
 from heredity.features.correlate import Matches, correlate
-from heredity.features.edge_statistics import Compared, Directions, Settings, by_rules, ceiling_r, judge
+from heredity.features.edge_statistics import (
+    Compared,
+    Directions,
+    EdgeStatistics,
+    Figures,
+    Settings,
+    ceiling_r,
+    edge_statistics,
+)
 from heredity.features.null import Floor, floor
 from heredity.sae.formats import read_sae
 from heredity.sae.model import SAE
@@ -110,14 +118,46 @@ def match_edge(
         one_dictionary=directions.equal(),
     )
     chosen = None if lineage.threshold == "evidence" else lineage.threshold
-    counts, columns = judge(edge, Settings(chosen, controls.rate, controls.resamples, controls.level, seed))
-    counts |= by_rules(edge, counts["threshold"], directions)
+    settings = Settings(chosen, controls.rate, controls.resamples, controls.level, seed)
+    statistics = edge_statistics(edge, settings, directions)
+    counts = _record(statistics)
     write_matches(edge.matches, folder)
     _write_controls(folder, ceiling_r(edge), edge.floor)
-    for end, found in columns.items():
+    for end, found in statistics.columns.items():
         pq.write_table(pa.table(found), folder / f"{end}_features.parquet")
     write_json(folder / COUNTS, counts)
     return counts
+
+
+def _record(statistics: EdgeStatistics) -> dict[str, Any]:
+    """The figures in the shape of `EdgeSummary`."""
+
+    def counts(figures: Figures) -> dict[str, Any]:
+        names = [name for name in figures if f"{name}_low" in figures]
+        plain = {name: value for name, value in figures.items() if not name.endswith(("_low", "_high"))}
+        ends = {name: (figures[f"{name}_low"], figures[f"{name}_high"]) for name in names}
+        return plain | {"intervals": {name: pair for name, pair in ends.items() if None not in pair}}
+
+    same = (
+        "threshold_by parent_features child_features parent_live child_live l0_parent l0_child tokens level "
+        "one_dictionary chance splits merges"
+    )
+    record = counts(statistics.counts[statistics.threshold_by])
+    record |= {name: getattr(statistics, name) for name in same.split()}
+    record |= {"paper": counts(statistics.counts["paper"])}
+    record |= {"curve": {f"{at:.2f}": persist for at, persist in statistics.curve}}
+    if statistics.corrected is not None:
+        record |= {"corrected": statistics.corrected}
+    record |= {"strata": {}, "rules": {}, "disagreement": {}}
+    for end, name, size, matched, of_live, of_all in statistics.strata:
+        row = {"features": size, "matched": matched, "of_live": of_live, "of_all": of_all}
+        record["strata"].setdefault(end, {})[name] = row
+    for rule, persist, threshold, flag in statistics.rules:
+        curve = {f"{at:.2f}": count for name, at, count in statistics.rule_curves if name == rule}
+        record["rules"][rule] = {"persist": persist, "threshold": threshold, "curve": curve, "flag": flag}
+    for rule, other, count in statistics.disagreement:
+        record["disagreement"].setdefault(rule, {})[other] = count
+    return record
 
 
 def directions_of(parent: SAE, child: SAE) -> Directions:

@@ -23,8 +23,8 @@ from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import Matches
 from heredity.features.effects import Splice, attribution_similarity, logit_similarity, splice
+from heredity.features.fates import RARE_FIRINGS
 from heredity.features.newness import Newness, newness
-from heredity.features.strata import RARE_FIRINGS
 from heredity.report.edge import NewnessSummary, OriginSummary, PairsSummary, SpliceSummary
 from heredity.report.record import Interval
 from heredity.stages.lineage import COUNTS, read_matches, sampler_of
