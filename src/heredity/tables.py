@@ -12,11 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-Kind = Literal[
-    "count", "share", "r", "number", "nats", "degrees", "flops", "seconds", "text", "feature", "flag"
-]
+Kind = Literal["count", "share", "r", "number", "nats", "degrees", "flops", "seconds", "text", "feature", "flag"]
 Rows = pa.Table | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 """Rows as Arrow, as dicts, or as columns by name."""
 
@@ -127,47 +124,42 @@ class Table(NamedTuple):
         unknown, a value of the wrong type, a repeated key, a negative count, a count above its whole, and counts that
         do not add up.
         """
-        schema = self.schema
-        table = rows if isinstance(rows, pa.Table) else None
-        if table is None:
-            columns = rows if isinstance(rows, Mapping) else _columns(rows, [f.name for f in schema if f.name not in constants])
-            table = self._arrow(columns, len(next(iter(columns.values()), ())))
-        for name, value in constants.items():
-            if name in schema.names and name not in table.column_names:
-                table = table.append_column(name, pa.array([value] * len(table), schema.field(name).type))
-        if wrong := set(table.column_names) ^ set(schema.names):
+        columns, schema = _columns(rows, [name for name in self.schema.names if name not in constants]), self.schema
+        length = len(next(iter(columns.values()), ()))
+        columns |= {name: [value] * length for name, value in constants.items() if name not in columns}
+        if wrong := set(columns) ^ set(schema.names):
             name = sorted(wrong)[0]
             raise TableError(f"table {self.name}: column {name} is {'missing' if name in schema.names else 'unknown'}")
-        table = pa.table({name: _finite(table[name]) for name in schema.names}).cast(schema)
-        self._check_counts(table)
-        if self.key and not self.large and len(table.select(list(self.key)).group_by(list(self.key)).aggregate([])) < len(table):
-            raise TableError(f"table {self.name}: two rows have the same {', '.join(self.key)}")
-        return table
-
-    def _arrow(self, columns: Mapping[str, Any], length: int) -> pa.Table:
-        types, arrays = {field.name: field.type for field in self.schema}, {}
-        for name, values in columns.items():
-            if name not in types:
-                raise TableError(f"table {self.name}: column {name} is unknown")
-            values = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
+        arrays = []
+        for name in schema.names:
             try:
-                arrays[name] = pa.array(values, types[name], from_pandas=isinstance(values, np.ndarray))
+                arrays.append(_array(columns[name], schema.field(name).type))
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise TableError(f"table {self.name}: column {name}: {error}") from None
-        return pa.table(arrays) if arrays else pa.table({name: pa.array([], kind) for name, kind in types.items()})
+        table = pa.Table.from_arrays(arrays, schema=schema)
+        self._check_counts(table)
+        keys = list(self.key)
+        if keys and not self.large and len(table.group_by(keys).aggregate([])) < len(table):
+            raise TableError(f"table {self.name}: two rows have the same {', '.join(keys)}")
+        return table
 
     def _check_counts(self, table: pa.Table) -> None:
+        counts = {
+            column.name: table[column.name].to_numpy().astype(np.float64)
+            for column in self.all_columns
+            if column.kind == "count"
+        }
         for column in self.all_columns:
-            values = table[column.name]
-            if column.kind == "count" and (pc.min(values).as_py() or 0) < 0:
+            values = counts.get(column.name)
+            if values is None:
+                continue
+            if (values < 0).any():
                 raise TableError(f"table {self.name}: column {column.name} has a negative count")
-            if column.of and column.of in table.column_names and pc.any(pc.greater(values, table[column.of])).as_py():
+            if column.of in counts and (values > counts[column.of]).any():
                 raise TableError(f"table {self.name}: {column.name} exceeds {column.of}, the whole it is a part of")
         for total, *parts in self.sums:
-            added = table[parts[0]]
-            for part in parts[1:]:
-                added = pc.add(added, table[part])
-            if pc.any(pc.not_equal(added, table[total])).as_py():
+            added = np.sum([counts[part] for part in parts], axis=0)
+            if (np.abs(added - counts[total]) > 0).any():
                 raise TableError(f"table {self.name}: {' + '.join(parts)} do not add up to {total}")
 
     def example(self, rng: np.random.Generator, rows: int = 3) -> pa.Table:
@@ -179,21 +171,34 @@ class Table(NamedTuple):
             columns[total] = [sum(columns[part][row] for part in parts) for row in range(rows)]
         for column in self.all_columns:
             if column.of in columns and not any(column.name in group for group in self.sums):
-                columns[column.name] = [min(pair) for pair in zip(columns[column.name], columns[column.of], strict=True)]
+                columns[column.name] = [
+                    min(pair) for pair in zip(columns[column.name], columns[column.of], strict=True)
+                ]
             if column.ci:
                 for end, factor in (("low", 0.9), ("high", 1.1)):
                     columns[f"{column.name}_{end}"] = [factor * value for value in columns[column.name]]
         return self.check(columns)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of dict rows; a key that a row lacks is null there."""
+def _columns(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    """Columns by name; of dict rows a key that a row lacks is null there."""
+    if isinstance(rows, pa.Table):
+        return {name: rows[name] for name in rows.column_names}  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(rows, Mapping):
+        return dict(rows.items())
     known = dict.fromkeys(name for row in rows for name in row) | dict.fromkeys(names)
     return {name: [row.get(name) for row in rows] for name in known}
 
 
-def _finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.is_finite(values), values, None) if pa.types.is_floating(values.type) else values
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        values = values.tolist()
+    if not pa.types.is_floating(kind):
+        return pa.array(values, kind)
+    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+    return pa.array(np.where(np.isfinite(numbers), numbers, np.nan), kind, from_pandas=True)
 
 
 def _example(column: Column, row: int, rng: np.random.Generator) -> Any:

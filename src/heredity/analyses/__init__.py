@@ -12,18 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.analyses import (
-    acts,
-    corpus,
-    match,
-    model,
-    quality,
-    sae,
-    sae_quality,
-    sweep,
-    tokenizer,
-    tokens,
-)
+from heredity.analyses import acts, match, model, sae, text
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact
@@ -31,14 +20,14 @@ from heredity.study import Study, StudyError
 from heredity.tables import Table
 
 ANALYSES: tuple[Analysis, ...] = (
-    corpus.ANALYSIS,
-    tokenizer.ANALYSIS,
-    tokens.ANALYSIS,
-    sweep.ANALYSIS,
-    model.ANALYSIS,
-    quality.ANALYSIS,
-    sae.ANALYSIS,
-    sae_quality.ANALYSIS,
+    text.CORPUS,
+    text.TOKENIZER,
+    text.TOKENS,
+    model.MODEL,
+    model.SWEEP,
+    model.QUALITY,
+    sae.SAE,
+    sae.SAE_QUALITY,
     match.ANALYSIS,
     acts.ANALYSIS,
 )
@@ -139,7 +128,7 @@ def read_tables(folders: Mapping[str, Artifact], names: Iterable[str] | None = N
         for table in BY_KIND[label.partition("/")[0]].tables:
             if table.name in wanted:
                 parts.setdefault(table.name, []).append(pq.read_table(artifact / f"{table.name}.parquet"))
-    return {name: pa.concat_tables(parts[name]).replace_schema_metadata(parts[name][0].schema.metadata) for name in TABLES if name in parts}
+    return {name: pa.concat_tables(parts[name]) for name in TABLES if name in parts}
 
 
 def statements_of(tables: Tables) -> list[Statement]:

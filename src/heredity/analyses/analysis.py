@@ -1,4 +1,4 @@
-"""What an analysis is: one question put to a study, in one file with its settings, computation, tables and sentences."""
+"""What an analysis is: one question, in one file with its settings, computation, tables and sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from heredity.study import Study
 from heredity.tables import Rows, Table
 
 Item = dict[str, Any]
-"""Key columns that tell one stage of a kind from the others: `{"model": "base"}`, `{"instrument": ..., "edge": ...}`."""
+"""Key columns that tell one stage of a kind from the others: `{"instrument": "joint", "edge": "base->lua"}`."""
 Need = tuple[str, Item]
 """The stage that an input comes from: kind and item."""
 Needs = dict[str, Need | dict[str, Need]]

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.reading import (
     RECORD,
@@ -27,7 +26,7 @@ from heredity.analyses.reading import (
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
-from heredity.study import MergeConfig, ModelConfig, Precision, ScratchConfig, Study, StudyError, TrainingConfig
+from heredity.study import MergeConfig, Precision, ScratchConfig, Study, StudyError, TrainingConfig
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -202,7 +201,9 @@ def _run(work: Work, settings: Training | Loading | Merging) -> Results:
         case Training():
             kind, record = "train" if settings.architecture else "finetune", _train(work, settings)
     write_json(work.folder / RECORD, record)
-    row = {"kind": kind, "parents": ", ".join(settings.parents)} | {key: record[key] for key in ("parameters", "tokens")}
+    row = {"kind": kind, "parents": ", ".join(settings.parents)} | {
+        key: record[key] for key in ("parameters", "tokens")
+    }
     return rows | {"models": [row]}
 
 
@@ -235,8 +236,8 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
     tokenizer = load_tokenizer(settings.load, settings.revision)
     if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(tokenizer_of(work.inputs["tokenizer"])):
         raise StudyError(
-            f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models of "
-            "one study must read the same tokens (maps across tokenizers: heredity.stitch.cross_tokenizer)"
+            f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models "
+            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.cross_tokenizer)"
         )
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
     return {
@@ -330,7 +331,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
             False: "; the parents' accuracies never cross, so this is where they come nearest",
             None: "",
         }[row["crossed"]]
-        yield Statement(row["model"], "merge", f"{row['model']} is a {row['method']} merge of {mixture}{how}.", tuple(evidence))
+        yield Statement(
+            row["model"], "merge", f"{row['model']} is a {row['method']} merge of {mixture}{how}.", tuple(evidence)
+        )
 
 
 class SweepSettings(NamedTuple):
@@ -359,7 +362,9 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
     assert merge is not None
     training = _training(study, merge.parents[0])
     return SweepSettings(
-        MergeConfig(method=merge.method, parents=merge.parents, sweep_points=merge.sweep_points, tolerance=merge.tolerance),
+        MergeConfig(
+            method=merge.method, parents=merge.parents, sweep_points=merge.sweep_points, tolerance=merge.tolerance
+        ),
         {parent: _specialty(study, parent) for parent in merge.parents},
         study.config.evaluation.tokens,
         training.context_size,
@@ -465,12 +470,11 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
         figures = evaluate(model, blocks, precision=settings.precision)
         if not math.isfinite(figures.ce_loss):
             raise StudyError(
-                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its weights"
+                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its "
+                "weights"
             )
         unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
-        rows.append(
-            {"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram}
-        )
+        rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
     return {"accuracy": rows}
 
 

@@ -101,9 +101,7 @@ def on_device(model: Any) -> Any:
     return model.to(device()).eval()
 
 
-def reader_of(
-    model: Artifact, saes: Sequence[Artifact], hook_point: str, precision: Precision
-) -> Callable[[], Reader]:
+def reader_of(model: Artifact, saes: Sequence[Artifact], hook_point: str, precision: Precision) -> Callable[[], Reader]:
     """Opens a model with SAEs of it, in whichever process the reading is done."""
     return partial(_opened, model, [sae / "sae" for sae in saes], hook_point, precision)
 

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
     from heredity.features.collect import Reader
     from heredity.lm.activations import ActivationStore
+    from heredity.sae import model as sae_model
     from heredity.sae.checkpoint import TrainingState
-    from heredity.sae.model import SAE
 
 _LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
@@ -104,9 +104,7 @@ def control_needs(study: Study, model: str, instrument: str, start: str | None) 
     """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for a joint SAE."""
     count = 1 if instrument == "joint" else study.controls(model)
     suffix = f"from-{start}" if start else instrument
-    return {
-        str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}"}) for number in range(1, count)
-    }
+    return {str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}"}) for number in range(1, count)}
 
 
 def control_start(study: Study, edge: Edge, instrument: str) -> str | None:
@@ -226,11 +224,11 @@ def train_sae(
     work: Work,
     settings: SAESettings,
     stream: Stream,
-    sae: SAE | None,
+    sae: sae_model.SAE | None,
     l1_coefficient: float | None,
     metadata: dict[str, Any],
     watch: Callable[[TrainingState], None] | None = None,
-) -> SAE:
+) -> sae_model.SAE:
     """Train an SAE, a new one unless one is given, from the last checkpoint if there is one; write it with its log.
 
     watch: sees the state after every step (`sae.train.train`); what it keeps in the work's folder must survive a kill
@@ -319,7 +317,8 @@ class QualitySettings(NamedTuple):
     place: str
 
 
-def _measured(study: Study) -> Iterable[Item]:
+def sae_items(study: Study) -> Iterable[Item]:
+    """One item per instrument and model whose features are followed."""
     return (
         {"instrument": instrument, "site": study.config.hook_point, "model": name}
         for instrument in study.instruments
@@ -432,7 +431,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
         )
 
 
-SAE_ANALYSIS = Analysis(
+SAE = Analysis(
     kind="sae",
     version=1,
     title="Sparse autoencoders",
@@ -447,7 +446,7 @@ SAE_QUALITY = Analysis(
     kind="sae_quality",
     version=1,
     title="Quality of the SAEs",
-    items=_measured,
+    items=sae_items,
     settings=_quality_settings,
     needs=_quality_needs,
     run=_quality,

@@ -6,7 +6,6 @@ Documents are deduplicated, split by the hash of their text, and packed into one
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results

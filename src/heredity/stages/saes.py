@@ -258,7 +258,7 @@ def _generator(seed: int):
 
 def without_effect(config: SAEConfig, continued: bool) -> set[str]:
     """Settings that the training of this SAE does not read: changing them makes no SAE anew."""
-    unused = {"init", "evaluation_tokens"}
+    unused = {"instruments", "evaluation_tokens"}
     unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
     if not continued:
         return unused | {"continue_tokens"}

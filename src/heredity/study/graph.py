@@ -160,9 +160,18 @@ class Study:
         return self.config.controls.seeds if wanted else 1
 
     @property
+    def instruments(self) -> tuple[Init, ...]:
+        """Origins of the SAEs, the headline one first; none for a study of stitches alone."""
+        return self.config.sae.instruments if self.edges or not self.config.stitch else ()
+
+    @property
     def inits(self) -> tuple[Init, ...]:
-        """How SAEs of the models are initialized, the headline one first; none for a study of stitches alone."""
-        return self.config.sae.init if self.edges or not self.config.stitch else ()
+        """See `instruments`."""
+        return self.instruments
+
+    def edge(self, name: str) -> Edge:
+        """The edge `parent->child` of this name."""
+        return next(edge for edge in self.edges if edge.name == name)
 
     def stitch_corpora(self, name: str) -> tuple[str, ...]:
         """Corpora that both models of a stitch have read, in the order of [corpus]."""
@@ -171,8 +180,8 @@ class Study:
 
     @property
     def instrument(self) -> Init:
-        """The `init` that headline numbers are reported for."""
-        return self.config.sae.init[0]
+        """The instrument that headline numbers are reported for."""
+        return self.config.sae.instruments[0]
 
     # -- what cannot be ----------------------------------------------------------------------------------------
 
@@ -200,7 +209,7 @@ class Study:
                 raise self._fault("controls.models", self._unknown(name, self.config.model, "model"))
         for name in self.config.stitch:
             self._check_stitch(name)
-        if self.inits and not self.edges and len(self.config.model) > 1:
+        if self.instruments and not self.edges and len(self.config.model) > 1:
             raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch")
 
     def _check_name(self, table: str, name: str) -> None:

@@ -53,7 +53,7 @@ RANKED = ("topk", "batchtopk")
 
 
 class SAEConfig(Config):
-    """Sparse autoencoders: one a model, an `init` and a seed."""
+    """Sparse autoencoders: one per model, instrument and seed."""
 
     activation: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
     """Activation function; `relu` with an L1 penalty is the paper's. A trained `batchtopk` is saved as a JumpReLU."""
@@ -63,10 +63,10 @@ class SAEConfig(Config):
     """Activation vectors to train on; of each model for a joint SAE."""
     continue_tokens: Positive | None = None
     """Vectors for an SAE that continues its parent's; default `tokens`."""
-    init: tuple[Init, ...] = ("joint",)
+    instruments: tuple[Init, ...] = ("joint",)
     """`joint` trains one SAE on the activations of all models of the study, `parent` continues the parent's SAE on the
     child, `independent` starts anew for every model (the paper); one or several, the first gives the headline figures.
-    """
+    Also accepted as `init`, its earlier name."""
     k: Positive = 32
     """Active features a token (topk, batchtopk)."""
     l0: Annotated[tuple[float, float], Field()] = (25.0, 35.0)
@@ -94,15 +94,21 @@ class SAEConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_init_is_a_list_of_one(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("init"), str):
-            values = {**values, "init": (values["init"],)}
+    def _one_instrument_is_a_list_of_one(cls, values: object) -> object:
+        if isinstance(values, dict) and "init" in values:
+            if "instruments" in values:
+                raise ValueError("init is the earlier name of instruments; keep one of them")
+            values = {"instruments" if key == "init" else key: value for key, value in values.items()}
+        if isinstance(values, dict) and isinstance(values.get("instruments"), str):
+            values = {**values, "instruments": (values["instruments"],)}
         return values
 
     @model_validator(mode="after")
     def _sane(self) -> SAEConfig:
-        if not self.init or len(set(self.init)) != len(self.init):
-            raise ValueError(f"init={list(self.init)} must name joint, parent or independent, each at most once")
+        if not self.instruments or len(set(self.instruments)) != len(self.instruments):
+            raise ValueError(
+                f"instruments={list(self.instruments)} must name joint, parent or independent, each at most once"
+            )
         if self.batch_blocks * self.context_size > _MOST_VECTORS:
             raise ValueError(
                 f"batch_blocks={self.batch_blocks} of context_size={self.context_size} make "

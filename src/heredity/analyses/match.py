@@ -1,0 +1,637 @@
+"""What became of each feature along an edge: matches by Pearson r, fates at a threshold, ceiling and floor.
+
+Pearson r is taken over aligned token positions of the corpora that both ends have read, zeros included, with float64
+sums; a feature that never fires has no r and is counted apart. A parent feature persists when any child feature matches
+it with r above the threshold; a live child feature without such a match emerges. The threshold is chosen between what
+chance reaches and what an unchanged model reaches (`evidence`), or given by the study; counts at the paper's 0.8
+(Horn & Elliott 2024, section 3.4) stand beside it. The ceiling is the share that persists into another SAE of the
+parent itself, the floor the share that persists under shifted alignment. Intervals: bootstrap over documents, not over
+training seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heredity import format
+from heredity.analyses.analysis import (
+    Analysis,
+    Cost,
+    Item,
+    Needs,
+    Results,
+    Statement,
+    Tables,
+    rows_of,
+    seed_of,
+)
+from heredity.analyses.reading import device, reader_of, sampler_of, state_of
+from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, sae_need
+from heredity.analyses.text import tokens_needs
+from heredity.engine.stage import Work
+from heredity.engine.store import Artifact
+from heredity.study import Edge, LineageConfig, Precision, Study, StudyError
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+    from heredity.engine.workers import Job, Progress
+    from heredity.features.collect import Reader
+    from heredity.features.correlate import Matches
+    from heredity.features.edge_statistics import Compared, Directions, EdgeStatistics
+    from heredity.sae.model import SAE
+    from heredity.text.tokens import BlockSampler
+
+KEY = ("instrument", "site", "edge")
+BIN = 0.02
+"""Width of the bins of best r."""
+_LEAST_THRESHOLD = 0.35
+_MOST_RARE = 0.25  # share of live features that are too rare to be judged
+_PAPER = 0.8
+
+EDGES = Table(
+    "edges",
+    "Fates of features along every edge. Intervals: 95 % bootstrap over documents, not over training seeds.",
+    (*KEY, "rule"),
+    (
+        Column("rule", "text", "How the threshold came about: evidence, study (given), or paper (0.8)."),
+        Column("parent", "text", "Parent model."),
+        Column("child", "text", "Child model."),
+        Column("threshold", "r", "A pair with r above it is a match."),
+        Column("parent_live", "count", "Parent features that fired at least once on the aligned tokens."),
+        Column("child_live", "count", "Child features that did."),
+        Column("persist", "count", "Parent features with a match.", of="parent_live", ci=True),
+        Column("disappear", "count", "Live parent features without a match.", of="parent_live", ci=True),
+        Column("emerge", "count", "Live child features without a match.", of="child_live", ci=True),
+        Column("one_to_one", "count", "Matched pairs that are each other's best match."),
+        Column("ceiling", "share", "Share that persists into another SAE of the parent; null without one.", ci=True),
+        Column("floor", "share", "Share that persists under shifted alignment."),
+        Column("relative", "share", "Share that persists over the ceiling.", ci=True),
+        Column("parent_features", "count", "All features of the parent's SAE."),
+        Column("child_features", "count", "All features of the child's SAE."),
+        Column("one_dictionary", "flag", "Whether one SAE reads both ends; the ceiling is then 1 by construction."),
+        Column("chance_end", "r", "Lower end between which evidence chooses the threshold: what chance reaches."),
+        Column("same_end", "r", "Upper end: what an unchanged feature reaches."),
+        Column("tokens", "count", "Aligned token positions."),
+        Column("l0_parent", "number", "Mean number of active parent features per token."),
+        Column("l0_child", "number", "Mean number of active child features per token."),
+        Column("splits", "count", "Parent features that split into two or more child features (masked cosine)."),
+        Column("merges", "count", "Child features that two or more parent features merged into."),
+        Column("level", "share", "Nominal coverage of the intervals."),
+    ),
+    brief=(
+        "instrument",
+        "edge",
+        "rule",
+        "threshold",
+        "parent_live",
+        "persist",
+        "relative",
+        "disappear",
+        "emerge",
+        "floor",
+    ),
+    sums=(("parent_live", "persist", "disappear"),),
+)
+CURVES = Table(
+    "curves",
+    "Persisting parent features by threshold on r.",
+    (*KEY, "threshold"),
+    (
+        Column("threshold", "r", "On r."),
+        Column("persist", "count", "Parent features with a match above it."),
+    ),
+    plot=Plot("lines", x="threshold", y="persist"),
+)
+BEST_R = Table(
+    "best_r",
+    "Best match of every live feature, binned by r.",
+    (*KEY, "end", "r"),
+    (
+        Column("end", "text", "parent, child, ceiling (parent features in another SAE of the parent) or floor."),
+        Column("r", "r", "Lower edge of the bin."),
+        Column("features", "number", "Features in the bin; mean over SAEs (ceiling) and passes (floor)."),
+    ),
+    plot=Plot("histogram", x="r", y="features", by="end"),
+)
+CHANCE = Table(
+    "chance",
+    "What chance reaches on every edge, by shifted alignment.",
+    KEY,
+    (
+        Column("passes", "count", "Comparisons under shifted alignment."),
+        Column("rate", "share", "False discovery rate at which a match counts as more than chance."),
+        Column("threshold", "r", "Lowest r from which on the expected share of chance stays at or below the rate."),
+        Column("expected", "number", "Parent features expected to persist by chance at the edge's threshold."),
+        Column("parent_above", "count", "Live parent features whose best match is more than chance."),
+        Column("child_above", "count", "Live child features whose best match is more than chance."),
+    ),
+)
+CORRECTED = Table(
+    "corrected",
+    "r over the r that the same feature reaches in another SAE of its own model.",
+    KEY,
+    (
+        Column("persist", "count", "Parent features whose corrected r exceeds the paper's threshold."),
+        Column("median", "r", "Median corrected r of live parent features."),
+        Column("raw_median", "r", "Median raw r."),
+    ),
+)
+CRITERIA = Table(
+    "criteria",
+    "Other criteria for a match.",
+    (*KEY, "criterion"),
+    (
+        Column("criterion", "text", "Criterion."),
+        Column("persist", "count", "Live parent features that persist by it."),
+        Column("threshold", "r", "On its score."),
+        Column("flag", "text", "Warning."),
+    ),
+)
+CRITERIA_CURVES = Table(
+    "criteria_curves",
+    "Persisting parent features by threshold on each criterion's score.",
+    (*KEY, "criterion", "threshold"),
+    (
+        Column("criterion", "text", "Criterion."),
+        Column("threshold", "r", "On its score."),
+        Column("persist", "count", "Parent features above it."),
+    ),
+    plot=Plot("lines", x="threshold", y="persist", by="criterion"),
+)
+DISAGREEMENT = Table(
+    "disagreement",
+    "Parent features that persist by one criterion and not by another.",
+    (*KEY, "criterion", "other"),
+    (
+        Column("criterion", "text", "They persist by this one."),
+        Column("other", "text", "They do not by this one."),
+        Column("features", "count", "Parent features."),
+    ),
+    plot=Plot("heat", x="other", y="features", by="criterion"),
+)
+STRATA = Table(
+    "strata",
+    "Matched features by how often they fire.",
+    (*KEY, "end", "stratum"),
+    (
+        Column("end", "text", "parent or child."),
+        Column("stratum", "text", "rare (fewer than 30 firings), usual, dense or dead."),
+        Column("features", "count", "Features."),
+        Column("matched", "count", "Those that persist (parent) or are inherited (child).", of="features"),
+        Column("of_live", "share", "Matched over the live features of the stratum."),
+        Column("of_all", "share", "Matched over all features of the end."),
+    ),
+)
+MATCHES = Table(
+    "matches",
+    "The best matches of every feature, both ways.",
+    (*KEY, "end", "feature", "rank"),
+    (
+        Column("end", "text", "Whose features: parent or child."),
+        Column("rank", "count", "1 is the best match."),
+        Column("match", "feature", "Feature of the other end; -1 where there is none."),
+        Column("r", "r", "Pearson r."),
+    ),
+    large=True,
+)
+FATES = Table(
+    "fates",
+    "What became of every feature, and how sure that is.",
+    (*KEY, "end", "feature"),
+    (
+        Column("end", "text", "parent or child."),
+        Column("fate", "text", "persist or disappear (parent), inherited or emerge (child), dead."),
+        Column("stratum", "text", "rare, usual, dense or dead."),
+        Column("density", "share", "Share of tokens on which it fires."),
+        Column("best_r", "r", "r of its best match.", ci=True),
+        Column("p", "number", "p-value of its best r under shifted alignment."),
+        Column("q", "number", "False discovery rate at which the match counts as more than chance."),
+        Column("effective_groups", "number", "Effective number of document groups behind the interval."),
+        Column("ceiling_r", "r", "Best r in another SAE of the parent."),
+        Column("corrected_r", "r", "best_r over ceiling_r."),
+    ),
+    large=True,
+)
+TABLES = (
+    EDGES,
+    CURVES,
+    BEST_R,
+    CHANCE,
+    CORRECTED,
+    CRITERIA,
+    CRITERIA_CURVES,
+    DISAGREEMENT,
+    STRATA,
+    MATCHES,
+    FATES,
+)
+
+
+class MatchSettings(NamedTuple):
+    edge: Edge
+    hook_point: str
+    precision: Precision
+    lineage: LineageConfig
+    passes: int
+    rate: float
+    resamples: int
+    level: float
+    context_size: int
+    mix: str
+    seed: int
+    place: str
+
+
+def edge_items(study: Study) -> Iterable[Item]:
+    """One item per instrument and edge."""
+    return (
+        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
+        for instrument in study.instruments
+        for edge in study.edges
+    )
+
+
+def _settings(study: Study, item: Item) -> MatchSettings:
+    edge, controls = study.edge(item["edge"]), study.config.controls
+    return MatchSettings(
+        edge,
+        study.config.hook_point,
+        study.config.precision,
+        study.config.lineage,
+        controls.passes,
+        controls.rate,
+        controls.resamples,
+        controls.level,
+        study.config.sae.context_size,
+        study.config.sae.mix,
+        seed_of(study, "match", edge.name),
+        f"{study.name}: edge {edge.name}",
+    )
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    return {
+        "parent": ("model", {"model": edge.parent}),
+        "child": ("model", {"model": edge.child}),
+        "parent_sae": sae_need(study, edge.parent, instrument),
+        "child_sae": sae_need(study, edge.child, instrument),
+        "control": control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)),
+        "tokens": tokens_needs(study.common_trace(edge)),
+    }
+
+
+def _run(work: Work, settings: MatchSettings) -> Results:
+    from heredity.sae.formats import read_sae
+
+    parent, child = work.inputs["parent"], work.inputs["child"]
+    if state_of(parent) == state_of(child):
+        raise StudyError(
+            f"{settings.place}: parent and child have identical weights; nothing was inherited or lost between a model "
+            "and itself: check the child's path or revision"
+        )
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    place = settings.hook_point, settings.precision
+    ends = (
+        work.shards.job(reader_of(parent, [work.inputs["parent_sae"], *work.inputs["control"].values()], *place)),
+        work.shards.job(reader_of(child, [work.inputs["child_sae"]], *place)),
+    )
+    saes = [read_sae(work.inputs[f"{end}_sae"] / "sae")[0] for end in ("parent", "child")]
+    return match_edge(ends, directions_of(*saes), sampler, settings, work.progress)
+
+
+def match_edge(
+    ends: tuple[Job[Reader], Job[Reader]],
+    directions: Directions,
+    sampler: BlockSampler,
+    settings: MatchSettings,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Rows of all tables of one edge.
+
+    ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
+    directions: weights of the SAEs of both ends.
+    """
+    from heredity.features.collect import collected
+    from heredity.features.correlate import correlate
+    from heredity.features.edge_statistics import Compared, Settings, edge_statistics
+    from heredity.features.null import floor
+
+    def half(first: int) -> Progress:
+        return lambda done, total: progress(first * total + done, 2 * total) if progress else None
+
+    lineage, at = settings.lineage, device()
+    parent, *spare = collected(ends[0], sampler, lineage.tokens, half(0))
+    (child,) = collected(ends[1], sampler, lineage.tokens, half(1))
+    blocks = parent.tokens // sampler.context_size
+    edge = Compared(
+        parent,
+        child,
+        spare,
+        matches=correlate(parent, child, lineage.top, device=at),
+        ceilings=[correlate(parent, acts, 1, device=at) for acts in spare],
+        floor=floor(parent, child, settings.passes, settings.seed, device=at),
+        documents=np.repeat(sampler.documents(0, blocks), sampler.context_size),
+        ids=sampler.take(0, blocks).ravel(),
+        one_dictionary=directions.equal(),
+    )
+    chosen = None if lineage.threshold == "evidence" else lineage.threshold
+    statistics = edge_statistics(
+        edge, Settings(chosen, settings.rate, settings.resamples, settings.level, settings.seed), directions
+    )
+    return rows_of_edge(edge, statistics, settings.edge)
+
+
+def rows_of_edge(edge: Compared, statistics: EdgeStatistics, ends: Edge) -> dict[str, Any]:
+    """Rows of all tables from the statistics of an edge."""
+    from heredity.features.edge_statistics import ceiling_r
+    from heredity.features.fates import STRATA as NAMES
+
+    shared = {
+        "parent": ends.parent,
+        "child": ends.child,
+        **{
+            name: getattr(statistics, name)
+            for name in EDGES.schema.names
+            if hasattr(statistics, name) and name != "threshold"
+        },
+    }
+    arrays = {
+        "parent": [edge.matches.parent_r[:, 0]],
+        "child": [edge.matches.child_r[:, 0]],
+        "ceiling": ceiling_r(edge),
+        "floor": list(edge.floor.parent_r),
+    }
+    fates = []
+    for end, (matched, lost) in {"parent": ("persist", "disappear"), "child": ("inherited", "emerge")}.items():
+        columns = dict(statistics.columns[end])
+        live, best = columns["density"] > 0, columns["best_r"]
+        fate = np.where(live, np.where(best > statistics.threshold, matched, lost), "dead")
+        stratum = np.array(NAMES, object)[columns.pop("stratum")]
+        names = {"r_low": "best_r_low", "r_high": "best_r_high"}
+        nothing = np.full(len(best), np.nan)
+        absent = {name: nothing for name in FATES.schema.names if name not in (*KEY, "end", "feature")}
+        renamed = {names.get(name, name): values for name, values in columns.items()}
+        fates.append(
+            absent
+            | renamed
+            | {
+                "end": [end] * len(best),
+                "feature": np.arange(len(best)),
+                "fate": fate.astype(object),
+                "stratum": stratum,
+            }
+        )
+    return {
+        "edges": [{"rule": rule, **shared, **figures} for rule, figures in statistics.counts.items()],
+        "curves": _rows(("threshold", "persist"), statistics.curve),
+        "best_r": [row for end, best in arrays.items() for row in _histogram(end, best)],
+        "chance": [statistics.chance],
+        "corrected": [statistics.corrected] if statistics.corrected else [],
+        "criteria": _rows(("criterion", "persist", "threshold", "flag"), statistics.rules),
+        "criteria_curves": _rows(("criterion", "threshold", "persist"), statistics.rule_curves),
+        "disagreement": _rows(("criterion", "other", "features"), statistics.disagreement),
+        "strata": _rows(("end", "stratum", "features", "matched", "of_live", "of_all"), statistics.strata),
+        "matches": _match_rows(edge.matches),
+        "fates": {name: np.concatenate([part[name] for part in fates]) for name in fates[0]},
+    }
+
+
+def _rows(names: Sequence[str], values: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def _histogram(end: str, best: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    if not len(best):
+        return []
+    finite = [r[np.isfinite(r)] for r in best]
+    bins = np.round(np.floor(np.minimum(np.concatenate(finite), 1 - BIN / 2) / BIN + 1e-9) * BIN, 2)
+    edges, counts = np.unique(bins, return_counts=True)
+    return [
+        {"end": end, "r": float(at), "features": float(count) / len(best)}
+        for at, count in zip(edges, counts, strict=True)
+    ]
+
+
+def _match_rows(matches: Matches) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {"end": [], "feature": [], "rank": [], "match": [], "r": []}
+    for end in ("parent", "child"):
+        match, r = getattr(matches, f"{end}_match"), getattr(matches, f"{end}_r")
+        features, top = match.shape
+        columns["end"].append(np.full(features * top, end, object))
+        columns["feature"].append(np.repeat(np.arange(features), top))
+        columns["rank"].append(np.tile(np.arange(1, top + 1), features))
+        columns["match"].append(match.ravel().astype(np.int64))
+        columns["r"].append(r.ravel().astype(np.float64))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def read_matches(artifact: Artifact) -> Matches:
+    """The matches of an edge."""
+    from heredity.features.correlate import Matches
+
+    table = pq.read_table(artifact / "matches.parquet", columns=["end", "rank", "match", "r"])
+    fates = pq.read_table(artifact / "fates.parquet", columns=["end", "density"])
+    values: dict[str, Any] = {"tokens": edge_row(artifact)["tokens"]}
+    for end in ("parent", "child"):
+        rows = table.filter(pa.array(table["end"].to_numpy() == end))
+        top = int(rows["rank"].to_numpy().max())
+        values[f"{end}_match"] = rows["match"].to_numpy().reshape(-1, top)
+        values[f"{end}_r"] = rows["r"].to_numpy().reshape(-1, top)
+        values[f"{end}_density"] = fates.filter(pa.array(fates["end"].to_numpy() == end))["density"].to_numpy()
+    return Matches(**values)
+
+
+def edge_row(artifact: Artifact) -> dict[str, Any]:
+    """Figures of an edge at its own threshold."""
+    rows = pq.read_table(artifact / "edges.parquet").to_pylist()
+    return next(row for row in rows if row["rule"] != "paper")
+
+
+def threshold_of(artifact: Artifact) -> float:
+    """The threshold of an edge."""
+    return edge_row(artifact)["threshold"]
+
+
+def directions_of(parent: SAE, child: SAE) -> Directions:
+    """Weights of the SAEs of both ends."""
+    from heredity.features.edge_statistics import Directions
+
+    return Directions((parent.W_enc, child.W_enc), (parent.W_dec, child.W_dec))
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    parent, tokens = study.edge(item["edge"]).parent, 2 * study.config.lineage.tokens
+    pairs = tokens * expected_l0(study) ** 2
+    return Cost(tokens, tokens * encode_flops(study, parent, shapes) + pairs, shapes.sae_gib(parent, tokens), 0.5)
+
+
+def own_rows(tables: Tables) -> list[Mapping[str, Any]]:
+    """Edges at their own thresholds."""
+    return [row for row in rows_of(tables, "edges") if row["rule"] != "paper"]
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    merges = {row["model"] for row in rows_of(tables, "merges")}
+    for row in own_rows(tables):
+        key = {name: row[name] for name in KEY}
+        paper = next(iter(rows_of(tables, "edges", rule="paper", **key)), None)
+        chance = next(iter(rows_of(tables, "chance", **key)), None)
+        rare = next(iter(rows_of(tables, "strata", end="parent", stratum="rare", **key)), None)
+        merged = row["child"] in merges
+        if not merged:
+            yield _inherited(row, paper)
+        yield _lost(row, rare, merged)
+        if not merged:
+            text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} have no match in {row['parent']}."
+            yield Statement(row["child"], "new", text, (_both(row, "emerge", "child"),), row["instrument"])
+        yield _sure(row, chance)
+        yield from _notes(row, rare)
+
+
+def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> Statement:
+    evidence = [
+        _both(row, "persist", "parent"),
+        f"{row['one_to_one']:,} pairs are each other's best match",
+        f"{threshold_words(row)}, over {row['tokens']:,} tokens",
+        *_paper(row, paper),
+    ]
+    text = f"{row['child']} inherited {_of(row, 'persist', 'parent')} live features of {row['parent']}."
+    return Statement(row["child"], "inherited", text, tuple(evidence), row["instrument"])
+
+
+def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None, merged: bool) -> Statement:
+    opening = f"Of the live features of {row['parent']}, {row['child']}" if merged else row["child"]
+    noise = ""
+    if row["ceiling"] is not None and row["disappear"]:
+        expected = round((1 - row["ceiling"]) * row["parent_live"])
+        if row["one_dictionary"]:
+            noise = "; an unchanged model loses none"
+        elif expected >= row["disappear"]:
+            noise = ", no more than a second SAE of the same model loses"
+        else:
+            noise = f"; {expected:,} would look lost between two SAEs of the same model"
+    evidence = [_both(row, "disappear", "parent")]
+    if rare and rare["features"] > rare["matched"]:
+        evidence.append(
+            f"{rare['features'] - rare['matched']:,} of these fire on fewer than 30 tokens, too few to be sure"
+        )
+    text = f"{opening} lost {_of(row, 'disappear', 'parent')}{noise}."
+    return Statement(row["child"], "lost", text, tuple(evidence), row["instrument"])
+
+
+def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement:
+    parent, child, live = row["parent"], row["child"], row["parent_live"]
+    share = format.percent(row["persist"] / live) if live else "nothing"
+    floor = "" if row["floor"] is None else f"; by chance alone it would be {format.percent(row['floor'])}"
+    if row["ceiling"] is None:
+        text = f"No second SAE of {parent} was trained: how much of the loss is the instrument's is unknown{floor}."
+    elif row["one_dictionary"]:
+        text = (
+            f"{share} of {parent} persists in {child}, where an unchanged model keeps everything: one SAE reads both "
+            f"models, so the ceiling is 1 by construction{floor}."
+        )
+    elif row["ceiling"] <= 0:
+        text = f"Two SAEs of {parent} share no feature at this threshold: the instrument cannot tell{floor}."
+    else:
+        reach = min(row["relative"], 1.0)
+        ends = (
+            f" ({_ci(row, 'relative')})" if row["relative_low"] is not None and row["relative_high"] is not None else ""
+        )
+        seen = ("all" if reach == 1 else format.percent(reach)) + ends
+        text = (
+            f"{share} of {parent} persists in {child}, against {format.percent(row['ceiling'])} between two SAEs of "
+            f"{parent} itself: {seen} of what the instrument can show{floor}."
+        )
+    evidence = [_both(row, "persist", "parent")]
+    if row["ceiling"] is None:
+        evidence.append("ceiling not measured")
+    elif row["one_dictionary"]:
+        evidence.append("ceiling 100 % by construction")
+    else:
+        ends = f" ({_ci(row, 'ceiling')})" if row["ceiling_low"] is not None else ""
+        evidence.append(f"ceiling {format.percent(row['ceiling'])} of live{ends}")
+    evidence.append("floor not measured" if row["floor"] is None else f"floor {format.percent(row['floor'])} of live")
+    if chance:
+        above = format.of(chance["parent_above"], live)
+        evidence.append(f"more than chance (false discovery rate {format.percent(chance['rate'])}): {above}")
+    return Statement(child, "sure", text, (*evidence, threshold_words(row)), row["instrument"])
+
+
+def _notes(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Iterable[Statement]:
+    place = f"edge {row['edge']} (instrument {row['instrument']})"
+    if row["rule"] == "evidence" and row["threshold"] < _LEAST_THRESHOLD:
+        yield Statement(
+            row["edge"],
+            "note",
+            f"{place}: SAEs of one model agree so little that evidence puts the threshold at {row['threshold']:g}; a "
+            "feature that persists there may be kept in part only: train longer, or use another instrument",
+            instrument=row["instrument"],
+        )
+    if rare and row["parent_live"] and rare["features"] > _MOST_RARE * row["parent_live"]:
+        yield Statement(
+            row["edge"],
+            "note",
+            f"{place}: {rare['features']:,} of {row['parent_live']:,} live features fire on fewer than 30 of the "
+            "tokens, too few to tell lost from kept; raise lineage.tokens",
+            instrument=row["instrument"],
+        )
+
+
+def threshold_words(row: Mapping[str, Any]) -> str:
+    """The threshold of an edge and how it came about."""
+    if row["rule"] == "study":
+        return f"r > {row['threshold']:g} as the study sets it"
+    if row["ceiling"] is None:
+        ends = "what chance reaches and what the best matches of the edge reach"
+    elif row["one_dictionary"]:
+        ends = "what chance reaches and 1, which an unchanged feature reaches"
+    else:
+        ends = "what chance reaches and what two SAEs of one model reach"
+    return f"r > {row['threshold']:.2f}, between {ends}"
+
+
+def _paper(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> list[str]:
+    """The count at the paper's threshold, where that is not the edge's own."""
+    if paper is None or paper["threshold"] == row["threshold"]:
+        return []
+    of_ceiling = ""
+    if paper["relative"] is not None and not row["one_dictionary"]:
+        of_ceiling = f", {format.percent(paper['relative'])} of a ceiling of {format.percent(paper['ceiling'])}"
+    return [f"at the paper's r > {paper['threshold']:g}: {_of(paper, 'persist', 'parent')}{of_ceiling}"]
+
+
+def _of(row: Mapping[str, Any], fate: str, end: str) -> str:
+    return format.of(row[fate], row[f"{end}_live"], row[f"{fate}_low"], row[f"{fate}_high"], row["level"])
+
+
+def _ci(row: Mapping[str, Any], name: str) -> str:
+    return f"{format.percent(row['level'])} CI {format.interval('share', row[f'{name}_low'], row[f'{name}_high'])}"
+
+
+def _both(row: Mapping[str, Any], fate: str, end: str) -> str:
+    """A count with both of its denominators."""
+    count, live, every = row[fate], row[f"{end}_live"], row[f"{end}_features"]
+    wholes = {f"{live:,} live": live, f"all {every:,}": every}
+    shares = [f"{format.percent(count / whole)} of {words}" for words, whole in wholes.items() if whole]
+    return f"{fate} {count:,} = {', '.join(shares)}" if shares else f"{fate} {count:,}"
+
+
+ANALYSIS = Analysis(
+    kind="match",
+    version=1,
+    title="Features along every edge",
+    items=edge_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=TABLES,
+    cost=_cost,
+    say=_say,
+)

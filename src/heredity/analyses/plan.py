@@ -1,0 +1,302 @@
+"""What a study will do before it does it: shapes of its models, what cannot work, and an estimate of the work.
+
+The estimate counts the matrix products that cannot be avoided and divides by this machine's measured rate.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from heredity.study import RANKED, ScratchConfig, Study, StudyError
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from heredity.analyses import Pipeline
+    from heredity.engine.store import Store
+
+PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
+
+PLAN_MODELS = Table(
+    "plan_models",
+    "Models of the study.",
+    ("model",),
+    (
+        Column("kind", "text", "How it comes to be: train, finetune, load or merge."),
+        Column("parents", "text", "Its parents."),
+        Column("trace", "text", "Corpora it and its ancestors read."),
+        Column("parameters", "count", "Number of weights; unknown for a model that is not on this disk."),
+    ),
+    brief=("model", "kind", "parents", "trace", "parameters"),
+)
+PLAN_EDGES = Table(
+    "plan_edges",
+    "Edges of the study.",
+    ("edge",),
+    (Column("common_trace", "text", "Corpora that features are compared on."),),
+    brief=("edge", "common_trace"),
+)
+PLAN_STAGES = Table(
+    "plan_stages",
+    "Work, in order.",
+    ("stage",),
+    (
+        Column("stage", "text", "kind/name."),
+        Column("cached", "flag", "Done already."),
+        Column("tokens", "count", "Tokens it reads."),
+        Column("flops", "flops", "Floating-point operations of its matrix products."),
+        Column("memory_gib", "number", "GiB of its largest buffers."),
+        Column("seconds", "seconds", "Estimate on this machine; 0 when done already."),
+    ),
+    brief=("stage", "cached", "tokens", "flops", "memory_gib", "seconds"),
+)
+PLAN_TABLES = (PLAN_MODELS, PLAN_EDGES, PLAN_STAGES)
+
+
+class Shapes:
+    """Sizes of a study's models, as far as the study and local folders say."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._shapes: dict[str, SimpleNamespace | None] = {}
+
+    def shape(self, model: str) -> SimpleNamespace | None:
+        """A model's shape under Hugging Face's names; None where only its weights say it."""
+        if model not in self._shapes:
+            self._shapes[model] = self._read(model)
+        return self._shapes[model]
+
+    def _read(self, name: str) -> SimpleNamespace | None:
+        model = self.study.config.model[name]
+        if model.train:
+            return _mistral_shape(model.train, self.study.config.tokenizer.vocab_size)
+        if model.load:
+            path = self.study.root / model.load / "config.json"
+            if not path.is_file():
+                return None
+            try:
+                return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise StudyError(
+                    f"{path}: is no configuration of a model ({error}); download or save the model again"
+                ) from None
+        return self.shape(self.study.parents[name][0])
+
+    def parameters(self, model: str) -> int:
+        """Weights of a gated decoder of this shape, an approximation for other families; 0 where it is unknown."""
+        shape = self.shape(model)
+        return _parameters(shape) if shape else 0
+
+    def d_model(self, model: str) -> int:
+        """Width of the residual stream; 1024 is assumed where it is unknown."""
+        return _d_model(self.shape(model)) or 1024
+
+    def width(self, model: str) -> int:
+        """Width of the study's hook point; 1024 is assumed where it is unknown."""
+        return self.widths.get(model) or 1024
+
+    def sae_gib(self, model: str, tokens: int) -> float:
+        """Memory of a stage that encodes so many tokens with the study's SAE."""
+        d_in = self.width(model)
+        k = self.study.config.sae.k if self.study.config.sae.activation in RANKED else 32
+        return (tokens * k * 24 + 16 * d_in * d_in * self.study.config.sae.expansion) / 2**30
+
+    def front(self, model: str) -> float:
+        """Weights that a pass to a stitch multiplies: it is near the middle, and nothing runs beyond it."""
+        shape = self.shape(model)
+        return max(0.0, _parameters(shape) - 2.0 * shape.vocab_size * self.d_model(model)) / 2 if shape else 0.0
+
+    def layers(self, model: str) -> int:
+        """Number of blocks; 1 where it is unknown."""
+        shape = self.shape(model)
+        return getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 1)
+
+    @cached_property
+    def widths(self) -> dict[str, int | None]:
+        """Width of the hook point in every model; None where only the weights say it.
+
+        Raises StudyError when a model does not have the hook point.
+        """
+        from heredity.lm.hooks import HookPointError, width
+
+        study, widths = self.study, dict[str, int | None]()
+        for name in study.order:
+            shape = self.shape(name) if study.instruments and name in study.followed else None
+            try:
+                widths[name] = width(shape, study.config.hook_point) if shape else None
+            except HookPointError as error:
+                raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
+        return widths
+
+
+def _mistral_shape(config: ScratchConfig, vocab_size: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        model_type="mistral",
+        hidden_size=config.d_model,
+        intermediate_size=config.d_mlp,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.d_model // config.n_heads,
+        vocab_size=vocab_size,
+        tie_word_embeddings=config.tie_embeddings,
+    )
+
+
+def _d_model(shape: Any) -> int:
+    return getattr(shape, "hidden_size", None) or getattr(shape, "n_embd", 0) or 0
+
+
+def _parameters(shape: SimpleNamespace) -> int:
+    d = _d_model(shape)
+    layers = getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 0)
+    d_mlp = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * d
+    heads = getattr(shape, "num_attention_heads", None) or getattr(shape, "n_head", 1)
+    head = getattr(shape, "head_dim", None) or d // heads
+    kv = getattr(shape, "num_key_value_heads", None) or heads
+    attention = 2 * d * heads * head + 2 * d * kv * head
+    embeddings = shape.vocab_size * d * (1 if getattr(shape, "tie_word_embeddings", False) else 2)
+    return layers * (attention + 3 * d * d_mlp + 2 * d) + embeddings + d
+
+
+def check_shapes(study: Study) -> Shapes:
+    """Sizes of the models of a study. Raises StudyError for what cannot work at these sizes, before anything runs."""
+    shapes = Shapes(study)
+    for name in study.config.stitch:
+        check_stitch(study, name, shapes)
+    sae = study.config.sae
+    for name, d_in in shapes.widths.items():
+        if d_in is None:
+            continue
+        d_sae, most, key = sae.expansion * d_in, *_most_active(study)
+        if most > d_sae:
+            raise StudyError(
+                f"{study.name}: {key}: {most:g} is more than the {d_sae} features of {name}'s SAE; lower it"
+            )
+    for edge in study.edges:
+        parent, child = shapes.widths[edge.parent], shapes.widths[edge.child]
+        if parent is not None and child is not None and parent != child:
+            raise StudyError(
+                f"{study.name}: edge {edge.name}: {study.config.hook_point} is {parent} wide in the parent and {child} "
+                "in the child; features are matched at one width, use a stitch between models of different size"
+            )
+    return shapes
+
+
+def _most_active(study: Study) -> tuple[float, str]:
+    sae = study.config.sae
+    return (sae.k, "sae.k") if sae.activation in RANKED else (sae.l0[1], "sae.l0")
+
+
+def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
+    """That the maps of a stitch can be fitted and its SAEs trained, as far as can be seen before anything runs.
+
+    Raises StudyError.
+    """
+    from heredity.lm.hooks import HookPointError, width
+
+    config = study.config.stitch[name]
+    points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}
+    for end, point in points.items():
+        key = "hook_point" if end == "source" and not config.source_hook_point else f"stitch.{name}.{end}_hook_point"
+        shape = shapes.shape(getattr(config, end))
+        try:
+            _ = width(shape, point) if shape and point else None
+        except HookPointError as error:
+            raise StudyError(f"{study.name}: {key}: {error} (model {getattr(config, end)})") from None
+        if point and not is_residual(point):
+            raise StudyError(
+                f"{study.name}: {key}: {point} is a part of a layer, and the rest of the model passes by it; a stitch "
+                f"joins residual streams: give a place such as blocks.1.hook_resid_pre (stitch {name})"
+            )
+    d_a, d_b = (_d_model(shapes.shape(end)) for end in (config.source, config.target))
+    if d_a and d_b:
+        check_method(study, name, d_a, d_b)
+    for key, least in (("tokens", config.context_size), ("held_out", 2 * config.context_size)):
+        if getattr(config, key) < least:
+            raise StudyError(
+                f"{study.name}: stitch.{name}.{key}: {getattr(config, key)} tokens do not fill the blocks of "
+                f"{config.context_size} that it takes; give at least {least}"
+            )
+    most, key = _most_active(study)
+    if most > min(config.widths):
+        raise StudyError(
+            f"{study.name}: {key}: {most:g} is more than the {min(config.widths)} features of stitch.{name}.widths; "
+            "lower it"
+        )
+
+
+def check_method(study: Study, name: str, d_a: int, d_b: int) -> None:
+    """That maps from width d_a to d_b can be fitted by the method of a stitch. Raises StudyError."""
+    config = study.config.stitch[name]
+    if config.method == "procrustes" and d_a > d_b:
+        raise StudyError(
+            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and {config.target} "
+            f"({d_b}) is narrower than {config.source} ({d_a}); choose joint or ridge, or swap source and target"
+        )
+
+
+def is_residual(hook_point: str) -> bool:
+    """Whether all of the residual stream passes a hook point, as far as its name says."""
+    if hook_point.startswith("blocks."):
+        return re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|mid|post)", hook_point) is not None
+    path, _, side = hook_point.partition(":")
+    inner = re.search(r"\.\d+\.(.+)$", path)
+    # What a layer's norms read is the stream; those further inside, such as of queries, read a part of it.
+    return inner is None or (side == "input" and re.fullmatch(r"\w*(norm|ln_)\w*", inner[1]) is not None)
+
+
+def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
+    """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name."""
+    study, shapes, rate = pipeline.study, Shapes(pipeline.study), measured_rate()
+    stages = []
+    for label, stage in pipeline.stages.items():
+        analysis, item, _ = pipeline.items[label]
+        cost = analysis.cost(study, item, shapes)
+        cached = (store.path(stage.kind, stage.name, stage.key) / "manifest.json").exists()
+        seconds = 0.0 if cached else round(1.0 + cost.flops / (rate * cost.efficiency), 1)
+        row = {"stage": label, "cached": cached, "tokens": cost.tokens, "flops": cost.flops, "seconds": seconds}
+        stages.append(row | {"memory_gib": PROCESS_GIB + cost.gib})
+    left = [row for row in stages if not row["cached"]]
+    models = [
+        {
+            "model": name,
+            "kind": study.config.model[name].kind,
+            "parents": ", ".join(study.parents[name]),
+            "trace": ", ".join(study.trace(name)),
+            "parameters": shapes.parameters(name) or None,
+        }
+        for name in study.order
+    ]
+    return {
+        "study": study.name,
+        "hook_point": study.config.hook_point,
+        "d_in": shapes.widths[(study.followed or study.order)[0]],
+        "tokens": sum(row["tokens"] for row in left),
+        "flops": sum(row["flops"] for row in left),
+        "memory_gib": max((row["memory_gib"] for row in left), default=0.0),
+        "seconds": round(sum(row["seconds"] for row in left), 1),
+        "rate": rate,
+        "plan_models": models,
+        "plan_edges": [
+            {"edge": edge.name, "common_trace": ", ".join(study.common_trace(edge))} for edge in study.edges
+        ],
+        "plan_stages": stages,
+    }
+
+
+def measured_rate() -> float:
+    """Float32 matrix products, FLOP/s: the best of three of the kind an SAE does."""
+    import torch
+
+    x, w = torch.randn(2048, 512), torch.randn(512, 2048)
+    best = 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        torch.mm(x, w)
+        best = max(best, 2 * 2048 * 512 * 2048 / (time.perf_counter() - start))
+    return best
