@@ -1,0 +1,187 @@
+"""What a run holds: tables, matches, models, SAEs and features of a study, opened from its folder."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heredity.analyses import TABLES, Pipeline, read_tables, statements_of
+from heredity.analyses.analysis import Need, Statement
+from heredity.analyses.sae import sae_need
+from heredity.engine.store import Artifact, ArtifactError, Store, write_json
+from heredity.study import Study, StudyError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from heredity.features.acts import FeatureActs
+    from heredity.features.correlate import Matches
+    from heredity.sae.model import SAE
+
+RUN = "run.json"
+
+
+class Run:
+    """A study that has been run, as far as it is done."""
+
+    def __init__(self, study: Study, folder: Path, pipeline: Pipeline | None = None) -> None:
+        """folder: `runs/<study>`. Raises StudyError for a study that cannot work."""
+        self.study, self.folder, self.name = study, Path(folder), study.name
+        self.pipeline = pipeline or Pipeline(study)
+        store = Store(self.folder)
+        found = {label: store.find(s.kind, s.name, s.key) for label, s in self.pipeline.stages.items()}
+        self.artifacts = {label: artifact for label, artifact in found.items() if artifact is not None}
+        """What is done, by label; those of training repeats end in `~1`, `~2` and so on."""
+        self.missing = [label for label, artifact in found.items() if artifact is None]
+        """Labels of stages that are not done."""
+
+    def __repr__(self) -> str:
+        left = f", {len(self.missing)} of {len(self.pipeline.stages)} stages missing" if self.missing else ""
+        return f"<Run {self.name}: {', '.join(self.tables)}{left}>"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on all that is done."""
+        return sum(artifact.manifest["seconds"] for artifact in self.artifacts.values())
+
+    @cached_property
+    def tables(self) -> dict[str, pa.Table]:
+        """Every small table by name, as Arrow; `.to_pandas()` makes a data frame of one."""
+        return read_tables(self.artifacts)
+
+    def table(self, name: str) -> pa.Table:
+        """One table by name, also a large one. Raises KeyError, by name, for a table that the run does not have."""
+        tables = read_tables(self.artifacts, [name])
+        if name not in tables:
+            known = ", ".join(TABLES)
+            raise KeyError(f"run {self.name} has no table {name!r}" + ("" if name in TABLES else f"; tables are {known}"))
+        return tables[name]
+
+    def __getitem__(self, name: str) -> pa.Table:
+        return self.table(name)
+
+    @cached_property
+    def statements(self) -> list[Statement]:
+        """Findings in sentences, each with the figures it rests on."""
+        return statements_of({name: table.to_pylist() for name, table in self.tables.items()})
+
+    def artifact(self, need: Need) -> Artifact:
+        """The artifact of a stage, by kind and item. Raises ArtifactError, by label, for one that is not done."""
+        stage = self.pipeline.stage(need)
+        if stage.label not in self.artifacts:
+            raise ArtifactError(
+                f"{stage.label} of study {self.name} is not done in {self.folder}; `heredity run` the study first, until "
+                f"{stage.kind} at least"
+            )
+        return self.artifacts[stage.label]
+
+    def item(self, instrument: str | None = None, **key: str) -> dict[str, str]:
+        """Key columns of a measured model or edge: by the study's first instrument unless one is named.
+
+        Raises StudyError for an instrument, model or edge that the study does not have.
+        """
+        known = {
+            "instrument": self.study.instruments,
+            "model": self.study.followed,
+            "edge": tuple(edge.name for edge in self.study.edges),
+        }
+        item = {"instrument": instrument or self.study.instrument, **key}
+        for name, value in item.items():
+            if value not in known[name]:
+                raise StudyError(f"{name} {value!r}: study {self.name} has {', '.join(known[name]) or 'none'}")
+        return item | {"site": self.study.config.hook_point}
+
+    def matches(self, edge: str, instrument: str | None = None) -> Matches:
+        """Best matches of every feature along `parent->child`, both ways."""
+        from heredity.analyses.match import read_matches
+
+        return read_matches(self.artifact(("match", self.item(instrument, edge=edge))))
+
+    def model(self, name: str) -> Any:
+        """A language model of the study, as transformers loads it."""
+        from heredity.analyses.reading import load
+
+        if name not in self.study.order:
+            raise StudyError(f"model {name!r}: study {self.name} has {', '.join(self.study.order)}")
+        return load(self.artifact(("model", {"model": name})))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that the models share."""
+        from heredity.analyses.reading import tokenizer_of
+        from heredity.analyses.text import tokenizer_need
+
+        return tokenizer_of(self.artifact(tokenizer_need(self.study)))
+
+    def sae(self, model: str, instrument: str | None = None) -> SAE:
+        """The SAE of a model."""
+        from heredity.sae.formats import read_sae
+
+        item = self.item(instrument, model=model)
+        return read_sae(self.artifact(sae_need(self.study, model, item["instrument"])) / "sae")[0]
+
+    def acts(self, model: str, instrument: str | None = None) -> FeatureActs:
+        """Feature activations of a model on the study's token sample, sparse; rows align between models."""
+        from heredity.analyses.acts import acts_of
+
+        return acts_of(self.artifact(("acts", self.item(instrument, model=model))))
+
+    def feature(self, model: str, index: int) -> Feature:
+        """All that is known of one feature: class, explanation, tokens, matches, examples. HTML in a notebook."""
+        from heredity.analyses.query import show
+
+        return Feature(show(self, model, index))
+
+
+class Feature(NamedTuple):
+    """One feature of a run; `values` as `heredity show --json` prints them."""
+
+    values: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        card = self.values
+        explanation = escape(str((card.get("explanation") or {}).get("description") or ""))
+        rows = "".join(
+            f"<tr><td>{escape(m['edge'])}</td><td>{m['model']}/{m['feature']}</td><td>"
+            f"{'' if m['r'] is None else format(m['r'], '.3f')}</td><td>{'persists' if m['persists'] else ''}</td></tr>"
+            for m in card["matches"]
+        )
+        lines = "".join(f"<p style='font-family:monospace'>{_shaded(row, card['max'])}</p>" for row in card["top"][:6])
+        title = f"{escape(card['model'])}/{card['feature']}"
+        return f"<h4>{title}</h4><p>{explanation}</p><table>{rows}</table>{lines}"
+
+
+def _shaded(row: Mapping[str, Any], highest: float, reach: int = 12) -> str:
+    """A firing in its text, each token shaded by activation."""
+    start, end = max(0, row["position"] - reach), row["position"] + reach + 1
+    return "".join(
+        f"<span style='background:rgba(255,140,0,{min(1.0, value / (highest or 1)):.2f})'>{escape(token)}</span>"
+        for token, value in zip(row["tokens"][start:end], row["values"][start:end], strict=True)
+    )
+
+
+def record(study: Study, folder: Path) -> None:
+    """Write what `open` needs into a run's folder: the study as it was run."""
+    write_json(folder / RUN, {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()})
+
+
+def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
+    """The run in a folder such as `runs/demo`.
+
+    Raises ArtifactError for a folder that holds no run, or one of version 0.1.0.
+    """
+    folder = Path(folder)
+    path = folder / RUN
+    if not path.is_file():
+        old = "a run of heredity 0.1.0; run its study again" if (folder / "summary.json").exists() else "no run"
+        raise ArtifactError(f"{folder}: holds {old} (there is no {RUN}); give a folder such as runs/demo")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}); run the study again") from None
+    return Run(study, folder)
