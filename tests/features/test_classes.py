@@ -15,9 +15,12 @@ from heredity.features.classes import (
     FeatureClasses,
     Rules,
     Text,
+    class_gaps,
+    class_shares,
     classify,
     gap,
     language_of,
+    memberships,
     spellings,
     token_categories,
     wilson,
@@ -244,3 +247,28 @@ def test_gaps_say_nothing_where_nothing_varies():
     assert found.value.tolist() == [0, 0, 0.5]
     assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [True, True, False]
     assert np.isnan(gap(first, second[:0])).all()
+
+
+def test_members_of_classes_and_groups_are_counted_among_the_judged(found, text):
+    classes, groups, domains = memberships(found, {"first": "prose", "second": "python"})
+    assert np.sum(list(classes.values()), axis=0).tolist() == found.judged.tolist(), "one class each"
+    np.testing.assert_array_equal(groups["formatting"], classes["whitespace"] | classes["line break"])
+    code = classes["operator"] | classes["keyword"] | classes["identifier"] | (found.judged & (found.domain == 1))
+    np.testing.assert_array_equal(groups["code"], code)
+    np.testing.assert_array_equal(groups["single-token"], found.single_token & found.judged)
+    assert domains["second"].sum() == (found.judged & (found.domain == 1)).sum()
+    assert memberships(found, {"first": "prose"})[2] == {}
+    rows = {name: row for name, *row in class_shares(classes, found.judged)}
+    assert sum(row[0] for row in rows.values()) == found.judged.sum()
+    for count, share, low, high in rows.values():
+        assert share == count / found.judged.sum() and low <= share <= high
+    assert np.isnan([row[2:] for row in class_shares(classes, np.zeros_like(found.judged))]).all()
+
+
+def test_class_gaps_are_gaps_of_the_members(found):
+    members, groups = memberships(found, {"first": "prose"})[0], np.arange(len(found.judged)) % 2 == 0
+    rows = class_gaps(members, found.judged & groups, found.judged & ~groups, 100, 5)
+    belongs = np.stack(list(members.values()), 1)
+    expected = gap(belongs[found.judged & groups], belongs[found.judged & ~groups], 100, 5)
+    assert [row[0] for row in rows] == list(members)
+    np.testing.assert_array_equal([row[1:] for row in rows], np.transpose(expected))

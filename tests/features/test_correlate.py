@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from heredity.features.acts import FeatureActs
-from heredity.features.correlate import correlate, join_matches
+from heredity.features.correlate import correlate, join_matches, median, rank_correlation
 from heredity.kernels.pearson import dense_pearson
 
 
@@ -106,3 +106,9 @@ def test_matches_above_a_threshold_keep_their_places():
     np.testing.assert_array_equal(kept.parent_match[:, 0], np.arange(30))
     assert np.all(kept.parent_match[:, 1:] == -1) and np.isnan(kept.child_r[:, 1:]).all()
     assert matches.parent_match[0, 1] >= 0  # the matches themselves are left as they were
+
+
+def test_values_without_a_number_are_left_out():
+    assert rank_correlation(np.array([1.0, 2, np.nan, 9]), np.array([3.0, 4, 5, 6])) == pytest.approx(1)
+    assert rank_correlation(np.array([1.0, 1]), np.array([3.0, 4])) is None
+    assert median(np.array([np.nan, 1, 4, np.inf])) == 2.5 and np.isnan(median(np.array([np.nan])))

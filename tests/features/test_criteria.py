@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
 from heredity.features.criteria import (
+    agreement,
     candidates,
     disagreement,
     masked_cosine,
@@ -269,3 +270,14 @@ def test_agreement_that_is_not_defined_is_none():
     assert [(row.jaccard, row.kappa) for row in rows] == [(None, None)] * 2
     with pytest.raises(ValueError, match="same features"):
         disagreement({"a": np.zeros(3, bool), "b": np.zeros(2, bool)})
+
+
+def test_agreement_with_the_best_match_is_cohens_kappa():
+    best = np.array([0.9, 0.8, 0.7, 0.2, 0.1, 0.6])
+    r = np.array([0.95, 0.3, 0.8, 0.1, np.nan, 0.7])
+    found = agreement(best, r, 0.5)
+    assert (found.persisting, found.both, found.only, found.only_matched, found.neither) == (3, 3, 0, 1, 2)
+    observed, expected = 5 / 6, (4 * 3 + 2 * 3) / 36
+    assert found.kappa == pytest.approx((observed - expected) / (1 - expected))
+    assert found.median == pytest.approx(0.7) and found.rank == pytest.approx(0.7)
+    assert agreement(best, best, 0.5).kappa == pytest.approx(1) and agreement(best, best, 0.0).kappa is None

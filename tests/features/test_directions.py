@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from heredity.features import directions
-from heredity.features.directions import cosine_matches, rotation, shared
+from heredity.features.directions import Turns, causes, cosine_matches, quartiles, rotation, shared, turns
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -120,3 +120,63 @@ def test_rotation_is_the_planted_angle():
     b = np.cos(np.deg2rad(angles))[:, None] * a + np.sin(np.deg2rad(angles))[:, None] * other
     np.testing.assert_allclose(rotation(3 * a, 0.1 * b), angles, rtol=1e-8, atol=1e-10)
     assert np.isnan(rotation(np.zeros((1, 3)), np.ones((1, 3)))).all()
+
+
+# -- turns by data and by weights -----------------------------------------------------------------------------------
+
+
+def turned(rows: torch.Tensor, degrees: list[float]) -> torch.Tensor:
+    """Rows [m, 2] turned by an angle each."""
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    x, y = rows.double().T
+    return torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], dim=1)
+
+
+def planted(data: list[float], model: list[float]) -> dict[str, torch.Tensor]:
+    """Decoders whose rows turn by these angles, whichever step is first."""
+    source = turned(torch.tensor([[1.0, 0.0]]).expand(len(data), 2), [10.0 * i for i in range(len(data))])
+    both = turned(turned(source, data), model)
+    return {
+        "source": source,
+        "data": turned(source, data),
+        "data_model": both,
+        "model": turned(source, model),
+        "model_data": both,
+        "control": turned(source, [2.0] * len(data)),
+    }
+
+
+def test_planted_turns_are_found():
+    found = turns(planted(data=[4, 1, 3, 80], model=[20, 10, 5, 90]))
+    np.testing.assert_allclose(found.data, [4, 1, 3, 80], atol=1e-9)
+    np.testing.assert_allclose(found.model, [20, 10, 5, 90], atol=1e-9)
+    for total in (found.data_first_total, found.model_first_total):
+        np.testing.assert_allclose(total, [24, 11, 8, 170], atol=1e-9)
+    assert found.noise is not None and found.weights is not None
+    np.testing.assert_allclose(found.noise, 2, atol=1e-9)
+    np.testing.assert_allclose(found.weights, [18, 8, 3, 88], atol=1e-9)
+
+
+def test_every_live_feature_is_counted_once_and_dead_ones_never():
+    # The third feature ties, the second is turned by the model only when that comes second, the last is dead.
+    data, model = np.array([4.0, 1, 3, 9, 80]), np.array([20.0, 6, 3, 1, 90])
+    found = Turns(data, model, data + model, np.array([20.0, 0, 3, 1, 90]), data, data + model, None, None)
+    live = np.array([True, True, True, True, False])
+    assert causes(found, live) == (2, 1, 1)
+    assert causes(found, np.zeros(5, bool)) == (0, 0, 0)
+    assert quartiles(data[live]) == (2.5, 3.5, 5.25) and quartiles(data[:0]) == (None, None, None)
+
+
+def test_a_turn_within_the_noise_has_neither_cause():
+    data, model = np.array([4.0, 1, 30]), np.array([9.0, 2, 3])
+    found = Turns(data, model, data + model, model, data, data + model, np.array([5.0, 5, 5]), None)
+    assert causes(found, np.ones(3, bool)) == (1, 1, 1)
+
+
+def test_turns_need_no_control_but_decoders_of_one_shape():
+    decoders = planted([1.0], [2.0])
+    del decoders["control"]
+    found = turns(decoders)
+    assert found.noise is None and found.weights is None and causes(found, np.array([True])) == (1, 0, 0)
+    with pytest.raises(ValueError, match="equal shapes"):
+        turns(decoders | {"data": torch.ones(2, 2)})

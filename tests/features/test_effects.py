@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from heredity.features import effects
 from heredity.features.collect import Reader
 from heredity.features.effects import (
+    Splice,
     attribution_similarity,
     attributions,
+    differing,
     logit_similarity,
     logit_weights,
     splice,
+    splice_figures,
 )
 from heredity.lm.hooks import HookPointError, replaced
 from heredity.lm.load import mistral_config, new_model
@@ -206,10 +209,13 @@ def test_moving_the_changed_features_makes_the_parent_the_child():
     assert found.before.mean() > 0.01 and found.tokens == 12 * 16
     np.testing.assert_allclose(found.all, 0, atol=1e-5)
     np.testing.assert_allclose(found.patched, 0, atol=1e-5)
-    assert found.recovered == pytest.approx(1, abs=1e-3) and found.moved == pytest.approx(1, abs=1e-6)
+    assert splice_figures(found, 0)["recovered"] == pytest.approx(1, abs=1e-3) and found.moved == pytest.approx(
+        1, abs=1e-6
+    )
     assert found.reach == pytest.approx(1, abs=1e-3) and found.live == 6
     part = splice(parent, child, both[[0, 3]], blocks(), controls=4)
-    assert 0 < part.recovered < 1 and 0 < part.moved < 1, "one of three units"
+    recovered = splice_figures(part, 0)["recovered"]
+    assert recovered is not None and 0 < recovered < 1 and 0 < part.moved < 1, "one of three units"
     assert part.controls.shape == (4, 12) and (part.controls_moved < 1).all()
 
 
@@ -222,18 +228,47 @@ def test_controls_of_features_without_a_role_recover_nothing():
             each.model.layers[1].mlp.down_proj.weight[:, idle] = 0
     both = np.array([unit + side for side in (0, D_MLP) for unit in some])
     found = splice(parent, Reader(made, LAST, [units()]), both, blocks(), controls=2, seed=1)
-    assert found.recovered == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(found.controls_recovered, 0, atol=1e-3)
+    figures = splice_figures(found, 0)
+    assert figures["recovered"] == pytest.approx(1, abs=1e-3)
+    assert figures["control_recovered"] == pytest.approx(0, abs=1e-3)
     again = splice(parent, Reader(made, LAST, [units()]), both, blocks(), controls=2, seed=1)
     assert np.array_equal(found.controls, again.controls)
 
 
 def test_only_the_difference_is_moved_and_the_sae_limits_it():
     same = splice(model(), Reader(model(), LAST, [units()]), np.array([0]), blocks(), controls=0)
-    assert same.live == 0 and np.isnan(same.recovered) and same.before.max() < 1e-6
+    assert same.live == 0 and splice_figures(same, 0)["recovered"] is None and same.before.max() < 1e-6
     rough = new_sae(D_MLP, 16, "topk", 2, torch.Generator().manual_seed(0))
     found = splice(model(), Reader(changed([2, 5, 11]), LAST, [rough]), np.array([0]), blocks(), controls=0)
     assert found.reach < 0.9 and found.patched.max() < 1e-5
+
+
+def test_features_that_differ_are_those_of_the_changed_units():
+    ends = [Reader(each, LAST, [units()]) for each in (model(), changed([2, 5]))]
+    assert np.flatnonzero(differing(*ends, blocks())).tolist() == [2, 5, D_MLP + 2, D_MLP + 5]
+    assert not differing(ends[0], ends[0], blocks()).any()
+
+
+def test_figures_of_a_splice_have_intervals_over_its_blocks():
+    rng = np.random.default_rng(0)
+    before = 1 + 0.1 * rng.standard_normal(60)
+    found = Splice(before, 0.5 * before, np.stack([0.9 * before, 0.7 * before]), 0.1 * before, 0 * before, 0.5,
+                   np.array([0.2, 0.4]), 9, 600)  # fmt: skip
+    figures: dict[str, Any] = splice_figures(found, 1)
+    assert figures["recovered"] == pytest.approx(0.5 / 0.9) and figures["control_recovered"] == pytest.approx(0.2 / 0.9)
+    assert figures["excess"] == pytest.approx(0.3 / 0.9) and figures["reach"] == pytest.approx(0.9)
+    assert figures["moved"] == 0.5 and figures["control_moved"] == pytest.approx(0.3)
+    # ± 1.96 standard errors of a mean
+    half = (figures["before_high"] - figures["before_low"]) / 2
+    assert half == pytest.approx(1.96 * before.std() / np.sqrt(60), rel=0.15)
+    width = figures["recovered_high"] - figures["recovered_low"]
+    assert width < 1e-9, "shares do not vary where every block has the same"
+    assert figures == splice_figures(found, 1) != splice_figures(found, 2)
+    alone = splice_figures(found._replace(controls=np.empty((0, 60)), controls_moved=np.empty(0)), 1)
+    assert alone["control"] is alone["excess"] is alone["control_moved"] is None
+    assert alone["recovered"] == figures["recovered"]
+    with_interval = {name.removesuffix("_low") for name, end in alone.items() if name.endswith("_low") and end}
+    assert with_interval == {"before", "spliced", "all", "recovered"}
 
 
 def test_wrong_arguments_are_refused_by_name():

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader
-from heredity.features.newness import LatentScaling, Newness, newness
+from heredity.features.correlate import Matches
+from heredity.features.newness import LatentScaling, Newness, groups_of, matched_pairs, newness, origins_of
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
 from heredity.study import ArchitectureConfig
@@ -197,3 +198,50 @@ def test_models_are_read_on_the_same_tokens():
     assert np.nanmedian(np.abs(other.nu[itself.firings > 20])) < 0.5
     with pytest.raises(ValueError, match="the parent comes with 2 SAEs"):
         newness(Reader(reader(1, sae).model, "blocks.0.mlp.hook_post", [sae, sae]), reader(1, sae), blocks)
+
+
+# -- groups of features by fate and origin ---------------------------------------------------------------------------
+
+
+def test_origins_are_those_of_the_planted_world(world: Planted, found: Newness):
+    origins = origins_of(found)
+    share = {
+        name: {group: mask[world.group == group].mean() for group in set(world.group)} for name, mask in origins.items()
+    }
+    assert all(value > 0.95 for value in share["judged"].values())
+    assert share["new"]["new"] > 0.95 and share["new"]["turned"] > 0.9
+    assert share["surely_new"]["new"] > 0.9 and share["surely_new"]["new"] <= share["new"]["new"]
+    assert share["turned"]["turned"] > 0.9 and share["turned"]["new"] < 0.05
+    for group in ("same", "missed"):
+        assert share["new"][group] == share["turned"][group] == 0 and share["missed"][group] > 0.95
+    assert share["missed"]["new"] == share["missed"]["turned"] == 0
+
+
+def test_features_with_few_firings_are_not_judged(found: Newness):
+    few = found._replace(firings=np.full_like(found.firings, 29))
+    assert not any(mask.any() for mask in origins_of(few).values())
+
+
+def test_fates_are_the_edges_and_what_fires_on_other_text_only_is_apart(found: Newness):
+    density, r = np.zeros(len(found.nu)), np.full((len(found.nu), 1), np.nan)
+    density[:5], r[:5, 0] = 0.1, [0.9, 0.8, 0.5, np.nan, 0.95]
+    match = np.where(np.isfinite(r), 0, -1)
+    matches = Matches(match, r, match, r, density, density, 100)
+    groups = groups_of(matches, found.firings, 0.8)
+    assert np.flatnonzero(groups["inherited"]).tolist() == [0, 4]
+    assert np.flatnonzero(groups["emerged"]).tolist() == [1, 2, 3]
+    assert groups["unseen"].sum() == (found.firings[5:] > 0).sum() > 0
+
+
+def test_pairs_are_a_sample_of_the_chosen_features_with_a_match():
+    match = np.array([[3], [-1], [0], [2], [2]])
+    matches = Matches(match, match, match, np.zeros((5, 1)), np.ones(5), np.ones(5), 100)
+    chosen = np.array([True, True, True, False, True])
+    assert matched_pairs(matches, chosen, 5, 0).tolist() == [[3, 0], [0, 2], [2, 4]]
+    sample = matched_pairs(matches, chosen, 2, 0).tolist()
+    assert (
+        len(sample) == 2
+        and all(pair in [[3, 0], [0, 2], [2, 4]] for pair in sample)
+        and sample == sorted(sample, key=lambda pair: pair[1])
+    )
+    assert matched_pairs(matches, np.zeros(5, bool), 2, 0).shape == (0, 2)

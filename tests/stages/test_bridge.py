@@ -18,7 +18,7 @@ from heredity.engine.workers import Here
 from heredity.lm.hooks import capture
 from heredity.report.bridge import BridgeSummary
 from heredity.sae.formats import read_sae
-from heredity.stages.bridge import agreement, bridge_edge, bridge_of, bridge_stage
+from heredity.stages.bridge import bridge_edge, bridge_of, bridge_stage
 from heredity.stages.lineage import COUNTS, match_stage, read_matches
 from heredity.stages.models import model_stage, seed_of
 from heredity.stages.saes import sae_stage
@@ -128,14 +128,3 @@ def test_maps_between_other_places_give_a_reason(world: World):
     told = bridge_of(world.artifacts["bridge/elsewhere"])
     assert told.compared is None and not (world.artifacts["bridge/elsewhere"] / "bridge.parquet").exists()
     assert f"from {HOOK} to blocks.0.hook_resid_pre, but features are followed at {HOOK}" in told.reason
-
-
-def test_agreement_is_cohens():
-    best = np.array([0.9, 0.8, 0.7, 0.2, 0.1, 0.6])
-    r = np.array([0.95, 0.3, 0.8, 0.1, np.nan, 0.7])
-    found = agreement(best, r, 0.5)
-    assert (found.persisting, found.both, found.only, found.only_matched, found.neither) == (3, 3, 0, 1, 2)
-    observed, expected = 5 / 6, (4 * 3 + 2 * 3) / 36
-    assert found.kappa == pytest.approx((observed - expected) / (1 - expected))
-    assert found.median == pytest.approx(0.7) and found.rank == pytest.approx(0.7)
-    assert agreement(best, best, 0.5).kappa == pytest.approx(1) and agreement(best, best, 0.0).kappa is None

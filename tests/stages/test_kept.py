@@ -20,7 +20,7 @@ from heredity.features.fates import RARE_FIRINGS
 from heredity.lm.hooks import capture
 from heredity.report.kept import KeptSummary, quantiles, spread
 from heredity.sae.formats import read_sae
-from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, rank_correlation, snippets
+from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, snippets
 from heredity.stages.models import model_stage, seed_of
 from heredity.stages.saes import training_stage
 from heredity.stages.stitch import maps_stage, sides_of, stitch_blocks, stitch_inputs
@@ -230,5 +230,3 @@ def test_snippets_are_different_sentences():
 def test_figures_of_few_values():
     assert quantiles(np.array([np.nan])) == (None,) * 5 and spread(np.array([0.5, np.nan, -1, 1])).n == 3
     assert spread(np.array([0.5, -1, 1])).histogram[0] == spread(np.array([1.0])).histogram[-1] == 1
-    assert rank_correlation(np.array([1.0, 2, np.nan, 9]), np.array([3.0, 4, 5, 6])) == pytest.approx(1)
-    assert rank_correlation(np.array([1.0, 1]), np.array([3.0, 4])) is None

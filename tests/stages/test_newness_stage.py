@@ -13,13 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import tiny
-from features.test_newness import Planted, planted, streamed
 from heredity.cli import app
 from heredity.engine.store import Store
 from heredity.features.collect import Reader, encoded
-from heredity.features.correlate import Matches, correlate
-from heredity.features.effects import Splice
-from heredity.features.newness import Newness
+from heredity.features.correlate import correlate
 from heredity.lm.load import mistral_config, new_model
 from heredity.report.edge import NewnessSummary
 from heredity.report.summary import Summary
@@ -27,87 +24,14 @@ from heredity.sae.model import SAE, new_sae
 from heredity.stages import stages_of
 from heredity.stages.newness import (
     Inquiry,
-    distinct_blocks,
-    groups_of,
     inquire,
-    origin_summary,
-    origins_of,
-    splice_summary,
 )
 from heredity.stages.plan import plan
 from heredity.study import ArchitectureConfig, load_study
-from heredity.text.tokens import BlockSampler, PackedTokens
 
 VOCAB, D_MODEL, UNITS, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 CHANGED, MISSED, SWAPPED = (2, 5, 11), (7, 8), (20, 21)
 """Units of the child that compute something else, that the parent's SAE does not read, and that changed places."""
-
-
-@pytest.fixture(scope="module")
-def world() -> Planted:
-    return planted()
-
-
-@pytest.fixture(scope="module")
-def found(world: Planted) -> Newness:
-    return streamed(world)
-
-
-def test_origins_are_those_of_the_planted_world(world: Planted, found: Newness):
-    origins = origins_of(found)
-    share = {
-        name: {group: own[world.group == group].mean() for group in set(world.group)} for name, own in origins.items()
-    }
-    assert all(value > 0.95 for value in share["judged"].values())
-    assert share["new"]["new"] > 0.95 and share["new"]["turned"] > 0.9
-    assert share["surely_new"]["new"] > 0.9 and share["surely_new"]["new"] <= share["new"]["new"]
-    assert share["turned"]["turned"] > 0.9 and share["turned"]["new"] < 0.05
-    for group in ("same", "missed"):
-        assert share["new"][group] == share["turned"][group] == 0 and share["missed"][group] > 0.95
-    assert share["missed"]["new"] == share["missed"]["turned"] == 0
-    summary = origin_summary(found, world.group == "missed", origins)
-    assert summary.features == 30 and summary.new == 0 and summary.nu == pytest.approx(1, abs=0.05)
-
-
-def test_features_without_enough_firings_are_not_judged(found: Newness):
-    few = found._replace(firings=np.full_like(found.firings, 29))
-    origins = origins_of(few)
-    assert not any(own.any() for own in origins.values())
-    summary = origin_summary(few, np.ones(len(few.nu), bool), origins)
-    assert summary.features == len(few.nu) and summary.judged == 0 and summary.nu is None
-
-
-def test_fates_are_the_edges_and_what_fires_on_other_text_only_is_apart(found: Newness):
-    density, r = np.zeros(len(found.nu)), np.full((len(found.nu), 1), np.nan)
-    density[:5], r[:5, 0] = 0.1, [0.9, 0.8, 0.5, np.nan, 0.95]
-    match = np.where(np.isfinite(r), 0, -1)
-    matches = Matches(match, r, match, r, density, density, 100)
-    groups = groups_of(matches, found, 0.8)
-    assert np.flatnonzero(groups["inherited"]).tolist() == [0, 4]
-    assert np.flatnonzero(groups["emerged"]).tolist() == [1, 2, 3]
-    assert groups["unseen"].sum() == (found.firings[5:] > 0).sum() > 0
-
-
-def test_a_splice_is_summed_up_with_intervals_over_its_blocks():
-    rng = np.random.default_rng(0)
-    before = 1 + 0.1 * rng.standard_normal(60)
-    found = Splice(before, 0.5 * before, np.stack([0.9 * before, 0.7 * before]), 0.1 * before, 0 * before, 0.5,
-                   np.array([0.2, 0.4]), 9, 600)  # fmt: skip
-    made = splice_summary(found, 3, 6, Inquiry(0.8, 1))
-    assert made.recovered == pytest.approx(0.5 / 0.9) and made.control_recovered == pytest.approx(0.2 / 0.9)
-    assert made.excess == pytest.approx(0.3 / 0.9) and made.reach == pytest.approx(0.9)
-    assert made.control_moved == pytest.approx(0.3) and (made.features, made.others) == (3, 6)
-    low, high = made.intervals["before"]
-    # ± 1.96 standard errors of a mean
-    assert (high - low) / 2 == pytest.approx(1.96 * before.std() / np.sqrt(60), rel=0.15)
-    low, high = made.intervals["recovered"]
-    assert high - low < 1e-9, "shares do not vary where every block has the same"
-    assert made == splice_summary(found, 3, 6, Inquiry(0.8, 1))
-    alone = splice_summary(
-        found._replace(controls=np.empty((0, 60)), controls_moved=np.empty(0)), 3, 0, Inquiry(0.8, 1)
-    )
-    assert alone.control is alone.excess is alone.control_moved is None and alone.recovered == made.recovered
-    assert set(alone.intervals) == {"before", "spliced", "all", "recovered"}
 
 
 # -- an edge between two models whose difference is known -------------------------------------------------------------
@@ -229,17 +153,6 @@ def test_without_a_way_to_the_logits_or_a_common_vocabulary_figures_are_null(tmp
 def test_models_that_are_alike_at_the_hook_point_have_nothing_to_move(tmp_path):
     found, _ = asked(tmp_path, (model(), model()), LAST, units(MISSED), units())
     assert found.emerged.features == found.emerged.missed == 4 and found.splice is None
-
-
-def test_blocks_of_a_short_corpus_do_not_count_twice(tmp_path):
-    packs = {
-        name: PackedTokens(np.arange(start, start + size, dtype=np.uint16), np.array([0, size]))
-        for name, start, size in (("short", 0, 40), ("long", 1000, 4000))
-    }
-    sampler = BlockSampler(packs, 8, 1, {"short": 0.5, "long": 0.5})
-    blocks = distinct_blocks(sampler, 800)
-    assert len(np.unique(blocks[:, 0])) == len(blocks) and (blocks[:, 0] < 1000).sum() == 5
-    assert 30 < len(blocks) < 70 and len(distinct_blocks(sampler, 10**6)) <= sampler.blocks_per_pass
 
 
 # -- in a study --------------------------------------------------------------------------------------------------------

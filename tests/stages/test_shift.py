@@ -94,77 +94,21 @@ def test_repeats_pair_the_orders_of_their_own_saes(tmp_path):
     assert seeds[0] != seeds[1]
 
 
-# -- figures of planted turns --------------------------------------------------------------------------------------
-
-
-def turned(rows: torch.Tensor, degrees: list[float]) -> torch.Tensor:
-    """Rows [m, 2] turned by an angle each."""
-    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
-    x, y = rows.double().T
-    return torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], dim=1)
-
-
-def planted(data: list[float], model: list[float]) -> dict[str, torch.Tensor]:
-    """Decoders whose rows turn by these angles, whichever step is first."""
-    source = turned(torch.tensor([[1.0, 0.0]]).expand(len(data), 2), [10.0 * i for i in range(len(data))])
-    both = turned(turned(source, data), model)
-    return {
-        "source": source,
-        "data": turned(source, data),
-        "data_model": both,
-        "model": turned(source, model),
-        "model_data": both,
-        "control": turned(source, [2.0] * len(data)),
-    }
-
-
-def test_planted_turns_are_found():
-    found = turns(planted(data=[4, 1, 3, 80], model=[20, 10, 5, 90]))
-    np.testing.assert_allclose(found.data, [4, 1, 3, 80], atol=1e-9)
-    np.testing.assert_allclose(found.model, [20, 10, 5, 90], atol=1e-9)
-    for total in (found.data_first_total, found.model_first_total):
-        np.testing.assert_allclose(total, [24, 11, 8, 170], atol=1e-9)
-    assert found.noise is not None and found.weights is not None
-    np.testing.assert_allclose(found.noise, 2, atol=1e-9)
-    np.testing.assert_allclose(found.weights, [18, 8, 3, 88], atol=1e-9)
-
-
-def test_every_live_feature_is_counted_once_and_dead_ones_never():
-    # The third feature ties, the second is turned by the model only when that comes second, the last is dead.
-    data, model = np.array([4.0, 1, 3, 9, 80]), np.array([20.0, 6, 3, 1, 90])
-    found = Turns(data, model, data + model, np.array([20.0, 0, 3, 1, 90]), data, data + model, None, None)
-    live = np.array([True, True, True, True, False])
+def test_shares_that_persist_are_of_live_features():
+    angles = np.arange(5.0)
+    found = Turns(*[angles] * 6, None, None)
     best = {"data": np.array([0.95, 0.7, np.nan, 0.81, 0.99]), "both": np.zeros(5)}
-    summary = summarized(found, live, best, threshold=0.6, vectors=100)
-    assert (summary.features, summary.by_model, summary.by_data, summary.by_neither) == (4, 2, 1, 1)
+    summary = summarized(found, np.arange(5) < 4, best, threshold=0.6, vectors=100)
     assert summary.persist["data"].share == 0.75 and summary.persist["data"].paper == 0.5
-    assert summary.persist["both"].share == 0
-    assert summary.data_first.data.median == 3.5 and summary.data_first.model.median == 4.5
-    assert summary.model_first.model.median == 2.0 and summary.noise is None
+    assert summary.persist["both"].share == 0 and summary.features == 4 and summary.noise is None
+    empty = summarized(found, np.zeros(5, bool), best, 0.5, 10)
+    assert empty.features == 0 and empty.data_first.data.median is None and empty.persist["data"].share is None
 
 
-def test_what_does_not_turn_further_than_the_noise_is_neither():
-    data, model = np.array([4.0, 1, 30]), np.array([9.0, 2, 3])
-    noise = np.array([5.0, 5, 5])
-    found = Turns(data, model, data + model, model, data, data + model, noise, None)
-    summary = summarized(found, np.ones(3, bool), {}, threshold=0.5, vectors=10)
-    assert (summary.by_model, summary.by_data, summary.by_neither) == (1, 1, 1)
-
-
-def test_without_live_features_or_control_there_is_no_figure_rather_than_a_wrong_one():
-    decoders = planted([1.0], [2.0])
-    del decoders["control"]
-    summary = summarized(turns(decoders), np.array([False]), {"data": np.array([np.nan])}, 0.5, 10)
-    assert summary.features == summary.by_model == 0 and summary.noise is None and summary.weights is None
-    assert summary.data_first.data.median is None and summary.persist["data"].share is None
-
-
-def test_counts_that_do_not_add_up_and_decoders_of_other_shapes_are_refused():
-    summary = summarized(turns(planted([1.0], [2.0])), np.array([True]), {}, 0.5, 10)
+def test_counts_that_do_not_add_up_are_refused():
+    summary = summarized(Turns(*[np.ones(1)] * 6, None, None), np.array([True]), {}, 0.5, 10)
     with pytest.raises(ValueError, match="by_model=3, by_data=0 and by_neither=1 do not add up to features=1"):
         ShiftSummary(**{**summary.model_dump(), "by_model": 3})
-    with pytest.raises(ValueError, match="equal shapes"):
-        turns(planted([1.0], [2.0]) | {"data": torch.ones(2, 2)})
 
 
 # -- real ones -----------------------------------------------------------------------------------------------------

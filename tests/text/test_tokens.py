@@ -10,6 +10,7 @@ from heredity.text.permutation import permuted
 from heredity.text.tokens import (
     BlockSampler,
     PackedTokens,
+    distinct_blocks,
     fingerprint_tokenizer,
     load_tokenizer,
     pack,
@@ -263,3 +264,14 @@ def test_samplers_that_cannot_be_are_refused(packs, shares, message):
 def test_a_range_turned_around_is_refused():
     with pytest.raises(ValueError, match="blocks 5 to 3 are no range"):
         BlockSampler(PACKS, 10, 0).take(5, 3)
+
+
+def test_blocks_of_a_short_corpus_do_not_count_twice():
+    packs = {
+        name: PackedTokens(np.arange(start, start + size, dtype=np.uint16), np.array([0, size]))
+        for name, start, size in (("short", 0, 40), ("long", 1000, 4000))
+    }
+    sampler = BlockSampler(packs, 8, 1, {"short": 0.5, "long": 0.5})
+    blocks = distinct_blocks(sampler, 800)
+    assert len(np.unique(blocks[:, 0])) == len(blocks) and (blocks[:, 0] < 1000).sum() == 5
+    assert 30 < len(blocks) < 70 and len(distinct_blocks(sampler, 10**6)) <= sampler.blocks_per_pass

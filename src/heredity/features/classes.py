@@ -307,3 +307,53 @@ def gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int 
     low, high = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
     still = np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1))
     return Gap(shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high))
+
+
+def memberships(
+    classes: FeatureClasses, languages: Mapping[str, Language]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(classes, groups, domains): the judged features that belong to each, by name, bool [d_sae].
+
+    Each judged feature has exactly one class. Groups overlap: those of `GROUPS`, where `code` also holds features with
+    the domain of a corpus of code, and `single-token`, whatever the class. Domains are corpora, empty for a single one.
+    languages: of each corpus by name, in the order of the corpora's numbers.
+    """
+    judged = CLASSES[: CLASSES.index("rare")]
+    of_class = {name: classes.primary == number for number, name in enumerate(judged)}
+    groups = {name: np.any([of_class[part] for part in parts], axis=0) for name, parts in GROUPS.items()}
+    of_code = [number for number, language in enumerate(languages.values()) if language != "prose"]
+    groups["code"] |= classes.judged & np.isin(classes.domain, of_code)
+    groups["single-token"] = classes.single_token & classes.judged
+    domains = {name: (classes.domain == number) & classes.judged for number, name in enumerate(languages)}
+    return of_class, groups, domains if len(languages) > 1 else {}
+
+
+def class_shares(
+    members: Mapping[str, np.ndarray], judged: np.ndarray, level: float = 0.95
+) -> list[tuple[str, int, float, float, float]]:
+    """(name, count, share, low, high) for each of `members` among some judged features, with Wilson's interval.
+
+    members: by name, as `memberships` gives them. judged: bool [d_sae], the features to count. nan without any.
+    """
+    n = int(judged.sum())
+    hits = np.array([int((member & judged).sum()) for member in members.values()], np.int64)
+    shares = hits / n if n else np.full(len(hits), np.nan)
+    columns = (column.tolist() for column in (hits, shares, *wilson(hits, n, level)))
+    return list(zip(members, *columns, strict=True))
+
+
+def class_gaps(
+    members: Mapping[str, np.ndarray],
+    first: np.ndarray,
+    second: np.ndarray,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[tuple[str, float, float, float]]:
+    """(name, value, low, high) for each of `members`: share among the first less share among the second, as `gap`.
+
+    members: by name, as `memberships` gives them. first, second: bool [d_sae], judged features of both groups.
+    """
+    belongs = np.stack(list(members.values()), axis=1)
+    difference = gap(belongs[first], belongs[second], resamples, seed, level)
+    return list(zip(members, *(column.tolist() for column in difference), strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from heredity.features.acts import FeatureActs
 from heredity.kernels.pearson import BINS, MEMORY, THRESHOLDS, TopPearson, join, top_pearson
@@ -124,3 +125,17 @@ def join_matches(parts: Sequence[Matches]) -> Matches:
         ranged.append(TopPearson(*part[:4], own, part.thresholds, part.pairs_over, part.histogram))
     density = np.concatenate([part.parent_density for part in parts]) if parts else np.empty(0)
     return _matches(join(ranged), density, parts[0].child_density, parts[0].tokens)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman correlation of a and b over the places where both are finite; None where either does not vary."""
+    known = np.isfinite(a) & np.isfinite(b)
+    if any(len(np.unique(values[known])) < 2 for values in (a, b)):
+        return None
+    return float(np.corrcoef(rankdata(a[known]), rankdata(b[known]))[0, 1])
+
+
+def median(values: np.ndarray) -> float:
+    """Median of the finite values; nan without any."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else float("nan")

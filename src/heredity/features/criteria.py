@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from heredity.features.acts import FeatureActs
-from heredity.features.correlate import Matches
+from heredity.features.correlate import Matches, median, rank_correlation
 from heredity.kernels.masked import greedy_cover, masked_sums
 from heredity.kernels.sparse import Sparse, transpose
 
@@ -299,3 +299,40 @@ def _overlap(rule: str, other: str, a: np.ndarray, b: np.ndarray) -> Overlap:
     agreed = n * (n - either + both)
     kappa = (agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None
     return Overlap(rule, other, both, called[0] - both, both / either if either else None, kappa)
+
+
+class Agreement(NamedTuple):
+    """Calls by one r beside calls by the best match, over the same features."""
+
+    persisting: int
+    """Features whose r is above the threshold."""
+    both: int
+    """Those of them that persist by their best match too."""
+    only: int
+    """Those that do not."""
+    only_matched: int
+    """Features that persist by their best match only."""
+    neither: int
+    """Features that persist by neither."""
+    kappa: float | None
+    """Cohen's kappa; None where both call all or none."""
+    rank: float | None
+    """Spearman correlation of the two r, over features that have both; None where either does not vary."""
+    median: float
+    """Median r; nan without any."""
+
+
+def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
+    """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one."""
+    matched, other = best > threshold, r > threshold
+    overlap = _overlap("matched", "other", matched, other)
+    return Agreement(
+        persisting=int(other.sum()),
+        both=overlap.both,
+        only=int((other & ~matched).sum()),
+        only_matched=overlap.only,
+        neither=int((~other & ~matched).sum()),
+        kappa=overlap.kappa,
+        rank=rank_correlation(best, r),
+        median=median(r),
+    )

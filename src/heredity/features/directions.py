@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -140,3 +140,73 @@ def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarr
         raise ValueError(f"directions are {list(a.shape)} and {list(b.shape)}; rows of one index need equal shapes")
     angle = 2 * torch.rad2deg(torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)))
     return torch.where(a.any(1) & b.any(1), angle, torch.nan).numpy()
+
+
+class Turns(NamedTuple):
+    """How far each feature's decoder row turned, float64 [d_sae] in degrees."""
+
+    data_first_data: np.ndarray
+    """From the source SAE to the one on the child's corpora."""
+    data_first_model: np.ndarray
+    """From there to the one on the child's weights too."""
+    data_first_total: np.ndarray
+    """Both."""
+    model_first_model: np.ndarray
+    """From the source SAE to the one on the child's weights."""
+    model_first_data: np.ndarray
+    """From there to the one on the child's corpora too."""
+    model_first_total: np.ndarray
+    """Both."""
+    noise: np.ndarray | None
+    """From the source SAE to one continued on the same model and corpora."""
+    weights: np.ndarray | None
+    """From that one to the one on the child's weights, which saw the same tokens in the same order."""
+
+    @property
+    def data(self) -> np.ndarray:
+        """By the other data, mean over both orders."""
+        return (self.data_first_data + self.model_first_data) / 2
+
+    @property
+    def model(self) -> np.ndarray:
+        """By the other weights, mean over both orders."""
+        return (self.data_first_model + self.model_first_model) / 2
+
+
+def turns(decoders: Mapping[str, Tensor]) -> Turns:
+    """The turns between decoders [d_sae, d_in] of the SAEs `source`, `data`, `data_model`, `model`, `model_data` and,
+    where there is one, `control`.
+
+    Raises ValueError for decoders of different shapes: one is then not continued from the other.
+    """
+    source, data, model = decoders["source"], decoders["data"], decoders["model"]
+    control = decoders.get("control")
+    return Turns(
+        data_first_data=rotation(source, data),
+        data_first_model=rotation(data, decoders["data_model"]),
+        data_first_total=rotation(source, decoders["data_model"]),
+        model_first_model=rotation(source, model),
+        model_first_data=rotation(model, decoders["model_data"]),
+        model_first_total=rotation(source, decoders["model_data"]),
+        noise=None if control is None else rotation(source, control),
+        weights=None if control is None else rotation(control, model),
+    )
+
+
+def quartiles(angles: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Lower quartile, median and upper quartile; None each without angles."""
+    lower, middle, upper = np.quantile(angles, [0.25, 0.5, 0.75]).tolist() if len(angles) else [None] * 3
+    return lower, middle, upper
+
+
+def causes(turns: Turns, live: np.ndarray) -> tuple[int, int, int]:
+    """(by_model, by_data, by_neither): live features by what turned them further, in the mean over both orders.
+
+    live: bool [d_sae]. By neither: both turn a feature equally far, or neither turns it further than 95 % of features
+    turn by continued training alone (where that was measured). The three add up to the live features.
+    """
+    data, model = turns.data[live], turns.model[live]
+    noise = 0.0 if turns.noise is None else float(np.quantile(turns.noise[live], 0.95)) if live.any() else 0.0
+    beyond = np.maximum(data, model) > noise
+    by_model, by_data = beyond & (model > data), beyond & (model < data)
+    return int(by_model.sum()), int(by_data.sum()), int((~beyond | (model == data)).sum())

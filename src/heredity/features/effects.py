@@ -14,7 +14,9 @@ import torch
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
+from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader, encoded
+from heredity.features.correlate import median
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
 from heredity.lm.loss import chunk_rows
@@ -116,24 +118,10 @@ class Splice(NamedTuple):
     """Positions compared."""
 
     @property
-    def recovered(self) -> float:
-        """(KL_before − KL_spliced) / (KL_before − KL_all), of means; nan unless moving all features helps."""
-        return float(self._share(self.spliced.mean()))
-
-    @property
-    def controls_recovered(self) -> np.ndarray:
-        """The same of each control, float64 [controls]."""
-        return self._share(self.controls.mean(1))
-
-    @property
     def reach(self) -> float:
         """(KL_before − KL_all) / (KL_before − KL_patched): how much of what the hook point carries the SAE carries."""
         possible = self.before.mean() - self.patched.mean()
         return float((self.before.mean() - self.all.mean()) / possible) if possible > 0 else float("nan")
-
-    def _share(self, kl: np.ndarray) -> np.ndarray:
-        possible = self.before.mean() - self.all.mean()
-        return (self.before.mean() - kl) / possible if possible > 0 else np.full_like(kl, np.nan)
 
 
 def splice(
@@ -276,3 +264,48 @@ def _checked_pairs(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarr
     _check_vocab(parent.model, child.model)
     sides = (("parent feature", parent), ("child feature", child))
     return np.stack([_checked(pairs[:, at], _only(reader), name) for at, (name, reader) in enumerate(sides)], axis=1)
+
+
+def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
+    """Features of the child's SAE that differ between the activations of both models somewhere, bool [d_child]."""
+    (of_child,) = encoded(child, blocks)
+    (of_parent,) = encoded(child._replace(model=parent.model), blocks)
+    change = csr_array(_matrix(of_child) - _matrix(of_parent))
+    differ = np.zeros(of_child.d_sae, bool)
+    differ[change.indices[change.data != 0]] = True
+    return differ
+
+
+def _matrix(acts: FeatureActs) -> csr_array:
+    return csr_array((acts.values, acts.indices, acts.indptr), (acts.tokens, acts.d_sae))
+
+
+def splice_figures(splice: Splice, seed: int, level: float = 0.95, resamples: int = 1000) -> dict[str, float | None]:
+    """Figures of a splice, means over blocks, with CIs by bootstrap over its blocks.
+
+    before, spliced, control (mean of the controls), all: KL in nats per token. recovered: (before − spliced) /
+    (before − all); None where moving all features does not help. control_recovered: the same of the controls. excess:
+    their difference. Each of these has a CI, `NAME_low` and `NAME_high`; None where a resample has no such figure.
+    reach: (before − all) / (before − patched), the share of what the hook point carries that the SAE carries. moved,
+    control_moved (median): as in `Splice`. Figures of controls are None without controls.
+    """
+    controls = splice.controls.mean(0) if len(splice.controls) else np.full_like(splice.before, np.nan)
+    kl = np.stack([splice.before, splice.spliced, controls, splice.all])
+    blocks = kl.shape[1]
+    weights = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), resamples) / blocks
+    figures: dict[str, float] = {}
+    for name, values in _shares(weights @ kl.T).items():
+        ends = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if np.isfinite(values).all() else [np.nan] * 2
+        figures |= {f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+    figures |= {name: float(values[0]) for name, values in _shares(kl.mean(1)[None]).items()}
+    figures |= {"reach": splice.reach, "moved": splice.moved, "control_moved": median(splice.controls_moved)}
+    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
+
+
+def _shares(kl: np.ndarray) -> dict[str, np.ndarray]:
+    """Each [n], from mean KLs [n, 4]: before, with the chosen, with others and with all moved."""
+    before, spliced, control, every = kl.T
+    possible = np.where(before > every, before - every, np.nan)
+    recovered, by_chance = (before - spliced) / possible, (before - control) / possible
+    kls = {"before": before, "spliced": spliced, "control": control, "all": every}
+    return kls | {"recovered": recovered, "control_recovered": by_chance, "excess": recovered - by_chance}

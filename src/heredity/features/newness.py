@@ -14,11 +14,15 @@ from torch import Tensor
 
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader
+from heredity.features.correlate import Matches
+from heredity.features.fates import RARE_FIRINGS
 from heredity.kernels.sparse import moments, transpose
 from heredity.lm.activations import activations, blocks_at_once
 
 NU_EPS, NU_R = 0.2, 0.5
 """Below both, Minder et al. call a feature genuinely new."""
+HALF = 0.5
+"""The parent has a feature from this nu on, and moves on its firings from this strength on."""
 
 _TARGETS = ("parent", "parent_hat", "child", "child_hat")
 _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
@@ -272,3 +276,43 @@ def _jackknife(estimates: np.ndarray) -> np.ndarray:
     """Standard errors [...] from estimates [folds, ...] that leave out one fold each (Tukey 1958)."""
     folds = len(estimates)
     return np.sqrt((folds - 1) / folds * np.square(estimates - estimates.mean(0)).sum(0))
+
+
+def groups_of(matches: Matches, firings: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """Child features by fate, each bool [d_child]: `emerged` and `inherited` as the edge counts them; `unseen` never
+    fired on the edge's common trace, so that nothing could match them, but fire on the child's own text.
+
+    firings: int [d_child], on the child's own text.
+    """
+    live, matched = matches.child_density > 0, matches.child_r[:, 0] > threshold
+    return {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (firings > 0)}
+
+
+def origins_of(newness: Newness) -> dict[str, np.ndarray]:
+    """What the parent has of each child feature, each bool [d_child].
+
+    `judged`: fires on at least 30 tokens, and has a nu. Of these `new` (`Newness.new`), `surely_new` (by two standard
+    errors), `turned` (new, but the parent's activations move on the same tokens), `missed` (not new; the parent has at
+    least half of it).
+    """
+    with np.errstate(invalid="ignore"):
+        judged = (newness.firings >= RARE_FIRINGS) & np.isfinite(newness.nu_eps) & np.isfinite(newness.nu_r)
+        new = judged & newness.new()
+        return {
+            "judged": judged,
+            "new": new,
+            "surely_new": new & newness.new(errors=2),
+            "turned": new & (newness.nu < HALF) & (newness.strength >= HALF),
+            "missed": judged & ~new & (newness.nu >= HALF),
+        }
+
+
+def matched_pairs(matches: Matches, chosen: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Chosen child features with their best match, int64 [n, 2] of (parent feature, child feature), by child feature.
+
+    chosen: bool [d_child]. Features without a match are left out; of more than `most`, that many are sampled.
+    """
+    matched = np.flatnonzero(chosen & (matches.child_match[:, 0] >= 0))
+    if len(matched) > most:
+        matched = np.sort(np.random.default_rng(seed).choice(matched, most, replace=False))
+    return np.stack([matches.child_match[matched, 0].astype(np.int64), matched], axis=1)

@@ -16,12 +16,12 @@ from heredity.lm.activations import activations
 from heredity.report.carried import BeginningSummary, CurveRow, SavingRow
 from heredity.sae.formats import read_sae
 from heredity.stages.models import RECORD, seed_of
-from heredity.stages.newness import distinct_blocks
 from heredity.stages.saes import Stream, activation_store, trace_sampler, train_sae, without_effect
 from heredity.stages.stitch import maps_of
 from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
 from heredity.study import StitchConfig, Study
 from heredity.study.stitch import Arm
+from heredity.text.tokens import distinct_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

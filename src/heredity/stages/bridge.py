@@ -12,13 +12,11 @@ import pyarrow.parquet as pq
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
 from heredity.features.correlate import Matches
-from heredity.features.criteria import disagreement
+from heredity.features.criteria import agreement
 from heredity.report.bridge import AgreementSummary, BridgeSummary, ComparedSummary
 from heredity.sae.formats import read_sae
-from heredity.stages.kept import rank_correlation
 from heredity.stages.lineage import COUNTS, read_matches
 from heredity.stages.models import seed_of
-from heredity.stages.newness import median
 from heredity.stages.stitch import maps_of, sides_of, stitch_blocks
 from heredity.study import Edge, Study
 
@@ -99,7 +97,7 @@ def _compared(study: Study, work: Work, name: str, seed: int) -> ComparedSummary
     _write(work, matches, r, threshold)
     best = matches.parent_r[:, 0]
     live = np.isfinite(best)
-    agreed = {arm: agreement(best[live], own[live], threshold) for arm, own in r.items()}
+    agreed = {arm: AgreementSummary(**agreement(best[live], own[live], threshold)._asdict()) for arm, own in r.items()}
     return ComparedSummary(
         hook_point=sides.source_hook_point,
         threshold=threshold,
@@ -112,22 +110,6 @@ def _compared(study: Study, work: Work, name: str, seed: int) -> ComparedSummary
         parent_explained_variance=variances["parent"],
         carried_explained_variance=variances["carried"],
         unchanged_explained_variance=variances.get("unchanged"),
-    )
-
-
-def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> AgreementSummary:
-    """Calls by r beside calls by the best match's r; both float64 [features], r nan for a feature without one."""
-    matched, other = best > threshold, r > threshold
-    overlap = disagreement({"matched": matched, "other": other})[0]
-    return AgreementSummary(
-        persisting=int(other.sum()),
-        both=overlap.both,
-        only=int((other & ~matched).sum()),
-        only_matched=overlap.only,
-        neither=int((~other & ~matched).sum()),
-        kappa=overlap.kappa,
-        rank=rank_correlation(best, r),
-        median=median(r),
     )
 
 

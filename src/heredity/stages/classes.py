@@ -13,17 +13,17 @@ from heredity.engine.store import write_json
 from heredity.features.classes import (
     CATEGORIES,
     CLASSES,
-    GROUPS,
     FeatureClasses,
     Language,
     Rules,
     Text,
+    class_gaps,
+    class_shares,
     classify,
-    gap,
     language_of,
+    memberships,
     spellings,
     token_categories,
-    wilson,
 )
 from heredity.features.correlate import Matches
 from heredity.features.fates import fates, flow
@@ -34,7 +34,6 @@ from heredity.study import Init, Study
 
 CLASSES_JSON, CLASSES_TABLE = "classes.json", "classes.parquet"
 _READ = 50_000  # tokens of a corpus that its language is told from
-_JUDGED = CLASSES[: CLASSES.index("rare")]
 
 
 def classes_stage(
@@ -115,35 +114,22 @@ class _Tally:
 
     def __init__(self, found: FeatureClasses, languages: Mapping[str, Language], level: float):
         self.found, self._level = found, level
-        self.classes = {name: found.primary == number for number, name in enumerate(_JUDGED)}
-        self.groups = {name: np.any([self.classes[part] for part in parts], axis=0) for name, parts in GROUPS.items()}
-        of_code = [number for number, language in enumerate(languages.values()) if language != "prose"]
-        self.groups["code"] |= found.judged & np.isin(found.domain, of_code)
-        self.groups["single-token"] = found.single_token & found.judged
-        self.domains = {name: (found.domain == number) & found.judged for number, name in enumerate(languages)}
-        if len(languages) == 1:
-            self.domains = {}
+        self.classes, self.groups, self.domains = memberships(found, languages)
 
     def of(self, chosen: np.ndarray) -> ClassGroup:
         """Of the chosen features. chosen: bool [d_sae]."""
-        judged = int((chosen & self.found.judged).sum())
+        judged = chosen & self.found.judged
 
         def shares(members: Mapping[str, np.ndarray]) -> dict[str, ShareSummary]:
-            hits = np.array([int((own & chosen).sum()) for own in members.values()], np.int64)
-            low, high = wilson(hits, judged, self._level)
             return {
-                name: ShareSummary(
-                    count=int(hits[at]),
-                    share=hits[at] / judged if judged else None,
-                    interval=(low[at], high[at]),
-                )
-                for at, name in enumerate(members)
+                name: ShareSummary(count=count, share=share, interval=(low, high))
+                for name, count, share, low, high in class_shares(members, judged, self._level)
             }
 
         counted = {name: int((chosen & (self.found.primary == CLASSES.index(name))).sum()) for name in CLASSES[-2:]}
         return ClassGroup(
             features=int(chosen.sum()),
-            judged=judged,
+            judged=int(judged.sum()),
             **counted,
             classes=shares(self.classes),
             groups=shares(self.groups),
@@ -154,13 +140,9 @@ class _Tally:
         self, kind: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int
     ) -> dict[str, GapSummary]:
         """Shares among the first features minus shares among the second. first, second: bool [d_sae]."""
-        belongs = np.stack(list(kind.values()), axis=1)
         judged = self.found.judged
-        made = gap(belongs[first & judged], belongs[second & judged], resamples, seed, self._level)
-        return {
-            name: GapSummary(value=value, interval=(low, high))
-            for name, value, low, high in zip(kind, *made, strict=True)
-        }
+        rows = class_gaps(kind, first & judged, second & judged, resamples, seed, self._level)
+        return {name: GapSummary(value=value, interval=(low, high)) for name, value, low, high in rows}
 
 
 def _summary(

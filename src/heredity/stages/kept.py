@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
+from heredity.features.correlate import median, rank_correlation
 from heredity.features.fates import RARE_FIRINGS
 from heredity.report.kept import (
     AttributionSummary,
@@ -34,7 +35,6 @@ from heredity.report.kept import (
 )
 from heredity.sae.formats import read_sae
 from heredity.stages.models import seed_of
-from heredity.stages.newness import median
 from heredity.stages.stitch import sides_of, stitch_blocks
 from heredity.stages.text import tokenizer_of
 from heredity.study import Study
@@ -309,16 +309,6 @@ def rank_test(structural: np.ndarray, semantic: np.ndarray, seed: int) -> RankTe
 
     found = compare(structural, semantic, seed=seed)
     return RankTestSummary(p=found.p, effect=found.effect, interval=(found.low, found.high))
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman correlation of two rows, of the places where both are finite; None where either does not vary."""
-    from scipy.stats import rankdata
-
-    known = np.isfinite(a) & np.isfinite(b)
-    if any(len(np.unique(values[known])) < 2 for values in (a, b)):
-        return None
-    return float(np.corrcoef(rankdata(a[known]), rankdata(b[known]))[0, 1])
 
 
 def _head(side: Side, found: HeadScores, feature: int, blocks: np.ndarray) -> HeadSummary:

@@ -14,33 +14,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.sparse import csr_array
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import write_json
 from heredity.engine.workers import Progress
-from heredity.features.acts import FeatureActs
-from heredity.features.collect import Reader, encoded
-from heredity.features.correlate import Matches
-from heredity.features.effects import Splice, attribution_similarity, logit_similarity, splice
-from heredity.features.fates import RARE_FIRINGS
-from heredity.features.newness import Newness, newness
+from heredity.features.collect import Reader
+from heredity.features.correlate import Matches, median
+from heredity.features.effects import (
+    Splice,
+    attribution_similarity,
+    differing,
+    logit_similarity,
+    splice,
+    splice_figures,
+)
+from heredity.features.newness import Newness, groups_of, matched_pairs, newness, origins_of
 from heredity.report.edge import NewnessSummary, OriginSummary, PairsSummary, SpliceSummary
 from heredity.report.record import Interval
 from heredity.stages.lineage import COUNTS, read_matches, sampler_of
 from heredity.stages.models import seed_of
 from heredity.stages.readers import reader_of
 from heredity.study import Edge, Init, Study
-from heredity.text.tokens import BlockSampler
+from heredity.text.tokens import distinct_blocks
 
 NEWNESS = "newness.json"
-HALF = 0.5
-"""The parent has a feature from this nu on, and moves on its firings from this strength on."""
 ATTRIBUTED, SPLICED = 4_000, 2_000
 """Tokens, at most, that attributions are taken on and that features are moved on."""
 _PAIRS = 200  # of inherited and of emerged features, whose effects are compared
 _CONTROLS = 3
-_RESAMPLES = 1_000
 
 
 class Inquiry(NamedTuple):
@@ -102,13 +103,6 @@ def newness_stage(
     return Stage("newness", f"{edge.slug}-{init}", settings, inputs, make)
 
 
-def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
-    """The first blocks of an order, int64 [blocks, context], without those that come again where a corpus is short."""
-    count = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
-    _, first = np.unique(np.stack(sampler.origin(0, count)), axis=1, return_index=True)
-    return sampler.take(0, count)[np.sort(first)]
-
-
 def inquire(
     folder: Path,
     ends: tuple[Reader, Reader],
@@ -128,11 +122,13 @@ def inquire(
 
     found = newness(*ends, blocks)
     done(1)
-    groups = groups_of(matches, found, inquiry.threshold)
+    groups = groups_of(matches, found.firings, inquiry.threshold)
     origins = origins_of(found)
     no_logits, no_effects = "", _unlike(*ends)
     pairs = (
-        {} if no_effects else {fate: _pairs(matches, groups[fate] & origins["judged"], inquiry.seed) for fate in FATES}
+        {}
+        if no_effects
+        else {fate: matched_pairs(matches, groups[fate] & origins["judged"], _PAIRS, inquiry.seed) for fate in FATES}
     )
     logits, attributed = np.full((2, len(found.nu)), np.nan)
     if any(map(len, pairs.values())):
@@ -166,32 +162,6 @@ FATES = ("inherited", "emerged")
 """Fates of live child features."""
 
 
-def groups_of(matches: Matches, found: Newness, threshold: float) -> dict[str, np.ndarray]:
-    """Child features by fate, each bool [d_child]: `emerged` and `inherited` as the edge counts them; `unseen` never
-    fired on the edge's common trace, so that nothing could match them, but fire on the child's own text."""
-    live, matched = matches.child_density > 0, matches.child_r[:, 0] > threshold
-    return {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (found.firings > 0)}
-
-
-def origins_of(found: Newness) -> dict[str, np.ndarray]:
-    """What the parent has of each child feature, each bool [d_child].
-
-    `judged`: fired often enough, and has a nu. Of these `new` (`Newness.new`), `surely_new` (by two standard errors),
-    `turned` (new, but the parent's activations move on the same tokens), `missed` (not new; the parent has at least
-    half of it).
-    """
-    with np.errstate(invalid="ignore"):
-        judged = (found.firings >= RARE_FIRINGS) & np.isfinite(found.nu_eps) & np.isfinite(found.nu_r)
-        new = judged & found.new()
-        return {
-            "judged": judged,
-            "new": new,
-            "surely_new": new & found.new(errors=2),
-            "turned": new & (found.nu < HALF) & (found.strength >= HALF),
-            "missed": judged & ~new & (found.nu >= HALF),
-        }
-
-
 def origin_summary(found: Newness, own: np.ndarray, origins: Mapping[str, np.ndarray]) -> OriginSummary:
     """Counts of some features by origin; own: bool [d_child]."""
     counts = {name: int((own & which).sum()) for name, which in origins.items()}
@@ -199,12 +169,6 @@ def origin_summary(found: Newness, own: np.ndarray, origins: Mapping[str, np.nda
     return OriginSummary(
         features=int(own.sum()), **counts, nu=median(found.nu[judged]), strength=median(found.strength[judged])
     )
-
-
-def median(values: np.ndarray) -> float:
-    """Of the finite values; nan without any."""
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else float("nan")
 
 
 def _first(blocks: np.ndarray, tokens: int) -> np.ndarray:
@@ -217,20 +181,12 @@ def _unlike(parent: Reader, child: Reader) -> str:
     return "" if sizes[0] == sizes[1] else f"the parent knows {sizes[0]} tokens and the child {sizes[1]}"
 
 
-def _pairs(matches: Matches, own: np.ndarray, seed: int) -> np.ndarray:
-    """Some of these child features with their best match, int64 [n, 2] of (parent feature, child feature)."""
-    matched = np.flatnonzero(own & (matches.child_match[:, 0] >= 0))
-    if len(matched) > _PAIRS:
-        matched = np.sort(np.random.default_rng(seed).choice(matched, _PAIRS, replace=False))
-    return np.stack([matches.child_match[matched, 0].astype(np.int64), matched], axis=1)
-
-
 def _spliced(
     ends: tuple[Reader, Reader], emerged: np.ndarray, blocks: np.ndarray, inquiry: Inquiry
 ) -> SpliceSummary | None:
     """What moving the emerged features does; None when none of them differs between the models on these blocks."""
     parent, child = ends
-    differ = _differing(parent, child, blocks)
+    differ = differing(parent, child, blocks)
     chosen = np.flatnonzero(emerged & differ)
     if not len(chosen):
         return None
@@ -240,55 +196,16 @@ def _spliced(
     return splice_summary(found, len(chosen), others, inquiry)
 
 
-def _differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
-    """Features of the child's SAE that differ somewhere between the two models' activations, bool [d_child]."""
-    (of_child,) = encoded(child, blocks)
-    (of_parent,) = encoded(child._replace(model=parent.model), blocks)
-    change = csr_array(_matrix(of_child) - _matrix(of_parent))
-    differ = np.zeros(of_child.d_sae, bool)
-    differ[change.indices[change.data != 0]] = True
-    return differ
-
-
-def _matrix(acts: FeatureActs) -> csr_array:
-    return csr_array((acts.values, acts.indices, acts.indptr), (acts.tokens, acts.d_sae))
-
-
 def splice_summary(found: Splice, features: int, others: int, inquiry: Inquiry) -> SpliceSummary:
     """Figures of a splice with intervals by resampling its blocks.
 
     features: how many were moved. others: how many more differ between the models; controls are drawn from them.
     """
-    controls = found.controls.mean(0) if len(found.controls) else np.full_like(found.before, np.nan)
-    kl = np.stack([found.before, found.spliced, controls, found.all])
-    blocks = kl.shape[1]
-    weights = np.random.default_rng(inquiry.seed).multinomial(blocks, np.full(blocks, 1 / blocks), _RESAMPLES) / blocks
-    figures, drawn = _shares(kl.mean(1)[None]), _shares(weights @ kl.T)
-    ends = (1 - inquiry.level) / 2, (1 + inquiry.level) / 2
-    intervals: dict[str, Interval] = {
-        name: (float(np.quantile(values, ends[0])), float(np.quantile(values, ends[1])))
-        for name, values in drawn.items()
-        if np.isfinite(values).all()
-    }
-    return SpliceSummary(
-        features=features,
-        others=others,
-        tokens=found.tokens,
-        **{name: float(values[0]) for name, values in figures.items()},
-        reach=found.reach,
-        moved=found.moved,
-        control_moved=median(found.controls_moved),
-        intervals=intervals,
-    )
-
-
-def _shares(kl: np.ndarray) -> dict[str, np.ndarray]:
-    """Each [n], from mean KLs [n, 4]: before, with the chosen, with others and with all moved."""
-    before, spliced, control, every = kl.T
-    possible = np.where(before > every, before - every, np.nan)
-    recovered, by_chance = (before - spliced) / possible, (before - control) / possible
-    found = {"before": before, "spliced": spliced, "control": control, "all": every}
-    return found | {"recovered": recovered, "control_recovered": by_chance, "excess": recovered - by_chance}
+    figures = splice_figures(found, inquiry.seed, inquiry.level)
+    plain = {name: value for name, value in figures.items() if not name.endswith(("_low", "_high"))}
+    ends = {name: (figures.get(f"{name}_low"), figures.get(f"{name}_high")) for name in plain}
+    intervals: dict[str, Interval] = {name: pair for name, pair in ends.items() if None not in pair}
+    return SpliceSummary(features=features, others=others, tokens=found.tokens, **plain, intervals=intervals)
 
 
 def _write(

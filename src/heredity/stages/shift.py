@@ -9,19 +9,18 @@ before, so both orders are measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import write_json
 from heredity.engine.workers import Progress
 from heredity.features.collect import collected
 from heredity.features.correlate import correlate
-from heredity.features.directions import rotation
+from heredity.features.directions import Turns, causes, quartiles, turns
 from heredity.features.threshold import PAPER
 from heredity.report.edge import Angles, Persisting, ShiftOrder, ShiftSummary
 from heredity.sae.formats import read_sae
@@ -32,37 +31,6 @@ from heredity.stages.saes import control_stages, sae_stage, training_stage
 from heredity.study import Edge, Study
 
 SHIFT = "shift.json"
-
-
-class Turns(NamedTuple):
-    """How far each feature's decoder row turned, float64 [d_sae] in degrees."""
-
-    data_first_data: np.ndarray
-    """From the source SAE to the one on the child's corpora."""
-    data_first_model: np.ndarray
-    """From there to the one on the child's weights too."""
-    data_first_total: np.ndarray
-    """Both."""
-    model_first_model: np.ndarray
-    """From the source SAE to the one on the child's weights."""
-    model_first_data: np.ndarray
-    """From there to the one on the child's corpora too."""
-    model_first_total: np.ndarray
-    """Both."""
-    noise: np.ndarray | None
-    """From the source SAE to one continued on the same model and corpora."""
-    weights: np.ndarray | None
-    """From that one to the one on the child's weights, which saw the same tokens in the same order."""
-
-    @property
-    def data(self) -> np.ndarray:
-        """By the other data, mean over both orders."""
-        return (self.data_first_data + self.model_first_data) / 2
-
-    @property
-    def model(self) -> np.ndarray:
-        """By the other weights, mean over both orders."""
-        return (self.data_first_model + self.model_first_model) / 2
 
 
 def shift_stages(
@@ -168,58 +136,36 @@ def _shift_stage(
     return Stage("shift", edge.slug, settings, inputs, make)
 
 
-def turns(decoders: Mapping[str, Tensor]) -> Turns:
-    """The turns between decoders [d_sae, d_in] of the SAEs `source`, `data`, `data_model`, `model`, `model_data` and,
-    where there is one, `control`.
-
-    Raises ValueError for decoders of different shapes: one is then not continued from the other.
-    """
-    source, data, model = decoders["source"], decoders["data"], decoders["model"]
-    control = decoders.get("control")
-    return Turns(
-        data_first_data=rotation(source, data),
-        data_first_model=rotation(data, decoders["data_model"]),
-        data_first_total=rotation(source, decoders["data_model"]),
-        model_first_model=rotation(source, model),
-        model_first_data=rotation(model, decoders["model_data"]),
-        model_first_total=rotation(source, decoders["model_data"]),
-        noise=None if control is None else rotation(source, control),
-        weights=None if control is None else rotation(control, model),
-    )
-
-
 def summarized(
     turned: Turns, live: np.ndarray, best: Mapping[str, np.ndarray], threshold: float, vectors: int
 ) -> ShiftSummary:
     """Figures of the live features. live: bool [d_sae]; best: by kind of step, the best r of each feature [d_sae]."""
-    data, model = turned.data[live], turned.model[live]
-    quartiles = {name: _quartiles(angles[live]) for name, angles in turned._asdict().items() if angles is not None}
+    ends = ("lower", "median", "upper")
+    angles = {
+        name: Angles(**dict(zip(ends, quartiles(values[live]), strict=True)))
+        for name, values in turned._asdict().items()
+        if values is not None
+    }
     shares = {
         name: Persisting(share=_share(r[live] > threshold), paper=_share(r[live] > PAPER)) for name, r in best.items()
     }
     orders = {
-        order: ShiftOrder(**{cause: quartiles[f"{order}_{cause}"] for cause in ("data", "model", "total")})
+        order: ShiftOrder(**{cause: angles[f"{order}_{cause}"] for cause in ("data", "model", "total")})
         for order in ("data_first", "model_first")
     }
-    noise = 0.0 if turned.noise is None else float(np.quantile(turned.noise[live], 0.95)) if live.any() else 0.0
-    beyond = np.maximum(data, model) > noise
+    by_model, by_data, by_neither = causes(turned, live)
     return ShiftSummary(
         features=int(live.sum()),
         vectors=vectors,
-        noise=quartiles.get("noise"),
-        weights=quartiles.get("weights"),
-        by_model=int((beyond & (model > data)).sum()),
-        by_data=int((beyond & (model < data)).sum()),
-        by_neither=int((~beyond | (model == data)).sum()),
+        noise=angles.get("noise"),
+        weights=angles.get("weights"),
+        by_model=by_model,
+        by_data=by_data,
+        by_neither=by_neither,
         threshold=threshold,
         persist=shares,
         **orders,
     )
-
-
-def _quartiles(angles: np.ndarray) -> Angles:
-    lower, median, upper = np.quantile(angles, [0.25, 0.5, 0.75]) if len(angles) else [None] * 3
-    return Angles(lower=lower, median=median, upper=upper)
 
 
 def _share(hits: np.ndarray) -> float | None:

@@ -12,14 +12,13 @@ from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
 from heredity.report.probing import GapRow, SteeringRow, SteeringSummary, Written
 from heredity.stages.models import seed_of
-from heredity.stages.newness import distinct_blocks
 from heredity.stages.probes import require_sklearn
 from heredity.stages.stitch import Sides, sides_of
 from heredity.stages.text import packs, tokenizer_of
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
 from heredity.text.corpora import read_corpus
-from heredity.text.tokens import BlockSampler, PackedTokens
+from heredity.text.tokens import BlockSampler, PackedTokens, distinct_blocks
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Affine

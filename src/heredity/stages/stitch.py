@@ -13,10 +13,10 @@ from heredity.engine.store import Artifact, write_json
 from heredity.report.stitch import FitPoint, FitSummary, LayersSummary, MapsSummary, WaySummary
 from heredity.stages.lineage import sampler_of
 from heredity.stages.models import load, on_device, seed_of
-from heredity.stages.newness import distinct_blocks
 from heredity.stages.stitchable import check_method
 from heredity.stages.text import tokenizer_of
 from heredity.study import StitchConfig, Study, StudyError
+from heredity.text.tokens import distinct_blocks
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Stitch

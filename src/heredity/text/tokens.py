@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockSampler",
     "PackedTokens",
+    "distinct_blocks",
     "fingerprint_tokenizer",
     "load_tokenizer",
     "pack",
@@ -288,3 +289,13 @@ def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
     return file.tell()
+
+
+def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
+    """The first blocks of an order, int64 [blocks, context], without repeats of a corpus that is short.
+
+    As many blocks as hold `tokens` (rounded up), at most one pass, less the repeats.
+    """
+    count = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
+    _, first = np.unique(np.stack(sampler.origin(0, count)), axis=1, return_index=True)
+    return sampler.take(0, count)[np.sort(first)]
