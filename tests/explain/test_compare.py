@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from heredity.explain.compare import BINS, compare
-from heredity.explain.sample import choose, priorities
+from heredity.explain.excerpts import choose, priorities
 from heredity.features.correlate import Matches
 
 

@@ -1,13 +1,16 @@
-"""Excerpts of a token sample that a feature is explained from, and others, of other blocks, that it is scored on."""
+"""The choice of features to explain, and the excerpts of a token sample to explain and to score each from.
+
+No block of the sample gives excerpts to both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from heredity.explain.protocol import LEVELS, Excerpt, Kind, quantized
+from heredity.features.correlate import Matches
 
 LEAST_FIRINGS = 20
 """Firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)."""
@@ -192,3 +195,92 @@ def _cut(
         tokens = tuple([text.vocabulary[token] for token in ids.tolist()])
         found.append(Excerpt(tokens, ids, own, kind, row // context, row - start))
     return tuple(found)
+
+
+class Chosen(NamedTuple):
+    """Features of one end of an edge."""
+
+    persisting: np.ndarray
+    """int64 [n], rising: with a match above the threshold."""
+    others: np.ndarray
+    """int64 [m], rising: live ones without. As many, or all there are."""
+    rare: tuple[int, int]
+    """Features of either sort that fire too seldom on the sample to be chosen."""
+
+
+def priorities(
+    edges: Sequence[tuple[str, str]], matches: Mapping[tuple[str, str], Matches], sizes: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
+    """A random number for every feature, float64 [d_sae] by model; the lowest are chosen first.
+
+    A feature has the number of its best match in a parent, so that samples of two models hold each other's matches and
+    labels can be handed down. matches: only those that count. sizes: features by model, parents before children.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, np.ndarray] = {}
+    for model, size in sizes.items():
+        number, best = rng.random(size), np.full(size, -np.inf)
+        for edge in edges:
+            if edge[1] == model:
+                match, r = matches[edge].child_match[:, 0], matches[edge].child_r[:, 0]
+                better = (match >= 0) & (np.nan_to_num(r, nan=-np.inf) > best)
+                number[better], best[better] = found[edge[0]][match[better]], r[better]
+        found[model] = number
+    return found
+
+
+def choose(match: np.ndarray, density: np.ndarray, firings: np.ndarray, priority: np.ndarray, most: int) -> Chosen:
+    """Features of one end of an edge: those that persist, and an equal number of others.
+
+    match: int [d_sae], the best match above the threshold, -1 without. density: float64 [d_sae], 0 for a feature that
+    is not live on the edge's text. firings: int64 [d_sae], on the sample. priority: float64 [d_sae]. most: of both
+    sorts together.
+    """
+    often = firings >= LEAST_FIRINGS
+    picked, rare = [], []
+    room = most // 2
+    for own in ((match >= 0) & (density > 0), (match < 0) & (density > 0)):
+        able = np.flatnonzero(own & often)
+        picked.append(np.sort(able[np.argsort(priority[able], kind="stable")[:room]]))
+        rare.append(int((own & ~often).sum()))
+        room = len(picked[0])
+    return Chosen(picked[0], picked[1], (rare[0], rare[1]))
+
+
+class Selection(NamedTuple):
+    """Features to explain."""
+
+    features: dict[str, list[int]]
+    """Indices, rising, by model."""
+    edges: dict[tuple[str, str], Chosen]
+    """By edge, of the parent's features: the groups to compare."""
+
+
+def selection(
+    edges: Sequence[tuple[str, str]],
+    matches: Mapping[tuple[str, str], Matches],
+    sizes: Mapping[str, int],
+    firings: Mapping[str, np.ndarray],
+    seed: int,
+    limit: int,
+) -> Selection:
+    """Choose features along every edge: persisting ones, and as many others.
+
+    Features are those of the parent; those of the child as well where the child has no children. matches: only those
+    that count (`Matches.above`). sizes: features by model, parents before children. firings: int64 [d_sae] by model, on
+    the sample. limit: features per model, shared evenly by its edges.
+    """
+    ranks = priorities(edges, matches, sizes, seed)
+
+    def chosen(edge: tuple[str, str], end: int) -> Chosen:
+        model, found = edge[end], matches[edge]
+        match, density = ((found.parent_match, found.parent_density), (found.child_match, found.child_density))[end]
+        shared = sum(other[end] == model for other in edges)
+        return choose(match[:, 0], density, firings[model], ranks[model], limit // shared)
+
+    by_edge = {edge: chosen(edge, 0) for edge in edges}
+    last = [edge for edge in edges if all(parent != edge[1] for parent, _ in edges)]
+    features: dict[str, set[int]] = {name: set() for name in sizes}
+    for model, own in [(edge[0], by_edge[edge]) for edge in edges] + [(edge[1], chosen(edge, 1)) for edge in last]:
+        features[model].update(own.persisting.tolist(), own.others.tolist())
+    return Selection({name: sorted(own) for name, own in features.items()}, by_edge)

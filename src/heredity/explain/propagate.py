@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from heredity.explain.ask import Scores
-from heredity.explain.protocol import Failure
+from heredity.explain.ask import SORTS, Scores, Sort, question_sets, scored
+from heredity.explain.completer import Request
+from heredity.explain.excerpts import Drawn, Recipe, draw, split
+from heredity.explain.language import LanguageJudge
+from heredity.explain.phrasing import Names
+from heredity.explain.protocol import Failure, Judge
+from heredity.explain.statistical import Explanation, Offline
+from heredity.explain.token_statistics import Statistics
+from heredity.features.acts import FeatureActs
+from heredity.features.classes import CATEGORIES, token_categories
 from heredity.features.correlate import Matches
+from heredity.features.examples import Columns
+
+_SENTENCE = "x" * 120
 
 TOO_RARE = "too_rare"
 """Why a feature has no label: it hardly fires on the sample."""
@@ -195,4 +208,120 @@ def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
     return {
         (label.model, label.feature): label.scores.simulation.score if label.scores else float(np.nan)
         for label in labels
+    }
+
+
+class Asking:
+    """Questions about features of one token sample, put to `judge`: the offline one unless another is set.
+
+    acts: feature activations on the sample, by model. ids: int [blocks, context]. vocabulary: text of each token.
+    origin: int [blocks], the corpus of each block; corpora: their names. seed: of the excerpts and the questions.
+    """
+
+    def __init__(
+        self,
+        acts: Mapping[str, FeatureActs],
+        ids: np.ndarray,
+        vocabulary: Sequence[str],
+        origin: np.ndarray,
+        corpora: Sequence[str],
+        recipe: Recipe,
+        seed: int,
+    ):
+        self.columns = {name: Columns(*own.to_columns()) for name, own in acts.items()}
+        self.text = split(ids, vocabulary, seed)
+        statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
+        self.judge: Judge = Offline(statistics, Names(CATEGORIES, corpora), self._firings)
+        self.recipe, self.seed = recipe, seed
+        self.sorts: Collection[Sort] = SORTS
+        # A feature is explained and then scored, and several are under way at a time: their excerpts are drawn once.
+        self.drawn = lru_cache(maxsize=64)(self._drawn)
+
+    def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        model, _, index = feature.rpartition("/")
+        rows, values = self.columns[model].of(int(index))
+        return rows.astype(np.int64), values.astype(np.float64)
+
+    def _drawn(self, model: str, feature: int) -> Drawn | None:
+        return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
+
+    def explain(self, model: str, feature: int) -> str | Failure | None:
+        """A description; None for a feature that fires too seldom to be asked about."""
+        drawn = self.drawn(model, feature)
+        return self.judge.explain(f"{model}/{feature}", drawn.explaining) if drawn else None
+
+    def score(self, model: str, feature: int, description: str) -> Scores | None:
+        """Scores of a description; None likewise."""
+        drawn = self.drawn(model, feature)
+        return scored(self.judge, f"{model}/{feature}", description, drawn, self.seed, self.sorts) if drawn else None
+
+    def requests(self, judge: LanguageJudge, model: str, feature: int) -> list[Request]:
+        """What a language model would be asked about a feature, a sentence of usual length standing for its answer."""
+        drawn = self.drawn(model, feature)
+        if drawn is None:
+            return []
+        name, (detection, fuzzing, odd) = f"{model}/{feature}", question_sets(drawn, self.seed, self.sorts)
+        return [
+            judge.to_explain(name, drawn.explaining),
+            *(judge.to_simulate(name, _SENTENCE, drawn.scoring) if "simulation" in self.sorts else ()),
+            *judge.to_detect(name, _SENTENCE, detection.excerpts),
+            *judge.to_fuzz(name, _SENTENCE, fuzzing.excerpts, fuzzing.marked),
+            *judge.to_intruder(name, odd.groups),
+        ]
+
+
+def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """One row per feature, with the columns of `LABEL_SCHEMA`; undefined scores are nan, missing ones None.
+
+    by: name of the judge. cost: USD by feature (`model/index`).
+    """
+    costs = cost or {}
+    return [_row(label, by) | {"cost": costs.get(f"{label.model}/{label.feature}", 0.0)} for label in labels]
+
+
+_SCORES = {
+    "simulation": lambda scores: scores.simulation.score,
+    "simulation_levels": lambda scores: scores.simulation.levels,
+    "simulation_top_random": lambda scores: scores.simulation.top_random,
+    "simulation_random": lambda scores: scores.simulation.random,
+    "spearman": lambda scores: scores.simulation.spearman,
+    "detection": lambda scores: scores.detection.score,
+    "detection_auc": lambda scores: scores.detection.auc,
+    "fuzzing": lambda scores: scores.fuzzing.score,
+    "fuzzing_auc": lambda scores: scores.fuzzing.auc,
+    "intruder": lambda scores: scores.intruder.score,
+}
+_SIZES = {
+    "simulation_n": lambda scores: scores.simulation.excerpts,
+    "detection_n": lambda scores: scores.detection.n,
+    "fuzzing_n": lambda scores: scores.fuzzing.n,
+    "intruder_n": lambda scores: scores.intruder.n,
+}
+LABEL_SCHEMA = pa.schema(
+    [("model", pa.string()), ("feature", pa.int32()), ("description", pa.string()), ("by", pa.string())]
+    + [("origin_model", pa.string()), ("origin_feature", pa.int32())]
+    + [("carried", pa.bool_()), ("re_explained", pa.bool_()), ("inherited_simulation", pa.float64())]
+    + [(name, pa.float64()) for name in _SCORES]
+    + [(name, pa.int32()) for name in _SIZES]
+    + [("failure", pa.string()), ("rule", pa.string()), ("cost", pa.float64())]
+)
+
+
+def _row(label: Label, by: str) -> dict[str, Any]:
+    said, scores = label.description, label.scores
+    rule = said.rule.to_json() if isinstance(said, Explanation) and not label.carried else ""
+    return {
+        "model": label.model,
+        "feature": label.feature,
+        "description": None if said is None else str(said),
+        "by": by,
+        "origin_model": label.origin[0],
+        "origin_feature": label.origin[1],
+        "carried": label.carried,
+        "re_explained": label.re_explained,
+        "inherited_simulation": label.tried,
+        **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
+        **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
+        "failure": label.failure,
+        "rule": rule,
     }
