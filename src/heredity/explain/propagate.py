@@ -1,21 +1,22 @@
-"""Explanations handed down: a feature is explained where it first occurs, and the label follows its matches."""
+"""Labels: each feature is explained where it first occurs, and its description follows its matches.
+
+`Asking` puts the questions to a judge, `hand_down` gives every feature a label, `label_rows` is the table of them.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from heredity.explain.ask import SORTS, Scores, Sort, question_sets, scored
-from heredity.explain.completer import Request
 from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.language import LanguageJudge
-from heredity.explain.phrasing import Names
-from heredity.explain.protocol import Failure, Judge
+from heredity.explain.protocol import Failure, Judge, Request
+from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
 from heredity.explain.statistical import Explanation, Offline
 from heredity.explain.token_statistics import Statistics
 from heredity.features.acts import FeatureActs
@@ -23,192 +24,13 @@ from heredity.features.classes import CATEGORIES, token_categories
 from heredity.features.correlate import Matches
 from heredity.features.examples import Columns
 
-_SENTENCE = "x" * 120
-
 TOO_RARE = "too_rare"
 """Why a feature has no label: it hardly fires on the sample."""
+_SENTENCE = "x" * 120  # a description of usual length
 
 Over = Callable[[Callable[[int], "Label"], Sequence[int]], Iterable["Label"]]
-
 Feature = tuple[str, int]
 """A model and the index of a feature there."""
-
-
-class Label(NamedTuple):
-    """What is said of one feature."""
-
-    model: str
-    """Its model."""
-    feature: int
-    """Its index."""
-    description: str | None
-    """In words; None where explaining failed."""
-    origin: Feature
-    """The feature that the description was made for."""
-    carried: bool
-    """Whether it is that of a matched feature, kept here."""
-    re_explained: bool
-    """Whether it was explained anew because a matched feature's description predicts it worse than where that is from;
-    the new one is taken unless it predicts no better."""
-    scores: Scores | None
-    """On this model's own activations; None where explaining failed or the feature was too rare to be asked about."""
-    failure: str
-    """Why there is no description; empty otherwise."""
-    tried: float | None = None
-    """Simulation score of the matched feature's description here; None where there was none."""
-
-
-class Counts(NamedTuple):
-    """What handing labels down was worth."""
-
-    features: int
-    """Features asked about, too rare ones left out."""
-    explained: int
-    """Explanations asked for."""
-    carried: int
-    """Features that a label was handed down to."""
-    kept: int
-    """Those of them that keep it."""
-    re_explained: int
-    """Those that were explained anew, because the score fell; a few keep the label all the same."""
-    failed: int
-    """Explanations that failed."""
-    too_rare: int
-    """Features without enough firings to be asked about."""
-    saved: int
-    """Explanations that need not be asked for."""
-    saved_cost: float
-    """What these would have cost, less what it cost to score labels that were given up; below 0 if that was more."""
-
-
-def origin_of(
-    model: str,
-    feature: int,
-    edges: Sequence[tuple[str, str]],
-    matches: Mapping[tuple[str, str], Matches],
-    known: Mapping[Feature, Label],
-) -> Label | None:
-    """The label that a feature inherits: of its best match, or of that one's, up to the start of the graph.
-
-    matches: only those that count (`Matches.above`). Of several parents the one with the highest r comes first.
-    """
-    ways = []
-    for parent, child in edges:
-        if child == model:
-            found = matches[parent, child]
-            if found.child_match[feature, 0] >= 0:
-                ways.append((-float(found.child_r[feature, 0]), parent, int(found.child_match[feature, 0])))
-    for _, parent, partner in sorted(ways):
-        own = known.get((parent, partner))
-        label = own if own and own.description else origin_of(parent, partner, edges, matches, known)
-        if label:
-            return label
-    return None
-
-
-def hand_down(
-    selected: Mapping[str, Sequence[int]],
-    edges: Sequence[tuple[str, str]],
-    matches: Mapping[tuple[str, str], Matches],
-    explain: Callable[[str, int], str | Failure | None],
-    score: Callable[[str, int, str], Scores | None],
-    drop: float,
-    done: Callable[[int, int], None] | None = None,
-    over: Over = map,
-) -> list[Label]:
-    """Label the selected features of every model, each explained as seldom as possible.
-
-    selected: features by model, parents before children. edges: parent -> child. matches: only those that count.
-    explain: asks for a description; None for a feature too rare to be asked about. score: of a description on a
-    model's own activations, None likewise. Where the simulation score of a label that was handed down is more than
-    `drop` below the one it has at its origin, the feature is explained anew, and keeps what scores better; where either
-    is undefined the label is kept. over: gives the labels of
-    the features of one model in order, and may ask for several at a time; they do not depend on each other.
-    """
-    known: dict[Feature, Label] = {}
-    total = sum(map(len, selected.values()))
-    for model, features in selected.items():
-
-        def labeled(feature: int, model: str = model) -> Label:
-            above = origin_of(model, feature, edges, matches, known)
-            return _label(model, int(feature), above, known, explain, score, drop)
-
-        for label in over(labeled, features):
-            known[model, label.feature] = label
-            if done:
-                done(len(known), total)
-    return list(known.values())
-
-
-def _label(
-    model: str,
-    feature: int,
-    above: Label | None,
-    known: Mapping[Feature, Label],
-    explain: Callable[[str, int], str | Failure | None],
-    score: Callable[[str, int, str], Scores | None],
-    drop: float,
-) -> Label:
-    inherited = None
-    if above and above.description:
-        scores = score(model, feature, above.description)
-        if scores is None:
-            return _too_rare(model, feature)
-        tried = scores.simulation.score
-        inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
-        first = known[above.origin].scores
-        if first is None or not tried < first.simulation.score - drop:
-            return inherited
-    made = explain(model, feature)
-    if made is None:
-        return _too_rare(model, feature)
-    if isinstance(made, Failure):
-        tried = inherited.tried if inherited else None
-        return Label(model, feature, None, (model, feature), False, bool(inherited), None, made.kind, tried)
-    own = Label(model, feature, made, (model, feature), False, False, score(model, feature, made), "")
-    if inherited is None or inherited.scores is None:
-        return own
-    better = own.scores is None or not own.scores.simulation.score <= inherited.scores.simulation.score
-    return (own if better else inherited)._replace(re_explained=True, tried=inherited.tried)
-
-
-def _too_rare(model: str, feature: int) -> Label:
-    return Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
-
-
-def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> Counts:
-    """What handing down was worth. cost, scoring: of one explanation and of its scores, in any currency."""
-    asked = [label for label in labels if label.failure != TOO_RARE]
-    again = sum(label.re_explained for label in asked)
-    saved = sum(label.carried and not label.re_explained for label in asked)
-    return Counts(
-        features=len(asked),
-        explained=len(asked) - saved,
-        carried=sum(label.tried is not None for label in asked),
-        kept=sum(label.carried for label in asked),
-        re_explained=again,
-        failed=sum(bool(label.failure) for label in asked),
-        too_rare=len(labels) - len(asked),
-        saved=saved,
-        saved_cost=saved * cost - again * scoring,
-    )
-
-
-def failures_of(labels: Sequence[Label]) -> dict[str, int]:
-    """Answers that did not come, by kind, of explanations and scores alike."""
-    found: Counter[str] = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
-    for label in labels:
-        if label.scores is not None:
-            found.update(label.scores.failures)
-    return dict(sorted(found.items()))
-
-
-def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
-    """Simulation score of every feature; nan where it has none."""
-    return {
-        (label.model, label.feature): label.scores.simulation.score if label.scores else float(np.nan)
-        for label in labels
-    }
 
 
 class Asking:
@@ -231,10 +53,10 @@ class Asking:
         self.columns = {name: Columns(*own.to_columns()) for name, own in acts.items()}
         self.text = split(ids, vocabulary, seed)
         statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
-        self.judge: Judge = Offline(statistics, Names(CATEGORIES, corpora), self._firings)
+        self.judge: Judge = Offline(statistics, CATEGORIES, corpora, self._firings)
         self.recipe, self.seed = recipe, seed
         self.sorts: Collection[Sort] = SORTS
-        # A feature is explained and then scored, and several are under way at a time: their excerpts are drawn once.
+        # A feature is explained and then scored, several of them at a time: its excerpts are drawn once.
         self.drawn = lru_cache(maxsize=64)(self._drawn)
 
     def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +68,7 @@ class Asking:
         return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
 
     def explain(self, model: str, feature: int) -> str | Failure | None:
-        """A description; None for a feature that fires too seldom to be asked about."""
+        """A description; None for a feature too rare to be explained."""
         drawn = self.drawn(model, feature)
         return self.judge.explain(f"{model}/{feature}", drawn.explaining) if drawn else None
 
@@ -256,30 +78,157 @@ class Asking:
         return scored(self.judge, f"{model}/{feature}", description, drawn, self.seed, self.sorts) if drawn else None
 
     def requests(self, judge: LanguageJudge, model: str, feature: int) -> list[Request]:
-        """What a language model would be asked about a feature, a sentence of usual length standing for its answer."""
-        drawn = self.drawn(model, feature)
+        """All requests a language model would get about a feature, with a description of usual length."""
+        drawn, name = self.drawn(model, feature), f"{model}/{feature}"
         if drawn is None:
             return []
-        name, (detection, fuzzing, odd) = f"{model}/{feature}", question_sets(drawn, self.seed, self.sorts)
-        return [
-            judge.to_explain(name, drawn.explaining),
-            *(judge.to_simulate(name, _SENTENCE, drawn.scoring) if "simulation" in self.sorts else ()),
-            *judge.to_detect(name, _SENTENCE, detection.excerpts),
-            *judge.to_fuzz(name, _SENTENCE, fuzzing.excerpts, fuzzing.marked),
-            *judge.to_intruder(name, odd.groups),
-        ]
+        explaining = judge.plan(lambda planner: planner.explain(name, drawn.explaining))
+        return explaining + judge.plan(lambda planner: scored(planner, name, _SENTENCE, drawn, self.seed, self.sorts))
 
 
-def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per feature, with the columns of `LABEL_SCHEMA`; undefined scores are nan, missing ones None.
+class Label(NamedTuple):
+    """The description of one feature."""
 
-    by: name of the judge. cost: USD by feature (`model/index`).
+    model: str
+    feature: int
+    description: str | None  # None where explaining failed
+    origin: Feature  # the feature the description was made for
+    carried: bool  # the description of a matched feature, kept here
+    re_explained: bool
+    """Explained anew because a matched feature's description scores lower here than at its origin; the new description
+    is taken unless it scores no higher."""
+    scores: Scores | None  # on this model's activations; None where explaining failed or the feature is too rare
+    failure: str  # why there is no description; empty otherwise
+    tried: float | None = None  # simulation score of the matched feature's description here
+
+
+class Counts(NamedTuple):
+    """Labels by what became of them; features too rare to be explained are left out of all but `too_rare`."""
+
+    features: int
+    explained: int  # explanations requested
+    carried: int  # features a label was handed down to
+    kept: int  # those that keep it
+    re_explained: int  # those explained anew because the score fell; some keep the label all the same
+    failed: int  # explanations
+    too_rare: int
+    saved: int  # explanations not needed
+    saved_cost: float  # their cost, less that of scoring labels given up; negative if that was more
+
+
+def origin_of(
+    model: str,
+    feature: int,
+    edges: Sequence[tuple[str, str]],
+    matches: Mapping[tuple[str, str], Matches],
+    known: Mapping[Feature, Label],
+) -> Label | None:
+    """The label a feature inherits: of its best match, or of that one's, up to the start of the graph.
+
+    matches: only those above the threshold (`Matches.above`). Of several parents the one with the highest r is first.
     """
-    costs = cost or {}
-    return [_row(label, by) | {"cost": costs.get(f"{label.model}/{label.feature}", 0.0)} for label in labels]
+    ways = []
+    for parent, child in edges:
+        if child == model:
+            pair = matches[parent, child]
+            if pair.child_match[feature, 0] >= 0:
+                ways.append((-float(pair.child_r[feature, 0]), parent, int(pair.child_match[feature, 0])))
+    for _, parent, partner in sorted(ways):
+        own = known.get((parent, partner))
+        label = own if own and own.description else origin_of(parent, partner, edges, matches, known)
+        if label:
+            return label
+    return None
 
 
-_SCORES = {
+def hand_down(
+    selected: Mapping[str, Sequence[int]],
+    edges: Sequence[tuple[str, str]],
+    matches: Mapping[tuple[str, str], Matches],
+    explain: Callable[[str, int], str | Failure | None],
+    score: Callable[[str, int, str], Scores | None],
+    drop: float,
+    done: Callable[[int, int], None] | None = None,
+    over: Over = map,
+) -> list[Label]:
+    """Label the selected features of every model with as few explanations as possible.
+
+    selected: features by model, parents before children. edges: parent -> child. matches: only those above the
+    threshold. explain: requests a description, None for a feature too rare to be explained. score: of a description on
+    a model's activations, None likewise. Where the simulation score of a label handed down is more than `drop` below
+    the one at its origin, the feature is explained anew and keeps the better description; where either is undefined the
+    label is kept. over: yields the labels of one model's features in order, several at a time if it likes; they do not
+    depend on each other.
+    """
+    known: dict[Feature, Label] = {}
+
+    def labeled(model: str, feature: int) -> Label:
+        unlabeled = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
+        above, inherited = origin_of(model, feature, edges, matches, known), None
+        if above and above.description:
+            scores = score(model, feature, above.description)
+            if scores is None:
+                return unlabeled
+            tried = scores.simulation.score
+            inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
+            first = known[above.origin].scores
+            if first is None or not tried < first.simulation.score - drop:
+                return inherited
+        description = explain(model, feature)
+        if description is None:
+            return unlabeled
+        again, tried = inherited is not None, inherited.tried if inherited else None
+        if isinstance(description, Failure):
+            return unlabeled._replace(re_explained=again, failure=description.kind, tried=tried)
+        scores = score(model, feature, description)
+        own = unlabeled._replace(description=description, scores=scores, failure="")
+        if inherited is None or inherited.scores is None:
+            return own
+        better = scores is None or not scores.simulation.score <= inherited.scores.simulation.score
+        return (own if better else inherited)._replace(re_explained=True, tried=inherited.tried)
+
+    total = sum(map(len, selected.values()))
+    for model, features in selected.items():
+        for label in over(partial(labeled, model), [int(feature) for feature in features]):
+            known[model, label.feature] = label
+            if done:
+                done(len(known), total)
+    return list(known.values())
+
+
+def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> Counts:
+    """Count labels. cost, scoring: of one explanation and of its scores, in any currency."""
+    explained = [label for label in labels if label.failure != TOO_RARE]
+    again = sum(label.re_explained for label in explained)
+    saved = sum(label.carried and not label.re_explained for label in explained)
+    return Counts(
+        features=len(explained),
+        explained=len(explained) - saved,
+        carried=sum(label.tried is not None for label in explained),
+        kept=sum(label.carried for label in explained),
+        re_explained=again,
+        failed=sum(bool(label.failure) for label in explained),
+        too_rare=len(labels) - len(explained),
+        saved=saved,
+        saved_cost=saved * cost - again * scoring,
+    )
+
+
+def failures_of(labels: Sequence[Label]) -> dict[str, int]:
+    """Failed requests by kind, of explanations and scores alike."""
+    failures: Counter[str] = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
+    for label in labels:
+        if label.scores is not None:
+            failures.update(label.scores.failures)
+    return dict(sorted(failures.items()))
+
+
+def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
+    """Simulation score of every feature; nan without one."""
+    return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
+
+
+_SCORES: dict[str, Callable[[Scores], float]] = {
     "simulation": lambda scores: scores.simulation.score,
     "simulation_levels": lambda scores: scores.simulation.levels,
     "simulation_top_random": lambda scores: scores.simulation.top_random,
@@ -291,7 +240,7 @@ _SCORES = {
     "fuzzing_auc": lambda scores: scores.fuzzing.auc,
     "intruder": lambda scores: scores.intruder.score,
 }
-_SIZES = {
+_SIZES: dict[str, Callable[[Scores], int]] = {
     "simulation_n": lambda scores: scores.simulation.excerpts,
     "detection_n": lambda scores: scores.detection.n,
     "fuzzing_n": lambda scores: scores.fuzzing.n,
@@ -307,21 +256,30 @@ LABEL_SCHEMA = pa.schema(
 )
 
 
-def _row(label: Label, by: str) -> dict[str, Any]:
-    said, scores = label.description, label.scores
-    rule = said.rule.to_json() if isinstance(said, Explanation) and not label.carried else ""
-    return {
-        "model": label.model,
-        "feature": label.feature,
-        "description": None if said is None else str(said),
-        "by": by,
-        "origin_model": label.origin[0],
-        "origin_feature": label.origin[1],
-        "carried": label.carried,
-        "re_explained": label.re_explained,
-        "inherited_simulation": label.tried,
-        **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
-        **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
-        "failure": label.failure,
-        "rule": rule,
-    }
+def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """One row per feature, with the columns of `LABEL_SCHEMA`; undefined scores are nan, missing ones None.
+
+    by: name of the judge. cost: USD by feature (`model/index`).
+    """
+    rows = []
+    for label in labels:
+        words, scores = label.description, label.scores
+        rows.append(
+            {
+                "model": label.model,
+                "feature": label.feature,
+                "description": None if words is None else str(words),
+                "by": by,
+                "origin_model": label.origin[0],
+                "origin_feature": label.origin[1],
+                "carried": label.carried,
+                "re_explained": label.re_explained,
+                "inherited_simulation": label.tried,
+                **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
+                **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
+                "failure": label.failure,
+                "rule": words.rule.to_json() if isinstance(words, Explanation) and not label.carried else "",
+                "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0),
+            }
+        )
+    return rows

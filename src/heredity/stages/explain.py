@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import write_json
-from heredity.explain.compare import Comparison, Distribution, compare
 from heredity.explain.excerpts import Chosen, Recipe, Selection, selection
 from heredity.explain.propagate import (
     LABEL_SCHEMA,
@@ -24,6 +23,7 @@ from heredity.explain.propagate import (
     label_rows,
     simulation_scores,
 )
+from heredity.explain.scores import Comparison, Distribution, compare
 from heredity.report.explained import ComparisonSummary, DistributionSummary, ExplainedSummary
 from heredity.stages.features import FEATURES
 from heredity.stages.models import seed_of

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 
 from heredity.engine.store import Store, digest, write_json
 from heredity.engine.workers import Progress
-from heredity.explain.ask import SORTS
-from heredity.explain.budget import Budget, Prices
 from heredity.explain.language import LanguageJudge, Mode
-from heredity.explain.ledger import Ledger
+from heredity.explain.ledger import Budget, Ledger, Prices
 from heredity.explain.propagate import Asking, counts_of, failures_of, hand_down
+from heredity.explain.scores import SORTS
 from heredity.features.correlate import Matches
 from heredity.stages.explain import EXPLAINED, EXPLANATIONS, asking_of, selection_of, table_of
 from heredity.stages.look import check_followed, done_work
