@@ -97,7 +97,7 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
 def draw(
     text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe = STANDARD, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
-    """The excerpts of one feature, from its firings (see `features.examples.Columns`); costs no more than both.
+    """The excerpts of one feature, from its firings (see `features.cards.Columns`); costs no more than both.
 
     None for a feature with fewer than `LEAST_FIRINGS`, or with none in one half: too rare to be judged.
     rows: int64 [n] rising. values: float64 [n].

@@ -23,8 +23,8 @@ from heredity.explain.protocol import Failure, Judge
 from heredity.explain.sample import Chosen, choose, priorities
 from heredity.explain.statistical import Explanation, Offline
 from heredity.explain.token_statistics import Statistics
+from heredity.features.cards import Columns
 from heredity.features.classes import CATEGORIES, token_categories
-from heredity.features.examples import Columns
 from heredity.report.explained import ComparisonSummary, DistributionSummary, ExplainedSummary
 from heredity.stages.features import FEATURES
 from heredity.stages.models import seed_of
