@@ -11,7 +11,7 @@ from heredity.explain.excerpts import Drawn, Text, draw, split
 from heredity.explain.statistical import Offline
 from heredity.explain.token_statistics import Statistics
 from heredity.features.acts import FeatureActs
-from heredity.features.examples import Columns
+from heredity.features.cards import Columns
 
 WORDS = [f" w{number}" for number in range(40)]
 DIGITS = [f" {number}" for number in range(16)]

@@ -79,7 +79,7 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
 def draw(
     text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe = STANDARD, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
-    """Draw the excerpts of one feature from its firings (see `features.examples.Columns`).
+    """Draw the excerpts of one feature from its firings (see `features.cards.Columns`).
 
     rows: int64 [n], rising. values: float64 [n]. None for a feature with fewer than `LEAST_FIRINGS`, or with none in
     one half: too rare to be judged. The cost depends on its own firings only.
