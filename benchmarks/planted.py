@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels.dense import linear
+from heredity.kernels.torch_forms import linear
 from heredity.sae.gradients import Weights
 
 NOISE = 0.05

@@ -20,7 +20,7 @@ from heredity.features.criteria import (
     splits_and_merges,
 )
 from heredity.features.fates import curve, fates
-from heredity.kernels.masked import masked_sums
+from heredity.kernels.pairs import masked_sums
 from heredity.kernels.sparse import transpose
 
 

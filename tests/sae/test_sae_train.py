@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.kernels import sparse_step as kernels
+from heredity.kernels import step as kernels
 from heredity.sae import initialize as start
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.gradients import NAMES, Outcome, Rule, Weights

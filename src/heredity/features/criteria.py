@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches
 from heredity.features.fates import THRESHOLDS
-from heredity.kernels.masked import greedy_cover, masked_sums
+from heredity.kernels.pairs import greedy_cover, masked_sums
 from heredity.kernels.sparse import Sparse, transpose
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.masked import Means, common_r, common_r_of, ranked, type_means
+from heredity.kernels.pairs import Means, common_r, common_r_of, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
 

@@ -19,9 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from heredity.kernels.dense import dense_encode, linear
 from heredity.kernels.encode import Csr, keep_largest, sparse_encode
-from heredity.kernels.entries import Entries, active_entries, largest_entries
+from heredity.kernels.torch_forms import Entries, active_entries, dense_encode, largest_entries, linear
 from heredity.sae.jumprelu import jump, lowest, threshold_gradient
 from heredity.sae.model import Activation
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heredity.kernels.dense import linear
+from heredity.kernels.torch_forms import linear
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.gradients import Weights
 from heredity.sae.model import SAE

@@ -1,7 +1,7 @@
 """One gradient step of an SAE in float32, with gradients written out by hand (see `rules` for the loss).
 
 `dense_step` is the plain form on any device; `sparse_step` does the same with work proportional to the active entries,
-in compiled loops on a CPU (kernels.sparse_step) and in torch operations on a GPU (`entry_step`, kernels.entries).
+in compiled loops on a CPU (kernels.step) and in torch operations on a GPU (`entry_step`, kernels.torch_forms).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels import sparse_step as kernels
+from heredity.kernels import step as kernels
 from heredity.kernels.encode import Csr
-from heredity.kernels.entries import entry_gradients
+from heredity.kernels.torch_forms import entry_gradients
 from heredity.sae.gradients import (
     Gradients,
     Outcome,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from heredity.kernels.memory import keep_large_buffers
+from heredity.kernels.processors import keep_large_buffers
 from heredity.sae.checkpoint import Step, TrainingState
 from heredity.sae.gradients import Outcome, Rule
 from heredity.sae.initialize import start

@@ -3,18 +3,17 @@
 Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
 and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
 is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
-reference is `heredity.sae.gradients.dense_gradients` and `heredity.sae.step.adam_rows`.
+reference is `heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from heredity.kernels.encode import Csr
-from heredity.kernels.threads import in_ranges
+from heredity.kernels.sparse import FAST, compiled, in_ranges
 
 CENTER_PIECES = 16
 """Stretches of rows that b_dec's gradient is summed over, whatever the number of threads."""
@@ -140,10 +139,7 @@ def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -
     in_ranges(work, len(grad), 4 * grad.size)
 
 
-FAST = {"reassoc", "nsz", "contract"}
-
-
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared):
     d_in = x.shape[1]
     for i in range(start, stop):
@@ -169,7 +165,7 @@ def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_gr
             act_grad[p] = dot + l1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _to_columns(indptr, indices, column_ptr, tokens, entries):
     for p in range(len(indices)):
         column_ptr[indices[p] + 1] += 1
@@ -184,7 +180,7 @@ def _to_columns(indptr, indices, column_ptr, tokens, entries):
             at[indices[p]] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _bias_gradient(column_ptr, entries, act_grad, grad):
     for j in range(len(grad)):
         total = 0.0
@@ -193,7 +189,7 @@ def _bias_gradient(column_ptr, entries, act_grad, grad):
         grad[j] = total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _add_weighted(sign, weights, rows, total):
     for j in range(len(rows)):
         weight = sign * weights[j]
@@ -202,7 +198,7 @@ def _add_weighted(sign, weights, rows, total):
                 total[c] += weight * rows[j, c]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
     for q in range(column_ptr[j], column_ptr[j + 1]):
         act, back = values[entries[q]], act_grad[entries[q]]
@@ -212,7 +208,7 @@ def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_gra
             dec[c] += act * out[c]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _update(
     start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad,
     enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, lr, beta1, beta2, epsilon, ages
@@ -227,13 +223,13 @@ def _update(
         _adam_row(dec_w[j], dec_m[j], dec_v[j], dec, ages[j], lr, beta1, beta2, epsilon, True)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm):
     for j in range(len(weight)):
         _adam_row(weight[j], first[j], second[j], grad[j], ages[j], lr, beta1, beta2, epsilon, unit_norm)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _adam_row(w, m, v, g, age, lr, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
     a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)
