@@ -26,7 +26,6 @@ from planted import vectors, world
 from torch import Tensor
 
 from heredity.kernels.torch_forms import linear
-from heredity.sae import initialize as start
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae

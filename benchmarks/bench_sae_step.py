@@ -23,8 +23,7 @@ from torch import Tensor
 
 from heredity.kernels.encode import Csr
 from heredity.kernels.torch_forms import linear
-from heredity.sae.gradients import Rule, Weights, training_acts
-from heredity.sae.step import BETAS, SPARSE_BELOW, dense_step, sparse_step
+from heredity.sae.step import BETAS, SPARSE_BELOW, Rule, Weights, dense_step, sparse_step, training_acts
 
 CASES = {
     "relu, SAELens": ("relu", "sae-lens"),
