@@ -19,7 +19,7 @@ from heredity.features.criteria import (
     token_type_correlate,
 )
 from heredity.features.fates import THRESHOLDS, curve, fates
-from heredity.kernels.masked import masked_sums
+from heredity.kernels.pairs import masked_sums
 from heredity.kernels.sparse import transpose
 
 

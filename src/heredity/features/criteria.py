@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, median, rank_correlation
-from heredity.kernels.masked import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
+from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
 
