@@ -8,7 +8,7 @@ import pytest
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.synthetic.codes import expected_r, noisy_code, noisy_codes
-from heredity.synthetic.settings import LOST, WorldConfig
+from heredity.synthetic.world import LOST, WorldConfig
 from heredity.synthetic.world import World
 
 TOKENS = 20_000

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from heredity.features.correlate import correlate
-from heredity.synthetic.settings import WorldConfig
+from heredity.synthetic.world import WorldConfig
 from heredity.synthetic.train import Training, train_pair
 from heredity.synthetic.truth import judge, judge_new, label_edge, recovery
 from heredity.synthetic.world import World

@@ -9,7 +9,7 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.synthetic.codes import noisy_codes
-from heredity.synthetic.settings import FAINT, KEPT, LOST, MERGED, NEW, NOISY, ROTATED, SPLIT, WorldConfig
+from heredity.synthetic.world import FAINT, KEPT, LOST, MERGED, NEW, NOISY, ROTATED, SPLIT, WorldConfig
 from heredity.synthetic.truth import UNKNOWN, Group, Labels, Truth, judge, judge_new, label, label_edge, recovery
 from heredity.synthetic.world import World
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heredity.report.planted import as_json, markdown, proof_of, tables
-from heredity.synthetic.settings import WorldConfig
+from heredity.synthetic.world import WorldConfig
 from heredity.synthetic.train import Training
 from heredity.synthetic.validation import Condition, Proof, judged, pooled, rates
 

@@ -7,8 +7,8 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
-from heredity.synthetic.firing import Rates, coin, fire
-from heredity.synthetic.settings import BLOCK, FAINT, FATES, KEPT, LOST, MERGED, NEW, NOISY, ROTATED, SPLIT, WorldConfig
+from heredity.synthetic.world import Rates, coin, fire
+from heredity.synthetic.world import BLOCK, FAINT, FATES, KEPT, LOST, MERGED, NEW, NOISY, ROTATED, SPLIT, WorldConfig
 from heredity.synthetic.world import Sample, Vectors, World
 
 COUNTS = {"kept": 40, "rotated": 20, "faint": 10, "noisy": 20, "split": 10, "merged": 10, "lost": 40, "new": 50}
