@@ -56,13 +56,9 @@ class Judgment(NamedTuple):
     called: dict[str, float]
     """Share of features called, by the name of their fate, `unknown` included; fates without features are left out."""
     precision: float
-    """Share of the judged features called that are rightly called; nan if none is called."""
+    """Share of right calls among the judged features called; nan if none is called."""
     recall: float
     """Share of the features to be called that are called; nan if there are none."""
-    specificity: float
-    """Share of the judged features not to be called that are not called; nan if there are none."""
-    judged: int
-    """Features that count for or against the call."""
 
 
 def label(acts: FeatureActs, true_acts: FeatureActs, fate: np.ndarray) -> Labels:
@@ -91,20 +87,14 @@ def judge(
     called = np.asarray(called)
     if called.shape != fate.shape or called.dtype != bool:
         raise ValueError(f"calls are {called.dtype} {called.shape}; give bool {fate.shape}, one per SAE feature")
-    positive, negative = np.isin(fate, list(right)), np.isin(fate, list(wrong))
-    hits, false = int((called & positive).sum()), int((called & negative).sum())
-    return Judgment(
-        called=share_by_fate(called, fate),
-        precision=_share(hits, hits + false),
-        recall=_share(hits, int(positive.sum())),
-        specificity=_share(int((~called & negative).sum()), int(negative.sum())),
-        judged=int((positive | negative).sum()),
-    )
+    positive = np.isin(fate, list(right))
+    hits, false = int((called & positive).sum()), int((called & np.isin(fate, list(wrong))).sum())
+    return Judgment(share_by_fate(called, fate), _share(hits, hits + false), _share(hits, int(positive.sum())))
 
 
-def share_by_fate(call: np.ndarray, fate: np.ndarray) -> dict[str, float]:
-    """Share of features a call (bool) says yes to, by the name of their fate; fates without features are left out."""
-    groups = {name: call[fate == number] for number, name in [*enumerate(FATES), (UNKNOWN, "unknown")]}
+def share_by_fate(called: np.ndarray, fate: np.ndarray) -> dict[str, float]:
+    """Share of features called (bool), by the name of their fate; fates without features are left out."""
+    groups = {name: called[fate == number] for number, name in [*enumerate(FATES), (UNKNOWN, "unknown")]}
     return {name: _share(int(group.sum()), len(group)) for name, group in groups.items() if len(group)}
 
 

@@ -1,4 +1,4 @@
-"""Pairs of models whose true features, and what each became in the child, are known.
+"""Pairs of models with known true features and known fates of them in the child.
 
 A model's vectors are x = Σ a_i direction_i + noise over its true features. Each true feature follows a source, which
 fires on the same tokens with the same magnitude at both ends; the fate decides what the child makes of it.
@@ -48,7 +48,7 @@ class WorldConfig:
     faint: int = 0
     """Features whose activation in the child is `faint_strength` times the parent's; same direction."""
     noisy: int = 0
-    """Features some of whose firings the child draws anew, so that r across the edge is `noisy_r`."""
+    """Features with part of their firings redrawn in the child, so that r across the edge is `noisy_r`."""
     split: int = 0
     """Parent features that become two child features each; a fair coin assigns each firing to one of them. One keeps
     the direction, the other has a new one."""
@@ -160,9 +160,9 @@ class World:
         density = self._sources.density
         room = np.maximum(_MAX_CHANCE / density, 1.0)
         overlap = np.minimum(config.overlap, (room - 1) / max(1, config.topics - 1))
-        own = 1 - overlap + overlap * config.topics
-        burst = np.minimum(config.burst, np.maximum(_MAX_CHANCE / (density * own), 1.0))
-        within, outside = -np.log1p(-density * own * burst), -np.log1p(-density * (1 - overlap) * burst)
+        gain = 1 - overlap + overlap * config.topics
+        burst = np.minimum(config.burst, np.maximum(_MAX_CHANCE / (density * gain), 1.0))
+        within, outside = -np.log1p(-density * gain * burst), -np.log1p(-density * (1 - overlap) * burst)
         self._rates = Rates(self._sources.topic, within, outside, burst)
 
     def draw(self, tokens: int, seed: int) -> Sample:
@@ -331,9 +331,9 @@ def _draw_models(config: WorldConfig, sources: _Sources, rng: np.random.Generato
         variance = (strength**2 * (density * np.exp(config.sigma**2) - density**2)).sum()
         deviation = float(np.sqrt(variance / config.d * config.noise / (1 - config.noise)))
         partners = np.full((len(fate), 2), -1, np.int32)
-        own, other = links[np.lexsort(links.T[::-1])].T
-        second = np.concatenate([[False], own[1:] == own[:-1]])
-        partners[own, second.astype(np.int64)] = other
+        here, there = links[np.lexsort(links.T[::-1])].T
+        second = np.concatenate([[False], here[1:] == here[:-1]])
+        partners[here, second.astype(np.int64)] = there
         return Model(directions.astype(np.float32), fate, density, partners, deviation)
 
     strength = np.where(child_fate == FAINT, config.faint_strength, 1.0)
@@ -351,13 +351,13 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 class Rates(NamedTuple):
-    """Firing rate of each source. `own` and `other` hold in documents that suit the source, one in `burst`."""
+    """Firing rate of each source. `within` and `outside` hold in documents that suit the source, one in `burst`."""
 
     topic: np.ndarray
     """int64 [sources]."""
-    own: np.ndarray
+    within: np.ndarray
     """float64 [sources]: draws per token, in documents of the source's topic."""
-    other: np.ndarray
+    outside: np.ndarray
     """float64 [sources]: draws per token, in other documents."""
     burst: np.ndarray
     """float64 [sources]: 1 or more."""
@@ -393,7 +393,7 @@ def coin(document: int, source: int, salt: np.uint64) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
-def _fire(topic, own, other, burst, by_topic, first, size, salt, rng):  # noqa: ANN001, ANN202 (typed by numba)
+def _fire(topic, within, outside, burst, by_topic, first, size, salt, rng):  # noqa: ANN001, ANN202 (typed by numba)
     """Firings source by source: (token int64 [n], source int64 [n]).
 
     by_topic: documents in order of their topics; those of topic t are `by_topic[first[t]:first[t + 1]]`.
@@ -402,8 +402,8 @@ def _fire(topic, own, other, burst, by_topic, first, size, salt, rng):  # noqa: 
     for source in range(len(topic)):
         start, stop = first[topic[source]], first[topic[source] + 1]
         for rate, begin, span in (
-            (own[source], start, (stop - start) * size),
-            (other[source], stop, (len(by_topic) - stop + start) * size),
+            (within[source], start, (stop - start) * size),
+            (outside[source], stop, (len(by_topic) - stop + start) * size),
         ):
             if rate <= 0:
                 continue
