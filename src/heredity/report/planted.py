@@ -62,7 +62,7 @@ def print_proof(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     for title, headings, rows in tables(results):
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number else "left")
+            table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
         for row in rows:
             table.add_row(*row)
         _out.print(table)
