@@ -112,16 +112,13 @@ FEATURES = Table(
 
 class ClassesSettings(NamedTuple):
     sample: SampleSettings
-    rules: Any
     resamples: int
     level: float
 
 
 def _settings(study: Study, item: Item) -> ClassesSettings:
-    from heredity.features.classes import Rules
-
     controls = study.config.controls
-    return ClassesSettings(sample_settings(study), Rules(), controls.resamples, controls.level)
+    return ClassesSettings(sample_settings(study), controls.resamples, controls.level)
 
 
 def _run(work: Work, settings: ClassesSettings) -> Results:
@@ -139,7 +136,7 @@ def _run(work: Work, settings: ClassesSettings) -> Results:
     found: dict[str, FeatureClasses] = {}
     for name, acts in sample.acts.items():
         work.progress(len(found), len(sample.acts))
-        found[name] = rules.classify(acts, text, settings.rules)
+        found[name] = rules.classify(acts, text)
     tally = _Tally(found, languages, settings)
     for name, classes in found.items():
         tally.count(name, "live", name, classes.firings > 0)
