@@ -20,7 +20,7 @@ from heredity.features.strata import RARE_FIRINGS
 from heredity.lm.hooks import capture
 from heredity.report.kept import KeptSummary, quantiles, spread
 from heredity.sae.formats import read_sae
-from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, rank_correlation, snippets
+from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, rank_correlation
 from heredity.stages.models import model_stage, seed_of
 from heredity.stages.saes import training_stage
 from heredity.stages.stitch import maps_stage, sides_of, stitch_blocks, stitch_inputs
@@ -211,20 +211,6 @@ def test_prose_is_found_or_named(world: World):
     assert prose_corpus(corpora, None) == "words" and prose_corpus(corpora, "code") == "code"
     with pytest.raises(ValueError, match="of the common corpora, code, none is prose"):
         prose_corpus({"code": corpora["code"]}, None)
-
-
-def test_snippets_are_different_sentences():
-    texts = [
-        "One two three four five. Too short. " + "word " * 80,
-        "One two three four five.",
-        "six\nseven eight nine ten",
-    ]
-    some = snippets(texts, 10, seed=0)
-    assert sorted(map(len, map(str.split, some))) == [5, 5, 60] and len(set(some)) == 3
-    assert "six\nseven eight nine ten" in some, "white space stays as it is"
-    assert snippets(texts, 2, seed=0) == some[:2] != snippets(texts, 2, seed=1)
-    with pytest.raises(ValueError, match="no held-out text has a sentence of 5 words"):
-        snippets(["two words"], 3, seed=0)
 
 
 def test_figures_of_few_values():

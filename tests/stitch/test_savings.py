@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
+from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, saving_row, sparse_flops
 
 
 class PlainTopK(nn.Module):
@@ -80,3 +80,27 @@ def test_a_saving_pays_for_the_maps_and_may_be_negative_or_none():
     assert saving(40.0, 100.0, 10.0) == pytest.approx(0.5)
     assert saving(0.0, 100.0, 150.0) == pytest.approx(-0.5)
     assert saving(None, 100.0) is saving(40.0, None) is saving(40.0, 0.0) is None
+
+
+def curve(values: list[float]) -> list[dict[str, float | None]]:
+    return [
+        {"flops": 10.0**i if i else 0, "seconds": i + 1, "explained_variance": value} for i, value in enumerate(values)
+    ]
+
+
+def test_a_saving_is_read_off_two_curves_and_is_none_where_one_never_gets_there():
+    random, arm = curve([0.0, 0.2, 0.4, 0.8]), curve([0.3, 0.5, 0.6, 0.7])
+    row = saving_row(arm, random, 0.6, (10.0, 1.0), (100.0, 2.0))
+    half = 10**2.5
+    assert row["flops"] == pytest.approx(100) and row["random_flops"] == pytest.approx(half)
+    assert row["saved_flops"] == pytest.approx(1 - 110 / half)
+    assert row["saved_flops_with_source"] == pytest.approx(1 - 210 / half)
+    seconds = 3 * (4 / 3) ** 0.5
+    assert row["saved_seconds"] == pytest.approx(1 - 4 / seconds)
+    assert row["saved_seconds_with_source"] == pytest.approx(1 - 6 / seconds)
+    late = saving_row(arm, random, 0.75, (10.0, 1.0), (100.0, 2.0))
+    assert late["saved_flops"] is late["flops"] is None is not late["random_flops"]
+    both = saving_row(arm, random, 0.9, (10.0, 1.0), (100.0, 2.0))
+    assert both["flops"] is both["random_flops"] is None
+    only = saving_row(curve([0.9, 0.95]), random, 0.9, (0.0, 0.0), (0.0, 0.0))
+    assert only["flops"] == 0 and only["random_flops"] is only["saved_flops"] is None

@@ -13,7 +13,7 @@ import tiny
 from heredity.lm.hooks import HookPointError, capture
 from heredity.lm.load import load_model
 from heredity.stitch.aligned import Points, aligned
-from heredity.stitch.moments import Moments, MomentStream
+from heredity.stitch.moments import Moments, MomentStream, all_layers
 from heredity.stitch.similarity import linear_cka, similarity, svcca
 
 
@@ -99,3 +99,8 @@ def test_both_models_are_read_at_all_points_in_one_pass(tmp_path: Path):
     np.testing.assert_allclose(np.diag(similarity(stream).svcca), 1, atol=1e-4)
     with pytest.raises(HookPointError, match="unknown"):
         next(aligned(Points(small, ["blocks.0.nothing"]), Points(large, places), blocks))
+
+
+def test_deep_and_wide_models_are_compared_from_the_stitched_layer_alone():
+    assert all_layers(128, 256, 2, 4) == (True, 8 * (2 * 128**2 + 4 * 256**2 + 8 * 128 * 256))
+    assert all_layers(4096, 4096, 32, 32) == (False, 8 * (1 + 32 + 32) * 4096**2)

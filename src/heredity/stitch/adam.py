@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,31 @@ def fit_by_adam(
         tokens += len(a)
     stitch = Stitch(*(Affine(*(part.detach() for part in each)) for each in (up, down)))
     return AdamFit(stitch, np.array(losses), tokens)
+
+
+def block_batches(
+    pairs: Callable[[np.ndarray], Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]],
+    blocks: np.ndarray,
+    each: int,
+    keep: bool,
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Batches for `fit_by_adam`: number -> aligned activations of `each` token blocks.
+
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point of each model (see `aligned`).
+    keep: hold batches in memory after the first epoch; otherwise the models compute them anew.
+    """
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def batch(number: int) -> tuple[Tensor, Tensor]:
+        if number in kept:
+            return kept[number]
+        chunks = list(pairs(blocks[number * each : (number + 1) * each]))
+        rows = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
+        if keep:
+            kept[number] = rows
+        return rows
+
+    return batch
 
 
 def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:

@@ -150,6 +150,41 @@ def path_ablation(
     return PathAblation(*all_found.double().cpu().numpy())
 
 
+class HeadEffect(NamedTuple):
+    """The effect of one feature on the head it scores highest on, over the tokens where the feature fires."""
+
+    layer: int
+    """Layer of the head."""
+    head: int
+    """Index of the head in its layer."""
+    score: float
+    """See `HeadScores.scores`."""
+    tokens: int
+    """Tokens where the feature fires."""
+    attention: float | None
+    """Mean attention to the first token; this and all below are None where the feature never fires."""
+    attention_drop: float | None
+    """Mean fall of the attention by the ablation; above 0, the feature turns the head off."""
+    norm: float | None
+    """Mean norm of the head's output."""
+    norm_drop: float | None
+    """Mean fall of the norm by the ablation; below 0 where the feature turns the head off."""
+
+
+def strongest_head(
+    model: nn.Module, hook_point: str, sae: SAE, scores: HeadScores, feature: int, blocks: np.ndarray
+) -> HeadEffect:
+    """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows."""
+    own = scores.scores[feature]
+    place, head = (int(i) for i in np.unravel_index(own.argmax(), own.shape))
+    at = path_ablation(model, hook_point, sae, feature, scores.layers[place], head, blocks)
+    means = (
+        float(column.mean()) if len(at.activation) else None
+        for column in (at.attention, at.attention - at.attention_ablated, at.norm, at.norm - at.norm_ablated)
+    )
+    return HeadEffect(scores.layers[place], head, float(own[place, head]), len(at.activation), *means)
+
+
 class _Attention(NamedTuple):
     """Where the parts of one attention layer are."""
 

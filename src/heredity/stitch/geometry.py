@@ -6,7 +6,7 @@ the shape of a trained dictionary is worth without any map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from heredity.sae.checkpoint import Step
+from heredity.sae.evaluate import quality
 from heredity.sae.gradients import Rule
 from heredity.sae.initialize import start
 from heredity.sae.model import SAE
@@ -21,9 +22,14 @@ from heredity.sae.resample import POOL_BATCHES, resample
 from heredity.sae.train import write_back
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.moments import Moments
-from heredity.stitch.transfer import transfer_sae
+from heredity.stitch.savings import refit_flops
+from heredity.stitch.transfer import calibrate, transfer_sae
 from heredity.study import RANKED, SAEConfig
 
+SILENT = 50_000
+"""Training vectors on which a feature must have been silent to be revived."""
+LARGEST_REFIT = 8192
+"""Features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held."""
 _CUT_ROWS = 1024  # vectors that a batchtopk threshold is set on; before it is, half of all features are active
 
 
@@ -88,6 +94,30 @@ def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) ->
     made = SAE(sae.d_in, sae.d_sae, sae.activation, sae.k).to(sae.W_dec.device)
     write_back(state, made)
     return made, count
+
+
+def repaired(
+    sae: SAE, batch: Callable[[int], Tensor], batch_size: int, steps: int, seed: int
+) -> tuple[SAE, int, float]:
+    """A folded SAE with its decoder refitted and its dead features revived on the first vectors of a training.
+
+    batch: number of a step -> vectors [batch_size, d_in]; the training takes `steps` of them. Returns the SAE, the
+    number of revived features and the FLOPs spent. The decoder is refitted in the mean alone where the SAE has more
+    than `LARGEST_REFIT` features or fewer than two vectors per feature were read. Nothing is revived on fewer than
+    `SILENT` vectors.
+    """
+    count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
+    batches = [batch(step) for step in range(count)]
+    vectors = sum(map(len, batches))
+    decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
+    sae = unit_rows(calibrate(sae, batches, "decoder" if decoder else "bias"))
+    figures, given = quality(sae, batches), 0
+    flops = refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder) + refit_flops(
+        sae.d_in, sae.d_sae, figures.l0, vectors, decoder=False
+    )
+    if vectors >= SILENT:  # on fewer vectors a rare feature looks dead
+        sae, given = revived(sae, figures.density == 0, batches, seed)
+    return sae, given, flops
 
 
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:

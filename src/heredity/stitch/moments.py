@@ -75,6 +75,34 @@ def moment_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
     return 8 * (sum(d * d for d in (*widths_a, *widths_b)) + sum(widths_a) * sum(widths_b))
 
 
+ALL_LAYERS = 1 << 29
+"""Bytes of moments up to which all layers of the source are compared, not the stitched one alone."""
+
+
+def all_layers(d_a: int, d_b: int, layers_a: int, layers_b: int) -> tuple[bool, int]:
+    """Whether all layers of A are compared with B's, rather than A's stitched one alone; and bytes of the moments."""
+    needed = moment_bytes([d_a] * layers_a, [d_b] * layers_b)
+    return (True, needed) if needed <= ALL_LAYERS else (False, moment_bytes([d_a], [d_b] * layers_b))
+
+
+def nested_moments(
+    pairs: Callable[[np.ndarray], Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]],
+    blocks: np.ndarray,
+    halvings: int = 5,
+) -> list[Moments]:
+    """Moments of the first 1/2^halvings, ..., quarter, half of the blocks and of all of them, from one pass.
+
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point of each model (see `aligned`).
+    """
+    stream, nested = MomentStream(), []
+    cuts = sorted({len(blocks) >> step for step in range(1, halvings + 1)} - {0})
+    for start, stop in zip([0, *cuts], [*cuts, len(blocks)], strict=True):
+        for of_a, of_b in pairs(blocks[start:stop]):
+            stream.add(of_a, of_b)
+        nested.append(stream.pair(0, 0))
+    return nested
+
+
 class MomentStream:
     """Moments of every point of model A with every point of model B from one pass; in memory of the result's size.
 

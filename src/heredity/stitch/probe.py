@@ -190,6 +190,57 @@ def probing(
     return rows
 
 
+def probe_task(
+    seen: Views,
+    texts: np.ndarray,
+    y: np.ndarray,
+    test: np.ndarray,
+    sizes: Sequence[int] = SIZES,
+    draws: int = 5,
+    seed: int = 0,
+) -> tuple[list[Row], list[int]]:
+    """`probing` of one class against others, at all sizes for which enough features fire; and the sizes left out.
+
+    seen: views of a set of texts. texts: int64 [n], the rows of them that belong to the task (see `BinaryTask`). y,
+    test: bool [n], the class and whether the text is held out. The largest possible size is the smaller of the number
+    of source features that fire in the target and of all native features.
+    """
+    every: tuple[Any, ...] = seen
+    train, held = ((Views._make(part[texts[which]] for part in every), y[which]) for which in (~test, test))
+    live = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum())
+    possible = [k for k in sizes if k <= min(live, _size(train[0].native)[1])]
+    return probing(train, held, possible, draws, seed), sorted(set(sizes) - set(possible))
+
+
+class MeanRow(NamedTuple):
+    """The probes of one arm at one size, averaged over draws of random features."""
+
+    arm: Arm
+    """What is tried."""
+    k: int
+    """Features or dimensions read."""
+    score: Score
+    """Means of the values and of the ends of their intervals."""
+    draws: int
+    """Probes averaged; 1 for all arms but `random`."""
+    spread: float | None
+    """Standard deviation of the balanced accuracy between draws; None for fewer than two."""
+
+
+def mean_over_draws(rows: Sequence[Row]) -> list[MeanRow]:
+    """Rows of one class with the draws of each arm and size averaged, in the order of their first row."""
+    groups: dict[tuple[Arm, int], list[Score]] = {}
+    for row in rows:
+        groups.setdefault((row.arm, row.k), []).append(row.score)
+    averaged = []
+    for (arm, k), scores in groups.items():
+        means = (np.array([getattr(score, name) for score in scores]).mean(0).tolist() for name in Score._fields)
+        balanced = [score.balanced_accuracy.value for score in scores]
+        spread = float(np.std(balanced, ddof=1)) if len(scores) > 1 else None
+        averaged.append(MeanRow(arm, k, Score(*(Estimate(*mean) for mean in means)), len(scores), spread))
+    return averaged
+
+
 def _columns(X: csr_array | np.ndarray, features: np.ndarray) -> np.ndarray:
     """Columns of X as float64 [texts, k]."""
     return X[:, features] if isinstance(X, np.ndarray) else X[:, features].toarray()

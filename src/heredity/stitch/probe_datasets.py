@@ -14,6 +14,8 @@ other files among those of code."""
 
 CHARACTERS = 2000
 """Of a document, its beginning is used."""
+LOOKED_AT = 200
+"""Documents by which a corpus counts as prose or code."""
 _LEAST = 10
 _BUFFER = 10_000
 
@@ -88,7 +90,7 @@ def labelled(
     """
     if task == "origin":
         return balanced(corpora, most=most, held_out=held_out, seed=seed, characters=characters)
-    code = {name: _mostly_code(texts) for name, texts in corpora.items()}
+    code = {name: mostly_code(texts) for name, texts in corpora.items()}
     if task == "language":
         groups: Mapping[str, Sequence[str]] = {name: texts for name, texts in corpora.items() if code[name]}
     elif task == "kind":
@@ -145,6 +147,29 @@ def balanced(
     return Labelled([texts[i] for i in order], np.array(y)[order], tuple(kept), np.array(test)[order])
 
 
+class BinaryTask(NamedTuple):
+    """One class of a set against others."""
+
+    texts: np.ndarray
+    """int64 [n]: indices of the texts in the whole set."""
+    y: np.ndarray
+    """bool [n]: whether each is of the class."""
+    test: np.ndarray
+    """bool [n]: whether each is held out."""
+
+
+def binary_tasks(texts: Labelled, seed: int) -> dict[str, BinaryTask]:
+    """Each class against the rest, by name; of two classes, the second one against the first."""
+    if len(texts.names) == 2:
+        return {texts.names[1]: BinaryTask(np.arange(len(texts.texts)), texts.y == 1, texts.test)}
+    place = {text: number for number, text in enumerate(texts.texts)}
+    parts = {label: texts.against_rest(label, seed) for label in texts.names}
+    return {
+        label: BinaryTask(np.array([place[text] for text in part.texts]), part.y == 1, part.test)
+        for label, part in parts.items()
+    }
+
+
 def from_hub(
     dataset: str,
     text: str,
@@ -197,8 +222,9 @@ def looks_like_a_test(text: str) -> bool:
     return bool(_TEST_MARK.search(text))
 
 
-def _mostly_code(texts: Sequence[str]) -> bool:
-    some = texts[:200]
+def mostly_code(texts: Sequence[str]) -> bool:
+    """Whether more than half of the first `LOOKED_AT` documents look like code."""
+    some = texts[:LOOKED_AT]
     return sum(map(looks_like_code, some)) > len(some) / 2
 
 

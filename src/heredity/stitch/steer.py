@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
+from heredity.stitch.affine import Affine
 from heredity.stitch.intervals import Estimate, proportion
+from heredity.stitch.moments import Moments
+from heredity.stitch.transfer import transfer_direction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -170,6 +174,42 @@ def transfer_gap(transferred: float, native: float) -> float:
     if native == 0:
         return float(transferred > 0)
     return min(transferred / native, 1.0)
+
+
+def steering_arms(
+    wanted: Moments, others: Moments, arriving: Affine, rng: np.random.Generator
+) -> dict[str, Steering | None]:
+    """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
+
+    wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
+    the map b -> a. `random` moves the vectors of the other corpora as far as `native` does. Raises as
+    `steering_vector`, `leveled` and `transfer_direction` do.
+    """
+    # Levels are means, so one vector, the mean, gives the same as all vectors.
+    native = steering_vector(wanted.mean_a[None], others.mean_a[None])
+    there = steering_vector(wanted.mean_b[None], others.mean_b[None])
+    direction = transfer_direction(torch.from_numpy(there.direction), arriving.to("cpu"))
+    strength = change(native, others.mean_a, others.aa)
+    return {
+        "none": None,
+        "native": native,
+        "carried": leveled(direction.numpy(), wanted.mean_a[None]),
+        "random": with_change(rng.standard_normal(len(wanted.mean_a)), strength, others.mean_a, others.aa),
+    }
+
+
+def longest_pieces(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase, special: Sequence[int]) -> list[str]:
+    """The longest piece of each token block [n, context] without special tokens, as text; blank ones are left out."""
+    texts: list[Any] = []
+    for block in blocks:
+        runs = np.split(block, np.flatnonzero(np.isin(block, special)))
+        texts.append(tokenizer.decode(max(runs, key=len), skip_special_tokens=True))
+    return [text for text in texts if text.strip()]
+
+
+def interleave(parts: Sequence[Sequence[str]]) -> list[str]:
+    """One text of each part in turn, for as long as there are any."""
+    return [text for row in zip_longest(*parts) for text in row if text is not None]
 
 
 class TextClassifier:

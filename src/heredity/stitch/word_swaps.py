@@ -63,6 +63,8 @@ _ENDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 _SURE = ("adverb", "ing", "ed")
 _SHORTEST_STEM = 3
 _TRIES = 64
+_WORDS = 5, 60  # of a snippet: at least, at most
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
 class Lexicon(NamedTuple):
@@ -152,6 +154,24 @@ def rewrites(text: str, lexicon: Lexicon, k: int = 5, seed: int = 0) -> list[str
             written[at] = _cased(stands[lower], place.word) + pieces[at][len(place.word) :]
         made.append("".join(written))
     return made
+
+
+def snippets(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """Up to `count` distinct sentences of the texts, drawn at random; at least 5 words each, cut after 60.
+
+    Raises ValueError when there is none.
+    """
+    least, most = _WORDS
+    distinct: dict[str, None] = {}
+    for text in texts:
+        for sentence in _SENTENCE_ENDS.split(text):
+            words = list(re.finditer(r"\S+", sentence))[:most]
+            if len(words) >= least:
+                distinct[sentence[words[0].start() : words[-1].end()]] = None
+    if not distinct:
+        raise ValueError(f"no held-out text has a sentence of {least} words; give more prose")
+    every = list(distinct)
+    return [every[place] for place in np.random.default_rng(seed).permutation(len(every))[:count]]
 
 
 def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
