@@ -13,7 +13,7 @@ from heredity.engine.stage import Stage, run
 from heredity.engine.store import Artifact, Store
 from heredity.report.probing import SteeringRow
 from heredity.stages.steering import STEERING, steering_of, steering_stage
-from heredity.stitch.intervals import proportion
+from heredity.stitch.probe import proportion
 from heredity.stitch.steer import transfer_gap
 from heredity.study import StudyError
 from stages.test_probes import Joined, joined

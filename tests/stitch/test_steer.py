@@ -14,7 +14,6 @@ from heredity.stitch.moments import Moments
 from heredity.stitch.steer import (
     NONE,
     Steering,
-    TextClassifier,
     change,
     clamped,
     effect,
@@ -24,6 +23,7 @@ from heredity.stitch.steer import (
     longest_pieces,
     steering_arms,
     steering_vector,
+    text_classifier,
     transfer_gap,
     with_change,
 )
@@ -98,11 +98,11 @@ def test_a_negative_share_has_no_gap():
 def test_kinds_of_text_are_learned_from_their_characters():
     prose = [f"the cat {i} sat on a mat and slept" for i in range(30)]
     code = [f"x_{i} = f(y[{i}]) + 1" for i in range(30)]
-    classify = TextClassifier().fit(prose[:20] + code[:20], np.repeat([0, 1], 20))
+    classify = text_classifier(prose[:20] + code[:20], np.repeat([0, 1], 20))
     assert classify(prose[20:] + code[20:]).tolist() == [0] * 10 + [1] * 10
     assert classify([" \n", prose[0]]).tolist() == [NONE, 0] and len(classify([])) == 0
     with pytest.raises(ValueError, match="at least two in all"):
-        TextClassifier().fit(prose, np.zeros(30))
+        text_classifier(prose, np.zeros(30))
 
 
 @pytest.fixture(scope="module")

@@ -167,9 +167,8 @@ def _start(study: Study, arm: Arm, work: Work, stream: Stream, seed: int) -> _St
     if arm == "random":
         return _Start(None)
     from heredity.stitch.affine import Stitch
-    from heredity.stitch.geometry import repaired, trainable, turned
     from heredity.stitch.moments import Moments
-    from heredity.stitch.transfer import transfer_sae
+    from heredity.stitch.transfer import repaired, trainable, transfer_sae, turned
 
     first = stream.batch(0)
     begun = time.monotonic()

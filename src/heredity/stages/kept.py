@@ -41,7 +41,7 @@ from heredity.study.stitch import CarriedFeaturesConfig
 from heredity.text.corpora import read_corpus
 
 if TYPE_CHECKING:
-    from heredity.stitch.paired_correlation import Paired
+    from heredity.stitch.attribution import Paired
 
 KEPT = "kept.json"
 KEPT_TABLE = "features.parquet"
@@ -200,7 +200,7 @@ class _Inquiry:
 
     def _fired(self, texts: list[list[str]]) -> np.ndarray:
         """Whether each feature fires in the source on any token: bool [prompts, versions, d_sae]."""
-        from heredity.stitch.text_features import Dictionary, means, text_vectors
+        from heredity.stitch.probe import Dictionary, means, text_vectors
 
         flat, source = [text for versions in texts for text in versions], self.source
         read = text_vectors(source.model, self.tokenizer, source.hook_point, flat, self.context, source.precision)

@@ -26,7 +26,7 @@ from heredity.text.corpora import file_digest, read_corpus
 
 if TYPE_CHECKING:
     from heredity.stitch.probe import Row, Views
-    from heredity.stitch.probe_datasets import Labelled
+    from heredity.stitch.probe_datasets import LabeledTexts
 
 PROBES = "probes.json"
 PROBES_TABLE = "probes.parquet"
@@ -111,9 +111,9 @@ def _probe_stage(study: Study, name: str, task: str, hub: HubTaskConfig | None, 
     return Stage("probes", f"{name}-{task}", settings, inputs, make)
 
 
-def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work: Work) -> tuple[Labelled, str]:
+def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work: Work) -> tuple[LabeledTexts, str]:
     """Texts of a task, of held-out documents if there are enough of them."""
-    from heredity.stitch.probe_datasets import LabelError, labelled
+    from heredity.stitch.probe_datasets import LabelError, labeled
 
     folders = {corpus: work.inputs[f"corpus:{corpus}"].folder for corpus in study.stitch_corpora(name)}
 
@@ -122,17 +122,17 @@ def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work:
 
     held_out = documents("validation")
     try:
-        found = labelled(held_out, task, most=texts, seed=seed)
+        found = labeled(held_out, task, most=texts, seed=seed)
     except LabelError:
         found = None
     if found is not None and len(found.texts) == texts * len(found.names):
         return found, "validation"
     train = documents("train")
     every = {corpus: held_out[corpus] + train[corpus] for corpus in folders}
-    return labelled(every, task, most=texts, seed=seed), "validation and train"
+    return labeled(every, task, most=texts, seed=seed), "validation and train"
 
 
-def _of_hub(config: HubTaskConfig, root: Path, texts: int, seed: int) -> tuple[Labelled, str]:
+def _of_hub(config: HubTaskConfig, root: Path, texts: int, seed: int) -> tuple[LabeledTexts, str]:
     """Texts of a data set with labels of its own."""
     from heredity.stitch.probe_datasets import from_hub
 
@@ -149,7 +149,7 @@ def _content(path: Path) -> str | None:
 
 
 def _probed(
-    work: Work, found: Labelled, config: ProbesConfig, precision: Precision, seed: int
+    work: Work, found: LabeledTexts, config: ProbesConfig, precision: Precision, seed: int
 ) -> tuple[dict[str, list[Row]], list[int]]:
     """Probes by class, and the sizes that some class has none of."""
     from heredity.stitch.probe import probe_task
@@ -169,8 +169,7 @@ def _probed(
 def _views(work: Work, texts: Sequence[str], context_size: int, precision: Precision) -> Views:
     """What the arms see of texts."""
     from heredity.sae.formats import read_sae
-    from heredity.stitch.probe import views
-    from heredity.stitch.text_features import text_vectors
+    from heredity.stitch.probe import text_vectors, views
 
     sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
     device = next(sides.target.parameters()).device
@@ -183,7 +182,7 @@ def _views(work: Work, texts: Sequence[str], context_size: int, precision: Preci
 
 
 def _summary(
-    task: str, origin: str, found: Labelled, of_class: Mapping[str, list[Row]], left_out: Sequence[int]
+    task: str, origin: str, found: LabeledTexts, of_class: Mapping[str, list[Row]], left_out: Sequence[int]
 ) -> ProbeSummary:
     from heredity.stitch.probe import mean_over_draws
 

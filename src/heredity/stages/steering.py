@@ -23,9 +23,9 @@ from heredity.text.tokens import BlockSampler
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Affine
-    from heredity.stitch.intervals import Estimate
     from heredity.stitch.moments import Moments
-    from heredity.stitch.steer import Effect, Steering, TextClassifier
+    from heredity.stitch.probe import Estimate
+    from heredity.stitch.steer import Effect, Steering
 
 STEERING = "steering.json"
 _PIECES, _TESTED = 2_000, 500  # of a corpus, that texts are told apart by, and to test on
@@ -124,10 +124,10 @@ def _steered(study: Study, name: str, work: Work, seed: int) -> SteeringSummary:
 
 def _classifier(
     work: Work, tokenizer: Any, special: Sequence[int], size: int, seed: int
-) -> tuple[TextClassifier, Estimate, int, int]:
+) -> tuple[Callable[[Sequence[str]], np.ndarray], Estimate, int, int]:
     """Tells the corpora apart by pieces of `size` tokens; its accuracy, and the pieces fitted and tested on."""
-    from heredity.stitch.intervals import proportion
-    from heredity.stitch.steer import TextClassifier, longest_pieces
+    from heredity.stitch.probe import proportion
+    from heredity.stitch.steer import longest_pieces, text_classifier
 
     def pieces(split: str, count: int) -> tuple[list[str], np.ndarray]:
         found = []
@@ -139,7 +139,7 @@ def _classifier(
         return [text for own in found for text in own[:least]], np.repeat(np.arange(len(found)), least)
 
     texts, y = pieces("train", _PIECES)
-    classify = TextClassifier().fit(texts, y)
+    classify = text_classifier(texts, y)
     held_out, truth = pieces("validation", _TESTED)
     hits = int((classify(held_out) == truth).sum())
     return classify, proportion(hits, len(truth)), len(texts), len(held_out)

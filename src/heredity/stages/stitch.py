@@ -189,8 +189,7 @@ class _Read(NamedTuple):
 def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray) -> tuple[LayersSummary, str]:
     """Likeness of all layers, and the target's hook point: the given one, or that most like the source's."""
     from heredity.lm.hooks import HookPointError, resolve
-    from heredity.stitch.moments import all_layers
-    from heredity.stitch.similarity import similarity
+    from heredity.stitch.moments import all_layers, similarity
 
     config = study.config.stitch[name]
     sides: list[list[str]] = []
@@ -228,8 +227,7 @@ def _fits(
 def _fitted(
     config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
 ) -> tuple[Stitch, FitSummary]:
-    from heredity.stitch.fit import fit
-    from heredity.stitch.joint import joint_flops
+    from heredity.stitch.fit import fit, joint_flops
     from heredity.stitch.moments import moment_flops
 
     widths, start = (len(moments.mean_a), len(moments.mean_b)), time.monotonic()
@@ -249,7 +247,7 @@ def _by_adam(
     config: StitchConfig, read: _Read, points: tuple[str, str], blocks: np.ndarray, held_out: Moments, seed: int
 ) -> tuple[Stitch, list[FitSummary]]:
     """The published fit on the same tokens; and what shorter trainings come to, the shortest first."""
-    from heredity.stitch.adam import adam_flops, block_batches, fit_by_adam
+    from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     count = max(1, len(blocks) // each)
@@ -270,7 +268,7 @@ def _by_adam(
 
 
 def _told(stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float) -> FitSummary:
-    from heredity.stitch.map_quality import stitch_quality
+    from heredity.stitch.affine import stitch_quality
 
     found = stitch_quality(stitch, held_out, alpha)
     r2 = {way: getattr(found, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}
