@@ -20,12 +20,12 @@ class RecipeError(ValueError):
     """A recipe that cannot be followed; the message names the place, the reason and the way out."""
 
 
-def require_mergekit() -> None:
-    """Raise `RecipeError` unless mergekit is installed."""
+def require_mergekit(place: str) -> None:
+    """Raise `RecipeError` unless mergekit is installed; `place` is the setting or file that needs it."""
     if find_spec("mergekit") is None:
         raise RecipeError(
-            "recipes and methods other than slerp, linear, task_arithmetic and ties need mergekit, which is not "
-            "installed; pip install 'heredity[merge]'"
+            f"{place}: recipes and methods other than slerp, linear, task_arithmetic and ties need mergekit, which is "
+            "not installed; pip install 'heredity[merge]'"
         )
 
 
@@ -81,7 +81,7 @@ def merge_recipe(recipe: Mapping[str, Any], folder: Path, seed: int = 0, place: 
     models that cannot be loaded (weights other than safetensors are never read); `MergeError` for weights that are not
     finite.
     """
-    require_mergekit()
+    require_mergekit(place)
     parents, base = parents_of(recipe), recipe.get("base_model")
     # What follows a + is an adapter, which mergekit merges first: such a parent has no weights to report on.
     plain = dict.fromkeys(name for name in (*parents, base) if isinstance(name, str) and "+" not in name)

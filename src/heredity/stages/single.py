@@ -48,6 +48,8 @@ def merge_folders(
     if method not in get_args(Method):
         from heredity.lm.recipe import recipe_of
 
+        if t is not None:
+            raise ValueError(f"--t has no effect on {method}, it belongs to slerp and linear; leave it out")
         return _by_mergekit(recipe_of(method, models, weights, density, base), out, seed, f"--method {method}", result)
     from heredity.lm.load import load_model, save_model
     from heredity.lm.merge import merge_states
