@@ -38,7 +38,7 @@ def test_files_that_cannot_be_followed_are_named_with_the_place(tmp_path: Path):
 
 def test_without_mergekit_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("heredity.lm.recipe.find_spec", lambda _: None)
-    with pytest.raises(RecipeError, match=r"^r.yaml: .* need mergekit, which is not installed; pip install 'heredity\[merge\]'"):
+    with pytest.raises(RecipeError, match=r"^r.yaml: .* need mergekit, .*; pip install 'heredity\[merge\]'"):
         merge_recipe({"merge_method": "slerp"}, tmp_path / "out", place="r.yaml")
     assert not (tmp_path / "out").exists()
 
