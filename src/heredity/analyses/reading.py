@@ -80,6 +80,12 @@ def load(artifact: Artifact) -> Any:
     return load_model(reference["load"], reference["revision"], reference["trust_remote_code"])
 
 
+def folder_of(artifact: Artifact) -> str:
+    """Folder or hub id of the model of a model artifact."""
+    reference = artifact.json(RECORD).get("reference")
+    return reference["load"] if reference else str(artifact / "model")
+
+
 def state_of(artifact: Artifact) -> str:
     """Hash of the weights of a model artifact."""
     return artifact.json(RECORD)["state"]
