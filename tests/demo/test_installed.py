@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heredity.demo import installed
-from heredity.demo.prose import docstrings, prose
+from heredity.demo.installed import docstrings, prose
 from heredity.study import CorpusConfig
 from heredity.text.corpora import CorpusError, documents
 

@@ -42,7 +42,7 @@ def test_the_same_seed_tells_the_same_and_a_prefix_is_a_prefix():
 
 
 def test_pronouns_agree_with_the_name_of_the_hero(told):
-    girls = set(module._cast().girls)
+    girls = set(module.grammar().girls)
     checked = 0
     for text in told:
         match = re.match(r"(?:Once upon a time, there was|It was).*? named (\w+)\. (He|She) (?:was|lived)", text)
@@ -54,20 +54,20 @@ def test_pronouns_agree_with_the_name_of_the_hero(told):
 
 def test_every_plot_and_every_row_of_the_cast_is_used(told):
     whole = "\n".join(told)
-    for rows in module._cast().tables:
+    for rows in module.grammar().tables:
         for row in rows:
             assert any(value in whole or value.capitalize() in whole for value in row.values()), row
-    assert len(module._plots().plots) >= 15
-    for plot in module._plots().plots:
+    assert len(module.grammar().plots) >= 15
+    for plot in module.grammar().plots:
         assert len(plot) >= 5
         assert all(len(ways) >= 2 for ways in plot)
 
 
 def test_the_plots_use_no_slot_that_the_cast_lacks():
     slots = module._slots(random.Random(0))
-    plots = module._plots()
-    ways = [*plots.opening, *plots.aside, *plots.middle, *plots.ending]
-    ways += [way for plot in plots.plots for beat in plot for way in beat]
+    words = module.grammar()
+    ways = [*words.opening, *words.aside, *words.middle, *words.ending]
+    ways += [way for plot in words.plots for beat in plot for way in beat]
     used = {name[0].lower() + name[1:] for way in ways for name in re.findall(r"\{(\w+)\}", way)}
     assert used <= set(slots)
 

@@ -21,7 +21,8 @@ from heredity.stitch.intervals import proportion
 from heredity.stitch.moments import Moments
 from heredity.stitch.steer import change, transfer_gap
 from heredity.study import StudyError
-from heredity.text.tokens import PackedTokens, train_tokenizer
+from heredity.text.tokenizer import train_tokenizer
+from heredity.text.tokens import PackedTokens
 from stages.test_probes import Joined, joined
 
 ARMS = ("none", "native", "carried", "random")

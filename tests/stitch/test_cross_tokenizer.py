@@ -17,7 +17,7 @@ from heredity.stitch.fit import fit
 from heredity.stitch.map_quality import stitch_quality
 from heredity.stitch.moments import MomentStream
 from heredity.study import ArchitectureConfig
-from heredity.text.tokens import train_tokenizer
+from heredity.text.tokenizer import train_tokenizer
 
 CONTEXT, D_A, D_B = 24, 24, 32
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "every", "child", "sang", "about", "trees", "and", "water"]

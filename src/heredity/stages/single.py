@@ -62,7 +62,7 @@ def _from_recipe(path: Path, out: Path, seed: int) -> dict[str, Any]:
 
 def _write_merge(first: str, merged: dict, report: Sequence[Any], out: Path, result: dict[str, Any]) -> dict[str, Any]:
     from heredity.lm.load import load_model, save_model
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
     model = load_model(first, dtype=next(tensor.dtype for tensor in merged.values() if tensor.is_floating_point()))
     model.load_state_dict(merged)
@@ -98,7 +98,8 @@ def track_edge(
     from heredity.stages.models import on_device
     from heredity.stages.saes import trained_on
     from heredity.text.corpora import documents
-    from heredity.text.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
+    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import BlockSampler, pack
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")

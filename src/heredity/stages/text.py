@@ -9,7 +9,8 @@ from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import CorpusConfig, Study
 from heredity.text.corpora import fingerprint, read_corpus, write_corpus
-from heredity.text.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
+from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
+from heredity.text.tokens import PackedTokens, pack
 
 RECORD = "record.json"
 
