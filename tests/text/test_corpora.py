@@ -13,9 +13,9 @@ import pytest
 import zstandard
 
 from heredity.study import CorpusConfig
-from heredity.text.corpora import CorpusError, documents, file_digest, fingerprint, read_corpus, write_corpus
 from heredity.text import sources
-from heredity.text.sources import Document, local_digest, shuffled
+from heredity.text.corpora import documents, file_digest, fingerprint, read_corpus, write_corpus
+from heredity.text.sources import CorpusError, Document, local_digest, shuffled
 
 
 def texts_of(source: str, root: Path, seed: int = 0, **settings) -> list[str]:
@@ -288,9 +288,9 @@ def test_a_file_at_rest_is_hashed_once_per_process_and_a_changed_one_again(tmp_p
     file.write_text("hello")
     now, calls, real = time.time_ns(), [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: calls.append(1) or real(*given))
-    for _ in range(2):  # just written: the next change may have the same date
-        first = local_digest("a.txt", tmp_path)
-    assert len(calls) == 2
+    first = local_digest("a.txt", tmp_path)
+    assert local_digest("a.txt", tmp_path) == first
+    assert len(calls) == 2  # just written: the next change may have the same date
     monkeypatch.setattr(time, "time_ns", lambda: now + 10**11)
     assert [local_digest("a.txt", tmp_path) for _ in range(3)] == [first] * 3
     assert file_digest([file]) == file_digest([file])

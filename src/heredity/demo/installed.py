@@ -29,16 +29,16 @@ _FEWEST_CHARACTERS = 200
 _MOST_BYTES = 300_000  # beyond this, source files are tables or generated
 
 _NEVER = frozenset(
-    "__pycache__ site-packages dist-packages test tests testing idle_test licenses heredity "
-    "_vendor vendor _vendored vendored".split()
+    {"__pycache__", "site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "licenses", "heredity"}
+    | {"_vendor", "vendor", "_vendored", "vendored"}
 )
 _STDLIB_SKIPPED = _NEVER | {"encodings", "pydoc_data", "ensurepip", "lib-dynload"}
 # Generated operator declarations, and C code bases that torch only passes on.
 _HEADERS_SKIPPED = _NEVER | {"ops", "google", "oneapi", "kineto", "sleef", "fp16", "psimd"}
 _HEADER_PACKAGES = ("torch", "pyarrow")
 # Text files that are not documentation, by the beginning of their names.
-_NO_PROSE = tuple(
-    "license licence copying notice authors requirements top_level entry_points sources".split()
+_NOT_DOCUMENTATION = re.compile(
+    "license|licence|copying|notice|authors|requirements|top_level|entry_points|sources", re.IGNORECASE
 )
 
 _Item = tuple[str, Callable[[], str]]  # path below the folder of packages, which the order is made from; its text
@@ -122,7 +122,7 @@ def _files(
         subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
         for name in names:
             path = f"{parent}/{name}"
-            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else name.lower().startswith(_NO_PROSE)
+            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else _NOT_DOCUMENTATION.match(name)
             if path.endswith(endings) and not unwanted:
                 items.append((prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
     return items
@@ -241,10 +241,11 @@ _MARKUP = (
 )
 _NOT_PROSE = (">>>", "...", ".. ", "|", "+-", "+=", "#!", "$ ", "```", "@", "<", "![", "//", "Copyright", "SPDX")
 _RARE_IN_PROSE = re.compile(r"[^A-Za-z ,.;:'\"()-]")
-_COMMON = frozenset(
+_COMMON_WORDS = (
     "the of to a an and in is are be for that this it as with on by or if not from when which will can has have was "
-    "at you we they its into than then there these used one all any only may must should but do does no so more".split()
+    "at you we they its into than then there these used one all any only may must should but do does no so more"
 )
+_COMMON = frozenset(_COMMON_WORDS.split())
 _FEWEST_WORDS = 8
 _CODE_SIGNS = re.compile(r"[=<>{}\[\]\\|_^~%$#@]|\w\(|\.\w|::")
 

@@ -85,17 +85,21 @@ def story(rng: random.Random) -> str:
             if rng.random() < _MIDDLE:
                 parts += [" ", rng.choice(words.middle)]
         parts += [" ", rng.choice(words.ending)]
-        text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), "".join(parts))
-        text = _SLOT.sub(lambda match: _filled(match[1], match[2], slots), text)
-        text = _ARTICLE.sub(r"\1n ", text)
+        text = _filled("".join(parts), slots, rng)
         if len(text.split()) in _WORDS:
             return text
 
 
-def _filled(first: str, rest: str, slots: Row) -> str:
-    """Value of a slot, with a capital where the slot has one."""
-    word = slots[first.lower() + rest]
-    return word if first.islower() else word[0].upper() + word[1:]
+def _filled(text: str, slots: Row, rng: random.Random) -> str:
+    """Resolve choices, then slots, then `a` before a vowel."""
+
+    def value(match: re.Match[str]) -> str:
+        first, rest = match.groups()
+        word = slots[first.lower() + rest]
+        return word if first.islower() else word[0].upper() + word[1:]
+
+    text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
+    return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
 
 
 def _slots(rng: random.Random) -> Row:

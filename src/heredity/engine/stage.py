@@ -1,4 +1,4 @@
-"""Runs the stages of a study in this process, in order, skipping what is there and resuming what is not."""
+"""Run the stages of a study in order: those that are there are skipped, begun ones resumed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Stage:
     """One step of a study: (inputs) -> artifact."""
 
     kind: str
-    """Kind of result, and folder under the study's: `corpus`, `model`, `sae`, `match` ..."""
+    """Kind of result and name of its folder: `corpus`, `model`, `sae`, `match` ..."""
     name: str
-    """Which one of its kind."""
+    """Name within its kind."""
     config: Mapping[str, Any]
-    """The settings that matter to it and nothing else: a change of them makes it anew."""
+    """The settings that matter to the result and no others: a change of them makes it anew."""
     inputs: Mapping[str, Stage]
-    """What it is made from, by role."""
+    """Stages that it is made from, by role."""
     make: Callable[[Work], None] = field(compare=False)
     """Fills `Work.folder`."""
 
@@ -42,10 +42,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage gets to work with."""
+    """Everything that a stage works with."""
 
     folder: Path
-    """Working folder; what a killed run left is still in it. Becomes the artifact."""
+    """Working folder, with the files that a killed run left; becomes the artifact."""
     inputs: Mapping[str, Artifact]
     """Complete artifacts, by role."""
     config: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Work:
     progress: Callable[[int, int], None]
     """Call with (done, total)."""
     shards: Shards
-    """Who does what can be divided; no result depends on it."""
+    """Workers for work that can be divided; no result depends on their number."""
 
     def group(self, prefix: str) -> dict[str, Artifact]:
         """The inputs whose role is `prefix:NAME`, by NAME."""
@@ -65,7 +65,7 @@ class Work:
 
 
 class Watcher(Protocol):
-    """Is told what happens; the command line draws bars with it."""
+    """Observer of a run; the command line draws bars with it."""
 
     def start(self, stage: Stage) -> None:
         """A stage begins."""
@@ -81,7 +81,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """A watcher that reports nothing."""
 
     def start(self, stage: Stage) -> None:
         """Nothing."""
@@ -102,8 +102,8 @@ def run(
 ) -> dict[str, Artifact]:
     """Run what is missing, in the order given, and return every artifact by its label.
 
-    `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
-    stage; by default this process does all of it. Raises ArtifactError when it names none.
+    `until` ends after the last stage of that kind, or of that `kind/name`; ArtifactError when there is none. `shards`
+    does the work that can be divided; by default this process does all of it.
     """
     watcher = watcher or Silent()
     if until is not None:

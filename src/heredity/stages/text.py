@@ -8,7 +8,8 @@ from pathlib import Path
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import CONFIG, Artifact, write_json
 from heredity.study import CorpusConfig, Study
-from heredity.text.corpora import CorpusError, fingerprint, read_corpus, write_corpus
+from heredity.text.corpora import fingerprint, read_corpus, write_corpus
+from heredity.text.sources import CorpusError
 from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
 from heredity.text.tokens import PackedTokens, pack
 

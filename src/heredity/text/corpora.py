@@ -18,17 +18,6 @@ from heredity.study import CorpusConfig
 from heredity.text import sources
 from heredity.text.sources import CorpusError, Document, Split
 
-__all__ = [
-    "CorpusError",
-    "CorpusRecord",
-    "Document",
-    "documents",
-    "file_digest",
-    "fingerprint",
-    "read_corpus",
-    "write_corpus",
-]
-
 _SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("licence", pa.string())])
 _ROWS = 1000
 _FEW = 500

@@ -26,12 +26,13 @@ from heredity.study import CorpusConfig
 Split = Literal["train", "validation"]
 
 _RECORD_SUFFIXES = (".jsonl", ".ndjson", ".zst", ".parquet")
-_TEXT_SUFFIXES = tuple(
+_TEXT = (
     ".txt .text .md .markdown .rst .tex .org .adoc .log .csv .tsv .html .htm .xml .json .yaml .yml .toml .ini .cfg "
     ".py .pyi .pyx .lua .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .mjs .jsx .ts .tsx .svelte .css .go "
     ".rs .rb .php .pl .pm .r .jl .swift .m .mm .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .cs "
-    ".fs .dart .nim .zig .v .sv .vhd .f .f90 .pas .asm .s .proto .cmake .gradle .tcl .vim .nse".split()
+    ".fs .dart .nim .zig .v .sv .vhd .f .f90 .pas .asm .s .proto .cmake .gradle .tcl .vim .nse"
 )
+_TEXT_SUFFIXES = frozenset(_TEXT.split())
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _SPLIT_NAME = re.compile(r"(train|validation)(?![a-z0-9])", re.IGNORECASE)
@@ -83,9 +84,7 @@ PRESETS = {
 }
 
 
-def local_documents(
-    config: CorpusConfig, spec: str, seed: int, root: Path
-) -> Iterator[tuple[Document, Split | None]]:
+def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> Iterator[tuple[Document, Split | None]]:
     """Documents at a local path, each with the split that its file's name states.
 
     A folder is searched recursively, hidden files aside. If it holds record files (JSON lines, Parquet), only those
@@ -105,14 +104,19 @@ def local_documents(
             f"such as .txt, .jsonl, .jsonl.zst or .parquet"
         )
     records = [file for file in files if _is_record(file)]
-    names = {file: match[1].lower() for file in files if (match := _SPLIT_NAME.match(file.name))}
-    split_by_name = len(records) == len(files) and len(set(names.values())) == 2
-    if split_by_name:
-        files = list(names)
+    splits: dict[Path, Split] = {
+        file: "train" if match[1].lower() == "train" else "validation"
+        for file in records
+        if (match := _SPLIT_NAME.match(file.name))
+    }
+    if len(set(splits.values())) == 2:
+        files = list(splits)
+    else:
+        splits = {}
     if config.max_bytes is not None and not records:
         random.Random(seed).shuffle(files)
-    documents = (
-        (document, names[file] if split_by_name else None)
+    documents: Iterator[tuple[Document, Split | None]] = (
+        (document, splits.get(file))
         for file in files
         for document in _documents(file, file.relative_to(folder).as_posix(), config)
     )
