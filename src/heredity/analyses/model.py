@@ -235,7 +235,7 @@ def _train(work: Work, settings: Training) -> dict[str, Any]:
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.lm.load import load_model, state_hash
-    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
     tokenizer = load_tokenizer(settings.load, settings.revision)
@@ -399,8 +399,7 @@ def _sweep_needs(study: Study, item: Item) -> Needs:
 
 
 def _sweep(work: Work, settings: SweepSettings) -> Results:
-    from heredity.lm.sweep import Bench
-    from heredity.lm.sweep import follow
+    from heredity.lm.sweep import Bench, follow
 
     merge = settings.merge
     parents = [work.inputs["parent"][parent] for parent in merge.parents]

@@ -21,7 +21,7 @@ RECORD = "record.json"
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer of a tokenizer artifact."""
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
     return load_tokenizer(str(artifact / "tokenizer"))
 

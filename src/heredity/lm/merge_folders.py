@@ -49,7 +49,7 @@ def merge_folders(
         return _by_mergekit(recipe_of(method, models, weights, density, base), out, seed, f"--method {method}", result)
     from heredity.lm.load import load_model, save_model
     from heredity.lm.merge import merge_states
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
     states = [load_model(model).state_dict() for model in models]
     first = load_model(base).state_dict() if base else None

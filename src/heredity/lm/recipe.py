@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from heredity.lm.load import load_model, quiet, random_state_kept
 from heredity.lm.merge import TensorReport, compare_states
-from heredity.text.tokens import load_tokenizer
+from heredity.text.tokenizer import load_tokenizer
 
 
 class RecipeError(ValueError):

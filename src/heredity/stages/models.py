@@ -95,10 +95,10 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
 
     def make(work: Work) -> None:
         from heredity.lm.load import load_model, state_hash
-        from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+        from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
         model = load_model(source, config.revision, config.trust_remote_code)
-        own = load_tokenizer(source, config.revision)
+        own = load_tokenizer(source, config.revision, config.trust_remote_code)
         shared = tokenizer_of(work.inputs["tokenizer"])
         if fingerprint_tokenizer(own) != fingerprint_tokenizer(shared):
             raise StudyError(

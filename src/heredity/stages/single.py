@@ -53,7 +53,7 @@ def merge_folders(
         return _by_mergekit(recipe_of(method, models, weights, density, base), out, seed, f"--method {method}", result)
     from heredity.lm.load import load_model, save_model
     from heredity.lm.merge import merge_states
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
     states = [load_model(model).state_dict() for model in models]
     first = load_model(base).state_dict() if base else None
@@ -102,7 +102,8 @@ def track_edge(
     from heredity.stages.models import on_device
     from heredity.stages.saes import trained_on
     from heredity.text.corpora import documents
-    from heredity.text.tokens import BlockSampler, fingerprint_tokenizer, load_tokenizer, pack
+    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import BlockSampler, pack
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")
