@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from heredity.sae.formats import FormatError, convert, format_of, read_sae, write_sae
+from heredity.sae.formats import FormatError, format_of, read_sae, write_sae
 from heredity.sae.model import SAE, new_sae
 
 ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu")
@@ -54,8 +54,9 @@ def test_an_sae_comes_back_as_it_went(tmp_path: Path, activation, kind):
 def test_conversion_there_and_back_keeps_activations(tmp_path: Path, activation):
     sae, x = some_sae(activation), some_x()
     write_sae(sae, tmp_path / "lens", METADATA)
-    convert(tmp_path / "lens", tmp_path / "dl", "dictionary_learning")
-    convert(tmp_path / "dl", tmp_path / "back", "saelens")
+    for source, target, to in (("lens", "dl", "dictionary_learning"), ("dl", "back", "saelens")):
+        read, metadata = read_sae(tmp_path / source)
+        write_sae(read, tmp_path / target, metadata, to)
     again, metadata = read_sae(tmp_path / "back")
     assert metadata == METADATA
     torch.testing.assert_close(again.encode(x), sae.encode(x), rtol=1e-5, atol=1e-5)

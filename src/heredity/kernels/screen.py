@@ -10,13 +10,10 @@ happened to share its matrix product.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from heredity.kernels.sparse import FAST, compiled, in_ranges
@@ -112,32 +109,18 @@ def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     return rounded, norm, rounding
 
 
-def _widen(typingctx: Any, bits: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(wide, ir.FloatType())
-
-    return types.float32(types.uint16), codegen
+@compiled()
+def widen(bits):
+    """The float32 with the value of the bfloat16 of these uint16 bits."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-widen: Any = intrinsic(_widen)
-"""widen(bits): the float32 with the value of the bfloat16 of these uint16 bits; for compiled code only."""
-
-
-def _narrow(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        word = ir.IntType(32)
-        bits = builder.bitcast(args[0], word)
-        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
-        return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, word(0x7FFF))), word(16)), ir.IntType(16))
-
-    return types.uint16(types.float32), codegen
-
-
-narrow: Any = intrinsic(_narrow)
-"""narrow(value): bits of the bfloat16 nearest to a finite float32, ties to even; for compiled code only."""
+@compiled()
+def narrow(value):
+    """Bits of the bfloat16 nearest to a finite float32, ties to even."""
+    bits = np.float32(value).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(np.uint32(bits + odd) + np.uint32(0x7FFF)) >> np.uint32(16))
 
 
 @compiled(FAST)

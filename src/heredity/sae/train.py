@@ -81,9 +81,9 @@ ENCODER_NORM = 0.2
 """Norm of a new encoder row relative to the mean of the living ones."""
 
 OWN_SHARE = 0.5
-"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The source's 0 lets every new
-feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and the training did not
-recover. A feature that fires where inputs point its way is what is wanted."""
+"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The
+source's 0 lets every new feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and
+the training did not recover. A feature that fires where inputs point its way is what is wanted."""
 
 
 def train(
