@@ -278,6 +278,17 @@ def test_a_state_survives_the_disk_bit_for_bit(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, damage: str):
+    started().save(tmp_path)
+    path = tmp_path / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes({"flipped": content, "cut": content[:-100], "empty": b""}[damage])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged; delete it"):
+        TrainingState.load(tmp_path)
+
+
 def test_a_state_of_another_training_is_refused(tmp_path: Path):
     x, _ = world()
     sae = new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from heredity.kernels.sparse import compiled
 
 
 class Rates(NamedTuple):
@@ -39,7 +40,7 @@ def fire(rates: Rates, topic: np.ndarray, size: int, rng: np.random.Generator) -
     return token, source
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def coin(document: int, source: int, salt: np.uint64) -> float:
     """A uniform number of [0, 1), the same for the same arguments (splitmix64)."""
     mixed = np.uint64(salt) + (np.uint64(source) << np.uint64(32)) + np.uint64(document)
@@ -50,8 +51,8 @@ def coin(document: int, source: int, salt: np.uint64) -> float:
     return np.float64(mixed >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(nogil=True, cache=True)
-def draw(topic, own, other, burst, by_topic, first, size, salt, rng):  # noqa: ANN001, ANN201 (typed by numba)
+@compiled()
+def draw(topic, own, other, burst, by_topic, first, size, salt, rng):
     """Firings source by source: (token int64 [n], source int64 [n]).
 
     by_topic: documents in order of their topics; those of topic t are `by_topic[first[t]:first[t + 1]]`.
