@@ -200,8 +200,7 @@ def test_progress_reaches_all_features_that_can_match():
     assert seen == sorted(seen) and seen[-1] == (48, 48)
 
 
-def test_samples_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="10 tokens and child 11"):
-        top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, 11, 6)), 1)
-    with pytest.raises(ValueError, match="top=0"):
-        top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, 10, 6)), 0)
+def test_samples_of_different_length_and_empty_lists_are_refused():
+    for tokens, top, message in ((11, 1, "10 tokens and child 11"), (10, 0, "top=0")):
+        with pytest.raises(ValueError, match=message):
+            top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, tokens, 6)), top)
