@@ -1,4 +1,4 @@
-"""Is a child's feature new to its parent? How much of it the parent's activations hold, whatever its SAE found there.
+"""Is a child's feature new to its parent? The share of it in the parent's activations, whatever the parent's SAE found.
 
 A feature without a match in the parent's SAE may still be in the parent: the parent's SAE may have missed it, or spread
 it over several features. Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) asks the activations.
@@ -143,11 +143,6 @@ class LatentScaling:
         self._y[fold] += sums
         x = torch.stack([ys[0], ys[2]])
         self._products += torch.einsum("and,bnd->ab", x, x)
-        self._add(acts, ys, fold)
-        return self
-
-    def _add(self, acts: FeatureActs, ys: list[Tensor], fold: int) -> None:
-        device = self._directions.device
         count, total, square = moments(acts.sparse)
         self._firings += count
         self._f[fold] += torch.from_numpy(total).to(device)
@@ -171,32 +166,26 @@ class LatentScaling:
                 if target % 2 == 0:
                     self._response[target // 2, own] += f_y
                 self._f_y[fold, target, own] += f_y.mul_(self._directions[own]).sum(1)
+        return self
 
     def result(self) -> Newness:
         """The figures of all tokens so far. Raises ValueError when there were none."""
         if not self._tokens.sum():
             raise ValueError("no tokens were given; call update with at least one batch")
         used = np.flatnonzero(self._tokens)
-        every = self._betas(used)
+        betas = self._betas(used)
         with np.errstate(invalid="ignore", divide="ignore"):
-            nus = _nus(every)
-            left_out = [_nus(self._betas(used[used != fold])) for fold in used] if len(used) > 1 else []
-            errors = _jackknife(np.array(left_out)) if left_out else np.full_like(nus, np.nan)
+            nus, errors = _nus(betas), np.full((3, len(betas[0])), np.nan)
+            if len(used) > 1:
+                # Jackknife: standard errors from estimates that leave out one fold each (Tukey 1958).
+                left_out = np.array([_nus(self._betas(used[used != fold])) for fold in used])
+                errors = np.sqrt((len(used) - 1) / len(used) * np.square(left_out - left_out.mean(0)).sum(0))
             strength, alignment = self._responses()
+        tokens = int(self._tokens.sum())
         return Newness(
-            nu=nus[0],
-            nu_r=nus[1],
-            nu_eps=nus[2],
-            nu_error=errors[0],
-            nu_r_error=errors[1],
-            nu_eps_error=errors[2],
-            beta_parent=every[0],
-            beta_child=every[2],
-            strength=strength,
-            alignment=alignment,
-            firings=self._firings.copy(),
-            tokens=int(self._tokens.sum()),
-        )
+            nus[0], nus[1], nus[2], errors[0], errors[1], errors[2], betas[0], betas[2], strength, alignment,
+            self._firings.copy(), tokens,
+        )  # fmt: skip
 
     def _spread(self, folds: np.ndarray) -> tuple[Tensor, Tensor, float]:
         """Σ f and Σ (f − mean f)², [d_sae], the second nan for a constant feature; and the tokens, of some folds."""
@@ -241,10 +230,7 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
     parent, child: a model and one SAE each. folds: as in `LatentScaling`; a fold holds whole blocks.
     Raises ValueError when a reader has more than one SAE, an SAE does not fit its hook point, or widths differ.
     """
-    for name, reader in (("parent", parent), ("child", child)):
-        if len(reader.saes) != 1:
-            raise ValueError(f"the {name} comes with {len(reader.saes)} SAEs; give the one to be compared")
-    parent_sae, child_sae = parent.saes[0], child.saes[0]
+    parent_sae, child_sae = parent.sae, child.sae
     scaling = LatentScaling(child_sae.W_dec, folds)
     # No more blocks a step than leave every fold a step of its own.
     step = min(blocks_at_once(blocks.shape[1]), max(1, -(-len(blocks) // folds)))
@@ -270,12 +256,6 @@ def _nus(betas: np.ndarray) -> np.ndarray:
     above = np.stack([parent, parent_hat, parent - parent_hat])
     below = np.stack([child, child_hat, child - child_hat + 1])
     return above / np.where(below > 0, below, np.nan)
-
-
-def _jackknife(estimates: np.ndarray) -> np.ndarray:
-    """Standard errors [...] from estimates [folds, ...] that leave out one fold each (Tukey 1958)."""
-    folds = len(estimates)
-    return np.sqrt((folds - 1) / folds * np.square(estimates - estimates.mean(0)).sum(0))
 
 
 def groups_of(matches: Matches, firings: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
