@@ -98,15 +98,11 @@ class FeatureActs:
         indptr = np.concatenate([[0], np.cumsum(length[chosen])])
         return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
 
-    def shifted(self, offset: int) -> FeatureActs:
-        """Tokens moved on by `offset` places around the circle: row t goes to row (t + offset) mod tokens."""
-        if not self.tokens:
-            return self
-        cut = -offset % self.tokens
-        return FeatureActs.concatenate([self.rows(cut, self.tokens), self.rows(0, cut)])
-
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
-        """Each feature moved around the circle of tokens by its offset, int64 [d_sae]: row t to (t + offset) mod tokens."""
+        """Each feature moved around the circle of tokens by its offset, int64 [d_sae].
+
+        Row t of a feature goes to row (t + offset) mod tokens.
+        """
         columns = transpose(self.sparse)
         moved = np.repeat(np.asarray(offsets, np.int64), np.diff(columns.indptr)) + columns.indices
         if self.tokens:

@@ -163,20 +163,20 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
     groups, shape = len(moments.tokens), moments.candidates.shape
     z, bias, effective = np.empty(shape), np.zeros(shape), np.zeros(shape)
     deviation = np.zeros((groups, *shape))
-    for own in _chunks(len(z), groups * shape[1]):
-        pairs = _pair_sums(moments, own)
+    for part in _chunks(len(z), groups * shape[1]):
+        pairs = _pair_sums(moments, part)
         everything = [sums.sum(0, keepdims=True) for sums in pairs]
-        z[own] = _fisher(*everything)[0]
+        z[part] = _fisher(*everything)[0]
         without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
         known = np.isfinite(without).all(0)
         mean = np.where(known, without, 0.0).mean(0)
         dev = np.where(known, mean - without, 0.0)
-        deviation[:, own] = dev
-        bias[own] = np.where(known, (groups - 1) * (mean - z[own]), 0.0)
+        deviation[:, part] = dev
+        bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
         second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
         varies, firing = fourth > 0, (pairs[2] > 0).sum(0)
         carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
-        effective[own] = np.where(known, carrying, 0.0)
+        effective[part] = np.where(known, carrying, 0.0)
     return Jackknife(z, bias, deviation, effective, moments.candidates)
 
 
@@ -186,11 +186,18 @@ def _chunks(features: int, each: int) -> Iterator[slice]:
     return (slice(start, min(start + step, features)) for start in range(0, features, step))
 
 
-def _pair_sums(moments: PairMoments, own: slice) -> list[np.ndarray]:
+def _pair_sums(moments: PairMoments, part: slice) -> list[np.ndarray]:
     """tokens, x, xx, y, yy, xy of the pairs of a range of parent features, each [groups, features, top or 1]."""
-    candidates = moments.candidates[own]
+    candidates = moments.candidates[part]
     y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
-    return [moments.tokens[:, None, None], moments.x[:, own, None], moments.xx[:, own, None], y, yy, moments.xy[:, own]]
+    return [
+        moments.tokens[:, None, None],
+        moments.x[:, part, None],
+        moments.xx[:, part, None],
+        y,
+        yy,
+        moments.xy[:, part],
+    ]
 
 
 def _fisher(n: np.ndarray, x: np.ndarray, xx: np.ndarray, y: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -281,9 +288,9 @@ def _resampled(
     order = np.argsort(cuts)
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
-    for own in _chunks(features, resamples * top):
-        z, bias = np.where(np.isfinite(jackknife.z[own]), jackknife.z[own], -np.inf), jackknife.bias[own]
-        moved = [weights @ jackknife.deviation[:, own, c] for c in range(top)]
+    for part in _chunks(features, resamples * top):
+        z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
+        moved = [weights @ jackknife.deviation[:, part, c] for c in range(top)]
         plain[order] += _above(z.max(1)[None], cuts[order], 0).sum(0)
         for at, noise in enumerate((1.0, *_LEVELS)):
             shifted = z + noise * bias

@@ -76,7 +76,7 @@ def language_of(text: str) -> Language:
     words = re.findall(r"[A-Za-z_]+", text)
     vocabularies = {name: frozenset(typical.split()) for name, typical in _TYPICAL.items()}
     hits = {name: sum(word in vocabulary for word in words) for name, vocabulary in vocabularies.items()}
-    best = max(hits, key=lambda name: hits[name])
+    best = max(_TYPICAL, key=lambda name: hits[name])
     return best if words and hits[best] >= _CODE * len(words) else "prose"
 
 

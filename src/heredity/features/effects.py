@@ -22,7 +22,7 @@ from heredity.lm.loss import chunk_rows
 from heredity.lm.precision import arithmetic, dtype_of
 from heredity.sae.model import SAE
 
-_CHUNK = 1 << 22  # numbers made at a time
+_CHUNK = 1 << 22  # numbers in a temporary array
 
 
 def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ class Splice(NamedTuple):
     all: np.ndarray
     """float64 [blocks]: all features moved; the most that the SAE can carry."""
     patched: np.ndarray
-    """float64 [blocks]: the child's own activations in place of the parent's; with what the SAE does not see."""
+    """float64 [blocks]: the child's own activations in place of the parent's; including what the SAE does not see."""
     moved: float
     """Mean squared length of what the chosen features add, as a share of what all add."""
     controls_moved: np.ndarray
