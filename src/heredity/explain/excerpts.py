@@ -13,8 +13,7 @@ import numpy as np
 from heredity.explain.protocol import LEVELS, Excerpt, Kind, quantized
 from heredity.features.correlate import Matches
 
-LEAST_FIRINGS = 20
-"""Firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)."""
+LEAST_FIRINGS = 20  # firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)
 _LEADING = 5  # most activating tokens whose other occurrences make up "elsewhere"
 _TRIES = 8  # positions tried per silent excerpt
 

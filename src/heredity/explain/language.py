@@ -22,12 +22,8 @@ from heredity.explain import parse
 from heredity.explain.ledger import Estimate, Ledger
 from heredity.explain.protocol import LEVELS, Answer, Completer, Excerpt, Failure, Levels, Question, Request, quantized
 
-SENTENCE = 120
-"""Tokens an explanation may have, its JSON included."""
-ECHOED = 15
-"""Most likely tokens requested per position of an echoed prompt (Bills et al. 2023)."""
-LIKELY = 5
-"""Most likely tokens requested per position of an answer."""
+SENTENCE = 120  # tokens an explanation may have, its JSON included
+ECHOED = 15  # most likely tokens requested per position of an echoed prompt (Bills et al. 2023)
 
 Mode = Literal["sparse", "echo"]
 """How activations are simulated."""
@@ -113,9 +109,8 @@ class LanguageJudge:
 
     mode: how activations are simulated. `sparse` requests the levels of the tokens that are not silent; `echo` reads
     the log-probabilities of a prompt in which all levels are unknown, and takes expected values (Bills et al. 2023); it
-    needs a completer that can echo prompts. batch: excerpts per request. probabilities: detection and fuzzing take
-    P(1) / (P(0) + P(1)) from the answer's log-probabilities instead of its verdicts. spare_tokens: further tokens that
-    every answer may have, for models that think before they answer.
+    needs a completer that can echo prompts. batch: excerpts per request. spare_tokens: further tokens that every answer
+    may have, for models that think before they answer.
 
     Raises `ValueError` for a batch below 1 or spare tokens below 0.
     """
@@ -127,7 +122,6 @@ class LanguageJudge:
         *,
         mode: Mode = "sparse",
         batch: int = 10,
-        probabilities: bool = False,
         spare_tokens: int = 0,
     ):
         if batch < 1 or spare_tokens < 0:
@@ -139,7 +133,6 @@ class LanguageJudge:
         """Where to record requests instead of asking them; see `plan`."""
         self._mode: Mode = mode
         self._batch = batch
-        self._probabilities = probabilities
         self._spare = spare_tokens
         self._stopped = False
 
@@ -240,13 +233,11 @@ class LanguageJudge:
         return values
 
     def _verdicts(self, feature: str, question: Question, prompts: Sequence[str], texts: int) -> np.ndarray | Failure:
-        read = parse.read_probabilities if self._probabilities else parse.read_verdicts
         asked: list[Asked] = []
         for at, prompt in enumerate(prompts):
             size = min(self._batch, texts - at * self._batch)
             request = self._request(feature, question, prompt, 16 + 4 * size)
-            request = request._replace(logprobs=LIKELY if self._probabilities else 0)
-            asked.append((request, partial(read, texts=size)))
+            asked.append((request, partial(parse.read_verdicts, texts=size)))
         values = self._all(asked)
         return values if isinstance(values, Failure) else np.concatenate([np.zeros(0), *values])
 

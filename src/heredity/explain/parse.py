@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _TRIES = 1000  # brackets tried as the beginning of JSON before an answer counts as unreadable
 _SHOWN = 80
-LONGEST = 1000
-"""Characters of an explanation at most: each goes into every prompt that scores it."""
+LONGEST = 1000  # characters of an explanation at most: each goes into every prompt that scores it
 
 
 def read_explanation(answer: Answer) -> str | Failure:
@@ -78,23 +77,6 @@ def read_verdicts(answer: Answer, texts: int) -> np.ndarray | Failure:
     if bad := [_short(given) for given, number in zip(value, numbers, strict=True) if number not in (0, 1)]:
         return _failure("unparsed", f"{bad[0]} is neither 0 nor 1", answer)
     return np.array(numbers, np.float64)
-
-
-def read_probabilities(answer: Answer, texts: int) -> np.ndarray | Failure:
-    """P(1) / (P(0) + P(1)) at each verdict of an answer with log-probabilities; float64 [texts].
-
-    The verdicts must be readable, and each must be one token of the answer.
-    """
-    verdicts = read_verdicts(answer, texts)
-    if isinstance(verdicts, Failure):
-        return verdicts
-    digits = [at for at, token in enumerate(answer.tokens) if token.strip() in ("0", "1")]
-    if [float(answer.tokens[at]) for at in digits] != verdicts.tolist():
-        return _failure("unparsed", "the log-probabilities are not about the verdicts; ask without them", answer)
-    weights = np.array([_digits(answer.top[at])[:2] for at in digits]).reshape(texts, 2)
-    if not (weights.sum(1) > 0).all():
-        return _failure("unparsed", "neither 0 nor 1 is among the likely tokens of a verdict; ask without them", answer)
-    return weights[:, 1] / weights.sum(1)
 
 
 def read_intruder(answer: Answer, texts: int) -> int | Failure:

@@ -16,12 +16,9 @@ from scipy.stats import mannwhitneyu, rankdata
 from heredity.explain.excerpts import Drawn
 from heredity.explain.protocol import Excerpt, Failure, Judge, Kind, Levels, quantized
 
-MOST = 20
-"""Questions of each sort: active and silent excerpts, right and wrong marks, intruder groups."""
-THRESHOLD = 0.5
-"""Answers from here on mean yes."""
-GROUP = 5
-"""Excerpts of an intruder question."""
+MOST = 20  # questions of each sort: active and silent excerpts, right and wrong marks, intruder groups
+THRESHOLD = 0.5  # answers from here on mean yes
+GROUP = 5  # excerpts of an intruder question
 BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
 """Edges of the histograms of scores; scores below the first edge count in the first bin."""
 NAN = float("nan")
