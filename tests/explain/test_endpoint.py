@@ -54,6 +54,18 @@ def test_a_longer_pause_than_is_reasonable_is_not_waited_for():
         assert isinstance(found, Refused) and found.failure.kind == "refused" and found.attempts == 1
 
 
+def test_nothing_is_tried_again_after_a_stop():
+    def failing(path, body):
+        endpoint.stop()
+        return Reply("{}", 500)
+
+    with serving(failing) as server:
+        endpoint = fast(server)
+        refused = endpoint.complete(QUESTION)
+        assert isinstance(refused, Refused) and refused.failure.kind == "unreachable"
+        assert "stopped" in refused.failure.detail and sum(server.asked.values()) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [

@@ -88,7 +88,7 @@ class Endpoint:
         return {"provider": self.provider, "model": self.name, "parameters": self._parameters}
 
     def stop(self) -> None:
-        """Retry nothing."""
+        """Send nothing more; a pause before a retry runs out first."""
         self._stopped.set()
 
     def complete(self, request: Request) -> Answer | Refused:
@@ -135,7 +135,7 @@ class Endpoint:
             late = isinstance(error, openai.APITimeoutError)
             reason = "no answer in time" if late else str(error.__cause__ or error)
             reply, http_request = self._failure("unreachable", reason), error.request
-        return reply, int(http_request.headers["x-stainless-retry-count"]) + 1
+        return reply, int(http_request.headers.get("x-stainless-retry-count", 0)) + 1
 
     def _failure(self, kind: Literal["refused", "unreachable", "truncated"], detail: str) -> Failure:
         return Failure(kind, f"{self.provider}: {self._redacted(detail)[:300]}")

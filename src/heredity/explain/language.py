@@ -116,13 +116,7 @@ class LanguageJudge:
     """
 
     def __init__(
-        self,
-        completer: Completer,
-        ledger: Ledger,
-        *,
-        mode: Mode = "sparse",
-        batch: int = 10,
-        spare_tokens: int = 0,
+        self, completer: Completer, ledger: Ledger, *, mode: Mode = "sparse", batch: int = 10, spare_tokens: int = 0
     ):
         if batch < 1 or spare_tokens < 0:
             raise ValueError(f"batch={batch}, spare_tokens={spare_tokens}: must be at least 1 and at least 0")
@@ -171,14 +165,9 @@ class LanguageJudge:
 
     def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
         """Index of the excerpt that does not belong, int64 [n]; the first failed request fails all."""
-        asked: list[Asked] = [
-            (
-                self._request(feature, "intruder", intruder_prompt(group), 24),
-                partial(parse.read_intruder, texts=len(group)),
-            )
-            for group in groups
-        ]
-        places = self._all(asked)
+        requests = [self._request(feature, "intruder", intruder_prompt(group), 24) for group in groups]
+        readers = [partial(parse.read_intruder, texts=len(group)) for group in groups]
+        places = self._all(list(zip(requests, readers, strict=True)))
         return places if isinstance(places, Failure) else np.array(places, np.int64)
 
     def plan(self, ask: Callable[[LanguageJudge], object]) -> list[Request]:

@@ -101,12 +101,18 @@ class Budget:
             raise ValueError(
                 f"max_cost={max_cost}: has no effect at prices of 0; give USD per million tokens in and out"
             )
+        self._held: list[float] = []  # highest costs of the requests in flight
+        self._settled = threading.Condition()
+        self.load(())
+
+    def load(self, answered: Iterable[tuple[int, int, float, int | None, int | None]]) -> None:
+        """Start from these answered requests; fields as the arguments of `count`."""
         self._requests, self._cost = 0, 0.0  # of answered requests
         # Of those that reported their tokens: bytes and tokens of prompts, tokens of answers and their limits.
         self._bytes = self._tokens_in = self._tokens_out = self._allowed = 0
         self._highest: float | None = None  # tokens per byte of a prompt
-        self._held: list[float] = []  # highest costs of the requests in flight
-        self._settled = threading.Condition()
+        for row in answered:
+            self.count(*row)
 
     def count(self, size: int, allowed: int, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
         """Count an answered request. size: of its prompt in bytes. allowed: tokens of its answer."""
@@ -193,9 +199,8 @@ class Ledger:
                 self._base.execute("PRAGMA journal_mode=WAL")
                 self._base.execute("PRAGMA synchronous=FULL")
                 self._base.executescript(_TABLES)
-                paid = self._base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers")
-                for row in paid:
-                    self.budget.count(*row)
+                paid = "SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"
+                self.budget.load(self._base.execute(paid))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
