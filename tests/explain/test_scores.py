@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
@@ -19,10 +17,10 @@ from heredity.explain.scores import (
     detection_set,
     effect,
     fuzz_set,
+    intruder_score,
     intruder_set,
     scored,
     simulation,
-    told_apart,
 )
 from heredity.explain.statistical import Explanation
 
@@ -35,35 +33,33 @@ def found() -> World:
 
 
 class Stubborn:
-    """A judge that always says the same."""
+    """A judge that always answers the same."""
 
     name = "stubborn"
 
-    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str:
+    def explain(self, feature, excerpts):
         return "anything"
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+    def simulate(self, feature, description, excerpts):
         return [np.full(len(excerpt.ids), 3.1) for excerpt in excerpts]
 
-    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray:
+    def detect(self, feature, description, excerpts):
         return np.full(len(excerpts), 0.7)
 
-    def fuzz(
-        self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
-    ) -> np.ndarray:
+    def fuzz(self, feature, description, excerpts, marked):
         return np.full(len(excerpts), 0.2)
 
-    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray:
+    def intruder(self, feature, groups):
         return np.full(len(groups), 2)
 
 
 class Broken(Stubborn):
     """A judge that answers nothing but one excerpt."""
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+    def simulate(self, feature, description, excerpts):
         return [excerpts[0].values, *[Failure("truncated", "")] * (len(excerpts) - 1)]
 
-    def detect(self, *_: object) -> Failure:
+    def detect(self, *_):
         return Failure("refused", "")
 
     fuzz = intruder = detect
@@ -165,12 +161,12 @@ def test_effect_counts_pairs():
 
 def test_intruders_are_corrected_for_chance():
     places = np.arange(20) % 5
-    assert told_apart(places, places) == (1, 20)
-    assert told_apart(places, np.full(20, 3)) == (0, 20)
-    assert told_apart(places, (places + 1) % 5).score == pytest.approx(-0.25)
-    assert np.isnan(told_apart(places[:0], places[:0]).score)
+    assert intruder_score(places, places) == (1, 20)
+    assert intruder_score(places, np.full(20, 3)) == (0, 20)
+    assert intruder_score(places, (places + 1) % 5).score == pytest.approx(-0.25)
+    assert np.isnan(intruder_score(places[:0], places[:0]).score)
     with pytest.raises(ValueError, match="3 answers about 20 groups"):
-        told_apart(places, places[:3])
+        intruder_score(places, places[:3])
 
 
 def test_questions_are_balanced_and_true(found: World):

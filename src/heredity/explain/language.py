@@ -139,21 +139,23 @@ class LanguageJudge:
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, float64 [n] per excerpt. A failed request fails its own excerpts only."""
         asked: list[Asked] = []
-        for own in self._batches(excerpts):
-            lengths = [len(excerpt.tokens) for excerpt in own]
+        for batch in self._batches(excerpts):
+            lengths = [len(excerpt.tokens) for excerpt in batch]
             if self._mode == "echo":
-                prompt = echo_prompt(description, own)
+                prompt = echo_prompt(description, batch)
                 request = Request(feature, "simulate", prompt.text, 1, True, ECHOED)
                 asked.append((request, partial(parse.read_echo, prompt=prompt, lengths=lengths)))
             else:
-                request = self._request(feature, "simulate", simulate_prompt(description, own), 16 + 8 * sum(lengths))
+                request = self._request(feature, "simulate", simulate_prompt(description, batch), 16 + 8 * sum(lengths))
                 asked.append((request, partial(parse.read_levels, lengths=lengths)))
         values = zip(self._answers(asked), self._batches(excerpts), strict=True)
-        return [one for value, own in values for one in ([value] * len(own) if isinstance(value, Failure) else value)]
+        return [
+            one for value, batch in values for one in ([value] * len(batch) if isinstance(value, Failure) else value)
+        ]
 
     def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Whether the feature is active in each excerpt, float64 [n]; the first failed request fails all."""
-        prompts = [detect_prompt(description, own) for own in self._batches(excerpts)]
+        prompts = [detect_prompt(description, batch) for batch in self._batches(excerpts)]
         return self._verdicts(feature, "detect", prompts, len(excerpts))
 
     def fuzz(
@@ -270,8 +272,8 @@ def fuzz_prompt(description: str, excerpts: Sequence[Excerpt], marked: Sequence[
     """Ask in which texts, numbered from 1, the marked tokens (bool [tokens] each) are right."""
     start, end = marks([token for excerpt in excerpts for token in excerpt.tokens])
     texts = []
-    for at, (excerpt, own) in enumerate(zip(excerpts, marked, strict=True), 1):
-        pairs = zip(excerpt.tokens, own, strict=True)
+    for at, (excerpt, mask) in enumerate(zip(excerpts, marked, strict=True), 1):
+        pairs = zip(excerpt.tokens, mask, strict=True)
         texts.append([at, "".join(f"{start}{token}{end}" if mark else token for token, mark in pairs)])
     return f"{FUZZ}\n{quoted({'explanation': description, 'marks': [start, end], 'texts': texts})}"
 

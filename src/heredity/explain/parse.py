@@ -117,9 +117,9 @@ def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> Lev
         return _failure("unparsed", "a level does not begin a token for this model", answer)
     weights = np.array([_digits(answer.top[starts[place]]) for place in prompt.unknown]).reshape(-1, LEVELS)
     read: list[np.ndarray | Failure] = []
-    for own in np.split(weights, np.cumsum(lengths)[:-1]):
-        total = own.sum(1)
-        expected = own @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
+    for rows in np.split(weights, np.cumsum(lengths)[:-1]):
+        total = rows.sum(1)
+        expected = rows @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
         read.append(expected if (total > 0).all() else _failure("unparsed", "a token without any likely digit", answer))
     return read
 

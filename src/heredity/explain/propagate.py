@@ -50,7 +50,7 @@ class Asking:
         recipe: Recipe,
         seed: int,
     ):
-        self.columns = {name: Columns(*own.to_columns()) for name, own in acts.items()}
+        self.columns = {name: Columns(*sparse.to_columns()) for name, sparse in acts.items()}
         self.text = split(ids, vocabulary, seed)
         statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
         self.judge: Judge = Offline(statistics, CATEGORIES, corpora, self._firings)
@@ -171,11 +171,11 @@ def hand_down(
         if isinstance(description, Failure):
             return unlabeled._replace(re_explained=again, failure=description.kind, tried=tried)
         scores = score(model, feature, description)
-        own = unlabeled._replace(description=description, scores=scores, failure="")
+        label = unlabeled._replace(description=description, scores=scores, failure="")
         if inherited is None or inherited.scores is None:
-            return own
+            return label
         better = scores is None or not scores.simulation.score <= inherited.scores.simulation.score
-        return (own if better else inherited)._replace(re_explained=True, tried=inherited.tried)
+        return (label if better else inherited)._replace(re_explained=True, tried=inherited.tried)
 
     total = sum(map(len, selected.values()))
     for model, features in selected.items():
