@@ -408,7 +408,7 @@ def _sweep(work: Work, settings: SweepSettings) -> Results:
         parents,
         work.inputs["tokens"],
         settings.corpora,
-        merge.method,
+        merge.method,  # pyright: ignore[reportArgumentType]
         settings.precision,
         settings.context_size,
         settings.tokens,
