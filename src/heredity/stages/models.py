@@ -103,7 +103,7 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
             raise StudyError(
                 f"{study.name}: model.{name}: the tokenizer of {source} differs from that of model "
                 f"{study.starts[0]}; models of one study must read the same tokens "
-                "(maps across tokenizers: heredity.stitch.cross_tokenizer)"
+                "(maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
             )
         record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
         write_json(work.folder / RECORD, {**record, "reference": settings})
