@@ -12,7 +12,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.analyses import acts, flow, match, model, newness, repeats, sae, shift, text
+from heredity.analyses import (
+    acts,
+    feature_transfer,
+    flow,
+    lineage_by_maps,
+    match,
+    model,
+    newness,
+    probes,
+    repeats,
+    sae,
+    sae_transfer,
+    shift,
+    steering,
+    stitch_maps,
+    text,
+    warm_starts,
+)
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact
@@ -35,6 +52,15 @@ ANALYSES: tuple[Analysis, ...] = (
     shift.SHIFT,
     repeats.ANALYSIS,
     acts.ANALYSIS,
+    stitch_maps.ANALYSIS,
+    sae_transfer.SOURCE_SAE,
+    sae_transfer.ANALYSIS,
+    warm_starts.WARM_START,
+    warm_starts.SAVED,
+    probes.ANALYSIS,
+    steering.ANALYSIS,
+    feature_transfer.ANALYSIS,
+    lineage_by_maps.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
 TABLES = {table.name: table for analysis in ANALYSES for table in analysis.tables}
