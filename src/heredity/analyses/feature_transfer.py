@@ -17,19 +17,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.reading import tokenizer_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import ends_of, pass_cost, percent, sides_of, stitch_blocks, stitch_needs
+from heredity.analyses.stitch_maps import (
+    StitchSettings,
+    ends_of,
+    pass_cost,
+    percent,
+    sides_of,
+    stitch_blocks,
+    stitch_needs,
+    stitch_settings,
+)
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
-from heredity.study import Precision, Study
-from heredity.study.stitch import CarriedFeaturesConfig
+from heredity.study import Study
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -192,19 +200,6 @@ TRANSFERRED_FEATURES = Table(
 )
 
 
-class FeatureSettings(NamedTuple):
-    features: CarriedFeaturesConfig
-    context_size: int
-    precision: Precision
-    seed: int
-
-
-def _settings(study: Study, item: Item) -> FeatureSettings:
-    config = study.config.stitch[item["stitch"]]
-    seed = seed_of(study, "kept", item["stitch"])
-    return FeatureSettings(config.features, config.context_size, study.config.precision, seed)
-
-
 def _needs(study: Study, item: Item) -> Needs:
     name = item["stitch"]
     config = study.config.stitch[name]
@@ -217,10 +212,10 @@ def _needs(study: Study, item: Item) -> Needs:
     }
 
 
-def _run(work: Work, settings: FeatureSettings) -> Results:
+def _run(work: Work, settings: StitchSettings) -> Results:
     inquiry = _Inquiry(work, settings)
     parts = {"attribution": inquiry.attribution, "split": inquiry.split}
-    if settings.features.functional:
+    if settings.config.features.functional:
         parts |= {"entropy": inquiry.entropy, "deactivation": inquiry.deactivation}
     for done, (part, answer) in enumerate(parts.items(), 1):
         try:
@@ -234,13 +229,14 @@ def _run(work: Work, settings: FeatureSettings) -> Results:
 class _Inquiry:
     """The parts of the analysis, which share models, tokens and the columns of the feature table."""
 
-    def __init__(self, work: Work, settings: FeatureSettings) -> None:
+    def __init__(self, work: Work, settings: StitchSettings) -> None:
         from heredity.features.fates import RARE_FIRINGS
         from heredity.sae.formats import read_sae
         from heredity.stitch.attribution import Side, activation_correlation
         from heredity.stitch.transfer import transfer_sae
 
-        self.work, self.config, self.seed, self.context = work, settings.features, settings.seed, settings.context_size
+        self.work, self.config, self.seed = work, settings.config.features, settings.seed
+        self.context = settings.config.context_size
         sides = sides_of(work)
         self.stitch, self.tokenizer = sides.stitch, tokenizer_of(work.inputs["tokenizer"])
         sae = read_sae(work.inputs["source_sae"] / "sae")[0].to(sides.stitch.up.weight.device)
@@ -437,7 +433,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
         }
         median = groups["activation", "judged"]["median"]
         for gap in rows_of(tables, "feature_transfer_gaps", stitch=name):
-            yield Statement(name, "note", f"features of {source}: {gap['part']} is left out: {gap['reason']}")
+            yield Statement(
+                f"stitch {name}", "note", f"features of {source}: {gap['part']} is left out: {gap['reason']}"
+            )
         if median is None:
             continue
         text = (
@@ -455,7 +453,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
                 for one in classes
             )
             evidence.append(f"median r of attributions: {', '.join(halves)}")
-        yield Statement(name, "features", f"{text}.", tuple(evidence))
+        yield Statement(f"stitch {name}", "features", f"{text}.", tuple(evidence))
 
 
 _TABLES = (
@@ -478,7 +476,7 @@ ANALYSIS = Analysis(
     version=1,
     title="Single features across a stitch",
     items=lambda study: ({"stitch": name} for name, stitch in study.config.stitch.items() if stitch.features.tokens),
-    settings=_settings,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "kept", "features"),
     needs=_needs,
     run=_run,
     tables=_TABLES,

@@ -9,17 +9,25 @@ a joint SAE the child's SAE is the parent's, and `unchanged` is what matching ea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.match import read_matches, threshold_of
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.sae import sae_need
-from heredity.analyses.stitch_maps import maps_of, pass_cost, sides_of, stitch_blocks, stitch_needs
+from heredity.analyses.stitch_maps import (
+    StitchSettings,
+    maps_of,
+    pass_cost,
+    sides_of,
+    stitch_blocks,
+    stitch_needs,
+    stitch_settings,
+)
 from heredity.engine.stage import Work
-from heredity.study import Edge, Precision, Study
+from heredity.study import Edge, Study
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -37,7 +45,7 @@ MAPPED_EDGES = Table(
         Column("tokens", "count", "Validation tokens behind each r through maps; matches have the edge's sample."),
         Column("live", "count", "Parent features that have a best match."),
         Column("matched", "count", "Those whose best match is above the threshold.", of="live"),
-        Column("one_sae", "flag", "Whether one SAE reads all models of the study."),
+        Column("one_sae", "flag", "Whether one SAE reads both ends of the edge."),
         Column("explained_variance", "r", "Explained variance of the parent's SAE on the parent."),
     ),
 )
@@ -78,34 +86,10 @@ MAPPED_FEATURES = Table(
 )
 
 
-class MappedSettings(NamedTuple):
-    edge: str
-    hook_point: str
-    evaluation: int
-    context_size: int
-    one_sae: bool
-    precision: Precision
-    seed: int
-
-
 def _edge(study: Study, name: str) -> Edge | None:
     """The edge along which a stitch goes, from parent to child; None if there is none."""
     edge = Edge(study.config.stitch[name].source, study.config.stitch[name].target)
     return edge if edge in study.edges else None
-
-
-def _settings(study: Study, item: Item) -> MappedSettings:
-    name = item["stitch"]
-    config = study.config.stitch[name]
-    return MappedSettings(
-        Edge(config.source, config.target).name,
-        study.config.hook_point,
-        config.evaluation,
-        config.context_size,
-        study.instrument == "joint",
-        study.config.precision,
-        seed_of(study, "bridge", name),
-    )
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -119,7 +103,7 @@ def _needs(study: Study, item: Item) -> Needs:
     }
 
 
-def _run(work: Work, settings: MappedSettings) -> Results:
+def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.features.criteria import agreement
     from heredity.lm.activations import activations
     from heredity.sae.evaluate import quality
@@ -127,7 +111,8 @@ def _run(work: Work, settings: MappedSettings) -> Results:
     from heredity.stitch.attribution import Side, activation_correlation
     from heredity.stitch.transfer import transfer_sae
 
-    row, maps = {"edge": settings.edge, "reason": ""}, maps_of(work.inputs["stitch"])
+    config = settings.config
+    row, maps = {"edge": Edge(config.source, config.target).name, "reason": ""}, maps_of(work.inputs["stitch"])
     points, wanted = (maps["source_hook_point"], maps["target_hook_point"]), settings.hook_point
     if points != (wanted, wanted):
         row["reason"] = (
@@ -136,7 +121,7 @@ def _run(work: Work, settings: MappedSettings) -> Results:
         )
         return {"mapped_edges": [row], "lineage_by_maps": [], "mapped_features": []}
     sides = sides_of(work)
-    blocks = stitch_blocks(work, "validation", settings.evaluation, settings.context_size, settings.seed)
+    blocks = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed)
     sae = read_sae(work.inputs["parent_sae"] / "sae")[0].to(sides.stitch.up.weight.device)
     parent = Side(sides.source, sides.source_hook_point, sae, settings.precision)
     carried = transfer_sae(sae, *sides.stitch)
@@ -147,7 +132,8 @@ def _run(work: Work, settings: MappedSettings) -> Results:
     def explained(side: Side) -> float:
         return quality(side.sae, activations(side.model, side.hook_point, blocks, side.precision)).explained_variance
 
-    matches, threshold = read_matches(work.inputs["match"]), threshold_of(work.inputs["match"])
+    matches, edge = read_matches(work.inputs["match"]), edge_row(work.inputs["match"])
+    threshold = edge["threshold"]
     best = matches.parent_r[:, 0]
     live, none = np.isfinite(best), [None] * len(best)
     of_parent, rows = explained(parent), []
@@ -172,7 +158,7 @@ def _run(work: Work, settings: MappedSettings) -> Results:
         "tokens": blocks.size,
         "live": int(live.sum()),
         "matched": int((best > threshold).sum()),
-        "one_sae": settings.one_sae,
+        "one_sae": edge["one_dictionary"],
         "explained_variance": of_parent,
     }
     return {"mapped_edges": [row | figures], "lineage_by_maps": rows, "mapped_features": columns}
@@ -182,7 +168,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
     for edge in rows_of(tables, "mapped_edges"):
         name = edge["stitch"]
         if edge["reason"]:
-            yield Statement(name, "note", f"edge {edge['edge']}: maps and matches are not compared: {edge['reason']}")
+            yield Statement(
+                f"stitch {name}", "note", f"edge {edge['edge']}: maps and matches are not compared: {edge['reason']}"
+            )
             continue
         arms = {row["arm"]: row for row in rows_of(tables, "lineage_by_maps", stitch=name)}
         carried = arms["carried"]
@@ -194,7 +182,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
         evidence = [f"{carried['both']:,} persist by both, kappa {kappa}"]
         if "unchanged" in arms:
             evidence.append(f"read as it is, the parent's SAE keeps {arms['unchanged']['persisting']:,}")
-        yield Statement(name, "lineage", text, tuple(evidence))
+        yield Statement(f"stitch {name}", "lineage", text, tuple(evidence))
 
 
 ANALYSIS = Analysis(
@@ -204,7 +192,7 @@ ANALYSIS = Analysis(
     items=lambda study: (
         {"stitch": name} for name in study.config.stitch if _edge(study, name) is not None and study.instruments
     ),
-    settings=_settings,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "bridge", "evaluation"),
     needs=_needs,
     run=_run,
     tables=(MAPPED_EDGES, LINEAGE_BY_MAPS, MAPPED_FEATURES),

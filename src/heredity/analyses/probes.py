@@ -261,13 +261,14 @@ def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts,
     from heredity.stitch.probe_datasets import LabelError, labeled
     from heredity.text.corpora import read_corpus
 
-    def documents(split: str) -> dict[str, list[str]]:
+    def documents(split: Any) -> dict[str, list[str]]:
         return {
             corpus: list(islice(read_corpus(artifact.folder, split), _READ * settings.texts))
             for corpus, artifact in work.inputs["corpus"].items()
         }
 
-    choose: Any = partial(labeled, task=settings.task, most=settings.texts, seed=settings.seed)
+    task: Any = settings.task
+    choose = partial(labeled, task=task, most=settings.texts, seed=settings.seed)
     held_out = documents("validation")
     try:
         texts = choose(held_out)
@@ -331,10 +332,10 @@ def _say(tables: Tables) -> Iterable[Statement]:
             tested = rows_of(tables, "probe_tasks", stitch=name, task=task)[0]["tested"]
             figures = ", ".join(f"{at(arm, own)} {arm}" for arm in ("unchanged", "refitted", "native"))
             evidence.append(f"{task}: {figures}, {tested:,} texts")
-        yield Statement(name, "probes", text, tuple(evidence))
+        yield Statement(f"stitch {name}", "probes", text, tuple(evidence))
     for row in rows_of(tables, "probe_tasks"):
         if row["reason"]:
-            yield Statement(row["stitch"], "note", f"probes of {row['task']} are left out: {row['reason']}")
+            yield Statement(f"stitch {row['stitch']}", "note", f"no probes of {row['task']}: {row['reason']}")
 
 
 ANALYSIS = Analysis(

@@ -14,7 +14,7 @@ models are of one width also `unchanged`, the SAE as it is, and `aligned`, folde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,18 +34,19 @@ from heredity.analyses.analysis import (
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
 from heredity.analyses.stitch_maps import (
     Sides,
+    StitchSettings,
     ends_of,
     pass_cost,
     percent,
     sides_of,
     sizes,
-    source_hook_point,
     stitch_blocks,
     stitch_needs,
+    stitch_settings,
 )
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
-from heredity.study import Precision, SAEConfig, Study
+from heredity.study import SAEConfig, Study
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings:
     name, d_sae = item["stitch"], item["d_sae"]
     return SAESettings(
         new_sae_config(study),
-        source_hook_point(study, name),
+        study.config.stitch[name].source_hook_point or study.config.hook_point,
         study.config.precision,
         seed_of(study, "sae", f"{name}-source-{d_sae}"),
         {study.config.stitch[name].source: study.stitch_corpora(name)},
@@ -145,32 +146,11 @@ def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
     return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, 0.6 if end == "source" else 0.35)
 
 
-class TransferSettings(NamedTuple):
-    source: str
-    target: str
-    evaluation: int
-    context_size: int
-    precision: Precision
-    seed: int
-
-
-def _settings(study: Study, item: Item) -> TransferSettings:
-    config = study.config.stitch[item["stitch"]]
-    return TransferSettings(
-        config.source,
-        config.target,
-        config.evaluation,
-        config.context_size,
-        study.config.precision,
-        seed_of(study, "carried", item["stitch"]),
-    )
-
-
 def _needs(study: Study, item: Item) -> Needs:
     return {**stitch_needs(study, item["stitch"]), "sae": source_sae_need(item["stitch"], item["d_sae"])}
 
 
-def _run(work: Work, settings: TransferSettings) -> Results:
+def _run(work: Work, settings: StitchSettings) -> Results:
     import torch
 
     from heredity.lm.activations import activations
@@ -178,19 +158,19 @@ def _run(work: Work, settings: TransferSettings) -> Results:
     from heredity.sae.formats import read_sae, write_sae
     from heredity.stitch.transfer import folding, same_selection, transfer_sae, zero_shot
 
-    sides, source = sides_of(work), read_sae(work.inputs["sae"] / "sae")[0]
+    config, sides, source = settings.config, sides_of(work), read_sae(work.inputs["sae"] / "sae")[0]
     source = source.to(next(sides.source.parameters()).device)
     ends = {"source": (sides.source, sides.source_hook_point), "target": (sides.target, sides.target_hook_point)}
 
     def read(end: str, blocks: np.ndarray) -> Any:
         return activations(*ends[end], blocks, settings.precision)
 
-    blocks = stitch_blocks(work, "train", CALIBRATING, settings.context_size, settings.seed)
+    blocks = stitch_blocks(work, "train", CALIBRATING, config.context_size, settings.seed)
     x = torch.cat(list(read("target", blocks)))
     density = quality(source, read("source", blocks)).density
     folded = transfer_sae(source, *sides.stitch)
     saes, left_out = variants(source, folded, x, density, sides, work)
-    held = stitch_blocks(work, "validation", settings.evaluation, settings.context_size, settings.seed + 1)
+    held = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
     rows: list[dict[str, Any]] = []
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
         figures = zero_shot(*ends["source" if variant == "source" else "target"], sae, held, settings.precision)
@@ -209,15 +189,15 @@ def _run(work: Work, settings: TransferSettings) -> Results:
         )
         work.progress(done, len(saes) + 1)
     metadata = {
-        "model_name": settings.target,
+        "model_name": config.target,
         "hook_name": sides.target_hook_point,
-        "context_size": settings.context_size,
-        "transferred_from": settings.source,
+        "context_size": config.context_size,
+        "transferred_from": config.source,
         "transferred_hook_name": sides.source_hook_point,
     }
     for variant in saes.keys() - {"unchanged"}:
         write_sae(saes[variant], work.folder / variant, metadata | {"variant": variant})
-    some = torch.cat(list(read("target", held[: -(-_FOLDED // settings.context_size)])))
+    some = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)])))
     exact = folding(source, folded, sides.stitch, some)
     check = {
         "tokens": held.size,
@@ -278,17 +258,14 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"An SAE of {source} with {check['d_sae']:,} features leaves {percent(moved['fvu'])} of the variance "
             f"unexplained in {target} without training there, and {percent(own['fvu'])} in {source} itself{refit}."
         )
-        loss, l0, dead = (
-            [format.value(kind, row[column]) for row in (moved, own)]
-            for kind, column in (("nats", "delta_loss"), ("number", "l0"), ("share", "dead_share"))
-        )
         evidence = (
-            f"cross-entropy rises by {loss[0]} nats per token with the SAE spliced in ({source}: {loss[1]})",
-            f"L0 {l0[0]} ({l0[1]})",
-            f"dead {dead[0]} ({dead[1]})",
+            f"cross-entropy rises by {format.value('nats', moved['delta_loss'])} nats per token with the SAE spliced "
+            f"in ({source}: {format.value('nats', own['delta_loss'])})",
+            f"L0 {format.value('number', moved['l0'])} ({format.value('number', own['l0'])})",
+            f"dead {percent(moved['dead_share'])} ({percent(own['dead_share'])})",
             f"{check['tokens']:,} held-out tokens",
         )
-        yield Statement(name, "SAEs", text, evidence)
+        yield Statement(f"stitch {name}", "SAEs", text, evidence)
 
 
 SOURCE_SAE = Analysis(
@@ -306,7 +283,7 @@ ANALYSIS = Analysis(
     version=1,
     title="SAEs transferred without training",
     items=width_items,
-    settings=_settings,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "carried", "evaluation"),
     needs=_needs,
     run=_run,
     tables=(SAE_TRANSFER, SAE_FOLDING),

@@ -12,17 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.probes import require_sklearn
 from heredity.analyses.reading import packs, tokenizer_of
-from heredity.analyses.stitch_maps import Sides, ends_of, pass_cost, percent, sides_of, stitch_needs
+from heredity.analyses.stitch_maps import (
+    Sides,
+    StitchSettings,
+    ends_of,
+    pass_cost,
+    percent,
+    sides_of,
+    stitch_needs,
+    stitch_settings,
+)
 from heredity.engine.stage import Work
-from heredity.study import Precision, Study, StudyError
+from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
 from heredity.tables import Column, Plot, Table
 
@@ -90,17 +99,6 @@ STEERING_EXAMPLES = Table(
 )
 
 
-class SteeringSettings(NamedTuple):
-    source: str
-    target: str
-    corpora: tuple[str, ...]
-    steering: SteeringConfig
-    context_size: int
-    precision: Precision
-    seed: int
-    place: str
-
-
 def _items(study: Study) -> Iterable[Item]:
     """Stitches with prompts. Raises StudyError where scikit-learn is missing, before anything runs."""
     for name, stitch in study.config.stitch.items():
@@ -110,30 +108,15 @@ def _items(study: Study) -> Iterable[Item]:
             yield {"stitch": name}
 
 
-def _settings(study: Study, item: Item) -> SteeringSettings:
-    name = item["stitch"]
-    config = study.config.stitch[name]
-    return SteeringSettings(
-        config.source,
-        config.target,
-        study.stitch_corpora(name),
-        config.steering,
-        config.context_size,
-        study.config.precision,
-        seed_of(study, "steering", name),
-        f"{study.name}: stitch.{name}.steering",
-    )
-
-
 def _needs(study: Study, item: Item) -> Needs:
     documents = {corpus: ("corpus", {"corpus": corpus}) for corpus in study.stitch_corpora(item["stitch"])}
     return {**stitch_needs(study, item["stitch"]), "corpus": documents}
 
 
-def _run(work: Work, settings: SteeringSettings) -> Results:
+def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.steer import change, interleave, steering_arms, transfer_gap
 
-    corpora, config, seed = settings.corpora, settings.steering, settings.seed
+    corpora, config, seed = settings.corpora, settings.config.steering, settings.seed
     rows: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
@@ -156,8 +139,8 @@ def _run(work: Work, settings: SteeringSettings) -> Results:
     work.progress(2, total)
     starts = _starts(work, config, seed)
     both = (
-        (settings.source, sides.source, sides.source_hook_point, sides.stitch.down),
-        (settings.target, sides.target, sides.target_hook_point, sides.stitch.up),
+        (settings.config.source, sides.source, sides.source_hook_point, sides.stitch.down),
+        (settings.config.target, sides.target, sides.target_hook_point, sides.stitch.up),
     )
     for place, (name, model, hook_point, arriving) in enumerate(both):
         for number, wanted in enumerate(corpora):
@@ -167,7 +150,7 @@ def _run(work: Work, settings: SteeringSettings) -> Results:
                 arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
                 effect = _effect(model, tokenizer, hook_point, prompts, arms, (classify, number), config, seed + number)
             except ValueError as error:
-                raise StudyError(f"{settings.place}: {name} to {wanted}: {error}") from error
+                raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
             key = {"model": name, "wanted": wanted}
             read = [
                 tokenizer.decode(tokenizer(prompt, verbose=False)["input_ids"][: config.prompt_tokens])
@@ -217,7 +200,7 @@ def _classifier(
     return classify, proportion(hits, len(truth)), len(texts), len(held_out)
 
 
-def _moments(work: Work, settings: SteeringSettings, sides: Sides) -> dict[str, tuple[Moments, Moments]]:
+def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tuple[Moments, Moments]]:
     """Moments of the activations of both models on each corpus, and on all others."""
     from heredity.stitch.aligned import Points, aligned
     from heredity.stitch.moments import MomentStream
@@ -227,8 +210,8 @@ def _moments(work: Work, settings: SteeringSettings, sides: Sides) -> dict[str, 
     streams: dict[str, MomentStream] = {}
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
         streams[corpus] = MomentStream()
-        sampler = BlockSampler({corpus: pack}, settings.context_size, settings.seed)
-        blocks = distinct_blocks(sampler, settings.steering.vectors)
+        sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
+        blocks = distinct_blocks(sampler, settings.config.steering.vectors)
         for of_source, of_target in aligned(*points, blocks, sides.masked, settings.precision):
             streams[corpus].add(of_source, of_target)
     moments: dict[str, tuple[Moments, Moments]] = {}
@@ -286,7 +269,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
     for row in rows_of(tables, "steering_classifiers"):
         name = row["stitch"]
         if row["reason"]:
-            yield Statement(name, "note", f"nothing was steered: {row['reason']}")
+            yield Statement(f"stitch {name}", "note", f"nothing was steered: {row['reason']}")
             continue
         ends = ends_of(tables, name)
         for model, other in (ends, ends[::-1]):
@@ -302,7 +285,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
             gaps = rows_of(tables, "steering_gaps", stitch=name, model=model)
             evidence = [f"mean over {format.listed([gap['wanted'] for gap in gaps])}"] if len(gaps) > 1 else []
             evidence += [f"{gap['wanted']}: {format.value('r', gap['gap'])} of native" for gap in gaps]
-            yield Statement(name, "steering", text, tuple(evidence))
+            yield Statement(f"stitch {name}", "steering", text, tuple(evidence))
 
 
 ANALYSIS = Analysis(
@@ -310,7 +293,7 @@ ANALYSIS = Analysis(
     version=1,
     title="Steering across a stitch",
     items=_items,
-    settings=_settings,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "steering", "steering"),
     needs=_needs,
     run=_run,
     tables=(STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_EXAMPLES),

@@ -3,7 +3,7 @@
 After Chen et al. 2025 (arXiv 2506.06609). The source A is d_A wide, the target B d_B. Activations a and b are those of
 the residual streams at the same token, special tokens left out. up(a) = a P_up + b_up and down(b) = b P_down + b_down.
 
-Joint loss (equation 3): ||up(a) - b||^2 + ||down(b) - a||^2 + alpha ||down(up(a)) - a||^2 + alpha ||up(down(b)) - b||^2,
+Joint loss (equation 3): ||up(a) - b||^2 + ||down(b) - a||^2 + alpha (||down(up(a)) - a||^2 + ||up(down(b)) - b||^2),
 each the mean over elements and tokens; alpha = 1 is the paper's. It depends on the data through means and covariances
 alone and is quadratic in either map, so exact steps in turn minimize it from one pass over the tokens, without a
 learning rate (`joint`). It is not convex in both maps: the fit ends at a stationary point below its start, the maps of
@@ -130,16 +130,35 @@ STITCHED_MODELS = Table(
 
 
 class StitchSettings(NamedTuple):
-    source: str
-    target: str
-    source_hook_point: str
-    target_hook_point: str | None
-    corpora: tuple[str, ...]
     config: StitchConfig
-    """Settings that the maps do not depend on stand at their defaults."""
+    """Settings that the result does not depend on stand at their defaults."""
+    hook_point: str
+    """Of the study: default of the source's."""
+    corpora: tuple[str, ...]
+    """Corpora that both models have read."""
     precision: Precision
     seed: int
     place: str
+
+    @property
+    def source_hook_point(self) -> str:
+        return self.config.source_hook_point or self.hook_point
+
+
+def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
+    """Settings that any analysis of a stitch reads, with those of the stitch that this one uses.
+
+    seed: name from which the seed is made. used: names of settings, besides source, target and context_size.
+    """
+    config = study.config.stitch[name]
+    return StitchSettings(
+        StitchConfig(**{key: getattr(config, key) for key in ("source", "target", "context_size", *used)}),
+        study.config.hook_point,
+        study.stitch_corpora(name),
+        study.config.precision,
+        seed_of(study, seed, name),
+        f"{study.name}: stitch.{name}",
+    )
 
 
 def stitch_items(study: Study) -> Iterable[Item]:
@@ -147,26 +166,9 @@ def stitch_items(study: Study) -> Iterable[Item]:
     return ({"stitch": name} for name in study.config.stitch)
 
 
-def source_hook_point(study: Study, name: str) -> str:
-    """Hook point of the source of a stitch."""
-    return study.config.stitch[name].source_hook_point or study.config.hook_point
-
-
 def _settings(study: Study, item: Item) -> StitchSettings:
-    name = item["stitch"]
-    config = study.config.stitch[name]
-    used = {"source", "target", "tokens", "held_out", "context_size", "method", "alpha", "adam", "evaluation"}
-    return StitchSettings(
-        config.source,
-        config.target,
-        source_hook_point(study, name),
-        config.target_hook_point,
-        study.stitch_corpora(name),
-        StitchConfig(**{key: getattr(config, key) for key in used}),
-        study.config.precision,
-        seed_of(study, "stitch", name),
-        f"{study.name}: stitch.{name}",
-    )
+    points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
+    return stitch_settings(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -265,8 +267,8 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     source, target = zip(models, (first, second), strict=True)
     losses = stitched_losses(source, target, *chosen, judged, read.special, settings.precision)
     row = {
-        "source": settings.source,
-        "target": settings.target,
+        "source": config.source,
+        "target": config.target,
         "source_hook_point": first,
         "target_hook_point": second,
         "source_width": widths[0],
@@ -324,9 +326,9 @@ def _layers(settings: StitchSettings, read: _Reader, blocks: np.ndarray) -> tupl
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.moments import all_layers, similarity
 
-    named = {"source": settings.source_hook_point, "target": settings.target_hook_point}
+    first, second = settings.source_hook_point, settings.config.target_hook_point
     sides: list[list[str]] = []
-    for (end, point), model in zip(named.items(), read.models, strict=True):
+    for end, point, model in zip(("source", "target"), (first, second), read.models, strict=True):
         points = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.config.get_text_config().num_hidden_layers)]
         if point is not None and point not in points:
             points.append(point)
@@ -337,10 +339,9 @@ def _layers(settings: StitchSettings, read: _Reader, blocks: np.ndarray) -> tupl
         sides.append(points)
     widths = [model.config.get_text_config().hidden_size for model in read.models]
     if not all_layers(*widths, *map(len, sides))[0]:
-        sides[0] = [settings.source_hook_point]
-    alike = similarity(read.stream(*sides, blocks[: max(1, COMPARED // blocks.shape[1])]))
-    row = np.nan_to_num(alike.svcca[sides[0].index(settings.source_hook_point)])
-    second = settings.target_hook_point or sides[1][int(np.argmax(row))]
+        sides[0] = [first]
+    alike = similarity(read.stream(sides[0], sides[1], blocks[: max(1, COMPARED // blocks.shape[1])]))
+    second = second or sides[1][int(np.argmax(np.nan_to_num(alike.svcca[sides[0].index(first)])))]
     rows = [
         {"source_layer": a, "target_layer": b, "svcca": alike.svcca[i, j], "cka": alike.cka[i, j]}
         for i, a in enumerate(sides[0])
@@ -457,7 +458,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{percent(rise['target_round_trip'])}",
             *_fit_costs(tables, name),
         ]
-        yield Statement(name, "maps", text, tuple(evidence))
+        yield Statement(f"stitch {name}", "maps", text, tuple(evidence))
 
 
 def _fit_costs(tables: Tables, name: str) -> Iterable[str]:

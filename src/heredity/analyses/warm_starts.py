@@ -1,11 +1,12 @@
 """SAEs of a stitch's target trained from several starts on the same vectors in the same order, and what a start saves.
 
-Starts: `random`; `transferred`, the source's SAE folded through the maps; `repaired`, the same with its decoder refitted
-and dead features revived; `geometry`, the source's SAE turned at random: the angles of a trained dictionary without the
-maps. The cost of an explained variance on held-out vectors is read off the curve of a training, linear in the logarithm
-of the cost between its points. Saving: 1 - (cost of the start, its maps and its training) / (cost of the training from
-the random start); once more with the training of the source's SAE included. Costs are FLOPs of dense products, as in
-Chen et al. 2025 (appendix D), and seconds. Where either training never reaches the level, there is no saving.
+Starts: `random`; `transferred`, the source's SAE folded through the maps; `repaired`, the same with its decoder
+refitted and dead features revived; `geometry`, the source's SAE turned at random: the angles of a trained dictionary
+without the maps. The cost of an explained variance on held-out vectors is read off the curve of a training, linear in
+the logarithm of the cost between its points. Saving: 1 - (cost of the start, its maps and its training) / (cost of the
+training from the random start); once more with the training of the source's SAE included. Costs are FLOPs of dense
+products, as in Chen et al. 2025 (appendix D), and seconds. Where either training never reaches the level, there is no
+saving.
 """
 
 from __future__ import annotations
@@ -256,7 +257,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
             levels = format.listed([f"{level:g}" for level in sorted({row["threshold"] for row in rows})])
             nobody = "the random start" if {row["never"] for row in rows} == {"random"} else "one start or the other"
             text = f"No saving can be given for SAEs of {target} ({width}): {nobody} never reached {levels}."
-            yield Statement(name, "training", text)
+            yield Statement(f"stitch {name}", "training", text)
             continue
         best = max(reached, key=lambda row: (row["threshold"], row["saved_flops"]))
         text = (
@@ -264,7 +265,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{_STARTS[best['arm']]} takes {_fewer(best['saved_flops'])} FLOPs than one from a random start, the maps "
             "included."
         )
-        yield Statement(name, "training", text, tuple(_evidence(first, best, source)))
+        yield Statement(f"stitch {name}", "training", text, tuple(_evidence(first, best, source)))
 
 
 def _evidence(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], source: str) -> Iterable[str]:
