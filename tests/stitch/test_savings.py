@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.sae.checkpoint import Step
 from heredity.sae.evaluate import quality
-from heredity.sae.initialize import start
 from heredity.sae.model import new_sae
+from heredity.sae.train import start
 from heredity.stitch.savings import (
     Curve,
     dense_flops,

@@ -237,7 +237,7 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
     if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(tokenizer_of(work.inputs["tokenizer"])):
         raise StudyError(
             f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models "
-            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.cross_tokenizer)"
+            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
         )
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
     return {

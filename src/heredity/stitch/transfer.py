@@ -284,7 +284,7 @@ def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) ->
     """A copy with its dead features pointed at badly reconstructed vectors, as the training does; and their number.
 
     dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
-    decoder rows must be of unit norm. See `sae.resample.resample`. Raises ValueError as `sae.initialize.start` does.
+    decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
     """
     state = start(sae, lambda number: batches[number], {"steps": len(batches)}, continued=True)
     # To the resampling, the batches are steps of a training that has changed nothing so far.
