@@ -77,10 +77,7 @@ FEATURE_TRANSFER_GAPS = Table(
     "feature_transfer_gaps",
     "Parts without a result.",
     ("stitch", "part"),
-    (
-        Column("part", "text", "attribution, split, entropy or deactivation."),
-        Column("reason", "text", "Reason."),
-    ),
+    (Column("part", "text", "attribution, split, entropy or deactivation."), Column("reason", "text", "Reason.")),
 )
 FEATURE_CORRELATIONS = Table(
     "feature_correlations",
@@ -93,12 +90,7 @@ FEATURE_HISTOGRAMS = Table(
     "feature_histograms",
     "r of features with their transfers, binned.",
     ("stitch", "measure", "features", "r"),
-    (
-        _MEASURE,
-        _GROUP,
-        Column("r", "r", "Lower edge of the bin."),
-        Column("n", "count", "Features in the bin."),
-    ),
+    (_MEASURE, _GROUP, Column("r", "r", "Lower edge of the bin."), Column("n", "count", "Features in the bin.")),
     plot=Plot("histogram", x="r", y="n", by="features"),
 )
 FEATURE_SPLIT = Table(

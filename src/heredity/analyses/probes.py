@@ -19,17 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from heredity.analyses.analysis import (
-    Analysis,
-    Aside,
-    Item,
-    Needs,
-    Results,
-    Statement,
-    Tables,
-    rows_of,
-    seed_of,
-)
+from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.reading import tokenizer_of
 from heredity.analyses.sae_transfer import source_sae_need
 from heredity.analyses.stitch_maps import ends_of, pass_cost, percent, sides_of, stitch_needs

@@ -19,18 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import (
-    Analysis,
-    Cost,
-    Item,
-    Need,
-    Needs,
-    Results,
-    Statement,
-    Tables,
-    rows_of,
-    seed_of,
-)
+from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
 from heredity.analyses.stitch_maps import (
     Sides,

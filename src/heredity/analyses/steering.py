@@ -10,7 +10,8 @@ Transfer gap (equation 16): share by the carried direction over share by the nat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from heredity.analyses.stitch_maps import (
     sides_of,
     stitch_needs,
     stitch_settings,
+    stream_of,
 )
 from heredity.engine.stage import Work
 from heredity.study import Study, StudyError
@@ -38,7 +40,6 @@ from heredity.tables import Column, Plot, Table
 if TYPE_CHECKING:
     from heredity.stitch.moments import Moments
     from heredity.stitch.probe import Estimate
-    from heredity.stitch.steer import Effect, Steering
 
 _PIECES, _TESTED = 2_000, 500  # per corpus, on which the classifier is fitted, and tested
 _READ = 20  # documents from which each prompt is drawn
@@ -114,7 +115,7 @@ def _needs(study: Study, item: Item) -> Needs:
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.steer import change, interleave, steering_arms, transfer_gap
+    from heredity.stitch.steer import change, effect, generate, interleave, steering_arms, transfer_gap
 
     corpora, config, seed = settings.corpora, settings.config.steering, settings.seed
     rows: list[dict[str, Any]] = []
@@ -148,7 +149,18 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             prompts = interleave([starts[corpus] for corpus in corpora if corpus != wanted])[: config.prompts]
             try:
                 arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
-                effect = _effect(model, tokenizer, hook_point, prompts, arms, (classify, number), config, seed + number)
+                write = partial(
+                    generate,
+                    model,
+                    tokenizer,
+                    prompts,
+                    hook_point,
+                    max_tokens=config.max_tokens,
+                    prompt_tokens=config.prompt_tokens,
+                    seed=seed + number,
+                    batch_size=_BATCH,
+                )
+                texts = effect(write, arms, classify, number)
             except ValueError as error:
                 raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
             key = {"model": name, "wanted": wanted}
@@ -158,15 +170,16 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             ]
             for arm, steering in arms.items():
                 moved = 0.0 if steering is None else change(steering, others.mean_a, others.aa)
-                share, texts = _estimated("share", effect.shares[arm]), effect.texts[arm]
-                rows.append({**key, "arm": arm, "n": len(texts), "change": moved, **share})
+                own = texts.texts[arm]
+                share = _estimated("share", texts.shares[arm])
+                rows.append({**key, "arm": arm, "n": len(own), "change": moved, **share})
                 examples += [
                     {**key, "arm": arm, "number": at, "prompt": prompt, "text": text}
-                    for at, (prompt, text) in enumerate(zip(read, texts, strict=False))
+                    for at, (prompt, text) in enumerate(zip(read, own, strict=False))
                 ]
             native, carried = arms["native"], arms["carried"]
             assert native is not None and carried is not None
-            gap = transfer_gap(effect.shares["carried"].value, effect.shares["native"].value)
+            gap = transfer_gap(texts.shares["carried"].value, texts.shares["native"].value)
             gaps.append({**key, "gap": gap, "cosine": float(native.direction @ carried.direction)})
             work.progress(3 + place * len(corpora) + number, total)
     return results
@@ -209,11 +222,9 @@ def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tu
     points = Points(sides.source, [sides.source_hook_point]), Points(sides.target, [sides.target_hook_point])
     streams: dict[str, MomentStream] = {}
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
-        streams[corpus] = MomentStream()
         sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
         blocks = distinct_blocks(sampler, settings.config.steering.vectors)
-        for of_source, of_target in aligned(*points, blocks, sides.masked, settings.precision):
-            streams[corpus].add(of_source, of_target)
+        streams[corpus] = stream_of(aligned(*points, blocks, sides.masked, settings.precision))
     moments: dict[str, tuple[Moments, Moments]] = {}
     for corpus, stream in streams.items():
         rest = MomentStream()
@@ -234,35 +245,6 @@ def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str
         order = np.random.default_rng([seed, number]).permutation(len(texts))[: config.prompts]
         starts[corpus] = [texts[place][: _CHARACTERS * config.prompt_tokens] for place in order]
     return starts
-
-
-def _effect(
-    model: Any,
-    tokenizer: Any,
-    hook_point: str,
-    prompts: Sequence[str],
-    arms: Mapping[str, Steering | None],
-    judge: tuple[Callable[[Sequence[str]], np.ndarray], int],
-    config: SteeringConfig,
-    seed: int,
-) -> Effect:
-    """Texts of a model after the prompts, and the share of the wanted class; all arms by the same seed."""
-    from heredity.stitch.steer import effect, generate
-
-    def write(steering: Steering | None) -> list[str]:
-        return generate(
-            model,
-            tokenizer,
-            prompts,
-            hook_point,
-            steering,
-            max_tokens=config.max_tokens,
-            prompt_tokens=config.prompt_tokens,
-            seed=seed,
-            batch_size=_BATCH,
-        )
-
-    return effect(write, arms, *judge)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

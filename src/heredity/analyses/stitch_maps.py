@@ -19,7 +19,8 @@ after its own front, mapped there and back.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -161,11 +162,6 @@ def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSet
     )
 
 
-def stitch_items(study: Study) -> Iterable[Item]:
-    """One item per stitch."""
-    return ({"stitch": name} for name in study.config.stitch)
-
-
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
     return stitch_settings(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
@@ -228,17 +224,24 @@ def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.affine import Stitch
+    from heredity.stitch.aligned import Points, aligned
     from heredity.stitch.moments import nested_moments
     from heredity.stitch.stitched import stitched_losses
 
     config, first = settings.config, settings.source_hook_point
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
-    read = _Reader(models, list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids), settings.precision)
+    special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
+
+    def read(a: list[str], b: list[str], some: np.ndarray) -> Iterable[Any]:
+        """Chunks of activations at points of both models."""
+        return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
+
     blocks = stitch_blocks(work, "train", config.tokens, config.context_size, settings.seed)
-    layers, second, compared = _layers(settings, read, blocks)
+    layers, second, compared = _layers(settings, models, read, blocks)
+    pairs = partial(read, [first], [second])
     work.progress(1, 5)
     start = time.monotonic()
-    *parts, moments = nested_moments(lambda some: read.pairs([first], [second], some), blocks)
+    *parts, moments = nested_moments(pairs, blocks)
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
         raise StudyError(
@@ -249,7 +252,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     shared = time.monotonic() - start
     work.progress(2, 5)
     held = stitch_blocks(work, "validation", config.held_out, config.context_size, settings.seed)
-    tuning, held_out = (read.stream([first], [second], half).pair(0, 0) for half in (held[::2], held[1::2]))
+    tuning, held_out = (stream_of(pairs(half)).pair(0, 0) for half in (held[::2], held[1::2]))
     moments.save(work.folder / "moments.safetensors")
     fits: dict[str, dict[str, Any]] = {}
     for method in ("ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])):
@@ -258,14 +261,14 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     curves = {"joint": [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts] + [fits["joint"]]}
     work.progress(3, 5)
     if config.adam.epochs:
-        stitch, curves["adam"] = _by_adam(config, read, (first, second), blocks, held_out, settings.seed)
+        stitch, curves["adam"] = _by_adam(config, pairs, blocks, held_out, settings.seed)
         stitch.save(work.folder / "adam")
         fits["adam"] = curves["adam"][-1]
     work.progress(4, 5)
-    chosen = Stitch.load(work.folder / config.method).to(read.device)
+    chosen = Stitch.load(work.folder / config.method).to(next(models[1].parameters()).device)
     judged = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
     source, target = zip(models, (first, second), strict=True)
-    losses = stitched_losses(source, target, *chosen, judged, read.special, settings.precision)
+    losses = stitched_losses(source, target, *chosen, judged, special, settings.precision)
     row = {
         "source": config.source,
         "target": config.target,
@@ -294,41 +297,26 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     }
 
 
-class _Reader(NamedTuple):
-    """Aligned activations of two models."""
+def stream_of(pairs: Iterable[Any]) -> MomentStream:
+    """Moments of aligned activations of two models; pairs: chunks of `stitch.aligned.aligned`."""
+    from heredity.stitch.moments import MomentStream
 
-    models: tuple[Any, Any]
-    special: list[int]
-    precision: Precision
-
-    @property
-    def device(self) -> Any:
-        return next(self.models[1].parameters()).device
-
-    def pairs(self, a: list[str], b: list[str], blocks: np.ndarray) -> Any:
-        """Chunks of activations at points of each."""
-        from heredity.stitch.aligned import Points, aligned
-
-        return aligned(Points(self.models[0], a), Points(self.models[1], b), blocks, self.special, self.precision)
-
-    def stream(self, a: list[str], b: list[str], blocks: np.ndarray) -> MomentStream:
-        """Moments of all points of A with all of B."""
-        from heredity.stitch.moments import MomentStream
-
-        stream = MomentStream()
-        for of_a, of_b in self.pairs(a, b, blocks):
-            stream.add(of_a, of_b)
-        return stream
+    stream = MomentStream()
+    for of_a, of_b in pairs:
+        stream.add(of_a, of_b)
+    return stream
 
 
-def _layers(settings: StitchSettings, read: _Reader, blocks: np.ndarray) -> tuple[list[dict[str, Any]], str, int]:
+def _layers(
+    settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Iterable[Any]], blocks: np.ndarray
+) -> tuple[list[dict[str, Any]], str, int]:
     """Similarity of all layers; the target's hook point, given or of highest SVCCA; and the tokens compared."""
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.moments import all_layers, similarity
 
     first, second = settings.source_hook_point, settings.config.target_hook_point
     sides: list[list[str]] = []
-    for end, point, model in zip(("source", "target"), (first, second), read.models, strict=True):
+    for end, point, model in zip(("source", "target"), (first, second), models, strict=True):
         points = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.config.get_text_config().num_hidden_layers)]
         if point is not None and point not in points:
             points.append(point)
@@ -337,10 +325,10 @@ def _layers(settings: StitchSettings, read: _Reader, blocks: np.ndarray) -> tupl
         except HookPointError as error:
             raise StudyError(f"{settings.place}.{end}_hook_point: {error}") from None
         sides.append(points)
-    widths = [model.config.get_text_config().hidden_size for model in read.models]
+    widths = [model.config.get_text_config().hidden_size for model in models]
     if not all_layers(*widths, *map(len, sides))[0]:
         sides[0] = [first]
-    alike = similarity(read.stream(sides[0], sides[1], blocks[: max(1, COMPARED // blocks.shape[1])]))
+    alike = similarity(stream_of(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])])))
     second = second or sides[1][int(np.argmax(np.nan_to_num(alike.svcca[sides[0].index(first)])))]
     rows = [
         {"source_layer": a, "target_layer": b, "svcca": alike.svcca[i, j], "cka": alike.cka[i, j]}
@@ -370,7 +358,7 @@ def _fitted(
 
 
 def _by_adam(
-    config: StitchConfig, read: _Reader, points: tuple[str, str], blocks: np.ndarray, held_out: Moments, seed: int
+    config: StitchConfig, pairs: Callable[[np.ndarray], Iterable[Any]], blocks: np.ndarray, held_out: Moments, seed: int
 ) -> tuple[Stitch, list[dict[str, Any]]]:
     """The published fit on the same tokens, and figures of whole trainings of fewer epochs up to all."""
     from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
@@ -378,7 +366,7 @@ def _by_adam(
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     widths = len(held_out.mean_a), len(held_out.mean_b)
     keep = 4 * blocks.size * sum(widths) <= _KEPT
-    batch = block_batches(lambda some: read.pairs([points[0]], [points[1]], some), blocks, each, keep)
+    batch = block_batches(pairs, blocks, each, keep)
     epochs = [config.adam.epochs]
     while epochs[0] > 1:
         epochs.insert(0, epochs[0] // 2)
@@ -497,7 +485,7 @@ ANALYSIS = Analysis(
     kind="stitch",
     version=1,
     title="Stitches: affine maps between models",
-    items=stitch_items,
+    items=lambda study: ({"stitch": name} for name in study.config.stitch),
     settings=_settings,
     needs=_needs,
     run=_run,
