@@ -600,7 +600,7 @@ def column(world: World) -> dict[str, np.ndarray]:
 
 def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
     row, work = world.row("feature_transfer"), world.work("feature_transfer/pair", tmp_path)
-    assert not world.rows("feature_transfer_gaps") and row["d_sae"] == WIDTH and 20 < row["judged"] <= WIDTH
+    assert not world.rows("transfer_gaps") and row["d_sae"] == WIDTH and 20 < row["judged"] <= WIDTH
     assert SEEN / 2 < row["tokens"] < SEEN + CONTEXT, "whole blocks"
     sides, (sae, _) = sides_of(work), read_sae(work.inputs["source_sae"] / "sae")
     ids = torch.from_numpy(stitch_blocks(work, "validation", SEEN, CONTEXT, seed_of(world.study, "kept", "pair")))
@@ -614,8 +614,8 @@ def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
     np.testing.assert_allclose(column["activation_r"][live], expected, atol=1e-4)
     np.testing.assert_allclose(column["source_peak"], a.max(0), rtol=1e-4)
     known = column["activation_r"][column["judged"] & np.isfinite(column["activation_r"])]
-    spread = world.row("feature_correlations", measure="activation", features="judged")
-    bins = world.rows("feature_histograms", measure="activation", features="judged")
+    spread = world.row("transfer_correlations", measure="activation", features="judged")
+    bins = world.rows("transfer_histograms", measure="activation", features="judged")
     assert spread["n"] == len(known) == sum(row["n"] for row in bins) and len(bins) == 40
     names = ("q05", "q25", "median", "q75", "q95")
     np.testing.assert_allclose([spread[name] for name in names], np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95]))
@@ -625,7 +625,7 @@ def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
 
 def test_trained_features_keep_more_of_what_they_push_than_random_ones(world: World, column):
     row = world.row("feature_transfer")
-    groups = {one["features"]: one for one in world.rows("feature_correlations", measure="attribution")}
+    groups = {one["features"]: one for one in world.rows("transfer_correlations", measure="attribution")}
     own = column["attribution_r"][column["judged"]]
     own = own[np.isfinite(own)]
     assert row["k"] == K, "the L0 of a topk SAE is its k"
@@ -635,7 +635,7 @@ def test_trained_features_keep_more_of_what_they_push_than_random_ones(world: Wo
 
 
 def test_structural_and_semantic_features_are_compared(world: World, column):
-    split, classes = world.row("feature_split"), {row["features"]: row for row in world.rows("feature_classes")}
+    split, classes = world.row("transfer_split"), {row["features"]: row for row in world.rows("transfer_classes")}
     assert split["corpus"] == "words", "code comes first, but is no prose"
     assert split["versions"] == 3 and split["prompts"] + split["unchanged"] == 20 and split["prompts"] > 10
     own = {name: column[name] & column["judged"] for name in ("structural", "semantic")}
@@ -645,7 +645,7 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
     assert classes["structural"]["n"] + classes["semantic"]["n"] + split["neither"] == judged
     firings = column["source_firings"] / world.row("feature_transfer")["tokens"]
     assert classes["structural"]["density"] == pytest.approx(np.median(firings[own["structural"]]))
-    tests = {row["measure"]: row for row in world.rows("feature_class_tests")}
+    tests = {row["measure"]: row for row in world.rows("transfer_class_tests")}
     assert set(tests) == {"attribution", "activation", "density"}
     for name, each in {"activation": column["activation_r"], "density": firings}.items():
         groups = [each[mask] for mask in own.values()]
@@ -656,7 +656,7 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
 
 
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
-    row, spaces = world.row("feature_transfer"), world.rows("feature_null_space")
+    row, spaces = world.row("feature_transfer"), world.rows("transfer_null_space")
     push = column["null_share"] * column["source_peak"]  # trained decoder rows have unit norm
     order = [i for i in np.argsort(-push, kind="stable") if column["judged"][i]]
     entropy = world.rows("entropy_features")
@@ -679,7 +679,7 @@ def test_functional_features_are_the_highest_of_their_kind(world: World, column)
 
 
 def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
-    gaps = {row["part"]: row["reason"] for row in world.rows("feature_transfer_gaps", "late")}
+    gaps = {row["part"]: row["reason"] for row in world.rows("transfer_gaps", "late")}
     assert set(gaps) == {"deactivation"} and "no attention follows blocks.1.hook_resid_post" in gaps["deactivation"]
     row = world.row("feature_transfer", "late")
     assert row["attribution_tokens"] and row["head_score_rank"] is None and row["null_share_rank"] is not None

@@ -27,7 +27,7 @@ from heredity.stitch.steer import (
     transfer_gap,
     with_change,
 )
-from heredity.text.tokens import train_tokenizer
+from heredity.text.tokenizer import train_tokenizer
 from tiny import save_tiny_model
 
 HOOK = "blocks.0.hook_resid_post"

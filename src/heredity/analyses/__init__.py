@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 
 from heredity.analyses import (
     acts,
+    classes,
+    explain,
     feature_transfer,
+    features,
     flow,
     lineage_by_maps,
     match,
@@ -52,6 +55,9 @@ ANALYSES: tuple[Analysis, ...] = (
     shift.SHIFT,
     repeats.ANALYSIS,
     acts.ANALYSIS,
+    features.ANALYSIS,
+    classes.ANALYSIS,
+    explain.ANALYSIS,
     stitch_maps.ANALYSIS,
     sae_transfer.SOURCE_SAE,
     sae_transfer.ANALYSIS,

@@ -73,28 +73,28 @@ FEATURE_TRANSFER = Table(
     ),
     brief=("stitch", "d_sae", "judged", "above", "negative", "null_share_rank", "head_score_rank"),
 )
-FEATURE_TRANSFER_GAPS = Table(
-    "feature_transfer_gaps",
+TRANSFER_GAPS = Table(
+    "transfer_gaps",
     "Parts without a result.",
     ("stitch", "part"),
     (Column("part", "text", "attribution, split, entropy or deactivation."), Column("reason", "text", "Reason.")),
 )
-FEATURE_CORRELATIONS = Table(
-    "feature_correlations",
+TRANSFER_CORRELATIONS = Table(
+    "transfer_correlations",
     "r of features with their transfers: quantiles.",
     ("stitch", "measure", "features"),
     (_MEASURE, _GROUP, Column("n", "count", "Features with an r."), *_QUANTILES),
     brief=("stitch", "measure", "features", "n", *_LEVELS),
 )
-FEATURE_HISTOGRAMS = Table(
-    "feature_histograms",
+TRANSFER_HISTOGRAMS = Table(
+    "transfer_histograms",
     "r of features with their transfers, binned.",
     ("stitch", "measure", "features", "r"),
     (_MEASURE, _GROUP, Column("r", "r", "Lower edge of the bin."), Column("n", "count", "Features in the bin.")),
     plot=Plot("histogram", x="r", y="n", by="features"),
 )
-FEATURE_SPLIT = Table(
-    "feature_split",
+TRANSFER_SPLIT = Table(
+    "transfer_split",
     "Texts that tell structural from semantic features.",
     ("stitch",),
     (
@@ -105,8 +105,8 @@ FEATURE_SPLIT = Table(
         Column("neither", "count", "Judged features that fire in none of the texts."),
     ),
 )
-FEATURE_CLASSES = Table(
-    "feature_classes",
+TRANSFER_CLASSES = Table(
+    "transfer_classes",
     "Structural and semantic features.",
     ("stitch", "features"),
     (
@@ -116,8 +116,8 @@ FEATURE_CLASSES = Table(
         Column("density", "share", "Median share of the source's tokens on which they fire."),
     ),
 )
-FEATURE_CLASS_TESTS = Table(
-    "feature_class_tests",
+TRANSFER_CLASS_TESTS = Table(
+    "transfer_class_tests",
     "Structural against semantic features.",
     ("stitch", "measure"),
     (
@@ -128,8 +128,8 @@ FEATURE_CLASS_TESTS = Table(
         ),
     ),
 )
-FEATURE_NULL_SPACE = Table(
-    "feature_null_space",
+TRANSFER_NULL_SPACE = Table(
+    "transfer_null_space",
     "Shares of decoder directions in the effective null space of the unembedding.",
     ("stitch", "end"),
     (
@@ -213,7 +213,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         try:
             answer()
         except ValueError as error:  # a model or a text that this part cannot handle
-            inquiry.rows["feature_transfer_gaps"].append({"part": part, "reason": str(error)})
+            inquiry.rows["transfer_gaps"].append({"part": part, "reason": str(error)})
         work.progress(done, len(parts))
     return inquiry.rows | {"feature_transfer": [inquiry.row], "transferred_features": inquiry.columns}
 
@@ -252,9 +252,9 @@ class _Inquiry:
     def _correlated(self, measure: str, features: str, r: np.ndarray) -> None:
         """Quantiles and histogram of the finite r of a group."""
         key, known = {"measure": measure, "features": features}, r[np.isfinite(r)]
-        self.rows["feature_correlations"].append({**key, "n": len(known), **quantiles(known)})
+        self.rows["transfer_correlations"].append({**key, "n": len(known), **quantiles(known)})
         counts = np.histogram(known, _BINS)[0]
-        self.rows["feature_histograms"] += [
+        self.rows["transfer_histograms"] += [
             {**key, "r": round(float(edge), 2), "n": int(count)} for edge, count in zip(_BINS, counts, strict=False)
         ]
 
@@ -298,11 +298,11 @@ class _Inquiry:
         }
         prompts = {"corpus": corpus, "prompts": len(texts), "versions": len(texts[0]), "unchanged": unchanged}
         neither = int((self.judged & (split["prompts"] == 0)).sum())
-        self.rows["feature_split"].append(prompts | {"neither": neither})
+        self.rows["transfer_split"].append(prompts | {"neither": neither})
         for name, own in classes.items():
             silent = int((own & (self.paired.target_firings == 0)).sum())
             density = median(values["density"][own])
-            self.rows["feature_classes"].append(
+            self.rows["transfer_classes"].append(
                 {"features": name, "n": int(own.sum()), "silent": silent, "density": density}
             )
             for measure in ("attribution", "activation"):
@@ -310,7 +310,7 @@ class _Inquiry:
         for measure, each in values.items():
             test = compare(each[classes["structural"]], each[classes["semantic"]], seed=self.seed)
             ends = {"effect_low": test.low, "effect_high": test.high}
-            self.rows["feature_class_tests"].append({"measure": measure, "p": test.p, "effect": test.effect, **ends})
+            self.rows["transfer_class_tests"].append({"measure": measure, "p": test.p, "effect": test.effect, **ends})
 
     def _versions(self, corpus: Artifact) -> tuple[list[list[str]], int]:
         """Held-out texts with their rewrites, and the number without a word to swap. Raises ValueError for none."""
@@ -353,7 +353,7 @@ class _Inquiry:
         self.row["null_share_rank"] = rank_correlation(before.share[self.judged], after.share[self.judged])
         for end, space in (("source", before), ("target", after)):
             figures = {"by_chance": space.by_chance, "dimensions": space.dimensions}
-            self.rows["feature_null_space"].append({"end": end, **figures, **quantiles(space.share[self.judged])})
+            self.rows["transfer_null_space"].append({"end": end, **figures, **quantiles(space.share[self.judged])})
         self.rows["entropy_features"] += [
             {
                 "feature": i,
@@ -421,10 +421,10 @@ def _say(tables: Tables) -> Iterable[Statement]:
         name = row["stitch"]
         source, target = ends_of(tables, name)
         groups = {
-            (one["measure"], one["features"]): one for one in rows_of(tables, "feature_correlations", stitch=name)
+            (one["measure"], one["features"]): one for one in rows_of(tables, "transfer_correlations", stitch=name)
         }
         median = groups["activation", "judged"]["median"]
-        for gap in rows_of(tables, "feature_transfer_gaps", stitch=name):
+        for gap in rows_of(tables, "transfer_gaps", stitch=name):
             yield Statement(
                 f"stitch {name}", "note", f"features of {source}: {gap['part']} is left out: {gap['reason']}"
             )
@@ -438,7 +438,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if row["attribution_tokens"] is not None:
             text += f"; {percent(row['above'])} push the same next tokens more than 95 % of random directions do"
             evidence.append(f"{percent(row['negative'])} push the other way, over {row['attribution_tokens']:,} tokens")
-        if classes := rows_of(tables, "feature_classes", stitch=name):
+        if classes := rows_of(tables, "transfer_classes", stitch=name):
             halves = (
                 f"{one['features']} {format.value('r', groups['attribution', one['features']]['median']) or 'unknown'} "
                 f"({one['n']:,})"
@@ -450,13 +450,13 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 _TABLES = (
     FEATURE_TRANSFER,
-    FEATURE_TRANSFER_GAPS,
-    FEATURE_CORRELATIONS,
-    FEATURE_HISTOGRAMS,
-    FEATURE_SPLIT,
-    FEATURE_CLASSES,
-    FEATURE_CLASS_TESTS,
-    FEATURE_NULL_SPACE,
+    TRANSFER_GAPS,
+    TRANSFER_CORRELATIONS,
+    TRANSFER_HISTOGRAMS,
+    TRANSFER_SPLIT,
+    TRANSFER_CLASSES,
+    TRANSFER_CLASS_TESTS,
+    TRANSFER_NULL_SPACE,
     ENTROPY_FEATURES,
     DEACTIVATION_FEATURES,
     TRANSFERRED_FEATURES,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heredity.engine.store import Artifact
+from heredity.engine.store import CONFIG, Artifact
 from heredity.study import Precision, StudyError
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ RECORD = "record.json"
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer of a tokenizer artifact."""
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
-    return load_tokenizer(str(artifact / "tokenizer"))
+    trusted = artifact.json(CONFIG).get("trust_remote_code", False)
+    return load_tokenizer(str(artifact / "tokenizer"), trust_remote_code=trusted)
 
 
 def packs(artifacts: Mapping[str, Artifact], split: str) -> dict[str, PackedTokens]:
@@ -78,6 +79,12 @@ def load(artifact: Artifact) -> Any:
             "copy the folder that a training still writes to"
         )
     return load_model(reference["load"], reference["revision"], reference["trust_remote_code"])
+
+
+def folder_of(artifact: Artifact) -> str:
+    """Folder or hub id of the model of a model artifact."""
+    reference = artifact.json(RECORD).get("reference")
+    return reference["load"] if reference else str(artifact / "model")
 
 
 def state_of(artifact: Artifact) -> str:

@@ -54,11 +54,15 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
 
 
 def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
-    from heredity.text.corpora import write_corpus
+    from heredity.text.corpora import fingerprint, write_corpus
+    from heredity.text.sources import CorpusError
 
-    record = write_corpus(
-        settings.name, settings.corpus, work.folder, settings.seed, settings.root.value, work.progress
-    )._asdict()
+    name, corpus, root = settings.name, settings.corpus, settings.root.value
+    record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress)._asdict()
+    if fingerprint(name, corpus, root) != settings.fingerprint:
+        raise CorpusError(
+            f"corpus {name}: {corpus.source} changed while the study ran; run again when it stays as it is"
+        )
     write_json(work.folder / RECORD, record)
     columns = {name: record[name] for name in CORPORA.schema.names if name in record}
     licenses = ", ".join(f"{name} {count}" for name, count in record["licences"].items())
@@ -97,10 +101,10 @@ def _tokenizer_needs(study: Study, item: Item) -> Needs:
 
 def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokens import load_tokenizer, train_tokenizer
+    from heredity.text.tokenizer import load_tokenizer, train_tokenizer
 
     if settings.source is not None:
-        tokenizer = load_tokenizer(settings.source)
+        tokenizer = load_tokenizer(settings.source, trust_remote_code=settings.trust_remote_code)
     else:
         parts = [read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()]
         tokenizer = train_tokenizer(_alternate(parts), settings.vocab_size)
@@ -122,7 +126,8 @@ def _alternate(parts: list[Iterator[str]]) -> Iterator[str]:
 def _write_tokens(work: Work, _: Any) -> Results:
     from heredity.analyses.reading import tokenizer_of
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokens import fingerprint_tokenizer, pack
+    from heredity.text.tokenizer import fingerprint_tokenizer
+    from heredity.text.tokens import pack
 
     tokenizer = tokenizer_of(work.inputs["tokenizer"])
     record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(tokenizer)}

@@ -18,14 +18,14 @@ def merge(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the merged model into.")] = ...,  # pyright: ignore[reportArgumentType]
     method: Annotated[
-        str, typer.Option(help="slerp, linear, task_arithmetic, ties, dare_linear or dare_ties.")
+        str, typer.Option(help="slerp, linear, task_arithmetic, ties, or any method of mergekit, such as dare_ties.")
     ] = "slerp",
     t: Annotated[float | None, typer.Option(help="Position from the first model (0) to the second (1).")] = None,
     weights: Annotated[str | None, typer.Option(help="Comma-separated weights, one a model.")] = None,
     density: Annotated[float, typer.Option(help="Share of each task vector that is kept (ties, dare).")] = 0.5,
     base: Annotated[str | None, typer.Option(help="Model that task vectors are taken from.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A mergekit-style YAML recipe instead of the options.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random drops of DARE.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="A YAML recipe for mergekit, instead of the options.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the methods that draw at random, such as dare_ties.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

@@ -67,12 +67,12 @@ def verify(study: StudyArg, runs: Runs = Path("runs"), as_json: AsJson = False, 
     """Compute the checksum of every file of a study's artifacts again. Exit code 1 when something differs."""
     with errors(debug):
         loaded = load_study(study)
-        artifacts = Store(runs / loaded.name).all()
-        if not artifacts:
+        folders = Store(runs / loaded.name).folders()
+        if not folders:
             raise ValueError(f"{runs / loaded.name} holds no artifacts; run the study first")
-        damage = {str(artifact.folder): found for artifact in artifacts if (found := faults(artifact.folder))}
-        result = {"study": loaded.name, "artifacts": len(artifacts), "damaged": damage}
-        emit(as_json, result, lambda: text().print_verified(len(artifacts), damage))
+        damage = {str(folder): lines for folder in folders if (lines := faults(folder))}
+        result = {"study": loaded.name, "artifacts": len(folders), "damaged": damage}
+        emit(as_json, result, lambda: text().print_verified(len(folders), damage))
         if damage:
             raise typer.Exit(1)
 

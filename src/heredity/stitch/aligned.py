@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.hooks import HookPointError, replaced
-from heredity.lm.precision import arithmetic
+from heredity.lm.loss import arithmetic
 from heredity.study import Precision
 
 if TYPE_CHECKING:

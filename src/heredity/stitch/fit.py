@@ -39,7 +39,7 @@ class Fit(NamedTuple):
     losses: np.ndarray
     """float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round; one without rounds."""
     gradient: float
-    """Relative norm of the joint loss's gradient at the end; nan for other methods."""
+    """Relative norm of the joint loss's gradient at the end (see `Joint`); nan for other methods."""
     converged: bool
     """Whether the gradient fell below the tolerance; True for methods in closed form."""
 
@@ -137,18 +137,14 @@ def _stitch(moments: Moments, up: np.ndarray, down: np.ndarray) -> Stitch:
 
 
 class Joint(NamedTuple):
-    """Centered weights at the end of a minimization, and its course."""
+    """Centered weights up [d_a, d_b] and down [d_b, d_a], float64, at the end of a minimization; else as in `Fit`."""
 
     up: np.ndarray
-    """float64 [d_a, d_b]: A -> B."""
     down: np.ndarray
-    """float64 [d_b, d_a]: B -> A."""
     losses: np.ndarray
-    """float64 [rounds + 1]: the loss at the start and after each round; it never rises."""
     gradient: float
     """Norm of the gradient at the end, relative to that at zero maps, in coordinates in which inputs are white."""
     converged: bool
-    """Whether the gradient fell below the tolerance."""
 
 
 def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:

@@ -108,7 +108,7 @@ def saving_row(
     """
     row: dict[str, float | None] = {}
     for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):
-        own, other = (
+        of_arm, of_random = (
             reached(
                 [point[cost] or 0.0 for point in curve],
                 [math.nan if (value := point["explained_variance"]) is None else value for point in curve],
@@ -116,8 +116,8 @@ def saving_row(
             )
             for curve in (arm, random)
         )
-        row |= {cost: own, f"random_{cost}": other, f"saved_{cost}": saving(own, other, start)}
-        row[f"saved_{cost}_with_source"] = saving(own, other, start + trained)
+        row |= {cost: of_arm, f"random_{cost}": of_random, f"saved_{cost}": saving(of_arm, of_random, start)}
+        row[f"saved_{cost}_with_source"] = saving(of_arm, of_random, start + trained)
     return row
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from heredity.lm.evaluate import Quality
 from heredity.lm.hooks import capture, replaced
-from heredity.lm.loss import chunk_rows
-from heredity.lm.precision import arithmetic
+from heredity.lm.loss import arithmetic, chunk_rows
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
