@@ -431,13 +431,13 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if median is None:
             continue
         text = (
-            f"Half of the {row['judged']:,} judged features of {source} fire in {target} with an r above "
-            f"{format.value('r', median)}"
+            f"Half of the {row['judged']:,} judged features of {source} correlate with their transfers in {target} "
+            f"with an r above {format.value('r', median)}"
         )
         evidence = [f"{row['judged']:,} of {row['d_sae']:,} features, {row['tokens']:,} tokens"]
         if row["attribution_tokens"] is not None:
-            text += f"; {percent(row['above'])} push the same next tokens more than 95 % of random directions do"
-            evidence.append(f"{percent(row['negative'])} push the other way, over {row['attribution_tokens']:,} tokens")
+            text += f"; by their attributions, {percent(row['above'])} do so more than 95 % of random directions"
+            evidence.append(f"{percent(row['negative'])} below 0 in attributions, {row['attribution_tokens']:,} tokens")
         if classes := rows_of(tables, "transfer_classes", stitch=name):
             halves = (
                 f"{one['features']} {format.value('r', groups['attribution', one['features']]['median']) or 'unknown'} "

@@ -312,9 +312,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
             return percent(sum(values) / len(values) if values else None)
 
         text = (
-            f"Probes that read {k} {'feature' if k == 1 else 'features'} of {source} tell {listed(tasks)} in {target} "
-            f"with a balanced accuracy of {at('unchanged')} as they are and {at('refitted')} refitted; {target}'s own "
-            f"features give {at('native')}, random ones {at('random')}."
+            f"Probes ({listed(tasks)}) on {k} {'feature' if k == 1 else 'features'} of {source} reach a balanced "
+            f"accuracy of {at('unchanged')} in {target} as they are and {at('refitted')} refitted; {target}'s own "
+            f"features reach {at('native')}, random ones {at('random')}."
         )
         evidence = [f"in {source} itself {at('source')}"]
         for task in tasks:
