@@ -11,13 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heredity.report import tables
-from heredity.report.stitch_tables import stitch_tables
 from heredity.report.summary import EdgeSummary, SAESummary
-from heredity.stages.bridge import BRIDGE_TABLE
 from heredity.stages.cases import CASES
 from heredity.stages.classes import CLASSES_TABLE
 from heredity.stages.explain import EXPLANATIONS
-from heredity.stages.kept import KEPT_TABLE
 from heredity.stages.lineage import COUNTS
 from heredity.stages.results import Artifacts, match_label, matches_of, summarize
 from heredity.study import Init, Study
@@ -64,12 +61,6 @@ def study_tables(study: Study, artifacts: Artifacts) -> dict[str, pa.Table]:
     found |= {name: pa.concat_tables(made) for name, made in parts.items() if study.inits}
     for init in study.inits:
         found |= _feature_tables(study, artifacts, init)
-    found |= stitch_tables(summary.stitches)
-    for kind, table in (("kept", KEPT_TABLE), ("bridge", BRIDGE_TABLE)):
-        for name in study.config.stitch:
-            made = artifacts.get(f"{kind}/{name}")
-            if made is not None and (made / table).exists():
-                found[f"stitch_{kind}_{name}"] = pq.read_table(made / table)
     return found
 
 

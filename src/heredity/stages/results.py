@@ -31,7 +31,6 @@ from heredity.stages.models import RECORD, machine
 from heredity.stages.newness import NEWNESS
 from heredity.stages.saes import QUALITY
 from heredity.stages.shift import SHIFT
-from heredity.stages.stitching import stitch_summary
 from heredity.study import RANKED, Edge, Init, Study
 
 Artifacts = Mapping[str, Artifact]
@@ -80,7 +79,7 @@ def summarize(study: Study, artifacts: Artifacts) -> Summary:
         models={name: _model(study, artifacts, name) for name in study.order},
         merges={name: _merge(study, artifacts, name) for name in study.order if study.config.model[name].merge},
         cases=_cases(_shown_cases(study, artifacts)),
-        stitches={name: stitch_summary(study, artifacts, name) for name in study.config.stitch},
+        stitches={},
         also=further,
         **_measured(study, artifacts, study.instrument),
     )
