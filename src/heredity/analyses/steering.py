@@ -55,7 +55,7 @@ STEERING_CLASSIFIERS = Table(
     ("stitch",),
     (
         Column("reason", "text", "Reason why nothing was steered; empty where it was."),
-        Column("classes", "text", "Corpora told apart."),
+        Column("classes", "text", "Classes: the corpora that both models have read."),
         Column("accuracy", "share", "On pieces of held-out documents at most as long as the texts.", ci=True),
         Column("fitted", "count", "Pieces of training documents that it was fitted on."),
         Column("tested", "count", "Pieces of held-out documents behind its accuracy."),
