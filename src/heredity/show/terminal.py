@@ -57,11 +57,10 @@ def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), ti
             return
         heads = [head.replace(" ", "\n") for head in heads]
         cells = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
+    pad = 1
     if _width(heads, cells) > room:
-        cells = [[cell.replace("->", "->\n") for cell in row] for row in cells]
-    grid = Grid(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
-    if _width(heads, cells) > room:
-        grid.padding = (0, 1, 0, 0)
+        pad, cells = 0, [[cell.replace("->", "->\n") for cell in row] for row in cells]
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, pad, 0, 0), pad_edge=False)
     for column, head in zip(layout.columns, heads, strict=True):
         text = column.kind in ("text", "flag")
         grid.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
@@ -72,8 +71,9 @@ def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), ti
 
 
 def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Of a table with two spaces after each column."""
     columns = zip(heads, *cells, strict=True)
-    return sum(2 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns)
+    return 2 + sum(2 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns)
 
 
 def print_run(run: Run, page: Path | None = None) -> None:

@@ -1,0 +1,186 @@
+"""The report page: one HTML file with its style, script and data inside, without any request to the network.
+
+The page draws declared tables; three views have code of their own: the flow over the graph, the feature inspector and
+the best-r slider. Every cell is text made by `heredity.format`, so the page has no second formatter.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity import format
+from heredity.analyses import ANALYSES, TABLES
+from heredity.analyses.analysis import Analysis
+from heredity.show.summary import summarize
+from heredity.tables import Table
+
+if TYPE_CHECKING:
+    from heredity.run import Run
+    from heredity.study import Study
+
+_SCRIPTS = ("dom.js", "plots.js", "tables.js", "flow.js", "features.js", "page.js")
+# Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
+# end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def write(run: Run, out: Path) -> None:
+    """Write the page of a run, whole or not at all."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_text(render(page_data(run)), encoding="utf-8")
+    partial.replace(out)
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """Everything the page shows, as JSON."""
+    summary = summarize(run)
+    tables = {name: table_data(TABLES[name], part["rows"]) for name, part in summary.pop("tables").items()}
+    manifests = {label: artifact.manifest for label, artifact in run.artifacts.items()}
+    return {
+        **summary,
+        "tables": {name: table for name, table in tables.items() if table["rows"]},
+        "sections": sections(tables),
+        "graph": graph(run.study),
+        "instruments": list(run.study.instruments),
+        "inspector": inspector(run),
+        "toml": run.study.config.to_toml(),
+        "hook_point": run.study.config.hook_point,
+        "seed": run.study.config.seed,
+        "versions": next(iter(manifests.values()), {}).get("versions", {}),
+        "artifacts": [
+            {"stage": label, "key": manifest["key"], "seconds": format.value("seconds", manifest["seconds"])}
+            for label, manifest in manifests.items()
+        ],
+    }
+
+
+def table_data(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table for the page: values and text by column."""
+    columns = [column._asdict() | {"key": column.name in table.key} for column in table.all_columns]
+    text = {column.name: [format.cell(column, row) for row in rows] for column in table.all_columns}
+    return {
+        "name": table.name,
+        "doc": table.doc,
+        "columns": columns,
+        "brief": list(table.brief),
+        "plot": table.plot._asdict() if table.plot else None,
+        "rows": len(rows),
+        "values": {name: [_short(row[name]) for row in rows] for name in table.schema.names},
+        "text": {name: cells for name, cells in text.items() if cells != [row[name] for row in rows]},
+    }
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def sections(tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Analyses with rows to show: title, definition and names of tables; findings first, instruments after them."""
+    parts, defined = [], set()
+    for analysis in ANALYSES:
+        names = [table.name for table in analysis.tables if table.name in tables and tables[table.name]["rows"]]
+        module = analysis.run.__module__
+        doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
+        if names:
+            defined.add(module)
+            finds = analysis.say is not Analysis._field_defaults["say"]
+            parts.append({"kind": analysis.kind, "title": analysis.title, "doc": doc, "tables": names, "finds": finds})
+    return sorted(parts, key=lambda part: not part["finds"])
+
+
+def graph(study: Study) -> list[dict[str, Any]]:
+    """Models, parents before children."""
+    nodes = []
+    for name in study.order:
+        model = study.config.model[name]
+        note = f"LoRA, rank {model.lora.r}" if model.lora else ""
+        node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
+        nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
+    return nodes
+
+
+def inspector(run: Run) -> dict[str, Any]:
+    """Feature cards and cases of the first instrument that has any, with what is known of each feature."""
+    for label, artifact in run.artifacts.items():
+        if label.startswith("features/") and "~" not in label and (artifact / "features.json").exists():
+            cards = artifact.json("features.json")
+            cases = artifact.json("cases.json") if (artifact / "cases.json").exists() else {}
+            labels = _labels(run, {(card["model"], card["feature"]) for card in cards})
+            for card in cards:
+                card["label"] = labels.get((card["model"], card["feature"]))
+            return {"instrument": label.partition("@")[2] or label.partition("/")[2], "cards": cards, "cases": cases}
+    return {"instrument": "", "cards": [], "cases": {}}
+
+
+def _labels(run: Run, chosen: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Explanations of the chosen features by the study's first instrument, where the study has any."""
+    import pyarrow.compute as pc
+
+    try:
+        table = run.table("explanations")
+    except KeyError:
+        return {}
+    table = table.filter(pc.is_in(table["feature"], pc.cast(list({feature for _, feature in chosen}) or [-1], "int64")))
+    rows = [row for row in table.to_pylist() if row.get("instrument") in (None, run.study.instrument)]
+    return {(row["model"], row["feature"]): row for row in rows if (row["model"], row["feature"]) in chosen}
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page as the text of one HTML file.
+
+    Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
+    page forbids itself every script but its own, by hash, and every request.
+    """
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "title": html.escape(data["study"]),
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": _file("page.css"),
+        "script": script,
+        "findings": _plain(data),
+        "data": embedded(data),
+    }
+    # one pass, so that nothing that is put in can be taken for a place to put something
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+def embedded(value: object) -> str:
+    """JSON that can stand inside a script element, whatever strings it holds. Raises ValueError for nan or infinity."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = re.sub("[<>&\u2028\u2029]", lambda match: _ESCAPES[match[0]], text)
+    # a lone surrogate cannot be written as UTF-8; a token cut inside a character may hold one
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _plain(data: Mapping[str, Any]) -> str:
+    """Findings for a reader without scripts."""
+    first = (*data["instruments"][:1], "")
+    lines = [f"<p>Note: {html.escape(note)}</p>" for note in data["notes"]]
+    for row in data["statements"]:
+        if row["instrument"] in first:
+            lines.append(f"<p>{html.escape(row['text'])} <small>{html.escape('; '.join(row['evidence']))}</small></p>")
+    return "\n".join(lines)
+
+
+@cache
+def _script() -> str:
+    text = "\n".join(_file(name) for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{text}\n}})();\n'
+
+
+@cache
+def _file(name: str) -> str:
+    return (resources.files("heredity.show") / "page" / name).read_text(encoding="utf-8")

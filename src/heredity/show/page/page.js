@@ -1,0 +1,133 @@
+// The page: sections in order, their list, the choice of instrument, the threshold.
+const SAES = { joint: "joint", parent: "continued", independent: "independent" };
+const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "new", sure: "how sure" };
+
+function findings() {
+  const mine = DATA.statements.filter((one) => [state.instrument, ""].includes(one.instrument));
+  const order = Object.keys(QUESTIONS);
+  const rank = (one) => (order.includes(one.question) ? order.indexOf(one.question) : order.length);
+  const names = [...new Set(mine.map((one) => one.about))];
+  // the last child first: what the whole study leads up to; what is no model after that
+  const models = GRAPH.map((node) => node.name).filter((name) => names.includes(name)).reverse();
+  const blocks = [...models, ...names.filter((name) => !NODE[name])].map((name) => {
+    const rows = mine.filter((one) => one.about === name).sort((a, b) => rank(a) - rank(b));
+    const node = NODE[name];
+    const made = node?.parents.length ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
+    return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made),
+      h("dl", null, rows.map((one, place) => [
+        h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || spaced(one.question)),
+        h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))])));
+  });
+  const notes = DATA.notes.length ? h("div", { class: "warning", role: "note" }, h("b", null, "Before relying on these figures"),
+    h("ul", null, DATA.notes.map((text) => h("li", null, bound(text))))) : null;
+  return [blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."), notes];
+}
+
+/** The threshold that counts along every edge, and the fates that follow from it. */
+function slider() {
+  const edges = Object.values(edgesNow());
+  if (!edges.length) return null;
+  const mean = edges.reduce((sum, edge) => sum + edge.threshold, 0) / edges.length;
+  const output = h("output");
+  const counts = h("div");
+  const above = (edge, end) => rowsOf("best_r", { edge: edge.edge, end })
+    .reduce((sum, row) => sum + (row.r >= state.threshold - 1e-9 ? row.features : 0), 0);
+  const recounted = (edge) => {
+    if (!known(state.threshold)) return edge;
+    const persist = above(edge, "parent");
+    return { ...edge, threshold: state.threshold, persist, disappear: edge.parent_live - persist,
+      emerge: edge.child_live - above(edge, "child") };
+  };
+  const of = (part, whole) => [count(part), h("small", null, ` ${share(part, whole)}`)];
+  const show = () => {
+    output.textContent = known(state.threshold) ? `r > ${state.threshold.toFixed(2)} everywhere` : "each edge at its own";
+    counts.replaceChildren(plainTable([["edge", (row) => arrow(row.edge), true], ["r >", (row) => fixed(row.threshold)],
+      ["persist", (row) => of(row.persist, row.parent_live)], ["disappear", (row) => of(row.disappear, row.parent_live)],
+      ["emerge", (row) => of(row.emerge, row.child_live)]], edges.map(recounted), { label: "Fates at the chosen threshold" }));
+    redraw();
+  };
+  const input = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, "aria-label": "Threshold of r",
+    value: state.threshold ?? mean, oninput: () => ((state.threshold = Math.round(input.value * 100) / 100), show()) });
+  const reset = h("button", { type: "button", onclick: () => ((input.value = mean), (state.threshold = null), show()) }, "reset");
+  show();
+  return h("div", null, h("div", { class: "slider" }, h("span", null, "Threshold"), input, output, reset), counts);
+}
+
+/** A section of an analysis: its definition, then its tables with their pictures. */
+function analysisSection({ doc, tables }) {
+  const [first, ...rest] = doc.split(/\n\n/);
+  const blocks = tables.map((name) => [name, tableBlock(DATA.tables[name], name === "best_r" ? slider() : null)]);
+  const open = blocks.filter(([, block]) => block && block.tagName !== "DETAILS");
+  const shut = blocks.filter(([, block]) => block && block.tagName === "DETAILS");
+  if (!open.length && !shut.length) return [note("Nothing was measured with this instrument.")];
+  return [first ? lede(first) : null, rest.length ? folded("Definition", rest.map((text) => note(text))) : null,
+    open.map(([, block]) => block), shut.length ? h("div", { class: "folds" }, shut.map(([, block]) => block)) : null];
+}
+
+function provenance() {
+  const pairs = (values) => Object.entries(values).map((pair) => pair.join(" ")).join(", ");
+  const rows = [["hook point", DATA.hook_point], ["seed", `${DATA.seed}`], ["machine", DATA.machine],
+    ["made", DATA.created.replace("T", " ").replace("Z", " UTC")], ["work", `${count(DATA.seconds)} s`], ["versions", pairs(DATA.versions)]];
+  return [h("dl", { class: "method" }, rows.filter(([, value]) => value).map(([name, value]) => [h("dt", null, name), h("dd", null, value)])),
+    lazily("The study file", () => h("pre", { tabindex: 0 }, DATA.toml)),
+    lazily(`${DATA.artifacts.length} artifacts`, () => plainTable([["stage", (row) => row.stage, true],
+      ["hash", (row) => h("code", { title: row.key }, row.key.slice(0, 12)), true], ["time", (row) => row.seconds]],
+    DATA.artifacts, { label: "Artifacts" }))];
+}
+
+const hasEdges = Boolean(DATA.tables.edges);
+const graphSection = () => [studyGraph(), STITCHES.length ? note("Dashed: models that are stitched to each other.") : null];
+const SECTIONS = [
+  { id: "findings", title: "Findings", build: findings },
+  { id: "graph", title: "Study graph", build: graphSection },
+  hasEdges && DATA.tables.flow_links && { id: "flow-graph", title: "Where features go", build: flowSection },
+  ...DATA.sections.filter((part) => part.finds).map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) })),
+  DATA.inspector.cards.length && { id: "inspector", title: "Features in their text", build: featureSection, once: true },
+  Object.keys(DATA.inspector.cases).length && { id: "case-studies", title: "Case studies", build: caseSection, once: true },
+  ...DATA.sections.filter((part) => !part.finds).map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) })),
+  { id: "provenance", title: "Provenance", build: provenance, once: true },
+].filter(Boolean);
+
+function build(section) {
+  const parts = [section.build()].flat(Infinity).filter((part) => known(part) && part !== "");
+  section.body.replaceChildren(h("h2", { id: `${section.id}-title` }, section.title), ...parts);
+  // at once, not with the next frame: nothing jumps, and a page that is printed unseen has its pictures
+  section.body.querySelectorAll("figure").forEach((figure) => figure.redraw());
+}
+function choose(instrument) {
+  state.instrument = instrument;
+  state.threshold = null;
+  SECTIONS.filter((section) => !section.once).forEach(build);
+}
+
+function start() {
+  const main = document.getElementById("main");
+  const topic = hasEdges || !DATA.tables.stitches ? "What was inherited, what was lost, what is new, and how sure that is"
+    : "What maps between models carry";
+  main.replaceChildren(h("header", { class: "top" }, h("h1", null, DATA.study), h("p", null, `${topic} · heredity ${DATA.heredity}`)));
+  for (const section of SECTIONS) {
+    section.body = h("section", { id: section.id, "aria-labelledby": `${section.id}-title` });
+    main.append(section.body);
+    build(section);
+  }
+  const links = SECTIONS.map((section) => h("a", { href: `#${section.id}` }, section.title));
+  const contents = document.getElementById("contents");
+  const list = h("details", null, h("summary", null, "Sections"), links);
+  const wide = matchMedia("(min-width: 1000px)");
+  const fit = () => (list.open = wide.matches);
+  wide.addEventListener("change", fit);
+  fit();
+  list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
+  const measured = DATA.instruments.filter((name) => Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
+  contents.append(...[measured.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"),
+    choice(measured.map((name) => [SAES[name] || name, name]), () => state.instrument, choose, "How SAEs were initialized")) : null,
+  list].filter(Boolean));
+  contents.hidden = false;
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) links.forEach((link, place) =>
+      SECTIONS[place].body === entry.target ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
+  }, { rootMargin: "-20% 0px -75% 0px" });
+  SECTIONS.forEach((section) => seen.observe(section.body));
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+start();
