@@ -27,8 +27,8 @@ from paired import Benchmark, in_turn, main, peak_of, ratio, rounded, spread, ve
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
-from heredity.kernels.pearson import default_workers
-from heredity.kernels.pearson_rows import add_products
+from heredity.kernels.pearson import add_products
+from heredity.kernels.processors import default_workers
 
 TOP = 5
 COPIED, KEPT = 0.5, 0.85

@@ -20,8 +20,8 @@ from planted import oracle, vectors, world
 from sae_peers import PEERS, encoder
 from torch import Tensor
 
-from heredity.sae.gradients import Weights
 from heredity.sae.model import SAE
+from heredity.sae.step import Weights
 
 CASES = {
     "relu, SAELens": ("relu", "sae-lens"),

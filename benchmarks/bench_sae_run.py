@@ -25,8 +25,7 @@ from paired import Benchmark, in_turn, main, note, peak_of, peer, rounded, sprea
 from planted import vectors, world
 from torch import Tensor
 
-from heredity.kernels.dense import linear
-from heredity.sae import initialize as start
+from heredity.kernels.torch_forms import linear
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae

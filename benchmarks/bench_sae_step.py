@@ -21,10 +21,9 @@ from planted import oracle, vectors, world
 from sae_peers import PEERS, Setting, Trained
 from torch import Tensor
 
-from heredity.kernels.dense import linear
 from heredity.kernels.encode import Csr
-from heredity.sae.gradients import Rule, Weights, training_acts
-from heredity.sae.step import BETAS, SPARSE_BELOW, dense_step, sparse_step
+from heredity.kernels.torch_forms import linear
+from heredity.sae.step import BETAS, SPARSE_BELOW, Rule, Weights, dense_step, sparse_step, training_acts
 
 CASES = {
     "relu, SAELens": ("relu", "sae-lens"),

@@ -98,7 +98,7 @@ def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
     """The product of the encoder's shape, which no encoding or step can do without: float32, and bfloat16 if native."""
     import torch
 
-    from heredity.kernels.dense import linear, native_bfloat16
+    from heredity.kernels.torch_forms import linear, native_bfloat16
 
     low = x.bfloat16(), weight.bfloat16()
     products: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
@@ -145,7 +145,7 @@ def device() -> dict[str, Any]:
     """The machine in words: processor, cores this process may use, threads of torch. No host name."""
     import torch
 
-    from heredity.kernels.dense import native_bfloat16
+    from heredity.kernels.torch_forms import native_bfloat16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels.dense import linear
-from heredity.sae.gradients import Weights
+from heredity.kernels.torch_forms import linear
+from heredity.sae.step import Weights
 
 NOISE = 0.05
 """Length of the noise relative to the signal's."""

@@ -40,9 +40,8 @@ from heredity.stages import stages_of
 from heredity.stages.models import load
 from heredity.stages.text import packs
 from heredity.study import SAEConfig
-from heredity.synthetic.settings import KEPT, LOST, ROTATED, WorldConfig
 from heredity.synthetic.truth import label
-from heredity.synthetic.world import World
+from heredity.synthetic.world import KEPT, LOST, ROTATED, World, WorldConfig
 from heredity.text.tokens import BlockSampler
 
 PAPER = 0.8

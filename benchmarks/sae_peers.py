@@ -9,8 +9,7 @@ import torch
 from paired import peer
 from torch import Tensor
 
-from heredity.sae.gradients import Weights
-from heredity.sae.step import BETAS
+from heredity.sae.step import BETAS, Weights
 
 STEPS = 1_000_000
 """Length of the training that peers are told: far away, so that no schedule ends during a measurement."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import summaries_stitch
-from heredity.report.planted import markdown, proof_of
+from heredity.report.planted import markdown
 from markdown_table import table
 
 MARKED = re.compile(r"<!-- (\w+) (\w+\.json) -->\n(.*?)<!-- end -->", re.DOTALL)
@@ -327,9 +327,9 @@ def beside_paper(summary: dict[str, Any]) -> str:
     return table(["", "paper", "this run"], rows)
 
 
-def planted(found: dict[str, Any]) -> str:
-    """Rules held against planted truth."""
-    return markdown(proof_of(found)).rstrip()
+def planted(tables: dict[str, Any]) -> str:
+    """Rules compared with planted truth."""
+    return markdown(tables).rstrip()
 
 
 def protocols(found: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ ROOMS = [
     ["lm.merge", "engine.workers"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
-    ["features.fates", "features.null", "features.families", "features.examples"],
+    ["features.fates", "features.null", "features.families"],
     ["text.documents"],
     ["demo"],
     ["study"],

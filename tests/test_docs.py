@@ -52,7 +52,8 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def commands() -> dict[str, str]:
     """Help text of every command, by name."""
     runner = CliRunner()
-    names = sorted(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    known = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    names = sorted(name for name, command in known.items() if not command.hidden)
     environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     return {name: runner.invoke(app, [name, "--help"], env=environment).output for name in names}
 
@@ -113,14 +114,18 @@ def test_the_readme_shows_the_two_commands_first():
     assert "make demo" in screen and "make test" in screen
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/reproduce.md"])
-def test_figures_are_those_of_the_recorded_runs(document: str):
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if "<!-- " in path.read_text()], ids=lambda path: path.name
+)
+def test_figures_are_those_of_the_recorded_runs(document: Path):
     """Marked parts are made from the summaries in docs/, each of a run of this code."""
-    path = ROOT / document
-    made = refreshed(path.read_text(), ROOT / "docs")
+    refreshed_text = refreshed(document.read_text(), ROOT / "docs")
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        path.write_text(made)
-    assert MARKED.search(made) and path.read_text() == made
+        document.write_text(refreshed_text)
+    assert document.read_text() == refreshed_text
+    marks = re.findall(r"^<!-- .* -->$", refreshed_text, flags=re.M)
+    assert len(marks) == 2 * len(MARKED.findall(refreshed_text)), "a mark that nothing refreshes"
+    assert all(len(body.strip()) > 0 for _, _, body in MARKED.findall(refreshed_text))
 
 
 def test_the_picture_of_savings_is_of_the_recorded_run():

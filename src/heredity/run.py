@@ -59,7 +59,9 @@ class Run:
         tables = read_tables(self.artifacts, [name])
         if name not in tables:
             known = ", ".join(TABLES)
-            raise KeyError(f"run {self.name} has no table {name!r}" + ("" if name in TABLES else f"; tables are {known}"))
+            raise KeyError(
+                f"run {self.name} has no table {name!r}" + ("" if name in TABLES else f"; tables are {known}")
+            )
         return tables[name]
 
     def __getitem__(self, name: str) -> pa.Table:
@@ -75,8 +77,8 @@ class Run:
         stage = self.pipeline.stage(need)
         if stage.label not in self.artifacts:
             raise ArtifactError(
-                f"{stage.label} of study {self.name} is not done in {self.folder}; `heredity run` the study first, until "
-                f"{stage.kind} at least"
+                f"{stage.label} of study {self.name} is not done in {self.folder}; `heredity run` the study first, "
+                f"until {stage.kind} at least"
             )
         return self.artifacts[stage.label]
 
@@ -166,7 +168,9 @@ def _shaded(row: Mapping[str, Any], highest: float, reach: int = 12) -> str:
 
 def record(study: Study, folder: Path) -> None:
     """Write what `open` needs into a run's folder: the study as it was run."""
-    write_json(folder / RUN, {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()})
+    write_json(
+        folder / RUN, {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()}
+    )
 
 
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened

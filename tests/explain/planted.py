@@ -8,17 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.explain.excerpts import Drawn, Text, draw, split
-from heredity.explain.phrasing import Names
 from heredity.explain.statistical import Offline
 from heredity.explain.token_statistics import Statistics
 from heredity.features.acts import FeatureActs
-from heredity.features.examples import Columns
+from heredity.features.cards import Columns
 
 WORDS = [f" w{number}" for number in range(40)]
 DIGITS = [f" {number}" for number in range(16)]
 VOCABULARY = ["=", " =", ",", "\n", "self", ".x", *DIGITS, *WORDS]
 KINDS = np.array([0, 0, 1, 2, 3, 3, *[4] * len(DIGITS), *[3] * len(WORDS)])
-NAMES = Names(("operator", "punctuation", "line break", "word", "number"), ("python", "lua"))
+CATEGORIES, CORPORA = ("operator", "punctuation", "line break", "word", "number"), ("python", "lua")
 ASSIGN, AFTER_SELF, NUMBER, FIRST, AFTER, LUA, NOISE, RARE, TOKEN, FEATURES = range(10)
 """Features: assignments; `.x` after `self`; numbers; the first place; anything after `self`; words of lua; nothing in
 particular; five firings; the comma."""
@@ -57,7 +56,7 @@ def world(blocks: int = 500, context: int = 24, seed: int = 0) -> World:
     acts = FeatureActs.from_dense(dense)
     text, columns = split(ids, VOCABULARY, seed), Columns(*acts.to_columns())
     statistics = Statistics(text, KINDS, corpora.tolist())
-    judge = Offline(statistics, NAMES, lambda name: columns.of(int(name)))
+    judge = Offline(statistics, CATEGORIES, CORPORA, lambda name: columns.of(int(name)))
     return World(text, columns, acts, corpora.tolist(), judge)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from heredity.explain.compare import BINS, compare
-from heredity.explain.sample import choose, priorities
+from heredity.explain.excerpts import choose, priorities
+from heredity.explain.scores import BINS, compare
 from heredity.features.correlate import Matches
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import importlib.util
 import math
 import os
@@ -17,13 +16,10 @@ import numpy as np
 import pytest
 
 from explain.server import HOSTILE, Reply, chat, data_of, excerpt, serving
-from heredity.explain.budget import Budget, Prices
-from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.endpoint import Endpoint, EndpointError, retry_after
-from heredity.explain.language import LanguageJudge
-from heredity.explain.ledger import Ledger
-from heredity.explain.prompts import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE
-from heredity.explain.protocol import Failure
+from heredity.explain.endpoint import Endpoint, EndpointError
+from heredity.explain.language import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE, LanguageJudge
+from heredity.explain.ledger import Budget, Ledger, Prices
+from heredity.explain.protocol import Answer, Failure, Refused, Request
 
 pytest.importorskip("openai")
 QUESTION = Request("lua/1", "explain", "why?", 50)
@@ -53,7 +49,7 @@ def fast(server, **options):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr("heredity.explain.endpoint._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -80,7 +76,10 @@ def test_a_judge_asks_every_question_and_reads_every_answer(tmp_path):
         np.testing.assert_array_equal(judge.intruder("lua/1", [TEXTS, TEXTS[1:]]), [1, 0])
         assert ledger.summary().requests == sum(server.paid.values()) == 1 + 2 + 2 + 2 + 2
         assert {body["temperature"] for body in server.bodies} == {0}
-        planned = [judge.to_explain("lua/1", TEXTS), *judge.to_simulate("lua/1", "other", TEXTS)]
+        planned = judge.plan(
+            lambda planner: (planner.explain("lua/1", TEXTS), planner.simulate("lua/1", "other", TEXTS))
+        )
+        assert [request.question for request in planned] == ["explain", "simulate", "simulate"]
         assert judge.estimate(planned).requests == 2
 
 
@@ -107,12 +106,6 @@ def test_a_longer_pause_than_is_reasonable_is_not_waited_for():
     with serving(lambda *_: Reply("{}", 429, {"Retry-After": "4000"})) as server:
         found = fast(server).complete(QUESTION)
         assert isinstance(found, Refused) and found.failure.kind == "refused" and found.attempts == 1
-
-
-def test_retry_after_is_seconds_milliseconds_or_a_date():
-    assert retry_after({"retry-after": "2.5"}, 0) == 2.5 and retry_after({"retry-after-ms": "50"}, 0) == 0.05
-    assert retry_after({"retry-after": email.utils.formatdate(1000.0)}, 990.0) == 10
-    assert retry_after({"retry-after": "soon"}, 0) is None and retry_after({}, 0) is None
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from heredity.explain.budget import FRAME, Budget, Estimate, Prices
-from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.ledger import Ledger, LedgerError, key_of
+from heredity.explain.ledger import FRAME, Budget, Estimate, Ledger, LedgerError, Prices, key_of
 from heredity.explain.parse import read_explanation
-from heredity.explain.protocol import Failure
+from heredity.explain.protocol import Answer, Failure, Refused, Request
 
 GOOD = Answer('{"explanation": "x"}', "stop", 100, 10, ("a",), ({"a": -1.0},), 2)
 
@@ -211,7 +209,7 @@ def test_a_second_writer_and_a_foreign_file_are_refused(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from heredity.explain.completer import Answer, Request
+from heredity.explain.protocol import Answer, Request
 from heredity.explain.ledger import Ledger
 
 class Asked:

@@ -8,12 +8,10 @@ import torch
 from transformers import AutoTokenizer
 
 from explain.server import excerpt
-from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.language import LanguageJudge
+from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
 from heredity.explain.local import Local
-from heredity.explain.prompts import echo_prompt
-from heredity.explain.protocol import Failure
+from heredity.explain.protocol import Answer, Failure, Refused, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from explain.server import excerpt
-from heredity.explain.completer import Answer
+from heredity.explain.language import echo_prompt
 from heredity.explain.parse import (
     read_echo,
     read_explanation,
@@ -18,8 +18,7 @@ from heredity.explain.parse import (
     read_probabilities,
     read_verdicts,
 )
-from heredity.explain.prompts import echo_prompt
-from heredity.explain.protocol import Failure
+from heredity.explain.protocol import Answer, Failure
 
 
 def said(text, finish="stop", **rest):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from explain.server import HOSTILE, excerpt
-from heredity.explain.prompts import (
+from heredity.explain.language import (
     DETECT,
     detect_prompt,
     echo_prompt,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from heredity.explain.ask import Scores
 from heredity.explain.propagate import TOO_RARE, counts_of, failures_of, hand_down, simulation_scores
 from heredity.explain.protocol import Failure
-from heredity.explain.scores import Agreement, Odd, Simulation
+from heredity.explain.scores import Agreement, Odd, Scores, Simulation
 from heredity.features.correlate import Matches
 
 EDGES = [("base", "left"), ("base", "right"), ("left", "merge"), ("right", "merge")]

@@ -9,15 +9,16 @@ import pytest
 from scipy.stats import spearmanr
 
 from explain.planted import AFTER_SELF, ASSIGN, NUMBER, TOKEN, World, drawn_of, world
-from heredity.explain.ask import Scores, scored
 from heredity.explain.protocol import Excerpt, Failure, quantized
 from heredity.explain.scores import (
+    Scores,
     agreement,
     correlation,
     detection_set,
     effect,
     fuzz_set,
     intruder_set,
+    scored,
     simulation,
     told_apart,
 )
@@ -173,22 +174,22 @@ def test_intruders_are_corrected_for_chance():
 def test_questions_are_balanced_and_true(found: World):
     drawn = drawn_of(found, ASSIGN)
     active = [excerpt for excerpt in drawn.scoring if excerpt.values.any()]
-    asked = detection_set(active, drawn.silent, 12, 3)
-    assert len(asked.excerpts) == 24 and asked.active.sum() == 12
-    assert [bool(excerpt.values.any()) for excerpt in asked.excerpts] == asked.active.tolist()
-    assert not asked.active[:12].all(), "mixed"
-    assert len(detection_set(active, drawn.silent[:3], 12, 3).excerpts) == 6
+    excerpts, truth = detection_set(active, drawn.silent, 12, 3)
+    assert len(excerpts) == 24 and truth.sum() == 12
+    assert [bool(excerpt.values.any()) for excerpt in excerpts] == truth.tolist()
+    assert not truth[:12].all(), "mixed"
+    assert len(detection_set(active, drawn.silent[:3], 12, 3)[0]) == 6
 
-    marks = fuzz_set(active, 8, 3)
-    assert marks.right.sum() * 2 == len(marks.right) == 16
-    for excerpt, marked, right in zip(marks.excerpts, marks.marked, marks.right, strict=True):
+    excerpts, marked, right = fuzz_set(active, 8, 3)
+    assert right.sum() * 2 == len(right) == 16
+    for excerpt, marks, is_right in zip(excerpts, marked, right, strict=True):
         truth = excerpt.values > 0
-        assert marked.sum() == truth.sum() and (marked == truth).all() == right
-        assert right or not (marked & truth).any()
+        assert marks.sum() == truth.sum() and (marks == truth).all() == is_right
+        assert is_right or not (marks & truth).any()
 
-    groups = intruder_set(active, drawn.silent, 19, 3)
-    assert np.bincount(groups.places).tolist() == [3] * 5
-    for group, place in zip(groups.groups, groups.places, strict=True):
+    groups, places = intruder_set(active, drawn.silent, 19, 3)
+    assert np.bincount(places).tolist() == [3] * 5
+    for group, place in zip(groups, places, strict=True):
         assert [bool(excerpt.values.any()) for excerpt in group] == [at != place for at in range(5)]
         assert len({excerpt.block for excerpt in group}) >= 4
-    assert intruder_set(active[:3], drawn.silent, 19, 3).groups == ()
+    assert intruder_set(active[:3], drawn.silent, 19, 3)[0] == ()

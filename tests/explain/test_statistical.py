@@ -156,7 +156,7 @@ def test_statistics_need_a_number_for_every_token_and_block(found: World):
 
 
 def test_a_feature_that_is_silent_where_it_is_to_be_explained_is_refused(found: World):
-    with pytest.raises(ValueError, match="does not fire on the half"):
+    with pytest.raises(ValueError, match="does not fire on the explaining half"):
         found.judge.statistics.fit(np.empty(0, np.int64), np.empty(0))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -14,13 +12,14 @@ from heredity.features.criteria import (
     agreement,
     candidates,
     disagreement,
-    masked_cosine,
+    kappa,
     one_to_one,
     scores,
     splits_and_merges,
+    token_type_correlate,
 )
 from heredity.features.fates import THRESHOLDS, curve, fates
-from heredity.kernels.masked import masked_sums
+from heredity.kernels.pairs import masked_sums
 from heredity.kernels.sparse import transpose
 
 
@@ -138,7 +137,9 @@ def test_planted_splits_are_found_and_nothing_else(seed):
     found = compared(before, after)
     assert members(found.splits) == parts
     assert members(found.merges) == {}
-    assert np.all(found.splits.cosine > 0.7) and np.all(found.splits.together > 0.75)
+    assert np.all(found.splits.cosine > 0.7)
+    together = np.bincount(found.splits.pairs[:, 0], found.splits.share)
+    assert np.all(together[found.splits.wholes] > 0.75)
     first = found.splits.share[found.splits.pairs[:, 0] == 1]
     np.testing.assert_allclose(first, [0.45, 0.27, 0.18], atol=0.08)
 
@@ -190,7 +191,7 @@ def test_the_masked_cosine_equals_its_definition():
     b = (0.5 * a[:, ::-1] + rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.05)).astype(np.float32)
     b[:, 2], b[:, 3] = 0, np.where(a[:, 1] == 0, 1, 0)
     pairs = np.array([(i, j) for i in range(6) for j in range(6)])
-    found = masked_cosine(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs)
+    found = splits_and_merges(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs).cosine
     for (i, j), value in zip(pairs, found, strict=True):
         x, y = a[:, i].astype(float), b[:, j].astype(float)
         cosines = []
@@ -221,7 +222,7 @@ def test_samples_that_are_not_aligned_are_refused():
 def test_no_candidates_are_no_splits():
     acts = FeatureActs.from_dense(latents(0, 2))
     found = splits_and_merges(acts, acts, np.empty((0, 2), np.int32))
-    assert len(found.splits.wholes) == len(found.merges.together) == len(found.cosine) == 0
+    assert len(found.splits.wholes) == len(found.merges.wholes) == len(found.cosine) == 0
 
 
 # Rules side by side.
@@ -255,21 +256,19 @@ def test_a_duplicated_feature_persists_twice_by_existence_and_once_one_to_one():
 
 def test_disagreement_counts_both_ways():
     calls = {"a": np.array([1, 1, 1, 0, 0, 0], bool), "b": np.array([1, 1, 0, 0, 0, 1], bool), "all": np.ones(6, bool)}
-    table = {(row.rule, row.other): row for row in disagreement(calls)}
-    assert len(table) == 6 and list(table)[:2] == [("a", "b"), ("a", "all")]
-    assert (table["a", "b"].both, table["a", "b"].only, table["b", "a"].only) == (2, 1, 1)
-    assert table["a", "b"].jaccard == pytest.approx(0.5)
+    rows = disagreement(calls)
+    assert [row[:2] for row in rows][:2] == [("a", "b"), ("a", "all")] and len(rows) == 6
+    only = {row[:2]: row[2] for row in rows}
+    assert (only["a", "b"], only["b", "a"], only["all", "a"], only["a", "all"]) == (1, 1, 3, 0)
     # Observed agreement 4/6, expected 1/2.
-    assert table["a", "b"].kappa == pytest.approx((4 / 6 - 1 / 2) / (1 / 2))
-    assert table["all", "a"].only == 3 and table["a", "all"].only == 0 and table["a", "all"].kappa == 0
-    assert json.loads(json.dumps([row._asdict() for row in table.values()]))[0]["rule"] == "a"
-
-
-def test_agreement_that_is_not_defined_is_none():
-    rows = disagreement({"a": np.zeros(3, bool), "b": np.zeros(3, bool)})
-    assert [(row.jaccard, row.kappa) for row in rows] == [(None, None)] * 2
+    assert kappa(calls["a"], calls["b"]) == pytest.approx((4 / 6 - 1 / 2) / (1 / 2))
+    assert kappa(calls["a"], calls["all"]) == 0
     with pytest.raises(ValueError, match="same features"):
         disagreement({"a": np.zeros(3, bool), "b": np.zeros(2, bool)})
+
+
+def test_kappa_of_calls_of_all_or_none_is_none():
+    assert kappa(np.zeros(3, bool), np.zeros(3, bool)) is kappa(np.ones(3, bool), np.ones(3, bool)) is None
 
 
 def test_agreement_with_the_best_match_is_cohens_kappa():
@@ -281,3 +280,108 @@ def test_agreement_with_the_best_match_is_cohens_kappa():
     assert found.kappa == pytest.approx((observed - expected) / (1 - expected))
     assert found.median == pytest.approx(0.7) and found.rank == pytest.approx(0.7)
     assert agreement(best, best, 0.5).kappa == pytest.approx(1) and agreement(best, best, 0.0).kappa is None
+
+
+# -- the token-type variant of correlation ----------------------------------------------------------------------------
+
+
+def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """(r, common types) of all pairs by two loops and numpy.corrcoef; nan where r is not defined."""
+
+    def means(column: np.ndarray) -> dict[int, float]:
+        fired = column != 0
+        return {int(t): float(column[fired & (ids == t)].astype(float).mean()) for t in np.unique(ids[fired])}
+
+    of_parent, of_child = [means(x) for x in parent.T], [means(x) for x in child.T]
+    r, common = np.full((len(of_parent), len(of_child)), np.nan), np.zeros((len(of_parent), len(of_child)), int)
+    for i, a in enumerate(of_parent):
+        for j, b in enumerate(of_child):
+            both = sorted(a.keys() & b.keys())
+            common[i, j] = len(both)
+            x, y = np.array([[a[t], b[t]] for t in both]).reshape(-1, 2).T
+            if len(both) >= least and np.ptp(x) > 0 and np.ptp(y) > 0:
+                r[i, j] = np.corrcoef(x, y)[0, 1]
+    return r, common
+
+
+def random_acts(seed: int, tokens: int, d: int, density: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    acts = rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density)
+    acts[:, 0] = 0
+    acts[:, 1] = (acts[:, 1] > 0) * 0.1
+    return acts.astype(np.float32)
+
+
+@pytest.mark.parametrize(("seed", "density", "least"), [(0, 0.05, 2), (1, 0.3, 2), (2, 0.05, 5), (3, 0.01, 2)])
+def test_lists_equal_the_double_loop(seed, density, least):
+    parent, child = random_acts(seed, 400, 17, density), random_acts(seed + 50, 400, 23, density)
+    # Ids far apart, as token ids are.
+    ids = np.random.default_rng(seed).choice([3, 7, 11, 500, 501, 40_000, 9, 12, 13, 2], 400)
+    ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
+    found = token_type_correlate(*ends, ids, top=4, least_common=least)
+    r, common = by_type(parent, child, ids, least)
+    for match, value, matrix, counts in ((*found[:2], r, common), (*found[2:], r.T, common.T)):
+        best = -np.sort(-np.where(np.isnan(matrix), -np.inf, matrix), axis=1)[:, :4]
+        np.testing.assert_allclose(value, np.where(np.isinf(best), np.nan, best), atol=1e-9)
+        for i, place in zip(*np.nonzero(match >= 0), strict=True):
+            assert matrix[i, match[i, place]] == pytest.approx(value[i, place], abs=1e-9)
+            assert counts[i, match[i, place]] >= least
+        assert np.all(match[:2] == -1)
+    assert (found.parent_match >= 0).sum() > 15
+
+
+def test_two_common_types_always_correlate_perfectly():
+    # The features never fire on the same position, share two token types, and differ on the rest.
+    acts = np.zeros((8, 2), np.float32)
+    ids = np.array([0, 0, 1, 1, 2, 3, 4, 5])
+    acts[[0, 2, 4, 5], 0], acts[[1, 3, 6, 7], 1] = [1, 3, 9, 9], [2, 2.5, 1, 7]
+    parent, child = FeatureActs.from_dense(acts[:, :1]), FeatureActs.from_dense(acts[:, 1:])
+    found = token_type_correlate(parent, child, ids)
+    assert found.parent_score[0, 0] == 1
+    assert np.isnan(token_type_correlate(parent, child, ids, least_common=3).parent_score).all()
+    opposite = token_type_correlate(parent, FeatureActs.from_dense(-acts[:, 1:]), ids)
+    assert opposite.parent_score[0, 0] == -1
+    assert correlate(parent, child).parent_r[0, 0] < 0
+
+
+def test_unrelated_features_persist_by_this_variant_and_not_by_the_papers_text():
+    # Every feature fires on few token types; parent and child have nothing in common but the text.
+    rng = np.random.default_rng(6)
+    ids = rng.integers(0, 60, 6000)
+
+    def unrelated() -> FeatureActs:
+        chosen = rng.random((60, 150)) < 0.15
+        return FeatureActs.from_dense(rng.lognormal(0, 1, (6000, 150)) * chosen[ids] * (rng.random((6000, 150)) < 0.3))
+
+    parent, child = unrelated(), unrelated()
+    inflated = token_type_correlate(parent, child, ids)
+    assert (inflated.parent_score[:, 0] > 0.8).mean() > 0.95
+    assert (correlate(parent, child).parent_r[:, 0] > 0.8).mean() == 0
+
+
+def test_a_copy_has_r_of_one_on_all_of_its_types():
+    acts = random_acts(7, 500, 12, 0.2)
+    ids = np.random.default_rng(7).integers(0, 30, 500)
+    copied = FeatureActs.from_dense(acts[:, ::-1] * 3)
+    found = token_type_correlate(FeatureActs.from_dense(acts), copied, ids, top=1)
+    np.testing.assert_array_equal(found.parent_match[2:, 0], np.arange(12)[::-1][2:])
+    np.testing.assert_allclose(found.parent_score[2:, 0], 1, atol=1e-9)
+    assert np.isnan(found.parent_score[:2]).all()
+
+
+def test_threads_change_no_bit():
+    parent, child = (FeatureActs.from_dense(random_acts(seed, 400, 30, 0.1)) for seed in (8, 9))
+    ids = np.random.default_rng(8).integers(0, 20, 400)
+    one, three = (token_type_correlate(parent, child, ids, workers=n) for n in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_token_types_of_other_samples_are_refused():
+    acts = FeatureActs.from_dense(random_acts(0, 10, 3, 0.5))
+    with pytest.raises(ValueError, match=r"10 token positions, the child 10, and ids is \[9\]"):
+        token_type_correlate(acts, acts, np.zeros(9, int))
+    with pytest.raises(ValueError, match="least_common=1"):
+        token_type_correlate(acts, acts, np.zeros(10, int), least_common=1)
+    with pytest.raises(ValueError, match="top=0"):
+        token_type_correlate(acts, acts, np.zeros(10, int), top=0)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heredity.kernels import encode
-from heredity.kernels.dense import dense_encode, linear
 from heredity.kernels.encode import Csr, keep_largest, sparse_encode
+from heredity.kernels.torch_forms import dense_encode, linear
 from worlds import dense_to_csr
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.pair_moments import pair_moments
+from heredity.kernels.pairs import pair_moments
 
 
 def plain_moments(parent, child, candidates, group, groups):

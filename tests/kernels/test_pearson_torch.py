@@ -9,7 +9,7 @@ import torch
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.kernels.pearson import TopPearson, join, top_pearson
-from heredity.kernels.pearson_torch import top_pearson_torch
+from heredity.kernels.torch_forms import top_pearson_torch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]

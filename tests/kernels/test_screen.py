@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from heredity.kernels import encode, screen
-from heredity.kernels.dense import dense_encode, linear, native_bfloat16
 from heredity.kernels.encode import Csr, keep_largest, sparse_encode
-from heredity.kernels.entries import active_entries, largest_entries, screened_entries
+from heredity.kernels.torch_forms import (
+    active_entries,
+    dense_encode,
+    largest_entries,
+    linear,
+    native_bfloat16,
+    screened_entries,
+)
 from worlds import dense_to_csr
 
 D_IN, D_SAE = 96, 2048

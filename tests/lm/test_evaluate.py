@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from heredity.kernels.dense import native_bfloat16
+from heredity.kernels.torch_forms import native_bfloat16
 from heredity.lm import loss
 from heredity.lm.evaluate import evaluate, unigram_accuracy
 from heredity.lm.load import mistral_config, new_model

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import heredity
-from heredity.kernels.memory import keep_large_buffers
+from heredity.kernels.processors import keep_large_buffers
 from heredity.lm import loss, train
 from heredity.lm.checkpoints import is_whole, newest_checkpoint
 from heredity.lm.evaluate import evaluate

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from heredity.explain.compare import compare
+from heredity.explain.scores import compare
 from heredity.features.classes import CATEGORIES, CLASSES, GROUPS, Rules, wilson
 from heredity.report.classes import ClassesSummary, ClassGroup, EdgeClasses, GapSummary, ShareSummary
 from heredity.report.edge import EdgeSummary

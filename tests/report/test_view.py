@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from heredity.explain import compare
+from heredity.explain import scores as compare
 from heredity.report import tables
 from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
 from heredity.report.shown import Context

@@ -13,16 +13,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from heredity.kernels import sparse_step as kernels
-from heredity.sae import initialize as start
+from heredity.kernels import step as kernels
+from heredity.sae import train as training
 from heredity.sae.checkpoint import TrainingState
-from heredity.sae.gradients import NAMES, Outcome, Rule, Weights
-from heredity.sae.initialize import geometric_median, normalizing_scale
-from heredity.sae.jumprelu import BANDWIDTH
 from heredity.sae.model import SAE, new_sae
-from heredity.sae.resample import resample
-from heredity.sae.step import BETAS, adam_rows, dense_step, entry_step, sparse_step
-from heredity.sae.train import learning_rate, train, write_back
+from heredity.sae.step import (
+    BANDWIDTH,
+    BETAS,
+    NAMES,
+    Outcome,
+    Rule,
+    Weights,
+    adam_rows,
+    dense_step,
+    entry_step,
+    sparse_step,
+)
+from heredity.sae.train import geometric_median, learning_rate, normalizing_scale, resample, train, write_back
 from heredity.study import SAEConfig
 
 
@@ -341,7 +348,7 @@ def started(d_sae: int = 64) -> TrainingState:
     x, _ = world()
     sae = new_sae(32, d_sae, "topk", 4, torch.Generator().manual_seed(1))
     identity = {"activation": "topk", "k": 4, "steps": 100}
-    return start.start(sae, batches_of(x), identity, continued=False)
+    return training.start(sae, batches_of(x), identity, continued=False)
 
 
 def test_dead_features_are_resampled_as_described():

@@ -1,4 +1,4 @@
-"""The statistics of a planted world are those that its configuration asks for."""
+"""A planted world has the statistics its configuration specifies."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
-from heredity.synthetic.firing import Rates, coin, fire
-from heredity.synthetic.settings import BLOCK, FAINT, FATES, KEPT, LOST, MERGED, NEW, NOISY, ROTATED, SPLIT, WorldConfig
-from heredity.synthetic.world import Sample, Vectors, World
+from heredity.synthetic.world import (
+    BLOCK,
+    FAINT,
+    FATES,
+    KEPT,
+    LOST,
+    MERGED,
+    NEW,
+    NOISY,
+    ROTATED,
+    SPLIT,
+    Rates,
+    Sample,
+    World,
+    WorldConfig,
+    coin,
+    fire,
+)
 
 COUNTS = {"kept": 40, "rotated": 20, "faint": 10, "noisy": 20, "split": 10, "merged": 10, "lost": 40, "new": 50}
 TOKENS = 40_000
@@ -173,33 +188,30 @@ def test_tokens_of_a_document_depend_on_each_other_by_bursts():
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.4])
 def test_noise_has_its_share_of_the_variance(noise):
     world = World(WorldConfig(d=64, faint=20, split=10, merged=5, noise=noise, burst=1), 5)
-    sample, x = world.draw(TOKENS, 6), next(world.activations(TOKENS, 6, TOKENS))
-    for model, acts, own in ((world.parent, sample.parent, x.x_parent), (world.child, sample.child, x.x_child)):
-        error = own - acts.dense() @ model.directions
-        share = error.var(0).sum(dtype=float) / own.var(0).sum(dtype=float)
+    sample = world.draw(TOKENS, 6)
+    for end, model, acts in (("parent", world.parent, sample.parent), ("child", world.child, sample.child)):
+        x = world.x(end, TOKENS, 6)
+        error = x - acts.dense() @ model.directions
+        share = error.var(0).sum(dtype=float) / x.var(0).sum(dtype=float)
         assert share == pytest.approx(noise, rel=0.1, abs=1e-9)
 
 
 def test_noise_is_independent_at_the_two_ends(world, sample):
-    x = next(world.activations(TOKENS, 4, TOKENS))
-    errors = [x.x_parent - sample.parent.dense() @ world.parent.directions]
-    errors.append(x.x_child - sample.child.dense() @ world.child.directions)
+    errors = [world.x("parent", TOKENS, 4) - sample.parent.dense() @ world.parent.directions]
+    errors.append(world.x("child", TOKENS, 4) - sample.child.dense() @ world.child.directions)
     r = np.corrcoef(errors[0].ravel(), errors[1].ravel())[0, 1]
     assert abs(r) < 0.01 and errors[0].std() > 0
 
 
-def test_batches_and_lengths_do_not_change_the_text(world, sample):
-    parts = list(world.sample(TOKENS, 4, batch=7_001))
-    assert [len(part.document) for part in parts] == [7_001] * 5 + [TOKENS - 5 * 7_001]
-    joined = Sample.joined(parts)
-    np.testing.assert_array_equal(joined.document, sample.document)
-    np.testing.assert_array_equal(joined.document, np.arange(TOKENS) // 64)
-    for again, first in ((joined.parent, sample.parent), (world.draw(BLOCK + 9, 4).child, sample.child)):
-        np.testing.assert_array_equal(again.values, first.rows(0, again.tokens).values)
-        np.testing.assert_array_equal(again.indices, first.rows(0, again.tokens).indices)
-    x = Vectors.joined(list(world.activations(20_000, 4, batch=3_000)))
-    np.testing.assert_array_equal(x.x_child, world.x("child", 20_000, 4))
-    np.testing.assert_array_equal(x.x_parent, world.x("parent", 20_000, 4))
+def test_a_longer_sample_continues_a_shorter_one(world, sample):
+    np.testing.assert_array_equal(sample.document, np.arange(TOKENS) // 64)
+    shorter = world.draw(BLOCK + 9, 4)
+    np.testing.assert_array_equal(shorter.document, sample.document[: BLOCK + 9])
+    for again, first in ((shorter.parent, sample.parent), (shorter.child, sample.child)):
+        np.testing.assert_array_equal(again.values, first.rows(0, BLOCK + 9).values)
+        np.testing.assert_array_equal(again.indices, first.rows(0, BLOCK + 9).indices)
+    for end in ("parent", "child"):
+        np.testing.assert_array_equal(world.x(end, BLOCK + 9, 4), world.x(end, TOKENS, 4)[: BLOCK + 9])
 
 
 def test_seeds_decide_everything(world, sample):
@@ -215,7 +227,7 @@ def test_firings_agree_with_a_plain_walk():
     rng = np.random.default_rng(0)
     topic = rng.integers(0, 3, 12)
     rates = Rates(rng.integers(0, 3, 9), rng.uniform(0, 0.5, 9), rng.uniform(0, 0.1, 9), rng.uniform(1, 3, 9))
-    rates.other[4] = 0
+    rates.outside[4] = 0
     token, source = fire(rates, topic, 10, np.random.default_rng(1))
     plain = np.random.default_rng(1)
     salt = plain.integers(0, 2**64, dtype=np.uint64)
@@ -224,7 +236,7 @@ def test_firings_agree_with_a_plain_walk():
         own = [d for d in range(12) if topic[d] == rates.topic[s]]
         behind = [d for d in np.argsort(topic, kind="stable") if topic[d] > rates.topic[s]]
         before = [d for d in np.argsort(topic, kind="stable") if topic[d] < rates.topic[s]]
-        for rate, documents in ((rates.own[s], own), (rates.other[s], behind + before)):
+        for rate, documents in ((rates.within[s], own), (rates.outside[s], behind + before)):
             place = 0.0
             while rate > 0:
                 place -= np.log(1 - plain.random()) / rate
@@ -274,5 +286,3 @@ def test_an_l0_out_of_reach_and_empty_samples_are_refused(world):
         World(WorldConfig(l0=1, rare=1, rare_density=0.1), 0)
     with pytest.raises(ValueError, match="tokens=0"):
         world.draw(0, 0)
-    with pytest.raises(ValueError, match="batch=0"):
-        next(world.sample(10, 0, 0))

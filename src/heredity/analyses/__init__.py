@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.analyses import acts, match, model, sae, text
+from heredity.analyses import acts, flow, match, model, newness, repeats, sae, shift, text
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact
@@ -29,6 +29,11 @@ ANALYSES: tuple[Analysis, ...] = (
     sae.SAE,
     sae.SAE_QUALITY,
     match.ANALYSIS,
+    flow.ANALYSIS,
+    newness.ANALYSIS,
+    shift.SHIFT_SAE,
+    shift.SHIFT,
+    repeats.ANALYSIS,
     acts.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}

@@ -94,7 +94,7 @@ def device() -> str:
 
 def on_device(model: Any) -> Any:
     """The model where the work is done, ready to be read; on a CPU this process keeps the memory of large buffers."""
-    from heredity.kernels.memory import keep_large_buffers
+    from heredity.kernels.processors import keep_large_buffers
 
     if device() == "cpu":
         keep_large_buffers()

@@ -1,4 +1,4 @@
-"""Commands that need no study: one merge, one edge, planted worlds."""
+"""Commands without a study: one merge, one edge, validation on planted worlds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from heredity.cli.app import AsJson, Debug, app, emit, errors, text, watcher
+from heredity.cli.app import AsJson, Debug, app, emit, err, errors, text, watcher
 
 
 @app.command()
@@ -94,7 +94,9 @@ def _numbers(text: str) -> list[float]:
 
 
 @app.command()
-def plant(
+@app.command("plant", hidden=True)
+def validate(
+    context: typer.Context,
     small: Annotated[bool, typer.Option("--small", help="Two worlds and few seeds, whatever --seeds says.")] = False,
     init: Annotated[
         list[str] | None, typer.Option(help="joint, parent or independent; default all three. Repeatable.")
@@ -105,27 +107,29 @@ def plant(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Hold every rule and test against worlds whose truth is planted: precision, recall, error rates."""
+    """Validate every rule and test on worlds whose truth is planted: precision, recall, error rates."""
     with errors(debug):
         from heredity.report import planted
         from heredity.synthetic.validation import CONDITIONS, prove
 
+        if context.info_name == "plant":
+            err.print("`heredity plant` is now called `heredity validate`", style="yellow")
         if out is not None and out.is_dir():
             raise ValueError(f"-o {out}: is a folder; give the name of a JSON file")
-        wanted = _protocols(init or ["joint"] if small else init or ["joint", "parent", "independent"])
+        inits = _inits(init or ["joint"] if small else init or ["joint", "parent", "independent"])
         worlds = [row for row in CONDITIONS if row.name in ("well trained", "under-trained")] if small else CONDITIONS
         with watcher() as bars:
             counts = (1, 3) if small else (seeds, rate_seeds)
-            found = prove(worlds, wanted, *counts, progress=bars.plain("plant"))
+            tables = prove(worlds, inits, *counts, progress=bars.plain("validate"))
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             partial = out.with_name(f".{out.name}.partial")
-            partial.write_text(json.dumps(planted.as_json(found), indent=1, allow_nan=False) + "\n")
+            partial.write_text(json.dumps(tables, indent=1, allow_nan=False) + "\n")
             partial.replace(out)
-        emit(as_json, planted.as_json(found), lambda: planted.print_proof(found))
+        emit(as_json, tables, lambda: planted.print_proof(tables))
 
 
-def _protocols(names: list[str]) -> list[Any]:
+def _inits(names: list[str]) -> list[Any]:
     from heredity.study import Init
 
     known = get_args(Init)

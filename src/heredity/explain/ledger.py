@@ -1,10 +1,14 @@
-"""Every request that was paid for, on disk before it is read, so that none is paid for twice."""
+"""Every request that was paid for, on disk before its answer is read, so that nothing is paid for twice.
+
+And what requests cost: estimates beforehand, and limits that hold under concurrency.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -15,11 +19,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from heredity.engine.store import digest
-from heredity.explain.budget import Budget, Estimate, Spent
-from heredity.explain.completer import Answer, Completer, Request
-from heredity.explain.protocol import Failure
+from heredity.explain.protocol import Answer, Completer, Failure, Request
 
 Read = TypeVar("Read")
+
+TYPICAL = 1 / 3
+"""Assumed prompt tokens per byte until answers report theirs."""
+MARGIN = 1.25
+"""A reservation is for this many times the most tokens per byte of any prompt so far."""
+FRAME = 64
+"""Tokens a chat template may add."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -36,64 +45,172 @@ class LedgerError(ValueError):
     """A ledger that cannot be used; the message names the file and the way out."""
 
 
-class LedgerSummary(NamedTuple):
-    """What a ledger holds."""
+class Prices(NamedTuple):
+    """USD per million tokens of prompts and of answers."""
+
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float:
+        """USD."""
+        return (tokens_in * self.tokens_in + tokens_out * self.tokens_out) / 1e6
+
+
+class Estimate(NamedTuple):
+    """Expected size and cost of a set of requests."""
 
     requests: int
-    """Answered, and so paid for."""
-    cached: int
-    """Answered from the ledger since it was opened."""
-    failures: dict[str, int]
-    """By kind: requests without an answer, answers that could not be read, and since the ledger was opened requests
-    that the budget refused."""
     tokens_in: int
-    """Of all prompts, as far as told."""
-    tokens_out: int
-    """Of all answers, as far as told."""
+    tokens_out: int  # all that is allowed, until answers have shown which share of it they use
+    cost: float  # USD
+
+
+class Reservation(NamedTuple):
+    """Room for one request under the limits."""
+
+    prompt_bytes: int  # UTF-8
+    max_tokens: int  # of the answer
+    cost: float  # USD at most
+
+
+class LedgerSummary(NamedTuple):
+    """Contents of a ledger; costs in USD."""
+
+    requests: int  # answered, and so paid for
+    cached: int  # answered from the ledger since it was opened
+    failures: dict[str, int]  # unanswered requests, unreadable answers and, since it was opened, `budget`; by kind
+    tokens_in: int  # of all prompts, as far as reported
+    tokens_out: int  # of all answers, as far as reported
     cost: float
-    """USD."""
     cost_by_feature: dict[str, float]
-    """USD, by feature."""
-    reasons: dict[str, str]
-    """By kind of failure, why the last request without an answer got none, since the ledger was opened; empty when
-    every request was answered."""
-    by_question: dict[str, int]
-    """Requests, by kind of question."""
+    reasons: dict[str, str]  # detail of the last request still unanswered since it was opened, by kind of failure
+    by_question: dict[str, int]  # requests
     cost_by_question: dict[str, float]
-    """USD, by kind of question."""
+
+
+class Budget:
+    """Limits on the cost and the number of all answered requests of one ledger, those of earlier runs included.
+
+    Before a request is sent its highest cost is reserved: as many tokens as bytes in the prompt (`MARGIN` times the
+    most tokens per byte so far, once answers report theirs), and as many in the answer as it may have. A request that
+    does not fit waits while others are in flight, since they may turn out cheaper, and is refused when none is. An
+    endpoint that exceeds the limit of an answer, or bills a request that timed out, can exceed the budget.
+
+    Raises `ValueError` for limits or prices that are negative or not finite, and for `max_cost` without prices.
+    """
+
+    def __init__(self, prices: Prices | None = None, max_cost: float | None = None, max_requests: int | None = None):
+        self.prices = prices or Prices()
+        self.max_cost = max_cost
+        self.max_requests = max_requests
+        for name, value in (("price in", self.prices[0]), ("price out", self.prices[1]), ("max_cost", max_cost)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}={value}: must be a number of USD, 0 or more")
+        if max_requests is not None and max_requests < 0:
+            raise ValueError(f"max_requests={max_requests}: must be 0 or more")
+        if max_cost is not None and not any(self.prices):
+            raise ValueError(
+                f"max_cost={max_cost}: has no effect at prices of 0; give USD per million tokens in and out"
+            )
+        self._requests, self._cost = 0, 0.0  # of answered requests
+        # Of those that reported their tokens: bytes and tokens of prompts, tokens of answers and their limits.
+        self._bytes = self._tokens_in = self._tokens_out = self._allowed = 0
+        self._highest: float | None = None  # tokens per byte of a prompt
+        self._held: list[Reservation] = []
+        self._settled = threading.Condition()
+
+    def count(self, held: Reservation, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Count an answered request."""
+        self._requests += 1
+        self._cost += cost
+        if tokens_in is not None and tokens_out is not None:
+            self._bytes += held.prompt_bytes
+            self._tokens_in += tokens_in
+            self._tokens_out += tokens_out
+            self._allowed += held.max_tokens
+            self._highest = max(self._highest or 0.0, tokens_in / max(held.prompt_bytes, 1))
+
+    def reserve(self, request: Request) -> Reservation | Failure:
+        """Room for a request; `Failure("budget")` at a limit. Waits while requests in flight may free some."""
+        size = len(request.prompt.encode())
+        with self._settled:
+            while True:
+                ratio = 1.0 if self._highest is None else MARGIN * self._highest
+                cost = self.prices.cost(ratio * size + FRAME, request.max_tokens)
+                held = Reservation(size, request.max_tokens, cost)
+                over = None
+                if self.max_requests is not None and self._requests + len(self._held) >= self.max_requests:
+                    over = f"max_requests={self.max_requests} is met; raise it and run again to go on"
+                elif self.max_cost is not None and (
+                    self._cost + sum(other.cost for other in self._held) + cost > self.max_cost
+                ):
+                    over = (
+                        f"{self._cost:.4f} USD of max_cost={self.max_cost} are spent and the next request may cost "
+                        f"{cost:.4f}; raise it and run again to go on"
+                    )
+                if over is None:
+                    self._held.append(held)
+                    return held
+                if not self._held:
+                    return Failure("budget", over)
+                self._settled.wait()
+
+    def settle(self, held: Reservation, answer: Answer | None) -> float:
+        """Release a reservation; count and return the cost of its answer in USD, as reserved where not reported."""
+        with self._settled:
+            self._held.remove(held)
+            self._settled.notify_all()
+            if answer is None:
+                return 0.0
+            tokens_in, tokens_out = answer.tokens_in, answer.tokens_out
+            cost = held.cost
+            if tokens_in is not None and tokens_out is not None:
+                cost = self.prices.cost(tokens_in, tokens_out)
+            self.count(held, cost, tokens_in, tokens_out)
+            return cost
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """Expected size and cost of requests, from the tokens of those before."""
+        ratio = self._tokens_in / self._bytes if self._bytes else TYPICAL
+        used = self._tokens_out / self._allowed if self._allowed else 1.0
+        sizes = [(len(request.prompt.encode()), request.max_tokens) for request in requests]
+        tokens_in = math.ceil(ratio * sum(size for size, _ in sizes))
+        tokens_out = math.ceil(used * sum(limit for _, limit in sizes))
+        return Estimate(len(sizes), tokens_in, tokens_out, self.prices.cost(tokens_in, tokens_out))
 
 
 class Ledger:
-    """An SQLite file with a row for each answered request and, apart, one for each that got no answer.
+    """An SQLite file with a row per answered request and, apart, one per request without an answer.
 
-    A request is known by the SHA-256 of its prompt and limits and the completer's provider, model and parameters. The
-    same request is answered from the file; while it is under way, others like it wait for its answer. An answer is
+    A request is identified by the SHA-256 of its prompt and limits and the completer's provider, model and parameters.
+    The same request is answered from the file; while it is in flight, others like it wait for its answer. An answer is
     committed before it is read, so that neither a fault in reading nor a kill loses it. Requests without an answer are
     asked again. Threads share one ledger; a second process is refused.
 
-    Raises `LedgerError` when the file is in use, cannot be opened, or is no ledger.
+    Raises `LedgerError` when the file is in use, cannot be opened, or is not a ledger.
     """
 
     def __init__(self, path: Path, budget: Budget | None = None):
         self.path = path
         self.budget = budget or Budget()
         self._lock = threading.Lock()
-        self._under_way: dict[str, Future[Answer | Failure]] = {}
-        self._cached = 0
-        self._refused = 0
+        self._in_flight: dict[str, Future[Answer | Failure]] = {}
+        self._cached = self._refused = 0
         self._unanswered: dict[str, Failure] = {}
         with contextlib.ExitStack() as opened:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                own = opened.enter_context(open(path.with_name(f"{path.name}.lock"), "a"))
-                fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = opened.enter_context(open(path.with_name(f"{path.name}.lock"), "a"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._base = opened.enter_context(
                     contextlib.closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None))
                 )
                 self._base.execute("PRAGMA journal_mode=WAL")
                 self._base.execute("PRAGMA synchronous=FULL")
                 self._base.executescript(_TABLES)
-                self.budget.spent = self._spent()
+                paid = self._base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers")
+                for size, allowed, cost, tokens_in, tokens_out in paid:
+                    self.budget.count(Reservation(size, allowed, cost), cost, tokens_in, tokens_out)
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
@@ -109,52 +226,56 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Close the file; nothing is lost without."""
+        """Close the file; every answer is committed before."""
         self._opened.close()
 
     def ask(self, request: Request, completer: Completer, read: Callable[[Answer], Read | Failure]) -> Read | Failure:
         """The answer to a request as `read` reads it: from the file, or from the completer and then into the file."""
         key = key_of(request, completer)
         with self._lock:
-            stored = self._stored(key)
-            under_way = None if stored else self._under_way.get(key)
-            if stored is None and under_way is None:
-                mine = self._under_way[key] = Future()
-            else:
-                mine = None
-        if mine is not None:
-            answer = self._fresh(key, request, completer, mine)
-        else:
-            answer = stored or (under_way.result() if under_way else None)
-            assert answer is not None
-            if isinstance(answer, Answer):
+            answer, first = self._stored(key), key not in self._in_flight
+            future = self._in_flight.setdefault(key, Future()) if answer is None else None
+        if future and first:
+            try:
+                answer = self._paid(key, request, completer)
+                future.set_result(answer)
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+            finally:
                 with self._lock:
-                    self._cached += 1
+                    del self._in_flight[key]
+        else:
+            answer = future.result() if future else answer
+            with self._lock:
+                self._cached += isinstance(answer, Answer)
+        assert answer is not None
         if isinstance(answer, Failure):
             return answer
         value = read(answer)
-        self._mark(key, value)
+        parts = value if isinstance(value, list) else [value]
+        failure = next((part.kind for part in parts if isinstance(part, Failure)), None)
+        with self._lock:
+            update = "UPDATE answers SET failure = ? WHERE key = ? AND failure IS NOT ?"
+            self._base.execute(update, (failure, key, failure))
         return value
 
     def estimate(self, requests: Iterable[Request], completer: Completer) -> Estimate:
-        """What requests will take that are not in the file yet; each counts once."""
-        new: dict[str, Request] = {}
-        for request in requests:
-            key = key_of(request, completer)
-            with self._lock:
-                if key not in new and self._stored(key) is None:
-                    new[key] = request
-        return self.budget.estimate(new.values())
+        """Expected size and cost of the requests without an answer in the file; equal ones count once."""
+        by_key = {key_of(request, completer): request for request in requests}
+        with self._lock:
+            new = [request for key, request in by_key.items() if self._stored(key) is None]
+        return self.budget.estimate(new)
 
     def summary(self) -> LedgerSummary:
         """Counts and costs."""
         with self._lock:
-            sums = (
+            query = self._base.execute
+            requests, tokens_in, tokens_out, cost = query(
                 "SELECT COUNT(*), COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0), TOTAL(cost) FROM answers"
-            )
-            requests, tokens_in, tokens_out, cost = self._base.execute(sums).fetchone()
+            ).fetchone()
             failures = dict(
-                self._base.execute(
+                query(
                     "SELECT failure, COUNT(*) FROM (SELECT failure FROM answers WHERE failure IS NOT NULL UNION ALL "
                     "SELECT failure FROM failures WHERE key NOT IN (SELECT key FROM answers)) "
                     "GROUP BY failure ORDER BY failure"
@@ -162,33 +283,18 @@ class Ledger:
             )
             if self._refused:
                 failures["budget"] = self._refused
-            by_feature = dict(
-                self._base.execute("SELECT feature, SUM(cost) FROM answers GROUP BY feature ORDER BY feature")
+            by = "SELECT {0}, {1} FROM answers GROUP BY {0} ORDER BY {0}"
+            by_feature, questions, by_question = (
+                dict(query(by.format(*names)))
+                for names in (("feature", "SUM(cost)"), ("question", "COUNT(*)"), ("question", "SUM(cost)"))
             )
-            by_question = self._base.execute(
-                "SELECT question, COUNT(*), SUM(cost) FROM answers GROUP BY question ORDER BY question"
-            ).fetchall()
             reasons = {kind: detail for kind, detail in self._unanswered.values()}
-        counts, costs = ({row[0]: row[at] for row in by_question} for at in (1, 2))
         return LedgerSummary(
-            requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, reasons, counts, costs
+            requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, reasons, questions, by_question
         )
 
-    def _fresh(
-        self, key: str, request: Request, completer: Completer, mine: Future[Answer | Failure]
-    ) -> Answer | Failure:
-        try:
-            answer = self._pay(key, request, completer)
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                del self._under_way[key]
-        mine.set_result(answer)
-        return answer
-
-    def _pay(self, key: str, request: Request, completer: Completer) -> Answer | Failure:
+    def _paid(self, key: str, request: Request, completer: Completer) -> Answer | Failure:
+        """The completer's answer, committed to the file."""
         held = self.budget.reserve(request)
         if isinstance(held, Failure):
             with self._lock:
@@ -201,56 +307,41 @@ class Ledger:
             answer = reply if isinstance(reply, Answer) else None
         finally:
             cost = self.budget.settle(held, answer)
-        seconds, now = round(time.monotonic() - start, 3), datetime.now(UTC).isoformat(timespec="seconds")
         identity = completer.identity
-        about = (key, identity["provider"], identity["model"], request.feature, request.question)
-        if not isinstance(reply, Answer):
-            values = (*about, *reply.failure, seconds, reply.attempts, now)
-            with self._lock:
-                self._unanswered[key] = reply.failure
-                self._base.execute(
-                    "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-                    "failure = excluded.failure, detail = excluded.detail, seconds = seconds + excluded.seconds, "
-                    "attempts = attempts + excluded.attempts, time = excluded.time",
-                    values,
-                )
-            return reply.failure
-        kept = json.dumps([reply.text, reply.finish, reply.tokens, reply.top])
-        values = (
-            *about, request.prompt, json.dumps(_parameters(request, completer)), kept, None, reply.tokens_in,
-            reply.tokens_out, cost, held.prompt_bytes, held.max_tokens, seconds, reply.attempts, now,
-        )  # fmt: skip
+        row = {
+            "key": key, "provider": identity["provider"], "model": identity["model"], "feature": request.feature,
+            "question": request.question, "seconds": round(time.monotonic() - start, 3), "attempts": reply.attempts,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+        if isinstance(reply, Answer):
+            table, again = "answers", ""
+            row |= {
+                "prompt": request.prompt, "parameters": json.dumps(_parameters(request, completer)), "cost": cost,
+                "answer": json.dumps([reply.text, reply.finish, reply.tokens, reply.top]), "tokens_in": reply.tokens_in,
+                "tokens_out": reply.tokens_out, "prompt_bytes": held.prompt_bytes, "allowed": held.max_tokens,
+            }  # fmt: skip
+        else:
+            table, row = "failures", row | {"failure": reply.failure.kind, "detail": reply.failure.detail}
+            again = (
+                " ON CONFLICT (key) DO UPDATE SET failure = excluded.failure, detail = excluded.detail, "
+                "seconds = seconds + excluded.seconds, attempts = attempts + excluded.attempts, time = excluded.time"
+            )
+        names = ", ".join(row), ", ".join(f":{name}" for name in row)
         with self._lock:
-            self._unanswered.pop(key, None)
-            self._base.execute(f"INSERT INTO answers VALUES ({', '.join('?' * len(values))})", values)
-        return reply
+            if isinstance(reply, Answer):
+                self._unanswered.pop(key, None)
+            else:
+                self._unanswered[key] = reply.failure
+            self._base.execute(f"INSERT INTO {table} ({names[0]}) VALUES ({names[1]}){again}", row)
+        return reply if isinstance(reply, Answer) else reply.failure
 
     def _stored(self, key: str) -> Answer | None:
-        row = self._base.execute(
-            "SELECT answer, tokens_in, tokens_out, attempts FROM answers WHERE key = ?", (key,)
-        ).fetchone()
+        columns = "answer, tokens_in, tokens_out, attempts"
+        row = self._base.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         text, finish, tokens, top = json.loads(row[0])
         return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top), row[3])
-
-    def _mark(self, key: str, value: object) -> None:
-        parts = value if isinstance(value, list) else [value]
-        failure = next((part.kind for part in parts if isinstance(part, Failure)), None)
-        with self._lock:
-            self._base.execute(
-                "UPDATE answers SET failure = ? WHERE key = ? AND failure IS NOT ?", (failure, key, failure)
-            )
-
-    def _spent(self) -> Spent:
-        told = "tokens_in IS NOT NULL AND tokens_out IS NOT NULL"
-        requests, cost = self._base.execute("SELECT COUNT(*), TOTAL(cost) FROM answers").fetchone()
-        rest = self._base.execute(
-            "SELECT COUNT(*), COALESCE(SUM(prompt_bytes), 0), COALESCE(SUM(tokens_in), 0), "
-            "COALESCE(SUM(tokens_out), 0), COALESCE(SUM(allowed), 0), "
-            f"COALESCE(MAX(1.0 * tokens_in / MAX(prompt_bytes, 1)), 0.0) FROM answers WHERE {told}"
-        ).fetchone()
-        return Spent(requests, cost, *rest)
 
 
 def key_of(request: Request, completer: Completer) -> str:
@@ -259,5 +350,5 @@ def key_of(request: Request, completer: Completer) -> str:
 
 
 def _parameters(request: Request, completer: Completer) -> dict[str, object]:
-    own: dict[str, object] = {"max_tokens": request.max_tokens, "echo": request.echo, "logprobs": request.logprobs}
-    return own | {"set": completer.identity.get("parameters")}
+    limits: dict[str, object] = {"max_tokens": request.max_tokens, "echo": request.echo, "logprobs": request.logprobs}
+    return limits | {"set": completer.identity.get("parameters")}

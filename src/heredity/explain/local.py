@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heredity.explain.completer import Answer, Refused, Request
-from heredity.explain.protocol import LEVELS, Failure
+from heredity.explain.protocol import LEVELS, Answer, Failure, Refused, Request
 from heredity.lm.load import load_model, quiet
 
 if TYPE_CHECKING:
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
 class Local:
     """A `Completer` around a causal language model of transformers, greedy, one request at a time.
 
-    A tokenizer with a chat template is asked through it, another one gets the prompt as it is. Echoed prompts are not
-    put into the template; of the likely tokens, the ten digits are told.
-
-    name: what results and the ledger call the model; the same name must mean the same weights.
+    Prompts go through the tokenizer's chat template where it has one, echoed prompts never; for these the ten digits
+    are reported as likely tokens. name: of the model in results and the ledger; one name must mean one set of weights.
     """
 
     concurrency = 1
@@ -36,12 +33,12 @@ class Local:
         self._stopped = False
         ids = [self._ids(f"\t{digit}", False) for digit in range(LEVELS)]
         before = self._ids("\t", False)
-        # None where a digit is no token of its own: then it has no probability of its own either.
-        self._digits = [own[-1] if own[:-1] == before else None for own in ids]
+        # None where a digit is not one token: then it has no probability.
+        self._digits = [digit[-1] if digit[:-1] == before else None for digit in ids]
 
     @classmethod
     def load(cls, path_or_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Local:
-        """A model and its tokenizer from a folder or the hub; raises as `load_model` does."""
+        """Load a model and its tokenizer from a folder or the hub; raises as `load_model` does."""
         from transformers import AutoTokenizer
 
         model: Any = load_model(path_or_id, dtype=dtype)
@@ -55,13 +52,13 @@ class Local:
         return {"provider": "local", "model": self.name, "parameters": {"temperature": 0}}
 
     def stop(self) -> None:
-        """Ask nothing more."""
+        """Refuse further requests."""
         self._stopped = True
 
     def complete(self, request: Request) -> Answer | Refused:
         """Greedy decoding, or the log-probabilities of the prompt.
 
-        A prompt that does not leave room for the answer in the model's context is refused, by its length.
+        A prompt that leaves no room for the answer in the model's context is refused.
         """
         with self._lock, torch.inference_mode():
             if self._stopped:
@@ -70,10 +67,8 @@ class Local:
             context = getattr(self._model.config, "max_position_embeddings", None)
             limit = 0 if request.echo else request.max_tokens
             if context is not None and len(ids) + limit > context:
-                detail = (
-                    f"{len(ids)} tokens and {limit} for the answer exceed its context of {context}; lower the batch"
-                )
-                return Refused(Failure("refused", f"{self.name}: {detail}"), 1)
+                detail = f"{len(ids)} tokens and {limit} for the answer exceed its context of {context}"
+                return Refused(Failure("refused", f"{self.name}: {detail}; lower the batch"), 1)
             return self._echo(ids) if request.echo else self._generate(ids, request)
 
     def _generate(self, ids: list[int], request: Request) -> Answer:
@@ -92,14 +87,17 @@ class Local:
                 return_dict_in_generate=True,
                 output_logits=request.logprobs > 0,
             )
-        made = out.sequences[0, len(ids) :].tolist()
+        new = out.sequences[0, len(ids) :].tolist()
         ends = self._model.generation_config.eos_token_id
-        ended = bool(made) and made[-1] in (ends if isinstance(ends, list) else [ends])
-        tokens = self._texts(made)
-        top = tuple(self._likely(logits[0], request.logprobs) for logits in out.logits or ())
-        text = self._tokenizer.decode(made, skip_special_tokens=True)
-        told = tokens if request.logprobs else ()
-        return Answer(text, "stop" if ended else "length", len(ids), len(made), told, top)
+        ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
+        top: list[dict[str, float]] = []
+        for logits in out.logits or ():
+            likely = logits[0].float().log_softmax(-1).topk(request.logprobs)
+            texts = [self._tokenizer.decode([token]) for token in likely.indices.tolist()]
+            top.append(dict(zip(texts, likely.values.tolist(), strict=True)))
+        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        tokens = self._texts(new) if request.logprobs else ()
+        return Answer(text, "stop" if ended else "length", len(ids), len(new), tokens, tuple(top))
 
     def _echo(self, ids: list[int]) -> Answer:
         logits = self._model(torch.tensor([ids], device=self._model.device)).logits[0].float()
@@ -107,7 +105,7 @@ class Local:
         top: list[dict[str, float]] = [{} for _ in ids]
         for digit, token in enumerate(self._digits):
             if token is not None:
-                # What stands at a place is predicted one place before.
+                # A token is predicted by the logits one position before.
                 for at, logprob in enumerate((logits[:-1, token] - total[:-1]).tolist(), 1):
                     top[at][str(digit)] = logprob
         return Answer("", "stop", len(ids), 0, self._texts(ids), tuple(top))
@@ -120,21 +118,13 @@ class Local:
 
     def _ids(self, text: str, special: bool) -> list[int]:
         # A chat template writes its own special tokens.
-        own = special and not getattr(self._tokenizer, "chat_template", None)
-        return self._tokenizer(text, add_special_tokens=own, verbose=False)["input_ids"]
+        special = special and not getattr(self._tokenizer, "chat_template", None)
+        return self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
     def _texts(self, ids: list[int]) -> tuple[str, ...]:
-        """Text of every token as it stands behind the one before; some tokenizers drop a leading space otherwise."""
-        alone = [self._tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
-        pairs = [
-            self._tokenizer.decode(ids[at - 1 : at + 1], clean_up_tokenization_spaces=False)
-            for at in range(1, len(ids))
-        ]
-        return tuple(alone[:1] + [pair[len(before) :] for before, pair in zip(alone[:-1], pairs, strict=True)])
+        """Text of every token after the one before it; some tokenizers drop a leading space otherwise."""
 
-    def _likely(self, logits: torch.Tensor, wanted: int) -> dict[str, float]:
-        found = logits.float().log_softmax(-1).topk(wanted)
-        return {
-            self._tokenizer.decode([token]): value
-            for token, value in zip(found.indices.tolist(), found.values.tolist(), strict=True)
-        }
+        def decoded(start: int, stop: int) -> str:
+            return self._tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+
+        return tuple(decoded(max(at - 1, 0), at + 1)[len(decoded(at - 1, at)) if at else 0 :] for at in range(len(ids)))

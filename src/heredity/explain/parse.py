@@ -1,6 +1,6 @@
 """Answers read as numbers and sentences. What cannot be read is a `Failure` of a kind, never a zero.
 
-Fences of Markdown, words around the JSON, thoughts between `<think>` tags and numbers as strings are put up with.
+Tolerated: Markdown fences, prose around the JSON, `<think>` blocks, and numbers as strings.
 """
 
 from __future__ import annotations
@@ -9,41 +9,41 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heredity.explain.completer import Answer
-from heredity.explain.prompts import EchoPrompt
-from heredity.explain.protocol import LEVELS, Failure, FailureKind
+from heredity.explain.protocol import LEVELS, Answer, Failure, FailureKind, Levels
 
-_TRIES = 1000
-"""Brackets that are tried as the beginning of JSON before an answer counts as unreadable."""
+if TYPE_CHECKING:
+    from heredity.explain.language import EchoPrompt
+
+_TRIES = 1000  # brackets tried as the beginning of JSON before an answer counts as unreadable
 _SHOWN = 80
 LONGEST = 1000
-"""Characters of an explanation, at most: each goes into every prompt that scores it."""
+"""Characters of an explanation at most: each goes into every prompt that scores it."""
 
 
 def read_explanation(answer: Answer) -> str | Failure:
-    """The sentence in `{"explanation": "..."}`, white space made single; `empty` if there is none in it."""
+    """The sentence in `{"explanation": "..."}`, white space made single; `empty` without one."""
     value = _json(answer, dict)
     if isinstance(value, Failure):
         return value
     text = value.get("explanation")
     if not isinstance(text, str):
         return _failure("unparsed", 'no text under "explanation"', answer)
-    # Half of a character's escape is no text that could be written down.
+    # Half of a surrogate pair cannot be written down.
     text = " ".join(text.encode("utf-8", "replace").decode().split())
     if len(text) > LONGEST:
         return _failure("wrong_length", f"an explanation of {len(text):,} characters, more than {LONGEST:,}", answer)
     return text or _failure("empty", "the explanation is empty", answer)
 
 
-def read_levels(answer: Answer, lengths: Sequence[int]) -> list[np.ndarray | Failure] | Failure:
+def read_levels(answer: Answer, lengths: Sequence[int]) -> Levels:
     """Levels of the tokens of excerpts of these lengths from `{"number": level}`, numbers counted through all of them.
 
-    Returns float64 [n] for each excerpt; a number left out is level 0. A number of no token makes all a `wrong_length`;
-    a value that is no level from 0 to 9 makes its own excerpt `unparsed`.
+    Returns float64 [n] per excerpt; a number left out is level 0. The number of no token makes all a `wrong_length`; a
+    value outside 0 to 9 makes its own excerpt `unparsed`.
     """
     value = _json(answer, dict)
     if isinstance(value, Failure):
@@ -52,7 +52,7 @@ def read_levels(answer: Answer, lengths: Sequence[int]) -> list[np.ndarray | Fai
     for key, given in value.items():
         at, level = _number(key), _number(given)
         if at is None or at != int(at):
-            return _failure("unparsed", f"{_short(key)} is no number of a token", answer)
+            return _failure("unparsed", f"{_short(key)} is not the number of a token", answer)
         if not 0 <= at < len(levels):
             return _failure("wrong_length", f"token {_short(key)} of {len(levels)} (from 0)", answer)
         if level is None or not 0 <= level <= LEVELS - 1:
@@ -60,33 +60,30 @@ def read_levels(answer: Answer, lengths: Sequence[int]) -> list[np.ndarray | Fai
         else:
             levels[int(at)] = level
     read: list[np.ndarray | Failure] = []
-    start = 0
-    for length in lengths:
-        bad = next((at for at in wrong if start <= at < start + length), None)
-        own = levels[start : start + length]
-        read.append(own if bad is None else _failure("unparsed", f"token {bad} has no level but {wrong[bad]}", answer))
-        start += length
+    for part in np.split(np.arange(len(levels)), np.cumsum(lengths)[:-1]):
+        bad = next((at for at in wrong if at in part), None)
+        why = f"token {bad} has {wrong.get(bad)} for a level"
+        read.append(levels[part] if bad is None else _failure("unparsed", why, answer))
     return read
 
 
 def read_verdicts(answer: Answer, texts: int) -> np.ndarray | Failure:
-    """A JSON list of 0 and 1, one a text, as float64 [texts]."""
+    """A JSON list of 0 and 1, one per text, as float64 [texts]."""
     value = _json(answer, list)
     if isinstance(value, Failure):
         return value
     if len(value) != texts:
         return _failure("wrong_length", f"{len(value)} numbers for {texts} texts", answer)
     numbers = [float(given) if isinstance(given, bool) else _number(given) for given in value]
-    bad = [_short(given) for given, number in zip(value, numbers, strict=True) if number not in (0, 1)]
-    if bad:
+    if bad := [_short(given) for given, number in zip(value, numbers, strict=True) if number not in (0, 1)]:
         return _failure("unparsed", f"{bad[0]} is neither 0 nor 1", answer)
     return np.array(numbers, np.float64)
 
 
 def read_probabilities(answer: Answer, texts: int) -> np.ndarray | Failure:
-    """P(1) / (P(0) + P(1)) at each verdict of an answer that tells log-probabilities; float64 [texts].
+    """P(1) / (P(0) + P(1)) at each verdict of an answer with log-probabilities; float64 [texts].
 
-    The verdicts themselves must be readable, and each must be one token of the answer.
+    The verdicts must be readable, and each must be one token of the answer.
     """
     verdicts = read_verdicts(answer, texts)
     if isinstance(verdicts, Failure):
@@ -101,7 +98,7 @@ def read_probabilities(answer: Answer, texts: int) -> np.ndarray | Failure:
 
 
 def read_intruder(answer: Answer, texts: int) -> int | Failure:
-    """The place, from 0, in `{"intruder": number from 1}`; a bare number is put up with."""
+    """The index, from 0, in `{"intruder": number from 1}`; a bare number is accepted."""
     bare = _number(answer.text) if answer.finish == "stop" else None
     value: Any = {"intruder": bare} if bare is not None else _json(answer, dict)
     if isinstance(value, Failure):
@@ -114,12 +111,12 @@ def read_intruder(answer: Answer, texts: int) -> int | Failure:
     return int(place) - 1
 
 
-def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> list[np.ndarray | Failure] | Failure:
+def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> Levels:
     """Expected levels of the tokens of excerpts of these lengths: sum of p d over the digits d, p renormalized over
-    them, at the place of each unknown level (Bills et al. 2023). float64 [n] for each excerpt.
+    them, at each unknown level (Bills et al. 2023). float64 [n] per excerpt.
 
-    Each level shown in the prompt must have come back as one token, since a digit that is part of a longer token has no
-    probability of its own. An excerpt with a place where no digit was among the likely tokens is `unparsed`.
+    Each level shown in the prompt must have come back as one token, since a digit inside a longer token has no
+    probability of its own. An excerpt with a level without any digit among the likely tokens is `unparsed`.
     """
     if not answer.tokens or len(answer.top) != len(answer.tokens):
         return _failure("empty", "no log-probabilities of the prompt; this endpoint cannot echo them", answer)
@@ -128,27 +125,25 @@ def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> lis
         return _failure("unparsed", "the tokens that came back do not spell the prompt", answer)
     starts, at = {}, -offset
     for number, token in enumerate(answer.tokens):
-        starts.setdefault(at, number) if token else None
+        if token:
+            starts.setdefault(at, number)
         at += len(token)
     for place, digit in prompt.shown:
         if place not in starts or answer.tokens[starts[place]] != digit:
             return _failure("unparsed", f"the digit {digit} is not one token for this model", answer)
     if any(place not in starts for place in prompt.unknown):
         return _failure("unparsed", "a level does not begin a token for this model", answer)
-    weights = [_digits(answer.top[starts[place]]) for place in prompt.unknown]
+    weights = np.array([_digits(answer.top[starts[place]]) for place in prompt.unknown]).reshape(-1, LEVELS)
     read: list[np.ndarray | Failure] = []
-    start = 0
-    for length in lengths:
-        own = np.array(weights[start : start + length]).reshape(length, LEVELS)
+    for own in np.split(weights, np.cumsum(lengths)[:-1]):
         total = own.sum(1)
         expected = own @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
         read.append(expected if (total > 0).all() else _failure("unparsed", "a token without any likely digit", answer))
-        start += length
     return read
 
 
 def _digits(top: dict[str, float]) -> np.ndarray:
-    """Probabilities of the tokens "0" to "9", float64 [10]; 0 for those that were not told."""
+    """Probabilities of the tokens "0" to "9", float64 [10]; 0 where not reported."""
     weights = np.zeros(LEVELS)
     for token, logprob in top.items():
         if len(token.strip()) == 1 and token.strip() in "0123456789":
@@ -157,7 +152,7 @@ def _digits(top: dict[str, float]) -> np.ndarray:
 
 
 def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
-    """The last JSON value of a kind in an answer, or if the limit of tokens cut it, the one that it begins with."""
+    """The last outermost JSON value of a kind; the one the answer begins with, if the limit of tokens cut it."""
     if answer.finish == "refused":
         return _failure("refused", "the model or a filter of its endpoint declined", answer)
     text = re.sub(r"<think>.*?</think>", "", answer.text, flags=re.DOTALL).strip()
@@ -165,28 +160,20 @@ def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
     if not text:
         return _failure("truncated" if cut else "empty", "nothing came", answer)
     text, opening = re.sub(r"^```\w*\s*", "", text), "{" if kind is dict else "["
-    found = _values(text, opening)
-    if cut:
-        found = [(start, value) for start, value in found if start == 0][:1]
-    if (cut and not found) or "<think>" in text or (not cut and _unfinished(text, opening)):
-        return _failure("truncated", "broke off", answer)
-    return found[-1][1] if found else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
-
-
-def _values(text: str, opening: str) -> list[tuple[int, Any]]:
-    """Every outermost JSON value that starts with a bracket, and where it starts."""
     decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
-    found, at = [], text.find(opening)
+    values, at = [], text.find(opening)
     for _ in range(_TRIES):
-        if at < 0:
+        if at < 0 or (cut and at > 0):
             break
         try:
             value, end = decoder.raw_decode(text, at)
-            found.append((at, value))
+            values.append(value)
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find(opening, end)
-    return found
+    if (cut and not values) or "<think>" in text or (not cut and _unfinished(text, opening)):
+        return _failure("truncated", "broke off", answer)
+    return values[-1] if values else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
 
 
 def _unfinished(text: str, opening: str) -> bool:
@@ -205,14 +192,13 @@ def _unfinished(text: str, opening: str) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a duplicate key")
+    return dict(pairs)
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _number(value: object) -> float | None:

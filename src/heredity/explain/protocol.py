@@ -1,68 +1,63 @@
-"""What is asked about a feature, and of whom: excerpts with activations, judges, answers and failures."""
+"""The questions about a feature, who answers them, and what comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 LEVELS = 10
-"""Activations are told as whole numbers from 0 to 9 (Bricken et al. 2023): one digit, one token in every tokenizer."""
+"""Activations are shown as integers from 0 to 9 (Bricken et al. 2023): one digit, one token in every tokenizer."""
 
 Kind = Literal["top", "interval", "random", "elsewhere", "silent"]
-"""Why an excerpt was drawn: a strongest activation, one of a lower interval of activation, any place, a place where a
-token that activates the feature elsewhere stands, a place where the feature is silent."""
+"""Why an excerpt was drawn: a strongest activation, a lower interval of activation, a random position, another
+occurrence of a token that activates the feature, a position where the feature is silent."""
 
 FailureKind = Literal["unparsed", "wrong_length", "empty", "truncated", "refused", "unreachable", "budget"]
-"""Why there is no answer: it could not be read; it was about another number of tokens or texts; it held nothing; it
-broke off; the endpoint said no; the endpoint could not be reached; the limit of costs or requests was met."""
+"""Why there is no answer: not readable; about another number of tokens or texts; nothing in it; broken off; declined by
+the endpoint; no connection; a limit of cost or requests reached."""
+
+Question = Literal["explain", "simulate", "detect", "fuzz", "intruder"]
 
 
 class Excerpt(NamedTuple):
     """A few tokens of one block of the sample, with one feature's activations on them."""
 
-    tokens: tuple[str, ...]
-    """Their texts, each decoded alone."""
-    ids: np.ndarray
-    """int64 [n]: the same tokens by number."""
-    values: np.ndarray
-    """float64 [n]: activations."""
+    tokens: tuple[str, ...]  # texts, each decoded alone
+    ids: np.ndarray  # int64 [n], the same tokens
+    values: np.ndarray  # float64 [n], activations
     kind: Kind
-    """Why it was drawn."""
-    block: int
-    """Number of its block in the sample."""
-    center: int
-    """Place, among these tokens, of the one it was drawn for."""
+    block: int  # its index in the sample
+    center: int  # index, among these tokens, of the one the excerpt was drawn for
 
 
 class Failure(NamedTuple):
-    """A question without an answer. It is counted as what it is, never as a score."""
+    """A question without an answer; counted by its kind, never scored."""
 
     kind: FailureKind
-    """Why."""
     detail: str
-    """What was wrong, in words."""
+
+
+Levels = list[np.ndarray | Failure] | Failure
+"""Expected level, 0 to 9, of every token: float64 [n] for each excerpt."""
 
 
 class Judge(Protocol):
-    """Whoever explains features and predicts their activations: an endpoint, a local model, or statistics.
+    """Explains features and predicts their activations: an endpoint, a local model, or statistics.
 
-    Every method answers or gives a `Failure`; none raises for what an answer holds. `feature` names the feature for the
-    ledger, such as `lua/123`.
+    Every method answers or returns a `Failure`; none raises for the content of an answer. `feature` names the feature
+    for the ledger, such as `lua/123`.
     """
 
-    name: str
-    """What results name it by."""
+    name: str  # in results
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
-        """A description of what the feature responds to."""
+        """Describe what the feature responds to."""
         ...
 
-    def simulate(
-        self, feature: str, description: str, excerpts: Sequence[Excerpt]
-    ) -> list[np.ndarray | Failure] | Failure:
-        """Expected level, 0 to 9, of every token of every excerpt; float64 [n] for each. Activations are not shown."""
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
+        """Predict the level of every token. Activations are not shown."""
         ...
 
     def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
@@ -72,17 +67,65 @@ class Judge(Protocol):
     def fuzz(
         self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
     ) -> np.ndarray | Failure:
-        """Whether the tokens marked in each excerpt (bool [tokens] each) are those the feature is active on: float64
-        [n], 0 to 1."""
+        """Whether the marked tokens (bool [tokens] per excerpt) are the active ones: float64 [n], 0 to 1."""
         ...
 
     def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
-        """In each group of excerpts, which all activate the feature but for one: the place of that one, int64 [n]. No
-        description is given."""
+        """Index, in each group of excerpts, of the only one that does not activate the feature: int64 [n]."""
+        ...
+
+
+class Request(NamedTuple):
+    """One question to a language model."""
+
+    feature: str  # such as `lua/123`
+    question: Question
+    prompt: str
+    max_tokens: int  # limit of the answer
+    echo: bool = False  # return log-probabilities of the prompt's tokens instead of an answer
+    logprobs: int = 0  # most likely tokens to return per token of the answer (of the prompt, if `echo`)
+
+
+class Answer(NamedTuple):
+    """The response to a request."""
+
+    text: str  # empty for an echo
+    finish: Literal["stop", "length", "refused"]  # by itself, at the limit of tokens, by a refusal or a filter
+    tokens_in: int | None  # of the prompt; None where not reported
+    tokens_out: int | None  # of the answer; None where not reported
+    tokens: tuple[str, ...] = ()  # texts of the tokens (of the prompt, if `echo`)
+    top: tuple[dict[str, float], ...] = ()  # log-probabilities of likely tokens, for each of `tokens`
+    attempts: int = 1
+
+
+class Refused(NamedTuple):
+    """A request without an answer."""
+
+    failure: Failure
+    attempts: int
+
+
+class Completer(Protocol):
+    """Completes prompts."""
+
+    name: str  # in results
+    concurrency: int  # requests at a time
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Provider, model and parameters: all that decides an answer besides the request. Holds no secret."""
+        ...
+
+    def complete(self, request: Request) -> Answer | Refused:
+        """Answer a request; safe to call from several threads."""
+        ...
+
+    def stop(self) -> None:
+        """Stop asking: requests in flight may end, nothing is retried."""
         ...
 
 
 def quantized(values: np.ndarray, highest: float) -> np.ndarray:
-    """Levels 0 to 9 of activations, int64: floor(10 a / highest), the highest itself in 9, silence in 0."""
+    """Levels 0 to 9 of activations, int64: floor(10 a / highest), with the highest itself in 9 and silence in 0."""
     levels = np.floor(LEVELS * np.maximum(values, 0) / highest) if highest > 0 else np.zeros(np.shape(values))
     return np.minimum(levels, LEVELS - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""How well answers about a feature agree with its activations. A missing answer is counted, never scored.
+"""How well a judge's answers about a feature agree with its activations. A missing answer is counted, never scored.
 
 Simulation: Bills et al. 2023 and Bricken et al. 2023. Detection and fuzzing: Paulo et al. 2024, as informedness, so
 that guessing scores 0. Intruder: which of five excerpts does not belong, corrected for chance.
@@ -6,124 +6,132 @@ that guessing scores 0. Intruder: which of five excerpts does not belong, correc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu, rankdata
 
-from heredity.explain.protocol import Excerpt, Failure, Kind, quantized
+from heredity.explain.excerpts import Drawn
+from heredity.explain.protocol import Excerpt, Failure, Judge, Kind, Levels, quantized
 
+MOST = 20
+"""Questions of each sort: active and silent excerpts, right and wrong marks, intruder groups."""
 THRESHOLD = 0.5
-"""An answer from here on is a yes."""
+"""Answers from here on mean yes."""
 GROUP = 5
 """Excerpts of an intruder question."""
+BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
+"""Edges of the histograms of scores; scores below the first edge count in the first bin."""
+NAN = float("nan")
+
+Sort = Literal["simulation", "detection", "fuzzing", "intruder"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
 
 
 class Simulation(NamedTuple):
     """Agreement of predicted and true activations over the concatenated excerpts.
 
-    nan where it is undefined: no excerpt was answered, or the feature is constant on those that were. A constant
-    prediction of a feature that varies scores 0.
+    nan where undefined: no excerpt was answered, or the feature is constant on those that were. A constant prediction
+    of a feature that varies scores 0.
     """
 
-    score: float
-    """Pearson r with the activations, on all excerpts."""
-    levels: float
-    """Pearson r with the activations as levels 0 to 9."""
-    spearman: float
-    """Spearman's rank correlation with the activations."""
-    top_random: float
-    """Pearson r on the top and the random excerpts only (Bills et al.)."""
-    random: float
-    """Pearson r on the random excerpts only; nan where the feature happens to be silent on them."""
-    excerpts: int
-    """Excerpts that were answered."""
-    tokens: int
-    """Their tokens."""
+    score: float  # Pearson r with the activations
+    levels: float  # Pearson r with the activations as levels 0 to 9
+    spearman: float  # rank correlation with the activations
+    top_random: float  # Pearson r on the top and the random excerpts only (Bills et al.)
+    random: float  # Pearson r on the random excerpts only
+    excerpts: int  # answered
+    tokens: int  # of these
 
 
 class Agreement(NamedTuple):
-    """Agreement of yes-or-no answers with the truth."""
+    """Agreement of yes-or-no answers with the truth; nan without both true and false questions."""
 
-    score: float
-    """Informedness: share of the true ones that are told minus share of the others that are; nan without both."""
-    auc: float
-    """Chance that a true one is answered higher than another; ties count half. nan without both."""
-    n: int
-    """Questions answered."""
+    score: float  # informedness: true-positive rate minus false-positive rate
+    auc: float  # area under the ROC curve; ties count half
+    n: int  # questions answered
 
 
 class Odd(NamedTuple):
-    """Success at telling the intruder."""
+    """Success at finding the intruder."""
 
-    score: float
-    """(accuracy - 1/5) / (1 - 1/5); nan without an answer."""
-    n: int
-    """Groups answered."""
+    score: float  # (accuracy - 1/5) / (1 - 1/5); nan without an answer
+    n: int  # groups answered
 
 
-class FuzzSet(NamedTuple):
-    """Excerpts with marked tokens."""
+class Scores(NamedTuple):
+    """Quality of one description of one feature."""
 
-    excerpts: tuple[Excerpt, ...]
-    """All of them activate the feature."""
-    marked: tuple[np.ndarray, ...]
-    """bool [tokens] each."""
-    right: np.ndarray
-    """bool [n]: whether the marked tokens are all those that the feature is active on, or as many others."""
-
-
-class DetectionSet(NamedTuple):
-    """Excerpts, half of which activate the feature."""
-
-    excerpts: tuple[Excerpt, ...]
-    """In seeded order."""
-    active: np.ndarray
-    """bool [n]: whether the feature is active anywhere in the excerpt."""
+    simulation: Simulation  # of activations
+    detection: Agreement  # of excerpts that activate the feature against silent ones
+    fuzzing: Agreement  # of the active tokens against others
+    intruder: Odd  # does not depend on the description
+    failures: Mapping[str, int]  # failed requests by kind
 
 
-class IntruderSet(NamedTuple):
-    """Groups of five excerpts, one of which does not activate the feature."""
+def scored(
+    judge: Judge, feature: str, description: str, drawn: Drawn, seed: int, sorts: Collection[Sort] = SORTS
+) -> Scores:
+    """Ask a judge about the scoring excerpts, and compare its answers with the activations.
 
-    groups: tuple[tuple[Excerpt, ...], ...]
-    """In seeded order."""
-    places: np.ndarray
-    """int64 [n]: where in its group the intruder stands; each place equally often."""
+    seed: of the questions; with the same seed, scores of judges and descriptions are comparable. sorts: questions to
+    ask; scores of the others are nan.
+    """
+    active = [excerpt for excerpt in drawn.scoring if np.any(excerpt.values)]
+    centered = [excerpt for excerpt in active if excerpt.values[excerpt.center]]
+    most = {sort: MOST if sort in sorts else 0 for sort in SORTS}
+    texts, truth = detection_set(active, drawn.silent, most["detection"], seed)
+    fuzzy, marked, right = fuzz_set(active, most["fuzzing"], seed)
+    groups, places = intruder_set(centered, drawn.silent, most["intruder"], seed)
+    # Empty questions are not sent: a request without texts costs as well.
+    none = np.empty(0)
+    excerpts = drawn.scoring if "simulation" in sorts else ()
+    simulated = judge.simulate(feature, description, excerpts) if excerpts else []
+    detected = judge.detect(feature, description, texts) if texts else none
+    fuzzed = judge.fuzz(feature, description, fuzzy, marked) if fuzzy else none
+    intruders = judge.intruder(feature, groups) if groups else none
+    parts = [simulated] if isinstance(simulated, Failure) else simulated
+    # A failed request fails all of its excerpts by one Failure object, which counts once.
+    answers = {id(answer): answer for answer in (*parts, detected, fuzzed, intruders)}.values()
+    return Scores(
+        simulation(excerpts, simulated, drawn.highest),
+        agreement(truth, detected),
+        agreement(right, fuzzed),
+        told_apart(places, intruders),
+        Counter(answer.kind for answer in answers if isinstance(answer, Failure)),
+    )
 
 
 def correlation(true: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson r of two arrays, float64 sums; 0 for a constant prediction, nan for a constant truth, no tokens or nan.
 
-    Raises `ValueError` when they differ in length.
+    Raises `ValueError` where their lengths differ.
     """
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
     if true.shape != predicted.shape:
-        raise ValueError(f"{true.shape} activations and {predicted.shape} predictions; give one prediction a token")
+        raise ValueError(f"{true.shape} activations and {predicted.shape} predictions; give one prediction per token")
     if not len(true) or not np.isfinite(true).all() or not np.isfinite(predicted).all() or np.ptp(true) == 0:
-        return float("nan")
+        return NAN
     if np.ptp(predicted) == 0:
         return 0.0
     x, y = true - true.mean(), predicted - predicted.mean()
     return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
-def simulation(
-    excerpts: Sequence[Excerpt], predicted: Sequence[np.ndarray | Failure] | Failure, highest: float
-) -> Simulation:
-    """Scores of predicted levels (float64 [tokens] for each excerpt) against the excerpts' activations.
+def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -> Simulation:
+    """Score predicted levels against the excerpts' activations; excerpts without an answer are left out.
 
-    highest: activation that levels are relative to. Excerpts without an answer are left out.
+    highest: activation that levels are relative to.
     """
     answers = [] if isinstance(predicted, Failure) else list(zip(excerpts, predicted, strict=True))
     pairs = [(excerpt, levels) for excerpt, levels in answers if not isinstance(levels, Failure)]
 
     def joined(*kinds: Kind) -> tuple[np.ndarray, np.ndarray]:
         own = [(excerpt.values, levels) for excerpt, levels in pairs if not kinds or excerpt.kind in kinds]
-        empty = [np.empty(0)]
-        return np.concatenate([true for true, _ in own] or empty), np.concatenate(
-            [levels for _, levels in own] or empty
-        )
+        true, levels = zip(*own, strict=True) if own else ([np.empty(0)], [np.empty(0)])
+        return np.concatenate(true), np.concatenate(levels)
 
     true, levels = joined()
     ranks = (rankdata(true), rankdata(levels)) if np.isfinite(levels).all() else (true, levels)
@@ -139,56 +147,64 @@ def simulation(
 
 
 def agreement(truth: np.ndarray, answers: np.ndarray | Failure) -> Agreement:
-    """Scores of answers between 0 and 1. truth: bool [n]. answers: float64 [n]; nan ones are left out.
+    """Score answers between 0 and 1. truth: bool [n]. answers: float64 [n]; nan ones are left out.
 
-    Raises `ValueError` when they differ in length.
+    Raises `ValueError` where their lengths differ.
     """
     if isinstance(answers, Failure):
-        return Agreement(float("nan"), float("nan"), 0)
+        return Agreement(NAN, NAN, 0)
     truth, answers = np.asarray(truth, bool), np.asarray(answers, np.float64)
     if truth.shape != answers.shape:
         raise ValueError(f"{len(answers)} answers to {len(truth)} questions; give one each")
     truth, answers = truth[np.isfinite(answers)], answers[np.isfinite(answers)]
     if not truth.any() or truth.all():
-        return Agreement(float("nan"), float("nan"), len(truth))
-    told = answers >= THRESHOLD
-    score = float(told[truth].mean() - told[~truth].mean())
+        return Agreement(NAN, NAN, len(truth))
+    yes = answers >= THRESHOLD
+    score = float(yes[truth].mean() - yes[~truth].mean())
     return Agreement(score, effect(answers[truth], answers[~truth]), len(truth))
 
 
 def effect(first: np.ndarray, second: np.ndarray) -> float:
-    """Chance that one of the first exceeds one of the second, ties counted half (area under the ROC curve); both are
-    float64 [n] of one or more."""
+    """Probability that one of the first exceeds one of the second, ties counted half (area under the ROC curve);
+    float64 [n] each, n of one or more."""
     ordered = np.sort(second)
     below, up_to = np.searchsorted(ordered, first, "left"), np.searchsorted(ordered, first, "right")
     return float((below + up_to).sum() / (2 * len(first) * len(second)))
 
 
 def told_apart(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
-    """Score of answers to intruder questions. places, answers: int64 [n]. Raises `ValueError` for another length."""
+    """Score answers to intruder questions; int64 [n] both. Raises `ValueError` where their lengths differ."""
     if isinstance(answers, Failure) or not len(places):
-        return Odd(float("nan"), 0)
+        return Odd(NAN, 0)
     if len(places) != len(answers):
         raise ValueError(f"{len(answers)} answers about {len(places)} groups; give one each")
-    # From whole numbers, so that guessing one place in balanced groups is 0 and not nearly so.
+    # From integers, so that guessing one place in balanced groups is exactly 0.
     hits, n = int((np.asarray(places) == np.asarray(answers)).sum()), len(places)
     return Odd((GROUP * hits - n) / ((GROUP - 1) * n), n)
 
 
-def detection_set(active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int, seed: int) -> DetectionSet:
-    """As many excerpts that activate the feature as silent ones, at most `most` of each, drawn and mixed by seed."""
+def detection_set(
+    active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int, seed: int
+) -> tuple[tuple[Excerpt, ...], np.ndarray]:
+    """As many excerpts that activate the feature as silent ones, in random order, and which activate it, bool [n].
+
+    At most `most` of each.
+    """
     rng = np.random.default_rng(seed)
     n = min(len(active), len(silent), most)
     chosen = [active[at] for at in rng.permutation(len(active))[:n]]
     chosen += [silent[at] for at in rng.permutation(len(silent))[:n]]
     order = rng.permutation(2 * n)
-    return DetectionSet(tuple([chosen[at] for at in order]), order < n)
+    return tuple([chosen[at] for at in order]), order < n
 
 
-def fuzz_set(active: Sequence[Excerpt], most: int, seed: int) -> FuzzSet:
-    """Excerpts with all their active tokens marked, and as many others with as many silent tokens marked instead.
+def fuzz_set(
+    active: Sequence[Excerpt], most: int, seed: int
+) -> tuple[tuple[Excerpt, ...], tuple[np.ndarray, ...], np.ndarray]:
+    """Excerpts, marks of their tokens (bool [tokens] each), and which marks are right, bool [n].
 
-    At most `most` of each. Excerpts that are active on more than half of their tokens are left out.
+    Marked are all active tokens, or as many silent ones; at most `most` excerpts of each. Excerpts that are active on
+    more than half of their tokens are left out.
     """
     rng = np.random.default_rng(seed)
     fit = [excerpt for excerpt in active if 0 < 2 * np.count_nonzero(excerpt.values) <= len(excerpt.values)]
@@ -202,13 +218,15 @@ def fuzz_set(active: Sequence[Excerpt], most: int, seed: int) -> FuzzSet:
             wrong = rng.choice(np.flatnonzero(~marks), int(marks.sum()), replace=False)
             marks = np.isin(np.arange(len(marks)), wrong)
         marked.append(marks)
-    return FuzzSet(tuple(chosen), tuple(marked), right)
+    return tuple(chosen), tuple(marked), right
 
 
-def intruder_set(active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int, seed: int) -> IntruderSet:
-    """Groups of four excerpts that activate the feature and a silent one, each of the five places equally often.
+def intruder_set(
+    active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int, seed: int
+) -> tuple[tuple[tuple[Excerpt, ...], ...], np.ndarray]:
+    """Groups of four excerpts that activate the feature and a silent one, and the index of the latter, int64 [n].
 
-    At most `most` groups, a multiple of five; none without four of the one and five of the other.
+    At most `most` groups, a multiple of five, each index equally often; none without four active and five silent ones.
     """
     rng = np.random.default_rng(seed)
     n = min(most, len(silent)) // GROUP * GROUP if len(active) >= GROUP - 1 else 0
@@ -218,4 +236,65 @@ def intruder_set(active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int
     for place, at in zip(places.tolist(), odd.tolist(), strict=True):
         group = [active[other] for other in rng.permutation(len(active))[: GROUP - 1]]
         groups.append((*group[:place], silent[at], *group[place:]))
-    return IntruderSet(tuple(groups), places)
+    return tuple(groups), places
+
+
+class Distribution(NamedTuple):
+    """Scores of one group of features."""
+
+    n: int  # features with a score
+    unscored: int  # features without: no answer, or constant activations on the excerpts answered
+    rare: int  # features too rare to be explained
+    median: float  # nan without a score
+    low: float  # of the median's bootstrap CI; nan for fewer than two scores
+    high: float
+    histogram: np.ndarray  # int64 [bins], features by score, in `BINS`
+
+
+class Comparison(NamedTuple):
+    """Scores of persisting features and of others."""
+
+    persisting: Distribution  # with a match above the threshold
+    others: Distribution
+    p: float  # Mann-Whitney test, two-sided; nan unless both groups have scores
+    effect: float  # probability that a persisting feature scores higher, ties counted half; nan likewise
+    low: float  # of its bootstrap CI; nan unless both groups have two scores
+    high: float
+
+
+def compare(
+    persisting: np.ndarray,
+    others: np.ndarray,
+    rare: tuple[int, int] = (0, 0),
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare the scores of two groups of features (Horn & Elliott, appendix C, figure 6); bootstrap over features.
+
+    persisting, others: float64 [n], nan for a feature without a score. rare: features too rare to be explained.
+    """
+
+    def interval(draws: Sequence[float] | np.ndarray, *groups: np.ndarray) -> tuple[float, float]:
+        if min(map(len, groups)) < 2:
+            return NAN, NAN
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    rng = np.random.default_rng(seed)
+    known, resampled, distributions = [], [], []
+    for raw, few in zip((persisting, others), rare, strict=True):
+        group = np.asarray(raw, np.float64)
+        scores = group[np.isfinite(group)]
+        again = scores[rng.integers(len(scores), size=(resamples, len(scores)))] if len(scores) else np.empty((0, 0))
+        median = float(np.median(scores)) if len(scores) else NAN
+        ends = interval(np.median(again, axis=1) if len(scores) else [], scores)
+        histogram = np.histogram(np.maximum(scores, BINS[0]), BINS)[0].astype(np.int64)
+        distributions.append(Distribution(len(scores), len(group) - len(scores), few, median, *ends, histogram))
+        known.append(scores)
+        resampled.append(again)
+    if not min(map(len, known)):
+        return Comparison(distributions[0], distributions[1], NAN, NAN, NAN, NAN)
+    p = float(mannwhitneyu(*known, alternative="two-sided").pvalue)
+    draws = [effect(*pair) for pair in zip(*resampled, strict=True)]
+    return Comparison(distributions[0], distributions[1], p, effect(*known), *interval(draws, *known))

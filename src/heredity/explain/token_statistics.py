@@ -1,8 +1,8 @@
-"""Which simple form predicts a feature best: its token, the token before, the kind of token, its place, the corpus.
+"""Prediction of a feature from token statistics: its token, the token before, the category, the position, the corpus.
 
-Every form is a table of mean activations by a key of each place of the text, shrunk towards the table of a coarser key
-(empirical Bayes): m(key) = (sum of activations + S m(coarser key)) / (places + S). The form is chosen by the squared
-error on held-out blocks of the half of the sample that explains.
+Every form is a table of mean activations by a key of each position of the text, shrunk towards the table of a coarser
+key (empirical Bayes): m(key) = (sum of activations + S m(coarser key)) / (positions + S). The form is chosen by its
+squared error on held-out blocks of the explaining half of the sample.
 """
 
 from __future__ import annotations
@@ -20,47 +20,39 @@ Form = Literal[
     "constant", "corpus", "position", "category", "previous", "corpus_category", "token", "after",
     "corpus_token", "pair",
 ]  # fmt: skip
-"""From simple to complex. `category`: the kind of token; `after`: the kind of token, and the token before; `pair`: the
-token, and the one before."""
+"""From simple to complex. `category`: of the token; `after`: category, and token before; `pair`: both tokens."""
 FORMS: tuple[Form, ...] = get_args(Form)
 
 _COARSER: dict[Form, Form] = {"corpus_category": "category", "token": "category", "after": "category"}
 _COARSER |= {"corpus_token": "token", "pair": "token"}
-_STRENGTH = 1.0  # S, in places
-_MARGIN = 0.02  # of the held-out variance, that a more complex form has to add
+_STRENGTH = 1.0  # S, in positions
+_MARGIN = 0.02  # share of the held-out variance a more complex form has to add
 _FOLDS = 2
-_PIECE = 17  # tokens of a piece of text, as long as an excerpt
+_PIECE = 17  # tokens of a piece of text, as many as of an excerpt
 
 
 class Rule(NamedTuple):
-    """What predicts a feature, in a form that a simulator reads; on the same text it serves other models, too."""
+    """A predictor of one feature; on the same text it predicts matched features of other models as well."""
 
     form: Form
-    """The key that it goes by."""
-    mean: float
-    """Mean activation on the half of the text that explains."""
-    highest: float
-    """Highest activation there."""
-    gain: float
-    """Share of the variance on held-out blocks that it explains; 0 for `constant`."""
-    cut: float
-    """Level, 0 to 9, from which a place is told to activate the feature: it best separates pieces of text that do
-    from pieces that do not."""
-    sums: tuple[Mapping[int, float], ...]
-    """Sum of the activations by key, of the coarsest key first; keys without any are left out."""
+    mean: float  # activation on the explaining half of the text
+    highest: float  # activation there
+    gain: float  # share of the variance on held-out blocks it explains; 0 for `constant`
+    cut: float  # level, 0 to 9, that best separates pieces of text that activate the feature from pieces that do not
+    sums: tuple[Mapping[int, float], ...]  # activation by key, coarsest key first; keys without any are left out
 
     def to_json(self) -> str:
-        """As one line of JSON; sums have nine digits."""
+        """One line of JSON; sums have nine digits."""
         sums = [[[key, float(f"{value:.9g}")] for key, value in table.items()] for table in self.sums]
         return json.dumps({**self._asdict(), "sums": sums}, separators=(",", ":"), allow_nan=False)
 
     @staticmethod
     def from_json(line: str) -> Rule:
-        """What `to_json` wrote. Raises `ValueError` for anything else."""
+        """Parse what `to_json` wrote. Raises `ValueError` for anything else."""
         try:
-            found = json.loads(line)
-            sums = tuple({int(key): float(value) for key, value in table} for table in found.pop("sums"))
-            rule = Rule(**found, sums=sums)
+            fields = json.loads(line)
+            sums = tuple({int(key): float(value) for key, value in table} for table in fields.pop("sums"))
+            rule = Rule(**fields, sums=sums)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{line[:80]!r} is no rule ({error}); give what Rule.to_json wrote") from error
         if rule.form not in FORMS or len(sums) != len(chain(rule.form)):
@@ -69,24 +61,21 @@ class Rule(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """The keys of one sort, and how often they occur on the half that explains."""
+    """The keys of one form on the explaining half."""
 
-    keys: np.ndarray
-    """int64 [keys]: those that occur on the half that explains, rising."""
-    counts: np.ndarray
-    """int64 [folds, keys]: places by fold."""
-    up: np.ndarray | None
-    """int64 [keys]: number of the coarser key; None for a key right below the mean."""
+    keys: np.ndarray  # int64 [keys], rising
+    counts: np.ndarray  # int64 [folds, keys], positions
+    up: np.ndarray | None  # int64 [keys], index of the coarser key; None for a key right below the mean
 
 
 class Statistics:
-    """What every rule is fitted to and read with: the keys of a text's places. Made once for a text."""
+    """The keys of all positions of a text, which every rule is fitted to and evaluated with.
+
+    categories: int [vocab], of each token. corpora: int [blocks], of each block. Raises `ValueError` where their
+    lengths differ from those of the text.
+    """
 
     def __init__(self, text: Text, categories: np.ndarray, corpora: Sequence[int]):
-        """categories: int [vocab], the kind of each token. corpora: int [blocks], the corpus of each block.
-
-        Raises `ValueError` when there is not one for each token or block.
-        """
         blocks, context = text.ids.shape
         categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
         if categories.shape != (len(text.vocabulary),) or origin.shape != (blocks,):
@@ -115,29 +104,24 @@ class Statistics:
         self.fold = np.repeat(fold, context)
         self.places = np.flatnonzero(self.fold >= 0)
         self._tables: dict[Form, _Table] = {}
-        for form, keys in raw.items():
-            self._tables[form] = self._table(keys, raw.get(_COARSER.get(form, "constant")), form)
+        for form, key in raw.items():
+            keys, first, of = np.unique(key[self.places], return_index=True, return_inverse=True)
+            counts = np.bincount(self.fold[self.places] * len(keys) + of, minlength=_FOLDS * len(keys))
+            up, coarser = None, _COARSER.get(form)
+            if coarser:
+                up = np.searchsorted(self._tables[coarser].keys, raw[coarser][self.places][first])
+            self._tables[form] = _Table(keys, counts.reshape(_FOLDS, -1), up)
         self._keys = {form: _numbered(table.keys, raw[form]) for form, table in self._tables.items()}
 
-    def _table(self, raw: np.ndarray, coarser: np.ndarray | None, form: Form) -> _Table:
-        keys, first, inverse = np.unique(raw[self.places], return_index=True, return_inverse=True)
-        by_fold = np.bincount(self.fold[self.places] * len(keys) + inverse, minlength=_FOLDS * len(keys))
-        up = None
-        if coarser is not None:
-            up = np.searchsorted(self._tables[_COARSER[form]].keys, coarser[self.places][first])
-        return _Table(keys, by_fold.reshape(_FOLDS, -1), up)
-
     def fit(self, rows: np.ndarray, values: np.ndarray) -> Rule:
-        """The rule of a feature, from its firings: those on blocks that score are not looked at.
+        """Fit the rule of a feature to its firings on the explaining half.
 
-        rows: int64 [n] rising. values: float64 [n]. Raises `ValueError` for a feature without firings to look at.
+        rows: int64 [n], rising. values: float64 [n]. Raises `ValueError` for a feature without firings there.
         """
         own = self.fold[rows] >= 0
         rows, values = rows[own], values[own]
         if not len(rows) or values.max() <= 0:
-            raise ValueError(
-                "the feature does not fire on the half of the sample that explains; draw gives None for it"
-            )
+            raise ValueError("the feature does not fire on the explaining half of the sample; draw returns None for it")
         form, gain = self._best(rows, values)
         mean, highest = float(values.sum() / len(self.places)), float(values.max())
         sums = []
@@ -150,7 +134,7 @@ class Statistics:
         return rule._replace(cut=self._cut(rule, rows))
 
     def _best(self, rows: np.ndarray, values: np.ndarray) -> tuple[Form, float]:
-        """The form that explains most on held-out blocks, and how much; one that adds little is passed over."""
+        """The form with the highest held-out gain, and the gain; a more complex form must add `_MARGIN`."""
         error = dict.fromkeys(FORMS, 0.0)
         fold = self.fold[rows]
         size = np.bincount(self.fold[self.places], minlength=_FOLDS)
@@ -158,7 +142,7 @@ class Statistics:
             fitting, testing = fold != held, fold == held
             mean = values[fitting].sum() / max(size.sum() - size[held], 1)
             predicted: dict[Form, np.ndarray] = {}
-            # Squared error less the sum of squares itself, which is the same for all.
+            # Squared error without the sum of squares itself, which is the same for all forms.
             error["constant"] += size[held] * mean**2 - 2 * mean * values[testing].sum()
             for form, table in self._tables.items():
                 key = self._keys[form][rows]
@@ -177,32 +161,26 @@ class Statistics:
         return best, gains[best]
 
     def predict(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
-        """Expected activation at places of the text, float64 [n]; a key that the half that explains does not hold goes
-        by the coarser one."""
+        """Expected activation at positions of the text, float64 [n]; unknown keys fall back to the coarser key."""
         expected, prior = np.full(len(rows), rule.mean), np.array([rule.mean])
         for level, sums in zip(chain(rule.form), rule.sums, strict=True):
             table = self._tables[level]
-            prior = self._by_key(table, sums, prior)
+            keys = np.fromiter(sums, np.int64, len(sums))
+            at = _numbered(table.keys, keys)  # -1 for the keys of a rule from another text
+            total = np.zeros(len(table.keys))
+            total[at[at >= 0]] = np.fromiter(sums.values(), np.float64, len(sums))[at >= 0]
+            coarser = prior[0] if table.up is None else prior[table.up]
+            prior = (total + _STRENGTH * coarser) / (table.counts.sum(axis=0) + _STRENGTH)
             key = self._keys[level][rows]
             expected = np.where(key >= 0, prior[key], expected)
         return expected
 
-    def _by_key(self, table: _Table, sums: Mapping[int, float], prior: np.ndarray) -> np.ndarray:
-        """Expected activation of every key of a table. prior: of the keys of the coarser one."""
-        total = np.zeros(len(table.keys))
-        keys = np.fromiter(sums, np.int64, len(sums))
-        at = np.minimum(np.searchsorted(table.keys, keys), len(total) - 1)
-        known = table.keys[at] == keys  # a rule may come from another text
-        total[at[known]] = np.fromiter(sums.values(), np.float64, len(sums))[known]
-        coarser = prior[0] if table.up is None else prior[table.up]
-        return (total + _STRENGTH * coarser) / (table.counts.sum(axis=0) + _STRENGTH)
-
     def levels(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
-        """Expected level at places of the text, 0 to 9, float64 [n], not rounded."""
+        """Expected level at positions of the text, 0 to 9, float64 [n], not rounded."""
         return np.minimum(LEVELS * self.predict(rule, rows) / rule.highest, LEVELS - 1)
 
     def _cut(self, rule: Rule, rows: np.ndarray) -> float:
-        """The level whose exceeding has the best informedness of whether a piece of the text activates the feature."""
+        """The threshold on levels with the best informedness about which pieces of the text activate the feature."""
         starts = np.arange(0, len(self.places), _PIECE)
         strongest = np.maximum.reduceat(self.levels(rule, self.places), starts)
         active = np.zeros(len(starts), bool)
@@ -220,13 +198,13 @@ class Statistics:
 
 
 def chain(form: Form) -> tuple[Form, ...]:
-    """The keys that a form goes by, the coarsest first; none for `constant`."""
+    """Forms of the keys of a form, coarsest first; none for `constant`."""
     if form == "constant":
         return ()
     return (*chain(_COARSER.get(form, "constant")), form)
 
 
 def _numbered(keys: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """The number of each raw key among the keys, int64; -1 for none of them. keys: rising, one or more."""
+    """Index of each raw key among the keys (rising, one or more), int64; -1 where absent."""
     at = np.minimum(np.searchsorted(keys, raw), len(keys) - 1)
     return np.where(keys[at] == raw, at, -1)

@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
 from heredity.features.fates import THRESHOLDS
-from heredity.kernels.pair_moments import PairMoments, pair_moments
+from heredity.kernels.pairs import PairMoments, pair_moments
 
 GROUPS = 100
 """Groups of documents; more cost memory and time and hardly sharpen an interval."""

@@ -1,7 +1,8 @@
-"""Everything that is shown of a feature: where it fires, on which tokens, how strongly, and what it predicts."""
+"""Cards of features: where each fires, on which tokens, how strongly, and what it predicts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,22 +10,46 @@ import torch
 from torch import Tensor, nn
 
 from heredity.features.acts import FeatureActs
-from heredity.features.effects import logit_weights
-from heredity.features.examples import Columns, Places, around, in_intervals, levels_of, silent_blocks, strongest
 from heredity.lm.hooks import HookPointError
+from heredity.lm.logit_attribution import logit_weights
 
 _ROWS = 64  # directions whose logit weights exist at a time
 
 
+class Columns(NamedTuple):
+    """Firings of all features of one SAE on a token sample, by feature: reading one costs that feature's firings."""
+
+    indptr: np.ndarray
+    """int64 [d_sae + 1]: the firings of feature i are `indptr[i]:indptr[i + 1]`."""
+    rows: np.ndarray
+    """int32 [n]: the token position of each, rising within a feature."""
+    values: np.ndarray
+    """float32 [n]: its activation."""
+
+    def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values of one feature, as views."""
+        entries = slice(self.indptr[feature], self.indptr[feature + 1])
+        return self.rows[entries], self.values[entries]
+
+
+class Places(NamedTuple):
+    """Positions of the sample, and the feature's activations in the whole block around each."""
+
+    rows: np.ndarray
+    """int64 [n]: token positions; row r is position r mod context of block r // context."""
+    values: np.ndarray
+    """float32 [n, context]: activations in the block of each."""
+
+
 class Sizes(NamedTuple):
-    """How much a card holds at the most."""
+    """Largest number of each kind of entries on a card."""
 
     top: int = 20
-    """Strongest places, one a block."""
+    """Strongest places, one per block."""
     levels: int = 10
     """Equal intervals of the activation range."""
     each: int = 5
-    """Places of each interval, one a block."""
+    """Places of each interval, one per block."""
     drawn: int = 10
     """Firings at random."""
     silent: int = 10
@@ -75,9 +100,10 @@ class Card(NamedTuple):
     highest: float
     """Its highest activation; 0 for a feature that never fires."""
     top: Places
-    """Strongest firings, one a block, strongest first."""
+    """Strongest firings, one per block, strongest first."""
     levels: list[Places]
-    """Firings drawn from each equal interval of 0 to `highest`, the strongest interval first."""
+    """Firings drawn from each equal interval of 0 to `highest`, the strongest interval first, one per block (as for the
+    human ratings of Bricken et al. 2023)."""
     drawn: Places
     """Firings drawn from all of them."""
     silent: np.ndarray
@@ -87,7 +113,7 @@ class Card(NamedTuple):
     histogram: np.ndarray
     """int64 [bins]: firings by activation, in equal bins over 0 to `highest`."""
     logits: LogitTokens | None
-    """What it predicts, arrays [k]; None when there is no direct way to the logits, or none was asked for."""
+    """What it predicts, arrays [k]; None without a direct way to the logits, or where none was requested."""
     no_logits: str
     """Why not."""
 
@@ -103,9 +129,9 @@ def cards(
     """A card for each feature.
 
     acts: of all features of an SAE on the tokens `ids`, int [blocks, context]. features: int [n]. logits: of the same
-    features in the same order, from `logit_tokens`, or why there are none. What is drawn for a feature depends on
-    `seed` and its number alone, not on the other features. Costs one transposition of the activations, and then each
-    feature's own firings. Raises `ValueError` when ids, features or logits do not fit.
+    features in the same order, from `logit_tokens`, or why there are none. Random draws for a feature depend on `seed`
+    and its number alone, not on the other features. Costs one transposition of the activations, and then each feature's
+    own firings. Raises `ValueError` when ids, features or logits do not fit.
     """
     sizes, ids, features = sizes or Sizes(), np.asarray(ids), np.asarray(features)
     if ids.ndim != 2 or ids.size != acts.tokens:
@@ -115,57 +141,86 @@ def cards(
     if not isinstance(logits, str) and len(logits.top) != len(features):
         raise ValueError(f"logits are of {len(logits.top)} directions, not of {len(features)} features; give one each")
     columns, occurrences = Columns(*acts.to_columns()), np.bincount(ids.ravel())
+    blocks, context = ids.shape
     made = []
     for number, feature in enumerate(features.tolist()):
-        card = _card(feature, columns.of(feature), ids, occurrences, sizes, seed)
-        if isinstance(logits, str):
-            made.append(card._replace(no_logits=logits))
-        else:
-            made.append(card._replace(logits=LogitTokens(*(part[number] for part in logits))))
+        rng, (rows, values) = np.random.default_rng([seed, feature]), columns.of(feature)
+        highest = float(values.max(initial=0))
+        levels = _by_level(rows, values, sizes, context, rng)
+        drawn = rng.choice(rows, min(sizes.drawn, len(rows)), replace=False)
+        silent = np.setdiff1d(np.arange(blocks), rows // context)
+        card = Card(
+            feature=feature,
+            firings=len(rows),
+            density=len(rows) / ids.size if ids.size else float("nan"),
+            highest=highest,
+            top=_around(strongest(rows, values, sizes.top, context), rows, values, context),
+            levels=[_around(chosen, rows, values, context) for chosen in levels],
+            drawn=_around(drawn, rows, values, context),
+            silent=rng.choice(silent, min(sizes.silent, len(silent)), replace=False),
+            tokens=_top_tokens(ids.ravel()[rows], values, occurrences, sizes.tokens),
+            histogram=np.bincount(levels_of(values, highest, sizes.bins), minlength=sizes.bins),
+            logits=None if isinstance(logits, str) else LogitTokens(*(part[number] for part in logits)),
+            no_logits=logits if isinstance(logits, str) else "",
+        )
+        made.append(card)
     return made
 
 
-def _card(
-    feature: int,
-    column: tuple[np.ndarray, np.ndarray],
-    ids: np.ndarray,
-    occurrences: np.ndarray,
-    sizes: Sizes,
-    seed: int,
-) -> Card:
-    rng = np.random.default_rng([seed, feature])
-    (rows, values), (blocks, size) = column, ids.shape
-    highest = float(values.max(initial=0))
-    levels = in_intervals(rows, values, sizes.levels, sizes.each, size, rng)
-    drawn = rng.choice(rows, min(sizes.drawn, len(rows)), replace=False)
-    return Card(
-        feature=feature,
-        firings=len(rows),
-        density=len(rows) / ids.size if ids.size else float("nan"),
-        highest=highest,
-        top=around(strongest(rows, values, sizes.top, size), rows, values, size),
-        levels=[around(chosen, rows, values, size) for chosen in levels],
-        drawn=around(drawn, rows, values, size),
-        silent=silent_blocks(rows, blocks, sizes.silent, size, rng),
-        tokens=top_tokens(ids.ravel()[rows], values, occurrences, sizes.tokens),
-        histogram=np.bincount(levels_of(values, highest, sizes.bins), minlength=sizes.bins),
-        logits=None,
-        no_logits="",
-    )
+def strongest(rows: np.ndarray, values: np.ndarray, count: int, context_size: int) -> np.ndarray:
+    """Rows of a feature's strongest activations, int64 [<= count], at most one per block, strongest first.
 
-
-def top_tokens(tokens: np.ndarray, values: np.ndarray, occurrences: np.ndarray, count: int) -> TopTokens:
-    """The tokens with the largest total activation.
-
-    tokens: int [n], the token at each firing of a feature. values: [n], its activations. occurrences: int [vocab], how
-    often each token stands in the sample.
+    rows, values: of its firings, rows rising. Ties go to the earlier row.
     """
-    found, which = np.unique(tokens, return_inverse=True)
-    total = np.bincount(which, values.astype(np.float64), len(found))
-    fired = np.bincount(which, minlength=len(found))
+    candidates = rows[np.argsort(-values, kind="stable")].astype(np.int64)
+    _, first = np.unique(candidates // context_size, return_index=True)
+    return candidates[np.sort(first)[:count]]
+
+
+def levels_of(values: np.ndarray, highest: float, levels: int) -> np.ndarray:
+    """Equal interval of the range 0 to `highest` that each activation lies in, int64: 0 the lowest, the highest
+    activation in the last; one below 0 counts to the lowest."""
+    if not highest > 0:
+        return np.zeros(len(values), np.int64)
+    return np.clip((np.asarray(values, np.float64) * levels / highest).astype(np.int64), 0, levels - 1)
+
+
+def _by_level(
+    rows: np.ndarray, values: np.ndarray, sizes: Sizes, context_size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Random firings of each interval of a feature's activation range, the strongest interval first; none where it has
+    no firing."""
+    levels = sizes.levels
+    level = levels_of(values, float(values.max(initial=0)), levels)
+    order = rng.permutation(len(rows))
+    rows, level = rows[order].astype(np.int64), level[order]
+    _, first = np.unique(rows // context_size * levels + level, return_index=True)
+    first.sort()
+    rows, level = rows[first], level[first]
+    return [rows[level == wanted][: sizes.each] for wanted in reversed(range(levels))]
+
+
+def _around(chosen: np.ndarray, rows: np.ndarray, values: np.ndarray, context_size: int) -> Places:
+    """The blocks around chosen rows with a feature's activations in them; rows, values: of all its firings."""
+    chosen = np.asarray(chosen, np.int64)
+    starts = chosen // context_size * context_size
+    first, last = np.searchsorted(rows, [starts, starts + context_size])
+    length = last - first
+    place = np.repeat(np.arange(len(chosen)), length)
+    entry = np.arange(len(place)) + np.repeat(first - (np.cumsum(length) - length), length)
+    blocks = np.zeros((len(chosen), context_size), np.float32)
+    blocks[place, rows[entry] - starts[place]] = values[entry]
+    return Places(chosen, blocks)
+
+
+def _top_tokens(tokens: np.ndarray, values: np.ndarray, occurrences: np.ndarray, count: int) -> TopTokens:
+    """tokens, values [n]: of each firing. occurrences: int [vocab], how often each token stands in the sample."""
+    ids, which = np.unique(tokens, return_inverse=True)
+    total = np.bincount(which, values.astype(np.float64), len(ids))
+    fired = np.bincount(which, minlength=len(ids))
     best = np.argsort(-total, kind="stable")[:count]
-    found, total, fired = found[best].astype(np.int64), total[best], fired[best]
-    return TopTokens(found, total, fired, total / fired, fired / occurrences[found])
+    ids, total, fired = ids[best].astype(np.int64), total[best], fired[best]
+    return TopTokens(ids, total, fired, total / fired, fired / occurrences[ids])
 
 
 def logit_tokens(model: nn.Module, hook_point: str, directions: Tensor, count: int = 10) -> LogitTokens | str:
@@ -186,3 +241,28 @@ def logit_tokens(model: nn.Module, hook_point: str, directions: Tensor, count: i
         nothing = np.zeros((0, count), np.int64), np.zeros((0, count), np.float32)
         return LogitTokens(*nothing, *nothing)
     return LogitTokens(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+class Context(NamedTuple):
+    """One block of the sample around a strong activation."""
+
+    block: int
+    """Number of the block in the sample."""
+    position: int
+    """Place of the strongest activation in the block."""
+    values: dict[str, list[float]]
+    """Activation at every position of the block, by model, to 4 decimals."""
+
+
+def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], context_size: int) -> list[Context]:
+    """The blocks around rows of the sample, with the activation of each member (model -> acts, feature) in them."""
+    blocks = []
+    for block, position in (divmod(row, context_size) for row in rows):
+        values = {}
+        for model, (acts, feature) in members.items():
+            part = acts.rows(block * context_size, (block + 1) * context_size)
+            column, entries = np.zeros(part.tokens), part.indices == feature
+            column[np.repeat(np.arange(part.tokens), np.diff(part.indptr))[entries]] = part.values[entries]
+            values[model] = [round(float(value), 4) for value in column]
+        blocks.append(Context(block, position, values))
+    return blocks

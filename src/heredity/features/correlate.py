@@ -93,7 +93,7 @@ def correlate(
         )  # fmt: skip
     else:
         # Torch takes a second and 0.2 GiB to load, which matching on the processor has no use for.
-        from heredity.kernels.pearson_torch import DEVICE_MEMORY, top_pearson_torch
+        from heredity.kernels.torch_forms import DEVICE_MEMORY, top_pearson_torch
 
         best = top_pearson_torch(
             parent.sparse, child.sparse, top, device, progress,

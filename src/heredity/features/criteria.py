@@ -1,4 +1,4 @@
-"""Other rules for calling a feature inherited, beside existence of a match: one-to-one, splits and merges."""
+"""Other rules for calling a feature inherited, beside existence of a match: one-to-one, splits, merges, token types."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, median, rank_correlation
-from heredity.kernels.masked import greedy_cover, masked_sums
+from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
 
 class Pairs(NamedTuple):
-    """Pairs of features, each feature of either end in one pair at most."""
+    """Pairs of features, each feature of either end in at most one pair."""
 
     pairs: np.ndarray
     """int32 [n, 2]: (parent, child) features, by rising parent feature."""
@@ -25,8 +25,71 @@ class Pairs(NamedTuple):
     """float64 [n]: the score of each pair: Pearson r, or the cosine where cosines were assigned."""
 
 
+def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
+    """Pairs in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
+
+    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`: of whole dictionaries, not of a range.
+    Raises `ValueError` for a partner that the other end does not have.
+    """
+    pairs = []
+    for end, match, other in (("parent", parent_match, child_match), ("child", child_match, parent_match)):
+        if match.size and match.max() >= len(other):
+            raise ValueError(
+                f"{end}_match names feature {match.max()}, but the other end has lists of {len(other)} features only; "
+                "give both ends of one edge, with ranges joined"
+            )
+        feature, place = np.nonzero(match >= 0)
+        pairs.append(np.stack([feature, match[feature, place]], axis=1))
+    width = max(1, len(child_match))
+    keys = np.unique(np.concatenate([pairs[0] @ [width, 1], pairs[1] @ [1, width]]))
+    return np.stack(np.divmod(keys, width), axis=1).astype(np.int32)
+
+
+def one_to_one(
+    parent_match: np.ndarray,
+    parent_r: np.ndarray,
+    child_match: np.ndarray,
+    child_r: np.ndarray,
+    least: float = 0.0,
+) -> Pairs:
+    """The pairs of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
+
+    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = `least`
+    for each parent feature, so a pair with r <= `least` is never made. With lists of all features this is the Hungarian
+    assignment of max(r, least); with shorter ones it is the best assignment within them, and a feature that loses all
+    partners on its list stays alone although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
+    Raises `ValueError` where `candidates` does, and for a `least` that is not finite.
+    """
+    if not np.isfinite(least):
+        raise ValueError(f"least={least} is no r to stay alone at; use a number such as 0.0")
+    pairs = candidates(parent_match, child_match)
+    r = np.full(len(pairs), np.nan)
+    for own, other, match, scores in ((1, 0, child_match, child_r), (0, 1, parent_match, parent_r)):
+        for place in range(match.shape[1]):
+            here = match[pairs[:, own], place] == pairs[:, other]
+            r[here] = scores[pairs[here, own], place]
+    pairs, r = pairs[r > least], r[r > least]
+    if not len(pairs):
+        return Pairs(pairs, r)
+    # The solver wants weights other than 0 and a partner for every row: one column per parent feature stands for none.
+    parents, children = len(parent_match), len(child_match)
+    alone = np.arange(parents)
+    weights = csr_array(
+        (
+            np.concatenate([1.0 + (r - least), np.ones(parents)]),
+            (np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])),
+        ),
+        shape=(parents, children + parents),
+    )
+    rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
+    chosen = np.full(parents, -1, np.int64)
+    chosen[rows] = columns
+    assigned = chosen[pairs[:, 0]] == pairs[:, 1]
+    return Pairs(pairs[assigned], r[assigned])
+
+
 class Parts(NamedTuple):
-    """Features of one end, the wholes, whose firings two or more features of the other end have between them."""
+    """Features of one end, the wholes, and the two or more features of the other end that share their firings."""
 
     pairs: np.ndarray
     """int32 [n, 2]: (whole, part), by rising whole, the part that adds most first; every whole has two or more."""
@@ -41,11 +104,6 @@ class Parts(NamedTuple):
         """int32 [wholes]: each whole once, rising."""
         return np.unique(self.pairs[:, 0])
 
-    @property
-    def together(self) -> np.ndarray:
-        """float64 [wholes]: share of the squared activation of each whole that its parts cover between them."""
-        return np.bincount(self.pairs[:, 0], self.share)[self.wholes] if len(self.pairs) else np.empty(0)
-
 
 class SplitsAndMerges(NamedTuple):
     """Features that come apart and features that come together along an edge."""
@@ -55,138 +113,7 @@ class SplitsAndMerges(NamedTuple):
     merges: Parts
     """Child features (wholes) and the parent features that merged into them (parts)."""
     cosine: np.ndarray
-    """float64 [candidates]: masked cosine of every candidate pair, see `masked_cosine`."""
-
-
-class Overlap(NamedTuple):
-    """How far the calls of one rule agree with those of another. `_asdict()` is ready for JSON."""
-
-    rule: str
-    """The one rule."""
-    other: str
-    """The other rule."""
-    both: int
-    """Features that both call persisting."""
-    only: int
-    """Features that `rule` calls persisting and `other` does not."""
-    jaccard: float | None
-    """Features that both call over features that either calls; None where neither calls any."""
-    kappa: float | None
-    """Cohen's kappa: 1 for equal calls, 0 for what chance gives at these counts; None where both call all or none."""
-
-
-def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
-    """Pairs that are in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
-
-    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`: of whole dictionaries, not of a range.
-    Raises `ValueError` for a partner that the other end does not have.
-    """
-    found = []
-    for end, match, other in (("parent", parent_match, child_match), ("child", child_match, parent_match)):
-        if match.size and match.max() >= len(other):
-            raise ValueError(
-                f"{end}_match names feature {match.max()}, but the other end has lists of {len(other)} features only; "
-                "give both ends of one edge, with ranges joined"
-            )
-        own, place = np.nonzero(match >= 0)
-        found.append(np.stack([own, match[own, place]], axis=1))
-    width = max(1, len(child_match))
-    keys = np.unique(np.concatenate([found[0] @ [width, 1], found[1] @ [1, width]]))
-    return np.stack(np.divmod(keys, width), axis=1).astype(np.int32)
-
-
-def one_to_one(
-    parent_match: np.ndarray,
-    parent_r: np.ndarray,
-    child_match: np.ndarray,
-    child_r: np.ndarray,
-    least: float = 0.0,
-) -> Pairs:
-    """The pairs of the one-to-one assignment of largest total r, over the pairs that either end's lists hold.
-
-    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = `least`
-    for each parent feature, so a pair with r <= `least` is never made. With lists of all features this is the Hungarian
-    assignment of max(r, least); with shorter ones it is the best assignment within them, and a feature that loses all
-    partners on its list stays alone although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
-    Raises `ValueError` where `candidates` does, and for a `least` that is not finite.
-    """
-    if not np.isfinite(least):
-        raise ValueError(f"least={least} is no r to stay alone at; use a number such as 0.0")
-    pairs = candidates(parent_match, child_match)
-    r = _scores(pairs, (parent_match, parent_r), (child_match, child_r))
-    kept = r > least
-    pairs, r = pairs[kept], r[kept]
-    parents, children = len(parent_match), len(child_match)
-    if not len(pairs):
-        return Pairs(pairs, r)
-    # The solver wants weights other than 0 and a partner for every row: one column a parent feature stands for none.
-    alone = np.arange(parents)
-    weights = csr_array(
-        (
-            np.concatenate([1.0 + (r - least), np.ones(parents)]),
-            (np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])),
-        ),
-        shape=(parents, children + parents),
-    )
-    rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
-    chosen = np.full(parents, -1, np.int64)
-    chosen[rows] = columns
-    made = chosen[pairs[:, 0]] == pairs[:, 1]
-    return Pairs(pairs[made], r[made])
-
-
-def _scores(
-    pairs: np.ndarray, parent: tuple[np.ndarray, np.ndarray], child: tuple[np.ndarray, np.ndarray]
-) -> np.ndarray:
-    """float64 [n]: the score of each pair, from whichever list (match, score) holds it; the parent's if both do."""
-    score = np.full(len(pairs), np.nan)
-    for own, other, (match, r) in ((1, 0, child), (0, 1, parent)):
-        for place in range(match.shape[1]):
-            here = match[pairs[:, own], place] == pairs[:, other]
-            score[here] = r[pairs[here, own], place]
-    return score
-
-
-def masked_cosine(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray) -> np.ndarray:
-    """float64 [n]: for pairs [n, 2], the larger of two cosines of the activations of both features: over the tokens on
-    which the parent's fires, and over those on which the child's does; 0 for features that never fire together.
-
-    Bricken et al. 2023, who draw an edge of feature splitting above about 0.4. Raises `ValueError` for samples of
-    different length.
-    """
-    columns, child_columns = _columns(parent, child)
-    sums = masked_sums(columns, child_columns, pairs)
-    return _cosine(sums.product, sums.parent_square, sums.child_square, columns, child_columns, pairs)
-
-
-def _columns(parent: FeatureActs, child: FeatureActs) -> tuple[Sparse, Sparse]:
-    if parent.tokens != child.tokens:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
-            "encode the same tokens with both SAEs"
-        )
-    return transpose(parent.sparse), transpose(child.sparse)
-
-
-def _squares(columns: Sparse) -> np.ndarray:
-    """float64 [features]: sum of squares of each feature."""
-    feature = np.repeat(np.arange(len(columns.indptr) - 1), np.diff(columns.indptr))
-    return np.bincount(feature, np.square(columns.values, dtype=np.float64), len(columns.indptr) - 1)
-
-
-def _cosine(
-    product: np.ndarray,
-    parent_square: np.ndarray,
-    child_square: np.ndarray,
-    columns: Sparse,
-    child_columns: Sparse,
-    pairs: np.ndarray,
-) -> np.ndarray:
-    on_parent = _squares(columns)[pairs[:, 0]] * child_square
-    on_child = parent_square * _squares(child_columns)[pairs[:, 1]]
-    together = parent_square > 0
-    cosines = [np.divide(product, np.sqrt(s), out=np.zeros_like(s), where=together) for s in (on_parent, on_child)]
-    return np.maximum(*cosines)
+    """float64 [candidates]: masked cosine of every candidate pair."""
 
 
 def splits_and_merges(
@@ -199,6 +126,10 @@ def splits_and_merges(
 ) -> SplitsAndMerges:
     """Parent features that split into several child features, and parent features that merge into one.
 
+    The masked cosine of a pair is the larger of two cosines of the activations of both features: over the tokens on
+    which the parent's fires, and over those on which the child's does; 0 for features that never fire together
+    (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4).
+
     A child feature can be a part of a parent feature (the whole) when their masked cosine exceeds `edge` and the part
     lies inside the whole: more than `mostly` of the part's squared activation is on tokens where the whole fires. Parts
     are then taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the
@@ -210,16 +141,23 @@ def splits_and_merges(
 
     pairs: int [n, 2] (parent, child) to look at, such as `candidates` gives: a part with a share s of the whole's
     squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Work is the firings of
-    both features of every pair, and again for each part of a whole. The masked cosine is that of Bricken et al. 2023;
-    parts are a definition of our own. Raises `ValueError` for samples of different length.
+    both features of every pair, and again for each part of a whole. Parts are a definition of our own.
+    Raises `ValueError` for samples of different length.
     """
-    columns, child_columns = _columns(parent, child)
+    if parent.tokens != child.tokens:
+        raise ValueError(
+            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
+            "encode the same tokens with both SAEs"
+        )
+    columns, child_columns = transpose(parent.sparse), transpose(child.sparse)
     pairs = np.asarray(pairs).reshape(-1, 2)
     sums = masked_sums(columns, child_columns, pairs)
-    cosine = _cosine(sums.product, sums.parent_square, sums.child_square, columns, child_columns, pairs)
+    square, child_square = _squares(columns)[pairs[:, 0]], _squares(child_columns)[pairs[:, 1]]
+    norms = (np.sqrt(square * sums.child_square), np.sqrt(sums.parent_square * child_square))
+    together = sums.parent_square > 0
+    cosine = np.maximum(*(np.divide(sums.product, n, out=np.zeros_like(n), where=together) for n in norms))
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = sums.parent_square / _squares(columns)[pairs[:, 0]]
-        child_share = sums.child_square / _squares(child_columns)[pairs[:, 1]]
+        share, child_share = sums.parent_square / square, sums.child_square / child_square
     splits = (cosine > edge) & (child_share > mostly) & (share >= least)
     merges = (cosine > edge) & (share > mostly) & (child_share >= least)
     return SplitsAndMerges(
@@ -227,6 +165,12 @@ def splits_and_merges(
         _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges], least, mostly),
         cosine,
     )
+
+
+def _squares(columns: Sparse) -> np.ndarray:
+    """float64 [features]: sum of squares of each feature."""
+    feature = np.repeat(np.arange(len(columns.indptr) - 1), np.diff(columns.indptr))
+    return np.bincount(feature, np.square(columns.values, dtype=np.float64), len(columns.indptr) - 1)
 
 
 def _parts(
@@ -255,15 +199,69 @@ def _parts(
     return Parts(pairs[kept].astype(np.int32), added[kept], cosine[kept])
 
 
+def token_type_correlate(
+    parent: FeatureActs,
+    child: FeatureActs,
+    ids: np.ndarray,
+    top: int = 5,
+    least_common: int = 2,
+    workers: int | None = None,
+) -> Ranked:
+    """Match the features of two SAEs by what the code published with Horn & Elliott (github.com/nilq/feature-dynamics,
+    `evaluation/autoencoder/correlation.py`) computes, which is not what section 3.4 of the paper says.
+
+    Each feature becomes its mean activation at every token type, over the positions where it fires. The score of two
+    features is Pearson's r over the token types where both fire, if there are at least `least_common` (the code: 2).
+
+    It inflates persistence, so never read it as the r of `correlate`. Two common types always give exactly +1 or -1,
+    and three or four give a high |r| by chance; with thousands of candidates almost every feature finds a pair like
+    that. Types on which only one feature fires count for nothing, so that features which hardly ever fire together can
+    agree; and the mean takes away what tells contexts of a token apart. The result stands beside the paper's definition
+    to show what the other reading would have reported.
+
+    ids: int [tokens], the token type of each position: the token id, or one number for all ids that decode to the
+    same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64,
+    centered on each feature's mean over types. Work is one step for each pair of features and type on which both fire;
+    blocks of the matrix of all pairs (32 MiB) are all that is held of it.
+    Raises `ValueError` for samples or ids of different length, `least_common` below 2 and `top` below 1.
+    """
+    ids = np.asarray(ids)
+    if not parent.tokens == child.tokens == len(ids) or ids.ndim != 1:
+        raise ValueError(
+            f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}; "
+            "encode the same tokens with both SAEs and give the type of each"
+        )
+    if least_common < 2:
+        raise ValueError(f"least_common={least_common}: fewer than two points have no correlation; use 2 or more")
+    kinds, types = np.unique(ids, return_inverse=True)
+    means, child_means = (_centered_means(acts, types.astype(np.int32), len(kinds)) for acts in (parent, child))
+    # The child's by types: types x features.
+    order = np.argsort(child_means.indices, kind="stable")
+    feature = np.repeat(np.arange(child.d_sae, dtype=np.int32), np.diff(child_means.indptr))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(child_means.indices, minlength=len(kinds)))])
+    by_type = Means(indptr, feature[order], child_means.values[order])
+    blocks = common_r(means, by_type, child.d_sae, least_common, workers)
+    return ranked(blocks, (parent.d_sae, child.d_sae), top)
+
+
+def _centered_means(acts: FeatureActs, types: np.ndarray, number: int) -> Means:
+    """Features x types, less each feature's mean over types: r does not see the shift; the sums lose fewer digits."""
+    means = type_means(transpose(acts.sparse), types, number)
+    length = np.diff(means.indptr)
+    feature = np.repeat(np.arange(len(length)), length)
+    total = np.bincount(feature, means.values, len(length))
+    return means._replace(values=means.values - (total / np.maximum(length, 1))[feature])
+
+
 def by_parent(pairs: np.ndarray, score: np.ndarray, features: int) -> np.ndarray:
-    """float64 [features]: the score of each parent feature's pair (one at most), nan without one. pairs [n, 2]."""
+    """float64 [features]: the score of each parent feature's pair (at most one), nan without one. pairs [n, 2]."""
     scores = np.full(features, np.nan)
     scores[pairs[:, 0]] = score
     return scores
 
 
 def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
-    """What each rule on r gives a parent feature, float64 [d_parent], nan where it finds no partner.
+    """Score of each parent feature by each rule on r, float64 [d_parent], nan for a feature without a partner.
 
     existence: best r. mutual: the same, if the feature is also the best match of its own best match. assigned: r of
     the assigned pair, from `one_to_one`. Scores of further rules go beside them, made with `by_parent` where they are
@@ -278,27 +276,26 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
     }
 
 
-def disagreement(calls: Mapping[str, np.ndarray]) -> tuple[Overlap, ...]:
-    """Agreement of every ordered pair of rules, in the order of `calls`: bool [features] by rule, over one set of
-    features. Restrict it to live ones: features that no rule could ever call raise kappa.
+def disagreement(calls: Mapping[str, np.ndarray]) -> list[tuple[str, str, int]]:
+    """(rule, other, count) for every ordered pair of rules: features that persist by `rule` and not by `other`.
 
-    Raises `ValueError` when the rules judge different numbers of features.
+    calls: by rule, bool [features] over one set of features.
+    Raises `ValueError` when the rules call different numbers of features.
     """
     sizes = {rule: len(call) for rule, call in calls.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"rules judge {sizes} features; give the calls of all rules on the same features")
-    return tuple(_overlap(rule, other, calls[rule], calls[other]) for rule, other in permutations(calls, 2))
+    return [(rule, other, int((calls[rule] & ~calls[other]).sum())) for rule, other in permutations(calls, 2)]
 
 
-def _overlap(rule: str, other: str, a: np.ndarray, b: np.ndarray) -> Overlap:
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    n, both, either = len(a), int((a & b).sum()), int((a | b).sum())
+def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Cohen's kappa of two calls, bool [features]: 1 for equal calls, 0 for what chance gives at these counts; None
+    where both call all or none. Restrict both to live features: those that no rule could ever call raise it."""
+    n, agreed = len(a), int((a == b).sum())
     # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
-    called = int(a.sum()), int(b.sum())
-    by_chance = called[0] * called[1] + (n - called[0]) * (n - called[1])
-    agreed = n * (n - either + both)
-    kappa = (agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None
-    return Overlap(rule, other, both, called[0] - both, both / either if either else None, kappa)
+    calls = int(a.sum()), int(b.sum())
+    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
+    return (n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None
 
 
 class Agreement(NamedTuple):
@@ -325,14 +322,13 @@ class Agreement(NamedTuple):
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
     """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one."""
     matched, other = best > threshold, r > threshold
-    overlap = _overlap("matched", "other", matched, other)
     return Agreement(
         persisting=int(other.sum()),
-        both=overlap.both,
+        both=int((matched & other).sum()),
         only=int((other & ~matched).sum()),
-        only_matched=overlap.only,
+        only_matched=int((matched & ~other).sum()),
         neither=int((~other & ~matched).sum()),
-        kappa=overlap.kappa,
+        kappa=kappa(matched, other),
         rank=rank_correlation(best, r),
         median=median(r),
     )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from heredity.features.criteria import one_to_one
-from heredity.kernels.dense import linear
-from heredity.kernels.masked import ranked
+from heredity.kernels.pairs import ranked
+from heredity.kernels.torch_forms import linear
 
 _ROWS = 1024
 _PAIRS = 1 << 9

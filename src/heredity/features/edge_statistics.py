@@ -20,12 +20,19 @@ from heredity.features.bootstrap import (
     ratio_intervals,
 )
 from heredity.features.correlate import Matches
-from heredity.features.criteria import by_parent, candidates, disagreement, one_to_one, scores, splits_and_merges
+from heredity.features.criteria import (
+    by_parent,
+    candidates,
+    disagreement,
+    one_to_one,
+    scores,
+    splits_and_merges,
+    token_type_correlate,
+)
 from heredity.features.directions import cosine_matches, shared
 from heredity.features.fates import STRATA, THRESHOLDS, fates, strata
 from heredity.features.null import Floor, chance_threshold, p_values, q_values
 from heredity.features.threshold import PAPER, choose_threshold, corrected
-from heredity.features.token_types import token_type_correlate
 
 COSINE = 0.7
 """Threshold on cosines of directions (Paulo & Belrose 2025)."""
@@ -224,7 +231,7 @@ def edge_statistics(edge: Compared, settings: Settings, directions: Directions |
             for rule, call in calls.items()
         ],
         rule_curves=[(rule, at, int((score > at).sum())) for rule, score in rule_scores.items() for at in THRESHOLDS],
-        disagreement=[(row.rule, row.other, row.only) for row in disagreement(calls)],
+        disagreement=disagreement(calls),
         splits=len(parts.splits.wholes),
         merges=len(parts.merges.wholes),
         strata=[row for end in ENDS for row in _strata(edge, end, threshold)],
@@ -353,6 +360,6 @@ def _rules(
         agreed = shared(directions.enc[0], directions.dec[0], directions.enc[1], directions.dec[1], COSINE)
         by_rule["shared"] = by_parent(agreed.pairs, agreed.cosine, len(live))
         cuts |= {"decoder_cosine": COSINE, "shared": COSINE}
-    by_rule["token_types"] = token_type_correlate(edge.parent, edge.child, edge.ids, top=1).parent_r[:, 0]
+    by_rule["token_types"] = token_type_correlate(edge.parent, edge.child, edge.ids, top=1).parent_score[:, 0]
     cuts["token_types"] = PAPER
     return {rule: np.where(live, score, np.nan) for rule, score in by_rule.items()}, cuts

@@ -1,7 +1,10 @@
-"""Does a feature mean a set of tokens? Log-likelihood ratios and specificity of every feature at once."""
+"""Does a feature mean a set of tokens? Positions where a hypothesis holds, and how well every feature fits them."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,11 +12,78 @@ import numpy as np
 from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
 
+Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
+"""(ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]."""
+
+
+class Hypothesis(NamedTuple):
+    """Tokens that a feature may respond to; exactly one field is given."""
+
+    tokens: Sequence[str] | None = None
+    """Texts of tokens."""
+    regex: str | None = None
+    """Pattern of the whole text of a token (`re.fullmatch`)."""
+    script: str | None = None
+    """Unicode script of all of a token's letters, by the word that their names begin with (Bricken et al., appendix
+    "Feature Proxies")."""
+    predicate: Predicate | None = None
+    """A function of the blocks themselves, and so of position and context as well."""
+
+
+class Hits(NamedTuple):
+    """Where a hypothesis holds."""
+
+    mask: np.ndarray
+    """bool [blocks * context]: at which positions."""
+    vocabulary: np.ndarray | None
+    """bool [d_vocab]: for which tokens; None where a predicate chose positions."""
+
+
+def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
+    """The positions where a hypothesis holds.
+
+    ids: int [blocks, context], tokens. texts [d_vocab]: the text of every token, decoded alone.
+    Raises `ValueError` unless exactly one field of the hypothesis is given, and for a predicate that does not return
+    one bool per position.
+    """
+    given = {name: value for name, value in hypothesis._asdict().items() if value is not None}
+    if len(given) != 1:
+        names = " and ".join(given) or "nothing"
+        raise ValueError(f"the hypothesis gives {names}; give one of {', '.join(Hypothesis._fields)}")
+    if hypothesis.predicate is not None:
+        # Copies, so that it cannot change the sample.
+        mask = hypothesis.predicate(np.array(ids, np.int64), list(texts))
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != ids.shape:
+            name = getattr(hypothesis.predicate, "__qualname__", "predicate")
+            what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise ValueError(f"predicate {name} returned {what}; return a numpy array of bool {list(ids.shape)}")
+        return Hits(mask.ravel(), None)
+    if hypothesis.tokens is not None:
+        chosen = [text in hypothesis.tokens for text in texts]
+    elif hypothesis.regex is not None:
+        chosen = [re.fullmatch(hypothesis.regex, text) is not None for text in texts]
+    else:
+        chosen = [of_script(text, str(hypothesis.script)) for text in texts]
+    vocabulary = np.array(chosen, bool)
+    return Hits(vocabulary[ids].ravel(), vocabulary)
+
+
+def of_script(text: str, script: str) -> bool:
+    """Whether a text has letters, and all of them belong to a script such as `Greek` or `CJK`.
+
+    A letter is a character of a Unicode category L*; it belongs to the script that its Unicode name begins with. Signs,
+    digits and marks do not count, nor does a byte that is only part of a character.
+    """
+    letters = [character for character in text if unicodedata.category(character).startswith("L")]
+    prefix = f"{script.upper()} "
+    return bool(letters) and all(unicodedata.name(letter, "").startswith(prefix) for letter in letters)
+
+
 MINIMUM_FIRINGS = 20
-"""Firings on the set below which `ranked` passes a feature over."""
+"""Firings on the set below which `ranked` leaves a feature out."""
 
 Ranking = Literal["sensitivity", "llr", "counted"]
-"""What features are ranked by: Pearson r with the set, LLR weighted by activation, or LLR by count."""
+"""Key of a ranking: Pearson r with the set, LLR weighted by activation, or LLR by count."""
 
 
 class LLR(NamedTuple):
@@ -37,7 +107,7 @@ class LLR(NamedTuple):
     """int64 [d_sae]: those of them that are in the set."""
     elsewhere: np.ndarray
     """float64 [d_sae]: total activation on all other tokens over total activation on the set, the specificity as the
-    paper tells it ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf
+    paper reports it ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf
     for one that never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
     elsewhere_mean: np.ndarray
     """float64 [d_sae]: mean activation of its firings on other tokens over that of its firings on the set; below 1 for
@@ -61,7 +131,7 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     """Log-likelihood ratios of all features under a token-set hypothesis (Horn & Elliott, appendix D).
 
     P(t in set) is the unigram probability of the set on the sample; P_act is the distribution of tokens a feature
-    fires on. (The paper leaves open how its one number a feature is weighted: both ways are given.) Activations are
+    fires on. (The paper leaves open how its one number per feature is weighted: both ways are given.) Activations are
     taken to be positive; a feature whose activations sum to 0 or less, everywhere, on the set or off it, has nan where
     that sum is weighed, but for the plain 0 of one that does not fire there.
 
@@ -72,7 +142,7 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     base_rate = float(hit.mean()) if hit.shape == (acts.tokens,) and acts.tokens else float("nan")
     if not 0 < base_rate < 1:
         raise ValueError(
-            f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens; one bool a token is needed, "
+            f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens; one bool per token is needed, "
             "some tokens in the set and some not"
         )
     everywhere = moments(acts.sparse)
@@ -113,38 +183,38 @@ def _times(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.where(known, ratio, np.nan)
 
 
-def fitting(found: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> np.ndarray:
+def fitting(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> np.ndarray:
     """Features that may stand for the hypothesis, bool [d_sae]: they fire at least `minimum_firings` times on the set
     and more on it than by chance (both LLRs above 0)."""
-    return (found.hits >= minimum_firings) & (found.weighted > 0) & (found.counted > 0)
+    return (ratios.hits >= minimum_firings) & (ratios.weighted > 0) & (ratios.counted > 0)
 
 
 def ranked(
-    found: LLR, by: Ranking = "sensitivity", top: int | None = None, minimum_firings: int = MINIMUM_FIRINGS
+    ratios: LLR, by: Ranking = "sensitivity", top: int | None = None, minimum_firings: int = MINIMUM_FIRINGS
 ) -> np.ndarray:
     """The fitting features, best first; int64 [at most top].
 
     Every feature that fires on the set alone reaches the same highest LLR, however rarely it fires: among equals the
     higher sensitivity comes first, then the lower index.
     """
-    score = {"sensitivity": found.sensitivity, "llr": found.weighted, "counted": found.counted}[by]
-    known = np.flatnonzero(fitting(found, minimum_firings) & np.isfinite(score) & np.isfinite(found.sensitivity))
-    return known[np.lexsort((known, -found.sensitivity[known], -score[known]))][:top]
+    score = {"sensitivity": ratios.sensitivity, "llr": ratios.weighted, "counted": ratios.counted}[by]
+    known = np.flatnonzero(fitting(ratios, minimum_firings) & np.isfinite(score) & np.isfinite(ratios.sensitivity))
+    return known[np.lexsort((known, -ratios.sensitivity[known], -score[known]))][:top]
 
 
-def best_feature(found: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
+def best_feature(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
     """The feature that stands for the hypothesis: of the fitting ones the one with the highest sensitivity; ties to the
     lower index.
 
     Not the highest LLR, which asks only that it fires nowhere else: sensitivity also asks that it fires whenever the
     tokens occur. None when no feature qualifies.
     """
-    best = ranked(found, top=1, minimum_firings=minimum_firings)
+    best = ranked(ratios, top=1, minimum_firings=minimum_firings)
     return int(best[0]) if len(best) else None
 
 
 def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10) -> TokenShares:
-    """What a feature's activation is made of, token by token.
+    """Shares of a feature's activation, token by token.
 
     ids: int [tokens], the token at each position. Activations are taken to be positive; a feature that never fires
     gets empty arrays. Raises `ValueError` when ids and activations differ in length or there is no such feature.
@@ -154,9 +224,9 @@ def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10
         raise ValueError(f"ids has shape {ids.shape}, not ({acts.tokens},); give the token of every position")
     if not 0 <= feature < acts.d_sae:
         raise ValueError(f"there is no feature {feature}; features are 0 to {acts.d_sae - 1}")
-    mine = np.flatnonzero(acts.indices == feature)
-    fired_on = ids[np.searchsorted(acts.indptr, mine, side="right") - 1]
-    total = np.bincount(fired_on, acts.values[mine].astype(np.float64))
+    entries = np.flatnonzero(acts.indices == feature)
+    fired_on = ids[np.searchsorted(acts.indptr, entries, side="right") - 1]
+    total = np.bincount(fired_on, acts.values[entries].astype(np.float64))
     firings = np.bincount(fired_on)
     chosen = np.flatnonzero(firings)
     chosen = chosen[np.argsort(-total[chosen], kind="stable")][:top]
@@ -168,13 +238,10 @@ def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10
 
 def agreement(acts: FeatureActs, feature: int, other: int) -> float:
     """Pearson r of two features of one SAE over all tokens, silent ones included; nan where one is constant."""
-    x, y = (_centered(acts, index) for index in (feature, other))
+    x, y = np.zeros((2, acts.tokens))
+    for values, index in ((x, feature), (y, other)):
+        entries = np.flatnonzero(acts.indices == index)
+        values[np.searchsorted(acts.indptr, entries, side="right") - 1] = acts.values[entries]
+        values -= values.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else float("nan")
-
-
-def _centered(acts: FeatureActs, feature: int) -> np.ndarray:
-    mine = np.flatnonzero(acts.indices == feature)
-    values = np.zeros(acts.tokens)
-    values[np.searchsorted(acts.indptr, mine, side="right") - 1] = acts.values[mine]
-    return values - values.mean()

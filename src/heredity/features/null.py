@@ -1,4 +1,4 @@
-"""What chance alone would call inherited: best matches under shifted alignment, and p-values from them."""
+"""Best matches by chance alone, under shifted alignment, and p-values from them."""
 
 from __future__ import annotations
 
@@ -58,14 +58,15 @@ def floor(
     Raises `ValueError` for too few tokens.
     """
     drawn = offsets(parent.tokens, min(SHIFTS, max(1, parent.tokens // 2)), seed)
-    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    parent_r, child_r = [], []
     for number in range(passes):
         dealt = np.random.default_rng((seed, number)).integers(len(drawn), size=parent.d_sae)
-        found = correlate(parent.scattered(drawn[dealt]), child, top=1, device=device)
-        rows.append((found.parent_r[:, 0], found.child_r[:, 0]))
+        matches = correlate(parent.scattered(drawn[dealt]), child, top=1, device=device)
+        parent_r.append(matches.parent_r[:, 0])
+        child_r.append(matches.child_r[:, 0])
         if progress is not None:
-            progress(len(rows), passes)
-    return Floor(np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]))
+            progress(number + 1, passes)
+    return Floor(np.stack(parent_r), np.stack(child_r))
 
 
 def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, stratum: int = STRATUM) -> np.ndarray:
@@ -103,21 +104,13 @@ def q_values(p: np.ndarray) -> np.ndarray:
     return q
 
 
-def false_discovery_rate(best_r: np.ndarray, by_chance: np.ndarray, threshold: float) -> float:
-    """Expected share of chance among the features called persisting at a threshold, at most 1; 0 when none is.
-
-    best_r: [features] aligned; by_chance: [passes, features].
-    """
-    called = int((best_r > threshold).sum())
-    expected = float((by_chance > threshold).sum()) / len(by_chance)
-    return min(1.0, expected / called) if called else 0.0
-
-
 def chance_threshold(best_r: np.ndarray, by_chance: np.ndarray, rate: float = 0.01) -> float:
     """The lowest threshold from which on the false discovery rate stays at or below `rate`; 1.0 when there is none.
 
-    Arguments as in `false_discovery_rate`. Candidates are the values of r by chance, above the highest of which the
-    rate is 0. This bounds the share of pairs that are mere chance; it does not say that a feature is unchanged.
+    best_r: [features] aligned; by_chance: [passes, features]. The rate at a threshold is the mean number of matches by
+    chance above it per pass, over the features that are called persisting. Candidates are the values of r by chance,
+    above the highest of which the rate is 0. This bounds the share of pairs that are mere chance; it does not say that
+    a feature is unchanged.
     """
     values = np.unique(by_chance[np.isfinite(by_chance)])
     if not len(values) or not (best_r > values[-1]).any():

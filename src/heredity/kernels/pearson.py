@@ -8,17 +8,16 @@ rest counted. The child is used as it is; the parent is needed by features, whic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.pearson_rows import Best, Scratch, Stats, Tally, match_features
-from heredity.kernels.processors import processors
-from heredity.kernels.sparse import Moments, Sparse, moments, transpose
+from heredity.kernels.processors import default_workers
+from heredity.kernels.sparse import Moments, Sparse, compiled, moments, prefetch, transpose
 
 THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
 """Thresholds over which pairs are counted: 0.50 to 0.95 in steps of 0.05."""
@@ -28,6 +27,14 @@ BINS = 200
 
 MEMORY = 1 << 29
 """Bytes that the lists and a tile of the parent may take."""
+
+_ENTRIES_PER_LINE = 16
+# Firings between the hint and the use of a child row; the speed is flat between 4 and 32.
+_AHEAD = np.uint64(8)
+_TWICE_AHEAD = np.uint64(16)
+_ONE = np.uint64(1)
+# Pairs that are screened together: nearly all blocks hold nothing to keep and nothing unusual to count.
+_BLOCK = 128
 
 
 class TopPearson(NamedTuple):
@@ -54,6 +61,39 @@ class TopPearson(NamedTuple):
     """int64 [bins]: all pairs of live (not constant) features, by floor((r + 1) * bins / 2); r = 1 in the last bin."""
 
 
+class Stats(NamedTuple):
+    """What turns the products of a feature into its r."""
+
+    mean: np.ndarray
+    """float64 [features]: mean over all tokens."""
+    scale: np.ndarray
+    """float64 [features]: one over the centered norm; 0 for a constant feature."""
+
+
+class Best(NamedTuple):
+    """Lists of best partners, best first, ties to the lower index."""
+
+    r: np.ndarray
+    """float64 [features, top]: -inf where the list is not full."""
+    match: np.ndarray
+    """int32 [features, top]: -1 where the list is not full."""
+
+
+class _Thread(NamedTuple):
+    """What one thread alone writes."""
+
+    products: np.ndarray
+    """float64 [d_child]: first sums of products, then r."""
+    worst: np.ndarray
+    """float64 [d_child]: r to exceed for a child feature's list, +inf for constant ones; the lists' last column in one
+    stretch of memory."""
+    child_best: Best
+    over: np.ndarray
+    """int64 [thresholds]: pairs with r above each of them."""
+    histogram: np.ndarray
+    """int64 [bins]: see `TopPearson`."""
+
+
 def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
     """Pearson r of all pairs of columns, the plain way: float64 [d_parent, d_child] of [tokens, d] arrays.
 
@@ -67,153 +107,6 @@ def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
         norm[x.min(0) == x.max(0)] = np.nan
         sides.append(centered / norm)
     return sides[0].T @ sides[1]
-
-
-def stats_of(sums: Moments, matrix: Sparse) -> Stats:
-    """Mean and one over the centered norm (0 for a constant one) of each column, from the matrix and its sums."""
-    norm = np.sqrt(sums.square)
-    scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
-    return Stats(sums.total / max(len(matrix.indptr) - 1, 1), scale)
-
-
-def tiles(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
-    """Cut [0, len(sizes)) into ranges whose sizes sum to `limit` at most, each as long as it can be; one at least."""
-    reached = np.concatenate([[0], np.cumsum(sizes)])
-    start = 0
-    while start < len(sizes):
-        stop = max(start + 1, int(np.searchsorted(reached, reached[start] + limit, side="right")) - 1)
-        yield start, stop
-        start = stop
-
-
-def _chunks(live: np.ndarray, firings: np.ndarray, mean_row: float, d_child: int, number: int) -> list[np.ndarray]:
-    """The live features, costliest first, cut into about `number` chunks of similar cost (products to add up)."""
-    cost = firings * (mean_row + 1.0) + d_child
-    order = np.argsort(-cost, kind="stable")
-    reached = np.cumsum(cost[order])
-    number = min(len(live), number)
-    cuts = np.searchsorted(reached, np.arange(1, number) * (reached[-1] / number)) + 1 if number else []
-    return [chunk for chunk in np.split(live[order], cuts) if len(chunk)]
-
-
-def empty_best(features: int, top: int) -> Best:
-    """Lists that hold nothing yet."""
-    return Best(np.full((features, top), -np.inf), np.full((features, top), -1, np.int32))
-
-
-def merged(lists: Sequence[Best]) -> Best:
-    """The best of several lists of the same features, in the order that one list of all would have."""
-    top = lists[0].r.shape[1]
-    r, match = np.concatenate([best.r for best in lists], 1), np.concatenate([best.match for best in lists], 1)
-    order = np.lexsort((match, -r), axis=1)[:, :top]
-    return Best(np.take_along_axis(r, order, 1), np.take_along_axis(match, order, 1))
-
-
-def join(parts: Sequence[TopPearson]) -> TopPearson:
-    """What one call gives for the parent features of all parts, from calls on ranges that follow each other.
-
-    It has the same bits. Raises `ValueError` when the ranges, put in order, do not meet, or the parts differ in
-    `top`, child or thresholds.
-    """
-    parts = sorted(parts, key=lambda part: part.parent_range)
-    ranges = [part.parent_range for part in parts]
-    if not parts or any(a[1] != b[0] for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
-        raise ValueError(f"parent ranges {ranges} do not follow each other; join ranges without gap or overlap")
-    kinds = {(part.child_r.shape, part.thresholds, len(part.histogram)) for part in parts}
-    if len(kinds) > 1:
-        raise ValueError(f"parts differ in (child lists, thresholds, bins): {sorted(kinds)}; make them alike")
-    lists = [Best(np.where(part.child_match < 0, -np.inf, part.child_r), part.child_match) for part in parts]
-    child = merged(lists)
-    return TopPearson(
-        np.concatenate([part.parent_match for part in parts]),
-        np.concatenate([part.parent_r for part in parts]),
-        child.match,
-        without_infinity(child),
-        (ranges[0][0], ranges[-1][1]),
-        parts[0].thresholds,
-        np.sum([part.pairs_over for part in parts], axis=0),
-        np.sum([part.histogram for part in parts], axis=0),
-    )
-
-
-def without_infinity(best: Best) -> np.ndarray:
-    """r of the lists with nan where there is no partner."""
-    return np.where(best.match < 0, np.nan, best.r)
-
-
-def default_workers() -> int:
-    """Threads to use: `NUMBA_NUM_THREADS` if set, else the processors this process may run on."""
-    if "NUMBA_NUM_THREADS" in os.environ:
-        return max(1, int(os.environ["NUMBA_NUM_THREADS"]))
-    return processors()
-
-
-class _Thread(NamedTuple):
-    """What one thread alone writes."""
-
-    scratch: Scratch
-    child_best: Best
-    tally: Tally
-
-
-def _threads(number: int, child_scale: np.ndarray, top: int, thresholds: Sequence[float], bins: int) -> list[_Thread]:
-    d_child = len(child_scale)
-    return [
-        _Thread(
-            Scratch(np.empty(d_child), np.where(child_scale > 0, -np.inf, np.inf)),
-            empty_best(d_child, top),
-            Tally(np.array(thresholds, np.float64), np.zeros(len(thresholds), np.int64), np.zeros(bins, np.int64)),
-        )
-        for _ in range(number)
-    ]
-
-
-class _Work(NamedTuple):
-    """What all threads read."""
-
-    parent: Sparse
-    child: Sparse
-    stats: Stats
-    child_stats: Stats
-    pool: ThreadPoolExecutor
-
-
-def _match_tile(work: _Work, threads: list[_Thread], tile: tuple[int, int], best: Best) -> Iterator[int]:
-    """Match a range of parent features, whose lists are `best`; yields how many were done each time some are."""
-    start, stop = tile
-    child, tokens = work.child, len(work.child.indptr) - 1
-    columns = transpose(work.parent, start, stop, len(threads))
-    stats = Stats(work.stats.mean[start:stop], work.stats.scale[start:stop])
-    free: SimpleQueue[_Thread] = SimpleQueue()
-    for thread in threads:
-        free.put(thread)
-
-    def match(chunk: np.ndarray) -> int:
-        own = free.get()
-        match_features(
-            chunk, start, columns[:3], child[:3], stats, work.child_stats, float(tokens), own.scratch, best,
-            own.child_best, own.tally,
-        )  # fmt: skip
-        free.put(own)
-        return len(chunk)
-
-    live = np.flatnonzero(stats.scale > 0)
-    mean_row = len(child.indices) / max(tokens, 1)
-    chunks = _chunks(live, np.diff(columns.indptr)[live], mean_row, child.width, 32 * len(threads))
-    yield from work.pool.map(match, [chunk + start for chunk in chunks])
-
-
-def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
-    """The range of parent features to match. Raises `ValueError` for arguments that `top_pearson` refuses."""
-    tokens = len(child.indptr) - 1
-    if len(parent.indptr) - 1 != tokens:
-        raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
-    if top < 1:
-        raise ValueError(f"top={top} keeps no match; use 1 or more")
-    start, stop = (0, parent.width) if parent_range is None else parent_range
-    if not 0 <= start <= stop <= parent.width:
-        raise ValueError(f"parent_range={start, stop} is no range of {parent.width} features")
-    return start, stop
 
 
 def top_pearson(
@@ -246,22 +139,47 @@ def top_pearson(
     """
     start, stop = checked_range(parent, child, top, parent_range)
     workers = workers or default_workers()
+    tokens, d_child, number = len(child.indptr) - 1, child.width, len(thresholds)
     best = empty_best(stop - start, top)
+    free: SimpleQueue[_Thread] = SimpleQueue()
+
+    def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
+        """Match some of the parent features from `first` on, of which columns, stats and best are."""
+        own = free.get()
+        _match_features(features, first, columns[:3], child[:3], stats, child_stats, float(tokens), over, best, own)
+        free.put(own)
+        return len(features)
+
     with ThreadPoolExecutor(workers) as pool:
         sums, child_sums = pool.map(moments, (parent, child))
-        work = _Work(parent, child, stats_of(sums, parent), stats_of(child_sums, child), pool)
-        threads = _threads(workers, work.child_stats.scale, top, thresholds, bins)
-        room = max(0, memory - workers * child.width * (12 * top + 16)) // 8
-        live = int((work.stats.scale[start:stop] > 0).sum())
+        stats, child_stats = stats_of(sums, parent), stats_of(child_sums, child)
+        over = np.array(thresholds, np.float64)
+        worst = np.where(child_stats.scale > 0, -np.inf, np.inf)
+        threads = [
+            _Thread(np.empty(d_child), worst.copy(), empty_best(d_child, top), np.zeros(number, np.int64),
+                    np.zeros(bins, np.int64))
+            for _ in range(workers)
+        ]  # fmt: skip
+        for thread in threads:
+            free.put(thread)
+        live = int((stats.scale[start:stop] > 0).sum())
+        mean_row = len(child.indices) / max(tokens, 1)
+        room = max(0, memory - workers * d_child * (12 * top + 16)) // 8
         done = 0
         for a, b in tiles(sums.stored[start:stop], room):
-            for matched in _match_tile(work, threads, (start + a, start + b), Best(best.r[a:b], best.match[a:b])):
+            first, last = start + a, start + b
+            columns = transpose(parent, first, last, workers)
+            own = Stats(stats.mean[first:last], stats.scale[first:last])
+            features = np.flatnonzero(own.scale > 0)
+            cost = np.diff(columns.indptr)[features] * (mean_row + 1.0) + d_child
+            task = partial(match, columns, own, Best(best.r[a:b], best.match[a:b]), first)
+            for matched in pool.map(task, _chunks(features + first, cost, 32 * workers)):
                 done += matched
                 if progress is not None:
                     progress(done, live)
-    histogram = np.sum([thread.tally.histogram for thread in threads], axis=0)
+    histogram = np.sum([thread.histogram for thread in threads], axis=0)
     # The compiled loop counts constant child features as r = 0.
-    histogram[bins // 2 : bins // 2 + 1] -= live * int((work.child_stats.scale == 0).sum())
+    histogram[bins // 2 : bins // 2 + 1] -= live * int((child_stats.scale == 0).sum())
     child_best = merged([thread.child_best for thread in threads])
     return TopPearson(
         best.match,
@@ -270,6 +188,199 @@ def top_pearson(
         without_infinity(child_best),
         (start, stop),
         tuple(thresholds),
-        np.sum([thread.tally.over for thread in threads], axis=0),
+        np.sum([thread.over for thread in threads], axis=0),
         histogram,
     )
+
+
+def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
+    """The range of parent features to match. Raises `ValueError` for arguments that `top_pearson` refuses."""
+    tokens = len(child.indptr) - 1
+    if len(parent.indptr) - 1 != tokens:
+        raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
+    if top < 1:
+        raise ValueError(f"top={top} keeps no match; use 1 or more")
+    start, stop = (0, parent.width) if parent_range is None else parent_range
+    if not 0 <= start <= stop <= parent.width:
+        raise ValueError(f"parent_range={start, stop} is no range of {parent.width} features")
+    return start, stop
+
+
+def stats_of(sums: Moments, matrix: Sparse) -> Stats:
+    """Mean and one over the centered norm (0 for a constant one) of each column, from the matrix and its sums."""
+    norm = np.sqrt(sums.square)
+    scale = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+    return Stats(sums.total / max(len(matrix.indptr) - 1, 1), scale)
+
+
+def tiles(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, len(sizes)) into ranges whose sizes sum to `limit` at most, each as long as it can be; one at least."""
+    reached = np.concatenate([[0], np.cumsum(sizes)])
+    start = 0
+    while start < len(sizes):
+        stop = max(start + 1, int(np.searchsorted(reached, reached[start] + limit, side="right")) - 1)
+        yield start, stop
+        start = stop
+
+
+def _chunks(features: np.ndarray, cost: np.ndarray, number: int) -> list[np.ndarray]:
+    """The features, costliest first, cut into about `number` chunks of similar cost (products to add up)."""
+    order = np.argsort(-cost, kind="stable")
+    reached = np.cumsum(cost[order])
+    number = min(len(features), number)
+    cuts = np.searchsorted(reached, np.arange(1, number) * (reached[-1] / number)) + 1 if number else []
+    return [chunk for chunk in np.split(features[order], cuts) if len(chunk)]
+
+
+def empty_best(features: int, top: int) -> Best:
+    """Lists that hold nothing yet."""
+    return Best(np.full((features, top), -np.inf), np.full((features, top), -1, np.int32))
+
+
+def without_infinity(best: Best) -> np.ndarray:
+    """r of the lists with nan where there is no partner."""
+    return np.where(best.match < 0, np.nan, best.r)
+
+
+def merged(lists: Sequence[Best]) -> Best:
+    """The best of several lists of the same features, in the order that one list of all would have."""
+    top = lists[0].r.shape[1]
+    r, match = np.concatenate([best.r for best in lists], 1), np.concatenate([best.match for best in lists], 1)
+    order = np.lexsort((match, -r), axis=1)[:, :top]
+    return Best(np.take_along_axis(r, order, 1), np.take_along_axis(match, order, 1))
+
+
+def join(parts: Sequence[TopPearson]) -> TopPearson:
+    """The result of one call for the parent features of all parts, from calls on ranges that follow each other.
+
+    It has the same bits. Raises `ValueError` when the ranges, put in order, do not meet, or the parts differ in
+    `top`, child or thresholds.
+    """
+    parts = sorted(parts, key=lambda part: part.parent_range)
+    ranges = [part.parent_range for part in parts]
+    if not parts or any(a[1] != b[0] for a, b in zip(ranges[:-1], ranges[1:], strict=True)):
+        raise ValueError(f"parent ranges {ranges} do not follow each other; join ranges without gap or overlap")
+    kinds = {(part.child_r.shape, part.thresholds, len(part.histogram)) for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"parts differ in (child lists, thresholds, bins): {sorted(kinds)}; make them alike")
+    child = merged([Best(np.where(part.child_match < 0, -np.inf, part.child_r), part.child_match) for part in parts])
+    return TopPearson(
+        np.concatenate([part.parent_match for part in parts]),
+        np.concatenate([part.parent_r for part in parts]),
+        child.match,
+        without_infinity(child),
+        (ranges[0][0], ranges[-1][1]),
+        parts[0].thresholds,
+        np.sum([part.pairs_over for part in parts], axis=0),
+        np.sum([part.histogram for part in parts], axis=0),
+    )
+
+
+@compiled()
+def add_products(rows, weights, indptr, columns, values, products):
+    """products[c] += sum over n of weights[n] * child[rows[n], c]; unsigned indices spare the test for wrapping."""
+    products[:] = 0.0
+    firings = np.uint64(len(rows))
+    for n in range(firings):
+        if n + _TWICE_AHEAD < firings:
+            prefetch(indptr, np.int64(rows[n + _TWICE_AHEAD]))
+        if n + _AHEAD < firings:
+            soon = np.uint64(rows[n + _AHEAD])
+            line, end = np.int64(indptr[soon]), np.int64(indptr[soon + _ONE])
+            while line < end:
+                prefetch(columns, line)
+                prefetch(values, line)
+                line += _ENTRIES_PER_LINE
+        token, weight = np.uint64(rows[n]), np.float64(weights[n])
+        for k in range(np.uint64(indptr[token]), np.uint64(indptr[token + _ONE])):
+            products[np.uint64(columns[k])] += weight * values[k]
+
+
+@compiled()
+def insert(best_r, best, r, index):
+    """Put (r, index) into a list sorted by falling r, then rising index, if it belongs there."""
+    at = len(best_r) - 1
+    if r < best_r[at] or (r == best_r[at] and index > best[at]):
+        return
+    while at > 0 and (r > best_r[at - 1] or (r == best_r[at - 1] and index < best[at - 1])):
+        best_r[at], best[at] = best_r[at - 1], best[at - 1]
+        at -= 1
+    best_r[at], best[at] = r, index
+
+
+@compiled()
+def _to_r(products, tokens, mean, scale, child_mean, child_scale, worst, limit):
+    """Turn a block of products into r in place; returns how many of them are worth a second look.
+
+    The means are multiplied first, and so are the scales: swapping parent and child then gives the same bits. A
+    constant child feature gets r = 0 here; its scale tells it apart.
+    """
+    near = 0
+    for c in range(len(products)):
+        r = (products[c] - tokens * (mean * child_mean[c])) * (scale * child_scale[c])
+        r = min(1.0, max(-1.0, r))
+        products[c] = r
+        near += (r >= worst[c]) | (r > limit)
+    return near
+
+
+@compiled()
+def _count_bins(r, histogram):
+    """Add a block of r to the histogram. Most r lie in the two bins around 0, which are counted without a scatter."""
+    bins = len(histogram)
+    half, middle = bins / 2.0, bins // 2
+    below, above = 0, 0
+    for c in range(len(r)):
+        at = np.int32((r[c] + 1.0) * half)
+        below += at == middle - 1
+        above += at == middle
+    if below + above == len(r):
+        histogram[middle - 1] += below
+        histogram[middle] += above
+        return
+    for c in range(len(r)):
+        histogram[min(bins - 1, np.int64((r[c] + 1.0) * half))] += 1
+
+
+@compiled()
+def _keep(parent, first, r, child_scale, thresholds, best_r, best, own):
+    """Offer a block of r, the first of child feature `first`, to the lists of both sides and count what is over."""
+    last = len(best_r) - 1
+    child_best, worst = own.child_best, own.worst
+    for c in range(len(r)):
+        child = first + c
+        if child_scale[c] == 0.0:
+            continue
+        if r[c] > best_r[last]:
+            insert(best_r, best, r[c], child)
+        if r[c] >= worst[child]:
+            insert(child_best.r[child], child_best.match[child], r[c], parent)
+            worst[child] = child_best.r[child, last]
+        for n in range(len(thresholds)):
+            own.over[n] += r[c] > thresholds[n]
+
+
+@compiled()
+def _match_features(features, first, columns, child, stats, child_stats, tokens, thresholds, best, own):
+    """Match each of the parent `features` with all child features.
+
+    columns: the firings of the parent features from `first` on, as (indptr, rows, values). child: rows, as (indptr,
+    columns, values). `stats` and `best` count from `first` too. The histogram counts constant child features as r = 0.
+    """
+    starts, rows, weights = columns
+    lowest = np.inf
+    for threshold in thresholds:
+        lowest = min(lowest, threshold)
+    for feature in features:
+        p = feature - first
+        firings = slice(starts[p], starts[p + 1])
+        add_products(rows[firings], weights[firings], child[0], child[1], child[2], own.products)
+        for start in range(0, len(own.products), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(own.products)))
+            r, scale, worst = own.products[block], child_stats.scale[block], own.worst[block]
+            limit = min(lowest, best.r[p, -1])
+            near = _to_r(r, tokens, stats.mean[p], stats.scale[p], child_stats.mean[block], scale, worst, limit)
+            if near:
+                _keep(feature, start, r, scale, thresholds, best.r[p], best.match[p], own)
+            if len(own.histogram):
+                _count_bins(r, own.histogram)

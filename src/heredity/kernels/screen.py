@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -20,8 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from heredity.kernels.select import LANES, collect, cut_for_largest, keep_largest_of
-from heredity.kernels.threads import in_ranges
+from heredity.kernels.sparse import FAST, compiled, in_ranges
 
 MOST_CANDIDATES = 0.015
 """Candidates, as a share of the features, beyond which the float32 product is cheaper than deciding them one by one.
@@ -36,7 +34,11 @@ MOST_OVERFULL = 0.125
 OUTPUT_ROUNDING = 0.004
 """Bound of the relative error of rounding a pre-activation to bfloat16, 2^-8, and a little more."""
 
-FAST = {"reassoc", "nsz", "contract"}
+BLOCK = 64
+"""Entries looked at together; a block without a chosen one is skipped."""
+
+LANES = 16
+"""Entries of which the largest stands for all when the k-th largest of a row is bounded."""
 
 
 class Screen(NamedTuple):
@@ -82,20 +84,14 @@ def screened(
     rounding += np.float32(x.shape[1] * 2.0**-22) * norm
     n, d_sae = products.shape
     capacity = max(256, int(CAPACITY * d_sae), 4 * (k or 0))
-    made = Screened(np.empty(n, np.int64), np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32), 0)
-    tried = np.empty(n, np.int64)
-    per_row = (_bits(products), norm, rounding, x.numpy(), *made[:3], tried)
-    per_feature = (screen.norm, screen.rounding, weight.numpy(), bias.numpy())
-    select: Any = _above if k is None else _largest
-
-    def work(a: int, b: int) -> None:
-        select(*(array[a:b] for array in per_row), *per_feature, floor if k is None else k)
-
-    in_ranges(work, n, products.numel(), pieces_per_thread=2)
-    overfull = int((made.counts < 0).sum())
-    if overfull > MOST_OVERFULL * n:
+    counts, tried = np.empty(n, np.int64), np.empty(n, np.int64)
+    indices, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)
+    per_row = (_bits(products), norm, rounding, x.numpy(), counts, indices, values, tried)
+    per_feature = (screen.norm, screen.rounding, weight.numpy(), bias.numpy(), floor)
+    in_ranges(lambda a, b: _select(*(array[a:b] for array in per_row), *per_feature, k or 0), n, products.numel(), 2)
+    if (counts < 0).sum() > MOST_OVERFULL * n:
         return None
-    return made._replace(candidates=int(tried.sum()))
+    return Screened(counts, indices, values, int(tried.sum()))
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -144,7 +140,7 @@ narrow: Any = intrinsic(_narrow)
 """narrow(value): bits of the bfloat16 nearest to a finite float32, ties to even; for compiled code only."""
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _round(x, bits, norm, rounding):
     # The bounds must hold, so the sums' own rounding is added.
     slack = np.float32(1 + 1e-4)
@@ -160,7 +156,7 @@ def _round(x, bits, norm, rounding):
         rounding[i] = slack * np.sqrt(lost)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _dot(x, w):
     total = np.float32(0)
     for c in range(len(x)):
@@ -168,7 +164,7 @@ def _dot(x, w):
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+@compiled({"contract"})
 def _bounds(products, norm, rounding, w_norm, w_rounding, bias, lower, upper):
     """Bounds of the pre-activations of one row."""
     rel = np.float32(OUTPUT_ROUNDING)
@@ -180,43 +176,132 @@ def _bounds(products, norm, rounding, w_norm, w_rounding, bias, lower, upper):
         upper[j] = p + bias[j] + error
 
 
-@numba.njit(cache=True, nogil=True)
-def _above(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, floor):
+@compiled()
+def _select(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, floor, k):
     d_sae = products.shape[1]
     lower, upper = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32)
-    found = np.empty(d_sae + 1, np.int32)
+    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
+    features, candidates = np.empty(d_sae + 1, np.int32), np.empty(indices.shape[1], np.float32)
     for i in range(len(products)):
         _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
-        n = collect(upper, floor, found)
+        if k > 0:
+            # k pre-activations are certainly above this cut, so what cannot reach it is not among the k largest.
+            cut[:] = cut_for_largest(lower, k, maxima)
+        n = collect(upper, cut, features)
         tried[i] = n
         if n > indices.shape[1]:
             counts[i] = -1
             continue
+        for c in range(n):
+            candidates[c] = _dot(x[i], weight[features[c]]) + bias[features[c]]
+        if k > 0:
+            counts[i] = keep_largest_of(features[:n], candidates[:n], k, indices[i], values[i])
+            continue
         at = 0
         for c in range(n):
-            j = found[c]
-            value = _dot(x[i], weight[j]) + bias[j]
-            if value > floor[j]:
-                indices[i, at], values[i, at] = j, value
+            if candidates[c] > floor[features[c]]:
+                indices[i, at], values[i, at] = features[c], candidates[c]
                 at += 1
         counts[i] = at
 
 
-@numba.njit(cache=True, nogil=True)
-def _largest(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, k):
-    d_sae = products.shape[1]
-    lower, upper = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32)
-    maxima, floor = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.empty(d_sae, np.float32)
-    found, candidates = np.empty(d_sae + 1, np.int32), np.empty(indices.shape[1], np.float32)
-    for i in range(len(products)):
-        _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
-        # k pre-activations are certainly above this cut, so what cannot reach it is not among the k largest.
-        floor[:] = cut_for_largest(lower, k, maxima)
-        n = collect(upper, floor, found)
-        tried[i] = n
-        if n > indices.shape[1]:
-            counts[i] = -1
-            continue
-        for c in range(n):
-            candidates[c] = _dot(x[i], weight[found[c]]) + bias[found[c]]
-        counts[i] = keep_largest_of(found[:n], candidates[:n], k, indices[i], values[i])
+@compiled()
+def collect(row, floor, found):
+    """Write the positions where row > floor, ascending; return their number. found: int32 [d_sae + 1]."""
+    n = 0
+    whole = len(row) - len(row) % BLOCK
+    for block in range(0, whole, BLOCK):
+        # Slices, because an index that might be negative (and wrap around) keeps the loops scalar.
+        some, least = row[block : block + BLOCK], floor[block : block + BLOCK]
+        active = np.int32(0)
+        for j in range(BLOCK):
+            active = np.int32(active + np.int32(some[j] > least[j]))
+        if active > 0:
+            for j in range(BLOCK):
+                # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
+                found[n] = block + j
+                n += np.int64(some[j] > least[j])
+    for j in range(whole, len(row)):
+        found[n] = j
+        n += np.int64(row[j] > floor[j])
+    return n
+
+
+@compiled()
+def cut_for_largest(row, k, maxima):
+    """A cut that the k largest positive entries of the row and a few more exceed, k >= 1.
+
+    The first rounds look at maxima over LANES entries that lie `stride` apart (taken lane by lane): when k maxima
+    exceed a cut, so do k entries. maxima: float32 scratch of ceil(len(row) / LANES).
+    """
+    stride = len(maxima)
+    if stride < k:
+        return bisect(row, k, k + k // 4, 16)
+    maxima[:] = row[:stride]
+    for start in range(stride, len(row), stride):
+        part = row[start : start + stride]
+        for b in range(len(part)):
+            maxima[b] = max(maxima[b], part[b])
+    return bisect(maxima, k, k + k // 4, 16)
+
+
+@compiled()
+def keep_largest_of(found, candidates, k, indices, values):
+    """Write the k largest candidates > 0 in their order and return their number; of equal ones the first ones win.
+
+    found: int32 [n], the positions the candidates come from; indices and values: room for k.
+    """
+    least, ties = np.float32(0), 0
+    if len(candidates) > k:
+        least = bisect(candidates, k, k, 200)
+        if exceeding(candidates, least) != k:
+            # Equal entries around the k-th place: bisection ended at the two floats around them.
+            least = next_above(candidates, least)
+            ties = k - exceeding(candidates, least)
+    at = 0
+    for c in range(len(candidates)):
+        if candidates[c] > least or (ties > 0 and candidates[c] == least):
+            ties -= np.int64(candidates[c] == least)
+            indices[at], values[at] = found[c], candidates[c]
+            at += 1
+    return at
+
+
+@compiled()
+def exceeding(values, cut):
+    count = np.int32(0)
+    for j in range(len(values)):
+        count = np.int32(count + np.int32(values[j] > cut))
+    return count
+
+
+@compiled()
+def next_above(values, cut):
+    least = np.float32(np.inf)
+    for j in range(len(values)):
+        if cut < values[j] < least:
+            least = values[j]
+    return least
+
+
+@compiled({*FAST, "nnan"})
+def bisect(values, least, most, rounds):
+    """A cut >= 0 that at least `least` and, if bisection finds one in time, at most `most` values exceed.
+
+    0 when fewer than `least` values are positive.
+    """
+    low, high = np.float32(0), np.float32(0)
+    for j in range(len(values)):
+        high = max(high, values[j])
+    for _ in range(rounds):
+        middle = np.float32(0.5) * (low + high)
+        if middle <= low or middle >= high:
+            break
+        count = exceeding(values, middle)
+        if count >= least:
+            low = middle
+            if count <= most:
+                break
+        else:
+            high = middle
+    return low

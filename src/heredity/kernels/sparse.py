@@ -1,4 +1,4 @@
-"""Compressed sparse rows: the checks and the transposition that every sparse kernel relies on.
+"""Compressed sparse rows, and how every kernel over them is compiled and shared out to threads.
 
 A matrix of `rows` x `width` is three arrays: `indptr` int64 [rows + 1], `indices` int32 [nnz] and `values`
 float32 [nnz]; row t holds the entries `indptr[t]:indptr[t + 1]`, in any order.
@@ -6,11 +6,103 @@ float32 [nnz]; row t holds the entries `indptr[t]:indptr[t + 1]`, in any order.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WORTH_THREADS = 1 << 19
+"""Elementary operations (some tenths of a millisecond) below which handing work to threads costs more than it saves."""
+
+FAST = frozenset({"reassoc", "nsz", "contract"})
+"""Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact."""
+
+
+def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator of a kernel in numba's Python: compiled without the GIL, its machine code kept on disk.
+
+    Where neither the package's folder nor a home can be written (containers, random user ids), numba refuses to keep
+    code; the kernel is then compiled anew by every process. `NUMBA_CACHE_DIR` names another folder.
+    """
+
+    def compile_kernel(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath)}
+        try:
+            return numba.njit(function, cache=True, **options)
+        except RuntimeError:  # cannot cache function: no locator available
+            return numba.njit(function, **options)
+
+    return compile_kernel
+
+
+def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        item = cgutils.get_item_pointer(
+            context, builder, signature.args[0], struct, [args[1]], wraparound=False, boundscheck=False
+        )
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        shape = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
+        # To be read, kept in every cache level, from the data cache.
+        builder.call(hint, [builder.bitcast(item, byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), codegen
+
+
+prefetch: Any = intrinsic(_prefetch)
+"""prefetch(array, index): start loading the cache line of `array[index]` (one-dimensional); for compiled code only.
+
+It never changes a result: an address beyond the end is ignored by the processor, and negative indices do not wrap.
+"""
+
+
+def in_ranges(
+    work: Callable[[int, int], None],
+    n: int,
+    operations: int,
+    pieces_per_thread: int = 1,
+    cost: np.ndarray | None = None,
+    threads: int | None = None,
+) -> None:
+    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads that do not hold the GIL.
+
+    operations: about how many elementary ones all of it takes. threads: by default torch's number. The ranges depend
+    on the arguments and the number of threads only, so a `work` that writes nothing but the entries of its range gives
+    the same bits whichever thread takes which range. Several pieces per thread even out ranges of unequal cost, and so
+    does `cost`, rising [n + 1]: the cost of everything before i.
+    """
+    if threads is None:
+        import torch  # takes a second to load, which kernels with a number of threads have no use for
+
+        threads = torch.get_num_threads()
+    pieces = max(1, min(n, threads * pieces_per_thread))
+    if pieces == 1 or threads == 1 or operations < WORTH_THREADS:
+        work(0, n)
+        return
+    edges = [n * i // pieces for i in range(pieces + 1)]
+    if cost is not None:
+        wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
+        edges[1:-1] = np.searchsorted(cost, wanted).tolist()
+    futures = [_pool(os.getpid(), threads).submit(work, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    for future in futures:
+        future.result()
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    # The process id is part of the key because a forked child inherits the pool but not its threads.
+    return ThreadPoolExecutor(threads, thread_name_prefix="heredity-kernel")
 
 
 class Sparse(NamedTuple):
@@ -41,8 +133,17 @@ _FAULTS = ("", "the row ends before it starts", "a column out of range", "a valu
            "a stored zero", "a column that occurs twice in the row")  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=True)
-def _first_fault(indptr, indices, values, width):  # noqa: ANN001, ANN202 (typed by numba)
+def first_fault(matrix: Sparse) -> Fault | None:
+    """The first invalid entry: column out of range or repeated in its row, value zero or not finite, rows not rising.
+
+    `indptr` must start at 0 and end at nnz; that is the caller's to check.
+    """
+    code, row, entry = _first_fault(*matrix)
+    return Fault(_FAULTS[code], int(row), int(entry)) if code else None
+
+
+@compiled()
+def _first_fault(indptr, indices, values, width):
     seen = np.full(width, -1, np.int64)
     for row in range(len(indptr) - 1):
         if indptr[row + 1] < indptr[row] or indptr[row + 1] > len(indices):
@@ -61,37 +162,11 @@ def _first_fault(indptr, indices, values, width):  # noqa: ANN001, ANN202 (typed
     return 0, 0, 0
 
 
-def first_fault(matrix: Sparse) -> Fault | None:
-    """The first invalid entry: column out of range or repeated in its row, value zero or not finite, rows not rising.
-
-    `indptr` must start at 0 and end at nnz; that is the caller's to check.
-    """
-    code, row, entry = _first_fault(matrix.indptr, matrix.indices, matrix.values, matrix.width)
-    return Fault(_FAULTS[code], int(row), int(entry)) if code else None
-
-
-@numba.njit(nogil=True, cache=True)
-def _count(indices, first, counts):  # noqa: ANN001, ANN202 (typed by numba)
-    """Entries of each column from `first` on; unsigned, columns before it are far beyond the last one."""
-    width = np.uint64(len(counts))
-    for column in indices:
-        at = np.uint64(np.int64(column) - first)
-        if at < width:
-            counts[at] += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):  # noqa: ANN001, ANN202
-    """Move the entries of rows start to stop to their columns, each to the place that its column's cursor names."""
-    width = np.uint64(len(cursor))
-    for row in range(start, stop):
-        for k in range(indptr[row], indptr[row + 1]):
-            column = np.uint64(np.int64(indices[k]) - first)
-            if column < width:
-                at = cursor[column]
-                cursor[column] = at + 1
-                rows[at] = row
-                moved[at] = values[k]
+def starts_of(counts: np.ndarray) -> np.ndarray:
+    """int64 [n + 1]: where each of n stretches with these counts starts, and where the last one ends."""
+    starts = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    return starts
 
 
 def stored(matrix: Sparse) -> np.ndarray:
@@ -117,12 +192,11 @@ def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: 
     counts = np.zeros((workers, width), np.int64)
 
     def count(part: int) -> None:
-        own = slice(matrix.indptr[edges[part]], matrix.indptr[edges[part + 1]])
-        _count(matrix.indices[own], first, counts[part])
+        _count(matrix.indices[matrix.indptr[edges[part]] : matrix.indptr[edges[part + 1]]], first, counts[part])
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(count, range(workers)))
-        indptr = np.concatenate([[0], np.cumsum(counts.sum(0))])
+        indptr = starts_of(counts.sum(0))
         # Where each part of the rows begins in each column: behind the entries of the parts before it.
         cursors = indptr[:-1] + np.cumsum(counts, axis=0) - counts
         placed, moved = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
@@ -134,8 +208,49 @@ def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: 
     return Sparse(indptr, placed, moved, rows)
 
 
-@numba.njit(nogil=True, cache=True)
-def _moments(indices, values, width, rows):  # noqa: ANN001, ANN202 (typed by numba)
+@compiled()
+def _count(indices, first, counts):
+    """Entries of each column from `first` on; unsigned, columns before it are far beyond the last one."""
+    width = np.uint64(len(counts))
+    for column in indices:
+        at = np.uint64(np.int64(column) - first)
+        if at < width:
+            counts[at] += 1
+
+
+@compiled()
+def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):
+    """Move the entries of rows start to stop to their columns, each to the place that its column's cursor names."""
+    width = np.uint64(len(cursor))
+    for row in range(start, stop):
+        for k in range(indptr[row], indptr[row + 1]):
+            column = np.uint64(np.int64(indices[k]) - first)
+            if column < width:
+                at = cursor[column]
+                cursor[column] = at + 1
+                rows[at] = row
+                moved[at] = values[k]
+
+
+class Moments(NamedTuple):
+    """Sums over all rows of each column, entries that are not stored counted as zeros."""
+
+    stored: np.ndarray
+    """int64 [width]: entries that are stored."""
+    total: np.ndarray
+    """float64 [width]: sum of values."""
+    square: np.ndarray
+    """float64 [width]: sum of squared deviations from the column's mean; exactly 0 for a constant column only."""
+
+
+def moments(matrix: Sparse) -> Moments:
+    """Count, sum and centered sum of squares of each column, in float64 and in two passes."""
+    rows = max(len(matrix.indptr) - 1, 1)
+    return Moments(*_moments(matrix.indices, matrix.values, matrix.width, rows))
+
+
+@compiled()
+def _moments(indices, values, width, rows):
     count = np.zeros(width, np.int64)
     total = np.zeros(width, np.float64)
     low = np.full(width, np.inf)
@@ -158,20 +273,3 @@ def _moments(indices, values, width, rows):  # noqa: ANN001, ANN202 (typed by nu
         if low[column] >= high[column]:
             square[column] = 0.0
     return count, total, square
-
-
-class Moments(NamedTuple):
-    """Sums over all rows of each column, entries that are not stored counted as zeros."""
-
-    stored: np.ndarray
-    """int64 [width]: entries that are stored."""
-    total: np.ndarray
-    """float64 [width]: sum of values."""
-    square: np.ndarray
-    """float64 [width]: sum of squared deviations from the column's mean; exactly 0 for a constant column only."""
-
-
-def moments(matrix: Sparse) -> Moments:
-    """Count, sum and centered sum of squares of each column, in float64 and in two passes."""
-    rows = max(len(matrix.indptr) - 1, 1)
-    return Moments(*_moments(matrix.indices, matrix.values, matrix.width, rows))

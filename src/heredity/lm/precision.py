@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from heredity.kernels.dense import linear, native_bfloat16
+from heredity.kernels.torch_forms import linear, native_bfloat16
 from heredity.study import Precision
 
 
 class _FastLinear(TorchFunctionMode):
-    """Sends every `nn.Linear` through `kernels.dense.linear`."""
+    """Sends every `nn.Linear` through `kernels.torch_forms.linear`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from heredity.kernels.memory import keep_large_buffers
+from heredity.kernels.processors import keep_large_buffers
 from heredity.lm.checkpoints import claim, newest_checkpoint
 from heredity.lm.load import quiet, state_hash
 from heredity.lm.loss import next_token_loss, trunk_and_head

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from heredity.sae.gradients import NAMES, Weights
+from heredity.sae.step import NAMES, Weights
 
 FILE = "state.safetensors"
 
@@ -84,41 +85,52 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Write the state into folder, replacing the one that is there in one move."""
         folder.mkdir(parents=True, exist_ok=True)
-        numbers = {name: getattr(self, name) for name in _NUMBERS}
         rows = torch.tensor([[float("nan") if v is None else v for v in row] for row in self.rows], dtype=torch.float64)
         tensors = {"ages": self.ages, "last_fired": self.last_fired, "rows": rows.reshape(-1, len(Step._fields))}
-        for group in ("weights", "first", "second"):
+        for group in _GROUPS:
             tensors |= {f"{group}.{name}": getattr(getattr(self, group), name) for name in NAMES}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        numbers = {name: getattr(self, name) for name in _NUMBERS} | {"checksum": _checksum(tensors)}
         save_file(tensors, folder / f"{FILE}.part", metadata={"state": json.dumps(numbers)})
         os.replace(folder / f"{FILE}.part", folder / FILE)
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainingState:
-        """Read what `save` wrote. Raises FileNotFoundError when the folder holds no state."""
-        with safe_open(folder / FILE, framework="pt", device=str(device)) as file:
-            numbers = json.loads(file.metadata()["state"])
-            groups: dict[str, Any] = {
-                group: Weights(*(file.get_tensor(f"{group}.{name}") for name in NAMES))
-                for group in ("weights", "first", "second")
-            }
-            rows = [_row(values) for values in file.get_tensor("rows").tolist()]
-            return cls(
-                **numbers,
-                **groups,
-                ages=file.get_tensor("ages"),
-                last_fired=file.get_tensor("last_fired"),
-                rows=rows,
-            )
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError when the folder holds no state, and ValueError for one that is damaged.
+        """
+        path = folder / FILE
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = json.loads(file.metadata()["state"])
+            tensors = load_file(path)
+            if numbers.pop("checksum") != _checksum(tensors):
+                raise ValueError
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged; delete it to train from the start") from None
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        groups: dict[str, Any] = {group: Weights(*(tensors[f"{group}.{name}"] for name in NAMES)) for group in _GROUPS}
+        rows = [_row(values) for values in tensors["rows"].tolist()]
+        return cls(**numbers, **groups, ages=tensors["ages"], last_fired=tensors["last_fired"], rows=rows)
 
 
+_GROUPS = ("weights", "first", "second")
 _NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l0")
 
 
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of the tensors in the order of their names."""
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].numpy().data, checksum)
+    return checksum
+
+
 def _row(values: list[float]) -> Step:
-    named: dict[str, Any] = dict(zip(Step._fields, values, strict=True))
+    row: dict[str, Any] = dict(zip(Step._fields, values, strict=True))
     for name in ("step", "dead", "resampled"):
-        named[name] = int(named[name])
+        row[name] = int(row[name])
     for name in ("l1_coefficient", "normalized_l1_coefficient"):
-        named[name] = None if math.isnan(named[name]) else named[name]
-    return Step(**named)
+        row[name] = None if math.isnan(row[name]) else row[name]
+    return Step(**row)

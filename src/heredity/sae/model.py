@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.kernels.dense import dense_encode, native_bfloat16
 from heredity.kernels.encode import sparse_encode
 from heredity.kernels.screen import Screen, make_screen
+from heredity.kernels.torch_forms import dense_encode, native_bfloat16
 from heredity.study import RANKED
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]

@@ -1,29 +1,41 @@
-"""One gradient step of an SAE in float32, with gradients written out by hand (see `rules` for the loss).
+"""One gradient step of an SAE in float32, with gradients written out by hand.
+
+With x̄ = x − b_dec, f the activations and n tokens of width d_in (sums over tokens and elements):
+
+    loss       = Σ (x̂ − x)² / (n d_in) + λ Σ f / n                      (jumprelu: λ L0 in place of λ Σ f / n)
+    G          = ∂loss/∂x̂     = 2 (x̂ − x) / (n d_in)
+    H          = ∂loss/∂pre   = (G W_decᵀ + λ / n) where f > 0, else 0     (jumprelu: without λ)
+    ∂loss/∂W_dec = fᵀ G        ∂loss/∂W_enc = x̄ᵀ H        ∂loss/∂b_enc = Σ H
+    ∂loss/∂b_dec = Σ G − W_enc Σ H      (a product with a vector: x̄ᵀ's gradient is never formed)
+
+jumprelu (Rajamanoharan et al. 2024, 2407.14435): f = z where the pre-activation z exceeds the feature's θ > 0, else 0.
+Neither the jump nor L0 has a useful derivative by θ, so the paper's estimate takes its place (its equations 11 and 12,
+rectangle kernel): with ε the width of the window,
+
+    ∂loss/∂θ = − (1 / ε) Σ (θ G·W_dec + λ / n)    over entries with |z − θ| < ε / 2
+
+The penalty has no derivative by z. What is trained is log θ, which keeps θ above 0.
 
 `dense_step` is the plain form on any device; `sparse_step` does the same with work proportional to the active entries,
-in compiled loops on a CPU (kernels.sparse_step) and in torch operations on a GPU (`entry_step`, kernels.entries).
+in compiled loops on a CPU (kernels.step) and in torch operations on a GPU (`entry_step`, kernels.torch_forms).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels import sparse_step as kernels
-from heredity.kernels.encode import Csr
-from heredity.kernels.entries import entry_gradients
-from heredity.sae.gradients import (
-    Gradients,
-    Outcome,
-    Rule,
-    Weights,
-    center_gradient,
-    dense_gradients,
-    training_acts,
-    training_entries,
-)
-from heredity.sae.jumprelu import jump, threshold_gradient
+from heredity.kernels import step as kernels
+from heredity.kernels.encode import keep_largest, sparse_encode
+from heredity.kernels.torch_forms import active_entries, dense_encode, entry_gradients, largest_entries, linear
+from heredity.sae.model import Activation
+
+NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
 
 BETAS = (0.9, 0.9999)
 """Adam's decay rates (Horn & Elliott 2024, appendix B)."""
@@ -32,14 +44,261 @@ EPSILON = 1e-12
 """Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
 that fire on few tokens."""
 
+BANDWIDTH = 0.1
+"""ε of jumprelu in the normalized space, where pre-activations of a unit direction have a standard deviation of about
+1."""
+
 SPARSE_BELOW = 0.08
 """The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU: at
 512 -> 4096 it takes 0.3 of the dense step's time at a share of 0.02 and as much at 0.16; at 1024 -> 16384 it takes
 0.14 of it at 0.002, 0.43 at 0.02, and as much at 0.07. There the rows gathered no longer fit the cache."""
 
 SPARSE_BELOW_ON_GPU = 0.02
-"""The same on a GPU, reckoned from bandwidth and not measured: rows are gathered four times for an entry, and at
+"""The same on a GPU, reckoned from bandwidth and not measured: rows are gathered four times per entry, and at
 1024 -> 16384 that takes as long as the dense step's products at a share of about 0.02."""
+
+
+@dataclass
+class Weights:
+    """Trained tensors, float32, changed in place. All are row-major by feature."""
+
+    w_enc: Tensor
+    """[d_sae, d_in], the transpose of W_enc."""
+    b_enc: Tensor
+    """[d_sae]."""
+    w_dec: Tensor
+    """[d_sae, d_in]."""
+    b_dec: Tensor
+    """[d_in]."""
+    log_threshold: Tensor = field(default_factory=lambda: torch.zeros(0))
+    """jumprelu: [d_sae], log θ; other activations: [0]."""
+
+    @classmethod
+    def zeros_like(cls, other: Weights) -> Weights:
+        """Zeros of the shapes and the device of `other`."""
+        return cls(*(torch.zeros_like(getattr(other, name)) for name in NAMES))
+
+
+class Outcome(NamedTuple):
+    """Figures of a step's batch before the weights change."""
+
+    mse: float
+    """Mean squared error over elements."""
+    l1: float
+    """Mean over tokens of Σ f."""
+    l0: float
+    """Mean over tokens of the number of active features."""
+    fired: Tensor
+    """bool [d_sae]: features active on at least one token."""
+    least: float
+    """Smallest positive activation; nan when there is none."""
+
+
+class Rule(NamedTuple):
+    """How activations are chosen in training."""
+
+    activation: Activation
+    k: int = 0
+    """Active features per token (topk, batchtopk); 0 otherwise."""
+    l1: float = 0.0
+    """λ of Σ f (relu); 0 otherwise."""
+    threshold: float = 0.0
+    """batchtopk: running threshold, a hint where the selection will cut; 0 when unknown."""
+    l0: float = 0.0
+    """λ of L0 (jumprelu); 0 otherwise."""
+
+
+def dense_step(
+    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+) -> Outcome:
+    """One step on centered inputs x [n, d_in], on any device; `first` and `second` are Adam's moments.
+
+    ages: int32 [d_sae], steps since a feature's moments were zero, this one included; step: the same for b_dec.
+    """
+    gradients, outcome = dense_gradients(weights, x, rule)
+    if x.device.type == "cpu":
+        rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
+        for name in ("w_enc", "w_dec"):
+            grad = getattr(gradients, name).contiguous().numpy()
+            kernels.adam_rows(_rows(name, weights, first, second), grad, rates, unit_norm=name == "w_dec")
+    _update((weights, first, second), gradients, ages, lr, step, matrices=x.device.type != "cpu")
+    return outcome
+
+
+def sparse_step(
+    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+) -> Outcome:
+    """The same step as `dense_step` for few active features; float32, x contiguous."""
+    if x.device.type != "cpu":
+        return entry_step(weights, first, second, ages, x, rule, lr, step)
+    acts, jump, log_threshold = training_acts(weights, x, rule), None, weights.log_threshold
+    features = torch.from_numpy(acts.indices)
+    if rule.activation == "jumprelu":
+        jump = _jump(torch.from_numpy(acts.values), features, log_threshold)
+        acts = acts._replace(values=jump.acts.numpy())
+    errors = kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), rule.l1 / len(x))
+    if jump is not None:
+        act_grad = torch.from_numpy(errors.act_grad)
+        log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / len(x), len(weights.w_enc))
+        act_grad *= jump.active
+    rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
+    enc, dec = (_rows(name, weights, first, second) for name in ("w_enc", "w_dec"))
+    b_enc, b_dec = kernels.update_features(acts, errors, x.numpy(), enc, dec, rates)
+    gradients = Weights(weights.w_enc, torch.from_numpy(b_enc), weights.w_dec, torch.from_numpy(b_dec), log_threshold)
+    _update((weights, first, second), gradients, ages, lr, step, matrices=False)
+    # A jumprelu feature's entries below its threshold are there, with a value of 0.
+    active = acts.values > 0
+    return Outcome(
+        mse=float(errors.squared.sum()) / x.numel(),
+        l1=float(acts.values.sum(dtype=np.float64)) / len(x),
+        l0=float(active.sum()) / len(x),
+        fired=torch.from_numpy(np.bincount(acts.indices[active], minlength=len(weights.w_enc)) > 0),
+        least=float(acts.values[active].min()) if active.any() else float("nan"),
+    )
+
+
+def entry_step(
+    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+) -> Outcome:
+    """`sparse_step` in torch operations that suit a GPU; it runs on any device."""
+    n, jump, log_threshold = len(x), None, weights.log_threshold
+    acts = training_acts(weights, x, rule, active_entries, largest_entries)
+    if rule.activation == "jumprelu":
+        jump = _jump(acts.values, acts.features, log_threshold)
+        acts = acts._replace(values=jump.acts)
+    made = entry_gradients(acts, x, weights.w_dec, rule.l1 / n, None if jump is None else jump.active)
+    if jump is not None:
+        log_threshold = _threshold_gradient(jump, acts.features, made.act_grad, rule.l0 / n, len(log_threshold))
+    b_dec = _center_gradient(made.output_grad_sum, made.b_enc, weights.w_enc)
+    active = acts.values > 0
+    kept = acts.values[active]
+    outcome = Outcome(
+        mse=float(made.squared) / x.numel(),
+        l1=float(kept.sum(dtype=torch.float64)) / n,
+        l0=len(kept) / n,
+        fired=torch.bincount(acts.features[active], minlength=len(weights.w_enc)) > 0,
+        least=float(kept.min()) if len(kept) else float("nan"),
+    )
+    gradients = Weights(made.w_enc, made.b_enc, made.w_dec, b_dec, log_threshold)
+    _update((weights, first, second), gradients, ages, lr, step)
+    return outcome
+
+
+def dense_gradients(weights: Weights, x: Tensor, rule: Rule) -> tuple[Weights, Outcome]:
+    """Derivatives of the loss by all weights, for centered inputs x [n, d_in]."""
+    n, d_in = x.shape
+    pre_acts = linear(x, weights.w_enc, weights.b_enc)
+    acts = _activate(pre_acts, rule, weights.log_threshold)
+    error = linear(acts, weights.w_dec.T) - x
+    active = acts > 0
+    outcome = Outcome(
+        mse=float(error.square().sum(dtype=torch.float64)) / (n * d_in),
+        l1=float(acts.sum(dtype=torch.float64)) / n,
+        l0=float(active.sum()) / n,
+        fired=active.any(0),
+        least=float(acts[active].min()) if rule.activation == "batchtopk" and bool(active.any()) else float("nan"),
+    )
+    output_grad = error.mul_(2 / (n * d_in))
+    act_grad = linear(output_grad, weights.w_dec)
+    log_threshold = weights.log_threshold
+    if rule.activation == "jumprelu":
+        features = torch.arange(len(weights.b_enc), device=x.device).repeat(n)
+        jump = _jump(pre_acts.flatten(), features, log_threshold)
+        jump = jump._replace(near=jump.near & (pre_acts.flatten() > 0))
+        log_threshold = _threshold_gradient(jump, features, act_grad.flatten(), rule.l0 / n, len(log_threshold))
+    pre_grad = act_grad.add_(rule.l1 / n).mul_(active)
+    b_enc = pre_grad.sum(0)
+    # `linear` multiplies by a transpose; on a CPU it is the faster product.
+    gradients = Weights(
+        w_enc=linear(pre_grad.T, x.T),
+        b_enc=b_enc,
+        w_dec=linear(acts.T, output_grad.T),
+        b_dec=_center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc),
+        log_threshold=log_threshold,
+    )
+    return gradients, outcome
+
+
+def training_errors(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
+    """Loss of each token, float32 [n], for centered inputs x [n, d_in]."""
+    losses = []
+    for part in x.split(1024):
+        acts = _activate(linear(part, weights.w_enc, weights.b_enc), rule, weights.log_threshold)
+        error = linear(acts, weights.w_dec.T) - part
+        losses.append(error.square().mean(1) + rule.l1 * acts.sum(1) + rule.l0 * (acts > 0).sum(1))
+    return torch.cat(losses)
+
+
+def _activate(pre_acts: Tensor, rule: Rule, log_threshold: Tensor) -> Tensor:
+    """Training activations [n, d_sae]: batchtopk keeps the k · n largest of the batch."""
+    if rule.activation == "batchtopk":
+        acts = pre_acts.relu()
+        top = acts.flatten().topk(rule.k * len(acts))
+        return torch.zeros_like(acts).view(-1).scatter_(0, top.indices, top.values).view_as(acts)
+    threshold = log_threshold.exp() if rule.activation == "jumprelu" else None
+    return dense_encode(pre_acts, rule.k if rule.activation == "topk" else None, threshold)
+
+
+def training_acts(
+    weights: Weights,
+    x: Tensor,
+    rule: Rule,
+    encode: Callable[..., Any] = sparse_encode,
+    keep: Callable[..., Any] = keep_largest,
+) -> Any:
+    """Sparse training activations for centered inputs x [n, d_in], as `Csr` or as the type of `encode` and `keep`.
+
+    jumprelu: pre-activations down to the lower end of the window around each threshold.
+    """
+    given = (x, weights.w_enc, weights.b_enc)
+    if rule.activation == "jumprelu":
+        return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
+    if rule.activation != "batchtopk":
+        return encode(*given, rule.k if rule.activation == "topk" else None, None)
+    if rule.threshold:  # where the batch before was cut
+        cut = x.new_tensor(rule.threshold)
+    else:  # where a few tokens would be
+        pre_acts = linear(x[:64], weights.w_enc, weights.b_enc).relu_()
+        cut = pre_acts.flatten().topk(rule.k * len(pre_acts)).values[-1]
+    acts = encode(*given, None, 0.8 * cut)
+    if len(acts.values) < rule.k * len(x):  # still too high
+        acts = encode(*given, None, None)
+    return keep(acts, rule.k * len(x))
+
+
+class _Jump(NamedTuple):
+    """jumprelu's entries around and above the threshold."""
+
+    acts: Tensor
+    """float32 [nnz]: z where active, else 0."""
+    active: Tensor
+    """bool [nnz]: z > θ."""
+    near: Tensor
+    """bool [nnz]: |z − θ| < ε / 2."""
+    threshold: Tensor
+    """float32 [nnz]: θ of each entry's feature."""
+
+
+def _jump(pre_acts: Tensor, features: Tensor, log_threshold: Tensor) -> _Jump:
+    """Entries with pre-activations [nnz] of features [nnz]."""
+    threshold = log_threshold.exp()[features]
+    active = pre_acts > threshold
+    near = (pre_acts - threshold).abs() < BANDWIDTH / 2
+    return _Jump(torch.where(active, pre_acts, torch.zeros_like(pre_acts)), active, near, threshold)
+
+
+def _threshold_gradient(jump: _Jump, features: Tensor, act_grad: Tensor, l0_per_entry: float, d_sae: int) -> Tensor:
+    """Derivative of the loss by log θ, float32 [d_sae].
+
+    act_grad: [nnz], the derivative of the reconstruction error by an activation, G·W_dec; l0_per_entry: λ / n.
+    """
+    by_log = -(jump.threshold / BANDWIDTH) * (jump.threshold * act_grad + l0_per_entry) * jump.near
+    return by_log.new_zeros(d_sae).index_add_(0, features.long(), by_log)
+
+
+def _center_gradient(output_grad_sum: Tensor, b_enc: Tensor, w_enc: Tensor) -> Tensor:
+    """Gradient of b_dec, float32 [d_in]: Σ G [d_in] − W_enc Σ H [d_sae], in float64 because the two nearly cancel."""
+    return (output_grad_sum - b_enc.double() @ w_enc.double()).float()
 
 
 def adam_rows(
@@ -63,121 +322,22 @@ def adam_rows(
         weight.div_(weight.norm(dim=1, keepdim=True).clamp_min(1e-30))
 
 
-def dense_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
-) -> Outcome:
-    """One step on centered inputs x [n, d_in], on any device; `first` and `second` are Adam's moments.
-
-    ages: int32 [d_sae], steps since a feature's moments were zero, this one included; step: the same for b_dec.
-    """
-    gradients, outcome = dense_gradients(weights, x, rule)
-    if x.device.type == "cpu":
-        rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
-        for name in ("w_enc", "w_dec"):
-            grad = getattr(gradients, name).contiguous().numpy()
-            kernels.adam_rows(_rows(name, weights, first, second), grad, rates, unit_norm=name == "w_dec")
-    else:
-        adam_rows(weights.w_enc, first.w_enc, second.w_enc, gradients.w_enc, ages, lr, unit_norm=False)
-        adam_rows(weights.w_dec, first.w_dec, second.w_dec, gradients.w_dec, ages, lr, unit_norm=True)
-    _update_vectors(weights, first, second, gradients, ages, lr, step)
-    return outcome
+def _rows(name: str, *tensors: Weights) -> kernels.AdamRows:
+    return kernels.AdamRows(*(getattr(of, name).numpy() for of in tensors))
 
 
-def sparse_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
-) -> Outcome:
-    """The same step as `dense_step` for few active features; float32, x contiguous."""
-    if x.device.type != "cpu":
-        return entry_step(weights, first, second, ages, x, rule, lr, step)
-    acts, made, log_threshold = sparse_errors(weights, x, rule)
-    given = x.numpy()
-    columns = kernels.to_columns(acts, len(weights.w_enc))
-    b_enc = kernels.bias_gradient(columns, made)
-    b_dec = kernels.center_gradient(made, b_enc, weights.w_enc.numpy())
-    kernels.update_features(
-        columns,
-        acts,
-        made,
-        given,
-        _rows("w_enc", weights, first, second),
-        _rows("w_dec", weights, first, second),
-        kernels.Rates(lr, *BETAS, EPSILON, ages.numpy()),
-    )
-    biases = torch.from_numpy(b_enc), torch.from_numpy(b_dec)
-    gradients = Gradients(weights.w_enc, biases[0], weights.w_dec, biases[1], log_threshold)
-    _update_vectors(weights, first, second, gradients, ages, lr, step)
-    # A jumprelu feature's entries below its threshold are there, with a value of 0.
-    active = acts.values > 0
-    return Outcome(
-        mse=float(made.squared.sum()) / x.numel(),
-        l1=float(acts.values.sum(dtype=np.float64)) / len(x),
-        l0=float(active.sum()) / len(x),
-        fired=torch.from_numpy(np.bincount(acts.indices[active], minlength=len(weights.w_enc)) > 0),
-        least=float(acts.values[active].min()) if active.any() else float("nan"),
-    )
-
-
-def sparse_errors(weights: Weights, x: Tensor, rule: Rule) -> tuple[Csr, kernels.Errors, Tensor]:
-    """Active entries of centered x, what follows from them, and the gradient of log_threshold; on a CPU."""
-    acts, l1 = training_acts(weights, x, rule), rule.l1 / len(x)
-    if rule.activation != "jumprelu":
-        return acts, kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), l1), weights.log_threshold
-    features = torch.from_numpy(acts.indices)
-    found = jump(torch.from_numpy(acts.values), features, weights.log_threshold)
-    acts = acts._replace(values=found.acts.numpy())
-    made = kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), l1)
-    act_grad = torch.from_numpy(made.act_grad)
-    log_threshold = threshold_gradient(found, features, act_grad, rule.l0 / len(x), len(weights.w_enc))
-    act_grad *= found.active
-    return acts, made, log_threshold
-
-
-def entry_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
-) -> Outcome:
-    """`sparse_step` in torch operations that suit a GPU; it runs on any device."""
-    gradients, outcome = sparse_gradients(weights, x, rule)
-    adam_rows(weights.w_enc, first.w_enc, second.w_enc, gradients.w_enc, ages, lr, unit_norm=False)
-    adam_rows(weights.w_dec, first.w_dec, second.w_dec, gradients.w_dec, ages, lr, unit_norm=True)
-    _update_vectors(weights, first, second, gradients, ages, lr, step)
-    return outcome
-
-
-def sparse_gradients(weights: Weights, x: Tensor, rule: Rule) -> tuple[Gradients, Outcome]:
-    """`dense_gradients` with work proportional to the active entries, in torch operations."""
-    n = len(x)
-    acts, found = training_entries(weights, x, rule), None
-    if rule.activation == "jumprelu":
-        found = jump(acts.values, acts.features, weights.log_threshold)
-        acts = acts._replace(values=found.acts)
-    made = entry_gradients(acts, x, weights.w_dec, rule.l1 / n, None if found is None else found.active)
-    log_threshold = weights.log_threshold
-    if found is not None:
-        log_threshold = threshold_gradient(found, acts.features, made.act_grad, rule.l0 / n, len(log_threshold))
-    b_dec = center_gradient(made.output_grad_sum, made.b_enc, weights.w_enc)
-    active = acts.values > 0
-    kept = acts.values[active]
-    outcome = Outcome(
-        mse=float(made.squared) / x.numel(),
-        l1=float(kept.sum(dtype=torch.float64)) / n,
-        l0=len(kept) / n,
-        fired=torch.bincount(acts.features[active], minlength=len(weights.w_enc)) > 0,
-        least=float(kept.min()) if len(kept) else float("nan"),
-    )
-    return Gradients(made.w_enc, made.b_enc, made.w_dec, b_dec, log_threshold), outcome
-
-
-def _rows(name: str, weights: Weights, first: Weights, second: Weights) -> kernels.AdamRows:
-    return kernels.AdamRows(*(getattr(tensors, name).numpy() for tensors in (weights, first, second)))
-
-
-def _update_vectors(
-    weights: Weights, first: Weights, second: Weights, gradients: Gradients, ages: Tensor, lr: float, step: int
+def _update(
+    trained: tuple[Weights, Weights, Weights],
+    gradients: Weights,
+    ages: Tensor,
+    lr: float,
+    step: int,
+    matrices: bool = True,
 ) -> None:
-    """Adam on everything that is not a matrix."""
-    adam_rows(weights.b_enc, first.b_enc, second.b_enc, gradients.b_enc, ages, lr, unit_norm=False)
-    if len(weights.log_threshold):
-        cut, moments = weights.log_threshold, (first.log_threshold, second.log_threshold)
-        adam_rows(cut, *moments, gradients.log_threshold, ages, lr, unit_norm=False)
-    all_ages = torch.full((len(weights.b_dec),), step, dtype=torch.int32, device=weights.b_dec.device)
-    adam_rows(weights.b_dec, first.b_dec, second.b_dec, gradients.b_dec, all_ages, lr, unit_norm=False)
+    """Adam in torch on the weights and their two moments; matrices only where no compiled loop has updated them."""
+    b_dec_ages = torch.full((len(gradients.b_dec),), step, dtype=torch.int32, device=gradients.b_dec.device)
+    for name in (*(("w_enc", "w_dec") if matrices else ()), "b_enc", "log_threshold", "b_dec"):
+        weight, first, second, grad = (getattr(of, name) for of in (*trained, gradients))
+        if len(weight):
+            own_ages = b_dec_ages if name == "b_dec" else ages
+            adam_rows(weight, first, second, grad, own_ages, lr, unit_norm=name == "w_dec")

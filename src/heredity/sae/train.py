@@ -11,18 +11,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels.memory import keep_large_buffers
+from heredity.kernels.processors import keep_large_buffers
+from heredity.kernels.torch_forms import linear
 from heredity.sae.checkpoint import Step, TrainingState
-from heredity.sae.gradients import Outcome, Rule
-from heredity.sae.initialize import start
-from heredity.sae.model import SAE
-from heredity.sae.penalty import calibrate, first_penalty
-from heredity.sae.resample import POOL_BATCHES, resample
-from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, dense_step, sparse_step
+from heredity.sae.model import SAE, Activation
+from heredity.sae.step import (
+    SPARSE_BELOW,
+    SPARSE_BELOW_ON_GPU,
+    Rule,
+    Weights,
+    dense_step,
+    sparse_step,
+    training_errors,
+)
 from heredity.study import SAEConfig
 
 Batches = Callable[[int], Tensor]
@@ -43,6 +51,39 @@ resample: on fewer, a rare feature looks dead, and resampling throws away what i
 
 THRESHOLD_RATE = 0.01
 """batchtopk: weight of a new step in the running threshold."""
+
+FIRST_BATCHES = 4
+"""Batches that the scale and the center are measured on."""
+
+START_L0 = 1.5
+"""relu, jumprelu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the
+hundreds of dense steps from L0 = d_sae / 2 down, and the overshoot of the penalty's coefficient on the way."""
+
+LEAST_THRESHOLD = 0.01
+"""jumprelu: least θ of a fresh SAE in the normalized space; its logarithm is trained."""
+
+SMOOTHING = 0.1
+"""Weight of a new step in the smoothed log L0."""
+
+INTEGRAL = 4.0
+"""Change of log λ over the calibration at a constant error of 1 (L0 off by a factor of e)."""
+
+PROPORTIONAL = 1.0
+"""Change of log λ for a change of the error by 1."""
+
+SETTLED = 0.25
+"""The frozen log λ is the mean over this last share of the calibration."""
+
+POOL_BATCHES = 8
+"""Most batches that new directions are picked from; fewer in a short training, so that they stay a twentieth of it."""
+
+ENCODER_NORM = 0.2
+"""Norm of a new encoder row relative to the mean of the living ones."""
+
+OWN_SHARE = 0.5
+"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The source's 0 lets every new
+feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and the training did not
+recover. A feature that fires where inputs point its way is what is wanted."""
 
 
 def train(
@@ -83,7 +124,7 @@ def train(
     and for activations or a loss that are not finite.
     """
     identity = _identity(sae, config, steps, seed, continued, l1_coefficient)
-    recent = _Recent(batches)
+    recent = lru_cache(maxsize=POOL_BATCHES + 1)(batches)  # resampling looks back at them
     if sae.W_dec.device.type == "cpu":
         keep_large_buffers()
     if state is None:
@@ -107,20 +148,15 @@ def train(
     return list(state.rows)
 
 
-class _Recent:
-    """Batches by number, the latest of them kept: resampling looks back at them."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-        self.kept: dict[int, Tensor] = {}
-
-    def __call__(self, step: int) -> Tensor:
-        if step not in self.kept:
-            x = self.batches(step)
-            while len(self.kept) > POOL_BATCHES:
-                del self.kept[min(self.kept)]
-            self.kept[step] = x
-        return self.kept[step]
+def _identity(
+    sae: SAE, config: SAEConfig, steps: int, seed: int, continued: bool, l1_coefficient: float | None
+) -> dict[str, object]:
+    used = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
+    return (
+        {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
+        | config.model_dump(mode="json", include=used)
+        | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
+    )
 
 
 def write_back(state: TrainingState, sae: SAE) -> None:
@@ -142,15 +178,20 @@ def _take_step(
     number = state.step + 1
     every = config.resample_every or max(1, steps // 10, -(-2 * WINDOW_VECTORS // len(batches(state.step))))
     window = max(1, every // 2)
-    rule = _rule(state)
+    jumps = state.identity["activation"] == "jumprelu"
+    penalty = None if state.log_l1 is None else math.exp(state.log_l1)
+    l1, l0 = (0.0, penalty or 0.0) if jumps else (penalty or 0.0, 0.0)
+    rule = Rule(state.identity["activation"], state.identity["k"] or 0, l1, state.threshold, l0)
     resampled = 0
     if state.step > 0 and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps:
         dead = number - state.last_fired > window
         resampled = resample(state, dead, batches, rule, every, seed)
-    x = normalized(batches(state.step), state)
+    x = batches(state.step).detach().to(state.ages.device, torch.float32) * state.scale
+    x = x.sub_(state.weights.b_dec).contiguous()
     state.ages += 1
+    active = rule.k or state.l0  # nan before the first step
     limit = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
-    take = sparse_step if _share_active(state, rule) < limit else dense_step
+    take = sparse_step if active / len(state.ages) < limit else dense_step
     lr = learning_rate(config, number, steps, continued)
     outcome = take(state.weights, state.first, state.second, state.ages, x, rule, lr, number)
     if not math.isfinite(outcome.mse):
@@ -162,15 +203,12 @@ def _take_step(
     if rule.activation == "batchtopk" and math.isfinite(outcome.least):
         rate = THRESHOLD_RATE if state.threshold else 1.0
         state.threshold += rate * (outcome.least - state.threshold)
+    mse, l1, scale = outcome.mse / state.scale**2, outcome.l1 / state.scale, state.scale ** (2 if jumps else 1)
+    raw = None if penalty is None else penalty / scale
+    loss = mse + (0.0 if raw is None else raw * (outcome.l0 if jumps else l1))
     dead_now = int((number - state.last_fired >= window).sum())
-    state.rows.append(_raw_row(state, outcome, number, dead_now, resampled))
+    state.rows.append(Step(number, loss, mse, l1, outcome.l0, dead_now, raw, penalty, resampled))
     calibrate(state, config, steps)
-
-
-def normalized(x: Tensor, state: TrainingState) -> Tensor:
-    """Raw x [n, d_in] in the training's space, centered by b_dec, contiguous float32."""
-    b_dec = state.weights.b_dec
-    return (x.detach().to(b_dec.device, torch.float32) * state.scale).sub_(b_dec).contiguous()
 
 
 def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -> float:
@@ -183,35 +221,162 @@ def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -
     return rate
 
 
-def _rule(state: TrainingState) -> Rule:
-    penalty = 0.0 if state.log_l1 is None else math.exp(state.log_l1)
-    activation, k = state.identity["activation"], state.identity["k"] or 0
-    l1, l0 = (0.0, penalty) if activation == "jumprelu" else (penalty, 0.0)
-    return Rule(activation, k, l1, state.threshold, l0)
-
-
-def _share_active(state: TrainingState, rule: Rule) -> float:
-    active = rule.k or state.l0
-    return active / len(state.ages) if math.isfinite(active) else 1.0
-
-
-def _raw_row(state: TrainingState, outcome: Outcome, number: int, dead: int, resampled: int) -> Step:
-    mse, l1 = outcome.mse / state.scale**2, outcome.l1 / state.scale
-    normalized_l1 = None if state.log_l1 is None else math.exp(state.log_l1)
-    jumps = state.identity["activation"] == "jumprelu"
-    coefficient = None if normalized_l1 is None else normalized_l1 / state.scale ** (2 if jumps else 1)
-    loss = mse + (0.0 if coefficient is None else coefficient * (outcome.l0 if jumps else l1))
-    return Step(number, loss, mse, l1, outcome.l0, dead, coefficient, normalized_l1, resampled)
-
-
-def _identity(
-    sae: SAE, config: SAEConfig, steps: int, seed: int, continued: bool, l1_coefficient: float | None
-) -> dict[str, object]:
-    sizes = {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
-    used = ("lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every")
-    settings = {name: value for name, value in config.model_dump(mode="json").items() if name in used}
-    return (
-        sizes
-        | settings
-        | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
+def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], continued: bool) -> TrainingState:
+    """State before the first step; see `train` for the arguments. Raises ValueError as `train` does."""
+    device = sae.W_dec.device
+    norms = sae.W_dec.norm(dim=1)
+    if not bool(((norms - 1).abs() < 1e-3).all()):
+        raise ValueError(
+            f"decoder rows have norms from {float(norms.min()):.3g} to {float(norms.max()):.3g} instead of 1; "
+            "move the norms into the encoder first (SAE.unit_norm)"
+        )
+    count = min(FIRST_BATCHES, int(identity["steps"]))
+    x = torch.cat([batches(i).to(device, torch.float32) for i in range(count)])
+    scale = normalizing_scale(x)
+    weights = Weights(sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale)
+    if sae.activation == "jumprelu" and sae.threshold is not None:
+        weights.log_threshold = (sae.threshold * scale).clamp_min(LEAST_THRESHOLD).log()
+    if not continued:
+        x = x * scale
+        weights.b_dec = geometric_median(x)
+        if sae.activation in ("relu", "jumprelu"):
+            share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
+            cuts = _quantiles(x - weights.b_dec, weights.w_enc, share)
+            if sae.activation == "relu":
+                weights.b_enc = -cuts
+            else:
+                weights.log_threshold = cuts.clamp_min(LEAST_THRESHOLD).log()
+    threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
+    return TrainingState(
+        identity=identity,
+        scale=scale,
+        weights=weights,
+        first=Weights.zeros_like(weights),
+        second=Weights.zeros_like(weights),
+        ages=torch.zeros(sae.d_sae, dtype=torch.int32, device=device),
+        last_fired=torch.zeros(sae.d_sae, dtype=torch.int64, device=device),
+        log_l1=None,
+        l1_error=math.nan,
+        l1_sum=0.0,
+        threshold=threshold,
+        l0=math.nan,
+        rows=[],
     )
+
+
+def normalizing_scale(x: Tensor) -> float:
+    """The c for which the mean of ‖c x − mean‖² is d_in; x [n, d_in].
+
+    Raises ValueError when x is constant or not finite.
+    """
+    variance = float(x.var(dim=0, correction=0).sum(dtype=torch.float64)) / x.shape[1]
+    if not math.isfinite(variance):
+        raise ValueError("the first batches hold NaN or infinite activations; find the model or token that makes them")
+    if variance <= 0:
+        raise ValueError("the first batches are constant: nothing to learn; check the hook point")
+    return 1 / math.sqrt(variance)
+
+
+def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> Tensor:
+    """The point [d_in] with the least sum of distances to the rows of x [n, d_in] (Weiszfeld 1937).
+
+    Stops when a round moves it by less than `tolerance` times the mean distance.
+    """
+    point = x.mean(0)
+    for _ in range(rounds):
+        distance = (x - point).norm(dim=1)
+        weight = 1 / distance.clamp_min(1e-8 * float(distance.mean()) + 1e-30)
+        moved = (weight @ x) / weight.sum()
+        if float((moved - point).norm()) < tolerance * float(distance.mean()):
+            return moved
+        point = moved
+    return point
+
+
+def _quantiles(x: Tensor, w_enc: Tensor, share: float) -> Tensor:
+    """[d_sae]: what x w_encᵀ exceeds on a share of the tokens, feature by feature in chunks."""
+    count = max(1, round(share * len(x)))
+    rows = max(1, (1 << 24) // len(x))
+    return torch.cat([linear(part, x).topk(count, dim=1).values[:, -1] for part in w_enc.split(rows)])
+
+
+def first_penalty(
+    activation: Activation, config: SAEConfig, d_in: int, scale: float, coefficient: float | None
+) -> float | None:
+    """λ of the first step, in normalized units; None for activations without a penalty.
+
+    Raw coefficients given by the settings or the caller are taken over. Otherwise, with an active feature that carries
+    1 / L0 of the variance d_in and so has an activation of sqrt(d_in / L0): for relu the size at which the penalty
+    takes about a third off it, which it lowers by λ d_in / 2; for jumprelu the size at which the penalty outweighs
+    what an activation of half that size explains, f² / d_in.
+    """
+    raw = config.l1_coefficient or coefficient
+    if activation == "relu":
+        return raw * scale if raw is not None else 0.6 / math.sqrt(d_in * target(config))
+    if activation == "jumprelu":
+        return raw * scale**2 if raw is not None else 0.25 / target(config)
+    return None
+
+
+def target(config: SAEConfig) -> float:
+    """L0 that λ is calibrated to: three quarters up the range, because L0 falls on a little after λ is frozen."""
+    return config.l0[0] ** 0.25 * config.l0[1] ** 0.75
+
+
+def calibrate(state: TrainingState, config: SAEConfig, steps: int) -> None:
+    """Move log λ after a step: proportional and integral control of log(L0 / target)."""
+    if state.log_l1 is None or config.l1_coefficient is not None:
+        return
+    last = round(config.calibration * steps)
+    averaged = max(1, round(SETTLED * last))
+    if state.step > last:
+        return
+    error = math.log(max(state.l0, 1e-3) / target(config))
+    before = error if math.isnan(state.l1_error) else state.l1_error
+    state.l1_error = before + SMOOTHING * (error - before)
+    state.log_l1 += INTEGRAL / last * min(1.0, max(-1.0, state.l1_error)) + PROPORTIONAL * (state.l1_error - before)
+    if state.step > last - averaged:
+        state.l1_sum += state.log_l1
+    if state.step == last:
+        state.log_l1 = state.l1_sum / averaged
+
+
+def resample(
+    state: TrainingState, dead: Tensor, batches: Callable[[int], Tensor], rule: Rule, every: int, seed: int
+) -> int:
+    """Give dead features [d_sae] (bool) the direction of badly reconstructed inputs; returns how many.
+
+    As in Bricken et al. 2023 ("Neuron resampling"): inputs of the latest batches are picked with a probability
+    proportional to the square of their loss, each at most once; the decoder row becomes the picked input with unit
+    norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder rows, b_enc becomes 0
+    (relu, jumprelu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is
+    what features have to add up to; the source's activations have nearly no mean.
+    """
+    alive = ~dead
+    count = min(POOL_BATCHES, max(1, every // 20), state.step)
+    if not bool(dead.any()) or not bool(alive.any()):
+        return 0
+    x = torch.cat([batches(i).to(dead.device, torch.float32) for i in range(state.step - count, state.step)])
+    x = (x * state.scale).sub_(state.weights.b_dec)
+    chance = (training_errors(state.weights, x, rule).double() ** 2).cpu().numpy()
+    features = dead.nonzero().flatten()[: int((chance > 0).sum())]
+    if len(features) == 0:
+        return 0
+    generator = np.random.default_rng([seed, state.step])
+    picked = generator.choice(len(chance), size=len(features), replace=False, p=chance / chance.sum())
+    inputs = x[torch.from_numpy(picked).to(x.device)]
+    directions = inputs / inputs.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    norm = ENCODER_NORM * state.weights.w_enc[alive].norm(dim=1).mean()
+    state.weights.w_dec[features] = directions
+    state.weights.w_enc[features] = directions * norm
+    cut = OWN_SHARE * (inputs.norm(dim=1) * norm)
+    state.weights.b_enc[features] = -cut if rule.activation == "relu" else 0
+    if rule.activation == "jumprelu":
+        state.weights.log_threshold[features] = cut.log()
+    for moments in (state.first, state.second):
+        for name in ("w_enc", "w_dec", "b_enc", "log_threshold"):
+            if len(getattr(moments, name)):
+                getattr(moments, name)[features] = 0
+    state.ages[features] = 0
+    state.last_fired[features] = state.step
+    return len(features)

@@ -13,9 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from heredity.features.acts import FeatureActs
-from heredity.features.cases import Course, Place, follow
-from heredity.features.hypothesis import LLR, agreement, fitting, llr, token_shares
-from heredity.features.predicates import Hits, Hypothesis, Predicate, hits
+from heredity.features.families import Course, Place, follow
+from heredity.features.hypothesis import LLR, Hits, Hypothesis, Predicate, agreement, fitting, hits, llr, token_shares
 from heredity.stages.sample import Sample
 from heredity.study import CaseConfig, StudyError
 from heredity.text.corpora import file_digest

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,26 +11,25 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import write_json
-from heredity.explain.ask import SORTS, Scores, Sort, question_sets, scored
-from heredity.explain.compare import Comparison, Distribution, compare
-from heredity.explain.completer import Request
-from heredity.explain.excerpts import Drawn, Recipe, draw, split
-from heredity.explain.language import LanguageJudge
-from heredity.explain.phrasing import Names
-from heredity.explain.propagate import TOO_RARE, Label, counts_of, failures_of, hand_down, simulation_scores
-from heredity.explain.protocol import Failure, Judge
-from heredity.explain.sample import Chosen, choose, priorities
-from heredity.explain.statistical import Explanation, Offline
-from heredity.explain.token_statistics import Statistics
-from heredity.features.classes import CATEGORIES, token_categories
-from heredity.features.examples import Columns
+from heredity.explain.excerpts import Chosen, Recipe, Selection, selection
+from heredity.explain.propagate import (
+    LABEL_SCHEMA,
+    TOO_RARE,
+    Asking,
+    Label,
+    counts_of,
+    failures_of,
+    hand_down,
+    label_rows,
+    simulation_scores,
+)
+from heredity.explain.scores import Comparison, Distribution, compare
 from heredity.report.explained import ComparisonSummary, DistributionSummary, ExplainedSummary
 from heredity.stages.features import FEATURES
 from heredity.stages.models import seed_of
 from heredity.stages.sample import Sample
 from heredity.study import Edge, Init, Study
 
-_SENTENCE = "x" * 120
 EXPLANATIONS, EXPLAINED = "explanations.parquet", "explained.json"
 
 
@@ -57,10 +55,10 @@ def explain_stage(
 
     def make(work: Work) -> None:
         sample = Sample(study, work, seeds["sample"])
-        chosen = _Choice(study, sample)
+        chosen = selection_of(study, sample)
         asking = asking_of(study, sample)
         labels = hand_down(
-            _with_shown(chosen.selected, work.inputs["shown"].json(FEATURES)),
+            _with_shown(chosen.features, work.inputs["shown"].json(FEATURES)),
             sample.edges,
             sample.counting,
             asking.explain,
@@ -84,154 +82,26 @@ def _with_shown(selected: Mapping[str, Sequence[int]], rows: Sequence[Mapping[st
     return {name: sorted(features) for name, features in found.items()}
 
 
-class Asking:
-    """Asks a judge about features of a sample; the offline one unless told otherwise."""
-
-    def __init__(self, sample: Sample, recipe: Recipe, seed: int):
-        self.columns = {name: Columns(*acts.to_columns()) for name, acts in sample.acts.items()}
-        self.text = split(sample.ids, sample.vocabulary, seed)
-        statistics = Statistics(self.text, token_categories(sample.vocabulary), sample.origin.tolist())
-        self.judge: Judge = Offline(statistics, Names(CATEGORIES, sample.names), self._firings)
-        self.recipe, self.seed = recipe, seed
-        self.sorts: Collection[Sort] = SORTS
-        # A feature is explained and then scored, and several are under way at a time: their excerpts are drawn once.
-        self.drawn = lru_cache(maxsize=64)(self._drawn)
-
-    def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
-        model, _, index = feature.rpartition("/")
-        rows, values = self.columns[model].of(int(index))
-        return rows.astype(np.int64), values.astype(np.float64)
-
-    def _drawn(self, model: str, feature: int) -> Drawn | None:
-        return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
-
-    def explain(self, model: str, feature: int) -> str | Failure | None:
-        """A description; None for a feature that fires too seldom to be asked about."""
-        drawn = self.drawn(model, feature)
-        return self.judge.explain(f"{model}/{feature}", drawn.explaining) if drawn else None
-
-    def score(self, model: str, feature: int, description: str) -> Scores | None:
-        """Scores of a description; None likewise."""
-        drawn = self.drawn(model, feature)
-        return scored(self.judge, f"{model}/{feature}", description, drawn, self.seed, self.sorts) if drawn else None
-
-    def requests(self, judge: LanguageJudge, model: str, feature: int) -> list[Request]:
-        """What a language model would be asked about a feature, a sentence of usual length standing for its answer."""
-        drawn = self.drawn(model, feature)
-        if drawn is None:
-            return []
-        name, (detection, fuzzing, odd) = f"{model}/{feature}", question_sets(drawn, self.seed, self.sorts)
-        return [
-            judge.to_explain(name, drawn.explaining),
-            *(judge.to_simulate(name, _SENTENCE, drawn.scoring) if "simulation" in self.sorts else ()),
-            *judge.to_detect(name, _SENTENCE, detection.excerpts),
-            *judge.to_fuzz(name, _SENTENCE, fuzzing.excerpts, fuzzing.marked),
-            *judge.to_intruder(name, odd.groups),
-        ]
-
-
 def asking_of(study: Study, sample: Sample) -> Asking:
     """As the study has set it."""
-    return Asking(sample, Recipe(radius=study.config.explain.radius), seed_of(study, "explain"))
+    recipe, seed = Recipe(radius=study.config.explain.radius), seed_of(study, "explain")
+    return Asking(sample.acts, sample.ids, sample.vocabulary, sample.origin, sample.names, recipe, seed)
 
 
-def selected_of(study: Study, sample: Sample) -> dict[str, list[int]]:
+def selection_of(study: Study, sample: Sample) -> Selection:
     """Features that the study explains: along every edge those that persist, and as many others."""
-    return _Choice(study, sample).selected
-
-
-class _Choice:
-    """What is explained: by edge, features of the parent (of models without children: of the child)."""
-
-    def __init__(self, study: Study, sample: Sample):
-        sizes = {name: sample.acts[name].d_sae for name in study.followed}
-        counting = sample.counting
-        ranks = priorities(sample.edges, counting, sizes, seed_of(study, "explain"))
-
-        def chosen(edge: Edge, end: str) -> Chosen:
-            model = getattr(edge, end)
-            shared = sum(getattr(other, end) == model for other in study.edges)
-            return choose(
-                getattr(counting[edge], f"{end}_match")[:, 0],
-                getattr(counting[edge], f"{end}_density"),
-                sample.firings[model],
-                ranks[model],
-                study.config.explain.features // shared,
-            )
-
-        self.edges = {edge: chosen(edge, "parent") for edge in study.edges}
-        found: dict[str, set[int]] = {name: set() for name in study.followed}
-        for edge, own in self.edges.items():
-            found[edge.parent].update(own.persisting.tolist(), own.others.tolist())
-        for edge in study.edges:
-            if _is_last(study, edge):
-                own = chosen(edge, "child")
-                found[edge.child].update(own.persisting.tolist(), own.others.tolist())
-        self.selected = {name: sorted(features) for name, features in found.items()}
-
-
-def _is_last(study: Study, edge: Edge) -> bool:
-    return all(other.parent != edge.child for other in study.edges)
+    sizes = {name: sample.acts[name].d_sae for name in study.followed}
+    seed, limit = seed_of(study, "explain"), study.config.explain.features
+    return selection(study.edges, sample.counting, sizes, sample.firings, seed, limit)
 
 
 def table_of(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> pa.Table:
-    """One row a feature; scores that are undefined are nan, those that were not asked for null. cost: USD, by feature
-    (`model/index`)."""
-    costs = cost or {}
-    rows = [_row(label, by) | {"cost": costs.get(f"{label.model}/{label.feature}", 0.0)} for label in labels]
-    return pa.Table.from_pylist(rows, _SCHEMA)
-
-
-_SCORES = {
-    "simulation": lambda scores: scores.simulation.score,
-    "simulation_levels": lambda scores: scores.simulation.levels,
-    "simulation_top_random": lambda scores: scores.simulation.top_random,
-    "simulation_random": lambda scores: scores.simulation.random,
-    "spearman": lambda scores: scores.simulation.spearman,
-    "detection": lambda scores: scores.detection.score,
-    "detection_auc": lambda scores: scores.detection.auc,
-    "fuzzing": lambda scores: scores.fuzzing.score,
-    "fuzzing_auc": lambda scores: scores.fuzzing.auc,
-    "intruder": lambda scores: scores.intruder.score,
-}
-_SIZES = {
-    "simulation_n": lambda scores: scores.simulation.excerpts,
-    "detection_n": lambda scores: scores.detection.n,
-    "fuzzing_n": lambda scores: scores.fuzzing.n,
-    "intruder_n": lambda scores: scores.intruder.n,
-}
-_SCHEMA = pa.schema(
-    [("model", pa.string()), ("feature", pa.int32()), ("description", pa.string()), ("by", pa.string())]
-    + [("origin_model", pa.string()), ("origin_feature", pa.int32())]
-    + [("carried", pa.bool_()), ("re_explained", pa.bool_()), ("inherited_simulation", pa.float64())]
-    + [(name, pa.float64()) for name in _SCORES]
-    + [(name, pa.int32()) for name in _SIZES]
-    + [("failure", pa.string()), ("rule", pa.string()), ("cost", pa.float64())]
-)
-
-
-def _row(label: Label, by: str) -> dict[str, Any]:
-    said, scores = label.description, label.scores
-    rule = said.rule.to_json() if isinstance(said, Explanation) and not label.carried else ""
-    return {
-        "model": label.model,
-        "feature": label.feature,
-        "description": None if said is None else str(said),
-        "by": by,
-        "origin_model": label.origin[0],
-        "origin_feature": label.origin[1],
-        "carried": label.carried,
-        "re_explained": label.re_explained,
-        "inherited_simulation": label.tried,
-        **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
-        **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
-        "failure": label.failure,
-        "rule": rule,
-    }
+    """One row a feature; see `label_rows`."""
+    return pa.Table.from_pylist(label_rows(labels, by, cost), LABEL_SCHEMA)
 
 
 def _summary(
-    study: Study, labels: Sequence[Label], chosen: Mapping[Edge, Chosen], judge: str, seed: int
+    study: Study, labels: Sequence[Label], chosen: Mapping[tuple[str, str], Chosen], judge: str, seed: int
 ) -> ExplainedSummary:
     controls, scores = study.config.controls, simulation_scores(labels)
     rare = {(label.model, label.feature) for label in labels if label.failure == TOO_RARE}

@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 
 from heredity.engine.store import Store, digest, write_json
 from heredity.engine.workers import Progress
-from heredity.explain.ask import SORTS
-from heredity.explain.budget import Budget, Prices
 from heredity.explain.language import LanguageJudge, Mode
-from heredity.explain.ledger import Ledger
-from heredity.explain.propagate import counts_of, failures_of, hand_down
+from heredity.explain.ledger import Budget, Ledger, Prices
+from heredity.explain.propagate import Asking, counts_of, failures_of, hand_down
+from heredity.explain.scores import SORTS
 from heredity.features.correlate import Matches
-from heredity.stages.explain import EXPLAINED, EXPLANATIONS, Asking, asking_of, selected_of, table_of
+from heredity.stages.explain import EXPLAINED, EXPLANATIONS, asking_of, selection_of, table_of
 from heredity.stages.look import check_followed, done_work
 from heredity.stages.models import seed_of
 from heredity.stages.sample import MIN_FIRINGS, Sample
@@ -162,7 +161,7 @@ def _prepared(
     asking = asking_of(study, sample)
     asking.sorts = [sort for sort in SORTS if sort in asked.scores]
     if which == "study":
-        return asking, selected_of(study, sample), matches
+        return asking, selection_of(study, sample).features, matches
     often = {name: np.flatnonzero(sample.firings[name] >= MIN_FIRINGS) for name in study.followed}
     if which == "all":
         return asking, {name: found.tolist() for name, found in often.items()}, matches

@@ -10,8 +10,7 @@ import torch
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
-from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
-from heredity.features.examples import Places, contexts
+from heredity.features.cards import Card, LogitTokens, Places, Sizes, cards, contexts, logit_tokens
 from heredity.features.families import Member, family, persistence
 from heredity.stages.cases import CASES, case_of, recipe_of
 from heredity.stages.models import seed_of

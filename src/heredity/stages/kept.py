@@ -305,7 +305,7 @@ def snippets(texts: Iterable[str], count: int, seed: int) -> list[str]:
 
 def rank_test(structural: np.ndarray, semantic: np.ndarray, seed: int) -> RankTestSummary:
     """Whether values of the first are above those of the second; nan values are left out."""
-    from heredity.explain.compare import compare
+    from heredity.explain.scores import compare
 
     found = compare(structural, semantic, seed=seed)
     return RankTestSummary(p=found.p, effect=found.effect, interval=(found.low, found.high))

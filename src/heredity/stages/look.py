@@ -13,11 +13,9 @@ from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
 from heredity.explain.propagate import hand_down
-from heredity.features.cards import Card, LogitTokens, Sizes, cards
-from heredity.features.examples import Places, contexts
+from heredity.features.cards import Card, LogitTokens, Places, Sizes, cards, contexts
 from heredity.features.families import Member, family
-from heredity.features.hypothesis import MINIMUM_FIRINGS, Ranking, llr, ranked
-from heredity.features.predicates import hits
+from heredity.features.hypothesis import MINIMUM_FIRINGS, Ranking, hits, llr, ranked
 from heredity.stages import stages_of
 from heredity.stages.cases import described, hypothesis_of, kind_of, measured, top_tokens
 from heredity.stages.classes import CLASSES_TABLE

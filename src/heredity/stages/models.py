@@ -273,7 +273,7 @@ def machine() -> str:
     """This machine in words: figures of trained models differ in their digits between kinds of processors."""
     import torch
 
-    from heredity.kernels.dense import native_bfloat16
+    from heredity.kernels.torch_forms import native_bfloat16
 
     if device() == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
@@ -284,7 +284,7 @@ def machine() -> str:
 
 def on_device(model):
     """The model where the work is done, ready to be read; on a CPU this process keeps the memory of large buffers."""
-    from heredity.kernels.memory import keep_large_buffers
+    from heredity.kernels.processors import keep_large_buffers
 
     if device() == "cpu":
         keep_large_buffers()

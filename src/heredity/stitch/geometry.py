@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from heredity.sae.checkpoint import Step
-from heredity.sae.gradients import Rule
-from heredity.sae.initialize import start
 from heredity.sae.model import SAE
-from heredity.sae.resample import POOL_BATCHES, resample
-from heredity.sae.train import write_back
+from heredity.sae.step import Rule
+from heredity.sae.train import POOL_BATCHES, resample, start, write_back
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.moments import Moments
 from heredity.stitch.transfer import transfer_sae
@@ -74,7 +72,7 @@ def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) ->
     """A copy whose dead features point at badly reconstructed vectors, as the training resamples them; and how many.
 
     dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
-    decoder rows must be of unit norm. See `sae.resample.resample`. Raises ValueError as `sae.start.start` does.
+    decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
     """
     state = start(sae, lambda number: batches[number], {"steps": len(batches)}, continued=True)
     # To the resampling, the batches are steps of a training that has changed nothing so far.

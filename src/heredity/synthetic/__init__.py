@@ -1,1 +1,1 @@
-"""Planted worlds: pairs of models whose true features and fates are known, to measure every match rule against."""
+"""Planted worlds: pairs of models with known true features and fates, to validate every matching rule."""

@@ -1,7 +1,7 @@
-"""Feature activations of SAEs that were never trained: true activations with the faults of an SAE put in.
+"""Feature activations of untrained SAEs: true activations with an SAE's errors added.
 
-A code is a·F at the firings it does not miss, with a lognormal factor F of mean 1, and fires falsely elsewhere. What it
-cannot show is what depends on x: directions, interference, and that faint features are missed more often.
+A code is a·F at the firings it does not miss, with a lognormal factor F of mean 1, and fires falsely elsewhere. Effects
+that depend on x are absent: directions, interference, and the higher miss rate of faint features.
 """
 
 from __future__ import annotations
@@ -24,27 +24,6 @@ class Code(NamedTuple):
     """int32 [d_sae]: the true feature behind each SAE feature."""
 
 
-class Codes(NamedTuple):
-    """Untrained SAEs of both ends of a world on the same tokens."""
-
-    parent: Code
-    """Parent's SAE; as many features as the parent has, in an order of its own."""
-    child: Code
-    """Child's SAE, with faults of its own."""
-    sample: Sample
-    """True activations on these tokens, and their documents."""
-
-
-def expected_r(reliability: float, miss: float = 0.0, false_fire: float = 0.0) -> float:
-    """r of a rare feature's code with the true activation: reliability (1 − miss) / √(1 − miss + false_fire).
-
-    Two codes of the same true feature with independent faults have the product of their values. nan for a code that
-    never fires.
-    """
-    fired = 1 - miss + false_fire
-    return reliability * (1 - miss) / math.sqrt(fired) if fired > 0 else math.nan
-
-
 def noisy_code(
     acts: FeatureActs,
     rng: np.random.Generator,
@@ -54,11 +33,13 @@ def noisy_code(
 ) -> Code:
     """The code of an SAE whose features are the true ones, in random order.
 
-    acts: true activations. reliability: r of the code with the truth by the factor alone, as far as features are rare:
-    E F² = 1 / reliability². miss: share of firings left out at
-    random, of all or float [d_sae] of each. false_fire: false firings as a share of the true
-    ones, feature by feature, at uniform places and with the magnitudes of true ones; where the feature fires anyway,
-    nothing is added. Raises `ValueError` for shares out of range.
+    acts: true activations. reliability: r of the code with the truth due to the factor alone, for rare features:
+    E F² = 1 / reliability². miss: share of firings left out at random, one number or float [d_sae]. false_fire: false
+    firings as a share of the true ones, feature by feature, at uniform places and with the magnitudes of true ones;
+    nothing is added where the feature fires anyway. Raises `ValueError` for shares out of range.
+
+    A rare feature's code has r = reliability (1 − miss) / √(1 − miss + false_fire) with the true activation; two codes
+    of one true feature with independent errors have the product of their values.
     """
     if not 0 < reliability <= 1:
         raise ValueError(f"reliability={reliability} is an r; give more than 0 and at most 1")
@@ -72,29 +53,27 @@ def noisy_code(
     copied = rng.integers(0, max(acts.n, 1), rng.poisson(false_fire * acts.n))
     false = rng.integers(0, max(acts.tokens, 1), len(copied)) * acts.d_sae + acts.indices[copied]
     every = np.concatenate([key, false])
-    by_key = np.argsort(every, kind="stable")  # a true firing stands before the false ones at its place
+    by_key = np.argsort(every, kind="stable")  # a true firing comes before the false ones at its place
     first = np.diff(every[by_key], prepend=-1) > 0
     chosen = by_key[first & np.concatenate([kept, np.ones(len(false), bool)])[by_key]]
     token, feature = np.divmod(every[chosen], acts.d_sae)
     variance = -2 * math.log(reliability)
     factor = np.exp(math.sqrt(variance) * rng.standard_normal(len(chosen)) - variance / 2)
     values = np.concatenate([acts.values, acts.values[copied]])[chosen] * factor
-    place = np.empty(acts.d_sae, np.int32)
-    place[order] = np.arange(acts.d_sae)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(token, minlength=acts.tokens))])
-    return Code(FeatureActs(indptr, place[feature], values, acts.d_sae), order.astype(np.int32))
+    return Code(FeatureActs(indptr, np.argsort(order)[feature], values, acts.d_sae), order.astype(np.int32))
 
 
 def noisy_codes(
     world: World, tokens: int, seed: int, reliability: float = 0.9, miss: float = 0.1, false_fire: float = 0.05
-) -> Codes:
-    """Codes of both ends on the text of a seed (that of `world.draw(tokens, seed)`), with independent faults.
+) -> tuple[Code, Code, Sample]:
+    """Codes of parent and child on `world.draw(tokens, seed)`, with independent errors, and this sample.
 
-    The other arguments are as in `noisy_code`, which also makes a second SAE of either end from the sample.
+    The other arguments are those of `noisy_code`.
     """
     sample = world.draw(tokens, seed)
-    # The last number keeps the faults apart from the draws of the text, which take the same seed.
+    # The last number separates the errors from the draws of the text, which use the same seed.
     rngs = [np.random.default_rng((world.seed, seed, end, 99)) for end in (0, 1)]
     parent = noisy_code(sample.parent, rngs[0], reliability, miss, false_fire)
     child = noisy_code(sample.child, rngs[1], reliability, miss, false_fire)
-    return Codes(parent, child, sample)
+    return parent, child, sample

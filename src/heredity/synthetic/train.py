@@ -1,4 +1,4 @@
-"""SAEs trained on both ends of a planted world, with the house's own trainer."""
+"""SAEs trained on both ends of a planted world with the package's own trainer."""
 
 from __future__ import annotations
 
@@ -18,42 +18,34 @@ from heredity.sae.train import train
 from heredity.study import Init, SAEConfig
 from heredity.synthetic.world import End, Sample, World
 
-Protocol = Init
-"""As in a study: one SAE for both ends, or how the child's starts: as the parent's, or anew."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How every SAE of a pair is trained. Raises `ValueError` for sizes below one."""
+    """Hyperparameters shared by all SAEs of a pair. Raises `ValueError` for sizes below one."""
 
     tokens: int = 60_000
-    """Distinct vectors of each model to train on."""
+    """Distinct training vectors per model."""
     epochs: int = 6
-    """Times that a fresh SAE sees each of them."""
+    """Passes of a new SAE over these vectors."""
     continue_tokens: int | None = None
-    """Vectors that a continued SAE sees, repeats counted; default half of what a fresh one sees."""
+    """Vectors a continued SAE is trained on, repeats counted; default: half of what a new one sees."""
     activation: Activation = "topk"
-    """Of the SAEs."""
+    """Activation function of the SAEs."""
     k: int = 8
-    """Active features a token (topk, batchtopk); the middle of the range of L0 aimed at (relu, jumprelu)."""
+    """Active features per token (topk, batchtopk); center of the target range of L0 (relu, jumprelu)."""
     expansion: int = 4
     """d_sae / d."""
     lr: float = 4e-3
-    """Adam's learning rate; it falls to 0 over the last fifth."""
+    """Adam's learning rate; it decays to 0 over the last fifth."""
     batch: int = 512
-    """Vectors a step."""
+    """Vectors per step."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "epochs", "k", "expansion", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.continued < 1:
+        if self.continue_tokens is not None and self.continue_tokens < 1:
             raise ValueError(f"continue_tokens={self.continue_tokens} must be 1 or more")
-
-    @property
-    def continued(self) -> int:
-        """Vectors that a continued SAE sees."""
-        return -(-self.tokens * self.epochs // 2) if self.continue_tokens is None else self.continue_tokens
 
 
 class TrainedPair(NamedTuple):
@@ -64,7 +56,7 @@ class TrainedPair(NamedTuple):
     child: FeatureActs
     """Child's SAE."""
     parent_control: FeatureActs | None
-    """Another SAE of the parent, initialized as the child's is: what remains between two SAEs of one model. None for a
+    """Another SAE of the parent, initialized as the child's is: the agreement between two SAEs of one model. None for a
     joint SAE, which keeps everything."""
     saes: tuple[SAE, SAE]
     """Of the parent and of the child; the same one twice if it is joint."""
@@ -74,97 +66,74 @@ class TrainedPair(NamedTuple):
     """By field name, on these tokens."""
 
 
-def train_pair(world: World, protocol: Protocol, training: Training, tokens_eval: int, seed: int) -> TrainedPair:
-    """Train the SAEs of a planted world and encode `tokens_eval` tokens that none of them saw.
+def train_pair(world: World, init: Init, training: Training, tokens_eval: int, seed: int) -> TrainedPair:
+    """Train the SAEs of a planted world and encode `tokens_eval` held-out tokens.
 
-    independent: three start anew, each from a seed of its own, and see their model's vectors in an order of their own.
-    parent: the parent's SAE starts anew; the child's goes on from it on the child's vectors, the parent's control goes
-    on from it on the parent's vectors. joint: one SAE of twice the size, which has to hold the features of both, sees
-    the vectors of both, as many of each as a fresh one. Both ends are trained on the same text. On a CPU; memory is
-    that of both ends' vectors, tokens x d in float32.
+    independent: three new SAEs, each with its own seed and order of its model's vectors. parent: a new SAE for the
+    parent; from it the child's continues on the child's vectors, and the parent's control on the parent's vectors.
+    joint: one SAE of twice the size, because it holds the features of both, trained on the vectors of both, as many of
+    each as a new SAE sees. Both ends are trained on the same text. On a CPU; memory is that of both ends' vectors,
+    tokens × d in float32.
 
-    Raises `ValueError` for a protocol that is not known and whatever the trainer refuses.
+    Raises `ValueError` for an unknown init and whatever the trainer refuses.
     """
-    if protocol not in get_args(Protocol):
-        raise ValueError(f"protocol={protocol!r} is not known; choose one of {', '.join(get_args(Protocol))}")
-    text, unseen = 2 * seed, 2 * seed + 1
-    x = {end: _vectors(world, end, training.tokens, text) for end in get_args(End)}
-    if protocol == "joint":
+    if init not in get_args(Init):
+        raise ValueError(f"init={init!r} is unknown; choose one of {', '.join(get_args(Init))}")
+    text, held_out = 2 * seed, 2 * seed + 1
+    x = {end: torch.from_numpy(world.x(end, training.tokens, text)) for end in get_args(End)}
+    if init == "joint":
         both = torch.cat([x["parent"], x["child"]])
-        one = _fresh(both, replace(training, expansion=2 * training.expansion), (seed, 0))
+        one = _trained(both, replace(training, expansion=2 * training.expansion), (seed, 0))
         saes = {"parent": one, "child": one}
     else:
-        first = _fresh(x["parent"], training, (seed, 0))
-        source = first if protocol == "parent" else None
-        saes = {"parent": first, "child": _another(x["child"], source, training, (seed, 2))}
-        saes["parent_control"] = _another(x["parent"], source, training, (seed, 1))
+        first = _trained(x["parent"], training, (seed, 0))
+        source = first if init == "parent" else None
+        saes = {"parent": first, "child": _trained(x["child"], training, (seed, 2), source)}
+        saes["parent_control"] = _trained(x["parent"], training, (seed, 1), source)
+    x = {end: torch.from_numpy(world.x(end, tokens_eval, held_out)) for end in get_args(End)}
     acts: dict[str, FeatureActs] = {}
     explained: dict[str, float] = {}
-    for end in get_args(End):
-        x[end] = _vectors(world, end, tokens_eval, unseen)
-        for name in (end, f"{end}_control"):
-            if name in saes:
-                acts[name], explained[name] = _encoded(saes[name], x[end])
+    for name, sae in saes.items():
+        parts, variance = [], Variance()
+        for part in x["child" if name == "child" else "parent"].split(4096):
+            indptr, indices, values = sae.encode_sparse(part)
+            parts.append(FeatureActs(indptr, indices, values, sae.d_sae))
+            variance.update(part, sae.decode_sparse(indptr, indices, values))
+        acts[name], explained[name] = FeatureActs.concatenate(parts), variance.result().explained_variance
     return TrainedPair(
         acts["parent"], acts["child"], acts.get("parent_control"), (saes["parent"], saes["child"]),
-        world.draw(tokens_eval, unseen), explained,
+        world.draw(tokens_eval, held_out), explained,
     )  # fmt: skip
 
 
-def _vectors(world: World, end: End, tokens: int, seed: int) -> Tensor:
-    return torch.from_numpy(world.x(end, tokens, seed))
-
-
-def _fresh(x: Tensor, training: Training, seed: tuple[int, int]) -> SAE:
-    generator = torch.Generator().manual_seed(_seeds(seed)[0])
-    sae = new_sae(x.shape[1], training.expansion * x.shape[1], training.activation, training.k, generator)
-    _train(sae, x, training, len(x) * training.epochs, seed, continued=False)
-    return sae
-
-
-def _another(x: Tensor, source: SAE | None, training: Training, seed: tuple[int, int]) -> SAE:
-    """One that goes on from the source, or without it a fresh one."""
+def _trained(x: Tensor, training: Training, seed: tuple[int, int], source: SAE | None = None) -> SAE:
+    """A new SAE, or a copy of the source continued."""
+    weights, order, resampling = (int(number) for number in np.random.SeedSequence(seed).generate_state(3))
     if source is None:
-        return _fresh(x, training, seed)
-    sae = deepcopy(source)
-    _train(sae, x, training, training.continued, seed, continued=True)
-    return sae
-
-
-def _train(sae: SAE, x: Tensor, training: Training, tokens: int, seed: tuple[int, int], *, continued: bool) -> None:
+        d, generator = x.shape[1], torch.Generator().manual_seed(weights)
+        sae = new_sae(d, training.expansion * d, training.activation, training.k, generator)
+        tokens = len(x) * training.epochs
+    else:
+        sae = deepcopy(source)
+        tokens = training.continue_tokens or -(-training.tokens * training.epochs // 2)
     l0 = (0.9 * training.k, 1.1 * training.k)
     config = SAEConfig(activation=sae.activation, k=training.k, l0=l0, lr=training.lr, decay=True)
-    _, order, resampling = _seeds(seed)
-    batches = _batches(x, training.batch, order)
-    train(sae, batches, config, max(1, tokens // training.batch), resampling, continued=continued)
-
-
-def _seeds(seed: tuple[int, int]) -> list[int]:
-    """Of the first weights, of the order of vectors, of the resampling."""
-    return [int(number) for number in np.random.SeedSequence(seed).generate_state(3)]
+    steps = max(1, tokens // training.batch)
+    train(sae, _batches(x, training.batch, order), config, steps, resampling, continued=source is not None)
+    return sae
 
 
 def _batches(x: Tensor, size: int, seed: int) -> Callable[[int], Tensor]:
-    """Batches of a pass over x in a random order, then of further passes in others; the last, short one is left out."""
+    """Batches of repeated passes over x, each in its own random order; a short last batch is left out."""
     size = min(size, len(x))
-    a_pass = len(x) // size
+    per_pass = len(x) // size
     order: dict[int, Tensor] = {}
 
     def batch(step: int) -> Tensor:
-        number, place = divmod(step, a_pass)
+        number, place = divmod(step, per_pass)
         if number not in order:
             order.clear()
             order[number] = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + number))
         return x[order[number][place * size : (place + 1) * size]]
 
     return batch
-
-
-def _encoded(sae: SAE, x: Tensor) -> tuple[FeatureActs, float]:
-    """Activations on x, and the explained variance."""
-    parts, variance = [], Variance()
-    for part in x.split(4096):
-        indptr, indices, values = sae.encode_sparse(part)
-        parts.append(FeatureActs(indptr, indices, values, sae.d_sae))
-        variance.update(part, sae.decode_sparse(indptr, indices, values))
-    return FeatureActs.concatenate(parts), variance.result().explained_variance

@@ -1,8 +1,11 @@
-"""Every rule held against planted truth: precision and recall in trained worlds, error rates over many seeds."""
+"""Every matching rule against planted truth: precision and recall in trained worlds, error rates over many seeds.
+
+Results are tables by name, each a list of flat rows; a share without a denominator is None.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,20 +26,22 @@ from heredity.features.directions import cosine_matches, shared
 from heredity.features.newness import LatentScaling
 from heredity.features.null import Floor, chance_threshold, floor, p_values, q_values
 from heredity.features.threshold import PAPER, choose_threshold, corrected, split_threshold
+from heredity.sae.model import SAE
+from heredity.study import Init
 from heredity.synthetic.codes import noisy_code, noisy_codes
-from heredity.synthetic.settings import FATES, LOST, WorldConfig
-from heredity.synthetic.train import Protocol, TrainedPair, Training, train_pair
-from heredity.synthetic.truth import KEPT_LIKE, UNKNOWN, judge, judge_new, label_edge, recovery
-from heredity.synthetic.world import World
+from heredity.synthetic.train import TrainedPair, Training, train_pair
+from heredity.synthetic.truth import KEPT_LIKE, judge, label, share_by_fate
+from heredity.synthetic.world import FATES, LOST, NEW, World, WorldConfig
 
+Row = dict[str, Any]
 COSINE = 0.7
 RATE = 0.01
 PASSES = 4
-_HUGE = 20
+_PARENT_FATES = tuple(fate for fate in FATES if fate != "new")
 
 
 class Condition(NamedTuple):
-    """A planted world and how its SAEs are trained."""
+    """A planted world and the training of its SAEs."""
 
     name: str
     """In words."""
@@ -66,108 +71,103 @@ CONDITIONS = (
 """From easy to hard."""
 
 
-class Verdict(NamedTuple):
-    """One rule in one world."""
+def prove(
+    conditions: Sequence[Condition],
+    inits: Sequence[Init],
+    seeds: int,
+    rate_seeds: int,
+    tokens: int = 30_000,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Row]]:
+    """Compare every rule with planted truth: each condition with each init and seed, and error rates.
 
-    rule: str
-    """Its name."""
-    threshold: float
-    """On its score."""
-    precision: float
-    """Of the parent features called persisting, the share that is kept; nan when none is called."""
-    recall: float
-    """Of the kept features the share called."""
-    called: dict[str, float]
-    """By fate: share called persisting."""
+    tokens: held-out aligned tokens of each trained world. The tables are those of `judged`, `means` and `rates`.
+    """
+    total = len(conditions) * len(inits) * seeds + rate_seeds
+    tables: dict[str, list[Row]] = {"planted_worlds": [], "planted_rules": [], "planted_emerged": []}
+    for condition in conditions:
+        for init in inits:
+            for seed in range(seeds):
+                for name, rows in judged(condition, init, tokens, seed).items():
+                    tables[name] += rows
+                if progress:
+                    progress(len(tables["planted_worlds"]), total)
+    trained = total - rate_seeds
+    error_rates = rates(rate_seeds, progress=lambda done, _: progress(trained + done, total) if progress else None)
+    return means(tables) | tables | {"planted_rates": error_rates}
 
 
-class Judged(NamedTuple):
-    """All rules in one world."""
+def judged(condition: Condition, init: Init, tokens: int, seed: int) -> dict[str, list[Row]]:
+    """Train the SAEs of one world and compare every rule with the truth on held-out aligned tokens.
 
-    condition: str
-    """Its name."""
-    protocol: Protocol
-    """How the SAEs were initialized."""
-    found: float
-    """Share of the parent's true features that its SAE has found."""
-    reliability: float
-    """Median r of the SAE's features with the true ones they follow."""
-    explained_variance: float
-    """Of the parent's SAE."""
-    ceiling: float
-    """Share persisting at r > 0.8 in another SAE of the parent; 1 for a joint one."""
-    verdicts: tuple[Verdict, ...]
-    """On the parent's features."""
-    emerged: dict[str, float]
-    """By fate: share of the child's features called emerged at the threshold by evidence."""
-    really_new: dict[str, float]
-    """By fate, and `unknown` for those that follow no true feature: share of the emerged ones that latent scaling
-    confirms as new."""
+    planted_worlds: one row, the quality of the parent's SAE. planted_rules: per rule its threshold, precision, recall,
+    and the share of parent features called persisting by fate. planted_emerged: by fate (`unknown` for features that
+    follow no true one) the share of child features called emerged at the threshold by evidence, and the share of these
+    that latent scaling confirms as new.
+    """
+    world = World(condition.world, seed)
+    pair = train_pair(world, init, condition.training, tokens, seed)
+    parent = label(pair.parent, pair.sample.parent, world.parent.fate)
+    child = label(pair.child, pair.sample.child, world.child.fate)
+    matches = correlate(pair.parent, pair.child)
+    if pair.parent_control is None:
+        ceiling = np.where(np.isfinite(matches.parent_r[:, 0]), 1.0, np.nan)
+    else:
+        ceiling = correlate(pair.parent, pair.parent_control, 1).parent_r[:, 0]
+    key: Row = {"condition": condition.name, "init": init, "seed": seed}
+    quality = {
+        "tokens": tokens,
+        "explained_variance": pair.explained_variance["parent"],
+        "recovered": parent.recovered,
+        "reliability": parent.reliability,
+        "ceiling": float((ceiling[np.isfinite(ceiling)] > PAPER).mean()),
+    }
+    persist = calls(matches, floor(pair.parent, pair.child, PASSES, seed), ceiling, pair.saes)
+    rules = []
+    for rule, (call, threshold) in persist.items():
+        judgment = judge(call, parent.fate)
+        row = {"rule": rule, "threshold": threshold, "precision": judgment.precision, "recall": judgment.recall}
+        rules.append(_finite(key | row | {fate: judgment.called.get(fate) for fate in _PARENT_FATES}))
+    emerge = (matches.child_density > 0) & ~(matches.child_r[:, 0] > persist["evidence"][1])
+    confirmed = share_by_fate(_confirmed_new(world, pair, tokens, seed)[emerge], child.fate[emerge])
+    emerged = judge(emerge, child.fate, (NEW,), KEPT_LIKE).called | {"unknown": None}
+    return {
+        "planted_worlds": [_finite(key | quality)],
+        "planted_rules": rules,
+        "planted_emerged": [
+            key | {"fate": fate, "emerged": share, "confirmed": confirmed.get(fate)} for fate, share in emerged.items()
+        ],
+    }
 
 
 def calls(
-    matches: Matches, by_chance: Floor, ceiling: np.ndarray | None, saes: tuple[Any, Any]
+    matches: Matches, by_chance: Floor, ceiling: np.ndarray, saes: tuple[SAE, SAE]
 ) -> dict[str, tuple[np.ndarray, float]]:
     """By rule: bool [d_parent] persisting, and the threshold on its score."""
     best = matches.parent_r[:, 0]
+    evidence = choose_threshold(best, by_chance.parent_r, [ceiling]).threshold
     halves = split_threshold(best)
-    evidence = choose_threshold(best, by_chance.parent_r, [] if ceiling is None else [ceiling]).threshold
-    found = scores(matches, one_to_one(*matches[:4]))
+    by_rule = scores(matches, one_to_one(*matches[:4]))
     q = q_values(p_values(best, by_chance.parent_r, matches.parent_density))
-    rules: dict[str, np.ndarray] = {
-        "evidence": best > evidence,
-        "r > 0.8": best > PAPER,
-        "split": best > halves,
-        "more than chance": q <= RATE,
-        "mutual": found["mutual"] > evidence,
-        "assigned": found["assigned"] > evidence,
+    rules = {
+        "evidence": (best > evidence, evidence),
+        "r > 0.8": (best > PAPER, PAPER),
+        "split": (best > halves, halves),
+        "more than chance": (q <= RATE, chance_threshold(best, by_chance.parent_r, RATE)),
+        "mutual": (by_rule["mutual"] > evidence, evidence),
+        "assigned": (by_rule["assigned"] > evidence, evidence),
+        "corrected r > 0.8": (corrected(best, ceiling, ceiling) > PAPER, PAPER),
     }
-    cuts = dict.fromkeys(rules, evidence) | {"r > 0.8": PAPER, "split": halves}
-    cuts["more than chance"] = chance_threshold(best, by_chance.parent_r, RATE)
-    if ceiling is not None:
-        rules["corrected r > 0.8"], cuts["corrected r > 0.8"] = corrected(best, ceiling, ceiling) > PAPER, PAPER
-    if saes[0] is not saes[1]:
-        parent, child = saes
-        rules["decoder cosine"] = cosine_matches(parent.W_dec, child.W_dec, 1).parent_cosine[:, 0] > COSINE
+    parent, child = saes
+    if parent is not child:
+        cosine = cosine_matches(parent.W_dec, child.W_dec, 1).parent_cosine[:, 0]
         agreed = shared(parent.W_enc, parent.W_dec, child.W_enc, child.W_dec, COSINE)
-        rules["shared"] = by_parent(agreed.pairs, agreed.cosine, len(best)) > COSINE
-        cuts |= {"decoder cosine": COSINE, "shared": COSINE}
-    return {rule: (call, cuts[rule]) for rule, call in rules.items()}
+        rules["decoder cosine"] = cosine > COSINE, COSINE
+        rules["shared"] = by_parent(agreed.pairs, agreed.cosine, len(best)) > COSINE, COSINE
+    return rules
 
 
-def judged(condition: Condition, protocol: Protocol, tokens: int, seed: int) -> Judged:
-    """Train the SAEs of one world and hold every rule against the truth on `tokens` unseen aligned tokens."""
-    world = World(condition.world, seed)
-    pair = train_pair(world, protocol, condition.training, tokens, seed)
-    truth = label_edge(pair.parent, pair.child, pair.sample, world)
-    matches = correlate(pair.parent, pair.child)
-    control = pair.parent_control
-    ceiling = correlate(pair.parent, control, 1).parent_r[:, 0] if control is not None else None
-    by_chance = floor(pair.parent, pair.child, PASSES, seed)
-    same = np.where(np.isfinite(matches.parent_r[:, 0]), 1.0, np.nan) if ceiling is None else ceiling
-    verdicts = []
-    for rule, (call, threshold) in calls(matches, by_chance, same, pair.saes).items():
-        found = judge(call, truth)
-        shares = {name: group.share for name, group in found.groups.items() if name != "unknown"}
-        verdicts.append(Verdict(rule, threshold, found.precision, found.recall, shares))
-    cut = verdicts[0].threshold
-    emerge = (matches.child_density > 0) & ~(matches.child_r[:, 0] > cut)
-    new = _really_new(world, pair, tokens, seed)
-    learned = recovery(truth.parent)
-    return Judged(
-        condition=condition.name,
-        protocol=protocol,
-        found=learned.share,
-        reliability=learned.median_r,
-        explained_variance=pair.explained_variance["parent"],
-        ceiling=float((same[np.isfinite(same)] > PAPER).mean()),
-        verdicts=tuple(verdicts),
-        emerged={name: group.share for name, group in judge_new(emerge, truth).groups.items() if name != "unknown"},
-        really_new=_shares(new, truth.child_fate, emerge),
-    )
-
-
-def _really_new(world: World, pair: TrainedPair, tokens: int, seed: int) -> np.ndarray:
+def _confirmed_new(world: World, pair: TrainedPair, tokens: int, seed: int) -> np.ndarray:
     """bool [d_child]: whether latent scaling on the parent's activations confirms a child feature as new."""
     x = [torch.from_numpy(world.x(end, tokens, 2 * seed + 1)) for end in ("parent", "child")]
     scaling = LatentScaling(pair.saes[1].W_dec)
@@ -178,57 +178,77 @@ def _really_new(world: World, pair: TrainedPair, tokens: int, seed: int) -> np.n
     return scaling.result().new()
 
 
-def _shares(call: np.ndarray, fate: np.ndarray, among: np.ndarray) -> dict[str, float]:
-    """By fate: share of the features of `among` that the call says yes to."""
-    names = {**dict(enumerate(FATES)), UNKNOWN: "unknown"}
-    groups = {name: among & (fate == number) for number, name in names.items()}
-    return {name: float(call[own].mean()) for name, own in groups.items() if own.any()}
+def means(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Means of the tables of `judged` over seeds, then over conditions.
+
+    planted_rule_means: each init and rule, mean over all conditions. planted_world_means: each condition and init, the
+    shares called by evidence beside the SAE's quality.
+    """
+    judgments = ("precision", "recall", *_PARENT_FATES)
+    rules = _means(tables["planted_rules"], ("condition", "init", "rule"), judgments)
+    emerged = _means(tables["planted_emerged"], ("condition", "init", "fate"), ("emerged", "confirmed"))
+    worlds = _means(tables["planted_worlds"], ("condition", "init"), ("explained_variance", "reliability"))
+    for world in worlds:
+        here = (world["condition"], world["init"])
+        by_rule = {row["rule"]: row for row in rules if (row["condition"], row["init"]) == here}
+        by_fate = {row["fate"]: row for row in emerged if (row["condition"], row["init"]) == here}
+        world |= {fate: by_rule["evidence"][fate] for fate in ("kept", "rotated", "lost")}
+        world["kept_at_paper"] = by_rule["r > 0.8"]["kept"]
+        world["new_emerged"] = by_fate.get("new", {}).get("emerged")
+        world["new_confirmed"] = by_fate.get("new", {}).get("confirmed")
+        world["unknown_confirmed"] = by_fate.get("unknown", {}).get("confirmed")
+    return {"planted_rule_means": _means(rules, ("init", "rule"), judgments), "planted_world_means": worlds}
 
 
-class Rates(NamedTuple):
-    """Error rates over many worlds, without SAE training."""
-
-    seeds: int
-    """Worlds."""
-    nominal: float
-    """False discovery rate asked for."""
-    false_discoveries: float
-    """Mean share of lost features among the features whose match counts as more than chance."""
-    power: float
-    """Mean share of kept features called."""
-    level: float
-    """Coverage asked for."""
-    r_coverage: float
-    """Share of the intervals of r that hold the true r, of features with 100 firings in 30 documents."""
-    count_coverage: float
-    """Share of the intervals of a count that hold the true count, at .5, .6, .7 and .8."""
+def _means(rows: Sequence[Row], key: tuple[str, ...], columns: Sequence[str]) -> list[Row]:
+    """One row per value of the key: means of the numbers that are not None."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in key), []).append(row)
+    result = []
+    for values, group in groups.items():
+        known = {name: [row[name] for row in group if row[name] is not None] for name in columns}
+        mean = {name: float(np.mean(numbers)) if numbers else None for name, numbers in known.items()}
+        result.append(dict(zip(key, values, strict=True)) | mean)
+    return result
 
 
-def rates(seeds: int, nominal: float = 0.1, progress: Callable[[int, int], None] | None = None) -> Rates:
-    """False discoveries and coverage over worlds of noisy codes whose kept features have a true r anywhere in 0 to 1.
+def _finite(row: Row) -> Row:
+    return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
-    True r are those of a sample twenty times as long.
+
+# -- error rates -----------------------------------------------------------------------------------------------------
+
+
+def rates(seeds: int, nominal: float = 0.1, progress: Callable[[int, int], None] | None = None) -> list[Row]:
+    """False discoveries and coverage over worlds of noisy codes, without SAE training, as table planted_rates.
+
+    The true r of kept features lie anywhere between 0 and 1; they are those of a sample twenty times as long. Rates
+    are means over worlds: the share of lost features among those called at a false discovery rate of `nominal`; the
+    share of kept features called; and the shares of 95 % intervals that hold the truth, of r for features with 100
+    firings in 30 documents, and of counts at .5, .6, .7 and .8.
     """
     config = WorldConfig(kept=160, rotated=0, lost=160, new=160, l0=12, document=48, burst=2.0)
-    found: dict[str, list[float]] = {"false": [], "power": [], "r": [], "counts": []}
+    measured = []
     for seed in range(seeds):
         world = World(config, seed)
-        false, power = _discoveries(world, seed, nominal)
-        of_r, of_counts = _covered(world, seed)
-        for name, value in zip(found, (false, power, of_r, of_counts), strict=True):
-            found[name].append(value)
+        measured.append((*_discoveries(world, seed, nominal), *_covered(world, seed)))
         if progress:
             progress(seed + 1, seeds)
-    mean = {name: float(np.mean(values)) for name, values in found.items()}
-    return Rates(seeds, nominal, mean["false"], mean["power"], 0.95, mean["r"], mean["counts"])
+    goals = {"false discovery rate": nominal, "power": None, "coverage of r": 0.95, "coverage of counts": 0.95}
+    return [
+        {"rate": rate, "measured": float(np.mean(values)), "nominal": goal, "worlds": seeds}
+        for (rate, goal), values in zip(goals.items(), zip(*measured, strict=True), strict=True)
+    ]
 
 
 def _discoveries(world: World, seed: int, nominal: float) -> tuple[float, float]:
-    codes = noisy_codes(world, 16_000, seed, reliability=0.6, miss=0.3, false_fire=0.2)
-    found = correlate(codes.parent.acts, codes.child.acts, 1)
-    by_chance = floor(codes.parent.acts, codes.child.acts, 2 * PASSES, seed)
-    called = q_values(p_values(found.parent_r[:, 0], by_chance.parent_r, found.parent_density, 160)) <= nominal
-    fate = world.parent.fate[codes.parent.feature]
+    """Share of lost features among the discoveries, and of kept features that are discovered."""
+    parent, child, _ = noisy_codes(world, 16_000, seed, reliability=0.6, miss=0.3, false_fire=0.2)
+    matches = correlate(parent.acts, child.acts, 1)
+    by_chance = floor(parent.acts, child.acts, 2 * PASSES, seed)
+    called = q_values(p_values(matches.parent_r[:, 0], by_chance.parent_r, matches.parent_density, 160)) <= nominal
+    fate = world.parent.fate[parent.feature]
     kept = np.isin(fate, KEPT_LIKE)
     return float((fate[called] == LOST).mean()) if called.any() else 0.0, float(called[kept].mean())
 
@@ -239,7 +259,7 @@ def _covered(world: World, seed: int) -> tuple[float, float]:
     wanted = np.random.default_rng((seed, 1)).uniform(0.2, 1.0, world.config.parents)
 
     def sample(documents: int, seed: int) -> tuple[Jackknife, np.ndarray, FeatureActs, np.ndarray]:
-        """Of each parent feature and its partner; the true features behind; the parent's activations and documents."""
+        """Of each parent feature and its partner; the true features; the parent's activations and documents."""
         drawn = world.draw(documents * world.config.document, seed)
         rng = np.random.default_rng((seed, 2))
         parent = noisy_code(drawn.parent, rng, 1.0, 0.0, 0.0)
@@ -249,74 +269,13 @@ def _covered(world: World, seed: int) -> tuple[float, float]:
         return leave_one_out(moments), parent.feature, parent.acts, drawn.document
 
     jackknife, feature, parent, document = sample(documents, seed)
-    huge, other, *_ = sample(_HUGE * documents, 10_000 + seed)
-    truth = np.tanh(huge.z[:, 0])[np.argsort(other)][feature]
-    found = r_intervals(jackknife)
-    often = (parent.firings() >= 100) & (_documents(parent, document) >= 30)
-    inside = (found.low <= truth) & (truth <= found.high)
+    long, other, *_ = sample(20 * documents, 10_000 + seed)
+    truth = np.tanh(long.z[:, 0])[np.argsort(other)][feature]
+    intervals = r_intervals(jackknife)
+    token = np.repeat(np.arange(parent.tokens), np.diff(parent.indptr))
+    fired_in = np.unique(np.stack([parent.indices, document[token]]), axis=1)[0]  # a feature once per document
+    often = (parent.firings() >= 100) & (np.bincount(fired_in, minlength=parent.d_sae) >= 30)
+    inside = (intervals.low <= truth) & (truth <= intervals.high)
     counts = bootstrap_counts(jackknife, thresholds, 300, seed)
     true_counts = (truth[:, None] > np.array(thresholds)).sum(0)
     return float(inside[often].mean()), float(((counts.low <= true_counts) & (true_counts <= counts.high)).mean())
-
-
-def _documents(acts: FeatureActs, document: np.ndarray) -> np.ndarray:
-    """Documents in which each feature fires, int64 [d_sae]."""
-    token = np.repeat(np.arange(acts.tokens), np.diff(acts.indptr))
-    pairs = np.unique(np.stack([acts.indices, document[token]]), axis=1)
-    return np.bincount(pairs[0], minlength=acts.d_sae)
-
-
-class Proof(NamedTuple):
-    """All of it."""
-
-    worlds: tuple[Judged, ...]
-    """Trained worlds."""
-    rates: Rates
-    """Worlds of noisy codes."""
-    tokens: int
-    """Unseen aligned tokens of each trained world."""
-    seeds: int
-    """Repetitions of each trained world."""
-
-
-def prove(
-    conditions: Sequence[Condition],
-    protocols: Sequence[Protocol],
-    seeds: int,
-    rate_seeds: int,
-    tokens: int = 30_000,
-    progress: Callable[[int, int], None] | None = None,
-) -> Proof:
-    """Hold every rule against planted truth: each condition with each protocol and seed, and error rates."""
-    trained = len(conditions) * len(protocols) * seeds
-    total, rows = trained + rate_seeds, []
-    for condition in conditions:
-        for protocol in protocols:
-            for seed in range(seeds):
-                rows.append(judged(condition, protocol, tokens, seed))
-                if progress:
-                    progress(len(rows), total)
-    found = rates(rate_seeds, progress=lambda done, _: progress(trained + done, total) if progress else None)
-    return Proof(tuple(rows), found, tokens, seeds)
-
-
-def pooled(rows: Sequence[Judged]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """By condition, protocol and rule: mean over seeds of precision, recall and the shares called of each fate."""
-    found: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
-    for row in rows:
-        for verdict in row.verdicts:
-            shares = {"precision": verdict.precision, "recall": verdict.recall, **verdict.called}
-            found.setdefault((row.condition, row.protocol, verdict.rule), []).append(shares)
-    return {
-        key: {name: _mean([row[name] for row in same if name in row]) for name in _names(same)}
-        for key, same in found.items()
-    }
-
-
-def _names(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")

@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from heredity.features.acts import FeatureActs
-from heredity.features.cards import Card, LogitTokens, Sizes, cards, logit_tokens
-from heredity.features.effects import logit_weights
-from heredity.features.examples import Columns, contexts, levels_of
+from heredity.features.cards import (
+    Card,
+    Columns,
+    LogitTokens,
+    Sizes,
+    cards,
+    contexts,
+    levels_of,
+    logit_tokens,
+    strongest,
+)
 from heredity.lm.load import mistral_config, new_model
+from heredity.lm.logit_attribution import logit_weights
 from heredity.study import ArchitectureConfig
 
 BLOCKS, CONTEXT, VOCAB, DEAD = 60, 16, 40, 3
@@ -187,3 +196,23 @@ def test_a_place_without_a_way_to_the_logits_has_a_reason_instead(model, dense, 
     assert card.logits is None and card.no_logits == reason
     with pytest.raises(ValueError, match="5 wide"):
         logit_tokens(model, "blocks.0.mlp.hook_post", torch.ones(1, 5))
+
+
+def acts_with(values: dict[tuple[int, int], float], tokens: int = 8, d_sae: int = 3) -> FeatureActs:
+    dense = np.zeros((tokens, d_sae), np.float32)
+    for (token, feature), value in values.items():
+        dense[token, feature] = value
+    return FeatureActs.from_dense(dense)
+
+
+def test_the_strongest_rows_come_strongest_first_and_one_a_block():
+    acts = acts_with({(0, 1): 1.0, (1, 1): 3.0, (5, 1): 2.0, (7, 1): 0.5, (2, 0): 9.0})
+    columns = Columns(*acts.to_columns())
+    assert [strongest(*columns.of(i), 3, 4).tolist() for i in (1, 0)] == [[1, 5], [2]]
+
+
+def test_a_context_shows_every_members_activation_at_every_position():
+    parent, child = acts_with({(5, 1): 2.0}), acts_with({(5, 2): 4.0, (6, 2): 1.0})
+    (found,) = contexts([5], {"base": (parent, 1), "left": (child, 2)}, context_size=4)
+    assert (found.block, found.position) == (1, 1)
+    assert found.values == {"base": [0.0, 2.0, 0.0, 0.0], "left": [0.0, 4.0, 1.0, 0.0]}

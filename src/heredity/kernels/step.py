@@ -3,18 +3,17 @@
 Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
 and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
 is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
-reference is `heredity.sae.gradients.dense_gradients` and `heredity.sae.step.adam_rows`.
+reference is `heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from heredity.kernels.encode import Csr
-from heredity.kernels.threads import in_ranges
+from heredity.kernels.sparse import FAST, compiled, in_ranges
 
 CENTER_PIECES = 16
 """Stretches of rows that b_dec's gradient is summed over, whatever the number of threads."""
@@ -24,7 +23,7 @@ COST_OF_ADAM = 6
 
 
 class Errors(NamedTuple):
-    """What the reconstruction of a batch tells."""
+    """Reconstruction errors of a batch and what follows from them."""
 
     output_grad: np.ndarray
     """float32 [n, d_in]: derivative of the loss by the reconstruction."""
@@ -34,37 +33,25 @@ class Errors(NamedTuple):
     """float64 [n]: ‖x − x̂‖² of each token."""
 
 
-class Columns(NamedTuple):
-    """The entries of a `Csr` grouped by feature."""
-
-    indptr: np.ndarray
-    """int64 [d_sae + 1]: entries of feature j are indptr[j] to indptr[j + 1]."""
-    tokens: np.ndarray
-    """int32 [nnz]: token of each entry, ascending within a feature."""
-    entries: np.ndarray
-    """int32 [nnz]: position of each entry in the Csr."""
-
-
 class AdamRows(NamedTuple):
-    """Encoder and decoder rows with their Adam moments, all changed in place."""
+    """Encoder or decoder rows with their Adam moments, all float32 [d_sae, d_in] and changed in place."""
 
     weight: np.ndarray
-    """float32 [d_sae, d_in]."""
     first: np.ndarray
-    """float32 [d_sae, d_in]: running mean of gradients."""
+    """Running mean of gradients."""
     second: np.ndarray
-    """float32 [d_sae, d_in]: running mean of squared gradients."""
+    """Running mean of squared gradients."""
 
 
 class Rates(NamedTuple):
-    """Adam's settings; `ages` are steps since the moments of a feature were zero, this one included."""
+    """Adam's settings."""
 
     lr: float
     beta1: float
     beta2: float
     epsilon: float
     ages: np.ndarray
-    """int32 [d_sae]."""
+    """int32 [d_sae]: steps since the moments of a feature were zero, this one included."""
 
 
 def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
@@ -76,31 +63,36 @@ def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> 
     n, d_in = x.shape
     made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
     scale, l1 = np.float32(2 / (n * d_in)), np.float32(l1_per_entry)
-    in_ranges(
-        lambda a, b: _errors(a, b, acts.indptr, acts.indices, acts.values, x, w_dec, scale, l1, *made),
-        n,
-        operations=2 * len(acts.values) * d_in,
-        pieces_per_thread=4,
-    )
+    operations = 2 * len(acts.values) * d_in
+    in_ranges(lambda a, b: _errors(a, b, *acts, x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
     return made
 
 
-def to_columns(acts: Csr, d_sae: int) -> Columns:
-    """Group the entries by feature."""
-    nnz = len(acts.values)
-    columns = Columns(np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int32), np.empty(nnz, np.int32))
+def update_features(
+    acts: Csr, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
+) -> tuple[np.ndarray, np.ndarray]:
+    """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `sae.step.adam_rows`).
+
+    Returns the gradients of b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
+    """
+    d_sae, nnz = len(enc.weight), len(acts.values)
+    # The entries grouped by feature: where each feature starts; the token and the place in `acts` of each entry.
+    columns = np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int32), np.empty(nnz, np.int32)
     _to_columns(acts.indptr, acts.indices, *columns)
-    return columns
+    b_enc = np.zeros(d_sae, np.float32)
+    _bias_gradient(columns[0], columns[2], made.act_grad, b_enc)
+    b_dec = _center_gradient(made, b_enc, enc.weight)
+    # What a feature costs: its entries, and its share of reading and writing all weights and moments.
+    cost = columns[0] + COST_OF_ADAM * np.arange(d_sae + 1)
+
+    def work(a: int, b: int) -> None:
+        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, *rates)
+
+    in_ranges(work, d_sae, 2 * nnz * x.shape[1] + 4 * enc.weight.size, 8, cost)
+    return b_enc, b_dec
 
 
-def bias_gradient(columns: Columns, made: Errors) -> np.ndarray:
-    """Gradient of b_enc, float32 [d_sae]."""
-    grad = np.zeros(len(columns.indptr) - 1, np.float32)
-    _bias_gradient(columns.indptr, columns.entries, made.act_grad, grad)
-    return grad
-
-
-def center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
+def _center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
     """Gradient of b_dec, float32 [d_in]: Σ G − b_enc's gradient @ w_enc, in float64 because the two nearly cancel."""
     pieces = [np.zeros(w_enc.shape[1]) for _ in range(CENTER_PIECES)]
 
@@ -115,35 +107,17 @@ def center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.nd
     return np.sum(pieces, axis=0).astype(np.float32)
 
 
-def update_features(
-    columns: Columns, acts: Csr, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
-) -> None:
-    """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `adam_rows`)."""
-
-    # What a feature costs: its entries, and its share of reading and writing all weights and moments.
-    cost = columns.indptr + COST_OF_ADAM * np.arange(len(columns.indptr))
-
-    def work(a: int, b: int) -> None:
-        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, *rates)
-
-    in_ranges(work, len(enc.weight), 2 * len(acts.values) * x.shape[1] + 4 * enc.weight.size, 8, cost)
-
-
 def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
     lr, beta1, beta2, epsilon, ages = rates
 
     def work(a: int, b: int) -> None:
-        arrays = (array[a:b] for array in (*rows, grad, ages))
-        _adam(*arrays, lr, beta1, beta2, epsilon, unit_norm)  # pyright: ignore[reportCallIssue]
+        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, beta1, beta2, epsilon, unit_norm)
 
     in_ranges(work, len(grad), 4 * grad.size)
 
 
-FAST = {"reassoc", "nsz", "contract"}
-
-
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared):
     d_in = x.shape[1]
     for i in range(start, stop):
@@ -169,7 +143,7 @@ def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_gr
             act_grad[p] = dot + l1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _to_columns(indptr, indices, column_ptr, tokens, entries):
     for p in range(len(indices)):
         column_ptr[indices[p] + 1] += 1
@@ -184,7 +158,7 @@ def _to_columns(indptr, indices, column_ptr, tokens, entries):
             at[indices[p]] += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _bias_gradient(column_ptr, entries, act_grad, grad):
     for j in range(len(grad)):
         total = 0.0
@@ -193,7 +167,7 @@ def _bias_gradient(column_ptr, entries, act_grad, grad):
         grad[j] = total
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _add_weighted(sign, weights, rows, total):
     for j in range(len(rows)):
         weight = sign * weights[j]
@@ -202,7 +176,7 @@ def _add_weighted(sign, weights, rows, total):
                 total[c] += weight * rows[j, c]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec):
     for q in range(column_ptr[j], column_ptr[j + 1]):
         act, back = values[entries[q]], act_grad[entries[q]]
@@ -212,7 +186,7 @@ def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_gra
             dec[c] += act * out[c]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _update(
     start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad,
     enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, lr, beta1, beta2, epsilon, ages
@@ -227,13 +201,13 @@ def _update(
         _adam_row(dec_w[j], dec_m[j], dec_v[j], dec, ages[j], lr, beta1, beta2, epsilon, True)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm):
     for j in range(len(weight)):
         _adam_row(weight[j], first[j], second[j], grad[j], ages[j], lr, beta1, beta2, epsilon, unit_norm)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST)
+@compiled(FAST)
 def _adam_row(w, m, v, g, age, lr, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
     a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)

@@ -1,0 +1,170 @@
+"""Where the features of a merge come from.
+
+Every live feature of a merge is counted exactly once: from the base (matched by a parent's feature that itself matches
+the base), emerged in one parent, in several parents but not in the base, or novel. Matches count above each edge's own
+threshold. What a merge inherits from a parent that is the base itself is from the base (Horn & Elliott 2024, figure 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.match import read_matches, threshold_of
+from heredity.engine.stage import Work
+from heredity.study import Edge, Study
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from heredity.features.correlate import Matches
+
+KEY = ("instrument", "site")
+
+FLOW = Table(
+    "flow",
+    "Origins of the live features of every merge; each feature is counted once.",
+    (*KEY, "model", "origin"),
+    (
+        Column("origin", "text", "from_base, emerged_in_PARENT, emerged_in_both or novel."),
+        Column("features", "count", "Live features of the merge.", of="live"),
+        Column("live", "count", "All live features of the merge."),
+    ),
+    brief=("instrument", "model", "origin", "features"),
+)
+FLOW_LINKS = Table(
+    "flow_links",
+    "Features of a merge by the parent they come through.",
+    (*KEY, "source", "model", "origin"),
+    (
+        Column("source", "text", "Parent."),
+        Column("origin", "text", "base, the parent in which they emerged, or both."),
+        Column("features", "count", "Features of the merge."),
+        Column("shared", "count", "Those that come through several parents.", of="features"),
+    ),
+)
+REACH = Table(
+    "reach",
+    "Features of each parent that persist into at least one of its children.",
+    (*KEY, "model"),
+    (Column("features", "count", "Parent features."),),
+)
+
+
+class FlowSettings(NamedTuple):
+    merges: dict[str, tuple[tuple[str, ...], tuple[Edge, ...]]]
+    """By merge: parents that the other parents descend from, and all edges into the merge and its parents."""
+
+
+def _settings(study: Study, item: Item) -> FlowSettings:
+    merges = {}
+    for name in study.order:
+        if study.config.model[name].merge:
+            parents = study.parents[name]
+            bases = tuple(p for p in parents if any(p in study.ancestors(other) for other in parents if other != p))
+            edges = tuple(edge for edge in study.edges if edge.child == name or edge.child in parents)
+            merges[name] = bases, edges
+    return FlowSettings(merges)
+
+
+def _run(work: Work, settings: FlowSettings) -> Results:
+    from heredity.features.fates import flow
+
+    found = work.inputs["match"]
+    matches = {Edge(*name.split("->")): read_matches(one).above(threshold_of(one)) for name, one in found.items()}
+    rows, links = [], []
+    for merge, (bases, edges) in settings.merges.items():
+        into = {edge.parent: matches[edge] for edge in edges if edge.child == merge}
+        before = {parent: [matches[edge] for edge in edges if edge.child == parent] for parent in into}
+        before: dict[str, list[Matches]] = {parent: lines for parent, lines in before.items() if lines}
+        result = flow(before, into, 0.0, bases)
+        counts = {
+            "from_base": result.from_base,
+            **{f"emerged_in_{parent}": count for parent, count in result.emerged.items()},
+            "emerged_in_both": result.emerged_in_both,
+            "novel": result.novel,
+        }
+        rows += [
+            {"model": merge, "origin": origin, "features": count, "live": result.live}
+            for origin, count in counts.items()
+        ]
+        links += _links(merge, result.inherited_through, result.from_base_through)
+    kept: dict[str, list[np.ndarray]] = {}
+    for edge, lines in matches.items():
+        kept.setdefault(edge.parent, []).append(lines.parent_match[:, 0] >= 0)
+    reach = [{"model": name, "features": int(np.any(parts, axis=0).sum())} for name, parts in kept.items()]
+    return {"flow": rows, "flow_links": links, "reach": reach}
+
+
+def _links(
+    merge: str, inherited: Mapping[str, np.ndarray], from_base: Mapping[str, np.ndarray]
+) -> Iterable[dict[str, Any]]:
+    """One row per parent and origin. A feature is from the base when it is through any parent; otherwise it emerged in
+    the parent it is inherited through, or in `both` of several."""
+    through = np.sum(list(inherited.values()), axis=0, dtype=np.int64)
+    based = np.any(list(from_base.values()), axis=0)
+    for parent, own in inherited.items():
+        new = own & ~based
+        for origin, member in (("base", own & based), (parent, new & (through == 1)), ("both", new & (through > 1))):
+            if member.any():
+                shared = int((member & (through > 1)).sum())
+                row = {"source": parent, "model": merge, "origin": origin, "features": int(member.sum())}
+                yield row | {"shared": shared}
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    parents_of = {row["model"]: [p for p in row["parents"].split(", ") if p] for row in rows_of(tables, "models")}
+    by_merge: dict[tuple[str, str], dict[str, int]] = {}
+    for row in rows_of(tables, "flow"):
+        by_merge.setdefault((row["instrument"], row["model"]), {})[row["origin"]] = row["features"]
+    for (instrument, name), counts in by_merge.items():
+        live, novel = sum(counts.values()), counts["novel"]
+        start = _start(parents_of, name)
+        words = {"from_base": f"{{}} go back to {start}"}
+        for parent in parents_of[name]:
+            words[f"emerged_in_{parent}"] = (
+                f"{{}} emerged in {parent}" if parents_of[parent] else f"{{}} come from {parent} alone"
+            )
+        words["emerged_in_both"] = f"{{}} are in both parents, but not in {start}"
+        sources = [text.format(f"{counts[key]:,}") for key, text in words.items() if counts.get(key)]
+        colon = ": " if sources else ""
+        yield Statement(
+            name,
+            "inherited",
+            f"{name} inherited {format.of(live - novel, live)} of its live features{colon}{format.listed(sources)}.",
+            (f"{live - novel:,} = " + " + ".join(f"{counts[k]:,} {k}" for k in counts if k != "novel"),),
+            instrument,
+        )
+        text = f"{format.of(novel, live)} of the live features of {name} match nothing in its parents."
+        yield Statement(name, "new", text, (f"novel {novel:,} of {live:,} live",), instrument)
+
+
+def _start(parents: Mapping[str, list[str]], name: str) -> str:
+    """The start model that a merge descends from, or a general word for several."""
+    starts, layer = dict[str, None](), [name]
+    while layer:
+        starts |= dict.fromkeys(model for model in layer if not parents[model])
+        layer = [parent for model in layer for parent in parents[model]]
+    return next(iter(starts)) if len(starts) == 1 else "their common ancestors"
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    return {"match": {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.edges}}
+
+
+ANALYSIS = Analysis(
+    kind="flow",
+    version=1,
+    title="Where features go",
+    items=lambda study: (
+        {"instrument": name, "site": study.config.hook_point} for name in study.instruments if study.edges
+    ),
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=(FLOW, FLOW_LINKS, REACH),
+    say=_say,
+)
