@@ -1,4 +1,4 @@
-"""The command that asks what features mean."""
+"""The command that explains what features mean."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text, watcher
-from heredity.engine.store import Store
-from heredity.study import load_study
+from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, study_of, text, watcher
 
 
 @app.command()
@@ -54,23 +52,22 @@ def explain(
     """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
     when answers are missing that the same command would fetch."""
     with errors(debug):
+        from heredity.engine.store import Store
         from heredity.stages import explaining
 
         if sum((features is not None, persisting, all_)) > 1:
             raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")
-        loaded = load_study(study, set_ or ())
+        loaded = study_of(study, set_)
         named = None if features is None else explaining.named(features)
         which = named or ("persisting" if persisting else "all" if all_ else "study")
-        asked = explaining.Asked(
+        judge = explaining.Asked(
             model, base_url, key_variable, local, mode, (price_in, price_out), max_cost, max_requests, concurrency,
             timeout, tuple(scores.split(",")),
         )  # fmt: skip
-        store = Store(runs / loaded.name)
+        work = explaining.estimated if estimate else explaining.explained
         with watcher() as bars:
-            if estimate:
-                found = explaining.estimated(loaded, store, which, asked, out, bars.plain("estimate"))
-            else:
-                found = explaining.explained(loaded, store, which, asked, out, bars.plain("explain"))
-        emit(as_json, found, lambda: text().print_explained(found))
-        if not found.get("complete", True):
+            progress = bars.plain("estimate" if estimate else "explain")
+            result = work(loaded, Store(runs / loaded.name), which, judge, out, progress)
+        emit(as_json, result, lambda: text().print_explained(result))
+        if not result.get("complete", True):
             raise typer.Exit(1)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
-from heredity.analyses.analysis import Analysis
 from heredity.show.summary import summarize
 from heredity.tables import Table
 
@@ -51,7 +50,7 @@ def page_data(run: Run) -> dict[str, Any]:
     return {
         **summary,
         "tables": {name: table for name, table in tables.items() if table["rows"]},
-        "sections": sections(tables),
+        "sections": sections(run),
         "graph": graph(run.study),
         "instruments": list(run.study.instruments),
         "inspector": inspector(run),
@@ -86,16 +85,17 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def sections(tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Analyses with rows to show: title, definition and names of tables; findings first, instruments after them."""
+def sections(run: Run) -> list[dict[str, Any]]:
+    """Analyses with rows to show: title, definition and names of tables; those with findings first."""
     parts, defined = [], set()
+    rows = {name: table.to_pylist() for name, table in run.tables.items()}
     for analysis in ANALYSES:
-        names = [table.name for table in analysis.tables if table.name in tables and tables[table.name]["rows"]]
+        names = [table.name for table in analysis.tables if rows.get(table.name)]
         module = analysis.run.__module__
         doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
         if names:
             defined.add(module)
-            finds = analysis.say is not Analysis._field_defaults["say"]
+            finds = any(statement.question != "note" for statement in analysis.say(rows))
             parts.append({"kind": analysis.kind, "title": analysis.title, "doc": doc, "tables": names, "finds": finds})
     return sorted(parts, key=lambda part: not part["finds"])
 

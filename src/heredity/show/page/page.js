@@ -20,7 +20,13 @@ function findings() {
   });
   const notes = DATA.notes.length ? h("div", { class: "warning", role: "note" }, h("b", null, "Before relying on these figures"),
     h("ul", null, DATA.notes.map((text) => h("li", null, bound(text))))) : null;
-  return [blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."), notes];
+  const compared = MEASURED.length > 1 && hasEdges ? [h("h3", null, "By instrument"), note("Share of the parent’s live ",
+    "features that persist, and beside it that share over the ceiling."), plainTable([["edge", (name) => arrow(name), true],
+    ...MEASURED.map((one) => [`SAEs ${SAES[one] || one}`, (name) => {
+      const edge = edgesNow(one)[name];
+      return edge ? [share(edge.persist, edge.parent_live), h("small", null, ` ${percent(edge.relative)} of ceiling`)] : "–";
+    }])], Object.keys(edgesNow()), { label: "Edges by instrument" })] : null;
+  return [compared && blocks.length ? [blocks, compared] : blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."), notes];
 }
 
 /** The threshold that counts along every edge, and the fates that follow from it. */
@@ -75,6 +81,8 @@ function provenance() {
     DATA.artifacts, { label: "Artifacts" }))];
 }
 
+const MEASURED = DATA.instruments.filter((name) =>
+  Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
 const hasEdges = Boolean(DATA.tables.edges);
 const graphSection = () => [studyGraph(), STITCHES.length ? note("Dashed: models that are stitched to each other.") : null];
 const SECTIONS = [
@@ -118,9 +126,8 @@ function start() {
   wide.addEventListener("change", fit);
   fit();
   list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
-  const measured = DATA.instruments.filter((name) => Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
-  contents.append(...[measured.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"),
-    choice(measured.map((name) => [SAES[name] || name, name]), () => state.instrument, choose, "How SAEs were initialized")) : null,
+  contents.append(...[MEASURED.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"),
+    choice(MEASURED.map((name) => [SAES[name] || name, name]), () => state.instrument, choose, "How SAEs were initialized")) : null,
   list].filter(Boolean));
   contents.hidden = false;
   const seen = new IntersectionObserver((entries) => {

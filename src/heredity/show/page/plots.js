@@ -87,12 +87,15 @@ const TINTS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--both)"
 /** Series of a panel: rows by value of the `by` column, each with its color. */
 function seriesOf(plot, panel) {
   const names = [...new Set(panel.rows.map((row) => row[plot.by] ?? ""))];
-  const ends = `${panel.rows[0].edge || ""}`.split("->");
+  const { edge, model: own } = panel.rows[0];
+  const ends = `${edge || ""}`.split("->");
+  const alone = !plot.by && [own, ends[0]].find((name) => NODE[name]);
   let next = 0;
   return names.map((name) => {
     const model = { parent: ends[0], child: ends[1] }[name] || name;
     const quiet = { ceiling: "6 4", floor: "1.5 4", chance: "1.5 4", unsteered: "1.5 4" }[name];
-    const tint = quiet ? "var(--soft)" : NODE[model] ? color(model) : TINTS[next++ % TINTS.length];
+    const colored = alone || (NODE[model] ? model : "");
+    const tint = quiet ? "var(--soft)" : colored ? color(colored) : TINTS[next++ % TINTS.length];
     const rows = panel.rows.filter((row) => (row[plot.by] ?? "") === name);
     return { name: NODE[model] && model !== name ? `${name}, ${model}` : spaced(`${name}`), tint, rows, dash: quiet || "" };
   });
@@ -114,8 +117,8 @@ function markOf(table, panel) {
   return known(x) ? { x, text: `threshold ${fixed(x)}` } : null;
 }
 function drawMark(svg, box, X, mark) {
-  if (!mark) return;
-  const x = X(mark.x);
+  const x = mark ? X(mark.x) : NaN;
+  if (!(x >= box.left && x <= box.right)) return;
   if (known(mark.low) && known(mark.high)) {
     svg.append(rect(X(mark.low), box.top, X(mark.high) - X(mark.low), box.bottom - box.top, "var(--novel)", { "fill-opacity": 0.22 }));
   }
@@ -128,36 +131,44 @@ function drawMark(svg, box, X, mark) {
 function histogram(table, plot, panel) {
   const series = seriesOf(plot, panel);
   const at = [...new Set(panel.rows.map((row) => row[plot.x]))].sort((a, b) => a - b);
-  const size = Math.min(...at.slice(1).map((x, place) => x - at[place]), at.length > 1 ? Infinity : 1);
-  const bins = Math.round((at[at.length - 1] - at[0]) / size) + 1;
-  const bin = (row) => Math.round((row[plot.x] - at[0]) / size);
+  const finest = Math.min(...at.slice(1).map((x, place) => x - at[place]), at.length > 1 ? Infinity : 1);
+  const range = Math.round((at[at.length - 1] - at[0]) / finest) + 1;
+  const size = finest * Math.ceil(range / 36); // no more bars than can be told apart
+  const first = Math.floor(at[0] / size + 1e-9) * size;
+  const bin = (row) => Math.floor((row[plot.x] - first) / size + 1e-6);
+  const bins = Math.max(...panel.rows.map(bin)) + 1;
+  for (const one of series) {
+    one.sizes = Array(bins).fill(0);
+    for (const row of one.rows) one.sizes[bin(row)] += row[plot.y];
+  }
+  // what only serves comparison may leave the picture at the top
+  const most = Math.max(1e-9, ...series.filter(({ dash }) => !dash).flatMap(({ sizes }) => sizes));
   return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
     const box = { left: 46, right: width - 10, top: 26, bottom: 200 };
-    const most = Math.max(1e-9, ...panel.rows.map((row) => row[plot.y]));
-    const X = scale(at[0], at[0] + bins * size, box.left, box.right);
-    const Y = scale(0, most, box.bottom, box.top);
+    const X = scale(first, first + bins * size, box.left, box.right);
+    const Y = (value) => scale(0, most, box.bottom, box.top)(Math.min(value, 1.04 * most));
+    const edge = (place) => X(first + place * size);
     const mark = markOf(table, panel);
-    axes(svg, box, { scale: X, ticks: ticks(at[0], at[0] + bins * size, 6), format: tickText(kindOf(table, plot.x)),
-      label: spaced(plot.x) }, { scale: Y, ticks: ticks(0, most, 4), format: tickText(kindOf(table, plot.y)) });
-    const sums = Array.from({ length: bins }, () => []);
-    series.forEach(({ tint, rows, dash }, number) => {
-      const sizes = Array(bins).fill(0);
-      for (const row of rows) {
-        sizes[bin(row)] = row[plot.y];
-        sums[bin(row)].push(`${series[number].name || spaced(plot.y)}: ${textOf(table, plot.y, row)}`);
-      }
-      const edge = (place) => X(at[0] + place * size);
-      if (!number) sizes.forEach((value, place) => {
-        const above = !mark || at[0] + (place + 0.5) * size >= mark.x;
+    const number = tickText(kindOf(table, plot.y));
+    axes(svg, box, { scale: X, ticks: ticks(first, first + bins * size, 6), format: tickText(kindOf(table, plot.x)),
+      label: spaced(plot.x) }, { scale: Y, ticks: ticks(0, most, 4), format: number });
+    series.forEach(({ tint, sizes, dash }, number_) => {
+      if (number_) {
+        const steps = sizes.flatMap((value, place) => [[edge(place), Y(value)], [edge(place + 1), Y(value)]]);
+        svg.append(stroke(path(steps), tint, dash ? 1.3 : 1.8, dash));
+      } else sizes.forEach((value, place) => {
+        const above = !mark || first + (place + 0.5) * size >= mark.x;
         svg.append(rect(edge(place) + 0.5, Y(value), edge(place + 1) - edge(place) - 1, box.bottom - Y(value), tint,
           { "fill-opacity": above ? 0.85 : 0.35 }));
       });
-      else svg.append(stroke(path(sizes.flatMap((value, place) => [[edge(place), Y(value)], [edge(place + 1), Y(value)]])),
-        tint, dash ? 1.3 : 1.8, dash));
     });
     drawMark(svg, box, X, mark);
-    const marks = sums.map((lines, place) => rect(X(at[0] + place * size), box.top, X(size) - X(0), box.bottom - box.top,
-      "transparent", hint([`${spaced(plot.x)} from ${fixed(at[0] + place * size)}`, ...lines].join("\n"))));
+    const marks = Array.from({ length: bins }, (_, place) => {
+      const ends = [place, place + 1].map((one) => fixed(first + one * size));
+      const sizes = series.map((one) => `${one.name || spaced(plot.y)}: ${number(one.sizes[place])}`);
+      return rect(edge(place), box.top, edge(1) - edge(0), box.bottom - box.top, "transparent",
+        hint([`${spaced(plot.x)} from ${ends[0]} to ${ends[1]}`, ...sizes].join("\n")));
+    });
     svg.append(...marks);
     roving(marks);
     return box.bottom + 40;

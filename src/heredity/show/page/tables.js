@@ -25,7 +25,7 @@ function columnsOf(table, rows, names) {
   if (fixed_.length === chosen.filter((column) => column.key).length) fixed_.pop();
   const shown = chosen.filter((column) => !fixed_.includes(column) &&
     (column.key || rows.some((row) => textOf(table, column.name, row) !== "")));
-  const caption = fixed_.filter((column) => column.name !== "site").map((column) => arrow(textOf(table, column.name, rows[0])));
+  const caption = fixed_.filter((column) => !["site", "instrument"].includes(column.name)).map((column) => arrow(textOf(table, column.name, rows[0])));
   return [shown, caption.filter(Boolean).join(", ")];
 }
 
