@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
+from heredity.analyses.analysis import Analysis
 from heredity.show.summary import summarize
 from heredity.tables import Table
 
@@ -85,17 +86,23 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+_OWN = {"instrument", "site", "seed", "model", "corpus"}
+
+
 def sections(run: Run) -> list[dict[str, Any]]:
-    """Analyses with rows to show: title, definition and names of tables; those with findings first."""
+    """Analyses with rows to show: title, definition and names of tables.
+
+    Findings between models come first, then what describes single models and SAEs.
+    """
     parts, defined = [], set()
-    rows = {name: table.to_pylist() for name, table in run.tables.items()}
     for analysis in ANALYSES:
-        names = [table.name for table in analysis.tables if rows.get(table.name)]
+        names = [table.name for table in analysis.tables if len(run.tables.get(table.name, ()))]
         module = analysis.run.__module__
         doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
         if names:
             defined.add(module)
-            finds = any(statement.question != "note" for statement in analysis.say(rows))
+            between = any(table.brief and set(table.key) - _OWN for table in analysis.tables)
+            finds = between and analysis.say is not Analysis._field_defaults["say"]
             parts.append({"kind": analysis.kind, "title": analysis.title, "doc": doc, "tables": names, "finds": finds})
     return sorted(parts, key=lambda part: not part["finds"])
 

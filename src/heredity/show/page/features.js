@@ -24,9 +24,11 @@ function tokens(context, values, most, who, around = REACH) {
     const level = most > 0 ? Math.min(1, Math.max(0, value / most)) : 0;
     const hot = level > 0.004;
     spans.push(h("span", { class: `t${hot ? " hot" : ""}${place === context.position ? " focus" : ""}`,
-      style: hot ? { "--p": (0.12 + 0.88 * level).toFixed(3) } : null, "data-v": value }, visible(context.tokens[place])));
+      style: hot ? { "--p": (0.12 + 0.88 * level).toFixed(3) } : null, "data-v": value },
+        visible(context.tokens[place])));
   }
-  const words = ({ dataset: { v } }) => `${who}: ${fixed(+v)}${most > 0 ? ` (${percent(+v / most)} of its highest)` : ""}`;
+  const words = ({ dataset: { v } }) =>
+    `${who}: ${fixed(+v)}${most > 0 ? ` (${percent(+v / most)} of its highest)` : ""}`;
   let at = context.position - from;
   return h("div", {
     class: "tokens", dir: "ltr", tabindex: 0, role: "group",
@@ -95,7 +97,8 @@ function described(one) {
 }
 function descriptionNote(one) {
   if (!one || !known(one.description)) return "";
-  const others = ["detection", "fuzzing"].filter((name) => known(one[name])).map((name) => `${name} ${fixed(one[name])}`);
+  const others = ["detection", "fuzzing"].filter((name) => known(one[name])).map((name) =>
+    `${name} ${fixed(one[name])}`);
   const judge = one.by === "offline" ? "statistics of the text" : one.by;
   return `Described by ${judge}: what the description predicts has r ${fixed(one.simulation)} with the activations `
     + `(simulation score)${others.length ? `; ${others.join(", ")}, where 0 is guessing` : ""}. `;
@@ -110,7 +113,8 @@ function featureCard(shown, open) {
   const fill = () => {
     if (card.querySelector(".body")) return;
     card.append(h("div", { class: "body" },
-      note(`Fires on ${rate(shown.density)} of tokens; highest activation ${fixed(shown.max)}. `, descriptionNote(shown.label)),
+      note(`Fires on ${rate(shown.density)} of tokens; highest activation ${fixed(shown.max)}. `,
+        descriptionNote(shown.label)),
       shown.contexts.length ? shown.contexts.map((context, place) => contextBlock(shown, context, place))
         : note("No contexts were kept."),
       shown.card ? facts(shown, shown.card) : null));
@@ -127,7 +131,8 @@ function facts(shown, card) {
   const weight = (one) => (one ? `${one.weight > 0 ? "+" : ""}${fixed(one.weight)}` : "");
   const pushed = card.promoted.map((one, place) => [one, card.suppressed[place]]);
   const fired = plainTable([["token", (row) => chip(row.token), true], ["activation", (row) => percent(row.share)],
-    ["firings", (row) => count(row.firings)], ["mean", (row) => fixed(row.mean)], ["of all", (row) => percent(row.fired)]],
+    ["firings", (row) => count(row.firings)], ["mean", (row) => fixed(row.mean)],
+      ["of all", (row) => percent(row.fired)]],
   card.tokens, { label: `Tokens of ${idOf(shown)}` });
   const predicts = card.no_logits ? note(`Not known: ${card.no_logits}`) : [plainTable([
     ["likelier", (row) => chip(row[0].token), true], ["logit", (row) => weight(row[0])],
@@ -140,7 +145,7 @@ function facts(shown, card) {
   return [
     weaker.length ? h("details", { class: "weaker" }, h("summary", null, "Weaker firings"), weaker) : null,
     h("div", { class: "facts" }, h("div", null, h("h4", null, "Tokens it fires on"), fired,
-      note("Activation: the token’s share of all its activation; mean: of the firings; of all: of the token’s occurrences.")),
+      note("Activation: the token’s share of all its activation; mean: of the firings; of all: of its occurrences.")),
     h("div", null, h("h4", null, `${count(card.firings)} firings by activation`), strengths(shown, card.histogram)),
     h("div", null, h("h4", null, "What it predicts"), predicts))];
 }
@@ -154,7 +159,8 @@ function strengths(shown, sizes) {
     const X = scale(0, shown.max, box.left, box.right);
     const Y = scale(-0.3, most, box.bottom, box.top);
     axes(svg, box, { scale: X, ticks: ticks(0, shown.max, 4), format: (value) => `${value}`, label: "activation" },
-      { scale: Y, ticks: [0, 1, 2, 3, 4, 5, 6].filter((power) => power <= most), format: (power) => compact(10 ** power) });
+      { scale: Y, ticks: [0, 1, 2, 3, 4, 5, 6].filter((power) => power <= most),
+        format: (power) => compact(10 ** power) });
     sizes.forEach((size, bin) => {
       if (!size) return;
       const text = `${count(size)} firings at ${fixed(bin * step)} to ${fixed((bin + 1) * step)}`;
@@ -172,10 +178,11 @@ const LISTS = {
 };
 function featureSection() {
   const cards = DATA.inspector.cards.filter((card) => !card.list.startsWith("case:"));
-  return [lede("The text that features fire on most, shaded by activation, and under it the same text as seen by their ",
-    "matches. Figures are the r of the match, dotted where it is below the threshold."),
+  return [lede("The text that features fire on most, shaded by activation, and under it the same text as seen by ",
+    "their matches. Figures are the r of the match, dotted where it is below the threshold."),
   [...new Set(cards.map((card) => card.list))].map((name, number) => [
-    h("h3", null, name[0].toUpperCase() + name.slice(1)), note(LISTS[name] || "Active features without a match in a parent."),
+    h("h3", null, name[0].toUpperCase() + name.slice(1)),
+    note(LISTS[name] || "Active features without a match in a parent."),
     cards.filter((card) => card.list === name).map((card, place) => featureCard(card, !place && !number))])];
 }
 
@@ -191,22 +198,24 @@ function caseSection() {
     const status = { lost: " below the threshold", absent: " below the threshold", beyond: " match of a miss" };
     const via = (row) => [row.via || "–", status[row.status] ? h("small", null, status[row.status]) : ""];
     const { kind, value } = one.hypothesis;
-    const set = { regex: "Tokens that match ", script: "Tokens in the script ", predicate: "Positions chosen by " }[kind];
+    const set = { regex: "Tokens that match ", script: "Tokens in the script ",
+      predicate: "Positions chosen by " }[kind];
     const shown = one.tokens.map(chip);
     const some = set && one.set_size > one.tokens.length ? `${count(one.set_size)} of them, most often ` : "";
     return [h("h3", null, name),
-      h("p", { class: "verdict" }, arrow(one.verdict[0].toUpperCase() + one.verdict.slice(1)), /[.!?]$/.test(one.verdict) ? "" : ".",
+      h("p", { class: "verdict" }, arrow(one.verdict[0].toUpperCase() + one.verdict.slice(1)),
+        /[.!?]$/.test(one.verdict) ? "" : ".",
         known(one.mean_r) ? ` Mean r along the lineage ${fixed(one.mean_r)}.` : ""),
-      note(set ? [set, chip(`${value}`), some] : "Tokens ", shown, known(one.base_rate) ? ` ${rate(one.base_rate)} of the sample.` : "",
+      note(set ? [set, chip(`${value}`), some] : "Tokens ", shown, ` ${rate(one.base_rate)} of the sample.`,
         one.not_in_vocabulary.length ? [" No single token: ", one.not_in_vocabulary.map(chip)] : ""),
       members.length ? plainTable([["model", (row) => row.model, true], id, ...fits, ["r", (row) => fixed(row.r)],
         ["with its match in", via, true]], members, { label: `Case ${name}` }) : null,
       one.misses.map((miss) => note(`Nearest miss in ${miss.model}: `, h("span", { class: "id" }, idOf(miss)),
-        `, r = ${fixed(miss.r)}${known(miss.threshold) ? ` (threshold ${fixed(miss.threshold)})` : ""}, LLR ${fixed(miss.llr)}, `
-        + `${times(miss.elsewhere)} as active on other tokens.`)),
+        `, r = ${fixed(miss.r)}${known(miss.threshold) ? ` (threshold ${fixed(miss.threshold)})` : ""}, `
+        + `LLR ${fixed(miss.llr)}, ${times(miss.elsewhere)} as active on other tokens.`)),
       best.length ? folded("The feature that fits best in each model, whatever it matches",
-        plainTable([["model", (row) => row.model, true], id, ...fits, ["r with the family’s", (row) => fixed(row.r)]], best,
-          { label: `Best features of case ${name}` })) : null,
+        plainTable([["model", (row) => row.model, true], id, ...fits, ["r with the family’s", (row) => fixed(row.r)]],
+          best, { label: `Best features of case ${name}` })) : null,
       DATA.inspector.cards.filter((card) => card.list === `case:${name}`).map((card) => featureCard(card, false))];
   });
 }

@@ -18,7 +18,7 @@ const KINDS = { train: "trained from scratch", load: "loaded", merge: "merge", f
 const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** Edges of the chosen instrument at their own thresholds, by name. */
 const edgesNow = (instrument = state.instrument) =>
-  Object.fromEntries(rowsOf("edges", { instrument }).filter((row) => row.rule !== "paper").map((row) => [row.edge, row]));
+  Object.fromEntries(rowsOf("edges", { instrument }).flatMap((row) => (row.rule === "paper" ? [] : [[row.edge, row]])));
 const STITCHES = (DATA.tables.stitches ? rowsOf("stitches") : []).filter((row) => NODE[row.source] && NODE[row.target]);
 
 function studyGraph() {
@@ -61,7 +61,8 @@ function studyGraph() {
     for (const node of GRAPH) {
       const { x, y } = place[node.name];
       const merge = mergeOf(node.name);
-      const made = merge ? `${merge.method}${known(merge.t) ? `, t = ${merge.t.toFixed(2)}` : " merge"}` : KINDS[node.kind];
+      const made = merge ? `${merge.method}${known(merge.t) ? `, t = ${merge.t.toFixed(2)}` : " merge"}`
+        : KINDS[node.kind];
       const words = [made, node.corpora.length ? `on ${node.corpora.join(", ")}` : node.note];
       svg.append(h("g", null,
         h("title", null, `${node.name}: ${words.filter(Boolean).join(" ")}; has seen ${node.trace.join(", ")}`),
@@ -140,7 +141,8 @@ function flowModel(models, whole) {
     ribbons.push({ from: parent, to: name, fromKey: STARTS.includes(parent) ? "base" : null, toKey: "base",
       fromSize: edge.persist, toSize: inherited, origin: "base", tint: color(parent),
       at: siblings.length > 1 ? siblings.indexOf(name) / (siblings.length - 1) : 0,
-      text: `${parent} → ${name}\n${count(edge.persist)} of ${count(edge.parent_live)} live features of ${parent} persist`
+      text: `${parent} → ${name}\n${count(edge.persist)} of ${count(edge.parent_live)} live features of ${parent}`
+        + " persist"
         + `\n${count(inherited)} of ${count(edge.child_live)} live features of ${name} are inherited` });
   }
   for (const link of links) {
@@ -237,8 +239,9 @@ function flowSection() {
     return [merges.length > 1 ? h("h3", null, `Into ${merge}`) : null,
       choice([["all live features", true], ["only inherited", false]], () => whole, choose, "What the bars show"), host,
       legend(origins(merge).filter(([, size]) => size).map(([origin, size]) =>
-        ({ tint: originColor(origin), text: originLabel(origin, merge), strong: `${count(size)} (${share(size, live)})` })))];
+        ({ tint: originColor(origin), text: originLabel(origin, merge),
+          strong: `${count(size)} (${share(size, live)})` })))];
   });
-  return [lede("Widths are numbers of features. Where two ribbons overlap, features come through both parents or go to ",
-    "both children. Matching is many-to-many, so a ribbon may be wider at one end."), drawings];
+  return [lede("Widths are numbers of features. Where two ribbons overlap, features come through both parents or go ",
+    "to both children. Matching is many-to-many, so a ribbon may be wider at one end."), drawings];
 }

@@ -12,21 +12,29 @@ function findings() {
   const blocks = [...models, ...names.filter((name) => !NODE[name])].map((name) => {
     const rows = mine.filter((one) => one.about === name).sort((a, b) => rank(a) - rank(b));
     const node = NODE[name];
-    const made = node?.parents.length ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
+    const made = node?.parents.length
+      ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
     return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made),
       h("dl", null, rows.map((one, place) => [
-        h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || spaced(one.question)),
+        h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || one.question),
         h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))])));
   });
-  const notes = DATA.notes.length ? h("div", { class: "warning", role: "note" }, h("b", null, "Before relying on these figures"),
-    h("ul", null, DATA.notes.map((text) => h("li", null, bound(text))))) : null;
-  const compared = MEASURED.length > 1 && hasEdges ? [h("h3", null, "By instrument"), note("Share of the parent’s live ",
-    "features that persist, and beside it that share over the ceiling."), plainTable([["edge", (name) => arrow(name), true],
-    ...MEASURED.map((one) => [`SAEs ${SAES[one] || one}`, (name) => {
-      const edge = edgesNow(one)[name];
-      return edge ? [share(edge.persist, edge.parent_live), h("small", null, ` ${percent(edge.relative)} of ceiling`)] : "–";
-    }])], Object.keys(edgesNow()), { label: "Edges by instrument" })] : null;
-  return [compared && blocks.length ? [blocks, compared] : blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."), notes];
+  const notes = h("div", { class: "warning", role: "note" }, h("b", null, "Before relying on these figures"),
+    h("ul", null, DATA.notes.map((text) => h("li", null, bound(text)))));
+  return [blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."),
+    MEASURED.length > 1 && hasEdges ? byInstrument() : null, DATA.notes.length ? notes : null];
+}
+
+function byInstrument() {
+  const cell = (one) => (name) => {
+    const edge = edgesNow(one)[name];
+    if (!edge) return "–";
+    return [share(edge.persist, edge.parent_live), h("small", null, ` ${percent(edge.relative)} of ceiling`)];
+  };
+  const columns = [["edge", arrow, true], ...MEASURED.map((one) => [`SAEs ${SAES[one] || one}`, cell(one)])];
+  const label_ = "Edges by instrument";
+  return [h("h3", null, "By instrument"), plainTable(columns, Object.keys(edgesNow()), { label: label_ }),
+    note("Share of the parent’s live features that persist, and beside it that share over the ceiling.")];
 }
 
 /** The threshold that counts along every edge, and the fates that follow from it. */
@@ -46,15 +54,22 @@ function slider() {
   };
   const of = (part, whole) => [count(part), h("small", null, ` ${share(part, whole)}`)];
   const show = () => {
-    output.textContent = known(state.threshold) ? `r > ${state.threshold.toFixed(2)} everywhere` : "each edge at its own";
+    output.textContent = known(state.threshold) ? `r > ${fixed(state.threshold)} everywhere` : "each edge at its own";
     counts.replaceChildren(plainTable([["edge", (row) => arrow(row.edge), true], ["r >", (row) => fixed(row.threshold)],
-      ["persist", (row) => of(row.persist, row.parent_live)], ["disappear", (row) => of(row.disappear, row.parent_live)],
-      ["emerge", (row) => of(row.emerge, row.child_live)]], edges.map(recounted), { label: "Fates at the chosen threshold" }));
+      ["persist", (row) => of(row.persist, row.parent_live)],
+      ["disappear", (row) => of(row.disappear, row.parent_live)],
+      ["emerge", (row) => of(row.emerge, row.child_live)],
+    ], edges.map(recounted), { label: "Fates at the chosen threshold" }));
     redraw();
   };
-  const input = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, "aria-label": "Threshold of r",
-    value: state.threshold ?? mean, oninput: () => ((state.threshold = Math.round(input.value * 100) / 100), show()) });
-  const reset = h("button", { type: "button", onclick: () => ((input.value = mean), (state.threshold = null), show()) }, "reset");
+  const choose = (threshold) => {
+    state.threshold = threshold;
+    input.value = threshold ?? mean;
+    show();
+  };
+  const input = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.threshold ?? mean,
+    "aria-label": "Threshold of r", oninput: () => choose(Math.round(input.value * 100) / 100) });
+  const reset = h("button", { type: "button", onclick: () => choose(null) }, "reset");
   show();
   return h("div", null, h("div", { class: "slider" }, h("span", null, "Threshold"), input, output, reset), counts);
 }
@@ -73,8 +88,9 @@ function analysisSection({ doc, tables }) {
 function provenance() {
   const pairs = (values) => Object.entries(values).map((pair) => pair.join(" ")).join(", ");
   const rows = [["hook point", DATA.hook_point], ["seed", `${DATA.seed}`], ["machine", DATA.machine],
-    ["made", DATA.created.replace("T", " ").replace("Z", " UTC")], ["work", `${count(DATA.seconds)} s`], ["versions", pairs(DATA.versions)]];
-  return [h("dl", { class: "method" }, rows.filter(([, value]) => value).map(([name, value]) => [h("dt", null, name), h("dd", null, value)])),
+    ["made", DATA.created.replace("T", " ").replace("Z", " UTC")], ["work", `${count(DATA.seconds)} s`],
+    ["versions", pairs(DATA.versions)]];
+  return [h("dl", { class: "method" }, rows.map(([name, value]) => [h("dt", null, name), h("dd", null, value)])),
     lazily("The study file", () => h("pre", { tabindex: 0 }, DATA.toml)),
     lazily(`${DATA.artifacts.length} artifacts`, () => plainTable([["stage", (row) => row.stage, true],
       ["hash", (row) => h("code", { title: row.key }, row.key.slice(0, 12)), true], ["time", (row) => row.seconds]],
@@ -84,15 +100,19 @@ function provenance() {
 const MEASURED = DATA.instruments.filter((name) =>
   Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
 const hasEdges = Boolean(DATA.tables.edges);
-const graphSection = () => [studyGraph(), STITCHES.length ? note("Dashed: models that are stitched to each other.") : null];
+const DASHED = "Dashed: models that are stitched to each other.";
+const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
+const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
+  .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
+const { cards, cases } = DATA.inspector;
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
   { id: "graph", title: "Study graph", build: graphSection },
   hasEdges && DATA.tables.flow_links && { id: "flow-graph", title: "Where features go", build: flowSection },
-  ...DATA.sections.filter((part) => part.finds).map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) })),
-  DATA.inspector.cards.length && { id: "inspector", title: "Features in their text", build: featureSection, once: true },
-  Object.keys(DATA.inspector.cases).length && { id: "case-studies", title: "Case studies", build: caseSection, once: true },
-  ...DATA.sections.filter((part) => !part.finds).map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) })),
+  ...analyses(true),
+  cards.length && { id: "inspector", title: "Features in their text", build: featureSection, once: true },
+  Object.keys(cases).length && { id: "case-studies", title: "Case studies", build: caseSection, once: true },
+  ...analyses(false),
   { id: "provenance", title: "Provenance", build: provenance, once: true },
 ].filter(Boolean);
 
@@ -110,9 +130,11 @@ function choose(instrument) {
 
 function start() {
   const main = document.getElementById("main");
-  const topic = hasEdges || !DATA.tables.stitches ? "What was inherited, what was lost, what is new, and how sure that is"
+  const topic = hasEdges || !DATA.tables.stitches
+    ? "What was inherited, what was lost, what is new, and how sure that is"
     : "What maps between models carry";
-  main.replaceChildren(h("header", { class: "top" }, h("h1", null, DATA.study), h("p", null, `${topic} · heredity ${DATA.heredity}`)));
+  main.replaceChildren(h("header", { class: "top" }, h("h1", null, DATA.study),
+    h("p", null, `${topic} · heredity ${DATA.heredity}`)));
   for (const section of SECTIONS) {
     section.body = h("section", { id: section.id, "aria-labelledby": `${section.id}-title` });
     main.append(section.body);
@@ -126,13 +148,16 @@ function start() {
   wide.addEventListener("change", fit);
   fit();
   list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
-  contents.append(...[MEASURED.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"),
-    choice(MEASURED.map((name) => [SAES[name] || name, name]), () => state.instrument, choose, "How SAEs were initialized")) : null,
-  list].filter(Boolean));
+  const names = MEASURED.map((name) => [SAES[name] || name, name]);
+  const pick = choice(names, () => state.instrument, choose, "How SAEs were initialized");
+  contents.append(...[MEASURED.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"), pick) : "", list]);
   contents.hidden = false;
   const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries) if (entry.isIntersecting) links.forEach((link, place) =>
-      SECTIONS[place].body === entry.target ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current"));
+    const entry = entries.find((one) => one.isIntersecting);
+    if (entry) for (const link of links) {
+      link.removeAttribute("aria-current");
+      if (link.hash === `#${entry.target.id}`) link.setAttribute("aria-current", "true");
+    }
   }, { rootMargin: "-20% 0px -75% 0px" });
   SECTIONS.forEach((section) => seen.observe(section.body));
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();

@@ -35,7 +35,8 @@ function ticks(from, to, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
   const values = [];
-  for (let n = Math.ceil(from / step - 1e-9); n * step <= to + 1e-9 * step; n++) values.push(+(n * step).toPrecision(12));
+  const last = Math.floor(to / step + 1e-9);
+  for (let n = Math.ceil(from / step - 1e-9); n <= last; n++) values.push(+(n * step).toPrecision(12));
   return values;
 }
 /** Ticks of an axis as text; the values themselves are written by the package. */
@@ -79,11 +80,11 @@ function spread(labels, gap, low, high) {
 /** items: {tint, text, dash}; dash: undefined for an area, "" for a solid line. */
 const legend = (items) => h("ul", { class: "legend" }, items.map(({ tint, text, strong, dash }) => {
   const look = { "6 4": "dash", "10 3": "dash", "1.5 4": "dot", "2 3": "dot" }[dash] || "solid";
-  return h("li", null, h("i", { class: known(dash) ? `line ${look}` : null,
-    style: known(dash) ? { "border-color": tint } : { background: tint } }), text, strong ? [" ", h("b", null, strong)] : "");
+  const [name, style] = known(dash) ? [`line ${look}`, { "border-color": tint }] : [null, { background: tint }];
+  return h("li", null, h("i", { class: name, style }), text, strong ? [" ", h("b", null, strong)] : "");
 }));
 
-const TINTS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--both)", "var(--c4)", "var(--c5)", "var(--novel)"];
+const TINTS = ["c0", "c1", "c2", "c3", "both", "c4", "c5", "novel"].map((name) => `var(--${name})`);
 /** Series of a panel: rows by value of the `by` column, each with its color. */
 function seriesOf(plot, panel) {
   const names = [...new Set(panel.rows.map((row) => row[plot.by] ?? ""))];
@@ -97,7 +98,8 @@ function seriesOf(plot, panel) {
     const colored = alone || (NODE[model] ? model : "");
     const tint = quiet ? "var(--soft)" : colored ? color(colored) : TINTS[next++ % TINTS.length];
     const rows = panel.rows.filter((row) => (row[plot.by] ?? "") === name);
-    return { name: NODE[model] && model !== name ? `${name}, ${model}` : spaced(`${name}`), tint, rows, dash: quiet || "" };
+    const words = NODE[model] && model !== name ? `${name}, ${model}` : spaced(`${name}`);
+    return { name: words, tint, rows, dash: quiet || "" };
   });
 }
 const hintOf = (table, plot, row) => [plot.by, plot.x, plot.y].filter(Boolean)
@@ -109,7 +111,8 @@ function markOf(table, panel) {
   const row = panel.rows[0];
   if (table.name === "sweeps") {
     const [merge] = rowsOf("merges", { model: row.model });
-    return merge && known(merge.t) ? { x: merge.t, low: merge.t_low, high: merge.t_high, text: `t = ${fixed(merge.t, 3)}` } : null;
+    if (!merge || !known(merge.t)) return null;
+    return { x: merge.t, low: merge.t_low, high: merge.t_high, text: `t = ${fixed(merge.t, 3)}` };
   }
   if (table.name !== "best_r" && table.name !== "curves") return null;
   const edge = rowsOf("edges", { edge: row.edge }).find((one) => one.rule !== "paper");
@@ -120,7 +123,8 @@ function drawMark(svg, box, X, mark) {
   const x = mark ? X(mark.x) : NaN;
   if (!(x >= box.left && x <= box.right)) return;
   if (known(mark.low) && known(mark.high)) {
-    svg.append(rect(X(mark.low), box.top, X(mark.high) - X(mark.low), box.bottom - box.top, "var(--novel)", { "fill-opacity": 0.22 }));
+    const wide = X(mark.high) - X(mark.low);
+    svg.append(rect(X(mark.low), box.top, wide, box.bottom - box.top, "var(--novel)", { "fill-opacity": 0.22 }));
   }
   const anchor = x < box.left + 70 ? "start" : x > box.right - 70 ? "end" : "middle";
   svg.append(line(x, box.top - 6, x, box.bottom, { stroke: "var(--ink)", "stroke-width": 1.2 }),
@@ -206,9 +210,11 @@ function lines(table, plot, panel) {
       const within = points.filter((row) => known(row[`${plot.y}_low`]) && known(row[`${plot.y}_high`]));
       if (within.length > 1) {
         const side = (end) => within.map((row) => [X(row[plot.x]), Y(row[`${plot.y}_${end}`])]);
-        svg.append(h("path", { d: `${path(side("high"))}L${path(side("low").reverse()).slice(1)}Z`, fill: tint, "fill-opacity": 0.16 }));
+        const d = `${path(side("high"))}L${path(side("low").reverse()).slice(1)}Z`;
+        svg.append(h("path", { d, fill: tint, "fill-opacity": 0.16 }));
       }
-      svg.append(stroke(path(points.map((row) => [X(row[plot.x]), known(row[plot.y]) ? Y(row[plot.y]) : null])), tint, 2, dash));
+      const places = points.map((row) => [X(row[plot.x]), known(row[plot.y]) ? Y(row[plot.y]) : null]);
+      svg.append(stroke(path(places), tint, 2, dash));
       for (const row of points) if (known(row[plot.y])) {
         marks.push(h("circle", { cx: X(row[plot.x]), cy: Y(row[plot.y]), r: points.length > 25 ? 1.8 : 3, fill: tint,
           ...hint(hintOf(table, plot, row)) }));
@@ -225,7 +231,8 @@ function lines(table, plot, panel) {
 function bars(table, plot, panel) {
   const groups = [...new Set(panel.rows.map((row) => row[plot.x]))].map((name) =>
     ({ name: arrow(`${name}`), rows: panel.rows.filter((row) => row[plot.x] === name) }));
-  const tints = Object.fromEntries(seriesOf(plot, panel).flatMap(({ rows, tint }) => rows.map((row) => [row.at, tint])));
+  const tints = {};
+  for (const { rows, tint } of seriesOf(plot, panel)) for (const row of rows) tints[row.at] = tint;
   const words = (row) => (plot.by ? spaced(textOf(table, plot.by, row)) : arrow(textOf(table, plot.x, row)));
   return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
     const texts = panel.rows.map((row) => textOf(table, plot.y, row).replace(/ \[.*/, ""));
@@ -242,12 +249,13 @@ function bars(table, plot, panel) {
       }
       for (const row of rows) {
         const value = row[plot.y] ?? 0;
-        const whisker = [row[`${plot.y}_low`], row[`${plot.y}_high`]].every(known);
+        const ends = [row[`${plot.y}_low`], row[`${plot.y}_high`]].map((end) => (known(end) ? X(end) : X(value)));
+        const [from, to] = [X(Math.min(0, value)), X(Math.max(0, value))];
+        const text = textOf(table, plot.y, row).replace(/ \[.*/, "");
         svg.append(label(left - 8, top + 14, clip(words(row), left - 8), null, "end"),
-          rect(X(Math.min(0, value)), top + 3, X(Math.max(0, value)) - X(Math.min(0, value)), 14, tints[row.at], { rx: 1.5 }));
-        if (whisker) svg.append(stroke(`M${X(row[`${plot.y}_low`])},${top + 10}H${X(row[`${plot.y}_high`])}`, "var(--ink)", 1.4));
-        const text = textOf(table, plot.y, row);
-        svg.append(label(Math.max(X(value), X(0), whisker ? X(row[`${plot.y}_high`]) : 0) + 7, top + 14, text.replace(/ \[.*/, ""), "halo"));
+          rect(from, top + 3, to - from, 14, tints[row.at], { rx: 1.5 }),
+          stroke(`M${ends[0]},${top + 10}H${ends[1]}`, "var(--ink)", 1.4),
+          label(Math.max(to, ends[1]) + 7, top + 14, text, "halo"));
         marks.push(rect(0, top, width, 20, "transparent", hint(hintOf(table, plot, row))));
         top += 21;
       }
@@ -270,14 +278,17 @@ function heat(table, plot, panel) {
     const tall = Math.min(40, Math.max(28, 0.62 * cell));
     const values = panel.rows.map((row) => row[plot.y]).filter(known);
     const shade = scale(Math.min(...values), Math.max(...values), 6, 62);
-    svg.append(label(left, 12, clip(`${spaced(plot.x)} →`, width - left), "soft"), label(0, 32, clip(`${spaced(plot.by)} ↓`, left - 4), "soft"));
-    across.forEach((name, at) => svg.append(label(left + (at + 0.5) * cell, 32, clip(short(name), Math.max(cell - 4, 14)), "soft", "middle")));
-    down.forEach((name, at) => svg.append(label(left - 10, 44 + (at + 0.5) * tall, clip(short(name), left - 10), "soft", "end")));
+    svg.append(label(left, 12, clip(`${spaced(plot.x)} →`, width - left), "soft"),
+      label(0, 32, clip(`${spaced(plot.by)} ↓`, left - 4), "soft"));
+    const named = (x, y, name, room, anchor) => svg.append(label(x, y, clip(short(name), room), "soft", anchor));
+    across.forEach((name, at) => named(left + (at + 0.5) * cell, 32, name, Math.max(cell - 4, 14), "middle"));
+    down.forEach((name, at) => named(left - 10, 44 + (at + 0.5) * tall, name, left - 10, "end"));
     const marks = panel.rows.map((row) => {
       const [x, y] = [left + across.indexOf(`${row[plot.x]}`) * cell, 40 + down.indexOf(`${row[plot.by]}`) * tall];
-      const tint = known(row[plot.y]) ? `color-mix(in srgb, var(--c0) ${shade(row[plot.y]).toFixed(0)}%, var(--bg))` : "var(--grid)";
+      const tint = `color-mix(in srgb, var(--c0) ${shade(row[plot.y]).toFixed(0)}%, var(--bg))`;
       svg.append(rect(x + 1, y + 1, cell - 2, tall - 2, tint));
-      if (cell >= 34) svg.append(label(x + cell / 2, y + tall / 2 + 4, clip(textOf(table, plot.y, row), cell), null, "middle"));
+      const text = clip(textOf(table, plot.y, row), cell);
+      if (cell >= 34) svg.append(label(x + cell / 2, y + tall / 2 + 4, text, null, "middle"));
       return rect(x, y, cell, tall, "transparent", hint(hintOf(table, plot, row)));
     });
     svg.append(...marks);

@@ -6,7 +6,8 @@ function plainTable(columns, rows, options = {}) {
   const body = rows.map((row) => h("tr", null, columns.map(([, cell, text], place) =>
     h(place ? "td" : "th", { class: text ? null : "n", scope: place ? null : "row" }, cell(row)))));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": options.label || "table" },
-    h("table", { class: options.fit === false ? null : "fit" }, h("thead", null, h("tr", null, head)), h("tbody", null, body)));
+    h("table", { class: options.fit === false ? null : "fit" }, h("thead", null, h("tr", null, head)),
+      h("tbody", null, body)));
 }
 
 /** A cell: the share of a whole beside the value, the interval below it. */
@@ -25,7 +26,8 @@ function columnsOf(table, rows, names) {
   if (fixed_.length === chosen.filter((column) => column.key).length) fixed_.pop();
   const shown = chosen.filter((column) => !fixed_.includes(column) &&
     (column.key || rows.some((row) => textOf(table, column.name, row) !== "")));
-  const caption = fixed_.filter((column) => !["site", "instrument"].includes(column.name)).map((column) => arrow(textOf(table, column.name, rows[0])));
+  const caption = fixed_.filter((column) => !["site", "instrument"].includes(column.name)).map((column) =>
+    arrow(textOf(table, column.name, rows[0])));
   return [shown, caption.filter(Boolean).join(", ")];
 }
 
@@ -65,9 +67,11 @@ function declaredTable(table, rows) {
       host.querySelector(".more").focus();
     } }, view.names === table.brief ? `all ${every.length} columns` : "fewer columns") : null;
     host.replaceChildren(...[
-      h("div", { class: rows.length > 24 ? "scroll tall" : "scroll", tabindex: 0, role: "region", "aria-label": table.doc },
+      h("div", { class: rows.length > 24 ? "scroll tall" : "scroll", tabindex: 0, role: "region",
+        "aria-label": table.doc },
         h("table", { class: columns.length > 7 ? "tight" : "fit" },
-          caption ? h("caption", null, caption) : null, h("thead", null, h("tr", null, heads)), h("tbody", null, body))),
+          caption ? h("caption", null, caption) : null, h("thead", null, h("tr", null, heads)),
+            h("tbody", null, body))),
       more].filter(Boolean));
   };
   fill();
