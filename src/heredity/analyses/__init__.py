@@ -12,7 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity.analyses import acts, flow, match, model, newness, repeats, sae, shift, text
+from heredity.analyses import (
+    acts,
+    classes,
+    explain,
+    features,
+    flow,
+    match,
+    model,
+    newness,
+    repeats,
+    sae,
+    shift,
+    text,
+)
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact
@@ -35,6 +48,9 @@ ANALYSES: tuple[Analysis, ...] = (
     shift.SHIFT,
     repeats.ANALYSIS,
     acts.ANALYSIS,
+    features.ANALYSIS,
+    classes.ANALYSIS,
+    explain.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
 TABLES = {table.name: table for analysis in ANALYSES for table in analysis.tables}

@@ -313,7 +313,7 @@ def match_edge(
     settings: MatchSettings,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Rows of all tables of one edge.
+    """Rows of all tables of one edge, by name.
 
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
     directions: weights of the SAEs of both ends.
@@ -434,13 +434,18 @@ def _match_rows(matches: Matches) -> dict[str, Any]:
 
 def read_matches(artifact: Artifact) -> Matches:
     """The matches of an edge."""
+    columns = {"matches": ["end", "rank", "match", "r"], "fates": ["end", "density"], "edges": ["tokens"]}
+    return matches_from({name: pq.read_table(artifact / f"{name}.parquet", columns=c) for name, c in columns.items()})
+
+
+def matches_from(tables: Mapping[str, pa.Table]) -> Matches:
+    """The matches that tables of one edge hold."""
     from heredity.features.correlate import Matches
 
-    table = pq.read_table(artifact / "matches.parquet", columns=["end", "rank", "match", "r"])
-    fates = pq.read_table(artifact / "fates.parquet", columns=["end", "density"])
-    values: dict[str, Any] = {"tokens": edge_row(artifact)["tokens"]}
+    matches, fates = tables["matches"], tables["fates"]
+    values: dict[str, Any] = {"tokens": tables["edges"]["tokens"][0].as_py()}
     for end in ("parent", "child"):
-        rows = table.filter(pa.array(table["end"].to_numpy() == end))
+        rows = matches.filter(pa.array(matches["end"].to_numpy() == end))
         top = int(rows["rank"].to_numpy().max())
         values[f"{end}_match"] = rows["match"].to_numpy().reshape(-1, top)
         values[f"{end}_r"] = rows["r"].to_numpy().reshape(-1, top)

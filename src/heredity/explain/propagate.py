@@ -20,9 +20,9 @@ from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
 from heredity.explain.statistical import Explanation, Offline
 from heredity.explain.token_statistics import Statistics
 from heredity.features.acts import FeatureActs
+from heredity.features.cards import Columns
 from heredity.features.classes import CATEGORIES, token_categories
 from heredity.features.correlate import Matches
-from heredity.features.cards import Columns
 
 TOO_RARE = "too_rare"
 """Why a feature has no label: it hardly fires on the sample."""

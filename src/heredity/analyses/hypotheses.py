@@ -1,0 +1,189 @@
+"""Case studies: a hypothesis of the study file, put to every model and followed along the lineage."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from heredity.analyses.sample import Sample
+from heredity.features.acts import FeatureActs
+from heredity.features.families import Course, Place, follow
+from heredity.features.hypothesis import LLR, Hits, Hypothesis, Predicate, agreement, fitting, hits, llr, token_shares
+from heredity.study import CaseConfig, StudyError
+from heredity.text.corpora import file_digest
+
+_SHOWN_TOKENS = 12  # of a set that is given by a pattern or a script
+
+
+def recipe_of(case: CaseConfig, folder: Path) -> dict[str, Any]:
+    """The settings of a case for a stage's recipe; of a predicate the content of its file as well.
+
+    folder: the study file's. Raises StudyError for a predicate that cannot be imported.
+    """
+    recipe = case.model_dump()
+    if case.predicate is not None:
+        source = inspect.getsourcefile(inspect.unwrap(_imported(case.predicate, folder)))
+        recipe["source"] = file_digest([Path(source)]) if source else None
+    return recipe
+
+
+def hypothesis_of(case: CaseConfig, folder: Path) -> Hypothesis:
+    """The hypothesis of a case; the module of a predicate is looked for in `folder` first."""
+    predicate = _imported(case.predicate, folder) if case.predicate is not None else None
+    return Hypothesis(case.tokens, case.regex, case.script, predicate)
+
+
+def described(case: CaseConfig, found: Hits, ids: np.ndarray, vocabulary: list[str]) -> dict[str, Any]:
+    """What was asked, and where it holds on the sample.
+
+    `tokens` are those of the file or, for a pattern or a script, the most frequent of the set; `set_size` counts
+    tokens of the vocabulary and is null for a predicate, which chooses positions.
+    """
+    ((kind, value),) = case.model_dump(exclude_none=True).items()
+    chosen = found.vocabulary
+    shown = list(case.tokens or ())
+    if chosen is not None and case.tokens is None:
+        count = np.where(chosen, np.bincount(ids.ravel(), minlength=len(vocabulary)), 0)
+        order = np.argsort(-count, kind="stable")[:_SHOWN_TOKENS]
+        shown = [vocabulary[token] for token in order if count[token]]
+    return {
+        "hypothesis": {"kind": kind, "value": list(value) if kind == "tokens" else value},
+        "tokens": shown,
+        "not_in_vocabulary": [text for text in case.tokens or () if text not in vocabulary],
+        "set_size": None if chosen is None else int(chosen.sum()),
+        "positions": len(found.mask),
+        "hits": int(found.mask.sum()),
+        "base_rate": float(found.mask.mean()) if len(found.mask) else None,
+    }
+
+
+def measured(found: LLR, feature: int) -> dict[str, Any]:
+    """How well one feature fits; a number that is not finite is null."""
+    return {
+        "feature": feature,
+        "llr": _finite(found.weighted[feature]),
+        "llr_counted": _finite(found.counted[feature]),
+        "sensitivity": _finite(found.sensitivity[feature]),
+        "elsewhere": _finite(found.elsewhere[feature]),
+        "elsewhere_mean": _finite(found.elsewhere_mean[feature]),
+        "firings": int(found.firings[feature]),
+        "hits": int(found.hits[feature]),
+        "fits": bool(fitting(found)[feature]),
+        "base_rate": found.base_rate,
+    }
+
+
+def top_tokens(
+    acts: FeatureActs, feature: int, ids: np.ndarray, vocabulary: list[str], count: int = 5
+) -> list[dict[str, Any]]:
+    """The tokens that a feature is most active on, each with its share of the activation and its own LLR."""
+    shares = token_shares(acts, feature, ids.ravel(), count)
+    rows = zip(*(column.tolist() for column in shares), strict=True)
+    return [
+        {"token": vocabulary[token], "share": share, "llr": _finite(ratio), "firings": firings}
+        for token, share, ratio, firings in rows
+    ]
+
+
+def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """One entry of `cases.json`, and the (model, feature) pairs whose contexts are worth showing.
+
+    folder: the study file's.
+    """
+    order = sample.models
+    held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary)
+    result = described(case, held, sample.ids, sample.vocabulary)
+    empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "top_tokens": []}
+    if not 0 < result["hits"] < result["positions"]:
+        which = "nothing" if not result["hits"] else "every token"
+        return {**result, **empty, "mean_r": None, "lost": [], "verdict": f"{which} in the sample fits"}, []
+    found = {model: llr(sample.acts[model], held.mask) for model in order}
+    course = follow(order, sample.edges, sample.matches, sample.threshold, found)
+    places = course.places
+    lost = [place for place in places.values() if place.status in ("lost", "absent")]
+    result |= {
+        "start": course.start,
+        "emerges": course.emerges,
+        "models": {model: measured(found[model], place.feature) | place._asdict() for model, place in places.items()},
+        "best": {model: _best(sample, course, found[model], model) for model in order},
+        "misses": [_miss(sample, found[place.model], place) for place in lost],
+        "top_tokens": [],
+        "mean_r": course.mean_r,
+        "lost": [place.model for place in lost],
+        "verdict": course.verdict,
+    }
+    if course.start is None:
+        return result, []
+    feature = places[course.start].feature
+    result["top_tokens"] = top_tokens(sample.acts[course.start], feature, sample.ids, sample.vocabulary)
+    same = {model for model, place in places.items() if place.status in ("start", "kept")}
+    others = [(model, own) for model, own in course.best.items() if own is not None and model not in same]
+    return result, [(course.start, feature), *others]
+
+
+def _best(sample: Sample, course: Course, found: LLR, model: str) -> dict[str, Any] | None:
+    """The feature that fits best in a model, with its r to the family's there; None where none fits."""
+    feature = course.best[model]
+    if feature is None:
+        return None
+    place = course.places.get(model)
+    r = None if place is None else _finite(agreement(sample.acts[model], feature, place.feature))
+    return measured(found, feature) | {"r": r}
+
+
+def _miss(sample: Sample, found: LLR, place: Place) -> dict[str, Any]:
+    """What came nearest to a family that ends, and the threshold it stayed below."""
+    down, up = (place.via or "", place.model), (place.model, place.via or "")
+    edge = down if down in sample.threshold else up
+    return measured(found, place.feature) | {
+        "edge": "->".join(edge),
+        "model": place.model,
+        "r": place.r,
+        "threshold": sample.threshold[edge],
+    }
+
+
+def _imported(name: str, folder: Path) -> Predicate:
+    """The function `module:function` of the user's own; what goes wrong in it is told by its name."""
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(folder))
+    try:
+        importlib.invalidate_caches()
+        function = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # noqa: BLE001 - a module of the user's may fail in any way
+        raise StudyError(
+            f"predicate {name!r}: {module} cannot be imported ({type(error).__name__}: {error}); put {module}.py into "
+            f"{folder}, or install it"
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+    if not callable(function):
+        raise StudyError(f"predicate {name!r}: {module} has no function {attribute}; write it, or correct the name")
+
+    found = cast(Predicate, function)
+
+    @functools.wraps(function)
+    def asked(ids: np.ndarray, texts: list[str]) -> np.ndarray:
+        try:
+            return found(ids, texts)
+        except Exception as error:
+            raise StudyError(f"predicate {name!r} failed ({type(error).__name__}: {error}); correct it") from error
+
+    return asked
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def kind_of(hypothesis: Mapping[str, Any]) -> str:
+    """A hypothesis of `cases.json` in words: `regex '[0-9]+'`, `tokens '=', ' ='`."""
+    value = hypothesis["value"]
+    return f"{hypothesis['kind']} {', '.join(map(repr, value if isinstance(value, list) else [value]))}"

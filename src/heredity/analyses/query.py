@@ -1,0 +1,249 @@
+"""Questions that a run answers at once: which features mean some tokens, and all that is known of one feature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from heredity.analyses.explain import asking_of, explain_settings
+from heredity.analyses.features import fired_on, logits_of, member_of, predicted
+from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
+from heredity.analyses.sae import sae_need
+from heredity.analyses.sample import Sample, sample_needs, sample_settings
+from heredity.engine.store import ArtifactError
+from heredity.study import CaseConfig, Study
+
+if TYPE_CHECKING:
+    from heredity.features.cards import Card, LogitTokens, Places
+    from heredity.features.families import Member
+    from heredity.features.hypothesis import Ranking
+    from heredity.run import Run
+
+
+def check_followed(study: Study, name: str, place: str) -> None:
+    """Raises ValueError, which names the place, for no model of the study and for one whose features it leaves out."""
+    if name not in study.order:
+        raise ValueError(f"{place}: no model of study {study.name}; models are {', '.join(study.order)}")
+    if study.followed and name not in study.followed:
+        raise ValueError(
+            f"{place}: {name} is on no edge, so its features are not followed; those of {', '.join(study.followed)} are"
+        )
+
+
+def sample_of(run: Run, models: Sequence[str], matched: bool = False) -> Sample:
+    """The sample of a run, with the activations of these models, and the matches that are done.
+
+    Raises ArtifactError for what is missing (all matches must be there if `matched`), ValueError for a study of
+    stitches alone.
+    """
+    study = run.study
+    if not study.instruments:
+        raise ValueError(f"study {study.name} has stitches alone, no SAE of its models; see `heredity stitch`")
+    needs: Any = sample_needs(study, {"instrument": study.instrument, "site": study.config.hook_point})
+    inputs: dict[str, Any] = {"tokenizer": run.artifact(needs["tokenizer"]), "match": {}}
+    inputs["tokens"] = {name: run.artifact(need) for name, need in needs["tokens"].items()}
+    inputs["acts"] = {name: run.artifact(needs["acts"][name]) for name in models}
+    for name, need in needs["match"].items():
+        try:
+            inputs["match"][name] = run.artifact(need)
+        except ArtifactError:
+            if matched:
+                raise
+    return Sample(inputs, sample_settings(study))
+
+
+def find(
+    run: Run, case: CaseConfig, models: Sequence[str] = (), by: Ranking = "sensitivity", top: int = 10
+) -> dict[str, Any]:
+    """The features of each model that fit a hypothesis, best first, and what became of them along every edge.
+
+    models: names; all by default. Only tokens, tokenizer and the activations of these models must be done; an edge that
+    is not matched yet is left out. Raises ValueError for a stage that is missing, an unknown model, and a hypothesis
+    that holds nowhere in the sample or everywhere.
+    """
+    from heredity.features.hypothesis import MINIMUM_FIRINGS, hits, llr, ranked
+
+    study = run.study
+    models = models or study.followed
+    for name in models:
+        check_followed(study, name, f"--model {name}")
+    sample = sample_of(run, models)
+    held = hits(hypothesis_of(case, study.root), sample.ids, sample.vocabulary)
+    asked = described(case, held, sample.ids, sample.vocabulary)
+    if not 0 < asked["hits"] < asked["positions"]:
+        absent = f"; not in the vocabulary: {asked['not_in_vocabulary']}" if asked["not_in_vocabulary"] else ""
+        raise ValueError(
+            f"{asked['hits']} of the sample's {asked['positions']:,} tokens fit {kind_of(asked['hypothesis'])}{absent}"
+            "; give tokens that occur in some places, as they are written in this vocabulary"
+        )
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for model in models:
+        acts = sample.acts[model]
+        ratios = llr(acts, held.mask)
+        rows[model] = [
+            measured(ratios, feature)
+            | {
+                "density": int(ratios.firings[feature]) / acts.tokens,
+                "matches": _matches(sample, model, feature),
+                "top_tokens": top_tokens(acts, feature, sample.ids, sample.vocabulary),
+            }
+            for feature in ranked(ratios, by, top).tolist()
+        ]
+    head = {"study": study.name, "instrument": study.instrument, "by": by, "minimum_firings": MINIMUM_FIRINGS}
+    return head | asked | {"models": rows}
+
+
+def show(run: Run, model: str, feature: int) -> dict[str, Any]:
+    """All that is known of one feature, as a JSON object.
+
+    - `study`, `instrument`, `model`, `feature`; `positions`, `context_size`: tokens of the sample, and of a block.
+    - `class`: a row of table `feature_classes`; null where that stage is not done.
+    - `explanation`: a row of table `explanations` without its rule, with `on_the_spot`: whether the run did not explain
+      the feature, so that statistics did just now.
+    - `firings`, `density`, `max`, `histogram` (firings in equal bins of activation from 0 to `max`).
+    - `tokens`: those it fires on, the largest share first: `token`, `share` of its activation, `firings`, `mean`
+      activation, `fired` (share of the token's occurrences).
+    - `promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
+    - `matches`: best match along every edge of its model: `edge`, `model`, `feature`, `r`, `threshold`, `persists`.
+    - `family`: `model`, `feature`, `r`, `via`, `density`, `max`; itself first.
+    - `top`: strongest firings, each with `corpus`, `tokens` of its block, `position` in it, `values` (activations)
+      and `family` (those of the other members, by model). `levels`: intervals of activation, the strongest first, with
+      `low`, `high` and `examples`; `drawn`: firings at random; `silent`: blocks without a firing.
+
+    Everything up to acts and match must be done. Raises ValueError for a stage that is missing, an unknown model, and a
+    number that its SAE does not have.
+    """
+    from heredity.features.cards import Sizes, cards
+    from heredity.features.families import family
+
+    study = run.study
+    check_followed(study, model, f"{model}/{feature}")
+    sample = sample_of(run, study.followed, matched=True)
+    acts, own = sample.acts[model], np.array([feature], np.int64)
+    if not 0 <= feature < acts.d_sae:
+        raise ValueError(f"{model}/{feature}: its SAE has {acts.d_sae:,} features, counted from 0")
+    sizes = Sizes(tokens=len(sample.vocabulary))  # all tokens, for the total
+    (card,) = cards(acts, sample.ids, own, sizes, sample_settings(study).seed, _logits(run, model, own))
+    members = family(model, feature, sample.edges, sample.matches)
+    return {
+        "study": study.name,
+        "instrument": study.instrument,
+        "model": model,
+        "feature": feature,
+        "positions": sample.ids.size,
+        "context_size": sample.ids.shape[1],
+        "class": _class(run, model, feature),
+        "explanation": _explanation(run, sample, model, feature),
+        "firings": card.firings,
+        "density": card.density,
+        "max": card.highest,
+        "histogram": card.histogram.tolist(),
+        "tokens": fired_on(sample, card)[: Sizes().tokens],
+        **predicted(sample, card),
+        "matches": _matches(sample, model, feature),
+        "family": [member_of(sample, member) for member in members],
+        **_examples(sample, card, members),
+    }
+
+
+def _examples(sample: Sample, card: Card, members: Sequence[Member]) -> dict[str, Any]:
+    """The examples of a card. members: its feature's family, itself first."""
+    from heredity.features.cards import contexts
+
+    known = {member.model: (sample.acts[member.model], member.feature) for member in members}
+    top, count = [], len(card.levels)
+    for context in contexts(card.top.rows.tolist(), known, sample.ids.shape[1]):
+        others = dict(context.values)
+        values = others.pop(members[0].model)
+        top.append(sample.block(context.block) | {"position": context.position, "values": values, "family": others})
+
+    def blocks(places: Places) -> list[dict[str, Any]]:
+        rows = []
+        for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
+            block, position = divmod(row, sample.ids.shape[1])
+            rounded = [round(float(value), 4) for value in values]
+            rows.append(sample.block(block) | {"position": position, "values": rounded})
+        return rows
+
+    levels = [
+        {
+            "low": card.highest * (count - 1 - place) / count,
+            "high": card.highest * (count - place) / count,
+            "examples": blocks(places),
+        }
+        for place, places in enumerate(card.levels)
+    ]
+    silent = [sample.block(block) for block in card.silent.tolist()]
+    return {"top": top, "levels": levels, "drawn": blocks(card.drawn), "silent": silent}
+
+
+def _logits(run: Run, model: str, features: np.ndarray) -> LogitTokens | str:
+    study = run.study
+    try:
+        weights = run.artifact(("model", {"model": model}))
+        sae = run.artifact(sae_need(study, model, study.instrument))
+    except ArtifactError as error:
+        return str(error)
+    return logits_of(weights, sae, features, study.config.hook_point, study.config.precision)
+
+
+def _class(run: Run, model: str, feature: int) -> dict[str, Any] | None:
+    rows = _rows(run, "classes", "feature_classes", model, feature)
+    silent = {"class": "silent", "single_token": False, "domain": None, "domain_share": None, "top_token": None}
+    if rows is None:
+        return None
+    return {name: rows[0][name] for name in silent} if rows else silent
+
+
+def _explanation(run: Run, sample: Sample, model: str, feature: int) -> dict[str, Any]:
+    from heredity.explain.propagate import hand_down, label_rows
+
+    known = _rows(run, "explain", "explanations", model, feature)
+    rows = known
+    if not rows:
+        settings = explain_settings(run.study)
+        asking = asking_of(sample, settings)
+        labels = hand_down({model: [feature]}, (), {}, asking.explain, asking.score, settings.explain.drop)
+        rows = label_rows(labels, asking.judge.name)
+    left_out = ("instrument", "site", "model", "feature", "rule")
+    row = {name: _finite(value) for name, value in rows[0].items() if name not in left_out}
+    return row | {"on_the_spot": not known}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(run: Run, kind: str, table: str, model: str, feature: int) -> list[dict[str, Any]] | None:
+    """What the table of a stage says of a feature; None where the stage is not done."""
+    label = f"{kind}/{run.study.instrument}"
+    if label not in run.artifacts:
+        return None
+    path = run.artifacts[label] / f"{table}.parquet"
+    return pq.read_table(path, filters=[("model", "=", model), ("feature", "=", feature)]).to_pylist()
+
+
+def _matches(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
+    """Best match of a feature along each edge of its model: child features first, then parent features."""
+    rows = []
+    for end, other in (("parent", "child"), ("child", "parent")):
+        for edge in sample.edges:
+            if getattr(edge, end) != model:
+                continue
+            matches, threshold = sample.matches[edge], sample.threshold[edge]
+            match, r = getattr(matches, f"{end}_match")[feature, 0], getattr(matches, f"{end}_r")[feature, 0]
+            rows.append(
+                {
+                    "edge": edge.name,
+                    "model": getattr(edge, other),
+                    "feature": int(match) if match >= 0 else None,
+                    "r": float(r) if match >= 0 else None,
+                    "threshold": threshold,
+                    "persists": bool(r > threshold),
+                }
+            )
+    return rows

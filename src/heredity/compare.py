@@ -1,0 +1,227 @@
+"""Two models in hand, no study file: what became of an SAE's features from one to the other, and maps between them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from heredity.analyses import match
+from heredity.analyses.analysis import Statement
+from heredity.engine.workers import Here, Progress
+from heredity.study import ControlsConfig, Edge, LineageConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from heredity.features.correlate import Matches
+    from heredity.sae.model import SAE
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.map_quality import StitchQuality
+    from heredity.text.tokens import BlockSampler
+
+Model = Any
+"""A decoder with its weights, or the folder or hub id of one."""
+
+
+class EdgeResult(NamedTuple):
+    """What became of features from a parent to a child."""
+
+    tables: dict[str, pa.Table]
+    """The tables of an edge, as in a run: `edges`, `matches`, `fates`, `strata` ..."""
+    matches: Matches
+    """Best matches of every feature, both ways."""
+
+    @property
+    def statements(self) -> list[Statement]:
+        """Findings in sentences, each with the figures it rests on."""
+        small = {name: rows.to_pylist() for name, rows in self.tables.items() if name not in ("matches", "fates")}
+        return list(match.ANALYSIS.say(small))
+
+    def __str__(self) -> str:
+        return "\n".join(statement.text for statement in self.statements)
+
+    def write(self, folder: Path) -> None:
+        """Write every table as `NAME.parquet` into a folder."""
+        import pyarrow.parquet as pq
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.tables.items():
+            pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+
+def compare(
+    parent: Model,
+    child: Model,
+    sae: SAE | str | Path,
+    texts: Iterable[str],
+    *,
+    sae_child: SAE | str | Path | None = None,
+    controls: Sequence[SAE | str | Path] = (),
+    tokenizer: Any = None,
+    hook_point: str | None = None,
+    names: tuple[str, str] = ("parent", "child"),
+    tokens: int = 100_000,
+    threshold: float | None = None,
+    context_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EdgeResult:
+    """Match the features of two models on the same texts, and call what persists, disappears and emerges.
+
+    parent, child: decoders, or folders or hub ids of them, that read the same tokens. sae: of the parent; it reads the
+    child as well unless `sae_child` is given. controls: further SAEs of the parent, for the ceiling. texts: strings,
+    such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a folder or hub id.
+    hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by evidence.
+    Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, and too few texts.
+    """
+    from heredity.analyses.reading import device, on_device
+    from heredity.features.collect import Reader
+    from heredity.lm.load import state_hash
+
+    saes = [_sae(one) for one in (sae, sae if sae_child is None else sae_child, *controls)]
+    place = hook_point or saes[0][1].get("hook_name")
+    if place is None:
+        raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
+    models, tokenizer = _models(parent, child), _tokenizer((parent, child), tokenizer)
+    states = [state_hash(model.state_dict()) for model in models]
+    if states[0] == states[1]:
+        raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
+    from heredity.analyses.sae import trained_on
+
+    owners = [states[0], states[0] if sae_child is None else states[1], *[states[0]] * len(controls)]
+    for (_, metadata), owner, given in zip(saes, owners, (sae, sae_child or sae, *controls), strict=True):
+        if owner not in (trained_on(metadata) or [owner]):
+            raise ValueError(
+                f"SAE {given} was trained on other weights than the model it is given for; check the pairing"
+            )
+    at = device()
+    own = [one.to(at) for one, _ in saes]
+    ends = [on_device(model) for model in models]
+    readers = Reader(ends[0], place, [own[0], *own[2:]]), Reader(ends[1], place, [own[1]])
+    jobs = Here().job(lambda: readers[0]), Here().job(lambda: readers[1])
+    config = ControlsConfig()
+    settings = match.MatchSettings(
+        edge=Edge(*names),
+        hook_point=place,
+        precision="float32",
+        lineage=LineageConfig(threshold="evidence" if threshold is None else threshold, tokens=tokens),
+        passes=config.passes,
+        rate=config.rate,
+        resamples=config.resamples,
+        level=config.level,
+        context_size=context_size,
+        mix="tokens",
+        seed=seed,
+        place="compare",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
+        rows = match.match_edge(jobs, match.directions_of(own[0], own[1]), sampler, settings, progress)
+    item = {"instrument": "loaded", "site": place, "edge": settings.edge.name}
+    tables = {table.name: table.check(rows[table.name], **item) for table in match.TABLES}
+    return EdgeResult(tables, match.matches_from(tables))
+
+
+class StitchResult(NamedTuple):
+    """Affine maps between the residual streams of two models."""
+
+    stitch: Stitch
+    """`up` (source to target) and `down`."""
+    quality: StitchQuality
+    """Loss and R2 of both maps and both round trips, on held-out blocks."""
+    tokens: int
+    """Aligned tokens that the maps are fitted to."""
+
+
+def fit_stitch(
+    source: Model,
+    target: Model,
+    texts: Iterable[str],
+    *,
+    source_hook_point: str,
+    target_hook_point: str,
+    tokenizer: Any = None,
+    method: str = "joint",
+    alpha: float = 1.0,
+    held_out: float = 0.1,
+    context_size: int = 128,
+    seed: int = 0,
+) -> StitchResult:
+    """Fit affine maps between two models of any width on texts that both read with one tokenizer.
+
+    method: `joint` (the loss of Chen et al. 2025, minimized exactly), `ridge` or `procrustes`. alpha: weight of the
+    round trips. held_out: share of the blocks that the maps are judged on, half of them to choose the ridge.
+    Raises ValueError for tokenizers that differ, and for fewer tokens than dimensions.
+    """
+    from heredity.analyses.reading import on_device
+    from heredity.stitch.aligned import Points, aligned
+    from heredity.stitch.fit import fit
+    from heredity.stitch.map_quality import stitch_quality
+    from heredity.stitch.moments import MomentStream
+    from heredity.text.tokens import distinct_blocks
+
+    tokenizer = _tokenizer((source, target), tokenizer)
+    first, second = (on_device(model) for model in _models(source, target))
+    with tempfile.TemporaryDirectory() as folder:
+        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
+        blocks = distinct_blocks(sampler, sampler.blocks_per_pass * context_size)
+    count = max(2, round(held_out * len(blocks)))
+    points = Points(first, [source_hook_point]), Points(second, [target_hook_point])
+
+    def moments(some: Any) -> Any:
+        stream = MomentStream()
+        for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), "float32"):
+            stream.add(of_source, of_target)
+        return stream.pair(0, 0)
+
+    fitted_on, tuning, judged = moments(blocks[count:]), moments(blocks[:count:2]), moments(blocks[1:count:2])
+    widths = len(fitted_on.mean_a), len(fitted_on.mean_b)
+    if fitted_on.tokens <= sum(widths):
+        raise ValueError(
+            f"{fitted_on.tokens} tokens, and maps between {widths[0]} and {widths[1]} dimensions fit any so few; give "
+            "many times as many texts"
+        )
+    stitch = fit(fitted_on, method, alpha, held_out=tuning).stitch  # pyright: ignore[reportArgumentType]
+    return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
+
+
+def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size: int, seed: int) -> BlockSampler:
+    """Blocks of packed texts in random order. Raises ValueError for texts that do not fill two blocks."""
+    from heredity.text.tokens import BlockSampler, pack
+
+    packed = pack(iter(texts), tokenizer, folder / "tokens")
+    if packed.n_blocks(context_size) < 2:
+        raise ValueError(
+            f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}; give more text, or lower "
+            "context_size"
+        )
+    return BlockSampler({"texts": packed}, context_size, seed, None)
+
+
+def _models(*given: Model) -> list[Any]:
+    from heredity.lm.load import load_model
+
+    return [load_model(str(model)) if isinstance(model, str | Path) else model for model in given]
+
+
+def _tokenizer(models: tuple[Model, Model], tokenizer: Any) -> Any:
+    """The tokenizer that both models share, read from their folders where these are given."""
+    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+
+    read = [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
+    known = [*([tokenizer] if tokenizer is not None else []), *read]
+    if not known:
+        raise ValueError(
+            "tokenizer: is needed for models that are given as objects; pass the one they were trained with"
+        )
+    if len({fingerprint_tokenizer(one) for one in known}) > 1:
+        raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; their positions cannot be aligned")
+    return known[0]
+
+
+def _sae(given: SAE | str | Path) -> tuple[SAE, Mapping[str, Any]]:
+    from heredity.sae.formats import read_sae
+
+    return read_sae(Path(given)) if isinstance(given, str | Path) else (given, {})
