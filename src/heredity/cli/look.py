@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 from pydantic import ValidationError
 
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, setting, study_of, text
-from heredity.study import CaseConfig, Study
+from heredity.study import CaseConfig
 from heredity.study.faults import first_fault
-
-
-def _find(study: Study, runs: Path, case: CaseConfig, *options: Any) -> dict[str, Any]:
-    from heredity.engine.store import Store
-    from heredity.stages import look
-
-    return look.find(study, Store(runs / study.name), case, *options)
-
-
-def _show(study: Study, runs: Path, model: str, feature: int) -> dict[str, Any]:
-    from heredity.engine.store import Store
-    from heredity.stages import look
-
-    return look.show(study, Store(runs / study.name), model, feature)
 
 
 @app.command()
@@ -44,7 +30,9 @@ def find(
 ) -> None:
     """Find the features of a study that has been run which mean some tokens, and what became of them."""
     with errors(debug):
+        from heredity.analyses import query
         from heredity.features.hypothesis import Ranking
+        from heredity.run import Run
 
         ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
         if ranking is None:
@@ -59,7 +47,7 @@ def find(
             case = CaseConfig.model_validate(given)
         except ValidationError as error:
             raise ValueError(f"--{first_fault(error)}") from None
-        result = _find(loaded, runs, case, model or (), ranking, top)
+        result = query.find(Run(loaded, runs / loaded.name), case, model or (), ranking, top)
         emit(as_json, result, lambda: text().print_found(result))
 
 
@@ -77,11 +65,14 @@ def show(
 ) -> None:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
     with errors(debug):
+        from heredity.analyses import query
+        from heredity.analyses.explain_on_demand import named
+        from heredity.run import Run
         from heredity.show.feature import print_shown
-        from heredity.stages.explaining import named
 
         chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
         if len(chosen) != 1:
             raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-        result = _show(study_of(study, set_), runs, *chosen[0])
+        loaded = study_of(study, set_)
+        result = query.show(Run(loaded, runs / loaded.name), *chosen[0])
         emit(as_json, result, lambda: print_shown(result, top))

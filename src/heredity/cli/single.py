@@ -32,7 +32,7 @@ def merge(
 ) -> None:
     """Merge models into one folder, with a report for every tensor."""
     with errors(debug):
-        from heredity.analyses.single import merge_folders
+        from heredity.lm.merge_folders import merge_folders
 
         numbers = _numbers(weights) if weights else None
         result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
@@ -66,23 +66,35 @@ def track(
 ) -> None:
     """Match the features of one edge between existing models and SAEs."""
     with errors(debug):
-        from heredity.analyses.single import track_edge
+        from heredity.analyses import TABLES
+        from heredity.compare import compare
+        from heredity.lm.merge_folders import check_empty, whole_folder
+        from heredity.text.corpora import documents
 
+        check_empty(out)
         # 12 bytes per token is more than any text needs
         source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
+        texts = (document.text for document in documents(source, seed, Path.cwd()))
         with watcher() as bars:
-            result = track_edge(
-                (parent, child),
-                (sae_parent, sae_child, *(sae_control or [])),
-                source,
-                out,
-                hook_point,
-                tokens,
-                threshold,
-                context_size,
-                seed,
-                bars.plain("match"),
+            edge = compare(
+                parent,
+                child,
+                sae_parent,
+                texts,
+                sae_child=sae_child,
+                controls=sae_control or (),
+                hook_point=hook_point,
+                names=(parent, child),
+                tokens=tokens,
+                threshold=threshold,
+                context_size=context_size,
+                seed=seed,
+                progress=bars.plain("match"),
             )
+        with whole_folder(out) as partial:
+            edge.write(partial)
+        tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
+        result = {"parent": parent, "child": child, "tables": tables, "out": str(out)}
         emit(as_json, result, lambda: text().print_edge(result))
 
 

@@ -75,13 +75,14 @@ function slider() {
 }
 
 /** A section of an analysis: its definition, then its tables with their pictures. */
-function analysisSection({ doc, tables }) {
+function analysisSection({ kind, doc, tables }) {
   const [first, ...rest] = doc.split(/\n\n/);
   const blocks = tables.map((name) => [name, tableBlock(DATA.tables[name], name === "best_r" ? slider() : null)]);
   const open = blocks.filter(([, block]) => block && block.tagName !== "DETAILS");
   const shut = blocks.filter(([, block]) => block && block.tagName === "DETAILS");
   if (!open.length && !shut.length) return [note("Nothing was measured with this instrument.")];
-  return [first ? lede(first) : null, rest.length ? folded("Definition", rest.map((text) => note(text))) : null,
+  return [first ? lede(first) : null, kind === "flow" ? flowSection() : null,
+    rest.length ? folded("Definition", rest.map((text) => note(text))) : null,
     open.map(([, block]) => block), shut.length ? h("div", { class: "folds" }, shut.map(([, block]) => block)) : null];
 }
 
@@ -103,12 +104,13 @@ const hasEdges = Boolean(DATA.tables.edges);
 const DASHED = "Dashed: models that are stitched to each other.";
 const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
+  .sort((a, b) => (b.kind === "flow") - (a.kind === "flow"))
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
 const { cards, cases } = DATA.inspector;
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
   { id: "graph", title: "Study graph", build: graphSection },
-  hasEdges && DATA.tables.flow_links && { id: "flow-graph", title: "Where features go", build: flowSection },
+  hasEdges && !DATA.tables.flow && { id: "flow", title: "Where features go", build: flowSection },
   ...analyses(true),
   cards.length && { id: "inspector", title: "Features in their text", build: featureSection, once: true },
   Object.keys(cases).length && { id: "case-studies", title: "Case studies", build: caseSection, once: true },
