@@ -66,7 +66,7 @@ def test_text_cannot_leave_the_data(hostile):
     tags = [tag for tag, _ in _Elements(text).tags]
     assert tags.count("script") == 2 and "img" not in tags
     assert "<b>{{data}}</b>" not in text and html.escape("<b>{{data}}</b>") in text
-    assert _data(text)["inspector"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
+    assert _data(text)["inspector"]["joint"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
 
 
 def test_embedded_json_has_nothing_that_html_or_old_engines_act_on():
@@ -123,7 +123,7 @@ def test_a_browser_draws_it_without_an_error(kind, made, hostile, tmp_path):
         data = page.page_data(run_of(tmp_path / "run", whole=False))
     elif kind == "bare":  # one model and nothing measured
         empty = {"tables": {}, "sections": [], "statements": [], "notes": [], "graph": made["graph"][:1]}
-        data = made | empty | {"inspector": {"instrument": "", "cards": [], "cases": {}}}
+        data = made | empty | {"inspector": {}}
     else:
         data = hostile if kind == "hostile" else made
     dom, log = _browse(page.render(data), tmp_path)
@@ -132,7 +132,7 @@ def test_a_browser_draws_it_without_an_error(kind, made, hostile, tmp_path):
     assert sections[0] == "findings" and sections[-1] == "provenance"
     if kind == "bare":
         return
-    assert {"graph", "flow", "match", "inspector", "case-studies"} <= set(sections)
+    assert {"graph", "flow", "match", "features"} <= set(sections)
     shown = html.unescape(re.sub("<[^>]*>", "", dom[dom.index("<main") : dom.index("</main>")]))
     shown = shown.replace("\u202f", " ").replace("\u2060", "")
     assert "90 70 %" in shown and "[87–93]" in shown, "a count, its share and its interval"

@@ -86,6 +86,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+_LABEL = ["instrument", "model", "feature", "description", "failure", "by", "origin_model", "origin_feature", "carried"]
+_LABEL += ["re_explained", "simulation", "detection", "fuzzing"]
 _OWN = {"instrument", "site", "seed", "model", "corpus"}
 
 
@@ -99,7 +101,7 @@ def sections(run: Run) -> list[dict[str, Any]]:
         names = [table.name for table in analysis.tables if len(run.tables.get(table.name, ()))]
         module = analysis.run.__module__
         doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
-        if names:
+        if names or (analysis.kind == "features" and any(label.startswith("features/") for label in run.artifacts)):
             defined.add(module)
             between = any(table.brief and set(table.key) - _OWN for table in analysis.tables)
             finds = between and analysis.say is not Analysis._field_defaults["say"]
@@ -118,30 +120,28 @@ def graph(study: Study) -> list[dict[str, Any]]:
     return nodes
 
 
-def inspector(run: Run) -> dict[str, Any]:
-    """Feature cards and cases of the first instrument that has any, with what is known of each feature."""
+def inspector(run: Run) -> dict[str, dict[str, Any]]:
+    """Feature cards and cases by instrument, with the explanation of each feature where there is one."""
+    shown = {}
     for label, artifact in run.artifacts.items():
-        if label.startswith("features/") and "~" not in label and (artifact / "features.json").exists():
+        kind, _, instrument = label.partition("/")
+        if kind == "features" and "~" not in label:
             cards = artifact.json("features.json")
-            cases = artifact.json("cases.json") if (artifact / "cases.json").exists() else {}
-            labels = _labels(run, {(card["model"], card["feature"]) for card in cards})
+            labels = _labels(run, instrument, {(card["model"], card["feature"]) for card in cards})
             for card in cards:
                 card["label"] = labels.get((card["model"], card["feature"]))
-            return {"instrument": label.partition("@")[2] or label.partition("/")[2], "cards": cards, "cases": cases}
-    return {"instrument": "", "cards": [], "cases": {}}
+            shown[instrument] = {"cards": cards, "cases": artifact.json("cases.json")}
+    return shown
 
 
-def _labels(run: Run, chosen: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Explanations of the chosen features by the study's first instrument, where the study has any."""
-    import pyarrow.compute as pc
-
+def _labels(run: Run, instrument: str, chosen: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Explanations of the chosen features; none where the run has no explanations."""
     try:
-        table = run.table("explanations")
+        rows = run.table("explanations").select(_LABEL).to_pylist()
     except KeyError:
         return {}
-    table = table.filter(pc.is_in(table["feature"], pc.cast(list({feature for _, feature in chosen}) or [-1], "int64")))
-    rows = [row for row in table.to_pylist() if row.get("instrument") in (None, run.study.instrument)]
-    return {(row["model"], row["feature"]): row for row in rows if (row["model"], row["feature"]) in chosen}
+    wanted = {(row["model"], row["feature"]): row for row in rows if row["instrument"] == instrument}
+    return {key: row for key, row in wanted.items() if key in chosen}
 
 
 def render(data: Mapping[str, Any]) -> str:

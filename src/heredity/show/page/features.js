@@ -65,12 +65,12 @@ function contextBlock(shown, context, place) {
 
 /** Name of the edge between two models, in whichever direction it runs. */
 function edgeBetween(a, b) {
-  const edges = edgesNow(DATA.inspector.instrument);
+  const edges = edgesNow();
   return [`${a}->${b}`, `${b}->${a}`].find((name) => edges[name]);
 }
 /** Whether a match, or one on the way to it, stays below the threshold of its edge. */
 function missed(shown, member) {
-  const threshold = edgesNow(DATA.inspector.instrument)[edgeBetween(member.via, member.model)]?.threshold;
+  const threshold = edgesNow()[edgeBetween(member.via, member.model)]?.threshold;
   if (known(threshold) && !(member.r > threshold)) return true;
   const before = othersOf(shown).find((one) => one.model === member.via);
   return Boolean(before) && missed(shown, before);
@@ -176,9 +176,10 @@ const LISTS = {
   "most persistent": "Features of the start model with the highest r all the way down.",
   "most changed": "Active features of the start model whose best match in every child is weakest.",
 };
+const inspected = () => DATA.inspector[state.instrument] || { cards: [], cases: {} };
 function featureSection() {
-  const cards = DATA.inspector.cards.filter((card) => !card.list.startsWith("case:"));
-  return [lede("The text that features fire on most, shaded by activation, and under it the same text as seen by ",
+  const cards = inspected().cards.filter((card) => !card.list.startsWith("case:"));
+  return [note("The text that features fire on most, shaded by activation, and under it the same text as seen by ",
     "their matches. Figures are the r of the match, dotted where it is below the threshold."),
   [...new Set(cards.map((card) => card.list))].map((name, number) => [
     h("h3", null, name[0].toUpperCase() + name.slice(1)),
@@ -188,7 +189,7 @@ function featureSection() {
 
 const times = (value) => (known(value) ? `${value < 9.95 ? fixed(value, 1) : count(value)}×` : "–");
 function caseSection() {
-  return Object.entries(DATA.inspector.cases).map(([name, one]) => {
+  return Object.entries(inspected().cases).map(([name, one]) => {
     const members = Object.values(one.models).filter((row) => known(row.feature));
     const best = Object.entries(one.best).filter(([, fit]) => fit).map(([model, fit]) => ({ model, ...fit }));
     const fits = [["LLR by activation", (row) => fixed(row.llr)], ["LLR by count", (row) => fixed(row.llr_counted)],
@@ -216,6 +217,6 @@ function caseSection() {
       best.length ? folded("The feature that fits best in each model, whatever it matches",
         plainTable([["model", (row) => row.model, true], id, ...fits, ["r with the family’s", (row) => fixed(row.r)]],
           best, { label: `Best features of case ${name}` })) : null,
-      DATA.inspector.cards.filter((card) => card.list === `case:${name}`).map((card) => featureCard(card, false))];
+      inspected().cards.filter((card) => card.list === `case:${name}`).map((card) => featureCard(card, false))];
   });
 }

@@ -74,16 +74,18 @@ function slider() {
   return h("div", null, h("div", { class: "slider" }, h("span", null, "Threshold"), input, output, reset), counts);
 }
 
+/** Analyses with a view of their own. */
+const VIEWS = { flow: flowSection, features: () => [caseSection(), featureSection()] };
 /** A section of an analysis: its definition, then its tables with their pictures. */
 function analysisSection({ kind, doc, tables }) {
   const [first, ...rest] = doc.split(/\n\n/);
-  const blocks = tables.map((name) => [name, tableBlock(DATA.tables[name], name === "best_r" ? slider() : null)]);
-  const open = blocks.filter(([, block]) => block && block.tagName !== "DETAILS");
-  const shut = blocks.filter(([, block]) => block && block.tagName === "DETAILS");
-  if (!open.length && !shut.length) return [note("Nothing was measured with this instrument.")];
-  return [first ? lede(first) : null, kind === "flow" ? flowSection() : null,
-    rest.length ? folded("Definition", rest.map((text) => note(text))) : null,
-    open.map(([, block]) => block), shut.length ? h("div", { class: "folds" }, shut.map(([, block]) => block)) : null];
+  const blocks = tables.map((name) => tableBlock(DATA.tables[name], name === "best_r" ? slider() : null, kind in VIEWS))
+    .filter(Boolean);
+  const open = blocks.filter((block) => block.tagName !== "DETAILS");
+  const shut = blocks.filter((block) => block.tagName === "DETAILS");
+  if (!blocks.length && !(kind in VIEWS)) return [note("Nothing was measured with this instrument.")];
+  return [first ? lede(first) : null, rest.length ? folded("Definition", rest.map((text) => note(text))) : null,
+    kind in VIEWS ? VIEWS[kind]() : null, open, shut.length ? h("div", { class: "folds" }, shut) : null];
 }
 
 function provenance() {
@@ -106,14 +108,11 @@ const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null]
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
   .sort((a, b) => (b.kind === "flow") - (a.kind === "flow"))
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
-const { cards, cases } = DATA.inspector;
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
   { id: "graph", title: "Study graph", build: graphSection },
   hasEdges && !DATA.tables.flow && { id: "flow", title: "Where features go", build: flowSection },
   ...analyses(true),
-  cards.length && { id: "inspector", title: "Features in their text", build: featureSection, once: true },
-  Object.keys(cases).length && { id: "case-studies", title: "Case studies", build: caseSection, once: true },
   ...analyses(false),
   { id: "provenance", title: "Provenance", build: provenance, once: true },
 ].filter(Boolean);

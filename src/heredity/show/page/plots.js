@@ -229,21 +229,25 @@ function lines(table, plot, panel) {
 
 /** Horizontal bars by category, with whiskers where there are intervals. */
 function bars(table, plot, panel) {
-  const groups = [...new Set(panel.rows.map((row) => row[plot.x]))].map((name) =>
-    ({ name: arrow(`${name}`), rows: panel.rows.filter((row) => row[plot.x] === name) }));
+  const zeros = panel.rows.length > 12 ? panel.rows.filter((row) => row[plot.y] === 0).length : 0;
+  const drawn = zeros ? panel.rows.filter((row) => row[plot.y] !== 0) : panel.rows;
+  if (!drawn.length) return [note("All values are 0.")];
+  const groups = [...new Set(drawn.map((row) => row[plot.x]))].map((name) =>
+    ({ name: arrow(`${name}`), rows: drawn.filter((row) => row[plot.x] === name) }));
+  const grouped = groups.some((group) => group.rows.length > 1);
   const tints = {};
   for (const { rows, tint } of seriesOf(plot, panel)) for (const row of rows) tints[row.at] = tint;
-  const words = (row) => (plot.by ? spaced(textOf(table, plot.by, row)) : arrow(textOf(table, plot.x, row)));
+  const words = (row) => (grouped ? spaced(textOf(table, plot.by, row)) : arrow(textOf(table, plot.x, row)));
   return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
-    const texts = panel.rows.map((row) => textOf(table, plot.y, row).replace(/ \[.*/, ""));
-    const left = Math.min(14 + 6.8 * Math.max(...panel.rows.map((row) => words(row).length)), Math.floor(0.4 * width));
-    const ends = panel.rows.flatMap((row) => [row[plot.y], row[`${plot.y}_high`], row[`${plot.y}_low`]]).filter(known);
+    const texts = drawn.map((row) => textOf(table, plot.y, row).replace(/ \[.*/, ""));
+    const left = Math.min(14 + 6.8 * Math.max(...drawn.map((row) => words(row).length)), Math.floor(0.4 * width));
+    const ends = drawn.flatMap((row) => [row[plot.y], row[`${plot.y}_high`], row[`${plot.y}_low`]]).filter(known);
     const right = width - 14 - 6.6 * Math.max(...texts.map((text) => text.length));
     const X = scale(Math.min(0, ...ends), Math.max(1e-9, ...ends), left, right);
     const marks = [];
     let top = 0;
     for (const { name, rows } of groups) {
-      if (plot.by) {
+      if (grouped) {
         svg.append(label(0, top + 15, clip(name, width), "strong"));
         top += 22;
       }
@@ -259,12 +263,12 @@ function bars(table, plot, panel) {
         marks.push(rect(0, top, width, 20, "transparent", hint(hintOf(table, plot, row))));
         top += 21;
       }
-      top += plot.by ? 9 : 0;
+      top += grouped ? 9 : 0;
     }
     svg.append(line(X(0), 0, X(0), top, { class: "axis" }), ...marks);
     roving(marks);
     return top + 4;
-  })];
+  }), zeros ? note(`${zeros} values of 0 are not drawn.`) : null];
 }
 
 /** A heat map of y over x, a row for each value of `by`. */

@@ -79,21 +79,22 @@ function declaredTable(table, rows) {
 }
 
 /** One table of a section with its pictures: brief tables stand open, others are folded below their picture. */
-function tableBlock(table, before) {
+function tableBlock(table, before, shut) {
   const rows = rowsOf(table.name);
   if (!rows.length) return null;
   const drawn = table.plot ? pictures(table, rows) : null;
-  const title = table.doc.replace(/\.$/, "");
-  const folds = `${drawn ? "As a table" : title} (${count(rows.length)} ${rows.length === 1 ? "row" : "rows"})`;
-  const shown = table.brief.length ? declaredTable(table, rows) : lazily(folds, () => declaredTable(table, rows));
-  if (!drawn && !table.brief.length) return shown;
-  const [head, ...rest] = bound(table.doc).split(/(?<=\.) (?=[A-Z])/);
-  return h("div", { class: "block", id: `table-${table.name}` }, h("h3", null, head.replace(/\.$/, "")),
-    rest.length ? note(rest.join(" ")) : null, before, drawn, shown);
+  const [head, ...rest] = bound(table.doc).replace(/\.$/, "").split(/\. (?=[A-Z])/);
+  const folds = `${drawn ? "As a table" : head} (${count(rows.length)} ${rows.length === 1 ? "row" : "rows"})`;
+  const more = rest.length ? note(`${rest.join(". ")}.`) : null;
+  const open = table.brief.length > 0 && !shut;
+  const shown = open ? declaredTable(table, rows)
+    : lazily(folds, () => [drawn ? null : more, declaredTable(table, rows)].filter(Boolean));
+  if (!drawn && !open) return shown;
+  return h("div", { class: "block", id: `table-${table.name}` }, h("h3", null, head), more, before, drawn, shown);
 }
 /** Something folded away, made when it is opened. */
 function lazily(title, make) {
   const host = folded(title);
-  host.addEventListener("toggle", () => host.open && host.children.length < 2 && host.append(make()));
+  host.addEventListener("toggle", () => host.open && host.children.length < 2 && host.append(...[make()].flat()));
   return host;
 }
