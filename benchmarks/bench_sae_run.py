@@ -271,7 +271,7 @@ def compared(job: Job, seed: int, mine: list[Point], theirs: list[Point]) -> dic
 
 def early_phase(job: Job, mine: list[Point]) -> dict[str, Any]:
     """What the start that suits the data saves: `mine` against ours from half of all features active, same seed."""
-    with mock.patch.object(start, "START_L0", math.inf):
+    with mock.patch("heredity.sae.train.START_L0", math.inf):
         dense = ours(job, 0, job.sizes.lr)
     most = job.sizes.l0[1]
     ends = [best(curve, most) for curve in (mine, dense)]

@@ -25,8 +25,7 @@ from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded
 
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import load_model, mistral_config, new_model, save_model
-from heredity.lm.merge_evaluator import Blend
-from heredity.lm.sweep import sweep
+from heredity.lm.sweep import Blend, sweep
 from heredity.study import ArchitectureConfig
 
 PARENTS = ("first", "second")

@@ -9,16 +9,11 @@ import pytest
 import torch
 
 from heredity.metrics import (
-    Firing,
     Variance,
     ce_loss_recovered,
-    dead_share,
-    density,
     explained_variance,
     fvu,
-    l0,
     mse,
-    next_token_accuracy,
 )
 
 
@@ -107,38 +102,9 @@ def test_a_reconstruction_of_another_shape_is_refused():
         Variance().result()
 
 
-def test_activity_is_counted_by_token_and_by_feature():
-    acts = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.1, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
-    assert l0(acts) == 1.0
-    assert density(acts).tolist() == [0.25, 0.75, 0.0]
-    assert density(acts).dtype == torch.float64
-    assert dead_share(density(acts)) == pytest.approx(1 / 3)
-
-
-def test_activity_of_a_stream_equals_one_shot():
-    acts = torch.relu(torch.randn(2, 100, 7, generator=torch.Generator().manual_seed(3)) - 1)
-    stream = Firing()
-    for part in acts.reshape(200, 7).split([1, 0, 150, 49]):
-        stream.update(part)
-    assert torch.equal(stream.density(), density(acts))
-    assert stream.l0() == l0(acts) == pytest.approx(float((acts != 0).sum()) / 200)
-    with pytest.raises(ValueError, match="no activations"):
-        Firing().l0()
-
-
 def test_ce_loss_recovered_is_1_for_a_free_splice_and_0_for_zeros():
     assert ce_loss_recovered(2.0, 2.0, 6.0) == 1.0
     assert ce_loss_recovered(2.0, 6.0, 6.0) == 0.0
     assert ce_loss_recovered(ce_clean=2.0, ce_sae=3.0, ce_zero=6.0) == 0.75
     assert ce_loss_recovered(2.0, 7.0, 6.0) < 0
     assert math.isnan(ce_loss_recovered(2.0, 2.0, 2.0))
-
-
-def test_next_token_accuracy_shifts_labels_by_one():
-    input_ids = torch.tensor([[1, 2, 3, 0], [3, 2, 1, 0]])
-    logits = torch.nn.functional.one_hot(input_ids.roll(-1, dims=1), 4).float()
-    assert next_token_accuracy(logits, input_ids) == 1.0
-    logits[0, 0] = torch.tensor([9.0, 0, 0, 0])
-    assert next_token_accuracy(logits, input_ids) == pytest.approx(5 / 6)
-    with pytest.raises(ValueError, match="at least two tokens"):
-        next_token_accuracy(logits[:, :1], input_ids[:, :1])

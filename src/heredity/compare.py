@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from heredity.features.correlate import Matches
     from heredity.sae.model import SAE
-    from heredity.stitch.affine import Stitch
-    from heredity.stitch.map_quality import StitchQuality
+    from heredity.stitch.affine import Stitch, StitchQuality
     from heredity.text.tokens import BlockSampler
 
 Model = Any
@@ -74,7 +73,7 @@ def compare(
     child as well unless `sae_child` is given. controls: further SAEs of the parent, for the ceiling. texts: strings,
     such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a folder or hub id.
     hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by evidence.
-    Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, and too few texts.
+    Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few texts.
     """
     from heredity.analyses.reading import device, on_device
     from heredity.features.collect import Reader
@@ -156,9 +155,9 @@ def fit_stitch(
     Raises ValueError for tokenizers that differ, and for fewer tokens than dimensions.
     """
     from heredity.analyses.reading import on_device
+    from heredity.stitch.affine import stitch_quality
     from heredity.stitch.aligned import Points, aligned
     from heredity.stitch.fit import fit
-    from heredity.stitch.map_quality import stitch_quality
     from heredity.stitch.moments import MomentStream
     from heredity.text.tokens import distinct_blocks
 
@@ -194,8 +193,8 @@ def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size:
     packed = pack(iter(texts), tokenizer, folder / "tokens")
     if packed.n_blocks(context_size) < 2:
         raise ValueError(
-            f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}; give more text, or lower "
-            "context_size"
+            f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}; give more text, or "
+            "lower context_size"
         )
     return BlockSampler({"texts": packed}, context_size, seed, None)
 
@@ -208,7 +207,7 @@ def _models(*given: Model) -> list[Any]:
 
 def _tokenizer(models: tuple[Model, Model], tokenizer: Any) -> Any:
     """The tokenizer that both models share, read from their folders where these are given."""
-    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
     read = [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
     known = [*([tokenizer] if tokenizer is not None else []), *read]

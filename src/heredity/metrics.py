@@ -1,7 +1,7 @@
-"""How good a model or a dictionary is: pure functions of tensors, every sum in float64.
+"""Quality of reconstructions: pure functions of tensors, every sum in float64.
 
-Figures over many tokens are pooled, never averaged over batches: the accumulators take a stream of batches and give
-what the functions give on all of it at once.
+Figures over many tokens are pooled, never averaged over batches: `Variance` takes a stream of batches and equals the
+functions on all of it at once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Variance:
         self._deviation: Tensor | None = None
 
     def update(self, x: Tensor, x_hat: Tensor) -> Variance:
-        """Take in vectors x and their reconstructions, both [..., d_in]; returns itself.
+        """Add vectors x and their reconstructions, both [..., d_in]; return the accumulator.
 
         Raises `ValueError` for tensors of different shapes or another width than before.
         """
@@ -51,77 +51,29 @@ class Variance:
             raise ValueError(f"x is {list(x.shape)} and x_hat {list(x_hat.shape)}; both must be [..., d_in]")
         width = x.shape[-1]
         if self._mean is not None and len(self._mean) != width:
-            raise ValueError(f"x is {width} wide after batches of {len(self._mean)}; use one accumulator a hook point")
+            raise ValueError(f"x is {width} wide after batches of {len(self._mean)}; use one per hook point")
         rows = max(1, _CHUNK // max(1, width))
         pieces = zip(x.reshape(-1, width).split(rows), x_hat.reshape(-1, width).split(rows), strict=True)
-        for part, part_hat in pieces:
-            self._add(part.double(), part_hat.double())
+        for part, part_hat in ((part.double(), part_hat.double()) for part, part_hat in pieces if len(part)):
+            n, mean = len(part), part.mean(0)
+            if self._mean is None or self._deviation is None:
+                self._mean, self._deviation = torch.zeros_like(mean), torch.zeros_like(mean)
+            shift, total = mean - self._mean, self._tokens + n
+            deviation = (part - mean).square().sum(0)
+            self._deviation = self._deviation + deviation + shift.square() * (self._tokens * n / total)
+            self._mean = self._mean + shift * (n / total)
+            self._tokens = total
+            # torch splits the sum of a whole tensor among its threads; a column's sum has the same bits for any number.
+            self._error += float((part - part_hat).square().sum(0).sum())
         return self
 
     def result(self) -> Reconstruction:
-        """The figures of all vectors so far; `ValueError` if there were none."""
+        """Reconstruction of all vectors so far; `ValueError` if there were none."""
         if self._mean is None or self._deviation is None:
             raise ValueError("no vectors were given; call update at least once")
         variance = float(self._deviation.sum())
         fvu = self._error / variance if variance > 0 else math.nan
         return Reconstruction(fvu, 1 - fvu, self._error / (self._tokens * len(self._mean)), self._tokens)
-
-    def _add(self, x: Tensor, x_hat: Tensor) -> None:
-        n = len(x)
-        if not n:
-            return
-        mean = x.mean(0)
-        deviation = (x - mean).square().sum(0)
-        if self._mean is None or self._deviation is None:
-            self._mean, self._deviation = torch.zeros_like(mean), torch.zeros_like(mean)
-        shift, total = mean - self._mean, self._tokens + n
-        self._deviation = self._deviation + deviation + shift.square() * (self._tokens * n / total)
-        self._mean = self._mean + shift * (n / total)
-        self._tokens = total
-        # torch splits the sum of a whole tensor among its threads; a column's sum has the same bits for any number.
-        self._error += float((x - x_hat).square().sum(0).sum())
-
-
-class Firing:
-    """Activity of features over a stream of activations: `update` many times, then read `l0` and `density`."""
-
-    def __init__(self) -> None:
-        """Start with no tokens."""
-        self._tokens = 0
-        self._fired: Tensor | None = None
-
-    def update(self, acts: Tensor) -> Firing:
-        """Take in feature activations [..., d_sae]; returns itself. Active means not 0."""
-        flat = acts.reshape(-1, acts.shape[-1])
-        fired = (flat != 0).sum(0)
-        self._fired = fired if self._fired is None else self._fired + fired
-        self._tokens += len(flat)
-        return self
-
-    def l0(self) -> float:
-        """Mean number of active features a token."""
-        return float(self.density().sum())
-
-    def density(self) -> Tensor:
-        """Share of tokens on which each feature is active, float64 [d_sae]; `ValueError` if there were no tokens."""
-        if self._fired is None or not self._tokens:
-            raise ValueError("no activations were given; call update with at least one token")
-        return self._fired.double() / self._tokens
-
-
-def l0(acts: Tensor) -> float:
-    """Mean number of active (non-zero) features a token; acts are [..., d_sae]."""
-    return Firing().update(acts).l0()
-
-
-def density(acts: Tensor) -> Tensor:
-    """Share of tokens on which each feature is active, float64 [d_sae]; acts are [..., d_sae]."""
-    return Firing().update(acts).density()
-
-
-def dead_share(fired: Tensor) -> float:
-    """Share of features that never fire; `fired` is the density (or count of firings) of each feature, [d_sae]."""
-    return float((fired == 0).double().mean())
 
 
 def fvu(x: Tensor, x_hat: Tensor) -> float:
@@ -145,19 +97,7 @@ def mse(x: Tensor, x_hat: Tensor) -> float:
 def ce_loss_recovered(ce_clean: float, ce_sae: float, ce_zero: float) -> float:
     """(CE_zero − CE_sae) / (CE_zero − CE_clean): 1 if splicing in the SAE costs nothing, 0 if as much as zeros do.
 
-    Cross-entropies (nats a token) of the model as it is, with the SAE's reconstruction at the hook point, and with
+    Cross-entropies (nats per token) of the model as it is, with the SAE's reconstruction at the hook point, and with
     zeros there. nan if zero ablation makes no difference.
     """
     return (ce_zero - ce_sae) / (ce_zero - ce_clean) if ce_zero != ce_clean else math.nan
-
-
-def next_token_accuracy(logits: Tensor, input_ids: Tensor) -> float:
-    """Share of positions whose most probable next token is the one that follows, pooled over all blocks.
-
-    logits are [batch, ctx, vocab] and input_ids [batch, ctx]; the last position of a block has no next token. Raises
-    `ValueError` if the shapes do not belong together or blocks are shorter than two tokens.
-    """
-    if logits.shape[:-1] != input_ids.shape or input_ids.ndim != 2 or not input_ids[:, 1:].numel():
-        shapes = f"logits are {list(logits.shape)} and input_ids {list(input_ids.shape)}"
-        raise ValueError(f"{shapes}; give [batch, ctx, vocab] and [batch, ctx] with at least two tokens a block")
-    return float((logits[:, :-1].argmax(-1) == input_ids[:, 1:]).double().mean())

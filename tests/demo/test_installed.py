@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from heredity.demo import installed
-from heredity.demo.prose import docstrings, prose
+from heredity.demo.installed import docstrings, prose
 from heredity.study import CorpusConfig
-from heredity.text.corpora import CorpusError, documents
+from heredity.text.corpora import documents
+from heredity.text.sources import CorpusError
 
 LIMIT = 200_000
 

@@ -11,25 +11,25 @@ from heredity.demo.stories import stories, story
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def tales() -> list[str]:
     return list(stories(5000, 0))
 
 
-def test_five_thousand_stories_are_distinct_and_of_the_promised_length(told):
-    assert len(set(told)) == 5000
-    assert all(80 <= len(text.split()) <= 250 for text in told)
+def test_five_thousand_stories_are_distinct_and_of_the_promised_length(tales):
+    assert len(set(tales)) == 5000
+    assert all(80 <= len(text.split()) <= 250 for text in tales)
 
 
-def test_no_slot_choice_or_wrong_article_is_left(told):
-    for text in told:
+def test_no_slot_choice_or_wrong_article_is_left(tales):
+    for text in tales:
         assert not re.search(r"[{}\[\]|]|  | \n|\n\n", text), text
         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
         assert text[0].isupper()
         assert text[-1] in '.!?"'
 
 
-def test_every_sentence_starts_with_a_capital(told):
-    for text in told:
+def test_every_sentence_starts_with_a_capital(tales):
+    for text in tales:
         assert not re.search(r'[.!?] "?[a-z]', re.sub(r'[.!?,]" [a-z]', "", text)), text
 
 
@@ -41,10 +41,10 @@ def test_the_same_seed_tells_the_same_and_a_prefix_is_a_prefix():
     assert story(random.Random(5)) == story(random.Random(5))
 
 
-def test_pronouns_agree_with_the_name_of_the_hero(told):
-    girls = set(module._cast().girls)
+def test_pronouns_agree_with_the_name_of_the_hero(tales):
+    girls = set(module.grammar().girls)
     checked = 0
-    for text in told:
+    for text in tales:
         match = re.match(r"(?:Once upon a time, there was|It was).*? named (\w+)\. (He|She) (?:was|lived)", text)
         if match:
             checked += 1
@@ -52,22 +52,22 @@ def test_pronouns_agree_with_the_name_of_the_hero(told):
     assert checked > 300
 
 
-def test_every_plot_and_every_row_of_the_cast_is_used(told):
-    whole = "\n".join(told)
-    for rows in module._cast().tables:
+def test_every_plot_and_every_row_of_the_cast_is_used(tales):
+    whole = "\n".join(tales)
+    for rows in module.grammar().tables:
         for row in rows:
             assert any(value in whole or value.capitalize() in whole for value in row.values()), row
-    assert len(module._plots().plots) >= 15
-    for plot in module._plots().plots:
+    assert len(module.grammar().plots) >= 15
+    for plot in module.grammar().plots:
         assert len(plot) >= 5
         assert all(len(ways) >= 2 for ways in plot)
 
 
 def test_the_plots_use_no_slot_that_the_cast_lacks():
     slots = module._slots(random.Random(0))
-    plots = module._plots()
-    ways = [*plots.opening, *plots.aside, *plots.middle, *plots.ending]
-    ways += [way for plot in plots.plots for beat in plot for way in beat]
+    words = module.grammar()
+    ways = [*words.opening, *words.aside, *words.middle, *words.ending]
+    ways += [way for plot in words.plots for beat in plot for way in beat]
     used = {name[0].lower() + name[1:] for way in ways for name in re.findall(r"\{(\w+)\}", way)}
     assert used <= set(slots)
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from heredity.engine.store import ArtifactError, Store, digest, faults, write_json
+from heredity.engine import store as module
+from heredity.engine.store import ArtifactError, Store, digest, faults, whole, write_json
 
 
 def write_one(store: Store, key: str = "a" * 64) -> Path:
@@ -47,14 +53,183 @@ def test_damage_is_noticed_when_an_artifact_is_read(tmp_path, damage):
     else:
         (folder / "stranger").write_text("x")
     assert len(faults(folder)) == 1
-    with pytest.raises(ArtifactError, match="delete the folder and run again"):
+    with pytest.raises(ArtifactError, match="mend that, or delete the folder and run again"):
         Store(tmp_path).find("sae", "base", "a" * 64)
 
 
-def test_an_artifact_without_its_manifest_does_not_exist(tmp_path):
+def test_an_artifact_without_its_manifest_is_made_anew(tmp_path):
     folder = write_one(Store(tmp_path))
     (folder / "manifest.json").unlink()
+    assert faults(folder) == ["manifest.json is missing"]
     assert Store(tmp_path).find("sae", "base", "a" * 64) is None
+    write_one(Store(tmp_path))
+    assert Store(tmp_path).find("sae", "base", "a" * 64) is not None
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("key", "a" * 63 + "b"), ("key", "b" * 64), ("stage", "model"), ("name", "child")],
+)
+def test_an_artifact_of_another_recipe_is_refused(tmp_path, entry, value):
+    folder = write_one(Store(tmp_path))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", manifest | {entry: value})
+    with pytest.raises(ArtifactError, match="that of another artifact"):
+        Store(tmp_path).find("sae", "base", "a" * 64)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe\0", b"[" * 100_000, b"7", b'{"files": {}}'])
+def test_a_broken_manifest_is_one_fault_among_those_of_other_artifacts(tmp_path, content):
+    store = Store(tmp_path)
+    first, second = write_one(store), write_one(store, "c" * 64)
+    (first / "manifest.json").write_bytes(content)
+    (second / "weights").write_bytes(b"124")
+    assert store.folders() == [first, second]
+    assert faults(first) == ["manifest.json is unreadable or incomplete"]
+    assert faults(second) == ["weights differs from its recorded checksum"]
+    with pytest.raises(ArtifactError, match="unreadable"):
+        Store(tmp_path).find("sae", "base", "a" * 64)
+
+
+@pytest.mark.parametrize("entry", ["stage", "name", "key", "inputs", "files", "versions", "seconds"])
+@pytest.mark.parametrize("value", [None, "?", [1], float("nan"), 10**400])
+def test_a_manifest_with_a_wrong_entry_is_a_fault(tmp_path, entry, value):
+    folder = write_one(Store(tmp_path))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, entry: value}))
+    assert faults(folder)
+
+
+def test_a_file_that_cannot_be_read_is_a_fault_of_its_own(tmp_path, monkeypatch):
+    folder = write_one(Store(tmp_path))
+    monkeypatch.setattr(module, "_sha256", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))
+    assert faults(folder) == ["config.json cannot be read (denied)", "weights cannot be read (denied)"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0000000012", "._weights"])
+def test_files_of_file_managers_are_neither_recorded_nor_faults(tmp_path, name):
+    with Store(tmp_path).writing("sae", "base", "a" * 64, {}, {}) as folder:
+        (folder / name).write_text("x")
+    final = Store(tmp_path).path("sae", "base", "a" * 64)
+    (final / name).write_text("y")
+    assert faults(final) == []
+    (final / name).unlink()
+    assert faults(final) == []
+
+
+def test_a_link_to_a_folder_inside_an_artifact_is_followed_and_one_in_its_place_replaced(tmp_path):
+    store = Store(tmp_path / "runs")
+    with store.writing("sae", "base", "a" * 64, {}, {}) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_text("1")
+    final = store.path("sae", "base", "a" * 64)
+    shutil.move(final / "deep", tmp_path / "elsewhere")
+    (final / "deep").symlink_to(tmp_path / "elsewhere")
+    assert faults(final) == []
+    shutil.rmtree(final)
+    final.symlink_to(tmp_path / "nowhere")
+    write_one(store)
+    assert faults(final) == []
+
+
+# -- killed and full disks ---------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from heredity.engine.store import Store, write_json
+real = os.rename
+os.rename = lambda a, b, **_: os.kill(os.getpid(), signal.SIGKILL) if ".partial-" in os.fspath(a) else real(a, b)
+with Store(Path(sys.argv[1])).writing("sae", "base", "a" * 64, {}, {}) as folder:
+    (folder / "weights").write_text("half")
+    (folder / f".table.json.{os.getpid()}").write_text("half")
+"""
+
+
+def test_a_kill_between_manifest_and_rename_leaves_a_run_that_goes_on(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    assert (tmp_path / "sae" / f".partial-base-{'a' * 12}" / "manifest.json").exists()
+    store = Store(tmp_path)
+    folder = write_one(store)
+    found = Store(tmp_path).find("sae", "base", "a" * 64)
+    assert found is not None
+    assert set(found.manifest["files"]) == {"weights", "config.json"}
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+    assert store.folders() == [folder]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"nan", b"inf", b"-5", b"\xff"])
+def test_seconds_of_earlier_tries_that_make_no_sense_are_ignored(tmp_path, content):
+    store = Store(tmp_path)
+    partial = store.path("sae", "base", "a" * 64).with_name(f".partial-base-{'a' * 12}")
+    partial.mkdir(parents=True)
+    (partial / ".seconds").write_bytes(content)
+    write_one(store)
+    found = store.find("sae", "base", "a" * 64)
+    assert found is not None
+    assert 0 <= found.manifest["seconds"] < 60
+
+
+def test_seconds_of_earlier_tries_are_added(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.writing("sae", "base", "a" * 64, {}, {}) as folder:
+        raise KeyboardInterrupt
+    (folder / ".seconds").write_text("1000.5")
+    write_one(store)
+    found = store.find("sae", "base", "a" * 64)
+    assert found is not None
+    assert 1000 < found.manifest["seconds"] < 1060
+
+
+def test_a_full_disk_names_the_place_and_masks_nothing(tmp_path, monkeypatch):
+    def full(*_: object, **__: object):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(tmp_path)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*x\.json"):
+        write_json(tmp_path / "x.json", {})
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*\.partial-base"),
+        store.writing("sae", "base", "a" * 64, {}, {}),
+    ):
+        full()
+    monkeypatch.undo()
+    partial = store.path("sae", "base", "a" * 64).with_name(f".partial-base-{'a' * 12}")
+    assert list(partial.iterdir()) == []
+    write_one(store)
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+# -- whole -------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_or_folder_is_replaced_whole_or_left_as_it_was(tmp_path):
+    for number in ("1", "2"):
+        with whole(tmp_path / "file") as partial:
+            partial.write_text(number)
+        with whole(tmp_path / "folder") as partial:
+            (partial / "deep").mkdir(parents=True)
+            (partial / "deep" / number).write_text(number)
+    with pytest.raises(ValueError, match="stop"), whole(tmp_path / "file") as partial:
+        partial.write_text("3")
+        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"), whole(tmp_path / "folder") as partial:
+        partial.mkdir()
+        raise ValueError("stop")
+    assert (tmp_path / "file").read_text() == "2"
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["file", "folder", "folder/deep", "folder/deep/2"]
+
+
+def test_temporary_files_of_killed_processes_are_deleted_and_those_of_living_ones_are_not(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    strays = [f".x.json.{number}" for number in (int(dead.stdout), os.getppid())] + [".x.json.swp", ".xxjson.1234567"]
+    for name in strays:
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "x.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*strays[1:], "x.json"])
 
 
 def test_a_json_file_is_never_half_written(tmp_path):

@@ -9,7 +9,7 @@ from heredity.kernels.torch_forms import native_bfloat16
 from heredity.lm import loss
 from heredity.lm.evaluate import evaluate, unigram_accuracy
 from heredity.lm.load import mistral_config, new_model
-from heredity.lm.precision import dtype_of
+from heredity.lm.loss import dtype_of
 from heredity.study import ArchitectureConfig
 
 VOCAB = 83
@@ -84,7 +84,7 @@ def test_bf16_is_close_to_float32(blocks: np.ndarray):
 
 def test_bf16_is_taken_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch):
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("heredity.lm.precision.native_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("heredity.lm.loss.native_bfloat16", lambda native=native: native)
         assert dtype_of("bf16", torch.device("cpu")) is expected
         assert dtype_of("float32", torch.device("cpu")) is torch.float32
 

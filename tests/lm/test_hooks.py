@@ -314,7 +314,7 @@ def test_a_module_the_forward_pass_never_calls_is_reported(ids: torch.Tensor):
     model = made("llama")
     model.spare = nn.Linear(2, 2)
     try:
-        with pytest.raises(HookPointError, match="never comes by it"):
+        with pytest.raises(HookPointError, match="never reaches it"):
             capture(model, "spare:output", ids)
     finally:
         del model.spare

@@ -12,9 +12,8 @@ from torch.testing import assert_close
 
 from heredity.lm.merge import (
     MergeError,
-    TensorSettings,
+    compare_states,
     cosine,
-    dare,
     linear,
     merge_states,
     slerp,
@@ -164,29 +163,6 @@ class TestTaskVectors:
         b = -torch.ones(100) * 10
         assert_close(ties(base, [a, b], [1, 1], [1.0, 0.01])[b != 0][1:], a[1:])
 
-    def test_dare_keeps_a_share_and_rescales_it(self):
-        base, a = normal(20_000, seed=1), normal(20_000, seed=2)
-        delta = dare(base, [a], [1.0], 0.25, torch.Generator().manual_seed(0), False) - base
-        ratio = delta / (a - base)
-        kept = delta != 0
-        assert float(kept.double().mean()) == pytest.approx(0.25, abs=0.02)
-        assert ratio[kept].median() == pytest.approx(4, rel=1e-4)
-
-    def test_dare_is_task_arithmetic_on_average_and_at_density_1(self):
-        base, a, b = (normal(200, seed=i) for i in range(3))
-        generator = torch.Generator().manual_seed(5)
-        exact = task_arithmetic(base, [a, b], [0.4, 0.7])
-        assert_close(dare(base, [a, b], [0.4, 0.7], 1.0, generator, False), exact)
-        draws = torch.stack([dare(base, [a, b], [0.4, 0.7], 0.5, generator, False) for _ in range(4000)])
-        error = (draws.mean(0) - exact) / (draws.std(0) / math.sqrt(4000))
-        assert float(error.square().mean()) == pytest.approx(1, abs=0.3)
-
-    def test_dare_with_consensus_is_ties_without_trimming_at_density_1(self):
-        base, a, b = (normal(200, seed=i) for i in range(3))
-        generator = torch.Generator().manual_seed(5)
-        agreed = dare(base, [a, b], [0.4, 0.7], 1.0, generator, True)
-        assert_close(agreed, ties(base, [a, b], [0.4, 0.7], 1.0, normalize=False))
-
     def test_densities_outside_their_range_are_refused(self):
         for density in (0, 1.5, math.nan, [0.5]):
             with pytest.raises(MergeError, match="density"):
@@ -293,7 +269,7 @@ class TestStates:
     def test_inputs_are_left_alone(self):
         a, b, base = state(1), state(2), state(3)
         before = [{name: tensor.clone() for name, tensor in each.items()} for each in (a, b, base)]
-        for method in ("task_arithmetic", "ties", "dare_linear", "dare_ties"):
+        for method in ("task_arithmetic", "ties"):
             merge_states([a, b], method, weights=[1, 1], base=base)
         merge_states([a, b], "slerp", 0.5)[0]["embed.weight"].zero_()
         for each, old in zip((a, b, base), before, strict=True):
@@ -308,29 +284,34 @@ class TestStates:
         one, _ = merge_states([a], "task_arithmetic", weights=[1.0], base=base)
         assert_close(one[name], a[name])
 
-    def test_dare_draws_by_seed_and_name_and_not_by_order(self):
-        a, b, base = state(1), state(2), state(3)
-
-        def merged(seed: int, names: list[str]) -> Tensor:
-            states = [{name: each[name] for name in names} for each in (a, b, base)]
-            merged, _ = merge_states(states[:2], "dare_ties", weights=[1, 1], base=states[2], seed=seed)
-            return merged["embed.weight"]
-
-        assert torch.equal(merged(0, list(a)), merged(0, ["embed.weight"]))
-        assert torch.equal(merged(0, list(a)), merged(0, sorted(a, reverse=True)))
-        assert not torch.equal(merged(0, list(a)), merged(1, list(a)))
-
     def test_three_parents_are_averaged_by_their_weights(self):
         states = [state(seed) for seed in (1, 2, 3)]
         merged, _ = merge_states(states, "linear", weights=[1, 1, 2])
         name = "embed.weight"
         assert_close(merged[name], (states[0][name] + states[1][name] + 2 * states[2][name]) / 4)
 
-    def test_settings_of_each_tensor_go_before_the_common_ones(self):
-        a, b = state(1), state(2)
-        merged, _ = merge_states([a, b], "slerp", settings=lambda name: TensorSettings(t=1.0 if "mlp" in name else 0.0))
-        assert torch.equal(merged["embed.weight"], a["embed.weight"])
-        assert torch.equal(merged["layers.0.mlp.weight"], b["layers.0.mlp.weight"])
+    def test_normalize_goes_before_the_methods_default(self):
+        a, b, base = state(1), state(2), state(3)
+        name, pair = "embed.weight", [0.4, 0.7]
+        summed, _ = merge_states([a, b], "linear", weights=pair, normalize=False)
+        assert torch.equal(summed[name], linear([a[name], b[name]], pair, normalize=False))
+        agreed, _ = merge_states([a, b], "ties", weights=pair, base=base, normalize=False)
+        assert torch.equal(agreed[name], ties(base[name], [a[name], b[name]], pair, 0.5, normalize=False))
+        mean, _ = merge_states([a, b], "task_arithmetic", weights=pair, base=base, normalize=True)
+        assert torch.equal(mean[name], task_arithmetic(base[name], [a[name], b[name]], pair, normalize=True))
+
+    def test_a_child_merged_elsewhere_is_compared_with_its_parents(self):
+        a, b, base = state(1), state(2, scale=3), state(3)
+        merged, reports = merge_states([a, b], "ties", weights=[1, 2], base=base)
+        floating = [report for report in reports if report.method == "ties"]
+        del merged["steps"]
+        assert compare_states(merged, [a, b], "ties", base) == floating
+        merged["embed.weight"] = normal(8, 4)
+        assert [row.name for row in compare_states(merged, [a, b], "ties", base)] == [r.name for r in floating[1:]]
+        assert compare_states(merged, [a], "passthrough") == []
+        merged["norm.weight"] = torch.full((4,), math.inf)
+        with pytest.raises(MergeError, match="norm.weight: overflows torch.float32"):
+            compare_states(merged, [a, b], "ties")
 
     @pytest.mark.parametrize(
         ("method", "arguments", "message"),
@@ -344,7 +325,8 @@ class TestStates:
             ("ties", {"weights": [1, 1]}, "needs base"),
             ("ties", {"base": state(3)}, "takes weights"),
             ("ties", {"base": state(3), "weights": [1, 1], "density": 0}, "density=0 is outside"),
-            ("dare_ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
+            ("ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
+            ("dare_ties", {"base": state(3), "weights": [1, 1]}, "method='dare_ties' is unknown.*merge with mergekit"),
         ],
     )
     def test_settings_that_a_method_does_not_take_are_refused(self, method: str, arguments: dict, message: str):

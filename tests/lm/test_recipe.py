@@ -1,341 +1,79 @@
-"""Recipes: what is read, what is refused by name, and whether mergekit makes the same weights of them."""
+"""Recipes: what is read and refused here, and mergekit's children; our methods in memory give the same weights."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.testing import assert_close
 
-from heredity.lm.merge import merge_states, slerp
-from heredity.lm.recipe import RecipeError, merge_recipe, parse_recipe, read_recipe
+from heredity.lm.load import ModelError, load_model
+from heredity.lm.merge import MergeError, Method, merge_states
+from heredity.lm.recipe import RecipeError, merge_recipe, parents_of, read_recipe, recipe_of
+from heredity.text.tokenizer import load_tokenizer, train_tokenizer
 
-SLERP = """
-models:
-  - model: lua
-  - model: stories
-merge_method: slerp
-base_model: lua
-dtype: float32
-parameters:
-  t: 0.58
-"""
+by_mergekit = pytest.mark.interop
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def parsed(text: str):
-    return parse_recipe(yaml.safe_load(text))
-
-
-def state(seed: int, layers: int = 5) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    names = [f"model.layers.{i}.{part}.weight" for i in range(layers) for part in ("self_attn.q_proj", "mlp.up_proj")]
-    names += ["model.embed_tokens.weight", "lm_head.weight"]
-    return {name: torch.randn(6, 4, generator=generator) for name in names}
-
-
-STATES = {"lua": state(1), "stories": state(2), "base": state(3)}
-
-
-def test_the_papers_recipe_is_a_slerp_of_every_tensor(tmp_path: Path):
-    path = tmp_path / "slerp.yaml"
-    path.write_text(SLERP)
-    recipe = read_recipe(path)
-    assert (recipe.method, recipe.models, recipe.base, recipe.dtype) == (
-        "slerp",
-        ("lua", "stories"),
-        None,
-        torch.float32,
-    )
-    merged, reports = merge_recipe(recipe, STATES)
-    expected, _ = merge_states([STATES["lua"], STATES["stories"]], "slerp", 0.58)
-    assert list(merged) == list(expected) and len(reports) == len(merged)
-    assert all(torch.equal(merged[name], expected[name]) for name in expected)
-
-
-def test_base_model_is_the_parent_at_t0_wherever_it_is_listed():
-    assert parsed(SLERP.replace("base_model: lua", "base_model: stories")).models == ("stories", "lua")
-    assert parsed(SLERP.replace("  - model: lua\n", "")).models == ("lua", "stories")
-
-
-def test_filters_are_substrings_and_the_first_match_wins():
-    recipe = parsed(
-        SLERP.replace(
-            "t: 0.58",
-            "t: [{filter: self_attn, value: 0.1}, {filter: layers.1., value: 0.2}, "
-            "{filter: mlp, value: 0.3}, {value: 0.9}]",
-        )
-    )
-    found = {name: recipe.settings(name, 5).t for name in STATES["lua"]}
-    assert found["model.layers.1.self_attn.q_proj.weight"] == 0.1
-    assert found["model.layers.1.mlp.up_proj.weight"] == 0.2
-    assert found["model.layers.2.mlp.up_proj.weight"] == 0.3
-    assert found["lm_head.weight"] == 0.9
-
-
-def test_a_gradient_runs_over_the_layers_and_other_tensors_take_its_first_value():
-    recipe = parsed(SLERP.replace("0.58", "[0, 0.5, 0.3]"))
-    found = [recipe.settings(f"model.layers.{i}.mlp.up_proj.weight", 5).t for i in range(5)]
-    assert found == pytest.approx([0, 0.25, 0.5, 0.4, 0.3])
-    assert recipe.settings("lm_head.weight", 5).t == 0
-    merged, _ = merge_recipe(recipe, STATES)
-    name = "model.layers.1.mlp.up_proj.weight"
-    assert torch.equal(merged[name], slerp(STATES["lua"][name], STATES["stories"][name], 0.25))
-
-
-def test_a_gradient_for_one_layer_is_refused_wherever_it_stands():
-    one = {name: state(seed, layers=1) for seed, name in enumerate(("lua", "stories"))}
-    for setting in ("[0, 1]", "[{filter: nothing, value: [0, 1]}, {value: 0.5}]"):
-        with pytest.raises(
-            RecipeError, match=r"parameters.t=\[0.0, 1.0\] is a gradient .* one layer; write one number"
-        ):
-            merge_recipe(parsed(SLERP.replace("0.58", setting)), one)
-    merge_recipe(parsed(SLERP.replace("0.58", "[0.5]")), one)
-
-
-def test_weights_and_densities_belong_to_models_and_fall_back_to_the_top():
-    recipe = parsed(
-        """
-        models:
-          - model: base
-          - model: lua
-            parameters: {weight: 0.3, density: [{filter: mlp, value: 0.5}]}
-          - model: stories
-        merge_method: ties
-        base_model: base
-        parameters: {weight: 1e-1, density: 0.7, normalize: false, int8_mask: true}
-        """
-    )
-    assert (recipe.models, recipe.base) == (("lua", "stories"), "base")
-    assert recipe.settings("model.layers.0.mlp.up_proj.weight", 5)[1:] == ((0.3, 0.1), (0.5, 0.7), False)
-    assert recipe.settings("lm_head.weight", 5).density == (0.7, 0.7)
-    merged, _ = merge_recipe(recipe, STATES)
-    assert set(merged) == set(STATES["base"])
-
-
-def test_density_is_1_and_normalize_is_the_methods_own_if_not_given():
-    recipe = parsed("{merge_method: ties, base_model: base, models: [{model: lua, parameters: {weight: 1}}]}")
-    assert recipe.settings("lm_head.weight", 5)[1:] == ((1.0,), (1.0,), None)
-    merged, _ = merge_recipe(recipe, STATES)
-    assert_close(merged, STATES["lua"])
-
-
-def test_slices_over_all_layers_are_the_whole_model():
-    text = """
-    slices:
-      - sources:
-          - {model: lua, layer_range: [0, 5]}
-          - {model: stories, layer_range: [0, 5]}
-        parameters: {t: 0.2}
-    merge_method: slerp
-    base_model: lua
-    parameters: {t: 0.9}
-    """
-    merged, _ = merge_recipe(parsed(text), STATES)
-    expected, _ = merge_states([STATES["lua"], STATES["stories"]], "slerp", 0.2)
-    assert all(torch.equal(merged[name], expected[name]) for name in expected)
-    with pytest.raises(RecipeError, match="slices span layers 0 to 4 of 5"):
-        merge_recipe(parsed(text.replace("[0, 5]", "[0, 4]")), STATES)
-
-
-def test_dtype_converts_the_parents_and_out_dtype_the_child():
-    merged, _ = merge_recipe(parsed(SLERP.replace("dtype: float32", "dtype: float32\nout_dtype: bfloat16")), STATES)
-    expected, _ = merge_states([STATES["lua"], STATES["stories"]], "slerp", 0.58)
-    assert all(torch.equal(merged[name], expected[name].bfloat16()) for name in expected)
-    merged, _ = merge_recipe(parsed(SLERP.replace("dtype: float32", "dtype: float16")), STATES)
-    name = "lm_head.weight"
-    assert torch.equal(merged[name], slerp(STATES["lua"][name].half(), STATES["stories"][name].half(), 0.58))
-
-
-def test_tied_embeddings_stay_tied_through_conversions():
-    states = {name: dict(each) for name, each in STATES.items()}
-    for each in states.values():
-        each["lm_head.weight"] = each["model.embed_tokens.weight"]
-    merged, _ = merge_recipe(parsed(SLERP.replace("float32", "bfloat16") + "out_dtype: float32\n"), states)
-    assert merged["lm_head.weight"].data_ptr() == merged["model.embed_tokens.weight"].data_ptr()
-
-
-LINEAR = "{merge_method: linear, models: [{model: lua, parameters: {weight: 1}}, {model: stories}]}"
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("merge_method: slerp", "merge_method: della", "merge_method='della' is not supported; use one of slerp"),
-        ("dtype: float32", "tokenizer_source: union", "tokenizer_source is not supported"),
-        ("dtype: float32", "dtype: int8", "dtype='int8' is not supported; use one of float64"),
-        ("t: 0.58", "t: 0.58\n  lambda: 2", "parameters.lambda is not supported"),
-        ("t: 0.58", "weight: 0.58", "parameters.weight is not supported; remove it"),
-        ("t: 0.58", "t: much", "parameters.t='much' is not a number"),
-        ("t: 0.58", "t: true", "parameters.t=True is not a number"),
-        ("t: 0.58", "t: .nan", "is not finite"),
-        ("t: 0.58", "t: []", "parameters.t=.. is not a number"),
-        ("t: 0.58", "t: [0.1, {value: 1}]", r"parameters.t\[0\] is float, not a table"),
-        ("t: 0.58", "t: [{filter: mlp, values: 1}]", r"parameters.t\[0\].values is not supported"),
-        ("base_model: lua", "", "slerp needs base_model"),
-        ("base_model: lua", "base_model: third", "slerp merges base_model and one other model, not 3"),
-        ("model: lua", "model: lua+adapter", "names an adapter on top of a model"),
-        ("model: lua", "model: org/lua@main", "names a revision"),
-        ("model: lua", "model: stories", "stories is named twice"),
-        ("model: lua", "modle: lua", r"models\[0\].modle is not supported"),
-        ("model: lua", "model: lua\n    parameters: {t: 1}", "use the top-level parameters"),
-        ("models:", "modules:", "modules is not supported"),
-        ("dtype: float32", "slices: []", "either models or slices"),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, old: str, new: str, message: str):
-    path = tmp_path / "bad.yaml"
-    assert old in SLERP
-    path.write_text(SLERP.replace(old, new, 1))
-    with pytest.raises(RecipeError, match=f"bad.yaml: .*{message}"):
+def test_files_that_cannot_be_followed_are_named_with_the_place(tmp_path: Path):
+    path = tmp_path / "recipe.yaml"
+    with pytest.raises(RecipeError, match="recipe.yaml: cannot be read .*; give the path of a YAML file"):
         read_recipe(path)
+    path.write_text("merge_method: slerp\nmodels: [")
+    with pytest.raises(RecipeError, match="recipe.yaml: not YAML .* line 2, column 10"):
+        read_recipe(path)
+    path.write_text("- a\n- b")
+    with pytest.raises(RecipeError, match="recipe.yaml: is a list, not a mapping; write merge_method"):
+        read_recipe(path)
+    path.write_text("merge_method: slerp")
+    assert read_recipe(path) == {"merge_method": "slerp"}
+
+
+def test_without_mergekit_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("heredity.lm.recipe.find_spec", lambda _: None)
+    with pytest.raises(RecipeError, match=r"^r.yaml: .* need mergekit, .*; pip install 'heredity\[merge\]'"):
+        merge_recipe({"merge_method": "slerp"}, tmp_path / "out", place="r.yaml")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "parents"),
     [
-        ("[1, 2]", "recipe is list, not a table"),
-        ("{merge_method: linear, models: []}", "models is not a list of models"),
-        ("{merge_method: linear, models: [{model: lua}]}", "linear has too few models"),
-        ("{merge_method: linear, base_model: base, models: [{model: lua}, {model: stories}]}", "no part in linear"),
-        ("{merge_method: ties, models: [{model: lua}]}", "ties needs base_model"),
-        ("{merge_method: ties, base_model: lua, models: [{model: lua}]}", "ties has too few models"),
+        ("{merge_method: slerp, base_model: a, models: [{model: b}]}", ["a", "b"]),
+        ("{merge_method: slerp, base_model: b, models: [{model: a}, {model: b}]}", ["b", "a"]),
+        ("{merge_method: ties, base_model: c, models: [{model: c}, {model: a}, {model: b}]}", ["a", "b"]),
+        ("{merge_method: linear, base_model: b, models: [{model: a}, {model: b}]}", ["a", "b"]),
         (
-            "{merge_method: ties, base_model: b, models: [{model: a}, {model: b, parameters: {weight: 1}}]}",
-            r"models\[1\].parameters.weight has no effect",
+            "{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 2]}]}, "
+            "{sources: [{model: b, layer_range: [1, 2]}]}, {sources: [{model: a, layer_range: [0, 1]}]}]}",
+            ["a", "b"],
         ),
-        (
-            "{merge_method: dare_ties, base_model: b, models: [{model: a}], parameters: {rescale: false}}",
-            "rescale is not",
-        ),
-        ("{merge_method: linear, slices: [{sources: []}, {sources: []}]}", "slices has several entries"),
-        (
-            "{merge_method: linear, slices: [{sources: "
-            "[{model: a, layer_range: [0, 2]}, {model: b, layer_range: [1, 3]}]}]}",
-            "is not all layers",
-        ),
-        ("{merge_method: linear, slices: [{sources: [{model: a}]}]}", "layer_range=None is not a pair"),
-        (
-            "{merge_method: linear, models: [{model: a}], parameters: {normalize: 1}}",
-            "normalize=1 is not supported; write",
-        ),
+        ("{merge_method: slerp}", []),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(text: str, message: str):
-    with pytest.raises(RecipeError, match=message):
-        parsed(text)
+def test_parents_are_the_models_merged_with_that_at_t0_first(text: str, parents: list[str]):
+    assert parents_of(yaml.safe_load(text)) == parents
 
 
-def test_a_weight_that_is_missing_is_named_with_its_model_and_tensor():
-    with pytest.raises(RecipeError, match="parameters give no weight of stories for lm_head.weight; add one"):
-        merge_recipe(parsed(LINEAR), STATES)
-    with pytest.raises(RecipeError, match="the weights of stories are missing"):
-        merge_recipe(parsed(LINEAR), {"lua": STATES["lua"]})
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path):
-    with pytest.raises(RecipeError, match="nothing.yaml: cannot be read"):
-        read_recipe(tmp_path / "nothing.yaml")
-    (tmp_path / "broken.yaml").write_text("models: [")
-    with pytest.raises(RecipeError, match="broken.yaml: not YAML"):
-        read_recipe(tmp_path / "broken.yaml")
-
-
-PARITY = {
-    "slerp": """
-        merge_method: slerp
-        base_model: {a}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{t: 0.58}}
-        """,
-    "slerp far apart": """
-        merge_method: slerp
-        base_model: {a}
-        models: [{{model: {a}}}, {{model: {far}}}]
-        parameters: {{t: 0.3}}
-        """,
-    "slerp in half precision": """
-        merge_method: slerp
-        base_model: {a}
-        models: [{{model: {a}}}, {{model: {far}}}]
-        parameters: {{t: 0.3}}
-        dtype: float16
-        """,
-    "slerp by layer and filter": """
-        merge_method: slerp
-        base_model: {b}
-        slices:
-          - sources: [{{model: {a}, layer_range: [0, 3]}}, {{model: {b}, layer_range: [0, 3]}}]
-        parameters:
-          t: [{{filter: self_attn, value: [0, 0.5, 0.3, 0.7, 1]}}, {{filter: mlp, value: [1, 0.3]}}, {{value: 0.5}}]
-        """,
-    "gradient outside the layers": """
-        merge_method: slerp
-        base_model: {a}
-        models: [{{model: {a}}}, {{model: {far}}}]
-        parameters: {{t: [0.2, 0.9]}}
-        """,
-    "linear": """
-        merge_method: linear
-        models:
-          - {{model: {a}, parameters: {{weight: 0.2}}}}
-          - {{model: {b}, parameters: {{weight: 1.1}}}}
-          - {{model: {far}, parameters: {{weight: [{{filter: mlp, value: 0.5}}, {{value: 0.1}}]}}}}
-        """,
-    "linear without normalization": """
-        merge_method: linear
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 0.4, normalize: false}}
-        """,
-    "task arithmetic": """
-        merge_method: task_arithmetic
-        base_model: {base}
-        models:
-          - {{model: {a}, parameters: {{weight: 0.6}}}}
-          - {{model: {b}, parameters: {{weight: [0.1, 0.9]}}}}
-        """,
-    "task arithmetic normalized": """
-        merge_method: task_arithmetic
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 0.7, normalize: true}}
-        """,
-    "ties": """
-        merge_method: ties
-        base_model: {base}
-        models:
-          - {{model: {base}}}
-          - {{model: {a}, parameters: {{weight: 0.5, density: 0.5}}}}
-          - {{model: {b}, parameters: {{weight: 0.3, density: [0.2, 0.8]}}}}
-        parameters: {{int8_mask: true}}
-        """,
-    "ties without normalization": """
-        merge_method: ties
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}, {{model: {far}}}]
-        parameters: {{weight: 0.5, density: 0.37, normalize: false}}
-        """,
-    "ties without density": """
-        merge_method: ties
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 1}}
-        """,
-    "dare_linear at density 1": """
-        merge_method: dare_linear
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 0.4, density: 1}}
-        """,
-    "dare_ties at density 1": """
-        merge_method: dare_ties
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 0.4, density: 1}}
-        """,
-}
+def test_a_method_over_whole_models_is_a_recipe():
+    assert recipe_of("dare_ties", ["a", "b"], [0.4, 0.6], 0.5, "base") == {
+        "merge_method": "dare_ties",
+        "base_model": "base",
+        "models": [
+            {"model": "a", "parameters": {"density": 0.5, "weight": 0.4}},
+            {"model": "b", "parameters": {"density": 0.5, "weight": 0.6}},
+        ],
+        "dtype": "float32",
+    }
+    with pytest.raises(ValueError, match="zip"):
+        recipe_of("dare_ties", ["a", "b"], [0.4], 0.5, "base")
 
 
 @pytest.fixture(scope="module")
@@ -344,8 +82,9 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pytest.importorskip("mergekit")
     from transformers import MistralConfig, MistralForCausalLM
 
+    tokenizer = train_tokenizer([chr(code) for code in range(32, 127)], 300)
     config = MistralConfig(
-        vocab_size=97,
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=3,
@@ -366,56 +105,189 @@ def lineage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                     weight.add_(0.01 * torch.randn_like(weight))
         paths[name] = str(folder / name)
         model.save_pretrained(paths[name])
+        tokenizer.save_pretrained(paths[name])
     return paths
 
 
-def both(
-    lineage: dict[str, str], text: str, folder: Path, seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Our child and mergekit's of one recipe."""
-    from mergekit.config import MergeConfiguration  # pyright: ignore[reportMissingImports]
-    from mergekit.merge import run_merge  # pyright: ignore[reportMissingImports]
-    from mergekit.options import MergeOptions  # pyright: ignore[reportMissingImports]
-    from safetensors.torch import load_file
+def weights_of(folder: Path | str) -> dict[str, Tensor]:
+    return {key: tensor for file in Path(folder).glob("*.safetensors") for key, tensor in load_file(file).items()}
 
-    written = yaml.safe_load(text.format(**lineage))
-    states = {path: load_file(f"{path}/model.safetensors") for path in lineage.values()}
-    ours, _ = merge_recipe(parse_recipe(written), states, seed=seed)
-    options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True, random_seed=seed)
-    run_merge(MergeConfiguration.model_validate(written), str(folder), options)
-    theirs: dict[str, Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        theirs |= load_file(path)
+
+def dare(lineage: dict[str, str], density: float = 0.5, method: str = "dare_ties") -> dict[str, Any]:
+    return recipe_of(method, [lineage["a"], lineage["b"]], [0.4, 0.4], density, lineage["base"])
+
+
+def entry(model: str, **parameters: object) -> dict[str, Any]:
+    return {"model": model, "parameters": parameters}
+
+
+# method, parents, arguments of `merge_states`, and the same as parameters of mergekit: of each model, and of all
+PARITY: dict[str, tuple[Method, list[str], dict[str, Any], list[dict[str, Any]], dict[str, Any]]] = {
+    "slerp": ("slerp", ["a", "b"], {"t": 0.58}, [{}, {}], {"t": 0.58}),
+    "slerp far apart": ("slerp", ["a", "far"], {"t": 0.3}, [{}, {}], {"t": 0.3}),
+    "linear": (
+        "linear",
+        ["a", "b", "far"],
+        {"weights": [0.2, 1.1, 0.1]},
+        [{"weight": 0.2}, {"weight": 1.1}, {"weight": 0.1}],
+        {},
+    ),
+    "linear without normalization": (
+        "linear",
+        ["a", "b"],
+        {"weights": [0.4, 0.4], "normalize": False},
+        [{}, {}],
+        {"weight": 0.4, "normalize": False},
+    ),
+    "task arithmetic": (
+        "task_arithmetic",
+        ["a", "b"],
+        {"weights": [0.6, 0.1]},
+        [{"weight": 0.6}, {"weight": 0.1}],
+        {},
+    ),
+    "task arithmetic normalized": (
+        "task_arithmetic",
+        ["a", "b"],
+        {"weights": [0.7, 0.7], "normalize": True},
+        [{}, {}],
+        {"weight": 0.7, "normalize": True},
+    ),
+    "ties": (
+        "ties",
+        ["a", "b"],
+        {"weights": [0.5, 0.3], "density": [0.5, 0.2]},
+        [{"weight": 0.5, "density": 0.5}, {"weight": 0.3, "density": 0.2}],
+        {},
+    ),
+    "ties without normalization": (
+        "ties",
+        ["a", "b", "far"],
+        {"weights": [0.5] * 3, "density": 0.37, "normalize": False},
+        [{}, {}, {}],
+        {"weight": 0.5, "density": 0.37, "normalize": False},
+    ),
+    "ties without trimming": ("ties", ["a", "b"], {"weights": [1, 1], "density": 1}, [{}, {}], {"weight": 1}),
+}
+
+
+@by_mergekit
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float32) for name in PARITY), ("slerp far apart", torch.float16)]
+)
+def test_mergekit_makes_the_same_weights_tensor_by_tensor(
+    lineage: dict[str, str], name: str, dtype: torch.dtype, tmp_path: Path
+):
+    method, parents, arguments, each, shared = PARITY[name]
+    half = dtype == torch.float16
+    base = None if method in ("slerp", "linear") else "base"
+    states = {key: {n: x.to(dtype) for n, x in weights_of(path).items()} for key, path in lineage.items()}
+    ours, reports = merge_states(
+        [states[parent] for parent in parents], method, base=states[base] if base else None, **arguments
+    )
+    recipe = {
+        "merge_method": method,
+        "base_model": lineage["a"] if method == "slerp" else lineage.get(base or ""),
+        "models": [entry(lineage[parent], **own) for parent, own in zip(parents, each, strict=True)],
+        "parameters": shared,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    rows = merge_recipe(recipe, tmp_path)
+    theirs = weights_of(tmp_path)
     assert set(ours) == set(theirs)
-    return ours, theirs
-
-
-@pytest.mark.interop
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PARITY)
-def test_mergekit_makes_the_same_weights_of_the_recipe(lineage: dict[str, str], name: str, tmp_path: Path):
-    ours, theirs = both(lineage, PARITY[name], tmp_path)
-    half = ours["lm_head.weight"].dtype == torch.float16
     for key, tensor in ours.items():
         assert tensor.dtype == theirs[key].dtype
         error = float((tensor.float() - theirs[key].float()).abs().max() / theirs[key].float().abs().max())
         assert error <= (2**-11 if half else 2**-22), f"{key} differs by {error:.1e} of its largest weight"
+    for row, report in zip(rows, reports, strict=True):
+        assert row.name == report.name
+        assert row.angle_degrees == pytest.approx(report.angle_degrees, abs=0.1 if half else 1e-4)
 
 
-@pytest.mark.interop
-@pytest.mark.filterwarnings("ignore")
-def test_dare_agrees_with_mergekit_in_expectation(lineage: dict[str, str], tmp_path: Path):
-    text = """
-        merge_method: dare_linear
-        base_model: {base}
-        models: [{{model: {a}}}, {{model: {b}}}]
-        parameters: {{weight: 0.4, density: 0.5}}
-        """
-    runs = [both(lineage, text, tmp_path / str(seed), seed) for seed in range(30)]
-    exact, _ = both(lineage, text.replace("0.5", "1"), tmp_path / "exact")
+@by_mergekit
+def test_the_child_is_a_whole_model_with_its_tokenizer_and_relative_paths_start_here(
+    lineage: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(Path(lineage["a"]).parent)
+    before = torch.random.get_rng_state(), random.getstate()
+    rows = merge_recipe(dare({name: name for name in lineage}), tmp_path, 3)
+    assert torch.equal(torch.random.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert capfd.readouterr() == ("", "")
+    model = load_model(tmp_path)
+    assert len(load_tokenizer(str(tmp_path))) == model.config.vocab_size
+    assert {row.name for row in rows} == set(model.state_dict()) and {row.method for row in rows} == {"dare_ties"}
+    ratio = next(row.norm_ratio for row in rows if row.name == "model.norm.weight")
+    assert ratio == pytest.approx(1, abs=0.05)
+
+
+@by_mergekit
+def test_the_seed_decides_what_dare_drops(lineage: dict[str, str], tmp_path: Path):
     key = "model.embed_tokens.weight"
-    spread = torch.stack([ours[key] for ours, _ in runs]).std(0).mean()
-    for i in (0, 1):
-        mean = torch.stack([run[i][key] for run in runs]).mean(0)
-        error = (mean - exact[key]).abs().mean() / spread
-        assert 0.1 < float(error) < 0.2  # 0.8 / sqrt(30) for an unbiased mean
+    merged = []
+    for run, seed in enumerate((3, 3, 4, 2**32 + 3)):
+        merge_recipe(dare(lineage), tmp_path / str(run), seed)
+        merged.append(weights_of(tmp_path / str(run))[key])
+    assert torch.equal(merged[0], merged[1]) and torch.equal(merged[0], merged[3])
+    assert not torch.equal(merged[0], merged[2])
+
+
+@by_mergekit
+def test_dare_at_density_1_drops_nothing(lineage: dict[str, str], tmp_path: Path):
+    a, b, base = (weights_of(lineage[name]) for name in ("a", "b", "base"))
+    for method, ours, normalize in (("dare_linear", "task_arithmetic", None), ("dare_ties", "ties", False)):
+        merge_recipe(dare(lineage, 1.0, method), tmp_path / method)
+        theirs = weights_of(tmp_path / method)
+        expected, _ = merge_states([a, b], ours, weights=[0.4, 0.4], density=1.0, base=base, normalize=normalize)
+        for key, tensor in expected.items():
+            torch.testing.assert_close(theirs[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+@by_mergekit
+def test_a_folder_that_changed_between_two_merges_is_read_again(lineage: dict[str, str], tmp_path: Path):
+    copy = tmp_path / "copy"
+    recipe = {"merge_method": "linear", "models": [entry(str(copy), weight=1), entry(lineage["b"], weight=0)]}
+    for name in ("a", "far"):
+        load_model(lineage[name]).save_pretrained(copy)
+        load_tokenizer(lineage[name]).save_pretrained(copy)
+        merge_recipe(recipe, tmp_path / name)
+        key = "model.embed_tokens.weight"
+        torch.testing.assert_close(weights_of(tmp_path / name)[key], weights_of(lineage[name])[key])
+
+
+def without(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda recipe: recipe.pop(key)
+
+
+@by_mergekit
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("merge_method"), "r.yaml: mergekit cannot read it: merge_method: Field required"),
+        (without("models"), "r.yaml: mergekit cannot .*Exactly one of 'models'"),
+        (lambda recipe: recipe.update(merge_method="blend"), "r.yaml: mergekit cannot follow it: .*blend"),
+        (lambda recipe: recipe["models"].append({"modle": "c"}), r"r.yaml: .*models.2.model: Field required"),
+        (lambda recipe: recipe["models"][0]["parameters"].pop("weight"), "r.yaml: mergekit cannot follow it: .*weight"),
+    ],
+)
+def test_what_mergekit_refuses_is_one_line_with_the_place(
+    lineage: dict[str, str], tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+):
+    recipe = dare(lineage)
+    change(recipe)
+    with pytest.raises(RecipeError, match=message):
+        merge_recipe(recipe, tmp_path, place="r.yaml")
+
+
+@by_mergekit
+def test_models_that_cannot_be_loaded_or_merged_are_refused(lineage: dict[str, str], tmp_path: Path):
+    broken = tmp_path / "broken"
+    load_model(lineage["a"]).save_pretrained(broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MergeError, match="model.norm.weight: NaN or infinity in model 1"):
+        merge_recipe(dare({**lineage, "a": str(broken)}), tmp_path / "out")
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="its weights are pickled"):
+        merge_recipe(dare({**lineage, "a": str(broken)}), tmp_path / "again")
+    assert not (tmp_path / "again").exists()

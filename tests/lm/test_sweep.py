@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from heredity.lm.merge import MergeError, merge_states
-from heredity.lm.merge_evaluator import Blend
-from heredity.lm.sweep import Sweep, crossing, sweep
+from heredity.lm.sweep import Blend, Sweep, crossing, sweep
 
 CTX = 101
 

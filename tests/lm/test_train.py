@@ -20,10 +20,9 @@ import transformers
 import heredity
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm import loss, train
-from heredity.lm.checkpoints import is_whole, newest_checkpoint
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import mistral_config, new_model, state_hash
-from heredity.lm.train import TrainingError, TrainingRecord, train_model
+from heredity.lm.train import TrainingError, TrainingRecord, is_whole, newest_checkpoint, train_model
 from heredity.study import ArchitectureConfig, LoraConfig, TrainingConfig
 
 VOCAB, CONTEXT, BATCH, STEPS = 64, 16, 4, 12

@@ -16,11 +16,10 @@ import tiny
 from heredity.engine.stage import Silent, Stage, Work, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
-from heredity.report.carried import BeginningSummary, CurveRow
 from heredity.sae.evaluate import quality
 from heredity.sae.formats import read_sae
 from heredity.sae.model import new_sae
-from heredity.stages.beginnings import BEGINNING, _saving_row, beginning_label, beginnings_of, savings_of, source_label
+from heredity.stages.beginnings import BEGINNING, beginning_label, beginnings_of, savings_of, source_label
 from heredity.stages.carried import _Given, _variants, carried_of, carried_stages
 from heredity.stages.models import model_stage
 from heredity.stages.stitch import Sides, maps_of, maps_stage
@@ -266,31 +265,3 @@ def test_an_sae_of_a_model_of_the_same_width_is_also_used_as_it_is(tmp_path):
     np.testing.assert_allclose(found["density"].density, density, atol=1.5 / len(b))
     few, left_out = _variants(_Given(sae, transfer_sae(sae, *weak), b[:90], density), sides, work)
     assert left_out == {"decoder": "90 vectors are fewer than two a feature"} and "decoder" not in few
-
-
-def curve(arm: str, values: list[float]) -> BeginningSummary:
-    rows = tuple(
-        CurveRow(step=i, vectors=i, flops=10.0**i if i else 0, sparse_flops=0, seconds=i + 1, explained_variance=value,
-                 l0=1, dead_share=0)
-        for i, value in enumerate(values)
-    )  # fmt: skip
-    return BeginningSummary(arm=arm, d_in=4, d_sae=8, steps=len(rows) - 1, vectors=9, held_out=9, curve=rows,
-                            start_flops=1, start_seconds=1, revived=0, seconds=1, flops=1, sparse_flops=1,
-                            explained_variance=values[-1], l0=1, dead_share=0)  # fmt: skip
-
-
-def test_a_saving_is_read_off_two_curves_and_never_is_said():
-    random, arm = curve("random", [0.0, 0.2, 0.4, 0.8]), curve("transferred", [0.3, 0.5, 0.6, 0.7])
-    row = _saving_row(arm, random, 0.6, (10.0, 1.0), (100.0, 2.0))
-    half = 10**2.5
-    assert row.flops == pytest.approx(100) and row.saved_flops == pytest.approx(1 - 110 / half)
-    assert row.saved_flops_with_source == pytest.approx(1 - 210 / half)
-    seconds = 3 * (4 / 3) ** 0.5
-    assert row.saved_seconds == pytest.approx(1 - 4 / seconds) and row.never == ()
-    assert row.saved_seconds_with_source == pytest.approx(1 - 6 / seconds)
-    late = _saving_row(arm, random, 0.75, (10.0, 1.0), (100.0, 2.0))
-    assert late.never == ("transferred",) and late.saved_flops is late.flops is None
-    both = _saving_row(arm, random, 0.9, (10.0, 1.0), (100.0, 2.0))
-    assert both.never == ("transferred", "random")
-    only = _saving_row(curve("repaired", [0.9, 0.95]), random, 0.9, (0.0, 0.0), (0.0, 0.0))
-    assert only.never == ("random",) and only.flops == 0 and only.saved_flops is None

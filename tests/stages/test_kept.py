@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from heredity.features.strata import RARE_FIRINGS
 from scipy.stats import mannwhitneyu
 
 import tiny
 from heredity.engine.stage import Stage, Work, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
-from heredity.features.fates import RARE_FIRINGS
 from heredity.lm.hooks import capture
 from heredity.report.kept import KeptSummary, quantiles, spread
 from heredity.sae.formats import read_sae
-from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, snippets
+from heredity.stages.kept import KEPT, kept_of, kept_stage, prose_corpus, rank_correlation
 from heredity.stages.models import model_stage, seed_of
 from heredity.stages.saes import training_stage
 from heredity.stages.stitch import maps_stage, sides_of, stitch_blocks, stitch_inputs
@@ -213,20 +213,8 @@ def test_prose_is_found_or_named(world: World):
         prose_corpus({"code": corpora["code"]}, None)
 
 
-def test_snippets_are_different_sentences():
-    texts = [
-        "One two three four five. Too short. " + "word " * 80,
-        "One two three four five.",
-        "six\nseven eight nine ten",
-    ]
-    some = snippets(texts, 10, seed=0)
-    assert sorted(map(len, map(str.split, some))) == [5, 5, 60] and len(set(some)) == 3
-    assert "six\nseven eight nine ten" in some, "white space stays as it is"
-    assert snippets(texts, 2, seed=0) == some[:2] != snippets(texts, 2, seed=1)
-    with pytest.raises(ValueError, match="no held-out text has a sentence of 5 words"):
-        snippets(["two words"], 3, seed=0)
-
-
 def test_figures_of_few_values():
     assert quantiles(np.array([np.nan])) == (None,) * 5 and spread(np.array([0.5, np.nan, -1, 1])).n == 3
     assert spread(np.array([0.5, -1, 1])).histogram[0] == spread(np.array([1.0])).histogram[-1] == 1
+    assert rank_correlation(np.array([1.0, 2, np.nan, 9]), np.array([3.0, 4, 5, 6])) == pytest.approx(1)
+    assert rank_correlation(np.array([1.0, 1]), np.array([3.0, 4])) is None

@@ -5,23 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from heredity.engine.stage import Stage, run
 from heredity.engine.store import Artifact, Store
 from heredity.report.probing import SteeringRow
-from heredity.stages.steering import STEERING, _arms, _in_turn, _pieces, steering_of, steering_stage
-from heredity.stitch.affine import Affine
-from heredity.stitch.intervals import proportion
-from heredity.stitch.moments import Moments
-from heredity.stitch.steer import change, transfer_gap
+from heredity.stages.steering import STEERING, steering_of, steering_stage
+from heredity.stitch.probe import proportion
+from heredity.stitch.steer import transfer_gap
 from heredity.study import StudyError
-from heredity.text.tokens import PackedTokens, train_tokenizer
 from stages.test_probes import Joined, joined
 
 ARMS = ("none", "native", "carried", "random")
@@ -118,45 +112,3 @@ def test_no_prompts_need_no_stage_and_scikit_learn_is_asked_for_early(tmp_path, 
         stage_of(made)
     assert stage_of(joined(tmp_path, steering=SMALL | {"prompts": 0})) is None
     assert stage_of(joined(tmp_path, corpora=("words",), steering=SMALL)) is not None
-
-
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
-def moments(mean_a: np.ndarray, mean_b: np.ndarray) -> Moments:
-    a, b = len(mean_a), len(mean_b)
-    return Moments(100, mean_a, mean_b, np.eye(a) / 4, np.zeros((a, b)), np.eye(b))
-
-
-def test_arms_are_those_of_two_models_that_a_map_joins_exactly():
-    """B has what A has, through a map with an offset: the carried direction and its level are the native ones."""
-    rng = np.random.default_rng(0)
-    weight, offset = np.linalg.qr(rng.standard_normal((6, 4)))[0], rng.standard_normal(4)
-    b = rng.standard_normal((2, 6))
-    own, others = (moments(mean @ weight + offset, mean) for mean in b)
-    arriving = Affine(torch.from_numpy(weight).float(), torch.from_numpy(offset).float())
-    arms: Any = _arms(own, others, arriving, np.random.default_rng(1))
-    assert tuple(arms) == ARMS and arms["none"] is None
-    np.testing.assert_allclose(arms["carried"].direction, arms["native"].direction, atol=1e-6)
-    assert arms["carried"].level == pytest.approx(arms["native"].level, abs=1e-6)
-    assert arms["native"].level == pytest.approx(own.mean_a @ arms["native"].direction)
-    moved = [change(arms[arm], others.mean_a, others.aa) for arm in ("native", "random")]
-    assert moved[0] == pytest.approx(moved[1]) and abs(arms["random"].direction @ arms["native"].direction) < 0.95
-    distance = np.linalg.norm(own.mean_a - others.mean_a)
-    assert moved[0] == pytest.approx(np.hypot(distance, 0.5))
-
-
-def test_prompts_are_taken_from_the_corpora_in_turn():
-    assert _in_turn([["a", "b", "c"], ["x"], ["u", "v"]]) == ["a", "x", "u", "b", "v", "c"]
-
-
-def test_pieces_are_of_one_document_each():
-    texts = ["one two", "three four five six seven eight", "nine"]
-    tokenizer = train_tokenizer(texts * 20, 320)
-    eos = tokenizer.eos_token_id
-    tokens = np.array([id for text in texts for id in (*tokenizer(text)["input_ids"], eos)], np.uint16)
-    pack = PackedTokens(tokens, np.array([0, len(tokens)]))
-    found = _pieces(pack, tokenizer, [eos], 5, 100, 0)
-    assert len(found) == len(tokens) // 5
-    assert all(any(piece in text for text in texts) for piece in found)
-    assert _pieces(pack, tokenizer, [eos], 999, 100, 0) == ["three four five six seven eight"]

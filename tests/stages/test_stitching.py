@@ -15,7 +15,6 @@ from heredity.engine.store import Store
 from heredity.report.summary import Summary
 from heredity.stages import stages_of, stitch_part
 from heredity.stages.look import check_followed
-from heredity.stages.stitch import all_layers
 from heredity.study import Study, StudyError, load_study
 
 pytest.importorskip("sklearn")
@@ -190,8 +189,3 @@ def test_only_stitches_that_are_there_can_be_asked_for(tmp_path):
         stitch_part(study, ["pear"])
     with pytest.raises(StudyError, match="has no stitch"):
         stitch_part(Study.of(tiny.study_values(tmp_path), root=tmp_path))
-
-
-def test_deep_and_wide_models_are_compared_from_the_stitched_layer_alone():
-    assert all_layers(128, 256, 2, 4) == (True, 8 * (2 * 128**2 + 4 * 256**2 + 8 * 128 * 256))
-    assert all_layers(4096, 4096, 32, 32) == (False, 8 * (1 + 32 + 32) * 4096**2)

@@ -1,4 +1,4 @@
-"""A planted feature is found, and each arm reaches what its world allows."""
+"""A planted feature is found, each arm reaches what its world allows, and intervals cover what they say."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
+from scipy.stats import beta, norm
 
 from heredity.sae.model import SAE, new_sae
-from heredity.stitch.probe import Row, Views, fit_probe, judge, probing, select, sparse_probe, views
-from heredity.stitch.text_features import Dictionary, Vectors, means, text_vectors
+from heredity.stitch.probe import (
+    Dictionary,
+    Row,
+    Vectors,
+    Views,
+    balanced_accuracy,
+    fit_probe,
+    judge,
+    mean_over_draws,
+    means,
+    probe_task,
+    probing,
+    proportion,
+    roc_auc,
+    select,
+    text_vectors,
+    views,
+)
 from tiny import HOOK, save_tiny_model
 
 MARKS = 7
@@ -43,7 +60,7 @@ def test_the_marking_feature_is_chosen_first_and_an_opposite_one_last():
 
 def test_a_probe_of_one_feature_decides_the_class_in_units_of_the_feature():
     X, y = world(400, 0)
-    probe, (held, truth) = sparse_probe(X, y, 1), world(200, 1)
+    probe, (held, truth) = fit_probe(X, y, select(X, y, 1)), world(200, 1)
     assert probe.features.tolist() == [MARKS]
     assert 1 < -probe.bias / probe.weights[0] < 3  # the cut lies between the classes
     score = judge(probe, held, truth)
@@ -69,7 +86,7 @@ def test_a_silent_feature_has_no_weight():
 
 @pytest.mark.parametrize("labels", [np.ones(5, bool), np.zeros(4, bool)])
 def test_labels_of_one_class_or_another_length_are_refused(labels: np.ndarray):
-    with pytest.raises(ValueError, match="of 5 texts; one bool a text"):
+    with pytest.raises(ValueError, match="of 5 texts; give one bool per text"):
         select(csr_array(np.eye(5)), labels, 1)
 
 
@@ -114,6 +131,23 @@ def test_random_features_follow_from_the_seed():
     seen = Views(*[data[0]] * 3, *[data[0].toarray()[:, :4]] * 3)
     a, b, c = (probing((seen, data[1]), (seen, data[1]), (2,), 3, seed) for seed in (0, 0, 1))
     assert a == b != c
+
+
+def test_a_task_leaves_out_sizes_beyond_its_live_features_and_draws_are_averaged():
+    X, y = world(200, 8)
+    few = csr_array(X.toarray() * (np.arange(60) < 8))
+    seen, texts, test = Views(X, few, X, *[X.toarray()[:, :4]] * 3), np.arange(199, -1, -1), np.arange(200) % 4 == 0
+    rows, left_out = probe_task(seen, texts, y[texts], test, (1, 5, 20), draws=3, seed=2)
+    assert left_out == [20]
+    train, held = (Views(*(part[texts[which]] for part in seen)) for which in (~test, test))
+    assert rows == probing((train, y[texts[~test]]), (held, y[texts[test]]), (1, 5), 3, 2)
+    averaged = mean_over_draws(rows)
+    assert len(averaged) == len(rows) - 2 * 2 and [row.draws for row in averaged if row.arm == "random"] == [3, 3]
+    drawn = [row.score for row in of(rows, "random", 5)]
+    (random,) = (row for row in averaged if (row.arm, row.k) == ("random", 5))
+    assert random.score.auc == pytest.approx(np.mean([score.auc for score in drawn], axis=0))
+    assert random.spread == pytest.approx(np.std([score.balanced_accuracy.value for score in drawn], ddof=1))
+    assert averaged[0].score == rows[0].score and averaged[0].spread is None
 
 
 def test_sizes_beyond_the_live_features_are_refused():
@@ -184,3 +218,56 @@ def test_views_of_a_model_stitched_to_itself_agree_and_carried_weights_do_the_sa
     P, b = weight.double().numpy(), bias.double().numpy()
     by_weights = seen.dense_native @ (P @ probe.weights) + probe.bias + b @ probe.weights
     np.testing.assert_allclose(by_weights, probe.scores(seen.dense_carried), atol=2e-3)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 7), (7, 7), (81, 163)])
+def test_a_proportion_has_the_quantiles_of_the_beta_distribution_as_ends(hits: int, n: int):
+    found = proportion(hits, n)
+    assert found.value == hits / n
+    assert found.low == pytest.approx(beta.ppf(0.025, hits, n - hits + 1) if hits else 0)
+    assert found.high == pytest.approx(beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1)
+
+
+def test_no_cases_are_no_share():
+    with pytest.raises(ValueError, match="0 hits of 0"):
+        proportion(0, 0)
+
+
+def test_balanced_accuracy_is_that_of_the_classes_however_many_cases_they_have():
+    y = np.array([True] * 10 + [False] * 90)
+    guess = np.concatenate([np.arange(10) < 5, np.zeros(90, bool)])
+    found = balanced_accuracy(guess, y)
+    assert found.value == 0.75
+    # The ten cases of the rare class decide the width, not the ninety others.
+    assert 0.2 < found.high - found.low < 0.35 and found.low < 0.75 < found.high
+
+
+def test_perfect_guesses_leave_room_below():
+    y = np.arange(20) % 2 == 0
+    assert balanced_accuracy(y, y).high == 1 and 0.8 < balanced_accuracy(y, y).low < 1
+    perfect = roc_auc(y.astype(float), y)
+    assert perfect.value == perfect.high == 1 and 0.7 < perfect.low < 0.95
+    assert roc_auc(1.0 - y, y)[:2] == (0, 0)
+
+
+def test_area_is_the_share_of_pairs_in_the_right_order():
+    rng = np.random.default_rng(0)
+    scores, y = rng.integers(0, 6, 40).astype(float), np.arange(40) % 3 == 0
+    pairs = np.sign(scores[y][:, None] - scores[~y][None])
+    assert roc_auc(scores, y).value == pytest.approx((pairs.mean() + 1) / 2)
+
+
+def test_intervals_of_area_and_balanced_accuracy_cover_the_truth_as_often_as_they_say():
+    rng, shift, runs = np.random.default_rng(1), 1.2, 120
+    y = np.arange(80) % 4 == 0
+    area, right, covered = norm.cdf(shift / np.sqrt(2)), norm.cdf(shift / 2), np.zeros(2)
+    for _ in range(runs):
+        scores = rng.standard_normal(80) + shift * (y - 0.5)
+        for at, (found, truth) in enumerate(((roc_auc(scores, y), area), (balanced_accuracy(scores > 0, y), right))):
+            covered[at] += found.low <= truth <= found.high
+    assert (covered / runs > 0.9).all() and (covered / runs < 0.995).all()
+
+
+def test_one_class_alone_has_no_area():
+    with pytest.raises(ValueError, match="3 cases, of which 3 of 3"):
+        roc_auc(np.zeros(3), np.ones(3, bool))

@@ -1,4 +1,4 @@
-"""Labelled sets are balanced, without repeats, and split by document."""
+"""LabeledTexts sets are balanced, without repeats, and split by document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heredity.stitch.probe_datasets import LabelError, balanced, from_hub, labelled, looks_like_a_test, looks_like_code
+from heredity.stitch.probe_datasets import (
+    LabelError,
+    balanced,
+    binary_tasks,
+    from_hub,
+    labeled,
+    looks_like_a_test,
+    looks_like_code,
+    mostly_code,
+)
 
 PROSE = [f"The cat number {i} sat on the mat.\nIt slept there for {i} days, and nobody minded it." for i in range(30)]
 PYTHON = [f"import os\n\ndef f{i}(x):\n    y = x + {i}\n    return y\n" for i in range(40)]
@@ -18,32 +27,31 @@ CORPORA = {"stories": PROSE, "python": PYTHON + TESTS, "lua": LUA}
 
 
 def test_texts_come_with_the_corpus_they_are_from_as_many_of_each():
-    found = labelled(CORPORA, "origin", seed=1)
+    found = labeled(CORPORA, "origin", seed=1)
     assert found.names == ("stories", "python", "lua")
     assert np.bincount(found.y).tolist() == [25, 25, 25]
     assert all(text in CORPORA[found.names[label]] for text, label in zip(found.texts, found.y, strict=True))
-    train, test = found.split()
-    assert np.bincount(test.y).tolist() == [6, 6, 6] and np.bincount(train.y).tolist() == [19, 19, 19]
-    assert not set(train.texts) & set(test.texts)
+    assert np.bincount(found.y[found.test]).tolist() == [6, 6, 6]
+    assert len(set(found.texts)) == len(found.texts)
     assert len(set(found.y[:12].tolist())) > 1  # in random order
-    again, other = labelled(CORPORA, "origin", seed=1), labelled(CORPORA, "origin", seed=2)
+    again, other = labeled(CORPORA, "origin", seed=1), labeled(CORPORA, "origin", seed=2)
     assert again.texts == found.texts != other.texts and np.array_equal(again.y, found.y)
 
 
 def test_prose_and_code_are_told_apart_by_the_corpora():
-    found = labelled(CORPORA, "kind")
+    found = labeled(CORPORA, "kind")
     assert found.names == ("prose", "code") and np.bincount(found.y).tolist() == [30, 30]
     assert all((text in PROSE) == (label == 0) for text, label in zip(found.texts, found.y, strict=True))
 
 
 def test_languages_are_the_corpora_of_code():
-    assert labelled(CORPORA, "language").names == ("python", "lua")
+    assert labeled(CORPORA, "language").names == ("python", "lua")
     with pytest.raises(LabelError, match="only lua look like code; give two"):
-        labelled({"stories": PROSE, "lua": LUA}, "language")
+        labeled({"stories": PROSE, "lua": LUA}, "language")
 
 
 def test_tests_are_told_from_other_files():
-    found = labelled(CORPORA, "test")
+    found = labeled(CORPORA, "test")
     assert found.names == ("other", "test") and np.bincount(found.y).tolist() == [20, 20]
     assert all((text in TESTS) == bool(label) for text, label in zip(found.texts, found.y, strict=True))
 
@@ -84,12 +92,20 @@ def test_a_set_that_cannot_be_made_says_why(groups, options, says: str):
 
 
 def test_one_class_against_the_rest_is_balanced_too():
-    found = labelled(CORPORA, "origin").against_rest("lua", seed=0)
-    assert found.names == ("rest", "lua") and np.bincount(found.y).tolist() == [25, 25]
-    assert np.bincount(found.y[found.test]).tolist() == [6, 6]
-    assert all((text in LUA) == bool(label) for text, label in zip(found.texts, found.y, strict=True))
-    with pytest.raises(LabelError, match="no class 'perl'; choose one of stories, python, lua"):
-        labelled(CORPORA, "origin").against_rest("perl")
+    every = labeled(CORPORA, "origin")
+    tasks = binary_tasks(every, seed=0)
+    assert list(tasks) == ["stories", "python", "lua"]
+    for name, (texts, y, test) in tasks.items():
+        assert np.bincount(y).tolist() == [25, 25] and np.bincount(y[test]).tolist() == [6, 6]
+        assert np.array_equal(y, every.y[texts] == every.names.index(name))
+        assert np.array_equal(test, every.test[texts]) and len(set(texts.tolist())) == 50
+    two = labeled(CORPORA, "kind")
+    (task,) = binary_tasks(two, seed=0).values()
+    assert np.array_equal(task.y, two.y == 1) and np.array_equal(task.texts, np.arange(len(two.texts)))
+
+
+def test_a_corpus_is_code_when_most_of_its_documents_are():
+    assert mostly_code(PYTHON + PROSE) and not mostly_code(PYTHON[:30] + PROSE) and not mostly_code([])
 
 
 def test_a_data_set_is_read_by_its_columns(tmp_path: Path):

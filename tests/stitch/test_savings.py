@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
+from heredity.sae.checkpoint import Step
+from heredity.sae.evaluate import quality
+from heredity.sae.model import new_sae
+from heredity.sae.train import start
+from heredity.stitch.savings import (
+    Curve,
+    dense_flops,
+    fold_flops,
+    reached,
+    refit_flops,
+    saving,
+    saving_row,
+    sparse_flops,
+)
 
 
 class PlainTopK(nn.Module):
@@ -80,3 +94,55 @@ def test_a_saving_pays_for_the_maps_and_may_be_negative_or_none():
     assert saving(40.0, 100.0, 10.0) == pytest.approx(0.5)
     assert saving(0.0, 100.0, 150.0) == pytest.approx(-0.5)
     assert saving(None, 100.0) is saving(40.0, None) is saving(40.0, 0.0) is None
+
+
+def curve(values: list[float]) -> list[dict[str, float | None]]:
+    return [
+        {"flops": 10.0**i if i else 0, "seconds": i + 1, "explained_variance": value} for i, value in enumerate(values)
+    ]
+
+
+def test_a_saving_is_read_off_two_curves_and_is_none_where_one_never_gets_there():
+    random, arm = curve([0.0, 0.2, 0.4, 0.8]), curve([0.3, 0.5, 0.6, 0.7])
+    row = saving_row(arm, random, 0.6, (10.0, 1.0), (100.0, 2.0))
+    half = 10**2.5
+    assert row["flops"] == pytest.approx(100) and row["random_flops"] == pytest.approx(half)
+    assert row["saved_flops"] == pytest.approx(1 - 110 / half)
+    assert row["saved_flops_with_source"] == pytest.approx(1 - 210 / half)
+    seconds = 3 * (4 / 3) ** 0.5
+    assert row["saved_seconds"] == pytest.approx(1 - 4 / seconds)
+    assert row["saved_seconds_with_source"] == pytest.approx(1 - 6 / seconds)
+    late = saving_row(arm, random, 0.75, (10.0, 1.0), (100.0, 2.0))
+    assert late["saved_flops"] is late["flops"] is None is not late["random_flops"]
+    both = saving_row(arm, random, 0.9, (10.0, 1.0), (100.0, 2.0))
+    assert both["flops"] is both["random_flops"] is None
+    only = saving_row(curve([0.9, 0.95]), random, 0.9, (0.0, 0.0), (0.0, 0.0))
+    assert only["flops"] == 0 and only["random_flops"] is only["saved_flops"] is None
+
+
+def test_a_curve_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    sae, x = new_sae(6, 12, "topk", 2, generator), torch.randn(200, 6, generator=generator)
+
+    def states(first: int, last: int):
+        state = start(sae, lambda _: x, {"steps": 40}, continued=True)
+        for step in range(first, last + 1):
+            state.rows = [Step(i, 1.0, 1.0, 1.0, 2.0, 0, None, None, 0) for i in range(1, step + 1)]
+            yield state
+
+    def watched(first: int, last: int) -> Curve:
+        curve = Curve(tmp_path, 200, 40, new_sae(6, 12, "topk", 2), x)
+        for state in states(first, last):
+            curve(state)
+        return curve
+
+    before = watched(0, 25).rows
+    assert before[0]["vectors"] == before[0]["flops"] == 0 and before[3]["flops"] == dense_flops(6, 12, 600)
+    assert before[3]["explained_variance"] == pytest.approx(quality(sae, [x]).explained_variance, rel=1e-4)
+    again = watched(20, 40)  # killed after step 25, with a checkpoint of step 20
+    kept = [row for row in before if row["step"] <= 20]
+    assert again.rows[: len(kept)] == kept and again.rows[-1]["step"] == 40
+    seconds = [row["seconds"] for row in again.rows]
+    assert seconds == sorted(seconds) and (tmp_path / "clock").stat().st_size == 8 * 41
+    again.forget()
+    assert list(tmp_path.iterdir()) == []

@@ -9,19 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from heredity.stitch.affine import Affine
+from heredity.stitch.moments import Moments
 from heredity.stitch.steer import (
     NONE,
     Steering,
-    TextClassifier,
     change,
     clamped,
     effect,
     generate,
+    interleave,
     leveled,
+    longest_pieces,
+    steering_arms,
     steering_vector,
+    text_classifier,
     transfer_gap,
     with_change,
 )
+from heredity.text.tokenizer import train_tokenizer
 from tiny import save_tiny_model
 
 HOOK = "blocks.0.hook_resid_post"
@@ -92,11 +98,11 @@ def test_a_negative_share_has_no_gap():
 def test_kinds_of_text_are_learned_from_their_characters():
     prose = [f"the cat {i} sat on a mat and slept" for i in range(30)]
     code = [f"x_{i} = f(y[{i}]) + 1" for i in range(30)]
-    classify = TextClassifier().fit(prose[:20] + code[:20], np.repeat([0, 1], 20))
+    classify = text_classifier(prose[:20] + code[:20], np.repeat([0, 1], 20))
     assert classify(prose[20:] + code[20:]).tolist() == [0] * 10 + [1] * 10
     assert classify([" \n", prose[0]]).tolist() == [NONE, 0] and len(classify([])) == 0
     with pytest.raises(ValueError, match="at least two in all"):
-        TextClassifier().fit(prose, np.zeros(30))
+        text_classifier(prose, np.zeros(30))
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +196,41 @@ def test_prompts_that_cannot_be_continued_are_refused(writer: tuple[Any, Any]):
     with pytest.raises(ValueError, match="60 more exceed the model's context of 64; lower max_tokens"):
         generate(model, tokenizer, ["x " * 30], HOOK, max_tokens=60)
     assert len(generate(model, tokenizer, ["x " * 30], HOOK, max_tokens=60, prompt_tokens=3)) == 1
+
+
+def moments(mean_a: np.ndarray, mean_b: np.ndarray) -> Moments:
+    a, b = len(mean_a), len(mean_b)
+    return Moments(100, mean_a, mean_b, np.eye(a) / 4, np.zeros((a, b)), np.eye(b))
+
+
+def test_arms_are_those_of_two_models_that_a_map_joins_exactly():
+    """B has what A has, through a map with an offset: the carried direction and its level are the native ones."""
+    rng = np.random.default_rng(0)
+    weight, offset = np.linalg.qr(rng.standard_normal((6, 4)))[0], rng.standard_normal(4)
+    b = rng.standard_normal((2, 6))
+    own, others = (moments(mean @ weight + offset, mean) for mean in b)
+    arriving = Affine(torch.from_numpy(weight).float(), torch.from_numpy(offset).float())
+    arms: Any = steering_arms(own, others, arriving, np.random.default_rng(1))
+    assert tuple(arms) == ("none", "native", "carried", "random") and arms["none"] is None
+    np.testing.assert_allclose(arms["carried"].direction, arms["native"].direction, atol=1e-6)
+    assert arms["carried"].level == pytest.approx(arms["native"].level, abs=1e-6)
+    assert arms["native"].level == pytest.approx(own.mean_a @ arms["native"].direction)
+    moved = [change(arms[arm], others.mean_a, others.aa) for arm in ("native", "random")]
+    assert moved[0] == pytest.approx(moved[1]) and abs(arms["random"].direction @ arms["native"].direction) < 0.95
+    distance = np.linalg.norm(own.mean_a - others.mean_a)
+    assert moved[0] == pytest.approx(np.hypot(distance, 0.5))
+
+
+def test_prompts_are_taken_from_the_corporainterleave():
+    assert interleave([["a", "b", "c"], ["x"], ["u", "v"]]) == ["a", "x", "u", "b", "v", "c"]
+
+
+def test_pieces_are_of_one_document_each():
+    texts = ["one two", "three four five six seven eight", "nine"]
+    tokenizer = train_tokenizer(texts * 20, 320)
+    eos = tokenizer.eos_token_id
+    tokens = np.array([id for text in texts for id in (*tokenizer(text)["input_ids"], eos)], np.int64)
+    found = longest_pieces(tokens[: len(tokens) // 5 * 5].reshape(-1, 5), tokenizer, [eos])
+    assert len(found) == len(tokens) // 5
+    assert all(any(piece in text for text in texts) for piece in found)
+    assert longest_pieces(tokens[None], tokenizer, [eos]) == ["three four five six seven eight"]

@@ -15,17 +15,24 @@ from heredity.lm.load import mistral_config, new_model
 from heredity.sae.evaluate import ce_loss_recovered, quality
 from heredity.sae.formats import read_sae, write_sae
 from heredity.sae.model import SAE, Activation, new_sae
-from heredity.stitch.affine import Affine
+from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.transfer import (
+    SILENT,
     calibrate,
+    folding,
     match_density,
+    repaired,
+    revived,
     same_selection,
+    trainable,
     transfer_direction,
     transfer_probe,
     transfer_sae,
+    turned,
     zero_shot,
 )
-from heredity.study import ArchitectureConfig
+from heredity.study import ArchitectureConfig, SAEConfig
+from stitch.test_affine import moments_of
 
 SMALL, LARGE, FEATURES, K = 12, 20, 48, 5
 EVERY: list[Activation] = ["relu", "topk", "batchtopk", "jumprelu"]
@@ -210,7 +217,138 @@ def test_zero_shot_figures_are_the_houses_own():
     hook = "blocks.1.hook_resid_pre"
     found = zero_shot(model, hook, sae, blocks)
     assert found.quality.l0 == pytest.approx(K, abs=0.1)
-    assert 3 in found.dead and len(found.dead) == round(found.quality.dead_share * FEATURES)
+    assert found.quality.density[3] == 0
     assert found.ce_clean == pytest.approx(evaluate(model, blocks, precision="float32").ce_loss)
     assert found.ce_loss_recovered == pytest.approx(ce_loss_recovered(model, hook, sae, blocks), rel=1e-3)
     assert found.delta_loss == found.ce_spliced - found.ce_clean != 0
+
+
+def world(large: int = LARGE) -> tuple[SAE, Tensor, Tensor]:
+    """An SAE of A, activations of A, and unrelated ones of B on another scale and with another mean."""
+    sae = new_sae(SMALL, FEATURES, "jumprelu", None, torch.Generator().manual_seed(5))
+    sae.b_dec.copy_(random(SMALL, seed=6))
+    sae.b_enc.copy_(0.3 * random(FEATURES, seed=7))
+    assert sae.threshold is not None
+    sae.threshold += 0.5
+    a = 2 + random(4000, SMALL, seed=8) * torch.linspace(0.5, 2, SMALL)
+    return sae, a, 7 - 9 * random(4000, large, seed=9)
+
+
+@pytest.mark.parametrize("large", [LARGE, 8])
+def test_a_turned_dictionary_keeps_what_it_can(large: int):
+    sae, a, b = world(large)
+    moments = moments_of((a, b))
+    made = turned(sae, moments, 3)
+    assert made.W_dec.shape == (FEATURES, large)
+    torch.testing.assert_close(made.W_dec.norm(dim=1), torch.ones(FEATURES))
+    if large >= SMALL:
+        torch.testing.assert_close(made.W_dec @ made.W_dec.T, sae.W_dec @ sae.W_dec.T, atol=1e-5, rtol=1e-4)
+    pre_a, pre_b = sae.pre_acts(a), made.pre_acts(b)
+    scale = (b.var(0).sum() / a.var(0).sum()).sqrt()
+    torch.testing.assert_close(pre_b.var(0).sum(), scale**2 * pre_a.var(0).sum(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(pre_b.mean(0), scale * pre_a.mean(0), rtol=1e-3, atol=1e-3 * float(scale))
+    torch.testing.assert_close(made.b_dec, b.mean(0), rtol=1e-4, atol=1e-4)
+    assert sae.threshold is not None and made.threshold is not None
+    torch.testing.assert_close(made.threshold, scale * sae.threshold, rtol=1e-3, atol=0)
+    again, other = turned(sae, moments, 3), turned(sae, moments, 4)
+    assert torch.equal(again.W_dec, made.W_dec) and not torch.allclose(other.W_dec, made.W_dec, atol=0.1)
+    with pytest.raises(ValueError, match="the SAE reads width 12, the moments are of 5"):
+        turned(sae, moments_of((random(9, 5, seed=1), random(9, 4, seed=2))), 0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
+def test_only_dead_features_are_revived_and_explain_more(activation: Activation):
+    x = random(2000, SMALL, seed=1) * torch.linspace(0.2, 3, SMALL) + 4
+    sae = new_sae(SMALL, FEATURES, activation, K, torch.Generator().manual_seed(2))
+    sae.b_dec.copy_(x.mean(0))
+    if sae.threshold is not None:
+        sae.threshold += 1.5
+    sae.b_enc -= 1.0 if activation == "relu" else 0
+    sae.W_enc[:, 10:] = 0
+    sae.b_enc[10:] = -100
+    before = quality(sae, [x])
+    dead = before.density == 0
+    assert dead[10:].all() and not dead.all()
+    made, count = revived(sae, dead, x.split(250), 3)
+    assert count == dead.sum()
+    torch.testing.assert_close(made.W_dec.norm(dim=1), torch.ones(FEATURES))
+    kept = torch.from_numpy(~dead)
+    for name in ("W_enc", "W_dec"):
+        old, new = (getattr(each, name) if name == "W_dec" else getattr(each, name).T for each in (sae, made))
+        assert torch.equal(old[kept], new[kept]) and not torch.equal(old[~kept], new[~kept])
+    after = quality(made, [x])
+    assert after.dead_share < before.dead_share / 2
+    if activation != "batchtopk":  # whose one threshold the new features reach only as they grow
+        assert after.explained_variance > before.explained_variance
+    same, none = revived(sae, np.zeros(FEATURES, bool), x.split(250), 3)
+    assert none == 0 and torch.equal(same.W_enc, sae.W_enc)
+
+
+def test_a_batchtopk_start_is_one_again_and_keeps_k():
+    x = random(1000, SMALL, seed=1)
+    sae = new_sae(SMALL, FEATURES, "batchtopk", K, torch.Generator().manual_seed(2))
+    assert sae.threshold is not None
+    sae.threshold += 0.8
+    sae.W_dec *= 2
+    same = Affine(torch.eye(SMALL), torch.zeros(SMALL))
+    rows = transfer_sae(sae, same, same, normalize=True)
+    assert rows.activation == "jumprelu"
+    made = trainable(rows, SAEConfig(activation="batchtopk", k=K), x)
+    assert (made.activation, made.k) == ("batchtopk", K) and torch.equal(made.W_enc, rows.W_enc)
+    assert quality(made, [x]).l0 == pytest.approx(K, abs=0.01)
+    assert trainable(rows, SAEConfig(activation="jumprelu"), x) is rows
+
+
+def test_folding_is_exact_and_something_else_is_not():
+    up = Affine(random(SMALL, LARGE, seed=1) / SMALL**0.5, random(LARGE, seed=2))
+    stitch = Stitch(up, Affine(random(LARGE, SMALL, seed=3) / LARGE**0.5, random(SMALL, seed=4)))
+    sae, _, x = world()
+    folded = transfer_sae(sae, *stitch)
+    found = folding(sae, folded, stitch, x)
+    assert found.error < 1e-5 and found.other_features < 0.001
+    folded.b_dec += float(x.square().mean().sqrt())
+    folded.b_enc += folded.W_enc.sum(0) * float(x.square().mean().sqrt())
+    assert folding(sae, folded, stitch, x).error == pytest.approx(1, abs=1e-3), "another center, the same codes"
+    folded.W_enc *= -1
+    assert folding(sae, folded, stitch, x).other_features > 0.5
+
+
+def test_an_exact_affine_image_is_explained_as_the_source_is():
+    """B is A turned, scaled and moved: explained variance is the same to rounding, and better than a new SAE's."""
+    sae, a, _ = world()
+    sae = turned(sae, moments_of((a, a)), 1)
+    turn = torch.linalg.qr(random(LARGE, SMALL, seed=1)).Q.T
+    up = Affine(3 * turn, random(LARGE, seed=2))
+    stitch = Stitch(up, Affine(turn.T / 3, -(up.bias @ turn.T) / 3))
+    b = up(a)
+    own, carried, rows = (
+        quality(each, [x])
+        for each, x in (
+            (sae, a),
+            (transfer_sae(sae, *stitch), b),
+            (transfer_sae(sae, *stitch, normalize=True), b),
+        )
+    )
+    assert carried.explained_variance == pytest.approx(own.explained_variance, abs=1e-4)
+    assert rows.explained_variance == pytest.approx(own.explained_variance, abs=1e-4)
+    assert carried.l0 == pytest.approx(own.l0, abs=1e-2) and 1 < own.l0 < FEATURES / 2
+
+
+def test_a_repaired_start_explains_more_and_has_no_dead_features():
+    sae, up, down, _, b = planted()
+    folded = transfer_sae(sae, up, down)
+    assert folded.threshold is not None
+    folded.threshold[7] = 1e6
+    asked = []
+
+    def batch(step: int) -> Tensor:
+        asked.append(step)
+        return b[(400 * step) % len(b) :][:400]
+
+    ready, given, flops = repaired(folded, batch, 400, 300, 0)
+    assert asked == list(range(SILENT // 400)) and given == 1 and flops > 0
+    torch.testing.assert_close(ready.W_dec.norm(dim=1), torch.ones(FEATURES))
+    before, after = (quality(each, [b]) for each in (folded, ready))
+    assert after.explained_variance > before.explained_variance + 0.1 and before.density[7] == 0 < after.density[7]
+    few, given, _ = repaired(folded, batch, 400, 3, 0)
+    assert given == 0 and quality(few, [b]).density[7] == 0, "on few vectors a rare feature looks dead"

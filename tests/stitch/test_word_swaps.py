@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from heredity.stitch.word_swaps import FUNCTION_WORDS, Lexicon, read_lexicon, rewrites, split_features
+from heredity.stitch.word_swaps import FUNCTION_WORDS, Lexicon, read_lexicon, rewrites, snippets, split_features
 
 DOCUMENTS = [
     "The old sailor slowly mended the net. She saw the harbor and will repair an engine.",
@@ -134,3 +134,17 @@ def test_shares_are_intersections_over_unions():
 def test_one_version_alone_tells_nothing():
     with pytest.raises(ValueError, match=r"\(4, 1, 3\)"):
         split_features(np.zeros((4, 1, 3), bool))
+
+
+def test_snippets_are_different_sentences():
+    texts = [
+        "One two three four five. Too short. " + "word " * 80,
+        "One two three four five.",
+        "six\nseven eight nine ten",
+    ]
+    some = snippets(texts, 10, seed=0)
+    assert sorted(map(len, map(str.split, some))) == [5, 5, 60] and len(set(some)) == 3
+    assert "six\nseven eight nine ten" in some, "white space stays as it is"
+    assert snippets(texts, 2, seed=0) == some[:2] != snippets(texts, 2, seed=1)
+    with pytest.raises(ValueError, match="no held-out text has a sentence of 5 words"):
+        snippets(["two words"], 3, seed=0)

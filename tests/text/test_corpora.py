@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +13,9 @@ import pytest
 import zstandard
 
 from heredity.study import CorpusConfig
-from heredity.text.corpora import CorpusError, documents, file_digest, fingerprint, read_corpus, write_corpus
-from heredity.text.documents import Document, Found, shuffled
-from heredity.text.local import content_hash
+from heredity.text import sources
+from heredity.text.corpora import documents, file_digest, fingerprint, read_corpus, write_corpus
+from heredity.text.sources import CorpusError, Document, local_digest, shuffled
 
 
 def texts_of(source: str, root: Path, seed: int = 0, **settings) -> list[str]:
@@ -103,10 +106,14 @@ def test_heredity_data_has_a_default_below_the_working_directory(tmp_path, monke
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r'line 1: no column "text" \(it has body, id\); set column'),
         ("a.jsonl", b'{"text": null}\n', r'line 1: column "text" is NoneType, not text'),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"line 1: character 0 is half a surrogate pair"),
-        ("a.jsonl", json_lines("x") + b'{"text": "\xff"}\n', r"a\.jsonl, line 2: byte 10 of the line is no UTF-8"),
-        ("a.txt", b"abc\xff", r"a\.txt: byte 3 \(0xff\) is no UTF-8; save the file as UTF-8"),
+        ("a.jsonl", json_lines("x") + b'{"text": "\xff"}\n', r"a\.jsonl, line 2: byte 10 of the line is not UTF-8"),
+        ("a.txt", b"abc\xff", r"a\.txt: byte 3 \(0xff\) is not UTF-8; save the file as UTF-8"),
         ("a.jsonl.zst", b"not compressed", r"a\.jsonl\.zst: broken zstandard"),
-        ("a.jsonl.zst", zstandard.compress(json_lines(*many(999)))[:-9], r"zstandard \(it ends inside a frame\)"),
+        ("a.jsonl.zst", zstandard.compress(json_lines(*many(999)))[:-9], r"zstandard \(Truncated compressed stream\)"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", r"line 1: broken JSON \(.*digits.*; repair or"),
+        ("a.jsonl", b'{"text": "x", "n": ' + b"[" * 100_000, r"line 1: broken JSON \(maximum recursion"),
+        ("a.jsonl", b'{"text": "x", "source": "\\ud800"}\n', r"line 1: character 0 is half a surrogate pair"),
+        ("a.jsonl", b"", r"local:a\.jsonl holds no text"),
         ("a.parquet", b"not parquet", r"a\.parquet: broken Parquet"),
         ("a.txt", b"  \n", r"local:a\.txt holds no text"),
     ],
@@ -116,6 +123,20 @@ def test_broken_input_is_refused_by_file_and_place(tmp_path, name, content, mess
     with pytest.raises(CorpusError, match=message) as caught:
         texts_of(f"local:{name}", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_line_without_end_is_refused_before_memory_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_LINE_BYTES", 2**20)
+    (tmp_path / "a.zst").write_bytes(zstandard.compress(json_lines("x") + b" " * 2**24))
+    with pytest.raises(CorpusError, match=r"a\.zst, line 2: longer than 1,048,576 bytes; split that record"):
+        texts_of("local:a.zst", tmp_path)
+
+
+def test_parquet_that_is_not_utf8_names_its_file(tmp_path):
+    strings = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    parquet(tmp_path / "a.parquet", text=strings)
+    with pytest.raises(CorpusError, match=r"a\.parquet: broken Parquet \('utf-8' codec"):
+        texts_of("local:a.parquet", tmp_path)
 
 
 def test_parquet_without_the_column_names_those_it_has(tmp_path):
@@ -131,6 +152,9 @@ def test_parquet_without_the_column_names_those_it_has(tmp_path):
         ("local:nowhere", "no file or folder .*nowhere; correct the path"),
         ("local:$NO_SUCH_VARIABLE/x", "environment variable NO_SUCH_VARIABLE is not set; export NO_SUCH_VARIABLE="),
         ("local:empty", "holds no text, JSON lines or Parquet file"),
+        ("local:~nosuchuser/x", r"local:~nosuchuser/x: this path cannot be followed \(.*\); correct it"),
+        ("local:a\0b", "this path cannot be followed"),
+        ("local:loop", "this path cannot be followed"),
         ("ftp:x", 'source "ftp:x" is none of local:PATH, hub:NAME'),
         ("local", 'source "local" is none of'),
         ("generated:poems", "the one generator is generated:stories"),
@@ -140,6 +164,7 @@ def test_parquet_without_the_column_names_those_it_has(tmp_path):
 )
 def test_sources_that_cannot_be_are_refused_and_the_corpus_is_named(tmp_path, source, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(CorpusError, match=message):
         texts_of(source, tmp_path)
     with pytest.raises(CorpusError, match=f"corpus mine: .*{message}"):
@@ -171,10 +196,10 @@ def test_a_cut_never_splits_a_character(tmp_path):
 
 
 def test_shuffling_in_little_memory_keeps_every_document():
-    found = [Found(Document(text, "s", "l"), None) for text in many(300)]
-    mixed = list(shuffled(found, 0, capacity=500))
-    assert sorted(mixed) == sorted(found)
-    assert mixed != found
+    rows = [(Document(text, "s", "l"), None) for text in many(300)]
+    mixed = list(shuffled(rows, 0, capacity=500))
+    assert sorted(mixed) == sorted(rows)
+    assert mixed != rows
 
 
 def test_exact_duplicates_and_empty_documents_are_left_out(tmp_path):
@@ -255,7 +280,25 @@ def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path):
     (tmp_path / "one" / "a.txt").write_text("hellO")
     assert first != fingerprint("mine", config, tmp_path)
     (tmp_path / "one" / "a.txt").rename(tmp_path / "one" / "b.txt")
-    assert content_hash("one", tmp_path) != content_hash("two", tmp_path)
+    assert local_digest("one", tmp_path) != local_digest("two", tmp_path)
+
+
+def test_a_file_at_rest_is_hashed_once_per_process_and_a_changed_one_again(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    file.write_text("hello")
+    now, calls, real = time.time_ns(), [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: calls.append(1) or real(*given))
+    first = local_digest("a.txt", tmp_path)
+    assert local_digest("a.txt", tmp_path) == first
+    assert len(calls) == 2  # just written: the next change may have the same date
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**11)
+    assert [local_digest("a.txt", tmp_path) for _ in range(3)] == [first] * 3
+    assert file_digest([file]) == file_digest([file])
+    assert len(calls) == 3
+    before = file.stat()
+    file.write_text("hellO")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert local_digest("a.txt", tmp_path) != first
 
 
 def test_fingerprints_of_all_schemes_differ_and_need_no_network(tmp_path):

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heredity.demo.stories import stories
-from heredity.text.permutation import permuted
-from heredity.text.tokens import (
-    BlockSampler,
-    PackedTokens,
-    distinct_blocks,
-    fingerprint_tokenizer,
-    load_tokenizer,
-    pack,
-    train_tokenizer,
-)
+from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
+from heredity.text.tokens import BlockSampler, PackedTokens, distinct_blocks, pack, permuted
 
 SIZE = 800
 CODE = "def f(x):\n        return x == 12345\n    except ValueError as e:\n\tx = 'text' + \"it's\"  # naïve\n"
@@ -82,6 +76,25 @@ def test_what_cannot_become_a_tokenizer_is_refused(tmp_path):
         train_tokenizer(["x"], 256)
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def test_code_that_a_tokenizer_ships_runs_only_when_trusted(tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "shipped"
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer"] * 2}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text('{"model_type": "own"}')
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
+    (folder / "own.py").write_text(f"{code}\nfrom transformers import PreTrainedTokenizerFast as OwnTokenizer\n")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(ValueError, match=r"tokenizer .*shipped: it ships code.*trust_remote_code = true"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    loaded = load_tokenizer(str(folder), trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
+    assert fingerprint_tokenizer(loaded) == fingerprint_tokenizer(tokenizer)
 
 
 # -- packing -----------------------------------------------------------------------------------------------------
@@ -157,7 +170,7 @@ def test_an_order_is_a_permutation(size, key):
     assert np.array_equal(np.sort(permuted(np.arange(size), size, (key,))), np.arange(size))
 
 
-def test_an_order_depends_on_its_key_and_not_on_how_it_is_asked():
+def test_an_order_depends_on_its_key_and_not_on_the_places_evaluated():
     whole = permuted(np.arange(1000), 1000, (1, 2))
     assert [int(permuted(np.array([place]), 1000, (1, 2))[0]) for place in range(0, 1000, 97)] == whole[::97].tolist()
     assert not np.array_equal(whole, permuted(np.arange(1000), 1000, (1, 3)))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.reading import (
     RECORD,
+    folder_of,
     load,
     on_device,
     packs,
@@ -32,7 +33,7 @@ from heredity.tables import Column, Plot, Table
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
     from heredity.lm.merge import Method
-    from heredity.lm.merge_evaluator import Bench
+    from heredity.lm.sweep import Bench
 
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
 _DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
@@ -155,9 +156,13 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging:
             parents,
         )
     if config.merge is not None:
+        if config.merge.method.startswith("dare"):
+            from heredity.lm.recipe import require_mergekit
+
+            require_mergekit(f"{study.name}: model.{name}.merge.method")
         merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})
         return Merging(
-            merge, f"{study.name}: model.{name}.merge.t", has_t(config.merge), seed_of(study, "merge", name), parents
+            merge, f"{study.name}: model.{name}.merge", has_t(config.merge), seed_of(study, "merge", name), parents
         )
     training = TrainingConfig.model_validate(
         (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
@@ -231,7 +236,7 @@ def _train(work: Work, settings: Training) -> dict[str, Any]:
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.lm.load import load_model, state_hash
-    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
     tokenizer = load_tokenizer(settings.load, settings.revision)
@@ -250,16 +255,26 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
 
 
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    from heredity.lm.load import load_model
     from heredity.lm.merge import merge_states
+    from heredity.lm.recipe import merge_recipe, recipe_of
 
-    merge, parents = settings.merge, work.inputs["parent"]
+    merge, parents, base = settings.merge, work.inputs["parent"], work.inputs.get("base")
     sweep = work.inputs["sweep"].json("sweep.json") if "sweep" in work.inputs else None
-    t = _equilibrium(settings.place, sweep) if sweep else float(merge.t) if settings.has_t else None
-    states = [load(parents[parent]).state_dict() for parent in merge.parents]
-    base = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
-    merged, report = merge_states(states, merge.method, t, merge.weights, merge.density, base, settings.seed)
-    model = load(parents[merge.parents[0]])
-    model.load_state_dict(merged)
+    t = _equilibrium(f"{settings.place}.t", sweep) if sweep else float(merge.t) if settings.has_t else None
+    if merge.method == "dare_linear" or merge.method == "dare_ties":
+        folder = work.folder / "mergekit"
+        names = [folder_of(parents[parent]) for parent in merge.parents]
+        recipe = recipe_of(merge.method, names, merge.weights, merge.density, folder_of(base) if base else None)
+        report = merge_recipe(recipe, folder, settings.seed, settings.place)
+        model = load_model(folder)
+        shutil.rmtree(folder)
+    else:
+        states = [load(parents[parent]).state_dict() for parent in merge.parents]
+        start = load(base).state_dict() if base else None
+        merged, report = merge_states(states, merge.method, t, merge.weights, merge.density, start)
+        model = load(parents[merge.parents[0]])
+        model.load_state_dict(merged)
     tensors = [row._asdict() for row in report]
     row = {
         "method": merge.method,
@@ -385,8 +400,7 @@ def _sweep_needs(study: Study, item: Item) -> Needs:
 
 
 def _sweep(work: Work, settings: SweepSettings) -> Results:
-    from heredity.lm.merge_evaluator import Bench
-    from heredity.lm.sweep import follow
+    from heredity.lm.sweep import Bench, follow
 
     merge = settings.merge
     parents = [work.inputs["parent"][parent] for parent in merge.parents]
@@ -436,7 +450,7 @@ def _bench(
     limit: int,
 ) -> Bench:
     """The merge of two parents with their validation sets, in whichever process it is measured."""
-    from heredity.lm.merge_evaluator import Bench
+    from heredity.lm.sweep import Bench
 
     validation = packs(tokens, "validation")
     blocks = {

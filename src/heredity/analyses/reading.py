@@ -21,7 +21,7 @@ RECORD = "record.json"
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer of a tokenizer artifact."""
-    from heredity.text.tokens import load_tokenizer
+    from heredity.text.tokenizer import load_tokenizer
 
     return load_tokenizer(str(artifact / "tokenizer"))
 
@@ -78,6 +78,12 @@ def load(artifact: Artifact) -> Any:
             "copy the folder that a training still writes to"
         )
     return load_model(reference["load"], reference["revision"], reference["trust_remote_code"])
+
+
+def folder_of(artifact: Artifact) -> str:
+    """Folder or hub id of the model of a model artifact."""
+    reference = artifact.json(RECORD).get("reference")
+    return reference["load"] if reference else str(artifact / "model")
 
 
 def state_of(artifact: Artifact) -> str:

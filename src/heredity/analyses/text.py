@@ -97,7 +97,7 @@ def _tokenizer_needs(study: Study, item: Item) -> Needs:
 
 def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokens import load_tokenizer, train_tokenizer
+    from heredity.text.tokenizer import load_tokenizer, train_tokenizer
 
     if settings.source is not None:
         tokenizer = load_tokenizer(settings.source)
@@ -122,7 +122,8 @@ def _alternate(parts: list[Iterator[str]]) -> Iterator[str]:
 def _write_tokens(work: Work, _: Any) -> Results:
     from heredity.analyses.reading import tokenizer_of
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokens import fingerprint_tokenizer, pack
+    from heredity.text.tokenizer import fingerprint_tokenizer
+    from heredity.text.tokens import pack
 
     tokenizer = tokenizer_of(work.inputs["tokenizer"])
     record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(tokenizer)}

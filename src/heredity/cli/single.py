@@ -19,14 +19,14 @@ def merge(
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the merged model into.")] = ...,  # pyright: ignore[reportArgumentType]
     method: Annotated[
-        str, typer.Option(help="slerp, linear, task_arithmetic, ties, dare_linear or dare_ties.")
+        str, typer.Option(help="slerp, linear, task_arithmetic, ties, or any method of mergekit, such as dare_ties.")
     ] = "slerp",
     t: Annotated[float | None, typer.Option(help="Position from the first model (0) to the second (1).")] = None,
     weights: Annotated[str | None, typer.Option(help="Comma-separated weights, one per model.")] = None,
     density: Annotated[float, typer.Option(help=setting(MergeConfig, "density"))] = 0.5,
     base: Annotated[str | None, typer.Option(help="Model that task vectors are taken from.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A mergekit-style YAML recipe instead of the options.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random drops of DARE.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="A YAML recipe for mergekit, instead of the options.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the methods that draw at random, such as dare_ties.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -68,10 +68,11 @@ def track(
     with errors(debug):
         from heredity.analyses import TABLES
         from heredity.compare import compare
-        from heredity.lm.merge_folders import check_empty, whole_folder
+        from heredity.engine.store import whole
         from heredity.text.corpora import documents
 
-        check_empty(out)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")
         # 12 bytes per token is more than any text needs
         source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
         texts = (document.text for document in documents(source, seed, Path.cwd()))
@@ -91,7 +92,7 @@ def track(
                 seed=seed,
                 progress=bars.plain("match"),
             )
-        with whole_folder(out) as partial:
+        with whole(out) as partial:
             edge.write(partial)
         tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
         result = {"parent": parent, "child": child, "tables": tables, "out": str(out)}

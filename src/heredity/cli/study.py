@@ -83,12 +83,12 @@ def verify(study: StudyArg, runs: Runs = Path("runs"), as_json: AsJson = False, 
         from heredity.engine.store import Store, faults
 
         loaded = study_of(study)
-        artifacts = Store(runs / loaded.name).all()
-        if not artifacts:
+        folders = Store(runs / loaded.name).folders()
+        if not folders:
             raise ValueError(f"{runs / loaded.name} holds no artifacts; run the study first")
-        damage = {str(artifact.folder): lines for artifact in artifacts if (lines := faults(artifact.folder))}
-        result = {"study": loaded.name, "artifacts": len(artifacts), "damaged": damage}
-        emit(as_json, result, lambda: text().print_verified(len(artifacts), damage))
+        damage = {str(folder): lines for folder in folders if (lines := faults(folder))}
+        result = {"study": loaded.name, "artifacts": len(folders), "damaged": damage}
+        emit(as_json, result, lambda: text().print_verified(len(folders), damage))
         if damage:
             raise typer.Exit(1)
 

@@ -1,11 +1,12 @@
 """`installed:NAME`: text that any machine able to run the package already has on disk.
 
 Documents are named by package and version, never by their place on the machine, and come in a seeded order that is
-the same for the same installation.
+the same for the same installation. The second half of the file makes plain English out of program documentation.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,15 +15,12 @@ import platform
 import random
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from email import message_from_string
-from email.message import Message
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
-from heredity.demo.prose import docstrings, prose
-from heredity.text.documents import CorpusError, Document, Found
+from heredity.text.sources import CorpusError, Document
 
 NAMES = ("cpp-headers", "python-english", "python-packages", "python-stdlib")
 
@@ -38,54 +36,41 @@ _STDLIB_SKIPPED = _NEVER | {"encodings", "pydoc_data", "ensurepip", "lib-dynload
 # Generated operator declarations, and C code bases that torch only passes on.
 _HEADERS_SKIPPED = _NEVER | {"ops", "google", "oneapi", "kineto", "sleef", "fp16", "psimd"}
 _HEADER_PACKAGES = ("torch", "pyarrow")
-# Text files that are no documentation, by how their names start.
-_NO_PROSE = (
-    "license",
-    "licence",
-    "copying",
-    "notice",
-    "authors",
-    "requirements",
-    "top_level",
-    "entry_points",
-    "sources",
+# Text files that are not documentation, by the beginning of their names.
+_NOT_DOCUMENTATION = re.compile(
+    "license|licence|copying|notice|authors|requirements|top_level|entry_points|sources", re.IGNORECASE
 )
 
-
-class _Item(NamedTuple):
-    """One candidate: read only when its turn comes."""
-
-    path: str
-    """Relative to the folder of packages; what the order is made from."""
-    read: Callable[[], str]
+_Item = tuple[str, Callable[[], str]]  # path below the folder of packages, which the order is made from; its text
 
 
-def found(name: str, seed: int) -> Iterator[Found]:
+def documents(name: str, seed: int) -> Iterator[Document]:
     """Documents of an installed source, in a seeded random order.
 
     Raises:
         CorpusError: unknown name, or the packages it reads are not installed.
     """
-    items = sorted(_items(name), key=lambda item: item.path)
+    items = sorted(_items(name), key=lambda item: item[0])
     if not items:
         raise CorpusError(
             f"installed:{name}: this installation of Python has no such files; install torch (cpp-headers), use "
             f"another of {', '.join(NAMES)}, or use local:PATH"
         )
     random.Random(seed).shuffle(items)
-    owner = cache(_owner)
     seen: set[str] = set()
-    for item in items:
-        text = item.read()
-        if name == "python-english":
-            text = _unseen(text, seen)
+    for path, read in items:
+        text = read()
+        if name == "python-english":  # libraries repeat much of their documentation
+            fresh = dict.fromkeys(paragraph for paragraph in text.split("\n\n") if paragraph not in seen)
+            seen.update(fresh)
+            text = "\n\n".join(fresh)
         if len(text) >= _FEWEST_CHARACTERS:
-            package, licence = owner(item.path.split("/")[0])
-            yield Found(Document(text, f"{package}:{item.path}", licence), None)
+            package, licence = _owner(path.split("/")[0])
+            yield Document(text, f"{package}:{path}", licence)
 
 
 def versions(name: str) -> str:
-    """What the content of an installed source depends on: versions of Python and of the packages it reads.
+    """Everything that the content of an installed source depends on: versions of Python and of the packages read.
 
     Raises:
         CorpusError: unknown name.
@@ -96,32 +81,33 @@ def versions(name: str) -> str:
     if name.startswith("python"):
         parts.append(f"{platform.python_implementation()} {platform.python_version()}")
     if name != "python-stdlib":
-        wanted = _HEADER_PACKAGES if name == "cpp-headers" else tuple(_requirements())
-        installed = {f"{found.name} {found.version}" for found in importlib.metadata.distributions()}
-        parts += sorted(entry for entry in installed if _plain(entry.split()[0]) in wanted)
+        wanted = _HEADER_PACKAGES if name == "cpp-headers" else _requirements()
+        packages = {(package.name, package.version) for package in importlib.metadata.distributions()}
+        parts += sorted(f"{package} {version}" for package, version in packages if _plain(package) in wanted)
     return "; ".join(parts)
 
 
 def _items(name: str) -> list[_Item]:
+    stdlib = Path(sysconfig.get_path("stdlib"))
     if name == "python-stdlib":
-        return _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _source, "python/")
+        return _files(stdlib, (".py",), _STDLIB_SKIPPED, _source, "python/")
     if name == "python-packages":
-        return _of_requirements(
-            item for folder in _package_folders() for item in _files(folder, (".py",), _NEVER, _source)
-        )
+        return _of_requirements((".py",), _source)
     if name == "python-english":
-        items = _files(_stdlib(), (".py",), _STDLIB_SKIPPED, _docstring_prose, "python/")
-        endings = (".py", ".md", ".rst", ".txt", "/METADATA")
-        parts = (_files(folder, endings, _NEVER, _any_prose) for folder in _package_folders())
-        return items + _of_requirements(item for part in parts for item in part) + _topics()
+        try:  # the language reference that `help()` shows
+            topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+        except ImportError:
+            topics = {}
+        items = _files(stdlib, (".py",), _STDLIB_SKIPPED, _english, "python/")
+        items += _of_requirements((".py", ".md", ".rst", ".txt", "/METADATA"), _english)
+        return items + [(f"python/topics/{topic}", partial(prose, text)) for topic, text in topics.items()]
     if name == "cpp-headers":
-        includes = [(package, _include_folder(package)) for package in _HEADER_PACKAGES]
         return [
             item
-            for package, include in includes
-            if include is not None
+            for package in _HEADER_PACKAGES
+            if (include := _include_folder(package)) is not None
             for item in _files(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED, _source, f"{package}/include/")
-            if item.path.count("/") > 2  # single files at the top belong to C libraries that torch passes on
+            if item[0].count("/") > 2  # single files at the top belong to C libraries that torch passes on
         ]
     raise CorpusError(f"installed:{name}: unknown name; use one of {', '.join(NAMES)}")
 
@@ -129,84 +115,47 @@ def _items(name: str) -> list[_Item]:
 def _files(
     folder: Path, endings: tuple[str, ...], skipped: frozenset[str], read: Callable[[str], str], prefix: str = ""
 ) -> list[_Item]:
-    """Files below `folder` with one of the endings; `prefix` is what stands for the folder in the items' paths."""
+    """Files below `folder` with one of the endings; `prefix` stands for the folder in the items' paths."""
     items = []
     start = len(str(folder)) + 1
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
         for name in names:
             path = f"{parent}/{name}"
-            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else name.lower().startswith(_NO_PROSE)
+            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else _NOT_DOCUMENTATION.match(name)
             if path.endswith(endings) and not unwanted:
-                items.append(_Item(prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
+                items.append((prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
     return items
 
 
-def _topics() -> list[_Item]:
-    """The language reference that `help()` shows."""
-    try:
-        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        return []
-    return [_Item(f"python/topics/{topic}", partial(prose, text)) for topic, text in topics.items()]
-
-
-def _any_prose(path: str) -> str:
-    return _docstring_prose(path) if path.endswith(".py") else _readme_prose(path)
-
-
-def _docstring_prose(path: str) -> str:
-    return prose("\n\n".join(docstrings(_source(path))))
-
-
-def _readme_prose(path: str) -> str:
-    text = _source(path)
-    if path.endswith("/METADATA"):
-        text = text.partition("\n\n")[2]  # the description follows the header, as in a mail
-    return prose(text)
-
-
-def _unseen(text: str, seen: set[str]) -> str:
-    """`text` without the paragraphs that an earlier document had; libraries repeat much of their documentation."""
-    fresh = [paragraph for paragraph in text.split("\n\n") if paragraph not in seen]
-    seen.update(fresh)
-    return "\n\n".join(dict.fromkeys(fresh))
-
-
-def _source(path: str) -> str:
-    """Content of a file, empty when it is huge, unreadable or no UTF-8: an installation's files are not the user's."""
-    try:
-        with open(path, "rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        return content.decode().replace("\r\n", "\n") if len(content) <= _MOST_BYTES else ""
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _stdlib() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
-def _of_requirements(items: Iterable[_Item]) -> list[_Item]:
-    """Items of the packages that this one is installed with. Whatever else is on the machine would change the text
+def _of_requirements(endings: tuple[str, ...], read: Callable[[str], str]) -> list[_Item]:
+    """Files of the packages that this one is installed with. Whatever else is on the machine would change the text
     whenever somebody installs something."""
+    folders = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
+    folders += [include.parent.parent for include in map(_include_folder, _HEADER_PACKAGES) if include is not None]
     wanted = _requirements()
     tops = {top for top, names in _providers().items() if any(_plain(name) in wanted for name in names)}
 
     @cache
-    def kept(top: str) -> bool:
+    def belongs(top: str) -> bool:
         if top.endswith(".dist-info"):
             return _plain(top.removesuffix(".dist-info").rpartition("-")[0]) in wanted
         return top.removesuffix(".py") in tops
 
-    return [item for item in items if kept(item.path.split("/")[0])]
+    return [
+        item
+        for folder in dict.fromkeys(map(Path.resolve, folders))
+        if folder.is_dir()
+        for item in _files(folder, endings, _NEVER, read)
+        if belongs(item[0].split("/")[0])
+    ]
 
 
 @cache
 def _requirements() -> frozenset[str]:
     """Installed packages that this one requires, directly or through others, extras left out; all packages when this
     one is not installed itself."""
-    installed = {_plain(found.name): found for found in importlib.metadata.distributions()}
+    installed = {_plain(package.name): package for package in importlib.metadata.distributions()}
     waiting, needed = ["heredity"], set()
     if waiting[0] not in installed:
         return frozenset(installed)
@@ -224,13 +173,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _package_folders() -> list[Path]:
-    """Folders that packages are installed in."""
-    folders = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
-    folders += [include.parent.parent for include in map(_include_folder, _HEADER_PACKAGES) if include is not None]
-    return [folder for folder in dict.fromkeys(map(Path.resolve, folders)) if folder.is_dir()]
-
-
 def _include_folder(package: str) -> Path | None:
     """Folder of C++ headers inside a package, found without importing it."""
     spec = importlib.util.find_spec(package)
@@ -238,13 +180,15 @@ def _include_folder(package: str) -> Path | None:
     return next((Path(place, "include") for place in places if Path(place, "include").is_dir()), None)
 
 
+_providers = cache(importlib.metadata.packages_distributions)
+
+
+@cache
 def _owner(top: str) -> tuple[str, str]:
-    """Name with version, and licence, of the package that a top-level folder or file belongs to."""
+    """Name with version, and license, of the package that a top-level folder or file belongs to."""
     if top == "python":
         return f"python-{platform.python_version()}", "PSF-2.0"
-    name = top.removesuffix(".py").removesuffix(".dist-info")
-    if name != top and not top.endswith(".py"):
-        name = name.rpartition("-")[0]
+    name = top.removesuffix(".dist-info").rpartition("-")[0] if top.endswith(".dist-info") else top.removesuffix(".py")
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -253,18 +197,129 @@ def _owner(top: str) -> tuple[str, str]:
             return name, "unknown"
         distribution = importlib.metadata.distribution(providers[0])
     header = message_from_string((distribution.read_text("METADATA") or "").partition("\n\n")[0])
-    return f"{header['Name']}-{header['Version']}", _licence(header)
+    licence = header["License-Expression"] or header["License"] or ""
+    if not licence or "\n" in licence or len(licence) > 120:  # no SPDX expression or short text
+        classifiers = header.get_all("Classifier", [])
+        licence = " AND ".join(line.split(" :: ")[-1] for line in classifiers if line.startswith("License"))
+    return f"{header['Name']}-{header['Version']}", licence or "unknown"
 
 
-@cache
-def _providers() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
+def _source(path: str) -> str:
+    """Content of a file, empty when it is huge, unreadable or not UTF-8: an installation's files are not the user's."""
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        return content.decode().replace("\r\n", "\n") if len(content) <= _MOST_BYTES else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
-def _licence(header: Message) -> str:
-    """Licence as a package's metadata state it: an SPDX expression, a short text or a classifier."""
-    stated = header["License-Expression"] or header["License"] or ""
-    if stated and "\n" not in stated and len(stated) <= 120:
-        return stated
-    classifiers = [entry.split(" :: ")[-1] for entry in header.get_all("Classifier", []) if entry.startswith("License")]
-    return " AND ".join(classifiers) or "unknown"
+def _english(path: str) -> str:
+    """Prose of a Python file's docstrings, of a text file, or of the description in a package's metadata."""
+    text = _source(path)
+    if path.endswith(".py"):
+        text = "\n\n".join(docstrings(text))
+    elif path.endswith("/METADATA"):
+        text = text.partition("\n\n")[2]  # the description follows the header, as in a mail
+    return prose(text)
+
+
+# -- prose -------------------------------------------------------------------------------------------------------
+
+# Text before a docstring: a line that ends in a colon, or nothing but comments since the beginning of the file.
+_BELOW_COLON = re.compile(r"[^\n]*:[ \t]*(?:#[^\n]*)?\n[ \t]*([rRuU]?)")
+_AT_THE_TOP = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)*[ \t]*([rRuU]?)")
+_QUOTES = '"""'
+_BLANK = re.compile(r"\n[ \t]*\n")
+_LABEL = re.compile(r"(?:[-*•+] +|\d+[.)] +|:\w+[^:\n]*:\s*|[\w*.`\[\]]+(?: *\([^)\n]*\))? *:\s+(?!:))")
+_MARKUP = (
+    ("`", re.compile(r":[\w:]+:`~?([^`<]+?)(?: *<[^>`]*>)?`"), r"\1"),
+    ("](", re.compile(r"\[([^\]\n]+)\]\((?:[^()\s]|\([^()]*\))*\)"), r"\1"),
+    ("`", re.compile(r"`+([^`<]+?)(?: *<[^>`]*>)?`+_{0,2}"), r"\1"),
+    ("*", re.compile(r"(?<![\w*])(\*{1,2})(?=\w)([^*\n]+?)\1(?![\w*])"), r"\2"),
+    ("  ", re.compile(r"\s+"), " "),
+)
+_NOT_PROSE = (">>>", "...", ".. ", "|", "+-", "+=", "#!", "$ ", "```", "@", "<", "![", "//", "Copyright", "SPDX")
+_RARE_IN_PROSE = re.compile(r"[^A-Za-z ,.;:'\"()-]")
+_COMMON_WORDS = (
+    "the of to a an and in is are be for that this it as with on by or if not from when which will can has have was "
+    "at you we they its into than then there these used one all any only may must should but do does no so more"
+)
+_COMMON = frozenset(_COMMON_WORDS.split())
+_FEWEST_WORDS = 8
+_CODE_SIGNS = re.compile(r"[=<>{}\[\]\\|_^~%$#@]|\w\(|\.\w|::")
+
+
+def docstrings(source: str) -> Iterator[str]:
+    """Docstrings in triple double quotes of Python source text, in order, escapes resolved, indentation as written.
+
+    Parsing with `ast` gives the same (a test compares) some twenty times slower: too slow for megabytes of prose.
+    """
+    start = source.find(_QUOTES)
+    first = True
+    while start >= 0:
+        line = source.rfind("\n", 0, start)
+        above = source.rfind("\n", 0, max(line, 0)) + 1
+        before = (first and _AT_THE_TOP.fullmatch(source, 0, start)) or _BELOW_COLON.fullmatch(source, above, start)
+        first = False
+        stop = source.find(_QUOTES, start + 3)
+        if before is None or stop < 0:
+            start = stop
+            continue
+        body = source[start + 3 : stop]
+        start = source.find(_QUOTES, stop + 3)
+        if "\\" in body and before[1].lower() != "r":
+            try:
+                body = ast.literal_eval(_QUOTES + body + _QUOTES)
+            except (SyntaxError, ValueError):
+                continue
+        yield body
+
+
+def prose(text: str) -> str:
+    """English paragraphs of `text`, unwrapped, markup removed, separated by blank lines; an empty string for none.
+
+    Code, doctests, tables, headings, signatures and lists of names are left out.
+    """
+    blocks = (block for paragraph in _BLANK.split(text) for block in _blocks(paragraph))
+    return "\n\n".join(filter(None, map(_sentence, blocks)))
+
+
+def _blocks(paragraph: str) -> Iterator[str]:
+    """Runs of lines that belong together: a new run starts at a smaller indent, a list mark or below a label."""
+    block: list[str] = []
+    indent = 0
+    for line in paragraph.split("\n"):
+        stripped = line.strip()
+        if not stripped:
+            continue
+        if stripped.startswith(_NOT_PROSE):
+            return
+        margin = len(line) - len(line.lstrip())
+        below_label = margin > indent and bool(block) and " : " in block[-1]
+        if block and (margin < indent or below_label or _LABEL.match(stripped)):
+            yield " ".join(block)
+            block = []
+        block.append(stripped)
+        indent = margin
+    if block:
+        yield " ".join(block)
+
+
+def _sentence(block: str) -> str | None:
+    """The block as plain text when it reads as English, else `None`."""
+    if block.count(" ") < _FEWEST_WORDS - 1 or block[-1] not in ".!?:)\"'":
+        return None
+    if label := _LABEL.match(block):
+        block = block[label.end() :]
+    if not block[:1].isupper():
+        return None
+    for mark, pattern, replacement in _MARKUP:
+        if mark in block:
+            block = pattern.sub(replacement, block)
+    block = block.strip().removesuffix("::")
+    words = block.lower().split(" ")
+    if len(words) < _FEWEST_WORDS or sum(map(_COMMON.__contains__, words)) < 0.2 * len(words):
+        return None
+    rare = len(_RARE_IN_PROSE.findall(block))
+    return block if rare <= 0.07 * len(block) and len(_CODE_SIGNS.findall(block)) <= 0.12 * len(words) else None

@@ -33,46 +33,23 @@ _PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
 }
 
-Ways = tuple[str, ...]
+Ways = tuple[str, ...]  # of telling one beat
 Row = dict[str, str]
 
 
-class _Plots(NamedTuple):
-    """The words of `story_plots.txt`: ways to tell each beat."""
+class Grammar(NamedTuple):
+    """The words of `story_plots.txt` and `story_cast.txt`."""
 
     opening: Ways
     aside: Ways
     middle: Ways
     ending: Ways
     plots: tuple[tuple[Ways, ...], ...]
-
-
-class _Cast(NamedTuple):
-    """The words of `story_cast.txt`."""
-
     girls: tuple[str, ...]
     boys: tuple[str, ...]
     creatures: tuple[str, ...]
     helpers: tuple[Row, ...]
     tables: tuple[tuple[Row, ...], ...]
-
-
-def story(rng: random.Random) -> str:
-    """One story of 80 to 250 words, in one or more paragraphs."""
-    words = _plots()
-    while True:
-        slots = _slots(rng)
-        told = [rng.choice(words.opening)]
-        if rng.random() < _ASIDE:
-            told += [" ", rng.choice(words.aside)]
-        for ways in rng.choice(words.plots):
-            told += ["\n" if rng.random() < _NEW_PARAGRAPH else " ", rng.choice(ways)]
-            if rng.random() < _MIDDLE:
-                told += [" ", rng.choice(words.middle)]
-        told += [" ", rng.choice(words.ending)]
-        text = _tell("".join(told), slots, rng)
-        if len(text.split()) in _WORDS:
-            return text
 
 
 def stories(count: int | None, seed: int) -> Iterator[str]:
@@ -82,28 +59,44 @@ def stories(count: int | None, seed: int) -> Iterator[str]:
         ValueError: the grammar has no further story, or hardly any.
     """
     rng = random.Random(seed)
-    told: set[bytes] = set()
-    while count is None or len(told) < count:
+    earlier: set[bytes] = set()
+    while count is None or len(earlier) < count:
         for _ in range(_PATIENCE):
             text = story(rng)
             digest = hashlib.sha256(text.encode()).digest()
-            if digest not in told:
+            if digest not in earlier:
                 break
         else:
-            raise ValueError(f"generated:stories: no new story after {len(told)}; lower max_bytes")
-        told.add(digest)
+            raise ValueError(f"generated:stories: no new story after {len(earlier)}; lower max_bytes")
+        earlier.add(digest)
         yield text
 
 
-def _tell(text: str, slots: Row, rng: random.Random) -> str:
+def story(rng: random.Random) -> str:
+    """One story of 80 to 250 words, in one or more paragraphs."""
+    words = grammar()
+    while True:
+        slots = _slots(rng)
+        parts = [rng.choice(words.opening)]
+        if rng.random() < _ASIDE:
+            parts += [" ", rng.choice(words.aside)]
+        for ways in rng.choice(words.plots):
+            parts += ["\n" if rng.random() < _NEW_PARAGRAPH else " ", rng.choice(ways)]
+            if rng.random() < _MIDDLE:
+                parts += [" ", rng.choice(words.middle)]
+        parts += [" ", rng.choice(words.ending)]
+        text = _filled("".join(parts), slots, rng)
+        if len(text.split()) in _WORDS:
+            return text
+
+
+def _filled(text: str, slots: Row, rng: random.Random) -> str:
     """Resolve choices, then slots, then `a` before a vowel."""
 
     def value(match: re.Match[str]) -> str:
         first, rest = match.groups()
-        if first.islower():
-            return slots[first + rest]
-        filled = slots[first.lower() + rest]
-        return filled[0].upper() + filled[1:]
+        word = slots[first.lower() + rest]
+        return word if first.islower() else word[0].upper() + word[1:]
 
     text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
     return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
@@ -111,53 +104,37 @@ def _tell(text: str, slots: Row, rng: random.Random) -> str:
 
 def _slots(rng: random.Random) -> Row:
     """A value for every slot of the plots."""
-    cast = _cast()
+    words = grammar()
     slots: Row = {}
-    for rows in cast.tables:
+    for rows in words.tables:
         slots |= rng.choice(rows)
-    hero, friend = rng.sample(cast.girls + cast.boys, 2)
-    helper = rng.choice(cast.helpers)
+    hero, friend = rng.sample(words.girls + words.boys, 2)
+    helper = rng.choice(words.helpers)
     slots |= {"hero": hero, "friend": friend, "helper": helper["helper"]}
-    for prefix, pronoun in (
-        ("", _pronoun(hero, cast)),
-        ("f", _pronoun(friend, cast)),
-        ("h", helper["pronoun"]),
-    ):
+    pronouns = {"": "he", "f": "he", "h": helper["pronoun"]}
+    pronouns |= {prefix: "she" for prefix, name in (("", hero), ("f", friend)) if name in words.girls}
+    for prefix, pronoun in pronouns.items():
         slots |= {prefix + slot: word for slot, word in _PRONOUNS[pronoun].items()}
     kinds = {"she": "girl", "he": "boy"}
-    slots["kind"] = rng.choice(cast.creatures) if rng.random() < _CREATURE else kinds[slots["he"]]
-    slots["friend_kind"] = kinds[slots["fhe"]]
+    slots["kind"] = rng.choice(words.creatures) if rng.random() < _CREATURE else kinds[pronouns[""]]
+    slots["friend_kind"] = kinds[pronouns["f"]]
     return slots
 
 
-def _pronoun(name: str, cast: _Cast) -> str:
-    return "she" if name in cast.girls else "he"
-
-
 @cache
-def _plots() -> _Plots:
-    sections = _sections("story_plots.txt")
-    return _Plots(
-        *(_beats(sections[title])[0] for title in ("opening", "aside", "middle", "ending")),
-        plots=tuple(_beats(text) for title, text in sections.items() if title.startswith("plot ")),
-    )
-
-
-@cache
-def _cast() -> _Cast:
-    sections = _sections("story_cast.txt")
-    return _Cast(
-        *(tuple(sections[title].split()) for title in ("girls", "boys", "creatures")),
-        helpers=_rows(sections["helpers"]),
-        tables=tuple(_rows(text) for title, text in sections.items() if title.startswith("table ")),
-    )
-
-
-def _sections(file: str) -> dict[str, str]:
-    """Text below each `== title` of a file of this package."""
-    text = resources.files("heredity.demo").joinpath(file).read_text(encoding="utf-8")
-    sections = re.split(r"^== (.+)\n", text, flags=re.MULTILINE)[1:]
-    return {title: body.strip() for title, body in zip(sections[::2], sections[1::2], strict=True)}
+def grammar() -> Grammar:
+    """Everything that stories are made from, read once."""
+    sections: dict[str, str] = {}
+    for file in ("story_plots.txt", "story_cast.txt"):
+        text = resources.files("heredity.demo").joinpath(file).read_text(encoding="utf-8")
+        _, *parts = re.split(r"^== (.+)\n", text, flags=re.MULTILINE)
+        sections |= {title: body.strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    opening, aside, middle, ending = (_beats(sections[title])[0] for title in ("opening", "aside", "middle", "ending"))
+    girls, boys, creatures = (tuple(sections[title].split()) for title in ("girls", "boys", "creatures"))
+    plots = tuple(_beats(text) for title, text in sections.items() if title.startswith("plot "))
+    tables = tuple(_rows(text) for title, text in sections.items() if title.startswith("table "))
+    helpers = _rows(sections["helpers"])
+    return Grammar(opening, aside, middle, ending, plots, girls, boys, creatures, helpers, tables)
 
 
 def _beats(text: str) -> tuple[Ways, ...]:

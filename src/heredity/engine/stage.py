@@ -18,9 +18,9 @@ class Stage:
     """One step of a study: inputs -> artifact."""
 
     kind: str
-    """Kind of result, and folder under the study's: `corpus`, `model`, `sae`, `match` ..."""
+    """Kind of result and name of its folder: `corpus`, `model`, `sae`, `match` ..."""
     name: str
-    """Which one of its kind."""
+    """Name within its kind."""
     config: Mapping[str, Any]
     """All settings that it reads: a change of any of them makes it anew."""
     inputs: Mapping[str, Stage | Mapping[str, Stage]]
@@ -52,7 +52,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage gets to work with."""
+    """Everything that a stage works with."""
 
     folder: Path
     """Working folder; what a killed run left is still in it. Becomes the artifact."""
@@ -63,7 +63,7 @@ class Work:
     progress: Callable[[int, int], None]
     """Call with (done, total)."""
     shards: Shards
-    """Who does what can be divided; no result depends on it."""
+    """Workers for work that can be divided; no result depends on their number."""
 
     def group(self, prefix: str) -> dict[str, Artifact]:
         """The inputs whose role is `prefix:NAME`, by NAME."""

@@ -1,18 +1,22 @@
 """The one door to disk: a folder for each stage's result, written whole or not at all, verified when read.
 
-An artifact's key is the hash of its recipe: the stage, the settings that matter to it and the keys of what it
-was made from. `manifest.json` in its folder records that recipe, a checksum of every file, versions, seconds and
-peak memory. A folder is filled under a hidden name and renamed when it is complete, so that a half-written artifact
-cannot be mistaken for a whole one; the hidden folder stays after a kill and a long stage resumes from it.
+An artifact's key is the hash of its recipe: the stage, the settings that matter to it and the keys of its inputs.
+`manifest.json` in its folder records that recipe, a checksum of every file, versions, seconds and peak memory. A folder
+is filled under a hidden name, gets its manifest last and is then renamed, so that a half-written artifact cannot be
+mistaken for a whole one; the hidden folder stays after a kill and a long stage resumes from it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
 import json
+import math
 import os
+import re
 import resource
 import shutil
 import time
@@ -26,6 +30,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 _VERSIONS = ("heredity", "torch", "transformers", "tokenizers", "numpy")
+_TEMPORARY = re.compile(r"\..+\.([1-9]\d{0,6})")  # the names that `whole` gives: .NAME.PROCESS
+_FOREIGN = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs.*")  # left by file managers and file systems
 
 
 class ArtifactError(ValueError):
@@ -37,7 +43,6 @@ class Artifact:
     """A complete folder on disk."""
 
     folder: Path
-    """Where it lies."""
     key: str
     """Hash of its recipe."""
 
@@ -46,7 +51,7 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         """The parsed content of a JSON file of the folder."""
-        return json.loads((self.folder / name).read_text())
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -59,11 +64,36 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, for a file or a folder; it becomes `path` when the block ends well.
+
+    After an error it is deleted and `path` is as before; what a killed process left under such a name is deleted too.
+    A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill between them leaves none.
+    """
+    for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        match = _TEMPORARY.fullmatch(stray.name)
+        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            _remove(stray)
+    partial, old = (path.with_name(f".{path.name}.{middle}{os.getpid()}") for middle in ("", "old."))
+    try:
+        with _placed(path):
+            yield partial
+            for file in [*partial.rglob("*"), partial]:
+                if file.is_file():
+                    _flush(file)
+            if path.is_dir() and not path.is_symlink():
+                path.rename(old)
+            partial.replace(path)
+            _remove(old)
+    finally:
+        _remove(partial)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all (`nan` is refused: JSON has none)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 class Store:
@@ -74,45 +104,57 @@ class Store:
         self._verified: set[Path] = set()
 
     def path(self, stage: str, name: str, key: str) -> Path:
-        """Where the artifact of this key lies, or would lie."""
+        """Present or future folder of the artifact of this key."""
         return self.root / stage / f"{name}-{key[:12]}"
+
+    def folders(self) -> list[Path]:
+        """Every artifact folder, whole or damaged, by name."""
+        named = re.compile(r"[^.].*-[0-9a-f]{12}")
+        return sorted(path for path in self.root.glob("*/*") if named.fullmatch(path.name) and path.is_dir())
 
     def find(self, stage: str, name: str, key: str) -> Artifact | None:
         """The complete artifact of this key, or None.
 
-        Raises ArtifactError when a file differs from its recorded checksum; checked once a process.
+        Raises ArtifactError when it is damaged or of another recipe; checked once per process.
         """
         folder = self.path(stage, name, key)
         if not (folder / MANIFEST).exists():
             return None
-        artifact = Artifact(folder, key)
         if folder not in self._verified:
-            if damage := faults(folder):
-                raise ArtifactError(f"{folder}: {damage[0]}; delete the folder and run again to make it anew")
+            if damage := faults(folder, key):
+                way_out = "mend that, or delete the folder and run again to make it anew"
+                raise ArtifactError(f"{folder}: {damage[0]}; {way_out}")
             self._verified.add(folder)
-        return artifact
+        return Artifact(folder, key)
 
     @contextlib.contextmanager
     def writing(
         self, stage: str, name: str, key: str, config: Mapping[str, Any], inputs: Mapping[str, str]
     ) -> Iterator[Path]:
-        """A working folder that becomes the artifact when the block ends without an error.
+        """A working folder that becomes the artifact when the block ends without an error; the caller holds the lock.
 
-        What a killed run left in the working folder is still there, so that a stage can resume; what it does not
-        want kept it deletes. `config` and `inputs` (name -> key) are recorded. After an error the folder stays too.
+        Files of a killed run are still in the working folder, temporary ones aside, so that a stage can resume; it
+        deletes those that it does not want kept. `config` and `inputs` (name -> key) are recorded. After an error the
+        folder stays too.
         """
         final = self.path(stage, name, key)
         partial = final.with_name(f".partial-{final.name}")
         partial.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        earlier = partial / ".seconds"
-        spent = float(earlier.read_text()) if earlier.exists() else 0.0
+        for stray in [partial / MANIFEST, *partial.rglob(".*")]:
+            if stray.name == MANIFEST or _TEMPORARY.fullmatch(stray.name):
+                _remove(stray)
+        start, spent, clock = time.monotonic(), 0.0, partial / ".seconds"
+        with contextlib.suppress(OSError, ValueError):
+            earlier = float(clock.read_text(encoding="utf-8"))
+            spent = earlier if 0 <= earlier < math.inf else 0.0
         try:
-            yield partial
+            with _placed(partial):
+                yield partial
         except BaseException:
-            earlier.write_text(str(spent + time.monotonic() - start))
+            with contextlib.suppress(OSError), whole(clock) as file:
+                file.write_text(str(spent + time.monotonic() - start), encoding="utf-8")
             raise
-        earlier.unlink(missing_ok=True)
+        _remove(clock)
         write_json(partial / CONFIG, dict(config))
         manifest = {
             "stage": stage,
@@ -125,20 +167,10 @@ class Store:
             "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         }
         write_json(partial / MANIFEST, manifest)
-        for path in (partial / MANIFEST, partial):
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
+        _flush(partial)
+        _remove(final)
         partial.rename(final)
         self._verified.add(final)
-
-    def all(self) -> list[Artifact]:
-        """Every complete artifact of the store, by folder name."""
-        manifests = sorted(self.root.glob(f"*/*/{MANIFEST}"))
-        return [
-            Artifact(path.parent, json.loads(path.read_text())["key"])
-            for path in manifests
-            if not path.parent.name.startswith(".")
-        ]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -165,33 +197,50 @@ class Store:
             yield
 
 
-def faults(folder: Path) -> list[str]:
-    """What is wrong with the files of a complete artifact: one line for each missing, changed or foreign file."""
+def faults(folder: Path, key: str | None = None) -> list[str]:
+    """Faults of an artifact, one line each: its manifest, and each missing, changed or foreign file.
+
+    `key`: the whole key, where it is known; the folder's name has its first 12 digits.
+    """
     try:
-        recorded = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return [f"{MANIFEST} is unreadable"]
-    found = set(_files(folder)) - {MANIFEST}
-    lines = [f"{name} is missing" for name in recorded if name not in found]
-    lines += [f"{name} is not part of the artifact" for name in sorted(found - set(recorded))]
-    for name in sorted(found & set(recorded)):
-        if _sha256(folder / name) != recorded[name]:
-            lines.append(f"{name} differs from its recorded checksum")
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        stage, name, recorded_key = manifest["stage"], manifest["name"], manifest["key"]
+        recorded, _, _ = (dict(manifest[entry]) for entry in ("files", "inputs", "versions"))
+        timed = math.isfinite(manifest["seconds"])
+        here = stage == folder.parent.name and f"{name}-{recorded_key[:12]}" == folder.name
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+        return [f"{MANIFEST} is unreadable or incomplete"]
+    if not here or not timed or recorded_key != (key or recorded_key):
+        return [f"{MANIFEST} is that of another artifact, {stage}/{name} with key {recorded_key}"]
+    files = set(_files(folder)) - {MANIFEST}
+    lines = [f"{name} is missing" for name in recorded if name not in files]
+    lines += [f"{name} is not part of the artifact (delete that file)" for name in sorted(files - set(recorded))]
+    for name in sorted(files & set(recorded)):
+        try:
+            if _sha256(folder / name) != recorded[name]:
+                lines.append(f"{name} differs from its recorded checksum")
+        except OSError as error:
+            lines.append(f"{name} cannot be read ({error.strerror})")
     return lines
 
 
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    found = {}
+    installed = {}
     for name in _VERSIONS:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Files below a folder, links followed, without those of file managers and file systems."""
+    walk = os.walk(folder, followlinks=True)
+    paths = [Path(parent, name) for parent, _, names in walk for name in names if not _FOREIGN.fullmatch(name)]
+    return sorted(str(path.relative_to(folder)) for path in paths if path.is_file())
 
 
 def _sha256(path: Path) -> str:
@@ -205,3 +254,30 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+@contextlib.contextmanager
+def _placed(path: Path) -> Iterator[None]:
+    """Name the place in an error of a full disk, which has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

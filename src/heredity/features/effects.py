@@ -19,8 +19,7 @@ from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import median
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
-from heredity.lm.loss import chunk_rows
-from heredity.lm.precision import arithmetic, dtype_of
+from heredity.lm.loss import arithmetic, chunk_rows, dtype_of
 from heredity.sae.model import SAE
 
 _CHUNK = 1 << 22  # numbers made at a time

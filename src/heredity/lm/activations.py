@@ -1,4 +1,4 @@
-"""Activations of a model at a hook point, as shuffled batches: streamed, in bounded memory, never on disk.
+"""Activations of a model at a hook point, in order or as shuffled batches: streamed, in bounded memory, never on disk.
 
 Batches are addressed by their number. A batch is a function of (model, tokens, seed, number) alone, so that training
 can resume at any step and several SAEs can be fed from one stream.
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from heredity.lm.hooks import capture
-from heredity.lm.precision import arithmetic
+from heredity.lm.loss import arithmetic
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
 
-_FORWARD_TOKENS = 12_288  # tokens a forward pass: enough to fill two cores, small enough to stay in cache
+_FORWARD_TOKENS = 12_288  # tokens per forward pass: enough to fill two cores, small enough to stay in cache
 
 
 class ActivationStore:
@@ -45,7 +45,7 @@ class ActivationStore:
 
     @property
     def batch_size(self) -> int:
-        """Vectors a batch."""
+        """Vectors per batch."""
         return self.batch_blocks * self.sampler.context_size
 
     def batch(self, number: int) -> torch.Tensor:
@@ -71,9 +71,9 @@ def activations(
 ) -> Iterator[torch.Tensor]:
     """Activations of token blocks [n, context] in order, as chunks [tokens, d_in] of float32.
 
-    `precision` is that of the model's matrix products; `bf16` rounds what it gives by about 1 %.
+    `precision` is that of the model's matrix products; `bf16` rounds the activations by about 1 %.
 
-    Raises ValueError when the model gives a value that is not finite, naming the hook point.
+    Raises ValueError, naming the hook point, when a value is not finite.
     """
     device = next(model.parameters()).device
     step = blocks_at_once(blocks.shape[1])

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from heredity.lm.loss import chunk_rows, trunk_and_head
-from heredity.lm.precision import arithmetic
+from heredity.lm.loss import arithmetic, chunk_rows, trunk_and_head
 from heredity.study import Precision
 
 
@@ -18,11 +17,11 @@ class Quality(NamedTuple):
     """Next-token prediction over blocks of tokens; the first token of a block is never predicted."""
 
     ce_loss: float
-    """Mean cross-entropy in nats a token."""
+    """Mean cross-entropy in nats per token."""
     accuracy: float
     """Share of tokens that are the most likely one under the model."""
     tokens: int
-    """Tokens predicted: blocks x (context - 1)."""
+    """Predicted tokens: blocks x (context - 1)."""
     hits: np.ndarray
     """Correct predictions of each block, int64 [blocks], to bootstrap over blocks."""
 
@@ -61,7 +60,7 @@ def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precisi
 
 
 def unigram_accuracy(train_counts: np.ndarray, blocks: np.ndarray) -> float:
-    """Accuracy of always saying the most frequent training token, on the same positions that `evaluate` counts.
+    """Accuracy of always predicting the most frequent training token, on the positions that `evaluate` counts.
 
     `train_counts` [vocab] are token counts of the training text. Raises ValueError when they are empty.
     """
@@ -74,7 +73,6 @@ def _logits(
     model: nn.Module, parts: tuple[nn.Module, nn.Linear] | None, ids: torch.Tensor, precision: Precision
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Float32 logits [rows, vocab] with their labels [rows], a bounded number of rows at a time, in order."""
-    labels = ids[:, 1:].flatten()
     if parts is None:
         config = getattr(model.config, "text_config", None) or model.config  # type: ignore[union-attr]
         step = max(1, chunk_rows(config.vocab_size, ids.device) // ids.shape[1])  # type: ignore[union-attr]
@@ -87,7 +85,7 @@ def _logits(
     with arithmetic(ids.device, precision):
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     step = chunk_rows(head.out_features, ids.device)
-    for start in range(0, len(hidden), step):
+    for rows, labels in zip(hidden.split(step), ids[:, 1:].flatten().split(step), strict=True):
         with arithmetic(ids.device, precision):
-            logits = head(hidden[start : start + step])
-        yield logits.float(), labels[start : start + step]
+            logits = head(rows)
+        yield logits.float(), labels

@@ -1,4 +1,4 @@
-"""Hook points: names for places inside a Hugging Face decoder, and reading or replacing what passes there.
+"""Hook points: names for places inside a Hugging Face decoder, and capture or replacement of the values there.
 
 The names are the ones of the interpretability literature (`blocks.0.mlp.hook_post`); any other place is reached as
 `module.path:input` or `module.path:output`. Models are recognized by the names of their submodules, never by their
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -44,16 +44,11 @@ _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 class HookPointError(ValueError):
-    """A hook point that the model does not have; the message lists what there is."""
+    """A hook point that the model does not have; the message lists the valid ones."""
 
 
 class _Stop(Exception):
     """Leaves a forward pass once the wanted value is known."""
-
-
-class _Place(NamedTuple):
-    path: str
-    side: Side
 
 
 def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
@@ -67,7 +62,13 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     Raises HookPointError for an unknown name, a layer out of range or a module that does not exist.
     """
     if ":" in hook_point:
-        return _resolve_path(model, hook_point)
+        path, side = _split(hook_point)
+        module = _find(model, path)
+        if module is None:
+            near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
+            raise HookPointError(f"hook_point {hook_point!r}: {type(model).__name__} has no module {path!r}; {hint}")
+        return module, side
     stack_path = next((path for path in _STACKS if isinstance(_find(model, path), nn.ModuleList)), None)
     if stack_path is None:
         raise HookPointError(
@@ -79,20 +80,19 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     layer, name = _parse(hook_point, len(stack))
     if layer is None:
         trunk = model.get_submodule(stack_path.rpartition(".")[0])
-        found = next((path for path in _EMBEDDINGS if _find(trunk, path) is not None), None)
-        if found is None:
-            raise HookPointError(
-                f"hook_point 'hook_embed': {type(model).__name__} has none of {', '.join(_EMBEDDINGS)}"
-            )
-        return trunk.get_submodule(found), "output"
+        embeddings = [module for path in _EMBEDDINGS if (module := _find(trunk, path)) is not None]
+        if not embeddings:
+            kind = type(model).__name__
+            raise HookPointError(f"hook_point 'hook_embed': {kind} has none of {', '.join(_EMBEDDINGS)}")
+        return embeddings[0], "output"
     block = stack[layer]
-    place = _place(block, name)
-    if place is None:
-        valid = [f"blocks.{layer}.{other}" for other in BLOCK_NAMES if _place(block, other) is not None]
+    places = _places(block)
+    if name not in places:
+        valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other in places)
         raise HookPointError(
-            f"hook_point {hook_point!r}: {type(block).__name__} has no such place; valid names: {', '.join(valid)}"
+            f"hook_point {hook_point!r}: {type(block).__name__} has no such place; valid names: {valid}"
         )
-    return block.get_submodule(place.path), place.side
+    return places[name]
 
 
 def width(config: Any, hook_point: str) -> int | None:
@@ -128,7 +128,7 @@ def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch
     The forward pass ends as soon as the value is known: later layers and the output head never run. The model runs
     in evaluation mode (dropout off) and without gradients, and is put back into the mode it was in.
 
-    Raises HookPointError when the hook point is unknown, or when the forward pass never comes by it.
+    Raises HookPointError when the hook point is unknown, or when the forward pass never reaches it.
     """
     module, side = resolve(model, hook_point)
     caught: list[torch.Tensor] = []
@@ -151,14 +151,14 @@ def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch
         handle.remove()
         if training:
             model.train()
-    raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never comes by it")
+    raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never reaches it")
 
 
 @contextmanager
 def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """While this is open, every forward pass goes on with `fn(x)` in place of the x at the hook point.
+    """While open, every forward pass continues with `fn(x)` in place of the x at the hook point.
 
-    `fn` gets the tensor as the model made it, [batch, context, d_in] in the model's own type, and returns one of the
+    `fn` gets the tensor as the model computed it, [batch, context, d_in] in the model's type, and returns one of the
     same shape, which is cast back to that type. Raises HookPointError for an unknown hook point and, during the
     forward pass, ValueError when `fn` changes the shape.
     """
@@ -199,70 +199,54 @@ def _tensor(value: Any, hook_point: str) -> torch.Tensor:
     return value
 
 
-def _place(block: nn.Module, name: str) -> _Place | None:
-    """Where `name` is in this block; None when the block has no such place."""
-    return next((place for place in _candidates(block).get(name, ()) if _find(block, place.path) is not None), None)
-
-
-def _candidates(block: nn.Module) -> Mapping[str, tuple[_Place, ...]]:
-    post_norms = _find(block, "post_feedforward_layernorm") is not None
-    if post_norms:
-        middle = (_Place("pre_feedforward_layernorm", "input"), _Place("mlp", "input"))
-        attn_out = (_Place("post_attention_layernorm", "output"),)
+def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
+    """The places that this block has, by name."""
+    if _find(block, "post_feedforward_layernorm") is not None:  # Gemma 2 and 3
+        middle, attn_out = ("pre_feedforward_layernorm", "mlp"), ("post_attention_layernorm",)
     else:
-        middle = (_Place("post_attention_layernorm", "input"), _Place("ln_2", "input"))
-        attn_out = tuple(_Place(path, "output") for path in ("self_attn", "attn", "attention"))
+        middle, attn_out = ("post_attention_layernorm", "ln_2"), ("self_attn", "attn", "attention")
     if getattr(block, "use_parallel_residual", False):
         middle = ()
-    return {
-        "hook_resid_pre": (_Place("", "input"),),
-        "hook_resid_mid": middle,
-        "hook_resid_post": (_Place("", "output"),),
-        "hook_attn_out": attn_out,
-        "hook_mlp_out": (_Place("post_feedforward_layernorm", "output"), _Place("mlp", "output")),
-        "mlp.hook_pre": tuple(_Place(f"mlp.{path}", "output") for path in ("gate_proj", "c_fc", "dense_h_to_4h")),
-        "mlp.hook_post": tuple(_Place(f"mlp.{path}", "input") for path in ("down_proj", "c_proj", "dense_4h_to_h")),
-        "attn.hook_z": tuple(_Place(p, "input") for p in ("self_attn.o_proj", "attn.c_proj", "attention.dense")),
+    candidates: dict[str, tuple[Side, tuple[str, ...]]] = {
+        "hook_resid_pre": ("input", ("",)),
+        "hook_resid_mid": ("input", middle),
+        "hook_resid_post": ("output", ("",)),
+        "hook_attn_out": ("output", attn_out),
+        "hook_mlp_out": ("output", ("post_feedforward_layernorm", "mlp")),
+        "mlp.hook_pre": ("output", ("mlp.gate_proj", "mlp.c_fc", "mlp.dense_h_to_4h")),
+        "mlp.hook_post": ("input", ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")),
+        "attn.hook_z": ("input", ("self_attn.o_proj", "attn.c_proj", "attention.dense")),
     }
+    places: dict[str, tuple[nn.Module, Side]] = {}
+    for name, (side, paths) in candidates.items():
+        if modules := [module for path in paths if (module := _find(block, path)) is not None]:
+            places[name] = modules[0], side
+    return places
 
 
 def _parse(hook_point: str, n_layers: int) -> tuple[int | None, str]:
     """Layer and name of a named hook point; layer None for `hook_embed`."""
     if hook_point == "hook_embed":
         return None, hook_point
-    parts = _BLOCK_NAME.fullmatch(hook_point)
+    parts, valid = _BLOCK_NAME.fullmatch(hook_point), ", ".join(f"blocks.L.{name}" for name in BLOCK_NAMES)
     if parts is None or parts[2] not in BLOCK_NAMES:
-        valid = ", ".join(f"blocks.L.{name}" for name in BLOCK_NAMES)
         raise HookPointError(
             f"hook_point {hook_point!r} is unknown; valid names: hook_embed, {valid}, "
             "or 'module.path:input' and 'module.path:output'"
         )
-    layer = int(parts[1])
-    if layer >= n_layers:
+    if (layer := int(parts[1])) >= n_layers:
         raise HookPointError(
             f"hook_point {hook_point!r}: layer {layer} is out of range, the model has {n_layers} "
-            f"(blocks.0 to blocks.{n_layers - 1}); valid names: {', '.join(f'blocks.L.{name}' for name in BLOCK_NAMES)}"
+            f"(blocks.0 to blocks.{n_layers - 1}); valid names: {valid}"
         )
     return layer, parts[2]
 
 
 def _split(hook_point: str) -> tuple[str, Side]:
     path, _, side = hook_point.rpartition(":")
-    if side == "input":
-        return path, "input"
-    if side == "output":
-        return path, "output"
-    raise HookPointError(f"hook_point {hook_point!r} ends with {side!r}; write ':input' or ':output'")
-
-
-def _resolve_path(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
-    path, side = _split(hook_point)
-    module = _find(model, path)
-    if module is None:
-        near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
-        raise HookPointError(f"hook_point {hook_point!r}: {type(model).__name__} has no module {path!r}; {hint}")
-    return module, side
+    if side not in get_args(Side):
+        raise HookPointError(f"hook_point {hook_point!r} ends with {side!r}; write ':input' or ':output'")
+    return path, cast(Side, side)
 
 
 def _find(module: nn.Module, path: str) -> nn.Module | None:
@@ -277,4 +261,4 @@ def _attribute(config: Any, *names: str) -> int:
         value = getattr(config, name, None)
         if value is not None:
             return int(value)
-    raise HookPointError(f"{type(config).__name__} says none of {', '.join(names)}; name the place 'module.path:side'")
+    raise HookPointError(f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'")

@@ -1,29 +1,31 @@
-"""Language models on disk and in memory: made new, loaded, saved, hashed. Weights are safetensors, nothing else."""
+"""Language models on disk and in memory: create, load, save, hash. Weights are safetensors, nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from heredity.study import ArchitectureConfig
 
 if TYPE_CHECKING:
     from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub")
+_LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub", "mergekit")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class ModelError(ValueError):
-    """A model that cannot be loaded; one line that names it, says why, and what to do."""
+    """A model that cannot be loaded; one line with its name, the reason and the way out."""
 
 
 def mistral_config(
@@ -55,7 +57,7 @@ def mistral_config(
 
 
 def new_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """A decoder with random float32 weights that follow from `seed`; the global random state is left alone."""
+    """A decoder with random float32 weights determined by `seed`; the global random state is left alone."""
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.random.fork_rng():
@@ -78,13 +80,31 @@ def load_model(
 
     name = str(path_or_id)
     local = _check_folder(name)
+
+    def reason(error: Exception) -> str:
+        if local or not isinstance(error, OSError):
+            return _line(error)
+        at = f" at revision {revision}" if revision else ""
+        if "safetensors" in str(error):
+            return f"the hub repository{at} has no safetensors; only that format is read"
+        return (
+            f"neither a local folder nor a hub repository that can be reached{at} ({_line(error)}); "
+            "check the name and the network, or download it and give the folder"
+        )
+
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with quiet():
         try:
             config = AutoConfig.from_pretrained(name, **options)
         except Exception as error:
-            raise ModelError(f"{name}: cannot read its config: {_reason(error, local, revision)}") from error
-        _check_decoder(name, config, type(config) in AutoModelForCausalLM._model_mapping)
+            raise ModelError(f"{name}: cannot read its config: {reason(error)}") from error
+        kinds = getattr(config, "architectures", None) or []
+        remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        known = type(config) in AutoModelForCausalLM._model_mapping
+        headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
+        if getattr(config, "is_encoder_decoder", False) or not (known or remote) or (headless and not remote):
+            what = kinds[0] if kinds else type(config).__name__
+            raise ModelError(f"{name}: {what} is not a decoder with a language-model head; give a causal one")
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -93,7 +113,7 @@ def load_model(
         except SafetensorError as error:
             raise ModelError(f"{name}: its safetensors are damaged ({_line(error)}); copy the model again") from error
         except Exception as error:
-            raise ModelError(f"{name}: cannot load its weights: {_reason(error, local, revision)}") from error
+            raise ModelError(f"{name}: cannot load its weights: {reason(error)}") from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -111,24 +131,6 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             tokenizer.save_pretrained(folder)
 
 
-def state_dict_of(folder: str | Path) -> dict[str, torch.Tensor]:
-    """Tensors of a model folder as they were saved; of tied weights, one.
-
-    Raises ModelError when the folder has no readable safetensors.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: no *.safetensors there; save the model in that format")
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ModelError(f"{file}: damaged ({_line(error)}); copy the model again") from error
-    return tensors
-
-
 def state_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the names, types, shapes and bytes of all tensors, whatever their order."""
     digest = hashlib.sha256()
@@ -141,7 +143,7 @@ def state_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines, warnings or progress bars of the Hugging Face libraries while open; all as before afterwards."""
+    """No log lines, warnings or progress bars of the Hugging Face libraries while open; all restored afterwards."""
     from transformers.utils import logging as hf_logging
 
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
@@ -160,8 +162,20 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Global random states of Python, numpy and torch restored afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
 def _check_folder(name: str) -> bool:
-    """Whether `name` is a local folder; ModelError when it looks like one that is not there or holds no model."""
+    """Whether `name` is a local folder; ModelError for the path of a missing folder and a folder without a model."""
     folder = Path(name).expanduser()
     if not folder.exists():
         if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
@@ -177,27 +191,6 @@ def _check_folder(name: str) -> bool:
             )
         raise ModelError(f"{name}: no *.safetensors there; save the model in that format")
     return True
-
-
-def _check_decoder(name: str, config: Any, known: bool) -> None:
-    kinds = getattr(config, "architectures", None) or []
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
-    if getattr(config, "is_encoder_decoder", False) or not (known or remote) or (headless and not remote):
-        what = kinds[0] if kinds else type(config).__name__
-        raise ModelError(f"{name}: {what} is not a decoder with a language-model head; give a causal language model")
-
-
-def _reason(error: Exception, local: bool, revision: str | None) -> str:
-    if local or not isinstance(error, OSError):
-        return _line(error)
-    at = f" at revision {revision}" if revision else ""
-    if "safetensors" in str(error):
-        return f"the hub repository{at} has no safetensors; only that format is read"
-    return (
-        f"neither a local folder nor a hub repository that can be reached{at} ({_line(error)}); "
-        "check the name and the network, or download it and give the folder"
-    )
 
 
 def _line(error: Exception) -> str:

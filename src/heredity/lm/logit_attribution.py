@@ -1,4 +1,4 @@
-"""What a direction does to the logits by the direct path, and the linear parts of a decoder that lead there."""
+"""Direct logit attribution: the effect of a direction on the logits, through the linear parts of a decoder alone."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from heredity.lm.hooks import HookPointError, resolve
 
 _STREAM = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _WRITERS = {"mlp.hook_post": "hook_mlp_out", "attn.hook_z": "hook_attn_out"}
-"""Places that one linear map leads from into the residual stream, and what that map gives is called."""
+"""Places with one linear map into the residual stream, each with the name of that map's output."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
 def logit_weights(model: nn.Module, hook_point: str, directions: Tensor) -> Tensor:
-    """How far each direction at a hook point pushes each logit by the direct path; float32 [n, vocab], mean 0 a row.
+    """How far each direction at a hook point pushes each logit by the direct path; float32 [n, vocab], mean 0 per row.
 
     directions: [n, d_in]. d W_out (from `mlp.hook_post` through the down projection, from `attn.hook_z` through the
     output projection; other places are in the residual stream already), times the gain of the final norm, unembedded
-    (logit weights of Bricken et al. 2023). The direct path is all there is after the MLP of the last layer; from
-    earlier places later layers read the direction too, which this leaves out, as it does the scale of the final norm,
-    which depends on the token, and a cap on the logits.
+    (logit weights of Bricken et al. 2023). After the MLP of the last layer the direct path is the only one; directions
+    at earlier places are read by later layers too, which this leaves out, like the scale of the final norm (it depends
+    on the token) and a cap on the logits.
 
-    Raises HookPointError for a hook point from which no linear map leads to the residual stream, such as
-    `mlp.hook_pre`, or one given as a module's path; ValueError for directions of another width or a model without head.
+    Raises HookPointError for a hook point without a linear map into the residual stream, such as `mlp.hook_pre`, or
+    one given as a module's path; ValueError for directions of another width or a model without head.
     """
     norm, head = norm_and_head(model)
     with torch.no_grad():
@@ -52,11 +52,11 @@ def to_stream(model: nn.Module, hook_point: str, directions: Tensor) -> Tensor:
 
 
 def norm_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The final norm and the head: what stands between the residual stream and the logits. ValueError without them."""
+    """The final norm and the head, between the residual stream and the logits. ValueError without them."""
     block, _ = resolve(model, "blocks.0.hook_resid_post")
     path = next(name for name, module in model.named_modules() if module is block).split(".")[:-2]
     trunk = model.get_submodule(".".join(path))
-    norm = next((found for name in _FINAL_NORMS if isinstance(found := getattr(trunk, name, None), nn.Module)), None)
+    norm = next((part for name in _FINAL_NORMS if isinstance(part := getattr(trunk, name, None), nn.Module)), None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if norm is None or not isinstance(head, nn.Module):
         raise ValueError(f"{type(model).__name__} lacks a head, or a final norm called {', '.join(_FINAL_NORMS)}")
@@ -64,7 +64,7 @@ def norm_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def unembedding(model: nn.Module) -> Tensor:
-    """The rows that logits are products with, less their mean, which moves no probability; float32 [vocab, d_model].
+    """Rows of the head's weight, less their mean (it moves no probability); float32 [vocab, d_model].
 
     Raises ValueError for a model without a final norm and a linear head.
     """
@@ -85,9 +85,9 @@ def linear_part(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def through_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """x as a norm passes it on but for its scale: times the gain, and centered if the norm centers.
+    """x after a norm, up to its scale: times the gain, and centered if the norm centers.
 
-    The gain is read from what the norm does to ±1, since families store it in different ways.
+    The gain is read from the norm's effect on ±1, since families store it in different ways.
     """
     signs = torch.ones_like(x[:1])
     signs[:, 1::2] = -1

@@ -1,18 +1,60 @@
-"""Next-token loss from hidden states, a few rows at a time, so that the logits of a batch never exist at once.
+"""Next-token loss from hidden states in bounded memory, and the arithmetic of the matrix products: bf16 or float32.
 
 With a small model nearly all the memory of a training step is logits and their gradient. Walking over the rows in
-chunks gives the same numbers in bounded memory, in the same time or less.
+chunks gives the same numbers without ever holding a batch's logits, in the same time or less.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-_CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27  # logits a chunk: 16 and 512 MiB in float32
+from heredity.kernels.torch_forms import linear, native_bfloat16
+from heredity.study import Precision
+
+_CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27  # logits per chunk: 16 and 512 MiB in float32
 _MIN_ROWS = 1024  # fewer rows make the matrix products inefficient
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """Type of the matrix products: bf16 where requested and multiplied natively by the device, otherwise float32.
+
+    A processor without the instructions would take five times as long as for float32, to a coarser result.
+    """
+    native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else native_bfloat16()
+    return torch.bfloat16 if precision == "bf16" and native else torch.float32
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+    """While open, models on `device` multiply matrices in the type of `dtype_of` (autocast: weights stay as they are).
+
+    Not for gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be differentiated.
+    """
+    if dtype_of(precision, device) is torch.bfloat16:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif device.type == "cpu":
+        with _FastLinear():
+            yield
+    else:
+        yield
+
+
+class _FastLinear(TorchFunctionMode):
+    """Sends every `nn.Linear` through `kernels.torch_forms.linear`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.linear:
+            return linear(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -21,10 +63,10 @@ def chunk_rows(vocab_size: int, device: torch.device) -> int:
 
 
 def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
-    """The part of a decoder that makes hidden states, and the linear map from them to logits.
+    """The part of a decoder that computes hidden states, and the linear map from them to logits.
 
     None when the logits are anything else than that product: soft-capped or scaled logits, a bias, an adapter on the
-    output layer. It is found out by comparing both ways on a few tokens, not by a list of families.
+    output layer. Decided by comparing both ways on a few tokens, not by a list of families.
     """
     trunk, head = getattr(model, "base_model", None), getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(trunk, nn.Module) or trunk is model or type(head) is not nn.Linear or head.bias is not None:
@@ -42,6 +84,13 @@ def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     return (trunk, head) if same else None
 
 
+def next_token_loss(trunk: nn.Module, head: nn.Linear, input_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Mean cross-entropy in nats of predicting each token of [batch, context] from those before it."""
+    hidden = trunk(input_ids=input_ids, use_cache=False).last_hidden_state
+    # The last position predicts nothing, and slicing before the head saves its logits.
+    return linear_cross_entropy(hidden[:, :-1].flatten(0, 1), head.weight, input_ids[:, 1:].flatten(), dtype)
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
@@ -56,7 +105,7 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     """loss = mean(logsumexp(z) - z[label]),   dz = (softmax(z) - onehot(label)) / rows,   z = hidden @ weight.T.
 
-    The gradients are made in the forward pass, chunk by chunk, while the logits are at hand; 1 / rows comes last.
+    The gradients are computed in the forward pass, chunk by chunk, while the logits are at hand; 1 / rows comes last.
     """
 
     @staticmethod
@@ -64,7 +113,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         rows, step = len(hidden), chunk_rows(len(weight), hidden.device)
-        # Autocast would cast the accumulators as well; here every cast is said.
+        # Autocast would cast the accumulators as well; here every cast is explicit.
         with torch.autocast(hidden.device.type, enabled=False):
             x, w = hidden.to(dtype), weight.to(dtype)
             need_hidden, need_weight = ctx.needs_input_grad[:2]
@@ -90,16 +139,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        hidden_type, weight_type = ctx.types
         scale = grads[0] / ctx.rows
-        d_hidden = None if d_hidden is None else d_hidden.to(hidden_type) * scale
-        d_weight = None if d_weight is None else d_weight.to(weight_type) * scale
-        return d_hidden, d_weight, None, None
-
-
-def next_token_loss(trunk: nn.Module, head: nn.Linear, input_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Mean cross-entropy in nats of predicting each token of [batch, context] from those before it."""
-    hidden = trunk(input_ids=input_ids, use_cache=False).last_hidden_state
-    # The last position predicts nothing, and slicing before the head saves its logits.
-    return linear_cross_entropy(hidden[:, :-1].flatten(0, 1), head.weight, input_ids[:, 1:].flatten(), dtype)
+        scaled = [
+            None if gradient is None else gradient.to(dtype) * scale
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        ]
+        return *scaled, None, None

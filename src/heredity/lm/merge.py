@@ -1,50 +1,30 @@
-"""The weights of a child from the state dicts of its parents.
+"""Merges in memory: slerp, linear, task arithmetic and TIES. State dicts in, a state dict and a report out.
 
-Pure: state dicts in, a state dict and a report out. The maths of one tensor is in `combine`.
+`t` always runs from the first parent (t = 0) to the second (t = 1). Where the papers leave room, the choices are those
+of mergekit 0.1.5; each function states them, and a test compares the weights tensor by tensor. Every other method is
+mergekit's: `heredity.lm.recipe`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from heredity.lm.merge_operations import (
-    PARALLEL,
-    MergeError,
-    check_t,
-    check_weights,
-    cosine,
-    dare,
-    densities,
-    linear,
-    norm,
-    slerp,
-    task_arithmetic,
-    ties,
-)
+Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
-__all__ = [
-    "PARALLEL",
-    "MergeError",
-    "Method",
-    "TensorReport",
-    "TensorSettings",
-    "cosine",
-    "dare",
-    "linear",
-    "merge_states",
-    "norm",
-    "slerp",
-    "task_arithmetic",
-    "ties",
-]
+PARALLEL = 0.9995
+"""Slerp falls back to linear interpolation where |cos| of the two tensors is above this (about 1.81 degrees)."""
 
-Method = Literal["slerp", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
+_NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
+_CHUNK = 1 << 20  # elements converted to float64 at a time
+
+
+class MergeError(ValueError):
+    """Weights that cannot be merged; the message names the tensor, the difference and the way out."""
 
 
 class TensorReport(NamedTuple):
@@ -57,28 +37,15 @@ class TensorReport(NamedTuple):
     cosine: float
     """Cosine of that angle; 0 if one of them is zero, 1 if both are."""
     method: str
-    """`slerp`, `linear` (also where slerp fell back to it), `copied` (integers and booleans), or the task-vector
-    method by its own name."""
+    """`slerp`, `linear` (also where slerp fell back to it), `copied` (integers and booleans), or the name of the
+    task-vector method."""
     norm_ratio: float
     """‖merged‖ over the parents' norms averaged with the weights of the merge: (1 − t)‖a‖ + t‖b‖ for slerp and linear,
-    their plain mean for the task-vector methods; 1 when both are zero, nan when only the denominator is."""
+    their plain mean for all other methods; 1 when both are zero, nan when only the denominator is."""
     norm_a: float
     """Frobenius norm of the first parent's tensor."""
     norm_b: float
     """Frobenius norm of the second parent's tensor (the base's if there is one parent)."""
-
-
-class TensorSettings(NamedTuple):
-    """How one tensor is merged."""
-
-    t: float | None = None
-    """Position between two parents (slerp, linear)."""
-    weights: tuple[float, ...] | None = None
-    """One weight a parent (linear and the task-vector methods)."""
-    density: float | tuple[float, ...] = 0.5
-    """Share of a task vector that is kept (TIES, DARE), for all parents or one each."""
-    normalize: bool | None = None
-    """Divide by the sum of the weights; None is the method's own default (linear and TIES do, the others do not)."""
 
 
 def merge_states(
@@ -88,113 +55,243 @@ def merge_states(
     weights: Sequence[float] | None = None,
     density: float | Sequence[float] = 0.5,
     base: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-    settings: Callable[[str], TensorSettings] | None = None,
+    *,
+    normalize: bool | None = None,
 ) -> tuple[dict[str, Tensor], list[TensorReport]]:
-    """Merge whole state dicts, tensor by tensor; returns the child's and one report for each distinct tensor.
+    """Merge whole state dicts, tensor by tensor; return the child's and one report per distinct tensor.
 
     slerp takes two states and `t`; linear takes two and `t`, or any number and `weights`; the task-vector methods take
-    `base` and `weights`. `settings`, if given, decides for each tensor by its name instead of t, weights and density.
-    Tensors are merged in float32 and returned in the first parent's dtype. Integer and boolean tensors must be equal
-    and are copied. Tensors that share their storage in the parents share it in the child. DARE draws from `seed` and
-    the tensor's name, so the result does not depend on the order of keys.
+    `base` and `weights`, TIES also `density`. `normalize` divides by the sum of the weights; None is the default of the
+    method (linear and TIES do, task arithmetic does not). Tensors are merged in float32 and returned in the first
+    parent's dtype. Integer and boolean tensors must be equal and are copied. Tensors that share their storage in the
+    parents share it in the child.
 
     Raises `MergeError`, naming the tensor, for keys, shapes, dtypes or ties that differ, unequal integers, and weights
-    that are not finite; and for settings that the method does not take.
+    that are not finite; and for arguments that the method does not take.
     """
-    fixed = TensorSettings(t, _tuple(weights), density if isinstance(density, int | float) else tuple(density))
-    _check_settings(method, len(states), fixed if settings is None else None, base)
+    _check_arguments(method, len(states), t, weights, density, base)
     labels = [f"parent {i}" for i in range(1, len(states) + 1)] + (["base"] if base is not None else [])
     everyone = [*states, base] if base is not None else list(states)
     tied = _check_states(everyone, labels)
+    mix = (1 - t, t) if t is not None else tuple(weights or ())
+    shares = [1 / len(states)] * len(states)
+    if method in ("slerp", "linear"):
+        total = sum(mix) if t is None and normalize is not False else 1.0
+        shares = [weight / total for weight in mix] if total else [math.nan] * len(mix)
     merged: dict[str, Tensor] = {}
     reports = []
     for name in sorted(states[0]):
         if name in tied:
             continue
         tensors = [state[name] for state in everyone]
-        chosen = fixed if settings is None else settings(name)
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
+        a, parents = tensors[0], tensors[: len(states)]
         try:
-            merged[name], report = _merge_tensor(name, tensors, labels, method, chosen, generator)
+            norms, cos, used = _norms(tensors, labels), cosine(a, tensors[1]), str(method)
+            if not a.is_floating_point():
+                result, used = a.clone(), "copied"
+            elif method == "slerp":
+                result = slerp(a, tensors[1], mix[1], cos)
+                used = "linear" if abs(cos) > PARALLEL else "slerp"
+            elif method == "linear":
+                result = linear(parents, mix, normalize=normalize is not False)
+            elif method == "task_arithmetic":
+                result = task_arithmetic(tensors[-1], parents, mix, normalize=normalize is True)
+            else:
+                result = ties(tensors[-1], parents, mix, density, normalize=normalize is not False)
+            reports.append(_report(name, result, norms, cos, used, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
-        reports.append(report)
+        merged[name] = result
     return {name: merged[tied.get(name, name)] for name in states[0]}, reports
 
 
-def _merge_tensor(
-    name: str,
-    tensors: list[Tensor],
-    labels: list[str],
-    method: Method,
-    settings: TensorSettings,
-    generator: torch.Generator,
-) -> tuple[Tensor, TensorReport]:
+def compare_states(
+    merged: Mapping[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    method: str,
+    base: Mapping[str, Tensor] | None = None,
+) -> list[TensorReport]:
+    """Reports on a child merged elsewhere, one per distinct tensor that has one shape in the child and all models.
+
+    Empty unless there are two models to compare, the base counted. Raises `MergeError` for weights that are not finite.
+    """
+    everyone = [*states, base] if base is not None else list(states)
+    labels = [f"model {i}" for i in range(1, len(everyone) + 1)]
+    tied, reports = _ties(merged), []
+    for name in sorted(set(merged) - set(tied)):
+        tensors = [state[name] for state in everyone if name in state and state[name].shape == merged[name].shape]
+        if len(tensors) < max(2, len(everyone)):
+            continue
+        try:
+            norms, shares = _norms(tensors, labels), [1 / len(states)] * len(states)
+            reports.append(_report(name, merged[name], norms, cosine(*tensors[:2]), method, shares))
+        except MergeError as error:
+            raise MergeError(f"{name}: {error}") from None
+    return reports
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two tensors of one shape, flattened; sums in float64.
+
+    A zero tensor has no direction: its cosine with anything else is 0 (as in mergekit), with another zero 1.
+    """
+    norm_a, norm_b = norm(a), norm(b)
+    if norm_a <= _NO_DIRECTION or norm_b <= _NO_DIRECTION:
+        return 1.0 if max(norm_a, norm_b) <= _NO_DIRECTION else 0.0
+    return min(1.0, max(-1.0, _inner(a, b) / norm_a / norm_b))
+
+
+def norm(a: Tensor) -> float:
+    """Frobenius norm of a tensor, summed in float64."""
+    return math.sqrt(_inner(a, a))
+
+
+def slerp(a: Tensor, b: Tensor, t: float, cos: float | None = None) -> Tensor:
+    """sin((1 − t)θ)/sin θ · a + sin(tθ)/sin θ · b, with θ the angle between a and b.
+
+    Each tensor is one vector whatever its shape; θ comes from the normalized vectors and the weights apply to the
+    raw ones, so that norms interpolate too. Near-parallel and near-opposite tensors (|cos| > 0.9995) are interpolated
+    linearly. Computed in float32 (float64 for float64 input), returned in the dtype of `a`; t = 0 and t = 1 return
+    the inputs bit for bit. `cos` is `cosine(a, b)` if the caller already has it.
+
+    Source: Shoemake 1985; Horn & Elliott 2024, section 3.3; per whole tensor on raw weights as in mergekit.
+    Raises `MergeError` for different shapes or t outside [0, 1].
+    """
+    _check_t(t)
+    _check_tensors([a, b])
+    if t == 0:
+        return a.clone()
+    if t == 1:
+        return b.to(a.dtype, copy=True)
+    cos = cosine(a, b) if cos is None else cos
+    x, y = a.to(_working(a)), b.to(_working(a))
+    if abs(cos) > PARALLEL:
+        return torch.lerp(x, y, t).to(a.dtype)
+    theta = math.acos(cos)
+    weight_a, weight_b = math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
+    return (weight_a * x + weight_b * y).to(a.dtype)
+
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
+    """Σ wᵢ xᵢ / Σ wᵢ (without the division if `normalize` is off), in float32, in the dtype of the first tensor.
+
+    Dividing by the sum is mergekit's default. A tensor of weight 0 is left out, so that weights (1, 0) return the
+    first tensor bit for bit. Raises `MergeError` for different shapes, or weights that are not one per tensor, not
+    finite, or sum to 0.
+    """
+    _check_tensors(tensors)
+    _check_weights(weights, len(tensors))
+    total = sum(weights) if normalize else 1.0
+    if total == 0:
+        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
+    merged = None
+    for tensor, weight in zip(tensors, weights, strict=True):
+        if weight:
+            term = tensor.to(_working(tensors[0])) * (weight / total)
+            merged = term if merged is None else merged + term
+    return torch.zeros_like(tensors[0]) if merged is None else merged.to(tensors[0].dtype)
+
+
+def task_arithmetic(
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False
+) -> Tensor:
+    """base + Σ wᵢ (xᵢ − base); with `normalize` the sum is divided by Σ wᵢ (off by default, as in mergekit).
+
+    Source: Ilharco et al. 2023, section 2. Raises `MergeError` as `linear` does.
+    """
+    vectors = _task_vectors(base, tensors, weights)
+    total: Tensor = sum(vectors[1:], start=vectors[0])
+    divisor = sum(weights)
+    if normalize and abs(divisor) < _NO_DIRECTION:
+        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
+    return (base.to(total.dtype) + (total / divisor if normalize else total)).to(base.dtype)
+
+
+def ties(
+    base: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    density: float | Sequence[float],
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    """Trim each task vector, elect a sign for each element, and average the vectors that agree with it.
+
+    Trimming keeps the max(1, ⌊density · n⌋) elements of largest magnitude of a whole tensor (earlier elements first
+    among equals) and does not rescale them. The elected sign is that of the sum of the weighted trimmed vectors, plus
+    where it is 0. The mean is weighted: Σ wᵢ δᵢ / Σ wᵢ over the agreeing vectors; `normalize=False` leaves the division
+    out. `density` is one number or one per tensor.
+
+    Source: Yadav et al. 2023, algorithm 1; sign method "sum", weights and normalization as in mergekit.
+    Raises `MergeError` as `linear` does, and for a density outside (0, 1].
+    """
+    weighted = _task_vectors(base, tensors, weights, _densities(density, len(tensors)))
+    total: Tensor = sum(weighted[1:], start=weighted[0])
+    elected = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
+    agree = [(vector.sign() == elected).to(total.dtype) for vector in weighted]
+    total = sum((v * a for v, a in zip(weighted, agree, strict=True)), start=torch.zeros_like(total))
+    divisor = sum((a * w for a, w in zip(agree, weights, strict=True)), start=torch.zeros_like(total))
+    divisor = torch.where(divisor == 0, 1.0, divisor)
+    return (base.to(total.dtype) + (total / divisor if normalize else total)).to(base.dtype)
+
+
+def _task_vectors(
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], densities: Sequence[float] | None = None
+) -> list[Tensor]:
+    """wᵢ (xᵢ − base), each trimmed to its density first."""
+    _check_tensors([base, *tensors])
+    vectors = [tensor.to(_working(base)) - base.to(_working(base)) for tensor in tensors]
+    for i, density in enumerate(densities or ()):
+        vector = vectors[i].reshape(-1)
+        if density < 1 and vector.numel():
+            largest = vector.abs().argsort(descending=True, stable=True)[: max(1, int(density * vector.numel()))]
+            kept = torch.zeros_like(vector)
+            kept[largest] = vector[largest]
+            vectors[i] = kept.reshape(base.shape)
+    _check_weights(weights, len(vectors))
+    return [vector * weight for vector, weight in zip(vectors, weights, strict=True)]
+
+
+def _working(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    pieces = zip(a.reshape(-1).split(_CHUNK), b.reshape(-1).split(_CHUNK), strict=True)
+    return float(sum(torch.dot(x.double(), y.double()) for x, y in pieces))
+
+
+def _norms(tensors: Sequence[Tensor], labels: Sequence[str]) -> list[float]:
     norms = [norm(tensor) for tensor in tensors]
     for label, size in zip(labels, norms, strict=True):
         if not math.isfinite(size):
             raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
-    has_base = labels[-1] == "base"
-    parents = len(tensors) - has_base
-    cos = cosine(tensors[0], tensors[1])
-    used: str = method
-    if not tensors[0].is_floating_point():
-        result, used = tensors[0].clone(), "copied"
-    elif method == "slerp":
-        assert settings.t is not None
-        result = slerp(tensors[0], tensors[1], settings.t, cos)
-        used = "linear" if abs(cos) > PARALLEL else "slerp"
-    else:
-        result = _combine(tensors[:parents], tensors[-1] if has_base else None, method, settings, generator)
-    size = norm(result)
+    return norms
+
+
+def _report(
+    name: str, merged: Tensor, norms: Sequence[float], cos: float, method: str, shares: Sequence[float]
+) -> TensorReport:
+    """`shares`: weights with which the parents' norms are averaged; a base's norm comes after those of the parents."""
+    size = norm(merged)
     if not math.isfinite(size):
-        raise MergeError(f"overflows {result.dtype} when merged; convert the models to float32")
-    expected = sum(w * n for w, n in zip(_shares(method, settings, parents), norms[:parents], strict=True))
+        raise MergeError(f"overflows {merged.dtype} when merged; convert the models to float32")
+    expected = sum(share * parent for share, parent in zip(shares, norms, strict=False))
     ratio = size / expected if expected else (1.0 if not size else math.nan)
-    return result, TensorReport(name, math.degrees(math.acos(cos)), cos, used, ratio, norms[0], norms[1])
+    return TensorReport(name, math.degrees(math.acos(cos)), cos, method, ratio, norms[0], norms[1])
 
 
-def _combine(
-    tensors: list[Tensor], base: Tensor | None, method: Method, settings: TensorSettings, generator: torch.Generator
-) -> Tensor:
-    t, weights, density, wish = settings
-    if method == "linear":
-        if weights is None:
-            assert t is not None
-            check_t(t)
-            weights = (1 - t, t)
-        return linear(tensors, weights, normalize=wish is not False)
-    assert base is not None and weights is not None
-    if method == "task_arithmetic":
-        return task_arithmetic(base, tensors, weights, normalize=wish is True)
-    if method == "ties":
-        return ties(base, tensors, weights, density, normalize=wish is not False)
-    return dare(base, tensors, weights, density, generator, method == "dare_ties", normalize=wish is True)
-
-
-def _shares(method: Method, settings: TensorSettings, parents: int) -> list[float]:
-    """Weights with which the parents' norms are averaged for the norm ratio."""
-    if method == "slerp" or (method == "linear" and settings.weights is None):
-        return [1 - (settings.t or 0.0), settings.t or 0.0]
-    if method == "linear" and settings.weights is not None:
-        total = sum(settings.weights) if settings.normalize is not False else 1.0
-        return [weight / total for weight in settings.weights]
-    return [1 / parents] * parents
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest())
-
-
-def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def _check_settings(method: str, parents: int, settings: TensorSettings | None, base: object) -> None:
-    """Whether the method exists and takes this many parents, this base and (unless tensors have their own) settings."""
+def _check_arguments(
+    method: str,
+    parents: int,
+    t: float | None,
+    weights: Sequence[float] | None,
+    density: float | Sequence[float],
+    base: object,
+) -> None:
     if method not in get_args(Method):
-        raise MergeError(f"method={method!r} is unknown; choose one of {', '.join(get_args(Method))}")
+        known = ", ".join(get_args(Method))
+        raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
     between = method in ("slerp", "linear")
     if parents < (2 if between else 1) or (method == "slerp" and parents > 2):
         wanted = "exactly two parents" if method == "slerp" else f"at least {2 if between else 1}"
@@ -203,64 +300,89 @@ def _check_settings(method: str, parents: int, settings: TensorSettings | None, 
         raise MergeError(f"{method} takes no base; leave base out or use a task-vector method")
     if not between and base is None:
         raise MergeError(f"{method} needs base, the model its parents descend from; give one")
-    if settings is None:
-        return
-    t, weights, density, _ = settings
     if method == "slerp" and (t is None or weights is not None):
         raise MergeError("slerp takes t and no weights; give t between 0 (first parent) and 1 (second)")
     if method == "linear" and (t is None) == (weights is None):
         raise MergeError("linear takes either t or weights; give one of the two")
     if method == "linear" and t is not None and parents > 2:
-        raise MergeError(f"linear with t takes exactly two parents, not {parents}; give weights, one a parent")
+        raise MergeError(f"linear with t takes exactly two parents, not {parents}; give one weight per parent")
     if not between and (weights is None or t is not None):
-        raise MergeError(f"{method} takes weights, one a parent, and no t; give weights")
+        raise MergeError(f"{method} takes weights, one per parent, and no t; give weights")
     if t is not None:
-        check_t(t)
+        _check_t(t)
     if weights is not None:
-        check_weights(weights, parents)
-    densities(density, parents)
+        _check_weights(weights, parents)
+    _densities(density, parents)
+
+
+def _check_t(t: float) -> None:
+    if not 0 <= t <= 1:
+        raise MergeError(f"t={t} is outside [0, 1]; 0 is the first parent, 1 the second")
+
+
+def _check_weights(weights: Sequence[float], count: int) -> None:
+    if len(weights) != count:
+        raise MergeError(f"weights={list(weights)} are {len(weights)} for {count} parents; give one weight per parent")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise MergeError(f"weights={list(weights)} are not all finite; give plain numbers")
+
+
+def _densities(density: float | Sequence[float], count: int) -> list[float]:
+    """One density for each of `count` tensors."""
+    densities = [float(density)] * count if isinstance(density, int | float) else [float(share) for share in density]
+    if len(densities) != count:
+        raise MergeError(f"density={densities} are {len(densities)} for {count} parents; give one, or one per parent")
+    if not all(0 < share <= 1 for share in densities):
+        raise MergeError(f"density={density} is outside (0, 1], the share of each task vector that is kept")
+    return densities
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        raise MergeError("there is no tensor to merge; give at least one")
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            raise MergeError(f"{tensor.dtype} tensors are not merged; copy them, or convert them to floating point")
+        if tensor.shape != tensors[0].shape:
+            shapes = f"{list(tensors[0].shape)} and {list(tensor.shape)}"
+            raise MergeError(f"tensors of shapes {shapes} cannot be merged; merge models of one architecture")
 
 
 def _check_states(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> dict[str, str]:
-    """Refuse state dicts that do not fit each other; returns each tied name with the name it is tied to."""
-    first, tied = states[0], _ties(states[0])
-    for state, label in zip(states[1:], labels[1:], strict=True):
-        for here, there, owner, other in ((first, state, labels[0], label), (state, first, label, labels[0])):
-            extra = sorted(set(here) - set(there))
+    """Refuse state dicts that do not fit each other; return each tied name with the name it is tied to."""
+    first, tied, here = states[0], _ties(states[0]), labels[0]
+    for state, there in zip(states[1:], labels[1:], strict=True):
+        for holder, extra in ((here, set(first) - set(state)), (there, set(state) - set(first))):
             if extra:
-                names = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+                names = ", ".join(sorted(extra)[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
                 raise MergeError(
-                    f"{names} is in {owner} but not in {other}; merge models of one architecture "
-                    "(both with tied embeddings or both without)"
+                    f"{names} is in {holder} but not in {there if holder == here else here}; merge models of one "
+                    "architecture (both with tied embeddings or both without)"
                 )
         for name in sorted(first):
-            _check_pair(name, first[name], state[name], labels[0], label)
-        theirs = _ties(state)
-        for name in sorted(set(tied.items()) ^ set(theirs.items())):
-            owner, other = (labels[0], label) if name[0] in tied else (label, labels[0])
+            a, b = first[name], state[name]
+            if a.shape != b.shape:
+                raise MergeError(
+                    f"{name} is {list(a.shape)} in {here} but {list(b.shape)} in {there}; "
+                    "merge models of one architecture and one vocabulary"
+                )
+            if a.is_floating_point() != b.is_floating_point():
+                raise MergeError(f"{name} is {a.dtype} in {here} but {b.dtype} in {there}; convert one of the models")
+            if not a.is_floating_point() and not torch.equal(a, b):
+                raise MergeError(
+                    f"{name} holds {a.dtype} values that differ between {here} and {there}; "
+                    "such a buffer is copied, not merged: make them equal"
+                )
+        for pair in sorted(set(tied.items()) ^ set(_ties(state).items())):
+            holder, other = (here, there) if pair[0] in tied else (there, here)
             raise MergeError(
-                f"{name[0]} shares its storage with {name[1]} in {owner} but not in {other}; tie both or untie both"
+                f"{pair[0]} shares its storage with {pair[1]} in {holder} but not in {other}; tie both or untie both"
             )
     return tied
 
 
-def _check_pair(name: str, a: Tensor, b: Tensor, label_a: str, label_b: str) -> None:
-    if a.shape != b.shape:
-        raise MergeError(
-            f"{name} is {list(a.shape)} in {label_a} but {list(b.shape)} in {label_b}; "
-            "merge models of one architecture and one vocabulary"
-        )
-    if a.is_floating_point() != b.is_floating_point():
-        raise MergeError(f"{name} is {a.dtype} in {label_a} but {b.dtype} in {label_b}; convert one of the models")
-    if not a.is_floating_point() and not torch.equal(a, b):
-        raise MergeError(
-            f"{name} holds {a.dtype} values that differ between {label_a} and {label_b}; "
-            "such a buffer is copied, not merged: make them equal"
-        )
-
-
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of tensors that are the same memory as another, with the (alphabetically first) name of that one."""
+    """Names of tensors that share their memory with another, each with the alphabetically first name of that one."""
     seen: dict[tuple, str] = {}
     tied = {}
     for name in sorted(state):

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from heredity.lm.merge import MergeError, Method
-from heredity.lm.merge_evaluator import Bench, Judged, Place
+from heredity.lm.evaluate import Quality
+from heredity.lm.evaluate import evaluate as judge
+from heredity.lm.merge import MergeError, Method, linear, merge_states, slerp
+from heredity.study import Precision
 
 _REPLICATES = 1000  # bootstrap replicates behind every interval
 _CHUNK = 1 << 22  # resampling counts held at a time
@@ -24,26 +27,43 @@ class SweepPoint(NamedTuple):
     accuracy: dict[str, float]
     """Next-token accuracy on each parent's corpora, by the parent's name, pooled over tokens."""
     ce_loss: dict[str, float]
-    """Cross-entropy in nats a token, likewise."""
+    """Cross-entropy in nats per token, likewise."""
     interval: dict[str, tuple[float, float]]
-    """95 % interval of each accuracy, from resampling blocks."""
+    """95 % CI of each accuracy, bootstrap over blocks."""
 
 
 class Sweep(NamedTuple):
     """The accuracy curves of a merge and their equilibrium."""
 
     points: list[SweepPoint]
-    """Every t that was evaluated (grid, bisection, equilibrium), rising."""
+    """Every evaluated t (grid, bisection, equilibrium), rising."""
     t: float
     """The equilibrium: accuracies cross here, or, if they never do, the grid point where they differ least."""
     crossed: bool
     """Whether the curves cross."""
     interval: tuple[float, float]
-    """95 % interval of the equilibrium t over resampled blocks, the crossing read off the curve between points."""
+    """95 % CI of the equilibrium t, bootstrap over blocks, the crossing interpolated between points."""
     first: str
     """Parent at t = 0."""
     second: str
     """Parent at t = 1."""
+
+
+class Place(NamedTuple):
+    """One measurement of a sweep, independent of all others."""
+
+    t: float
+    """Position between the parents."""
+    parent: str
+    """Whose validation set."""
+    corpus: str
+    """Which corpus of it."""
+
+
+Evaluate = Callable[[nn.Module, np.ndarray, int, Precision], Quality]
+"""Stands in for `heredity.lm.evaluate.evaluate`: model, blocks, batch size, precision."""
+Measure = Callable[[Iterable[Place]], Iterable[Quality]]
+"""Measures places, in their order."""
 
 
 def sweep(
@@ -54,10 +74,10 @@ def sweep(
     blocks: Mapping[str, Mapping[str, np.ndarray]],
     points: int = 11,
     tolerance: float = 0.005,
-    precision: str = "bf16",
+    precision: Precision = "bf16",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    evaluate: Callable[..., Judged] | None = None,
+    evaluate: Evaluate | None = None,
     batch_size: int = 32,
 ) -> Sweep:
     """Accuracy of the merge of two parents on both parents' validation sets, for a grid of t and at the equilibrium.
@@ -68,19 +88,99 @@ def sweep(
     included. Where the difference of the two accuracies changes sign between two of them, bisection narrows the
     bracket to `tolerance` and the equilibrium is interpolated in it (see `crossing` for the choice among several).
 
-    Intervals resample blocks (seeded by `seed`), each parent's on its own and the same blocks at every t.
+    Intervals resample blocks (seeded by `seed`), each parent's separately and the same blocks at every t.
     `evaluate(model, blocks, batch_size, precision)` stands in for `heredity.lm.evaluate.evaluate`.
     Source: Horn & Elliott 2024, section 3.3 and appendix A. Raises `MergeError` for a method without t, other than two
     parents, parents without blocks, a grid of fewer than two points, and weights that do not fit each other or `model`.
     """
     bench = Bench(model, first_state, second_state, method, blocks, precision, evaluate, batch_size)
-    found = follow(lambda places: map(bench.measure, places), points, tolerance, seed, bench.corpora, progress)
-    bench.blend.into(found.t)
-    return found
+    corpora = {parent: [name for name, rows in sets.items() if len(rows)] for parent, sets in blocks.items()}
+    result = follow(lambda places: map(bench.measure, places), points, tolerance, seed, corpora, progress)
+    bench.blend.into(result.t)
+    return result
 
 
-Measure = Callable[[Iterable[Place]], Iterable[Judged]]
-"""Measures places, in their order."""
+class Bench:
+    """The merge of two parents in memory, ready to be measured at any place."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first_state: Mapping[str, Tensor],
+        second_state: Mapping[str, Tensor],
+        method: Method,
+        blocks: Mapping[str, Mapping[str, np.ndarray]],
+        precision: Precision = "bf16",
+        evaluate: Evaluate | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Arguments and errors as in `sweep`."""
+        self.blend = Blend(model, first_state, second_state, method)
+        self._t: float | None = None
+        self._quality = lambda place: (evaluate or judge)(
+            model, blocks[place.parent][place.corpus], batch_size, precision
+        )
+
+    def measure(self, place: Place) -> Quality:
+        """Evaluate one place; the model stays at its t."""
+        if place.t != self._t:
+            self.blend.into(place.t)
+            self._t = place.t
+        return self._quality(place)
+
+
+class Blend:
+    """The merge of two state dicts at any t, written into a model in memory.
+
+    Angles are computed once. Raises `MergeError` for methods other than slerp and linear, states that do not fit each
+    other, and states that lack one of the model's tensors or have one that it lacks.
+    """
+
+    def __init__(
+        self, model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], method: Method
+    ) -> None:
+        """Check the states against each other and the model, and place them on the model's device."""
+        if method not in ("slerp", "linear"):
+            raise MergeError(f"{method} has no t to sweep; use slerp or linear, or give weights instead of t")
+        self._method = method
+        self._parts = []
+        reports, targets = merge_states([first, second], method, 0.5)[1], model.state_dict()
+        if unknown := sorted(set(first) - set(targets)):
+            raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
+        memory = {targets[name].data_ptr() for name in first}
+        for name, target in targets.items():
+            if target.data_ptr() not in memory:  # a tied tensor is stored once, under either name
+                raise MergeError(f"{name} is in the model but not in the parents; give a model of their architecture")
+            if name in first and target.shape != first[name].shape:
+                shapes = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
+                raise MergeError(f"{name} is {shapes}; give a model of their architecture")
+        for report in reports:
+            target = targets[report.name]
+            a, b = (state[report.name].to(target.device) for state in (first, second))
+            self._parts.append((target, a, b, report))
+
+    @torch.no_grad()
+    def into(self, t: float) -> None:
+        """Write the merge at t into the model."""
+        for target, a, b, report in self._parts:
+            if report.method == "copied":
+                target.copy_(a)
+            elif self._method == "slerp":
+                target.copy_(slerp(a, b, t, report.cosine))
+            else:
+                target.copy_(linear([a, b], [1 - t, t]))
+
+
+class _Pooled(NamedTuple):
+    """One parent's corpora at one t."""
+
+    hits: np.ndarray  # correct predictions of each block, float64
+    tokens: np.ndarray  # predicted tokens of each block
+    ce_loss: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.hits.sum() / self.tokens.sum())
 
 
 def follow(
@@ -91,10 +191,10 @@ def follow(
     corpora: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """The sweep of `sweep`, measured by whoever `measure` asks. `corpora`: of the first and of the second parent.
+    """The sweep of `sweep`, with measurements by `measure`. `corpora`: of the first and of the second parent.
 
-    All places of the grid are asked for at once, so that they can be shared among processes; bisection goes on one t
-    at a time. Raises `MergeError` for other than two parents, parents without corpora, and a grid of fewer than two.
+    All places of the grid are requested at once, so that processes can share them; bisection proceeds one t at a
+    time. Raises `MergeError` for other than two parents, parents without corpora, and a grid of fewer than two.
     """
     if len(corpora) != 2:
         names = ", ".join(corpora) or "none"
@@ -105,25 +205,43 @@ def follow(
     if points < 2 or tolerance <= 0:
         raise MergeError(f"points={points} and tolerance={tolerance} must be at least 2 and above 0")
     first, second = corpora
-    curve = _Curve(measure, corpora)
+    curves: dict[float, dict[str, _Pooled]] = {}
     total = points + max(0, math.ceil(math.log2(1 / (points - 1) / tolerance))) + 1
 
-    def evaluated(count: int) -> None:
-        if progress is not None:
-            progress(min(count, total), total)
+    def evaluate_at(positions: Sequence[float]) -> None:
+        missing = [t for t in positions if t not in curves]
+        places = [Place(t, parent, c) for t in missing for parent, names in corpora.items() for c in names]
+        qualities = iter(measure(places))
+        for t in missing:
+            curves[t] = {parent: _pool([next(qualities) for _ in names]) for parent, names in corpora.items()}
+            if progress is not None:
+                progress(min(len(curves), total), total)
 
     def difference(t: float) -> float:
-        curve.evaluate([t], evaluated)
-        return curve.difference(t)
+        evaluate_at([t])
+        return curves[t][first].accuracy - curves[t][second].accuracy
 
     grid = [i / (points - 1) for i in range(points)]
-    curve.evaluate(grid, evaluated)
+    evaluate_at(grid)
     t, crossed = _equilibrium(grid, difference, tolerance)
     difference(t)
-    resampled = curve.resample(np.random.default_rng(seed))
+    positions = sorted(curves)
+    rng = np.random.default_rng(seed)
+    replicates = {parent: _resample([curves[t][parent] for t in positions], rng) for parent in corpora}
     if progress is not None:
         progress(total, total)
-    return Sweep(curve.points(resampled), t, crossed, _equilibrium_interval(curve.positions, resampled), first, second)
+    rows = [
+        SweepPoint(
+            position,
+            {parent: pooled.accuracy for parent, pooled in curves[position].items()},
+            {parent: pooled.ce_loss for parent, pooled in curves[position].items()},
+            {parent: _interval(replicates[parent][:, i]) for parent in corpora},
+        )
+        for i, position in enumerate(positions)
+    ]
+    differences = (replicates[first] - replicates[second]).tolist()
+    interval = _interval(np.array([crossing(positions, row)[0] for row in differences]))
+    return Sweep(rows, t, crossed, interval, first, second)
 
 
 def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[float, bool]:
@@ -133,87 +251,41 @@ def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[
     because both parents contribute most there; among equally near ones the lower. The same rule breaks ties between
     points that are equally near 0.
     """
-    found = []
+
+    def from_middle(t: float) -> tuple[float, float]:
+        return round(abs(t - 0.5), 12), t  # rounded, so that 0.4 and 0.6 are equally near
+
+    roots = []
     for i, (t, d) in enumerate(zip(positions, differences, strict=True)):
         if d == 0:
-            found.append(t)
+            roots.append(t)
         elif i and d * differences[i - 1] < 0:
             before, change = positions[i - 1], differences[i - 1]
-            found.append(before + (t - before) * change / (change - d))
-    if found:
-        return min(found, key=_from_middle), True
+            roots.append(before + (t - before) * change / (change - d))
+    if roots:
+        return min(roots, key=from_middle), True
     least = min(map(abs, differences))
-    return min((t for t, d in zip(positions, differences, strict=True) if abs(d) == least), key=_from_middle), False
+    return min((t for t, d in zip(positions, differences, strict=True) if abs(d) == least), key=from_middle), False
 
 
-class _Row(NamedTuple):
-    """One evaluated t: for each parent, right predictions of every block, and the pooled cross-entropy."""
+def _pool(qualities: Sequence[Quality]) -> _Pooled:
+    tokens = sum(quality.tokens for quality in qualities)
+    return _Pooled(
+        np.concatenate([np.asarray(quality.hits, np.float64) for quality in qualities]),
+        np.concatenate([np.full(len(quality.hits), quality.tokens / len(quality.hits)) for quality in qualities]),
+        sum(quality.ce_loss * quality.tokens for quality in qualities) / tokens,
+    )
 
-    hits: dict[str, np.ndarray]
-    ce_loss: dict[str, float]
 
-
-class _Curve:
-    """The points evaluated so far; each t is evaluated once."""
-
-    def __init__(self, measure: Measure, corpora: Mapping[str, Sequence[str]]) -> None:
-        self._measure, self._corpora = measure, corpora
-        self._tokens: dict[str, np.ndarray] = {}
-        self.rows: dict[float, _Row] = {}
-
-    @property
-    def positions(self) -> list[float]:
-        return sorted(self.rows)
-
-    def evaluate(self, positions: Sequence[float], evaluated: Callable[[int], None]) -> None:
-        """Measure what is missing of these t; `evaluated` gets the number of t known after each."""
-        missing = [t for t in positions if t not in self.rows]
-        places = [Place(t, parent, c) for t in missing for parent, own in self._corpora.items() for c in own]
-        judged = iter(self._measure(places))
-        for t in missing:
-            self.rows[t] = _Row({}, {})
-            for parent, own in self._corpora.items():
-                self._take_in(t, parent, [next(judged) for _ in own])
-            evaluated(len(self.rows))
-
-    def difference(self, t: float) -> float:
-        """Accuracy on the first parent's blocks less that on the second's, at a t that was evaluated."""
-        first, second = (self._accuracy(t, parent) for parent in self._corpora)
-        return first - second
-
-    def _take_in(self, t: float, parent: str, judged: Sequence[Judged]) -> None:
-        self._tokens[parent] = np.concatenate([np.full(len(j.hits), j.tokens / len(j.hits)) for j in judged])
-        self.rows[t].hits[parent] = np.concatenate([np.asarray(j.hits, np.float64) for j in judged])
-        self.rows[t].ce_loss[parent] = sum(j.ce_loss * j.tokens for j in judged) / sum(j.tokens for j in judged)
-
-    def _accuracy(self, t: float, parent: str) -> float:
-        return float(self.rows[t].hits[parent].sum() / self._tokens[parent].sum())
-
-    def resample(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Accuracy of each bootstrap replicate at each t, float64 [replicates, points], for each parent."""
-        accuracies = {}
-        for parent, tokens in self._tokens.items():
-            hits = np.stack([self.rows[t].hits[parent] for t in self.positions], axis=1)
-            n, parts = len(tokens), []
-            size = max(1, _CHUNK // n)
-            for start in range(0, _REPLICATES, size):
-                counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, _REPLICATES - start)).astype(np.float64)
-                parts.append(counts @ hits / (counts @ tokens)[:, None])
-            accuracies[parent] = np.concatenate(parts)
-        return accuracies
-
-    def points(self, resampled: Mapping[str, np.ndarray]) -> list[SweepPoint]:
-        """The finished points, with intervals from the replicates."""
-        parents = list(self._corpora)
-        return [
-            SweepPoint(
-                t,
-                {parent: self._accuracy(t, parent) for parent in parents},
-                self.rows[t].ce_loss,
-                {parent: _interval(resampled[parent][:, i]) for parent in parents},
-            )
-            for i, t in enumerate(self.positions)
-        ]
+def _resample(curve: Sequence[_Pooled], rng: np.random.Generator) -> np.ndarray:
+    """Accuracy of each bootstrap replicate at each t, float64 [replicates, points]."""
+    hits, tokens = np.stack([pooled.hits for pooled in curve], axis=1), curve[0].tokens
+    n, parts = len(tokens), []
+    size = max(1, _CHUNK // n)
+    for start in range(0, _REPLICATES, size):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, _REPLICATES - start)).astype(np.float64)
+        parts.append(counts @ hits / (counts @ tokens)[:, None])
+    return np.concatenate(parts)
 
 
 def _equilibrium(grid: Sequence[float], difference: Callable[[float], float], tolerance: float) -> tuple[float, bool]:
@@ -231,15 +303,6 @@ def _equilibrium(grid: Sequence[float], difference: Callable[[float], float], to
     return crossing([low, high], [difference(low), difference(high)])
 
 
-def _equilibrium_interval(positions: Sequence[float], resampled: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    first, second = resampled.values()
-    return _interval(np.array([crossing(positions, row)[0] for row in (first - second).tolist()]))
-
-
 def _interval(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
-
-
-def _from_middle(t: float) -> tuple[float, float]:
-    return round(abs(t - 0.5), 12), t  # rounded, so that 0.4 and 0.6 are equally near

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
-import random
+import shutil
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from heredity.kernels.processors import keep_large_buffers
-from heredity.lm.checkpoints import claim, newest_checkpoint
-from heredity.lm.load import quiet, state_hash
-from heredity.lm.loss import next_token_loss, trunk_and_head
-from heredity.lm.precision import dtype_of
+from heredity.lm.load import quiet, random_state_kept, state_hash
+from heredity.lm.loss import dtype_of, next_token_loss, trunk_and_head
 from heredity.study import LoraConfig, TrainingConfig
+from heredity.text.tokens import BlockSampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -29,21 +31,8 @@ _LOSSES = 200  # points of the loss curve
 _EAGER_SCORES = 2**27  # attention scores of a batch that may be held at once (512 MiB in float32)
 
 
-class Blocks(Protocol):
-    """What training needs of a `BlockSampler`: token blocks in a fixed order, read anywhere."""
-
-    @property
-    def blocks_per_pass(self) -> int:
-        """Blocks of one pass over the text."""
-        ...
-
-    def take(self, start: int, stop: int) -> np.ndarray:
-        """Blocks start..stop, int64 [stop - start, context]."""
-        ...
-
-
 class TrainingError(ValueError):
-    """Training went wrong in a way its settings can mend."""
+    """Training that went wrong in a way its settings can mend."""
 
 
 class TrainingRecord(NamedTuple):
@@ -56,12 +45,12 @@ class TrainingRecord(NamedTuple):
     final_loss: float
     """The last point of `losses`."""
     losses: list[tuple[int, float]]
-    """(step, mean loss in nats a token since the point before)."""
+    """(step, mean loss in nats per token since the point before)."""
 
 
 def train_model(
     model: PreTrainedModel,
-    blocks: Blocks,
+    blocks: BlockSampler,
     config: TrainingConfig,
     total_tokens: int,
     lr: float,
@@ -78,8 +67,8 @@ def train_model(
     is a plain model before and after. `total_tokens` is rounded up to whole blocks; the last batch may be short.
 
     A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and the same
-    initial weights after it was killed, training goes on from the newest whole checkpoint and ends in the same
-    weights, bit by bit, as if nothing had happened (on a GPU as far as its kernels are deterministic). The global
+    initial weights after it was killed, training resumes from the newest whole checkpoint and ends in the same
+    weights, bit by bit, as an uninterrupted run (on a GPU as far as its kernels are deterministic). The global
     random state, log levels and warning filters are left as they were; on Linux the process keeps the thresholds
     set by `keep_large_buffers` when it trains on a CPU.
 
@@ -90,36 +79,40 @@ def train_model(
         raise ValueError(f"total_tokens={total_tokens} leaves nothing to train on; give at least one block of tokens")
     first = blocks.take(0, 1)
     count = math.ceil(total_tokens / first.shape[1])
-    steps = math.ceil(count / config.batch_size)
+    tokens, steps = count * first.shape[1], math.ceil(count / config.batch_size)
     settings = {"config": config.model_dump(), "total_tokens": total_tokens, "lr": lr, "seed": seed}
     settings |= {"lora": lora.model_dump() if lora else None, "weights": state_hash(model.state_dict())}
     settings |= {"data": [blocks.blocks_per_pass, *first[0, :16].tolist()]}
-    claim(folder, settings)
+    _claim(folder, settings)
     if next(model.parameters()).device.type == "cpu":
         keep_large_buffers()
-    training = model.training
-    with quiet(), _random_state_kept(), _settings_kept(model), _fast_attention(model, config):
-        torch.manual_seed(seed)
-        trained = _with_adapters(model, lora) if lora else model
-        dataset = _BlockDataset(blocks, count, model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-        pace = _Pace(count * first.shape[1], steps, progress, save_seconds)
-        trainer = _trainer(trained, dataset, config, steps, lr, seed, folder, pace)
-        names = () if lora else {name for name, _ in model.named_parameters()}
-        found = newest_checkpoint(folder, names)
-        trainer.train(resume_from_checkpoint=str(found) if found else None)
-        losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
-        if lora:
-            trained.merge_and_unload()  # type: ignore[operator]
-            _forget_adapters(model)
+    training, cache = model.training, getattr(model.config, "use_cache", None)
+    try:
+        with quiet(), random_state_kept(), _fast_attention(model, config):
+            torch.manual_seed(seed)
+            trained = _with_adapters(model, lora) if lora else model
+            dataset = _BlockDataset(blocks, count, model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+            trainer = _trainer(trained, dataset, config, tokens, steps, lr, seed, folder, progress, save_seconds)
+            checkpoint = newest_checkpoint(folder, () if lora else {name for name, _ in model.named_parameters()})
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
+            if lora:
+                trained.merge_and_unload()  # type: ignore[operator]
+                for name in ("peft_config", "_hf_peft_config_loaded"):  # peft leaves these on the plain model
+                    model.__dict__.pop(name, None)
+                model.requires_grad_(True)
+    finally:
+        if cache is not None:  # the Trainer leaves the cache off, which would end up in the saved configuration
+            model.config.use_cache = cache
     model.zero_grad(set_to_none=True)
     model.train(training)
-    return TrainingRecord(steps, count * first.shape[1], losses[-1][1], losses)
+    return TrainingRecord(steps, tokens, losses[-1][1], losses)
 
 
 class _BlockDataset(torch.utils.data.Dataset):
     """Position p is block p; a batch is one read, and resuming far into the run reads nothing twice."""
 
-    def __init__(self, blocks: Blocks, count: int, vocab_size: int):
+    def __init__(self, blocks: BlockSampler, count: int, vocab_size: int):
         self.blocks, self.count, self.vocab_size = blocks, count, vocab_size
 
     def __len__(self) -> int:
@@ -139,53 +132,63 @@ class _BlockDataset(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-class _Pace:
-    """When to log, save and report, and when to give up.
-
-    Checkpoints fall on steps that are logged, so that the loss curve of a resumed run has the same points.
-    """
-
-    def __init__(self, tokens: int, steps: int, progress: Progress | None, save_seconds: float):
-        self.tokens, self.steps, self.progress, self.save_seconds = tokens, steps, progress, save_seconds
-        self.every = max(1, steps // _LOSSES)
-        self.saved = time.monotonic()
-
-    def step_ended(self, step: int) -> tuple[bool, bool]:
-        """Whether to log and whether to save after this step."""
-        last = step >= self.steps
-        log = last or step % self.every == 0
-        if log and self.progress is not None:
-            self.progress(self.tokens * step // self.steps, self.tokens)
-        save = log and (last or time.monotonic() - self.saved >= self.save_seconds)
-        if save:
-            self.saved = time.monotonic()
-        return log, save
-
-
 def _trainer(
     model: Any,
     dataset: _BlockDataset,
     config: TrainingConfig,
+    tokens: int,
     steps: int,
     lr: float,
     seed: int,
     folder: Path,
-    pace: _Pace,
+    progress: Progress | None,
+    save_seconds: float,
 ) -> Trainer:
-    from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+    """The Trainer with our bf16 autocast, and with the loss computed in chunks where the model allows it.
+
+    accelerate's autocast would copy all logits of a batch to float32 once more on their way out of the model.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Follow(TrainerCallback):
+        every, saved = max(1, steps // _LOSSES), time.monotonic()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            control.should_log, control.should_save = pace.step_ended(state.global_step)
+            step, last = state.global_step, state.global_step >= steps
+            control.should_log = last or step % self.every == 0
+            if control.should_log and progress is not None:
+                progress(tokens * step // steps, tokens)
+            # Checkpoints fall on logged steps, so that the loss curve of a resumed run has the same points.
+            late = time.monotonic() - self.saved >= save_seconds
+            control.should_save = control.should_log and (last or late)
+            if control.should_save:
+                self.saved = time.monotonic()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
             if "loss" in logs and not math.isfinite(logs["loss"]):
                 raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={lr:g}")
 
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    device = next(model.parameters()).device
+    dtype = dtype_of(config.precision, device)
+    # Adapters live inside the modules, so the plain model under them computes the same.
+    parts = trunk_and_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    class ChunkedTrainer(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+                # A wrapped model (several GPUs) must be called whole.
+                if parts is None or return_outputs or model is not self.model:
+                    return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return next_token_loss(*parts, inputs["input_ids"], dtype)
+
+        def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
+            return 0
+
     args = TrainingArguments(
         output_dir=str(folder),
-        use_cpu=on_cpu,
+        use_cpu=device.type == "cpu",
         per_device_train_batch_size=config.batch_size,
         max_steps=steps,
         learning_rate=lr,
@@ -202,48 +205,18 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
     )
-    trainer = _trainer_class(model, config)(
-        model=model, args=args, train_dataset=dataset, data_collator=_as_it_is, callbacks=[Follow()]
+    trainer = ChunkedTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=cast(Any, lambda batch: batch),  # the data set makes whole batches already
+        callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _as_it_is(batch: Any) -> Any:
-    """The data set makes whole batches already."""
-    return batch
-
-
-def _trainer_class(model: Any, config: TrainingConfig) -> type[Trainer]:
-    """The Trainer with bf16 autocast of our own and the loss computed in chunks where the model allows it.
-
-    accelerate's autocast would copy all logits of a batch to float32 once more on their way out of the model.
-    """
-    from transformers import Trainer
-
-    device = next(model.parameters()).device
-    dtype = dtype_of(config.precision, device)
-    # Adapters live inside the modules, so the plain model under them computes the same.
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parts = trunk_and_head(plain)
-
-    class ChunkedTrainer(Trainer):
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                # A wrapped model (several GPUs) must be called whole.
-                if parts is None or return_outputs or model is not self.model:
-                    return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-                return next_token_loss(*parts, inputs["input_ids"], dtype)
-
-        def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
-            return 0
-
-    return ChunkedTrainer
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
@@ -255,38 +228,9 @@ def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
         wrapped = peft.get_peft_model(model, adapters)
     except ValueError as error:
         raise ValueError(f"lora.target_modules={lora.target_modules!r}: {str(error).splitlines()[0]}") from error
-    # With a name, peft asks the hub about the base model at every checkpoint.
+    # With a name, peft queries the hub about the base model at every checkpoint.
     wrapped.peft_config["default"].base_model_name_or_path = ""
     return wrapped
-
-
-def _forget_adapters(model: PreTrainedModel) -> None:
-    """Drop what peft leaves on a model whose adapters were merged."""
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        model.__dict__.pop(name, None)
-    model.requires_grad_(True)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, legacy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-@contextmanager
-def _settings_kept(model: PreTrainedModel) -> Iterator[None]:
-    """The Trainer turns the model's cache off and leaves it so; that would end up in the saved configuration."""
-    cache = getattr(model.config, "use_cache", None)
-    try:
-        yield
-    finally:
-        if cache is not None:
-            model.config.use_cache = cache
 
 
 @contextmanager
@@ -296,8 +240,7 @@ def _fast_attention(model: PreTrainedModel, config: TrainingConfig) -> Iterator[
     scores = config.batch_size * heads * config.context_size**2
     before = str(getattr(model.config, "_attn_implementation", None))
     on_cpu = next(model.parameters()).device.type == "cpu"
-    change = on_cpu and before == "sdpa" and config.context_size <= 512 and scores <= _EAGER_SCORES
-    if not change:
+    if not (on_cpu and before == "sdpa" and config.context_size <= 512 and scores <= _EAGER_SCORES):
         yield
         return
     model.set_attn_implementation("eager")
@@ -305,3 +248,59 @@ def _fast_attention(model: PreTrainedModel, config: TrainingConfig) -> Iterator[
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def newest_checkpoint(folder: Path, tensors: Collection[str] = ()) -> Path | None:
+    """The last whole checkpoint in `folder`; broken ones are deleted on the way.
+
+    `tensors`: names that its weights must hold. Whole means: every file is there, the safetensors have the length
+    their header states, the archives pass their checksums, and the trainer's state, written last, names this step.
+    """
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
+    numbered = [path for path, step in steps.items() if step.isdecimal()]
+    for path in sorted(numbered, key=lambda path: int(steps[path]), reverse=True):
+        if is_whole(path, tensors):
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def is_whole(checkpoint: Path, tensors: Collection[str] = ()) -> bool:
+    """Whether a checkpoint was written to its end (see `newest_checkpoint`)."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        names: set[str] = set()
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                names.update(opened.keys())
+        for archive in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(checkpoint / archive) as opened:
+                if opened.testzip() is not None:
+                    return False
+        index = checkpoint / "model.safetensors.index.json"
+        if index.is_file():
+            tensors = {*tensors, *json.loads(index.read_text(encoding="utf-8"))["weight_map"]}
+        return bool(names) and names.issuperset(tensors) and f"checkpoint-{state['global_step']}" == checkpoint.name
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile):
+        return False
+
+
+def _claim(folder: Path, settings: dict[str, object]) -> None:
+    """Record in `folder` which run its checkpoints belong to; ValueError, by key, for those of another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note, now = folder / "run.json", json.loads(json.dumps(settings))
+    try:
+        before = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    if before is None:  # nothing says whose the checkpoints are: they are not trusted
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    elif before != now and newest_checkpoint(folder) is not None:
+        differ = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+        raise ValueError(
+            f"{folder} holds checkpoints of another run ({', '.join(differ)} differ); delete it or take another"
+        )
+    partial = note.with_suffix(".partial")
+    partial.write_text(json.dumps(now), encoding="utf-8")
+    partial.replace(note)

@@ -66,13 +66,13 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
     )
 
 
-def ce_loss_recovered(
+def spliced_losses(
     model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
-) -> float:
-    """(CE_zero − CE_sae) / (CE_zero − CE_clean) on token blocks [n, context]; see `metrics.ce_loss_recovered`.
+) -> tuple[float, float, float]:
+    """Mean next-token cross-entropy of a model: unchanged, with the SAE's reconstruction, and with zeros.
 
-    CE is the model's mean next-token cross-entropy as it is, with the SAE's reconstruction at the hook point, and with
-    zeros there. The SAE works in float32 whatever the `precision` of the model's products.
+    The last two at the hook point, all in nats per token on token blocks [n, context]. The SAE works in float32
+    whatever the `precision` of the model's products.
     """
 
     def reconstructed(x: Tensor) -> Tensor:
@@ -86,4 +86,11 @@ def ce_loss_recovered(
         spliced = evaluate(model, blocks, precision=precision).ce_loss
     with replaced(model, hook_point, torch.zeros_like):
         zero = evaluate(model, blocks, precision=precision).ce_loss
-    return metrics.ce_loss_recovered(clean, spliced, zero)
+    return clean, spliced, zero
+
+
+def ce_loss_recovered(
+    model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
+) -> float:
+    """(CE_zero − CE_sae) / (CE_zero − CE_clean) of `spliced_losses`; see `metrics.ce_loss_recovered`."""
+    return metrics.ce_loss_recovered(*spliced_losses(model, hook_point, sae, blocks, precision))

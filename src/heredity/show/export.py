@@ -6,7 +6,7 @@ Parquet files hold the declaration in their metadata. Each file appears under it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from heredity.analyses import BY_KIND, TABLES
+from heredity.engine.store import whole
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -48,20 +49,17 @@ def export(run: Run, out: Path, format_: Format, progress: Callable[[int, int], 
     return paths
 
 
-def write(table: Table, parts: Iterator[pa.Table] | Sequence[pa.Table], path: Path, format_: Format) -> None:
+def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: Format) -> None:
     """Write the parts of one table, one in memory at a time; the file is whole or not there."""
-    hidden = path.with_name(f".{path.name}.partial")
-    if format_ == "json":
-        with open(hidden, "w", encoding="utf-8") as file:
-            rows = (row for part in parts for row in part.to_pylist())
-            file.write("[")
-            file.writelines(
-                f"{',' if place else ''}\n {json.dumps(row, allow_nan=False)}" for place, row in enumerate(rows)
-            )
-            file.write("\n]\n")
-    else:
+    with whole(path) as unfinished:
+        if format_ == "json":
+            rows = (json.dumps(row, allow_nan=False) for part in parts for row in part.to_pylist())
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.write("[")
+                file.writelines(f"{',' if place else ''}\n {row}" for place, row in enumerate(rows))
+                file.write("\n]\n")
+            return
         opened = partial(pq.ParquetWriter, compression="zstd") if format_ == "parquet" else csv.CSVWriter
-        with opened(hidden, table.schema) as writer:
+        with opened(unfinished, table.schema) as writer:
             for part in parts:
                 writer.write_table(part.cast(table.schema))
-    hidden.replace(path)

@@ -11,7 +11,6 @@ import hashlib
 import html
 import inspect
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.analyses.analysis import Analysis
+from heredity.engine.store import whole
 from heredity.show.summary import summarize
 from heredity.tables import Table
 
@@ -38,9 +38,9 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 
 def write(run: Run, out: Path) -> None:
     """Write the page of a run, whole or not at all."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(render(page_data(run)), encoding="utf-8")
-    partial.replace(out)
+    text = render(page_data(run))
+    with whole(out) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def page_data(run: Run) -> dict[str, Any]:

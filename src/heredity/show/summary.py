@@ -40,7 +40,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "machine": machine(),
         "tables": {name: record(TABLES[name], rows.to_pylist()) for name, rows in run.tables.items()},
         "statements": [statement for statement in statements if statement["question"] != "note"],
-        "notes": [statement["text"] for statement in statements if statement["question"] == "note"],
+        "notes": list(dict.fromkeys(row["text"] for row in statements if row["question"] == "note")),
     }
 
 

@@ -79,9 +79,8 @@ def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
 def print_run(run: Run, page: Path | None = None) -> None:
     """The end of `heredity run`: brief tables by analysis, notes, time and page."""
     print_tables(run)
-    for statement in run.statements:
-        if statement.question == "note":
-            say(f"Note: {seen(statement.text)}")
+    for note in dict.fromkeys(statement.text for statement in run.statements if statement.question == "note"):
+        say(f"Note: {seen(note)}")
     say(f"{format.duration(run.seconds)} of work." + (f" The report: {page}" if page else ""))
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
@@ -18,27 +14,17 @@ from heredity.sae.formats import read_sae
 from heredity.stages.models import RECORD, seed_of
 from heredity.stages.saes import Stream, activation_store, trace_sampler, train_sae, without_effect
 from heredity.stages.stitch import maps_of
-from heredity.stitch.savings import dense_flops, fold_flops, reached, refit_flops, saving, sparse_flops
+from heredity.stitch.savings import Curve, dense_flops, fold_flops, saving_row
 from heredity.study import StitchConfig, Study
 from heredity.study.stitch import Arm
 from heredity.text.tokens import distinct_blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from heredity.sae.checkpoint import TrainingState
     from heredity.sae.model import SAE
 
 BEGINNING = "beginning.json"
 HELD_OUT = 8192
 """Validation vectors behind a curve."""
-POINTS = 24
-"""Of a curve, besides the start."""
-SILENT = 50_000
-"""Training vectors on which a feature must have been silent to get a new start."""
-LARGEST_REFIT = 8192
-"""Features of the widest SAE whose decoder is refitted: a matrix of that width is held in float64."""
-_CURVE, _CLOCK = "curve.json", "clock"
 
 
 def source_label(name: str, width: int) -> str:
@@ -123,24 +109,11 @@ def _saving_row(
     extra: tuple[float, float],
     source: tuple[float, float],
 ) -> SavingRow:
-    flops, seconds = ((_cost(arm, of, level), _cost(other, of, level)) for of in ("flops", "seconds"))
-    return SavingRow(
-        d_sae=arm.d_sae,
-        arm=arm.arm,
-        threshold=level,
-        never=tuple(run.arm for run, cost in zip((arm, other), flops, strict=True) if cost is None),
-        flops=flops[0],
-        seconds=seconds[0],
-        saved_flops=saving(*flops, extra[0]),
-        saved_seconds=saving(*seconds, extra[1]),
-        saved_flops_with_source=saving(*flops, extra[0] + source[0]),
-        saved_seconds_with_source=saving(*seconds, extra[1] + source[1]),
-    )
-
-
-def _cost(run: BeginningSummary, of: str, level: float) -> float | None:
-    values = [float("nan") if row.explained_variance is None else row.explained_variance for row in run.curve]
-    return reached([getattr(row, of) for row in run.curve], values, level)
+    ours, theirs = ([row.model_dump() for row in run.curve] for run in (arm, other))
+    costs = saving_row(ours, theirs, level, extra, source)
+    of_random, _ = costs.pop("random_flops"), costs.pop("random_seconds")
+    never = tuple(run.arm for run, cost in ((arm, costs["flops"]), (other, of_random)) if cost is None)
+    return SavingRow(d_sae=arm.d_sae, arm=arm.arm, threshold=level, never=never, **costs)
 
 
 class _Start(NamedTuple):
@@ -168,7 +141,7 @@ def _make_beginning(study: Study, width: int, arm: Arm, work: Work) -> None:
     held = torch.cat(list(activations(store.model, hook_point, blocks, study.config.precision)))
     start = _start(study, arm, work, stream, seed)
     spare = SAE(held.shape[1], width, config.activation, config.k).to(held.device)
-    curve = Curve(work.folder, stream, spare, held)
+    curve = Curve(work.folder, stream.batch_size, stream.steps, spare, held)
     metadata = {"model_name": found.target, "model_state": model.json(RECORD)["state"], "beginning": arm}
     train_sae(work, config, hook_point, stream, start.sae, None, seed, metadata, d_sae=width, watch=curve)
     last = curve.rows[-1]
@@ -177,13 +150,13 @@ def _make_beginning(study: Study, width: int, arm: Arm, work: Work) -> None:
         d_in=held.shape[1],
         d_sae=width,
         steps=stream.steps,
-        vectors=last.vectors,
+        vectors=last["vectors"],
         held_out=len(held),
-        curve=tuple(curve.rows),
+        curve=tuple(map(CurveRow.model_validate, curve.rows)),
         start_flops=start.flops,
         start_seconds=start.seconds,
         revived=start.revived,
-        **last.model_dump(include={"seconds", "flops", "sparse_flops", "explained_variance", "l0", "dead_share"}),
+        **{key: value for key, value in last.items() if key not in ("step", "vectors")},
     )
     write_json(work.folder / BEGINNING, told.model_dump(mode="json"))
     curve.forget()
@@ -194,9 +167,8 @@ def _start(study: Study, arm: Arm, work: Work, stream: Stream, seed: int) -> _St
     if arm == "random":
         return _Start(None)
     from heredity.stitch.affine import Stitch
-    from heredity.stitch.geometry import trainable, turned
     from heredity.stitch.moments import Moments
-    from heredity.stitch.transfer import transfer_sae
+    from heredity.stitch.transfer import repaired, trainable, transfer_sae, turned
 
     first = stream.batch(0)
     begun = time.monotonic()
@@ -209,100 +181,7 @@ def _start(study: Study, arm: Arm, work: Work, stream: Stream, seed: int) -> _St
         stitch = Stitch.load(work.inputs["stitch"] / found.method).to(first.device)
         sae = transfer_sae(source, *stitch, normalize=True)
     if arm == "repaired":
-        sae, revived, more = _repaired(sae, stream, seed)
+        sae, revived, more = repaired(sae, stream.batch, stream.batch_size, stream.steps, seed)
         flops += more
     sae = trainable(sae, study.config.sae, first)
     return _Start(sae, flops, round(time.monotonic() - begun, 3), revived)
-
-
-def _repaired(sae: SAE, stream: Stream, seed: int) -> tuple[SAE, int, float]:
-    """A folded SAE refitted, its dead features revived, on the first vectors of the training; how many, and FLOPs."""
-    from heredity.sae.evaluate import quality
-    from heredity.stitch.geometry import revived, unit_rows
-    from heredity.stitch.transfer import calibrate
-
-    steps = min(stream.steps, -(-max(SILENT, 2 * sae.d_sae) // stream.batch_size))
-    batches = [stream.batch(step) for step in range(steps)]
-    vectors = sum(map(len, batches))
-    decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
-    sae = unit_rows(calibrate(sae, batches, "decoder" if decoder else "bias"))
-    seen, count = quality(sae, batches), 0
-    flops = refit_flops(sae.d_in, sae.d_sae, seen.l0, vectors, decoder) + refit_flops(
-        sae.d_in, sae.d_sae, seen.l0, vectors, decoder=False
-    )
-    # On fewer vectors a rare feature looks dead.
-    if vectors >= SILENT:
-        sae, count = revived(sae, seen.density == 0, batches, seed)
-    return sae, count, flops
-
-
-class Curve:
-    """Measures a training on fixed vectors at some of its steps; `watch` of `train_sae`.
-
-    What it knows lies beside the checkpoint: rows, and the seconds of every step, so that after a kill both go on from
-    the checkpoint's step.
-    """
-
-    def __init__(self, folder: Path, stream: Stream, spare: SAE, held: Tensor) -> None:
-        """spare: an SAE of the training's shape, which is overwritten. held: vectors [n, d_in]."""
-        self.rows: list[CurveRow] = []
-        """So far, by step."""
-        self._folder, self._size, self._spare, self._held = folder, stream.batch_size, spare, held
-        self._steps = {0, *np.rint(np.geomspace(1, stream.steps, POINTS)).astype(int).tolist()}
-        self._seconds, self._begun = 0.0, False
-        self._mark = time.monotonic()
-
-    def __call__(self, state: TrainingState) -> None:
-        """Take in the state after a step, or before the first one."""
-        self._seconds += time.monotonic() - self._mark
-        if not self._begun:
-            self._resume(state.step)
-        with open(self._folder / _CLOCK, "ab") as file:
-            file.write(np.float64(self._seconds).tobytes())
-        if state.step in self._steps and (not self.rows or self.rows[-1].step < state.step):
-            self.rows.append(self._row(state))
-            write_json(self._folder / _CURVE, [row.model_dump(mode="json") for row in self.rows])
-        self._mark = time.monotonic()
-
-    def forget(self) -> None:
-        """Delete what was kept for a resume."""
-        for name in (_CURVE, _CLOCK):
-            (self._folder / name).unlink(missing_ok=True)
-
-    def _resume(self, step: int) -> None:
-        """Go on from what is known up to a step."""
-        self._begun = True
-        curve, clock = self._folder / _CURVE, self._folder / _CLOCK
-        if step and clock.exists():
-            known = np.fromfile(clock, np.float64)[: step + 1]
-            known = np.append(known, np.full(step + 1 - len(known), known[-1] if len(known) else 0.0))
-            self._seconds = float(known[-1])
-            known[:step].tofile(clock)  # the step's own is written again
-        else:
-            clock.unlink(missing_ok=True)
-        if curve.exists():
-            rows: list[Any] = [CurveRow.model_validate(row) for row in json.loads(curve.read_text())]
-            self.rows = [row for row in rows if row.step <= step] if step else []
-
-    def _row(self, state: TrainingState) -> CurveRow:
-        from heredity.sae.evaluate import quality
-        from heredity.sae.step import SPARSE_BELOW
-        from heredity.sae.train import write_back
-
-        write_back(state, self._spare)
-        found = quality(self._spare, [self._held])
-        d_in, d_sae, vectors = self._spare.d_in, self._spare.d_sae, state.step * self._size
-        dense, done = dense_flops(d_in, d_sae, vectors), 0.0
-        for row in state.rows:
-            few = row.l0 / d_sae < SPARSE_BELOW
-            done += sparse_flops(d_in, d_sae, row.l0, self._size) if few else dense_flops(d_in, d_sae, self._size)
-        return CurveRow(
-            step=state.step,
-            vectors=vectors,
-            flops=dense,
-            sparse_flops=done,
-            seconds=round(self._seconds, 6),
-            explained_variance=found.explained_variance,
-            l0=found.l0,
-            dead_share=found.dead_share,
-        )

@@ -12,7 +12,7 @@ from heredity.engine.store import Artifact, write_json
 from heredity.lm.activations import activations
 from heredity.report.carried import CarriedFigures, CarriedSummary
 from heredity.sae.formats import read_sae, write_sae
-from heredity.stages.beginnings import LARGEST_REFIT, beginning_stage, source_label
+from heredity.stages.beginnings import beginning_stage, source_label
 from heredity.stages.models import RECORD, seed_of
 from heredity.stages.saes import Stream, activation_store, trace_sampler, train_sae, without_effect
 from heredity.stages.stitch import Sides, sides_of, source_hook_point, stitch_blocks, stitch_inputs
@@ -125,8 +125,7 @@ def _make_carried(study: Study, name: str, work: Work, seed: int) -> None:
     import torch
 
     from heredity.sae.evaluate import quality
-    from heredity.stitch.geometry import folding
-    from heredity.stitch.transfer import same_selection, transfer_sae
+    from heredity.stitch.transfer import folding, same_selection, transfer_sae
 
     config, precision = study.config.stitch[name], study.config.precision
     sides, source = sides_of(work), read_sae(work.inputs["sae"] / "sae")[0]
@@ -174,7 +173,7 @@ def _make_carried(study: Study, name: str, work: Work, seed: int) -> None:
 def _variants(given: _Given, sides: Sides, work: Work) -> tuple[dict[str, SAE], dict[str, str]]:
     """SAEs of the target by name, and why others are missing."""
     from heredity.stitch.affine import Stitch
-    from heredity.stitch.transfer import calibrate, match_density, transfer_sae
+    from heredity.stitch.transfer import LARGEST_REFIT, calibrate, match_density, transfer_sae
 
     source, folded, x, density = given
     recipes: dict[str, Callable[[], SAE] | str] = {

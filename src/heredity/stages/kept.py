@@ -6,8 +6,7 @@ a job of their own keep it (Chen et al. 2025, section 5).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
-from heredity.features.correlate import median, rank_correlation
-from heredity.features.fates import RARE_FIRINGS
+from heredity.features.strata import RARE_FIRINGS
 from heredity.report.kept import (
     AttributionSummary,
     ClassSummary,
@@ -35,6 +33,7 @@ from heredity.report.kept import (
 )
 from heredity.sae.formats import read_sae
 from heredity.stages.models import seed_of
+from heredity.stages.newness import median
 from heredity.stages.stitch import sides_of, stitch_blocks
 from heredity.stages.text import tokenizer_of
 from heredity.study import Study
@@ -42,17 +41,12 @@ from heredity.study.stitch import CarriedFeaturesConfig
 from heredity.text.corpora import read_corpus
 
 if TYPE_CHECKING:
-    from heredity.stitch.attribution import Side
-    from heredity.stitch.functional import HeadScores
-    from heredity.stitch.paired_correlation import Paired
+    from heredity.stitch.attribution import Paired
 
 KEPT = "kept.json"
 KEPT_TABLE = "features.parquet"
-_LOOKED_AT = 200  # documents that tell prose from code
 _READ = 5_000  # documents that words are counted in, and that texts are taken from
-_WORDS = 5, 60  # of a text; longer ones are cut
 _ABLATED = 10_000  # tokens, at most, that heads are looked at on
-_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
 def kept_stage(
@@ -187,7 +181,7 @@ class _Inquiry:
     def _versions(self, corpus: Artifact) -> tuple[list[list[str]], int]:
         """Held-out texts with their rewrites, and how many had no word to swap. ValueError when none is left."""
         from heredity.stitch.probe_datasets import CHARACTERS
-        from heredity.stitch.word_swaps import read_lexicon, rewrites
+        from heredity.stitch.word_swaps import read_lexicon, rewrites, snippets
 
         train, held_out = (
             [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
@@ -206,7 +200,7 @@ class _Inquiry:
 
     def _fired(self, texts: list[list[str]]) -> np.ndarray:
         """Whether each feature fires in the source on any token: bool [prompts, versions, d_sae]."""
-        from heredity.stitch.text_features import Dictionary, means, text_vectors
+        from heredity.stitch.probe import Dictionary, means, text_vectors
 
         flat, source = [text for versions in texts for text in versions], self.source
         read = text_vectors(source.model, self.tokenizer, source.hook_point, flat, self.context, source.precision)
@@ -243,7 +237,7 @@ class _Inquiry:
         )
 
     def _deactivation(self) -> DeactivationSummary:
-        from heredity.stitch.functional import head_scores
+        from heredity.stitch.functional import head_scores, strongest_head
 
         first = "bos" if self.tokenizer.bos_token_id is not None else "eos"
         bos = int(getattr(self.tokenizer, f"{first}_token_id"))
@@ -256,8 +250,8 @@ class _Inquiry:
         features = [
             DeactivationFeature(
                 feature=i,
-                source=_head(self.source, found[0], i, blocks),
-                target=_head(self.target, found[1], i, blocks),
+                source=HeadSummary(**strongest_head(*self.source[:3], found[0], i, blocks)._asdict()),
+                target=HeadSummary(**strongest_head(*self.target[:3], found[1], i, blocks)._asdict()),
             )
             for i in self._best(best[0])
         ]
@@ -275,56 +269,27 @@ def prose_corpus(corpora: Mapping[str, Artifact], named: str | None) -> str:
 
     Raises ValueError when all are code.
     """
-    from heredity.stitch.probe_datasets import looks_like_code
+    from heredity.stitch.probe_datasets import LOOKED_AT, mostly_code
 
     for name, corpus in corpora.items():
-        some = list(islice(read_corpus(corpus.folder, "train"), _LOOKED_AT))
-        if named == name or sum(map(looks_like_code, some)) <= len(some) / 2:
+        if named == name or not mostly_code(list(islice(read_corpus(corpus.folder, "train"), LOOKED_AT))):
             return name
     raise ValueError(f"of the common corpora, {', '.join(corpora)}, none is prose, whose words could be swapped")
 
 
-def snippets(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """Up to `count` different sentences of the texts, drawn at random; of 5 words at least, cut after 60.
-
-    Raises ValueError when there is none.
-    """
-    least, most = _WORDS
-    found: dict[str, None] = {}
-    for text in texts:
-        for sentence in _SENTENCE_ENDS.split(text):
-            words = list(re.finditer(r"\S+", sentence))[:most]
-            if len(words) >= least:
-                found[sentence[words[0].start() : words[-1].end()]] = None
-    if not found:
-        raise ValueError(f"no held-out text has a sentence of {least} words; give more prose")
-    every = list(found)
-    chosen = np.random.default_rng(seed).permutation(len(every))[:count]
-    return [every[place] for place in chosen]
-
-
 def rank_test(structural: np.ndarray, semantic: np.ndarray, seed: int) -> RankTestSummary:
     """Whether values of the first are above those of the second; nan values are left out."""
-    from heredity.explain.scores import compare
+    from heredity.explain.compare import compare
 
     found = compare(structural, semantic, seed=seed)
     return RankTestSummary(p=found.p, effect=found.effect, interval=(found.low, found.high))
 
 
-def _head(side: Side, found: HeadScores, feature: int, blocks: np.ndarray) -> HeadSummary:
-    """The head that a feature scores highest on, with and without it."""
-    from heredity.stitch.functional import path_ablation
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman correlation of two rows, of the places where both are finite; None where either does not vary."""
+    from scipy.stats import rankdata
 
-    place, head = (int(i) for i in np.unravel_index(found.scores[feature].argmax(), found.scores[feature].shape))
-    at = path_ablation(side.model, side.hook_point, side.sae, feature, found.layers[place], head, blocks)
-    fires = len(at.activation) > 0
-    return HeadSummary(
-        layer=found.layers[place],
-        head=head,
-        score=found.scores[feature, place, head],
-        tokens=len(at.activation),
-        attention=float(at.attention.mean()) if fires else None,
-        attention_drop=float((at.attention - at.attention_ablated).mean()) if fires else None,
-        norm=float(at.norm.mean()) if fires else None,
-        norm_drop=float((at.norm - at.norm_ablated).mean()) if fires else None,
-    )
+    known = np.isfinite(a) & np.isfinite(b)
+    if any(len(np.unique(values[known])) < 2 for values in (a, b)):
+        return None
+    return float(np.corrcoef(rankdata(a[known]), rankdata(b[known]))[0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from heredity.text.tokens import BlockSampler, PackedTokens
 
 if TYPE_CHECKING:
     from heredity.lm.merge import Method
-    from heredity.lm.merge_evaluator import Bench
+    from heredity.lm.sweep import Bench
 
 RECORD = "record.json"
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
@@ -94,16 +95,16 @@ def _load_stage(study: Study, name: str, config: ModelConfig, tokenizer: Stage) 
 
     def make(work: Work) -> None:
         from heredity.lm.load import load_model, state_hash
-        from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+        from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
         model = load_model(source, config.revision, config.trust_remote_code)
-        own = load_tokenizer(source, config.revision)
+        own = load_tokenizer(source, config.revision, config.trust_remote_code)
         shared = tokenizer_of(work.inputs["tokenizer"])
         if fingerprint_tokenizer(own) != fingerprint_tokenizer(shared):
             raise StudyError(
                 f"{study.name}: model.{name}: the tokenizer of {source} differs from that of model "
                 f"{study.starts[0]}; models of one study must read the same tokens "
-                "(maps across tokenizers: heredity.stitch.cross_tokenizer)"
+                "(maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
             )
         record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
         write_json(work.folder / RECORD, {**record, "reference": settings})
@@ -130,16 +131,26 @@ def _merge_stage(study: Study, name: str, models: dict[str, Stage], tokenizer: S
         inputs["sweep"] = sweep
 
     def make(work: Work) -> None:
+        from heredity.lm.load import load_model
         from heredity.lm.merge import merge_states
+        from heredity.lm.recipe import merge_recipe, recipe_of
 
         t = equilibrium_of(study.name, name, work.inputs["sweep"]) if "sweep" in work.inputs else merge.t
         parents = work.group("parent")
-        states = [load(parents[parent]).state_dict() for parent in merge.parents]
-        first = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
         position = float(t) if sweep is not None else None
-        merged, report = merge_states(states, merge.method, position, merge.weights, merge.density, first, seed)
-        model = load(parents[merge.parents[0]])
-        model.load_state_dict(merged)
+        if merge.method == "dare_linear" or merge.method == "dare_ties":
+            folder, start = work.folder / "mergekit", work.inputs.get("base")
+            names = [_reference(parents[parent]) for parent in merge.parents]
+            recipe = recipe_of(merge.method, names, merge.weights, merge.density, _reference(start) if start else None)
+            report = merge_recipe(recipe, folder, seed, f"{study.name}: model.{name}.merge")
+            model = load_model(folder)
+            shutil.rmtree(folder)
+        else:
+            states = [load(parents[parent]).state_dict() for parent in merge.parents]
+            first = load(work.inputs["base"]).state_dict() if "base" in work.inputs else None
+            merged, report = merge_states(states, merge.method, position, merge.weights, merge.density, first)
+            model = load(parents[merge.parents[0]])
+            model.load_state_dict(merged)
         write_json(work.folder / "merge.json", {"t": position, "tensors": [row._asdict() for row in report]})
         _finish(work, model, tokenizer_of(work.inputs["tokenizer"]), {"tokens": 0})
 
@@ -183,8 +194,7 @@ def sweep_stage(study: Study, name: str, models: dict[str, Stage], tokens: dict[
     inputs |= {f"tokens:{corpus}": tokens[corpus] for corpus in sorted(used)}
 
     def make(work: Work) -> None:
-        from heredity.lm.merge_evaluator import Bench
-        from heredity.lm.sweep import follow
+        from heredity.lm.sweep import Bench, follow
 
         parents = [work.group("parent")[parent] for parent in merge.parents]
         size = (training.context_size, study.config.evaluation.tokens)
@@ -214,7 +224,7 @@ def _bench(
     limit: int,
 ) -> Bench:
     """The merge of two parents with their validation sets, in whichever process it is measured."""
-    from heredity.lm.merge_evaluator import Bench
+    from heredity.lm.sweep import Bench
 
     validation = packs(tokens, "validation")
     blocks = {p: {c: _blocks(validation[c], context_size, limit) for c in names} for p, names in corpora.items()}
@@ -262,6 +272,14 @@ def load(artifact: Artifact):
     return load_model(str(artifact / "model"))
 
 
+def _reference(artifact: Artifact) -> str:
+    """The folder of a model artifact, or what it refers to, as mergekit writes it."""
+    reference = artifact.json(RECORD).get("reference")
+    if reference is None:
+        return str(artifact / "model")
+    return f"{reference['load']}@{reference['revision']}" if reference["revision"] else str(reference["load"])
+
+
 def device() -> str:
     """Where the work is done: `cuda` if there is one, otherwise `cpu`."""
     import torch
@@ -292,8 +310,6 @@ def on_device(model):
 
 
 def _finish(work: Work, model, tokenizer, record: dict) -> None:
-    import shutil
-
     from heredity.lm.load import save_model, state_hash
 
     model = model.to("cpu")

@@ -284,7 +284,8 @@ def _stitch_cost(study: Study, kind: str, name: str) -> tuple[int, float, float]
         trained = study.config.sae.tokens
         features = next((size for size in config.widths if name.split("-")[-1] == str(size) or f"-{size}-" in name), 0)
         if kind == "stitch":
-            from heredity.stages.stitch import COMPARED, all_layers
+            from heredity.stages.stitch import COMPARED
+            from heredity.stitch.moments import all_layers
 
             fitted = config.tokens * (2 * sum(weights) + 2 * (a * a + a * b + b * b))
             # Trainings of half the epochs, a quarter and so on are as many again.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
-from heredity.report.probing import Estimated, ProbeMean, ProbeRow, ProbeSummary
+from heredity.report.probing import ProbeMean, ProbeRow, ProbeSummary
 from heredity.report.record import Number
 from heredity.stages.models import seed_of
 from heredity.stages.stitch import sides_of
@@ -25,8 +25,8 @@ from heredity.study.stitch import HubTaskConfig, ProbesConfig, ProbeTask
 from heredity.text.corpora import file_digest, read_corpus
 
 if TYPE_CHECKING:
-    from heredity.stitch.probe import Row, Score, Views
-    from heredity.stitch.probe_datasets import Labelled
+    from heredity.stitch.probe import Row, Views
+    from heredity.stitch.probe_datasets import LabeledTexts
 
 PROBES = "probes.json"
 PROBES_TABLE = "probes.parquet"
@@ -111,9 +111,9 @@ def _probe_stage(study: Study, name: str, task: str, hub: HubTaskConfig | None, 
     return Stage("probes", f"{name}-{task}", settings, inputs, make)
 
 
-def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work: Work) -> tuple[Labelled, str]:
+def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work: Work) -> tuple[LabeledTexts, str]:
     """Texts of a task, of held-out documents if there are enough of them."""
-    from heredity.stitch.probe_datasets import LabelError, labelled
+    from heredity.stitch.probe_datasets import LabelError, labeled
 
     folders = {corpus: work.inputs[f"corpus:{corpus}"].folder for corpus in study.stitch_corpora(name)}
 
@@ -122,17 +122,17 @@ def _of_corpora(study: Study, name: str, task: Any, texts: int, seed: int, work:
 
     held_out = documents("validation")
     try:
-        found = labelled(held_out, task, most=texts, seed=seed)
+        found = labeled(held_out, task, most=texts, seed=seed)
     except LabelError:
         found = None
     if found is not None and len(found.texts) == texts * len(found.names):
         return found, "validation"
     train = documents("train")
     every = {corpus: held_out[corpus] + train[corpus] for corpus in folders}
-    return labelled(every, task, most=texts, seed=seed), "validation and train"
+    return labeled(every, task, most=texts, seed=seed), "validation and train"
 
 
-def _of_hub(config: HubTaskConfig, root: Path, texts: int, seed: int) -> tuple[Labelled, str]:
+def _of_hub(config: HubTaskConfig, root: Path, texts: int, seed: int) -> tuple[LabeledTexts, str]:
     """Texts of a data set with labels of its own."""
     from heredity.stitch.probe_datasets import from_hub
 
@@ -148,43 +148,20 @@ def _content(path: Path) -> str | None:
     return file_digest(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else None
 
 
-class _Task(NamedTuple):
-    """A class against others."""
-
-    texts: np.ndarray
-    """int64 [n]: numbers of the texts among all of the set."""
-    y: np.ndarray
-    """bool [n]: whether it is of the class."""
-    test: np.ndarray
-    """bool [n]: whether it is held out."""
-
-
-def _tasks(found: Labelled, seed: int) -> dict[str, _Task]:
-    """Each class against the rest, by name; of two classes the second one against the first."""
-    if len(found.names) == 2:
-        return {found.names[1]: _Task(np.arange(len(found.texts)), found.y == 1, found.test)}
-    place = {text: number for number, text in enumerate(found.texts)}
-    parts = {label: found.against_rest(label, seed) for label in found.names}
-    return {
-        label: _Task(np.array([place[text] for text in part.texts]), part.y == 1, part.test)
-        for label, part in parts.items()
-    }
-
-
 def _probed(
-    work: Work, found: Labelled, config: ProbesConfig, precision: Precision, seed: int
+    work: Work, found: LabeledTexts, config: ProbesConfig, precision: Precision, seed: int
 ) -> tuple[dict[str, list[Row]], list[int]]:
     """Probes by class, and the sizes that some class has none of."""
-    from heredity.stitch.probe import probing
+    from heredity.stitch.probe import probe_task
+    from heredity.stitch.probe_datasets import binary_tasks
 
     seen = _views(work, found.texts, config.context_size, precision)
-    tasks, of_class, left_out = _tasks(found, seed), {}, set[int]()
+    tasks = binary_tasks(found, seed)
     work.progress(2, len(tasks) + 2)
-    for done, (label, (texts, y, test)) in enumerate(tasks.items(), 3):
-        fitted, held = ((_some(seen, texts[which]), y[which]) for which in (~test, test))
-        sizes = [k for k in config.sizes if k <= _most(fitted[0])]
-        left_out |= set(config.sizes) - set(sizes)
-        of_class[label] = probing(fitted, held, sizes, config.draws, seed)
+    of_class, left_out = {}, set[int]()
+    for done, (label, task) in enumerate(tasks.items(), 3):
+        of_class[label], missing = probe_task(seen, *task, config.sizes, config.draws, seed)
+        left_out |= set(missing)
         work.progress(done, len(tasks) + 2)
     return of_class, sorted(left_out)
 
@@ -192,8 +169,7 @@ def _probed(
 def _views(work: Work, texts: Sequence[str], context_size: int, precision: Precision) -> Views:
     """What the arms see of texts."""
     from heredity.sae.formats import read_sae
-    from heredity.stitch.probe import views
-    from heredity.stitch.text_features import text_vectors
+    from heredity.stitch.probe import text_vectors, views
 
     sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
     device = next(sides.target.parameters()).device
@@ -205,23 +181,16 @@ def _views(work: Work, texts: Sequence[str], context_size: int, precision: Preci
     return views(texts, source, target, (ours, theirs), sides.stitch.down)
 
 
-def _some(seen: Views, texts: np.ndarray) -> Views:
-    from heredity.stitch.probe import Views
-
-    parts: Iterable[Any] = seen
-    return Views._make(part[texts] for part in parts)
-
-
-def _most(views: Views) -> int:
-    """The largest size that `probing` can make: of the source's features that fire in the target, or of all natives."""
-    natives: Any = views.native.shape
-    return min(int((np.diff(views.carried.tocsc().indptr) > 0).sum()), natives[1])
-
-
 def _summary(
-    task: str, origin: str, found: Labelled, of_class: Mapping[str, list[Row]], left_out: Sequence[int]
+    task: str, origin: str, found: LabeledTexts, of_class: Mapping[str, list[Row]], left_out: Sequence[int]
 ) -> ProbeSummary:
-    rows = [row for label, own in of_class.items() for row in _rows(label, own)]
+    from heredity.stitch.probe import mean_over_draws
+
+    rows = [
+        ProbeRow(label=label, arm=row.arm, k=row.k, **row.score._asdict(), draws=row.draws, spread=row.spread)
+        for label, own in of_class.items()
+        for row in mean_over_draws(own)
+    ]
     by_arm: dict[tuple[str, int], list[Number]] = {}
     for row in rows:
         by_arm.setdefault((row.arm, row.k), []).append(row.balanced_accuracy[0])
@@ -255,33 +224,6 @@ def _nothing(task: str, reason: str) -> ProbeSummary:
         means=(),
         reason=reason,
     )
-
-
-def _rows(label: str, rows: Sequence[Row]) -> list[ProbeRow]:
-    """Probes of one class, draws of random features put together."""
-    draws: dict[tuple[str, int], list[Score]] = {}
-    for row in rows:
-        draws.setdefault((row.arm, row.k), []).append(row.score)
-
-    def mean(scores: list[Score], name: str) -> Estimated:
-        value, low, high = np.array([getattr(score, name) for score in scores]).mean(0).tolist()
-        return value, low, high
-
-    return [
-        ProbeRow(
-            label=label,
-            arm=arm,
-            k=k,
-            accuracy=mean(scores, "accuracy"),
-            balanced_accuracy=mean(scores, "balanced_accuracy"),
-            auc=mean(scores, "auc"),
-            draws=len(scores),
-            spread=float(np.std([score.balanced_accuracy.value for score in scores], ddof=1))
-            if len(scores) > 1
-            else None,
-        )
-        for (arm, k), scores in draws.items()
-    ]
 
 
 _COLUMNS = pa.schema(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,19 +12,20 @@ from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, write_json
 from heredity.report.probing import GapRow, SteeringRow, SteeringSummary, Written
 from heredity.stages.models import seed_of
+from heredity.stages.newness import distinct_blocks
 from heredity.stages.probes import require_sklearn
 from heredity.stages.stitch import Sides, sides_of
 from heredity.stages.text import packs, tokenizer_of
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
 from heredity.text.corpora import read_corpus
-from heredity.text.tokens import BlockSampler, PackedTokens, distinct_blocks
+from heredity.text.tokens import BlockSampler
 
 if TYPE_CHECKING:
     from heredity.stitch.affine import Affine
-    from heredity.stitch.intervals import Estimate
     from heredity.stitch.moments import Moments
-    from heredity.stitch.steer import Effect, Steering, TextClassifier
+    from heredity.stitch.probe import Estimate
+    from heredity.stitch.steer import Effect, Steering
 
 STEERING = "steering.json"
 _PIECES, _TESTED = 2_000, 500  # of a corpus, that texts are told apart by, and to test on
@@ -85,6 +86,8 @@ class _Side(NamedTuple):
 
 
 def _steered(study: Study, name: str, work: Work, seed: int) -> SteeringSummary:
+    from heredity.stitch.steer import interleave, steering_arms
+
     config = study.config.stitch[name]
     sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
     corpora = study.stitch_corpora(name)
@@ -104,9 +107,9 @@ def _steered(study: Study, name: str, work: Work, seed: int) -> SteeringSummary:
         for number, wanted in enumerate(corpora):
             own, others = (part.swapped() if place else part for part in moments[wanted])
             elsewhere = [beginnings[corpus] for corpus in corpora if corpus != wanted]
-            prompts = _in_turn(elsewhere)[: config.steering.prompts]
+            prompts = interleave(elsewhere)[: config.steering.prompts]
             try:
-                arms = _arms(own, others, side.arriving, np.random.default_rng([seed, place, number]))
+                arms = steering_arms(own, others, side.arriving, np.random.default_rng([seed, place, number]))
                 effect = _effect(side, tokenizer, prompts, arms, (classify, number), config.steering, seed + number)
             except ValueError as error:
                 raise StudyError(f"{study.name}: stitch.{name}.steering: {side.name} to {wanted}: {error}") from error
@@ -121,33 +124,25 @@ def _steered(study: Study, name: str, work: Work, seed: int) -> SteeringSummary:
 
 def _classifier(
     work: Work, tokenizer: Any, special: Sequence[int], size: int, seed: int
-) -> tuple[TextClassifier, Estimate, int, int]:
+) -> tuple[Callable[[Sequence[str]], np.ndarray], Estimate, int, int]:
     """Tells the corpora apart by pieces of `size` tokens; its accuracy, and the pieces fitted and tested on."""
-    from heredity.stitch.intervals import proportion
-    from heredity.stitch.steer import TextClassifier
+    from heredity.stitch.probe import proportion
+    from heredity.stitch.steer import longest_pieces, text_classifier
 
     def pieces(split: str, count: int) -> tuple[list[str], np.ndarray]:
-        found = [
-            _pieces(pack, tokenizer, special, size, count, seed) for pack in packs(work.group("tokens"), split).values()
-        ]
+        found = []
+        for pack in packs(work.group("tokens"), split).values():
+            sampler = BlockSampler({"corpus": pack}, min(size, len(pack.tokens)), seed)
+            blocks = distinct_blocks(sampler, count * sampler.context_size)
+            found.append(longest_pieces(blocks, tokenizer, special))
         least = min(map(len, found))
         return [text for own in found for text in own[:least]], np.repeat(np.arange(len(found)), least)
 
     texts, y = pieces("train", _PIECES)
-    classify = TextClassifier().fit(texts, y)
+    classify = text_classifier(texts, y)
     held_out, truth = pieces("validation", _TESTED)
     hits = int((classify(held_out) == truth).sum())
     return classify, proportion(hits, len(truth)), len(texts), len(held_out)
-
-
-def _pieces(pack: PackedTokens, tokenizer: Any, special: Sequence[int], size: int, count: int, seed: int) -> list[str]:
-    """Texts of at most `size` tokens, each of one document."""
-    sampler = BlockSampler({"corpus": pack}, min(size, len(pack.tokens)), seed)
-    texts = []
-    for block in distinct_blocks(sampler, count * sampler.context_size):
-        runs = np.split(block, np.flatnonzero(np.isin(block, special)))
-        texts.append(tokenizer.decode(max(runs, key=len), skip_special_tokens=True))
-    return [text for text in texts if text.strip()]
 
 
 def _moments(study: Study, name: str, work: Work, sides: Sides, seed: int) -> dict[str, tuple[Moments, Moments]]:
@@ -181,35 +176,6 @@ def _beginnings(work: Work, config: SteeringConfig, seed: int) -> dict[str, list
         order = np.random.default_rng([seed, number]).permutation(len(texts))[: config.prompts]
         found[corpus] = [texts[place][: _CHARACTERS * config.prompt_tokens] for place in order]
     return found
-
-
-def _in_turn(parts: Sequence[Sequence[str]]) -> list[str]:
-    """One text of each part after the other, for as long as there are any."""
-    return [text for row in zip_longest(*parts) for text in row if text is not None]
-
-
-def _arms(own: Moments, others: Moments, arriving: Affine, rng: np.random.Generator) -> dict[str, Steering | None]:
-    """How a model is steered.
-
-    own, others: moments of the wanted corpus and of all others, the model that is steered in the first place and the
-    other one in the second. arriving: the map between them.
-    """
-    import torch
-
-    from heredity.stitch.steer import change, leveled, steering_vector, with_change
-    from heredity.stitch.transfer import transfer_direction
-
-    # Levels are means, so that the vectors' mean gives them as the vectors do.
-    native = steering_vector(own.mean_a[None], others.mean_a[None])
-    there = steering_vector(own.mean_b[None], others.mean_b[None])
-    direction = transfer_direction(torch.from_numpy(there.direction), arriving.to("cpu"))
-    strength = change(native, others.mean_a, others.aa)
-    return {
-        "none": None,
-        "native": native,
-        "carried": leveled(direction.numpy(), own.mean_a[None]),
-        "random": with_change(rng.standard_normal(len(own.mean_a)), strength, others.mean_a, others.aa),
-    }
 
 
 def _effect(

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 MAPS = "maps.json"
 COMPARED = 50_000
 """Tokens that layers are compared on."""
-ALL_LAYERS = 1 << 29
-"""Bytes of moments up to which all layers of the source are compared, and not the stitched one alone."""
-_HALVINGS = 5  # of the tokens, along the curve of the joint fit
 _KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
 
@@ -107,6 +104,7 @@ def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: 
 
 def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     from heredity.stitch.affine import Stitch
+    from heredity.stitch.moments import nested_moments
 
     config, precision = study.config.stitch[name], study.config.precision
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
@@ -117,7 +115,7 @@ def _make_maps(study: Study, name: str, work: Work, seed: int) -> None:
     layers, second = _layers(study, name, read, first, blocks)
     work.progress(1, 5)
     start = time.monotonic()
-    moments, parts = _moments(read, (first, second), blocks)
+    *parts, moments = nested_moments(lambda some: read.pairs([first], [second], some), blocks)
     if moments.tokens <= len(moments.mean_a) + len(moments.mean_b):
         raise StudyError(
             f"{study.name}: stitch.{name}.tokens: {moments.tokens} tokens were read, and maps between "
@@ -191,7 +189,7 @@ class _Read(NamedTuple):
 def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray) -> tuple[LayersSummary, str]:
     """Likeness of all layers, and the target's hook point: the given one, or that most like the source's."""
     from heredity.lm.hooks import HookPointError, resolve
-    from heredity.stitch.similarity import similarity
+    from heredity.stitch.moments import all_layers, similarity
 
     config = study.config.stitch[name]
     sides: list[list[str]] = []
@@ -216,26 +214,6 @@ def _layers(study: Study, name: str, read: _Read, first: str, blocks: np.ndarray
     return LayersSummary(source=tuple(sides[0]), target=tuple(sides[1]), tokens=found.tokens, **rows), second
 
 
-def all_layers(d_a: int, d_b: int, layers_a: int, layers_b: int) -> tuple[bool, int]:
-    """Whether all layers of the source are compared with the target's, or its stitched one alone; bytes of moments."""
-    from heredity.stitch.moments import moment_bytes
-
-    needed = moment_bytes([d_a] * layers_a, [d_b] * layers_b)
-    return (True, needed) if needed <= ALL_LAYERS else (False, moment_bytes([d_a], [d_b] * layers_b))
-
-
-def _moments(read: _Read, points: tuple[str, str], blocks: np.ndarray) -> tuple[Moments, list[Moments]]:
-    """Moments of all tokens, and of the first half, quarter and so on of them."""
-    from heredity.stitch.moments import MomentStream
-
-    stream, parts, cuts = MomentStream(), [], sorted({len(blocks) >> step for step in range(1, _HALVINGS + 1)} - {0})
-    for start, stop in zip([0, *cuts], [*cuts, len(blocks)], strict=True):
-        for of_a, of_b in read.pairs([points[0]], [points[1]], blocks[start:stop]):
-            stream.add(of_a, of_b)
-        parts.append(stream.pair(0, 0))
-    return parts[-1], parts[:-1]
-
-
 def _fits(
     config: StitchConfig, moments: Moments, held: tuple[Moments, Moments], shared: float
 ) -> dict[str, tuple[Stitch, FitSummary]]:
@@ -249,8 +227,7 @@ def _fits(
 def _fitted(
     config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
 ) -> tuple[Stitch, FitSummary]:
-    from heredity.stitch.fit import fit
-    from heredity.stitch.joint import joint_flops
+    from heredity.stitch.fit import fit, joint_flops
     from heredity.stitch.moments import moment_flops
 
     widths, start = (len(moments.mean_a), len(moments.mean_b)), time.monotonic()
@@ -270,12 +247,13 @@ def _by_adam(
     config: StitchConfig, read: _Read, points: tuple[str, str], blocks: np.ndarray, held_out: Moments, seed: int
 ) -> tuple[Stitch, list[FitSummary]]:
     """The published fit on the same tokens; and what shorter trainings come to, the shortest first."""
-    from heredity.stitch.adam import adam_flops, fit_by_adam
+    from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     count = max(1, len(blocks) // each)
     widths = len(held_out.mean_a), len(held_out.mean_b)
-    batch = _batches(read, points, blocks, each, 4 * blocks.size * sum(widths) <= _KEPT)
+    keep = 4 * blocks.size * sum(widths) <= _KEPT
+    batch = block_batches(lambda some: read.pairs([points[0]], [points[1]], some), blocks, each, keep)
     epochs = [config.adam.epochs]
     while epochs[0] > 1:
         epochs.insert(0, epochs[0] // 2)
@@ -289,26 +267,8 @@ def _by_adam(
     return fitted[-1][0], [told for _, told in fitted]
 
 
-def _batches(read: _Read, points: tuple[str, str], blocks: np.ndarray, each: int, keep: bool):
-    """Number of a batch -> activations of its blocks, `each` of them; read from the models once if they are kept."""
-    import torch
-
-    kept: dict[int, Any] = {}
-
-    def batch(number: int):
-        if number in kept:
-            return kept[number]
-        chunks = list(read.pairs([points[0]], [points[1]], blocks[number * each : (number + 1) * each]))
-        found = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
-        if keep:
-            kept[number] = found
-        return found
-
-    return batch
-
-
 def _told(stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float) -> FitSummary:
-    from heredity.stitch.map_quality import stitch_quality
+    from heredity.stitch.affine import stitch_quality
 
     found = stitch_quality(stitch, held_out, alpha)
     r2 = {way: getattr(found, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}

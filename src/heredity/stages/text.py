@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.engine.stage import Stage, Work
-from heredity.engine.store import Artifact, write_json
+from heredity.engine.store import CONFIG, Artifact, write_json
 from heredity.study import CorpusConfig, Study
 from heredity.text.corpora import fingerprint, read_corpus, write_corpus
-from heredity.text.tokens import PackedTokens, fingerprint_tokenizer, load_tokenizer, pack, train_tokenizer
+from heredity.text.sources import CorpusError
+from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
+from heredity.text.tokens import PackedTokens, pack
 
 RECORD = "record.json"
 
@@ -22,6 +24,10 @@ def corpus_stage(study: Study, name: str) -> Stage:
     def make(work: Work) -> None:
         corpus = CorpusConfig.model_validate(settings)
         record = write_corpus(name, corpus, work.folder, study.config.seed, study.root, work.progress)
+        if fingerprint(name, corpus, study.root) != config["fingerprint"]:
+            raise CorpusError(
+                f"corpus {name}: {corpus.source} changed while the study ran; run again when it stays as it is"
+            )
         write_json(work.folder / RECORD, record._asdict())
 
     return Stage("corpus", name, {**config, "seed": study.config.seed}, {}, make)
@@ -35,11 +41,16 @@ def tokenizer_stage(study: Study, corpora: dict[str, Stage]) -> Stage:
     if source is not None:
         path = study.root / source
         named = str(path) if path.exists() else source
+        settings: dict[str, object] = {"load": named, "content": _content(path)}
+        trusted = study.config.model[start].trust_remote_code
+        if trusted:
+            settings["trust_remote_code"] = True
 
         def load(work: Work) -> None:
-            load_tokenizer(named).save_pretrained(work.folder / "tokenizer")
+            tokenizer = load_tokenizer(named, trust_remote_code=trusted)
+            tokenizer.save_pretrained(work.folder / "tokenizer")
 
-        return Stage("tokenizer", start, {"load": named, "content": _content(path)}, {}, load)
+        return Stage("tokenizer", start, settings, {}, load)
 
     def train(work: Work) -> None:
         parts = [read_corpus(artifact.folder, "train") for artifact in work.inputs.values()]
@@ -66,7 +77,8 @@ def tokens_stage(name: str, corpus: Stage, tokenizer: Stage) -> Stage:
 
 def tokenizer_of(artifact: Artifact):
     """The tokenizer of a tokenizer artifact."""
-    return load_tokenizer(str(artifact / "tokenizer"))
+    trusted = artifact.json(CONFIG).get("trust_remote_code", False)
+    return load_tokenizer(str(artifact / "tokenizer"), trust_remote_code=trusted)
 
 
 def packs(artifacts: dict[str, Artifact], split: str) -> dict[str, PackedTokens]:

@@ -1,4 +1,4 @@
-"""Affine maps between the activations of two models, in rows: y = x weight + bias."""
+"""Affine maps between the activations of two models, y = x weight + bias in rows, and their quality."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from heredity.stitch.moments import Moments
+
 
 class Affine(NamedTuple):
     """x [..., d_in] -> x weight + bias [..., d_out] (Chen et al. 2025, arXiv 2506.06609, eq. 1-2)."""
@@ -21,7 +23,7 @@ class Affine(NamedTuple):
     """float32 [d_out]."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images of vectors [..., d_in], which must be of the map's type and on its device."""
+        """Images of vectors [..., d_in] of the map's type and device."""
         return x @ self.weight + self.bias
 
     def then(self, after: Affine) -> Affine:
@@ -52,20 +54,20 @@ class Affine(NamedTuple):
 
     @staticmethod
     def load(path: str | Path) -> Affine:
-        """What `save` wrote, on the CPU. Raises ValueError for no such file, one that is damaged or holds else."""
+        """Read a file of `save`, to the CPU. Raises ValueError for a missing, damaged or unrelated file."""
         if not Path(path).is_file():
-            raise ValueError(f"there is no map {path}; give what Affine.save wrote")
+            raise ValueError(f"there is no map {path}; give a file that Affine.save wrote")
         try:
-            found = load_file(path)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); make it again") from error
-        if found.keys() != {"weight", "bias"}:
-            raise ValueError(f"{path} holds {sorted(found)}, no affine map; make it again")
-        return Affine.of(found["weight"].numpy(), found["bias"].numpy())
+        if tensors.keys() != {"weight", "bias"}:
+            raise ValueError(f"{path} holds {sorted(tensors)}, no affine map; make it again")
+        return Affine.of(tensors["weight"].numpy(), tensors["bias"].numpy())
 
 
 class Stitch(NamedTuple):
-    """Maps between a model A, the source, and a model B, the target, both ways."""
+    """Maps between a model A, the source, and a model B, the target."""
 
     up: Affine
     """A -> B."""
@@ -77,20 +79,95 @@ class Stitch(NamedTuple):
         return Stitch(self.up.to(device), self.down.to(device))
 
     def save(self, folder: str | Path) -> None:
-        """Write `up.safetensors` and `down.safetensors` into a folder, which is made if need be."""
+        """Write `up.safetensors` and `down.safetensors` into a folder, created if missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, part in self._asdict().items():
             part.save(Path(folder) / f"{name}.safetensors")
 
     @staticmethod
     def load(folder: str | Path) -> Stitch:
-        """What `save` wrote, on the CPU. Raises ValueError as `Affine.load` does, and for maps that are no pair."""
+        """Read a folder of `save`, to the CPU. Raises ValueError as `Affine.load` does, and for unpaired maps."""
         folder = Path(folder)
         inner = sorted(path.parent.name for path in folder.glob("*/up.safetensors"))
         if inner and not (folder / "up.safetensors").exists():
             raise ValueError(f"{folder} holds the maps of several fits; give one of its folders: {', '.join(inner)}")
-        found = Stitch(*(Affine.load(folder / f"{name}.safetensors") for name in Stitch._fields))
-        if found.up.weight.shape != found.down.weight.T.shape:
-            shapes = " and ".join(str(list(part.weight.shape)) for part in found)
+        stitch = Stitch(*(Affine.load(folder / f"{name}.safetensors") for name in Stitch._fields))
+        if stitch.up.weight.shape != stitch.down.weight.T.shape:
+            shapes = " and ".join(str(list(part.weight.shape)) for part in stitch)
             raise ValueError(f"{folder}: up and down are {shapes}, which do not lead back; make them again")
-        return found
+        return stitch
+
+
+class MapQuality(NamedTuple):
+    """How well a map predicts y from x."""
+
+    r2: float
+    """1 - Σ ‖y - ŷ‖² / Σ ‖y - mean y‖², pooled over dimensions and tokens; nan where y is constant."""
+    r2_by_dim: np.ndarray
+    """float64 [d_out]: the same of each dimension; nan for a constant one."""
+    mse: float
+    """Mean squared error over tokens and elements, in the units of y."""
+
+
+class StitchQuality(NamedTuple):
+    """Figures of both maps and both round trips."""
+
+    up: MapQuality
+    """b from up(a)."""
+    down: MapQuality
+    """a from down(b)."""
+    there_and_back: MapQuality
+    """a from down(up(a)): through the target."""
+    back_and_there: MapQuality
+    """b from up(down(b)): through the source."""
+    loss: float
+    """The joint loss: MSE of both maps plus alpha times that of both round trips (Chen et al. 2025, eq. 3)."""
+    condition: tuple[float, float]
+    """Largest over least singular value of the weights, of up and of down; inf for a map that loses a direction."""
+    effective_rank: tuple[float, float]
+    """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007), of up and of down."""
+    tokens: int
+    """Tokens behind the moments."""
+
+
+def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> StitchQuality:
+    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token.
+
+    Raises ValueError when the widths do not fit.
+    """
+    d_a, d_b = moments.ab.shape
+    if stitch.up.weight.shape != (d_a, d_b) or stitch.down.weight.shape != (d_b, d_a):
+        shapes = f"{list(stitch.up.weight.shape)} and {list(stitch.down.weight.shape)}"
+        raise ValueError(
+            f"maps are {shapes}, activations {d_a} and {d_b} wide; take the moments of the same hook points"
+        )
+    back = moments.swapped()
+    of_a = moments._replace(mean_b=moments.mean_a, ab=moments.aa, bb=moments.aa)
+    of_b = back._replace(mean_b=back.mean_a, ab=back.aa, bb=back.aa)
+    up, down = (Affine(part.weight.double().cpu(), part.bias.double().cpu()) for part in stitch)
+    parts = (
+        map_quality(up, moments),
+        map_quality(down, back),
+        map_quality(up.then(down), of_a),
+        map_quality(down.then(up), of_b),
+    )
+    loss = parts[0].mse + parts[1].mse + alpha * (parts[2].mse + parts[3].mse)
+    condition, rank = [], []
+    for part in (up, down):
+        values = np.linalg.svd(part.weight.numpy(), compute_uv=False)
+        condition.append(float(values[0] / values[-1]) if values[-1] > 0 else float("inf"))
+        shares = values[values > 0] / max(values.sum(), np.finfo(float).tiny)
+        rank.append(float(np.exp(-np.sum(shares * np.log(shares)))))
+    return StitchQuality(*parts, loss, (condition[0], condition[1]), (rank[0], rank[1]), moments.tokens)
+
+
+def map_quality(to: Affine, moments: Moments) -> MapQuality:
+    """Quality of a map from a to b [d_a, d_b] on the tokens of some moments."""
+    weight, bias = (part.double().cpu().numpy() for part in to)
+    spread = np.diag(moments.bb)
+    off = moments.mean_b - moments.mean_a @ weight - bias
+    error = spread - 2 * np.sum(weight * moments.ab, 0) + np.sum(weight * (moments.aa @ weight), 0)
+    error = np.maximum(error, 0) + off**2  # rounding may take the error of an exact map below 0
+    by_dim = 1 - error / np.where(spread > 0, spread, np.nan)
+    total = float(spread.sum())
+    return MapQuality(1 - float(error.sum()) / total if total > 0 else float("nan"), by_dim, float(error.mean()))

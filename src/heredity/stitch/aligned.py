@@ -1,28 +1,39 @@
-"""Aligned activations of two models at several hook points, from one forward pass of each."""
+"""Aligned activations of two models at several hook points, from one forward pass of each.
+
+Models of one tokenizer are aligned by token (`aligned`). Models of different tokenizers are aligned at the characters
+where a token of both ends (`aligned_texts`): two causal models that have read a text up to the same character know the
+same of it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.hooks import HookPointError, replaced
-from heredity.lm.precision import arithmetic
+from heredity.lm.loss import arithmetic
 from heredity.study import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEAST = 0.01
+"""Least share of aligned positions among those of the coarser tokenizer, for texts to be compared."""
 
 
 class Points(NamedTuple):
-    """A model, and where to read it."""
+    """A Hugging Face decoder and the hook points to read, each once, in any order."""
 
     model: nn.Module
-    """Decoder of Hugging Face."""
     hook_points: Sequence[str]
-    """Each once, in any order."""
 
 
 class _Stop(Exception):
@@ -32,23 +43,23 @@ class _Stop(Exception):
 def aligned(
     a: Points, b: Points, blocks: np.ndarray, masked: Sequence[int] = (), precision: Precision = "float32"
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Activations of both models on the same token blocks [n, context], as chunks of float32 [tokens, d] a point.
+    """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
     masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, arXiv 2506.06609, appendix A).
-    Each model runs on its own device in evaluation mode, and no further than its last point; activations come back on
-    that of A. Raises HookPointError for an unknown point or one that the forward pass never comes by.
+    Each model runs on its own device in evaluation mode, and no further than its last point; activations are returned
+    on A's device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
     """
     device = next(a.model.parameters()).device
     step = blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         some = np.ascontiguousarray(blocks[start : start + step], np.int64)
         kept = torch.from_numpy(~np.isin(some.ravel(), masked)).to(device)
-        sides = (_captured(points, torch.from_numpy(some), precision) for points in (a, b))
+        sides = (_captured(points, some, precision) for points in (a, b))
         of_a, of_b = ([x.to(device).flatten(0, 1)[kept] for x in side] for side in sides)
         yield of_a, of_b
 
 
-def _captured(points: Points, ids: Tensor, precision: Precision) -> list[Tensor]:
+def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
     """Activations [batch, context, d] at each point, float32."""
     model, seen = points.model, dict[str, Tensor]()
     device = next(model.parameters()).device
@@ -66,10 +77,124 @@ def _captured(points: Points, ids: Tensor, precision: Precision) -> list[Tensor]
             for name in points.hook_points:
                 stack.enter_context(replaced(model, name, lambda x, name=name: watch(name, x)))
             with torch.no_grad(), arithmetic(device, precision):
-                model(input_ids=ids.to(device), use_cache=False)
+                model(input_ids=torch.from_numpy(ids).to(device), use_cache=False)
     except _Stop:
         return [seen[name] for name in points.hook_points]
     finally:
         model.train(training)
     missing = [name for name in points.hook_points if name not in seen]
     raise HookPointError(f"hook_points {missing}: the forward pass of {type(model).__name__} never comes by them")
+
+
+# -- across tokenizers ------------------------------------------------------------------------------------------------
+
+
+def aligned_texts(
+    a: Points,
+    tokenizer_a: PreTrainedTokenizerBase,
+    b: Points,
+    tokenizer_b: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    context_size: int,
+    precision: Precision = "float32",
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
+
+    Takes the place of `aligned` for models of different tokenizers (which Chen et al. 2025 leave to later work). Each
+    text is read from its beginning, at most `context_size` tokens of either tokenizer; tokens that a tokenizer adds at
+    the ends are read and left out. Rows are in the order of the texts.
+
+    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than
+    1 % of the positions have a counterpart; HookPointError for an unknown point.
+    """
+    if isinstance(texts, str):
+        raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
+    encoders = [_encoder(tokenizer, end) for tokenizer, end in ((tokenizer_a, "A"), (tokenizer_b, "B"))]
+    device, step = next(a.model.parameters()).device, blocks_at_once(context_size)
+    met, seen = 0, np.zeros(2, np.int64)
+    for start in range(0, len(texts), step):
+        rows_a, rows_b = (_rows(encoder, texts[start : start + step], context_size) for encoder in encoders)
+        pairs = [common_ends(x, y) for (_, x), (_, y) in zip(rows_a, rows_b, strict=True)]
+        # Cut only now: a character whose last token lies beyond the context has no end within it.
+        pairs = [(i[kept], j[kept]) for i, j in pairs for kept in [(i < context_size) & (j < context_size)]]
+        met += (here := sum(len(i) for i, _ in pairs))
+        seen += [sum(int((ends[:context_size] >= 0).sum()) for _, ends in rows) for rows in (rows_a, rows_b)]
+        if met < LEAST * seen.min():
+            raise ValueError(
+                f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}; "
+                "check that both tokenizers give offsets into the text itself"
+            )
+        if here:
+            of_a = _read(a, rows_a, [i for i, _ in pairs], precision)
+            of_b = _read(b, rows_b, [j for _, j in pairs], precision)
+            yield [x.to(device) for x in of_a], [x.to(device) for x in of_b]
+
+
+def common_ends(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in two rows of tokens, int64 [n] each, at which a token of both ends at the same character, in order.
+
+    a, b: int64 [tokens], the character after each token, -1 for tokens outside the text. Where several tokens share an
+    end, as the bytes of one character do, the last of them counts, since it has read all of the character.
+    """
+    sides = []
+    for ends in (a, b):
+        known, place = np.unique(ends[::-1], return_index=True)
+        sides.append((known[known >= 0], (len(ends) - 1 - place)[known >= 0]))
+    _, i, j = np.intersect1d(sides[0][0], sides[1][0], assume_unique=True, return_indices=True)
+    return sides[0][1][i], sides[1][1][j]
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokenizer:
+    """The fast tokenizer, with offsets that cover every character of a token."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ValueError(
+            f"tokenizer {end} is a {type(tokenizer).__name__}, which gives no offsets into the text; save it as a fast "
+            "tokenizer (tokenizer.json) first"
+        )
+
+    def untrimmed(part: Any) -> Any:
+        """A part of the tokenizer's description with `trim_offsets` off."""
+        if isinstance(part, list):
+            return [untrimmed(each) for each in part]
+        if isinstance(part, dict):
+            return {name: name != "trim_offsets" and untrimmed(value) for name, value in part.items()}
+        return part
+
+    # Byte-level tokenizers may leave white space out of the offsets, and would then seem to end where they do not.
+    content = json.loads(backend.to_str())
+    encoder = Tokenizer.from_str(json.dumps(content | {"post_processor": untrimmed(content["post_processor"])}))
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def _rows(encoder: Tokenizer, texts: Sequence[str], context_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ids of each text's first tokens, and the character after each of all its tokens (see `common_ends`)."""
+    rows = []
+    for encoding in encoder.encode_batch(list(texts)):
+        spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        inside = (np.array(encoding.special_tokens_mask, bool) == 0) & (spans[:, 1] > spans[:, 0])
+        rows.append((np.array(encoding.ids[:context_size], np.int64), np.where(inside, spans[:, 1], -1)))
+    return rows
+
+
+def _read(
+    points: Points,
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    places: Sequence[np.ndarray],
+    precision: Precision,
+) -> list[Tensor]:
+    """Activations [places of all rows, d] at each point. Rows are padded at the end, invisible to causal models."""
+    blocks = np.zeros((len(rows), max(len(ids) for ids, _ in rows)), np.int64)
+    for block, (ids, _) in zip(blocks, rows, strict=True):
+        block[: len(ids)] = ids
+    known = points.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if int(blocks.max()) >= known:
+        raise ValueError(
+            f"the tokenizer gives token {int(blocks.max())}, its {type(points.model).__name__} knows {known}; "
+            "give each model its own tokenizer"
+        )
+    at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
+    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, precision)]

@@ -1,82 +1,86 @@
-"""Whether a feature pushes the same next tokens in the target as in the source (Chen et al. 2025, eq. 10).
+"""Whether feature i does in the target what feature i does in the source: Pearson's r over tokens, of all features.
 
-The attribution of a feature at a token is its activation times its logit weight for the token that follows.
+Feature i of both is one feature: an SAE and its transfer, or one SAE that reads two models. Compared are activations,
+and attributions (Chen et al. 2025, eq. 10): activation times the feature's logit weight for the token that follows.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import nn
 
 from heredity.lm.activations import activations
 from heredity.lm.logit_attribution import norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE, new_sae
 from heredity.stitch.affine import Affine
-from heredity.stitch.paired_correlation import Paired, PairedPearson
-from heredity.stitch.transfer import transfer_sae
+from heredity.stitch.transfer import sparse_codes, transfer_sae
 from heredity.study import Precision
 
-_CHUNK = 1 << 22  # numbers made at a time
+_CHUNK = 1 << 22  # numbers computed at a time
 
 
 class Side(NamedTuple):
-    """A model and the SAE that reads it, on one device."""
+    """A model in evaluation mode and the SAE that reads it, on one device."""
 
     model: nn.Module
-    """In evaluation mode."""
     hook_point: str
-    """Where the SAE reads."""
     sae: SAE
     """Feature i of the source's is feature i of the target's."""
     precision: Precision = "float32"
     """Of the model's matrix products."""
 
 
-class AttributionCorrelation(NamedTuple):
-    """How alike the attributions of each feature are in the two models."""
+class Paired(NamedTuple):
+    """Activations, or attributions, of each feature in two models, on the same tokens; arrays [d_sae]."""
 
     r: np.ndarray
-    """float64 [d_sae]: Pearson over tokens, zeros included; nan where an attribution is constant."""
+    """float64: Pearson over tokens, zeros included; nan where either is constant."""
     source_firings: np.ndarray
-    """int64 [d_sae]: tokens on which the feature fires in the source."""
+    """int64: tokens on which the feature fires in the source."""
     target_firings: np.ndarray
-    """int64 [d_sae]: the same in the target."""
+    """int64: the same in the target."""
+    source_peak: np.ndarray
+    """float64: its largest value in the source, 0 at least."""
+    target_peak: np.ndarray
+    """float64: the same in the target."""
     tokens: int
-    """Tokens compared: all but the last of each block, which no token follows."""
+    """Tokens compared."""
 
 
-def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> AttributionCorrelation:
-    """Pearson r over tokens t of f_i(t) v_{i, next(t)} in the source and in the target, for every feature i (eq. 10).
+def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> Paired:
+    """Pearson's r of column i of one sparse matrix with column i of another, streamed; sums are float64.
 
-    v are the logit weights of the decoder's rows by the direct path: through the gain of the final norm, but not its
-    scale, and centered over the vocabulary, which the paper leaves open (see `lm.logits.logit_weights`). blocks: tokens
-    [n, context], of a tokenizer both models use. Streamed, sums in float64.
-
-    Raises ValueError when the SAEs differ in size or the blocks hold no next token, and as `logit_weights` does.
+    parts: rows of both matrices for the same tokens, [n, d_sae], with a value stored wherever a feature fires. Raises
+    ValueError when shapes differ or there are no rows.
     """
-    if source.sae.d_sae != target.sae.d_sae:
-        raise ValueError(
-            f"the SAEs have {source.sae.d_sae} and {target.sae.d_sae} features; give one that was transferred"
-        )
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
-    found, done = PairedPearson(source.sae.d_sae), 0
-    paths = [_direct_path(side) for side in (source, target)]
-    streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
-    for xs in zip(*streams, strict=True):
-        some = blocks[done : done + len(xs[0]) // blocks.shape[1]]
-        done += len(some)
-        a, b = (
-            _attributions(side.sae, x.view(*some.shape, -1)[:, :-1].flatten(0, 1), path, some[:, 1:].ravel())
-            for side, x, path in zip((source, target), xs, paths, strict=True)
-        )
-        found.add(a, b)
-    own = found.result()
-    return AttributionCorrelation(own.r, own.source_firings, own.target_firings, own.tokens)
+    tokens, sums, firings, peaks = 0, np.zeros((5, d_sae)), np.zeros((2, d_sae), np.int64), np.zeros((2, d_sae))
+    for pair in parts:
+        shapes: list[Any] = [part.shape for part in pair]
+        if shapes[0] != shapes[1] or shapes[0][1] != d_sae:
+            raise ValueError(
+                f"activations are {list(shapes[0])} and {list(shapes[1])} for {d_sae} features; give the same tokens "
+                "and SAEs of the same size"
+            )
+        tokens += shapes[0][0]
+        sides: list[Any] = [part.astype(np.float64) for part in pair]
+        x, y = sides
+        sums += [m.sum(0) for m in (x, y, x.multiply(x), y.multiply(y), x.multiply(y))]
+        firings += [np.bincount(m.indices, minlength=d_sae) for m in sides]
+        for peak, m in zip(peaks, sides, strict=True):
+            np.maximum.at(peak, m.indices, m.data)
+    if not tokens:
+        raise ValueError("no activations were given; give those of at least one token")
+    a, b, aa, bb, ab = sums
+    spread = [square - np.square(total) / tokens for square, total in ((aa, a), (bb, b))]
+    varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.clip((ab - a * b / tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
+    return Paired(np.where(varies, r, np.nan), firings[0], firings[1], peaks[0], peaks[1], tokens)
 
 
 def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
@@ -85,17 +89,35 @@ def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Pa
     blocks: tokens [n, context], of a tokenizer both models use; all positions count. Streamed. Raises ValueError when
     the SAEs differ in size, and as `activations` and `SAE.encode_sparse` do.
     """
-    found = PairedPearson(source.sae.d_sae)
     streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
-    for x, y in zip(*streams, strict=True):
-        found.add(_codes(source.sae, x), _codes(target.sae, y))
-    return found.result()
+    pairs = zip(*streams, strict=True)
+    codes = ((sparse_codes(source.sae, x), sparse_codes(target.sae, y)) for x, y in pairs)
+    return paired_pearson(codes, source.sae.d_sae)
+
+
+def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
+    """Pearson r over tokens t of f_i(t) v_{i, next(t)} in the source and in the target, for every feature i (eq. 10).
+
+    v are the logit weights of the decoder's rows by the direct path: through the gain of the final norm, but not its
+    scale, and centered over the vocabulary, which the paper leaves open (see `lm.logit_attribution.logit_weights`).
+    blocks: tokens [n, context], of a tokenizer both models use; the last of each block is left out, having no next
+    token. Streamed. Raises ValueError when the SAEs differ in size or the blocks hold no next token, and as
+    `logit_weights` does.
+    """
+    if source.sae.d_sae != target.sae.d_sae:
+        raise ValueError(
+            f"the SAEs have {source.sae.d_sae} and {target.sae.d_sae} features; give one that was transferred"
+        )
+    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
+        raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
+    pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)
+    return paired_pearson(pairs, source.sae.d_sae)
 
 
 def random_baseline(
     source: Side, target: tuple[nn.Module, str], up: Affine, down: Affine, blocks: np.ndarray, k: int, seed: int
-) -> AttributionCorrelation:
-    """The same for an SAE of random directions and what the maps make of it: what the maps alone bring about.
+) -> Paired:
+    """`attribution_correlation` of an SAE of random directions and its transfer: the effect of the maps alone.
 
     k: features that fire at a token; the L0 of the source's SAE, so that both are equally sparse. The encoder is the
     decoder's transpose, the k largest fire, and the center is that of the source's SAE.
@@ -107,28 +129,24 @@ def random_baseline(
     return attribution_correlation(source._replace(sae=sae), Side(*target, moved, source.precision), blocks)
 
 
-def _direct_path(side: Side) -> tuple[Tensor, Tensor]:
-    """Rows [d_sae, d_model] and [vocab, d_model], whose products are logit weights."""
+def _attributions(side: Side, blocks: np.ndarray) -> Iterator[csr_array]:
+    """f_i(t) v_{i, next(t)}, float64 [tokens, d_sae] in chunks; logit weights are computed for firing features only."""
     norm, _ = norm_and_head(side.model)
     with torch.no_grad():
-        pushed = through_norm(norm, to_stream(side.model, side.hook_point, side.sae.W_dec.detach()))
-        return pushed.float(), unembedding(side.model)
-
-
-def _attributions(sae: SAE, x: Tensor, path: tuple[Tensor, Tensor], following: np.ndarray) -> csr_array:
-    """f_i(t) v_{i, next(t)}, float64 [tokens, d_sae]; the logit weights of what fires, and of nothing else."""
-    pushed, rows = path
-    indptr, indices, values = sae.encode_sparse(x)
-    after = np.repeat(following, np.diff(indptr)).astype(np.int64)
-    feature, token = (torch.from_numpy(ids).to(pushed.device) for ids in (indices.astype(np.int64), after))
-    effect, step = np.empty(len(values)), max(1, _CHUNK // pushed.shape[1])
-    for start in range(0, len(values), step):
-        part = slice(start, start + step)
-        products = pushed[feature[part]] * rows[token[part]]
-        effect[part] = products.sum(1, dtype=torch.float64).cpu().numpy()
-    return csr_array((effect * values, indices, indptr), shape=(len(x), sae.d_sae))
-
-
-def _codes(sae: SAE, x: Tensor) -> csr_array:
-    indptr, indices, values = sae.encode_sparse(x)
-    return csr_array((values, indices, indptr), shape=(len(x), sae.d_sae))
+        # Rows [d_sae, d_model] and [vocab, d_model], whose products are logit weights.
+        pushed = through_norm(norm, to_stream(side.model, side.hook_point, side.sae.W_dec.detach())).float()
+        rows = unembedding(side.model)
+    done, step = 0, max(1, _CHUNK // pushed.shape[1])
+    for x in activations(side.model, side.hook_point, blocks, side.precision):
+        some = blocks[done : done + len(x) // blocks.shape[1]]
+        done += len(some)
+        x = x.view(*some.shape, -1)[:, :-1].flatten(0, 1)
+        indptr, indices, values = side.sae.encode_sparse(x)
+        after = np.repeat(some[:, 1:].ravel(), np.diff(indptr)).astype(np.int64)
+        feature, token = (torch.from_numpy(ids).to(pushed.device) for ids in (indices.astype(np.int64), after))
+        effect = np.empty(len(values))
+        for start in range(0, len(values), step):
+            part = slice(start, start + step)
+            products = pushed[feature[part]] * rows[token[part]]
+            effect[part] = products.sum(1, dtype=torch.float64).cpu().numpy()
+        yield csr_array((effect * values, indices, indptr), shape=(len(x), side.sae.d_sae))

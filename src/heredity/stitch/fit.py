@@ -1,26 +1,36 @@
-"""Fitting both maps of a stitch to the moments of aligned activations; no token is read again."""
+"""Fits of a stitch: in closed form or by exact steps from moments, and the published gradient descent over tokens.
+
+The joint loss is L = MSE(up a, b) + MSE(down b, a) + α MSE(down up a, a) + α MSE(up down b, b), means over tokens and
+elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Every term is quadratic in the activations, so tokens enter
+through means and covariances only. The best biases send mean to mean, which leaves the centered weights U [d_a, d_b]
+and D [d_b, d_a]. For a fixed D, L is a strictly convex quadratic function of U, and vice versa.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from scipy.linalg import cholesky, solve_triangular
+from torch import Tensor, nn
 
-from heredity.stitch.affine import Affine, Stitch
-from heredity.stitch.joint import joint_loss, minimize_joint
-from heredity.stitch.map_quality import map_quality
+from heredity.stitch.affine import Affine, Stitch, map_quality
 from heredity.stitch.moments import Moments
 
 Method = Literal["ridge", "joint", "procrustes"]
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
-"""Tried on held-out moments, as shares of the mean variance of a dimension."""
+"""Candidates tried on held-out moments, as shares of the mean variance of a dimension."""
 RIDGE = 1e-6
-"""Without held-out moments: above the rounding of products in float32."""
+"""Default without held-out moments: above the rounding of products in float32."""
+MEMORY = 8
+"""Previous rounds used by the acceleration of the joint fit."""
 
 
 class Fit(NamedTuple):
-    """A stitch, and how it was found."""
+    """A stitch and its optimization."""
 
     stitch: Stitch
     """The maps, float32."""
@@ -29,9 +39,9 @@ class Fit(NamedTuple):
     losses: np.ndarray
     """float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round; one without rounds."""
     gradient: float
-    """Relative norm of the joint loss's gradient at the end; nan for other methods."""
+    """Relative norm of the joint loss's gradient at the end (see `Joint`); nan for other methods."""
     converged: bool
-    """Whether it fell below the tolerance; True for methods in closed form."""
+    """Whether the gradient fell below the tolerance; True for methods in closed form."""
 
 
 def fit(
@@ -46,12 +56,12 @@ def fit(
     """Fit up: A -> B and down: B -> A.
 
     ridge: each map by least squares on its own. joint: both by the loss of Chen et al. 2025 (arXiv 2506.06609, eq. 3),
-    which also asks them to invert each other, weighted by `alpha`, minimized exactly from the ridge fit on.
+    which also makes them invert each other, weighted by `alpha`; minimized exactly, starting from the ridge fit.
     procrustes: up with orthonormal rows, times one factor if `scale` (Schönemann 1966); down is its pseudoinverse.
 
     ridge: added to each covariance as a share of its mean diagonal, as if the activations had that much noise in every
     direction; None chooses among `RIDGES` by the error of each least-squares map on `held_out`, or takes `RIDGE`
-    without. rounds: of joint, at most.
+    without. rounds: upper limit for joint.
 
     Raises ValueError for an unknown method, a negative alpha or ridge, constant activations, procrustes from a wider
     to a narrower model, and covariances that are singular in spite of the ridge.
@@ -68,30 +78,29 @@ def fit(
         return Fit(
             _stitch(moments, up, down), (0.0, 0.0), np.array([joint_loss(moments, up, down, alpha)]), np.nan, True
         )
-    back = None if held_out is None else held_out.swapped()
     up, ridge_a = _ridge(moments, ridge, held_out)
-    down, ridge_b = _ridge(moments.swapped(), ridge, back)
-    noisy = moments._replace(aa=_raised(moments.aa, ridge_a), bb=_raised(moments.bb, ridge_b))
+    down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
+    aa, bb = (
+        square + share * np.trace(square) / len(square) * np.eye(len(square))
+        for square, share in ((moments.aa, ridge_a), (moments.bb, ridge_b))
+    )
+    noisy = moments._replace(aa=aa, bb=bb)
     if method == "ridge":
         losses = np.array([joint_loss(noisy, up, down, alpha)])
         return Fit(_stitch(moments, up, down), (ridge_a, ridge_b), losses, np.nan, True)
-    found = minimize_joint(noisy, up, down, alpha, rounds=rounds)
-    stitch = _stitch(moments, found.up, found.down)
-    return Fit(stitch, (ridge_a, ridge_b), found.losses, found.gradient, found.converged)
-
-
-def _raised(square: np.ndarray, ridge: float) -> np.ndarray:
-    return square + ridge * np.trace(square) / len(square) * np.eye(len(square))
+    joint = minimize_joint(noisy, up, down, alpha, rounds=rounds)
+    stitch = _stitch(moments, joint.up, joint.down)
+    return Fit(stitch, (ridge_a, ridge_b), joint.losses, joint.gradient, joint.converged)
 
 
 def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> tuple[np.ndarray, float]:
-    """Centered weights [d_a, d_b] and the ridge taken."""
+    """Centered weights [d_a, d_b] and the ridge chosen."""
     values, vectors = np.linalg.eigh(moments.aa)
     values, turned = np.maximum(values, 0), vectors.T @ moments.ab
 
     def weights(share: float) -> np.ndarray:
         raised = values + share * values.mean()
-        # Without a ridge, what is zero but for rounding is left out: the least-norm solution.
+        # Without a ridge, eigenvalues within rounding of zero are left out: the least-norm solution.
         safe = raised > len(values) * np.finfo(float).eps * values[-1]
         return vectors @ (turned * np.where(safe, 1 / np.where(safe, raised, 1), 0)[:, None])
 
@@ -116,9 +125,257 @@ def _procrustes(moments: Moments, scale: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _affine(moments: Moments, weight: np.ndarray) -> Affine:
-    """Sends the mean of A to that of B."""
+    """The map of this weight that sends the mean of A to that of B."""
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
 
 
 def _stitch(moments: Moments, up: np.ndarray, down: np.ndarray) -> Stitch:
     return Stitch(_affine(moments, up), _affine(moments.swapped(), down))
+
+
+# -- the joint loss from moments --------------------------------------------------------------------------------------
+
+
+class Joint(NamedTuple):
+    """Centered weights up [d_a, d_b] and down [d_b, d_a], float64, at the end of a minimization; else as in `Fit`."""
+
+    up: np.ndarray
+    down: np.ndarray
+    losses: np.ndarray
+    gradient: float
+    """Norm of the gradient at the end, relative to that at zero maps, in coordinates in which inputs are white."""
+    converged: bool
+
+
+def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:
+    """L of centered weights up [d_a, d_b] and down [d_b, d_a] with their best biases."""
+    aa, ab, bb = moments.aa, moments.ab, moments.bb
+    d_a, d_b = ab.shape
+    there, back = up @ down - np.eye(d_a), down @ up - np.eye(d_b)
+    of_b = np.trace(bb) - 2 * np.sum(up * ab) + np.sum(up * (aa @ up)) + alpha * np.sum(back * (bb @ back))
+    of_a = np.trace(aa) - 2 * np.sum(down * ab.T) + np.sum(down * (bb @ down)) + alpha * np.sum(there * (aa @ there))
+    return float(of_a / d_a + of_b / d_b)
+
+
+def minimize_joint(
+    moments: Moments,
+    up: np.ndarray,
+    down: np.ndarray,
+    alpha: float,
+    tolerance: float = 1e-8,
+    rounds: int = 500,
+) -> Joint:
+    """Minimize `joint_loss` from a start, by exact minimization over one map and then the other, accelerated.
+
+    In coordinates in which inputs are white each half is a Sylvester equation with symmetric coefficients, solved by
+    their eigenvectors. Rounds are extrapolated from the last few (Anderson acceleration: Walker & Ni 2011, SIAM J.
+    Numer. Anal. 49), and an extrapolation worse than the plain round is dropped, so that the loss never rises beyond
+    rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
+
+    up [d_a, d_b], down [d_b, d_a]: centered weights to start from; only `down` matters beyond the first loss.
+    tolerance: on `Joint.gradient`. rounds: upper limit. Raises ValueError when a covariance is not positive definite.
+    """
+    problem = _White.of(moments, alpha)
+    white_up, white_down = problem.root_a.T @ up, problem.root_b.T @ down
+    scale = problem.gradient_norm(np.zeros_like(white_up), np.zeros_like(white_down)) or 1.0
+    gradient = problem.gradient_norm(white_up, white_down) / scale
+    losses = [problem.loss(white_up, white_down)]
+    white_up = problem.best_up(white_down)
+    trail: list[tuple[np.ndarray, np.ndarray]] = []
+    while gradient > tolerance and len(losses) <= rounds:
+        plain = problem.swapped().best_up(white_up)
+        loss = problem.loss(white_up, plain)
+        trail = [*trail[-MEMORY:], (white_down, plain)]
+        far = _extrapolated(trail)
+        far_up = problem.best_up(far)
+        far_loss = problem.loss(far_up, far)
+        if far_loss < loss:
+            white_up, white_down, loss = far_up, far, far_loss
+        else:
+            white_up, white_down, trail = problem.best_up(plain), plain, trail[-1:]
+            loss = problem.loss(white_up, white_down)
+        losses.append(loss)
+        gradient = problem.gradient_norm(white_up, white_down) / scale
+    raw_up, raw_down = problem.inverse_a.T @ white_up, problem.inverse_b.T @ white_down
+    return Joint(raw_up, raw_down, np.array(losses), float(gradient), bool(gradient <= tolerance))
+
+
+def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
+    """Approximate floating-point operations of `minimize_joint`.
+
+    Eigenvectors of a symmetric matrix are counted as 9 n³ (Golub & Van Loan, Matrix Computations, section 8.3), the
+    three evaluations of the loss and the one of the gradient by their products.
+    """
+    products = d_a * d_b * (d_a + d_b)
+    return rounds * (2 * (9.0 * (d_a**3 + d_b**3) + 10 * products) + 18 * products)
+
+
+class _White(NamedTuple):
+    """The problem in white coordinates: up = root_a⁻ᵀ X and down = root_b⁻ᵀ Y, where aa = root_a root_aᵀ."""
+
+    root_a: np.ndarray
+    root_b: np.ndarray
+    inverse_a: np.ndarray
+    inverse_b: np.ndarray
+    target: np.ndarray
+    """root_a⁻¹ ab."""
+    target_back: np.ndarray
+    """root_b⁻¹ abᵀ."""
+    rest: float
+    """Loss that no map explains."""
+    alpha: float
+
+    @staticmethod
+    def of(moments: Moments, alpha: float) -> _White:
+        try:
+            root_a, root_b = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
+        except np.linalg.LinAlgError:
+            raise ValueError("a covariance is not positive definite; raise ridge, or take more tokens") from None
+        inverse_a, inverse_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in (root_a, root_b))
+        target, back = inverse_a @ moments.ab, inverse_b @ moments.ab.T
+        d_a, d_b = moments.ab.shape
+        rest = (np.trace(moments.aa) - np.sum(back**2)) / d_a + (np.trace(moments.bb) - np.sum(target**2)) / d_b
+        return _White(root_a, root_b, inverse_a, inverse_b, target, back, float(rest), alpha)
+
+    def swapped(self) -> _White:
+        root_a, root_b, inverse_a, inverse_b, target, back, rest, alpha = self
+        return _White(root_b, root_a, inverse_b, inverse_a, back, target, rest, alpha)
+
+    def loss(self, up: np.ndarray, down: np.ndarray) -> float:
+        d_a, d_b = up.shape
+        there, back = self._round_trips(up, down)
+        of_a = np.sum((down - self.target_back) ** 2) + self.alpha * np.sum(there**2)
+        of_b = np.sum((up - self.target) ** 2) + self.alpha * np.sum(back**2)
+        return float(self.rest + of_a / d_a + of_b / d_b)
+
+    def gradient_norm(self, up: np.ndarray, down: np.ndarray) -> float:
+        d_a, d_b = up.shape
+        there, back = self._round_trips(up, down)
+        raw_down, raw_up = self.inverse_b.T @ down, self.inverse_a.T @ up
+        through = there @ raw_down.T / d_a + (down @ self.inverse_a.T).T @ back / d_b
+        through_back = back @ raw_up.T / d_b + (up @ self.inverse_b.T).T @ there / d_a
+        of_up = (up - self.target) / d_b + self.alpha * through
+        of_down = (down - self.target_back) / d_a + self.alpha * through_back
+        return float(np.sqrt(np.sum(of_up**2) + np.sum(of_down**2)))
+
+    def best_up(self, down: np.ndarray) -> np.ndarray:
+        """The X that minimizes the loss for a Y: N X + X M = R, with N and M symmetric."""
+        d_b, d_a = down.shape
+        raw, there = self.inverse_b.T @ down, down @ self.inverse_a.T
+        left, turn_left = np.linalg.eigh(there.T @ there)
+        right, turn_right = np.linalg.eigh(raw @ raw.T)
+        wanted = self.target / d_b + self.alpha * (self.root_a.T @ raw.T / d_a + there.T @ self.root_b.T / d_b)
+        turned = turn_left.T @ wanted @ turn_right
+        turned /= 1 / d_b + self.alpha * (left[:, None] / d_b + right / d_a)
+        return turn_left @ turned @ turn_right.T
+
+    def _round_trips(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """root_aᵀ (up down - 1) and root_bᵀ (down up - 1) of the raw maps."""
+        return up @ (self.inverse_b.T @ down) - self.root_a.T, down @ (self.inverse_a.T @ up) - self.root_b.T
+
+
+def _extrapolated(trail: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The combination of the last rounds' ends with the least step from start to end."""
+    steps = np.stack([(end - start).ravel() for start, end in trail])
+    ends = np.stack([end.ravel() for _, end in trail])
+    mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
+    return (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(trail[-1][1].shape)
+
+
+# -- the published recipe, over tokens --------------------------------------------------------------------------------
+
+
+class AdamFit(NamedTuple):
+    """A stitch and its training."""
+
+    stitch: Stitch
+    """The maps, float32, on the device of the batches."""
+    losses: np.ndarray
+    """float64 [steps]: joint loss of each batch before its step."""
+    tokens: int
+    """Rows seen, repeats counted."""
+
+
+def fit_by_adam(
+    batches: Callable[[int], tuple[Tensor, Tensor]],
+    count: int,
+    epochs: int = 2,
+    alpha: float = 1.0,
+    lr: float = 1e-4,
+    clip: float = 1.0,
+    seed: int = 0,
+) -> AdamFit:
+    """Train both maps on the joint loss: Adam, gradient norm clipped, cosine learning rate, several epochs.
+
+    The recipe of Chen et al. 2025 (arXiv 2506.06609, appendix A); weights start as those of `nn.Linear`, biases at 0.
+
+    batches: batches(i) for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch.
+    Raises ValueError when there are no batches or the loss is not finite.
+    """
+    if count < 1 or epochs < 1:
+        raise ValueError(f"count={count} batches in epochs={epochs} leave nothing to train on; give at least one")
+    a, b = batches(0)
+    generator, parameters = torch.Generator().manual_seed(seed), []
+    for d_in, d_out in ((a.shape[1], b.shape[1]), (b.shape[1], a.shape[1])):
+        weight = torch.empty(d_in, d_out).uniform_(-(d_in**-0.5), d_in**-0.5, generator=generator)
+        parameters += [weight.to(a.device).requires_grad_(), torch.zeros(d_out, device=a.device, requires_grad=True)]
+    stitch = Stitch(Affine(*parameters[:2]), Affine(*parameters[2:]))
+    optimizer = torch.optim.Adam(parameters, lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count * epochs)
+    losses, tokens = [], 0
+    for step in range(count * epochs):
+        a, b = batches(step % count)
+        loss = batch_loss(stitch, a, b, alpha)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss of step {step + 1} is {float(loss)}; lower lr={lr} or look for huge activations"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        tokens += len(a)
+    stitch = Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch))
+    return AdamFit(stitch, np.array(losses), tokens)
+
+
+def block_batches(
+    pairs: Callable[[np.ndarray], Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]],
+    blocks: np.ndarray,
+    each: int,
+    keep: bool,
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Batches for `fit_by_adam`: number -> aligned activations of `each` token blocks.
+
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
+    keep: hold batches in memory after the first epoch; otherwise the models compute them anew.
+    """
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def batch(number: int) -> tuple[Tensor, Tensor]:
+        if number in kept:
+            return kept[number]
+        chunks = list(pairs(blocks[number * each : (number + 1) * each]))
+        rows = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
+        if keep:
+            kept[number] = rows
+        return rows
+
+    return batch
+
+
+def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """The joint loss of a batch a [n, d_a], b [n, d_b], mean over rows and elements (Chen et al. 2025, eq. 3)."""
+    mse, above, below = nn.functional.mse_loss, stitch.up(a), stitch.down(b)
+    trips = mse(stitch.down(above), a) + mse(stitch.up(below), b)
+    return mse(above, b) + mse(below, a) + alpha * trips
+
+
+def adam_flops(tokens: int, d_a: int, d_b: int) -> float:
+    """Floating-point operations of the matrix products of `fit_by_adam` over so many rows, repeats counted.
+
+    Ten products per row: four forward, four for the weights' gradients, two for those of the round trips' inputs.
+    """
+    return 20.0 * tokens * d_a * d_b

@@ -1,7 +1,7 @@
-"""Means and centered products of aligned activations of two models: all that fits and similarities need of the tokens.
+"""Means and covariances of aligned activations of two models: the only statistics that fits and similarities need.
 
-Row t of both models' activations belongs to one position of the text. Products of a chunk of rows are taken in float32
-about the chunk's own mean, and summed in float64 (Chan et al. 1983).
+Row t of both models' activations belongs to the same position of the text. Products of a chunk of rows are taken in
+float32 about the chunk's own mean, and summed in float64 (Chan et al. 1983).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from torch import Tensor
 
 ROWS = 4096
 """Rows multiplied at a time."""
+ALL_LAYERS = 1 << 29
+"""Bytes of moments up to which all layers of the source are compared, not the stitched one alone."""
+KEPT = 0.99
+"""Share of the variance of each side that SVCCA keeps (Raghu et al. 2017, arXiv 1706.05806)."""
 
 
 class Moments(NamedTuple):
@@ -36,16 +40,8 @@ class Moments(NamedTuple):
     bb: np.ndarray
     """[d_b, d_b]: of (b - mean_b)ᵀ (b - mean_b)."""
 
-    @staticmethod
-    def of(batches: Iterable[tuple[Tensor, Tensor]]) -> Moments:
-        """Moments of a stream of aligned batches a [n, d_a], b [n, d_b]. Raises ValueError as `MomentStream` does."""
-        stream = MomentStream()
-        for a, b in batches:
-            stream.add([a], [b])
-        return stream.pair(0, 0)
-
     def swapped(self) -> Moments:
-        """The same with the models in exchanged places."""
+        """The same with the models exchanged."""
         return Moments(self.tokens, self.mean_b, self.mean_a, self.bb, self.ab.T, self.aa)
 
     def save(self, path: Path) -> None:
@@ -55,31 +51,21 @@ class Moments(NamedTuple):
 
     @staticmethod
     def load(path: Path) -> Moments:
-        """What `save` wrote. Raises ValueError for a file that is damaged or holds something else."""
+        """Read a file of `save`. Raises ValueError for a damaged or unrelated file."""
         try:
-            found = load_file(path)
+            arrays = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); make it again") from error
-        if found.keys() != set(Moments._fields):
-            raise ValueError(f"{path} holds {sorted(found)}, no moments; make it again")
-        return Moments(int(found.pop("tokens")[0]), **found)
-
-
-def moment_flops(tokens: int, d_a: int, d_b: int) -> float:
-    """Floating-point operations of the products of `Moments`, symmetric ones taken in full."""
-    return 2.0 * tokens * (d_a**2 + d_a * d_b + d_b**2)
-
-
-def moment_bytes(widths_a: Sequence[int], widths_b: Sequence[int]) -> int:
-    """Of what a `MomentStream` of points of these widths keeps, means left out."""
-    return 8 * (sum(d * d for d in (*widths_a, *widths_b)) + sum(widths_a) * sum(widths_b))
+        if arrays.keys() != set(Moments._fields):
+            raise ValueError(f"{path} holds {sorted(arrays)}, no moments; make it again")
+        return Moments(int(arrays.pop("tokens")[0]), **arrays)
 
 
 class MomentStream:
-    """Moments of every point of model A with every point of model B from one pass; in memory of the result's size.
+    """Moments of every point of model A with every point of model B from one pass, in memory of the result's size.
 
-    Several points of each model, such as its layers, are taken in together, so that one pass serves both the choice of
-    the layers and the fit between any two of them.
+    One pass over several points of each model, such as its layers, serves both the choice of the layers and the fit
+    between any two of them.
     """
 
     def __init__(self) -> None:
@@ -96,7 +82,7 @@ class MomentStream:
         return of_a, of_b
 
     def add(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> MomentStream:
-        """Take in aligned rows: one [n, d] for each point of A, and one for each point of B; returns itself.
+        """Take in aligned rows, one [n, d] per point of A and one per point of B; returns itself.
 
         Products are taken in float32, or in float64 where the rows are, on the device of the rows. Raises ValueError
         when points, widths or numbers of rows do not fit, or a value is not finite.
@@ -116,7 +102,7 @@ class MomentStream:
         """Take in the tokens of another stream; returns itself. Raises ValueError when its points have other widths."""
         if other.tokens:
             self._start(other.widths, other._means[0][0].device)
-            self._join(other)
+            self._take(other.tokens, other._means, lambda side, i: other._own[side][i], lambda i, j: other._cross[i][j])
         return self
 
     def pair(self, i: int, j: int) -> Moments:
@@ -127,7 +113,7 @@ class MomentStream:
         return Moments(self.tokens, self._means[0][i].cpu().numpy(), self._means[1][j].cpu().numpy(), *sums)
 
     def _start(self, widths: tuple[list[int], list[int]], device: torch.device) -> None:
-        """Zeros for points of these widths, or a check that there were such."""
+        """Create zeros for points of these widths, or check that the existing points have them."""
         if not self._cross:
 
             def zeros(*shape: int) -> Tensor:
@@ -140,26 +126,19 @@ class MomentStream:
             raise ValueError(f"points are {widths} wide after {self.widths}; use one stream for one list of points")
 
     def _add(self, parts: list[list[Tensor]]) -> None:
-        """One chunk of rows."""
         means = [[x.mean(0, dtype=torch.float64) for x in side] for side in parts]
         if not all(bool(torch.isfinite(mean).all()) for side in means for mean in side):
             raise ValueError("activations hold NaN or infinity; find the model or token that makes them")
-        # The mean subtracted is rounded to the type of the rows; what that adds to the products is of second order.
-        a, b = (
-            [x - mean.to(x.dtype) for x, mean in zip(side, own, strict=True)]
-            for side, own in zip(parts, means, strict=True)
-        )
-        sides = a, b
+        # The mean subtracted is rounded to the type of the rows; its effect on the products is of second order.
+        a, b = sides = [
+            [x - mean.to(x.dtype) for x, mean in zip(*pair, strict=True)] for pair in zip(parts, means, strict=True)
+        ]
         self._take(
             len(a[0]),
             means,
             lambda side, i: sides[side][i].T @ sides[side][i],
             lambda i, j: a[i].T @ b[j].to(a[i].dtype),
         )
-
-    def _join(self, other: MomentStream) -> None:
-        """Add what another stream has seen."""
-        self._take(other.tokens, other._means, lambda side, i: other._own[side][i], lambda i, j: other._cross[i][j])
 
     def _take(
         self,
@@ -168,7 +147,7 @@ class MomentStream:
         own: Callable[[int, int], Tensor],
         cross: Callable[[int, int], Tensor],
     ) -> None:
-        """Add sums of other tokens about means of their own (Chan et al. 1983), one product after the other."""
+        """Add sums of other tokens about their own means (Chan et al. 1983), one product after the other."""
         total = self.tokens + tokens
         share = self.tokens * tokens / total
         shifts = [
@@ -185,3 +164,90 @@ class MomentStream:
             for mean, moved in zip(mine, shift, strict=True):
                 mean += moved * (tokens / total)
         self.tokens = total
+
+
+def nested_moments(
+    pairs: Callable[[np.ndarray], Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]],
+    blocks: np.ndarray,
+    halvings: int = 5,
+) -> list[Moments]:
+    """Moments of the first 1/2^halvings, ..., quarter, half of the blocks and of all of them, from one pass.
+
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
+    """
+    stream, nested = MomentStream(), []
+    cuts = sorted({len(blocks) >> step for step in range(1, halvings + 1)} - {0})
+    for start, stop in zip([0, *cuts], [*cuts, len(blocks)], strict=True):
+        for of_a, of_b in pairs(blocks[start:stop]):
+            stream.add(of_a, of_b)
+        nested.append(stream.pair(0, 0))
+    return nested
+
+
+def moment_flops(tokens: int, d_a: int, d_b: int) -> float:
+    """Floating-point operations of the products of `Moments`, symmetric ones taken in full."""
+    return 2.0 * tokens * (d_a**2 + d_a * d_b + d_b**2)
+
+
+def all_layers(d_a: int, d_b: int, layers_a: int, layers_b: int) -> tuple[bool, int]:
+    """Whether all layers of A, rather than its stitched one, are compared with B's; and the bytes of the moments."""
+
+    def size(widths_a: list[int], widths_b: list[int]) -> int:
+        """Bytes that a `MomentStream` of points of these widths keeps, means left out."""
+        return 8 * (sum(d * d for d in (*widths_a, *widths_b)) + sum(widths_a) * sum(widths_b))
+
+    needed = size([d_a] * layers_a, [d_b] * layers_b)
+    return (True, needed) if needed <= ALL_LAYERS else (False, size([d_a], [d_b] * layers_b))
+
+
+class Similarity(NamedTuple):
+    """Likeness of every point of A with every point of B; nan where a side is constant."""
+
+    svcca: np.ndarray
+    """float64 [points of A, points of B], in [0, 1]: mean canonical correlation between the leading principal
+    components of both sides (Raghu et al. 2017), over as many correlations as the side with fewer components has."""
+    cka: np.ndarray
+    """float64 [points of A, points of B], in [0, 1]: linear CKA, ‖ab‖² / (‖aa‖ ‖bb‖) in Frobenius norms of covariances
+    (Kornblith et al. 2019, arXiv 1905.00414)."""
+    tokens: int
+    """Rows compared."""
+
+
+def similarity(stream: MomentStream, kept: float = KEPT) -> Similarity:
+    """SVCCA and CKA of all pairs of points, both invariant to rotations and scaling of either side.
+
+    kept: SVCCA keeps the fewest components of each side that hold this share of its variance. With n tokens and k
+    components in all, chance alone gives about sqrt(k / n). Raises ValueError without tokens, or for a share outside
+    (0, 1].
+    """
+    if not stream.tokens:
+        raise ValueError("no activations were given; add some before comparing layers")
+    of_a, of_b = (range(len(side)) for side in stream.widths)
+    left = [_whitener(stream.pair(i, 0).aa, kept) for i in of_a]
+    right = [_whitener(stream.pair(0, j).bb, kept) for j in of_b]
+    svcca, cka = np.full((2, len(of_a), len(of_b)), np.nan)
+    for i in of_a:
+        for j in of_b:
+            _, _, _, aa, ab, bb = stream.pair(i, j)
+            if left[i].shape[1] and right[j].shape[1]:
+                correlations = np.linalg.svd(left[i].T @ ab @ right[j], compute_uv=False)
+                svcca[i, j] = np.clip(correlations, 0, 1).mean()
+            norms = np.linalg.norm(aa) * np.linalg.norm(bb)
+            if norms > 0:
+                cka[i, j] = np.sum(ab**2) / norms
+    return Similarity(svcca, cka, stream.tokens)
+
+
+def _whitener(square: np.ndarray, kept: float) -> np.ndarray:
+    """Leading eigenvectors of a covariance [d, d] over the roots of their variances, [d, components]."""
+    if not 0 < kept <= 1:
+        raise ValueError(f"kept={kept} is no share of the variance; give a number above 0 and at most 1")
+    values, vectors = np.linalg.eigh(square)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    # Variance below the rounding of products in float32 has no direction to correlate.
+    values = np.where(values > len(values) * np.finfo(np.float32).eps * max(values[0], 0), values, 0)
+    if not values[0] > 0:
+        return vectors[:, :0]
+    count = 1 + int(np.searchsorted(np.cumsum(values) / values.sum(), kept * (1 - 1e-12)))
+    count = min(count, int((values > 0).sum()))
+    return vectors[:, :count] / np.sqrt(values[:count])

@@ -1,83 +1,133 @@
-"""Probes on a few features or on whole vectors, and what is left of them in another model (Chen et al. 2025, 3.2).
+"""Probes on a few features or on whole vectors, in their own and in another model (Chen et al. 2025, section 3.2).
 
-A probe of the source model A reads mean activations over a text. In the target model B it can be used as it is, on
-vectors brought down to A and through A's SAE, or refitted there on the same features.
+A probe of the source model A reads mean activations over a text. In the target model B it can be used unchanged, on
+vectors mapped down to A and through A's SAE, or refitted there on the same features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.optimize import brentq
+from scipy.sparse import csr_array, vstack
+from scipy.stats import binomtest, norm, rankdata
 from torch import Tensor
 
+from heredity.lm.activations import activations, blocks_at_once
 from heredity.sae.model import SAE
-from heredity.stitch.intervals import Estimate, balanced_accuracy, proportion, roc_auc
-from heredity.stitch.text_features import Dictionary, Vectors, means
+from heredity.stitch.transfer import sparse_codes
+from heredity.study import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SIZES = (1, 2, 5, 10, 20, 50)
-"""Numbers of features that sparse probes are made of."""
+"""Numbers of features of sparse probes."""
+LEVEL = 0.95
+"""Coverage of intervals."""
 
 Arm = Literal["source", "native", "unchanged", "refitted", "random", "dense_source", "dense_native", "dense_unchanged"]
 """`source`: A's probe on A. `native`: B's own SAE on B. On B through A's SAE: `unchanged` (A's features and weights),
 `refitted` (A's features), `random` (random ones, refitted). `dense_*`: all dimensions of the vectors instead."""
 
 
-class Probe(NamedTuple):
-    """score = X[:, features] weights + bias; above 0 says that a text is of the class."""
-
-    features: np.ndarray
-    """int64 [k]: columns it reads."""
-    weights: np.ndarray
-    """float64 [k]."""
-    bias: float
-    """Added to every score."""
-
-    def scores(self, X: csr_array | np.ndarray) -> np.ndarray:
-        """Scores float64 [texts] of means X [texts, width]; those of a logistic regression, so log odds."""
-        return _columns(X, self.features) @ self.weights + self.bias
+# -- what a model has for texts ---------------------------------------------------------------------------------------
 
 
-class Score(NamedTuple):
-    """How well a probe does on texts that it was not fitted on."""
+class Vectors(NamedTuple):
+    """Vectors at the tokens of some whole texts, without special tokens."""
 
-    accuracy: Estimate
-    """Share of right answers, with the interval of Clopper & Pearson."""
-    balanced_accuracy: Estimate
-    """Mean over both classes of the share of right answers."""
-    auc: Estimate
-    """Area under the ROC curve: does not depend on where the scores are cut."""
+    x: Tensor
+    """float32 [tokens, d_in]."""
+    text: np.ndarray
+    """int64 [tokens]: index of each token's text."""
 
 
-class Row(NamedTuple):
-    """One probe of one arm."""
+class Dictionary(NamedTuple):
+    """An SAE whose activations are averaged, and the map to its space for vectors of another one."""
 
-    arm: Arm
-    """What is tried."""
-    k: int
-    """Features that the probe reads, or dimensions of a dense one."""
-    draw: int
-    """Number of the draw of random features; 0 for all other arms."""
-    score: Score
-    """On the test texts."""
+    sae: SAE
+    through: Callable[[Tensor], Tensor] | None = None
+
+
+class Means(NamedTuple):
+    """Means over the tokens of each text."""
+
+    x: np.ndarray
+    """float64 [texts, d_in]: of the vectors."""
+    features: list[csr_array]
+    """Of the feature activations of each dictionary, float64 [texts, d_sae]; zeros are not stored."""
+
+
+def text_vectors(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    hook_point: str,
+    texts: Sequence[str],
+    context_size: int,
+    precision: Precision = "float32",
+) -> Iterator[Vectors]:
+    """Vectors at every token of the texts but the special ones, several texts at a time, the longest texts first.
+
+    Each text is read from its beginning, at most `context_size` tokens of it. The model must be causal: shorter texts
+    of a batch are padded at the end, invisible to their own tokens. Raises ValueError for a text without tokens, and as
+    `activations` does.
+    """
+    special = list(tokenizer.all_special_ids)
+    encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    ids = [np.array(row[:context_size], np.int64) for row in encoded]
+    for number, row in enumerate(ids):
+        if np.isin(row, special).all():
+            raise ValueError(f"text {number}, {texts[number][:40]!r}, has no token; leave out texts that are empty")
+    order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
+    while order:
+        longest = len(ids[order[0]])
+        some, order = order[: blocks_at_once(longest)], order[blocks_at_once(longest) :]
+        blocks, kept = np.zeros((len(some), longest), np.int64), np.zeros((len(some), longest), bool)
+        for row, number in enumerate(some):
+            blocks[row, : len(ids[number])] = ids[number]
+            kept[row, : len(ids[number])] = ~np.isin(ids[number], special)
+        x = torch.cat(list(activations(model, hook_point, blocks, precision)))
+        yield Vectors(x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1)))
+
+
+def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictionary] = ()) -> Means:
+    """Means over each of `texts` texts of their vectors and of any number of dictionaries' activations, in one pass.
+
+    A feature's mean is above 0 exactly when it fires on a token of the text. Raises ValueError when a text has no
+    vectors, and as `SAE.encode_sparse` does.
+    """
+    order, dense, sparse = [], [], [[] for _ in dictionaries]
+    for x, text in stream:
+        present, row, count = np.unique(text, return_inverse=True, return_counts=True)
+        average = csr_array((1 / count[row], (row, np.arange(len(row)))), shape=(len(present), len(row)))
+        order.append(present)
+        dense.append(average @ x.double().cpu().numpy())
+        for (sae, through), part in zip(dictionaries, sparse, strict=True):
+            part.append(average @ sparse_codes(sae, x if through is None else through(x)))
+    read = np.concatenate(order) if order else np.zeros(0, np.int64)
+    if not np.array_equal(np.sort(read), np.arange(texts)) or not texts:
+        raise ValueError(f"vectors of {len(read)} texts were given for {texts} texts; give each text once and whole")
+    place = np.argsort(read)
+    return Means(np.concatenate(dense)[place], [csr_array(csr_array(vstack(part))[place]) for part in sparse])
 
 
 class Views(NamedTuple):
-    """Means over the same texts as every arm sees them; row n of each is text n."""
+    """Means over the same texts, one row per text, as the arms see them."""
 
     source: csr_array
     """Activations of A's SAE on A, [texts, d_sae]."""
     carried: csr_array
-    """Activations of A's SAE on what B has, brought down to A, [texts, d_sae]."""
+    """Activations of A's SAE on B's vectors mapped down to A, [texts, d_sae]."""
     native: csr_array
     """Activations of B's own SAE on B, [texts, d_sae of B]."""
     dense_source: np.ndarray
     """Vectors of A, float64 [texts, d_A]."""
     dense_carried: np.ndarray
-    """Vectors of B brought down to A, float64 [texts, d_A]."""
+    """Vectors of B mapped down to A, float64 [texts, d_A]."""
     dense_native: np.ndarray
     """Vectors of B, float64 [texts, d_B]."""
 
@@ -89,17 +139,34 @@ def views(
     saes: tuple[SAE, SAE],
     down: Callable[[Tensor], Tensor],
 ) -> Views:
-    """What the arms see of texts, in one pass through each model.
+    """Views of texts for all arms, in one pass through each model.
 
     source, target: give the vectors of A and of B at the tokens of texts (see `text_vectors`). saes: of A and of B.
-    down: brings vectors [n, d_B] to A's space; affine. Raises as `means` does.
+    down: maps vectors [n, d_B] to A's space; affine. Raises as `means` does.
     """
     ours, theirs = saes
     a = means(source(texts), len(texts), [Dictionary(ours)])
     b = means(target(texts), len(texts), [Dictionary(ours, down), Dictionary(theirs)])
     # The mean of affine images is the image of the mean.
-    brought = down(torch.from_numpy(b.x).to(ours.W_enc)).double().cpu().numpy()
-    return Views(a.features[0], b.features[0], b.features[1], a.x, brought, b.x)
+    mapped = down(torch.from_numpy(b.x).to(ours.W_enc)).double().cpu().numpy()
+    return Views(a.features[0], b.features[0], b.features[1], a.x, mapped, b.x)
+
+
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+
+class Probe(NamedTuple):
+    """score = X[:, features] weights + bias; above 0 predicts the class."""
+
+    features: np.ndarray
+    """int64 [k]: columns it reads."""
+    weights: np.ndarray
+    """float64 [k]."""
+    bias: float
+
+    def scores(self, X: csr_array | np.ndarray) -> np.ndarray:
+        """Log odds of a logistic regression, float64 [texts], for means X [texts, width]."""
+        return _columns(X, self.features) @ self.weights + self.bias
 
 
 def select(X: csr_array | np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
@@ -120,9 +187,9 @@ def fit_probe(
 ) -> Probe:
     """Logistic regression on some columns of X [texts, width], all of them unless `features` int [k] are given.
 
-    Columns are brought to mean 0 and variance 1 for the fit, so that no feature is favored for its scale, and the
-    weights are told for X as it is. strength: of the L2 penalty on weights so scaled. The fit has no random part.
-    Raises ValueError when a class is missing; ImportError without scikit-learn.
+    Columns are standardized for the fit, so that no feature is favored for its scale; weights are those for X itself.
+    strength: of the L2 penalty on weights of standardized columns. The fit has no random part. Raises ValueError when a
+    class is missing; ImportError without scikit-learn.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -138,18 +205,44 @@ def fit_probe(
     return Probe(features, weights, float(fitted.intercept_[0] - mean @ weights))
 
 
-def sparse_probe(X: csr_array | np.ndarray, y: np.ndarray, k: int) -> Probe:
-    """A probe on the k features that `select` chooses. Raises as `select` and `fit_probe` do."""
-    return fit_probe(X, y, select(X, y, k))
+class Estimate(NamedTuple):
+    """A number between 0 and 1 with its 95 % CI."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Score(NamedTuple):
+    """Accuracy of a probe on held-out texts."""
+
+    accuracy: Estimate
+    """Share of right answers, with the interval of Clopper & Pearson."""
+    balanced_accuracy: Estimate
+    """Mean over both classes of the share of right answers."""
+    auc: Estimate
+    """Area under the ROC curve, independent of where the scores are cut."""
 
 
 def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> Score:
-    """How well a probe does on means X [texts, width] with the truth y bool [texts], with 95 % intervals."""
+    """Scores of a probe on means X [texts, width] with the truth y bool [texts]."""
     y = _checked(X, y)
     scores = probe.scores(X)
     guess = scores > 0
     hits = int((guess == y).sum())
     return Score(proportion(hits, len(y)), balanced_accuracy(guess, y), roc_auc(scores, y))
+
+
+class Row(NamedTuple):
+    """One probe of one arm."""
+
+    arm: Arm
+    k: int
+    """Features read, or dimensions of a dense probe."""
+    draw: int
+    """Number of the draw of random features; 0 for all other arms."""
+    score: Score
+    """On the test texts."""
 
 
 def probing(
@@ -159,11 +252,11 @@ def probing(
     draws: int = 5,
     seed: int = 0,
 ) -> list[Row]:
-    """Every arm at every size, fitted on the training texts and judged on the others.
+    """Every arm at every size, fitted on the training texts and judged on the test texts.
 
-    train, test: what the arms see of the texts, and bool [texts]. draws: sets of random features a size, drawn with
-    `seed` from those of A's SAE that fire on a training text in B. Raises as `select` and `fit_probe` do, and
-    ValueError when fewer features than the largest size fire.
+    train, test: views of the texts, and bool [texts]. draws: sets of random features per size, drawn with `seed` from
+    those of A's SAE that fire on a training text in B. Raises as `select` and `fit_probe` do, and ValueError when fewer
+    features than the largest size fire.
     """
     (seen, y), (held, truth) = train, test
     rng, rows = np.random.default_rng(seed), []
@@ -175,11 +268,11 @@ def probing(
         rows.append(Row(arm, len(probe.features), draw, judge(probe, X, truth)))
 
     for k in sizes:
-        ours = sparse_probe(seen.source, y, k)
+        ours = fit_probe(seen.source, y, select(seen.source, y, k))
         add("source", ours, held.source)
         add("unchanged", ours, held.carried)
         add("refitted", fit_probe(seen.carried, y, ours.features), held.carried)
-        add("native", sparse_probe(seen.native, y, k), held.native)
+        add("native", fit_probe(seen.native, y, select(seen.native, y, k)), held.native)
         for draw in range(draws):
             some = rng.choice(live, k, replace=False)
             add("random", fit_probe(seen.carried, y, some), held.carried, draw)
@@ -188,6 +281,55 @@ def probing(
     add("dense_unchanged", ours, held.dense_carried)
     add("dense_native", fit_probe(seen.dense_native, y), held.dense_native)
     return rows
+
+
+def probe_task(
+    seen: Views,
+    texts: np.ndarray,
+    y: np.ndarray,
+    test: np.ndarray,
+    sizes: Sequence[int] = SIZES,
+    draws: int = 5,
+    seed: int = 0,
+) -> tuple[list[Row], list[int]]:
+    """`probing` of one class against others, at all sizes for which enough features fire; and the sizes left out.
+
+    seen: views of a set of texts. texts: int64 [n], the rows of the views that belong to the task (see `BinaryTask`).
+    y, test: bool [n], the class and whether the text is held out. The largest possible size is the smaller of the
+    number of source features that fire in the target and of all native features.
+    """
+    every: tuple[Any, ...] = seen
+    train, held = ((Views._make(part[texts[which]] for part in every), y[which]) for which in (~test, test))
+    live = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum())
+    possible = [k for k in sizes if k <= min(live, _size(train[0].native)[1])]
+    return probing(train, held, possible, draws, seed), sorted(set(sizes) - set(possible))
+
+
+class MeanRow(NamedTuple):
+    """The probes of one arm at one size, averaged over draws of random features."""
+
+    arm: Arm
+    k: int
+    score: Score
+    """Means of the values and of the ends of their intervals."""
+    draws: int
+    """Probes averaged; 1 for all arms but `random`."""
+    spread: float | None
+    """Standard deviation of the balanced accuracy between draws; None for fewer than two."""
+
+
+def mean_over_draws(rows: Sequence[Row]) -> list[MeanRow]:
+    """Rows of one class with the draws of each arm and size averaged, in the order of their first row."""
+    groups: dict[tuple[Arm, int], list[Score]] = {}
+    for row in rows:
+        groups.setdefault((row.arm, row.k), []).append(row.score)
+    averaged = []
+    for (arm, k), scores in groups.items():
+        means = (np.array([getattr(score, name) for score in scores]).mean(0).tolist() for name in Score._fields)
+        balanced = [score.balanced_accuracy.value for score in scores]
+        spread = float(np.std(balanced, ddof=1)) if len(scores) > 1 else None
+        averaged.append(MeanRow(arm, k, Score(*(Estimate(*mean) for mean in means)), len(scores), spread))
+    return averaged
 
 
 def _columns(X: csr_array | np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -205,7 +347,68 @@ def _checked(X: csr_array | np.ndarray, y: np.ndarray) -> np.ndarray:
     y = np.asarray(y, bool)
     if y.shape != (_size(X)[0],) or not 0 < y.sum() < len(y):
         raise ValueError(
-            f"y of shape {y.shape} marks {int(y.sum())} of {_size(X)[0]} texts; one bool a text is needed, some of "
-            "them of the class and some not"
+            f"y of shape {y.shape} marks {int(y.sum())} of {_size(X)[0]} texts; give one bool per text, some of them "
+            "of the class and some not"
         )
     return y
+
+
+# -- intervals, none of them empty at 0 or 1 --------------------------------------------------------------------------
+
+
+def proportion(hits: int, n: int, level: float = LEVEL) -> Estimate:
+    """hits / n with the exact interval of Clopper & Pearson (1934). Raises ValueError unless 0 <= hits <= n, n >= 1."""
+    if not 0 <= hits <= n or n < 1:
+        raise ValueError(f"{hits} hits of {n} are no share; give 0 <= hits <= n and at least one case")
+    ends = binomtest(hits, n).proportion_ci(level, method="exact")
+    return Estimate(hits / n, float(ends.low), float(ends.high))
+
+
+def balanced_accuracy(guess: np.ndarray, y: np.ndarray, level: float = LEVEL) -> Estimate:
+    """Mean over both classes of the share guessed right, for bool guess [n] and truth y [n].
+
+    The interval combines the Wilson intervals of the two shares by their squared distances (Zou & Donner 2008). Raises
+    ValueError when a class has no case.
+    """
+    guess, y = _both_classes(guess, y)
+    values, below, above = [], 0.0, 0.0
+    for members in (y, ~y):
+        hits, n = int((guess == y)[members].sum()), int(members.sum())
+        ends = binomtest(hits, n).proportion_ci(level, method="wilson")
+        values.append(hits / n)
+        below += ((hits / n - ends.low) / 2) ** 2
+        above += ((ends.high - hits / n) / 2) ** 2
+    value = sum(values) / 2
+    return Estimate(value, max(0.0, value - float(below) ** 0.5), min(1.0, value + float(above) ** 0.5))
+
+
+def roc_auc(scores: np.ndarray, y: np.ndarray, level: float = LEVEL) -> Estimate:
+    """Probability that a case of the class scores higher than one outside it, ties half; scores float [n], y bool [n].
+
+    The interval holds every θ with |AUC − θ| <= z √V(θ), V the variance of Hanley & McNeil (1982) with the mean of both
+    class sizes in its correction terms (Newcombe 2006, method 5). Raises ValueError when a class has no case.
+    """
+    scores, y = _both_classes(scores, y)
+    m, n = int(y.sum()), int((~y).sum())
+    value = float((rankdata(scores)[y].sum() - m * (m + 1) / 2) / (m * n))
+    z, extra = float(norm.ppf((1 + level) / 2)), (m + n) / 2 - 1
+
+    def outside(theta: float) -> float:
+        variance = theta * (1 - theta) * (1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
+        return abs(value - theta) - z * variance**0.5
+
+    # Where the value is 0 or 1 it solves the equation itself, but is not the end of the interval.
+    inner = min(max(value, 1e-9), 1 - 1e-9)
+    low = brentq(outside, 0.0, inner) if value > 0 else 0.0
+    high = brentq(outside, inner, 1.0) if value < 1 else 1.0
+    return Estimate(value, float(low), float(high))  # pyright: ignore[reportArgumentType]
+
+
+def _both_classes(given: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    given, y = np.asarray(given), np.asarray(y, bool)
+    if given.shape != y.shape or y.ndim != 1 or not 0 < y.sum() < len(y):
+        raise ValueError(
+            f"{len(given)} cases, of which {int(y.sum())} of {y.size} are of the class; give one value per case and "
+            "cases of both kinds"
+        )
+    return given, y

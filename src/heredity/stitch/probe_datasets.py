@@ -1,4 +1,4 @@
-"""Texts with labels: from the corpora at hand, without any annotation, or from a data set of the hub."""
+"""Labeled texts: from the corpora at hand, without any annotation, or from a data set of the hub."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Task = Literal["origin", "kind", "language", "test"]
-"""What is told apart: `origin`, the corpora; `kind`, prose and code; `language`, the corpora of code; `test`, tests and
-other files among those of code."""
+"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, the corpora of code; `test`, tests among files of
+code."""
 
 CHARACTERS = 2000
-"""Of a document, its beginning is used."""
+"""Length of the beginning of a document that is used."""
+LOOKED_AT = 200
+"""Documents by which a corpus counts as prose or code."""
 _LEAST = 10
 _BUFFER = 10_000
 
@@ -32,45 +34,50 @@ _TEST_MARK = re.compile(
 
 
 class LabelError(ValueError):
-    """Texts that give no labelled set; the message names the class and the way out."""
+    """Texts give no labeled set; the message names the class and the way out."""
 
 
-class Labelled(NamedTuple):
-    """Texts with a class each: as many of every class, no text twice, in random order."""
+class LabeledTexts(NamedTuple):
+    """Texts with a class each: equally many of every class, no text twice, in random order."""
 
     texts: list[str]
-    """One a document."""
+    """One per document."""
     y: np.ndarray
     """int64 [n]: class of each."""
     names: tuple[str, ...]
     """Of the classes, by number."""
     test: np.ndarray
-    """bool [n]: whether the text is held out; as many of every class."""
-
-    def split(self) -> tuple[Labelled, Labelled]:
-        """The texts to fit on, and those held out."""
-        return self._where(~self.test), self._where(self.test)
-
-    def against_rest(self, name: str, seed: int = 0) -> Labelled:
-        """Two classes in place of many: `rest` (0) and the named one (1), the rest thinned out to as many texts.
-
-        Raises LabelError for an unknown class.
-        """
-        if name not in self.names:
-            raise LabelError(f"there is no class {name!r}; choose one of {', '.join(self.names)}")
-        own, rng = self.y == self.names.index(name), np.random.default_rng(seed)
-        kept = own.copy()
-        for part in (self.test, ~self.test):
-            others = np.flatnonzero(part & ~own)
-            kept[rng.choice(others, int((part & own).sum()), replace=False)] = True
-        return self._where(kept)._replace(y=own[kept].astype(np.int64), names=("rest", name))
-
-    def _where(self, chosen: np.ndarray) -> Labelled:
-        texts = [text for text, kept in zip(self.texts, chosen, strict=True) if kept]
-        return self._replace(texts=texts, y=self.y[chosen], test=self.test[chosen])
+    """bool [n]: whether the text is held out; equally many of every class."""
 
 
-def labelled(
+class BinaryTask(NamedTuple):
+    """One class of a set against others, in equal numbers."""
+
+    texts: np.ndarray
+    """int64 [n]: indices of the texts in the whole set."""
+    y: np.ndarray
+    """bool [n]: whether each is of the class."""
+    test: np.ndarray
+    """bool [n]: whether each is held out."""
+
+
+def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
+    """Each class against a random sample of the rest, by name; of two classes, the second one against the first."""
+    if len(texts.names) == 2:
+        return {texts.names[1]: BinaryTask(np.arange(len(texts.texts)), texts.y == 1, texts.test)}
+    tasks = {}
+    for number, name in enumerate(texts.names):
+        members, rng = texts.y == number, np.random.default_rng(seed)
+        kept = members.copy()
+        for part in (texts.test, ~texts.test):
+            others = np.flatnonzero(part & ~members)
+            kept[rng.choice(others, int((part & members).sum()), replace=False)] = True
+        rows = np.flatnonzero(kept)
+        tasks[name] = BinaryTask(rows, members[rows], texts.test[rows])
+    return tasks
+
+
+def labeled(
     corpora: Mapping[str, Sequence[str]],
     task: Task,
     *,
@@ -78,17 +85,17 @@ def labelled(
     held_out: float = 0.25,
     seed: int = 0,
     characters: int = CHARACTERS,
-) -> Labelled:
-    """A set of one task, made from documents of corpora by name.
+) -> LabeledTexts:
+    """The set of one task, from documents of corpora by name.
 
     A corpus is of code when most of its documents look like it (`looks_like_code`). A file of code is a test when
-    anything in the whole document marks one (`looks_like_a_test`), so that labels of `test` follow a rule and no
-    person. Of each class at most `most` texts, fewer where the smallest class has fewer; `held_out` is the share of
-    test texts. Raises LabelError when a class is missing or too small.
+    anything in the whole document marks one (`looks_like_a_test`): labels of `test` follow a rule, not an annotation.
+    most: texts per class at most, fewer where the smallest class has fewer. held_out: share of test texts. Raises
+    LabelError when a class is missing or too small.
     """
     if task == "origin":
         return balanced(corpora, most=most, held_out=held_out, seed=seed, characters=characters)
-    code = {name: _mostly_code(texts) for name, texts in corpora.items()}
+    code = {name: mostly_code(texts) for name, texts in corpora.items()}
     if task == "language":
         groups: Mapping[str, Sequence[str]] = {name: texts for name, texts in corpora.items() if code[name]}
     elif task == "kind":
@@ -98,8 +105,9 @@ def labelled(
         }
     else:
         files = [text for name, texts in corpora.items() if code[name] for text in texts]
-        groups = {"other": [text for text in files if not looks_like_a_test(text)]}
-        groups |= {"test": [text for text in files if looks_like_a_test(text)]}
+        groups = {
+            kind: [text for text in files if looks_like_a_test(text) == (kind == "test")] for kind in ("other", "test")
+        }
     if len(groups) < 2:
         raise LabelError(
             f"task {task}: of {', '.join(corpora) or 'no corpora'}, only {', '.join(groups) or 'none'} look like code; "
@@ -115,14 +123,27 @@ def balanced(
     held_out: float = 0.25,
     seed: int = 0,
     characters: int = CHARACTERS,
-) -> Labelled:
-    """As many texts of every group, in random order, split into training and test texts.
+) -> LabeledTexts:
+    """Equally many texts of every group, in random order, split into training and test texts.
 
-    Texts are cut to their first `characters`. One that occurs twice, whatever its white space and letter case, counts
-    once; one that occurs in several groups is left out of all. Raises LabelError for fewer than two groups, when a
-    group has fewer than 10 texts left, or when nothing would be left to fit or to test.
+    Texts are cut to their first `characters`. One that occurs twice, up to white space and letter case, counts once;
+    one that occurs in several groups is left out of all. Raises LabelError for fewer than two groups, when a group has
+    fewer than 10 texts left, or when nothing would be left to fit or to test.
     """
-    rng, kept = np.random.default_rng(seed), _distinct(groups, characters)
+    owner: dict[str, str | None] = {}
+    first: dict[str, str] = {}
+    for name, some in groups.items():
+        for text in some:
+            text = text[:characters]
+            key = " ".join(text.lower().split())
+            if key:
+                first.setdefault(key, text)
+                owner[key] = name if owner.get(key, name) == name else None
+    kept: dict[str, list[str]] = {name: [] for name in groups}
+    for key, name in owner.items():
+        if name is not None:
+            kept[name].append(first[key])
+    rng = np.random.default_rng(seed)
     size = min([most, *map(len, kept.values())])
     tests = round(size * held_out)
     if len(kept) < 2:
@@ -134,15 +155,15 @@ def balanced(
             "give more documents, or leave the class out"
         )
     if not 0 < tests < size:
-        raise LabelError(f"held_out={held_out} of {size} texts a class leaves nothing to fit or to test; change it")
+        raise LabelError(f"held_out={held_out} of {size} texts per class leaves nothing to fit or to test; change it")
     texts, y, test = [], [], []
-    for number, own in enumerate(kept.values()):
-        for place, chosen in enumerate(rng.permutation(len(own))[:size]):
-            texts.append(own[chosen])
+    for number, group in enumerate(kept.values()):
+        for place, chosen in enumerate(rng.permutation(len(group))[:size]):
+            texts.append(group[chosen])
             y.append(number)
             test.append(place < tests)
     order = rng.permutation(len(texts))
-    return Labelled([texts[i] for i in order], np.array(y)[order], tuple(kept), np.array(test)[order])
+    return LabeledTexts([texts[i] for i in order], np.array(y)[order], tuple(kept), np.array(test)[order])
 
 
 def from_hub(
@@ -157,12 +178,12 @@ def from_hub(
     held_out: float = 0.25,
     seed: int = 0,
     rows: int = 20_000,
-) -> Labelled:
+) -> LabeledTexts:
     """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads.
 
-    text, label: names of its columns. Labels are named as the data set names them, else by their values. At most
-    `rows` rows are looked at, streamed through a seeded shuffle. Raises LabelError when the data set cannot be read or
-    lacks a column, and as `balanced` does.
+    text, label: names of its columns. Classes have the data set's names for labels, or else the values. At most `rows`
+    rows are read, streamed through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a
+    column, and as `balanced` does.
     """
     from datasets import load_dataset
 
@@ -173,7 +194,7 @@ def from_hub(
         for row in stream.shuffle(seed=seed, buffer_size=_BUFFER).take(rows):
             if text not in row or label not in row:
                 raise LabelError(f"{dataset}: no column {text!r} or {label!r}; it has {', '.join(row)}")
-            # What has no label is marked by -1, which has no name.
+            # -1 marks a missing label and has no name.
             if row[label] is not None and row[label] != -1 and isinstance(row[text], str):
                 groups.setdefault(named(row[label]), []).append(row[text])
     except LabelError:
@@ -193,28 +214,11 @@ def looks_like_code(text: str) -> bool:
 
 
 def looks_like_a_test(text: str) -> bool:
-    """Whether a file of code names a test: a test function, a test library, or an assertion of one."""
+    """Whether a file of code contains a test function, a test library, or an assertion of one."""
     return bool(_TEST_MARK.search(text))
 
 
-def _mostly_code(texts: Sequence[str]) -> bool:
-    some = texts[:200]
+def mostly_code(texts: Sequence[str]) -> bool:
+    """Whether more than half of the first `LOOKED_AT` documents look like code."""
+    some = texts[:LOOKED_AT]
     return sum(map(looks_like_code, some)) > len(some) / 2
-
-
-def _distinct(groups: Mapping[str, Iterable[str]], characters: int) -> dict[str, list[str]]:
-    """Texts of each group that are not blank, once each, without those that another group has too."""
-    owner: dict[str, str | None] = {}
-    first: dict[str, str] = {}
-    for name, texts in groups.items():
-        for text in texts:
-            text = text[:characters]
-            key = " ".join(text.lower().split())
-            if key:
-                first.setdefault(key, text)
-                owner[key] = name if owner.get(key, name) == name else None
-    kept: dict[str, list[str]] = {name: [] for name in groups}
-    for key, name in owner.items():
-        if name is not None:
-            kept[name].append(first[key])
-    return kept

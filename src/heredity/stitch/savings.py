@@ -1,41 +1,59 @@
-"""What a start in the target is worth: floating-point operations of SAE trainings, and the cost of reaching a level.
+"""Compute saved by a start in the target: FLOPs of SAE trainings, their curves, and the cost of reaching a level.
 
-Chen et al. 2025 (arXiv 2506.06609), section 3.2 and appendix D. Matrix products of the SAE alone are counted, as there:
+Chen et al. 2025 (arXiv 2506.06609), section 3.2 and appendix D. As there, only matrix products of the SAE are counted,
 not those of the language model whose activations it reads.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from heredity.sae.checkpoint import TrainingState
+from heredity.sae.evaluate import quality
+from heredity.sae.model import SAE
+from heredity.sae.step import SPARSE_BELOW
+from heredity.sae.train import write_back
+
+POINTS = 24
+"""Points of a training's curve besides the start."""
+_CURVE, _CLOCK = "curve.json", "clock"
 
 
 def dense_flops(d_in: int, d_sae: int, vectors: float) -> float:
-    """Of a plain dense module's training on so many vectors: five products of 2 d_in d_sae each a vector.
+    """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1).
 
-    Encoder and decoder forward; back, the gradients of both matrices and of the activations. The input needs none.
-    What `torch.utils.flop_counter` counts (appendix D.1).
+    Encoder and decoder forward; backward, the gradients of both matrices and of the activations. The input needs none.
+    Equal to the count of `torch.utils.flop_counter`.
     """
     return 10.0 * d_in * d_sae * vectors
 
 
 def sparse_flops(d_in: int, d_sae: int, l0: float, vectors: float) -> float:
-    """Of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
+    """FLOPs of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
 
     Only the encoder's product is dense. The reconstruction, the gradients of the activations and those of both matrices
-    take 2 d_in each for every active entry (`sae.step.sparse_step`). What is done once a step and not for every vector,
-    Adam and the gradient of b_dec, is left out, as it is from `dense_flops`.
+    take 2 d_in each per active entry (`sae.step.sparse_step`). Work done once per step rather than per vector, Adam and
+    the gradient of b_dec, is left out, as it is from `dense_flops`.
     """
     return 2.0 * d_in * (d_sae + 4 * l0) * vectors
 
 
 def fold_flops(d_source: int, d_target: int, d_sae: int) -> float:
-    """Of carrying an SAE's two matrices through a map each (eq. 6)."""
+    """FLOPs of transferring an SAE's two matrices through a map each (eq. 6)."""
     return 4.0 * d_source * d_target * d_sae
 
 
 def refit_flops(d_in: int, d_sae: int, l0: float, vectors: float, decoder: bool) -> float:
-    """About those of `transfer.calibrate`: codes, and for the decoder the sparse moments and a Cholesky solution."""
+    """Approximate FLOPs of `transfer.calibrate`: codes; for the decoder sparse moments and a Cholesky solution too."""
     encoding = 2.0 * d_in * d_sae * vectors
     if not decoder:
         return encoding
@@ -46,8 +64,8 @@ def reached(costs: Sequence[float], values: Sequence[float], level: float) -> fl
     """The cost at which a curve first reaches a level; None when it never does.
 
     costs: ascending, from 0 on; values: of the same points, such as explained variances. Between two points the value
-    is taken to be linear in the logarithm of the cost, and linear in the cost itself after a point that cost nothing.
-    A value that is not finite reaches nothing. Raises ValueError when costs do not ascend or there are none.
+    is interpolated linearly in the logarithm of the cost, and linearly in the cost itself after a point of cost 0. A
+    value that is not finite reaches nothing. Raises ValueError when costs do not ascend or there are none.
     """
     if not costs or len(costs) != len(values) or any(b <= a for a, b in zip(costs, costs[1:], strict=False)):
         raise ValueError(f"{len(costs)} costs of {len(values)} values; give as many, at least one, in ascending order")
@@ -70,6 +88,104 @@ def reached(costs: Sequence[float], values: Sequence[float], level: float) -> fl
 def saving(arm: float | None, other: float | None, extra: float = 0.0) -> float | None:
     """1 - (arm + extra) / other: the share saved by an arm that has to pay `extra` first; negative when it costs more.
 
-    arm, other: as from `reached`. None when either never got there, or when the other was there at no cost.
+    arm, other: costs from `reached`. None when either never got there, or when the other got there at no cost.
     """
     return None if arm is None or not other else 1 - (arm + extra) / other
+
+
+def saving_row(
+    arm: Sequence[Mapping[str, float | None]],
+    random: Sequence[Mapping[str, float | None]],
+    level: float,
+    extra: tuple[float, float],
+    source: tuple[float, float],
+) -> dict[str, float | None]:
+    """Cost of an explained variance from one start and the share saved over the random start; None where never reached.
+
+    arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: those of
+    training the source's SAE. Keys: `flops`, `seconds` of the arm; `random_flops`, `random_seconds`; `saved_flops`,
+    `saved_seconds` with `extra` counted; `saved_flops_with_source`, `saved_seconds_with_source` with both counted.
+    """
+    row: dict[str, float | None] = {}
+    for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):
+        of_arm, of_random = (
+            reached(
+                [point[cost] or 0.0 for point in curve],
+                [math.nan if (value := point["explained_variance"]) is None else value for point in curve],
+                level,
+            )
+            for curve in (arm, random)
+        )
+        row |= {cost: of_arm, f"random_{cost}": of_random, f"saved_{cost}": saving(of_arm, of_random, start)}
+        row[f"saved_{cost}_with_source"] = saving(of_arm, of_random, start + trained)
+    return row
+
+
+class Curve:
+    """Explained variance on fixed vectors, and costs, at some steps of a training; `watch` of `train`.
+
+    Rows and the seconds of every step lie beside the checkpoint, so that after a kill both continue from its step.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, steps: int, spare: SAE, held: Tensor) -> None:
+        """spare: an SAE of the training's shape, overwritten here. held: held-out vectors [n, d_in]."""
+        self.rows: list[dict[str, Any]] = []
+        """By step: step; vectors read; flops, dense; sparse_flops, those of the training as it was done; seconds of
+        training, the model's forward passes included and this measurement excluded; explained_variance (None where it
+        is not finite), l0 and dead_share on the held-out vectors."""
+        self._folder, self._size, self._spare, self._held = folder, batch_size, spare, held
+        self._steps = {0, *np.rint(np.geomspace(1, steps, POINTS)).astype(int).tolist()}
+        self._seconds, self._begun = 0.0, False
+        self._mark = time.monotonic()
+
+    def __call__(self, state: TrainingState) -> None:
+        """Take in the state after a step, or before the first one."""
+        self._seconds += time.monotonic() - self._mark
+        if not self._begun:
+            self._resume(state.step)
+        with open(self._folder / _CLOCK, "ab") as file:
+            file.write(np.float64(self._seconds).tobytes())
+        if state.step in self._steps and (not self.rows or self.rows[-1]["step"] < state.step):
+            self.rows.append(self._row(state))
+            partial = self._folder / f".{_CURVE}.{os.getpid()}"
+            partial.write_text(json.dumps(self.rows, indent=1, allow_nan=False) + "\n")
+            partial.replace(self._folder / _CURVE)
+        self._mark = time.monotonic()
+
+    def forget(self) -> None:
+        """Delete the files kept for a resume."""
+        for name in (_CURVE, _CLOCK):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _resume(self, step: int) -> None:
+        """Continue from the files, up to a step."""
+        self._begun = True
+        curve, clock = self._folder / _CURVE, self._folder / _CLOCK
+        if step and clock.exists():
+            known = np.fromfile(clock, np.float64)[: step + 1]
+            known = np.append(known, np.full(step + 1 - len(known), known[-1] if len(known) else 0.0))
+            self._seconds = float(known[-1])
+            known[:step].tofile(clock)  # that of the step itself is written again
+        else:
+            clock.unlink(missing_ok=True)
+        if curve.exists():
+            self.rows = [row for row in json.loads(curve.read_text()) if row["step"] <= step] if step else []
+
+    def _row(self, state: TrainingState) -> dict[str, Any]:
+        write_back(state, self._spare)
+        figures = quality(self._spare, [self._held])
+        d_in, d_sae, vectors, done = self._spare.d_in, self._spare.d_sae, state.step * self._size, 0.0
+        for row in state.rows:
+            few = row.l0 / d_sae < SPARSE_BELOW
+            done += sparse_flops(d_in, d_sae, row.l0, self._size) if few else dense_flops(d_in, d_sae, self._size)
+        explained = figures.explained_variance
+        return {
+            "step": state.step,
+            "vectors": vectors,
+            "flops": dense_flops(d_in, d_sae, vectors),
+            "sparse_flops": done,
+            "seconds": round(self._seconds, 6),
+            "explained_variance": explained if math.isfinite(explained) else None,
+            "l0": figures.l0,
+            "dead_share": figures.dead_share,
+        }

@@ -1,13 +1,14 @@
-"""Steering: a direction held at a level while a model writes, and how often the text becomes what is wanted.
+"""Steering: a direction clamped to a level while a model writes, and how often the text becomes of the wanted class.
 
-Directions are differences of means and are clamped at every token (Chen et al. 2025, section 3.3, eq. 8-9). A direction
-carried over from another model has its level measured anew in the target.
+Directions are differences of means and are clamped at every token (Chen et al. 2025, section 3.3, eq. 8-9). The level
+of a direction carried over from another model is measured anew in the target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,35 +17,29 @@ from torch import Tensor
 
 from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
-from heredity.stitch.intervals import Estimate, proportion
+from heredity.stitch.affine import Affine
+from heredity.stitch.moments import Moments
+from heredity.stitch.probe import Estimate, proportion
+from heredity.stitch.transfer import transfer_direction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NONE = -1
-"""Class of a text without any character but blanks."""
+"""Class of a blank text."""
 
 
 class Steering(NamedTuple):
-    """A direction and the level it is held at."""
+    """A direction and the level it is clamped to."""
 
     direction: np.ndarray
-    """float64 [d_in], of length 1."""
+    """float64 [d_in], unit norm."""
     level: float
-    """Mean of <h, direction> over vectors of the wanted kind."""
-
-
-class Effect(NamedTuple):
-    """What steering does to the texts that a model writes."""
-
-    shares: dict[str, Estimate]
-    """By arm: share of texts of the wanted class, with the interval of Clopper & Pearson."""
-    texts: dict[str, list[str]]
-    """By arm: what was written, in the order of the prompts."""
+    """Mean of <h, direction> over vectors of the wanted class."""
 
 
 def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
-    """A direction [d_in] of any length, to be held where vectors of the wanted kind [n, d_in] have it on average.
+    """A direction [d_in] of any length, at its mean level over vectors of the wanted class [n, d_in].
 
     Raises ValueError for a direction of length 0 or not finite, and when the widths differ or there are no vectors.
     """
@@ -58,9 +53,9 @@ def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
 
 
 def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
-    """unit(mean pos - mean neg) for vectors at tokens of the wanted kind [n, d_in] and of another kind [m, d_in].
+    """unit(mean pos - mean neg) for vectors at tokens of the wanted class [n, d_in] and of another class [m, d_in].
 
-    Raises as `leveled` does, and ValueError when there are no vectors of the other kind.
+    Raises as `leveled` does, and ValueError when there are no vectors of the other class.
     """
     pos, neg = np.asarray(pos, np.float64), np.asarray(neg, np.float64)
     if neg.ndim != 2 or pos.shape[1:] != neg.shape[1:] or not len(pos) or not len(neg):
@@ -69,21 +64,43 @@ def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
 
 
 def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> float:
-    """Root mean square of how far `clamped` moves vectors of this mean [d_in] and covariance [d_in, d_in]."""
+    """Root mean square distance by which `clamped` moves vectors of this mean [d_in] and covariance [d_in, d_in]."""
     v = steering.direction
     return float(np.sqrt((steering.level - mean @ v) ** 2 + max(0.0, v @ covariance @ v)))
 
 
 def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covariance: np.ndarray) -> Steering:
-    """A direction [d_in] of any length, held where it moves vectors as far as is wanted (see `change`).
+    """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
-    The level lies above that of the vectors' mean [d_in]; it is that of the mean, which moves them least, when their
-    covariance [d_in, d_in] alone makes clamping move them further. For a random direction that is as strong as
-    another. Raises ValueError as `leveled` does.
+    The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
+    their covariance [d_in, d_in] alone makes clamping move them further. Makes a random direction as strong as another.
+    Raises ValueError as `leveled` does.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
     return still._replace(level=still.level + float(np.sqrt(max(0.0, beyond))))
+
+
+def steering_arms(
+    wanted: Moments, others: Moments, arriving: Affine, rng: np.random.Generator
+) -> dict[str, Steering | None]:
+    """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
+
+    wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
+    the map b -> a. `random` moves the vectors of the other corpora as far as `native` does. Raises as
+    `steering_vector`, `leveled` and `transfer_direction` do.
+    """
+    # Levels are means, so one vector, the mean, gives the same as all vectors.
+    native = steering_vector(wanted.mean_a[None], others.mean_a[None])
+    there = steering_vector(wanted.mean_b[None], others.mean_b[None])
+    direction = transfer_direction(torch.from_numpy(there.direction), arriving.to("cpu"))
+    strength = change(native, others.mean_a, others.aa)
+    return {
+        "none": None,
+        "native": native,
+        "carried": leveled(direction.numpy(), wanted.mean_a[None]),
+        "random": with_change(rng.standard_normal(len(wanted.mean_a)), strength, others.mean_a, others.aa),
+    }
 
 
 def clamped(h: Tensor, steering: Steering) -> Tensor:
@@ -113,13 +130,23 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
 ) -> list[str]:
-    """What the model writes after each prompt, steered at the hook point from the prompt's first token on.
+    """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
 
     prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The same arguments and
     seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, for prompts
     that leave no room in the model's context, and for a direction of another width.
     """
-    ids = _prompt_ids(model, tokenizer, prompts, max_tokens, prompt_tokens)
+    encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
+    ids = [row[:prompt_tokens] for row in encoded]
+    context = getattr(model.config, "max_position_embeddings", None)
+    for number, row in enumerate(ids):
+        if not row:
+            raise ValueError(f"prompt {number}, {prompts[number][:40]!r}, has no token; give at least one")
+        if context is not None and len(row) + max_tokens > context:
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens, and {max_tokens} more exceed the model's context of "
+                f"{context}; lower max_tokens or prompt_tokens"
+            )
     device, texts, training = next(model.parameters()).device, [], model.training
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -134,9 +161,9 @@ def generate(
             for start in range(0, len(ids), batch_size):
                 some = ids[start : start + batch_size]
                 longest = max(map(len, some))
-                # Padded in front, so that every prompt ends where the model goes on.
-                rows = torch.tensor([[pad] * (longest - len(own)) + own for own in some], device=device)
-                mask = torch.tensor([[0] * (longest - len(own)) + [1] * len(own) for own in some], device=device)
+                # Padded in front, so that every prompt ends where the continuation begins.
+                rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
+                mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
                 out = written(
                     rows, attention_mask=mask, max_new_tokens=max_tokens, pad_token_id=pad, num_beams=1, **how
                 )
@@ -144,6 +171,15 @@ def generate(
     finally:
         model.train(training)
     return texts
+
+
+class Effect(NamedTuple):
+    """The effect of steering on a model's texts, by arm."""
+
+    shares: dict[str, Estimate]
+    """Share of texts of the wanted class, with the interval of Clopper & Pearson."""
+    texts: dict[str, list[str]]
+    """Texts written, in the order of the prompts."""
 
 
 def effect(
@@ -154,13 +190,12 @@ def effect(
 ) -> Effect:
     """Share of the texts of each arm that belong to the wanted class.
 
-    write: gives the texts of an arm (see `generate`); no steering is the unsteered model. classify: int [n], the class
-    of each text (see `TextClassifier`). The arms of the paper are unsteered, native and transferred; one of a random
-    direction tells what any push does.
+    write: gives the texts of an arm (see `generate`), unsteered for None. arms: see `steering_arms`. classify: int [n],
+    the class of each text (see `text_classifier`).
     """
     texts = {arm: list(write(steering)) for arm, steering in arms.items()}
-    hits = {arm: np.asarray(classify(made)) == wanted for arm, made in texts.items()}
-    return Effect({arm: proportion(int(own.sum()), len(own)) for arm, own in hits.items()}, texts)
+    hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
+    return Effect({arm: proportion(int(row.sum()), len(row)) for arm, row in hits.items()}, texts)
 
 
 def transfer_gap(transferred: float, native: float) -> float:
@@ -172,62 +207,48 @@ def transfer_gap(transferred: float, native: float) -> float:
     return min(transferred / native, 1.0)
 
 
-class TextClassifier:
-    """Which kind a text is of: logistic regression on runs of one to three characters, weighted by TF-IDF."""
+def text_classifier(
+    texts: Sequence[str], y: np.ndarray, strength: float = 0.1, runs: int = 50_000
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
-    def __init__(self, strength: float = 0.1, runs: int = 50_000):
-        """strength: of the L2 penalty. runs: at most so many different runs of characters are told apart.
-
-        Raises ImportError without scikit-learn.
-        """
-        try:
-            from sklearn.feature_extraction.text import TfidfVectorizer
-            from sklearn.linear_model import LogisticRegression
-        except ImportError:
-            raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
-        self._runs = TfidfVectorizer(
-            analyzer="char", ngram_range=(1, 3), max_features=runs, sublinear_tf=True, lowercase=False
+    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. strength: of the L2
+    penalty. runs: maximum number of distinct runs. The classifier gives the most likely class of each text, int64 [n],
+    `NONE` for a blank one. Raises ImportError without scikit-learn, ValueError for fewer than two classes or not one
+    class per text.
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
+    y = np.asarray(y, np.int64)
+    if y.shape != (len(texts),) or len(set(y.tolist())) < 2 or y.min() < 0:
+        raise ValueError(
+            f"{len(texts)} texts with labels of shape {y.shape} and classes {sorted(set(y.tolist()))}; give one "
+            "class per text, from 0, at least two in all"
         )
-        self._classes = LogisticRegression(C=1 / strength, max_iter=1000)
+    weigh = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), max_features=runs, sublinear_tf=True, lowercase=False)
+    classes = LogisticRegression(C=1 / strength, max_iter=1000).fit(weigh.fit_transform(texts), y)
 
-    def fit(self, texts: Sequence[str], y: np.ndarray) -> TextClassifier:
-        """Learn from texts and their classes, int [n] >= 0; texts about as long as those to judge are best.
-
-        Raises ValueError when there are fewer than two classes or not one class a text.
-        """
-        y = np.asarray(y, np.int64)
-        if y.shape != (len(texts),) or len(set(y.tolist())) < 2 or y.min() < 0:
-            raise ValueError(
-                f"{len(texts)} texts with labels of shape {y.shape} and classes {sorted(set(y.tolist()))}; give one "
-                "class a text, from 0, at least two in all"
-            )
-        self._classes.fit(self._runs.fit_transform(texts), y)
-        return self
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """The most likely class of each text, int64 [n]; `NONE` for one that is empty or all blanks."""
-        if not len(texts):
+    def classify(some: Sequence[str]) -> np.ndarray:
+        if not len(some):
             return np.zeros(0, np.int64)
-        guess = np.asarray(self._classes.predict(self._runs.transform(texts)), np.int64)
-        return np.where([bool(text.strip()) for text in texts], guess, NONE)
+        guess = np.asarray(classes.predict(weigh.transform(some)), np.int64)
+        return np.where([bool(text.strip()) for text in some], guess, NONE)
+
+    return classify
 
 
-def _prompt_ids(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_tokens: int,
-    prompt_tokens: int | None,
-) -> list[list[int]]:
-    found: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
-    ids = [own[:prompt_tokens] for own in found]
-    context = getattr(model.config, "max_position_embeddings", None)
-    for number, own in enumerate(ids):
-        if not own:
-            raise ValueError(f"prompt {number}, {prompts[number][:40]!r}, has no token; give at least one")
-        if context is not None and len(own) + max_tokens > context:
-            raise ValueError(
-                f"prompt {number} has {len(own)} tokens, and {max_tokens} more exceed the model's context of "
-                f"{context}; lower max_tokens or prompt_tokens"
-            )
-    return ids
+def longest_pieces(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase, special: Sequence[int]) -> list[str]:
+    """The longest piece of each token block [n, context] without special tokens, as text; blank ones are left out."""
+    texts: list[Any] = []
+    for block in blocks:
+        runs = np.split(block, np.flatnonzero(np.isin(block, special)))
+        texts.append(tokenizer.decode(max(runs, key=len), skip_special_tokens=True))
+    return [text for text in texts if text.strip()]
+
+
+def interleave(parts: Sequence[Sequence[str]]) -> list[str]:
+    """One text of each part in turn, for as long as there are any."""
+    return [text for row in zip_longest(*parts) for text in row if text is not None]

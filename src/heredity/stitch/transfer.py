@@ -1,12 +1,13 @@
 """SAEs, directions and probes of one model, rewritten for another by affine maps (Chen et al. 2025, arXiv 2506.06609).
 
 A transferred SAE is the source's own, seen through the maps: up ∘ SAE ∘ down, folded into one set of weights. Beyond
-the paper, its decoder or its thresholds can be fitted to the target's activations in closed form, without training.
+the paper, its decoder or its thresholds can be fitted to the target's activations in closed form, its dead features
+revived, and a dictionary turned at random instead, to measure the worth of its shape without any map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,15 +18,23 @@ from torch import Tensor, nn
 
 from heredity import metrics
 from heredity.lm.activations import activations
-from heredity.lm.evaluate import evaluate
-from heredity.lm.hooks import replaced
-from heredity.sae.evaluate import SAEQuality, quality
+from heredity.sae.checkpoint import Step
+from heredity.sae.evaluate import SAEQuality, quality, spliced_losses
 from heredity.sae.model import SAE, Activation
-from heredity.stitch.affine import Affine
-from heredity.study import Precision
+from heredity.sae.step import Rule
+from heredity.sae.train import POOL_BATCHES, resample, start, write_back
+from heredity.stitch.affine import Affine, Stitch
+from heredity.stitch.moments import Moments
+from heredity.stitch.savings import refit_flops
+from heredity.study import RANKED, Precision, SAEConfig
 
+SILENT = 50_000
+"""Training vectors on which a feature must have been silent to be revived."""
+LARGEST_REFIT = 8192
+"""Features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held."""
 _ROWS = 4096  # vectors encoded at a time
-_CHUNK = 1 << 24  # pre-activations made at a time
+_CHUNK = 1 << 24  # pre-activations computed at a time
+_CUT_ROWS = 1024  # vectors that a batchtopk threshold is set on; before it is, half of all features are active
 
 
 def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) -> SAE:
@@ -34,12 +43,12 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
         W_enc' = P_down W_enc        b_enc' = b_enc + (down(b_dec') − b_dec) W_enc
         W_dec' = W_dec P_up          b_dec' = up(b_dec)
 
-    The paper's encoder has no pre-bias; ours subtracts b_dec, so the new one subtracts b_dec', and b_enc' takes up what
-    the round trip of the center leaves over. Codes stay the same number for number, thus k and thresholds too.
+    The paper's encoder has no pre-bias; ours subtracts b_dec, so the new one subtracts b_dec', and b_enc' takes up the
+    round trip's remainder of the center. Codes stay the same number for number, thus k and thresholds too.
 
-    sae: of the source, width d_A; up: d_A -> d_B; down: d_B -> d_A. The result is of width d_B, where the SAE is.
+    sae: of the source, width d_A; up: d_A -> d_B; down: d_B -> d_A. The result has width d_B and the SAE's device.
 
-    normalize: give decoder rows unit norm, as training wants them, and multiply encoder columns, biases and thresholds
+    normalize: give decoder rows unit norm, as training needs them, and multiply encoder columns, biases and thresholds
     by the old norms. x̂ stays for relu, jumprelu and batchtopk, whose one threshold becomes one of each feature: it is
     a jumprelu from then on. For topk the norms change which features are the k largest: see `same_selection`.
 
@@ -55,14 +64,18 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
     w_up, b_up, w_down, b_down = (part.to(device).double() for part in (*up, *down))
     w_enc, b_dec = sae.W_enc.double(), sae.b_dec.double()
     center = b_dec @ w_up + b_up
-    made = SAE(d_out, sae.d_sae, sae.activation, sae.k).to(device)
-    made.W_enc.copy_(w_down @ w_enc)
-    made.b_enc.copy_(sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc)
-    made.W_dec.copy_(sae.W_dec.double() @ w_up)
-    made.b_dec.copy_(center)
-    if made.threshold is not None and sae.threshold is not None:
-        made.threshold.copy_(sae.threshold)
-    return _normalized(made) if normalize else made
+    moved = SAE(d_out, sae.d_sae, sae.activation, sae.k).to(device)
+    moved.W_enc.copy_(w_down @ w_enc)
+    moved.b_enc.copy_(sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc)
+    moved.W_dec.copy_(sae.W_dec.double() @ w_up)
+    moved.b_dec.copy_(center)
+    if moved.threshold is not None and sae.threshold is not None:
+        moved.threshold.copy_(sae.threshold)
+    if not normalize:
+        return moved
+    if sae.activation == "topk":
+        return _recast(_recast(moved, "relu").unit_norm(), "topk", sae.k)
+    return _recast(moved, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
 
 
 def transfer_direction(v: Tensor, through: Affine) -> Tensor:
@@ -87,26 +100,16 @@ def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tenso
     return w @ weight.T, c + w @ bias
 
 
-def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
-    """Share of the active features of one SAE that are active in the other too, pooled over tokens; x [n, d_in] each.
-
-    Measures what normalizing a topk SAE changes. nan if nothing is active.
-    """
-    both = active = 0
-    for x in _parts(sae, batches):
-        codes = [_codes(each, x) for each in (sae, other)]
-        both += codes[0].astype(bool).multiply(codes[1].astype(bool)).nnz
-        active += codes[0].nnz
-    return both / active if active else float("nan")
+# -- evaluation -------------------------------------------------------------------------------------------------------
 
 
 class ZeroShot(NamedTuple):
-    """What an SAE is worth at a hook point it was not trained at (table 2 of the paper)."""
+    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper)."""
 
     quality: SAEQuality
     """L0, explained variance (1 − FUV), dead share and densities on the target's activations."""
     ce_clean: float
-    """The model's cross-entropy as it is, nats a token."""
+    """Cross-entropy of the unchanged model, nats per token."""
     ce_spliced: float
     """With the SAE's reconstruction at the hook point."""
     ce_zero: float
@@ -114,7 +117,7 @@ class ZeroShot(NamedTuple):
 
     @property
     def delta_loss(self) -> float:
-        """Increase of the cross-entropy by splicing the SAE in, nats a token."""
+        """Increase of the cross-entropy by splicing the SAE in, nats per token."""
         return self.ce_spliced - self.ce_clean
 
     @property
@@ -122,34 +125,51 @@ class ZeroShot(NamedTuple):
         """See `metrics.ce_loss_recovered`."""
         return metrics.ce_loss_recovered(self.ce_clean, self.ce_spliced, self.ce_zero)
 
-    @property
-    def dead(self) -> np.ndarray:
-        """int64 [dead]: features that never fired on the target; the ones to give a new life first."""
-        return np.flatnonzero(self.quality.density == 0)
-
 
 def zero_shot(
     model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
 ) -> ZeroShot:
-    """Figures of an SAE on token blocks [n, context] of a model it may never have seen.
+    """Figures of an SAE on token blocks [n, context]. Raises ValueError when it lacks the width of the hook point."""
+    figures = quality(sae, activations(model, hook_point, blocks, precision))
+    return ZeroShot(figures, *spliced_losses(model, hook_point, sae, blocks, precision))
 
-    Raises ValueError when the SAE does not have the width of the hook point.
+
+def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
+    """Share of the active features of one SAE that are active in the other too, pooled over tokens; x [n, d_in] each.
+
+    The effect of normalizing a topk SAE. nan if nothing is active.
     """
+    both = active = 0
+    for x in _parts(sae, batches):
+        ours, theirs = sparse_codes(sae, x), sparse_codes(other, x)
+        both += ours.astype(bool).multiply(theirs.astype(bool)).nnz
+        active += ours.nnz
+    return both / active if active else float("nan")
 
-    def reconstructed(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            flat = x.reshape(-1, x.shape[-1]).float()
-            x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(_ROWS)])
-        return x_hat.view(x.shape)
 
-    found = quality(sae, activations(model, hook_point, blocks, precision))
-    clean = evaluate(model, blocks, precision=precision).ce_loss
-    with replaced(model, hook_point, reconstructed):
-        spliced = evaluate(model, blocks, precision=precision).ce_loss
-    with replaced(model, hook_point, torch.zeros_like):
-        zero = evaluate(model, blocks, precision=precision).ce_loss
-    return ZeroShot(found, clean, spliced, zero)
+class Folding(NamedTuple):
+    """Agreement of a folded SAE with the SAE and maps it was folded from."""
 
+    error: float
+    """Largest element of folded(x) − up(SAE(down(x))) over the root mean square of x, on vectors that both encode by
+    the same features; nan without any."""
+    other_features: float
+    """Share of vectors where rounding made another feature active."""
+
+
+def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
+    """Compare the two sides of eq. 6 on vectors x [n, d_b] of the target; all on one device."""
+    inner = stitch.down(x)
+    codes, given = folded.encode_sparse(x), sae.encode_sparse(inner)
+    chosen = [np.split(of[1], of[0][1:-1]) for of in (codes, given)]
+    same = np.array([np.array_equal(*pair) for pair in zip(*chosen, strict=True)])
+    kept = torch.from_numpy(same).to(x.device)
+    off = (folded.decode_sparse(*codes) - stitch.up(sae.decode_sparse(*given)))[kept]
+    rms = float(x.double().square().mean().sqrt())
+    return Folding(float(off.abs().max()) / rms if same.any() else float("nan"), float(1 - same.mean()))
+
+
+# -- repairs in closed form -------------------------------------------------------------------------------------------
 
 Refit = Literal["bias", "decoder"]
 
@@ -160,15 +180,15 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
     refit:
         bias       b_dec = mean of x − acts W_dec.
         decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
-                   which hardly fires keeps its direction. A transferred decoder reaches only as many dimensions as the
+                   that hardly fires keeps its direction. A transferred decoder reaches only as many dimensions as the
                    source has; this one reaches them all.
 
-    b_enc makes up for the change of b_dec, so that what fires stays. Explained variance on these batches never falls
-    with `bias`. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ acts².
-    `decoder` holds a matrix [d_sae, d_sae] in float64 and needs more tokens than features to be worth anything; rows
-    have any norm afterwards. Not in the paper.
+    b_enc makes up for the change of b_dec, so that the same features fire. Explained variance on these batches never
+    falls with `bias`. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ
+    acts². `decoder` holds a matrix [d_sae, d_sae] in float64 and needs more tokens than features to be useful; its rows
+    have any norm. Not in the paper.
 
-    Raises ValueError when there are no vectors, or when refit or ridge is none that there is.
+    Raises ValueError when there are no vectors, and for an unknown refit or a ridge of 0 or less.
     """
     if refit not in ("bias", "decoder") or not ridge > 0:
         raise ValueError(f"refit={refit!r}, ridge={ridge}: choose bias or decoder, and a ridge above 0")
@@ -176,7 +196,7 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
     size = sae.d_sae if refit == "decoder" else 0
     gram, cross = np.zeros((size, size)), np.zeros((size, sae.d_in))
     for x in _parts(sae, batches):
-        acts, values = _codes(sae, x), x.double().cpu().numpy()
+        acts, values = sparse_codes(sae, x), x.double().cpu().numpy()
         tokens += len(values)
         x_sum += values.sum(0)
         acts_sum += acts.sum(0)
@@ -194,21 +214,20 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
         cross -= np.outer(acts_sum, mean)
         gram[np.diag_indices(size)] += penalty
         w_dec = solve(gram, cross + penalty * w_dec, overwrite_a=True, overwrite_b=True, assume_a="pos")
-    made = _recast(sae, sae.activation)
-    made.W_dec.copy_(torch.from_numpy(w_dec))
-    made.b_dec.copy_(torch.from_numpy(mean - acts_sum / tokens @ w_dec))
-    made.b_enc.copy_(sae.b_enc.double() + (made.b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double())
-    return made
+    fitted = _recast(sae, sae.activation)
+    fitted.W_dec.copy_(torch.from_numpy(w_dec))
+    fitted.b_dec.copy_(torch.from_numpy(mean - acts_sum / tokens @ w_dec))
+    fitted.b_enc.copy_(sae.b_enc.double() + (fitted.b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double())
+    return fitted
 
 
 def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
-    """An SAE whose every feature fires on the share of vectors x [n, d_in] that is wanted of it.
+    """An SAE whose every feature fires on a wanted share of the vectors x [n, d_in].
 
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
-    batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature that is wanted on less
-    than one of the vectors stays as it is. Revives features that a map has weakened until they never fire. Not in the
-    paper. Raises ValueError for topk, which has no threshold, for densities that are none, and for vectors that are not
-    finite.
+    batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature wanted on less than one of
+    the vectors stays unchanged. Revives features that a map has weakened until they never fire. Not in the paper.
+    Raises ValueError for topk, which has no threshold, for densities outside [0, 1], and for non-finite vectors.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
@@ -216,7 +235,7 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
         raise ValueError(f"density is {list(density.shape)}; give [{sae.d_sae}] shares from 0 to 1")
     if not len(x) or not bool(torch.isfinite(x).all()):
         raise ValueError(f"x {list(x.shape)} holds no vectors, or NaN or infinity; find what makes them")
-    made = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
+    matched = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
     for features in torch.arange(sae.d_sae, device=x.device).split(max(1, _CHUNK // len(x))):
@@ -228,35 +247,132 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
         beyond = ordered.gather(0, count.clamp(max=len(x) - 1)[None])[0]
         cut = torch.where(count < len(x), (last + beyond) / 2, last - last.abs())
         chosen = features[count > 0]
-        if made.threshold is None:
-            made.b_enc[chosen] -= cut[count > 0]
+        if matched.threshold is None:
+            matched.b_enc[chosen] -= cut[count > 0]
         else:
-            made.threshold[chosen] = cut[count > 0].clamp(min=0)
-    return made
+            matched.threshold[chosen] = cut[count > 0].clamp(min=0)
+    return matched
 
 
-def _parts(sae: SAE, batches: Iterable[Tensor]) -> Iterable[Tensor]:
-    return (x for batch in batches for x in batch.to(sae.W_enc.device, torch.float32).split(_ROWS))
+# -- starts of a training in the target -------------------------------------------------------------------------------
 
 
-def _codes(sae: SAE, x: Tensor) -> csr_array:
-    """Activations float64 [n, d_sae]."""
+def repaired(
+    sae: SAE, batch: Callable[[int], Tensor], batch_size: int, steps: int, seed: int
+) -> tuple[SAE, int, float]:
+    """A folded SAE with its decoder refitted and its dead features revived on the first vectors of a training.
+
+    batch: number of a step -> vectors [batch_size, d_in]; the training takes `steps` of them. Returns the SAE, the
+    number of revived features and the FLOPs spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT`
+    features or fewer than two vectors per feature were read. Nothing is revived on fewer than `SILENT` vectors.
+    """
+    count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
+    batches = [batch(step) for step in range(count)]
+    vectors = sum(map(len, batches))
+    decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
+    same = Affine(torch.eye(sae.d_in), torch.zeros(sae.d_in))
+    sae = transfer_sae(calibrate(sae, batches, "decoder" if decoder else "bias"), same, same, normalize=True)
+    figures, given = quality(sae, batches), 0
+    flops = refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder)
+    flops += refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder=False)
+    if vectors >= SILENT:  # on fewer vectors a rare feature looks dead
+        sae, given = revived(sae, figures.density == 0, batches, seed)
+    return sae, given, flops
+
+
+def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) -> tuple[SAE, int]:
+    """A copy with its dead features pointed at badly reconstructed vectors, as the training does; and their number.
+
+    dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
+    decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
+    """
+    state = start(sae, lambda number: batches[number], {"steps": len(batches)}, continued=True)
+    # To the resampling, the batches are steps of a training that has changed nothing so far.
+    unknown = float("nan")
+    state.rows = [
+        Step(number + 1, unknown, unknown, unknown, unknown, 0, None, None, 0) for number in range(len(batches))
+    ]
+    rule = Rule(sae.activation, sae.k or 0)
+    mask = torch.from_numpy(dead).to(sae.W_dec.device)
+    count = resample(state, mask, lambda number: batches[number], rule, 20 * POOL_BATCHES, seed)
+    alive = SAE(sae.d_in, sae.d_sae, sae.activation, sae.k).to(sae.W_dec.device)
+    write_back(state, alive)
+    return alive, count
+
+
+def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
+    """The SAE seen through a random map R [d_a, d_b] with orthonormal rows, or columns where d_a > d_b.
+
+        W_dec' = W_dec R, rows of unit norm        W_enc' = c Rᵀ W_enc        b_dec' = mean_b
+        b_enc' = s (b_enc + (mean_a − b_dec) W_enc)        thresholds' = s thresholds
+
+    s² = tr bb / tr aa takes pre-activations from the scale of a to that of b, and c makes their variance, summed over
+    features, s² times that in the source. So their means and, all together, their variances relate to the activations
+    as in the source, and nothing else is known of the target.
+
+    sae: of model A. moments: of both models' activations. The result has the width of b. Raises ValueError when the
+    SAE is not as wide as a.
+    """
+    d_a, d_b = moments.ab.shape
+    if sae.d_in != d_a:
+        raise ValueError(f"the SAE reads width {sae.d_in}, the moments are of {d_a}; give those of its own hook point")
+    normal = torch.randn(max(d_a, d_b), min(d_a, d_b), generator=torch.Generator().manual_seed(seed)).double()
+    q, r = torch.linalg.qr(normal)
+    q = q * r.diagonal().sign()  # uniform among such maps, whatever sign the factorization prefers
+    turn = (q if d_a > d_b else q.T).numpy()
+    w_enc, b_enc, w_dec, b_dec = (
+        getattr(sae, name).double().cpu().numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    )
+    scale = float(np.sqrt(np.trace(moments.bb) / np.trace(moments.aa)))
+    moved, rows = turn.T @ w_enc, w_dec @ turn
+    spread = np.sum(w_enc * (moments.aa @ w_enc)), np.sum(moved * (moments.bb @ moved))
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    copy = SAE(d_b, sae.d_sae, sae.activation, sae.k)
+    copy.W_enc.copy_(torch.from_numpy(moved * scale * np.sqrt(spread[0] / spread[1])))
+    copy.b_enc.copy_(torch.from_numpy(scale * (b_enc + (moments.mean_a - b_dec) @ w_enc)))
+    copy.W_dec.copy_(torch.from_numpy(rows / np.where(norms > 0, norms, 1)))
+    copy.b_dec.copy_(torch.from_numpy(moments.mean_b))
+    if copy.threshold is not None and sae.threshold is not None:
+        copy.threshold.copy_(scale * sae.threshold)
+    return copy.to(sae.W_dec.device)
+
+
+def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
+    """The SAE with the activation function that the settings train.
+
+    Only batchtopk needs it, since normalizing turns it into a jumprelu: its one threshold is set to keep k features per
+    vector on some of x [n, d_in].
+    """
+    k = config.k if config.activation in RANKED else None
+    if (sae.activation, sae.k) == (config.activation, k):
+        return sae
+    ready = SAE(sae.d_in, sae.d_sae, config.activation, k).to(sae.W_dec.device)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        getattr(ready, name).copy_(getattr(sae, name))
+    if config.activation == "batchtopk" and ready.threshold is not None:
+        some = x[:_CUT_ROWS].to(ready.W_dec.device)
+        values = ready.encode_sparse(some)[2]
+        kept = min(len(values), config.k * len(some))
+        if 0 < kept < len(values):
+            ready.threshold.fill_(float(np.partition(values, len(values) - kept - 1)[len(values) - kept - 1]))
+    return ready
+
+
+def sparse_codes(sae: SAE, x: Tensor) -> csr_array:
+    """Feature activations of vectors x [n, d_in], float64 [n, d_sae]; zeros are not stored."""
     indptr, indices, values = sae.encode_sparse(x)
     return csr_array((values.astype(np.float64), indices, indptr), shape=(len(x), sae.d_sae))
 
 
-def _normalized(sae: SAE) -> SAE:
-    """Decoder rows of unit norm; see `transfer_sae`."""
-    if sae.activation == "topk":
-        return _recast(_recast(sae, "relu").unit_norm(), "topk", sae.k)
-    return _recast(sae, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
+def _parts(sae: SAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (x for batch in batches for x in batch.to(sae.W_enc.device, torch.float32).split(_ROWS))
 
 
 def _recast(sae: SAE, activation: Activation, k: int | None = None) -> SAE:
     """A copy with another activation function, which keeps the threshold if it has one."""
-    made = SAE(sae.d_in, sae.d_sae, activation, sae.k if k is None else k).to(sae.W_dec.device)
+    copy = SAE(sae.d_in, sae.d_sae, activation, sae.k if k is None else k).to(sae.W_dec.device)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(made, name).copy_(getattr(sae, name))
-    if made.threshold is not None and sae.threshold is not None:
-        made.threshold.copy_(sae.threshold.expand_as(made.threshold))
-    return made
+        getattr(copy, name).copy_(getattr(sae, name))
+    if copy.threshold is not None and sae.threshold is not None:
+        copy.threshold.copy_(sae.threshold.expand_as(copy.threshold))
+    return copy

@@ -1,9 +1,9 @@
-"""Which features follow the structure of a text and which its meaning: by texts that share one and not the other.
+"""Structural and semantic features, by texts of one structure and different content words.
 
 A text is rewritten with other content words in the same structure (Chen et al. 2025, section 5.1, where a language
-model rewrites). What fires in every version is structural, what fires in some of them is semantic. The rewriter here
-follows rules: words are guessed to be of a kind by their endings and by the words around them, and are swapped for
-others of that kind. It is for prose.
+model rewrites). A feature that fires in every version is structural, one that fires in some of them is semantic. The
+rewriter here follows rules for prose: the kind of a word is guessed from its ending and the words around it, and the
+word is swapped for another of that kind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FUNCTION_WORDS = (
     "hadn cannot"
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
-"""Words that carry structure; they stay."""
+"""Words that carry structure and stay."""
 
 Kind = Literal["noun", "nouns", "verb", "verbs", "past", "ing", "ed", "adjective", "adverb", "name"]
 """Guessed kind of a word; `nouns` are plural, `verbs` of the third person."""
@@ -40,17 +40,13 @@ Kind = Literal["noun", "nouns", "verb", "verbs", "past", "ing", "ed", "adjective
 _ENDS_SENTENCE = frozenset('.!?:"“”')
 _PIECES = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+|[\W_]")
 _VOWELS = frozenset("aeiou")
-_DETERMINERS = "a an the this that these those my your his her its our their each every another some no"
-_BEFORE_VERB = "to will would shall should can could may might must cannot let did do does don didn"
-_BEFORE_ADJECTIVE = "very so too quite more most rather is was am are were be"
-_THIRD_PERSON = "he she it who which that"
 _AROUND = {
     name: frozenset(words.split())
     for name, words in {
-        "determiner": _DETERMINERS,
-        "verb": _BEFORE_VERB,
-        "adjective": _BEFORE_ADJECTIVE,
-        "third": _THIRD_PERSON,
+        "determiner": "a an the this that these those my your his her its our their each every another some no",
+        "verb": "to will would shall should can could may might must cannot let did do does don didn",
+        "adjective": "very so too quite more most rather is was am are were be",
+        "third": "he she it who which that",
     }.items()
 }
 _ENDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
@@ -63,6 +59,8 @@ _ENDS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
 _SURE = ("adverb", "ing", "ed")
 _SHORTEST_STEM = 3
 _TRIES = 64
+_WORDS = 5, 60  # of a snippet: at least, at most
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
 
 
 class Lexicon(NamedTuple):
@@ -71,23 +69,23 @@ class Lexicon(NamedTuple):
     kind: dict[str, Kind]
     """Of each word, in lower case."""
     words: dict[Kind, list[str]]
-    """By kind, in order of the alphabet."""
+    """By kind, in alphabetical order."""
     chance: dict[Kind, np.ndarray]
-    """Share of each of these words among all of its kind, float64; a rewrite draws by it."""
+    """float64: frequency of each of these words among its kind; the probability of a draw."""
     documents: dict[str, frozenset[int]]
-    """Numbers of the documents that a word stands in."""
+    """Numbers of the documents that contain a word."""
 
 
 class Split(NamedTuple):
     """Structural and semantic features. A feature that fires in no version of any prompt is neither."""
 
     share: np.ndarray
-    """float64 [d_sae]: of the prompts with a version that fires it, those in which every version does; nan for none."""
+    """float64 [d_sae]: share of the prompts with a firing version in which every version fires; nan for none."""
     prompts: np.ndarray
-    """int64 [d_sae]: prompts with a version that fires it."""
+    """int64 [d_sae]: prompts with a firing version."""
     by_chance: np.ndarray
-    """float64 [d_sae]: the share expected if versions of a prompt were as unlike as those of different prompts; a
-    feature that fires nearly everywhere has a high one, and is structural by that alone."""
+    """float64 [d_sae]: the share expected if versions of a prompt were as unlike as those of different prompts; high
+    for a feature that fires nearly everywhere, which is structural for that reason alone."""
     structural: np.ndarray
     """bool [d_sae]: the share is at least the threshold."""
     semantic: np.ndarray
@@ -95,10 +93,10 @@ class Split(NamedTuple):
 
 
 def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
-    """Words of the texts that occur at least `least` times, but function words.
+    """Words of the texts that occur at least `least` times, without function words.
 
-    The kind of a word is the one that most of its places speak for: by a capital letter inside a sentence, by its
-    ending, by the words before and after it. Raises ValueError when no word is left.
+    The kind of a word is the majority vote of its places: by a capital letter inside a sentence, by its ending, by the
+    words before and after it. Raises ValueError when no word is left.
     """
     votes: dict[str, Counter[Kind]] = defaultdict(Counter)
     seen, places = Counter[str](), defaultdict[str, set[int]](set)
@@ -112,55 +110,76 @@ def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
     known = sorted(word for word, count in seen.items() if count >= least)
     if not known:
         raise ValueError(f"no content word occurs {least} times in the texts; give more text")
-    kind: dict[str, Kind] = {word: _most(votes[word], word) for word in known}
+    kind: dict[str, Kind] = {
+        word: min(votes[word], key=lambda kind: (-votes[word][kind], kind)) if votes[word] else _by_end(word)
+        for word in known
+    }
     words: dict[Kind, list[str]] = defaultdict(list)
-    for word, own in kind.items():
-        words[own].append(word)
+    for word in known:
+        words[kind[word]].append(word)
     chance: dict[Kind, np.ndarray] = {}
-    for own, some in words.items():
+    for each, some in words.items():
         count = np.array([seen[word] for word in some], np.float64)
-        chance[own] = count / count.sum()
+        chance[each] = count / count.sum()
     return Lexicon(kind, dict(words), chance, {word: frozenset(places[word]) for word in known})
 
 
 def rewrites(text: str, lexicon: Lexicon, k: int = 5, seed: int = 0) -> list[str]:
-    """k versions of a text with its content words swapped for others of their kind, from documents that do not share
-    a word's own ones where there are such.
+    """k versions of a text with other content words of the same kind, if possible from unrelated documents.
 
     Function words, punctuation, white space, capitalization, endings such as 's, and the number of digits of a number
-    stay; a word has one stand-in throughout a version, which fits an "a" or "an" before the word, and none that stands
-    in the text itself. A word of a kind that has no other word stays. Seeded by `seed` and the number of the
-    version.
+    stay. A word has one stand-in throughout a version, which fits an "a" or "an" before the word and does not occur in
+    the text itself. A word of a kind without other words stays. Seeded by `seed` and the number of the version.
     """
     pieces = _PIECES.findall(text)
     content = _content(pieces)
-    own = {place.word.lower() for place in content.values()}
-    # After "a" and "an", what stands in must begin alike.
+    present = {place.word.lower() for place in content.values()}
+    # After "a" and "an", the stand-in must begin alike.
     bound = {place.word.lower() for place in content.values() if place.before in ("a", "an")}
-    made = []
+    versions = []
     for version in range(k):
         rng = np.random.default_rng([seed, version])
         stands: dict[str, str] = {}
         written = [_digits(piece, rng) if piece.isdecimal() else piece for piece in pieces]
-        # Words that are bound to a letter choose first, as they have the least choice.
+        # Words bound to a first letter choose first, since they have the least choice.
         for at, place in sorted(content.items(), key=lambda item: item[1].word.lower() not in bound):
             lower = place.word.lower()
             if lower not in stands:
                 kind = lexicon.kind.get(lower) or _guess(place) or _by_end(lower)
-                taken = own | set(stands.values())
+                taken = present | set(stands.values())
                 stands[lower] = _other(lower, kind, lexicon, taken, lower in bound, rng)
-            written[at] = _cased(stands[lower], place.word) + pieces[at][len(place.word) :]
-        made.append("".join(written))
-    return made
+            other, like = stands[lower], place.word
+            if like[0].isupper():
+                other = other.upper() if like.isupper() and len(like) > 1 else other[0].upper() + other[1:]
+            written[at] = other + pieces[at][len(like) :]
+        versions.append("".join(written))
+    return versions
+
+
+def snippets(texts: Iterable[str], count: int, seed: int) -> list[str]:
+    """Up to `count` distinct sentences of the texts, drawn at random; at least 5 words each, cut after 60.
+
+    Raises ValueError when there is none.
+    """
+    least, most = _WORDS
+    distinct: dict[str, None] = {}
+    for text in texts:
+        for sentence in _SENTENCE_ENDS.split(text):
+            words = list(re.finditer(r"\S+", sentence))[:most]
+            if len(words) >= least:
+                distinct[sentence[words[0].start() : words[-1].end()]] = None
+    if not distinct:
+        raise ValueError(f"no held-out text has a sentence of {least} words; give more prose")
+    every = list(distinct)
+    return [every[place] for place in np.random.default_rng(seed).permutation(len(every))[:count]]
 
 
 def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
-    """Structural and semantic features from where they fire on any token: bool [prompts, versions, d_sae], the text
-    itself being one of its versions.
+    """Structural and semantic features, given where they fire on any token: bool [prompts, versions, d_sae].
 
-    In a prompt, a feature is structural when it fires in all versions, and semantic when in some. The paper leaves open
-    how prompts are put together; here by the share of prompts, at a threshold. Raises ValueError for other shapes,
-    fewer than two versions, or a threshold outside 0..1.
+    The text itself is one of its versions. In a prompt, a feature is structural when it fires in all versions, and
+    semantic when in some. The paper leaves open how prompts are combined; here by the share of prompts, at a threshold.
+    Raises ValueError for other shapes, fewer than two versions, or a threshold outside 0..1.
     """
     fired = np.asarray(fired, bool)
     if fired.ndim != 3 or not len(fired) or fired.shape[1] < 2 or not 0 < threshold <= 1:
@@ -179,7 +198,7 @@ def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
 
 
 class _Place(NamedTuple):
-    """A content word where it stands. Words beside it are in lower case, empty where something else stands between."""
+    """An occurrence of a content word. Its neighbors are in lower case, empty where something else lies between."""
 
     word: str
     before: str
@@ -190,29 +209,28 @@ class _Place(NamedTuple):
 
 def _content(pieces: list[str]) -> dict[int, _Place]:
     """Content words of a text by the number of their piece."""
-    # A word's beside is the one before it unless more than white space is between.
-    tokens = [(at, _stem(piece)) for at, piece in enumerate(pieces) if not piece.isspace()]
+    # A word counts without its ending after an apostrophe; only white space may separate neighbors.
+    tokens = [
+        (at, re.split("['’]", piece, maxsplit=1)[0] if piece[0].isalpha() else piece)
+        for at, piece in enumerate(pieces)
+        if not piece.isspace()
+    ]
     lower = [word.lower() if word[0].isalpha() else "" for _, word in tokens]
-    found, inside = {}, False
+    content, inside = {}, False
     for number, (at, word) in enumerate(tokens):
         if word[0].isalpha():
             if lower[number] not in FUNCTION_WORDS and len(word) > 1:
                 before = lower[number - 1] if number else ""
                 after = lower[number + 1] if number + 1 < len(tokens) else ""
-                found[at] = _Place(word, before, after, inside)
+                content[at] = _Place(word, before, after, inside)
             inside = True
         elif word in _ENDS_SENTENCE:
             inside = False
-    return found
-
-
-def _stem(piece: str) -> str:
-    """A word without what follows an apostrophe, which alone is a piece like any other."""
-    return re.split("['’]", piece, maxsplit=1)[0] if piece[0].isalpha() else piece
+    return content
 
 
 def _guess(place: _Place) -> Kind | None:
-    """What one place says of the kind of its word; none if it says nothing."""
+    """Kind of a word by one of its places; None if undecided."""
     word, before, after, inside = place
     if inside and word[0].isupper():
         return "name"
@@ -243,31 +261,22 @@ def _by_end(word: str) -> Kind:
     return "nouns" if word.endswith("s") and len(word) > _SHORTEST_STEM else "noun"
 
 
-def _most(votes: Counter[Kind], word: str) -> Kind:
-    return min(votes, key=lambda kind: (-votes[kind], kind)) if votes else _by_end(word)
-
-
 def _other(word: str, kind: Kind, lexicon: Lexicon, taken: set[str], bound: bool, rng: np.random.Generator) -> str:
-    """A word of the kind that is not taken, of unrelated documents if one of a few drawn is; `bound` to a first letter
-    that is a vowel or none, as the word's is."""
+    """An untaken word of the kind: of a few drawn, the one with the fewest documents in common.
+
+    bound: its first letter must be a vowel exactly if the word's is.
+    """
     words, vowel = lexicon.words.get(kind, []), word[0] in _VOWELS
     fits = np.array([other not in taken and (not bound or (other[0] in _VOWELS) == vowel) for other in words], bool)
     if not fits.any():
         return word
     chance = np.where(fits, lexicon.chance[kind], 0.0)
     drawn = [words[at] for at in rng.choice(len(words), _TRIES, p=chance / chance.sum())]
-    own = lexicon.documents.get(word, frozenset())
-    # `min` takes the first of the best.
-    return min(drawn, key=lambda other: len(own & lexicon.documents[other]))
-
-
-def _cased(word: str, like: str) -> str:
-    if like.isupper() and len(like) > 1:
-        return word.upper()
-    return word[0].upper() + word[1:] if like[0].isupper() else word
+    documents = lexicon.documents.get(word, frozenset())
+    return min(drawn, key=lambda other: len(documents & lexicon.documents[other]))  # the first of the best
 
 
 def _digits(number: str, rng: np.random.Generator) -> str:
-    """As many digits, the first of them 0 only if it was."""
+    """Equally many random digits, the first of them 0 only if it was."""
     drawn = "".join(str(digit) for digit in rng.integers(0, 10, len(number)))
     return (number[0] if number[0] == "0" else str(rng.integers(1, 10))) + drawn[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -14,19 +15,8 @@ import pyarrow.parquet as pq
 
 from heredity.demo import installed, stories
 from heredity.study import CorpusConfig
-from heredity.text import hub, local
-from heredity.text.documents import CorpusError, Document, Found, Split
-
-__all__ = [
-    "CorpusError",
-    "CorpusRecord",
-    "Document",
-    "documents",
-    "file_digest",
-    "fingerprint",
-    "read_corpus",
-    "write_corpus",
-]
+from heredity.text import sources
+from heredity.text.sources import CorpusError, Document, Split
 
 _SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("licence", pa.string())])
 _ROWS = 1000
@@ -36,32 +26,32 @@ _STORIES = 8000
 
 
 class CorpusRecord(NamedTuple):
-    """What a corpus on disk consists of."""
+    """Contents of a corpus on disk."""
 
     corpus: str
     """Its name in the study."""
     documents_train: int
-    """Documents to train on."""
+    """Training documents."""
     documents_validation: int
-    """Documents held out."""
+    """Held-out documents."""
     bytes_train: int
-    """UTF-8 bytes to train on."""
+    """UTF-8 bytes of the training documents."""
     bytes_validation: int
-    """UTF-8 bytes held out."""
+    """UTF-8 bytes of the held-out documents."""
     duplicates: int
     """Documents left out because an earlier one has the same text."""
     sha256: str
     """SHA-256 over the SHA-256 of every text, in order."""
     licences: dict[str, int]
-    """Documents by licence."""
+    """Documents by license."""
     sources: int
-    """Distinct files, packages or data sets that documents came from."""
+    """Distinct files, packages or data sets of the documents."""
     source: str
     """The source as the study gives it."""
 
 
-class _Kept(NamedTuple):
-    """A document and what becomes of it."""
+class _Fated(NamedTuple):
+    """A document and its place in the corpus."""
 
     document: Document
     fate: Literal["train", "validation", "duplicate"]
@@ -73,12 +63,12 @@ def documents(config: CorpusConfig, seed: int, root: Path) -> Iterator[Document]
     """Documents of a corpus: no two with the same text, none empty, at most `config.max_bytes` bytes in all.
 
     The order is random, fixed by `seed`, when `max_bytes` is set or the source is installed or generated; otherwise it
-    is the source's own. The last document is cut where the limit falls. Relative `local:` paths start at `root`.
+    is the source's. The last document is cut where the limit falls. Relative `local:` paths start at `root`.
 
     Raises:
         CorpusError: the source is unknown, missing, empty or broken.
     """
-    return (kept.document for kept in _kept(config, seed, root) if kept.fate != "duplicate")
+    return (row.document for row in _fated(config, seed, root) if row.fate != "duplicate")
 
 
 def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
@@ -91,17 +81,15 @@ def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
     Raises:
         CorpusError: the source is unknown or its files are missing; the message starts with the corpus's name.
     """
-    try:
+    with _naming(name):
         scheme, spec = _parts(config.source)
         content: object
         if scheme == "local":
-            content = local.content_hash(spec, root)
+            content = sources.local_digest(spec, root)
         elif scheme == "hub":
-            content = hub.preset(config, spec)[:3]
+            content = sources.hub_preset(config, spec)[:3]
         else:
             content = [spec, installed.versions(spec) if scheme == "installed" else stories.VERSION]
-    except CorpusError as error:
-        raise CorpusError(f"corpus {name}: {error}") from error
     settings = config.model_dump(exclude={"source", "share"})
     return hashlib.sha256(json.dumps([scheme, content, settings]).encode()).hexdigest()
 
@@ -117,7 +105,7 @@ def write_corpus(
     """Write `train.parquet` and `validation.parquet` (columns text, source, licence) into `folder`.
 
     A document is held out when the SHA-256 of its text, read as a number in [0, 1), is below `config.validation`, so
-    that it stays where it is when others are added; a local source with splits of its own keeps them. When that would
+    that it stays where it is when others are added; a local source with split files keeps its splits. When that would
     leave a small corpus without any, the document with the lowest number is held out.
     `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown).
 
@@ -126,31 +114,45 @@ def write_corpus(
             with the corpus's name.
     """
     count, size = Counter[str](), Counter[str]()
-    licences, sources = Counter[str](), set[str]()
+    licences, origins = Counter[str](), set[str]()
     total = hashlib.sha256()
-    with _Writer(folder / "train.parquet") as train, _Writer(folder / "validation.parquet") as validation:
-        try:
-            for kept in _with_validation(_kept(config, seed, root)):
-                count[kept.fate] += 1
-                if kept.fate == "duplicate":
-                    continue
-                (train if kept.fate == "train" else validation).add(kept.document, kept.size)
-                size[kept.fate] += kept.size
-                licences[kept.document.licence] += 1
-                sources.add(kept.document.source)
-                total.update(kept.digest)
-                if progress and (count["train"] + count["validation"]) % 100 == 0:
-                    progress(size.total(), config.max_bytes or 0)
-        except CorpusError as error:
-            raise CorpusError(f"corpus {name}: {error}") from error
-    for split in ("train", "validation"):
-        if not count[split]:
-            documents = count["train"] + count["validation"]
-            raise CorpusError(
-                f"corpus {name}: no {split} document in {config.source} ({documents} in all, {size.total()} bytes); "
-                f"both splits need one: add documents (each .txt file is one, each line of a .jsonl), "
-                f"or change validation={config.validation}"
-            )
+    with contextlib.ExitStack() as stack:
+        files = {
+            split: stack.enter_context(pq.ParquetWriter(folder / f"{split}.parquet", _SCHEMA, compression="zstd"))
+            for split in ("train", "validation")
+        }
+        groups: dict[str, list[Document]] = {split: [] for split in files}
+        waiting = Counter[str]()
+
+        def flush(split: str) -> None:
+            if groups[split]:
+                rows = [document._asdict() for document in groups[split]]
+                files[split].write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            groups[split], waiting[split] = [], 0
+
+        stack.enter_context(_naming(name))
+        for document, fate, digest, bytes_ in _with_validation(_fated(config, seed, root)):
+            count[fate] += 1
+            if fate == "duplicate":
+                continue
+            groups[fate].append(document)
+            waiting[fate] += bytes_
+            if waiting[fate] >= _GROUP_BYTES:
+                flush(fate)
+            size[fate] += bytes_
+            licences[document.licence] += 1
+            origins.add(document.source)
+            total.update(digest)
+            if progress and (count["train"] + count["validation"]) % 100 == 0:
+                progress(size.total(), config.max_bytes or 0)
+        for split in files:
+            flush(split)
+            if not count[split]:
+                raise CorpusError(
+                    f"no {split} document in {config.source} ({count['train'] + count['validation']} in all, "
+                    f"{size.total()} bytes); both splits need one: add documents (each .txt file is one, each line of "
+                    f"a .jsonl), or change validation={config.validation}"
+                )
     return CorpusRecord(
         corpus=name,
         documents_train=count["train"],
@@ -160,7 +162,7 @@ def write_corpus(
         duplicates=count["duplicate"],
         sha256=total.hexdigest(),
         licences=dict(licences.most_common()),
-        sources=len(sources),
+        sources=len(origins),
         source=config.source,
     )
 
@@ -182,11 +184,16 @@ def read_corpus(folder: Path, split: Split) -> Iterator[str]:
 
 def file_digest(files: Iterable[Path]) -> str:
     """SHA-256 over name and content of each file, in the order given."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    lines = (f"{file.name}\0{sources.file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CorpusError as error:
+        raise CorpusError(f"corpus {name}: {error}") from error
 
 
 def _parts(source: str) -> tuple[str, str]:
@@ -201,28 +208,31 @@ def _parts(source: str) -> tuple[str, str]:
     return scheme, spec
 
 
-def _found(config: CorpusConfig, seed: int, root: Path) -> Iterator[Found]:
+def _from_source(config: CorpusConfig, seed: int, root: Path) -> Iterator[tuple[Document, Split | None]]:
+    """Every document of the source, with the split that the source puts it in, if it does."""
     scheme, spec = _parts(config.source)
     if scheme == "local":
-        return local.found(config, spec, seed, root)
+        return sources.local_documents(config, spec, seed, root)
     if scheme == "hub":
-        return hub.found(config, spec, seed)
-    if scheme == "installed":
-        return installed.found(spec, seed)
-    texts = stories.stories(_STORIES if config.max_bytes is None else None, seed)
-    return (Found(Document(text, config.source, "generated"), None) for text in texts)
+        rows = sources.hub_documents(config, spec, seed)
+    elif scheme == "installed":
+        rows = installed.documents(spec, seed)
+    else:
+        texts = stories.stories(_STORIES if config.max_bytes is None else None, seed)
+        rows = (Document(text, config.source, "generated") for text in texts)
+    return ((document, None) for document in rows)
 
 
-def _kept(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Kept]:
+def _fated(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Fated]:
     seen: set[bytes] = set()
     left = config.max_bytes
-    for document, split in _found(config, seed, root):
+    for document, split in _from_source(config, seed, root):
         if not document.text.strip():
             continue
         content = document.text.encode()
         digest = hashlib.sha256(content).digest()
         if digest in seen:
-            yield _Kept(document, "duplicate", digest, len(content))
+            yield _Fated(document, "duplicate", digest, len(content))
             continue
         seen.add(digest)
         fate = split or ("validation" if int.from_bytes(digest[:8]) < config.validation * 2**64 else "train")
@@ -232,7 +242,7 @@ def _kept(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Kept]:
             digest = hashlib.sha256(content).digest()
             left = len(content)
         if content:
-            yield _Kept(document, fate, digest, len(content))
+            yield _Fated(document, fate, digest, len(content))
         if left is not None:
             left -= len(content)
             if left <= 0:
@@ -241,43 +251,16 @@ def _kept(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Kept]:
         raise CorpusError(f"{config.source} holds no text; point it at documents that are not empty")
 
 
-def _with_validation(documents: Iterator[_Kept]) -> Iterator[_Kept]:
-    """The same documents, but if none of the first few hundred, and so of a small corpus, is held out, one is."""
-    first: list[_Kept] = []
-    for kept in documents:
-        first.append(kept)
-        if kept.fate == "validation" or len(first) >= _FEW:
+def _with_validation(rows: Iterator[_Fated]) -> Iterator[_Fated]:
+    """The same documents; if none of the first few hundred, and so of a small corpus, is held out, one is."""
+    first: list[_Fated] = []
+    for row in rows:
+        first.append(row)
+        if row.fate == "validation" or len(first) >= _FEW:
             break
-    unique = [place for place, kept in enumerate(first) if kept.fate == "train"]
-    if len(unique) > 1 and len(unique) < _FEW and all(kept.fate != "validation" for kept in first):
+    unique = [place for place, row in enumerate(first) if row.fate == "train"]
+    if 1 < len(unique) < _FEW and all(row.fate != "validation" for row in first):
         lowest = min(unique, key=lambda place: first[place].digest)
         first[lowest] = first[lowest]._replace(fate="validation")
     yield from first
-    yield from documents
-
-
-class _Writer:
-    """A Parquet file written group by group."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetWriter(path, _SCHEMA, compression="zstd")
-        self._rows: list[dict[str, str]] = []
-        self._size = 0
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._file.close()
-
-    def add(self, document: Document, size: int) -> None:
-        self._rows.append(document._asdict())
-        self._size += size
-        if self._size >= _GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._file.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
-        self._rows, self._size = [], 0
+    yield from rows

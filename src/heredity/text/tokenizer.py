@@ -66,18 +66,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """Tokenizer of a local folder or hub id.
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """Tokenizer of a local folder or hub id; code that it ships is run only with `trust_remote_code`.
 
     Raises:
-        ValueError: it cannot be loaded, is not of the fast kind, or has no end-of-text token.
+        ValueError: it cannot be loaded, needs its shipped code, is not of the fast kind, or has no end-of-text token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise ValueError(
+                f"tokenizer {name}: it ships code, which is not run; read that code, then set "
+                f"trust_remote_code = true for the model in the study"
+            ) from error
         raise ValueError(
             f"tokenizer {name}: cannot be loaded ({reason}); check the folder, or id and network"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from heredity.text.permutation import permuted
-from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = [
-    "BlockSampler",
-    "PackedTokens",
-    "distinct_blocks",
-    "fingerprint_tokenizer",
-    "load_tokenizer",
-    "pack",
-    "train_tokenizer",
-]
-
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
+_FEISTEL_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,7 @@ class PackedTokens:
     tokens: np.ndarray
     """uint16 or uint32 [tokens], memory-mapped."""
     documents: np.ndarray
-    """int64 [documents + 1]: where each document starts, and the end of the last."""
+    """int64 [documents + 1]: start of each document, and the end of the last."""
 
     @classmethod
     def open(cls, path: Path) -> PackedTokens:
@@ -70,17 +59,17 @@ class PackedTokens:
         return self.tokens[i * context_size : (i + 1) * context_size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token occurs, int64 [vocab_size].
+        """Occurrences of each token, int64 [vocab_size].
 
         Raises:
             ValueError: a token id is not below `vocab_size`.
         """
         total = np.zeros(vocab_size, dtype=np.int64)
         for start in range(0, len(self.tokens), 2**24):
-            found = np.bincount(self.tokens[start : start + 2**24], minlength=vocab_size)
-            if len(found) > vocab_size:
-                raise ValueError(f"token id {len(found) - 1} is not below vocab_size={vocab_size}; tokenizers differ")
-            total += found
+            counts = np.bincount(self.tokens[start : start + 2**24], minlength=vocab_size)
+            if len(counts) > vocab_size:
+                raise ValueError(f"token id {len(counts) - 1} is not below vocab_size={vocab_size}; tokenizers differ")
+            total += counts
         return total
 
 
@@ -172,11 +161,7 @@ class BlockSampler:
         self._quotas = None if shares is None else _quotas(self.names, shares)
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size].
-
-        Raises:
-            ValueError: the range is negative or turned around.
-        """
+        """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
         steps = np.arange(self.context_size)
@@ -187,7 +172,7 @@ class BlockSampler:
         return blocks
 
     def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the blocks at positions start..stop-1 come from: corpus index and first token in its pack.
+        """Corpus index of the blocks at positions start..stop-1, and their first token in its pack.
 
         Both are int64 [stop - start].
 
@@ -209,21 +194,18 @@ class BlockSampler:
         return corpora, numbers * self.context_size
 
     def documents(self, start: int, stop: int) -> np.ndarray:
-        """Which document each of the blocks at positions start..stop-1 begins in, int64 [stop - start].
+        """Number of the document in which each block at positions start..stop-1 begins, int64 [stop - start].
 
         Numbers are unique over the corpora. Documents are whole texts; a block may run on into the next one.
-
-        Raises:
-            ValueError: the range is negative or turned around.
         """
         corpora, offsets = self.origin(start, stop)
-        found = np.empty(stop - start, dtype=np.int64)
+        numbers = np.empty(stop - start, dtype=np.int64)
         first = 0
         for corpus, pack in enumerate(self._packs):
             here = corpora == corpus
-            found[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
+            numbers[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
             first += len(pack.documents) - 1
-        return found
+        return numbers
 
     def _in_passes(self, positions: np.ndarray, count: int, stream: int) -> np.ndarray:
         """Block numbers below `count` at positions that run through pass after pass."""
@@ -240,19 +222,50 @@ class BlockSampler:
         rounds, within = np.divmod(positions, _ROUND)
         for number in map(int, np.unique(rounds)):
             if self._round is None or self._round[0] != number:
-                self._round = number, *self._drawn(number, quotas)
+                order = permuted(np.arange(_ROUND), _ROUND, (self._seed, -1, number))
+                drawn, counted = np.searchsorted(np.cumsum(quotas), order, side="right"), np.empty_like(order)
+                for corpus, quota in enumerate(quotas):
+                    counted[drawn == corpus] = number * quota + np.arange(quota)
+                self._round = number, drawn, counted
             here = rounds == number
             corpora[here], ranks[here] = (column[within[here]] for column in self._round[1:])
         return corpora, ranks
 
-    def _drawn(self, number: int, quotas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `_mixed` gives for all positions of one round."""
-        order = permuted(np.arange(_ROUND), _ROUND, (self._seed, -1, number))
-        corpora = np.searchsorted(np.cumsum(quotas), order, side="right")
-        ranks = np.empty(_ROUND, dtype=np.int64)
-        for corpus, quota in enumerate(quotas):
-            ranks[corpora == corpus] = number * quota + np.arange(quota)
-        return corpora, ranks
+
+def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
+    """Values at `places` of a random permutation of 0..size-1 picked by `key`, int64 of the shape of `places`.
+
+    Nothing but these values is computed or stored. A balanced Feistel network over the smallest even number of bits
+    that holds `size`; values that fall outside are sent through again until they fall inside (cycle walking; Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of SplitMix64. The
+    result is the same on every machine and version.
+
+    Raises:
+        ValueError: a place is outside 0..size-1.
+    """
+    values = np.asarray(places, dtype=np.int64)
+    if values.size and not (values.min() >= 0 and values.max() < size):
+        raise ValueError(f"places {values.min()} to {values.max()} are outside a permutation of {size}")
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.frombuffer(hashlib.shake_256(repr(key).encode()).digest(8 * _FEISTEL_ROUNDS), dtype="<u8")
+
+    def network(values: np.ndarray) -> np.ndarray:
+        left, right = values >> half, values & mask
+        for round_key in keys.astype(np.uint64):
+            mixed = right ^ round_key
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
+        return (left << half) | right
+
+    values = network(values.astype(np.uint64))
+    outside = np.flatnonzero(values >= size)
+    while outside.size:
+        walked = network(values.flat[outside])
+        values.flat[outside] = walked
+        outside = outside[walked >= size]
+    return values.astype(np.int64)
 
 
 def _quotas(names: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:

@@ -85,7 +85,7 @@ function color(model) {
   return NODE[model].parents.length ? "var(--both)" : "var(--c0)";
 }
 /** Sentences made elsewhere: a figure and its percent sign stay on one line. */
-const bound = (text) => text.replaceAll(" %", "\u202f%").replace(/(\d) of (?=\d)/g, "$1\u00a0of ")
+const bound = (text) => arrow(text).replaceAll(" %", "\u202f%").replace(/(\d) of (?=\d)/g, "$1\u00a0of ")
   .replace(/r > (?=\d)/g, "r\u00a0>\u00a0").replace(/(\d)–(?=\d)/g, "$1\u2060–\u2060");
 
 /** Buttons of which one is pressed. options: [text, value]. */

@@ -1,7 +1,8 @@
-"""Models of different tokenizers are aligned where their tokens end alike, and nowhere else."""
+"""Both models are read in one pass; different tokenizers are aligned where their tokens end alike, and nowhere else."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,39 @@ import torch
 from tokenizers import processors
 from torch.nn import functional
 
-from heredity.lm.load import mistral_config, new_model
-from heredity.stitch.aligned import Points, aligned
-from heredity.stitch.cross_tokenizer import common_ends, textual
+import tiny
+from heredity.lm.hooks import HookPointError, capture
+from heredity.lm.load import load_model, mistral_config, new_model
+from heredity.stitch.affine import stitch_quality
+from heredity.stitch.aligned import Points, aligned, aligned_texts, common_ends
 from heredity.stitch.fit import fit
-from heredity.stitch.map_quality import stitch_quality
-from heredity.stitch.moments import MomentStream
+from heredity.stitch.moments import MomentStream, similarity
 from heredity.study import ArchitectureConfig
-from heredity.text.tokens import train_tokenizer
+from heredity.text.tokenizer import train_tokenizer
 
 CONTEXT, D_A, D_B = 24, 24, 32
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "every", "child", "sang", "about", "trees", "and", "water"]
 EMBEDDING, LATER = "hook_embed", "blocks.0.hook_resid_post"
+
+
+def test_both_models_are_read_at_all_points_in_one_pass(tmp_path: Path):
+    small, large = (load_model(tiny.save_tiny_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
+    known = min(model.get_input_embeddings().num_embeddings for model in (small, large))
+    blocks = np.random.default_rng(0).integers(1, known, (40, 16))
+    blocks[:, 0] = 0
+    places = ["blocks.0.hook_resid_post", "blocks.0.hook_resid_pre"]
+    chunks = list(aligned(Points(small, places), Points(large, places[:1]), blocks, masked=[0]))
+    kept = torch.from_numpy(blocks.ravel() != 0)
+    for side, (model, names) in enumerate(((small, places), (large, places[:1]))):
+        for point, name in enumerate(names):
+            wanted = capture(model, name, torch.from_numpy(blocks)).flatten(0, 1)[kept]
+            torch.testing.assert_close(torch.cat([chunk[side][point] for chunk in chunks]), wanted)
+    stream = MomentStream()
+    for a, b in aligned(Points(small, places), Points(small, places), blocks):
+        stream.add(a, b)
+    np.testing.assert_allclose(np.diag(similarity(stream).svcca), 1, atol=1e-4)
+    with pytest.raises(HookPointError, match="unknown"):
+        next(aligned(Points(small, ["blocks.0.nothing"]), Points(large, places), blocks))
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
@@ -69,7 +91,7 @@ def test_rows_are_aligned_where_both_tokenizers_have_read_the_same_letters(coars
     common = [sorted(x.keys() & y.keys()) for x, y in zip(*ends, strict=True)]
     assert 100 < sum(map(len, common)) < sum(map(len, ends[0])) < sum(map(len, ends[1])) + 1
     points = [Points(made, [EMBEDDING, LATER]) for made in models]
-    ((of_a, of_b),) = textual(points[0], coarse, points[1], fine, some, CONTEXT)
+    ((of_a, of_b),) = aligned_texts(points[0], coarse, points[1], fine, some, CONTEXT)
     for made, own, (vectors, later) in zip(models, ends, (of_a, of_b), strict=True):
         ids = [found[end] for found, places in zip(own, common, strict=True) for end in places]
         torch.testing.assert_close(vectors, made.get_input_embeddings().weight[ids])
@@ -81,9 +103,9 @@ def test_one_tokenizer_twice_gives_what_aligned_gives(coarse, monkeypatch):
     blocks = np.array([coarse.encode(text, add_special_tokens=False)[:CONTEXT] for text in some])
     points = Points(made, [EMBEDDING, LATER]), Points(model(coarse, D_B, 3), [LATER])
     expected = list(aligned(*points, blocks))
-    found = list(textual(points[0], coarse, points[1], coarse, some, CONTEXT))
-    monkeypatch.setattr("heredity.stitch.cross_tokenizer.blocks_at_once", lambda _: 3)
-    parts = list(textual(points[0], coarse, points[1], coarse, some, CONTEXT))
+    found = list(aligned_texts(points[0], coarse, points[1], coarse, some, CONTEXT))
+    monkeypatch.setattr("heredity.stitch.aligned.blocks_at_once", lambda _: 3)
+    parts = list(aligned_texts(points[0], coarse, points[1], coarse, some, CONTEXT))
     assert len(parts) == 3
     for side in (0, 1):
         for point, wanted in enumerate(expected[0][side]):
@@ -100,10 +122,10 @@ def test_a_character_of_several_tokens_ends_with_the_last_of_them(coarse, fine):
     points = Points(made, [EMBEDDING]), Points(model(fine, D_B, 2), [EMBEDDING])
     rows = made.get_input_embeddings().weight
     for context, last in ((3, [2]), (5, [2]), (6, [2, 5])):
-        (((x,), _),) = textual(points[0], coarse, points[1], fine, [text], context)
+        (((x,), _),) = aligned_texts(points[0], coarse, points[1], fine, [text], context)
         torch.testing.assert_close(x, rows[[own["input_ids"][place] for place in last]])
     with pytest.raises(ValueError, match="0 of 2 positions end where"):
-        list(textual(points[0], coarse, points[1], fine, [text], 2))
+        list(aligned_texts(points[0], coarse, points[1], fine, [text], 2))
 
 
 def test_common_ends_know_empty_tokens_and_shared_ends():
@@ -127,7 +149,9 @@ def test_what_a_tokenizer_puts_around_is_left_out_and_trimmed_offsets_are_not_be
     assert around.encode(text) == [0, *coarse.encode(text)]
     trimmed = around(text, return_offsets_mapping=True)["offset_mapping"]
     assert any(start == end for start, end in trimmed[1:])
-    ((of_a, of_b),) = textual(Points(made, [EMBEDDING]), coarse, Points(made, [EMBEDDING]), around, [text], CONTEXT)
+    ((of_a, of_b),) = aligned_texts(
+        Points(made, [EMBEDDING]), coarse, Points(made, [EMBEDDING]), around, [text], CONTEXT
+    )
     torch.testing.assert_close(of_a[0], made.get_input_embeddings().weight[coarse.encode(text)])
     torch.testing.assert_close(of_a[0], of_b[0])
 
@@ -141,7 +165,7 @@ def test_a_stitch_across_tokenizers_finds_what_both_models_know(coarse, fine):
     moments = []
     for some in (texts(40), texts(40, seed=5)):
         stream = MomentStream()
-        for rows in textual(points[0], coarse, points[1], fine, some, CONTEXT):
+        for rows in aligned_texts(points[0], coarse, points[1], fine, some, CONTEXT):
             stream.add(*rows)
         moments.append(stream.pair(0, 0))
     fitted = fit(moments[0], "ridge", held_out=moments[1]).stitch
@@ -154,7 +178,7 @@ def test_models_that_read_letters_learn_from_each_others_maps(coarse, fine):
     moments = []
     for some in (texts(120), texts(40, seed=5)):
         stream = MomentStream()
-        for rows in textual(points[0], coarse, points[1], fine, some, CONTEXT):
+        for rows in aligned_texts(points[0], coarse, points[1], fine, some, CONTEXT):
             stream.add(*rows)
         moments.append(stream.pair(0, 0))
     found = stitch_quality(fit(moments[0], "ridge", held_out=moments[1]).stitch, moments[1], 1.0)
@@ -168,6 +192,6 @@ def test_slow_tokenizers_and_those_of_other_models_are_refused(coarse, fine):
     small, large = Points(model(fine, D_A, 1), [EMBEDDING]), Points(model(coarse, D_B, 2), [EMBEDDING])
     slow: Any = Slow()
     with pytest.raises(ValueError, match="tokenizer B is a Slow, which gives no offsets"):
-        list(textual(small, fine, large, slow, texts(2), CONTEXT))
+        list(aligned_texts(small, fine, large, slow, texts(2), CONTEXT))
     with pytest.raises(ValueError, match="the tokenizer gives token 3.., its MistralForCausalLM knows 275"):
-        list(textual(small, coarse, large, coarse, texts(2), CONTEXT))
+        list(aligned_texts(small, coarse, large, coarse, texts(2), CONTEXT))
