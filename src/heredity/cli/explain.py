@@ -13,9 +13,7 @@ from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, err
 @app.command()
 def explain(
     study: StudyArg,
-    features: Annotated[
-        str | None, typer.Option(help="Only these, separated by commas: `base/12,lua/345`.")
-    ] = None,
+    features: Annotated[str | None, typer.Option(help="Only these, separated by commas: `base/12,lua/345`.")] = None,
     persisting: Annotated[bool, typer.Option("--persisting", help="All that persist along an edge.")] = False,
     all_: Annotated[bool, typer.Option("--all", help="All that fire often enough on the sample.")] = False,
     model: Annotated[

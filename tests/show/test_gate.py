@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from heredity import cli
-from heredity.cli import study
-from heredity.report.gate import Verdict, judge, limit_of
-from heredity.report.summary import EdgeSummary, ModelSummary, Summary
-from heredity.stages import repeat
+from heredity.cli import app, study
+from heredity.show.gate import Gate, Verdict, limit_of
+from heredity.show.gate import judge as judge_rows
 
 
-def edge(persist: int, live: int = 100, ceiling: float | None = 0.9, **intervals: Any) -> EdgeSummary:
-    return EdgeSummary(
-        tokens=1000,
-        threshold=0.8,
-        parent_live=live,
-        child_live=50,
-        persist=persist,
-        disappear=live - persist,
-        emerge=10,
-        one_to_one=0,
-        curve={},
-        ceiling=ceiling,
-        floor=0.0,
-        intervals={"persist": intervals.pop("interval")} | intervals if intervals else {},
-    )
+def edge(persist: int, live: int = 100, ceiling: float | None = 0.9, **intervals: Any) -> dict[str, Any]:
+    row = {"parent_live": live, "persist": persist, "ceiling": ceiling}
+    for name, (low, high) in intervals.items():
+        name = "persist" if name == "interval" else name
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
 
 
-def summary(**edges: EdgeSummary) -> Summary:
-    """A study with a start model `base` and one edge to each model named."""
-    model = ModelSummary(kind="finetune", parents=("base",), parameters=1, tokens=1, accuracy={}, ce_loss={})
-    empty: dict[str, Any] = {"merges": {}, "saes": {}, "flow": {}, "cases": {}, "stitches": {}, "also": {}}
-    return Summary(
-        heredity="0",
-        study="s",
-        seconds=0,
-        instrument="parent",
-        models=dict.fromkeys(["base", *edges], model),
-        edges={f"base->{name}": found for name, found in edges.items()},
-        **empty,
-    )
+def summary(**edges: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a study with an edge from `base` to each model named."""
+    return [{"instrument": "parent", "rule": "evidence", "edge": f"base->{name}", **row} for name, row in edges.items()]
+
+
+def judge(rows: list[dict[str, Any]], *arguments: Any, **options: Any) -> Gate:
+    return judge_rows("s", rows, *arguments, **options)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +104,7 @@ def test_what_cannot_be_judged_is_refused_with_a_way_out():
         judge(some, 0.05, ["base->c"], relative_to_ceiling=True)
     with pytest.raises(ValueError, match="edge base->d: no feature of the parent fired"):
         judge(some, 0.05)
-    with pytest.raises(ValueError, match="edge base->a: the summary has no interval .* leave --sure out"):
+    with pytest.raises(ValueError, match="edge base->a: has no interval of persist.* leave --sure out"):
         judge(some, 0.05, ["base->a"], only_sure=True)
     with pytest.raises(ValueError, match="study s has no parent -> child edge"):
         judge(summary(), 0.05)
@@ -175,15 +160,14 @@ def test_verdict_without_interval_has_plain_words():
 
 @pytest.fixture
 def command(monkeypatch):
-    """The command on a made-up summary, as if that study had been run."""
-
-    class Loaded:
-        name = "s"
-
-    monkeypatch.setattr(study, "_complete", lambda *_: (Loaded(), {}))
-    monkeypatch.setattr(repeat, "read_all", lambda *_: INTERVALS)
+    """The command on made-up edges, as if that study had been run."""
+    paper = [row | {"rule": "paper", "persist": 0} for row in INTERVALS]
+    other = [row | {"instrument": "joint", "persist": 0} for row in INTERVALS]
+    table = pa.Table.from_pylist([*INTERVALS, *paper, *other])
+    run = SimpleNamespace(name="s", tables={"edges": table}, study=SimpleNamespace(instrument="parent"))
+    monkeypatch.setattr(study, "complete", lambda *_: run)
     environment = {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
-    return lambda *words: CliRunner().invoke(cli.app, ["gate", "s.toml", *words], env=environment)
+    return lambda *words: CliRunner().invoke(app, ["gate", "s.toml", *words], env=environment)
 
 
 def test_exit_codes_are_0_1_and_2(command):
@@ -197,8 +181,9 @@ def test_exit_codes_are_0_1_and_2(command):
 
 def test_the_table_names_edge_loss_limit_and_verdict(command):
     rows = command("--max-lost", "5%").stdout.splitlines()
-    (worse,) = [row.split() for row in rows if "base->worse" in row]
-    assert worse == ["base->worse", "20.0%", "15.0%", "to", "25.0%", "5.0%", "FAILS", "(sure)"]
+    (worse,) = [row.split("  ") for row in rows if "base->worse" in row]
+    words = [word.strip() for word in worse if word.strip()]
+    assert words == ["base->worse", "20 % [15–25 %]", "5 %", "FAILS (sure)"]
 
 
 def test_json_is_one_object(command):

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from heredity.analyses import TABLES, stages_of
 from heredity.cli import app
-from heredity.report.summary import Summary
-from heredity.stages import stages_of
+from heredity.run import open as open_run
 from heredity.study import load_study
 
 
@@ -45,48 +45,73 @@ def both_instruments(folder: Path) -> dict:
 
 def summary_of(folder: Path) -> dict:
     """`summary.json` without what depends on the clock."""
-    found = json.loads((folder / "runs/s/summary.json").read_text())
-    found.pop("seconds")
-    return found
+    summary = json.loads((folder / "runs/s/summary.json").read_text())
+    return {name: part for name, part in summary.items() if name not in ("seconds", "created")}
 
 
-def test_the_summary_follows_its_schema_and_names_every_model(done):
-    summary = Summary.model_validate_json((done / "runs/s/summary.json").read_text())
-    assert list(summary.models) == ["base", "sums", "stories", "both"]
-    assert set(summary.edges) == {"base->sums", "base->stories", "sums->both", "stories->both"}
-    assert summary.instrument == "parent" and set(summary.also) == {"independent", "joint"}
-    assert summary.saes["base"] == summary.also["independent"].saes["base"], "a start model has one SAE"
+def rows_of(folder: Path, name: str, **key: object) -> list[dict]:
+    """Rows of a table of the summary with these values."""
+    rows = summary_of(folder)["tables"][name]["rows"]
+    return [row for row in rows if all(row[column] == value for column, value in key.items())]
+
+
+def test_the_summary_holds_every_small_table_and_names_every_model(done):
+    summary = summary_of(done)
+    assert summary["schema"] == 2 and summary["study"] == "s"
+    assert [row["model"] for row in rows_of(done, "models")] == ["base", "sums", "stories", "both"]
+    edges = {(row["instrument"], row["edge"]) for row in rows_of(done, "edges", rule="evidence")}
+    names = ("base->sums", "base->stories", "sums->both", "stories->both")
+    assert edges == {(instrument, name) for instrument in ("parent", "independent", "joint") for name in names}
+    own = [
+        {name: value for name, value in row.items() if name != "instrument"}
+        for row in rows_of(done, "saes", model="base")
+        if row["instrument"] != "joint"
+    ]
+    assert own[0] == own[1], "a start model has one SAE"
+    assert not any(TABLES[name].large for name in summary["tables"])
+
+
+def test_a_run_opens_from_its_folder_as_it_was_summarized(done):
+    run = open_run(done / "runs/s")
+    assert not run.missing
+    summary = summary_of(done)
+    assert {name: table.to_pylist() for name, table in run.tables.items()} == {
+        name: table["rows"] for name, table in summary["tables"].items()
+    }
+    texts = [statement.text for statement in run.statements if statement.question != "note"]
+    assert texts == [row["text"] for row in summary["statements"]]
 
 
 def test_counts_add_up_and_stand_between_floor_and_ceiling(done):
-    summary = Summary.model_validate_json((done / "runs/s/summary.json").read_text())
-    for edge in summary.edges.values():
-        assert edge.persist + edge.disappear == edge.parent_live
-        assert edge.paper is not None and edge.curve["0.80"] == edge.paper.persist
-        assert edge.ceiling is not None and edge.floor is not None and edge.floor <= edge.ceiling
-        assert edge.one_to_one <= min(edge.persist, edge.child_live - edge.emerge)
-    for flow, edges in [
-        (summary.flow, summary.edges),
-        (summary.also["independent"].flow, summary.also["independent"].edges),
-    ]:
-        live = {edges["sums->both"].child_live, edges["stories->both"].child_live}
-        assert sum(flow["both"].values()) >= max(live)
+    for edge in rows_of(done, "edges"):
+        assert edge["persist"] + edge["disappear"] == edge["parent_live"]
+        if edge["rule"] == "evidence":
+            assert edge["floor"] <= edge["ceiling"]
+            assert edge["one_to_one"] <= min(edge["persist"], edge["child_live"] - edge["emerge"])
+        else:
+            key = {name: edge[name] for name in ("instrument", "edge")}
+            (curve,) = rows_of(done, "curves", threshold=0.8, **key)
+            assert curve["persist"] == edge["persist"]
+    for instrument in ("parent", "independent", "joint"):
+        flow = rows_of(done, "flow", instrument=instrument, model="both")
+        live = {row["child_live"] for row in rows_of(done, "edges", instrument=instrument, child="both")}
+        assert sum(row["features"] for row in flow) >= max(live)
 
 
 def test_the_sweep_ends_at_the_parents(done):
-    summary = Summary.model_validate_json((done / "runs/s/summary.json").read_text())
-    sweep = summary.merges["both"].sweep
-    assert sweep[0].t == 0 and sweep[-1].t == 1
-    assert sweep[0].accuracy["sums"] == pytest.approx(summary.models["sums"].accuracy["sums"])
-    assert sweep[-1].accuracy["stories"] == pytest.approx(summary.models["stories"].accuracy["stories"])
+    sweep = rows_of(done, "sweeps", model="both")
+    assert {0, 1} <= {row["t"] for row in sweep}
+    for t, parent in ((0, "sums"), (1, "stories")):
+        (end,) = rows_of(done, "sweeps", model="both", t=t, parent=parent)
+        (alone,) = rows_of(done, "accuracy", model=parent, corpus=parent)
+        assert end["accuracy"] == pytest.approx(alone["accuracy"])
 
 
 def test_models_learned_something_and_children_more_of_their_own(done):
-    models = Summary.model_validate_json((done / "runs/s/summary.json").read_text()).models
-    base = models["base"]
-    assert base.accuracy["code"] > 1.5 * base.unigram_accuracy["code"]
-    assert models["sums"].accuracy["sums"] > base.accuracy["sums"]
-    assert models["stories"].accuracy["stories"] > base.accuracy["stories"]
+    rows = {(row["model"], row["corpus"]): row for row in rows_of(done, "accuracy")}
+    assert rows["base", "code"]["accuracy"] > 1.5 * rows["base", "code"]["unigram"]
+    for child in ("sums", "stories"):
+        assert rows[child, child]["accuracy"] > rows["base", child]["accuracy"]
 
 
 def test_a_second_run_makes_nothing_and_ends_with_the_same_summary(done):
@@ -101,7 +126,7 @@ def test_a_changed_threshold_leaves_the_models_and_saes_alone(done):
         heredity("status", done / "s.toml", "--runs", done / "runs", "--set", "lineage.threshold=0.7", "--json").stdout
     )
     missing = {row["stage"].partition("/")[0] for row in rows["stages"] if row["state"] == "missing"}
-    assert missing == {"match", "newness", "features", "classes", "explain"}
+    assert missing == {"match", "flow", "newness", "features", "classes", "explain"}
 
 
 def test_status_verify_and_check_agree_that_all_is_done(done):
@@ -111,35 +136,25 @@ def test_status_verify_and_check_agree_that_all_is_done(done):
     assert json.loads(heredity("verify", done / "s.toml", *runs).stdout)["damaged"] == {}
     plan = json.loads(heredity("check", done / "s.toml", *runs).stdout)
     assert plan["tokens"] == 0 and plan["seconds"] == 0 and plan["d_in"] == 32
-    assert [edge["common_trace"] for edge in plan["edges"]][2] == ["words", "code", "sums"]
+    assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
 
 
 @pytest.mark.parametrize("format_", ["csv", "parquet", "json"])
 def test_tables_are_exported_in_every_format(done, tmp_path, format_):
     result = heredity("export", done / "s.toml", "--runs", done / "runs", "--format", format_, "-o", tmp_path, "--json")
     files = {Path(file).stem: Path(file) for file in json.loads(result.stdout)["files"]}
-    assert {
-        "models",
-        "merges",
-        "sweeps",
-        "saes",
-        "edges",
-        "cases",
-        "curves",
-        "flow",
-        "matches_parent",
-        "fates_joint",
-    } <= set(files)
+    assert set(files) >= {"models", "merges", "sweeps", "saes", "edges", "cases", "curves", "flow", "matches", "fates"}
     if format_ == "parquet":
-        matches = pq.read_table(files["matches_parent"])
-        assert matches.column_names == ["edge", "end", "feature", "rank", "match", "r"]
+        matches = pq.read_table(files["matches"])
+        assert matches.schema.equals(TABLES["matches"].schema, check_metadata=True)
         assert set(matches["edge"].to_pylist()) == {"base->sums", "base->stories", "sums->both", "stories->both"}
     if format_ == "json":
-        edges = {(row["init"], row["edge"]): row for row in json.loads(files["edges"].read_text())}
-        assert len(edges) == 12
-        fates = json.loads(files["fates_joint"].read_text())
-        lost = sum((row["edge"], row["fate"]) == ("base->sums", "disappear") for row in fates)
-        assert lost == edges["joint", "base->sums"]["disappear"]
+        edges = json.loads(files["edges"].read_text())
+        assert edges == rows_of(done, "edges")
+        key = {"instrument": "joint", "edge": "base->sums"}
+        (edge,) = rows_of(done, "edges", rule="evidence", **key)
+        fates = [row for row in json.loads(files["fates"].read_text()) if key.items() <= row.items()]
+        assert sum(row["fate"] == "disappear" for row in fates) == edge["disappear"]
 
 
 def test_the_report_is_one_file_that_asks_nothing_of_the_network(done, tmp_path):
@@ -150,23 +165,18 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network(done, tmp_path)
 
 
 def test_cases_follow_the_best_feature_and_say_when_there_is_none(done):
-    cases = summary_of(done)["cases"]
-    assert cases["assignment"]["base"]["llr"] > 0 and set(cases["assignment"]) >= {
-        "base",
-        "sums",
-        "stories",
-        "both",
-        "mean_r",
-    }
-    assert cases["nonsense"] == {"mean_r": None, "verdict": "nothing in the sample fits"}
-    assert cases["assignment"]["base"]["best_feature"] == cases["assignment"]["base"]["feature"]
-    assert cases["assignment"]["verdict"].startswith(("persists", "disappears on "))
+    verdicts = {row["case"]: row for row in rows_of(done, "case_verdicts", instrument="parent")}
+    assert verdicts["nonsense"]["verdict"] == "nothing in the sample fits" and verdicts["nonsense"]["mean_r"] is None
+    assert verdicts["assignment"]["verdict"].startswith(("persists", "disappears on "))
+    members = {row["model"]: row for row in rows_of(done, "cases", instrument="parent", case="assignment")}
+    assert set(members) == {"base", "sums", "stories", "both"} and members["base"]["llr"] > 0
+    assert members["base"]["best_feature"] == members["base"]["feature"]
 
 
 def test_features_are_found_by_what_they_fire_on(done):
     asked = ("--runs", done / "runs", "--tokens", "=", "--tokens", " =", "--top", 3, "--json")
     found = json.loads(heredity("find", done / "s.toml", *asked).stdout)
-    case = summary_of(done)["cases"]["assignment"]
+    case = {row["model"]: row for row in rows_of(done, "cases", instrument="parent", case="assignment")}
     for model in ("base", "sums", "stories", "both"):
         rows = found["models"][model]
         assert rows[0]["feature"] == case[model]["best_feature"] and rows[0]["llr"] == case[model]["best_llr"]
@@ -179,24 +189,16 @@ def test_a_saved_sae_and_model_are_tracked_without_a_study(done, tmp_path):
     def folder(stage: str, name: str) -> Path:
         return next((done / "runs/s" / stage).glob(f"{name}-????????????"))
 
-    result = heredity(
+    words = [
         *("track", folder("model", "base") / "model", folder("model", "sums") / "model"),
-        *("--sae-parent", folder("sae", "base-scratch") / "sae", "--sae-child", folder("sae", "sums-parent") / "sae"),
-        *(
-            "--corpus",
-            f"local:{done / 'words'}",
-            "--tokens",
-            2000,
-            "--context-size",
-            16,
-            "-o",
-            tmp_path / "out",
-            "--json",
-        ),
-    )
-    counts = json.loads(result.stdout)
-    assert counts["persist"] + counts["disappear"] == counts["parent_live"] > 0
-    assert json.loads((tmp_path / "out" / "counts.json").read_text())["persist"] == counts["persist"]
+        *("--sae-parent", folder("sae", "base@scratch") / "sae", "--sae-child", folder("sae", "sums@parent") / "sae"),
+        *("--corpus", f"local:{done / 'words'}", "--tokens", 2000, "--context-size", 16),
+    ]
+    result = heredity(*words, "-o", tmp_path / "out", "--json")
+    edge = json.loads(result.stdout)["tables"]["edges"][0]
+    assert edge["persist"] + edge["disappear"] == edge["parent_live"] > 0
+    assert pq.read_table(tmp_path / "out" / "edges.parquet").to_pylist()[0]["persist"] == edge["persist"]
+    assert "persist" in heredity(*words, "-o", tmp_path / "again").stdout
 
 
 def made_anew(done, *overrides: str) -> set[str]:
@@ -207,22 +209,47 @@ def made_anew(done, *overrides: str) -> set[str]:
 
 def test_the_type_that_activations_are_read_in_belongs_to_the_recipe_of_what_reads_them(done):
     kinds = {label.partition("/")[0] for label in made_anew(done, "precision=bf16")}
-    assert kinds == {"sae", "sae_quality", "match", "newness", "acts", "features", "classes", "explain"}
+    assert kinds >= {"sae", "sae_quality", "match", "newness", "acts", "features", "classes", "explain"}
+    assert not kinds & {"corpus", "tokenizer", "tokens", "model", "sweep", "quality"}
 
 
 def test_a_setting_makes_anew_only_the_saes_that_read_it(done):
     assert not made_anew(done, "sae.l0=[5, 13]", "sae.calibration=0.5")  # of relu and jumprelu
     longer = {label for label in made_anew(done, "sae.continue_tokens=12_000") if label.startswith("sae/")}
     assert longer and not any("scratch" in label for label in longer)
-    assert "sae/base-scratch" in made_anew(done, "sae.tokens=31_000", "sae.continue_tokens=10_000")
+    assert "sae/base@scratch" in made_anew(done, "sae.tokens=31_000", "sae.continue_tokens=10_000")
 
 
 def test_what_to_know_before_relying_on_a_figure_is_noted(done):
-    summary = json.loads((done / "runs/s/summary.json").read_text())
-    *regime, last = summary["notes"]
-    assert last == "case nonsense: 'no such token': no single token of this vocabulary, not looked for"
+    notes = summary_of(done)["notes"]
+    assert "case nonsense: 'no such token': no single token of this vocabulary, not searched for" in notes
     # SAEs this small explain little or agree little: what planted worlds show of such ones is said.
-    assert regime and all(note.startswith(("SAEs of ", "edge ")) for note in regime)
+    assert any(note.startswith(("SAEs of ", "edge ")) for note in notes) and len(set(notes)) == len(notes)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("100%", 0), ("0", 1)])
+def test_the_gate_reads_the_edges_of_the_run(done, limit, code):
+    words = ["gate", done / "s.toml", "--runs", done / "runs", "--json", "--max-lost", limit]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    (edge,) = rows_of(done, "edges", instrument="parent", edge="base->sums", rule="evidence")
+    verdict = json.loads(result.stdout)["edges"]["base->sums"]
+    assert verdict["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
+
+
+def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(done, tmp_path):
+    for words in (["--runs", tmp_path], ["--runs", done / "runs", "--set", "sae.tokens=2049"]):
+        words = ["gate", done / "s.toml", "--max-lost", "5%", *words]
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 2 and "is not done" in result.stderr and "heredity run" in result.stderr
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text('{"heredity": "0.1.0", "edges": {}}')
+    for name in (tmp_path, tmp_path / "summary.json"):
+        result = CliRunner().invoke(app, ["run", str(name)])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert "written by heredity 0.1.0" in result.stderr and "run the study again" in result.stderr
 
 
 @pytest.mark.slow
@@ -241,7 +268,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["model/base", "sae/joint", "match/base-to-sums-joint"])
+@pytest.mark.parametrize("stage", ["model/base", "sae/joint", "match/base+sums@joint"])
 def test_a_run_that_is_killed_ends_with_the_same_numbers_when_it_is_started_again(tmp_path, stage):
     """The undisturbed run is made in another folder with the same study."""
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
