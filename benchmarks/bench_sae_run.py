@@ -26,6 +26,7 @@ from planted import vectors, world
 from torch import Tensor
 
 from heredity.kernels.torch_forms import linear
+from heredity.sae import train as training
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
@@ -271,7 +272,7 @@ def compared(job: Job, seed: int, mine: list[Point], theirs: list[Point]) -> dic
 
 def early_phase(job: Job, mine: list[Point]) -> dict[str, Any]:
     """What the start that suits the data saves: `mine` against ours from half of all features active, same seed."""
-    with mock.patch("heredity.sae.train.START_L0", math.inf):
+    with mock.patch.object(training, "START_L0", math.inf):
         dense = ours(job, 0, job.sizes.lr)
     most = job.sizes.l0[1]
     ends = [best(curve, most) for curve in (mine, dense)]

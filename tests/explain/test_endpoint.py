@@ -1,10 +1,9 @@
-"""An endpoint over real HTTP, with the faults that endpoints have; a language model as a judge behind it."""
+"""An endpoint over real HTTP, with the faults that endpoints have."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import math
 import os
 import socket
 import subprocess
@@ -15,36 +14,14 @@ import time
 import numpy as np
 import pytest
 
-from explain.server import HOSTILE, Reply, chat, data_of, excerpt, serving
+from explain.server import TEXTS, Reply, chat, excerpt, fast, knowing, serving
 from heredity.explain.endpoint import Endpoint, EndpointError
-from heredity.explain.language import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE, LanguageJudge
-from heredity.explain.ledger import Budget, Ledger, Prices
+from heredity.explain.language import LanguageJudge
+from heredity.explain.ledger import Ledger
 from heredity.explain.protocol import Answer, Failure, Refused, Request
 
 pytest.importorskip("openai")
 QUESTION = Request("lua/1", "explain", "why?", 50)
-TEXTS = [excerpt(" the", " =", " x", active={1: 9.0}), excerpt(" dog", " ran"), excerpt(" =", "=", active={0: 1.0})]
-
-
-def knowing(path, body):
-    """A model that knows that the feature fires on tokens with a "=": every question answered from its prompt alone."""
-    prompt, data = body["messages"][0]["content"], data_of(body)
-    if prompt.startswith(EXPLAIN):
-        return chat('```json\n{"explanation": "equals signs"}\n```')
-    if prompt.startswith(SIMULATE):
-        levels = {str(n): 9 for own in data["excerpts"] for n, token in own if "=" in token}
-        return chat(str(levels).replace("'", '"'))
-    if prompt.startswith(DETECT):
-        return chat(str([int("=" in text) for _, text in data["texts"]]))
-    if prompt.startswith(FUZZ):
-        start, end = data["marks"]
-        return chat(str([int(f"{start} ={end}" in text) for _, text in data["texts"]]))
-    assert prompt.startswith(INTRUDER)
-    return chat(f'{{"intruder": {next(n for n, text in data if "=" not in text)}}}')
-
-
-def fast(server, **options):
-    return Endpoint("m", server.url, **{"timeout": 5.0, "retries": 4} | options)
 
 
 @pytest.fixture(autouse=True)
@@ -63,37 +40,6 @@ def faults_then(good, *faults):
     return respond
 
 
-def test_a_judge_asks_every_question_and_reads_every_answer(tmp_path):
-    with serving(knowing) as server, Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 1.0))) as ledger:
-        judge = LanguageJudge(fast(server), ledger, batch=2)
-        assert judge.explain("lua/1", TEXTS) == "equals signs"
-        simulated = judge.simulate("lua/1", "equals signs", TEXTS)
-        for own, expected in zip(simulated, ([0, 9, 0], [0, 0], [9, 9]), strict=True):
-            np.testing.assert_array_equal(own, expected)
-        np.testing.assert_array_equal(judge.detect("lua/1", "equals signs", TEXTS), [1, 0, 1])
-        marked = [np.array([0, 1, 0], bool), np.array([1, 0], bool), np.array([0, 1], bool)]
-        np.testing.assert_array_equal(judge.fuzz("lua/1", "equals signs", TEXTS, marked), [1, 0, 0])
-        np.testing.assert_array_equal(judge.intruder("lua/1", [TEXTS, TEXTS[1:]]), [1, 0])
-        assert ledger.summary().requests == sum(server.paid.values()) == 1 + 2 + 2 + 2 + 2
-        assert {body["temperature"] for body in server.bodies} == {0}
-        planned = judge.plan(
-            lambda planner: (planner.explain("lua/1", TEXTS), planner.simulate("lua/1", "other", TEXTS))
-        )
-        assert [request.question for request in planned] == ["explain", "simulate", "simulate"]
-        assert judge.estimate(planned).requests == 2
-
-
-def test_hostile_text_changes_no_answer(tmp_path):
-    texts = [excerpt(*HOSTILE), excerpt(*HOSTILE, "=", active={8: 1.0}), *(excerpt(text) for text in HOSTILE)]
-    with serving(knowing) as server, Ledger(tmp_path / "l.sqlite") as ledger:
-        judge = LanguageJudge(fast(server), ledger, batch=20)
-        for description in ("equals signs", *HOSTILE):
-            np.testing.assert_array_equal(judge.detect("f", description, texts), [0, 1] + [0] * len(HOSTILE))
-            simulated = judge.simulate("f", description, texts)
-            assert np.concatenate(simulated).sum() == np.concatenate(simulated)[16] == 9
-        assert judge.explain("f", texts) == "equals signs"
-
-
 def test_waits_as_long_as_retry_after_says():
     busy = Reply("{}", 429, {"Retry-After": "0.3"})
     with serving(faults_then(chat("x"), busy, busy, Reply("oops", 500))) as server:
@@ -106,6 +52,18 @@ def test_a_longer_pause_than_is_reasonable_is_not_waited_for():
     with serving(lambda *_: Reply("{}", 429, {"Retry-After": "4000"})) as server:
         found = fast(server).complete(QUESTION)
         assert isinstance(found, Refused) and found.failure.kind == "refused" and found.attempts == 1
+
+
+def test_nothing_is_tried_again_after_a_stop():
+    def failing(path, body):
+        endpoint.stop()
+        return Reply("{}", 500)
+
+    with serving(failing) as server:
+        endpoint = fast(server)
+        refused = endpoint.complete(QUESTION)
+        assert isinstance(refused, Refused) and refused.failure.kind == "unreachable"
+        assert "stopped" in refused.failure.detail and sum(server.asked.values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -184,23 +142,6 @@ def test_a_server_that_dies_and_comes_back_loses_nothing_and_is_paid_once(tmp_pa
         assert len(paid) == 24 and set(paid.values()) == {1} and server.most_together <= 4
 
 
-def test_results_come_in_order_and_leaving_early_asks_no_more(tmp_path):
-    def slow(path, body):
-        return knowing(path, body)._replace(seconds=0.02)
-
-    questions = [(f"f/{n}", [excerpt(f"={n}", active={0: 1.0})]) for n in range(40)]
-    with serving(slow) as server, Ledger(tmp_path / "l.sqlite") as ledger:
-        judge = LanguageJudge(fast(server, concurrency=3), ledger)
-        assert list(judge.over(lambda n: time.sleep((9 - n) / 500) or n, range(9))) == list(range(9))
-        with pytest.raises(KeyboardInterrupt):
-            for done, _ in enumerate(judge.over(lambda question: judge.explain(*question), questions)):
-                if done == 4:
-                    raise KeyboardInterrupt
-        asked = sum(server.asked.values())
-        assert 5 <= asked < 20 and ledger.summary().requests == asked == sum(server.paid.values())
-        assert judge.explain("f", [excerpt("z")]) == Failure("unreachable", "stopped before it was asked")
-
-
 def test_when_nobody_answers_requests_are_tried_once_until_one_does():
     with serving(lambda *_: chat("x" * 9)._replace(cut=True)) as server:
         endpoint = fast(server, retries=2)
@@ -225,43 +166,6 @@ def test_parameters_can_be_named_added_and_left_out():
             QUESTION
         )
         assert server.bodies[0].keys() == {"model", "messages", "seed", "max_completion_tokens", "reasoning_effort"}
-
-
-def test_probabilities_of_verdicts_come_from_log_probabilities(tmp_path):
-    def place(token, **likely):
-        top = [{"token": name[1:], "logprob": math.log(share)} for name, share in likely.items()]
-        return {"token": token, "logprob": 0.0, "top_logprobs": top}
-
-    told = {"content": [place("["), place("1", _1=0.6, _0=0.3), place(","), place(" 0", _1=0.1, _0=0.9), place("]")]}
-    with serving(lambda *_: chat("[1, 0]", logprobs=told)) as server, Ledger(tmp_path / "l.sqlite") as ledger:
-        judge = LanguageJudge(fast(server), ledger, probabilities=True)
-        for _ in range(2):  # from the server, from the ledger
-            np.testing.assert_allclose(judge.detect("f", "x", TEXTS[:2]), [2 / 3, 0.1])
-        assert (
-            server.bodies[0]["logprobs"] is True and server.bodies[0]["top_logprobs"] == 5 and ledger.summary()[1] == 1
-        )
-
-
-def test_echoed_prompts_are_read_and_never_ask_for_no_tokens(tmp_path):
-    def echo(path, body):
-        assert path == "/v1/completions" and body["echo"] and body["max_tokens"] == 1
-        tokens, top, at = [], [], 0
-        for line in body["prompt"].splitlines(keepends=True):
-            token, tab, level = line.partition("\t")
-            for part in (token, tab, level.rstrip("\n"), "\n" * level.count("\n")) if tab else (line,):
-                if part:
-                    share = 0.9 if "=" in token else 0.1
-                    likely = {"9": math.log(share), "0": math.log(1 - share)} if tab and part == "unknown" else None
-                    tokens, top, at = [*tokens, part], [*top, likely], at + len(part)
-        return Reply({"choices": [{"text": "", "logprobs": {"tokens": [*tokens, "7"], "top_logprobs": [*top, {}]}}]})
-
-    with serving(echo) as server, Ledger(tmp_path / "l.sqlite") as ledger:
-        judge = LanguageJudge(fast(server), ledger, mode="echo")
-        first, second, third = judge.simulate("f", "equals signs", TEXTS)
-        np.testing.assert_allclose(np.concatenate([first, second, third]), [0.9, 8.1, 0.9, 0.9, 0.9, 8.1, 8.1])
-        server.respond = lambda *_: chat("no echo here")
-        [failure] = judge.simulate("f", "other", TEXTS[:1])
-        assert isinstance(failure, Failure) and failure.kind == "empty"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from explain.planted import ASSIGN, FEATURES, LUA, NOISE, RARE, VOCABULARY, World, drawn_of, world
-from heredity.explain.excerpts import Recipe, draw, split
+from heredity.explain.excerpts import Recipe, choose, draw, priorities, selection, split
 from heredity.explain.protocol import quantized
+from heredity.features.correlate import Matches
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,45 @@ def test_a_text_that_cannot_be_dealt_is_refused():
         split(np.zeros((1, 4), int), ["a"], 0)
     with pytest.raises(ValueError, match="from 0 to 3, the vocabulary to 1"):
         split(np.array([[0, 1], [3, 0]]), ["a", "b"], 0)
+
+
+def matches(child: list[int], r: list[float]) -> Matches:
+    """By the child's features."""
+    match, value = np.array(child)[:, None], np.array(r)[:, None]
+    return Matches(match, value, match, value, np.ones(len(child)), np.ones(len(child)), 10)
+
+
+def test_features_share_the_number_of_the_match_that_they_descend_from():
+    counting = {
+        ("a", "b"): matches([2, -1, 0], [0.9, np.nan, 0.9]),
+        ("a", "c"): matches([1, 1, -1], [0.8, 0.9, np.nan]),
+        ("b", "c"): matches([0, -1, 1], [0.9, np.nan, 0.7]),
+    }
+    found = priorities([("a", "b"), ("a", "c"), ("b", "c")], counting, {"a": 3, "b": 3, "c": 3}, 0)
+    assert found["b"][0] == found["a"][2] and found["b"][2] == found["a"][0]
+    assert found["b"][1] not in found["a"]
+    assert found["c"].tolist() == [found["b"][0], found["a"][1], found["b"][1]], "the highest r counts"
+
+
+def test_as_many_others_as_persisting_ones_are_chosen_live_and_often_enough():
+    match = np.array([1, 1, 1, 1, -1, -1, -1, -1, -1, 1])
+    density = np.array([0.1] * 8 + [0.0, 0.1])
+    firings = np.array([50, 50, 50, 19, 50, 50, 50, 50, 50, 50])
+    priority = np.array([5, 4, 3, 0, 9, 8, 7, 6, 0, 1.0])
+    found = choose(match, density, firings, priority, 100)
+    assert found.persisting.tolist() == [0, 1, 2, 9] and found.others.tolist() == [4, 5, 6, 7]
+    assert found.rare == (1, 0)
+    few = choose(match, density, firings, priority, 5)
+    assert few.persisting.tolist() == [2, 9] and few.others.tolist() == [6, 7]
+    lonely = choose(np.where(np.arange(10) == 1, 1, -1), density, firings, priority, 100)
+    assert lonely.persisting.tolist() == [1] and lonely.others.tolist() == [9]
+
+
+def test_every_edge_has_its_share_and_last_models_are_selected_by_their_own_matches():
+    counting = {edge: matches([0, 1, -1, -1], [0.9, 0.8, np.nan, np.nan]) for edge in (("a", "b"), ("a", "c"))}
+    firings = {name: np.full(4, 50) for name in "abc"}
+    found = selection([*counting], counting, dict.fromkeys("abc", 4), firings, 0, 4)
+    for chosen in found.edges.values():
+        assert len(chosen.persisting) == len(chosen.others) == 1, "half of four, by two edges"
+    assert set(found.features["a"]) == {n for own in found.edges.values() for n in (*own.persisting, *own.others)}
+    assert found.features["b"] == found.features["c"] == [0, 1, 2, 3], "one edge each"

@@ -139,6 +139,13 @@ def test_the_number_of_requests_is_kept_under_concurrency_and_over_runs(tmp_path
             assert ledger.summary().failures == {"budget": 30 - limit}
 
 
+def test_one_budget_opened_twice_counts_earlier_requests_once(tmp_path):
+    asked, budget = Asked(), Budget(max_requests=2)
+    for prompt in ("p", "q"):
+        with Ledger(tmp_path / "l.sqlite", budget) as ledger:
+            assert ledger.ask(question(prompt), asked, whole) == GOOD
+
+
 def test_the_cost_is_never_above_its_limit_under_concurrency(tmp_path):
     """Each costs 100 + 20 in millionths; a first reservation is for 300 bytes, a frame and all of the answer."""
     most, lock, state = [0.0], threading.Lock(), {"under_way": 0}

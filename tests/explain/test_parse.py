@@ -15,7 +15,6 @@ from heredity.explain.parse import (
     read_explanation,
     read_intruder,
     read_levels,
-    read_probabilities,
     read_verdicts,
 )
 from heredity.explain.protocol import Answer, Failure
@@ -112,16 +111,6 @@ def test_verdicts():
     wrong = {"[1, 0]": "wrong_length", "[1, 0, 2]": "unparsed", "[1, 0, null]": "unparsed", "[1, 0,": "truncated"}
     for text, expected in (wrong | {"": "empty", "101": "unparsed", "[1, 0, NaN]": "unparsed"}).items():
         assert kind(read_verdicts(said(text), 3)) == expected
-
-
-def test_probabilities_of_verdicts():
-    top = ({}, {"1": math.log(0.6), "0": math.log(0.2)}, {}, {" 0": math.log(0.5), "x": math.log(0.5)}, {})
-    answer = said("[1, 0]", tokens=("[", "1", ",", " 0", "]"), top=top)
-    np.testing.assert_allclose(read_probabilities(answer, 2), [0.75, 0])
-    merged = answer._replace(tokens=("[1", ",", " 0", "]"), top=top[1:])
-    assert kind(read_probabilities(merged, 2)) == "unparsed"
-    assert kind(read_probabilities(answer._replace(top=({},) * 5), 2)) == "unparsed"
-    assert kind(read_probabilities(answer._replace(text="[1]"), 2)) == "wrong_length"
 
 
 def test_intruders():

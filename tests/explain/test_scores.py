@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from explain.planted import AFTER_SELF, ASSIGN, NUMBER, TOKEN, World, drawn_of, world
 from heredity.explain.protocol import Excerpt, Failure, quantized
 from heredity.explain.scores import (
+    BINS,
     Scores,
     agreement,
+    compare,
     correlation,
     detection_set,
     effect,
     fuzz_set,
+    intruder_score,
     intruder_set,
     scored,
     simulation,
-    told_apart,
 )
 from heredity.explain.statistical import Explanation
 
@@ -33,35 +33,33 @@ def found() -> World:
 
 
 class Stubborn:
-    """A judge that always says the same."""
+    """A judge that always answers the same."""
 
     name = "stubborn"
 
-    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str:
+    def explain(self, feature, excerpts):
         return "anything"
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+    def simulate(self, feature, description, excerpts):
         return [np.full(len(excerpt.ids), 3.1) for excerpt in excerpts]
 
-    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray:
+    def detect(self, feature, description, excerpts):
         return np.full(len(excerpts), 0.7)
 
-    def fuzz(
-        self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
-    ) -> np.ndarray:
+    def fuzz(self, feature, description, excerpts, marked):
         return np.full(len(excerpts), 0.2)
 
-    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray:
+    def intruder(self, feature, groups):
         return np.full(len(groups), 2)
 
 
 class Broken(Stubborn):
     """A judge that answers nothing but one excerpt."""
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> list[np.ndarray | Failure]:
+    def simulate(self, feature, description, excerpts):
         return [excerpts[0].values, *[Failure("truncated", "")] * (len(excerpts) - 1)]
 
-    def detect(self, *_: object) -> Failure:
+    def detect(self, *_):
         return Failure("refused", "")
 
     fuzz = intruder = detect
@@ -163,12 +161,12 @@ def test_effect_counts_pairs():
 
 def test_intruders_are_corrected_for_chance():
     places = np.arange(20) % 5
-    assert told_apart(places, places) == (1, 20)
-    assert told_apart(places, np.full(20, 3)) == (0, 20)
-    assert told_apart(places, (places + 1) % 5).score == pytest.approx(-0.25)
-    assert np.isnan(told_apart(places[:0], places[:0]).score)
+    assert intruder_score(places, places) == (1, 20)
+    assert intruder_score(places, np.full(20, 3)) == (0, 20)
+    assert intruder_score(places, (places + 1) % 5).score == pytest.approx(-0.25)
+    assert np.isnan(intruder_score(places[:0], places[:0]).score)
     with pytest.raises(ValueError, match="3 answers about 20 groups"):
-        told_apart(places, places[:3])
+        intruder_score(places, places[:3])
 
 
 def test_questions_are_balanced_and_true(found: World):
@@ -193,3 +191,41 @@ def test_questions_are_balanced_and_true(found: World):
         assert [bool(excerpt.values.any()) for excerpt in group] == [at != place for at in range(5)]
         assert len({excerpt.block for excerpt in group}) >= 4
     assert intruder_set(active[:3], drawn.silent, 19, 3)[0] == ()
+
+
+def test_a_planted_difference_is_found():
+    rng = np.random.default_rng(0)
+    high, low = rng.normal(0.6, 0.1, 120), rng.normal(0.4, 0.1, 80)
+    found = compare(high, low, seed=1)
+    assert found.p < 1e-6 and found.effect == pytest.approx(0.92, abs=0.03)
+    assert 0.8 < found.low < found.effect < found.high < 1
+    assert found.p == mannwhitneyu(high, low).pvalue
+    assert found.effect == pytest.approx(mannwhitneyu(high, low).statistic / (120 * 80))
+    assert found.persisting.low < found.persisting.median < found.persisting.high
+    assert found.persisting.low < 0.6 < found.persisting.high and found.others.low < 0.4 < found.others.high
+    assert compare(high, low, seed=1).low == found.low and compare(high, low, seed=2).low != found.low
+
+
+def test_the_interval_of_the_effect_covers_what_is_true():
+    rng = np.random.default_rng(3)
+    inside = [
+        found.low <= 0.5 <= found.high
+        for found in (compare(rng.normal(size=40), rng.normal(size=30), resamples=100) for _ in range(30))
+    ]
+    assert 0.8 <= np.mean(inside) <= 1
+
+
+def test_what_has_no_score_is_counted_apart():
+    found = compare(np.array([0.5, np.nan, -0.9, 1.0]), np.array([np.nan, np.nan]), rare=(3, 4))
+    assert (found.persisting.n, found.persisting.unscored, found.persisting.rare) == (3, 1, 3)
+    assert (found.others.n, found.others.unscored, found.others.rare) == (0, 2, 4)
+    assert np.isnan([found.p, found.effect, found.low, found.others.median, found.others.low]).all()
+    histogram = found.persisting.histogram
+    assert len(histogram) == len(BINS) - 1 and histogram.sum() == 3
+    assert histogram[0] == histogram[-1] == histogram[14] == 1 and found.others.histogram.sum() == 0
+
+
+def test_one_score_has_a_median_and_no_interval():
+    found = compare(np.array([0.5]), np.array([0.4, 0.3]))
+    assert found.persisting.median == 0.5 and np.isnan(found.persisting.low) and np.isnan(found.low)
+    assert found.effect == 1

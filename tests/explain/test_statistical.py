@@ -7,20 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from explain.planted import (
-    AFTER,
-    AFTER_SELF,
-    ASSIGN,
-    FIRST,
-    KINDS,
-    LUA,
-    NOISE,
-    NUMBER,
-    TOKEN,
-    World,
-    drawn_of,
-    world,
-)
+from explain import planted
+from explain.planted import AFTER_SELF, ASSIGN, FIRST, KINDS, LUA, NOISE, NUMBER, World, drawn_of, world
 from heredity.explain.protocol import Failure, Judge
 from heredity.explain.statistical import Explanation, Offline
 from heredity.explain.token_statistics import FORMS, Rule, Statistics, chain
@@ -44,9 +32,9 @@ def explained(found: World, feature: int) -> Explanation:
         (AFTER_SELF, "pair", ['".x" (100 %', 'strongest after "self"']),
         (NUMBER, "category", ["kind number (100 %"]),
         (FIRST, "position", ["place 1 of a block (100 %"]),
-        (AFTER, "previous", ['after "self" (100 %']),
+        (planted.AFTER, "previous", ['after "self" (100 %']),
         (NOISE, "constant", ["no simple rule"]),
-        (TOKEN, "category", ["kind punctuation", '","']),
+        (planted.TOKEN, "category", ["kind punctuation", '","']),
         (LUA, "corpus_category", ["kind word (100 %", "in lua (100 %"]),
     ],
 )
@@ -150,12 +138,9 @@ def test_an_excerpt_of_another_text_is_refused(found: World):
         found.judge.detect("0", said, [excerpt._replace(ids=excerpt.ids[::-1] + 1)])
 
 
-def test_statistics_need_a_number_for_every_token_and_block(found: World):
+def test_statistics_need_a_number_for_every_token_and_block_and_a_feature_that_fires(found: World):
     with pytest.raises(ValueError, match="do not fit 62 tokens and 500 blocks"):
         Statistics(found.text, KINDS[:-1], found.corpora)
-
-
-def test_a_feature_that_is_silent_where_it_is_to_be_explained_is_refused(found: World):
     with pytest.raises(ValueError, match="does not fire on the explaining half"):
         found.judge.statistics.fit(np.empty(0, np.int64), np.empty(0))
 

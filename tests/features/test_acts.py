@@ -33,7 +33,9 @@ def test_dense_to_sparse_and_back_is_the_same_array():
 @given(st.integers(0, 100), st.integers(-90, 90))
 def test_a_shift_rolls_the_tokens(seed, offset):
     x = dense(seed)
-    np.testing.assert_array_equal(FeatureActs.from_dense(x).shifted(offset).dense(), np.roll(x, offset, axis=0))
+    np.testing.assert_array_equal(
+        FeatureActs.from_dense(x).scattered(np.full(7, offset)).dense(), np.roll(x, offset, axis=0)
+    )
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 40), (3, 9), (5, 5), (30, 99), (9, 3), (-5, 40)])
@@ -122,7 +124,7 @@ def test_files_of_something_else_are_refused(tmp_path):
 def test_no_tokens_are_fine():
     acts = FeatureActs.from_dense(np.zeros((0, 4), np.float32))
     assert acts.tokens == 0 and acts.n == 0 and np.isnan(acts.l0) and np.isnan(acts.density()).all()
-    assert acts.shifted(3).tokens == 0
+    assert acts.scattered(np.full(4, 3)).tokens == 0
 
 
 @pytest.mark.parametrize(

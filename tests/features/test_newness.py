@@ -196,7 +196,7 @@ def test_models_are_read_on_the_same_tokens():
     np.testing.assert_allclose(itself.alignment[live & (itself.strength > 0)], 1.0)
     other = newness(reader(2, sae), reader(1, sae), blocks)
     assert np.nanmedian(np.abs(other.nu[itself.firings > 20])) < 0.5
-    with pytest.raises(ValueError, match="the parent comes with 2 SAEs"):
+    with pytest.raises(ValueError, match="has 2 SAEs; give the one to use"):
         newness(Reader(reader(1, sae).model, "blocks.0.mlp.hook_post", [sae, sae]), reader(1, sae), blocks)
 
 

@@ -19,36 +19,39 @@ def some_sae(d_in: int = 12, d_sae: int = 40) -> SAE:
     return sae
 
 
+def perfect_sae() -> SAE:
+    sae, eye = SAE(12, 24, "relu"), torch.eye(12)
+    sae.W_enc.copy_(torch.cat([eye, -eye], dim=1))
+    sae.W_dec.copy_(torch.cat([eye, -eye]))
+    return sae
+
+
 def some_x(n: int = 1000, d_in: int = 12) -> torch.Tensor:
     return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 3
 
 
 def test_quality_is_the_plain_formulas_pooled_over_batches_of_unequal_size():
     sae, x = some_sae(), some_x()
-    found = quality(sae, x.split(300))
+    figures = quality(sae, x.split(300))
     acts, x_hat, x = sae.encode(x).double(), sae(x).double(), x.double()
-    assert found.tokens == 1000
-    assert found.l0 == pytest.approx(float((acts > 0).sum(1).double().mean()))
-    assert found.mse == pytest.approx(float((x - x_hat).square().mean()), rel=1e-6)
+    assert figures.tokens == 1000
+    assert figures.l0 == pytest.approx(float((acts > 0).sum(1).double().mean()))
+    assert figures.mse == pytest.approx(float((x - x_hat).square().mean()), rel=1e-6)
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-    assert found.explained_variance == pytest.approx(1 - float(fvu), rel=1e-6)
-    np.testing.assert_allclose(found.density, (acts > 0).double().mean(0).numpy())
-    assert found.density.dtype == np.float64
-    assert found.dead_share == pytest.approx(4 / 40)
+    assert figures.explained_variance == pytest.approx(1 - float(fvu), rel=1e-6)
+    np.testing.assert_allclose(figures.density, (acts > 0).double().mean(0).numpy())
+    assert figures.density.dtype == np.float64
+    assert figures.dead_share == pytest.approx(4 / 40)
 
 
 def test_explained_variance_of_a_perfect_sae_is_one_and_of_the_mean_zero():
     x = some_x()
-    perfect = SAE(12, 24, "relu")
-    eye = torch.eye(12)
-    perfect.W_enc.copy_(torch.cat([eye, -eye], dim=1))
-    perfect.W_dec.copy_(torch.cat([eye, -eye]))
-    assert quality(perfect, [x]).explained_variance == pytest.approx(1, abs=1e-9)
+    assert quality(perfect_sae(), [x]).explained_variance == pytest.approx(1, abs=1e-9)
     silent = SAE(12, 24, "relu")
     silent.b_dec.copy_(x.mean(0))
-    found = quality(silent, [x])
-    assert found.explained_variance == pytest.approx(0, abs=1e-6)
-    assert (found.l0, found.dead_share, found.ultra_low_share) == (0, 1, 0)
+    figures = quality(silent, [x])
+    assert figures.explained_variance == pytest.approx(0, abs=1e-6)
+    assert (figures.l0, figures.dead_share, figures.ultra_low_share) == (0, 1, 0)
 
 
 def test_features_that_fire_twice_are_ultra_low_and_those_that_fire_thrice_are_not():
@@ -57,17 +60,19 @@ def test_features_that_fire_twice_are_ultra_low_and_those_that_fire_thrice_are_n
     sae.W_dec.copy_(torch.eye(3))
     x = torch.zeros(100, 3)
     x[:2, 0], x[:3, 1] = 1, 1
-    found = quality(sae, [x])
-    assert found.ultra_low_share == pytest.approx(1 / 3) and found.dead_share == pytest.approx(1 / 3)
+    figures = quality(sae, [x])
+    assert figures.ultra_low_share == pytest.approx(1 / 3) and figures.dead_share == pytest.approx(1 / 3)
 
 
 def test_quality_refuses_what_it_cannot_judge():
-    with pytest.raises(ValueError, match="no vectors"):
-        quality(some_sae(), [])
-    with pytest.raises(ValueError, match=r"reads \[n, 12\]"):
-        quality(some_sae(), [torch.zeros(5, 13)])
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        quality(some_sae(), [torch.full((5, 12), float("nan"))])
+    nan = torch.full((5, 12), float("nan"))
+    for batches, message in (
+        ([], "no vectors"),
+        ([torch.zeros(5, 13)], r"reads \[n, 12\]"),
+        ([nan], "NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quality(some_sae(), batches)
 
 
 class TinyModel(nn.Module):
@@ -92,9 +97,5 @@ def test_ce_loss_recovered_is_one_for_a_perfect_sae_and_zero_for_one_that_gives_
 
     monkeypatch.setattr(evaluation, "evaluate", stand_in)
     model, blocks = TinyModel(), np.random.default_rng(0).integers(0, 20, (8, 16))
-    eye = torch.eye(12)
-    perfect = SAE(12, 24, "relu")
-    perfect.W_enc.copy_(torch.cat([eye, -eye], dim=1))
-    perfect.W_dec.copy_(torch.cat([eye, -eye]))
-    assert ce_loss_recovered(model, "layer:output", perfect, blocks) == pytest.approx(1, abs=0.01)
+    assert ce_loss_recovered(model, "layer:output", perfect_sae(), blocks) == pytest.approx(1, abs=0.01)
     assert ce_loss_recovered(model, "layer:output", SAE(12, 24, "relu"), blocks) == pytest.approx(0, abs=1e-6)

@@ -66,13 +66,9 @@ def test_scaling_input_and_biases_scales_the_reconstruction(activation):
     torch.testing.assert_close(sae(scale * x), scale * before, rtol=1e-4, atol=1e-4)
 
 
-def test_leading_dimensions_are_kept():
+def test_leading_dimensions_are_kept_and_taken_in_order():
     sae, x = some_sae("topk"), some_x()
     torch.testing.assert_close(sae(x.view(5, 6, 12)), sae(x).view(5, 6, 12))
-
-
-def test_sparse_encoding_takes_leading_dimensions_in_order():
-    sae, x = some_sae("relu"), some_x()
     for whole, leading in zip(sae.encode_sparse(x), sae.encode_sparse(x.view(5, 6, 12)), strict=True):
         np.testing.assert_array_equal(whole, leading)
 
@@ -108,12 +104,10 @@ def test_norms_of_a_topk_sae_are_not_moved():
         some_sae("topk").unit_norm()
 
 
-@pytest.mark.parametrize("k", [None, 0, 41])
-def test_a_k_that_does_not_fit_is_refused(k):
-    with pytest.raises(ValueError, match="d_sae=40"):
-        SAE(12, 40, "topk", k)
-
-
-def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="choose one of relu, topk"):
-        SAE(12, 40, "gelu")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("activation", "k", "message"),
+    [("topk", None, "d_sae=40"), ("topk", 0, "d_sae=40"), ("topk", 41, "d_sae=40"), ("gelu", None, "relu, topk")],
+)
+def test_a_k_that_does_not_fit_and_an_unknown_activation_are_refused(activation, k, message):
+    with pytest.raises(ValueError, match=message):
+        SAE(12, 40, activation, k)

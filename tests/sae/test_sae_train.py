@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from heredity.kernels import step as kernels
-from heredity.sae import train as training
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.step import (
@@ -29,7 +28,7 @@ from heredity.sae.step import (
     entry_step,
     sparse_step,
 )
-from heredity.sae.train import geometric_median, learning_rate, normalizing_scale, resample, train, write_back
+from heredity.sae.train import geometric_median, learning_rate, normalizing_scale, resample, start, train, write_back
 from heredity.study import SAEConfig
 
 
@@ -41,6 +40,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu")
 RULES = [Rule("relu", 0, 0.01), Rule("topk", 6, 0.0), Rule("batchtopk", 6, 0.0), Rule("batchtopk", 6, 0.0, 99.0)]
 RULES += [Rule("jumprelu", l0=0.02)]
 
@@ -191,10 +191,14 @@ def settings(activation, **changes) -> SAEConfig:
     return SAEConfig(**{"activation": activation, "lr": 5e-3, "k": 4, "l0": (3.0, 5.0), "decay": True} | changes)
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
+def fresh(activation: Any, d_sae: int = 96) -> SAE:
+    return new_sae(32, d_sae, activation, 4, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_training_finds_planted_directions_in_tiny_activations_far_from_the_origin(activation):
     x, directions = world()
-    sae = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1))
+    sae = fresh(activation)
     rows = train(sae, batches_of(x), settings(activation), 600, seed=0)
     test = x[-4000:]
     assert explained(sae, test) > (0.55 if activation == "relu" else 0.8)  # L1 shrinks activations
@@ -215,12 +219,12 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_never_stopped(tmp_path:
     for activation in ("relu", "batchtopk", "jumprelu"):
         config = settings(activation, resample_every=12)
 
-        def fresh(activation: Any = activation) -> SAE:
-            sae = new_sae(32, 400, activation, 4, torch.Generator().manual_seed(1))
+        def with_dead(activation: Any = activation) -> SAE:
+            sae = fresh(activation, 400)
             sae.b_enc[:20] = -1e3  # dead until resampled
             return sae
 
-        whole = fresh()
+        whole = with_dead()
         rows = train(whole, batches_of(x), config, 60, seed=3, continued=True)
         assert sum(row.resampled for row in rows) > 0, "the case should cover resampling"
         for stop in (1, 13, 24, 40):
@@ -232,20 +236,19 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_never_stopped(tmp_path:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                train(
-                    fresh(), batches_of(x), config, 60, 3, continued=True, checkpoint=save_and_die, checkpoint_seconds=0
-                )
-            resumed = fresh()
+                killed = {"checkpoint": save_and_die, "checkpoint_seconds": 0}
+                train(with_dead(), batches_of(x), config, 60, 3, continued=True, **killed)
+            resumed = with_dead()
             again = train(resumed, batches_of(x), config, 60, 3, continued=True, state=TrainingState.load(folder))
             assert again == rows
             for name, tensor in whole.state_dict().items():
                 assert torch.equal(tensor, resumed.state_dict()[name]), (activation, stop, name)
 
 
-def test_watching_sees_every_step_and_changes_no_bit():
+def test_watching_and_progress_see_every_step_and_change_no_bit():
     x, _ = world()
-    alone, watched, spare = (new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1)) for _ in range(3))
-    steps, errors = [], []
+    alone, watched, spare = (fresh("topk", 64) for _ in range(3))
+    steps, errors, seen = [], [], []
 
     def watch(state: TrainingState) -> None:
         steps.append(state.step)
@@ -253,7 +256,8 @@ def test_watching_sees_every_step_and_changes_no_bit():
         errors.append(explained(spare, x))
 
     rows = train(alone, batches_of(x), settings("topk"), 40, seed=0)
-    assert train(watched, batches_of(x), settings("topk"), 40, seed=0, watch=watch) == rows
+    again = train(watched, batches_of(x), settings("topk"), 40, 0, watch=watch, progress=lambda *of: seen.append(of))
+    assert again == rows and seen == [(step, 40) for step in range(1, 41)]
     assert steps == list(range(41)) and errors[-1] > errors[0] + 0.1
     for name, tensor in alone.state_dict().items():
         assert torch.equal(tensor, watched.state_dict()[name]) and torch.equal(tensor, spare.state_dict()[name]), name
@@ -267,7 +271,7 @@ def test_a_state_survives_the_disk_bit_for_bit(tmp_path: Path):
         kept[:] = [copy.deepcopy(state)]
         state.save(tmp_path)
 
-    sae = new_sae(32, 64, "relu", None, torch.Generator().manual_seed(1))
+    sae = fresh("relu", 64)
     train(sae, batches_of(x), settings("relu"), 7, 0, checkpoint=keep, checkpoint_seconds=0)
     loaded = TrainingState.load(tmp_path)
     assert loaded.rows == kept[0].rows and len(loaded.rows) == 6
@@ -278,21 +282,32 @@ def test_a_state_survives_the_disk_bit_for_bit(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, damage: str):
+    started().save(tmp_path)
+    path = tmp_path / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes({"flipped": content, "cut": content[:-100], "empty": b""}[damage])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged; delete it"):
+        TrainingState.load(tmp_path)
+
+
 def test_a_state_of_another_training_is_refused(tmp_path: Path):
     x, _ = world()
-    sae = new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1))
+    sae = fresh("topk", 64)
     train(sae, batches_of(x), settings("topk"), 3, 0, checkpoint=lambda s: s.save(tmp_path), checkpoint_seconds=0)
     with pytest.raises(ValueError, match=r"another training \(lr, seed differ\)"):
         train(sae, batches_of(x), settings("topk", lr=0.1), 3, 1, state=TrainingState.load(tmp_path))
 
 
-@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_scale_and_unit_of_the_activations_do_not_matter(activation):
     """Training on c x gives the SAE of x with biases times c: the fold is exact up to rounding."""
     x, _ = world(scale=1.0)
     saes = []
     for factor in (1.0, 1024.0):
-        sae = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1))
+        sae = fresh(activation)
         rows = train(sae, batches_of(factor * x), settings(activation), 40, seed=0)
         saes.append((sae, rows[-1]))
     (small, small_row), (large, large_row) = saes
@@ -307,8 +322,8 @@ def test_scale_and_unit_of_the_activations_do_not_matter(activation):
 def test_folding_there_and_back_keeps_a_parents_sae():
     """With a learning rate of next to nothing, a continued training gives back the SAE that it got."""
     x, _ = world()
-    for activation in ("relu", "topk", "batchtopk", "jumprelu"):
-        parent = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1))
+    for activation in ACTIVATIONS:
+        parent = fresh(activation)
         train(parent, batches_of(x), settings(activation), 30, seed=0)
         child = copy.deepcopy(parent)
         train(child, batches_of(x), settings(activation, lr=1e-20), 3, 0, continued=True, l1_coefficient=1e-4)
@@ -318,12 +333,10 @@ def test_folding_there_and_back_keeps_a_parents_sae():
 
 def test_continuing_starts_from_the_parents_quality_and_l1_coefficient():
     x, _ = world()
-    parent = new_sae(32, 96, "relu", None, torch.Generator().manual_seed(1))
+    parent = fresh("relu")
     before = train(parent, batches_of(x), settings("relu"), 400, seed=0)
-    child = copy.deepcopy(parent)
-    after = train(
-        child, batches_of(x), settings("relu"), 50, 1, continued=True, l1_coefficient=before[-1].l1_coefficient
-    )
+    child, raw = copy.deepcopy(parent), before[-1].l1_coefficient
+    after = train(child, batches_of(x), settings("relu"), 50, 1, continued=True, l1_coefficient=raw)
     assert after[0].l1_coefficient == pytest.approx(before[-1].l1_coefficient)
     assert after[0].mse == pytest.approx(before[-1].mse, rel=0.2)
     assert float((child.W_dec * parent.W_dec).sum(1).median()) > 0.9
@@ -331,30 +344,30 @@ def test_continuing_starts_from_the_parents_quality_and_l1_coefficient():
 
 def test_a_given_l1_coefficient_is_kept():
     x, _ = world()
-    sae = new_sae(32, 96, "relu", None, torch.Generator().manual_seed(1))
+    sae = fresh("relu")
     rows = train(sae, batches_of(x), settings("relu", l1_coefficient=3e-4), 20, seed=0)
     assert {round(row.l1_coefficient or 0, 12) for row in rows} == {3e-4}
 
 
 def test_the_threshold_of_batchtopk_keeps_about_k_features_at_inference():
     x, _ = world()
-    sae = new_sae(32, 96, "batchtopk", 4, torch.Generator().manual_seed(1))
+    sae = fresh("batchtopk")
     train(sae, batches_of(x), settings("batchtopk"), 300, seed=0)
     assert sae.threshold is not None and float(sae.threshold) > 0
     assert float((sae.encode(x[-4000:]) > 0).sum(1).float().mean()) == pytest.approx(4, rel=0.1)
 
 
-def started(d_sae: int = 64) -> TrainingState:
-    x, _ = world()
-    sae = new_sae(32, d_sae, "topk", 4, torch.Generator().manual_seed(1))
+def started(steps: int = 0) -> TrainingState:
+    """A state that has taken some steps and changed nothing."""
     identity = {"activation": "topk", "k": 4, "steps": 100}
-    return training.start(sae, batches_of(x), identity, continued=False)
+    state = start(fresh("topk", 64), batches_of(world()[0]), identity, continued=False)
+    state.rows = [None] * steps  # type: ignore[list-item]
+    return state
 
 
 def test_dead_features_are_resampled_as_described():
     x, _ = world()
-    state = started()
-    state.rows = [None] * 20  # type: ignore[list-item]
+    state = started(20)
     state.second.w_dec += 1
     state.ages += 20
     dead = torch.zeros(64, dtype=torch.bool)
@@ -377,8 +390,7 @@ def test_dead_features_are_resampled_as_described():
 
 def test_a_resampled_relu_feature_fires_on_inputs_of_its_direction_only():
     x, _ = world()
-    state = started()
-    state.rows = [None] * 20  # type: ignore[list-item]
+    state = started(20)
     dead = torch.zeros(64, dtype=torch.bool)
     dead[:30] = True
     assert resample(state, dead, batches_of(x), Rule("relu", None, 0.0), 40, seed=0) == 30
@@ -389,8 +401,7 @@ def test_a_resampled_relu_feature_fires_on_inputs_of_its_direction_only():
 
 
 def test_resampling_prefers_badly_reconstructed_inputs():
-    state = started()
-    state.rows = [None]  # type: ignore[list-item]
+    state = started(1)
     easy = state.weights.b_dec.repeat(500, 1) / state.scale
     hard = torch.full((1, 32), 5.0)
     dead = torch.arange(64) == 7
@@ -426,26 +437,17 @@ def test_the_learning_rate_is_constant_unless_asked():
 
 def test_bad_input_is_refused_with_a_way_out():
     x, _ = world()
-    config = settings("topk")
-    sae = new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        train(copy.deepcopy(sae), lambda step: torch.full((64, 32), math.nan), config, 3, 0)
-    bad = batches_of(x)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        train(copy.deepcopy(sae), lambda step: bad(step) if step < 5 else bad(step) * math.inf, config, 9, 0)
-    with pytest.raises(ValueError, match="constant"):
-        train(copy.deepcopy(sae), lambda step: torch.ones(64, 32), config, 3, 0)
+    config, sae, good = settings("topk"), fresh("topk", 64), batches_of(x)
+    for batches, message in (
+        (lambda step: torch.full((64, 32), math.nan), "NaN or infinite"),
+        (lambda step: good(step) if step < 5 else good(step) * math.inf, "NaN or infinite"),
+        (lambda step: torch.ones(64, 32), "constant"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(copy.deepcopy(sae), batches, config, 9, 0)
     sae.W_dec *= 2
     with pytest.raises(ValueError, match="decoder rows have norms"):
-        train(sae, batches_of(x), config, 3, 0, continued=True)
-
-
-def test_progress_tells_every_step():
-    x, _ = world()
-    seen: list[tuple[int, int]] = []
-    sae = new_sae(32, 64, "topk", 4, torch.Generator().manual_seed(1))
-    train(sae, batches_of(x), settings("topk"), 3, 0, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+        train(sae, good, config, 3, 0, continued=True)
 
 
 @pytest.mark.gpu
@@ -454,7 +456,7 @@ def test_a_gpu_takes_the_same_steps():
     x, _ = world()
     found = []
     for device in ("cpu", "cuda"):
-        sae = new_sae(32, 96, "topk", 4, torch.Generator().manual_seed(1)).to(device)
+        sae = fresh("topk").to(device)
         train(sae, batches_of(x.to(device)), settings("topk"), 20, 0)
         found.append(sae.W_dec.cpu())
     np.testing.assert_allclose(*found, rtol=1e-2, atol=1e-3)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from heredity.analyses.explain import EXPLANATIONS, asking_of, explain_settings, selection_of
 from heredity.analyses.query import check_followed, sample_of
 from heredity.analyses.sample import MIN_FIRINGS
-from heredity.engine.store import digest, write_json
+from heredity.engine.store import digest, whole, write_json
 from heredity.engine.workers import Progress
 from heredity.explain.language import LanguageJudge, Mode
 from heredity.explain.ledger import Budget, Ledger, Prices
@@ -115,9 +115,8 @@ def _write_rows(made: pa.Table, path: Path) -> None:
         now = set(zip(made["model"].to_pylist(), made["feature"].to_pylist(), strict=True))
         old = zip(before["model"].to_pylist(), before["feature"].to_pylist(), strict=True)
         made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(made, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        pq.write_table(made, partial)
 
 
 def estimate(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progress | None = None) -> dict[str, Any]:

@@ -8,16 +8,18 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from heredity.analyses.sample import Sample
-from heredity.features.acts import FeatureActs
-from heredity.features.families import Course, Place, follow
-from heredity.features.hypothesis import LLR, Hits, Hypothesis, Predicate, agreement, fitting, hits, llr, token_shares
 from heredity.study import CaseConfig, StudyError
 from heredity.text.corpora import file_digest
+
+if TYPE_CHECKING:
+    from heredity.analyses.sample import Sample
+    from heredity.features.acts import FeatureActs
+    from heredity.features.families import Course, Place
+    from heredity.features.hypothesis import LLR, Hits, Hypothesis, Predicate
 
 _SHOWN_TOKENS = 12  # of a set that is given by a pattern or a script
 
@@ -36,6 +38,8 @@ def recipe_of(case: CaseConfig, folder: Path) -> dict[str, Any]:
 
 def hypothesis_of(case: CaseConfig, folder: Path) -> Hypothesis:
     """The hypothesis of a case; the module of a predicate is looked for in `folder` first."""
+    from heredity.features.hypothesis import Hypothesis
+
     predicate = _imported(case.predicate, folder) if case.predicate is not None else None
     return Hypothesis(case.tokens, case.regex, case.script, predicate)
 
@@ -66,6 +70,8 @@ def described(case: CaseConfig, found: Hits, ids: np.ndarray, vocabulary: list[s
 
 def measured(found: LLR, feature: int) -> dict[str, Any]:
     """How well one feature fits; a number that is not finite is null."""
+    from heredity.features.hypothesis import fitting
+
     return {
         "feature": feature,
         "llr": _finite(found.weighted[feature]),
@@ -84,6 +90,8 @@ def top_tokens(
     acts: FeatureActs, feature: int, ids: np.ndarray, vocabulary: list[str], count: int = 5
 ) -> list[dict[str, Any]]:
     """The tokens that a feature is most active on, each with its share of the activation and its own LLR."""
+    from heredity.features.hypothesis import token_shares
+
     shares = token_shares(acts, feature, ids.ravel(), count)
     rows = zip(*(column.tolist() for column in shares), strict=True)
     return [
@@ -97,6 +105,9 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
 
     folder: the study file's.
     """
+    from heredity.features.families import follow
+    from heredity.features.hypothesis import hits, llr
+
     order = sample.models
     held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary)
     result = described(case, held, sample.ids, sample.vocabulary)
@@ -130,6 +141,8 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
 
 def _best(sample: Sample, course: Course, found: LLR, model: str) -> dict[str, Any] | None:
     """The feature that fits best in a model, with its r to the family's there; None where none fits."""
+    from heredity.features.hypothesis import agreement
+
     feature = course.best[model]
     if feature is None:
         return None
@@ -167,7 +180,7 @@ def _imported(name: str, folder: Path) -> Predicate:
     if not callable(function):
         raise StudyError(f"predicate {name!r}: {module} has no function {attribute}; write it, or correct the name")
 
-    found = cast(Predicate, function)
+    found = cast("Predicate", function)
 
     @functools.wraps(function)
     def asked(ids: np.ndarray, texts: list[str]) -> np.ndarray:

@@ -239,11 +239,11 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
-    tokenizer = load_tokenizer(settings.load, settings.revision)
+    tokenizer = load_tokenizer(settings.load, settings.revision, settings.trust_remote_code)
     if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(tokenizer_of(work.inputs["tokenizer"])):
         raise StudyError(
             f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models "
-            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.cross_tokenizer)"
+            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
         )
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
     return {
@@ -409,7 +409,7 @@ def _sweep(work: Work, settings: SweepSettings) -> Results:
         parents,
         work.inputs["tokens"],
         settings.corpora,
-        merge.method,
+        merge.method,  # pyright: ignore[reportArgumentType]
         settings.precision,
         settings.context_size,
         settings.tokens,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heredity.engine.store import Artifact
+from heredity.engine.store import CONFIG, Artifact
 from heredity.study import Precision, StudyError
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer of a tokenizer artifact."""
     from heredity.text.tokenizer import load_tokenizer
 
-    return load_tokenizer(str(artifact / "tokenizer"))
+    trusted = artifact.json(CONFIG).get("trust_remote_code", False)
+    return load_tokenizer(str(artifact / "tokenizer"), trust_remote_code=trusted)
 
 
 def packs(artifacts: Mapping[str, Artifact], split: str) -> dict[str, PackedTokens]:

@@ -54,11 +54,15 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
 
 
 def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
-    from heredity.text.corpora import write_corpus
+    from heredity.text.corpora import fingerprint, write_corpus
+    from heredity.text.sources import CorpusError
 
-    record = write_corpus(
-        settings.name, settings.corpus, work.folder, settings.seed, settings.root.value, work.progress
-    )._asdict()
+    name, corpus, root = settings.name, settings.corpus, settings.root.value
+    record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress)._asdict()
+    if fingerprint(name, corpus, root) != settings.fingerprint:
+        raise CorpusError(
+            f"corpus {name}: {corpus.source} changed while the study ran; run again when it stays as it is"
+        )
     write_json(work.folder / RECORD, record)
     columns = {name: record[name] for name in CORPORA.schema.names if name in record}
     licenses = ", ".join(f"{name} {count}" for name, count in record["licences"].items())
@@ -100,7 +104,7 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     from heredity.text.tokenizer import load_tokenizer, train_tokenizer
 
     if settings.source is not None:
-        tokenizer = load_tokenizer(settings.source)
+        tokenizer = load_tokenizer(settings.source, trust_remote_code=settings.trust_remote_code)
     else:
         parts = [read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()]
         tokenizer = train_tokenizer(_alternate(parts), settings.vocab_size)

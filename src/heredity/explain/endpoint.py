@@ -88,7 +88,7 @@ class Endpoint:
         return {"provider": self.provider, "model": self.name, "parameters": self._parameters}
 
     def stop(self) -> None:
-        """Retry nothing."""
+        """Send nothing more; a pause before a retry runs out first."""
         self._stopped.set()
 
     def complete(self, request: Request) -> Answer | Refused:
@@ -120,7 +120,6 @@ class Endpoint:
         else:
             prompt = {"messages": [{"role": "user", "content": request.prompt}]}
             body |= {self._limit: request.max_tokens}
-            body |= {"logprobs": True, "top_logprobs": request.logprobs} if request.logprobs else {}
         create: Any = (client.completions if request.echo else client.chat.completions).with_raw_response.create
         try:
             sent: Any = create(
@@ -136,7 +135,7 @@ class Endpoint:
             late = isinstance(error, openai.APITimeoutError)
             reason = "no answer in time" if late else str(error.__cause__ or error)
             reply, http_request = self._failure("unreachable", reason), error.request
-        return reply, int(http_request.headers["x-stainless-retry-count"]) + 1
+        return reply, int(http_request.headers.get("x-stainless-retry-count", 0)) + 1
 
     def _failure(self, kind: Literal["refused", "unreachable", "truncated"], detail: str) -> Failure:
         return Failure(kind, f"{self.provider}: {self._redacted(detail)[:300]}")
@@ -174,25 +173,22 @@ def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
     tokens_in, tokens_out = (
         count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts
     )
-    logprobs = choice.get("logprobs") or {}
     if echo:
+        logprobs = choice.get("logprobs") or {}
         tokens = tuple(str(token) for token in logprobs.get("tokens") or ())
-        top = tuple(_likely(likely or {}) for likely in logprobs.get("top_logprobs") or ())
+        # Values that are not numbers count as not reported.
+        top = tuple(
+            {token: float(value) for token, value in (likely or {}).items() if isinstance(value, (int, float))}
+            for likely in logprobs.get("top_logprobs") or ()
+        )
         return Answer("", "stop", tokens_in, tokens_out, tokens, top)
     message, finish = choice["message"], choice.get("finish_reason")
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     refused = finish == "content_filter" or (not text and message.get("refusal"))
-    places = logprobs.get("content") or ()
-    top = tuple(_likely({own["token"]: own["logprob"] for own in place["top_logprobs"]}) for place in places)
     ended = "refused" if refused else "length" if finish == "length" else "stop"
-    return Answer(text, ended, tokens_in, tokens_out, tuple(place["token"] for place in places), top)
-
-
-def _likely(logprobs: Mapping[str, Any]) -> dict[str, float]:
-    """Log-probabilities by token; values that are not numbers count as not reported."""
-    return {token: float(value) for token, value in logprobs.items() if isinstance(value, (int, float))}
+    return Answer(text, ended, tokens_in, tokens_out)
 
 
 def _provider(base_url: str) -> tuple[str, bool]:

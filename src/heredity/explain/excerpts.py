@@ -13,8 +13,7 @@ import numpy as np
 from heredity.explain.protocol import LEVELS, Excerpt, Kind, quantized
 from heredity.features.correlate import Matches
 
-LEAST_FIRINGS = 20
-"""Firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)."""
+LEAST_FIRINGS = 20  # firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)
 _LEADING = 5  # most activating tokens whose other occurrences make up "elsewhere"
 _TRIES = 8  # positions tried per silent excerpt
 
@@ -70,9 +69,9 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
     flat, halves = ids.ravel(), np.repeat(explains, ids.shape[1])
     rows, starts = [], []
     for half in (False, True):
-        own = np.flatnonzero(halves == half)
-        rows.append(own[np.argsort(flat[own], kind="stable")])
-        starts.append(np.concatenate([[0], np.cumsum(np.bincount(flat[own], minlength=len(vocabulary)))]))
+        tokens = np.flatnonzero(halves == half)
+        rows.append(tokens[np.argsort(flat[tokens], kind="stable")])
+        starts.append(np.concatenate([[0], np.cumsum(np.bincount(flat[tokens], minlength=len(vocabulary)))]))
     return Text(ids, tuple(vocabulary), explains, (rows[0], rows[1]), (starts[0], starts[1]))
 
 
@@ -89,8 +88,8 @@ def draw(
         return None
     rng = np.random.default_rng(seed)
     scoring, explaining = (
-        _cut(text, rows, values, _chosen(text, half, rows[own], values[own], recipe, rng), recipe.radius)
-        for half, own in ((0, ~explains), (1, explains))
+        _cut(text, rows, values, _chosen(text, half, rows[firing], values[firing], recipe, rng), recipe.radius)
+        for half, firing in ((0, ~explains), (1, explains))
     )
     # Silent: positions of the scoring half, one per block, without a firing in their windows.
     some = rng.choice(text.rows[0], _TRIES * recipe.silent)
@@ -147,7 +146,7 @@ def _cut(
     windows = _windows(np.array([row for row, _ in chosen], np.int64), context, radius)
     firings = [np.searchsorted(rows, ends).tolist() for ends in windows]
     excerpts = []
-    for (row, kind), start, stop, low, high in zip(chosen, *[own.tolist() for own in windows], *firings, strict=True):
+    for (row, kind), start, stop, low, high in zip(chosen, *[ends.tolist() for ends in windows], *firings, strict=True):
         ids, acts = flat[start:stop], np.zeros(stop - start)
         acts[rows[low:high] - start] = values[low:high]
         tokens = tuple([text.vocabulary[token] for token in ids.tolist()])
@@ -195,9 +194,9 @@ def selection(
     by_edge = {edge: chosen(edge, 0) for edge in edges}
     last = [edge for edge in edges if all(parent != edge[1] for parent, _ in edges)]
     features: dict[str, set[int]] = {name: set() for name in sizes}
-    for model, own in [(edge[0], by_edge[edge]) for edge in edges] + [(edge[1], chosen(edge, 1)) for edge in last]:
-        features[model].update(own.persisting.tolist(), own.others.tolist())
-    return Selection({name: sorted(own) for name, own in features.items()}, by_edge)
+    for model, group in [(edge[0], by_edge[edge]) for edge in edges] + [(edge[1], chosen(edge, 1)) for edge in last]:
+        features[model].update(group.persisting.tolist(), group.others.tolist())
+    return Selection({name: sorted(indices) for name, indices in features.items()}, by_edge)
 
 
 def priorities(

@@ -22,12 +22,8 @@ from heredity.explain import parse
 from heredity.explain.ledger import Estimate, Ledger
 from heredity.explain.protocol import LEVELS, Answer, Completer, Excerpt, Failure, Levels, Question, Request, quantized
 
-SENTENCE = 120
-"""Tokens an explanation may have, its JSON included."""
-ECHOED = 15
-"""Most likely tokens requested per position of an echoed prompt (Bills et al. 2023)."""
-LIKELY = 5
-"""Most likely tokens requested per position of an answer."""
+SENTENCE = 120  # tokens an explanation may have, its JSON included
+ECHOED = 15  # most likely tokens requested per position of an echoed prompt (Bills et al. 2023)
 
 Mode = Literal["sparse", "echo"]
 """How activations are simulated."""
@@ -113,22 +109,14 @@ class LanguageJudge:
 
     mode: how activations are simulated. `sparse` requests the levels of the tokens that are not silent; `echo` reads
     the log-probabilities of a prompt in which all levels are unknown, and takes expected values (Bills et al. 2023); it
-    needs a completer that can echo prompts. batch: excerpts per request. probabilities: detection and fuzzing take
-    P(1) / (P(0) + P(1)) from the answer's log-probabilities instead of its verdicts. spare_tokens: further tokens that
-    every answer may have, for models that think before they answer.
+    needs a completer that can echo prompts. batch: excerpts per request. spare_tokens: further tokens that every answer
+    may have, for models that think before they answer.
 
     Raises `ValueError` for a batch below 1 or spare tokens below 0.
     """
 
     def __init__(
-        self,
-        completer: Completer,
-        ledger: Ledger,
-        *,
-        mode: Mode = "sparse",
-        batch: int = 10,
-        probabilities: bool = False,
-        spare_tokens: int = 0,
+        self, completer: Completer, ledger: Ledger, *, mode: Mode = "sparse", batch: int = 10, spare_tokens: int = 0
     ):
         if batch < 1 or spare_tokens < 0:
             raise ValueError(f"batch={batch}, spare_tokens={spare_tokens}: must be at least 1 and at least 0")
@@ -139,7 +127,6 @@ class LanguageJudge:
         """Where to record requests instead of asking them; see `plan`."""
         self._mode: Mode = mode
         self._batch = batch
-        self._probabilities = probabilities
         self._spare = spare_tokens
         self._stopped = False
 
@@ -152,21 +139,23 @@ class LanguageJudge:
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, float64 [n] per excerpt. A failed request fails its own excerpts only."""
         asked: list[Asked] = []
-        for own in self._batches(excerpts):
-            lengths = [len(excerpt.tokens) for excerpt in own]
+        for batch in self._batches(excerpts):
+            lengths = [len(excerpt.tokens) for excerpt in batch]
             if self._mode == "echo":
-                prompt = echo_prompt(description, own)
+                prompt = echo_prompt(description, batch)
                 request = Request(feature, "simulate", prompt.text, 1, True, ECHOED)
                 asked.append((request, partial(parse.read_echo, prompt=prompt, lengths=lengths)))
             else:
-                request = self._request(feature, "simulate", simulate_prompt(description, own), 16 + 8 * sum(lengths))
+                request = self._request(feature, "simulate", simulate_prompt(description, batch), 16 + 8 * sum(lengths))
                 asked.append((request, partial(parse.read_levels, lengths=lengths)))
         values = zip(self._answers(asked), self._batches(excerpts), strict=True)
-        return [one for value, own in values for one in ([value] * len(own) if isinstance(value, Failure) else value)]
+        return [
+            one for value, batch in values for one in ([value] * len(batch) if isinstance(value, Failure) else value)
+        ]
 
     def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Whether the feature is active in each excerpt, float64 [n]; the first failed request fails all."""
-        prompts = [detect_prompt(description, own) for own in self._batches(excerpts)]
+        prompts = [detect_prompt(description, batch) for batch in self._batches(excerpts)]
         return self._verdicts(feature, "detect", prompts, len(excerpts))
 
     def fuzz(
@@ -178,14 +167,9 @@ class LanguageJudge:
 
     def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
         """Index of the excerpt that does not belong, int64 [n]; the first failed request fails all."""
-        asked: list[Asked] = [
-            (
-                self._request(feature, "intruder", intruder_prompt(group), 24),
-                partial(parse.read_intruder, texts=len(group)),
-            )
-            for group in groups
-        ]
-        places = self._all(asked)
+        requests = [self._request(feature, "intruder", intruder_prompt(group), 24) for group in groups]
+        readers = [partial(parse.read_intruder, texts=len(group)) for group in groups]
+        places = self._all(list(zip(requests, readers, strict=True)))
         return places if isinstance(places, Failure) else np.array(places, np.int64)
 
     def plan(self, ask: Callable[[LanguageJudge], object]) -> list[Request]:
@@ -240,13 +224,11 @@ class LanguageJudge:
         return values
 
     def _verdicts(self, feature: str, question: Question, prompts: Sequence[str], texts: int) -> np.ndarray | Failure:
-        read = parse.read_probabilities if self._probabilities else parse.read_verdicts
         asked: list[Asked] = []
         for at, prompt in enumerate(prompts):
             size = min(self._batch, texts - at * self._batch)
             request = self._request(feature, question, prompt, 16 + 4 * size)
-            request = request._replace(logprobs=LIKELY if self._probabilities else 0)
-            asked.append((request, partial(read, texts=size)))
+            asked.append((request, partial(parse.read_verdicts, texts=size)))
         values = self._all(asked)
         return values if isinstance(values, Failure) else np.concatenate([np.zeros(0), *values])
 
@@ -290,8 +272,8 @@ def fuzz_prompt(description: str, excerpts: Sequence[Excerpt], marked: Sequence[
     """Ask in which texts, numbered from 1, the marked tokens (bool [tokens] each) are right."""
     start, end = marks([token for excerpt in excerpts for token in excerpt.tokens])
     texts = []
-    for at, (excerpt, own) in enumerate(zip(excerpts, marked, strict=True), 1):
-        pairs = zip(excerpt.tokens, own, strict=True)
+    for at, (excerpt, mask) in enumerate(zip(excerpts, marked, strict=True), 1):
+        pairs = zip(excerpt.tokens, mask, strict=True)
         texts.append([at, "".join(f"{start}{token}{end}" if mark else token for token, mark in pairs)])
     return f"{FUZZ}\n{quoted({'explanation': description, 'marks': [start, end], 'texts': texts})}"
 

@@ -23,12 +23,9 @@ from heredity.explain.protocol import Answer, Completer, Failure, Request
 
 Read = TypeVar("Read")
 
-TYPICAL = 1 / 3
-"""Assumed prompt tokens per byte until answers report theirs."""
-MARGIN = 1.25
-"""A reservation is for this many times the most tokens per byte of any prompt so far."""
-FRAME = 64
-"""Tokens a chat template may add."""
+TYPICAL = 1 / 3  # assumed prompt tokens per byte until answers report theirs
+MARGIN = 1.25  # a reservation is for this many times the most tokens per byte of any prompt so far
+FRAME = 64  # tokens a chat template may add
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -63,14 +60,6 @@ class Estimate(NamedTuple):
     tokens_in: int
     tokens_out: int  # all that is allowed, until answers have shown which share of it they use
     cost: float  # USD
-
-
-class Reservation(NamedTuple):
-    """Room for one request under the limits."""
-
-    prompt_bytes: int  # UTF-8
-    max_tokens: int  # of the answer
-    cost: float  # USD at most
 
 
 class LedgerSummary(NamedTuple):
@@ -112,68 +101,70 @@ class Budget:
             raise ValueError(
                 f"max_cost={max_cost}: has no effect at prices of 0; give USD per million tokens in and out"
             )
+        self._held: list[float] = []  # highest costs of the requests in flight
+        self._settled = threading.Condition()
+        self.load(())
+
+    def load(self, answered: Iterable[tuple[int, int, float, int | None, int | None]]) -> None:
+        """Start from these answered requests; fields as the arguments of `count`."""
         self._requests, self._cost = 0, 0.0  # of answered requests
         # Of those that reported their tokens: bytes and tokens of prompts, tokens of answers and their limits.
         self._bytes = self._tokens_in = self._tokens_out = self._allowed = 0
         self._highest: float | None = None  # tokens per byte of a prompt
-        self._held: list[Reservation] = []
-        self._settled = threading.Condition()
+        for row in answered:
+            self.count(*row)
 
-    def count(self, held: Reservation, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
-        """Count an answered request."""
+    def count(self, size: int, allowed: int, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
+        """Count an answered request. size: of its prompt in bytes. allowed: tokens of its answer."""
         self._requests += 1
         self._cost += cost
         if tokens_in is not None and tokens_out is not None:
-            self._bytes += held.prompt_bytes
+            self._bytes += size
             self._tokens_in += tokens_in
             self._tokens_out += tokens_out
-            self._allowed += held.max_tokens
-            self._highest = max(self._highest or 0.0, tokens_in / max(held.prompt_bytes, 1))
+            self._allowed += allowed
+            self._highest = max(self._highest or 0.0, tokens_in / max(size, 1))
 
-    def reserve(self, request: Request) -> Reservation | Failure:
-        """Room for a request; `Failure("budget")` at a limit. Waits while requests in flight may free some."""
-        size = len(request.prompt.encode())
+    def reserve(self, request: Request) -> float | Failure:
+        """Reserve the highest cost of a request in USD, or fail as `budget`; waits for requests in flight to settle."""
         with self._settled:
             while True:
                 ratio = 1.0 if self._highest is None else MARGIN * self._highest
-                cost = self.prices.cost(ratio * size + FRAME, request.max_tokens)
-                held = Reservation(size, request.max_tokens, cost)
+                cost = self.prices.cost(ratio * _size(request) + FRAME, request.max_tokens)
                 over = None
                 if self.max_requests is not None and self._requests + len(self._held) >= self.max_requests:
                     over = f"max_requests={self.max_requests} is met; raise it and run again to go on"
-                elif self.max_cost is not None and (
-                    self._cost + sum(other.cost for other in self._held) + cost > self.max_cost
-                ):
+                elif self.max_cost is not None and self._cost + sum(self._held) + cost > self.max_cost:
                     over = (
                         f"{self._cost:.4f} USD of max_cost={self.max_cost} are spent and the next request may cost "
                         f"{cost:.4f}; raise it and run again to go on"
                     )
                 if over is None:
-                    self._held.append(held)
-                    return held
+                    self._held.append(cost)
+                    return cost
                 if not self._held:
                     return Failure("budget", over)
                 self._settled.wait()
 
-    def settle(self, held: Reservation, answer: Answer | None) -> float:
-        """Release a reservation; count and return the cost of its answer in USD, as reserved where not reported."""
+    def settle(self, request: Request, held: float, answer: Answer | None) -> float:
+        """Release a reservation; count and return the cost of the answer in USD, as reserved where not reported."""
         with self._settled:
             self._held.remove(held)
             self._settled.notify_all()
             if answer is None:
                 return 0.0
             tokens_in, tokens_out = answer.tokens_in, answer.tokens_out
-            cost = held.cost
+            cost = held
             if tokens_in is not None and tokens_out is not None:
                 cost = self.prices.cost(tokens_in, tokens_out)
-            self.count(held, cost, tokens_in, tokens_out)
+            self.count(_size(request), request.max_tokens, cost, tokens_in, tokens_out)
             return cost
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """Expected size and cost of requests, from the tokens of those before."""
         ratio = self._tokens_in / self._bytes if self._bytes else TYPICAL
         used = self._tokens_out / self._allowed if self._allowed else 1.0
-        sizes = [(len(request.prompt.encode()), request.max_tokens) for request in requests]
+        sizes = [(_size(request), request.max_tokens) for request in requests]
         tokens_in = math.ceil(ratio * sum(size for size, _ in sizes))
         tokens_out = math.ceil(used * sum(limit for _, limit in sizes))
         return Estimate(len(sizes), tokens_in, tokens_out, self.prices.cost(tokens_in, tokens_out))
@@ -208,9 +199,8 @@ class Ledger:
                 self._base.execute("PRAGMA journal_mode=WAL")
                 self._base.execute("PRAGMA synchronous=FULL")
                 self._base.executescript(_TABLES)
-                paid = self._base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers")
-                for size, allowed, cost, tokens_in, tokens_out in paid:
-                    self.budget.count(Reservation(size, allowed, cost), cost, tokens_in, tokens_out)
+                paid = "SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"
+                self.budget.load(self._base.execute(paid))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
@@ -306,7 +296,7 @@ class Ledger:
             reply = completer.complete(request)
             answer = reply if isinstance(reply, Answer) else None
         finally:
-            cost = self.budget.settle(held, answer)
+            cost = self.budget.settle(request, held, answer)
         identity = completer.identity
         row = {
             "key": key, "provider": identity["provider"], "model": identity["model"], "feature": request.feature,
@@ -318,7 +308,7 @@ class Ledger:
             row |= {
                 "prompt": request.prompt, "parameters": json.dumps(_parameters(request, completer)), "cost": cost,
                 "answer": json.dumps([reply.text, reply.finish, reply.tokens, reply.top]), "tokens_in": reply.tokens_in,
-                "tokens_out": reply.tokens_out, "prompt_bytes": held.prompt_bytes, "allowed": held.max_tokens,
+                "tokens_out": reply.tokens_out, "prompt_bytes": _size(request), "allowed": request.max_tokens,
             }  # fmt: skip
         else:
             table, row = "failures", row | {"failure": reply.failure.kind, "detail": reply.failure.detail}
@@ -347,6 +337,10 @@ class Ledger:
 def key_of(request: Request, completer: Completer) -> str:
     """SHA-256 (hex) of all that decides an answer: provider, model, prompt, limits and parameters; not the feature."""
     return digest([dict(completer.identity), request.prompt, _parameters(request, completer)])
+
+
+def _size(request: Request) -> int:
+    return len(request.prompt.encode())
 
 
 def _parameters(request: Request, completer: Completer) -> dict[str, object]:

@@ -84,20 +84,12 @@ class Local:
                 top_p=None,
                 top_k=None,
                 pad_token_id=0,
-                return_dict_in_generate=True,
-                output_logits=request.logprobs > 0,
             )
-        new = out.sequences[0, len(ids) :].tolist()
+        new = out[0, len(ids) :].tolist()
         ends = self._model.generation_config.eos_token_id
         ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
-        top: list[dict[str, float]] = []
-        for logits in out.logits or ():
-            likely = logits[0].float().log_softmax(-1).topk(request.logprobs)
-            texts = [self._tokenizer.decode([token]) for token in likely.indices.tolist()]
-            top.append(dict(zip(texts, likely.values.tolist(), strict=True)))
         text = self._tokenizer.decode(new, skip_special_tokens=True)
-        tokens = self._texts(new) if request.logprobs else ()
-        return Answer(text, "stop" if ended else "length", len(ids), len(new), tokens, tuple(top))
+        return Answer(text, "stop" if ended else "length", len(ids), len(new))
 
     def _echo(self, ids: list[int]) -> Answer:
         logits = self._model(torch.tensor([ids], device=self._model.device)).logits[0].float()

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _TRIES = 1000  # brackets tried as the beginning of JSON before an answer counts as unreadable
 _SHOWN = 80
-LONGEST = 1000
-"""Characters of an explanation at most: each goes into every prompt that scores it."""
+LONGEST = 1000  # characters of an explanation at most: each goes into every prompt that scores it
 
 
 def read_explanation(answer: Answer) -> str | Failure:
@@ -80,23 +79,6 @@ def read_verdicts(answer: Answer, texts: int) -> np.ndarray | Failure:
     return np.array(numbers, np.float64)
 
 
-def read_probabilities(answer: Answer, texts: int) -> np.ndarray | Failure:
-    """P(1) / (P(0) + P(1)) at each verdict of an answer with log-probabilities; float64 [texts].
-
-    The verdicts must be readable, and each must be one token of the answer.
-    """
-    verdicts = read_verdicts(answer, texts)
-    if isinstance(verdicts, Failure):
-        return verdicts
-    digits = [at for at, token in enumerate(answer.tokens) if token.strip() in ("0", "1")]
-    if [float(answer.tokens[at]) for at in digits] != verdicts.tolist():
-        return _failure("unparsed", "the log-probabilities are not about the verdicts; ask without them", answer)
-    weights = np.array([_digits(answer.top[at])[:2] for at in digits]).reshape(texts, 2)
-    if not (weights.sum(1) > 0).all():
-        return _failure("unparsed", "neither 0 nor 1 is among the likely tokens of a verdict; ask without them", answer)
-    return weights[:, 1] / weights.sum(1)
-
-
 def read_intruder(answer: Answer, texts: int) -> int | Failure:
     """The index, from 0, in `{"intruder": number from 1}`; a bare number is accepted."""
     bare = _number(answer.text) if answer.finish == "stop" else None
@@ -135,9 +117,9 @@ def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> Lev
         return _failure("unparsed", "a level does not begin a token for this model", answer)
     weights = np.array([_digits(answer.top[starts[place]]) for place in prompt.unknown]).reshape(-1, LEVELS)
     read: list[np.ndarray | Failure] = []
-    for own in np.split(weights, np.cumsum(lengths)[:-1]):
-        total = own.sum(1)
-        expected = own @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
+    for rows in np.split(weights, np.cumsum(lengths)[:-1]):
+        total = rows.sum(1)
+        expected = rows @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
         read.append(expected if (total > 0).all() else _failure("unparsed", "a token without any likely digit", answer))
     return read
 

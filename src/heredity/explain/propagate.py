@@ -50,7 +50,7 @@ class Asking:
         recipe: Recipe,
         seed: int,
     ):
-        self.columns = {name: Columns(*own.to_columns()) for name, own in acts.items()}
+        self.columns = {name: Columns(*sparse.to_columns()) for name, sparse in acts.items()}
         self.text = split(ids, vocabulary, seed)
         statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
         self.judge: Judge = Offline(statistics, CATEGORIES, corpora, self._firings)
@@ -116,31 +116,6 @@ class Counts(NamedTuple):
     saved_cost: float  # their cost, less that of scoring labels given up; negative if that was more
 
 
-def origin_of(
-    model: str,
-    feature: int,
-    edges: Sequence[tuple[str, str]],
-    matches: Mapping[tuple[str, str], Matches],
-    known: Mapping[Feature, Label],
-) -> Label | None:
-    """The label a feature inherits: of its best match, or of that one's, up to the start of the graph.
-
-    matches: only those above the threshold (`Matches.above`). Of several parents the one with the highest r is first.
-    """
-    ways = []
-    for parent, child in edges:
-        if child == model:
-            pair = matches[parent, child]
-            if pair.child_match[feature, 0] >= 0:
-                ways.append((-float(pair.child_r[feature, 0]), parent, int(pair.child_match[feature, 0])))
-    for _, parent, partner in sorted(ways):
-        own = known.get((parent, partner))
-        label = own if own and own.description else origin_of(parent, partner, edges, matches, known)
-        if label:
-            return label
-    return None
-
-
 def hand_down(
     selected: Mapping[str, Sequence[int]],
     edges: Sequence[tuple[str, str]],
@@ -153,18 +128,33 @@ def hand_down(
 ) -> list[Label]:
     """Label the selected features of every model with as few explanations as possible.
 
+    A feature inherits the label of its best match, or of that one's, up to the start of the graph; of several parents
+    the one with the highest r is first. Where the simulation score of a label handed down is more than `drop` below the
+    one at its origin, the feature is explained anew and keeps the better description; where either is undefined the
+    label is kept.
+
     selected: features by model, parents before children. edges: parent -> child. matches: only those above the
-    threshold. explain: requests a description, None for a feature too rare to be explained. score: of a description on
-    a model's activations, None likewise. Where the simulation score of a label handed down is more than `drop` below
-    the one at its origin, the feature is explained anew and keeps the better description; where either is undefined the
-    label is kept. over: yields the labels of one model's features in order, several at a time if it likes; they do not
-    depend on each other.
+    threshold (`Matches.above`). explain: requests a description, None for a feature too rare to be explained. score: of
+    a description on a model's activations, None likewise. over: yields the labels of one model's features in order,
+    several at a time if it likes; they do not depend on each other.
     """
     known: dict[Feature, Label] = {}
 
+    def inherited_by(model: str, feature: int) -> Label | None:
+        ways = []
+        for parent, child in edges:
+            if child == model and (pair := matches[parent, child]).child_match[feature, 0] >= 0:
+                ways.append((-float(pair.child_r[feature, 0]), parent, int(pair.child_match[feature, 0])))
+        for _, parent, partner in sorted(ways):
+            label = known.get((parent, partner))
+            label = label if label and label.description else inherited_by(parent, partner)
+            if label:
+                return label
+        return None
+
     def labeled(model: str, feature: int) -> Label:
         unlabeled = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
-        above, inherited = origin_of(model, feature, edges, matches, known), None
+        above, inherited = inherited_by(model, feature), None
         if above and above.description:
             scores = score(model, feature, above.description)
             if scores is None:
@@ -181,11 +171,11 @@ def hand_down(
         if isinstance(description, Failure):
             return unlabeled._replace(re_explained=again, failure=description.kind, tried=tried)
         scores = score(model, feature, description)
-        own = unlabeled._replace(description=description, scores=scores, failure="")
+        label = unlabeled._replace(description=description, scores=scores, failure="")
         if inherited is None or inherited.scores is None:
-            return own
+            return label
         better = scores is None or not scores.simulation.score <= inherited.scores.simulation.score
-        return (own if better else inherited)._replace(re_explained=True, tried=inherited.tried)
+        return (label if better else inherited)._replace(re_explained=True, tried=inherited.tried)
 
     total = sum(map(len, selected.values()))
     for model, features in selected.items():
@@ -228,24 +218,11 @@ def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
     return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
 
 
-_SCORES: dict[str, Callable[[Scores], float]] = {
-    "simulation": lambda scores: scores.simulation.score,
-    "simulation_levels": lambda scores: scores.simulation.levels,
-    "simulation_top_random": lambda scores: scores.simulation.top_random,
-    "simulation_random": lambda scores: scores.simulation.random,
-    "spearman": lambda scores: scores.simulation.spearman,
-    "detection": lambda scores: scores.detection.score,
-    "detection_auc": lambda scores: scores.detection.auc,
-    "fuzzing": lambda scores: scores.fuzzing.score,
-    "fuzzing_auc": lambda scores: scores.fuzzing.auc,
-    "intruder": lambda scores: scores.intruder.score,
-}
-_SIZES: dict[str, Callable[[Scores], int]] = {
-    "simulation_n": lambda scores: scores.simulation.excerpts,
-    "detection_n": lambda scores: scores.detection.n,
-    "fuzzing_n": lambda scores: scores.fuzzing.n,
-    "intruder_n": lambda scores: scores.intruder.n,
-}
+_SCORES = (
+    "simulation", "simulation_levels", "simulation_top_random", "simulation_random", "spearman",
+    "detection", "detection_auc", "fuzzing", "fuzzing_auc", "intruder",
+)  # fmt: skip
+_SIZES = ("simulation_n", "detection_n", "fuzzing_n", "intruder_n")
 LABEL_SCHEMA = pa.schema(
     [("model", pa.string()), ("feature", pa.int32()), ("description", pa.string()), ("by", pa.string())]
     + [("origin_model", pa.string()), ("origin_feature", pa.int32())]
@@ -263,7 +240,12 @@ def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | Non
     """
     rows = []
     for label in labels:
-        words, scores = label.description, label.scores
+        words, values, sizes = label.description, [None] * len(_SCORES), [0] * len(_SIZES)
+        if label.scores is not None:
+            levels, detection, fuzzing, intruder, _ = label.scores
+            values = [levels.score, levels.levels, levels.top_random, levels.random, levels.spearman]
+            values += [detection.score, detection.auc, fuzzing.score, fuzzing.auc, intruder.score]
+            sizes = [levels.excerpts, detection.n, fuzzing.n, intruder.n]
         rows.append(
             {
                 "model": label.model,
@@ -275,8 +257,7 @@ def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | Non
                 "carried": label.carried,
                 "re_explained": label.re_explained,
                 "inherited_simulation": label.tried,
-                **{name: None if scores is None else score(scores) for name, score in _SCORES.items()},
-                **{name: 0 if scores is None else size(scores) for name, size in _SIZES.items()},
+                **dict(zip(_SCORES + _SIZES, [*values, *sizes], strict=True)),
                 "failure": label.failure,
                 "rule": words.rule.to_json() if isinstance(words, Explanation) and not label.carried else "",
                 "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0),

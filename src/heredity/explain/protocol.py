@@ -83,7 +83,7 @@ class Request(NamedTuple):
     prompt: str
     max_tokens: int  # limit of the answer
     echo: bool = False  # return log-probabilities of the prompt's tokens instead of an answer
-    logprobs: int = 0  # most likely tokens to return per token of the answer (of the prompt, if `echo`)
+    logprobs: int = 0  # most likely tokens to return per token of an echoed prompt
 
 
 class Answer(NamedTuple):
@@ -93,7 +93,7 @@ class Answer(NamedTuple):
     finish: Literal["stop", "length", "refused"]  # by itself, at the limit of tokens, by a refusal or a filter
     tokens_in: int | None  # of the prompt; None where not reported
     tokens_out: int | None  # of the answer; None where not reported
-    tokens: tuple[str, ...] = ()  # texts of the tokens (of the prompt, if `echo`)
+    tokens: tuple[str, ...] = ()  # texts of the tokens of an echoed prompt
     top: tuple[dict[str, float], ...] = ()  # log-probabilities of likely tokens, for each of `tokens`
     attempts: int = 1
 

@@ -16,12 +16,9 @@ from scipy.stats import mannwhitneyu, rankdata
 from heredity.explain.excerpts import Drawn
 from heredity.explain.protocol import Excerpt, Failure, Judge, Kind, Levels, quantized
 
-MOST = 20
-"""Questions of each sort: active and silent excerpts, right and wrong marks, intruder groups."""
-THRESHOLD = 0.5
-"""Answers from here on mean yes."""
-GROUP = 5
-"""Excerpts of an intruder question."""
+MOST = 20  # questions of each sort: active and silent excerpts, right and wrong marks, intruder groups
+THRESHOLD = 0.5  # answers from here on mean yes
+GROUP = 5  # excerpts of an intruder question
 BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
 """Edges of the histograms of scores; scores below the first edge count in the first bin."""
 NAN = float("nan")
@@ -99,7 +96,7 @@ def scored(
         simulation(excerpts, simulated, drawn.highest),
         agreement(truth, detected),
         agreement(right, fuzzed),
-        told_apart(places, intruders),
+        intruder_score(places, intruders),
         Counter(answer.kind for answer in answers if isinstance(answer, Failure)),
     )
 
@@ -129,8 +126,8 @@ def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -
     pairs = [(excerpt, levels) for excerpt, levels in answers if not isinstance(levels, Failure)]
 
     def joined(*kinds: Kind) -> tuple[np.ndarray, np.ndarray]:
-        own = [(excerpt.values, levels) for excerpt, levels in pairs if not kinds or excerpt.kind in kinds]
-        true, levels = zip(*own, strict=True) if own else ([np.empty(0)], [np.empty(0)])
+        chosen = [(excerpt.values, levels) for excerpt, levels in pairs if not kinds or excerpt.kind in kinds]
+        true, levels = zip(*chosen, strict=True) if chosen else ([np.empty(0)], [np.empty(0)])
         return np.concatenate(true), np.concatenate(levels)
 
     true, levels = joined()
@@ -172,7 +169,7 @@ def effect(first: np.ndarray, second: np.ndarray) -> float:
     return float((below + up_to).sum() / (2 * len(first) * len(second)))
 
 
-def told_apart(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
+def intruder_score(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
     """Score answers to intruder questions; int64 [n] both. Raises `ValueError` where their lengths differ."""
     if isinstance(answers, Failure) or not len(places):
         return Odd(NAN, 0)

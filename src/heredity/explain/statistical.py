@@ -73,7 +73,7 @@ class Offline:
         """Highest expected level h of each excerpt against the rule's cut c: h / (h + c), which is 0.5 at the cut."""
         if not isinstance(description, Explanation):
             return _unread(description)
-        highest = np.array([own.max() for own in self._levels(description.rule, excerpts)])
+        highest = np.array([levels.max() for levels in self._levels(description.rule, excerpts)])
         total = highest + description.rule.cut
         return np.divide(highest, total, out=np.full(len(highest), 0.5), where=total > 0)
 
@@ -117,8 +117,8 @@ class Offline:
     def _levels(self, rule: Rule, excerpts: Sequence[Excerpt]) -> list[np.ndarray]:
         if not excerpts:
             return []
-        levels = self.statistics.levels(rule, np.concatenate([self._rows(own) for own in excerpts]))
-        return np.split(levels, np.cumsum([len(own.ids) for own in excerpts])[:-1])
+        levels = self.statistics.levels(rule, np.concatenate([self._rows(excerpt) for excerpt in excerpts]))
+        return np.split(levels, np.cumsum([len(excerpt.ids) for excerpt in excerpts])[:-1])
 
     def _rows(self, excerpt: Excerpt) -> np.ndarray:
         """Positions of an excerpt's tokens in the text; the first of its block with these tokens in this order."""
@@ -133,8 +133,8 @@ class Offline:
     def _words(self, rule: Rule, rows: np.ndarray, values: np.ndarray) -> str:
         """A rule in plain words, with shares of the activation on the explaining half."""
         text, context = self.statistics.text, self.statistics.text.ids.shape[1]
-        own = text.explains[rows // context]
-        rows, values = rows[own], values[own]
+        explaining = text.explains[rows // context]
+        rows, values = rows[explaining], values[explaining]
         token = text.ids.ravel()[rows]
         before = np.where(rows % context > 0, text.ids.ravel()[rows - 1], len(text.vocabulary))
         tokens, total = _named(_shares(token, values), text.vocabulary)

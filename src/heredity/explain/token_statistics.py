@@ -118,8 +118,8 @@ class Statistics:
 
         rows: int64 [n], rising. values: float64 [n]. Raises `ValueError` for a feature without firings there.
         """
-        own = self.fold[rows] >= 0
-        rows, values = rows[own], values[own]
+        explaining = self.fold[rows] >= 0
+        rows, values = rows[explaining], values[explaining]
         if not len(rows) or values.max() <= 0:
             raise ValueError("the feature does not fire on the explaining half of the sample; draw returns None for it")
         form, gain = self._best(rows, values)

@@ -69,7 +69,7 @@ class FeatureActs:
 
     @property
     def l0(self) -> float:
-        """Mean number of active features a token; nan without tokens."""
+        """Mean number of active features per token; nan without tokens."""
         return self.n / self.tokens if self.tokens else float("nan")
 
     def firings(self) -> np.ndarray:
@@ -84,30 +84,25 @@ class FeatureActs:
         """Tokens start to stop (slice rules); indices and values are views."""
         start, stop, _ = slice(start, stop).indices(self.tokens)
         stop = max(start, stop)
-        own = slice(self.indptr[start], self.indptr[stop])
-        return FeatureActs(
-            self.indptr[start : stop + 1] - self.indptr[start], self.indices[own], self.values[own], self.d_sae
-        )
+        entries = slice(self.indptr[start], self.indptr[stop])
+        indptr = self.indptr[start : stop + 1] - self.indptr[start]
+        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
 
     def where(self, chosen: np.ndarray) -> FeatureActs:
         """The chosen tokens only, in order. chosen: bool [tokens]."""
         chosen = np.asarray(chosen, bool)
         if chosen.shape != (self.tokens,):
-            raise ValueError(f"chosen has shape {chosen.shape}, not ({self.tokens},); give one bool a token")
+            raise ValueError(f"chosen has shape {chosen.shape}, not ({self.tokens},); give one bool per token")
         length = np.diff(self.indptr)
         entries = np.repeat(chosen, length)
         indptr = np.concatenate([[0], np.cumsum(length[chosen])])
         return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
 
-    def shifted(self, offset: int) -> FeatureActs:
-        """Tokens moved on by `offset` places around the circle: row t goes to row (t + offset) mod tokens."""
-        if not self.tokens:
-            return self
-        cut = -offset % self.tokens
-        return FeatureActs.concatenate([self.rows(cut, self.tokens), self.rows(0, cut)])
-
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
-        """Each feature moved on around the circle by an offset of its own, int64 [d_sae]; see `shifted`."""
+        """Each feature moved around the circle of tokens by its offset, int64 [d_sae].
+
+        Row t of a feature goes to row (t + offset) mod tokens.
+        """
         columns = transpose(self.sparse)
         moved = np.repeat(np.asarray(offsets, np.int64), np.diff(columns.indptr)) + columns.indices
         if self.tokens:

@@ -1,4 +1,4 @@
-"""How sure r and the counts of persisting features are, when other documents of the same kind could have been read.
+"""CIs of r and of counts of persisting features, over documents of the same kind.
 
 Tokens of a document depend on each other, so documents are what is resampled: dealt into groups, of which each is left
 out once (the delete-a-group jackknife: Shao & Tu, The Jackknife and Bootstrap, 1995, section 2.3). r gets its interval
@@ -21,7 +21,7 @@ from heredity.kernels.pairs import PairMoments, pair_moments
 GROUPS = 100
 """Groups of documents; more cost memory and time and hardly sharpen an interval."""
 LEAST_GROUPS = 10
-"""Below this the spread between groups is too uncertain itself to say anything."""
+"""Below this the spread between groups is itself too uncertain to support an interval."""
 THIN = 2.0
 """Effective groups below which an interval of r rests on the documents of one group or two."""
 
@@ -42,10 +42,10 @@ class Jackknife(NamedTuple):
     z: np.ndarray
     """float64 [d_parent, top]: on all groups; |r| is taken as 1 - 1e-9 at most."""
     bias: np.ndarray
-    """float64 [d_parent, top]: of z, to be subtracted; 0 where it cannot be told."""
+    """float64 [d_parent, top]: of z, to be subtracted; 0 where it is unknown."""
     deviation: np.ndarray
     """float64 [groups, d_parent, top]: mean of all z without a group minus z without this one; their sum of squares is
-    the variance of z but for (groups - 1) / groups. 0 where it cannot be told."""
+    the variance of z but for (groups - 1) / groups. 0 where it is unknown."""
     effective: np.ndarray
     """float64 [d_parent, top]: number of groups that carry the variance, (Σ dev²)² / Σ dev⁴; 0 where r vanishes with
     one of the groups or there is none."""
@@ -61,7 +61,7 @@ class Intervals(NamedTuple):
     r: np.ndarray
     """float64 [d_parent]: nan where there is none."""
     low: np.ndarray
-    """float64 [d_parent]: nan where nothing can be said."""
+    """float64 [d_parent]: nan where there is no evidence."""
     high: np.ndarray
     """float64 [d_parent]."""
     effective: np.ndarray
@@ -117,7 +117,7 @@ def document_groups(documents: np.ndarray, groups: int = GROUPS, seed: int = 0) 
     _, number, sizes = np.unique(np.asarray(documents), return_inverse=True, return_counts=True)
     if groups < LEAST_GROUPS or len(sizes) < LEAST_GROUPS:
         raise ValueError(
-            f"groups={groups} of {len(sizes)} documents: fewer than {LEAST_GROUPS} say nothing about how documents "
+            f"groups={groups} of {len(sizes)} documents: fewer than {LEAST_GROUPS} do not show how documents "
             "differ; use more groups, or a sample of more documents"
         )
     heap = [(0, g) for g in range(min(groups, len(sizes)))]
@@ -163,34 +163,41 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
     groups, shape = len(moments.tokens), moments.candidates.shape
     z, bias, effective = np.empty(shape), np.zeros(shape), np.zeros(shape)
     deviation = np.zeros((groups, *shape))
-    for own in _chunks(len(z), groups * shape[1]):
-        pairs = _pair_sums(moments, own)
+    for part in _chunks(len(z), groups * shape[1]):
+        pairs = _pair_sums(moments, part)
         everything = [sums.sum(0, keepdims=True) for sums in pairs]
-        z[own] = _fisher(*everything)[0]
+        z[part] = _fisher(*everything)[0]
         without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
         known = np.isfinite(without).all(0)
         mean = np.where(known, without, 0.0).mean(0)
         dev = np.where(known, mean - without, 0.0)
-        deviation[:, own] = dev
-        bias[own] = np.where(known, (groups - 1) * (mean - z[own]), 0.0)
+        deviation[:, part] = dev
+        bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
         second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
         varies, firing = fourth > 0, (pairs[2] > 0).sum(0)
         carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
-        effective[own] = np.where(known, carrying, 0.0)
+        effective[part] = np.where(known, carrying, 0.0)
     return Jackknife(z, bias, deviation, effective, moments.candidates)
 
 
 def _chunks(features: int, each: int) -> Iterator[slice]:
-    """Ranges of features, of `each` numbers a feature."""
+    """Ranges of features, `each` numbers per feature."""
     step = max(1, _CHUNK // max(1, each))
     return (slice(start, min(start + step, features)) for start in range(0, features, step))
 
 
-def _pair_sums(moments: PairMoments, own: slice) -> list[np.ndarray]:
+def _pair_sums(moments: PairMoments, part: slice) -> list[np.ndarray]:
     """tokens, x, xx, y, yy, xy of the pairs of a range of parent features, each [groups, features, top or 1]."""
-    candidates = moments.candidates[own]
+    candidates = moments.candidates[part]
     y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
-    return [moments.tokens[:, None, None], moments.x[:, own, None], moments.xx[:, own, None], y, yy, moments.xy[:, own]]
+    return [
+        moments.tokens[:, None, None],
+        moments.x[:, part, None],
+        moments.xx[:, part, None],
+        y,
+        yy,
+        moments.xy[:, part],
+    ]
 
 
 def _fisher(n: np.ndarray, x: np.ndarray, xx: np.ndarray, y: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -249,46 +256,41 @@ def bootstrap_counts(
         )
     groups = len(jackknife.deviation)
     live = np.isfinite(jackknife.z).any(1)
-    sampled = _resampled(jackknife, np.arctanh(cuts), resamples, seed)
-    corrected = _WEIGHTS @ sampled.noisy
-    spread = sampled.counts - sampled.counts.mean(0)
+    plain, counts, noisy, independent = _resampled(jackknife, np.arctanh(cuts), resamples, seed)
+    corrected = _WEIGHTS @ noisy
+    spread = counts - counts.mean(0)
     variance = np.square(spread).sum(0) / (resamples - 1)
-    total = variance + _extra_variance() * sampled.independent + _DOUBT * np.square(corrected - sampled.plain)
+    total = variance + _extra_variance() * independent + _DOUBT * np.square(corrected - plain)
     draws = corrected + spread * np.sqrt(np.divide(total, variance, out=np.zeros_like(total), where=variance > 0))
     half = stdtrit(groups - 1, (1 + level) / 2) * np.sqrt(total)
     # Whole numbers inside the interval; rounding inwards loses none of them.
-    low = np.clip(np.ceil(corrected - half), 0, sampled.plain)
-    high = np.clip(np.floor(corrected + half), sampled.plain, live.sum())
+    low = np.clip(np.ceil(corrected - half), 0, plain)
+    high = np.clip(np.floor(corrected + half), plain, live.sum())
     best = np.where(np.isfinite(jackknife.z), jackknife.z, -np.inf).argmax(1)
     thin = live & (np.take_along_axis(jackknife.effective, best[:, None], 1)[:, 0] < THIN)
     return Counts(
-        tuple(float(cut) for cut in cuts), sampled.plain, np.clip(corrected, 0, live.sum()), low.astype(np.int64),
+        tuple(float(cut) for cut in cuts), plain, np.clip(corrected, 0, live.sum()), low.astype(np.int64),
         high.astype(np.int64), draws, int(live.sum()), int(thin.sum()), seed, groups, level,
     )  # fmt: skip
 
 
-class _Resampled(NamedTuple):
-    """Counts above thresholds, of several kinds."""
+def _resampled(
+    jackknife: Jackknife, cuts: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Counts above thresholds, of several kinds: (plain, counts, noisy, independent).
 
-    plain: np.ndarray
-    """int64 [thresholds]: on the sample."""
-    counts: np.ndarray
-    """float64 [resamples, thresholds]: with the noise of one resample."""
-    noisy: np.ndarray
-    """float64 [levels, thresholds]: mean over resamples at each noise level of `_LEVELS`."""
-    independent: np.ndarray
-    """float64 [thresholds]: variance of `counts` if features erred independently."""
-
-
-def _resampled(jackknife: Jackknife, cuts: np.ndarray, resamples: int, seed: int) -> _Resampled:
+    plain: int64 [thresholds], on the sample. counts: float64 [resamples, thresholds], with the noise of one resample.
+    noisy: float64 [levels, thresholds], mean over resamples at each noise level of `_LEVELS`. independent: float64
+    [thresholds], variance of `counts` if features erred independently.
+    """
     groups, features, top = jackknife.deviation.shape
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0
     order = np.argsort(cuts)
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
-    for own in _chunks(features, resamples * top):
-        z, bias = np.where(np.isfinite(jackknife.z[own]), jackknife.z[own], -np.inf), jackknife.bias[own]
-        moved = [weights @ jackknife.deviation[:, own, c] for c in range(top)]
+    for part in _chunks(features, resamples * top):
+        z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
+        moved = [weights @ jackknife.deviation[:, part, c] for c in range(top)]
         plain[order] += _above(z.max(1)[None], cuts[order], 0).sum(0)
         for at, noise in enumerate((1.0, *_LEVELS)):
             shifted = z + noise * bias
@@ -299,7 +301,7 @@ def _resampled(jackknife: Jackknife, cuts: np.ndarray, resamples: int, seed: int
                 counts[:, order] += _above(best, cuts[order], 0)
                 share = _above(best, cuts[order], 1) / resamples
                 independent[order] += (share * (1 - share)).sum(0)
-    return _Resampled(plain, counts, noisy, independent)
+    return plain, counts, noisy, independent
 
 
 def _above(values: np.ndarray, cuts: np.ndarray, axis: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What features respond to, told by fixed rules from where they fire: no language model, nothing by hand.
+"""Classes of features by fixed rules on where they fire: no language model, nothing by hand.
 
 Tokens have a category by their text. A feature belongs to one class by how its activation is spread over categories,
 token texts, neighbors, positions and corpora, activations as weights.
@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from heredity.features.acts import FeatureActs
 
 Language = Literal["python", "lua", "cpp", "javascript", "prose"]
-"""What a corpus is written in; it decides which words are keywords."""
+"""Language of a corpus; it decides which words are keywords."""
 
 MARKS = ("punctuation", "operator", "whitespace", "line break", "number", "keyword", "non-ascii", "special")
 """Categories of tokens that are no plain word; `non-ascii` holds fragments of bytes too."""
@@ -54,13 +54,13 @@ _KEYWORDS: Mapping[Language, str] = {
     "prose": "",
 }
 # Words that neither prose nor the other languages use much.
-_TELLING: Mapping[Language, str] = {
+_TYPICAL: Mapping[Language, str] = {
     "python": "def elif self None lambda isinstance __init__ import except len",
     "lua": "local nil elseif function ipairs pairs",
     "cpp": "const void int template typename namespace struct std include static auto inline bool",
     "javascript": "const var let function undefined typeof require null exports prototype",
 }
-_CODE = 0.02  # least share of telling words in code; prose about programming has some of them too
+_CODE = 0.02  # least share of typical words in code; prose about programming has some of them too
 
 _PUNCTUATION = re.compile(r"""[.,;:!?'"()\[\]{}…]+""")
 _DASHES = re.compile(r"-+")
@@ -71,14 +71,12 @@ _IDENTIFIER = re.compile(r"\w*[a-zA-Z]\w*")
 
 
 def language_of(text: str) -> Language:
-    """The language that telling words (such as `elif`, `nil`, `typename`) make up the largest share of a text's words
+    """The language that typical words (such as `elif`, `nil`, `typename`) make up the largest share of a text's words
     for, if at least one in 50; otherwise prose."""
     words = re.findall(r"[A-Za-z_]+", text)
-    hits: dict[Language, int] = {}
-    for name, telling in _TELLING.items():
-        own = frozenset(telling.split())
-        hits[name] = sum(word in own for word in words)
-    best = max(hits, key=lambda name: hits[name])
+    vocabularies = {name: frozenset(typical.split()) for name, typical in _TYPICAL.items()}
+    hits = {name: sum(word in vocabulary for word in words) for name, vocabulary in vocabularies.items()}
+    best = max(_TYPICAL, key=lambda name: hits[name])
     return best if words and hits[best] >= _CODE * len(words) else "prose"
 
 
@@ -88,11 +86,11 @@ def token_categories(texts: Sequence[str], language: Language = "prose", special
     texts: the vocabulary, each token decoded alone. special: numbers of tokens that stand for no text, such as the end
     of text. A dash is an operator in code and punctuation in prose, and only code has keywords.
     """
-    number = {name: index for index, name in enumerate(CATEGORIES)}
     keywords = frozenset(_KEYWORDS[language].split())
-    found = np.array([number[_category(text, keywords, language == "prose")] for text in texts], np.int8)
-    found[list(special)] = number["special"]
-    return found
+    names = [_category(text, keywords, language == "prose") for text in texts]
+    categories = np.array([CATEGORIES.index(name) for name in names], np.int8)
+    categories[list(special)] = CATEGORIES.index("special")
+    return categories
 
 
 def _category(text: str, keywords: Collection[str], prose: bool) -> str:
@@ -109,10 +107,6 @@ def _category(text: str, keywords: Collection[str], prose: bool) -> str:
         return "number"
     if _SYMBOLS.fullmatch(word):
         return "operator"
-    return _word(word)
-
-
-def _word(word: str) -> str:
     plain = _WORD.fullmatch(word)
     if not plain:
         return "identifier" if _IDENTIFIER.fullmatch(word) else "other"
@@ -146,7 +140,7 @@ class Text(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """When a feature belongs to a class. Shares are of its activation."""
+    """Thresholds of the classes. Shares are of a feature's activation."""
 
     single: float = 0.9
     """Least share on one token text for `single-token`."""
@@ -161,7 +155,7 @@ class Rules(NamedTuple):
 
 
 class Most(NamedTuple):
-    """What most of each feature's activation falls on."""
+    """The key that most of each feature's activation falls on."""
 
     key: np.ndarray
     """int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one."""
@@ -236,24 +230,20 @@ def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> Featu
 
 def _most(weights: csr_array, key: np.ndarray) -> Most:
     """weights: [d_sae, tokens]. key: int64 [tokens], -1 where there is none."""
-    told = key >= 0
-    one_hot = csr_array((told.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), _width(key)))
+    known, width = key >= 0, int(key.max(initial=0)) + 1
+    one_hot = csr_array((known.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), width))
     sums = csr_array(weights @ one_hot)
     totals, filled = weights.sum(1), np.diff(sums.indptr) > 0
-    best, found = np.zeros(len(totals)), np.full(len(totals), -1, np.int64)
+    best, lowest = np.zeros(len(totals)), np.full(len(totals), -1, np.int64)
     if filled.any():
         starts, length = sums.indptr[:-1][filled], np.diff(sums.indptr)[filled]
         best[filled] = np.maximum.reduceat(sums.data, starts)
-        first = np.where(sums.data == np.repeat(best[filled], length), sums.indices, _width(key))
-        found[filled] = np.minimum.reduceat(first, starts)
-    found[best == 0] = -1
-    base = np.bincount(key[told], minlength=_width(key)) / max(1, len(key))
+        first = np.where(sums.data == np.repeat(best[filled], length), sums.indices, width)
+        lowest[filled] = np.minimum.reduceat(first, starts)
+    lowest[best == 0] = -1
+    base = np.bincount(key[known], minlength=width) / max(1, len(key))
     share = np.divide(best, totals, out=np.zeros_like(best), where=totals > 0)
-    return Most(found, share, np.where(found >= 0, base[found], 0.0))
-
-
-def _width(key: np.ndarray) -> int:
-    return int(key.max(initial=0)) + 1
+    return Most(lowest, share, np.where(lowest >= 0, base[lowest], 0.0))
 
 
 def _primary(
@@ -275,17 +265,17 @@ def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, n
     """Wilson's score interval of the shares hits / n (Wilson 1927), float64 [k] each; nan without observations."""
     if not n:
         return np.full(len(hits), np.nan), np.full(len(hits), np.nan)
-    ends = [binomtest(int(own), n).proportion_ci(level, method="wilson") for own in hits]
-    return np.array([own.low for own in ends], np.float64), np.array([own.high for own in ends], np.float64)
+    ends = [binomtest(int(count), n).proportion_ci(level, method="wilson") for count in hits]
+    return np.array([end.low for end in ends], np.float64), np.array([end.high for end in ends], np.float64)
 
 
 class Gap(NamedTuple):
-    """How much more often features of one group belong to a class than features of another."""
+    """Differences between the shares of two groups of features that belong to each class."""
 
     value: np.ndarray
     """float64 [k]: share in the first minus share in the second; nan where a group is empty."""
     low: np.ndarray
-    """float64 [k]: nan where no resample differs from another, so that nothing can be said."""
+    """float64 [k]: nan where no resample differs from another."""
     high: np.ndarray
     """float64 [k]."""
 

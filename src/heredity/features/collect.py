@@ -1,4 +1,7 @@
-"""Feature activations of one token sample: one pass through the model feeds any number of SAEs."""
+"""Feature activations of one token sample: one pass through the model feeds any number of SAEs.
+
+Apart from `acts`, so that activations can be matched without torch.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,13 @@ class Reader(NamedTuple):
     precision: Precision = "float32"
     """Of the model's matrix products."""
 
+    @property
+    def sae(self) -> SAE:
+        """The only SAE; `ValueError` where there are several."""
+        if len(self.saes) != 1:
+            raise ValueError(f"the reader of {self.hook_point} has {len(self.saes)} SAEs; give the one to use")
+        return self.saes[0]
+
 
 def collect(
     model: torch.nn.Module,
@@ -50,9 +60,9 @@ def collect(
 def collected(
     readers: Job[Reader], sampler: BlockSampler, tokens: int, progress: Progress | None = None
 ) -> list[FeatureActs]:
-    """What `collect` gives, by whoever works on the job: a unit is one forward pass, whatever the number of workers."""
+    """Like `collect`, by the workers of a job: a unit is one forward pass, whatever the number of workers."""
     blocks = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
-    step, parts = blocks_at_once(sampler.context_size), []
+    step, parts = blocks_at_once(sampler.context_size), list[list[FeatureActs]]()
     units = (sampler.take(start, min(start + step, blocks)) for start in range(0, blocks, step))
     for part in readers.map(encoded, units):
         parts.append(part)

@@ -68,9 +68,9 @@ def correlate(
 
     The similarity is Pearson's r over all positions, silent ones included, with sums in float64 (Horn & Elliott,
     section 3.4; activation similarity of Bricken et al.). A feature that is constant on the sample, such as one that
-    never fires, has no r: it gets match -1 and r nan and is nobody's match. The dictionaries may differ in size.
+    never fires, has no r: it gets match -1 and r nan and is never a match. The dictionaries may differ in size.
 
-    top: partners kept for each feature. workers: threads, by default one a processor. progress: called with (parent
+    top: partners kept for each feature. workers: threads, by default one per processor. progress: called with (parent
     features done, parent features to do). memory: bytes to use beside the activations and the result, as far as
     possible; by default 0.5 GiB, on a GPU 8 GiB. parent_range: match parent features start to stop only; `join_matches`
     puts ranges together. thresholds, bins: of the counts over all pairs. Neither workers nor memory nor ranges change
@@ -83,7 +83,7 @@ def correlate(
             "encode the same tokens with both SAEs"
         )
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: at least one thread must do the work; leave it out for one a processor")
+        raise ValueError(f"workers={workers}: at least one thread must do the work; leave it out for one per processor")
     if not parent.tokens:
         raise ValueError("there are no token positions to correlate over; give at least two")
     if device == "cpu":
@@ -121,8 +121,8 @@ def join_matches(parts: Sequence[Matches]) -> Matches:
             raise ValueError("a part without counts of pairs cannot be joined; join what `correlate` returned")
         if part.tokens != parts[0].tokens or not np.array_equal(part.child_density, parts[0].child_density):
             raise ValueError(f"parts compare {[p.tokens for p in parts]} tokens or other children; use one edge's")
-        own = (part.parent_start, part.parent_start + len(part.parent_r))
-        ranged.append(TopPearson(*part[:4], own, part.thresholds, part.pairs_over, part.histogram))
+        span = (part.parent_start, part.parent_start + len(part.parent_r))
+        ranged.append(TopPearson(*part[:4], span, part.thresholds, part.pairs_over, part.histogram))
     density = np.concatenate([part.parent_density for part in parts]) if parts else np.empty(0)
     return _matches(join(ranged), density, parts[0].child_density, parts[0].tokens)
 

@@ -216,13 +216,13 @@ def token_type_correlate(
     It inflates persistence, so never read it as the r of `correlate`. Two common types always give exactly +1 or -1,
     and three or four give a high |r| by chance; with thousands of candidates almost every feature finds a pair like
     that. Types on which only one feature fires count for nothing, so that features which hardly ever fire together can
-    agree; and the mean takes away what tells contexts of a token apart. The result stands beside the paper's definition
+    agree; and the mean hides differences between contexts of a token. The result stands beside the paper's definition
     to show what the other reading would have reported.
 
     ids: int [tokens], the token type of each position: the token id, or one number for all ids that decode to the
     same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64,
     centered on each feature's mean over types. Work is one step for each pair of features and type on which both fire;
-    blocks of the matrix of all pairs (32 MiB) are all that is held of it.
+    the matrix of all pairs is held in blocks (32 MiB).
     Raises `ValueError` for samples or ids of different length, `least_common` below 2 and `top` below 1.
     """
     ids = np.asarray(ids)

@@ -18,8 +18,8 @@ _PAIRS = 1 << 9
 
 
 class Cosines(NamedTuple):
-    """Best partners of each feature by cosine, best first, ties to the lower index. A feature whose direction is zero
-    has none and is nobody's."""
+    """Best partners of each feature by cosine, best first, ties to the lower index. A zero-norm
+    feature has no match and is never returned as one."""
 
     parent_match: np.ndarray
     """int32 [d_parent, top]: child features; -1 where there is none."""
@@ -32,7 +32,7 @@ class Cosines(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Pairs that an assignment by encoder and one by decoder agree upon."""
+    """Pairs common to the assignment by encoder and the one by decoder."""
 
     pairs: np.ndarray
     """int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature."""
@@ -119,13 +119,13 @@ def shared(
     features come out the same unless a feature has more than `top` rivals.
     Raises as `cosine_matches` does.
     """
-    found = []
+    assigned = []
     for a, b in ((torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)):
-        found.append(one_to_one(*cosine_matches(a, b, top)))
-    keys = [assigned.pairs.astype(np.int64) @ [len(dec_b), 1] for assigned in found]
+        assigned.append(one_to_one(*cosine_matches(a, b, top)))
+    keys = [pairs.astype(np.int64) @ [len(dec_b), 1] for pairs, _ in assigned]
     _, at_encoder, at_decoder = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    encoder, decoder = found[0].r[at_encoder], found[1].r[at_decoder]
-    return Shared(found[0].pairs[at_encoder], encoder, decoder, (encoder >= least) & (decoder >= least))
+    encoder, decoder = assigned[0].r[at_encoder], assigned[1].r[at_decoder]
+    return Shared(assigned[0].pairs[at_encoder], encoder, decoder, (encoder >= least) & (decoder >= least))
 
 
 def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarray:

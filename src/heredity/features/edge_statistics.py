@@ -273,18 +273,14 @@ def _bootstrap(edge: Compared, thresholds: tuple[float, ...], settings: Settings
         counts(edge.parent, acts, matches.parent_match)[0]
         for acts, matches in zip(edge.spare, edge.ceilings, strict=True)
     ]
-    ceiling = pooled_counts(further) if further else None
+    ceiling: Counts | None = None
+    if further:
+        # Averaging the ends is what holds when the comparisons err together, as those on the same documents do, and is
+        # too wide rather than too narrow otherwise.
+        names = ("seen", "corrected", "low", "high", "draws")
+        means = {name: np.mean([getattr(count, name) for count in further], axis=0) for name in names}
+        ceiling = further[0]._replace(**means)
     return Bootstrap(persist, inherited, ceiling, {"parent": parent_r, "child": child_r})
-
-
-def pooled_counts(counts: Sequence[Counts]) -> Counts:
-    """Mean counts of several comparisons on the same resamples: draws are averaged, interval ends too.
-
-    Averaging the ends is what holds when the comparisons err together, as those on the same documents do, and is too
-    wide rather than too narrow otherwise.
-    """
-    names = ("seen", "corrected", "low", "high", "draws")
-    return counts[0]._replace(**{name: np.mean([getattr(count, name) for count in counts], axis=0) for name in names})
 
 
 def _counts(edge: Compared, threshold: float, bootstrap: Bootstrap | None, at: int) -> Figures:

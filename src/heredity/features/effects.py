@@ -1,4 +1,4 @@
-"""What features do to the prediction: directly on the logits, by attribution, and when moved into the other model.
+"""Effects of features on the prediction: directly on the logits, by attribution, and when moved into the other model.
 
 Two features can fire alike and act differently. The first two similarities are those of Bricken et al. 2023 ("Towards
 Monosemanticity", universality); moving features is the causal test of Minder et al. 2025 (arXiv 2504.02922).
@@ -6,7 +6,7 @@ Monosemanticity", universality); moving features is the causal test of Minder et
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
-from heredity.features.acts import FeatureActs
 from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import median
 from heredity.lm.hooks import replaced
@@ -22,7 +21,7 @@ from heredity.lm.logit_attribution import logit_weights
 from heredity.lm.loss import arithmetic, chunk_rows, dtype_of
 from heredity.sae.model import SAE
 
-_CHUNK = 1 << 22  # numbers made at a time
+_CHUNK = 1 << 22  # numbers in a temporary array
 
 
 def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
@@ -37,7 +36,7 @@ def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.nda
     for start in range(0, len(pairs), step):
         some = torch.from_numpy(pairs[start : start + step])
         a, b = (
-            logit_weights(reader.model, reader.hook_point, reader.saes[0].W_dec[side.to(reader.saes[0].W_dec.device)])
+            logit_weights(reader.model, reader.hook_point, reader.sae.W_dec[side.to(reader.sae.W_dec.device)])
             for reader, side in ((parent, some[:, 0]), (child, some[:, 1]))
         )
         a, b = a.double().cpu(), b.double().cpu()
@@ -56,13 +55,13 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
     reader: a model and one SAE. features: int [n], repeats allowed. The gradient is taken in float32, or under bf16
     autocast where `reader.precision` and the device ask for it.
     """
-    sae = _only(reader)
-    places, asked = _checked(features, sae, "features"), np.zeros(sae.d_sae, bool)
-    asked[places] = True
+    sae = reader.sae
+    places, chosen = _checked(features, sae, "features"), np.zeros(sae.d_sae, bool)
+    chosen[places] = True
     for ids in _batches(reader.model, blocks):
         x, gradient = (part[:, :-1].flatten(0, 1).float() for part in _gradient(reader, ids))
         indptr, indices, values = sae.encode_sparse(x)
-        kept = asked[indices]
+        kept = chosen[indices]
         tokens = np.repeat(np.arange(len(x)), np.diff(indptr))[kept]
         effect, step = np.empty(len(tokens)), max(1, _CHUNK // sae.d_in)
         entries = torch.from_numpy(np.stack([tokens, indices[kept].astype(np.int64)])).to(x.device)
@@ -70,8 +69,8 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
             token, feature = entries[:, start : start + step]
             products = sae.W_dec[feature] * gradient[token]
             effect[start : start + step] = products.sum(1, dtype=torch.float64).cpu().numpy()
-        made = csc_array((effect * values[kept], (tokens, indices[kept])), shape=(len(x), sae.d_sae))
-        yield csc_array(made[:, places])
+        effects = csc_array((effect * values[kept], (tokens, indices[kept])), shape=(len(x), sae.d_sae))
+        yield csc_array(effects[:, places])
 
 
 def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blocks: np.ndarray) -> np.ndarray:
@@ -88,14 +87,14 @@ def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blo
         sums += [m.sum(0) for m in (a, b, a.multiply(a), b.multiply(b), a.multiply(b))]
     a, b, aa, bb, ab = sums
     spread = [square - np.square(total) / tokens for square, total in ((aa, a), (bb, b))]
-    told = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
+    varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (ab - a * b / tokens) / np.sqrt(spread[0] * spread[1])
-    return np.where(told, np.clip(r, -1, 1), np.nan)
+    return np.where(varies, np.clip(r, -1, 1), np.nan)
 
 
 class Splice(NamedTuple):
-    """KL(child ‖ parent) in nats a token after features of the child were moved into the parent; by block of tokens."""
+    """KL(child ‖ parent), nats per token, with features of the child moved into the parent; by block of tokens."""
 
     before: np.ndarray
     """float64 [blocks]: nothing moved."""
@@ -106,7 +105,7 @@ class Splice(NamedTuple):
     all: np.ndarray
     """float64 [blocks]: all features moved; the most that the SAE can carry."""
     patched: np.ndarray
-    """float64 [blocks]: the child's own activations in place of the parent's; with what the SAE does not see."""
+    """float64 [blocks]: the child's own activations in place of the parent's; including what the SAE does not see."""
     moved: float
     """Mean squared length of what the chosen features add, as a share of what all add."""
     controls_moved: np.ndarray
@@ -136,24 +135,20 @@ def splice(
     Raises ValueError when S is empty or out of range, when fewer other features are live than S has, when the SAE or
     the vocabularies do not fit.
     """
-    sae = _only(child)
+    sae = child.sae
     _check_vocab(parent, child.model)
-    chosen, changes = np.zeros(sae.d_sae, bool), []
+    chosen = np.zeros(sae.d_sae, bool)
     chosen[_checked(features, sae, "features")] = True
     if not chosen.any():
         raise ValueError("features is empty; choose at least one feature to move")
-    for ids in _batches(child.model, blocks):
-        some = ids.cpu().numpy()
-        readers = child, Reader(parent, child.hook_point, [sae], child.precision)
-        of_child, of_parent = (acts for reader in readers for acts in encoded(reader, some))
-        changes.append(
-            csr_array((of_child.values, of_child.indices, of_child.indptr), (of_child.tokens, sae.d_sae))
-            - csr_array((of_parent.values, of_parent.indices, of_parent.indptr), (of_parent.tokens, sae.d_sae))
-        )
-    fired = np.zeros(sae.d_sae, bool)
-    for change in changes:
-        fired[change.indices[change.data != 0]] = True
-    sets = [chosen, *_control_sets(fired, chosen, controls, seed), np.ones(sae.d_sae, bool)]
+    changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
+    differ = _nonzero(changes, sae.d_sae)
+    others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
+    if controls and len(others) < size:
+        raise ValueError(f"features: {size} are chosen but only {len(others)} others are live; choose fewer")
+    sets = [chosen, *np.zeros((controls, sae.d_sae), bool), np.ones(sae.d_sae, bool)]
+    for control in sets[1:-1]:
+        control[rng.choice(others, size, replace=False)] = True
     kls, lengths = [], np.zeros(len(sets))
     for ids, change in zip(_batches(child.model, blocks), changes, strict=True):
         parts = [_added(sae, change, some) for some in sets]
@@ -161,29 +156,47 @@ def splice(
         kls.append(_kls(parent, child, ids, parts))
     kl = np.concatenate(kls, axis=1)
     moved = lengths / lengths[-1] if lengths[-1] else np.full(len(sets), np.nan)
-    figures = float(moved[0]), moved[1:-1], int(fired.sum()), blocks.size
+    figures = float(moved[0]), moved[1:-1], int(differ.sum()), blocks.size
     return Splice(kl[0], kl[2], kl[3:-1], kl[-1], kl[1], *figures)
+
+
+def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
+    """Features of the child's SAE that differ between the activations of both models somewhere, bool [d_child]."""
+    return _nonzero([_change(parent.model, child, blocks)], child.sae.d_sae)
+
+
+def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
+    """Activations of the child's SAE on the child's vectors less those on the parent's, [tokens, d_child]."""
+    (of_child,), (of_parent,) = encoded(child, blocks), encoded(child._replace(model=parent), blocks)
+    matrices = (csr_array((a.values, a.indices, a.indptr), (a.tokens, a.d_sae)) for a in (of_child, of_parent))
+    return csr_array(next(matrices) - next(matrices))
+
+
+def _nonzero(changes: Sequence[csr_array], d_sae: int) -> np.ndarray:
+    """Features with an entry other than 0, bool [d_sae]."""
+    features = np.zeros(d_sae, bool)
+    for change in changes:
+        features[change.indices[change.data != 0]] = True
+    return features
 
 
 def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> np.ndarray:
     """KL from the child, [2 + parts, batch]: of the parent as it is, with the child's activations, with each part."""
+
+    def log_probs(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Tensor:
+        with replaced(model, child.hook_point, change), torch.no_grad(), arithmetic(ids.device, child.precision):
+            logits = model(input_ids=ids, use_cache=False).logits
+        return logits.float().log_softmax(-1)
+
     seen: list[Tensor] = []
-    # `append` gives None, so what is seen goes on unchanged.
-    with replaced(child.model, child.hook_point, lambda x: seen.append(x) or x):
-        target = _log_probs(child.model, ids, child)
+    # `append` gives None, so activations go on unchanged.
+    target = log_probs(child.model, lambda x: seen.append(x) or x)
     additions = [lambda x, part=part: x.float() + part.view(x.shape) for part in parts]
     rows = []
-    for swap in (lambda x: x, lambda _: seen[0], *additions):
-        with replaced(parent, child.hook_point, swap):
-            other = _log_probs(parent, ids, child)
+    for change in (lambda x: x, lambda _: seen[0], *additions):
+        other = log_probs(parent, change)
         rows.append((target.exp() * (target - other)).sum(-1, dtype=torch.float64).mean(1).cpu().numpy())
     return np.stack(rows)
-
-
-def _log_probs(model: nn.Module, ids: Tensor, reader: Reader) -> Tensor:
-    with torch.no_grad(), arithmetic(ids.device, reader.precision):
-        logits = model(input_ids=ids, use_cache=False).logits
-    return logits.float().log_softmax(-1)
 
 
 def _added(sae: SAE, change: csr_array, chosen: np.ndarray) -> Tensor:
@@ -191,18 +204,6 @@ def _added(sae: SAE, change: csr_array, chosen: np.ndarray) -> Tensor:
     kept = chosen[change.indices]
     indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
     return sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec
-
-
-def _control_sets(fired: np.ndarray, chosen: np.ndarray, controls: int, seed: int) -> list[np.ndarray]:
-    """Sets of as many features that fired and are not chosen, each bool [d_sae]."""
-    others, size = np.flatnonzero(fired & ~chosen), int(chosen.sum())
-    if controls and len(others) < size:
-        raise ValueError(f"features: {size} are chosen but only {len(others)} others are live; choose fewer")
-    rng, sets = np.random.default_rng(seed), []
-    for _ in range(controls):
-        sets.append(np.zeros(len(fired), bool))
-        sets[-1][rng.choice(others, size, replace=False)] = True
-    return sets
 
 
 def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,12 +240,6 @@ def _check_vocab(parent: nn.Module, child: nn.Module) -> None:
         raise ValueError(f"the parent knows {known[0]} tokens and the child {known[1]}; they must share a tokenizer")
 
 
-def _only(reader: Reader) -> SAE:
-    if len(reader.saes) != 1:
-        raise ValueError(f"the reader of {reader.hook_point} has {len(reader.saes)} SAEs; give the one that is meant")
-    return reader.saes[0]
-
-
 def _checked(features: np.ndarray, sae: SAE, name: str) -> np.ndarray:
     """int64 [n]; ValueError for what is no feature of the SAE."""
     features = np.asarray(features, np.int64)
@@ -262,21 +257,7 @@ def _checked_pairs(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarr
         raise ValueError(f"pairs are of shape {list(np.shape(pairs))}; give [n, 2] of (parent feature, child feature)")
     _check_vocab(parent.model, child.model)
     sides = (("parent feature", parent), ("child feature", child))
-    return np.stack([_checked(pairs[:, at], _only(reader), name) for at, (name, reader) in enumerate(sides)], axis=1)
-
-
-def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
-    """Features of the child's SAE that differ between the activations of both models somewhere, bool [d_child]."""
-    (of_child,) = encoded(child, blocks)
-    (of_parent,) = encoded(child._replace(model=parent.model), blocks)
-    change = csr_array(_matrix(of_child) - _matrix(of_parent))
-    differ = np.zeros(of_child.d_sae, bool)
-    differ[change.indices[change.data != 0]] = True
-    return differ
-
-
-def _matrix(acts: FeatureActs) -> csr_array:
-    return csr_array((acts.values, acts.indices, acts.indptr), (acts.tokens, acts.d_sae))
+    return np.stack([_checked(pairs[:, at], reader.sae, name) for at, (name, reader) in enumerate(sides)], axis=1)
 
 
 def splice_figures(splice: Splice, seed: int, level: float = 0.95, resamples: int = 1000) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What became of each feature: fates along an edge, the accounting of a merge, and strata by density."""
+"""Fates of features along an edge, the accounting of a merge, and strata by density."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMERGED = 3
 
 
 class Fates(NamedTuple):
-    """Fates of the features of an edge (Horn & Elliott, section 3.4). Live is what fired at least once."""
+    """Fates of the features of an edge (Horn & Elliott, section 3.4). Live features fired at least once."""
 
     persist: np.ndarray
     """bool [d_parent]: some child feature has r above the threshold."""
@@ -72,7 +72,7 @@ def curve(matches: Matches, thresholds: Sequence[float] = THRESHOLDS) -> dict[st
 
 
 class Flow(NamedTuple):
-    """Where the features of a merge come from. Every live one is counted exactly once:
+    """Origins of the features of a merge. Every live one is counted exactly once:
     `from_base + sum(emerged.values()) + emerged_in_both + novel == live`.
     """
 
@@ -153,16 +153,16 @@ def flow(
 
 
 def _inherited(name: str, edges: Matches | Sequence[Matches], features: int, threshold: float) -> np.ndarray:
-    """bool [features]: which features of a parent match a feature of the base."""
-    found = np.zeros(features, bool)
+    """bool [features]: features of a parent that match a feature of the base."""
+    inherited = np.zeros(features, bool)
     for edge in [edges] if isinstance(edges, Matches) else edges:
         if len(edge.child_r) != features:
             raise ValueError(
                 f"{name} has {len(edge.child_r)} features on the edge from the base and {features} on the edge into "
                 "the merge; use one SAE for both"
             )
-        found |= edge.child_r[:, 0] > threshold
-    return found
+        inherited |= edge.child_r[:, 0] > threshold
+    return inherited
 
 
 def _through(edge: Matches, from_base: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

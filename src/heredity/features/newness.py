@@ -1,7 +1,7 @@
-"""Is a child's feature new to its parent? How much of it the parent's activations hold, whatever its SAE found there.
+"""Is a child's feature new to its parent? Latent scaling of child features in the activations of both models.
 
 A feature without a match in the parent's SAE may still be in the parent: the parent's SAE may have missed it, or spread
-it over several features. Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) asks the activations.
+it over several features. Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) measures the activations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
 
 
 class Newness(NamedTuple):
-    """How much of each child feature the parent has. All [d_sae] and float64 unless said otherwise.
+    """How much of each child feature the parent has. All [d_sae] and float64 unless another type is named.
 
     A beta is how many times the feature's contribution f_j d_j is found in a target y: the least-squares beta of
     y = c + beta f_j d_j over all tokens, with a free constant vector c. A nu is the parent's beta over the child's. It
@@ -48,7 +48,7 @@ class Newness(NamedTuple):
     """Target: the error x − x̂; for the child with the feature's own contribution put back, x − x̂ + f_j d_j. High: the
     parent has it, but its SAE missed it (complete shrinkage, in Minder et al.)."""
     nu_error: np.ndarray
-    """Standard error of nu, by leaving out one fold of the updates at a time (jackknife); nan if it cannot be told."""
+    """Standard error of nu, by leaving out one fold of the updates at a time (jackknife); nan with one fold."""
     nu_r_error: np.ndarray
     """Standard error of nu_r."""
     nu_eps_error: np.ndarray
@@ -71,10 +71,10 @@ class Newness(NamedTuple):
     def new(self, nu_eps: float = NU_EPS, nu_r: float = NU_R, errors: float = 0.0) -> np.ndarray:
         """bool [d_sae]: nu_eps and nu_r are below their thresholds by `errors` standard errors or more.
 
-        False where one is nan. Both are asked for: what the parent's SAE expresses is not in its error, and the other
+        False where one is nan. Both count: what the parent's SAE expresses is not in its error, and the other
         way round.
         """
-        # 0 x nan would let a missing standard error decide where none is asked for.
+        # 0 x nan would let a missing standard error decide where errors = 0.
         eps_margin = errors * self.nu_eps_error if errors else 0.0
         r_margin = errors * self.nu_r_error if errors else 0.0
         return (self.nu_eps + eps_margin < nu_eps) & (self.nu_r + r_margin < nu_r)
@@ -86,14 +86,14 @@ class LatentScaling:
     beta_j = Σ_t (f_j(t) − mean f_j) y(t)·d_j / (Σ_t (f_j(t) − mean f_j)² ‖d_j‖²)
 
     (Minder et al. 2025, section 3, with a free constant added: without it a mean of y that points along d_j counts as
-    the feature's.) What is kept is Σ f_j y, so the cost of a token is its active features times d_in. All sums are
-    float64; memory is 16 d_sae d_in bytes and 48 d_sae a fold, on the device of the directions.
+    the feature's.) The sums kept are Σ f_j y, so the cost per token is its active features times d_in. All sums are
+    float64; memory is 16 d_sae d_in bytes and 48 d_sae per fold, on the device of the directions.
     """
 
     def __init__(self, directions: Tensor, folds: int = 10) -> None:
         """directions [d_sae, d_in]: rows of the child SAE's W_dec, of any length.
 
-        folds: updates are dealt out to so many folds in turn, for the standard errors. A fold should hold whole blocks
+        folds: updates are dealt to this many folds in turn, for the standard errors. A fold should hold whole blocks
         of text, since neighboring tokens are alike. Raises ValueError for directions of another shape or below 2 folds.
         """
         if directions.ndim != 2:
@@ -143,11 +143,6 @@ class LatentScaling:
         self._y[fold] += sums
         x = torch.stack([ys[0], ys[2]])
         self._products += torch.einsum("and,bnd->ab", x, x)
-        self._add(acts, ys, fold)
-        return self
-
-    def _add(self, acts: FeatureActs, ys: list[Tensor], fold: int) -> None:
-        device = self._directions.device
         count, total, square = moments(acts.sparse)
         self._firings += count
         self._f[fold] += torch.from_numpy(total).to(device)
@@ -158,8 +153,8 @@ class LatentScaling:
         values = torch.from_numpy(columns.values).to(device).double()
         step = max(1, _CHUNK // self._directions.shape[1])
         for start in range(0, acts.d_sae, step):
-            own = slice(start, min(start + step, acts.d_sae))
-            offsets = columns.indptr[own.start : own.stop + 1]
+            part = slice(start, min(start + step, acts.d_sae))
+            offsets = columns.indptr[part.start : part.stop + 1]
             entries = slice(int(offsets[0]), int(offsets[-1]))
             if entries.start == entries.stop:
                 continue
@@ -169,34 +164,28 @@ class LatentScaling:
                     tokens[entries], y, bags, mode="sum", per_sample_weights=values[entries], include_last_offset=True
                 )
                 if target % 2 == 0:
-                    self._response[target // 2, own] += f_y
-                self._f_y[fold, target, own] += f_y.mul_(self._directions[own]).sum(1)
+                    self._response[target // 2, part] += f_y
+                self._f_y[fold, target, part] += f_y.mul_(self._directions[part]).sum(1)
+        return self
 
     def result(self) -> Newness:
         """The figures of all tokens so far. Raises ValueError when there were none."""
         if not self._tokens.sum():
             raise ValueError("no tokens were given; call update with at least one batch")
         used = np.flatnonzero(self._tokens)
-        every = self._betas(used)
+        betas = self._betas(used)
         with np.errstate(invalid="ignore", divide="ignore"):
-            nus = _nus(every)
-            left_out = [_nus(self._betas(used[used != fold])) for fold in used] if len(used) > 1 else []
-            errors = _jackknife(np.array(left_out)) if left_out else np.full_like(nus, np.nan)
+            nus, errors = _nus(betas), np.full((3, len(betas[0])), np.nan)
+            if len(used) > 1:
+                # Jackknife: standard errors from estimates that leave out one fold each (Tukey 1958).
+                left_out = np.array([_nus(self._betas(used[used != fold])) for fold in used])
+                errors = np.sqrt((len(used) - 1) / len(used) * np.square(left_out - left_out.mean(0)).sum(0))
             strength, alignment = self._responses()
+        tokens = int(self._tokens.sum())
         return Newness(
-            nu=nus[0],
-            nu_r=nus[1],
-            nu_eps=nus[2],
-            nu_error=errors[0],
-            nu_r_error=errors[1],
-            nu_eps_error=errors[2],
-            beta_parent=every[0],
-            beta_child=every[2],
-            strength=strength,
-            alignment=alignment,
-            firings=self._firings.copy(),
-            tokens=int(self._tokens.sum()),
-        )
+            nus[0], nus[1], nus[2], errors[0], errors[1], errors[2], betas[0], betas[2], strength, alignment,
+            self._firings.copy(), tokens,
+        )  # fmt: skip
 
     def _spread(self, folds: np.ndarray) -> tuple[Tensor, Tensor, float]:
         """Σ f and Σ (f − mean f)², [d_sae], the second nan for a constant feature; and the tokens, of some folds."""
@@ -223,9 +212,9 @@ class LatentScaling:
         products = torch.empty_like(noise)
         step = max(1, _CHUNK // self._directions.shape[1])
         for start in range(0, len(f), step):
-            own = slice(start, start + step)
-            b = (self._response[:, own] - f[own, None] * means[:, None]) / spread[own, None]
-            products[..., own] = torch.einsum("amd,bmd->abm", b, b)
+            part = slice(start, start + step)
+            b = (self._response[:, part] - f[part, None] * means[:, None]) / spread[part, None]
+            products[..., part] = torch.einsum("amd,bmd->abm", b, b)
         products -= noise
         parent_square, child_square = products[0, 0].clamp(min=0), products[1, 1].clamp(min=0)
         both = products[0, 1]
@@ -241,12 +230,9 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
     parent, child: a model and one SAE each. folds: as in `LatentScaling`; a fold holds whole blocks.
     Raises ValueError when a reader has more than one SAE, an SAE does not fit its hook point, or widths differ.
     """
-    for name, reader in (("parent", parent), ("child", child)):
-        if len(reader.saes) != 1:
-            raise ValueError(f"the {name} comes with {len(reader.saes)} SAEs; give the one to be compared")
-    parent_sae, child_sae = parent.saes[0], child.saes[0]
+    parent_sae, child_sae = parent.sae, child.sae
     scaling = LatentScaling(child_sae.W_dec, folds)
-    # No more blocks a step than leave every fold a step of its own.
+    # At most so many blocks per step that every fold gets a step.
     step = min(blocks_at_once(blocks.shape[1]), max(1, -(-len(blocks) // folds)))
     for start in range(0, len(blocks), step):
         some = blocks[start : start + step]
@@ -272,24 +258,18 @@ def _nus(betas: np.ndarray) -> np.ndarray:
     return above / np.where(below > 0, below, np.nan)
 
 
-def _jackknife(estimates: np.ndarray) -> np.ndarray:
-    """Standard errors [...] from estimates [folds, ...] that leave out one fold each (Tukey 1958)."""
-    folds = len(estimates)
-    return np.sqrt((folds - 1) / folds * np.square(estimates - estimates.mean(0)).sum(0))
-
-
 def groups_of(matches: Matches, firings: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
     """Child features by fate, each bool [d_child]: `emerged` and `inherited` as the edge counts them; `unseen` never
-    fired on the edge's common trace, so that nothing could match them, but fire on the child's own text.
+    fired on the edge's common trace, so that nothing could match them, but fire on the text of the child's trace.
 
-    firings: int [d_child], on the child's own text.
+    firings: int [d_child], on the text of the child's trace.
     """
     live, matched = matches.child_density > 0, matches.child_r[:, 0] > threshold
     return {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (firings > 0)}
 
 
 def origins_of(newness: Newness) -> dict[str, np.ndarray]:
-    """What the parent has of each child feature, each bool [d_child].
+    """Origins of each child feature in the parent, each bool [d_child].
 
     `judged`: fires on at least 30 tokens, and has a nu. Of these `new` (`Newness.new`), `surely_new` (by two standard
     errors), `turned` (new, but the parent's activations move on the same tokens), `missed` (not new; the parent has at

@@ -70,7 +70,7 @@ def floor(
 
 
 def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, stratum: int = STRATUM) -> np.ndarray:
-    """How likely a feature's best r is where nothing matches, float64 [features]; nan where best_r is.
+    """p-value of each feature's best r where nothing matches, float64 [features]; nan where best_r is.
 
     best_r [features] is the best of all candidates, and so is each entry of by_chance [passes, features]: the search
     is corrected for by construction. What chance reaches depends on how rare a feature is (two that fire three times
@@ -85,10 +85,10 @@ def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, str
         stop = start + stratum if len(order) - start >= 2 * stratum else len(order)
         if len(order) - start < stratum and start:
             break  # the last ones went with the stratum before
-        own = order[start:stop]
-        pool = np.sort(by_chance[:, own], axis=None)
-        at_least = len(pool) - np.searchsorted(pool, best_r[own], side="left")
-        p[own] = (1 + at_least) / (1 + len(pool))
+        members = order[start:stop]
+        pool = np.sort(by_chance[:, members], axis=None)
+        at_least = len(pool) - np.searchsorted(pool, best_r[members], side="left")
+        p[members] = (1 + at_least) / (1 + len(pool))
     return p
 
 

@@ -1,4 +1,4 @@
-"""Where to cut between kept and lost, from what chance reaches and what the same model reaches."""
+"""The threshold between kept and lost, from the r of chance and the r of another SAE of the same model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
 
 def choose_threshold(best_r: np.ndarray, by_chance: np.ndarray, ceilings: Sequence[np.ndarray] = ()) -> Evidence:
     """The threshold of an edge: where best r falls apart into two groups, but no lower than a quarter of the way from
-    what chance reaches to what an unchanged model reaches, and no higher than half of it.
+    the r of chance to the r of an unchanged model, and no higher than half of it.
 
     Both ends of an edge carry the noise of their SAE, so a kept feature's r stays below 1 by an amount that depends on
     the SAEs, and a lost one's above 0 by one that depends on sample and dictionary; a fixed threshold is right for one

@@ -82,9 +82,8 @@ def sparse_encode(
         if chosen is None:
             parts.append(_by_product(chunk, weight, bias, k, floor))
         else:
-            parts.append(
-                _unpadded(chosen, _by_product(chunk[np.flatnonzero(chosen.counts < 0)], weight, bias, k, floor))
-            )
+            overfull = chunk[np.flatnonzero(chosen.counts < 0)]
+            parts.append(_unpadded(chosen, _by_product(overfull, weight, bias, k, floor)))
         # What the first chunk shows decides for the rest.
         if not parts[1:] and (chosen is None or chosen.candidates > MOST_CANDIDATES * d_sae * len(chunk)):
             screen = None

@@ -38,7 +38,7 @@ def masked_sums(parent: Sparse, child: Sparse, pairs: np.ndarray, workers: int |
     """Sums over the common rows of pairs of features, given by features with rising rows (as `sparse.transpose` does).
 
     pairs: int [n, 2] of (parent, child) features. Work is the firings of both features of every pair. workers: threads,
-    by default one per processor; their number changes no bit.
+    by default one per processor; their number does not change a bit.
     """
     common, _, _, parent_square, child_square, product = _common_sums(parent, child, pairs, workers)
     return MaskedSums(common.astype(np.int64), product, parent_square, child_square)
@@ -83,7 +83,7 @@ def _add_common(start, stop, pairs, starts, rows, values, child_starts, child_ro
 
 @compiled()
 def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_rows, cover, least, mostly, added):
-    """For each group of candidate pairs (whole, part), which parts cover the whole between them, the largest first.
+    """Parts that cover a whole between them, the largest first, for each group of candidate pairs (whole, part).
 
     groups: [n + 1], where the pairs of each whole start. cover: share of the whole's squared activation on the rows of
     a part. A part is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
@@ -110,7 +110,7 @@ def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_ro
 
 @compiled()
 def _on_common(rows, others, left, clear):
-    """Sum of what is left on the rows that both have; cleared there if so wanted."""
+    """Sum of `left` over the common rows; with `clear`, it becomes 0 there."""
     a, b, total = 0, 0, 0.0
     while a < len(rows) and b < len(others):
         row, other = rows[a], others[b]
@@ -196,16 +196,16 @@ def _type_means(starts, rows, values, types, number, indptr, indices, means):
     seen = np.empty(number, np.int32)
     n = 0
     for feature in range(len(starts) - 1):
-        found = 0
+        number_seen = 0
         for k in range(starts[feature], starts[feature + 1]):
             kind = types[rows[k]]
             if count[kind] == 0:
-                seen[found] = kind
-                found += 1
+                seen[number_seen] = kind
+                number_seen += 1
             count[kind] += 1
             total[kind] += values[k]
-        seen[:found].sort()
-        for kind in seen[:found]:
+        seen[:number_seen].sort()
+        for kind in seen[:number_seen]:
             indices[n], means[n] = kind, total[kind] / count[kind]
             total[kind], count[kind] = 0.0, 0
             n += 1
@@ -242,16 +242,15 @@ def _common_rows(start, stop, first, starts, types, x, by_type, features, y, lea
         for k in range(starts[first + n], starts[first + n + 1]):
             a = x[k]
             for m in range(np.uint64(by_type[types[k]]), np.uint64(by_type[types[k] + 1])):
-                own, b = sums[np.uint64(features[m])], y[m]
-                own[0] += 1.0
-                own[1] += a
-                own[2] += b
-                own[3] += a * a
-                own[4] += b * b
-                own[5] += a * b
+                total, b = sums[np.uint64(features[m])], y[m]
+                total[0] += 1.0
+                total[1] += a
+                total[2] += b
+                total[3] += a * a
+                total[4] += b * b
+                total[5] += a * b
         for c in range(len(sums)):
-            own = sums[c]
-            r[n, c] = _to_r(own[0], own[1], own[2], own[3], own[4], own[5]) if own[0] >= least else -np.inf
+            r[n, c] = _to_r(sums[c], least)
 
 
 def common_r_of(
@@ -266,13 +265,15 @@ def common_r_of(
 @compiled()
 def _to_r_of(sums, least, r):
     for n in range(len(r)):
-        own = sums[:, n]
-        r[n] = _to_r(own[0], own[1], own[2], own[3], own[4], own[5]) if own[0] >= least else -np.inf
+        r[n] = _to_r(sums[:, n], least)
 
 
 @compiled()
-def _to_r(n, x, y, xx, yy, xy):
-    """Pearson r of n points from their sums, -inf where one side is constant; exactly 1 or -1 for two points."""
+def _to_r(sums, least):
+    """Pearson r from the six sums, -inf below `least` points or for a constant side; exactly 1 or -1 for two points."""
+    n, x, y, xx, yy, xy = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+    if n < least:
+        return -np.inf
     square, child_square = n * xx - x * x, n * yy - y * y
     if square <= _CONSTANT * n * xx or child_square <= _CONSTANT * n * yy:
         return -np.inf

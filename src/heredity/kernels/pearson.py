@@ -145,15 +145,17 @@ def top_pearson(
 
     def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
         """Match some of the parent features from `first` on, of which columns, stats and best are."""
-        own = free.get()
-        _match_features(features, first, columns[:3], child[:3], stats, child_stats, float(tokens), over, best, own)
-        free.put(own)
+        thread = free.get()
+        _match_features(
+            features, first, columns[:3], child[:3], stats, child_stats, float(tokens), limits, best, thread
+        )
+        free.put(thread)
         return len(features)
 
     with ThreadPoolExecutor(workers) as pool:
         sums, child_sums = pool.map(moments, (parent, child))
         stats, child_stats = stats_of(sums, parent), stats_of(child_sums, child)
-        over = np.array(thresholds, np.float64)
+        limits = np.array(thresholds, np.float64)
         worst = np.where(child_stats.scale > 0, -np.inf, np.inf)
         threads = [
             _Thread(np.empty(d_child), worst.copy(), empty_best(d_child, top), np.zeros(number, np.int64),
@@ -169,10 +171,10 @@ def top_pearson(
         for a, b in tiles(sums.stored[start:stop], room):
             first, last = start + a, start + b
             columns = transpose(parent, first, last, workers)
-            own = Stats(stats.mean[first:last], stats.scale[first:last])
-            features = np.flatnonzero(own.scale > 0)
+            tile_stats = Stats(stats.mean[first:last], stats.scale[first:last])
+            features = np.flatnonzero(tile_stats.scale > 0)
             cost = np.diff(columns.indptr)[features] * (mean_row + 1.0) + d_child
-            task = partial(match, columns, own, Best(best.r[a:b], best.match[a:b]), first)
+            task = partial(match, columns, tile_stats, Best(best.r[a:b], best.match[a:b]), first)
             for matched in pool.map(task, _chunks(features + first, cost, 32 * workers)):
                 done += matched
                 if progress is not None:
@@ -194,7 +196,7 @@ def top_pearson(
 
 
 def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
-    """The range of parent features to match. Raises `ValueError` for arguments that `top_pearson` refuses."""
+    """The range of parent features to match. Raises `ValueError` as `top_pearson` does."""
     tokens = len(child.indptr) - 1
     if len(parent.indptr) - 1 != tokens:
         raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
@@ -233,7 +235,7 @@ def _chunks(features: np.ndarray, cost: np.ndarray, number: int) -> list[np.ndar
 
 
 def empty_best(features: int, top: int) -> Best:
-    """Lists that hold nothing yet."""
+    """Empty lists."""
     return Best(np.full((features, top), -np.inf), np.full((features, top), -1, np.int32))
 
 
@@ -326,7 +328,7 @@ def _to_r(products, tokens, mean, scale, child_mean, child_scale, worst, limit):
 
 @compiled()
 def _count_bins(r, histogram):
-    """Add a block of r to the histogram. Most r lie in the two bins around 0, which are counted without a scatter."""
+    """Add a block of r to the histogram; the two bins around 0, where most r lie, are counted without a scatter."""
     bins = len(histogram)
     half, middle = bins / 2.0, bins // 2
     below, above = 0, 0
@@ -343,10 +345,10 @@ def _count_bins(r, histogram):
 
 
 @compiled()
-def _keep(parent, first, r, child_scale, thresholds, best_r, best, own):
-    """Offer a block of r, the first of child feature `first`, to the lists of both sides and count what is over."""
+def _keep(parent, first, r, child_scale, thresholds, best_r, best, thread):
+    """Offer a block of r, from child feature `first` on, to the lists of both sides; count those above thresholds."""
     last = len(best_r) - 1
-    child_best, worst = own.child_best, own.worst
+    child_best, worst = thread.child_best, thread.worst
     for c in range(len(r)):
         child = first + c
         if child_scale[c] == 0.0:
@@ -357,11 +359,11 @@ def _keep(parent, first, r, child_scale, thresholds, best_r, best, own):
             insert(child_best.r[child], child_best.match[child], r[c], parent)
             worst[child] = child_best.r[child, last]
         for n in range(len(thresholds)):
-            own.over[n] += r[c] > thresholds[n]
+            thread.over[n] += r[c] > thresholds[n]
 
 
 @compiled()
-def _match_features(features, first, columns, child, stats, child_stats, tokens, thresholds, best, own):
+def _match_features(features, first, columns, child, stats, child_stats, tokens, thresholds, best, thread):
     """Match each of the parent `features` with all child features.
 
     columns: the firings of the parent features from `first` on, as (indptr, rows, values). child: rows, as (indptr,
@@ -374,13 +376,13 @@ def _match_features(features, first, columns, child, stats, child_stats, tokens,
     for feature in features:
         p = feature - first
         firings = slice(starts[p], starts[p + 1])
-        add_products(rows[firings], weights[firings], child[0], child[1], child[2], own.products)
-        for start in range(0, len(own.products), _BLOCK):
-            block = slice(start, min(start + _BLOCK, len(own.products)))
-            r, scale, worst = own.products[block], child_stats.scale[block], own.worst[block]
+        add_products(rows[firings], weights[firings], child[0], child[1], child[2], thread.products)
+        for start in range(0, len(thread.products), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(thread.products)))
+            r, scale, worst = thread.products[block], child_stats.scale[block], thread.worst[block]
             limit = min(lowest, best.r[p, -1])
             near = _to_r(r, tokens, stats.mean[p], stats.scale[p], child_stats.mean[block], scale, worst, limit)
             if near:
-                _keep(feature, start, r, scale, thresholds, best.r[p], best.match[p], own)
-            if len(own.histogram):
-                _count_bins(r, own.histogram)
+                _keep(feature, start, r, scale, thresholds, best.r[p], best.match[p], thread)
+            if len(thread.histogram):
+                _count_bins(r, thread.histogram)

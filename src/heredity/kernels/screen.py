@@ -10,13 +10,10 @@ happened to share its matrix product.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from heredity.kernels.sparse import FAST, compiled, in_ranges
@@ -42,7 +39,7 @@ LANES = 16
 
 
 class Screen(NamedTuple):
-    """Encoder rows in bfloat16 and what is known of their rounding."""
+    """Encoder rows in bfloat16 and bounds of their rounding."""
 
     weight: Tensor
     """bfloat16 [d_sae, d_in]."""
@@ -95,7 +92,7 @@ def screened(
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """bfloat16 x @ weight.T, summed in float32; for processors of which `native_bfloat16` says yes."""
+    """bfloat16 x @ weight.T, summed in float32; for processors with `native_bfloat16`."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
@@ -104,7 +101,7 @@ def _bits(x: Tensor) -> np.ndarray:
 
 
 def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Rows in bfloat16, the norm of each and the norm of what rounding took from it."""
+    """Rows in bfloat16, the norm of each and the norm of its rounding error."""
     rounded = torch.empty(x.shape, dtype=torch.bfloat16)
     norm, rounding = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
     given, bits = x.numpy(), _bits(rounded)
@@ -112,32 +109,18 @@ def _rounded(x: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     return rounded, norm, rounding
 
 
-def _widen(typingctx: Any, bits: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        wide = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(wide, ir.FloatType())
-
-    return types.float32(types.uint16), codegen
+@compiled()
+def widen(bits):
+    """The float32 with the value of the bfloat16 of these uint16 bits."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-widen: Any = intrinsic(_widen)
-"""widen(bits): the float32 with the value of the bfloat16 of these uint16 bits; for compiled code only."""
-
-
-def _narrow(typingctx: Any, value: Any) -> Any:  # noqa: ARG001
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
-        word = ir.IntType(32)
-        bits = builder.bitcast(args[0], word)
-        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
-        return builder.trunc(builder.lshr(builder.add(bits, builder.add(odd, word(0x7FFF))), word(16)), ir.IntType(16))
-
-    return types.uint16(types.float32), codegen
-
-
-narrow: Any = intrinsic(_narrow)
-"""narrow(value): bits of the bfloat16 nearest to a finite float32, ties to even; for compiled code only."""
+@compiled()
+def narrow(value):
+    """Bits of the bfloat16 nearest to a finite float32, ties to even."""
+    bits = np.float32(value).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(np.uint32(bits + odd) + np.uint32(0x7FFF)) >> np.uint32(16))
 
 
 @compiled(FAST)
@@ -206,8 +189,8 @@ def _select(products, norm, rounding, x, counts, indices, values, tried, w_norm,
 
 
 @compiled()
-def collect(row, floor, found):
-    """Write the positions where row > floor, ascending; return their number. found: int32 [d_sae + 1]."""
+def collect(row, floor, features):
+    """Write the positions where row > floor, ascending; return their number. features: int32 [d_sae + 1]."""
     n = 0
     whole = len(row) - len(row) % BLOCK
     for block in range(0, whole, BLOCK):
@@ -219,17 +202,17 @@ def collect(row, floor, found):
         if active > 0:
             for j in range(BLOCK):
                 # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
-                found[n] = block + j
+                features[n] = block + j
                 n += np.int64(some[j] > least[j])
     for j in range(whole, len(row)):
-        found[n] = j
+        features[n] = j
         n += np.int64(row[j] > floor[j])
     return n
 
 
 @compiled()
 def cut_for_largest(row, k, maxima):
-    """A cut that the k largest positive entries of the row and a few more exceed, k >= 1.
+    """A cut just below the k largest positive entries of the row, exceeded by them and a few more; k >= 1.
 
     The first rounds look at maxima over LANES entries that lie `stride` apart (taken lane by lane): when k maxima
     exceed a cut, so do k entries. maxima: float32 scratch of ceil(len(row) / LANES).
@@ -246,10 +229,10 @@ def cut_for_largest(row, k, maxima):
 
 
 @compiled()
-def keep_largest_of(found, candidates, k, indices, values):
+def keep_largest_of(features, candidates, k, indices, values):
     """Write the k largest candidates > 0 in their order and return their number; of equal ones the first ones win.
 
-    found: int32 [n], the positions the candidates come from; indices and values: room for k.
+    features: int32 [n], the positions the candidates come from; indices and values: room for k.
     """
     least, ties = np.float32(0), 0
     if len(candidates) > k:
@@ -262,7 +245,7 @@ def keep_largest_of(found, candidates, k, indices, values):
     for c in range(len(candidates)):
         if candidates[c] > least or (ties > 0 and candidates[c] == least):
             ties -= np.int64(candidates[c] == least)
-            indices[at], values[at] = found[c], candidates[c]
+            indices[at], values[at] = features[c], candidates[c]
             at += 1
     return at
 
@@ -286,7 +269,7 @@ def next_above(values, cut):
 
 @compiled({*FAST, "nnan"})
 def bisect(values, least, most, rounds):
-    """A cut >= 0 that at least `least` and, if bisection finds one in time, at most `most` values exceed.
+    """A cut >= 0, exceeded by at least `least` and, if bisection reaches it in time, at most `most` values.
 
     0 when fewer than `least` values are positive.
     """

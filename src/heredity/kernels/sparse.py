@@ -75,7 +75,7 @@ def in_ranges(
     cost: np.ndarray | None = None,
     threads: int | None = None,
 ) -> None:
-    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads that do not hold the GIL.
+    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads without the GIL.
 
     operations: about how many elementary ones all of it takes. threads: by default torch's number. The ranges depend
     on the arguments and the number of threads only, so a `work` that writes nothing but the entries of its range gives
@@ -220,7 +220,7 @@ def _count(indices, first, counts):
 
 @compiled()
 def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):
-    """Move the entries of rows start to stop to their columns, each to the place that its column's cursor names."""
+    """Move the entries of rows start to stop to their columns, each to its column's cursor."""
     width = np.uint64(len(cursor))
     for row in range(start, stop):
         for k in range(indptr[row], indptr[row + 1]):

@@ -100,8 +100,8 @@ def _center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.n
         for piece in range(a, b):
             for sign, weights, rows in ((1.0, None, made.output_grad), (-1.0, b_enc, w_enc)):
                 part = slice(*(len(rows) * edge // CENTER_PIECES for edge in (piece, piece + 1)))
-                own = np.ones(len(rows[part]), np.float32) if weights is None else weights[part]
-                _add_weighted(sign, own, rows[part], pieces[piece])
+                factors = np.ones(len(rows[part]), np.float32) if weights is None else weights[part]
+                _add_weighted(sign, factors, rows[part], pieces[piece])
 
     in_ranges(work, CENTER_PIECES, w_enc.size)
     return np.sum(pieces, axis=0).astype(np.float32)

@@ -151,7 +151,7 @@ def largest_entries(entries: Entries, count: int) -> Entries:
 
 
 class EntryGradients(NamedTuple):
-    """Derivatives of the loss by the weights, and what the b_dec and threshold gradients are made from."""
+    """Derivatives of the loss by the weights, and the sums behind those by b_dec and the thresholds."""
 
     w_enc: Tensor
     """[d_sae, d_in]."""
@@ -247,8 +247,8 @@ def top_pearson_torch(
             _add_products(products, _block(parent, block, device), _block(child, block, device), (a, b))
         for first in range(a, b, in_rows):
             last = min(first + in_rows, b)
-            own = Stats(stats.mean[first:last], stats.scale[first:last])
-            r = _to_r(products[first - a : last - a], tokens, own, child_stats)
+            row_stats = Stats(stats.mean[first:last], stats.scale[first:last])
+            r = _to_r(products[first - a : last - a], tokens, row_stats, child_stats)
             rows = _best(r, top)
             best.r[first - start : last - start], best.match[first - start : last - start] = rows
             child_best = merged([child_best, _best(r.T.contiguous(), top, first)])

@@ -11,10 +11,11 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-import torch
-from torch import nn
+if TYPE_CHECKING:  # hook points are checked against shapes before anything heavy is loaded
+    import torch
+    from torch import nn
 
 Side = Literal["input", "output"]
 
@@ -69,6 +70,8 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
             hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
             raise HookPointError(f"hook_point {hook_point!r}: {type(model).__name__} has no module {path!r}; {hint}")
         return module, side
+    from torch import nn
+
     stack_path = next((path for path in _STACKS if isinstance(_find(model, path), nn.ModuleList)), None)
     if stack_path is None:
         raise HookPointError(
@@ -130,6 +133,8 @@ def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch
 
     Raises HookPointError when the hook point is unknown, or when the forward pass never reaches it.
     """
+    import torch
+
     module, side = resolve(model, hook_point)
     caught: list[torch.Tensor] = []
 
@@ -180,6 +185,8 @@ def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], tor
 
 
 def _attach(module: nn.Module, side: Side, fn: Callable[[Any], Any]) -> torch.utils.hooks.RemovableHandle:
+    import torch
+
     if side == "output":
         return module.register_forward_hook(lambda _module, _args, output: fn(output))
 
@@ -193,6 +200,8 @@ def _attach(module: nn.Module, side: Side, fn: Callable[[Any], Any]) -> torch.ut
 
 
 def _tensor(value: Any, hook_point: str) -> torch.Tensor:
+    import torch
+
     value = value[0] if isinstance(value, tuple) else value
     if not isinstance(value, torch.Tensor):
         raise HookPointError(f"hook_point {hook_point!r}: a {type(value).__name__} passes there, not a tensor")

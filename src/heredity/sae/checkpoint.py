@@ -69,7 +69,7 @@ class TrainingState:
     l1_error: float
     """Last smoothed log ratio of L0 to its target (the L1 controller's memory)."""
     l1_sum: float
-    """Sum of log λ over the steps that its final value is the mean of."""
+    """Sum of log λ over the steps averaged for its final value."""
     threshold: float
     """batchtopk: running smallest kept activation; 0 before the first step."""
     l0: float

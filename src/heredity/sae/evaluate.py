@@ -23,7 +23,7 @@ class SAEQuality(NamedTuple):
     """Figures pooled over all tokens, in float64."""
 
     l0: float
-    """Mean number of active features a token."""
+    """Mean number of active features per token."""
     mse: float
     """Mean squared error over elements, in the units of x."""
     explained_variance: float
@@ -53,16 +53,16 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
             indptr, indices, values = sae.encode_sparse(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
             variance.update(x.cpu(), sae.decode_sparse(indptr, indices, values).cpu())
-    found = variance.result()
-    least = max(1e-6 * found.tokens, 3)
+    figures = variance.result()
+    least = max(1e-6 * figures.tokens, 3)
     return SAEQuality(
-        l0=float(fired.sum()) / found.tokens,
-        mse=found.mse,
-        explained_variance=found.explained_variance,
+        l0=float(fired.sum()) / figures.tokens,
+        mse=figures.mse,
+        explained_variance=figures.explained_variance,
         dead_share=float((fired == 0).mean()),
         ultra_low_share=float(((fired > 0) & (fired < least)).mean()),
-        density=fired / found.tokens,
-        tokens=found.tokens,
+        density=fired / figures.tokens,
+        tokens=figures.tokens,
     )
 
 

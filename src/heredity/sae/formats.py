@@ -27,19 +27,12 @@ from heredity.sae.model import SAE, Activation
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
 
-WEIGHTS: dict[Format, str] = {
-    "saelens": "sae_weights.safetensors",
-    "dictionary_learning": "ae.pt",
-    "sparsify": "sae.safetensors",
+FILES: dict[Format, tuple[str, str]] = {
+    "saelens": ("sae_weights.safetensors", "cfg.json"),
+    "dictionary_learning": ("ae.pt", "config.json"),
+    "sparsify": ("sae.safetensors", "cfg.json"),
 }
-"""The file of weights that tells a format."""
-
-CONFIG: dict[Format, str] = {
-    "saelens": "cfg.json",
-    "dictionary_learning": "config.json",
-    "sparsify": "cfg.json",
-}
-"""The file of settings beside it."""
+"""The file of weights, by which a format is recognized, and the file of settings beside it."""
 
 SAE_LENS_VERSION = "6.54.12"
 """Version of SAELens' layout that is written; anything below 6 would be converted from an older one on loading."""
@@ -72,14 +65,15 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any], to: Format = 
     writers = {"saelens": _to_saelens, "dictionary_learning": _to_dictionary_learning, "sparsify": _to_sparsify}
     if to not in writers:
         raise FormatError(f"format {to!r} is not known; choose one of {', '.join(get_args(Format))}")
+    weights, config = (folder / name for name in FILES[to])
     tensors, settings = writers[to](sae, dict(metadata))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if to == "dictionary_learning":
-        torch.save(tensors, folder / WEIGHTS[to])
+        torch.save(tensors, weights)
     else:
-        save_file(tensors, folder / WEIGHTS[to])
-    (folder / CONFIG[to]).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, weights)
+    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
@@ -90,31 +84,26 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """
     folder = Path(folder)
     kind = format_of(folder)
-    path = folder / CONFIG[kind]
+    weights, path = (folder / name for name in FILES[kind])
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(f"{path} is missing beside {WEIGHTS[kind]}; copy the whole folder") from None
+        raise FormatError(f"{path} is missing beside {weights.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} is not readable JSON ({error}); copy it anew") from None
     if not isinstance(settings, dict):
         raise FormatError(f"{path} holds no table of settings; copy it anew")
     readers = {"saelens": _from_saelens, "dictionary_learning": _from_dictionary_learning, "sparsify": _from_sparsify}
-    return readers[kind](_Tensors(folder / WEIGHTS[kind]), settings)
+    return readers[kind](_Tensors(weights), path, settings)
 
 
 def format_of(folder: Path) -> Format:
     """Which format a folder is in, by its file of weights. Raises FormatError when there is none."""
-    for kind, name in WEIGHTS.items():
-        if (folder / name).is_file():
+    for kind, (weights, _) in FILES.items():
+        if (folder / weights).is_file():
             return kind
-    raise FormatError(f"{folder} holds no SAE (none of {', '.join(WEIGHTS.values())}); give the folder of one SAE")
-
-
-def convert(source: Path, target: Path, to: Format) -> None:
-    """Read the SAE of folder `source` and write it to folder `target` in another format. Raises FormatError."""
-    sae, metadata = read_sae(source)
-    write_sae(sae, target, metadata, to)
+    names = ", ".join(weights for weights, _ in FILES.values())
+    raise FormatError(f"{folder} holds no SAE (none of {names}); give the folder of one SAE")
 
 
 class _Tensors:
@@ -122,25 +111,21 @@ class _Tensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.named: dict[str, Any]
         try:
-            if path.suffix == ".pt":
-                self.found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            else:
-                self.found = load_file(path)
+            pickled = path.suffix == ".pt"
+            self.named = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         except (SafetensorError, pickle.UnpicklingError, OSError, EOFError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise FormatError(f"{path} is damaged or not a file of weights ({reason}); copy it anew") from None
-        if not isinstance(self.found, dict):
+        if not isinstance(self.named, dict):
             raise FormatError(f"{path} holds no named weights; give a file written by the library's own save")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.found
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """A tensor as float32; None in the shape stands for any size."""
-        tensor = self.found.get(name)
+        tensor = self.named.get(name)
         if not isinstance(tensor, Tensor):
-            raise FormatError(f"{self.path} has no {name} (it has {', '.join(sorted(self.found))}); copy it anew")
+            raise FormatError(f"{self.path} has no {name} (it has {', '.join(sorted(self.named))}); copy it anew")
         fits = len(shape) == tensor.dim() and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
         if not fits:
             wanted = ["any" if s is None else s for s in shape]
@@ -153,8 +138,7 @@ class _Tensors:
     def matrices(self, enc: str, dec: str, by_feature: bool) -> tuple[Tensor, Tensor]:
         """W_enc [d_in, d_sae] and W_dec [d_sae, d_in], stored that way or each transposed."""
         w_enc = self.take(enc, None, None)
-        shape = w_enc.shape
-        w_dec = self.take(dec, shape[1], shape[0])
+        w_dec = self.take(dec, *w_enc.T.shape)
         return (w_enc.T, w_dec.T) if by_feature else (w_enc, w_dec)
 
 
@@ -189,21 +173,10 @@ def _sae(
 def _to_saelens(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     architecture = {"relu": "standard", "topk": "topk"}.get(sae.activation, "jumprelu")
-    settings: dict[str, Any] = {
-        "architecture": architecture,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {
-            **metadata,
-            "sae_lens_version": SAE_LENS_VERSION,
-            OURS: {"activation": sae.activation, "k": sae.k},
-        },
-    }
+    ours = {"sae_lens_version": SAE_LENS_VERSION, OURS: {"activation": sae.activation, "k": sae.k}}
+    settings: dict[str, Any] = {"architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae}
+    settings |= {"dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True}
+    settings |= {"normalize_activations": "none", "reshape_activations": "none", "metadata": metadata | ours}
     if architecture == "topk":
         settings |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     if sae.threshold is not None:
@@ -211,8 +184,7 @@ def _to_saelens(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], 
     return tensors, settings
 
 
-def _from_saelens(tensors: _Tensors, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
-    path = tensors.path.parent / CONFIG["saelens"]
+def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
     metadata = dict(settings.get("metadata") or {})
     ours = metadata.pop(OURS, None) or {}
     metadata.pop("sae_lens_version", None)
@@ -221,12 +193,13 @@ def _from_saelens(tensors: _Tensors, settings: dict[str, Any]) -> tuple[SAE, dic
     if architecture == "standard" and settings.get("activation_fn_str", "relu") == "topk":  # before SAELens 6
         architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k")
     if architecture not in ARCHITECTURES:
-        raise FormatError(f"{path}: architecture {architecture!r} is not supported; {_known(ARCHITECTURES)}")
+        raise FormatError(
+            f"{path}: architecture {architecture!r} is not supported; give one of {', '.join(ARCHITECTURES)}"
+        )
     for key in ("normalize_activations", "reshape_activations"):
         if settings.get(key) not in (None, False, "none"):
-            raise FormatError(
-                f"{path}: {key}={settings[key]!r} is not supported; fold it into the weights with SAELens"
-            )
+            way_out = "fold it into the weights with SAELens"
+            raise FormatError(f"{path}: {key}={settings[key]!r} is not supported; {way_out}")
     activation = ARCHITECTURES[architecture]
     w_enc, w_dec = tensors.matrices("W_enc", "W_dec", by_feature=False)
     d_sae = w_enc.shape[1]
@@ -256,23 +229,21 @@ def _to_dictionary_learning(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[st
             "decoder.weight": sae.W_dec.T,
             "bias" if sae.activation == "relu" else "b_dec": sae.b_dec,
         }
+    trainer = {"dict_class": name, "activation_dim": sae.d_in, "dict_size": sae.d_sae}
     if sae.k is not None:
-        tensors["k"] = torch.tensor(sae.k, dtype=torch.int32)
-        tensors["threshold"] = torch.tensor(-1.0)
+        tensors |= {"k": torch.tensor(sae.k, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
+        trainer["k"] = sae.k
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
-    trainer = {"dict_class": name, "activation_dim": sae.d_in, "dict_size": sae.d_sae}
-    trainer |= {"k": sae.k} if sae.k is not None else {}
     trainer |= {"lm_name": metadata.get("model_name"), "submodule_name": metadata.get("hook_name")}
     return tensors, {"trainer": trainer, OURS: metadata}
 
 
-def _from_dictionary_learning(tensors: _Tensors, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
-    path = tensors.path.parent / CONFIG["dictionary_learning"]
+def _from_dictionary_learning(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
     trainer = settings.get("trainer") or {}
     name = trainer.get("dict_class")
     if name not in CLASSES:
-        raise FormatError(f"{path}: dict_class {name!r} is not supported; {_known(CLASSES)}")
+        raise FormatError(f"{path}: dict_class {name!r} is not supported; give one of {', '.join(CLASSES)}")
     metadata = dict(settings.get(OURS) or {})
     activation = CLASSES[name]
     if activation == "jumprelu":
@@ -281,7 +252,7 @@ def _from_dictionary_learning(tensors: _Tensors, settings: dict[str, Any]) -> tu
         return _sae(tensors, activation, None, matrices, "b_enc", "b_dec", False, threshold), metadata
     matrices = tensors.matrices("encoder.weight", "decoder.weight", by_feature=True)
     b_dec = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(name, "b_dec")
-    k = int(tensors.take("k")) if "k" in tensors else trainer.get("k")
+    k = int(tensors.take("k")) if "k" in tensors.named else trainer.get("k")
     threshold = tensors.take("threshold") if activation == "batchtopk" else None
     minus = name != "AutoEncoderNew"
     return _sae(tensors, activation, k, matrices, "encoder.bias", b_dec, minus, threshold), metadata
@@ -291,32 +262,17 @@ def _to_sparsify(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor],
     if sae.activation != "topk":
         raise FormatError(f"sparsify holds topk SAEs only, this one is {sae.activation}; use saelens")
     tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    settings = {
-        "activation": "topk",
-        "expansion_factor": max(1, sae.d_sae // sae.d_in),
-        "normalize_decoder": True,
-        "num_latents": sae.d_sae,
-        "k": sae.k,
-        "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
-        "d_in": sae.d_in,
-        OURS: metadata,
-    }
-    return tensors, settings
+    settings = {"activation": "topk", "expansion_factor": max(1, sae.d_sae // sae.d_in), "normalize_decoder": True}
+    settings |= {"num_latents": sae.d_sae, "k": sae.k, "multi_topk": False, "skip_connection": False}
+    return tensors, settings | {"transcode": False, "d_in": sae.d_in, OURS: metadata}
 
 
-def _from_sparsify(tensors: _Tensors, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
-    path = tensors.path.parent / CONFIG["sparsify"]
+def _from_sparsify(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tuple[SAE, dict[str, Any]]:
     if settings.get("activation", "topk") != "topk":
         raise FormatError(f"{path}: activation {settings['activation']!r} is not supported; only topk is")
-    if settings.get("transcode") or settings.get("skip_connection") or "W_skip" in tensors:
+    if settings.get("transcode") or settings.get("skip_connection") or "W_skip" in tensors.named:
         raise FormatError(f"{path} is a transcoder or has a skip connection; give an autoencoder")
     w_dec = tensors.take("W_dec", None, None)
     w_enc = tensors.take("encoder.weight", *w_dec.shape).T
     sae = _sae(tensors, "topk", settings.get("k"), (w_enc, w_dec), "encoder.bias", "b_dec")
     return sae, dict(settings.get(OURS) or {})
-
-
-def _known(names: Mapping[str, object]) -> str:
-    return f"give one of {', '.join(names)}"

@@ -81,9 +81,9 @@ ENCODER_NORM = 0.2
 """Norm of a new encoder row relative to the mean of the living ones."""
 
 OWN_SHARE = 0.5
-"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The source's 0 lets every new
-feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and the training did not
-recover. A feature that fires where inputs point its way is what is wanted."""
+"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The
+source's 0 lets every new feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and
+the training did not recover. A feature that fires where inputs point its way is what is wanted."""
 
 
 def train(
@@ -294,7 +294,7 @@ def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> T
 
 
 def _quantiles(x: Tensor, w_enc: Tensor, share: float) -> Tensor:
-    """[d_sae]: what x w_encᵀ exceeds on a share of the tokens, feature by feature in chunks."""
+    """[d_sae]: upper quantiles of x w_encᵀ, exceeded on a share of the tokens; features in chunks."""
     count = max(1, round(share * len(x)))
     rows = max(1, (1 << 24) // len(x))
     return torch.cat([linear(part, x).topk(count, dim=1).values[:, -1] for part in w_enc.split(rows)])
@@ -319,7 +319,7 @@ def first_penalty(
 
 
 def target(config: SAEConfig) -> float:
-    """L0 that λ is calibrated to: three quarters up the range, because L0 falls on a little after λ is frozen."""
+    """Target L0 of the calibration: three quarters up the range, because L0 falls a little after λ is frozen."""
     return config.l0[0] ** 0.25 * config.l0[1] ** 0.75
 
 

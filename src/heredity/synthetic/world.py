@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numba
 import numpy as np
 from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
+from heredity.kernels.sparse import compiled
 
 End = Literal["parent", "child"]
 
@@ -381,7 +381,7 @@ def fire(rates: Rates, topic: np.ndarray, size: int, rng: np.random.Generator) -
     return token, source
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def coin(document: int, source: int, salt: np.uint64) -> float:
     """A uniform number in [0, 1), the same for the same arguments (splitmix64)."""
     mixed = np.uint64(salt) + (np.uint64(source) << np.uint64(32)) + np.uint64(document)
@@ -392,7 +392,7 @@ def coin(document: int, source: int, salt: np.uint64) -> float:
     return np.float64(mixed >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _fire(topic, within, outside, burst, by_topic, first, size, salt, rng):  # noqa: ANN001, ANN202 (typed by numba)
     """Firings source by source: (token int64 [n], source int64 [n]).
 
