@@ -51,7 +51,7 @@ def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), ti
     if _width(heads, cells) > room:
         first = layout.columns[0].name
         values = dict.fromkeys(row.get(first) for row in rows)
-        if first == table.key[0] and 1 < len(values) < len(rows):
+        if table.key[:1] == (first,) and 1 < len(values) < len(rows):
             for value in values:
                 print_table(table, [row for row in rows if row.get(first) == value], names, title)
             return

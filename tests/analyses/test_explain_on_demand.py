@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from heredity.analyses import stages_of
+from heredity.analyses.explain_on_demand import named
 from heredity.cli import app
 from heredity.engine.stage import run
 from heredity.engine.store import Store
-from heredity.stages import stages_of
-from heredity.stages.explaining import named
 from heredity.study import Study
 
 from explain.server import Reply, chat, data_of, serving  # isort: skip - a folder of the tests

@@ -13,14 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from heredity.analyses import stages_of
+from heredity.analyses.features import FEATURES
+from heredity.analyses.query import sample_of, show
+from heredity.analyses.sample import Sample
 from heredity.cli import app
 from heredity.engine.stage import run
 from heredity.engine.store import Store
-from heredity.stages import stages_of
-from heredity.stages.features import FEATURES
-from heredity.stages.look import done_work, show
-from heredity.stages.models import seed_of
-from heredity.stages.sample import Sample
+from heredity.run import Run
 from heredity.study import Study
 
 _PUSHED = ("token", "weight")
@@ -53,7 +53,7 @@ def done(tmp_path_factory) -> Done:
     study, store = Study.of(values, "s", folder), Store(folder / "runs" / "s")
     (folder / "s.toml").write_text(study.config.to_toml())
     run(stages_of(study), store, until="explain")
-    sample = Sample(study, done_work(study, store, study.order), seed_of(study, "sample"))
+    sample = sample_of(Run(study, store.root), study.order, matched=True)
     return Done(folder, study, store, sample)
 
 
@@ -109,7 +109,7 @@ def test_examples_carry_the_activations_of_their_text(done, found):
         """The block an example is from, told by its text and, where that occurs again, by what the feature does."""
         own = np.array(example.get("values", np.zeros(values.shape[1])))
         (block, *_) = [at for at in blocks[tuple(example["tokens"])] if np.abs(values[at] - own).max() <= 5.1e-5]
-        assert example["corpus"] in done.sample.names
+        assert example["corpus"] in done.sample.corpora
         return block
 
     peaks = np.sort(values.max(1))[::-1]
@@ -145,7 +145,7 @@ def test_the_run_has_said_the_same(done, found, listed):
     assert len(found["promoted"]) == 10 and found["promoted"][0]["weight"] > 0 > found["suppressed"][0]["weight"]
     assert found["tokens"][:10] == listed["card"]["tokens"]
     key = (found["model"], found["feature"])
-    (row,) = [row for row in done.rows("classes.parquet") if (row["model"], row["feature"]) == key]
+    (row,) = [row for row in done.rows("feature_classes.parquet") if (row["model"], row["feature"]) == key]
     assert found["class"] == {name: row[name] for name in found["class"]} and found["class"]["class"] != "silent"
     (row,) = [row for row in done.rows("explanations.parquet") if (row["model"], row["feature"]) == key]
     assert not found["explanation"]["on_the_spot"] and "rule" not in found["explanation"]
@@ -156,7 +156,7 @@ def test_the_run_has_said_the_same(done, found, listed):
 def test_matches_are_told_along_every_edge_of_the_model(done):
     matches, threshold = done.sample.matches, done.sample.threshold
     feature = int(np.argmax(matches["sums", "both"].child_r[:, 0] >= 0))
-    rows = {row["edge"]: row for row in show(done.study, done.store, "both", feature)["matches"]}
+    rows = {row["edge"]: row for row in show(Run(done.study, done.store.root), "both", feature)["matches"]}
     assert rows.keys() == {"sums->both", "stories->both"}
     for parent in ("sums", "stories"):
         row, r = rows[f"{parent}->both"], matches[parent, "both"].child_r[feature, 0]
@@ -184,14 +184,14 @@ def test_what_the_run_did_not_explain_is_explained_on_the_spot(done):
 def test_what_is_not_there_is_said_or_named(done, found, tmp_path):
     part = Store(tmp_path / "part")
     shutil.copytree(done.store.root, part.root, ignore=lambda _, names: {"classes", "explain", "model"} & {*names})
-    less = show(done.study, part, found["model"], found["feature"])
+    less = show(Run(done.study, part.root), found["model"], found["feature"])
     assert less["class"] is None and less["explanation"]["on_the_spot"]
-    assert less["promoted"] == [] and f"model/{found['model']} is not in" in less["no_logits"]
+    assert less["promoted"] == [] and f"model/{found['model']} of study s is not done" in less["no_logits"]
     same = set(less) - {"class", "explanation", "promoted", "suppressed", "no_logits"}
     assert {name: less[name] for name in same} == {name: found[name] for name in same}
     shutil.rmtree(part.root / "match")
-    with pytest.raises(ValueError, match=r"match/base-to-sums-joint .*is not done in .*until match"):
-        show(done.study, part, found["model"], found["feature"])
+    with pytest.raises(ValueError, match=r"match/base.sums@joint .*is not done in .*until match"):
+        show(Run(done.study, part.root), found["model"], found["feature"])
 
 
 def test_what_cannot_be_shown(done):
