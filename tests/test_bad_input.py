@@ -285,7 +285,7 @@ CASES = [
     Case(
         "unknown format",
         lambda p: [*study(same, "export")(p), "-o", p.folder / "t", "--format", "xlsx"],
-        "must be csv, parquet or json",
+        "must be one of csv, parquet, json",
     ),
     Case(
         "output folder in use",

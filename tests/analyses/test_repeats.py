@@ -42,7 +42,7 @@ def test_the_first_repeat_has_the_keys_of_the_plain_study():
 def graph(tmp_path_factory) -> Study:
     """The tiny study of four models and two instruments, three times, not run."""
     folder = tmp_path_factory.mktemp("graph")
-    values = tiny.study_values(folder, repeat={"seeds": 3})
+    values = tiny.study_values(folder, repeat={"seeds": 3}, controls={"shifts": True})
     values["sae"]["instruments"] = ["parent", "independent"]
     return load_study(str(tiny.toml(values, folder / "s.toml")))
 

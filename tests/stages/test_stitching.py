@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
+from heredity.analyses.query import check_followed
 from heredity.cli import app
 from heredity.engine.store import Store
 from heredity.report.summary import Summary
 from heredity.stages import stages_of, stitch_part
-from heredity.stages.look import check_followed
 from heredity.study import Study, StudyError, load_study
 
 pytest.importorskip("sklearn")
