@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from heredity.run import Run
 
 Format = Literal["parquet", "csv", "json"]
-FORMATS = ("csv", "parquet", "json")
+FORMATS: tuple[Format, ...] = ("csv", "parquet", "json")
 
 
 def export(run: Run, out: Path, format_: Format, progress: Callable[[int, int], None] | None = None) -> list[Path]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from heredity.show.docs import markdown as markdown_table
+from heredity.show.layout import laid_out
 from heredity.show.terminal import print_table
 from heredity.tables import Column, Table
 
@@ -55,11 +56,21 @@ RATES = Table(
 
 def print_proof(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """The tables on the terminal."""
-    for table in (RULES, WORLDS, RATES):
-        print_table(table, results[table.name])
+    for table, rows in _parts(results):
+        print_table(table, rows)
 
 
 def markdown(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The tables for the documents."""
-    tables = (RULES, WORLDS, RATES)
-    return "\n\n".join(f"{table.doc}\n\n{markdown_table(table, results[table.name])}" for table in tables) + "\n"
+    parts = [f"{laid_out(table, rows).title}:\n\n{markdown_table(table, rows)}" for table, rows in _parts(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _parts(
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Iterator[tuple[Table, Sequence[Mapping[str, Any]]]]:
+    """Tables with their rows; those of rules by origin of the SAEs."""
+    for init in dict.fromkeys(row["init"] for row in results[RULES.name]):
+        for table in (RULES, WORLDS):
+            yield table, [row for row in results[table.name] if row["init"] == init]
+    yield RATES, results[RATES.name]
