@@ -150,9 +150,9 @@ def export(
 ) -> None:
     """Write every table of a study that has been run, one file per table."""
     with errors(debug):
-        from heredity.show.export import FORMATS, export
+        from heredity.show.export import FORMATS, Format, export
 
-        kind = next((known for known in FORMATS if known == format_), None)
+        kind: Format | None = next((known for known in FORMATS if known == format_), None)
         if kind is None:
             raise ValueError(f"--format {format_}: must be one of {', '.join(FORMATS)}")
         done = complete(study, runs, set_)
