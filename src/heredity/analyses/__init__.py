@@ -16,15 +16,22 @@ from heredity.analyses import (
     acts,
     classes,
     explain,
+    feature_transfer,
     features,
     flow,
+    lineage_by_maps,
     match,
     model,
     newness,
+    probes,
     repeats,
     sae,
+    sae_transfer,
     shift,
+    steering,
+    stitch_maps,
     text,
+    warm_starts,
 )
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
@@ -51,6 +58,15 @@ ANALYSES: tuple[Analysis, ...] = (
     features.ANALYSIS,
     classes.ANALYSIS,
     explain.ANALYSIS,
+    stitch_maps.ANALYSIS,
+    sae_transfer.SOURCE_SAE,
+    sae_transfer.ANALYSIS,
+    warm_starts.WARM_START,
+    warm_starts.SAVED,
+    probes.ANALYSIS,
+    steering.ANALYSIS,
+    feature_transfer.ANALYSIS,
+    lineage_by_maps.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
 TABLES = {table.name: table for analysis in ANALYSES for table in analysis.tables}

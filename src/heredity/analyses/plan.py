@@ -12,7 +12,7 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from heredity.study import RANKED, ScratchConfig, Study, StudyError
+from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
             )
     d_a, d_b = (_d_model(shapes.shape(end)) for end in (config.source, config.target))
     if d_a and d_b:
-        check_method(study, name, d_a, d_b)
+        check_method(f"{study.name}: stitch.{name}", config, d_a, d_b)
     for key, least in (("tokens", config.context_size), ("held_out", 2 * config.context_size)):
         if getattr(config, key) < least:
             raise StudyError(
@@ -230,13 +230,15 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
         )
 
 
-def check_method(study: Study, name: str, d_a: int, d_b: int) -> None:
-    """That maps from width d_a to d_b can be fitted by the method of a stitch. Raises StudyError."""
-    config = study.config.stitch[name]
+def check_method(place: str, config: StitchConfig, d_a: int, d_b: int) -> None:
+    """That maps from width d_a to d_b can be fitted by the method of a stitch. Raises StudyError.
+
+    place: what the message begins with.
+    """
     if config.method == "procrustes" and d_a > d_b:
         raise StudyError(
-            f"{study.name}: stitch.{name}.method: procrustes maps into a space at least as wide, and {config.target} "
-            f"({d_b}) is narrower than {config.source} ({d_a}); choose joint or ridge, or swap source and target"
+            f"{place}.method: procrustes maps into a space at least as wide, and {config.target} ({d_b}) is narrower "
+            f"than {config.source} ({d_a}); choose joint or ridge, or swap source and target"
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from heredity.engine.stage import Stage
-from heredity.study import Edge, Study, StudyError
+from heredity.study import Edge, Study
 
 
 class Base(NamedTuple):
@@ -38,41 +37,11 @@ def stages_of(study: Study) -> list[Stage]:
 
     Raises StudyError for a hook point that a model does not have, before anything runs.
     """
-    base, lineage, stitches = _parts(study)
-    return _unique([*base.stages, *lineage, *(stage for part in stitches.values() for stage in part)])
-
-
-def stitch_part(study: Study, names: Sequence[str] = ()) -> list[Stage]:
-    """The stages of some stitches, all unless named, and what they are made from; inputs first.
-
-    Raises StudyError for a study without stitches or a name that is none of them, and as `stages_of` does.
-    """
-    base, lineage, stitches = _parts(study)
-    if unknown := [name for name in names if name not in stitches]:
-        raise StudyError(f"{study.name}: no stitch {unknown[0]!r}; defined are {', '.join(stitches) or 'none'}")
-    if not stitches:
-        raise StudyError(f"{study.name}: has no stitch; add a table [stitch.NAME] with source and target")
-    wanted = [stage for name in names or stitches for stage in stitches[name]]
-    needed = {stage.label for stage in _closure(wanted)}
-    needed |= {f"quality/{end}" for name in names or stitches for end in _ends(study, name)}
-    return [stage for stage in _unique([*base.stages, *lineage, *wanted]) if stage.label in needed]
-
-
-def _parts(study: Study) -> tuple[Base, list[Stage], dict[str, list[Stage]]]:
-    """Models, lineage, and each stitch."""
-    from heredity.stages import stitching
     from heredity.stages.plan import check_hook_point
 
     check_hook_point(study)
     base = _base(study)
-    lineage, followed = _lineage(study, base)
-    stitches = {name: stitching.stitch_stages(study, name, base, followed) for name in study.config.stitch}
-    return base, lineage, stitches
-
-
-def _ends(study: Study, name: str) -> tuple[str, str]:
-    stitch = study.config.stitch[name]
-    return stitch.source, stitch.target
+    return _unique([*base.stages, *_lineage(study, base)[0]])
 
 
 def _base(study: Study) -> Base:
@@ -135,18 +104,6 @@ def _lineage(study: Study, base: Base) -> tuple[list[Stage], dict[Edge, Followed
     if config.controls.shifts:
         stages += shift.shift_stages(study, nodes, {edge: own.match for edge, own in followed.items()}, tokens)
     return stages, followed
-
-
-def _closure(stages: Iterable[Stage]) -> list[Stage]:
-    """Stages and all that they are made from, each once."""
-    found: dict[str, Stage] = {}
-    waiting = list(stages)
-    while waiting:
-        stage = waiting.pop()
-        if stage.label not in found:
-            found[stage.label] = stage
-            waiting += stage.inputs.values()
-    return list(found.values())
 
 
 def _unique(stages: list[Stage]) -> list[Stage]:

@@ -8,14 +8,11 @@ import time
 from types import SimpleNamespace
 
 from heredity.engine.store import Store
-from heredity.stages.stitchable import check_stitch
 from heredity.study import RANKED, Config, ScratchConfig, Study, StudyError, TrainingConfig
 
 # Share of the measured matrix rate that each kind of stage reaches on two cores, from runs of the built-in study.
 _EFFICIENCY = {"model": 0.8, "sweep": 0.9, "quality": 0.8, "sae": 0.6, "match": 0.5, "shift": 0.5}
 _EFFICIENCY |= {"newness": 0.6, "other": 0.35}
-STITCHED = ("stitch", "sae", "carried", "beginning", "probes", "steering", "kept", "bridge")
-"""Kinds of stages that belong to a stitch when they bear its name."""
 _PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
@@ -106,9 +103,6 @@ def check_hook_point(study: Study) -> dict[str, int | None]:
             widths[name] = width(shape, study.config.hook_point) if shape else None
         except HookPointError as error:
             raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
-    for name in study.config.stitch:
-        stitch = study.config.stitch[name]
-        check_stitch(study, name, {end: _shape(study, getattr(stitch, end)) for end in ("source", "target")})
     for name, d_in in widths.items():
         if d_in is not None:
             _check_sae(study, name, d_in)
@@ -226,8 +220,6 @@ def _parameters(shape: SimpleNamespace) -> int:
 def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> tuple[int, float, float]:
     """Tokens, FLOPs and GiB of a stage."""
     config = study.config
-    if (found := _stitch_cost(study, kind, name)) is not None:
-        return found
     if (kind, name) == ("sae", "joint"):
         rows = [_cost(study, kind, f"{model}-scratch", widths) for model in study.followed]
         return sum(row[0] for row in rows), sum(row[1] for row in rows), max(row[2] for row in rows)
@@ -270,42 +262,6 @@ def _cost(study: Study, kind: str, name: str, widths: dict[str, int | None]) -> 
     # A shift matches the features of one SAE with those of four.
     pairs = {"match": 2, "shift": 8}.get(kind, 0) * config.lineage.tokens * l0**2
     return count, count * encode + pairs, _PROCESS_GIB + (count * l0 * 24 + 16 * d_in * d_sae) / 2**30
-
-
-def _stitch_cost(study: Study, kind: str, name: str) -> tuple[int, float, float] | None:
-    """Tokens, FLOPs and GiB of a stage of a stitch; None for any other. Widths are those of residual streams."""
-    for stitch, config in study.config.stitch.items():
-        if kind not in STITCHED or not (name == stitch or name.startswith(f"{stitch}-")):
-            continue
-        shapes = [_shape(study, end) for end in (config.source, config.target)]
-        a, b = ((getattr(shape, "hidden_size", None) or getattr(shape, "n_embd", 0) or 1024) for shape in shapes)
-        weights = [_front(shape, d) for shape, d in zip(shapes, (a, b), strict=True)]
-        base = _PROCESS_GIB + 16 * sum(weights) / 2**30
-        trained = study.config.sae.tokens
-        features = next((size for size in config.widths if name.split("-")[-1] == str(size) or f"-{size}-" in name), 0)
-        if kind == "stitch":
-            from heredity.stages.stitch import COMPARED
-            from heredity.stitch.moments import all_layers
-
-            fitted = config.tokens * (2 * sum(weights) + 2 * (a * a + a * b + b * b))
-            # Trainings of half the epochs, a quarter and so on are as many again.
-            descent = config.tokens * (2 * sum(weights) + 2 * config.adam.epochs * 20 * a * b)
-            layers = [getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 1) for shape in shapes]
-            _, kept = all_layers(a, b, *layers)
-            compared = COMPARED * (4 * sum(weights) + kept / 4)  # a product and a sum for each number of 8 bytes
-            return config.tokens * (1 + 2 * config.adam.epochs), compared + fitted + descent, base + kept / 2**30
-        if kind in ("sae", "beginning"):
-            own, d_in = (weights[0], a) if kind == "sae" else (weights[1], b)
-            return trained, trained * (2 * d_in * features + 2 * own), base + 32 * d_in * features / 2**30
-        passes = {"carried": 20, "probes": 4, "steering": 8, "kept": 8, "bridge": 6}[kind]
-        count = passes * config.evaluation
-        return count, count * (sum(weights) + 2 * b * (features or config.widths[0])), base
-    return None
-
-
-def _front(shape: SimpleNamespace | None, d_model: int) -> float:
-    """Weights that a pass to a stitch multiplies: it is near the middle of the model, and nothing runs beyond it."""
-    return max(0.0, _parameters(shape) - 2.0 * shape.vocab_size * d_model) / 2 if shape else 0.0
 
 
 def _effects(tokens: int, weights: float) -> float:

@@ -1,0 +1,201 @@
+"""An edge of the study that is a stitch too: features matched through the maps beside features matched by correlation.
+
+Each live feature of the parent has, besides its best match among the child's own features, an r with itself: with its
+transfer through the maps (`carried`), and, between models of one width, with the parent's SAE reading the child as it
+is (`unchanged`). Above the edge's threshold it persists by that r; agreement with the best match is Cohen's kappa. With
+a joint SAE the child's SAE is the parent's, and `unchanged` is what matching each feature with itself gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.match import edge_row, read_matches
+from heredity.analyses.sae import sae_need
+from heredity.analyses.stitch_maps import (
+    StitchSettings,
+    maps_of,
+    pass_cost,
+    sides_of,
+    stitch_blocks,
+    stitch_needs,
+    stitch_settings,
+)
+from heredity.engine.stage import Work
+from heredity.study import Edge, Study
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from heredity.stitch.attribution import Side
+
+MAPPED_EDGES = Table(
+    "mapped_edges",
+    "Edges of the study that are stitches too.",
+    ("stitch",),
+    (
+        Column("edge", "text", "Parent and child model, as parent->child."),
+        Column("reason", "text", "Reason why maps and matches cannot be compared; empty where they can."),
+        Column("hook_point", "text", "Hook point of both models and of the parent's SAE."),
+        Column("threshold", "r", "Threshold of the edge on r."),
+        Column("tokens", "count", "Validation tokens behind each r through maps; matches have the edge's sample."),
+        Column("live", "count", "Parent features that have a best match."),
+        Column("matched", "count", "Those whose best match is above the threshold.", of="live"),
+        Column("one_sae", "flag", "Whether one SAE reads both ends of the edge."),
+        Column("explained_variance", "r", "Explained variance of the parent's SAE on the parent."),
+    ),
+)
+LINEAGE_BY_MAPS = Table(
+    "lineage_by_maps",
+    "Persistence by r of each feature with itself, beside persistence by its best match.",
+    ("stitch", "arm"),
+    (
+        Column("arm", "text", "carried (through the maps) or unchanged (the parent's SAE as it is)."),
+        Column("persisting", "count", "Live parent features with an r above the edge's threshold."),
+        Column("both", "count", "Those that persist by their best match too.", of="persisting"),
+        Column("only", "count", "Those that do not.", of="persisting"),
+        Column("only_matched", "count", "Features that persist by their best match alone."),
+        Column("neither", "count", "Features that persist by neither."),
+        Column("kappa", "r", "Cohen's kappa of both calls; null where both call all or none."),
+        Column("rank", "r", "Spearman correlation of both r, over features that have both."),
+        Column("median", "r", "Median r."),
+        Column("explained_variance", "r", "Explained variance on the child of the parent's SAE, so read."),
+    ),
+    brief=("stitch", "arm", "persisting", "both", "kappa", "rank", "explained_variance"),
+    sums=(("persisting", "both", "only"),),
+)
+MAPPED_FEATURES = Table(
+    "mapped_features",
+    "Every parent feature by its best match and by its r with itself.",
+    ("stitch", "feature"),
+    (
+        Column("match", "feature", "Best match among the child's features; -1 where there is none."),
+        Column("matched_r", "r", "r of the best match."),
+        Column("density", "share", "Share of the edge's tokens on which it fires in the parent."),
+        Column("carried_r", "r", "r with itself through the maps."),
+        Column("unchanged_r", "r", "r with itself, read as it is; null between models of different widths."),
+        Column("matched", "flag", "Whether it persists by its best match."),
+        Column("carried", "flag", "Whether it persists through the maps."),
+        Column("unchanged", "flag", "Whether it persists read as it is."),
+    ),
+    large=True,
+)
+
+
+def _edge(study: Study, name: str) -> Edge | None:
+    """The edge along which a stitch goes, from parent to child; None if there is none."""
+    edge = Edge(study.config.stitch[name].source, study.config.stitch[name].target)
+    return edge if edge in study.edges else None
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    config = study.config.stitch[item["stitch"]]
+    edge = {"edge": Edge(config.source, config.target).name}
+    match = {"instrument": study.instrument, "site": study.config.hook_point, **edge}
+    return {
+        **stitch_needs(study, item["stitch"]),
+        "match": ("match", match),
+        "parent_sae": sae_need(study, config.source, study.instrument),
+    }
+
+
+def _run(work: Work, settings: StitchSettings) -> Results:
+    from heredity.features.criteria import agreement
+    from heredity.lm.activations import activations
+    from heredity.sae.evaluate import quality
+    from heredity.sae.formats import read_sae
+    from heredity.stitch.attribution import Side, activation_correlation
+    from heredity.stitch.transfer import transfer_sae
+
+    config = settings.config
+    row, maps = {"edge": Edge(config.source, config.target).name, "reason": ""}, maps_of(work.inputs["stitch"])
+    points, wanted = (maps["source_hook_point"], maps["target_hook_point"]), settings.hook_point
+    if points != (wanted, wanted):
+        row["reason"] = (
+            f"the maps go from {points[0]} to {points[1]}, but features are followed at {wanted}; give the stitch "
+            f'source_hook_point = target_hook_point = "{wanted}"'
+        )
+        return {"mapped_edges": [row], "lineage_by_maps": [], "mapped_features": []}
+    sides = sides_of(work)
+    blocks = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed)
+    sae = read_sae(work.inputs["parent_sae"] / "sae")[0].to(sides.stitch.up.weight.device)
+    parent = Side(sides.source, sides.source_hook_point, sae, settings.precision)
+    carried = transfer_sae(sae, *sides.stitch)
+    readers = {"carried": Side(sides.target, sides.target_hook_point, carried, settings.precision)}
+    if carried.d_in == sae.d_in:
+        readers["unchanged"] = readers["carried"]._replace(sae=sae)
+
+    def explained(side: Side) -> float:
+        return quality(side.sae, activations(side.model, side.hook_point, blocks, side.precision)).explained_variance
+
+    matches, edge = read_matches(work.inputs["match"]), edge_row(work.inputs["match"])
+    threshold = edge["threshold"]
+    best = matches.parent_r[:, 0]
+    live, none = np.isfinite(best), [None] * len(best)
+    of_parent, rows = explained(parent), []
+    columns = {
+        "feature": np.arange(len(best)),
+        "match": matches.parent_match[:, 0].astype(np.int64),
+        "matched_r": best,
+        "density": matches.parent_density,
+        "matched": best > threshold,
+        "unchanged_r": none,
+        "unchanged": none,
+    }
+    for done, (arm, reader) in enumerate(readers.items(), 1):
+        work.progress(done, len(readers) + 1)
+        r = activation_correlation(parent, reader, blocks).r
+        columns |= {f"{arm}_r": r, arm: r > threshold}
+        agreed = agreement(best[live], r[live], threshold)._asdict()
+        rows.append({"arm": arm, **agreed, "explained_variance": explained(reader)})
+    figures = {
+        "hook_point": sides.source_hook_point,
+        "threshold": threshold,
+        "tokens": blocks.size,
+        "live": int(live.sum()),
+        "matched": int((best > threshold).sum()),
+        "one_sae": edge["one_dictionary"],
+        "explained_variance": of_parent,
+    }
+    return {"mapped_edges": [row | figures], "lineage_by_maps": rows, "mapped_features": columns}
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    for edge in rows_of(tables, "mapped_edges"):
+        name = edge["stitch"]
+        if edge["reason"]:
+            yield Statement(
+                f"stitch {name}", "note", f"edge {edge['edge']}: maps and matches are not compared: {edge['reason']}"
+            )
+            continue
+        arms = {row["arm"]: row for row in rows_of(tables, "lineage_by_maps", stitch=name)}
+        carried = arms["carried"]
+        text = (
+            f"Through the maps, {format.of(carried['persisting'], edge['live'])} live features keep an r above "
+            f"{edge['threshold']:.2f} with themselves; by best match {edge['matched']:,} persist."
+        )
+        kappa = "unknown" if carried["kappa"] is None else f"{carried['kappa']:.2f}"
+        evidence = [f"{carried['both']:,} persist by both, kappa {kappa}"]
+        if "unchanged" in arms:
+            evidence.append(f"read as it is, the parent's SAE keeps {arms['unchanged']['persisting']:,}")
+        yield Statement(f"stitch {name}", "lineage", text, tuple(evidence))
+
+
+ANALYSIS = Analysis(
+    kind="lineage_by_maps",
+    version=1,
+    title="Lineage by maps",
+    items=lambda study: (
+        {"stitch": name} for name in study.config.stitch if _edge(study, name) is not None and study.instruments
+    ),
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "bridge", "evaluation"),
+    needs=_needs,
+    run=_run,
+    tables=(MAPPED_EDGES, LINEAGE_BY_MAPS, MAPPED_FEATURES),
+    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 6),
+    say=_say,
+)

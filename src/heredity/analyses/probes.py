@@ -1,0 +1,342 @@
+"""Probes fitted in the source of a stitch and used in its target (Chen et al. 2025, section 3.2).
+
+A probe is a logistic regression on the mean activations of k features over a text, chosen by the largest difference of
+the classes' means (equation 7). Arms: `source`, the source's probe in the source; in the target, on vectors mapped down
+and read by the source's SAE, `unchanged` (features and weights of the source's probe), `refitted` (its features) and
+`random` (as many random features, refitted); `native`, on the target's own SAE; `dense_source`, `dense_native` and
+`dense_unchanged`, on all dimensions of the vectors. Probes are fitted and judged on different texts; each class stands
+against as many texts of the others in turn, of two classes the second against the first. Intervals: 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+
+from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.reading import tokenizer_of
+from heredity.analyses.sae_transfer import source_sae_need
+from heredity.analyses.stitch_maps import ends_of, pass_cost, percent, sides_of, stitch_needs
+from heredity.analyses.warm_starts import warm_start_need
+from heredity.engine.stage import Work
+from heredity.format import listed
+from heredity.study import Precision, Study, StudyError
+from heredity.study.stitch import HubTaskConfig, ProbeTask, Sizes
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.stitch.probe import Row, Score, Views
+    from heredity.stitch.probe_datasets import LabeledTexts
+
+KEY = ("stitch", "task")
+_READ = 20  # documents per corpus that are looked at for each text wanted: tests may be few among files of code
+_PROBED = 10  # features read by the probes of the finding, or the next size
+_TASK = Column("task", "text", "What is classified: origin, kind, language, test, or a data set of the study file.")
+_LABEL = Column("label", "text", "Class to tell from the others, or from the only other one.")
+_ARM = Column(
+    "arm",
+    "text",
+    "source, native, unchanged, refitted or random; dense_source, dense_native or dense_unchanged on all dimensions.",
+)
+_K = Column("k", "count", "Features read, or dimensions.")
+_SCORES = (
+    Column("accuracy", "share", "Share of right answers.", ci=True),
+    Column("balanced_accuracy", "share", "Mean over both classes of the share of right answers.", ci=True),
+    Column("auc", "r", "Area under the ROC curve.", ci=True),
+)
+
+PROBE_TASKS = Table(
+    "probe_tasks",
+    "Texts that probes are fitted and judged on.",
+    KEY,
+    (
+        _TASK,
+        Column("reason", "text", "Reason why the task cannot be made of the corpora; empty where it can."),
+        Column(
+            "origin",
+            "text",
+            "validation; validation and train, where held-out documents were too few; or a hub data set and revision.",
+        ),
+        Column("classes", "text", "Names of the classes."),
+        Column("fitted", "count", "Texts to fit on, all classes together."),
+        Column("tested", "count", "Texts to judge on."),
+        Column("least_share", "share", "Share of the rarest class."),
+        Column("left_out", "text", "Sizes without probes for some class, because fewer features fire in the target."),
+    ),
+)
+PROBES = Table(
+    "probes",
+    "Probes on texts that they were not fitted on.",
+    (*KEY, "label", "arm", "k"),
+    (
+        _TASK,
+        _LABEL,
+        _ARM,
+        _K,
+        *_SCORES,
+        Column("draws", "count", "Probes averaged, with the ends of their intervals: draws of random features, or 1."),
+        Column("spread", "number", "Standard deviation of the balanced accuracy between draws; null for one."),
+    ),
+)
+PROBE_MEANS = Table(
+    "probe_means",
+    "Balanced accuracy of probes, mean over classes.",
+    (*KEY, "arm", "k"),
+    (
+        _TASK,
+        _ARM,
+        _K,
+        Column("balanced_accuracy", "share", "Mean over classes."),
+        Column("classes", "count", "Classes with a probe of this size."),
+    ),
+    brief=(*KEY, "arm", "k", "balanced_accuracy"),
+    plot=Plot("lines", x="k", y="balanced_accuracy", by="arm"),
+)
+PROBE_DRAWS = Table(
+    "probe_draws",
+    "Every single probe.",
+    (*KEY, "label", "arm", "k", "draw"),
+    (_TASK, _LABEL, _ARM, _K, Column("draw", "count", "Draw of random features; 0 for other arms."), *_SCORES),
+    large=True,
+)
+
+
+class ProbeSettings(NamedTuple):
+    task: str
+    hub: HubTaskConfig | None
+    content: str | None
+    """Digest of the files of a local data set; a data set of the hub identifies itself."""
+    sizes: Sizes
+    texts: int
+    context_size: int
+    draws: int
+    precision: Precision
+    seed: int
+    place: str
+    root: Aside
+
+
+def _items(study: Study) -> Iterable[Item]:
+    """Tasks of every stitch, those of the hub last. Raises StudyError for what is missing, before anything runs."""
+    for name, stitch in study.config.stitch.items():
+        config, place = stitch.probes, f"{study.name}: stitch.{name}.probes"
+        if not config.tasks and not config.hub:
+            continue
+        require_sklearn(study, name, "probes.tasks = [], without probes.hub,")
+        if "random" not in stitch.arms:
+            raise StudyError(
+                f"{place}: there is no SAE of the target to compare with; add random to arms, or set tasks=[]"
+            )
+        for task in config.hub:
+            if task in get_args(ProbeTask):
+                raise StudyError(f"{place}.hub.{task}: {task} is a task of the corpora already; rename the data set")
+        yield from ({"stitch": name, "task": task} for task in (*config.tasks, *config.hub))
+
+
+def require_sklearn(study: Study, name: str, without: str) -> None:
+    """Raise StudyError unless scikit-learn is installed. without: the setting that does without it, in words."""
+    if find_spec("sklearn") is None:
+        raise StudyError(
+            f"{study.name}: stitch.{name}: needs scikit-learn, which is not installed; pip install 'heredity[stitch]', "
+            f"or set {without} to do without"
+        )
+
+
+def _settings(study: Study, item: Item) -> ProbeSettings:
+    name, task = item["stitch"], item["task"]
+    config = study.config.stitch[name].probes
+    hub = config.hub.get(task)
+    return ProbeSettings(
+        task,
+        hub,
+        _content(study.root / hub.dataset) if hub else None,
+        config.sizes,
+        config.texts,
+        config.context_size,
+        config.draws,
+        study.config.precision,
+        seed_of(study, "probes", name, task),
+        f"{study.name}: stitch.{name}.probes.hub.{task}",
+        Aside(study.root),
+    )
+
+
+def _content(path: Path) -> str | None:
+    from heredity.text.corpora import file_digest
+
+    return file_digest(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else None
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    name = item["stitch"]
+    config = study.config.stitch[name]
+    needs: Needs = {
+        **stitch_needs(study, name),
+        "source_sae": source_sae_need(name, config.widths[0]),
+        "native_sae": warm_start_need(name, config.widths[0], "random"),
+    }
+    if item["task"] not in config.probes.hub:
+        needs["corpus"] = {corpus: ("corpus", {"corpus": corpus}) for corpus in study.stitch_corpora(name)}
+    return needs
+
+
+def _run(work: Work, settings: ProbeSettings) -> Results:
+    from heredity.stitch.probe import mean_over_draws, probe_task
+    from heredity.stitch.probe_datasets import LabelError, binary_tasks
+
+    try:
+        texts, origin = _of_hub(settings, settings.hub) if settings.hub else texts_of_corpora(work, settings)
+    except LabelError as error:
+        if settings.hub is not None:
+            raise StudyError(f"{settings.place}: {error}") from error
+        none = {"reason": str(error), "origin": "validation and train", "classes": "", "left_out": ""}
+        return {"probe_tasks": [none | {"fitted": 0, "tested": 0}], "probes": [], "probe_means": [], "probe_draws": []}
+    work.progress(1, len(texts.names) + 2)
+    seen, tasks = _views(work, texts.texts, settings), binary_tasks(texts, settings.seed)
+    work.progress(2, len(tasks) + 2)
+    draws: dict[str, list[Row]] = {}
+    left_out = set[int]()
+    for done, (label, task) in enumerate(tasks.items(), 3):
+        draws[label], missing = probe_task(seen, *task, settings.sizes, settings.draws, settings.seed)
+        left_out |= set(missing)
+        work.progress(done, len(tasks) + 2)
+    rows = [
+        {"label": label, "arm": row.arm, "k": row.k, "draws": row.draws, "spread": row.spread, **_scores(row.score)}
+        for label, own in draws.items()
+        for row in mean_over_draws(own)
+    ]
+    by_arm: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        by_arm.setdefault((row["arm"], row["k"]), []).append(row["balanced_accuracy"])
+    row = {
+        "reason": "",
+        "origin": origin,
+        "classes": ", ".join(texts.names),
+        "fitted": int((~texts.test).sum()),
+        "tested": int(texts.test.sum()),
+        "least_share": float(np.bincount(texts.y).min() / len(texts.y)),
+        "left_out": ", ".join(map(str, sorted(left_out))),
+    }
+    return {
+        "probe_tasks": [row],
+        "probes": rows,
+        "probe_means": [
+            {"arm": arm, "k": k, "balanced_accuracy": float(np.array(own).mean()), "classes": len(own)}
+            for (arm, k), own in by_arm.items()
+        ],
+        "probe_draws": [
+            {"label": label, "arm": row.arm, "k": row.k, "draw": row.draw, **_scores(row.score)}
+            for label, own in draws.items()
+            for row in own
+        ],
+    }
+
+
+def _scores(score: Score) -> dict[str, float]:
+    return {
+        f"{name}{end}": value
+        for name, estimate in score._asdict().items()
+        for end, value in zip(("", "_low", "_high"), estimate, strict=True)
+    }
+
+
+def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts, str]:
+    """Texts of a task, of held-out documents if there are enough of them; and the splits they come from."""
+    from heredity.stitch.probe_datasets import LabelError, labeled
+    from heredity.text.corpora import read_corpus
+
+    def documents(split: Any) -> dict[str, list[str]]:
+        return {
+            corpus: list(islice(read_corpus(artifact.folder, split), _READ * settings.texts))
+            for corpus, artifact in work.inputs["corpus"].items()
+        }
+
+    task: Any = settings.task
+    choose = partial(labeled, task=task, most=settings.texts, seed=settings.seed)
+    held_out = documents("validation")
+    try:
+        texts = choose(held_out)
+    except LabelError:
+        texts = None
+    if texts is not None and len(texts.texts) == settings.texts * len(texts.names):
+        return texts, "validation"
+    train = documents("train")
+    return choose({corpus: held_out[corpus] + train[corpus] for corpus in held_out}), "validation and train"
+
+
+def _of_hub(settings: ProbeSettings, hub: HubTaskConfig) -> tuple[LabeledTexts, str]:
+    """Texts of a data set with labels of its own, and its name."""
+    from heredity.stitch.probe_datasets import from_hub
+
+    path = settings.root.value / hub.dataset
+    dataset = str(path) if path.exists() else hub.dataset
+    texts = from_hub(dataset, **hub.model_dump(exclude={"dataset"}), most=settings.texts, seed=settings.seed)
+    return texts, f"hub: {hub.dataset}" + (f", revision {hub.revision}" if hub.revision else "")
+
+
+def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
+    """Mean activations that the arms read."""
+    from heredity.sae.formats import read_sae
+    from heredity.stitch.probe import text_vectors, views
+
+    sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
+    device = next(sides.target.parameters()).device
+    saes = tuple(read_sae(work.inputs[role] / "sae")[0].to(device) for role in ("source_sae", "native_sae"))
+    shape = {"context_size": settings.context_size, "precision": settings.precision}
+    source, target = (
+        partial(text_vectors, model, tokenizer, point, **shape)
+        for model, point in ((sides.source, sides.source_hook_point), (sides.target, sides.target_hook_point))
+    )
+    return views(texts, source, target, (saes[0], saes[1]), sides.stitch.down)
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    stitches: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows_of(tables, "probe_means"):
+        stitches.setdefault(row["stitch"], []).append(row)
+    for name, rows in stitches.items():
+        sizes = {row["k"] for row in rows if row["arm"] == "source"}
+        if not sizes:
+            continue
+        k = min(sizes, key=lambda size: (abs(size - _PROBED), size))
+        (source, target), tasks = ends_of(tables, name), list(dict.fromkeys(row["task"] for row in rows))
+
+        def at(arm: str, rows: Sequence[Mapping[str, Any]] = rows, k: int = k) -> str:
+            values = [row["balanced_accuracy"] for row in rows if (row["arm"], row["k"]) == (arm, k)]
+            return percent(sum(values) / len(values) if values else None)
+
+        text = (
+            f"Probes ({listed(tasks)}) on {k} {'feature' if k == 1 else 'features'} of {source} reach a balanced "
+            f"accuracy of {at('unchanged')} in {target} as they are and {at('refitted')} refitted; {target}'s own "
+            f"features reach {at('native')}, random ones {at('random')}."
+        )
+        evidence = [f"in {source} itself {at('source')}"]
+        for task in tasks:
+            own = [row for row in rows if row["task"] == task]
+            tested = rows_of(tables, "probe_tasks", stitch=name, task=task)[0]["tested"]
+            figures = ", ".join(f"{at(arm, own)} {arm}" for arm in ("unchanged", "refitted", "native"))
+            evidence.append(f"{task}: {figures}, {tested:,} texts")
+        yield Statement(f"stitch {name}", "probes", text, tuple(evidence))
+    for row in rows_of(tables, "probe_tasks"):
+        if row["reason"]:
+            yield Statement(f"stitch {row['stitch']}", "note", f"no probes of {row['task']}: {row['reason']}")
+
+
+ANALYSIS = Analysis(
+    kind="probes",
+    version=1,
+    title="Probes across a stitch",
+    items=_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=(PROBE_TASKS, PROBES, PROBE_MEANS, PROBE_DRAWS),
+    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 4),
+    say=_say,
+)

@@ -1,0 +1,281 @@
+"""The source's SAEs in the target of a stitch, without any training there.
+
+up(SAE(down(x))) is again an SAE (Chen et al. 2025, equation 6): W_enc' = P_down W_enc, W_dec' = W_dec P_up,
+b_dec' = up(b_dec), b_enc' = b_enc + (down(b_dec') - b_dec) W_enc, since b_dec is subtracted before encoding; thresholds
+stay. Folding is exact but for rounding, which every run checks. Decoder rows then differ in length; bringing them to
+unit norm changes the selection of a topk SAE, and the figures include by how much.
+
+Variants, besides the SAE in its own model (`source`): `transferred`, folded; `normalized`, with decoder rows of unit
+norm; refitted on activations of the target in closed form: `bias` (mean residual), `decoder` (ridge around the folded
+decoder) and `density` (thresholds at which each feature fires as often as in the source; not for topk); where the
+models are of one width also `unchanged`, the SAE as it is, and `aligned`, folded through maps that only turn and scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.sae import SAESettings, train_on_models, without_effect
+from heredity.analyses.stitch_maps import (
+    Sides,
+    StitchSettings,
+    ends_of,
+    pass_cost,
+    percent,
+    sides_of,
+    sizes,
+    stitch_blocks,
+    stitch_needs,
+    stitch_settings,
+)
+from heredity.analyses.text import tokens_needs
+from heredity.engine.stage import Work
+from heredity.study import SAEConfig, Study
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from heredity.analyses.plan import Shapes
+    from heredity.sae.model import SAE
+
+CALIBRATING = 50_000
+"""Training vectors of the target on which SAEs are refitted."""
+_FOLDED = 4096  # vectors on which folding is checked
+_REFITTED = {"bias": "its bias refitted", "decoder": "its decoder refitted", "density": "its thresholds refitted"}
+
+SAE_TRANSFER = Table(
+    "sae_transfer",
+    "The source's SAE on held-out text of its own model and, without training, of the target.",
+    ("stitch", "d_sae", "variant"),
+    (
+        Column(
+            "variant",
+            "text",
+            "source (in its own model), transferred, normalized, bias, decoder, density, unchanged or aligned.",
+        ),
+        Column("left_out", "text", "Reason why there is no such variant; null where there is one."),
+        Column("l0", "number", "Mean number of active features per token."),
+        Column("fvu", "share", "Fraction of variance unexplained."),
+        Column("explained_variance", "r", "1 - FVU."),
+        Column("ce_clean", "nats", "Cross-entropy of the model, nats per token."),
+        Column("ce_spliced", "nats", "Cross-entropy with the reconstruction spliced in."),
+        Column("delta_loss", "nats", "Increase of the cross-entropy by the splice."),
+        Column("ce_loss_recovered", "r", "(CE zero - CE SAE) / (CE zero - CE clean), by zero ablation."),
+        Column("dead_share", "share", "Share of features that never fired on this text."),
+    ),
+    brief=("stitch", "d_sae", "variant", "l0", "fvu", "delta_loss", "ce_loss_recovered", "dead_share"),
+)
+SAE_FOLDING = Table(
+    "sae_folding",
+    "Check of every folded SAE against up, SAE and down one after the other.",
+    ("stitch", "d_sae"),
+    (
+        Column("tokens", "count", "Held-out tokens behind the figures of sae_transfer."),
+        Column("calibrated_on", "count", "Training vectors on which variants were refitted."),
+        Column("folding_error", "number", "Largest difference of any element, in root mean squares of activations."),
+        Column("other_features", "share", "Share of vectors left out because rounding made another feature active."),
+        Column("same_selection", "share", "Share of the active features of transferred that normalized selects too."),
+    ),
+)
+
+
+def source_sae_need(name: str, d_sae: int) -> Need:
+    """The SAE of a stitch's source with so many features."""
+    return ("source_sae", {"stitch": name, "d_sae": d_sae})
+
+
+def width_items(study: Study) -> Iterable[Item]:
+    """One item per stitch and number of SAE features."""
+    return ({"stitch": name, "d_sae": d_sae} for name, stitch in study.config.stitch.items() for d_sae in stitch.widths)
+
+
+def new_sae_config(study: Study) -> SAEConfig:
+    """SAE settings of a stitch, whose widths the stitch gives."""
+    unused = {"expansion": SAEConfig.model_fields["expansion"].default}
+    return without_effect(study.config.sae, continued=False).model_copy(update=unused)
+
+
+def _source_settings(study: Study, item: Item) -> SAESettings:
+    name, d_sae = item["stitch"], item["d_sae"]
+    return SAESettings(
+        new_sae_config(study),
+        study.config.stitch[name].source_hook_point or study.config.hook_point,
+        study.config.precision,
+        seed_of(study, "sae", f"{name}-source-{d_sae}"),
+        {study.config.stitch[name].source: study.stitch_corpora(name)},
+        d_sae,
+    )
+
+
+def _source_needs(study: Study, item: Item) -> Needs:
+    source = study.config.stitch[item["stitch"]].source
+    return {
+        "model": {source: ("model", {"model": source})},
+        "tokens": tokens_needs(study.stitch_corpora(item["stitch"])),
+    }
+
+
+def _train_source(work: Work, settings: SAESettings) -> Results:
+    train_on_models(work, settings)
+    return {}
+
+
+def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
+    """Cost of training an SAE of one end of a stitch."""
+    a, b, _, gib = sizes(study, item["stitch"], shapes)
+    d_in, weights = a if end == "source" else b, shapes.front(getattr(study.config.stitch[item["stitch"]], end))
+    tokens, features = study.config.sae.tokens, item["d_sae"]
+    flops = tokens * (2 * d_in * features + 2 * weights)
+    return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, 0.6 if end == "source" else 0.35)
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    return {**stitch_needs(study, item["stitch"]), "sae": source_sae_need(item["stitch"], item["d_sae"])}
+
+
+def _run(work: Work, settings: StitchSettings) -> Results:
+    import torch
+
+    from heredity.lm.activations import activations
+    from heredity.sae.evaluate import quality
+    from heredity.sae.formats import read_sae, write_sae
+    from heredity.stitch.transfer import folding, same_selection, transfer_sae, zero_shot
+
+    config, sides, source = settings.config, sides_of(work), read_sae(work.inputs["sae"] / "sae")[0]
+    source = source.to(next(sides.source.parameters()).device)
+    ends = {"source": (sides.source, sides.source_hook_point), "target": (sides.target, sides.target_hook_point)}
+
+    def read(end: str, blocks: np.ndarray) -> Any:
+        return activations(*ends[end], blocks, settings.precision)
+
+    blocks = stitch_blocks(work, "train", CALIBRATING, config.context_size, settings.seed)
+    x = torch.cat(list(read("target", blocks)))
+    density = quality(source, read("source", blocks)).density
+    folded = transfer_sae(source, *sides.stitch)
+    saes, left_out = variants(source, folded, x, density, sides, work)
+    held = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
+    rows: list[dict[str, Any]] = []
+    for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
+        figures = zero_shot(*ends["source" if variant == "source" else "target"], sae, held, settings.precision)
+        rows.append(
+            {
+                "variant": variant,
+                "l0": figures.quality.l0,
+                "fvu": 1 - figures.quality.explained_variance,
+                "explained_variance": figures.quality.explained_variance,
+                "dead_share": figures.quality.dead_share,
+                **{
+                    name: getattr(figures, name)
+                    for name in ("ce_clean", "ce_spliced", "delta_loss", "ce_loss_recovered")
+                },
+            }
+        )
+        work.progress(done, len(saes) + 1)
+    metadata = {
+        "model_name": config.target,
+        "hook_name": sides.target_hook_point,
+        "context_size": config.context_size,
+        "transferred_from": config.source,
+        "transferred_hook_name": sides.source_hook_point,
+    }
+    for variant in saes.keys() - {"unchanged"}:
+        write_sae(saes[variant], work.folder / variant, metadata | {"variant": variant})
+    some = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)])))
+    exact = folding(source, folded, sides.stitch, some)
+    check = {
+        "tokens": held.size,
+        "calibrated_on": len(x),
+        "folding_error": exact.error,
+        "other_features": exact.other_features,
+        "same_selection": same_selection(folded, saes["normalized"], [some]),
+    }
+    reasons = [{"variant": variant, "left_out": reason} for variant, reason in left_out.items()]
+    return {"sae_transfer": rows + reasons, "sae_folding": [check]}
+
+
+def variants(
+    source: SAE, folded: SAE, x: Tensor, density: np.ndarray, sides: Sides, work: Work
+) -> tuple[dict[str, SAE], dict[str, str]]:
+    """SAEs of the target by name, and reasons for those left out.
+
+    folded: `source` through the maps of `sides`. x: training vectors of the target [n, d_b]. density: share of tokens
+    of the same text on which each source feature fires.
+    """
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.transfer import LARGEST_REFIT, calibrate, match_density, transfer_sae
+
+    recipes: dict[str, Callable[[], SAE] | str] = {
+        "transferred": lambda: folded,
+        "normalized": lambda: transfer_sae(source, *sides.stitch, normalize=True),
+        "bias": lambda: calibrate(folded, [x], "bias"),
+        "decoder": lambda: calibrate(folded, [x], "decoder"),
+        "density": lambda: match_density(folded, x, density),
+        "unchanged": lambda: source,
+        "aligned": lambda: transfer_sae(source, *Stitch.load(work.inputs["stitch"] / "procrustes")),
+    }
+    if source.d_sae > LARGEST_REFIT:
+        recipes["decoder"] = f"{source.d_sae} features are more than the {LARGEST_REFIT} that are refitted"
+    elif len(x) < 2 * source.d_sae:
+        recipes["decoder"] = f"{len(x)} vectors are fewer than two per feature"
+    if source.activation == "topk":
+        recipes["density"] = "topk has no thresholds by which to match densities"
+    if source.d_in != folded.d_in:
+        recipes |= dict.fromkeys(("unchanged", "aligned"), f"the models are {source.d_in} and {folded.d_in} wide")
+    made = {variant: recipe() for variant, recipe in recipes.items() if not isinstance(recipe, str)}
+    return made, {variant: recipe for variant, recipe in recipes.items() if isinstance(recipe, str)}
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    """One finding per stitch, at its first width."""
+    first: dict[str, Any] = {}
+    for row in rows_of(tables, "sae_folding"):
+        first.setdefault(row["stitch"], row)
+    for name, check in first.items():
+        source, target = ends_of(tables, name)
+        rows = rows_of(tables, "sae_transfer", stitch=name, d_sae=check["d_sae"])
+        figures = {row["variant"]: row for row in rows if row["left_out"] is None}
+        own, moved = figures["source"], figures["transferred"]
+        best = min(((figures[v]["fvu"], words) for v, words in _REFITTED.items() if v in figures), default=None)
+        refit = f"; with {best[1]} {percent(best[0])}" if best and best[0] is not None else ""
+        text = (
+            f"An SAE of {source} with {check['d_sae']:,} features leaves {percent(moved['fvu'])} of the variance "
+            f"unexplained in {target} without training there, and {percent(own['fvu'])} in {source} itself{refit}."
+        )
+        evidence = (
+            f"cross-entropy rises by {format.value('nats', moved['delta_loss'])} nats per token with the SAE spliced "
+            f"in ({source}: {format.value('nats', own['delta_loss'])})",
+            f"L0 {format.value('number', moved['l0'])} ({format.value('number', own['l0'])})",
+            f"dead {percent(moved['dead_share'])} ({percent(own['dead_share'])})",
+            f"{check['tokens']:,} held-out tokens",
+        )
+        yield Statement(f"stitch {name}", "SAEs", text, evidence)
+
+
+SOURCE_SAE = Analysis(
+    kind="source_sae",
+    version=1,
+    title="SAEs of the source of a stitch",
+    items=width_items,
+    settings=_source_settings,
+    needs=_source_needs,
+    run=_train_source,
+    cost=lambda study, item, shapes: training_cost(study, item, shapes, "source"),
+)
+ANALYSIS = Analysis(
+    kind="sae_transfer",
+    version=1,
+    title="SAEs transferred without training",
+    items=width_items,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "carried", "evaluation"),
+    needs=_needs,
+    run=_run,
+    tables=(SAE_TRANSFER, SAE_FOLDING),
+    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 20, item["d_sae"]),
+    say=_say,
+)

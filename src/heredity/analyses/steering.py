@@ -1,0 +1,284 @@
+"""Texts of both models of a stitch, steered by directions of their own and of each other.
+
+A direction is the unit difference of mean activations on the wanted corpus and on the others. At every token h becomes
+h + (z - h·v) v, with z the mean of h·v on the wanted corpus in the model that writes (Chen et al. 2025, section 3.3,
+equation 9). A direction is carried by the map's matrix, without the bias. Arms: `none`, `native` (the model's own
+direction), `carried` (the other model's) and `random`, which moves vectors as far as the native one. A classifier of
+characters, fitted on training documents, tells which corpus a text is like; shares have Clopper-Pearson intervals.
+Transfer gap (equation 16): share by the carried direction over share by the native one, clipped to 0..1, with 0/0 = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.probes import require_sklearn
+from heredity.analyses.reading import packs, tokenizer_of
+from heredity.analyses.stitch_maps import (
+    Sides,
+    StitchSettings,
+    ends_of,
+    pass_cost,
+    percent,
+    sides_of,
+    stitch_needs,
+    stitch_settings,
+    stream_of,
+)
+from heredity.engine.stage import Work
+from heredity.study import Study, StudyError
+from heredity.study.stitch import SteeringConfig
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.stitch.moments import Moments
+    from heredity.stitch.probe import Estimate
+
+_PIECES, _TESTED = 2_000, 500  # per corpus, on which the classifier is fitted, and tested
+_READ = 20  # documents from which each prompt is drawn
+_CHARACTERS = 40  # read of a document for each token of a prompt
+_BATCH = 64  # texts written at a time
+_EXAMPLES = 2
+_WANTED = Column("wanted", "text", "Corpus that its texts should be like.")
+_ARM = Column("arm", "text", "none, native, carried (direction of the other model) or random.")
+
+STEERING_CLASSIFIERS = Table(
+    "steering_classifiers",
+    "Classifiers that judge which corpus a text is like.",
+    ("stitch",),
+    (
+        Column("reason", "text", "Reason why nothing was steered; empty where it was."),
+        Column("classes", "text", "Classes: the corpora that both models have read."),
+        Column("accuracy", "share", "On pieces of held-out documents at most as long as the texts.", ci=True),
+        Column("fitted", "count", "Pieces of training documents that it was fitted on."),
+        Column("tested", "count", "Pieces of held-out documents behind its accuracy."),
+    ),
+)
+STEERING = Table(
+    "steering",
+    "Steered texts like the wanted corpus, by the direction used.",
+    ("stitch", "model", "wanted", "arm"),
+    (
+        _WANTED,
+        _ARM,
+        Column("share", "share", "Share of the texts taken for the wanted corpus.", ci=True),
+        Column("n", "count", "Texts, one per prompt."),
+        Column("change", "number", "Root mean square of the shift of activations of the other corpora; 0 for none."),
+    ),
+    brief=("stitch", "model", "wanted", "arm", "share", "n"),
+    plot=Plot("bars", x="wanted", y="share", by="arm"),
+)
+STEERING_GAPS = Table(
+    "steering_gaps",
+    "Carried directions against native ones.",
+    ("stitch", "model", "wanted"),
+    (
+        _WANTED,
+        Column("gap", "r", "Share by the carried direction over share by the native one; 1 is as good as native."),
+        Column("cosine", "r", "Cosine of the carried and the native direction."),
+    ),
+    brief=("stitch", "model", "wanted", "gap", "cosine"),
+)
+STEERING_EXAMPLES = Table(
+    "steering_examples",
+    "A few of the steered texts.",
+    ("stitch", "model", "wanted", "arm", "number"),
+    (
+        _WANTED,
+        _ARM,
+        Column("number", "count", "Number of the prompt."),
+        Column("prompt", "text", "Start of a held-out document of another corpus."),
+        Column("text", "text", "What the model wrote after it."),
+    ),
+)
+
+
+def _items(study: Study) -> Iterable[Item]:
+    """Stitches with prompts. Raises StudyError where scikit-learn is missing, before anything runs."""
+    for name, stitch in study.config.stitch.items():
+        if stitch.steering.prompts:
+            if len(study.stitch_corpora(name)) > 1:
+                require_sklearn(study, name, "steering.prompts = 0")
+            yield {"stitch": name}
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    documents = {corpus: ("corpus", {"corpus": corpus}) for corpus in study.stitch_corpora(item["stitch"])}
+    return {**stitch_needs(study, item["stitch"]), "corpus": documents}
+
+
+def _run(work: Work, settings: StitchSettings) -> Results:
+    from heredity.stitch.steer import change, effect, generate, interleave, steering_arms, transfer_gap
+
+    corpora, config, seed = settings.corpora, settings.config.steering, settings.seed
+    rows: list[dict[str, Any]] = []
+    gaps: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    classifier: dict[str, Any] = {"reason": "", "classes": ", ".join(corpora), "fitted": 0, "tested": 0}
+    results = {
+        "steering_classifiers": [classifier],
+        "steering": rows,
+        "steering_gaps": gaps,
+        "steering_examples": examples,
+    }
+    if len(corpora) < 2:
+        classifier["reason"] = f"both models have read {', '.join(corpora)} only; a direction lies between two corpora"
+        return results
+    sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
+    total = 2 + 2 * len(corpora)
+    classify, accuracy, fitted, tested = _classifier(work, tokenizer, sides.masked, config.max_tokens, seed)
+    classifier |= {"fitted": fitted, "tested": tested, **_estimated("accuracy", accuracy)}
+    work.progress(1, total)
+    moments = _moments(work, settings, sides)
+    work.progress(2, total)
+    starts = _starts(work, config, seed)
+    both = (
+        (settings.config.source, sides.source, sides.source_hook_point, sides.stitch.down),
+        (settings.config.target, sides.target, sides.target_hook_point, sides.stitch.up),
+    )
+    for place, (name, model, hook_point, arriving) in enumerate(both):
+        for number, wanted in enumerate(corpora):
+            own, others = (part.swapped() if place else part for part in moments[wanted])
+            prompts = interleave([starts[corpus] for corpus in corpora if corpus != wanted])[: config.prompts]
+            try:
+                arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
+                write = partial(
+                    generate,
+                    model,
+                    tokenizer,
+                    prompts,
+                    hook_point,
+                    max_tokens=config.max_tokens,
+                    prompt_tokens=config.prompt_tokens,
+                    seed=seed + number,
+                    batch_size=_BATCH,
+                )
+                texts = effect(write, arms, classify, number)
+            except ValueError as error:
+                raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
+            key = {"model": name, "wanted": wanted}
+            read = [
+                tokenizer.decode(tokenizer(prompt, verbose=False)["input_ids"][: config.prompt_tokens])
+                for prompt in prompts[:_EXAMPLES]
+            ]
+            for arm, steering in arms.items():
+                moved = 0.0 if steering is None else change(steering, others.mean_a, others.aa)
+                own = texts.texts[arm]
+                share = _estimated("share", texts.shares[arm])
+                rows.append({**key, "arm": arm, "n": len(own), "change": moved, **share})
+                examples += [
+                    {**key, "arm": arm, "number": at, "prompt": prompt, "text": text}
+                    for at, (prompt, text) in enumerate(zip(read, own, strict=False))
+                ]
+            native, carried = arms["native"], arms["carried"]
+            assert native is not None and carried is not None
+            gap = transfer_gap(texts.shares["carried"].value, texts.shares["native"].value)
+            gaps.append({**key, "gap": gap, "cosine": float(native.direction @ carried.direction)})
+            work.progress(3 + place * len(corpora) + number, total)
+    return results
+
+
+def _estimated(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _classifier(
+    work: Work, tokenizer: Any, special: Sequence[int], size: int, seed: int
+) -> tuple[Callable[[Sequence[str]], np.ndarray], Estimate, int, int]:
+    """A classifier of pieces of `size` tokens by corpus, its accuracy, and the pieces it is fitted and tested on."""
+    from heredity.stitch.probe import proportion
+    from heredity.stitch.steer import longest_pieces, text_classifier
+    from heredity.text.tokens import BlockSampler, distinct_blocks
+
+    def pieces(split: str, count: int) -> tuple[list[str], np.ndarray]:
+        parts = []
+        for pack in packs(work.inputs["tokens"], split).values():
+            sampler = BlockSampler({"corpus": pack}, min(size, len(pack.tokens)), seed)
+            blocks = distinct_blocks(sampler, count * sampler.context_size)
+            parts.append(longest_pieces(blocks, tokenizer, special))
+        least = min(map(len, parts))
+        return [text for own in parts for text in own[:least]], np.repeat(np.arange(len(parts)), least)
+
+    texts, y = pieces("train", _PIECES)
+    classify = text_classifier(texts, y)
+    held_out, truth = pieces("validation", _TESTED)
+    hits = int((classify(held_out) == truth).sum())
+    return classify, proportion(hits, len(truth)), len(texts), len(held_out)
+
+
+def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tuple[Moments, Moments]]:
+    """Moments of the activations of both models on each corpus, and on all others."""
+    from heredity.stitch.aligned import Points, aligned
+    from heredity.stitch.moments import MomentStream
+    from heredity.text.tokens import BlockSampler, distinct_blocks
+
+    points = Points(sides.source, [sides.source_hook_point]), Points(sides.target, [sides.target_hook_point])
+    streams: dict[str, MomentStream] = {}
+    for corpus, pack in packs(work.inputs["tokens"], "train").items():
+        sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
+        blocks = distinct_blocks(sampler, settings.config.steering.vectors)
+        streams[corpus] = stream_of(aligned(*points, blocks, sides.masked, settings.precision))
+    moments: dict[str, tuple[Moments, Moments]] = {}
+    for corpus, stream in streams.items():
+        rest = MomentStream()
+        for other in streams.values():
+            if other is not stream:
+                rest.merge(other)
+        moments[corpus] = stream.pair(0, 0), rest.pair(0, 0)
+    return moments
+
+
+def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str]]:
+    """Held-out documents of each corpus in random order, cut to what a prompt can take of them."""
+    from heredity.text.corpora import read_corpus
+
+    starts = {}
+    for number, (corpus, artifact) in enumerate(work.inputs["corpus"].items()):
+        texts = list(islice(read_corpus(artifact.folder, "validation"), _READ * config.prompts))
+        order = np.random.default_rng([seed, number]).permutation(len(texts))[: config.prompts]
+        starts[corpus] = [texts[place][: _CHARACTERS * config.prompt_tokens] for place in order]
+    return starts
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    for row in rows_of(tables, "steering_classifiers"):
+        name = row["stitch"]
+        if row["reason"]:
+            yield Statement(f"stitch {name}", "note", f"nothing was steered: {row['reason']}")
+            continue
+        ends = ends_of(tables, name)
+        for model, other in (ends, ends[::-1]):
+            shares: dict[str, list[float]] = {}
+            for one in rows_of(tables, "steering", stitch=name, model=model):
+                shares.setdefault(one["arm"], []).append(one["share"])
+            mean = {arm: percent(sum(values) / len(values)) for arm, values in shares.items()}
+            text = (
+                f"Steered by a direction of {other}, {model} writes like the wanted corpus in {mean['carried']} of its "
+                f"texts; by its own direction in {mean['native']}, by a random one in {mean['random']}, unsteered in "
+                f"{mean['none']}."
+            )
+            gaps = rows_of(tables, "steering_gaps", stitch=name, model=model)
+            evidence = [f"mean over {format.listed([gap['wanted'] for gap in gaps])}"] if len(gaps) > 1 else []
+            evidence += [f"{gap['wanted']}: {format.value('r', gap['gap'])} of native" for gap in gaps]
+            yield Statement(f"stitch {name}", "steering", text, tuple(evidence))
+
+
+ANALYSIS = Analysis(
+    kind="steering",
+    version=1,
+    title="Steering across a stitch",
+    items=_items,
+    settings=lambda study, item: stitch_settings(study, item["stitch"], "steering", "steering"),
+    needs=_needs,
+    run=_run,
+    tables=(STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_EXAMPLES),
+    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 8),
+    say=_say,
+)

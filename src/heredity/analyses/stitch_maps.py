@@ -1,0 +1,495 @@
+"""Affine maps between the residual streams of two models, and each model going on from the other's front.
+
+After Chen et al. 2025 (arXiv 2506.06609). The source A is d_A wide, the target B d_B. Activations a and b are those of
+the residual streams at the same token, special tokens left out. up(a) = a P_up + b_up and down(b) = b P_down + b_down.
+
+Joint loss (equation 3): ||up(a) - b||^2 + ||down(b) - a||^2 + alpha (||down(up(a)) - a||^2 + ||up(down(b)) - b||^2),
+each the mean over elements and tokens; alpha = 1 is the paper's. It depends on the data through means and covariances
+alone and is quadratic in either map, so exact steps in turn minimize it from one pass over the tokens, without a
+learning rate (`joint`). It is not convex in both maps: the fit ends at a stationary point below its start, the maps of
+`ridge` (each map for itself). The ridge of each side is chosen on held-out tokens. `procrustes`: up turns and scales,
+down undoes it. `adam`: gradient descent, as published. FLOPs are those of the matrix products of a fit, without the
+forward passes of the models.
+
+Layer of B, unless the study names one: the residual stream of highest SVCCA with A's (Raghu et al. 2017), beside linear
+CKA (Kornblith et al. 2019). Stitched models (table 1): the back of one model after the front of the other, mapped, or
+after its own front, mapped there and back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.plan import check_method
+from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
+from heredity.analyses.text import tokenizer_need, tokens_needs
+from heredity.engine.stage import Work
+from heredity.engine.store import Artifact
+from heredity.study import Precision, StitchConfig, Study, StudyError
+from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.moments import Moments, MomentStream
+
+COMPARED = 50_000
+"""Tokens on which layers are compared."""
+_KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
+
+STITCH_MAPS = Table(
+    "stitch_maps",
+    "Stitches: pairs of models joined by affine maps.",
+    ("stitch",),
+    (
+        Column("source", "text", "Model A."),
+        Column("target", "text", "Model B."),
+        Column("source_hook_point", "text", "Hook point of A."),
+        Column("target_hook_point", "text", "Hook point of B."),
+        Column("source_width", "count", "Width of the residual stream of A."),
+        Column("target_width", "count", "Width of the residual stream of B."),
+        Column("corpora", "text", "Corpora that both models have read."),
+        Column("method", "text", "Fit in use: joint, ridge or procrustes."),
+        Column("alpha", "number", "Weight of the round trips in the joint loss."),
+        Column("held_out", "count", "Held-out tokens on which the fits are judged."),
+        Column("compared", "count", "Tokens on which layers are compared."),
+    ),
+    brief=("stitch", "source", "source_hook_point", "target", "target_hook_point", "method", "held_out"),
+)
+STITCH_FITS = Table(
+    "stitch_fits",
+    "Maps by every fit, judged on held-out tokens.",
+    ("stitch", "method"),
+    (
+        Column("method", "text", "joint, ridge, procrustes or adam."),
+        Column("in_use", "flag", "Whether further results rest on these maps."),
+        Column("loss", "number", "Joint loss."),
+        Column("r2_up", "r", "R2 of B from A, pooled over dimensions."),
+        Column("r2_down", "r", "R2 of A from B."),
+        Column("r2_there_and_back", "r", "R2 of A from itself through B."),
+        Column("r2_back_and_there", "r", "R2 of B from itself through A."),
+        Column("condition_up", "number", "Largest over least singular value of up; null for a singular map."),
+        Column("condition_down", "number", "Largest over least singular value of down; null for a singular map."),
+        Column("effective_rank_up", "number", "exp of the entropy of the singular values of up (Roy & Vetterli 2007)."),
+        Column("effective_rank_down", "number", "The same of down."),
+        Column("tokens", "count", "Tokens it read, repeats counted."),
+        Column("flops", "flops", "FLOPs of its matrix products, without forward passes of the models."),
+        Column("seconds", "seconds", "Wall time, forward passes of the models included."),
+        Column("converged", "flag", "Whether the iterations converged; null for fits without iterations."),
+    ),
+    brief=("stitch", "method", "loss", "r2_up", "r2_down", "r2_there_and_back", "r2_back_and_there", "flops"),
+)
+STITCH_COSTS = Table(
+    "stitch_costs",
+    "Held-out loss by cost: the joint fit on 1/32 to all of the tokens, whole descents of fewer epochs up to all.",
+    ("stitch", "method", "tokens"),
+    (
+        Column("method", "text", "joint or adam."),
+        Column("tokens", "count", "Tokens it read, repeats counted."),
+        Column("flops", "flops", "FLOPs of its matrix products."),
+        Column("loss", "number", "Joint loss."),
+    ),
+    plot=Plot("lines", x="flops", y="loss", by="method"),
+)
+STITCH_LAYERS = Table(
+    "stitch_layers",
+    "Similarity of the layers of both models.",
+    ("stitch", "source_layer", "target_layer"),
+    (
+        Column("source_layer", "text", "Hook point of A."),
+        Column("target_layer", "text", "Hook point of B."),
+        Column("svcca", "r", "Mean canonical correlation of the leading principal components."),
+        Column("cka", "r", "Linear centered kernel alignment."),
+    ),
+    plot=Plot("heat", x="target_layer", y="svcca", by="source_layer"),
+)
+STITCHED_MODELS = Table(
+    "stitched_models",
+    "Next-token prediction by both models and by the back of one after the front of the other.",
+    ("stitch", "way"),
+    (
+        Column(
+            "way",
+            "text",
+            "source, target, up (front of A, back of B), down (front of B, back of A), source_round_trip (A through B) "
+            "or target_round_trip (B through A).",
+        ),
+        Column("ce_loss", "nats", "Cross-entropy, nats per token."),
+        Column("accuracy", "share", "Accuracy."),
+        Column("increase", "share", "Increase of the cross-entropy over the model of the back; null for whole models."),
+    ),
+    brief=("stitch", "way", "ce_loss", "accuracy", "increase"),
+)
+
+
+class StitchSettings(NamedTuple):
+    config: StitchConfig
+    """Settings that the result does not depend on stand at their defaults."""
+    hook_point: str
+    """Of the study: default of the source's."""
+    corpora: tuple[str, ...]
+    """Corpora that both models have read."""
+    precision: Precision
+    seed: int
+    place: str
+
+    @property
+    def source_hook_point(self) -> str:
+        return self.config.source_hook_point or self.hook_point
+
+
+def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
+    """Settings that any analysis of a stitch reads, with those of the stitch that this one uses.
+
+    seed: name from which the seed is made. used: names of settings, besides source, target and context_size.
+    """
+    config = study.config.stitch[name]
+    return StitchSettings(
+        StitchConfig(**{key: getattr(config, key) for key in ("source", "target", "context_size", *used)}),
+        study.config.hook_point,
+        study.stitch_corpora(name),
+        study.config.precision,
+        seed_of(study, seed, name),
+        f"{study.name}: stitch.{name}",
+    )
+
+
+def _settings(study: Study, item: Item) -> StitchSettings:
+    points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
+    return stitch_settings(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    config = study.config.stitch[item["stitch"]]
+    return {
+        "source": ("model", {"model": config.source}),
+        "target": ("model", {"model": config.target}),
+        "tokenizer": tokenizer_need(study),
+        "tokens": tokens_needs(study.stitch_corpora(item["stitch"])),
+    }
+
+
+def stitch_needs(study: Study, name: str) -> Needs:
+    """Inputs of `sides_of` and `stitch_blocks`."""
+    return {**_needs(study, {"stitch": name}), "stitch": ("stitch", {"stitch": name})}
+
+
+class Sides(NamedTuple):
+    """Both models of a stitch and the maps between them, on the device."""
+
+    source: Any
+    target: Any
+    source_hook_point: str
+    target_hook_point: str
+    stitch: Stitch
+    masked: list[int]
+    """Ids of special tokens."""
+
+
+def sides_of(work: Work) -> Sides:
+    """Both models of a stitch, on the device, with the maps in use."""
+    from heredity.stitch.affine import Stitch
+
+    source, target = (on_device(load(work.inputs[end])) for end in ("source", "target"))
+    maps = maps_of(work.inputs["stitch"])
+    stitch = Stitch.load(work.inputs["stitch"] / maps["method"]).to(next(target.parameters()).device)
+    special = tokenizer_of(work.inputs["tokenizer"]).all_special_ids
+    return Sides(source, target, maps["source_hook_point"], maps["target_hook_point"], stitch, list(special))
+
+
+def maps_of(artifact: Artifact) -> dict[str, Any]:
+    """The row of `stitch_maps` of a stitch artifact."""
+    return read_rows(artifact, "stitch_maps")[0]
+
+
+def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
+    """Rows of one table of an artifact."""
+    return pq.read_table(artifact / f"{table}.parquet").to_pylist()
+
+
+def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: int) -> np.ndarray:
+    """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
+    from heredity.text.tokens import distinct_blocks
+
+    return distinct_blocks(sampler_of(work.inputs["tokens"], split, context_size, seed), tokens)
+
+
+def _run(work: Work, settings: StitchSettings) -> Results:
+    from heredity.stitch.affine import Stitch
+    from heredity.stitch.aligned import Points, aligned
+    from heredity.stitch.moments import nested_moments
+    from heredity.stitch.stitched import stitched_losses
+
+    config, first = settings.config, settings.source_hook_point
+    models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
+    special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
+
+    def read(a: list[str], b: list[str], some: np.ndarray) -> Iterable[Any]:
+        """Chunks of activations at points of both models."""
+        return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
+
+    blocks = stitch_blocks(work, "train", config.tokens, config.context_size, settings.seed)
+    layers, second, compared = _layers(settings, models, read, blocks)
+    pairs = partial(read, [first], [second])
+    work.progress(1, 5)
+    start = time.monotonic()
+    *parts, moments = nested_moments(pairs, blocks)
+    widths = len(moments.mean_a), len(moments.mean_b)
+    if moments.tokens <= sum(widths):
+        raise StudyError(
+            f"{settings.place}.tokens: {moments.tokens} tokens were read, and maps between {widths[0]} and {widths[1]} "
+            "dimensions fit any so few; give many times as many"
+        )
+    check_method(settings.place, config, *widths)
+    shared = time.monotonic() - start
+    work.progress(2, 5)
+    held = stitch_blocks(work, "validation", config.held_out, config.context_size, settings.seed)
+    tuning, held_out = (stream_of(pairs(half)).pair(0, 0) for half in (held[::2], held[1::2]))
+    moments.save(work.folder / "moments.safetensors")
+    fits: dict[str, dict[str, Any]] = {}
+    for method in ("ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])):
+        stitch, fits[method] = _fitted(config, moments, method, (tuning, held_out), shared)
+        stitch.save(work.folder / method)
+    curves = {"joint": [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts] + [fits["joint"]]}
+    work.progress(3, 5)
+    if config.adam.epochs:
+        stitch, curves["adam"] = _by_adam(config, pairs, blocks, held_out, settings.seed)
+        stitch.save(work.folder / "adam")
+        fits["adam"] = curves["adam"][-1]
+    work.progress(4, 5)
+    chosen = Stitch.load(work.folder / config.method).to(next(models[1].parameters()).device)
+    judged = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
+    source, target = zip(models, (first, second), strict=True)
+    losses = stitched_losses(source, target, *chosen, judged, special, settings.precision)
+    row = {
+        "source": config.source,
+        "target": config.target,
+        "source_hook_point": first,
+        "target_hook_point": second,
+        "source_width": widths[0],
+        "target_width": widths[1],
+        "corpora": ", ".join(settings.corpora),
+        "method": config.method,
+        "alpha": config.alpha,
+        "held_out": held_out.tokens,
+        "compared": compared,
+    }
+    costs = ("tokens", "flops", "loss")
+    return {
+        "stitch_maps": [row],
+        "stitch_fits": [{"method": name, "in_use": name == config.method} | fit for name, fit in fits.items()],
+        "stitch_costs": [
+            {"method": name} | {key: point[key] for key in costs} for name, points in curves.items() for point in points
+        ],
+        "stitch_layers": layers,
+        "stitched_models": [
+            {"way": way, "ce_loss": own.ce_loss, "accuracy": own.accuracy, "increase": losses.increases.get(way)}
+            for way, own in losses._asdict().items()
+        ],
+    }
+
+
+def stream_of(pairs: Iterable[Any]) -> MomentStream:
+    """Moments of aligned activations of two models; pairs: chunks of `stitch.aligned.aligned`."""
+    from heredity.stitch.moments import MomentStream
+
+    stream = MomentStream()
+    for of_a, of_b in pairs:
+        stream.add(of_a, of_b)
+    return stream
+
+
+def _layers(
+    settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Iterable[Any]], blocks: np.ndarray
+) -> tuple[list[dict[str, Any]], str, int]:
+    """Similarity of all layers; the target's hook point, given or of highest SVCCA; and the tokens compared."""
+    from heredity.lm.hooks import HookPointError, resolve
+    from heredity.stitch.moments import all_layers, similarity
+
+    first, second = settings.source_hook_point, settings.config.target_hook_point
+    sides: list[list[str]] = []
+    for end, point, model in zip(("source", "target"), (first, second), models, strict=True):
+        points = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.config.get_text_config().num_hidden_layers)]
+        if point is not None and point not in points:
+            points.append(point)
+        try:
+            resolve(model, points[-1])
+        except HookPointError as error:
+            raise StudyError(f"{settings.place}.{end}_hook_point: {error}") from None
+        sides.append(points)
+    widths = [model.config.get_text_config().hidden_size for model in models]
+    if not all_layers(*widths, *map(len, sides))[0]:
+        sides[0] = [first]
+    alike = similarity(stream_of(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])])))
+    second = second or sides[1][int(np.argmax(np.nan_to_num(alike.svcca[sides[0].index(first)])))]
+    rows = [
+        {"source_layer": a, "target_layer": b, "svcca": alike.svcca[i, j], "cka": alike.cka[i, j]}
+        for i, a in enumerate(sides[0])
+        for j, b in enumerate(sides[1])
+    ]
+    return rows, second, alike.tokens
+
+
+def _fitted(
+    config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
+) -> tuple[Stitch, dict[str, Any]]:
+    """A fit that reads moments alone, and its figures.
+
+    held: moments to choose the ridge on, and to judge by. shared: seconds of the pass that took the moments.
+    """
+    from heredity.stitch.fit import fit, joint_flops
+    from heredity.stitch.moments import moment_flops
+
+    widths, start = (len(moments.mean_a), len(moments.mean_b)), time.monotonic()
+    fitted = fit(moments, method, config.alpha, held_out=held[0])
+    flops, converged = moment_flops(moments.tokens, *widths), None
+    if method == "joint":
+        flops, converged = flops + joint_flops(len(fitted.losses) - 1, *widths), fitted.converged
+    row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
+    return fitted.stitch, row | {"converged": converged}
+
+
+def _by_adam(
+    config: StitchConfig, pairs: Callable[[np.ndarray], Iterable[Any]], blocks: np.ndarray, held_out: Moments, seed: int
+) -> tuple[Stitch, list[dict[str, Any]]]:
+    """The published fit on the same tokens, and figures of whole trainings of fewer epochs up to all."""
+    from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
+
+    each = max(1, config.adam.batch_tokens // blocks.shape[1])
+    widths = len(held_out.mean_a), len(held_out.mean_b)
+    keep = 4 * blocks.size * sum(widths) <= _KEPT
+    batch = block_batches(pairs, blocks, each, keep)
+    epochs = [config.adam.epochs]
+    while epochs[0] > 1:
+        epochs.insert(0, epochs[0] // 2)
+    stitch, rows = None, []
+    for number in epochs:
+        start = time.monotonic()
+        fitted = fit_by_adam(batch, max(1, len(blocks) // each), number, config.alpha, config.adam.lr, seed=seed)
+        flops, stitch = adam_flops(fitted.tokens, *widths), fitted.stitch.to("cpu")
+        rows.append(_figures(stitch, held_out, config.alpha, fitted.tokens, flops, time.monotonic() - start))
+    assert stitch is not None
+    return stitch, rows
+
+
+def _figures(
+    stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float
+) -> dict[str, Any]:
+    from heredity.stitch.affine import stitch_quality
+
+    quality = stitch_quality(stitch, held_out, alpha)
+    row: dict[str, Any] = {"loss": quality.loss, "tokens": tokens, "flops": flops, "seconds": round(seconds, 2)}
+    for way in ("up", "down", "there_and_back", "back_and_there"):
+        row[f"r2_{way}"] = getattr(quality, way).r2
+    for name in ("condition", "effective_rank"):
+        row |= {f"{name}_{end}": value for end, value in zip(("up", "down"), getattr(quality, name), strict=True)}
+    return row
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    from heredity.stitch.moments import all_layers
+
+    config = study.config.stitch[item["stitch"]]
+    a, b, weights, gib = sizes(study, item["stitch"], shapes)
+    fitted = config.tokens * (2 * weights + 2 * (a * a + a * b + b * b))
+    # Trainings of half the epochs, a quarter and so on are as many again.
+    descent = config.tokens * (2 * weights + 2 * config.adam.epochs * 20 * a * b)
+    _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
+    compared = COMPARED * (4 * weights + kept / 4)  # a product and a sum for each number of 8 bytes
+    return Cost(config.tokens * (1 + 2 * config.adam.epochs), compared + fitted + descent, gib + kept / 2**30)
+
+
+def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, float]:
+    """Widths of source and target; weights that a pass to the stitch multiplies in both; GiB of both models."""
+    config = study.config.stitch[name]
+    weights = shapes.front(config.source) + shapes.front(config.target)
+    return shapes.d_model(config.source), shapes.d_model(config.target), weights, 16 * weights / 2**30
+
+
+def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int | None = None) -> Cost:
+    """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
+    config = study.config.stitch[name]
+    _, b, weights, gib = sizes(study, name, shapes)
+    tokens = passes * config.evaluation
+    return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
+
+
+def ends_of(tables: Tables, name: str) -> tuple[str, str]:
+    """Source and target of a stitch."""
+    row = rows_of(tables, "stitch_maps", stitch=name)[0]
+    return row["source"], row["target"]
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    for row in rows_of(tables, "stitch_maps"):
+        name, source, target = row["stitch"], row["source"], row["target"]
+        fit = rows_of(tables, "stitch_fits", stitch=name, in_use=True)[0]
+        rise = {way["way"]: way["increase"] for way in rows_of(tables, "stitched_models", stitch=name)}
+        text = (
+            f"Affine maps explain {percent(fit['r2_up'])} of the variance of {target} from {source} and "
+            f"{percent(fit['r2_down'])} of that of {source} from {target}. With the front of {source} before the back "
+            f"of {target}, cross-entropy {_change(rise['up'])}; the other way round it {_change(rise['down'])}."
+        )
+        evidence = [
+            f"{row['source_hook_point']} ({row['source_width']:,} wide) and {row['target_hook_point']} "
+            f"({row['target_width']:,} wide)",
+            f"{row['method']} fit on {fit['tokens']:,} tokens, judged on {row['held_out']:,} held-out tokens",
+            f"there and back costs {source} {percent(rise['source_round_trip'])} and {target} "
+            f"{percent(rise['target_round_trip'])}",
+            *_fit_costs(tables, name),
+        ]
+        yield Statement(f"stitch {name}", "maps", text, tuple(evidence))
+
+
+def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
+    """Cost of the joint fit beside that of the descent, for each loss that both reach within 1 %."""
+    curves: dict[str, list[Mapping[str, Any]]] = {"joint": [], "adam": []}
+    for row in rows_of(tables, "stitch_costs", stitch=name):
+        if row["loss"] is not None:
+            curves[row["method"]].append(row)
+    if not all(curves.values()):
+        return
+    levels = {"the joint fit's loss": curves["joint"][-1]["loss"]}
+    levels["the descent's best loss"] = min(row["loss"] for row in curves["adam"])
+    for number, (words, level) in enumerate(levels.items()):
+        joint, adam = (
+            min((row["flops"] for row in rows if row["loss"] <= 1.01 * level), default=None) for rows in curves.values()
+        )
+        if joint is not None and adam is not None:
+            yield (
+                f"to within 1 % of {words} ({level:.4g}): {format.value('flops', joint)} by the joint fit, "
+                f"{format.value('flops', adam)} by descent, {adam / joint:,.1f} times as many"
+            )
+        elif not number:
+            yield f"the descent never came within 1 % of {words}, {level:.4g}"
+
+
+def percent(share: float | None) -> str:
+    """A share in prose, also where it is not known."""
+    return "an unknown share" if share is None else format.percent(share)
+
+
+def _change(share: float | None) -> str:
+    return f"falls by {percent(-share)}" if share is not None and share < 0 else f"rises by {percent(share)}"
+
+
+ANALYSIS = Analysis(
+    kind="stitch",
+    version=1,
+    title="Stitches: affine maps between models",
+    items=lambda study: ({"stitch": name} for name in study.config.stitch),
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=(STITCH_MAPS, STITCH_FITS, STITCH_COSTS, STITCH_LAYERS, STITCHED_MODELS),
+    cost=_cost,
+    say=_say,
+)

@@ -1,0 +1,753 @@
+"""Two stitched models and a stitch along an edge: one study, run once, whose tables equal plain computations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+
+import tiny
+from heredity import metrics
+from heredity.analyses import Pipeline, read_tables, statements_of, table_of
+from heredity.analyses.analysis import Need, seed_of
+from heredity.analyses.feature_transfer import prose_corpus, quantiles
+from heredity.analyses.match import edge_row, read_matches
+from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
+from heredity.analyses.probes import texts_of_corpora
+from heredity.analyses.sae_transfer import variants
+from heredity.analyses.stitch_maps import Sides, sides_of, stitch_blocks
+from heredity.engine.stage import Silent, Stage, Work, inputs_of, run
+from heredity.engine.store import Artifact, Store
+from heredity.engine.workers import Here
+from heredity.features.correlate import rank_correlation
+from heredity.features.fates import RARE_FIRINGS
+from heredity.lm.hooks import capture
+from heredity.sae.evaluate import quality
+from heredity.sae.formats import read_sae
+from heredity.sae.model import new_sae
+from heredity.stitch.affine import Affine, Stitch
+from heredity.stitch.functional import null_share
+from heredity.stitch.probe import proportion
+from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
+from heredity.stitch.steer import transfer_gap
+from heredity.stitch.transfer import transfer_sae
+from heredity.study import Study, StudyError, load_study
+
+pytest.importorskip("sklearn")
+HOOK, TARGET_HOOK = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
+WIDTH, K, CONTEXT, SEEN = 128, 8, 16, 3_000
+STEPS = -(-60_000 // 256)
+CORPORA = ("code", "words", "sums")
+KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "probes", "steering", "feature_transfer"}
+STARTS = ["random", "transferred", "repaired", "geometry"]
+SIZES = (1, 2, 5)
+SPARSE = {"source", "unchanged", "refitted", "native", "random"}
+DENSE = {"dense_source": 32, "dense_unchanged": 32, "dense_native": 48}
+STEERED = ("none", "native", "carried", "random")
+Row = Mapping[str, Any]
+
+
+def values(folder: Path, **pair: Any) -> dict[str, Any]:
+    """A small and a large model, a child of the small one, and stitches `pair`, `late`, `along` and `elsewhere`."""
+    made = tiny.study_values(folder)
+    small = {"batch_size": 8, "context_size": 32, "lr": 5e-3, "precision": "float32", "tokens": 20_000}
+    small |= {"d_mlp": 32, "n_heads": 4, "corpora": list(CORPORA)}
+    child = {"parent": "small", "corpora": ["stories"], "batch_size": 8, "context_size": 32, "lr": 5e-3}
+    made["model"] = {
+        "small": {"train": {"d_model": 32, "n_layers": 2, **small}},
+        "large": {"train": {"d_model": 48, "n_layers": 3, **small}},
+        "child": child | {"precision": "float32", "tokens": 8_000},
+    }
+    made["corpus"] = {name: made["corpus"][name] | {"validation": 0.3} for name in (*CORPORA, "stories")}
+    for name in ("code", "words"):
+        del made["corpus"][name]["share"]
+    made |= {"hook_point": HOOK, "case": {}, "lineage": {"tokens": 4_000}}
+    made["sae"] |= {"tokens": 60_000, "lr": 1e-3, "init": "joint"}
+    bare = {"arms": [], "probes": {"tasks": []}, "steering": {"prompts": 0}, "features": {"tokens": 0}}
+    bare |= {"source": "small", "target": "large", "target_hook_point": HOOK, "widths": [WIDTH]}
+    bare |= {"tokens": 6_000, "held_out": 2_000, "context_size": CONTEXT, "evaluation": 1_500, "adam": {"epochs": 0}}
+    full = {
+        "target_hook_point": TARGET_HOOK,
+        "tokens": 20_000,
+        "arms": STARTS,
+        "thresholds": [0.5, 0.9999],
+        "adam": {"epochs": 2, "lr": 1e-2, "batch_tokens": 512},
+        "probes": {"tasks": ["origin", "kind", "test"], "texts": 40, "sizes": [*SIZES, 129], "context_size": 24},
+        "steering": {"prompts": 6, "prompt_tokens": 5, "max_tokens": 8, "vectors": 500},
+        "features": {"tokens": SEEN, "prompts": 20, "rewrites": 2, "functional": 2},
+    }
+    stitches = {
+        "pair": bare | full | pair,
+        "late": bare | {"source_hook_point": "blocks.1.hook_resid_post", "widths": [64]}
+        | {"features": full["features"] | {"corpus": "words", "tokens": 500}},
+        "along": bare | {"target": "child"},
+        "elsewhere": bare | {"target": "child", "target_hook_point": "blocks.0.hook_resid_pre"},
+    }  # fmt: skip
+    return made | {"stitch": stitches}
+
+
+def hub(folder: Path, text: str = "body") -> dict[str, Any]:
+    """A local data set with labels of its own."""
+    (folder / "topics").mkdir(exist_ok=True)
+    rows = [{"body": f"the cat {i} " + ("sat on = " if i % 2 else "ran; ") * 4, "topic": i % 2} for i in range(60)]
+    (folder / "topics" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"topics": {"dataset": "topics", "text": text, "label": "topic"}}
+
+
+class World(NamedTuple):
+    """A study that has been run."""
+
+    study: Study
+    pipeline: Pipeline
+    store: Store
+    artifacts: dict[str, Artifact]
+    tables: dict[str, list[Row]]
+
+    def rows(self, table: str, stitch: str = "pair", **key: Any) -> list[Row]:
+        return [
+            row
+            for row in self.tables[table]
+            if row["stitch"] == stitch and all(row[name] == value for name, value in key.items())
+        ]
+
+    def row(self, table: str, stitch: str = "pair", **key: Any) -> Row:
+        (row,) = self.rows(table, stitch, **key)
+        return row
+
+    def columns(self, label: str, table: str) -> dict[str, np.ndarray]:
+        read = table_of(self.artifacts[label], table)
+        return {name: read[name].to_numpy() for name in read.column_names}
+
+    def work(self, label: str, folder: Path) -> Work:
+        stage = self.pipeline.stages[label]
+        return Work(folder, inputs_of(stage, self.store), stage.config, lambda *_: None, Here())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("stitches")
+    made = values(folder)
+    made["stitch"]["pair"]["probes"]["hub"] = hub(folder)
+    study = Study.of(made, name="tiny", root=folder)
+    pipeline, store = Pipeline(study), Store(folder / "runs")
+    wanted = [label for label, stage in pipeline.stages.items() if stage.kind in KINDS | {"lineage_by_maps"}]
+    artifacts = run(pipeline.closure(wanted), store)
+    tables = {name: table.to_pylist() for name, table in read_tables(artifacts).items()}
+    return World(study, pipeline, store, artifacts, tables)
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+def keys(folder: Path, **pair: Any) -> dict[str, str]:
+    stages = Pipeline(Study.of(values(folder, **pair), name="tiny", root=folder)).stages
+    return {label: stage.key for label, stage in stages.items() if stage.kind in KINDS | {"lineage_by_maps"}}
+
+
+def test_keys_follow_what_matters(tmp_path):
+    first = keys(tmp_path)
+    pair = [label for label in first if "/pair" in label]
+    assert pair == [
+        "stitch/pair",
+        f"source_sae/pair@{WIDTH}",
+        f"sae_transfer/pair@{WIDTH}",
+        *(f"warm_start/pair@{WIDTH}@{arm}" for arm in STARTS),
+        "savings/pair",
+        *(f"probes/pair@{task}" for task in ("origin", "kind", "test")),
+        "steering/pair",
+        "feature_transfer/pair",
+    ]
+    assert [label for label in first if "lineage" in label] == ["lineage_by_maps/along", "lineage_by_maps/elsewhere"]
+    for changes, labels in (
+        ({"thresholds": [0.5]}, {"savings/pair"}),
+        (
+            {"probes": {"tasks": ["origin", "kind", "test"], "texts": 41}},
+            {label for label in pair if "probes" in label},
+        ),
+        ({"steering": {"prompts": 5}}, {"steering/pair"}),
+        ({"evaluation": 1_400}, {*pair} - {f"source_sae/pair@{WIDTH}"}),
+    ):
+        assert {label for label, key in keys(tmp_path, **changes).items() if key != first[label]} == labels
+    bare = keys(tmp_path, arms=[], probes={"tasks": []}, steering={"prompts": 0}, features={"tokens": 0})
+    assert [label for label in bare if "/pair" in label] == pair[:3]
+
+
+def test_a_native_sae_needs_nothing_of_the_source_and_all_arms_read_the_same_vectors(world: World):
+    stages = [world.pipeline.stages[f"warm_start/pair@{WIDTH}@{arm}"] for arm in STARTS]
+    assert ["source" in stage.inputs for stage in stages] == [False, True, True, True]
+    assert len({(stage.config["seed"], stage.config["held_out_seed"]) for stage in stages}) == 1
+    logs = [world.artifacts[stage.label].json("training.json") for stage in stages[:2]]
+    assert logs[0] != logs[1] and len(logs[0]) == len(logs[1])
+
+
+def test_every_stage_is_estimated(world: World, tmp_path):
+    rows = {row["stage"]: row for row in plan(world.pipeline, Store(tmp_path))["plan_stages"]}
+    for label, row in rows.items():
+        if label.split("/")[0] in (KINDS | {"lineage_by_maps"}) - {"savings"}:
+            assert row["flops"] > 0 and row["tokens"] > 0 and not row["cached"], label
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source_hook_point": "blocks.7.hook_resid_pre"}, r"stitch\.pair\.source_hook_point"),
+        ({"target_hook_point": "blocks.3.hook_resid_pre"}, r"stitch\.pair\.target_hook_point"),
+        ({"widths": [4]}, r"sae\.k: 8 is more than the 4 features"),
+        ({"tokens": 0}, r"stitch\.pair\.tokens"),
+        ({"arms": ["transferred"]}, "add random"),
+        ({"arms": []}, r"stitch\.pair\.probes: there is no SAE of the target .*; add random to arms"),
+        ({"probes": {"hub": {"kind": {"dataset": "x/y"}}}}, r"probes\.hub\.kind: .*; rename the data set"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, changes, message):
+    with pytest.raises(StudyError, match=message):
+        Pipeline(Study.of(values(tmp_path, **changes), name="tiny", root=tmp_path))
+
+
+def test_scikit_learn_is_required_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("heredity.analyses.probes.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match=r"stitch.pair: needs scikit-learn.*pip install 'heredity\[stitch\]', or set"):
+        keys(tmp_path)
+    with pytest.raises(StudyError, match=r"or set steering.prompts = 0 to do without"):
+        keys(tmp_path, probes={"tasks": []})
+    assert keys(tmp_path, probes={"tasks": []}, steering={"prompts": 0})
+
+
+@pytest.mark.parametrize(
+    ("point", "residual"),
+    [
+        ("blocks.1.hook_resid_pre", True),
+        ("blocks.0.hook_resid_mid", True),
+        ("model.layers.3", True),
+        ("model.layers.3:input", True),
+        ("model.layers.3.post_attention_layernorm:input", True),
+        ("transformer.h.2.ln_1:input", True),
+        ("model.norm:input", True),
+        ("blocks.1.mlp.hook_post", False),
+        ("blocks.1.hook_mlp_out", False),
+        ("model.layers.3.mlp", False),
+        ("model.layers.3.input_layernorm", False),
+        ("model.layers.3.self_attn.q_norm:input", False),
+    ],
+)
+def test_a_stitch_stands_where_all_of_the_residual_stream_passes(point, residual):
+    assert is_residual(point) == residual
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_hook_point": "blocks.1.hook_mlp_out"}, r"\.target_hook_point: blocks\.1\.hook_mlp_out is a part"),
+        ({"held_out": 1}, r"stitch\.small-large\.held_out: 1 tokens do not fill .* at least 256"),
+        ({"tokens": 100}, r"stitch\.small-large\.tokens: 100 tokens .* at least 128"),
+        ({"method": "procrustes"}, r"method: procrustes .* large \(32\) is narrower than small \(64\)"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_their_key(settings, message):
+    given = [f"stitch.small-large.{key}={json.dumps(value)}" for key, value in settings.items()]
+    study = load_study(str(Path(__file__).parents[2] / "studies" / "stitching.toml"), given)
+    shapes = Shapes(study)
+    for end, d in (("small", 64), ("large", 32)):
+        shapes._shapes[end] = SimpleNamespace(model_type="mistral", hidden_size=d, num_hidden_layers=4)
+    with pytest.raises(StudyError, match=message):
+        check_stitch(study, "small-large", shapes)
+
+
+# -- maps -------------------------------------------------------------------------------------------------------------
+
+
+def test_maps_are_fitted_by_every_method_and_judged(world: World):
+    maps, fits = world.row("stitch_maps"), {row["method"]: row for row in world.rows("stitch_fits")}
+    assert (maps["source_width"], maps["target_width"], maps["corpora"]) == (32, 48, "code, words, sums")
+    assert set(fits) == {"ridge", "joint", "procrustes", "adam"}
+    assert [method for method, row in fits.items() if row["in_use"]] == ["joint"] == [maps["method"]]
+    assert fits["joint"]["loss"] <= fits["ridge"]["loss"] * 1.02 and fits["joint"]["converged"] is not None
+    for method in ("joint", "adam"):
+        rows = world.rows("stitch_costs", method=method)
+        assert all(rows[-1][name] == fits[method][name] for name in ("tokens", "flops", "loss"))
+        assert len(rows) > 1 and [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows)
+    ways = {row["way"]: row for row in world.rows("stitched_models")}
+    assert ways["up"]["ce_loss"] < 5 and ways["source"]["increase"] is None
+    assert ways["up"]["increase"] == pytest.approx(ways["up"]["ce_loss"] / ways["target"]["ce_loss"] - 1)
+    assert len(world.rows("stitch_layers")) == 2 * 3 and maps["compared"] > 0
+
+
+# -- SAEs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_transferred_sae_explains_less_than_at_home_and_repairs_help(world: World):
+    rows, check = {row["variant"]: row for row in world.rows("sae_transfer")}, world.row("sae_folding")
+    made = {name: row for name, row in rows.items() if row["left_out"] is None}
+    assert list(made) == ["source", "transferred", "normalized", "bias", "decoder"]
+    assert rows.keys() - made.keys() == {"density", "unchanged", "aligned"}
+    assert rows["unchanged"]["left_out"] == "the models are 32 and 48 wide" and rows["unchanged"]["l0"] is None
+    ev = {name: row["explained_variance"] for name, row in made.items()}
+    assert ev["source"] > ev["transferred"] > 0 and ev["decoder"] > ev["bias"] > ev["transferred"] - 0.01
+    for row in made.values():
+        assert row["l0"] == pytest.approx(K, abs=0.5) and row["fvu"] == pytest.approx(1 - row["explained_variance"])
+        assert row["delta_loss"] == pytest.approx(row["ce_spliced"] - row["ce_clean"])
+    assert made["bias"]["ce_clean"] == made["decoder"]["ce_clean"] != made["source"]["ce_clean"]
+    assert check["folding_error"] < 1e-4 and check["other_features"] < 0.01 and 0.5 < check["same_selection"] <= 1
+    assert 0 < check["tokens"] <= 1_536
+
+
+def test_transferred_saes_are_folders_that_can_be_read(world: World):
+    folder = world.artifacts[f"sae_transfer/pair@{WIDTH}"].folder
+    saes = {name: read_sae(folder / name) for name in ("transferred", "normalized", "bias", "decoder")}
+    for name, (sae, metadata) in saes.items():
+        assert (sae.d_in, sae.d_sae, sae.activation, sae.k) == (48, WIDTH, "topk", K)
+        assert metadata["model_name"] == "large" and metadata["transferred_from"] == "small"
+        assert metadata["variant"] == name and metadata["hook_name"] == TARGET_HOOK
+    torch.testing.assert_close(saes["normalized"][0].W_dec.norm(dim=1), torch.ones(WIDTH))
+    source, metadata = read_sae(world.artifacts[f"source_sae/pair@{WIDTH}"] / "sae")
+    assert (source.d_in, source.d_sae) == (32, WIDTH) and metadata["hook_name"] == HOOK
+
+
+def test_an_sae_of_a_model_of_the_same_width_is_also_used_as_it_is(tmp_path):
+    """B is A turned: unchanged the SAE is worth little there, through maps that only turn all of it."""
+    normal = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
+    a = normal * torch.linspace(0.2, 3, 12) + 1
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1))).Q
+    exact = Stitch(Affine(turn, torch.ones(12)), Affine(turn.T, -(torch.ones(12) @ turn.T)))
+    exact.save(tmp_path / "procrustes")
+    sae = new_sae(12, 48, "jumprelu", None, torch.Generator().manual_seed(2))
+    sae.b_dec.copy_(a.mean(0))
+    sae.W_enc *= 0.3
+    assert sae.threshold is not None
+    sae.threshold += 0.1
+    weak = Stitch(exact.up, Affine(0.8 * exact.down.weight, 0.8 * exact.down.bias + 0.2 * a.mean(0)))
+    b, density = exact.up(a), quality(sae, [a]).density
+    sides = Sides(None, None, "", "", weak, [])
+    work = Work(tmp_path, {"stitch": Artifact(tmp_path, "")}, {}, lambda *_: None, Here())
+    made, left_out = variants(sae, transfer_sae(sae, *weak), b, density, sides, work)
+    assert left_out == {}
+    figures = {name: quality(each, [b]) for name, each in {**made, "source": sae}.items()}
+    assert list(made) == ["transferred", "normalized", "bias", "decoder", "density", "unchanged", "aligned"]
+    home = quality(sae, [a]).explained_variance
+    ev = {name: own.explained_variance for name, own in figures.items()}
+    assert ev["aligned"] == pytest.approx(home, abs=1e-4) and ev["unchanged"] < home - 0.2
+    assert ev["unchanged"] == ev["source"] and ev["decoder"] > ev["bias"] > ev["transferred"] < home
+    np.testing.assert_allclose(figures["density"].density, density, atol=1.5 / len(b))
+    few, left_out = variants(sae, transfer_sae(sae, *weak), b[:90], density, sides, work)
+    assert left_out == {"decoder": "90 vectors are fewer than two per feature"} and "decoder" not in few
+
+
+def test_every_start_is_trained_on_and_a_transferred_one_begins_higher(world: World):
+    ends = {row["arm"]: row for row in world.rows("warm_starts")}
+    assert list(ends) == STARTS
+    curves = {arm: world.rows("warm_start_curves", arm=arm) for arm in STARTS}
+    starts = {arm: rows[0]["explained_variance"] for arm, rows in curves.items()}
+    assert starts["repaired"] > starts["transferred"] > starts["random"] + 0.1
+    assert starts["transferred"] > starts["geometry"]
+    for arm, rows in curves.items():
+        own = ends[arm]
+        assert [own[name] for name in ("steps", "vectors", "d_in", "d_sae")] == [STEPS, 256 * STEPS, 48, WIDTH]
+        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows}) and 15 < len(rows) <= 25
+        assert [rows[place]["step"] for place in (0, 1, -1)] == [0, 1, STEPS]
+        assert rows[0]["flops"] == rows[0]["sparse_flops"] == 0 and own["flops"] == dense_flops(48, WIDTH, 256 * STEPS)
+        assert own["sparse_flops"] == pytest.approx(sparse_flops(48, WIDTH, K, 256 * STEPS), rel=0.01)
+        seconds = [row["seconds"] for row in rows]
+        assert seconds == sorted(seconds) and own["seconds"] == seconds[-1] > seconds[0]
+        assert own["explained_variance"] == rows[-1]["explained_variance"] > starts[arm] and rows[0]["l0"] <= K
+        sae, metadata = read_sae(world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"] / "sae")
+        assert metadata["model_name"] == "large" and metadata["training_tokens"] == own["vectors"] and sae.d_in == 48
+        left = {path.name for path in world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"].folder.iterdir()}
+        tables = {"warm_starts.parquet", "warm_start_curves.parquet"}
+        assert left == {"config.json", "manifest.json", "sae", "training.json"} | tables
+    assert len({own["held_out"] for own in ends.values()}) == 1
+    assert [ends["random"][name] for name in ("start_flops", "start_seconds", "revived")] == [0, 0, 0]
+    assert ends["transferred"]["start_flops"] == fold_flops(32, 48, WIDTH) < ends["repaired"]["start_flops"]
+
+
+class Killer(Silent):
+    """Interrupts the run at a step of a stage."""
+
+    def __init__(self, label: str, step: int) -> None:
+        self.label, self.step = label, step
+
+    def progress(self, stage: Stage, done: int, total: int) -> None:
+        if (stage.label, done) == (self.label, self.step):
+            raise KeyboardInterrupt
+
+
+def test_a_killed_training_resumes_with_the_same_curve(world: World, tmp_path, monkeypatch):
+    import heredity.sae.train as room
+
+    name = f"pair@{WIDTH}@repaired"
+    label, whole = f"warm_start/{name}", world.rows("warm_start_curves", arm="repaired")
+    store, stages = Store(tmp_path / "runs"), world.pipeline.closure([f"warm_start/{name}"])
+    shutil.copytree(world.store.root, store.root, ignore=shutil.ignore_patterns(f"{name}-*", ".lock"))
+    monkeypatch.setattr(room, "train", partial(room.train, checkpoint_seconds=0))
+    stop = whole[-4]["step"]
+    with pytest.raises(KeyboardInterrupt):
+        run(stages, store, Killer(label, stop))
+    (folder,) = (store.root / "warm_start").glob(f".partial-{name}-*")
+    kept = json.loads((folder / "curve.json").read_text())
+    assert kept[-1]["step"] == stop, "the row of a step after the checkpoint's, to be dropped"
+    assert (folder / "clock").stat().st_size == 8 * (stop + 1)
+    artifact = run(stages, store)[label]
+    again = {table: table_of(artifact, table).to_pylist() for table in ("warm_starts", "warm_start_curves")}
+    timed = ("seconds", "start_seconds")
+
+    def untimed(rows: list[Row]) -> list[Row]:
+        return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+    assert untimed(again["warm_start_curves"]) == untimed(whole)
+    assert untimed(again["warm_starts"]) == untimed(world.rows("warm_starts", arm="repaired"))
+    seconds = [row["seconds"] for row in again["warm_start_curves"]]
+    assert seconds == sorted(seconds)
+    before = [row["seconds"] for row in kept if row["step"] < stop]
+    assert seconds[: len(before)] == before, "seconds before the kill are kept"
+    assert {path.name for path in artifact.folder.glob("c*")} == {"config.json"}
+
+
+def test_savings_count_the_maps_and_the_sources_sae(world: World):
+    rows = world.rows("savings")
+    assert [(row["arm"], row["threshold"]) for row in rows] == [
+        (a, level) for a in STARTS[1:] for level in (0.5, 0.9999)
+    ]
+    ends = {row["arm"]: row for row in world.rows("warm_starts")}
+    curve = world.rows("warm_start_curves", arm="random")
+    reached = next(row["flops"] for row in curve if row["explained_variance"] >= 0.5)
+    for row in rows:
+        if row["threshold"] == 0.9999:
+            assert row["never"] == f"{row['arm']}, random" and row["saved_flops"] is row["flops"] is None
+            assert row["saved_seconds"] is None
+            continue
+        assert row["never"] == "" and None not in row.values()
+        assert row["arm"] == "geometry" or row["flops"] <= reached
+    one, turned = rows[0], rows[4]
+    other = dense_flops(32, WIDTH, 256 * STEPS) / (one["saved_flops"] - one["saved_flops_with_source"])
+    maps = world.row("stitch_fits", in_use=True)["flops"]
+    spent = one["flops"] + maps + ends["transferred"]["start_flops"]
+    assert 1 - spent / other == pytest.approx(one["saved_flops"])
+    spent = turned["flops"] + ends["geometry"]["start_flops"]
+    assert 1 - spent / other == pytest.approx(turned["saved_flops"]), "a turn needs no maps"
+
+
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_class_is_told_from_the_rest_by_every_arm_at_every_size(world: World):
+    task, rows = world.row("probe_tasks", task="origin"), world.rows("probes", task="origin")
+    assert (task["classes"], task["reason"], task["left_out"]) == ("code, words, sums", "", "129")
+    assert (task["fitted"], task["tested"], task["least_share"]) == (90, 30, pytest.approx(1 / 3))
+    expected = [(arm, k) for k in SIZES for arm in SPARSE] + list(DENSE.items())
+    for label in CORPORA:
+        assert sorted((row["arm"], row["k"]) for row in rows if row["label"] == label) == sorted(expected)
+    assert len(rows) == 3 * len(expected)
+    for row in rows:
+        for score in ("accuracy", "balanced_accuracy", "auc"):
+            low, high = row[f"{score}_low"], row[f"{score}_high"]
+            assert 0 <= low <= row[score] <= high <= 1 and low < high
+        assert (row["draws"], row["spread"] is None) == ((5, False) if row["arm"] == "random" else (1, True))
+    # The corpora differ in every character, which whole vectors hardly miss.
+    assert all(row["accuracy"] > 0.85 for row in rows if row["arm"] in ("dense_source", "dense_native"))
+
+
+def test_means_are_those_of_the_classes_and_draws_those_of_the_large_table(world: World):
+    draws = table_of(world.artifacts["probes/pair@origin"], "probe_draws").to_pylist()
+    rows, means = world.rows("probes", task="origin"), world.rows("probe_means", task="origin")
+    assert len(draws) == 3 * (len(SIZES) * (4 + 5) + 3)
+    for row in rows:
+        own = [one for one in draws if all(one[name] == row[name] for name in ("label", "arm", "k"))]
+        assert [one["draw"] for one in own] == list(range(row["draws"]))
+        assert row["balanced_accuracy"] == pytest.approx(np.mean([one["balanced_accuracy"] for one in own]))
+        for end in ("low", "high"):
+            assert row[f"auc_{end}"] == pytest.approx(np.mean([one[f"auc_{end}"] for one in own]))
+        if row["spread"] is not None:
+            assert row["spread"] == pytest.approx(np.std([one["balanced_accuracy"] for one in own], ddof=1))
+    assert len(means) == len(SPARSE) * len(SIZES) + len(DENSE)
+    for mean in means:
+        own = [row["balanced_accuracy"] for row in rows if (row["arm"], row["k"]) == (mean["arm"], mean["k"])]
+        assert mean["balanced_accuracy"] == pytest.approx(np.mean(own)) and mean["classes"] == len(own) == 3
+
+
+def test_two_classes_are_told_apart_once(world: World):
+    task = world.row("probe_tasks", task="kind")
+    assert task["classes"] == "prose, code" and task["least_share"] == 0.5
+    assert {row["label"] for row in world.rows("probes", task="kind")} == {"code"}
+    assert all(mean["classes"] == 1 for mean in world.rows("probe_means", task="kind"))
+
+
+def test_texts_are_held_out_ones_if_there_are_enough(world: World, tmp_path):
+    work = world.work("probes/pair@origin", tmp_path)
+    held_out = {
+        text
+        for name in CORPORA
+        for text in pq.read_table(world.artifacts[f"corpus/{name}"] / "validation.parquet")["text"].to_pylist()
+    }
+    for wanted, origin in ((3, "validation"), (60, "validation and train")):
+        settings: Any = SimpleNamespace(task="origin", texts=wanted, seed=0)
+        texts, splits = texts_of_corpora(work, settings)
+        assert splits == origin and (set(texts.texts) <= held_out) == (origin == "validation")
+        assert len(texts.texts) == 3 * wanted
+
+
+def test_a_task_that_the_corpora_do_not_give_is_left_out_with_a_reason(world: World):
+    task = world.row("probe_tasks", task="test")
+    assert "class 'test' has 0 different texts of its own" in task["reason"] and task["least_share"] is None
+    assert not world.rows("probes", task="test") and not world.rows("probe_means", task="test")
+    assert any("no probes of test: class 'test'" in note.text for note in statements_of(world.tables))
+
+
+def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World):
+    task = world.row("probe_tasks", task="topics")
+    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("hub: topics", "0, 1", 44, 16)
+    need: Need = ("probes", {"stitch": "pair", "task": "topics"})
+    key = world.pipeline.stage(need).key
+    file = world.study.root / "topics" / "train.jsonl"
+    before = file.read_text()
+    assert Pipeline(world.study).stage(need).key == key
+    file.write_text(before + '\n{"body": "one more", "topic": 1}')
+    assert Pipeline(world.study).stage(need).key != key
+    file.write_text(before)
+
+
+def test_a_set_that_cannot_be_read_is_an_error_by_its_name(world: World, tmp_path):
+    made = values(world.study.root)
+    made["stitch"]["pair"]["probes"]["hub"] = hub(world.study.root, text="no_such")
+    stage = Pipeline(Study.of(made, name="tiny", root=world.study.root)).stages["probes/pair@topics"]
+    work = Work(tmp_path, inputs_of(stage, world.store), stage.config, lambda *_: None, Here())
+    with pytest.raises(StudyError, match=r"tiny: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
+        stage.make(work)
+
+
+# -- steering ---------------------------------------------------------------------------------------------------------
+
+
+def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
+    judge, rows, gaps = world.row("steering_classifiers"), world.rows("steering"), world.rows("steering_gaps")
+    assert judge["classes"] == "code, words, sums" and judge["reason"] == ""
+    places = [(model, wanted) for model in ("small", "large") for wanted in CORPORA]
+    assert [(row["model"], row["wanted"], row["arm"]) for row in rows] == [
+        (*at, arm) for at in places for arm in STEERED
+    ]
+    assert [(gap["model"], gap["wanted"]) for gap in gaps] == places
+    assert judge["accuracy"] > 0.9, "the corpora differ in every character"
+    assert judge["fitted"] % 3 == judge["tested"] % 3 == 0 and judge["fitted"] > judge["tested"] > 0
+    of = {(row["model"], row["wanted"], row["arm"]): row for row in rows}
+    for row in rows:
+        ends = row["share"], row["share_low"], row["share_high"]
+        assert row["n"] == 6 and ends == pytest.approx(proportion(round(row["share"] * 6), 6))
+    for gap in gaps:
+        own = [of[gap["model"], gap["wanted"], arm] for arm in STEERED]
+        assert gap["gap"] == transfer_gap(own[2]["share"], own[1]["share"]) and -1 <= gap["cosine"] <= 1
+        changes = [row["change"] for row in own]
+        assert changes[0] == 0 < changes[2] and changes[3] == pytest.approx(changes[1])
+
+
+def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
+    texts = {
+        name: pq.read_table(world.artifacts[f"corpus/{name}"] / "validation.parquet")["text"].to_pylist()
+        for name in CORPORA
+    }
+    for wanted in CORPORA:
+        others = [text for name in CORPORA if name != wanted for text in texts[name]]
+        for row in world.rows("steering_examples", wanted=wanted):
+            assert row["prompt"] and any(other.startswith(row["prompt"]) for other in others)
+            whole = row["prompt"] + row["text"]
+            assert not any(other.startswith(whole) for other in others) or len(row["text"]) < 40
+        for model in ("small", "large"):
+            own = world.rows("steering_examples", wanted=wanted, model=model)
+            assert len({row["prompt"] for row in own if row["arm"] == "none"}) == 2
+            by_arm = {arm: tuple(row["text"] for row in own if row["arm"] == arm) for arm in STEERED}
+            assert len(set(by_arm.values())) > 2
+
+
+def test_one_corpus_leaves_nothing_to_steer_between(world: World, tmp_path):
+    made = values(world.study.root)
+    made["model"]["large"]["train"]["corpora"] = ["words"]
+    pipeline = Pipeline(Study.of(made, name="tiny", root=world.study.root))
+    work = world.work("steering/pair", tmp_path)
+    pipeline.stages["steering/pair"].make(work)
+    judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
+    assert "both models have read words only" in judge["reason"] and judge["classes"] == "words"
+    assert judge["accuracy"] is None and pq.read_table(tmp_path / "steering.parquet").num_rows == 0
+
+
+def test_a_text_longer_than_the_models_context_is_an_error_by_its_place(world: World, tmp_path):
+    made = values(world.study.root, steering={"prompts": 6, "prompt_tokens": 5, "max_tokens": 2045, "vectors": 500})
+    stage = Pipeline(Study.of(made, name="tiny", root=world.study.root)).stages["steering/pair"]
+    with pytest.raises(StudyError, match=r"tiny: stitch.pair.steering: small to code: .*; lower max_tokens"):
+        stage.make(world.work("steering/pair", tmp_path))
+
+
+@pytest.mark.parametrize("label", ["steering/pair", "feature_transfer/pair", "probes/pair@kind"])
+def test_a_stage_gives_the_same_again(world: World, tmp_path, label):
+    world.pipeline.stages[label].make(world.work(label, tmp_path))
+    for file in tmp_path.glob("*.parquet"):
+        assert pq.read_table(file).equals(pq.read_table(world.artifacts[label] / file.name)), file.name
+
+
+# -- features ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def column(world: World) -> dict[str, np.ndarray]:
+    return world.columns("feature_transfer/pair", "transferred_features")
+
+
+def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
+    row, work = world.row("feature_transfer"), world.work("feature_transfer/pair", tmp_path)
+    assert not world.rows("transfer_gaps") and row["d_sae"] == WIDTH and 20 < row["judged"] <= WIDTH
+    assert SEEN / 2 < row["tokens"] < SEEN + CONTEXT, "whole blocks"
+    sides, (sae, _) = sides_of(work), read_sae(work.inputs["source_sae"] / "sae")
+    ids = torch.from_numpy(stitch_blocks(work, "validation", SEEN, CONTEXT, seed_of(world.study, "kept", "pair")))
+    moved = transfer_sae(sae, *sides.stitch)
+    a = sae.encode(capture(sides.source, sides.source_hook_point, ids).flatten(0, 1)).double().numpy()
+    b = moved.encode(capture(sides.target, sides.target_hook_point, ids).flatten(0, 1)).double().numpy()
+    assert ids.numel() == row["tokens"] and np.array_equal(column["source_firings"], (a > 0).sum(0))
+    assert np.array_equal(column["judged"], (a > 0).sum(0) >= RARE_FIRINGS) and column["judged"].sum() == row["judged"]
+    live = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
+    expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
+    np.testing.assert_allclose(column["activation_r"][live], expected, atol=1e-4)
+    np.testing.assert_allclose(column["source_peak"], a.max(0), rtol=1e-4)
+    known = column["activation_r"][column["judged"] & np.isfinite(column["activation_r"])]
+    spread = world.row("transfer_correlations", measure="activation", features="judged")
+    bins = world.rows("transfer_histograms", measure="activation", features="judged")
+    assert spread["n"] == len(known) == sum(row["n"] for row in bins) and len(bins) == 40
+    names = ("q05", "q25", "median", "q75", "q95")
+    np.testing.assert_allclose([spread[name] for name in names], np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95]))
+    share = null_share(sides.target, sides.target_hook_point, moved.W_dec).share
+    np.testing.assert_allclose(column["carried_null_share"], share, rtol=1e-5)
+
+
+def test_trained_features_keep_more_of_what_they_push_than_random_ones(world: World, column):
+    row = world.row("feature_transfer")
+    groups = {one["features"]: one for one in world.rows("transfer_correlations", measure="attribution")}
+    own = column["attribution_r"][column["judged"]]
+    own = own[np.isfinite(own)]
+    assert row["k"] == K, "the L0 of a topk SAE is its k"
+    assert groups["judged"]["n"] == len(own) and row["cut"] == groups["random"]["q95"] and groups["random"]["n"] > 20
+    assert row["above"] == pytest.approx((own > row["cut"]).mean())
+    assert row["negative"] == pytest.approx((own < 0).mean()) and groups["judged"]["median"] > 0.1
+
+
+def test_structural_and_semantic_features_are_compared(world: World, column):
+    split, classes = world.row("transfer_split"), {row["features"]: row for row in world.rows("transfer_classes")}
+    assert split["corpus"] == "words", "code comes first, but is no prose"
+    assert split["versions"] == 3 and split["prompts"] + split["unchanged"] == 20 and split["prompts"] > 10
+    own = {name: column[name] & column["judged"] for name in ("structural", "semantic")}
+    assert not (own["structural"] & own["semantic"]).any()
+    assert all(classes[name]["n"] == mask.sum() > 0 for name, mask in own.items())
+    judged = world.row("feature_transfer")["judged"]
+    assert classes["structural"]["n"] + classes["semantic"]["n"] + split["neither"] == judged
+    firings = column["source_firings"] / world.row("feature_transfer")["tokens"]
+    assert classes["structural"]["density"] == pytest.approx(np.median(firings[own["structural"]]))
+    tests = {row["measure"]: row for row in world.rows("transfer_class_tests")}
+    assert set(tests) == {"attribution", "activation", "density"}
+    for name, each in {"activation": column["activation_r"], "density": firings}.items():
+        groups = [each[mask] for mask in own.values()]
+        groups = [group[np.isfinite(group)] for group in groups]
+        test = mannwhitneyu(*groups, alternative="two-sided")
+        assert tests[name]["p"] == pytest.approx(test.pvalue)
+        assert tests[name]["effect"] == pytest.approx(test.statistic / (len(groups[0]) * len(groups[1])))
+
+
+def test_functional_features_are_the_highest_of_their_kind(world: World, column):
+    row, spaces = world.row("feature_transfer"), world.rows("transfer_null_space")
+    push = column["null_share"] * column["source_peak"]  # trained decoder rows have unit norm
+    order = [i for i in np.argsort(-push, kind="stable") if column["judged"][i]]
+    entropy = world.rows("entropy_features")
+    assert [each["feature"] for each in entropy] == order[:2]
+    assert entropy[0]["share"] == pytest.approx(column["null_share"][order[0]])
+    assert [space["dimensions"] for space in spaces] == [1, 1]
+    assert [space["by_chance"] for space in spaces] == pytest.approx([32**-0.5, 48**-0.5])
+    shares = (column[name][column["judged"]] for name in ("null_share", "carried_null_share"))
+    assert row["null_share_rank"] == pytest.approx(rank_correlation(*shares))
+    best = [i for i in np.argsort(-column["head_score"], kind="stable") if column["judged"][i]]
+    heads = world.rows("deactivation_features")
+    assert [each["feature"] for each in heads] == [best[0], best[0], best[1], best[1]] and row["first_token"] == "bos"
+    for each in heads:
+        source = each["end"] == "source"
+        score = column["head_score" if source else "carried_head_score"][each["feature"]]
+        assert each["score"] == pytest.approx(score) and each["layer"] == (1 if source else 2)
+        if source:
+            assert each["tokens"] > 0 and 0 < each["attention"] < 1 and each["norm"] > 0
+            assert each["attention_drop"] is not None and each["norm_drop"] is not None
+
+
+def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
+    gaps = {row["part"]: row["reason"] for row in world.rows("transfer_gaps", "late")}
+    assert set(gaps) == {"deactivation"} and "no attention follows blocks.1.hook_resid_post" in gaps["deactivation"]
+    row = world.row("feature_transfer", "late")
+    assert row["attribution_tokens"] and row["head_score_rank"] is None and row["null_share_rank"] is not None
+    column = world.columns("feature_transfer/late", "transferred_features")
+    assert len(column["feature"]) == 64 and np.isnan(column["head_score"]).all()
+    assert np.isfinite(column["null_share"]).all()
+
+
+def test_prose_is_found_or_named(world: World):
+    corpora = {name: world.artifacts[f"corpus/{name}"] for name in ("code", "words")}
+    assert prose_corpus(corpora, None) == "words" and prose_corpus(corpora, "code") == "code"
+    with pytest.raises(ValueError, match="of the common corpora, code, none is prose"):
+        prose_corpus({"code": corpora["code"]}, None)
+
+
+def test_quantiles_of_few_values():
+    assert set(quantiles(np.array([np.nan])).values()) == {None}
+    assert quantiles(np.array([2.0, np.nan]))["q05"] == 2
+
+
+# -- lineage ----------------------------------------------------------------------------------------------------------
+
+
+def test_lineage_by_maps_is_that_of_a_plain_computation(world: World, tmp_path):
+    edge, work = world.row("mapped_edges", "along"), world.work("lineage_by_maps/along", tmp_path)
+    assert (edge["edge"], edge["reason"], edge["one_sae"], edge["hook_point"]) == ("small->child", "", True, HOOK)
+    sides, (sae, _) = sides_of(work), read_sae(work.inputs["parent_sae"] / "sae")
+    ids = torch.from_numpy(stitch_blocks(work, "validation", 1_500, CONTEXT, seed_of(world.study, "bridge", "along")))
+    assert edge["tokens"] == ids.numel() > 750
+    x, y = (capture(model, HOOK, ids).flatten(0, 1) for model in (sides.source, sides.target))
+    column = world.columns("lineage_by_maps/along", "mapped_features")
+    arms = {row["arm"]: row for row in world.rows("lineage_by_maps", "along")}
+    a = sae.encode(x).double().numpy()
+    for arm, reader in (("carried", transfer_sae(sae, *sides.stitch)), ("unchanged", sae)):
+        b = reader.encode(y).double().numpy()
+        live = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
+        expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
+        assert len(live) > 30
+        np.testing.assert_allclose(column[f"{arm}_r"][live], expected, atol=1e-4)
+        explained = metrics.explained_variance(y, reader(y))
+        assert arms[arm]["explained_variance"] == pytest.approx(explained, abs=1e-4)
+    assert edge["explained_variance"] == pytest.approx(metrics.explained_variance(x, sae(x)), abs=1e-4)
+    best = read_matches(work.inputs["match"]).parent_r[:, 0]
+    np.testing.assert_array_equal(column["matched_r"], best)
+    assert edge["threshold"] == edge_row(work.inputs["match"])["threshold"]
+    assert edge["matched"] == (best > edge["threshold"]).sum() and edge["live"] == np.isfinite(best).sum()
+    for row in arms.values():
+        assert row["both"] + row["only_matched"] == edge["matched"]
+        assert row["persisting"] + row["only_matched"] + row["neither"] == edge["live"]
+        assert row["rank"] > 0, "what is kept, is kept by either"
+
+
+def test_maps_between_other_places_give_a_reason(world: World):
+    edge = world.row("mapped_edges", "elsewhere")
+    assert f"from {HOOK} to blocks.0.hook_resid_pre, but features are followed at {HOOK}" in edge["reason"]
+    assert not world.rows("lineage_by_maps", "elsewhere") and edge["live"] is None
+
+
+# -- sentences --------------------------------------------------------------------------------------------------------
+
+
+def test_every_question_about_a_stitch_has_a_finding(world: World):
+    asked = [(one.about, one.question) for one in statements_of(world.tables) if one.about.startswith("stitch ")]
+    pair = ["maps", "SAEs", "training", "probes", "note", "steering", "steering", "features"]
+    assert [question for about, question in asked if about == "stitch pair"] == pair
+    assert ("stitch along", "lineage") in asked and ("stitch elsewhere", "note") in asked
+    text = next(
+        one.text for one in statements_of(world.tables) if one.question == "SAEs" and one.about == "stitch pair"
+    )
+    fvu = world.row("sae_transfer", variant="transferred")["fvu"]
+    assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
