@@ -58,5 +58,9 @@ def stitch(
         emit(
             as_json,
             {"study": loaded.name, "tables": values},
-            lambda: [text().print_table(TABLES[name], part["rows"]) for name, part in values.items() if part["rows"]],
+            lambda: [
+                text().print_table(TABLES[name], part["rows"])
+                for name, part in values.items()
+                if part["rows"] and TABLES[name].brief
+            ],
         )

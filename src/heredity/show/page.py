@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
-from heredity.analyses.analysis import Analysis
 from heredity.engine.store import whole
 from heredity.show.summary import summarize
 from heredity.tables import Table
@@ -88,7 +87,7 @@ def _short(value: Any) -> Any:
 
 _LABEL = ["instrument", "model", "feature", "description", "failure", "by", "origin_model", "origin_feature", "carried"]
 _LABEL += ["re_explained", "simulation", "detection", "fuzzing"]
-_OWN = {"instrument", "site", "seed", "model", "corpus"}
+_BETWEEN = {"edge", "origin", "about", "case", "subject", "stitch"}  # key columns of what relates models
 
 
 def sections(run: Run) -> list[dict[str, Any]]:
@@ -103,8 +102,7 @@ def sections(run: Run) -> list[dict[str, Any]]:
         doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
         if names or (analysis.kind == "features" and any(label.startswith("features/") for label in run.artifacts)):
             defined.add(module)
-            between = any(table.brief and set(table.key) - _OWN for table in analysis.tables)
-            finds = between and analysis.say is not Analysis._field_defaults["say"]
+            finds = any(set(table.key) & _BETWEEN for table in analysis.tables)
             parts.append({"kind": analysis.kind, "title": analysis.title, "doc": doc, "tables": names, "finds": finds})
     return sorted(parts, key=lambda part: not part["finds"])
 

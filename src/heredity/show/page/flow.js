@@ -19,7 +19,7 @@ const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** Edges of the chosen instrument at their own thresholds, by name. */
 const edgesNow = (instrument = state.instrument) =>
   Object.fromEntries(rowsOf("edges", { instrument }).flatMap((row) => (row.rule === "paper" ? [] : [[row.edge, row]])));
-const STITCHES = (DATA.tables.stitches ? rowsOf("stitches") : []).filter((row) => NODE[row.source] && NODE[row.target]);
+const STITCHES = rowsOf("stitch_maps").filter((row) => NODE[row.source] && NODE[row.target]);
 
 function studyGraph() {
   const layers = layersOf(GRAPH.map((node) => node.name));
@@ -53,9 +53,13 @@ function studyGraph() {
       if (edge) labels.push(label(...at, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
     }
     for (const { source, target, stitch } of STITCHES) {
-      const [a, b] = [place[source], place[target]].map(({ x, y }) => [x + boxWidth / 2, y + boxHeight / 2]);
-      svg.append(stroke(`M${a}L${b}`, "var(--soft)", 1.4, "6 4"));
-      labels.push(label((a[0] + b[0]) / 2, (a[1] + b[1]) / 2 - 6, stitch, "soft halo", "middle"));
+      // bent to the right of the boxes, or below them, where no edge runs
+      const [a, b] = [place[source], place[target]].map(({ x, y }) =>
+        across ? [x + boxWidth, y + boxHeight / 2] : [x + boxWidth / 2, y + boxHeight]);
+      const [x, y] = across ? [Math.max(a[0], b[0]) + 46, (a[1] + b[1]) / 2]
+        : [(a[0] + b[0]) / 2, Math.max(a[1], b[1]) + 40];
+      svg.append(stroke(`M${a}Q${x},${y} ${b}`, "var(--soft)", 1.4, "6 4"));
+      labels.push(across ? label(x - 16, y + 4, stitch, "soft halo") : label(x, y - 10, stitch, "soft halo", "middle"));
     }
     svg.append(...labels);
     for (const node of GRAPH) {
@@ -71,7 +75,7 @@ function studyGraph() {
         label(x + 14, y + 20, clip(node.name, boxWidth - 22, 7.6), "strong"),
         words.filter(Boolean).map((text, row) => label(x + 14, y + 37 + row * 16, clip(text, boxWidth - 20), "soft"))));
     }
-    return tall + 4;
+    return tall + (STITCHES.length && !across ? 44 : 4);
   });
 }
 

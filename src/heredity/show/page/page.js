@@ -131,7 +131,7 @@ function choose(instrument) {
 
 function start() {
   const main = document.getElementById("main");
-  const topic = hasEdges || !DATA.tables.stitches
+  const topic = hasEdges || !STITCHES.length
     ? "What was inherited, what was lost, what is new, and how sure that is"
     : "What maps between models carry";
   main.replaceChildren(h("header", { class: "top" }, h("h1", null, DATA.study),

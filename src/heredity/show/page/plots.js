@@ -307,7 +307,20 @@ function pictures(table, rows) {
   const { plot } = table;
   const usable = rows.filter((row) => known(row[plot.x]) && known(row[plot.y]));
   const keys = table.columns.filter((column) => column.key && ![plot.x, plot.by, "instrument"].includes(column.name));
-  const varying = keys.map((column) => column.name).filter((name) => new Set(usable.map((row) => row[name])).size > 1);
+  let varying = keys.map((column) => column.name).filter((name) => new Set(usable.map((row) => row[name])).size > 1);
+  // a number that goes along with x, such as the step of a cost, tells no pictures apart
+  const longest = (names) => {
+    const sizes = {};
+    for (const row of usable) {
+      const series = [plot.by, ...names].map((name) => row[name]).join("\n");
+      sizes[series] = (sizes[series] || 0) + 1;
+    }
+    return Math.max(0, ...Object.values(sizes));
+  };
+  for (const { name, kind } of keys) {
+    const others = varying.filter((one) => one !== name);
+    if (kind !== "text" && plot.kind === "lines" && longest(varying) === 1 && longest(others) > 1) varying = others;
+  }
   const panels = {};
   for (const row of usable) {
     const title = varying.map((name) => arrow(textOf(table, name, row))).join(", ");

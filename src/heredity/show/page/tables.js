@@ -86,7 +86,7 @@ function tableBlock(table, before, shut) {
   const [head, ...rest] = bound(table.doc).replace(/\.$/, "").split(/\. (?=[A-Z])/);
   const folds = `${drawn ? "As a table" : head} (${count(rows.length)} ${rows.length === 1 ? "row" : "rows"})`;
   const more = rest.length ? note(`${rest.join(". ")}.`) : null;
-  const open = table.brief.length > 0 && !shut;
+  const open = table.brief.length > 0 && !shut && !(drawn && rows.length > 12);
   const shown = open ? declaredTable(table, rows)
     : lazily(folds, () => [drawn ? null : more, declaredTable(table, rows)].filter(Boolean));
   if (!drawn && !open) return shown;
