@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import summaries_stitch
-from heredity.report.planted import markdown
+from heredity.show.planted import markdown
 from markdown_table import table
 
 MARKED = re.compile(r"<!-- (\w+) (\w+\.json) -->\n(.*?)<!-- end -->", re.DOTALL)

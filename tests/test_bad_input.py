@@ -282,10 +282,16 @@ CASES = [
         "run `heredity run",
     ),
     Case("verify before run", study(same, "verify"), "holds no artifacts"),
+    Case("stitch of a study without one", study(same, "stitch"), "has no stitch; add a table [stitch.NAME]"),
+    Case(
+        "stitch of no such name",
+        lambda p: [*study(same, "stitch")(p), "--only", "nowhere"],
+        "no stitch 'nowhere'; defined are none",
+    ),
     Case(
         "unknown format",
         lambda p: [*study(same, "export")(p), "-o", p.folder / "t", "--format", "xlsx"],
-        "must be csv, parquet or json",
+        "must be one of csv, parquet, json",
     ),
     Case(
         "output folder in use",

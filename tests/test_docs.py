@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -15,11 +14,11 @@ from typer.testing import CliRunner
 
 import heredity
 from heredity.cli import app
+from heredity.show import docs
 from heredity.study import (
     AdamConfig,
     CarriedFeaturesConfig,
     CaseConfig,
-    Config,
     ControlsConfig,
     CorpusConfig,
     EvaluationConfig,
@@ -44,6 +43,30 @@ from picture_stitch import picture
 from summaries import MARKED, refreshed
 from summaries_stitch import first
 
+SETTINGS = [
+    ("(top level)", StudyConfig),
+    ("[corpus] NAME = {...}", CorpusConfig),
+    ("[model.NAME]", ModelConfig),
+    ("train = {...}", ScratchConfig),
+    ("merge = {...}", MergeConfig),
+    ("lora = {...}", LoraConfig),
+    ("[tokenizer]", TokenizerConfig),
+    ("[sae]", SAEConfig),
+    ("[lineage]", LineageConfig),
+    ("[controls]", ControlsConfig),
+    ("[evaluation]", EvaluationConfig),
+    ("[case.NAME]", CaseConfig),
+    ("[report]", ReportConfig),
+    ("[explain]", ExplainConfig),
+    ("[repeat]", RepeatConfig),
+    ("[stitch.NAME]", StitchConfig),
+    ("[stitch.NAME.adam]", AdamConfig),
+    ("[stitch.NAME.probes]", ProbesConfig),
+    ("[stitch.NAME.probes.hub.TASK]", HubTaskConfig),
+    ("[stitch.NAME.steering]", SteeringConfig),
+    ("[stitch.NAME.features]", CarriedFeaturesConfig),
+]
+
 ROOT = Path(__file__).parent.parent
 MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,18 +81,30 @@ def commands() -> dict[str, str]:
     return {name: runner.invoke(app, [name, "--help"], env=environment).output for name in names}
 
 
-def rendered() -> str:
-    """docs/cli.md as the command line itself would write it."""
-    head = "# Command line\n\nWhat `heredity COMMAND --help` prints.\n" + MADE_BY
-    parts = [f"\n## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in commands().items()]
-    return head + "".join(re.sub(r"[ \t]+$", "", part, flags=re.M) for part in parts)
+PAGES = {
+    "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: docs.commands(commands())),
+    "api.md": ("Public names", "`import heredity` loads none of them before it is used.", lambda: docs.names(heredity)),
+    "study.md": (
+        "The study file",
+        "Every key, with its default. An unknown key is refused by name.",
+        lambda: docs.settings(SETTINGS),
+    ),
+    "tables.md": (
+        "Results",
+        "Every analysis: its definition, and the tables it fills. Key columns in bold.",
+        docs.method,
+    ),
+}
+"""Pages made whole from the code: title, first line, text."""
 
 
-def test_the_cli_page_is_what_the_commands_print():
-    page = ROOT / "docs" / "cli.md"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_made_from_the_code_is_what_the_code_says(name):
+    title, first, text = PAGES[name]
+    page, made = ROOT / "docs" / name, f"# {title}\n\n{first}\n{MADE_BY}{text()}"
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        page.write_text(rendered())
-    assert page.read_text() == rendered()
+        page.write_text(made)
+    assert page.read_text() == made
 
 
 def test_every_command_takes_json_and_debug():
@@ -149,61 +184,5 @@ def test_nothing_names_a_machine():
             assert not pattern.search(line), f"{path.name}:{number}: {line}"
 
 
-def rendered_api() -> str:
-    """docs/api.md from the signatures and docstrings of the public names."""
-    head = "# Public names\n\n`import heredity` loads none of them before it is used.\n" + MADE_BY
-    parts = []
-    for name in sorted((name for name in heredity.__all__ if not name.startswith("_")), key=str.lower):
-        found = getattr(heredity, name)
-        text = f"{_signature(name, found)}\n\n{inspect.getdoc(found)}"
-        parts.append(f"\n## {name}\n\n`{found.__module__}`\n\n```text\n{text}\n```\n")
-    return head + "".join(parts)
-
-
-def _signature(name: str, found: object) -> str:
-    if inspect.isclass(found) and hasattr(found, "model_fields"):
-        return f"class {name}"
-    return f"{'class ' if inspect.isclass(found) else ''}{name}{inspect.signature(found)}"  # pyright: ignore[reportArgumentType]
-
-
-def test_the_api_page_is_what_the_docstrings_say():
-    page = ROOT / "docs" / "api.md"
-    if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        page.write_text(rendered_api())
-    assert page.read_text() == rendered_api()
-
-
-def rendered_study() -> str:
-    """docs/study.md from the documentation of the settings."""
-    head = "# The study file\n\nEvery key, with its default. An unknown key is refused by name.\n" + MADE_BY
-    parts = [_table_of("(top level)", StudyConfig)]
-    named = [("[corpus] NAME = {...}", CorpusConfig), ("[model.NAME]", ModelConfig), ("train = {...}", ScratchConfig)]
-    named += [("merge = {...}", MergeConfig), ("lora = {...}", LoraConfig), ("[tokenizer]", TokenizerConfig)]
-    named += [("[sae]", SAEConfig), ("[lineage]", LineageConfig), ("[controls]", ControlsConfig)]
-    named += [("[evaluation]", EvaluationConfig), ("[case.NAME]", CaseConfig), ("[report]", ReportConfig)]
-    named += [("[explain]", ExplainConfig), ("[repeat]", RepeatConfig), ("[stitch.NAME]", StitchConfig)]
-    named += [("[stitch.NAME.adam]", AdamConfig), ("[stitch.NAME.probes]", ProbesConfig)]
-    named += [("[stitch.NAME.probes.hub.TASK]", HubTaskConfig), ("[stitch.NAME.steering]", SteeringConfig)]
-    named += [("[stitch.NAME.features]", CarriedFeaturesConfig)]
-    return head + "".join(parts + [_table_of(title, config) for title, config in named])
-
-
-def _table_of(title: str, config: type[Config]) -> str:
-    rows = []
-    for name, field in config.model_fields.items():
-        plain = field.default is None or isinstance(field.default, str | int | float | tuple)
-        default = "" if field.is_required() or not plain or field.default is None else f"`{json.dumps(field.default)}`"
-        default = "needed" if field.is_required() else default
-        rows.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |")
-    return f"\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def test_the_study_page_is_what_the_settings_say():
-    page = ROOT / "docs" / "study.md"
-    if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        page.write_text(rendered_study())
-    assert page.read_text() == rendered_study()
-
-
 def test_every_setting_is_documented():
-    assert "|  |  |" not in rendered_study()
+    assert "|  |  |" not in docs.settings(SETTINGS)

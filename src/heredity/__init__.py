@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from heredity.analyses import stages_of as stages_of
     from heredity.engine.stage import run as run
     from heredity.engine.store import Store as Store
     from heredity.features.acts import FeatureActs as FeatureActs
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from heredity.sae.formats import read_sae as read_sae
     from heredity.sae.formats import write_sae as write_sae
     from heredity.sae.model import SAE as SAE
-    from heredity.stages import stages_of as stages_of
     from heredity.study import Study as Study
     from heredity.study import load_study as load_study
     from heredity.text.tokens import BlockSampler as BlockSampler
@@ -72,7 +72,7 @@ _HOMES = {
     "replaced": "lm.hooks",
     "run": "engine.stage",
     "slerp": "lm.merge",
-    "stages_of": "stages",
+    "stages_of": "analyses",
     "sweep": "lm.sweep",
     "write_sae": "sae.formats",
 }

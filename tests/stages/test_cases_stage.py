@@ -11,7 +11,6 @@ import pytest
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.stages.cases import case_of, hypothesis_of, recipe_of
-from heredity.stages.results import _members
 from heredity.study import CaseConfig, StudyError
 
 VOCABULARY = ["a", " =", "=", "b", "1"]
@@ -45,9 +44,8 @@ def test_a_case_is_told_whole(tmp_path):
     assert case["not_in_vocabulary"] == ["absent"] and case["set_size"] == 2 and case["misses"] == []
     assert {model: row["feature"] for model, row in case["models"].items()} == {"base": 1, "tuned": 0}
     assert {top["token"] for top in case["top_tokens"]} == {"=", " ="}
-    members = _members(case)
-    assert members["tuned"].best_feature == 0 and members["tuned"].best_r == pytest.approx(1)
-    assert members["base"].elsewhere == 0 and members["base"].hits == case["hits"]
+    assert case["best"]["tuned"]["feature"] == 0 and case["best"]["tuned"]["r"] == pytest.approx(1)
+    assert case["models"]["base"]["elsewhere"] == 0 and case["models"]["base"]["hits"] == case["hits"]
 
 
 def test_patterns_and_tokens_that_mean_the_same_find_the_same(tmp_path):
@@ -57,7 +55,7 @@ def test_patterns_and_tokens_that_mean_the_same_find_the_same(tmp_path):
 
 def test_what_stands_nowhere_has_no_family(tmp_path):
     case, shown = asked(tmp_path, script="Greek")
-    assert case["verdict"] == "nothing in the sample fits" and shown == [] and _members(case) == {}
+    assert case["verdict"] == "nothing in the sample fits" and shown == []
 
 
 def test_a_predicate_of_the_users_own_is_part_of_the_recipe(tmp_path):

@@ -21,7 +21,6 @@ from heredity.sae.formats import read_sae
 from heredity.stages import stages_of
 from heredity.stages.models import seed_of
 from heredity.stages.plan import plan
-from heredity.stages.repeat import all_stages
 from heredity.stages.shift import Turns, summarized, turns
 from heredity.study import load_study
 
@@ -81,17 +80,6 @@ def test_each_step_changes_one_thing():
     assert recipe("data-then-model") == ("cpp", "base-to-cpp-shift-data", old | {"cpp"})
     assert recipe("model") == ("cpp", "base-scratch", old)
     assert recipe("model-then-data") == ("cpp", "base-to-cpp-shift-model", old | {"cpp"})
-
-
-def test_repeats_pair_the_orders_of_their_own_saes(tmp_path):
-    values = tiny.study_values(tmp_path, repeat={"seeds": 2}, controls={"shifts": True})
-    stages = {stage.label: stage for stage in all_stages(load_study(str(tiny.toml(values, tmp_path / "s.toml"))))}
-    seeds = []
-    for mark in ("", "~1"):
-        seeds.append(stages[f"sae/base-control1-from-base{mark}"].config["seed"])
-        assert stages[f"sae/base-to-sums-shift-model{mark}"].config["seed"] == seeds[-1]
-        assert stages[f"shift/base-to-sums{mark}"].inputs["sae:model"].label.endswith(f"model{mark}")
-    assert seeds[0] != seeds[1]
 
 
 def test_shares_that_persist_are_of_live_features():

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from heredity.cli import app
-from heredity.report.planted import markdown, tables
+from heredity.show.planted import RATES, RULES, WORLDS, markdown
 from heredity.synthetic import validation
 from heredity.synthetic.train import Training
 from heredity.synthetic.validation import Condition, prove
@@ -96,8 +96,9 @@ def test_tables_are_flat_json_with_one_set_of_columns_each(results):
     for name, rows in results.items():
         assert rows and len({tuple(row) for row in rows}) == 1, name
         assert all(value is None or isinstance(value, str | int | float) for row in rows for value in row.values())
-    for _, headings, rows in tables(results):
-        assert rows and all(len(row) == len(headings) for row in rows)
+    for table in (RULES, WORLDS, RATES):
+        shown = {column.name for column in table.all_columns}
+        assert all(shown <= set(row) for row in results[table.name]), table.name
     assert markdown(results).count("| rule |") == 2
 
 

@@ -59,6 +59,7 @@ ACCURACY = Table(
         Column("unigram", "share", "Accuracy of always predicting the corpus's most frequent token."),
     ),
     brief=("model", "corpus", "accuracy", "ce_loss", "unigram"),
+    plot=Plot("heat", x="corpus", y="accuracy", by="model"),
 )
 MERGES = Table(
     "merges",

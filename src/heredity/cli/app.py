@@ -9,10 +9,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from heredity.run import Run
+    from heredity.show.terminal import Bars
+    from heredity.study import Study
 
 app = typer.Typer(
     name="heredity",
@@ -22,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that results are kept in.")]
@@ -31,12 +37,18 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=1,
-        help="Processes that share the work of a stage, at most one a processor; no number depends on it.",
+        help="Processes that share the work of a stage, at most one per processor; no number depends on it.",
     ),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def setting(config: Any, name: str, more: str = "") -> str:
+    """Help of an option that means the same as a setting: the first sentence of the setting's documentation."""
+    first = " ".join(config.model_fields[name].description.split()).split(". ")[0].removesuffix(".")
+    return f"{first}{more}."
 
 
 def emit(as_json: bool, value: object, show: Callable[[], object]) -> None:
@@ -48,19 +60,52 @@ def emit(as_json: bool, value: object, show: Callable[[], object]) -> None:
 
 
 def text() -> Any:
-    """What prints for people; loaded when it is needed."""
-    from heredity.report import terminal
+    """The printers for people; loaded when needed."""
+    from heredity.show import terminal
 
     return terminal
 
 
+def study_of(name: str, overrides: list[str] | None = None) -> Study:
+    """The study of a command. Raises ValueError for a folder or summary of a run, which is no study file."""
+    from heredity.show import summary
+    from heredity.study import load_study
+
+    path = Path(name)
+    if path.is_dir() or path.name == summary.SUMMARY:
+        recorded = path / summary.SUMMARY if path.is_dir() else path
+        if recorded.is_file():
+            summary.read(recorded)  # an earlier version's is refused in its own words
+        kind = "a folder" if path.is_dir() else "a summary"
+        raise ValueError(f"{name}: is {kind}, not a study; give the study's TOML file, or `demo`")
+    return load_study(name, overrides or ())
+
+
+def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
+    """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
+    from heredity.run import Run
+
+    study = study_of(name, overrides)
+    run = Run(study, runs / study.name)
+    if run.missing:
+        raise ValueError(
+            f"{run.missing[0]} of study {study.name} is not done in {runs}; run `heredity run {name}` first"
+        )
+    return run
+
+
 @contextlib.contextmanager
-def watcher() -> Iterator[Any]:
-    """Progress bars on stderr."""
-    from heredity.report.terminal import Bars
+def watcher() -> Iterator[Bars]:
+    """Progress bars on stderr; an error gets a note of the stage it came from."""
+    from heredity.show.terminal import Bars
 
     with Bars(err) as bars:
-        yield bars
+        try:
+            yield bars
+        except Exception as error:
+            if bars.stage:
+                error.add_note(bars.stage)
+            raise
 
 
 @contextlib.contextmanager
@@ -73,8 +118,41 @@ def errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here", style="yellow")
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
         if debug:
             traceback.print_exc()
-        err.print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
+        err.print(Text(f"error: {line}", "red"))
         sys.exit(2)
+
+
+def one_line(error: Exception) -> str | None:
+    """An error that the user can mend, with its way out; None for any other.
+
+    Python's and torch's messages of a full disk or memory name neither stage nor way out: these are added.
+    """
+    message, place = str(error), "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    if isinstance(error, MemoryError) or any(words in message for words in ("out of memory", "can't allocate memory")):
+        line = (
+            f"{place}not enough memory{f' ({message})' if message else ''}; use narrower SAEs or fewer tokens "
+            "(`heredity check` estimates both), or a larger machine; the same command goes on from here"
+        )
+    elif type(error).__name__ == "SafetensorError" or "PytorchStreamWriter" in message or "inline_container" in message:
+        line = (
+            f"{place}weights could not be written or read ({message}); make room on the disk or choose another folder "
+            "with --runs; the same command goes on from here"
+        )
+    elif isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        line = f"{place}{message}; make room or choose another folder with --runs; the same command goes on from here"
+    elif isinstance(error, ValueError | OSError):
+        line = message
+    else:
+        return None
+    return printable(" ".join(line.split()))
+
+
+def printable(line: str) -> str:
+    """A line as it is, control characters as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)

@@ -8,9 +8,8 @@ from typing import Annotated, get_args
 import typer
 from pydantic import ValidationError
 
-from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text
-from heredity.engine.store import Store
-from heredity.study import CaseConfig, load_study
+from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, setting, study_of, text
+from heredity.study import CaseConfig
 from heredity.study.faults import first_fault
 
 
@@ -18,9 +17,9 @@ from heredity.study.faults import first_fault
 def find(
     study: StudyArg,
     tokens: Annotated[list[str] | None, typer.Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
-    regex: Annotated[str | None, typer.Option(help="Tokens whose whole text matches this pattern.")] = None,
-    script: Annotated[str | None, typer.Option(help="Tokens whose letters are of this script: Greek.")] = None,
-    predicate: Annotated[str | None, typer.Option(help="Positions that `module:function` of yours marks.")] = None,
+    regex: Annotated[str | None, typer.Option(help=setting(CaseConfig, "regex"))] = None,
+    script: Annotated[str | None, typer.Option(help=setting(CaseConfig, "script"))] = None,
+    predicate: Annotated[str | None, typer.Option(help=setting(CaseConfig, "predicate"))] = None,
     model: Annotated[list[str] | None, typer.Option(help="Only features of this model. Repeatable.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Features shown for each model.")] = 10,
     by: Annotated[str, typer.Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
@@ -31,24 +30,25 @@ def find(
 ) -> None:
     """Find the features of a study that has been run which mean some tokens, and what became of them."""
     with errors(debug):
+        from heredity.analyses import query
         from heredity.features.hypothesis import Ranking
-        from heredity.stages import look
+        from heredity.run import Run
 
         ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
         if ranking is None:
             raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
-        asked = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
-        given = {name: value for name, value in asked.items() if value is not None}
+        options = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
+        given = {name: value for name, value in options.items() if value is not None}
         if len(given) != 1:
-            said = " and ".join(f"--{name}" for name in given) or "nothing to look for"
-            raise ValueError(f"{said} is given; give exactly one of {', '.join(f'--{name}' for name in asked)}")
-        loaded = load_study(study, set_ or ())
+            count = " and ".join(f"--{name}" for name in given) or "nothing to look for"
+            raise ValueError(f"{count} is given; give exactly one of {', '.join(f'--{name}' for name in options)}")
+        loaded = study_of(study, set_)
         try:
             case = CaseConfig.model_validate(given)
         except ValidationError as error:
             raise ValueError(f"--{first_fault(error)}") from None
-        found = look.find(loaded, Store(runs / loaded.name), case, model or (), ranking, top)
-        emit(as_json, found, lambda: text().print_found(found))
+        result = query.find(Run(loaded, runs / loaded.name), case, model or (), ranking, top)
+        emit(as_json, result, lambda: text().print_found(result))
 
 
 @app.command()
@@ -65,12 +65,14 @@ def show(
 ) -> None:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
     with errors(debug):
-        from heredity.stages import look
-        from heredity.stages.explaining import named
+        from heredity.analyses import query
+        from heredity.analyses.explain_on_demand import named
+        from heredity.run import Run
+        from heredity.show.feature import print_shown
 
-        asked = [(model, index) for model, indices in named(feature).items() for index in indices]
-        if len(asked) != 1:
-            raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(asked)}")
-        loaded = load_study(study, set_ or ())
-        found = look.show(loaded, Store(runs / loaded.name), *asked[0])
-        emit(as_json, found, lambda: text().print_shown(found, top))
+        chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
+        if len(chosen) != 1:
+            raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
+        loaded = study_of(study, set_)
+        result = query.show(Run(loaded, runs / loaded.name), *chosen[0])
+        emit(as_json, result, lambda: print_shown(result, top))

@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from heredity.cli.app import AsJson, Debug, app, emit, err, errors, text, watcher
+from heredity.cli.app import AsJson, Debug, app, emit, err, errors, setting, text, watcher
+from heredity.study import CorpusConfig, LineageConfig, MergeConfig
 
 
 @app.command()
@@ -21,8 +22,8 @@ def merge(
         str, typer.Option(help="slerp, linear, task_arithmetic, ties, or any method of mergekit, such as dare_ties.")
     ] = "slerp",
     t: Annotated[float | None, typer.Option(help="Position from the first model (0) to the second (1).")] = None,
-    weights: Annotated[str | None, typer.Option(help="Comma-separated weights, one a model.")] = None,
-    density: Annotated[float, typer.Option(help="Share of each task vector that is kept (ties, dare).")] = 0.5,
+    weights: Annotated[str | None, typer.Option(help="Comma-separated weights, one per model.")] = None,
+    density: Annotated[float, typer.Option(help=setting(MergeConfig, "density"))] = 0.5,
     base: Annotated[str | None, typer.Option(help="Model that task vectors are taken from.")] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML recipe for mergekit, instead of the options.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the methods that draw at random, such as dare_ties.")] = 0,
@@ -31,7 +32,7 @@ def merge(
 ) -> None:
     """Merge models into one folder, with a report for every tensor."""
     with errors(debug):
-        from heredity.stages.single import merge_folders
+        from heredity.lm.merge_folders import merge_folders
 
         numbers = _numbers(weights) if weights else None
         result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
@@ -52,37 +53,49 @@ def track(
     sae_control: Annotated[
         list[Path] | None, typer.Option(help="Another SAE of the parent, for the ceiling. Repeatable.")
     ] = None,
-    column: Annotated[str, typer.Option(help="Column or key of the corpus that holds the text.")] = "text",
-    tokens: Annotated[int, typer.Option(min=1, help="Aligned token positions.")] = 1_000_000,
+    column: Annotated[str, typer.Option(help=setting(CorpusConfig, "column"))] = "text",
+    tokens: Annotated[int, typer.Option(min=1, help=setting(LineageConfig, "tokens"))] = 1_000_000,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.01, max=0.99, help="A pair with r above this persists; default chosen by evidence."),
+        typer.Option(min=0.01, max=0.99, help=setting(LineageConfig, "threshold", "; default: chosen by evidence")),
     ] = None,
-    context_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 128,
+    context_size: Annotated[int, typer.Option(min=2, help="Tokens per block.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the token sample.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Match the features of one edge between existing models and SAEs."""
     with errors(debug):
-        from heredity.stages.single import track_edge
-        from heredity.study import CorpusConfig
+        from heredity.analyses import TABLES
+        from heredity.compare import compare
+        from heredity.engine.store import whole
+        from heredity.text.corpora import documents
 
-        # 12 bytes a token is more than any text needs
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")
+        # 12 bytes per token is more than any text needs
         source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
+        texts = (document.text for document in documents(source, seed, Path.cwd()))
         with watcher() as bars:
-            result = track_edge(
-                (parent, child),
-                (sae_parent, sae_child, *(sae_control or [])),
-                source,
-                out,
-                hook_point,
-                tokens,
-                threshold,
-                context_size,
-                seed,
-                bars.plain("match"),
+            edge = compare(
+                parent,
+                child,
+                sae_parent,
+                texts,
+                sae_child=sae_child,
+                controls=sae_control or (),
+                hook_point=hook_point,
+                names=(parent, child),
+                tokens=tokens,
+                threshold=threshold,
+                context_size=context_size,
+                seed=seed,
+                progress=bars.plain("match"),
             )
+        with whole(out) as partial:
+            edge.write(partial)
+        tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
+        result = {"parent": parent, "child": child, "tables": tables, "out": str(out)}
         emit(as_json, result, lambda: text().print_edge(result))
 
 
@@ -109,7 +122,7 @@ def validate(
 ) -> None:
     """Validate every rule and test on worlds whose truth is planted: precision, recall, error rates."""
     with errors(debug):
-        from heredity.report import planted
+        from heredity.show import planted
         from heredity.synthetic.validation import CONDITIONS, prove
 
         if context.info_name == "plant":

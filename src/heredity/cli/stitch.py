@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, Workers, app, emit, errors, text, watcher
-from heredity.engine.store import Store
-from heredity.study import load_study
+from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, Workers, app, emit, errors, study_of, text, watcher
 
 
 @app.command()
@@ -24,17 +22,45 @@ def stitch(
 ) -> None:
     """Run what is missing of the stitches of a study and nothing else of it; show what was carried through the maps."""
     with errors(debug):
+        from heredity.analyses import TABLES, Pipeline
         from heredity.engine import stage as engine
+        from heredity.engine.store import Store
         from heredity.engine.workers import shards
-        from heredity.stages import stitch_part
-        from heredity.stages.stitching import stitch_summary
+        from heredity.run import Run, record
+        from heredity.show.summary import record as recorded
 
-        loaded = load_study(study, set_ or ())
-        names = only or list(loaded.config.stitch)
-        stages = stitch_part(loaded, only or ())
+        loaded = study_of(study, set_)
+        names, known = only or list(loaded.config.stitch), loaded.config.stitch
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{loaded.name}: no stitch {unknown[0]!r}; defined are {', '.join(known) or 'none'}")
+        if not known:
+            raise ValueError(f"{loaded.name}: has no stitch; add a table [stitch.NAME] with source and target")
+        pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
+        ends = {end for name in names for end in (known[name].source, known[name].target)}
+        wanted = [
+            label
+            for label, (analysis, item, repeat) in pipeline.items.items()
+            if not repeat
+            and (item.get("stitch") in names or (analysis.kind == "quality" and item.get("model") in ends))
+        ]
+        stages = pipeline.closure(wanted)
         with watcher() as bars, shards(workers) as shared:
+            with store.lock():
+                record(loaded, store.root)
             bars.expect(len(stages))
-            artifacts = engine.run(stages, Store(runs / loaded.name), bars, None, shared)
-        found = {name: stitch_summary(loaded, artifacts, name) for name in names}
-        as_data = {name: own.model_dump(mode="json") for name, own in found.items()}
-        emit(as_json, {"study": loaded.name, "stitches": as_data}, lambda: text().print_stitches(found))
+            engine.run(stages, store, bars, None, shared)
+        run = Run(loaded, store.root, pipeline)
+        tables = {name: rows.to_pylist() for name, rows in run.tables.items() if "stitch" in TABLES[name].key}
+        values = {
+            name: recorded(TABLES[name], [row for row in rows if row["stitch"] in names])
+            for name, rows in tables.items()
+        }
+        emit(
+            as_json,
+            {"study": loaded.name, "tables": values},
+            lambda: [
+                text().print_table(TABLES[name], part["rows"])
+                for name, part in values.items()
+                if part["rows"] and TABLES[name].brief
+            ],
+        )

@@ -7,10 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, Workers, app, emit, errors, text, watcher
-from heredity.engine.stage import Stage
-from heredity.engine.store import Artifact, ArtifactError, Store, faults
-from heredity.study import Study, load_study
+from heredity.cli.app import (
+    AsJson,
+    Debug,
+    Runs,
+    Sets,
+    StudyArg,
+    Workers,
+    app,
+    complete,
+    emit,
+    errors,
+    study_of,
+    text,
+    watcher,
+)
 
 
 @app.command()
@@ -26,11 +37,13 @@ def check(
 ) -> None:
     """Validate a study; print models, edges, traces, stages and an estimate of the work."""
     with errors(debug):
-        from heredity.stages.repeat import plan_all
+        from heredity.analyses import Pipeline
+        from heredity.analyses.plan import plan
+        from heredity.engine.store import Store
 
-        loaded = load_study(study, set_ or ())
-        found = plan_all(loaded, Store(runs / loaded.name))
-        emit(as_json, found.model_dump(), lambda: text().print_plan(found))
+        loaded = study_of(study, set_)
+        result = plan(Pipeline(loaded), Store(runs / loaded.name))
+        emit(as_json, result, lambda: text().print_plan(result))
 
 
 @app.command()
@@ -54,11 +67,12 @@ def status(
 ) -> None:
     """Show which stages of a study are done."""
     with errors(debug):
-        from heredity.stages.repeat import all_stages
+        from heredity.analyses import stages_of
+        from heredity.engine.store import Store
 
-        loaded = load_study(study, set_ or ())
+        loaded = study_of(study, set_)
         store = Store(runs / loaded.name)
-        rows = [_stage_row(stage, store) for stage in all_stages(loaded)]
+        rows = [_state(stage, store) for stage in stages_of(loaded)]
         emit(as_json, {"study": loaded.name, "stages": rows}, lambda: text().print_status(rows))
 
 
@@ -66,7 +80,9 @@ def status(
 def verify(study: StudyArg, runs: Runs = Path("runs"), as_json: AsJson = False, debug: Debug = False) -> None:
     """Compute the checksum of every file of a study's artifacts again. Exit code 1 when something differs."""
     with errors(debug):
-        loaded = load_study(study)
+        from heredity.engine.store import Store, faults
+
+        loaded = study_of(study)
         folders = Store(runs / loaded.name).folders()
         if not folders:
             raise ValueError(f"{runs / loaded.name} holds no artifacts; run the study first")
@@ -88,10 +104,9 @@ def report(
 ) -> None:
     """Write the one-file HTML report of a study that has been run."""
     with errors(debug):
-        from heredity.stages.results import write_report
+        from heredity.show import page
 
-        loaded, artifacts = _complete(study, runs, set_ or [])
-        write_report(loaded, artifacts, out)
+        page.write(complete(study, runs, set_), out)
         emit(as_json, {"report": str(out)}, lambda: typer.echo(out))
 
 
@@ -111,14 +126,15 @@ def gate(
 ) -> None:
     """Hold the loss of features along the edges of a study that has been run to a limit. Exit code 1 beyond it."""
     with errors(debug):
-        from heredity.report.gate import judge, limit_of
-        from heredity.stages.repeat import read_all
+        from heredity.show.gate import judge, limit_of
 
         limit = limit_of(max_lost)
-        loaded, artifacts = _complete(study, runs, set_ or [])
-        found = judge(read_all(loaded, artifacts, runs / loaded.name), limit, edge or (), relative_to_ceiling, sure)
-        emit(as_json, {"study": loaded.name, **found.as_json()}, lambda: text().print_gate(found))
-        if not found.passed:
+        done = complete(study, runs, set_)
+        edges = done.tables["edges"].to_pylist() if "edges" in done.tables else []
+        own = [row for row in edges if row["instrument"] == done.study.instrument and row["rule"] != "paper"]
+        result = judge(done.name, own, limit, edge or (), relative_to_ceiling, sure)
+        emit(as_json, {"study": done.name, **result.as_json()}, lambda: text().print_gate(result))
+        if not result.passed:
             raise typer.Exit(1)
 
 
@@ -132,59 +148,53 @@ def export(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write the tables of a study: models, SAEs, edges, matches, flow."""
+    """Write every table of a study that has been run, one file per table."""
     with errors(debug):
-        from heredity.stages.export import export_tables
+        from heredity.show.export import FORMATS, Format, export
 
-        if format_ not in ("csv", "parquet", "json"):
-            raise ValueError(f"--format {format_}: must be csv, parquet or json")
-        loaded, artifacts = _complete(study, runs, set_ or [])
-        files = export_tables(loaded, artifacts, out, format_)
+        kind: Format | None = next((known for known in FORMATS if known == format_), None)
+        if kind is None:
+            raise ValueError(f"--format {format_}: must be one of {', '.join(FORMATS)}")
+        done = complete(study, runs, set_)
+        with watcher() as bars:
+            files = export(done, out, kind, bars.plain("export"))
         emit(as_json, {"files": [str(file) for file in files]}, lambda: [typer.echo(file) for file in files])
 
 
 def _run(name: str, runs: Path, overrides: list[str], until: str | None, as_json: bool, workers: int) -> None:
+    from heredity.analyses import Pipeline
     from heredity.engine import stage as engine
+    from heredity.engine.store import Store
     from heredity.engine.workers import shards
-    from heredity.stages.repeat import all_stages, write_all
+    from heredity.run import Run, record
+    from heredity.show import page, summary
 
-    study = load_study(name, overrides)
-    store = Store(runs / study.name)
+    study = study_of(name, overrides)
+    pipeline, store = Pipeline(study), Store(runs / study.name)
     with watcher() as bars, shards(workers) as shared:
-        stages = all_stages(study)
-        bars.expect(len(stages))
-        artifacts = engine.run(stages, store, bars, until, shared)
+        with store.lock():
+            record(study, store.root)
+        bars.expect(len(pipeline.stages))
+        done = engine.run(list(pipeline.stages.values()), store, bars, until, shared)
     if until is not None:
-        emit(as_json, {"study": study.name, "done": list(artifacts)}, lambda: typer.echo(f"done up to {until}"))
+        emit(as_json, {"study": study.name, "done": list(done)}, lambda: typer.echo(f"done up to {until}"))
         return
-    summary, page = write_all(study, artifacts, store.root)
-    emit(as_json, summary.model_dump(mode="json"), lambda: text().print_summary(summary, page))
+    result = Run(study, store.root, pipeline)
+    values, report_ = summary.write(result), store.root / "report.html"
+    page.write(result, report_)
+    emit(as_json, values, lambda: text().print_run(result, report_))
 
 
-def _complete(name: str, runs: Path, overrides: list[str]) -> tuple[Study, dict[str, Artifact]]:
-    from heredity.stages.repeat import all_stages
+def _state(stage: Any, store: Any) -> dict[str, Any]:
+    from heredity.engine.store import ArtifactError
 
-    study = load_study(name, overrides)
-    store = Store(runs / study.name)
-    artifacts = {}
-    for stage in all_stages(study):
-        found = store.find(stage.kind, stage.name, stage.key)
-        if found is None:
-            raise ValueError(
-                f"{stage.label} of study {study.name} is not done in {runs}; run `heredity run {name}` first"
-            )
-        artifacts[stage.label] = found
-    return study, artifacts
-
-
-def _stage_row(stage: Stage, store: Store) -> dict[str, Any]:
-    damaged = False
+    artifact, damaged = None, False
     try:
-        found = store.find(stage.kind, stage.name, stage.key)
+        artifact = store.find(stage.kind, stage.name, stage.key)
     except ArtifactError:
-        found, damaged = None, True
+        damaged = True
     folder = store.path(stage.kind, stage.name, stage.key)
     begun = folder.with_name(f".partial-{folder.name}").exists()
-    seconds = found.manifest["seconds"] if found else None
-    state = "done" if found else "damaged" if damaged else "begun" if begun else "missing"
+    seconds = artifact.manifest["seconds"] if artifact else None
+    state = "done" if artifact else "damaged" if damaged else "begun" if begun else "missing"
     return {"stage": stage.label, "state": state, "seconds": seconds, "folder": str(folder)}

@@ -1,0 +1,65 @@
+"""Every declared table of a run, small and large, as files for other tools: Parquet, CSV or JSON.
+
+Parquet files hold the declaration in their metadata. Each file appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from heredity.analyses import BY_KIND, TABLES
+from heredity.engine.store import whole
+from heredity.tables import Table
+
+if TYPE_CHECKING:
+    from heredity.run import Run
+
+Format = Literal["parquet", "csv", "json"]
+FORMATS: tuple[Format, ...] = ("csv", "parquet", "json")
+
+
+def export(run: Run, out: Path, format_: Format, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+    """Write every table of a run as `out/NAME.FORMAT`; returns the paths.
+
+    Raises ValueError for `out` that is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"-o {out}: is a file; give the name of a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    sources: dict[str, list[Path]] = {name: [] for name in TABLES}
+    for label, artifact in run.artifacts.items():
+        if "~" not in label:
+            for table in BY_KIND[label.partition("/")[0]].tables:
+                sources[table.name].append(artifact / f"{table.name}.parquet")
+    written = {name: files for name, files in sources.items() if files}
+    paths = []
+    for done, (name, files) in enumerate(written.items()):
+        paths.append(out / f"{name}.{format_}")
+        write(TABLES[name], map(pq.read_table, files), paths[-1], format_)
+        if progress is not None:
+            progress(done + 1, len(written))
+    return paths
+
+
+def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: Format) -> None:
+    """Write the parts of one table, one in memory at a time; the file is whole or not there."""
+    with whole(path) as unfinished:
+        if format_ == "json":
+            rows = (json.dumps(row, allow_nan=False) for part in parts for row in part.to_pylist())
+            with open(unfinished, "w", encoding="utf-8") as file:
+                file.write("[")
+                file.writelines(f"{',' if place else ''}\n {row}" for place, row in enumerate(rows))
+                file.write("\n]\n")
+            return
+        opened = partial(pq.ParquetWriter, compression="zstd") if format_ == "parquet" else csv.CSVWriter
+        with opened(unfinished, table.schema) as writer:
+            for part in parts:
+                writer.write_table(part.cast(table.schema))

@@ -1,0 +1,214 @@
+"""One feature on the terminal: what it means, its matches, and the text it fires on (`heredity show`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.padding import Padding
+from rich.text import Text
+
+from heredity.show import terminal
+from heredity.tables import Column, Table
+
+_TOKEN = 16  # cells of a token in a table or an example
+_INDENT = 3  # spaces that are shown one by one; longer tokens of spaces are counted
+_ROWS = 10  # tokens in a table
+_BARS = " ▁▂▃▄▅▆▇█"
+_HEAT = ("black on #ffe7c7", "black on #ffc37d", "bold black on #ff9a2e")  # activation: weak, middling, strong
+_SHAPES = {" ": "␣", "\n": "↵", "\t": "→"}
+
+TOKENS = Table(
+    "tokens",
+    "Tokens it fires on, and tokens it predicts.",
+    (),
+    (
+        Column("fires_on", "text", "Token."),
+        Column("activation", "share", "The token's share of all its activation."),
+        Column("firings", "count", "Firings on the token."),
+        Column("mean", "number", "Mean activation of the firings."),
+        Column("occurrences", "share", "Share of the token's occurrences on which it fires."),
+        Column("promotes", "text", "Token that becomes likelier."),
+        Column("logit", "number", "Weight in its logit."),
+        Column("suppresses", "text", "Token that becomes less likely."),
+        Column("logit_", "number", "Weight in its logit."),
+    ),
+)
+MATCHES = Table(
+    "matches",
+    "Best match along every edge.",
+    ("edge",),
+    (
+        Column("match", "text", "Feature of the other model."),
+        Column("r", "r", "Pearson r."),
+        Column("threshold", "r", "Of the edge."),
+        Column("persists", "flag", "Whether r exceeds the threshold."),
+    ),
+)
+FAMILY = Table(
+    "family",
+    "Family: the best matches of best matches.",
+    ("feature",),
+    (
+        Column("feature", "text", "MODEL/FEATURE."),
+        Column("r", "r", "With the match that leads to it."),
+        Column("via", "text", "Model of that match."),
+        Column("density", "share", "Share of tokens on which it fires."),
+        Column("max", "number", "Highest activation."),
+    ),
+)
+
+
+def print_shown(card: Mapping[str, Any], top: int) -> None:
+    """A feature with `top` examples of each sort, and of each interval of activation at least one.
+
+    Active tokens are set off by color, stronger where the activation is; without color they stand in « ».
+    """
+    width = min(terminal.out.width, terminal.WIDTH)
+    terminal.out.print(*_head(card), sep="\n", width=width)
+    pushed = [(card["promoted"], "promotes", "logit"), (card["suppressed"], "suppresses", "logit_")]
+    rows: list[dict[str, Any]] = []
+    for place in range(min(_ROWS, max(map(len, (card["tokens"], *(tokens for tokens, _, _ in pushed)))))):
+        row = dict(card["tokens"][place]) if place < len(card["tokens"]) else {}
+        rows.append({"activation": row.get("share"), "occurrences": row.get("fired"), **row})
+        rows[-1]["fires_on"] = _visible(row["token"], True) if row else None
+        for tokens, name, weight in pushed:
+            if place < len(tokens):
+                rows[-1] |= {name: _visible(tokens[place]["token"], True), weight: tokens[place]["weight"]}
+    if rows:
+        terminal.print_table(TOKENS, rows)
+    if card["no_logits"]:
+        terminal.say(f"what it predicts is not known: {terminal.seen(card['no_logits'])}")
+    matches = [row | {"match": _id(row) if row["feature"] is not None else "none"} for row in card["matches"]]
+    family = [row | {"feature": _id(row)} for row in card["family"]]
+    for table, part in ((MATCHES, matches), (FAMILY, family if len(family) > 1 else [])):
+        if part:
+            terminal.print_table(table, part)
+    filled = [level["examples"] for level in card["levels"] if level["examples"]]
+    each = -(-top // max(len(filled), 1))
+    sorts = {
+        "Where it is strongest, and its family there": card["top"][:top],
+        f"From each of {len(card['levels'])} intervals of activation": [
+            example for level in filled for example in level[:each]
+        ],
+        "Firings at random": card["drawn"][:top],
+        "Text where it is silent": card["silent"][:top],
+    }
+    corpora = max((len(example["corpus"]) for examples in sorts.values() for example in examples), default=0)
+    for title, examples in sorts.items():
+        if examples:
+            lines = _lines(examples, card["max"], corpora, width)
+            terminal.out.print(Text(title, "bold"), *lines, "", sep="\n", width=width)
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return f"{row['model']}/{row['feature']}"
+
+
+def _head(card: Mapping[str, Any]) -> list[Text]:
+    sort, label = card["class"], card["explanation"]
+    kind = "class not known: run the study until classes"
+    if sort is not None:
+        kind = sort["class"]
+        kind += f", nearly all on {_visible(sort['top_token'], True)}" if sort["single_token"] else ""
+        kind += f", {sort['domain_share']:.0%} in {sort['domain']}" if sort["domain"] else ""
+    missing = f"no description: {(label['failure'] or '').replace('_', ' ')}"
+    described = Text(_seen(label["description"] or missing, False), "italic" if label["description"] else "dim")
+    origin = "its own"
+    if label["carried"]:
+        origin = f"handed down from {label['origin_model']}/{label['origin_feature']}"
+    elif label["re_explained"]:
+        origin = "its own, as a match's fell short"
+    elif label["on_the_spot"]:
+        origin = "made just now, as the run did not explain this feature"
+    scores = [name for name in ("simulation", "detection", "fuzzing", "intruder") if label[name] is not None]
+    judged = ", ".join([f"{name} {label[name]:.2f}" for name in scores] + [f"by {label['by']}", origin])
+    count, positions, highest = card["firings"], card["positions"], _figure(card["max"])
+    often = f"fires on {card['density']:.3%} of {positions:,} tokens of the sample ({count:,}), at most {highest}"
+    head = [
+        Text.assemble((_id(card), "bold"), "  ", kind),
+        described,
+        Text(judged if label["description"] else origin, "dim"),
+        Text(""),
+        Text(often if count else f"never fires on {positions:,} tokens of the sample"),
+    ]
+    if count:  # firings by activation as characters of eight heights; a bin with a firing is never blank
+        most = max(card["histogram"])
+        drawn = "".join(_BARS[-(-size * (len(_BARS) - 1) // most)] for size in card["histogram"])
+        ends = ("0 ", "dim"), (drawn, "yellow"), (f" {highest}", "dim")
+        head.append(Text.assemble(*ends, f"  fullest bin {most:,}"))
+    return head
+
+
+def _lines(examples: Iterable[Mapping[str, Any]], highest: float, corpora: int, width: int) -> Iterable[Text | Padding]:
+    """Each example on a line, its firing below that of the others; below a strongest one what its family does there."""
+    for example in examples:
+        silent = "position" not in example
+        value = "" if silent else _figure(example["values"][example["position"]])
+        start = f"  {value:>6}  {example['corpus']:<{corpora}}  "
+        room = width - len(start)
+        if silent:
+            text = Text.assemble(*_fitting([_piece(token, 0.0) for token in example["tokens"]], room))
+        else:
+            text = _around(example, highest, room)
+        yield Text.assemble((start, "dim"), text)
+        if example.get("family"):
+            others = [f"{model} {_figure(values[example['position']])}" for model, values in example["family"].items()]
+            yield Padding(Text(" · ".join(others), "dim"), (0, 0, 0, len(start)), expand=False)
+
+
+def _around(example: Mapping[str, Any], highest: float, width: int) -> Text:
+    """The firing an example was chosen for, with as many whole tokens around it as there is room for."""
+    at, strength = example["position"], [value / highest if highest > 0 else 0.0 for value in example["values"]]
+    pieces = [_piece(*row) for row in zip(example["tokens"], strength, strict=True)]
+    room = width * 5 // 9
+    before = list(reversed(_fitting(list(reversed(pieces[:at])), room)))
+    padding = " " * (room - sum(piece.cell_len for piece in before))
+    after = _fitting(pieces[at + 1 :], width - room - pieces[at].cell_len)
+    return Text.assemble(padding, *before, pieces[at], *after)
+
+
+def _fitting(pieces: Sequence[Text], room: int) -> list[Text]:
+    """As many pieces as fit, and an ellipsis where there are more."""
+    taken = []
+    for piece in pieces:
+        room -= piece.cell_len
+        if room < 1:
+            return [*taken, Text("…")]
+        taken.append(piece)
+    return taken
+
+
+def _piece(token: str, strength: float) -> Text:
+    """A token in running text, set off by how strongly it is active: 1 the highest activation, 0 none."""
+    if not strength:
+        return Text(_visible(token, False))
+    shown = _visible(token, True)
+    if terminal.out.color_system is None or terminal.out.no_color:
+        return Text(f"«{shown}»")
+    return Text(shown, _HEAT[min(int(max(strength, 0.0) * len(_HEAT)), len(_HEAT) - 1)])
+
+
+def _visible(token: str, spaces: bool) -> str:
+    """A token as it is shown, cut where it is long."""
+    if len(token) > _INDENT and not token.strip(" "):
+        return f"␣×{len(token)}"
+    shown = _seen(token, spaces)
+    return shown if len(shown) <= _TOKEN else f"{shown[: _TOKEN - 1]}…"
+
+
+def _seen(text: str, spaces: bool) -> str:
+    """Characters that can be seen and do nothing to a terminal; `spaces`: the blank as well is made visible."""
+    return "".join(one if one == " " and not spaces else _character(one) for one in text)
+
+
+def _figure(value: float) -> str:
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def _character(character: str) -> str:
+    if character in _SHAPES:
+        return _SHAPES[character]
+    if character.isprintable():
+        return character
+    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "�"

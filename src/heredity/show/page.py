@@ -1,0 +1,191 @@
+"""The report page: one HTML file with its style, script and data inside, without any request to the network.
+
+The page draws declared tables; three views have code of their own: the flow over the graph, the feature inspector and
+the best-r slider. Every cell is text made by `heredity.format`, so the page has no second formatter.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import inspect
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity import format
+from heredity.analyses import ANALYSES, TABLES
+from heredity.engine.store import whole
+from heredity.show.summary import summarize
+from heredity.tables import Table
+
+if TYPE_CHECKING:
+    from heredity.run import Run
+    from heredity.study import Study
+
+_SCRIPTS = ("dom.js", "plots.js", "tables.js", "flow.js", "features.js", "page.js")
+# Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
+# end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def write(run: Run, out: Path) -> None:
+    """Write the page of a run, whole or not at all."""
+    text = render(page_data(run))
+    with whole(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """Everything the page shows, as JSON."""
+    summary = summarize(run)
+    tables = {name: table_data(TABLES[name], part["rows"]) for name, part in summary.pop("tables").items()}
+    manifests = {label: artifact.manifest for label, artifact in run.artifacts.items()}
+    return {
+        **summary,
+        "tables": {name: table for name, table in tables.items() if table["rows"]},
+        "sections": sections(run),
+        "graph": graph(run.study),
+        "instruments": list(run.study.instruments),
+        "inspector": inspector(run),
+        "toml": run.study.config.to_toml(),
+        "hook_point": run.study.config.hook_point,
+        "seed": run.study.config.seed,
+        "versions": next(iter(manifests.values()), {}).get("versions", {}),
+        "artifacts": [
+            {"stage": label, "key": manifest["key"], "seconds": format.value("seconds", manifest["seconds"])}
+            for label, manifest in manifests.items()
+        ],
+    }
+
+
+def table_data(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A table for the page: values and text by column."""
+    columns = [column._asdict() | {"key": column.name in table.key} for column in table.all_columns]
+    text = {column.name: [format.cell(column, row) for row in rows] for column in table.all_columns}
+    return {
+        "name": table.name,
+        "doc": table.doc,
+        "columns": columns,
+        "brief": list(table.brief),
+        "plot": table.plot._asdict() if table.plot else None,
+        "rows": len(rows),
+        "values": {name: [_short(row[name]) for row in rows] for name in table.schema.names},
+        "text": {name: cells for name, cells in text.items() if cells != [row[name] for row in rows]},
+    }
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+_LABEL = ["instrument", "model", "feature", "description", "failure", "by", "origin_model", "origin_feature", "carried"]
+_LABEL += ["re_explained", "simulation", "detection", "fuzzing"]
+_BETWEEN = {"edge", "origin", "about", "case", "subject", "stitch"}  # key columns of what relates models
+
+
+def sections(run: Run) -> list[dict[str, Any]]:
+    """Analyses with rows to show: title, definition and names of tables.
+
+    Findings between models come first, then what describes single models and SAEs.
+    """
+    parts, defined = [], set()
+    for analysis in ANALYSES:
+        names = [table.name for table in analysis.tables if len(run.tables.get(table.name, ()))]
+        module = analysis.run.__module__
+        doc = "" if module in defined else inspect.cleandoc(sys.modules[module].__doc__ or "")
+        if names or (analysis.kind == "features" and any(label.startswith("features/") for label in run.artifacts)):
+            defined.add(module)
+            finds = any(set(table.key) & _BETWEEN for table in analysis.tables)
+            parts.append({"kind": analysis.kind, "title": analysis.title, "doc": doc, "tables": names, "finds": finds})
+    return sorted(parts, key=lambda part: not part["finds"])
+
+
+def graph(study: Study) -> list[dict[str, Any]]:
+    """Models, parents before children."""
+    nodes = []
+    for name in study.order:
+        model = study.config.model[name]
+        note = f"LoRA, rank {model.lora.r}" if model.lora else ""
+        node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
+        nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
+    return nodes
+
+
+def inspector(run: Run) -> dict[str, dict[str, Any]]:
+    """Feature cards and cases by instrument, with the explanation of each feature where there is one."""
+    shown = {}
+    for label, artifact in run.artifacts.items():
+        kind, _, instrument = label.partition("/")
+        if kind == "features" and "~" not in label:
+            cards = artifact.json("features.json")
+            labels = _labels(run, instrument, {(card["model"], card["feature"]) for card in cards})
+            for card in cards:
+                card["label"] = labels.get((card["model"], card["feature"]))
+            shown[instrument] = {"cards": cards, "cases": artifact.json("cases.json")}
+    return shown
+
+
+def _labels(run: Run, instrument: str, chosen: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Explanations of the chosen features; none where the run has no explanations."""
+    try:
+        rows = run.table("explanations").select(_LABEL).to_pylist()
+    except KeyError:
+        return {}
+    wanted = {(row["model"], row["feature"]): row for row in rows if row["instrument"] == instrument}
+    return {key: row for key, row in wanted.items() if key in chosen}
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page as the text of one HTML file.
+
+    Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
+    page forbids itself every script but its own, by hash, and every request.
+    """
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "title": html.escape(data["study"]),
+        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": _file("page.css"),
+        "script": script,
+        "findings": _plain(data),
+        "data": embedded(data),
+    }
+    # one pass, so that nothing that is put in can be taken for a place to put something
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+def embedded(value: object) -> str:
+    """JSON that can stand inside a script element, whatever strings it holds. Raises ValueError for nan or infinity."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = re.sub("[<>&\u2028\u2029]", lambda match: _ESCAPES[match[0]], text)
+    # a lone surrogate cannot be written as UTF-8; a token cut inside a character may hold one
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _plain(data: Mapping[str, Any]) -> str:
+    """Findings for a reader without scripts."""
+    first = (*data["instruments"][:1], "")
+    lines = [f"<p>Note: {html.escape(note)}</p>" for note in data["notes"]]
+    for row in data["statements"]:
+        if row["instrument"] in first:
+            lines.append(f"<p>{html.escape(row['text'])} <small>{html.escape('; '.join(row['evidence']))}</small></p>")
+    return "\n".join(lines)
+
+
+@cache
+def _script() -> str:
+    text = "\n".join(_file(name) for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{text}\n}})();\n'
+
+
+@cache
+def _file(name: str) -> str:
+    return (resources.files("heredity.show") / "page" / name).read_text(encoding="utf-8")

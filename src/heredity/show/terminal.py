@@ -1,0 +1,334 @@
+"""The terminal: progress bars on stderr, tables and results of commands on stdout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as Grid
+from rich.text import Text
+
+from heredity import format
+from heredity.show.gate import GATE, Gate
+from heredity.show.layout import Row, laid_out
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from heredity.run import Run
+
+WIDTH = 100  # of tables; longer lines are hard to read
+out = Console(highlight=False, emoji=False)
+if not out.is_terminal:
+    out.width = max(out.width, WIDTH)  # a file or a pipe has no width that tables would have to be cut to
+
+
+def seen(text: str) -> str:
+    """Text that does nothing to a terminal: control and invisible characters as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def say(*lines: str) -> None:
+    """Lines of text as they are."""
+    for line in lines:
+        out.print(Text(line), soft_wrap=True)
+
+
+def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), title: str = "") -> None:
+    """A table, no wider than the terminal.
+
+    Where it does not fit, there is one for each value of the first key column (the instrument), intervals stand below
+    their values, and headings and edges are broken.
+    """
+    layout, room = laid_out(table, rows, names), min(out.width, WIDTH)
+    cells = [[seen(cell) for cell in row] for row in layout.cells]
+    heads = [column.name.replace("_", " ") for column in layout.columns]
+    if _width(heads, cells) > room:
+        first = layout.columns[0].name
+        values = dict.fromkeys(row.get(first) for row in rows)
+        if table.key[:1] == (first,) and 1 < len(values) < len(rows):
+            for value in values:
+                print_table(table, [row for row in rows if row.get(first) == value], names, title)
+            return
+        heads = [head.replace(" ", "\n") for head in heads]
+        cells = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
+    pad = 1
+    if _width(heads, cells) > room:
+        pad, cells = 0, [[cell.replace("->", "->\n") for cell in row] for row in cells]
+    grid = Grid(box=SIMPLE_HEAD, padding=(0, pad, 0, 0), pad_edge=False)
+    for column, head in zip(layout.columns, heads, strict=True):
+        text = column.kind in ("text", "flag")
+        grid.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in cells:
+        grid.add_row(*map(Text, row))
+    out.print(Text(seen(f"{title} ({layout.title})" if title else layout.title), "bold"), width=room)
+    out.print(grid, width=room)
+
+
+def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Of a table with two spaces after each column."""
+    columns = zip(heads, *cells, strict=True)
+    return 2 + sum(2 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns)
+
+
+def print_run(run: Run, page: Path | None = None) -> None:
+    """The end of `heredity run`: brief tables by analysis, notes, time and page."""
+    print_tables(run)
+    for note in dict.fromkeys(statement.text for statement in run.statements if statement.question == "note"):
+        say(f"Note: {seen(note)}")
+    say(f"{format.duration(run.seconds)} of work." + (f" The report: {page}" if page else ""))
+
+
+def print_tables(run: Run, kinds: Sequence[str] | None = None, **key: str) -> None:
+    """Brief tables of a run under the titles of their analyses.
+
+    kinds: of analyses; all by default. key: values that key columns must have in the rows.
+    """
+    from heredity.analyses import ANALYSES
+
+    for analysis in ANALYSES:
+        if kinds is not None and analysis.kind not in kinds:
+            continue
+        shown = {}
+        for table in analysis.tables:
+            if table.brief and table.name in run.tables:
+                rows = [
+                    row
+                    for row in run.tables[table.name].to_pylist()
+                    if all(row.get(name, value) == value for name, value in key.items())
+                ]
+                shown |= {table: rows} if rows else {}
+        if shown:
+            out.rule(Text(analysis.title, "bold"), align="left", style="dim")
+        for table, rows in shown.items():
+            print_table(table, rows)
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """`heredity check`."""
+    from heredity.analyses.plan import PLAN_TABLES
+
+    say(f"Study {plan['study']}")
+    for table in PLAN_TABLES:
+        if plan[table.name]:
+            print_table(table, plan[table.name])
+    say(
+        f"hook point {plan['hook_point']} (width {plan['d_in'] or '?'}); to do: {plan['tokens']:,} tokens, "
+        f"{format.value('flops', plan['flops'])}, about {plan['memory_gib']:.1f} GiB at most, about "
+        f"{format.duration(plan['seconds'])} here ({plan['rate'] / 1e9:.0f} GFLOP/s measured)"
+    )
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    left = [row for row in plan["plan_stages"] if not row["cached"]]
+    if left and plan["memory_gib"] > here:
+        most = max(left, key=lambda row: row["memory_gib"])
+        say(
+            f"This machine has {here:.0f} GiB: {most['stage']} may not fit; choose narrower SAEs or fewer tokens",
+        )
+
+
+STATUS = Table(
+    "status",
+    "Stages, in order of work.",
+    ("stage",),
+    (
+        Column("stage", "text", "kind/name."),
+        Column("state", "text", "done, begun, damaged or missing."),
+        Column("seconds", "seconds", "Time spent."),
+    ),
+)
+FOUND = Table(
+    "found",
+    "Features that fit.",
+    ("feature",),
+    (
+        Column("llr", "number", "LLR by activation."),
+        Column("counted", "number", "LLR by count."),
+        Column("sensitivity", "r", "Share of the tokens on which it is active."),
+        Column("elsewhere", "number", "Activation on other tokens over that on these."),
+        Column("hits", "count", "Firings on the tokens."),
+        Column("firings", "count", "All firings."),
+        Column("density", "share", "Share of all tokens on which it fires."),
+        Column("best_match", "text", "Best match along every edge."),
+    ),
+)
+EXPLAINED = Table(
+    "explained",
+    "Explanations.",
+    ("feature",),
+    (
+        Column("feature", "text", "MODEL/FEATURE."),
+        Column("simulation", "r", "Simulation score."),
+        Column("label", "text", "Feature that the explanation was made for."),
+        Column("description", "text", "The explanation."),
+    ),
+)
+
+
+def print_status(rows: Sequence[Row]) -> None:
+    """`heredity status`."""
+    print_table(STATUS, rows)
+
+
+def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
+    """`heredity verify`."""
+    say(*(seen(f"{folder}: {line}") for folder, lines in damage.items() for line in lines))
+    say(f"{count} artifacts verified, {len(damage)} damaged")
+
+
+def print_gate(gate: Gate) -> None:
+    """`heredity gate`."""
+    whole = "loss relative to the ceiling" if gate.relative_to_ceiling else "share of the parent's live features"
+    print_table(GATE, [verdict.row() for verdict in gate.verdicts], title=whole.capitalize())
+
+
+def print_merge(result: Mapping[str, Any]) -> None:
+    """`heredity merge`."""
+    from heredity.analyses import TABLES
+
+    print_table(TABLES["merge_tensors"], result["tensors"], ("name", "angle_degrees", "method", "norm_ratio"))
+    say(seen(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}"))
+
+
+def print_edge(result: Mapping[str, Any]) -> None:
+    """`heredity track`."""
+    from heredity.analyses import BY_KIND
+
+    for table in BY_KIND["match"].tables:
+        if rows := result["tables"].get(table.name):
+            names = [column for column in table.brief if column not in ("instrument", "edge")]
+            if names or table.name in ("chance", "criteria"):
+                print_table(table, rows, names)
+    edge = result["tables"]["edges"][0]
+    if edge["ceiling"] is None:
+        say("ceiling not measured: give --sae-control")
+    say(seen(f"{edge['tokens']:,} tokens; written to {result['out']}"))
+
+
+def print_found(result: Mapping[str, Any]) -> None:
+    """`heredity find`: for each model the features that fit, best first."""
+    base = format.percent(result["base_rate"])
+    say(f"{result['hits']:,} of {result['positions']:,} tokens of the sample fit ({base})")
+    if result["not_in_vocabulary"]:
+        absent = ", ".join(map(repr, result["not_in_vocabulary"]))
+        say(f"not single tokens here, and so left out of the search: {absent}")
+    for model, features in result["models"].items():
+        rows = [
+            row | {"counted": row["llr_counted"], "best_match": ", ".join(map(_match, row["matches"]))}
+            for row in features
+        ]
+        if rows:
+            print_table(FOUND, rows, title=f"{model}, by {result['by']}")
+        else:
+            say(f"{model}: no feature fits and fires {result['minimum_firings']} times on them")
+
+
+def _match(match: Row) -> str:
+    if match["r"] is None:
+        return f"{match['model']}/none"
+    return f"{match['model']}/{match['feature']} r {match['r']:.2f}{'' if match['persists'] else ' (no match)'}"
+
+
+def print_explained(result: Mapping[str, Any]) -> None:
+    """`heredity explain`: what was explained, or with `--estimate` what it would take."""
+    if "at_most" in result:
+        most = result["at_most"]
+        say(
+            f"{result['features']:,} features of study {result['study']}, by {seen(result['judge'])}: at most "
+            f"{most['requests']:,} requests; about {most['tokens_in']:,} tokens in and {most['tokens_out']:,} out for "
+            f"all of them, ${most['cost']:,.2f} at the prices given"
+        )
+        return
+    rows = []
+    for row in result["examples"]:
+        failure = f"none: {(row['failure'] or '').replace('_', ' ')}"
+        label = f"from {row['origin']}" if row["carried"] else "its own"
+        rows.append(row | {"label": label, "description": row["description"] or failure})
+    if rows:
+        print_table(EXPLAINED, rows, title=f"By {result['judge']}")
+    saved = f"{result['saved']:,} explanations saved"
+    if result["saved_cost"]:
+        saved += f" (${result['saved_cost']:.2f})"
+    lines = [
+        f"{result['features']:,} features selected, {result['too_rare']:,} more too rare; {result['explained']:,} "
+        f"explained, {result['carried']:,} tried with a match's label: {result['kept']:,} keep it, "
+        f"{result['re_explained']:,} explained anew; {saved}; {result['failed']:,} failed"
+    ]
+    if result["median_simulation"] is not None:
+        lines.append(f"median simulation score {result['median_simulation']:.3f}")
+    if result["failures"]:
+        kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in result["failures"].items())
+        lines.append(f"answers that did not come: {kinds}")
+    if ledger := result["ledger"]:
+        lines.append(
+            f"{ledger['requests']:,} requests in the ledger, {ledger['cached']:,} answers of this run were there "
+            f"already; {ledger['tokens_in']:,} tokens in, {ledger['tokens_out']:,} out, ${ledger['cost']:,.2f}"
+        )
+    if not result["complete"]:
+        reasons = ledger["reasons"] if ledger else {}
+        lines += [f"{kind}: {reason}" for kind, reason in reasons.items()]
+        lines.append("not complete: raise the limit or mend the refusal, and run the same command to go on")
+    say(*map(seen, lines), seen(f"written to {result['out']}"))
+
+
+class Bars:
+    """Progress of a study: a line for every stage that is done, a bar with an estimate for the one at work."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<32}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._count = self._stages = 0
+        self.stage = ""
+        """Label of the stage at work."""
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def expect(self, stages: int) -> None:
+        """How many stages there are."""
+        self._stages = stages
+
+    def start(self, stage: Any) -> None:
+        """A stage begins."""
+        self._count += 1
+        self.stage = stage.label
+        self._task = self._progress.add_task(stage.label, total=None)
+
+    def progress(self, stage: Any, done: int, total: int) -> None:  # noqa: ARG002 - the engine's protocol
+        """A stage has come this far."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def end(self, stage: Any, seconds: float, cached: bool) -> None:
+        """A stage is complete."""
+        self.stage = ""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        if not cached:
+            place = f"{self._count:>{len(str(self._stages))}}/{self._stages}"
+            self._console.print(f"  {place}  {stage.label:<44} {seconds:6.1f} s")
+
+    def plain(self, label: str) -> Callable[[int, int], None]:
+        """A progress callback for one piece of work outside a study."""
+        task = self._progress.add_task(label, total=None)
+        return lambda done, total: self._progress.update(task, completed=done, total=total)

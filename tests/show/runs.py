@@ -1,0 +1,122 @@
+"""A run without artifacts: example rows of every declared table beside a small, consistent lineage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from heredity.analyses import TABLES, statements_of
+from heredity.engine.store import Artifact
+from heredity.study import Study
+from tiny import study_values
+
+PLACE = {"site": "blocks.0.mlp.hook_post"}
+EVIL = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u2028 {{data}} {{script}}"
+
+
+def example(name: str) -> pa.Table:
+    """Rows of a table that fit its declaration, of the instrument that the run has."""
+    rows = TABLES[name].example(np.random.default_rng(sum(name.encode())), 6)
+    if "instrument" in rows.column_names:
+        field = rows.schema.field("instrument")
+        rows = rows.set_column(rows.schema.get_field_index("instrument"), field, pa.array(["joint"] * len(rows)))
+    return rows
+
+
+def fates(edge: str, instrument: str, rule: str, persist: int, live: int = 128) -> dict[str, Any]:
+    """A row of the table `edges`."""
+    parent, child = edge.split("->")
+    row = dict.fromkeys(TABLES["edges"].schema.names) | PLACE
+    counts = {"persist": persist, "disappear": live - persist, "emerge": live - persist + 2}
+    ends = {f"{name}_{end}": count + step for name, count in counts.items() for end, step in (("low", -3), ("high", 3))}
+    row |= {"instrument": instrument, "edge": edge, "rule": rule, "parent": parent, "child": child, "tokens": 8000}
+    row |= {"threshold": 0.5, "parent_live": live, "child_live": live, "parent_features": live, "child_features": live}
+    row |= {"one_to_one": persist // 2, "ceiling": 0.9, "floor": 0.0, "relative": persist / live / 0.9, "level": 0.95}
+    return row | counts | ends | {"one_dictionary": False}
+
+
+def lineage() -> dict[str, pa.Table]:
+    """Tables of four models that fit each other."""
+    edges = ("base->sums", "base->stories", "sums->both", "stories->both")
+    rows: dict[str, list[dict[str, Any]]] = {"edges": [], "best_r": [], "flow": [], "flow_links": [], "reach": []}
+    for instrument in ("joint", "independent"):
+        key = {"instrument": instrument, **PLACE}
+        for place, edge in enumerate(edges):
+            rows["edges"] += [fates(edge, instrument, rule, 90 - 9 * place) for rule in ("evidence", "paper")]
+            rows["best_r"] += [
+                {**key, "edge": edge, "end": end, "r": round(0.02 * step, 2), "features": 128 / 50}
+                for end in ("parent", "child", "floor")
+                for step in range(50)
+            ]
+        flow = {"from_base": 80, "emerged_in_sums": 10, "emerged_in_stories": 20, "emerged_in_both": 4, "novel": 14}
+        rows["flow"] += [{**key, "model": "both", "origin": o, "features": n, "live": 128} for o, n in flow.items()]
+        for parent in ("sums", "stories"):
+            links = {"base": (60, 20), parent: (10, 0), "both": (4, 4)}
+            rows["flow_links"] += [
+                {**key, "source": parent, "model": "both", "origin": origin, "features": n, "shared": shared}
+                for origin, (n, shared) in links.items()
+            ]
+            rows["reach"].append({**key, "model": parent, "features": 70})
+        rows["reach"].append({**key, "model": "base", "features": 100})
+    rows["models"] = [
+        {"model": name, "kind": kind, "parents": parents, "parameters": 10_000, "tokens": 20_000}
+        for name, kind, parents in (
+            ("base", "train", ""),
+            ("sums", "finetune", "base"),
+            ("stories", "finetune", "base"),
+            ("both", "merge", "sums, stories"),
+        )
+    ]
+    return {name: TABLES[name].check(part) for name, part in rows.items()}
+
+
+def features(folder: Path, text: str = " =") -> Artifact:
+    """An artifact of the kind `features`: one card and one case."""
+    folder.mkdir(parents=True)
+    members = [("base", 1, None, None), ("sums", 2, 0.9, "base"), ("both", 3, 0.4, "sums")]
+    family = [
+        {"model": model, "feature": index, "r": r, "via": via, "density": 0.01, "max": 2.0}
+        for model, index, r, via in members
+    ]
+    context = {"corpus": "code", "tokens": ["x", text, "1"], "position": 1}
+    shown = context | {"values": {model: [0.0, 1.5, 0.2] for model, *_ in members}}
+    pushed = [{"token": " y", "weight": 0.3}]
+    card = {"firings": 40, "tokens": [{"token": text, "share": 0.9, "firings": 36, "mean": 0.7, "fired": 0.8}]}
+    card |= {"histogram": [30, 8, 0, 2], "promoted": pushed, "suppressed": pushed, "no_logits": ""}
+    card["weaker"] = [{"low": 0.5, "high": 1.0, "contexts": [context | {"values": [0.0, 0.7, 0.0]}]}]
+    row = {"list": "most persistent", "model": "base", "feature": 1, "density": 0.01, "max": 2.0, "family": family}
+    fit = {"feature": 1, "llr": 3.1, "llr_counted": 2.9, "sensitivity": 0.8, "elsewhere": 0.4, "hits": 20}
+    case = {"hypothesis": {"kind": "tokens", "value": [text]}, "tokens": [text], "not_in_vocabulary": []}
+    case |= {"set_size": 1, "base_rate": 0.02, "verdict": "persists", "mean_r": 0.7, "misses": []}
+    case["models"] = {"base": fit | {"model": "base", "r": None, "via": None, "status": "start"}}
+    case["best"] = {"base": fit | {"r": 1.0}, "sums": None}
+    (folder / "features.json").write_text(json.dumps([row | {"contexts": [shown], "card": card}]))
+    (folder / "cases.json").write_text(json.dumps({"assignment": case}))
+    (folder / "manifest.json").write_text(json.dumps({"key": "0" * 64, "seconds": 1.5, "versions": {"numpy": "2"}}))
+    return Artifact(folder, "0" * 64)
+
+
+def run_of(folder: Path, text: str = " =", whole: bool = True) -> Any:
+    """A run as media see it; whole: with example rows of all other tables."""
+    values = study_values(folder / "text", sae={"instruments": ["joint", "independent"]}, case={})
+    study = Study.of(values, "small", folder)
+    made = lineage()
+    tables = {name: made.get(name, example(name)) for name in TABLES if name in made or whole}
+    small = {name: rows for name, rows in tables.items() if not TABLES[name].large}
+    rows = {name: made[name].to_pylist() for name in made}
+    return SimpleNamespace(
+        name=study.name,
+        folder=folder,
+        study=study,
+        artifacts={"features/joint": features(folder / "features" / "joint", text)},
+        missing=[],
+        tables=small,
+        table=tables.__getitem__,
+        statements=statements_of(rows),
+        seconds=12.5,
+    )

@@ -1,0 +1,67 @@
+"""Errors that the user can mend are one line with the stage and a way out; all others keep their traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from safetensors import SafetensorError
+
+from heredity.cli.app import errors, one_line, setting, watcher
+from heredity.study import LineageConfig
+
+
+def noted(error: Exception, stage: str = "sae/base@scratch") -> Exception:
+    error.add_note(stage)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (noted(MemoryError()), ("sae/base@scratch: not enough memory; ", "fewer tokens", "heredity check")),
+        (noted(RuntimeError("CUDA out of memory. Tried")), ("sae/base@scratch: not enough memory (CUDA", "narrower")),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), ("not enough memory", "goes on")),
+        (noted(SafetensorError("I/O error: No space left on device")), ("sae/base@scratch: weights", "--runs")),
+        (noted(RuntimeError("PytorchStreamWriter failed writing file data/0")), ("sae/base@scratch", "make room")),
+        (noted(OSError(28, "No space left on device")), ("sae/base@scratch: [Errno 28]", "make room")),
+        (FileNotFoundError(2, "No such file or directory", "a/b.txt"), ("a/b.txt",)),
+        (ValueError("hub:x: has\n no  text"), ("hub:x: has no text",)),
+        (ValueError("column \x1b]0;evil\x07 is\u202e missing"), ("column \\x1b]0;evil\\x07 is\\u202e missing",)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_the_user_can_mend_is_one_printable_line(error, words):
+    line = one_line(error)
+    assert line is not None and line.isprintable()
+    for word in words:
+        assert word in line
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    assert one_line(RuntimeError("shapes differ")) is None and one_line(KeyError("x")) is None
+    with pytest.raises(KeyError), errors(debug=False):
+        raise KeyError("x")
+
+
+def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(capsys):
+    with pytest.raises(SystemExit) as caught, errors(debug=False), watcher() as bars:
+        bars.start(SimpleNamespace(label="corpus/hub"))
+        raise MemoryError("hub:x: is large")
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: corpus/hub: not enough memory (hub:x: is large)")
+
+
+def test_the_help_of_an_option_is_that_of_its_setting():
+    assert setting(LineageConfig, "tokens") == "Aligned token positions of an edge."
+    assert setting(LineageConfig, "threshold", "; default: chosen").endswith("persists; default: chosen.")
+
+
+def test_help_loads_nothing_heavy():
+    names = ("torch", "pyarrow", "scipy", "transformers")
+    code = f"import sys; from heredity.cli import app; print(*(name for name in {names} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
