@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heredity.analyses import stages_of as stages_of
+    from heredity.compare import EdgeResult as EdgeResult
+    from heredity.compare import StitchResult as StitchResult
+    from heredity.compare import compare as compare
+    from heredity.compare import fit_stitch as fit_stitch
     from heredity.engine.stage import run as run
     from heredity.engine.store import Store as Store
     from heredity.features.acts import FeatureActs as FeatureActs
@@ -33,7 +37,8 @@ if TYPE_CHECKING:
     from heredity.lm.merge import merge_states as merge_states
     from heredity.lm.merge import slerp as slerp
     from heredity.lm.sweep import sweep as sweep
-    from heredity.report.summary import Summary as Summary
+    from heredity.run import Run as Run
+    from heredity.run import open as open
     from heredity.sae.formats import read_sae as read_sae
     from heredity.sae.formats import write_sae as write_sae
     from heredity.sae.model import SAE as SAE
@@ -45,22 +50,26 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationStore": "lm.activations",
     "BlockSampler": "text.tokens",
-    "FeatureActs": "features.acts",
+    "EdgeResult": "compare",
     "Fates": "features.fates",
+    "FeatureActs": "features.acts",
     "Flow": "features.fates",
     "Matches": "features.correlate",
     "PackedTokens": "text.tokens",
+    "Run": "run",
     "SAE": "sae.model",
+    "StitchResult": "compare",
     "Store": "engine.store",
     "Study": "study",
-    "Summary": "report.summary",
     "capture": "lm.hooks",
     "collect": "features.collect",
+    "compare": "compare",
     "correlate": "features.correlate",
     "curve": "features.fates",
     "evaluate": "lm.evaluate",
     "family": "features.families",
     "fates": "features.fates",
+    "fit_stitch": "compare",
     "floor": "features.null",
     "flow": "features.fates",
     "join_matches": "features.correlate",
@@ -68,6 +77,7 @@ _HOMES = {
     "load_model": "lm.load",
     "load_study": "study",
     "merge_states": "lm.merge",
+    "open": "run",
     "read_sae": "sae.formats",
     "replaced": "lm.hooks",
     "run": "engine.stage",
@@ -80,23 +90,27 @@ _HOMES = {
 __all__ = [
     "ActivationStore",
     "BlockSampler",
+    "EdgeResult",
     "Fates",
     "FeatureActs",
     "Flow",
     "Matches",
     "PackedTokens",
+    "Run",
     "SAE",
+    "StitchResult",
     "Store",
     "Study",
-    "Summary",
     "__version__",
     "capture",
     "collect",
+    "compare",
     "correlate",
     "curve",
     "evaluate",
     "family",
     "fates",
+    "fit_stitch",
     "floor",
     "flow",
     "join_matches",
@@ -104,6 +118,7 @@ __all__ = [
     "load_model",
     "load_study",
     "merge_states",
+    "open",
     "read_sae",
     "replaced",
     "run",
