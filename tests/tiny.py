@@ -53,6 +53,19 @@ def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def lineage_values(folder: Path) -> dict[str, Any]:
+    """The study with every analysis of a lineage: three instruments, shifts, newness, cases and explanations."""
+    values = study_values(
+        folder,
+        controls={"shifts": True, "newness": 3_000, "passes": 1, "resamples": 100},
+        explain={"features": 24, "drop": 0.05},
+        lineage={"tokens": 4_000},
+        report={"tokens": 3_000, "features": 3, "contexts": 2},
+    )
+    values["sae"] |= {"instruments": ["parent", "independent", "joint"], "tokens": 16_000, "continue_tokens": 5_000}
+    return values
+
+
 def write_corpora(folder: Path) -> None:
     """Three little corpora of local files: text, JSON lines and a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,3 +119,28 @@ def save_tiny_sae(folder: Path, d_in: int = 32, seed: int = 0, **metadata: Any) 
     sae = new_sae(d_in, 4 * d_in, "topk", 4, torch.Generator().manual_seed(seed))
     write_sae(sae, folder, {"hook_name": HOOK, "model_name": "tiny", **metadata})
     return folder
+
+
+BY_COMMAND = False
+"""Whether studies are run by `heredity run`, which also writes summary and page; else by the engine alone."""
+
+
+def run_study(path: Path, runs: Path) -> None:
+    """Run a study file whole."""
+    if BY_COMMAND:
+        from typer.testing import CliRunner
+
+        from heredity.cli import app
+
+        result = CliRunner().invoke(app, ["run", str(path), "--runs", str(runs)])
+        assert result.exit_code == 0, (result.output, result.stderr, result.exception)
+        return
+    from heredity.analyses import stages_of
+    from heredity.engine.stage import run
+    from heredity.engine.store import Store
+    from heredity.run import record
+    from heredity.study import load_study
+
+    study = load_study(str(path))
+    run(stages_of(study), Store(runs / study.name))
+    record(study, runs / study.name)

@@ -1,4 +1,4 @@
-"""`heredity explain`: features of a study that has been run, by statistics or by a language model behind HTTP."""
+"""Explanations on demand: features of a study that has been run, by statistics or by a language model behind HTTP."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-import tiny
-from heredity.analyses import stages_of
-from heredity.analyses.explain_on_demand import named
-from heredity.cli import app
-from heredity.engine.stage import run
-from heredity.engine.store import Store
-from heredity.study import Study
+from heredity.analyses.explain_on_demand import Ask, Which, estimate, explain, named
+from heredity.analyses.sample import MIN_FIRINGS
 
 from explain.server import Reply, chat, data_of, serving  # isort: skip - a folder of the tests
 
@@ -43,116 +38,133 @@ def reader(path: str, body: dict[str, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    values = tiny.study_values(folder)
-    values["sae"] |= {"init": ["joint"], "tokens": 20_000}
-    values["controls"] = {"seeds": 1, "newness": 0, "passes": 1, "resamples": 100}
-    values["explain"] = {"features": 4}
-    study = Study.of(values, "s", folder)
-    (folder / "s.toml").write_text(study.config.to_toml())
-    run(stages_of(study), Store(folder / "runs" / "s"), until="features")
-    return folder
+def often(lineage) -> list[int]:
+    """Features of base that fire often enough."""
+    counts = lineage.run.acts("base").firings()
+    return np.flatnonzero(counts >= 3 * MIN_FIRINGS).tolist()
 
 
-def explain(folder: Path, *more: str, code: int = 0) -> dict[str, Any]:
-    arguments = ["explain", str(folder / "s.toml"), "--runs", str(folder / "runs"), "--json", *more]
-    found = CliRunner().invoke(app, arguments)
-    assert found.exit_code == code, found.output
-    return json.loads(found.stdout) if code < 2 else {"error": found.stderr}
+@pytest.fixture(scope="module")
+def few(often) -> dict[str, list[int]]:
+    return {"base": often[:4], "sums": []}
 
 
-def test_statistics_explain_what_is_asked_for(folder):
-    found = explain(folder, "-o", str(folder / "offline"))
-    rows = pq.read_table(folder / "offline" / "explanations.parquet").to_pylist()
-    assert found["judge"] == "offline" and found["ledger"] is None and found["complete"]
-    assert len(rows) == found["features"] + found["too_rare"] > 0
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "explanations.parquet").to_pylist()
+
+
+def test_statistics_explain_the_studys_own_choice(lineage, tmp_path):
+    result = explain(lineage.run, "study", Ask(), tmp_path)
+    rows = rows_in(tmp_path)
+    assert result["judge"] == "offline" and result["ledger"] is None and result["complete"]
+    assert len(rows) == result["features"] + result["too_rare"] > 0
     assert {row["model"] for row in rows} <= {"base", "sums", "stories", "both"}
     assert all(row["by"] == "offline" and row["cost"] == 0 for row in rows)
+    run = {(row["model"], row["feature"]): row for row in lineage.rows("explanations", instrument="parent")}
+    pairs = [(row, run[row["model"], row["feature"]]) for row in rows]
+    first = [pair for pair in pairs if all(row["inherited_simulation"] is None for row in pair)]
+    assert first and all(one == other for one, other in first), "the run explained them in the same words"
 
 
-def test_a_language_model_is_asked_once_and_paid_once(folder):
-    out = folder / "asked"
+@pytest.mark.parametrize("which", ["persisting", "all"])
+def test_a_wider_choice_holds_the_features_that_fire_often_enough(lineage, tmp_path, which: Which):
+    result = explain(lineage.run, which, Ask(scores=("simulation",)), tmp_path)
+    rows = rows_in(tmp_path)
+    counts = {name: lineage.run.acts(name).firings() for name in ("base", "sums", "stories", "both")}
+    assert rows and all(counts[row["model"]][row["feature"]] >= MIN_FIRINGS for row in rows)
+    assert which == "persisting" or len(rows) == sum((own >= MIN_FIRINGS).sum() for own in counts.values())
+    assert result["features"] + result["too_rare"] == len(rows)
+
+
+def test_a_language_model_is_asked_once_and_paid_once(lineage, few, tmp_path):
     with serving(reader) as server:
-        asked = ("--model", "m", "--base-url", server.url, "--price-in", "1", "--price-out", "2", "-o", str(out))
-        most = explain(folder, *asked, "--estimate")
+        ask = Ask(model="m", base_url=server.url, prices=(1, 2))
+        most = estimate(lineage.run, few, ask, tmp_path)
         assert not server.bodies, "an estimate asks nothing"
-        first = explain(folder, *asked)
+        first = explain(lineage.run, few, ask, tmp_path)
         count = len(server.bodies)
-        again = explain(folder, *asked)
+        again = explain(lineage.run, few, ask, tmp_path)
         assert len(server.bodies) == count and again["ledger"]["cached"] >= count
         assert set(server.paid.values()) == {1}
     assert first["ledger"]["requests"] == count <= most["at_most"]["requests"]
     assert first["ledger"]["cost"] == pytest.approx(count * (100 * 1 + 10 * 2) / 1e6)
     assert first["complete"] and first["failures"] == {} and first["median_simulation"] > 0
-    rows = pq.read_table(out / "explanations.parquet").to_pylist()
-    assert sum(row["cost"] for row in rows) == pytest.approx(first["ledger"]["cost"])
+    assert sum(row["cost"] for row in rows_in(tmp_path)) == pytest.approx(first["ledger"]["cost"])
     assert again["median_simulation"] == first["median_simulation"]
-    assert json.loads((out / "explained.json").read_text())["judge"] == "m"
+    assert json.loads((tmp_path / "explained.json").read_text())["judge"] == "m"
 
 
-def test_a_budget_ends_it_and_a_higher_one_goes_on(folder):
-    out = folder / "budget"
+def test_a_budget_ends_it_and_a_higher_one_goes_on(lineage, few, tmp_path):
     with serving(reader) as server:
-        asked = ("--model", "m", "--base-url", server.url, "-o", str(out), "--scores", "simulation")
-        few = explain(folder, *asked, "--max-requests", "3", code=1)
-        assert len(server.bodies) == 3 and not few["complete"] and few["failures"]["budget"] > 0
-        rest = explain(folder, *asked)
+        ask = Ask(model="m", base_url=server.url, scores=("simulation",))
+        part = explain(lineage.run, few, ask._replace(max_requests=3), tmp_path)
+        assert len(server.bodies) == 3 and not part["complete"] and part["failures"]["budget"] > 0
+        rest = explain(lineage.run, few, ask, tmp_path)
         assert rest["complete"] and rest["failures"] == {} and set(server.paid.values()) == {1}
-    rows = pq.read_table(out / "explanations.parquet").to_pylist()
-    assert all(row["detection_n"] == row["fuzzing_n"] == row["intruder_n"] == 0 for row in rows)
-    with sqlite3.connect(out / "ledger.sqlite") as ledger:
+    assert all(row["detection_n"] == row["fuzzing_n"] == row["intruder_n"] == 0 for row in rows_in(tmp_path))
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
         assert {kind for (kind,) in ledger.execute("SELECT DISTINCT question FROM answers")} == {"explain", "simulate"}
 
 
-def test_faults_of_an_endpoint_are_told_and_lose_nothing(folder):
+def test_faults_of_an_endpoint_are_reported_and_lose_nothing(lineage, often, tmp_path):
     """A refused key, half a character, usage that is none, null log-probabilities: no traceback, nothing paid twice."""
-    one = ("--features", "base/30,base/83")
+    two = {"base": often[:2]}
     with serving(lambda path, body: Reply({"error": {"message": "bad key"}}, 401)) as server:
-        found = explain(folder, "--model", "k", "--base-url", server.url, *one, code=1)
-        assert not found["complete"] and "HTTP 401" in found["ledger"]["reasons"]["refused"]
+        result = explain(lineage.run, two, Ask(model="k", base_url=server.url), tmp_path / "k")
+        assert not result["complete"] and "HTTP 401" in result["ledger"]["reasons"]["refused"]
 
     def odd(path: str, body: dict[str, Any]) -> Any:
         reply = reader(path, body)
         content = reply.body["choices"][0]["message"]
+        reply.body["choices"][0]["logprobs"] = {"content": [{"token": "1", "top_logprobs": None, "logprob": None}]}
         if '"explanation": "..."' in body["messages"][0]["content"]:
             content["content"] = '{"explanation": "half \\ud800 of it"}'
         reply.body["usage"] = "many" if len(body["messages"][0]["content"]) % 2 else {"prompt_tokens": 10**30}
         return reply
 
     with serving(odd) as server:
-        asked = ("--model", "odd", "--base-url", server.url, *one, "--scores", "simulation")
-        first, again = explain(folder, *asked), explain(folder, *asked)
+        ask = Ask(model="odd", base_url=server.url, scores=("simulation",))
+        first, again = (explain(lineage.run, two, ask, None) for _ in range(2))
         assert first["complete"] and set(server.paid.values()) == {1} and again["ledger"]["cached"] > 0
-    rows = pq.read_table(folder / "runs" / "s" / "explanations" / "odd" / "explanations.parquet").to_pylist()
+    rows = rows_in(lineage.run.folder / "explanations" / "odd")
     assert [row["description"] for row in rows] == ["half ? of it"] * 2
 
 
-def test_a_later_call_adds_to_the_table(folder):
-    out = folder / "more"
-    explain(folder, "--features", "base/0,base/30", "-o", str(out))
-    explain(folder, "--features", "base/83,base/30", "-o", str(out))
-    rows = pq.read_table(out / "explanations.parquet").to_pylist()
-    assert sorted(row["feature"] for row in rows) == [0, 30, 83]
+def test_a_later_call_adds_to_the_table(lineage, often, tmp_path):
+    first, second, third = often[:3]
+    explain(lineage.run, {"base": [first, second]}, Ask(), tmp_path)
+    explain(lineage.run, {"base": [second, third]}, Ask(), tmp_path)
+    assert sorted(row["feature"] for row in rows_in(tmp_path)) == [first, second, third]
 
 
-def test_features_by_name_and_what_cannot_be_asked(folder):
-    assert named("base/1,one/2, base/3") == {"base": [1, 3], "one": [2]}
-    found = explain(folder, "--features", "base/0,base/1", "-o", str(folder / "two"))
-    assert found["features"] + found["too_rare"] == 2
-    for arguments, part in (
-        (("--features", "nowhere/1"), "no model of study"),
-        (("--features", "base/99999"), "counted from 0"),
-        (("--features", "base"), "such as base/12"),
-        (("--features", ""), "such as base/12"),
-        (("--mode", "echo"), "--mode: means nothing"),
-        (("--max-cost", "1"), "--max-cost: means nothing"),
-        (("--all", "--persisting"), "exclude each other"),
-        (("--estimate",), "statistics cost nothing"),
-        (("--base-url", "http://127.0.0.1:1/v1"), "--base-url: means nothing"),
-        (("--model", "m", "--local", "m"), "exclude each other"),
-        (("--model", "m", "--base-url", "http://127.0.0.1:1/v1", "--max-cost", "1"), "prices of 0"),
-        (("--scores", "beauty"), "--scores beauty"),
-        (("--model", "m", "--base-url", "nowhere"), "is no http address"),
-    ):
-        assert part in " ".join(explain(folder, *arguments, code=2)["error"].split()), arguments
+def test_features_are_named_by_model_and_number():
+    assert named("base/1,one/2, base/3, base/1") == {"base": [1, 3], "one": [2]}
+    for wrong in ("base", "", "base/-1", "/1"):
+        with pytest.raises(ValueError, match="must be a model, a slash and a number, such as base/12"):
+            named(wrong)
+
+
+@pytest.mark.parametrize(
+    ("features", "ask", "message"),
+    [
+        ({"nowhere": [1]}, Ask(), "no model of study"),
+        ({"base": [99_999]}, Ask(), "counted from 0"),
+        ({"base": [1]}, Ask(mode="echo"), "--mode: means nothing"),
+        ({"base": [1]}, Ask(max_cost=1), "--max-cost: means nothing"),
+        ({"base": [1]}, Ask(base_url="http://127.0.0.1:1/v1"), "--base-url: means nothing"),
+        ({"base": [1]}, Ask(prices=(1, 0)), "--price-in: means nothing"),
+        ({"base": [1]}, Ask(model="m", mode="loud"), "--mode loud: must be one of"),
+        ({"base": [1]}, Ask(model="m", local="m"), "exclude each other"),
+        ({"base": [1]}, Ask(model="m", base_url="http://127.0.0.1:1/v1", max_cost=1), "prices of 0"),
+        ({"base": [1]}, Ask(scores=("beauty",)), "--scores beauty"),
+        ({"base": [1]}, Ask(model="m", base_url="nowhere"), "is no http address"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(lineage, tmp_path, features, ask, message):
+    with pytest.raises(ValueError, match=message):
+        explain(lineage.run, features, ask, tmp_path)
+
+
+def test_statistics_need_no_estimate(lineage, tmp_path):
+    with pytest.raises(ValueError, match="statistics cost nothing"):
+        estimate(lineage.run, {"base": [1]}, Ask(), tmp_path)

@@ -1,162 +1,132 @@
-"""`heredity show`: all that is known of one feature of a study that has been run."""
+"""What a run answers at once: features by what they fire on, and all that is known of one feature."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-import tiny
-from heredity.analyses import stages_of
-from heredity.analyses.features import FEATURES
-from heredity.analyses.query import sample_of, show
+from heredity.analyses.query import find, sample_of, show
 from heredity.analyses.sample import Sample
-from heredity.cli import app
-from heredity.engine.stage import run
-from heredity.engine.store import Store
-from heredity.run import Run
-from heredity.study import Study
-
-_PUSHED = ("token", "weight")
-
-
-class Done(NamedTuple):
-    """A study that has been run."""
-
-    folder: Path
-    """With the study's file."""
-    study: Study
-    """The study."""
-    store: Store
-    """Its artifacts."""
-    sample: Sample
-    """What its features are shown on."""
-
-    def rows(self, table: str) -> list[dict[str, Any]]:
-        """A Parquet table of an artifact."""
-        return pq.read_table(next(self.store.root.glob(f"*/*/{table}"))).to_pylist()
+from heredity.run import Run, open
+from heredity.study import CaseConfig
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Done:
-    folder = tmp_path_factory.mktemp("study")
-    values = tiny.study_values(folder)
-    values["sae"] |= {"init": ["joint"], "tokens": 20_000}
-    values["controls"] = {"seeds": 1, "newness": 0, "passes": 1, "resamples": 100}
-    values["explain"] = {"features": 4}
-    study, store = Study.of(values, "s", folder), Store(folder / "runs" / "s")
-    (folder / "s.toml").write_text(study.config.to_toml())
-    run(stages_of(study), store, until="explain")
-    sample = sample_of(Run(study, store.root), study.order, matched=True)
-    return Done(folder, study, store, sample)
+def sample(lineage) -> Sample:
+    """What the features are shown on."""
+    return sample_of(lineage.run, lineage.run.study.order)
 
 
 @pytest.fixture(scope="module")
-def listed(done) -> dict[str, Any]:
-    """What `features.json` says of the most persistent feature."""
-    return json.loads(next(done.store.root.glob(f"features/*/{FEATURES}")).read_text())[0]
+def listed(lineage) -> dict[str, Any]:
+    """What the features stage wrote of the most persistent feature."""
+    features = lineage.artifact(("features", {"instrument": "parent", "site": lineage.run.study.config.hook_point}))
+    return json.loads((features / "features.json").read_text())[0]
 
 
 @pytest.fixture(scope="module")
-def found(done, listed) -> dict[str, Any]:
-    return shown(done, f"{listed['model']}/{listed['feature']}")
+def shown(lineage, listed) -> dict[str, Any]:
+    return show(lineage.run, listed["model"], listed["feature"])
 
 
-def shown(done: Done, *more: str, code: int = 0) -> dict[str, Any]:
-    arguments = ["show", str(done.folder / "s.toml"), "--runs", str(done.folder / "runs"), "--json", *more]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == code, result.output
-    return json.loads(result.stdout) if code == 0 else {"error": " ".join(result.stderr.split())}
-
-
-def dense(done: Done, model: str, feature: int) -> np.ndarray:
+def dense(sample: Sample, model: str, feature: int) -> np.ndarray:
     """Activations of a feature, [blocks, context]: the plain reference."""
-    return done.sample.acts[model].dense()[:, feature].reshape(done.sample.ids.shape)
+    return sample.acts[model].dense()[:, feature].reshape(sample.ids.shape)
 
 
-def test_counts_tokens_and_histogram_are_those_of_the_activations(done, found):
-    values, ids = dense(done, found["model"], found["feature"]), done.sample.ids
+def test_features_are_found_by_what_they_fire_on(lineage):
+    case = CaseConfig(tokens=("=", " ="))
+    result = find(lineage.run, case, top=3)
+    rows = {row["model"]: row for row in lineage.rows("cases", case="assignment", instrument="parent")}
+    for model in ("base", "sums", "stories", "both"):
+        first = result["models"][model]
+        assert first[0]["feature"] == rows[model]["best_feature"] and first[0]["llr"] == rows[model]["best_llr"]
+        assert [row["sensitivity"] for row in first] == sorted((row["sensitivity"] for row in first), reverse=True)
+    assert {match["edge"] for match in result["models"]["both"][0]["matches"]} == {"sums->both", "stories->both"}
+    assert list(find(lineage.run, case, ["sums"])["models"]) == ["sums"]
+
+
+def test_counts_tokens_and_histogram_are_those_of_the_activations(sample, shown):
+    values, ids = dense(sample, shown["model"], shown["feature"]), sample.ids
     firing = values[values > 0]
     assert len(firing) >= 20
-    assert found["positions"] == ids.size and found["context_size"] == ids.shape[1]
-    assert found["firings"] == len(firing) and found["density"] == len(firing) / ids.size
-    assert found["max"] == values.max()
+    assert shown["positions"] == ids.size and shown["context_size"] == ids.shape[1]
+    assert shown["firings"] == len(firing) and shown["density"] == len(firing) / ids.size
+    assert shown["max"] == values.max()
     counts, _ = np.histogram(firing.astype(np.float64), 50, (0, float(values.max())))
-    assert found["histogram"] == counts.tolist()
-    totals = np.bincount(ids.ravel(), values.ravel().astype(np.float64), len(done.sample.vocabulary))
+    assert shown["histogram"] == counts.tolist()
+    totals = np.bincount(ids.ravel(), values.ravel().astype(np.float64), len(sample.vocabulary))
     order = np.argsort(-totals, kind="stable")[: min(20, (totals > 0).sum())]
-    assert [row["token"] for row in found["tokens"]] == [done.sample.vocabulary[token] for token in order]
-    for row, token in zip(found["tokens"], order, strict=True):
+    assert [row["token"] for row in shown["tokens"]] == [sample.vocabulary[token] for token in order]
+    for row, token in zip(shown["tokens"], order, strict=True):
         own = values[ids == token]
         assert row["share"] == pytest.approx(totals[token] / firing.sum(dtype=np.float64))
         assert row["firings"] == (own > 0).sum() and row["fired"] == pytest.approx((own > 0).mean())
         assert row["mean"] == pytest.approx(own[own > 0].mean(dtype=np.float64))
 
 
-def test_examples_carry_the_activations_of_their_text(done, found):
-    values, vocabulary = dense(done, found["model"], found["feature"]), done.sample.vocabulary
+def test_examples_carry_the_activations_of_their_text(sample, shown):
+    values, vocabulary = dense(sample, shown["model"], shown["feature"]), sample.vocabulary
     blocks: dict[tuple[str, ...], list[int]] = {}
-    for block, ids in enumerate(done.sample.ids.tolist()):
+    for block, ids in enumerate(sample.ids.tolist()):
         blocks.setdefault(tuple(vocabulary[token] for token in ids), []).append(block)
 
     def block_of(example: dict[str, Any]) -> int:
-        """The block an example is from, told by its text and, where that occurs again, by what the feature does."""
+        """The block an example is from, known by its text and, where that occurs again, by what the feature does."""
         own = np.array(example.get("values", np.zeros(values.shape[1])))
         (block, *_) = [at for at in blocks[tuple(example["tokens"])] if np.abs(values[at] - own).max() <= 5.1e-5]
-        assert example["corpus"] in done.sample.corpora
+        assert example["corpus"] in sample.corpora
         return block
 
     peaks = np.sort(values.max(1))[::-1]
-    for rank, example in enumerate(found["top"]):
+    for rank, example in enumerate(shown["top"]):
         block = block_of(example)
         assert example["values"][example["position"]] == pytest.approx(peaks[rank], abs=1e-4)
-        for member in found["family"][1:]:
-            expected = dense(done, member["model"], member["feature"])[block]
+        for member in shown["family"][1:]:
+            expected = dense(sample, member["model"], member["feature"])[block]
             np.testing.assert_allclose(example["family"][member["model"]], expected, atol=1e-4)
-    assert len(found["top"]) == min(20, (peaks > 0).sum()) and len(found["family"]) > 1
-    assert len(found["levels"]) == 10 and any(level["examples"] for level in found["levels"])
-    for level in found["levels"]:
+    assert len(shown["top"]) == min(20, (peaks > 0).sum()) and len(shown["family"]) > 1
+    assert len(shown["levels"]) == 10 and any(level["examples"] for level in shown["levels"])
+    for level in shown["levels"]:
         inside = (values > level["low"] + 1e-6) & (values < level["high"] - 1e-6)
         assert bool(level["examples"]) >= inside.any()
         for example in level["examples"]:
             block_of(example)
             assert level["low"] - 1e-4 <= example["values"][example["position"]] <= level["high"] + 1e-4
-    assert all(block_of(example) >= 0 and example["values"][example["position"]] > 0 for example in found["drawn"])
-    assert len(found["drawn"]) == 10
-    assert len(found["silent"]) == min(10, (peaks == 0).sum())
-    assert all(values[block_of(example)].max() == 0 for example in found["silent"])
+    assert all(block_of(example) >= 0 and example["values"][example["position"]] > 0 for example in shown["drawn"])
+    assert len(shown["drawn"]) == 10
+    assert len(shown["silent"]) == min(10, (peaks == 0).sum())
+    assert all(values[block_of(example)].max() == 0 for example in shown["silent"])
 
 
-def test_the_run_has_said_the_same(done, found, listed):
-    """Of the features that the report lists it holds predictions, families, classes and explanations already."""
+def test_the_run_holds_the_same(lineage, shown, listed):
+    """Of the features that the page lists it holds predictions, families, classes and explanations already."""
     for name in ("density", "max", "family"):
-        assert found[name] == listed[name]
+        assert shown[name] == listed[name]
     for name in ("promoted", "suppressed"):
-        tokens, weights = ([[row[key] for row in side[name]] for side in (found, listed["card"])] for key in _PUSHED)
-        assert tokens[0] == tokens[1]
-        np.testing.assert_allclose(*weights, rtol=1e-5)
-    assert found["no_logits"] == listed["card"]["no_logits"] == ""
-    assert len(found["promoted"]) == 10 and found["promoted"][0]["weight"] > 0 > found["suppressed"][0]["weight"]
-    assert found["tokens"][:10] == listed["card"]["tokens"]
-    key = (found["model"], found["feature"])
-    (row,) = [row for row in done.rows("feature_classes.parquet") if (row["model"], row["feature"]) == key]
-    assert found["class"] == {name: row[name] for name in found["class"]} and found["class"]["class"] != "silent"
-    (row,) = [row for row in done.rows("explanations.parquet") if (row["model"], row["feature"]) == key]
-    assert not found["explanation"]["on_the_spot"] and "rule" not in found["explanation"]
-    assert found["explanation"]["description"] == row["description"]
-    assert found["explanation"]["simulation"] == row["simulation"]
+        sides = [[[row[key] for row in side[name]] for side in (shown, listed["card"])] for key in ("token", "weight")]
+        assert sides[0][0] == sides[0][1]
+        np.testing.assert_allclose(*sides[1], rtol=1e-5)
+    assert shown["no_logits"] == listed["card"]["no_logits"] == ""
+    assert len(shown["promoted"]) == 10 and shown["promoted"][0]["weight"] > 0 > shown["suppressed"][0]["weight"]
+    assert shown["tokens"][:10] == listed["card"]["tokens"]
+    key = {"instrument": "parent", "model": shown["model"], "feature": shown["feature"]}
+    (row,) = lineage.rows("feature_classes", **key)
+    assert shown["class"] == {name: row[name] for name in shown["class"]} and shown["class"]["class"] != "silent"
+    (row,) = lineage.rows("explanations", **key)
+    assert not shown["explanation"]["on_the_spot"] and "rule" not in shown["explanation"]
+    assert shown["explanation"]["description"] == row["description"]
+    assert shown["explanation"]["simulation"] == row["simulation"]
 
 
-def test_matches_are_told_along_every_edge_of_the_model(done):
-    matches, threshold = done.sample.matches, done.sample.threshold
+def test_matches_are_listed_along_every_edge_of_the_model(lineage, sample):
+    matches, threshold = sample.matches, sample.threshold
     feature = int(np.argmax(matches["sums", "both"].child_r[:, 0] >= 0))
-    rows = {row["edge"]: row for row in show(Run(done.study, done.store.root), "both", feature)["matches"]}
+    rows = {row["edge"]: row for row in show(lineage.run, "both", feature)["matches"]}
     assert rows.keys() == {"sums->both", "stories->both"}
     for parent in ("sums", "stories"):
         row, r = rows[f"{parent}->both"], matches[parent, "both"].child_r[feature, 0]
@@ -166,48 +136,47 @@ def test_matches_are_told_along_every_edge_of_the_model(done):
             assert row["r"] == float(r) and row["feature"] == matches[parent, "both"].child_match[feature, 0]
 
 
-def test_what_the_run_did_not_explain_is_explained_on_the_spot(done):
-    known = {row["feature"] for row in done.rows("explanations.parquet") if row["model"] == "base"}
-    often = np.argsort(-done.sample.firings["base"])
-    other = next(feature for feature in often.tolist() if feature not in known)
-    said = shown(done, f"base/{other}")["explanation"]
-    assert said["on_the_spot"] and said["description"] and said["by"] == "offline"
-    assert (said["origin_model"], said["origin_feature"]) == ("base", other) and 0 <= said["simulation"] <= 1
-    silent = np.flatnonzero(done.sample.firings["base"] == 0)
+def test_what_the_run_did_not_explain_is_explained_on_the_spot(lineage, sample):
+    known = {row["feature"] for row in lineage.rows("explanations", instrument="parent", model="base")}
+    frequent = np.argsort(-sample.firings["base"], kind="stable")
+    other = next(feature for feature in frequent.tolist() if feature not in known)
+    explanation = show(lineage.run, "base", other)["explanation"]
+    assert explanation["on_the_spot"] and explanation["description"] and explanation["by"] == "offline"
+    assert (explanation["origin_model"], explanation["origin_feature"]) == ("base", other)
+    assert -1 <= explanation["simulation"] <= 1
+    silent = [(name, int(index)) for name, own in sample.firings.items() for index in np.flatnonzero(own == 0)]
     assert len(silent), "the tiny study has silent features"
-    found = shown(done, f"base/{silent[0]}")
-    assert found["class"]["class"] == "silent" and found["explanation"]["failure"] == "too_rare"
-    assert found["firings"] == 0 and found["max"] == 0 and found["tokens"] == found["top"] == []
-    assert len(found["silent"]) == 10
+    shown = show(lineage.run, *silent[0])
+    assert shown["class"]["class"] == "silent" and shown["explanation"]["failure"] == "too_rare"
+    assert shown["firings"] == 0 and shown["max"] == 0 and shown["tokens"] == shown["top"] == []
+    assert len(shown["silent"]) == 10
 
 
-def test_what_is_not_there_is_said_or_named(done, found, tmp_path):
-    part = Store(tmp_path / "part")
-    shutil.copytree(done.store.root, part.root, ignore=lambda _, names: {"classes", "explain", "model"} & {*names})
-    less = show(Run(done.study, part.root), found["model"], found["feature"])
+def test_what_is_not_there_is_left_out_or_named(lineage, shown, tmp_path):
+    part = tmp_path / "part"
+    shutil.copytree(lineage.run.folder, part, ignore=lambda _, names: {"classes", "explain", "model"} & {*names})
+    less = show(open(part), shown["model"], shown["feature"])
     assert less["class"] is None and less["explanation"]["on_the_spot"]
-    assert less["promoted"] == [] and f"model/{found['model']} of study s is not done" in less["no_logits"]
+    assert less["promoted"] == [] and f"model/{shown['model']} of study s is not done" in less["no_logits"]
     same = set(less) - {"class", "explanation", "promoted", "suppressed", "no_logits"}
-    assert {name: less[name] for name in same} == {name: found[name] for name in same}
-    shutil.rmtree(part.root / "match")
-    with pytest.raises(ValueError, match=r"match/base.sums@joint .*is not done in .*until match"):
-        show(Run(done.study, part.root), found["model"], found["feature"])
+    assert {name: less[name] for name in same} == {name: shown[name] for name in same}
+    shutil.rmtree(part / "match")
+    run: Run = open(part)
+    with pytest.raises(ValueError, match=r"match/base\+sums@parent .*is not done in .*until match"):
+        show(run, shown["model"], shown["feature"])
+    edge = find(run, CaseConfig(tokens=(" =", "=")), ["base"])["models"]["base"][0]["matches"]
+    assert edge == [], "an edge that is not matched yet is left out"
 
 
-def test_what_cannot_be_shown(done):
-    for feature, part in (
-        ("nowhere/1", "nowhere/1: no model of study s; models are base, sums, stories, both"),
-        ("base/99999", "base/99999: its SAE has 128 features, counted from 0"),
-        ("base", "error: feature 'base': must be a model, a slash and a number, such as base/12"),
-        ("base/-1", "must be a model, a slash and a number"),
-        ("base/1,base/2", "one feature is shown at a time; give one of these 2"),
+def test_what_cannot_be_shown_or_found(lineage):
+    for model, feature, part in (
+        ("nowhere", 1, "nowhere/1: no model of study s; models are base, sums, stories, both"),
+        ("base", 99_999, "base/99999: its SAE has 128 features, counted from 0"),
+        ("base", -1, "base/-1: its SAE has 128 features"),
     ):
-        assert part in shown(done, feature, code=2)["error"], feature
-
-
-def test_a_feature_is_printed_in_text(done, found):
-    arguments = ["show", str(done.folder / "s.toml"), f"{found['model']}/{found['feature']}", "--top", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--runs", str(done.folder / "runs")])
-    assert result.exit_code == 0, result.output
-    assert " ".join(found["explanation"]["description"].split()) in " ".join(result.stdout.split())
-    assert f"{found['model']}/{found['feature']}" in result.stdout and "«" in result.stdout
+        with pytest.raises(ValueError, match=part):
+            show(lineage.run, model, feature)
+    with pytest.raises(ValueError, match="--model nowhere: no model of study s"):
+        find(lineage.run, CaseConfig(tokens=("=",)), ["nowhere"])
+    with pytest.raises(ValueError, match=r"0 of the sample's .* not in the vocabulary: \['no such token'\]"):
+        find(lineage.run, CaseConfig(tokens=("no such token",)))
