@@ -15,12 +15,13 @@ import pytest
 if TYPE_CHECKING:
     from heredity.analyses.analysis import Need
     from heredity.engine.store import Artifact
-    from heredity.run import Run
+    from heredity.results import Run
 
 STUDIES = ("lineage", "stitch")
 _MOST_WORKERS = 8  # each holds torch and a study: more are slower than the tests are long
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker per core; none for tests picked by name, which the start of workers would only delay."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -75,7 +76,7 @@ def stitch(tmp_path_factory: pytest.TempPathFactory) -> Done:
 def _done(folder: Path, values: str) -> Done:
     """Write the study `s.toml` and run it into `runs`. values: function of `tiny`."""
     import tiny
-    from heredity.run import open as open_run
+    from heredity.results import open as open_run
 
     path = tiny.toml(getattr(tiny, values)(folder), folder / "s.toml")
     tiny.run_study(path, folder / "runs")

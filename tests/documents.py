@@ -29,9 +29,10 @@ def first_row(recorded: Recorded) -> str:
     counts = format.of(row["persist"], row["parent_live"], row["persist_low"], row["persist_high"])
     return (
         f"Read the first row so: {counts} live features of {row['parent']} have a match in {row['child']} above\n"
-        f"r = {row['threshold']:.2f}, a threshold between what chance reaches and what an unchanged model reaches. The interval covers "
-        f"documents,\nnot training seeds. By chance {format.percent(row['floor'])} would persist; at the paper's "
-        f"threshold of {paper['threshold']:g}, {paper['persist']:,} do."
+        f"r = {row['threshold']:.2f}, a threshold between what chance reaches and what an unchanged model reaches.\n"
+        "The interval covers documents, not training seeds. By chance "
+        f"{format.percent(row['floor'])} would persist; at the paper's threshold of {paper['threshold']:g}, "
+        f"{paper['persist']:,} do."
     )
 
 

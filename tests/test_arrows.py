@@ -26,18 +26,18 @@ ROOMS = [
     ["sae", "features.collect"],
     ["features"],
     ["explain", "synthetic", "stitch"],
-    ["report", "tables"],
+    ["tables"],
     ["format"],
     ["engine"],
-    ["analyses", "stages"],
-    ["run", "compare"],
+    ["analyses"],
+    ["results", "two_models"],
     ["show"],
     ["cli"],
 ]
 
 
 # Questions to a run get it as an argument: they name its type, and the run calls them.
-TYPED = {(f"analyses.{name}", "run") for name in ("query", "explain_on_demand")}
+TYPED = {(f"analyses.{name}", "results") for name in ("query", "explain_on_demand")}
 
 
 def room_of(module: str) -> int | None:

@@ -12,9 +12,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import documents
 import heredity
 from heredity.cli import app
-from heredity.show import docs
+from heredity.show import docs, planted
 from heredity.study import (
     AdamConfig,
     CarriedFeaturesConfig,
@@ -39,9 +40,6 @@ from heredity.study import (
     TokenizerConfig,
     load_study,
 )
-from picture_stitch import picture
-from summaries import MARKED, refreshed
-from summaries_stitch import first
 
 SETTINGS = [
     ("(top level)", StudyConfig),
@@ -67,6 +65,13 @@ SETTINGS = [
     ("[stitch.NAME.features]", CarriedFeaturesConfig),
 ]
 
+PARTS = {
+    "beside_paper": documents.beside_paper,
+    "first_row": documents.first_row,
+    "planted": planted.markdown,
+    "protocols": documents.protocols,
+}
+"""Parts of documents that are no table of a summary."""
 ROOT = Path(__file__).parent.parent
 MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -153,19 +158,19 @@ def test_the_readme_shows_the_two_commands_first():
     "document", [path for path in DOCUMENTS if "<!-- " in path.read_text()], ids=lambda path: path.name
 )
 def test_figures_are_those_of_the_recorded_runs(document: Path):
-    """Marked parts are made from the summaries in docs/, each of a run of this code."""
-    refreshed_text = refreshed(document.read_text(), ROOT / "docs")
+    """Marked parts are made from the summaries in docs/, each of a run of the study that the document names."""
+    text = docs.refreshed(document.read_text(), ROOT / "docs", PARTS)
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        document.write_text(refreshed_text)
-    assert document.read_text() == refreshed_text
-    marks = re.findall(r"^<!-- .* -->$", refreshed_text, flags=re.M)
-    assert len(marks) == 2 * len(MARKED.findall(refreshed_text)), "a mark that nothing refreshes"
-    assert all(len(body.strip()) > 0 for _, _, body in MARKED.findall(refreshed_text))
+        document.write_text(text)
+    assert document.read_text() == text
+    marks = re.findall(r"^<!-- .* -->$", text, flags=re.M)
+    assert len(marks) == 2 * len(docs.MARKED.findall(text)), "a mark that nothing refreshes"
+    assert all(len(body.strip()) > 0 for *_, body in docs.MARKED.findall(text))
 
 
 def test_the_picture_of_savings_is_of_the_recorded_run():
     recorded = json.loads((ROOT / "docs" / "stitching.json").read_text())
-    drawn, made = ROOT / "docs" / "stitching.svg", picture(first(recorded))
+    drawn, made = ROOT / "docs" / "stitching.svg", documents.picture(recorded, "small-large")
     if os.environ.get("HEREDITY_UPDATE_DOCS"):
         drawn.write_text(made)
     assert drawn.read_text() == made

@@ -34,7 +34,17 @@ def test_rows_columns_and_arrow_give_the_same_table():
     by_rows = TABLE.check([ROW | ENDS, ROW | ENDS | {"rule": "paper"}])
     by_columns = TABLE.check({name: [value] * 2 for name, value in (ROW | ENDS).items()} | {"rule": ["own", "paper"]})
     assert by_rows.equals(by_columns) and by_rows.equals(TABLE.check(by_rows))
-    assert by_rows.column_names == ["edge", "rule", "live", "persist", "persist_low", "persist_high", "lost", "r", "sure"]
+    assert by_rows.column_names == [
+        "edge",
+        "rule",
+        "live",
+        "persist",
+        "persist_low",
+        "persist_high",
+        "lost",
+        "r",
+        "sure",
+    ]
 
 
 def test_key_columns_of_the_item_are_filled_in():
@@ -89,7 +99,11 @@ def test_the_declaration_travels_through_parquet(tmp_path):
     declaration = json.loads(schema.metadata[b"heredity"])
     assert declaration == {"name": "fates", "doc": TABLE.doc, "key": ["edge", "rule"], "brief": []}
     field = schema.field("persist")
-    assert field.type == pa.int64() and field.metadata == {b"kind": b"count", b"doc": b"Those with a match.", b"of": b"live"}
+    assert field.type == pa.int64() and field.metadata == {
+        b"kind": b"count",
+        b"doc": b"Those with a match.",
+        b"of": b"live",
+    }
     assert schema.field("persist_high").metadata[b"doc"] == b"Upper end of the interval of persist."
     assert schema.field("edge").metadata[b"doc"].decode() == KEYS["edge"].doc
 

@@ -138,7 +138,7 @@ def run_study(path: Path, runs: Path) -> None:
     from heredity.analyses import stages_of
     from heredity.engine.stage import run
     from heredity.engine.store import Store
-    from heredity.run import record
+    from heredity.results import record
     from heredity.study import load_study
 
     study = load_study(str(path))

@@ -10,10 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from heredity.analyses import stages_of as stages_of
-    from heredity.compare import EdgeResult as EdgeResult
-    from heredity.compare import StitchResult as StitchResult
-    from heredity.compare import compare as compare
-    from heredity.compare import fit_stitch as fit_stitch
     from heredity.engine.stage import run as run
     from heredity.engine.store import Store as Store
     from heredity.features.acts import FeatureActs as FeatureActs
@@ -37,8 +33,8 @@ if TYPE_CHECKING:
     from heredity.lm.merge import merge_states as merge_states
     from heredity.lm.merge import slerp as slerp
     from heredity.lm.sweep import sweep as sweep
-    from heredity.run import Run as Run
-    from heredity.run import open as open
+    from heredity.results import Run as Run
+    from heredity.results import open as open
     from heredity.sae.formats import read_sae as read_sae
     from heredity.sae.formats import write_sae as write_sae
     from heredity.sae.model import SAE as SAE
@@ -46,30 +42,34 @@ if TYPE_CHECKING:
     from heredity.study import load_study as load_study
     from heredity.text.tokens import BlockSampler as BlockSampler
     from heredity.text.tokens import PackedTokens as PackedTokens
+    from heredity.two_models import EdgeResult as EdgeResult
+    from heredity.two_models import StitchResult as StitchResult
+    from heredity.two_models import compare as compare
+    from heredity.two_models import fit_stitch as fit_stitch
 
 _HOMES = {
     "ActivationStore": "lm.activations",
     "BlockSampler": "text.tokens",
-    "EdgeResult": "compare",
+    "EdgeResult": "two_models",
     "Fates": "features.fates",
     "FeatureActs": "features.acts",
     "Flow": "features.fates",
     "Matches": "features.correlate",
     "PackedTokens": "text.tokens",
-    "Run": "run",
+    "Run": "results",
     "SAE": "sae.model",
-    "StitchResult": "compare",
+    "StitchResult": "two_models",
     "Store": "engine.store",
     "Study": "study",
     "capture": "lm.hooks",
     "collect": "features.collect",
-    "compare": "compare",
+    "compare": "two_models",
     "correlate": "features.correlate",
     "curve": "features.fates",
     "evaluate": "lm.evaluate",
     "family": "features.families",
     "fates": "features.fates",
-    "fit_stitch": "compare",
+    "fit_stitch": "two_models",
     "floor": "features.null",
     "flow": "features.fates",
     "join_matches": "features.correlate",
@@ -77,7 +77,7 @@ _HOMES = {
     "load_model": "lm.load",
     "load_study": "study",
     "merge_states": "lm.merge",
-    "open": "run",
+    "open": "results",
     "read_sae": "sae.formats",
     "replaced": "lm.hooks",
     "run": "engine.stage",

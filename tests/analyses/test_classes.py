@@ -132,7 +132,12 @@ def test_there_is_a_row_for_every_feature_that_fires(tables):
     assert len(features) == sum(name != "dead" for names in FEATURES.values() for name in names)
     assert {row["class"] for row in features.values()} <= set(CLASSES)
     name = features["base", "name"]
-    assert (name["class"], name["single_token"], name["domain"], name["top_token"]) == ("single-token", True, "code", "y")
+    assert (name["class"], name["single_token"], name["domain"], name["top_token"]) == (
+        "single-token",
+        True,
+        "code",
+        "y",
+    )
     assert features["sums", "few"]["class"] == "rare" and features["sums", "few"]["firings"] == 9
     assert features["base", "words"]["domain"] == "words" and features["base", "words"]["domain_share"] == 1
     assert features["base", "noise 1"]["domain"] is None and features["base", "noise 1"]["class"] == "mixed"

@@ -365,7 +365,7 @@ def test_a_run_that_is_killed_ends_with_the_same_files_when_it_is_started_again(
 def kill_during(stage: str, folder: Path) -> None:
     """Start the study in a process of its own and kill it (SIGKILL) while it is in this stage."""
     kind, name = stage.split("/")
-    code = f"import tiny; from pathlib import Path; tiny.run_study(Path('s.toml'), Path('runs'))"
+    code = "import tiny; from pathlib import Path; tiny.run_study(Path('s.toml'), Path('runs'))"
     process = subprocess.Popen(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(tiny.__file__).parent)!r}); {code}"],
         cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ import pytest
 
 from heredity.analyses.query import find, sample_of, show
 from heredity.analyses.sample import Sample
-from heredity.run import Run, open
+from heredity.results import Run, open
 from heredity.study import CaseConfig
 
 

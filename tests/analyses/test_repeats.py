@@ -64,7 +64,8 @@ def test_every_headline_figure_is_spread_over_the_repeats_that_have_it(tmp_path)
     assert rows["joint", "cpp", "l0"]["mean"] == 8.5 and rows["", "both", "t"]["maximum"] == 0.5
     texts = [statement.text for statement in repeats.ANALYSIS.say({"repeats": list(rows.values())})]
     assert texts == [
-        "Between 2 training seeds, the share of base->cpp that persists varies by 7.1 % (standard deviation; mean 55 %)."
+        "Between 2 training seeds, the share of base->cpp that persists varies by 7.1 % (standard deviation; "
+        "mean 55 %)."
     ]
 
 

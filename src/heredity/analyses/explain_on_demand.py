@@ -24,7 +24,7 @@ from heredity.explain.scores import SORTS
 from heredity.features.correlate import Matches
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
 
 LEDGER = "ledger.sqlite"
 Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]

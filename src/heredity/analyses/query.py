@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from heredity.features.cards import Card, LogitTokens, Places
     from heredity.features.families import Member
     from heredity.features.hypothesis import Ranking
-    from heredity.run import Run
+    from heredity.results import Run
 
 
 def check_followed(study: Study, name: str, place: str) -> None:

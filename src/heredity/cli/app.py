@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
     from heredity.show.terminal import Bars
     from heredity.study import Study
 
@@ -83,7 +83,7 @@ def study_of(name: str, overrides: list[str] | None = None) -> Study:
 
 def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
     """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
-    from heredity.run import Run
+    from heredity.results import Run
 
     study = study_of(name, overrides)
     run = Run(study, runs / study.name)

@@ -51,7 +51,7 @@ def explain(
     when answers are missing that the same command would fetch."""
     with errors(debug):
         from heredity.analyses import explain_on_demand
-        from heredity.run import Run
+        from heredity.results import Run
 
         if sum((features is not None, persisting, all_)) > 1:
             raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")

@@ -32,7 +32,7 @@ def find(
     with errors(debug):
         from heredity.analyses import query
         from heredity.features.hypothesis import Ranking
-        from heredity.run import Run
+        from heredity.results import Run
 
         ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
         if ranking is None:
@@ -67,7 +67,7 @@ def show(
     with errors(debug):
         from heredity.analyses import query
         from heredity.analyses.explain_on_demand import named
-        from heredity.run import Run
+        from heredity.results import Run
         from heredity.show.feature import print_shown
 
         chosen = [(model, index) for model, indices in named(feature).items() for index in indices]

@@ -67,9 +67,9 @@ def track(
     """Match the features of one edge between existing models and SAEs."""
     with errors(debug):
         from heredity.analyses import TABLES
-        from heredity.compare import compare
         from heredity.engine.store import whole
         from heredity.text.corpora import documents
+        from heredity.two_models import compare
 
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")

@@ -26,7 +26,7 @@ def stitch(
         from heredity.engine import stage as engine
         from heredity.engine.store import Store
         from heredity.engine.workers import shards
-        from heredity.run import Run, record
+        from heredity.results import Run, record
         from heredity.show.summary import record as recorded
 
         loaded = study_of(study, set_)

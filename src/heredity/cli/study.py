@@ -166,7 +166,7 @@ def _run(name: str, runs: Path, overrides: list[str], until: str | None, as_json
     from heredity.engine import stage as engine
     from heredity.engine.store import Store
     from heredity.engine.workers import shards
-    from heredity.run import Run, record
+    from heredity.results import Run, record
     from heredity.show import page, summary
 
     study = study_of(name, overrides)

@@ -20,7 +20,7 @@ from heredity.engine.store import whole
 from heredity.tables import Table
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
 
 Format = Literal["parquet", "csv", "json"]
 FORMATS: tuple[Format, ...] = ("csv", "parquet", "json")

@@ -26,7 +26,7 @@ from heredity.show.summary import summarize
 from heredity.tables import Table
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
     from heredity.study import Study
 
 _SCRIPTS = ("dom.js", "plots.js", "tables.js", "flow.js", "features.js", "page.js")

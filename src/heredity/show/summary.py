@@ -22,7 +22,7 @@ from heredity.engine.store import write_json
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
 
 SCHEMA = 2
 SUMMARY = "summary.json"

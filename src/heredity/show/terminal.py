@@ -20,7 +20,7 @@ from heredity.show.layout import Row, laid_out
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
-    from heredity.run import Run
+    from heredity.results import Run
 
 WIDTH = 100  # of tables; longer lines are hard to read
 out = Console(highlight=False, emoji=False)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import tiny
-from heredity.compare import EdgeResult, compare, fit_stitch
 from heredity.lm.load import load_model, save_model
 from heredity.sae.formats import read_sae, write_sae
 from heredity.sae.model import new_sae
 from heredity.text.tokenizer import load_tokenizer, train_tokenizer
+from heredity.two_models import EdgeResult, compare, fit_stitch
 
 HOOK, RESIDUAL = tiny.HOOK, "blocks.0.hook_resid_post"
 TEXTS = [f"the cat sat on the mat = {number}; x = y + {number % 7}\n" * 3 for number in range(120)]

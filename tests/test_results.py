@@ -1,4 +1,4 @@
-"""A run opened from its folder: tables, matches, SAEs, models, activations and features, and what is missing by name."""
+"""A run opened from its folder: tables, matches, SAEs, models, activations, features, and what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from heredity.analyses import TABLES
 from heredity.engine.store import ArtifactError
-from heredity.run import open as open_run
+from heredity.results import open as open_run
 from heredity.study import StudyError
 
 
