@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import heredity
 
@@ -34,6 +38,9 @@ ROOMS = [
     ["show"],
     ["cli"],
 ]
+# What shows results reads tables, a run, and the declarations of the analyses: no maths.
+SHOWN = ("show", "tables", "format", "engine.store", "study", "analyses", "results")
+HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 
 # Questions to a run get it as an argument: they name its type, and the run calls them.
@@ -77,17 +84,34 @@ def test_no_module_imports_from_a_room_above_its_own():
         if own is None:
             continue
         for name in imports_of(path):
-            rank = room_of(name)
             if (module_of(path), name.removesuffix(".Run")) in TYPED:
                 continue
+            rank = room_of(name)
             if rank is not None and (rank > own or (rank == own and not same_room(module_of(path), name))):
                 wrong.append(f"{module_of(path)} imports {name}")
     assert wrong == []
 
 
-def test_what_shows_results_never_sees_a_model():
+def test_what_shows_results_sees_no_model_and_no_maths():
     for path in (PACKAGE / "show").rglob("*.py"):
-        assert not {"torch", "transformers", "numpy", "scipy"} & third_party(path), path
+        assert not {*HEAVY, "numpy"} & third_party(path), path
+        others = {name for name in imports_of(path) if not any(f"{name}.".startswith(f"{room}.") for room in SHOWN)}
+        assert others <= {"__version__"}, (path, others)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import heredity",
+        "import heredity.analyses, heredity.results, heredity.two_models",
+        "from heredity.analyses import Pipeline; from heredity.study import load_study; Pipeline(load_study('demo'))",
+    ],
+    ids=["package", "analyses", "planning"],
+)
+def test_nothing_heavy_is_imported_before_it_is_used(code):
+    check = f"import sys; {code}; print(*({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
 
 
 def test_nothing_but_the_command_line_prints():
