@@ -162,23 +162,6 @@ class Table(NamedTuple):
             if (np.abs(added - counts[total]) > 0).any():
                 raise TableError(f"table {self.name}: {' + '.join(parts)} do not add up to {total}")
 
-    def example(self, rng: np.random.Generator, rows: int = 3) -> pa.Table:
-        """Rows that fit the declaration, for tests of media."""
-        columns: dict[str, list[Any]] = {}
-        for column in self.all_columns:
-            columns[column.name] = [_example(column, row, rng) for row in range(rows)]
-        for total, *parts in self.sums:
-            columns[total] = [sum(columns[part][row] for part in parts) for row in range(rows)]
-        for column in self.all_columns:
-            if column.of in columns and not any(column.name in group for group in self.sums):
-                columns[column.name] = [
-                    min(pair) for pair in zip(columns[column.name], columns[column.of], strict=True)
-                ]
-            if column.ci:
-                for end, factor in (("low", 0.9), ("high", 1.1)):
-                    columns[f"{column.name}_{end}"] = [factor * value for value in columns[column.name]]
-        return self.check(columns)
-
 
 def _columns(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     """Columns by name; of dict rows a key that a row lacks is null there."""
@@ -199,16 +182,3 @@ def _array(values: Any, kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind)
     numbers = np.array([np.nan if value is None else value for value in values], np.float64)
     return pa.array(np.where(np.isfinite(numbers), numbers, np.nan), kind, from_pandas=True)
-
-
-def _example(column: Column, row: int, rng: np.random.Generator) -> Any:
-    match column.kind:
-        case "text":
-            return f"{column.name} {row}"
-        case "flag":
-            return bool(row % 2)
-        case "count" | "feature":
-            return row + 1000 * int(rng.integers(1, 9))
-        case "share" | "r":
-            return float(rng.random())
-    return float(rng.lognormal(3, 2))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import examples
 import tiny
 from artifacts import artifact, work_of
 from heredity.analyses import Pipeline, repeats, stages_of, write_tables
@@ -20,7 +21,7 @@ from heredity.engine.store import Artifact, Store
 from heredity.study import load_study
 
 rng = np.random.default_rng(3)
-EXAMPLES = {table: table.example(rng, 1).to_pylist()[0] for table in (EDGES, ACCURACY, MERGES, SAES)}
+EXAMPLES = {table: examples.example(table, rng, 1).to_pylist()[0] for table in (EDGES, ACCURACY, MERGES, SAES)}
 
 
 def made(folder: Path, table: Any, **values: Any) -> Artifact:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+import examples
 from heredity.analyses import TABLES, statements_of
 from heredity.engine.store import Artifact
 from heredity.study import Study
@@ -21,7 +22,7 @@ EVIL = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u20
 
 def example(name: str) -> pa.Table:
     """Rows of a table that fit its declaration, of the instrument that the run has."""
-    rows = TABLES[name].example(np.random.default_rng(sum(name.encode())), 6)
+    rows = examples.example(TABLES[name], np.random.default_rng(sum(name.encode())), 6)
     if "instrument" in rows.column_names:
         field = rows.schema.field("instrument")
         rows = rows.set_column(rows.schema.get_field_index("instrument"), field, pa.array(["joint"] * len(rows)))

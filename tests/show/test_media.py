@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import examples
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.analyses.plan import PLAN_TABLES
@@ -26,7 +27,7 @@ def table(request):
 
 @pytest.fixture
 def rows(table):
-    return table.example(np.random.default_rng(3))
+    return examples.example(table, np.random.default_rng(3))
 
 
 @pytest.fixture
