@@ -18,18 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heredity import format
+from heredity.analyses import match_findings
 from heredity.analyses.analysis import (
     Analysis,
     Cost,
     Item,
     Needs,
     Results,
-    Statement,
-    Tables,
-    rows_of,
     seed_of,
 )
+from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import device, reader_of, sampler_of, state_of
 from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, sae_need
 from heredity.analyses.text import tokens_needs
@@ -47,11 +45,8 @@ if TYPE_CHECKING:
     from heredity.sae.model import SAE
     from heredity.text.tokens import BlockSampler
 
-KEY = ("instrument", "site", "edge")
 BIN = 0.02
 """Width of the bins of best r."""
-_LEAST_THRESHOLD = 0.35
-_MOST_RARE = 0.25  # share of live features that are too rare to be judged
 _PAPER = 0.8
 
 EDGES = Table(
@@ -477,157 +472,6 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     return Cost(tokens, tokens * encode_flops(study, parent, shapes) + pairs, shapes.sae_gib(parent, tokens), 0.5)
 
 
-def own_rows(tables: Tables) -> list[Mapping[str, Any]]:
-    """Edges at their own thresholds."""
-    return [row for row in rows_of(tables, "edges") if row["rule"] != "paper"]
-
-
-def _say(tables: Tables) -> Iterable[Statement]:
-    merges = {row["model"] for row in rows_of(tables, "merges")}
-    for row in own_rows(tables):
-        key = {name: row[name] for name in KEY}
-        paper = next(iter(rows_of(tables, "edges", rule="paper", **key)), None)
-        chance = next(iter(rows_of(tables, "chance", **key)), None)
-        rare = next(iter(rows_of(tables, "strata", end="parent", stratum="rare", **key)), None)
-        merged = row["child"] in merges
-        if not merged:
-            yield _inherited(row, paper)
-        yield _lost(row, rare, merged)
-        if not merged:
-            text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} have no match in {row['parent']}."
-            yield Statement(row["child"], "new", text, (_both(row, "emerge", "child"),), row["instrument"])
-        yield _sure(row, chance)
-        yield from _notes(row, rare)
-
-
-def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> Statement:
-    evidence = [
-        _both(row, "persist", "parent"),
-        f"{row['one_to_one']:,} pairs are each other's best match",
-        f"{threshold_words(row)}, over {row['tokens']:,} tokens",
-        *_paper(row, paper),
-    ]
-    text = f"{row['child']} inherited {_of(row, 'persist', 'parent')} live features of {row['parent']}."
-    return Statement(row["child"], "inherited", text, tuple(evidence), row["instrument"])
-
-
-def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None, merged: bool) -> Statement:
-    opening = f"Of the live features of {row['parent']}, {row['child']}" if merged else row["child"]
-    noise = ""
-    if row["ceiling"] is not None and row["disappear"]:
-        expected = round((1 - row["ceiling"]) * row["parent_live"])
-        if row["one_dictionary"]:
-            noise = "; an unchanged model loses none"
-        elif expected >= row["disappear"]:
-            noise = ", no more than a second SAE of the same model loses"
-        else:
-            noise = f"; {expected:,} would look lost between two SAEs of the same model"
-    evidence = [_both(row, "disappear", "parent")]
-    if rare and rare["features"] > rare["matched"]:
-        evidence.append(
-            f"{rare['features'] - rare['matched']:,} of these fire on fewer than 30 tokens, too few to be sure"
-        )
-    text = f"{opening} lost {_of(row, 'disappear', 'parent')}{noise}."
-    return Statement(row["child"], "lost", text, tuple(evidence), row["instrument"])
-
-
-def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement:
-    parent, child, live = row["parent"], row["child"], row["parent_live"]
-    share = format.percent(row["persist"] / live) if live else "nothing"
-    floor = "" if row["floor"] is None else f"; by chance alone it would be {format.percent(row['floor'])}"
-    if row["ceiling"] is None:
-        text = f"No second SAE of {parent} was trained: how much of the loss is the instrument's is unknown{floor}."
-    elif row["one_dictionary"]:
-        text = (
-            f"{share} of {parent} persists in {child}, where an unchanged model keeps everything: one SAE reads both "
-            f"models, so the ceiling is 1 by construction{floor}."
-        )
-    elif row["ceiling"] <= 0:
-        text = f"Two SAEs of {parent} share no feature at this threshold: the instrument cannot tell{floor}."
-    else:
-        reach = min(row["relative"], 1.0)
-        ends = (
-            f" ({_ci(row, 'relative')})" if row["relative_low"] is not None and row["relative_high"] is not None else ""
-        )
-        seen = ("all" if reach == 1 else format.percent(reach)) + ends
-        text = (
-            f"{share} of {parent} persists in {child}, against {format.percent(row['ceiling'])} between two SAEs of "
-            f"{parent} itself: {seen} of what the instrument can show{floor}."
-        )
-    evidence = [_both(row, "persist", "parent")]
-    if row["ceiling"] is None:
-        evidence.append("ceiling not measured")
-    elif row["one_dictionary"]:
-        evidence.append("ceiling 100 % by construction")
-    else:
-        ends = f" ({_ci(row, 'ceiling')})" if row["ceiling_low"] is not None else ""
-        evidence.append(f"ceiling {format.percent(row['ceiling'])} of live{ends}")
-    evidence.append("floor not measured" if row["floor"] is None else f"floor {format.percent(row['floor'])} of live")
-    if chance:
-        above = format.of(chance["parent_above"], live)
-        evidence.append(f"more than chance (false discovery rate {format.percent(chance['rate'])}): {above}")
-    return Statement(child, "sure", text, (*evidence, threshold_words(row)), row["instrument"])
-
-
-def _notes(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Iterable[Statement]:
-    place = f"edge {row['edge']} (instrument {row['instrument']})"
-    if row["rule"] == "evidence" and row["threshold"] < _LEAST_THRESHOLD:
-        yield Statement(
-            row["edge"],
-            "note",
-            f"{place}: SAEs of one model agree so little that evidence puts the threshold at {row['threshold']:g}; a "
-            "feature that persists there may be kept in part only: train longer, or use another instrument",
-            instrument=row["instrument"],
-        )
-    if rare and row["parent_live"] and rare["features"] > _MOST_RARE * row["parent_live"]:
-        yield Statement(
-            row["edge"],
-            "note",
-            f"{place}: {rare['features']:,} of {row['parent_live']:,} live features fire on fewer than 30 of the "
-            "tokens, too few to tell lost from kept; raise lineage.tokens",
-            instrument=row["instrument"],
-        )
-
-
-def threshold_words(row: Mapping[str, Any]) -> str:
-    """The threshold of an edge and how it came about."""
-    if row["rule"] == "study":
-        return f"r > {row['threshold']:g} as the study sets it"
-    if row["ceiling"] is None:
-        ends = "what chance reaches and what the best matches of the edge reach"
-    elif row["one_dictionary"]:
-        ends = "what chance reaches and 1, which an unchanged feature reaches"
-    else:
-        ends = "what chance reaches and what two SAEs of one model reach"
-    return f"r > {row['threshold']:.2f}, between {ends}"
-
-
-def _paper(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> list[str]:
-    """The count at the paper's threshold, where that is not the edge's own."""
-    if paper is None or paper["threshold"] == row["threshold"]:
-        return []
-    of_ceiling = ""
-    if paper["relative"] is not None and not row["one_dictionary"]:
-        of_ceiling = f", {format.percent(paper['relative'])} of a ceiling of {format.percent(paper['ceiling'])}"
-    return [f"at the paper's r > {paper['threshold']:g}: {_of(paper, 'persist', 'parent')}{of_ceiling}"]
-
-
-def _of(row: Mapping[str, Any], fate: str, end: str) -> str:
-    return format.of(row[fate], row[f"{end}_live"], row[f"{fate}_low"], row[f"{fate}_high"], row["level"])
-
-
-def _ci(row: Mapping[str, Any], name: str) -> str:
-    return f"{format.percent(row['level'])} CI {format.interval('share', row[f'{name}_low'], row[f'{name}_high'])}"
-
-
-def _both(row: Mapping[str, Any], fate: str, end: str) -> str:
-    """A count with both of its denominators."""
-    count, live, every = row[fate], row[f"{end}_live"], row[f"{end}_features"]
-    wholes = {f"{live:,} live": live, f"all {every:,}": every}
-    shares = [f"{format.percent(count / whole)} of {words}" for words, whole in wholes.items() if whole]
-    return f"{fate} {count:,} = {', '.join(shares)}" if shares else f"{fate} {count:,}"
-
-
 ANALYSIS = Analysis(
     kind="match",
     version=1,
@@ -638,5 +482,5 @@ ANALYSIS = Analysis(
     run=_run,
     tables=TABLES,
     cost=_cost,
-    say=_say,
+    say=match_findings.findings,
 )
