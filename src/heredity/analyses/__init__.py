@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from heredity.analyses import (
     acts,
     classes,
+    density_change,
     explain,
     feature_transfer,
     features,
@@ -49,6 +50,7 @@ ANALYSES: tuple[Analysis, ...] = (
     sae.SAE,
     sae.SAE_QUALITY,
     match.ANALYSIS,
+    density_change.ANALYSIS,
     flow.ANALYSIS,
     newness.ANALYSIS,
     shift.SHIFT_SAE,
