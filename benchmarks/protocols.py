@@ -40,7 +40,7 @@ from heredity.stages import stages_of
 from heredity.stages.models import load
 from heredity.stages.text import packs
 from heredity.study import SAEConfig
-from heredity.synthetic.truth import label
+from heredity.synthetic.saes import label
 from heredity.synthetic.world import KEPT, LOST, ROTATED, World, WorldConfig
 from heredity.text.tokens import BlockSampler
 
