@@ -45,15 +45,11 @@ class Offline:
         firings: Callable[[str], tuple[np.ndarray, np.ndarray]],
     ):
         self.statistics, self.categories, self.corpora, self.firings = statistics, categories, corpora, firings
-        # -log of the share of positions with each token, category and token before (the last: none), float64
         ids, vocab = statistics.text.ids, len(statistics.text.vocabulary)
         before = np.append(ids[:, :-1].ravel(), np.full(len(ids), vocab))
-        counts = (
-            np.bincount(ids.ravel(), minlength=vocab),
-            np.bincount(statistics.categories[ids].ravel()),
-            np.bincount(before, minlength=vocab + 1),
-        )
-        self._rarity = [-np.log((count + 0.5) / (ids.size + 1)) for count in counts]
+        codes = (ids.ravel(), vocab), (statistics.categories[ids].ravel(), 0), (before, vocab + 1)
+        # -log of the share of positions with each token, category and token before (the last: none), float64
+        self._rarity = [-np.log((np.bincount(code, minlength=n) + 0.5) / (ids.size + 1)) for code, n in codes]
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:  # noqa: ARG002
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""

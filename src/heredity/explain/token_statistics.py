@@ -22,7 +22,6 @@ Form = Literal[
 ]  # fmt: skip
 """From simple to complex. `category`: of the token; `after`: category, and token before; `pair`: both tokens."""
 FORMS: tuple[Form, ...] = get_args(Form)
-
 _COARSER: dict[Form, Form] = {"corpus_category": "category", "token": "category", "after": "category"}
 _COARSER |= {"corpus_token": "token", "pair": "token"}
 _STRENGTH = 1.0  # S, in positions
@@ -61,8 +60,6 @@ class Rule(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """The keys of one form on the explaining half."""
-
     keys: np.ndarray  # int64 [keys], rising
     counts: np.ndarray  # int64 [folds, keys], positions
     up: np.ndarray | None  # int64 [keys], index of the coarser key; None for a key right below the mean
@@ -79,9 +76,9 @@ class Statistics:
         blocks, context = text.ids.shape
         categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
         if categories.shape != (len(text.vocabulary),) or origin.shape != (blocks,):
+            shapes = f"categories {categories.shape} and corpora {origin.shape}"
             raise ValueError(
-                f"categories {categories.shape} and corpora {origin.shape} do not fit {len(text.vocabulary)} tokens "
-                f"and {blocks} blocks; give one number each"
+                f"{shapes} do not fit {len(text.vocabulary)} tokens and {blocks} blocks; give one number each"
             )
         self.text, self.categories, self.corpora = text, categories, origin
         vocab, kinds = len(text.vocabulary), int(categories.max()) + 1
