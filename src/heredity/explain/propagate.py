@@ -17,8 +17,7 @@ from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.language import LanguageJudge
 from heredity.explain.protocol import Failure, Judge, Request
 from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
-from heredity.explain.statistical import Explanation, Offline
-from heredity.explain.token_statistics import Statistics
+from heredity.explain.statistical import Explanation, Offline, Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Columns
 from heredity.features.classes import CATEGORIES, token_categories
