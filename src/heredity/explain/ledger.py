@@ -173,7 +173,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path, budget: Budget | None = None):
-        self.path, self.budget = path, budget or Budget()
+        self.budget = budget or Budget()
         self._lock = threading.Lock()
         self._in_flight: dict[str, Future[Answer | Failure]] = {}
         self._cached = self._refused = 0

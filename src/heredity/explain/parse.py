@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,20 +148,13 @@ def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find(opening, end)
-    if (cut and not values) or "<think>" in text or (not cut and _unfinished(text, opening)):
+    # Whether the first bracket, or a string after it, never ends.
+    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", "".join(text.partition(opening)[1:]), flags=re.DOTALL)
+    depths = list(accumulate((char in "{[") - (char in "}]") for char in unquoted.partition('"')[0]))
+    unfinished = 0 not in depths and bool(depths)
+    if (cut and not values) or "<think>" in text or (not cut and unfinished):
         return _failure("truncated", "broke off", answer)
     return values[-1] if values else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
-
-
-def _unfinished(text: str, opening: str) -> bool:
-    """Whether the first bracket, or a string after it, never ends."""
-    strings = re.sub(r'"(?:[^"\\]|\\.)*"', "", text[text.find(opening) :], flags=re.DOTALL) if opening in text else ""
-    depth = 0
-    for char in strings.partition('"')[0]:
-        depth += (char in "{[") - (char in "}]")
-        if depth == 0:
-            return False
-    return depth > 0
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,18 +50,17 @@ class Asking:
         self.text = split(ids, vocabulary, seed)
         statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
         self.judge: Judge = Offline(statistics, CATEGORIES, corpora, self._firings)
-        self.recipe, self.seed = recipe, seed
+        self.seed = seed
         self.sorts: Collection[Sort] = SORTS
         # A feature is explained and then scored, several of them at a time: its excerpts are drawn once.
-        self.drawn = lru_cache(maxsize=64)(self._drawn)
+        self.drawn: Callable[[str, int], Drawn | None] = lru_cache(maxsize=64)(
+            lambda model, feature: draw(self.text, *self._firings(f"{model}/{feature}"), recipe, (seed, feature))
+        )
 
     def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
         model, _, index = feature.rpartition("/")
         rows, values = self.columns[model].of(int(index))
         return rows.astype(np.int64), values.astype(np.float64)
-
-    def _drawn(self, model: str, feature: int) -> Drawn | None:
-        return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
 
     def explain(self, model: str, feature: int) -> str | Failure | None:
         """A description; None for a feature too rare to be explained."""
@@ -147,29 +146,27 @@ def hand_down(
         return None
 
     def labeled(model: str, feature: int) -> Label:
-        unlabeled = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
-        above, inherited = inherited_by(model, feature), None
+        label = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
+        above, inherited, tried = inherited_by(model, feature), None, NAN
         if above and above.description:
             scores = score(model, feature, above.description)
             if scores is None:
-                return unlabeled
+                return label
             tried = scores.simulation.score
             inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
             first = known[above.origin].scores
             if first is None or not tried < first.simulation.score - drop:
                 return inherited
+            label = label._replace(re_explained=True, tried=tried)
         description = explain(model, feature)
         if description is None:
-            return unlabeled
-        again, tried = inherited is not None, inherited.tried if inherited else None
-        if isinstance(description, Failure):
-            return unlabeled._replace(re_explained=again, failure=description.kind, tried=tried)
-        scores = score(model, feature, description)
-        label = unlabeled._replace(description=description, scores=scores, failure="")
-        if inherited is None or inherited.scores is None:
             return label
-        better = scores is None or not scores.simulation.score <= inherited.scores.simulation.score
-        return (label if better else inherited)._replace(re_explained=True, tried=inherited.tried)
+        if isinstance(description, Failure):
+            return label._replace(failure=description.kind)
+        scores = score(model, feature, description)
+        if inherited and scores and scores.simulation.score <= tried:
+            return inherited._replace(re_explained=True)
+        return label._replace(description=description, scores=scores, failure="")
 
     total = sum(map(len, selected.values()))
     for model, features in selected.items():
@@ -193,10 +190,9 @@ def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) 
 
 def failures_of(labels: Sequence[Label]) -> dict[str, int]:
     """Failed requests by kind, of explanations and scores alike."""
-    failures: Counter[str] = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
+    failures = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
     for label in labels:
-        if label.scores is not None:
-            failures.update(label.scores.failures)
+        failures.update(label.scores.failures if label.scores else {})
     return dict(sorted(failures.items()))
 
 
@@ -205,7 +201,6 @@ def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
     return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
 
 
-# fmt: off
 _SCORES = {
     "simulation": "simulation.score", "simulation_levels": "simulation.levels",
     "simulation_top_random": "simulation.top_random", "simulation_random": "simulation.random",
@@ -213,9 +208,8 @@ _SCORES = {
     "fuzzing": "fuzzing.score", "fuzzing_auc": "fuzzing.auc", "intruder": "intruder.score",
     "simulation_n": "simulation.excerpts", "detection_n": "detection.n", "fuzzing_n": "fuzzing.n",
     "intruder_n": "intruder.n",
-}
+}  # fmt: skip
 """Columns of `label_rows` by their place in `Scores`."""
-# fmt: on
 
 
 def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
