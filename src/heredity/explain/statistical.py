@@ -6,6 +6,7 @@ is a table of mean activations by a key of each position of the text, shrunk tow
 error on held-out blocks of the explaining half of the sample.
 """
 
+# ruff: noqa: ARG002 - a judge takes what the protocol gives
 from __future__ import annotations
 
 import json
@@ -220,19 +221,19 @@ class Offline:
         # -log of the share of positions with each token, category and token before (the last: none), float64
         self._rarity = [-np.log((np.bincount(code, minlength=n) + 0.5) / (len(tokens) + 1)) for code, n in codes]
 
-    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:  # noqa: ARG002
+    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""
         rows, values = self.firings(feature)
         rule = self.statistics.fit(rows, values)
         return Explanation(self._words(rule, rows, values), rule)
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:  # noqa: ARG002
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, 0 to 9, not rounded."""
         if not isinstance(description, Explanation):
             return _ruleless(description)
         return [*self._levels(description.rule, excerpts)]
 
-    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:  # noqa: ARG002
+    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Highest expected level h of each excerpt against the rule's cut c: h / (h + c), which is 0.5 at the cut."""
         if not isinstance(description, Explanation):
             return _ruleless(description)
@@ -241,11 +242,7 @@ class Offline:
         return np.divide(highest, total, out=np.full(len(highest), 0.5), where=total > 0)
 
     def fuzz(
-        self,
-        feature: str,  # noqa: ARG002
-        description: str,
-        excerpts: Sequence[Excerpt],
-        marked: Sequence[np.ndarray],
+        self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
     ) -> np.ndarray | Failure:
         """Sum of the expected levels of the marked tokens over that of as many best ones."""
         if not isinstance(description, Explanation):
@@ -256,7 +253,7 @@ class Offline:
             answers.append(levels[marks].sum() / best if best > 0 else 0.5)
         return np.array(answers)
 
-    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:  # noqa: ARG002
+    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
         """The excerpt whose center lacks what the others' centers share, in token, category or token before: the rarer
         that is in the text and the more share it, the stronger."""
         places, start = [], len(self.statistics.text.vocabulary)
