@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from heredity.stages import stages_of
+from heredity.stages.models import load
+from heredity.stages.text import packs
 
 from heredity import load_study
 from heredity.engine.store import Store
@@ -36,11 +39,8 @@ from heredity.lm.activations import ActivationStore, activations
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.train import train
-from heredity.stages import stages_of
-from heredity.stages.models import load
-from heredity.stages.text import packs
 from heredity.study import SAEConfig
-from heredity.synthetic.truth import label
+from heredity.synthetic.saes import label
 from heredity.synthetic.world import KEPT, LOST, ROTATED, World, WorldConfig
 from heredity.text.tokens import BlockSampler
 
