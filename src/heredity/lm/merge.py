@@ -16,9 +16,7 @@ from torch import Tensor
 
 Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
-PARALLEL = 0.9995
-"""Slerp falls back to linear interpolation where |cos| of the two tensors is above this (about 1.81 degrees)."""
-
+PARALLEL = 0.9995  # |cos| of two tensors above which slerp interpolates linearly (about 1.81 degrees)
 _NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
 _CHUNK = 1 << 20  # elements converted to float64 at a time
 
@@ -28,24 +26,17 @@ class MergeError(ValueError):
 
 
 class TensorReport(NamedTuple):
-    """What merging did to one tensor."""
+    """What merging did to one tensor; with one parent, the base takes the place of the second."""
 
-    name: str
-    """Key in the state dict; of tied tensors, the first name in alphabetical order."""
-    angle_degrees: float
-    """Angle between the first two parents' tensors, flattened (the parent's and the base's if there is one parent)."""
-    cosine: float
-    """Cosine of that angle; 0 if one of them is zero, 1 if both are."""
-    method: str
-    """`slerp`, `linear` (also where slerp fell back to it), `copied` (integers and booleans), or the name of the
-    task-vector method."""
+    name: str  # key in the state dict; of tied tensors, the first name in alphabetical order
+    angle_degrees: float  # angle between the first two parents' tensors, flattened
+    cosine: float  # cosine of that angle; 0 if one of them is zero, 1 if both are
+    method: str  # the merge's method, `linear` where slerp fell back to it, `copied` for integers and booleans
     norm_ratio: float
     """‖merged‖ over the parents' norms averaged with the weights of the merge: (1 − t)‖a‖ + t‖b‖ for slerp and linear,
     their plain mean for all other methods; 1 when both are zero, nan when only the denominator is."""
-    norm_a: float
-    """Frobenius norm of the first parent's tensor."""
-    norm_b: float
-    """Frobenius norm of the second parent's tensor (the base's if there is one parent)."""
+    norm_a: float  # Frobenius norm of the first parent's tensor
+    norm_b: float  # Frobenius norm of the second parent's tensor
 
 
 def merge_states(
@@ -80,25 +71,22 @@ def merge_states(
         shares = [weight / total for weight in mix] if total else [math.nan] * len(mix)
     merged: dict[str, Tensor] = {}
     reports = []
-    for name in sorted(states[0]):
-        if name in tied:
-            continue
+    for name in sorted(set(states[0]) - set(tied)):
         tensors = [state[name] for state in everyone]
-        a, parents = tensors[0], tensors[: len(states)]
+        a, parents, used = tensors[0], tensors[: len(states)], str(method)
         try:
-            norms, cos, used = _norms(tensors, labels), cosine(a, tensors[1]), str(method)
+            cos = cosine(a, tensors[1])
             if not a.is_floating_point():
                 result, used = a.clone(), "copied"
             elif method == "slerp":
-                result = slerp(a, tensors[1], mix[1], cos)
-                used = "linear" if abs(cos) > PARALLEL else "slerp"
+                result, used = slerp(a, tensors[1], mix[1], cos), "linear" if abs(cos) > PARALLEL else "slerp"
             elif method == "linear":
                 result = linear(parents, mix, normalize=normalize is not False)
             elif method == "task_arithmetic":
                 result = task_arithmetic(tensors[-1], parents, mix, normalize=normalize is True)
             else:
                 result = ties(tensors[-1], parents, mix, density, normalize=normalize is not False)
-            reports.append(_report(name, result, norms, cos, used, shares))
+            reports.append(_report(name, result, tensors, labels, cos, used, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
         merged[name] = result
@@ -117,14 +105,13 @@ def compare_states(
     """
     everyone = [*states, base] if base is not None else list(states)
     labels = [f"model {i}" for i in range(1, len(everyone) + 1)]
-    tied, reports = _ties(merged), []
-    for name in sorted(set(merged) - set(tied)):
+    shares, reports = [1 / max(1, len(states))] * len(states), []
+    for name in sorted(set(merged) - set(_ties(merged))):
         tensors = [state[name] for state in everyone if name in state and state[name].shape == merged[name].shape]
         if len(tensors) < max(2, len(everyone)):
             continue
         try:
-            norms, shares = _norms(tensors, labels), [1 / len(states)] * len(states)
-            reports.append(_report(name, merged[name], norms, cosine(*tensors[:2]), method, shares))
+            reports.append(_report(name, merged[name], tensors, labels, cosine(*tensors[:2]), method, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
     return reports
@@ -135,15 +122,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
     A zero tensor has no direction: its cosine with anything else is 0 (as in mergekit), with another zero 1.
     """
-    norm_a, norm_b = norm(a), norm(b)
+    norm_a, norm_b = _norm(a), _norm(b)
     if norm_a <= _NO_DIRECTION or norm_b <= _NO_DIRECTION:
         return 1.0 if max(norm_a, norm_b) <= _NO_DIRECTION else 0.0
     return min(1.0, max(-1.0, _inner(a, b) / norm_a / norm_b))
-
-
-def norm(a: Tensor) -> float:
-    """Frobenius norm of a tensor, summed in float64."""
-    return math.sqrt(_inner(a, a))
 
 
 def slerp(a: Tensor, b: Tensor, t: float, cos: float | None = None) -> Tensor:
@@ -240,6 +222,7 @@ def _task_vectors(
 ) -> list[Tensor]:
     """wᵢ (xᵢ − base), each trimmed to its density first."""
     _check_tensors([base, *tensors])
+    _check_weights(weights, len(tensors))
     vectors = [tensor.to(_working(base)) - base.to(_working(base)) for tensor in tensors]
     for i, density in enumerate(densities or ()):
         vector = vectors[i].reshape(-1)
@@ -248,7 +231,6 @@ def _task_vectors(
             kept = torch.zeros_like(vector)
             kept[largest] = vector[largest]
             vectors[i] = kept.reshape(base.shape)
-    _check_weights(weights, len(vectors))
     return [vector * weight for vector, weight in zip(vectors, weights, strict=True)]
 
 
@@ -261,19 +243,24 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float(sum(torch.dot(x.double(), y.double()) for x, y in pieces))
 
 
-def _norms(tensors: Sequence[Tensor], labels: Sequence[str]) -> list[float]:
-    norms = [norm(tensor) for tensor in tensors]
-    for label, size in zip(labels, norms, strict=True):
-        if not math.isfinite(size):
-            raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
-    return norms
+def _norm(a: Tensor) -> float:
+    return math.sqrt(_inner(a, a))
 
 
 def _report(
-    name: str, merged: Tensor, norms: Sequence[float], cos: float, method: str, shares: Sequence[float]
+    name: str,
+    merged: Tensor,
+    tensors: Sequence[Tensor],
+    labels: Sequence[str],
+    cos: float,
+    method: str,
+    shares: Sequence[float],
 ) -> TensorReport:
-    """`shares`: weights with which the parents' norms are averaged; a base's norm comes after those of the parents."""
-    size = norm(merged)
+    """`tensors` are the parents', then the base's; `shares` the weights with which the parents' norms are averaged."""
+    norms, size = [_norm(tensor) for tensor in tensors], _norm(merged)
+    for label, parent in zip(labels, norms, strict=True):
+        if not math.isfinite(parent):
+            raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
     if not math.isfinite(size):
         raise MergeError(f"overflows {merged.dtype} when merged; convert the models to float32")
     expected = sum(share * parent for share, parent in zip(shares, norms, strict=False))
@@ -292,9 +279,9 @@ def _check_arguments(
     if method not in get_args(Method):
         known = ", ".join(get_args(Method))
         raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
-    between = method in ("slerp", "linear")
-    if parents < (2 if between else 1) or (method == "slerp" and parents > 2):
-        wanted = "exactly two parents" if method == "slerp" else f"at least {2 if between else 1}"
+    between, few = method in ("slerp", "linear"), 2 if method in ("slerp", "linear") else 1
+    if parents < few or (method == "slerp" and parents > 2):
+        wanted = "exactly two parents" if method == "slerp" else f"at least {few}"
         raise MergeError(f"{method} takes {wanted}, not {parents}; change the parents or the method")
     if between and base is not None:
         raise MergeError(f"{method} takes no base; leave base out or use a task-vector method")
@@ -338,8 +325,6 @@ def _densities(density: float | Sequence[float], count: int) -> list[float]:
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:
-    if not tensors:
-        raise MergeError("there is no tensor to merge; give at least one")
     for tensor in tensors:
         if not tensor.is_floating_point():
             raise MergeError(f"{tensor.dtype} tensors are not merged; copy them, or convert them to floating point")
@@ -352,32 +337,30 @@ def _check_states(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str])
     """Refuse state dicts that do not fit each other; return each tied name with the name it is tied to."""
     first, tied, here = states[0], _ties(states[0]), labels[0]
     for state, there in zip(states[1:], labels[1:], strict=True):
-        for holder, extra in ((here, set(first) - set(state)), (there, set(state) - set(first))):
-            if extra:
-                names = ", ".join(sorted(extra)[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
-                raise MergeError(
-                    f"{names} is in {holder} but not in {there if holder == here else here}; merge models of one "
-                    "architecture (both with tied embeddings or both without)"
-                )
+        if first.keys() != state.keys():
+            extra, holder, other = sorted(first.keys() - state.keys()), here, there
+            if not extra:
+                extra, holder, other = sorted(state.keys() - first.keys()), there, here
+            names = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+            raise MergeError(
+                f"{names} is in {holder} but not in {other}; merge models of one architecture (both with tied "
+                "embeddings or both without)"
+            )
         for name in sorted(first):
             a, b = first[name], state[name]
             if a.shape != b.shape:
-                raise MergeError(
-                    f"{name} is {list(a.shape)} in {here} but {list(b.shape)} in {there}; "
-                    "merge models of one architecture and one vocabulary"
-                )
+                shapes = f"{list(a.shape)} in {here} but {list(b.shape)} in {there}"
+                raise MergeError(f"{name} is {shapes}; merge models of one architecture and one vocabulary")
             if a.is_floating_point() != b.is_floating_point():
                 raise MergeError(f"{name} is {a.dtype} in {here} but {b.dtype} in {there}; convert one of the models")
             if not a.is_floating_point() and not torch.equal(a, b):
                 raise MergeError(
-                    f"{name} holds {a.dtype} values that differ between {here} and {there}; "
-                    "such a buffer is copied, not merged: make them equal"
+                    f"{name} holds {a.dtype} values that differ between {here} and {there}; such a buffer is copied, "
+                    "not merged: make them equal"
                 )
-        for pair in sorted(set(tied.items()) ^ set(_ties(state).items())):
-            holder, other = (here, there) if pair[0] in tied else (there, here)
-            raise MergeError(
-                f"{pair[0]} shares its storage with {pair[1]} in {holder} but not in {other}; tie both or untie both"
-            )
+        for name, other in sorted(set(tied.items()) ^ set(_ties(state).items())):
+            pair = (here, there) if name in tied else (there, here)
+            raise MergeError(f"{name} shares its storage with {other} in {' but not in '.join(pair)}; tie both or untie both")
     return tied
 
 
@@ -387,8 +370,7 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     tied = {}
     for name in sorted(state):
         tensor = state[name]
-        if tensor.numel():
-            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if seen.setdefault(key, name) != name:
-                tied[name] = seen[key]
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            tied[name] = seen[key]
     return tied

@@ -38,14 +38,9 @@ class TrainingError(ValueError):
 class TrainingRecord(NamedTuple):
     """What a training run did."""
 
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens read."""
-    final_loss: float
-    """The last point of `losses`."""
-    losses: list[tuple[int, float]]
-    """(step, mean loss in nats per token since the point before)."""
+    steps: int  # optimizer steps
+    tokens: int  # tokens read
+    losses: list[tuple[int, float]]  # (step, mean loss in nats per token since the point before)
 
 
 def train_model(
@@ -82,8 +77,7 @@ def train_model(
     tokens, steps = count * first.shape[1], math.ceil(count / config.batch_size)
     settings = {"config": config.model_dump(), "total_tokens": total_tokens, "lr": lr, "seed": seed}
     settings |= {"lora": lora.model_dump() if lora else None, "weights": state_hash(model.state_dict())}
-    settings |= {"data": [blocks.blocks_per_pass, *first[0, :16].tolist()]}
-    _claim(folder, settings)
+    _claim(folder, settings | {"data": [blocks.blocks_per_pass, *first[0, :16].tolist()]})
     if next(model.parameters()).device.type == "cpu":
         keep_large_buffers()
     training, cache = model.training, getattr(model.config, "use_cache", None)
@@ -106,7 +100,7 @@ def train_model(
             model.config.use_cache = cache
     model.zero_grad(set_to_none=True)
     model.train(training)
-    return TrainingRecord(steps, tokens, losses[-1][1], losses)
+    return TrainingRecord(steps, tokens, losses)
 
 
 class _BlockDataset(torch.utils.data.Dataset):
@@ -118,15 +112,12 @@ class _BlockDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        return {name: value[0] for name, value in self.__getitems__([position]).items()}
-
     def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
         taken = self.blocks.take(positions[0], positions[-1] + 1)
         if int(taken.max()) >= self.vocab_size:
             raise ValueError(
-                f"block {positions[0]} ff. hold token {int(taken.max())}, the model knows {self.vocab_size}; "
-                "train with the tokenizer of the model"
+                f"block {positions[0]} ff. hold token {int(taken.max())}, the model knows {self.vocab_size}; train with "
+                "the tokenizer of the model"
             )
         ids = torch.from_numpy(np.ascontiguousarray(taken, dtype=np.int64))
         return {"input_ids": ids, "labels": ids}
@@ -174,13 +165,11 @@ def _trainer(
     parts = trunk_and_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
     class ChunkedTrainer(Trainer):
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *more: Any, **kwargs: Any) -> Any:
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
                 # A wrapped model (several GPUs) must be called whole.
                 if parts is None or return_outputs or model is not self.model:
-                    return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                    return super().compute_loss(model, inputs, return_outputs, *more, **kwargs)
                 return next_token_loss(*parts, inputs["input_ids"], dtype)
 
         def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
