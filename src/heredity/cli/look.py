@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, text
 from heredity.engine.store import Store
 from heredity.study import CaseConfig, load_study
-from heredity.study.faults import first_fault
+from heredity.study.graph import first_fault
 
 
 @app.command()

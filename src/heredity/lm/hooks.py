@@ -245,5 +245,7 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
 def _attribute(config: Any, *names: str) -> int:
     value = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
     if value is None:
-        raise HookPointError(f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'")
+        raise HookPointError(
+            f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'"
+        )
     return int(value)

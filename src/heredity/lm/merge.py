@@ -360,7 +360,9 @@ def _check_states(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str])
                 )
         for name, other in sorted(set(tied.items()) ^ set(_ties(state).items())):
             pair = (here, there) if name in tied else (there, here)
-            raise MergeError(f"{name} shares its storage with {other} in {' but not in '.join(pair)}; tie both or untie both")
+            raise MergeError(
+                f"{name} shares its storage with {other} in {' but not in '.join(pair)}; tie both or untie both"
+            )
     return tied
 
 
