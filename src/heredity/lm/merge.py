@@ -60,7 +60,7 @@ def merge_states(
     Raises `MergeError`, naming the tensor, for keys, shapes, dtypes or ties that differ, unequal integers, and weights
     that are not finite; and for arguments that the method does not take.
     """
-    _check_arguments(method, len(states), t, weights, density, base)
+    _check_arguments(method, len(states), t, weights, base)
     labels = [f"parent {i}" for i in range(1, len(states) + 1)] + (["base"] if base is not None else [])
     everyone = [*states, base] if base is not None else list(states)
     tied = _check_states(everyone, labels)
@@ -86,7 +86,7 @@ def merge_states(
                 result = task_arithmetic(tensors[-1], parents, mix, normalize=normalize is True)
             else:
                 result = ties(tensors[-1], parents, mix, density, normalize=normalize is not False)
-            reports.append(_report(name, result, tensors, labels, cos, used, shares))
+            reports.append(_report(name, result, dict(zip(labels, tensors, strict=True)), cos, used, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
         merged[name] = result
@@ -104,14 +104,14 @@ def compare_states(
     Empty unless there are two models to compare, the base counted. Raises `MergeError` for weights that are not finite.
     """
     everyone = [*states, base] if base is not None else list(states)
-    labels = [f"model {i}" for i in range(1, len(everyone) + 1)]
     shares, reports = [1 / max(1, len(states))] * len(states), []
     for name in sorted(set(merged) - set(_ties(merged))):
         tensors = [state[name] for state in everyone if name in state and state[name].shape == merged[name].shape]
         if len(tensors) < max(2, len(everyone)):
             continue
         try:
-            reports.append(_report(name, merged[name], tensors, labels, cosine(*tensors[:2]), method, shares))
+            labeled = {f"model {i}": tensor for i, tensor in enumerate(tensors, start=1)}
+            reports.append(_report(name, merged[name], labeled, cosine(*tensors[:2]), method, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
     return reports
@@ -158,15 +158,12 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     """Σ wᵢ xᵢ / Σ wᵢ (without the division if `normalize` is off), in float32, in the dtype of the first tensor.
 
     Dividing by the sum is mergekit's default. A tensor of weight 0 is left out, so that weights (1, 0) return the
-    first tensor bit for bit. Raises `MergeError` for different shapes, or weights that are not one per tensor, not
+    first tensor bit for bit. Raises `MergeError` for different shapes, and weights that are not one per tensor, not
     finite, or sum to 0.
     """
     _check_tensors(tensors)
-    _check_weights(weights, len(tensors))
-    total = sum(weights) if normalize else 1.0
-    if total == 0:
-        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
-    merged = None
+    _check_weights(weights, len(tensors), normalize)
+    total, merged = sum(weights) if normalize else 1.0, None
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight:
             term = tensor.to(_working(tensors[0])) * (weight / total)
@@ -181,12 +178,10 @@ def task_arithmetic(
 
     Source: Ilharco et al. 2023, section 2. Raises `MergeError` as `linear` does.
     """
+    _check_weights(weights, len(tensors), normalize)
     vectors = _task_vectors(base, tensors, weights)
     total: Tensor = sum(vectors[1:], start=vectors[0])
-    divisor = sum(weights)
-    if normalize and abs(divisor) < _NO_DIRECTION:
-        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
-    return (base.to(total.dtype) + (total / divisor if normalize else total)).to(base.dtype)
+    return (base.to(total.dtype) + (total / sum(weights) if normalize else total)).to(base.dtype)
 
 
 def ties(
@@ -207,6 +202,7 @@ def ties(
     Source: Yadav et al. 2023, algorithm 1; sign method "sum", weights and normalization as in mergekit.
     Raises `MergeError` as `linear` does, and for a density outside (0, 1].
     """
+    _check_weights(weights, len(tensors), divide=False)
     weighted = _task_vectors(base, tensors, weights, _densities(density, len(tensors)))
     total: Tensor = sum(weighted[1:], start=weighted[0])
     elected = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
@@ -222,7 +218,6 @@ def _task_vectors(
 ) -> list[Tensor]:
     """wᵢ (xᵢ − base), each trimmed to its density first."""
     _check_tensors([base, *tensors])
-    _check_weights(weights, len(tensors))
     vectors = [tensor.to(_working(base)) - base.to(_working(base)) for tensor in tensors]
     for i, density in enumerate(densities or ()):
         vector = vectors[i].reshape(-1)
@@ -248,17 +243,11 @@ def _norm(a: Tensor) -> float:
 
 
 def _report(
-    name: str,
-    merged: Tensor,
-    tensors: Sequence[Tensor],
-    labels: Sequence[str],
-    cos: float,
-    method: str,
-    shares: Sequence[float],
+    name: str, merged: Tensor, tensors: Mapping[str, Tensor], cos: float, method: str, shares: Sequence[float]
 ) -> TensorReport:
     """`tensors` are the parents', then the base's; `shares` the weights with which the parents' norms are averaged."""
-    norms, size = [_norm(tensor) for tensor in tensors], _norm(merged)
-    for label, parent in zip(labels, norms, strict=True):
+    norms, size = [_norm(tensor) for tensor in tensors.values()], _norm(merged)
+    for label, parent in zip(tensors, norms, strict=True):
         if not math.isfinite(parent):
             raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
     if not math.isfinite(size):
@@ -268,14 +257,7 @@ def _report(
     return TensorReport(name, math.degrees(math.acos(cos)), cos, method, ratio, norms[0], norms[1])
 
 
-def _check_arguments(
-    method: str,
-    parents: int,
-    t: float | None,
-    weights: Sequence[float] | None,
-    density: float | Sequence[float],
-    base: object,
-) -> None:
+def _check_arguments(method: str, parents: int, t: float | None, weights: Sequence[float] | None, base: object) -> None:
     if method not in get_args(Method):
         known = ", ".join(get_args(Method))
         raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
@@ -297,9 +279,6 @@ def _check_arguments(
         raise MergeError(f"{method} takes weights, one per parent, and no t; give weights")
     if t is not None:
         _check_t(t)
-    if weights is not None:
-        _check_weights(weights, parents)
-    _densities(density, parents)
 
 
 def _check_t(t: float) -> None:
@@ -307,11 +286,13 @@ def _check_t(t: float) -> None:
         raise MergeError(f"t={t} is outside [0, 1]; 0 is the first parent, 1 the second")
 
 
-def _check_weights(weights: Sequence[float], count: int) -> None:
+def _check_weights(weights: Sequence[float], count: int, divide: bool) -> None:
     if len(weights) != count:
         raise MergeError(f"weights={list(weights)} are {len(weights)} for {count} parents; give one weight per parent")
     if not all(math.isfinite(weight) for weight in weights):
         raise MergeError(f"weights={list(weights)} are not all finite; give plain numbers")
+    if divide and abs(sum(weights)) < _NO_DIRECTION:
+        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
 
 
 def _densities(density: float | Sequence[float], count: int) -> list[float]:

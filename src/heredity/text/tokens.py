@@ -103,11 +103,7 @@ class BlockSampler:
     """
 
     def __init__(
-        self,
-        packs: Mapping[str, PackedTokens],
-        context_size: int,
-        seed: int,
-        shares: Mapping[str, float] | None = None,
+        self, packs: Mapping[str, PackedTokens], context_size: int, seed: int, shares: Mapping[str, float] | None = None
     ) -> None:
         """Without `shares`, a pass is one permutation of the union of all blocks, so that corpora count by their size.
 
