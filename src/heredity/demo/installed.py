@@ -120,10 +120,8 @@ def _files(
         subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
         for name in names:
             path = f"{parent}/{name}"
-            unwanted = (
-                name.startswith("_sysconfigdata") if name.endswith(".py") else re.match(_NO_DOCUMENTATION, name, re.I)
-            )
-            if path.endswith(endings) and not unwanted:
+            unwanted = "_sysconfigdata" if name.endswith(".py") else _NO_DOCUMENTATION
+            if path.endswith(endings) and not re.match(unwanted, name, re.IGNORECASE):
                 items.append((prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
     return items
 

@@ -72,6 +72,13 @@ def stories(count: int | None, seed: int) -> Iterator[str]:
 def story(rng: random.Random) -> str:
     """One story of 80 to 250 words, in one or more paragraphs."""
     words = grammar()
+    slots: Row = {}
+
+    def value(match: re.Match[str]) -> str:
+        first, rest = match.groups()
+        word = slots[first.lower() + rest]
+        return word if first.islower() else word[0].upper() + word[1:]
+
     while True:
         slots = _slots(rng)
         parts = [rng.choice(words.opening)]
@@ -82,21 +89,10 @@ def story(rng: random.Random) -> str:
             if rng.random() < _MIDDLE:
                 parts += [" ", rng.choice(words.middle)]
         parts += [" ", rng.choice(words.ending)]
-        text = _filled("".join(parts), slots, rng)
+        text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), "".join(parts))
+        text = _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))  # `an` before a vowel
         if len(text.split()) in _WORDS:
             return text
-
-
-def _filled(text: str, slots: Row, rng: random.Random) -> str:
-    """Resolve choices, then slots, then `a` before a vowel."""
-
-    def value(match: re.Match[str]) -> str:
-        first, rest = match.groups()
-        word = slots[first.lower() + rest]
-        return word if first.islower() else word[0].upper() + word[1:]
-
-    text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
-    return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
 
 
 def _slots(rng: random.Random) -> Row:

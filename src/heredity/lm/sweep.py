@@ -59,11 +59,11 @@ def sweep(
 ) -> Sweep:
     """Accuracy of the merge of two parents on both parents' validation sets, for a grid of t and at the equilibrium.
 
-    The merged weights are written into `model` (a model of the parents' architecture) without touching the disk; its
-    weights are overwritten, and are those of the equilibrium in the end. `blocks` holds the two parents' names, first
-    and second, each with its corpora's validation blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1
-    included. Where the difference of the two accuracies changes sign between two of them, bisection narrows the
-    bracket to `tolerance` and the equilibrium is interpolated in it (see `crossing` for the choice among several).
+    The merged weights overwrite those of `model` (of the parents' architecture) in memory, in the end with those of
+    the equilibrium. `blocks` holds the two parents' names, first and second, each with its corpora's validation
+    blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1 included. Where the difference of the two
+    accuracies changes sign between two of them, bisection narrows the bracket to `tolerance` and the equilibrium is
+    interpolated in it (see `crossing` for the choice among several).
 
     Intervals resample blocks (seeded by `seed`), each parent's separately and the same blocks at every t.
     `evaluate(model, blocks, batch_size, precision)` stands in for `heredity.lm.evaluate.evaluate`.
@@ -93,7 +93,8 @@ class Bench:
         """Check the states against each other and the model; arguments and errors as in `sweep`."""
         if method not in ("slerp", "linear"):
             raise MergeError(f"{method} has no t to sweep; use slerp or linear, or give weights instead of t")
-        self._model, self._method, self._blocks, self._precision = model, method, blocks, precision
+        self._model, self._method, self._blocks = model, method, blocks
+        self._precision: Precision = precision
         self._evaluate = evaluate or next_token_quality
         self._t: float | None = None
         reports, targets = merge_states([first, second], method, 0.5)[1], model.state_dict()

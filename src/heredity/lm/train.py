@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -265,10 +265,10 @@ def is_whole(checkpoint: Path, tensors: Collection[str] = ()) -> bool:
         return False
 
 
-def _claim(folder: Path, settings: dict[str, object]) -> None:
+def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     """Record in `folder` which run its checkpoints belong to; ValueError, by key, for those of another run."""
     folder.mkdir(parents=True, exist_ok=True)
-    note, now = folder / "run.json", json.loads(json.dumps(settings))
+    note, now = folder / "run.json", json.loads(json.dumps(dict(settings)))
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
