@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.metrics import explained_variance, mse
+from heredity.metrics import Variance
 from heredity.stitch.affine import Affine, Stitch, stitch_quality
 from heredity.stitch.fit import batch_loss
 from heredity.stitch.moments import Moments, MomentStream
@@ -68,9 +68,11 @@ def test_quality_from_moments_is_that_of_the_tokens():
     quality = stitch_quality(stitch, moments_of((a, b)), alpha=0.7)
     images = (b, exact.up(a)), (a, exact.down(b)), (a, exact.down(exact.up(a))), (b, exact.up(exact.down(b)))
     for part, (x, x_hat) in zip(quality[:4], images, strict=True):
-        assert part.r2 == pytest.approx(explained_variance(x, x_hat), rel=1e-9)
-        assert part.mse == pytest.approx(mse(x, x_hat), rel=1e-9)
-        dims = [explained_variance(x[:, [i]], x_hat[:, [i]]) for i in range(x.shape[1])]
+        whole = Variance().update(x, x_hat).result()
+        assert part.r2 == pytest.approx(whole.explained_variance, rel=1e-9)
+        assert part.mse == pytest.approx(whole.mse, rel=1e-9)
+        each = [Variance().update(x[:, [i]], x_hat[:, [i]]).result() for i in range(x.shape[1])]
+        dims = [one.explained_variance for one in each]
         np.testing.assert_allclose(part.r2_by_dim, dims, rtol=1e-9)
     assert quality.loss == pytest.approx(float(batch_loss(exact, a, b, 0.7)), rel=1e-9)
 

@@ -32,7 +32,7 @@ def merge(
 ) -> None:
     """Merge models into one folder, with a report for every tensor."""
     with errors(debug):
-        from heredity.lm.merge_folders import merge_folders
+        from heredity.lm.recipe import merge_folders
 
         numbers = _numbers(weights) if weights else None
         result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
