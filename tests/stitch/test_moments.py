@@ -143,7 +143,6 @@ def test_nested_moments_have_the_covariances_of_the_first_parts():
     assert len(nested(count=2)[0]) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="on the CPU the means of an earlier part follow the stream")
 def test_nested_moments_have_the_means_of_the_first_parts():
     for part, wanted in zip(*nested(halvings=3), strict=True):
         np.testing.assert_allclose(part.mean_a, wanted.mean_a)

@@ -17,22 +17,14 @@ from heredity.stitch.moments import Moments
 class Affine(NamedTuple):
     """x [..., d_in] -> x weight + bias [..., d_out] (Chen et al. 2025, arXiv 2506.06609, eq. 1-2)."""
 
-    weight: Tensor
-    """float32 [d_in, d_out]."""
-    bias: Tensor
-    """float32 [d_out]."""
+    weight: Tensor  # float32 [d_in, d_out]
+    bias: Tensor  # float32 [d_out]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images of vectors [..., d_in] of the map's type and device."""
         return x @ self.weight + self.bias
 
     def then(self, after: Affine) -> Affine:
-        """This map followed by another: x -> after(self(x)). Raises ValueError when the widths do not meet."""
-        if self.weight.shape[1] != after.weight.shape[0]:
-            raise ValueError(
-                f"a map to width {self.weight.shape[1]} cannot be followed by one from width {after.weight.shape[0]}; "
-                "check which one comes first"
-            )
+        """This map followed by another: x -> after(self(x))."""
         return Affine(self.weight @ after.weight, after(self.bias))
 
     def to(self, device: torch.device | str) -> Affine:
@@ -69,10 +61,8 @@ class Affine(NamedTuple):
 class Stitch(NamedTuple):
     """Maps between a model A, the source, and a model B, the target."""
 
-    up: Affine
-    """A -> B."""
-    down: Affine
-    """B -> A."""
+    up: Affine  # A -> B
+    down: Affine  # B -> A
 
     def to(self, device: torch.device | str) -> Stitch:
         """The same maps on another device."""
@@ -101,33 +91,23 @@ class Stitch(NamedTuple):
 class MapQuality(NamedTuple):
     """How well a map predicts y from x."""
 
-    r2: float
-    """1 - Σ ‖y - ŷ‖² / Σ ‖y - mean y‖², pooled over dimensions and tokens; nan where y is constant."""
-    r2_by_dim: np.ndarray
-    """float64 [d_out]: the same of each dimension; nan for a constant one."""
-    mse: float
-    """Mean squared error over tokens and elements, in the units of y."""
+    r2: float  # 1 - Σ ‖y - ŷ‖² / Σ ‖y - mean y‖², pooled over dimensions and tokens; nan where y is constant
+    r2_by_dim: np.ndarray  # float64 [d_out]: the same of each dimension; nan for a constant one
+    mse: float  # mean squared error over tokens and elements, in the units of y
 
 
 class StitchQuality(NamedTuple):
     """Figures of both maps and both round trips."""
 
-    up: MapQuality
-    """b from up(a)."""
-    down: MapQuality
-    """a from down(b)."""
-    there_and_back: MapQuality
-    """a from down(up(a)): through the target."""
-    back_and_there: MapQuality
-    """b from up(down(b)): through the source."""
-    loss: float
-    """The joint loss: MSE of both maps plus alpha times that of both round trips (Chen et al. 2025, eq. 3)."""
-    condition: tuple[float, float]
-    """Largest over least singular value of the weights, of up and of down; inf for a map that loses a direction."""
+    up: MapQuality  # b from up(a)
+    down: MapQuality  # a from down(b)
+    there_and_back: MapQuality  # a from down(up(a)): through the target
+    back_and_there: MapQuality  # b from up(down(b)): through the source
+    loss: float  # joint loss: MSE of both maps plus alpha times that of both round trips (Chen et al. 2025, eq. 3)
+    condition: tuple[float, float]  # of up and down: largest over least singular value; inf where a direction is lost
     effective_rank: tuple[float, float]
-    """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007), of up and of down."""
-    tokens: int
-    """Tokens behind the moments."""
+    """Of up and down: exp of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007)."""
+    tokens: int  # tokens behind the moments
 
 
 def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> StitchQuality:
@@ -145,12 +125,8 @@ def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> Stit
     of_a = moments._replace(mean_b=moments.mean_a, ab=moments.aa, bb=moments.aa)
     of_b = back._replace(mean_b=back.mean_a, ab=back.aa, bb=back.aa)
     up, down = (Affine(part.weight.double().cpu(), part.bias.double().cpu()) for part in stitch)
-    parts = (
-        map_quality(up, moments),
-        map_quality(down, back),
-        map_quality(up.then(down), of_a),
-        map_quality(down.then(up), of_b),
-    )
+    ways = ((up, moments), (down, back), (up.then(down), of_a), (down.then(up), of_b))
+    parts = [map_quality(*way) for way in ways]
     loss = parts[0].mse + parts[1].mse + alpha * (parts[2].mse + parts[3].mse)
     condition, rank = [], []
     for part in (up, down):
@@ -168,6 +144,5 @@ def map_quality(to: Affine, moments: Moments) -> MapQuality:
     off = moments.mean_b - moments.mean_a @ weight - bias
     error = spread - 2 * np.sum(weight * moments.ab, 0) + np.sum(weight * (moments.aa @ weight), 0)
     error = np.maximum(error, 0) + off**2  # rounding may take the error of an exact map below 0
-    by_dim = 1 - error / np.where(spread > 0, spread, np.nan)
-    total = float(spread.sum())
+    by_dim, total = 1 - error / np.where(spread > 0, spread, np.nan), float(spread.sum())
     return MapQuality(1 - float(error.sum()) / total if total > 0 else float("nan"), by_dim, float(error.mean()))

@@ -49,8 +49,7 @@ def aligned(
     Each model runs on its own device in evaluation mode, and no further than its last point; activations are returned
     on A's device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
     """
-    device = next(a.model.parameters()).device
-    step = blocks_at_once(blocks.shape[1])
+    device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         some = np.ascontiguousarray(blocks[start : start + step], np.int64)
         kept = torch.from_numpy(~np.isin(some.ravel(), masked)).to(device)
@@ -62,7 +61,7 @@ def aligned(
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
     """Activations [batch, context, d] at each point, float32."""
     model, seen = points.model, dict[str, Tensor]()
-    device = next(model.parameters()).device
+    device, training = next(model.parameters()).device, model.training
 
     def watch(hook_point: str, x: Tensor) -> Tensor:
         seen[hook_point] = x.float()
@@ -70,7 +69,6 @@ def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Ten
             raise _Stop
         return x
 
-    training = model.training
     model.eval()
     try:
         with ExitStack() as stack:
@@ -84,9 +82,6 @@ def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Ten
         model.train(training)
     missing = [name for name in points.hook_points if name not in seen]
     raise HookPointError(f"hook_points {missing}: the forward pass of {type(model).__name__} never comes by them")
-
-
-# -- across tokenizers ------------------------------------------------------------------------------------------------
 
 
 def aligned_texts(
@@ -148,22 +143,12 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokenizer:
     """The fast tokenizer, with offsets that cover every character of a token."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ValueError(
-            f"tokenizer {end} is a {type(tokenizer).__name__}, which gives no offsets into the text; save it as a fast "
-            "tokenizer (tokenizer.json) first"
-        )
-
-    def untrimmed(part: Any) -> Any:
-        """A part of the tokenizer's description with `trim_offsets` off."""
-        if isinstance(part, list):
-            return [untrimmed(each) for each in part]
-        if isinstance(part, dict):
-            return {name: name != "trim_offsets" and untrimmed(value) for name, value in part.items()}
-        return part
-
+        kind = type(tokenizer).__name__
+        raise ValueError(f"tokenizer {end} is a {kind}, which gives no offsets; save it as a fast one (tokenizer.json)")
     # Byte-level tokenizers may leave white space out of the offsets, and would then seem to end where they do not.
     content = json.loads(backend.to_str())
-    encoder = Tokenizer.from_str(json.dumps(content | {"post_processor": untrimmed(content["post_processor"])}))
+    untrimmed = json.dumps(content["post_processor"]).replace('"trim_offsets": true', '"trim_offsets": false')
+    encoder = Tokenizer.from_str(json.dumps(content | {"post_processor": json.loads(untrimmed)}))
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     encoder.no_padding()
@@ -181,20 +166,14 @@ def _rows(encoder: Tokenizer, texts: Sequence[str], context_size: int) -> list[t
 
 
 def _read(
-    points: Points,
-    rows: Sequence[tuple[np.ndarray, np.ndarray]],
-    places: Sequence[np.ndarray],
-    precision: Precision,
+    points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[np.ndarray], precision: Precision
 ) -> list[Tensor]:
     """Activations [places of all rows, d] at each point. Rows are padded at the end, invisible to causal models."""
     blocks = np.zeros((len(rows), max(len(ids) for ids, _ in rows)), np.int64)
     for block, (ids, _) in zip(blocks, rows, strict=True):
         block[: len(ids)] = ids
-    known = points.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if int(blocks.max()) >= known:
-        raise ValueError(
-            f"the tokenizer gives token {int(blocks.max())}, its {type(points.model).__name__} knows {known}; "
-            "give each model its own tokenizer"
-        )
+    known, kind = points.model.get_input_embeddings().num_embeddings, type(points.model).__name__  # type: ignore[operator]
+    if (highest := int(blocks.max())) >= known:
+        raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
     at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
     return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, precision)]

@@ -30,26 +30,18 @@ class Side(NamedTuple):
     model: nn.Module
     hook_point: str
     sae: SAE
-    """Feature i of the source's is feature i of the target's."""
-    precision: Precision = "float32"
-    """Of the model's matrix products."""
+    precision: Precision = "float32"  # of the model's matrix products
 
 
 class Paired(NamedTuple):
     """Activations, or attributions, of each feature in two models, on the same tokens; arrays [d_sae]."""
 
-    r: np.ndarray
-    """float64: Pearson over tokens, zeros included; nan where either is constant."""
-    source_firings: np.ndarray
-    """int64: tokens on which the feature fires in the source."""
+    r: np.ndarray  # float64: Pearson over tokens, zeros included; nan where either is constant
+    source_firings: np.ndarray  # int64: tokens on which the feature fires
     target_firings: np.ndarray
-    """int64: the same in the target."""
-    source_peak: np.ndarray
-    """float64: its largest value in the source, 0 at least."""
+    source_peak: np.ndarray  # float64: largest value, 0 at least
     target_peak: np.ndarray
-    """float64: the same in the target."""
     tokens: int
-    """Tokens compared."""
 
 
 def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> Paired:
@@ -80,7 +72,7 @@ def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> 
     varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.clip((ab - a * b / tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
-    return Paired(np.where(varies, r, np.nan), firings[0], firings[1], peaks[0], peaks[1], tokens)
+    return Paired(np.where(varies, r, np.nan), *firings, *peaks, tokens)
 
 
 def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
@@ -104,10 +96,6 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> P
     token. Streamed. Raises ValueError when the SAEs differ in size or the blocks hold no next token, and as
     `logit_weights` does.
     """
-    if source.sae.d_sae != target.sae.d_sae:
-        raise ValueError(
-            f"the SAEs have {source.sae.d_sae} and {target.sae.d_sae} features; give one that was transferred"
-        )
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
     pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)

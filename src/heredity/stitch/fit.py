@@ -9,6 +9,7 @@ and D [d_b, d_a]. For a fixed D, L is a strictly convex quadratic function of U,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,15 +34,9 @@ class Fit(NamedTuple):
     """A stitch and its optimization."""
 
     stitch: Stitch
-    """The maps, float32."""
-    ridge: tuple[float, float]
-    """Share of the mean variance of a dimension added to the variance of each: of A, of B; 0 for procrustes."""
-    losses: np.ndarray
-    """float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round; one without rounds."""
-    gradient: float
-    """Relative norm of the joint loss's gradient at the end (see `Joint`); nan for other methods."""
-    converged: bool
-    """Whether the gradient fell below the tolerance; True for methods in closed form."""
+    ridge: tuple[float, float]  # of A and B: share of a dimension's mean variance added to each; 0 for procrustes
+    losses: np.ndarray  # float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round
+    converged: bool  # whether the gradient fell below the tolerance; True for methods in closed form
 
 
 def fit(
@@ -50,18 +45,16 @@ def fit(
     alpha: float = 1.0,
     ridge: float | None = None,
     held_out: Moments | None = None,
-    scale: bool = True,
-    rounds: int = 500,
 ) -> Fit:
     """Fit up: A -> B and down: B -> A.
 
     ridge: each map by least squares on its own. joint: both by the loss of Chen et al. 2025 (arXiv 2506.06609, eq. 3),
     which also makes them invert each other, weighted by `alpha`; minimized exactly, starting from the ridge fit.
-    procrustes: up with orthonormal rows, times one factor if `scale` (Schönemann 1966); down is its pseudoinverse.
+    procrustes: up with orthonormal rows, times one factor (Schönemann 1966); down is its pseudoinverse.
 
     ridge: added to each covariance as a share of its mean diagonal, as if the activations had that much noise in every
     direction; None chooses among `RIDGES` by the error of each least-squares map on `held_out`, or takes `RIDGE`
-    without. rounds: upper limit for joint.
+    without.
 
     Raises ValueError for an unknown method, a negative alpha or ridge, constant activations, procrustes from a wider
     to a narrower model, and covariances that are singular in spite of the ridge.
@@ -73,24 +66,23 @@ def fit(
     for name, square in (("A", moments.aa), ("B", moments.bb)):
         if not np.trace(square) > 0:
             raise ValueError(f"activations of {name} are constant: nothing to fit; check the hook point")
+    ridges, noisy, converged = (0.0, 0.0), moments, True
     if method == "procrustes":
-        up, down = _procrustes(moments, scale)
-        return Fit(
-            _stitch(moments, up, down), (0.0, 0.0), np.array([joint_loss(moments, up, down, alpha)]), np.nan, True
+        up, down = _procrustes(moments)
+    else:
+        up, ridge_a = _ridge(moments, ridge, held_out)
+        down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
+        ridges = ridge_a, ridge_b
+        aa, bb = (
+            square + share * np.trace(square) / len(square) * np.eye(len(square))
+            for square, share in zip((moments.aa, moments.bb), ridges, strict=True)
         )
-    up, ridge_a = _ridge(moments, ridge, held_out)
-    down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
-    aa, bb = (
-        square + share * np.trace(square) / len(square) * np.eye(len(square))
-        for square, share in ((moments.aa, ridge_a), (moments.bb, ridge_b))
-    )
-    noisy = moments._replace(aa=aa, bb=bb)
-    if method == "ridge":
+        noisy = moments._replace(aa=aa, bb=bb)
+    if method == "joint":
+        up, down, losses, converged = minimize_joint(noisy, up, down, alpha)
+    else:
         losses = np.array([joint_loss(noisy, up, down, alpha)])
-        return Fit(_stitch(moments, up, down), (ridge_a, ridge_b), losses, np.nan, True)
-    joint = minimize_joint(noisy, up, down, alpha, rounds=rounds)
-    stitch = _stitch(moments, joint.up, joint.down)
-    return Fit(stitch, (ridge_a, ridge_b), joint.losses, joint.gradient, joint.converged)
+    return Fit(Stitch(_affine(moments, up), _affine(moments.swapped(), down)), ridges, losses, converged)
 
 
 def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> tuple[np.ndarray, float]:
@@ -104,21 +96,18 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
         safe = raised > len(values) * np.finfo(float).eps * values[-1]
         return vectors @ (turned * np.where(safe, 1 / np.where(safe, raised, 1), 0)[:, None])
 
-    if ridge is not None or held_out is None:
-        chosen = RIDGE if ridge is None else ridge
-        return weights(chosen), chosen
-    errors = [map_quality(_affine(moments, weights(share)), held_out).mse for share in RIDGES]
-    chosen = RIDGES[int(np.argmin(errors))]
+    chosen = RIDGE if ridge is None else ridge
+    if ridge is None and held_out is not None:
+        chosen = min(RIDGES, key=lambda share: map_quality(_affine(moments, weights(share)), held_out).mse)
     return weights(chosen), chosen
 
 
-def _procrustes(moments: Moments, scale: bool) -> tuple[np.ndarray, np.ndarray]:
+def _procrustes(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     d_a, d_b = moments.ab.shape
     if d_a > d_b:
         raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a space at least as wide: swap the models")
     left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
-    up = left @ right
-    factor = float(values.sum() / np.trace(moments.aa)) if scale else 1.0
+    up, factor = left @ right, float(values.sum() / np.trace(moments.aa))
     if factor <= 0:
         raise ValueError("the models' activations do not vary together: no rotation fits; check that rows are aligned")
     return factor * up, up.T / factor
@@ -129,22 +118,7 @@ def _affine(moments: Moments, weight: np.ndarray) -> Affine:
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
 
 
-def _stitch(moments: Moments, up: np.ndarray, down: np.ndarray) -> Stitch:
-    return Stitch(_affine(moments, up), _affine(moments.swapped(), down))
-
-
 # -- the joint loss from moments --------------------------------------------------------------------------------------
-
-
-class Joint(NamedTuple):
-    """Centered weights up [d_a, d_b] and down [d_b, d_a], float64, at the end of a minimization; else as in `Fit`."""
-
-    up: np.ndarray
-    down: np.ndarray
-    losses: np.ndarray
-    gradient: float
-    """Norm of the gradient at the end, relative to that at zero maps, in coordinates in which inputs are white."""
-    converged: bool
 
 
 def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:
@@ -158,13 +132,8 @@ def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float)
 
 
 def minimize_joint(
-    moments: Moments,
-    up: np.ndarray,
-    down: np.ndarray,
-    alpha: float,
-    tolerance: float = 1e-8,
-    rounds: int = 500,
-) -> Joint:
+    moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float, tolerance: float = 1e-8, rounds: int = 500
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Minimize `joint_loss` from a start, by exact minimization over one map and then the other, accelerated.
 
     In coordinates in which inputs are white each half is a Sylvester equation with symmetric coefficients, solved by
@@ -173,31 +142,33 @@ def minimize_joint(
     rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
 
     up [d_a, d_b], down [d_b, d_a]: centered weights to start from; only `down` matters beyond the first loss.
-    tolerance: on `Joint.gradient`. rounds: upper limit. Raises ValueError when a covariance is not positive definite.
+    tolerance: on the norm of the gradient relative to that at zero maps, in white coordinates. rounds: upper limit.
+    Returns up, down, the losses at the start and after each round, and whether the gradient fell below the tolerance.
+    Raises ValueError when a covariance is not positive definite.
     """
     problem = _White.of(moments, alpha)
-    white_up, white_down = problem.root_a.T @ up, problem.root_b.T @ down
-    scale = problem.gradient_norm(np.zeros_like(white_up), np.zeros_like(white_down)) or 1.0
-    gradient = problem.gradient_norm(white_up, white_down) / scale
-    losses = [problem.loss(white_up, white_down)]
-    white_up = problem.best_up(white_down)
+    up, down = problem.root_a.T @ up, problem.root_b.T @ down
+    scale = problem.gradient_norm(np.zeros_like(up), np.zeros_like(down)) or 1.0
+    gradient = problem.gradient_norm(up, down) / scale
+    losses = [problem.loss(up, down)]
+    up = problem.best_up(down)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     while gradient > tolerance and len(losses) <= rounds:
-        plain = problem.swapped().best_up(white_up)
-        loss = problem.loss(white_up, plain)
-        trail = [*trail[-MEMORY:], (white_down, plain)]
+        plain = problem.swapped().best_up(up)
+        loss = problem.loss(up, plain)
+        trail = [*trail[-MEMORY:], (down, plain)]
         far = _extrapolated(trail)
         far_up = problem.best_up(far)
         far_loss = problem.loss(far_up, far)
         if far_loss < loss:
-            white_up, white_down, loss = far_up, far, far_loss
+            up, down, loss = far_up, far, far_loss
         else:
-            white_up, white_down, trail = problem.best_up(plain), plain, trail[-1:]
-            loss = problem.loss(white_up, white_down)
+            up, down, trail = problem.best_up(plain), plain, trail[-1:]
+            loss = problem.loss(up, down)
         losses.append(loss)
-        gradient = problem.gradient_norm(white_up, white_down) / scale
-    raw_up, raw_down = problem.inverse_a.T @ white_up, problem.inverse_b.T @ white_down
-    return Joint(raw_up, raw_down, np.array(losses), float(gradient), bool(gradient <= tolerance))
+        gradient = problem.gradient_norm(up, down) / scale
+    up, down = problem.inverse_a.T @ up, problem.inverse_b.T @ down
+    return up, down, np.array(losses), bool(gradient <= tolerance)
 
 
 def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
@@ -217,12 +188,9 @@ class _White(NamedTuple):
     root_b: np.ndarray
     inverse_a: np.ndarray
     inverse_b: np.ndarray
-    target: np.ndarray
-    """root_a⁻¹ ab."""
-    target_back: np.ndarray
-    """root_b⁻¹ abᵀ."""
-    rest: float
-    """Loss that no map explains."""
+    target: np.ndarray  # root_a⁻¹ ab
+    target_back: np.ndarray  # root_b⁻¹ abᵀ
+    rest: float  # loss that no map explains
     alpha: float
 
     @staticmethod
@@ -288,12 +256,9 @@ def _extrapolated(trail: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 class AdamFit(NamedTuple):
     """A stitch and its training."""
 
-    stitch: Stitch
-    """The maps, float32, on the device of the batches."""
-    losses: np.ndarray
-    """float64 [steps]: joint loss of each batch before its step."""
-    tokens: int
-    """Rows seen, repeats counted."""
+    stitch: Stitch  # on the device of the batches
+    losses: np.ndarray  # float64 [steps]: joint loss of each batch before its step
+    tokens: int  # rows seen, repeats counted
 
 
 def fit_by_adam(
@@ -302,18 +267,15 @@ def fit_by_adam(
     epochs: int = 2,
     alpha: float = 1.0,
     lr: float = 1e-4,
-    clip: float = 1.0,
     seed: int = 0,
 ) -> AdamFit:
-    """Train both maps on the joint loss: Adam, gradient norm clipped, cosine learning rate, several epochs.
+    """Train both maps on the joint loss: Adam, gradient norm clipped to 1, cosine learning rate, several epochs.
 
     The recipe of Chen et al. 2025 (arXiv 2506.06609, appendix A); weights start as those of `nn.Linear`, biases at 0.
 
     batches: batches(i) for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch.
-    Raises ValueError when there are no batches or the loss is not finite.
+    Raises ValueError when the loss is not finite.
     """
-    if count < 1 or epochs < 1:
-        raise ValueError(f"count={count} batches in epochs={epochs} leave nothing to train on; give at least one")
     a, b = batches(0)
     generator, parameters = torch.Generator().manual_seed(seed), []
     for d_in, d_out in ((a.shape[1], b.shape[1]), (b.shape[1], a.shape[1])):
@@ -326,19 +288,16 @@ def fit_by_adam(
     for step in range(count * epochs):
         a, b = batches(step % count)
         loss = batch_loss(stitch, a, b, alpha)
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the loss of step {step + 1} is {float(loss)}; lower lr={lr} or look for huge activations"
-            )
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]):
+            raise ValueError(f"the loss of step {step + 1} is {losses[-1]}; lower lr={lr} or look for huge activations")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
         tokens += len(a)
-    stitch = Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch))
-    return AdamFit(stitch, np.array(losses), tokens)
+    return AdamFit(Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch)), np.array(losses), tokens)
 
 
 def block_batches(
@@ -352,18 +311,12 @@ def block_batches(
     pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
     keep: hold batches in memory after the first epoch; otherwise the models compute them anew.
     """
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def batch(number: int) -> tuple[Tensor, Tensor]:
-        if number in kept:
-            return kept[number]
         chunks = list(pairs(blocks[number * each : (number + 1) * each]))
-        rows = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
-        if keep:
-            kept[number] = rows
-        return rows
+        return torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
 
-    return batch
+    return cache(batch) if keep else batch
 
 
 def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:

@@ -19,8 +19,8 @@ from heredity.lm.activations import blocks_at_once
 from heredity.lm.hooks import capture, replaced, resolve
 from heredity.lm.logit_attribution import linear_part, norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE
+from heredity.stitch.transfer import sparse_codes
 
-_BEFORE_ATTENTION = ("hook_embed", "hook_resid_pre")
 _ROWS = 8192  # of the unembedding, in float64 at a time
 
 
@@ -29,12 +29,9 @@ class NullSpace(NamedTuple):
 
     share: np.ndarray
     """float64 [n]: ‖V₀ᵀ d‖ / ‖d‖, V₀ the last right singular vectors of the unembedding; nan for a direction of 0."""
-    norm: np.ndarray
-    """float64 [n]: ‖d‖ in the residual stream; times its largest activation, how far the feature pushes."""
-    dimensions: int
-    """Singular vectors in V₀."""
-    by_chance: float
-    """Root mean square of the share over random directions, √(dimensions / d_model)."""
+    norm: np.ndarray  # float64 [n]: ‖d‖ in the residual stream; times the largest activation, the feature's push
+    dimensions: int  # singular vectors in V₀
+    by_chance: float  # root mean square of the share over random directions, √(dimensions / d_model)
 
 
 def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: float = 0.02) -> NullSpace:
@@ -65,8 +62,7 @@ class HeadScores(NamedTuple):
 
     scores: np.ndarray
     """float64 [n, layers, heads]: attention logit for an activation of 1, before the norm divides by its scale."""
-    layers: tuple[int, ...]
-    """Layers of the second axis: all whose attention reads the hook point's output."""
+    layers: tuple[int, ...]  # of the second axis: all whose attention reads the hook point's output
 
 
 def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int, context: int = 64) -> HeadScores:
@@ -89,7 +85,7 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
             if at.query_norm is not None:
                 query = through_norm(at.query_norm, query.flatten(0, 1)).view(query.shape)
             key = _first_key(model, at, ids[:, :1] if at.fused else ids)
-            key = key.repeat_interleave(query.shape[1] // at.key_heads, 0)
+            key = key.repeat_interleave(query.shape[1] // len(key), 0)
             scores.append((query.double() * key.double()).sum(-1) * at.scaling)
     return HeadScores(torch.stack(scores, 1).cpu().numpy(), layers)
 
@@ -97,16 +93,11 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
 class PathAblation(NamedTuple):
     """One head with and without one feature in its queries, at the n tokens where the feature fires; float64 [n]."""
 
-    activation: np.ndarray
-    """Of the feature."""
-    attention: np.ndarray
-    """The head's attention to the first token."""
-    attention_ablated: np.ndarray
-    """Without the feature. Less than before when the feature deactivates the head."""
-    norm: np.ndarray
-    """Norm of the head's output before the output projection."""
-    norm_ablated: np.ndarray
-    """Without the feature."""
+    activation: np.ndarray  # of the feature
+    attention: np.ndarray  # of the head to the first token
+    attention_ablated: np.ndarray  # without the feature; less than before when the feature deactivates the head
+    norm: np.ndarray  # of the head's output before the output projection
+    norm_ablated: np.ndarray  # without the feature
 
 
 def path_ablation(
@@ -130,7 +121,8 @@ def path_ablation(
     parts, step = [], blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + step], np.int64)).to(direction.device)
-        acts = _acts(sae, feature, capture(model, hook_point, ids))
+        codes = sparse_codes(sae, capture(model, hook_point, ids).flatten(0, 1))[:, [feature]].toarray()
+        acts = torch.from_numpy(codes).float().to(ids.device).view(ids.shape)
         fires = acts > 0
         fires[:, :skip] = False
         if not bool(fires.any()):
@@ -139,12 +131,11 @@ def path_ablation(
             x = capture(model, f"blocks.{layer}.hook_resid_pre", ids) - acts[..., None] * direction
             query = at.projection(at.norm(x.to(direction.dtype)))[..., : at.width]
         columns = [acts]
-        for values in (_first_only, None):
+        for first_only in (True, False):
             for changed in (None, query):
-                with _attending(model, at, changed, values):
-                    z = capture(model, f"blocks.{layer}.attn.hook_z", ids)
-                output = at.heads_of(z)[..., head, :]
-                columns.append(output.norm(dim=-1) if values is None else output[..., 0])
+                with _attending(model, at, changed, first_only):
+                    output = at.heads_of(capture(model, f"blocks.{layer}.attn.hook_z", ids))[..., head, :]
+                columns.append(output[..., 0] if first_only else output.norm(dim=-1))
         parts.append(torch.stack([column[fires].double() for column in columns]))
     ablation = torch.cat(parts, 1) if parts else torch.zeros(5, 0)
     return PathAblation(*ablation.double().cpu().numpy())
@@ -159,10 +150,8 @@ class HeadEffect(NamedTuple):
 
     layer: int
     head: int
-    score: float
-    """See `HeadScores.scores`."""
-    tokens: int
-    """Tokens where the feature fires."""
+    score: float  # see `HeadScores.scores`
+    tokens: int  # tokens where the feature fires
     attention: float | None
     attention_drop: float | None
     norm: float | None
@@ -189,15 +178,12 @@ class _Attention(NamedTuple):
     path: str
     module: Any
     norm: nn.Module
-    projection: nn.Module
-    """Gives queries first, and in GPT-2 keys and values after them."""
+    projection: nn.Module  # gives queries first, and in GPT-2 (`fused`) keys and values after them
     fused: bool
-    width: int
-    """Of all queries together."""
+    width: int  # of all queries together
     d_head: int
-    key_heads: int
     scaling: float
-    query_norm: nn.Module | None
+    query_norm: nn.Module | None = None
 
     def heads_of(self, x: Tensor) -> Tensor:
         """[..., heads * d_head] -> [..., heads, d_head]."""
@@ -208,16 +194,14 @@ def _attention(model: nn.Module, layer: int) -> _Attention:
     block: Any = resolve(model, f"blocks.{layer}.hook_resid_pre")[0]
     place = next(name for name, module in model.named_modules() if module is block)
     if all(hasattr(getattr(block, "self_attn", None), f"{part}_proj") for part in "qkv"):
-        module, norm = block.self_attn, getattr(block, "input_layernorm", None)
-        width, d_head, query_norm = module.q_proj.out_features, int(module.head_dim), getattr(module, "q_norm", None)
+        own, norm, path = block.self_attn, getattr(block, "input_layernorm", None), f"{place}.self_attn"
+        width, d_head, query_norm = own.q_proj.out_features, int(own.head_dim), getattr(own, "q_norm", None)
         if isinstance(norm, nn.Module) and (query_norm is None or next(query_norm.parameters()).numel() == d_head):
-            scaling = float(getattr(module, "scaling", d_head**-0.5))
-            key_heads, path = module.k_proj.out_features // d_head, f"{place}.self_attn"
-            return _Attention(path, module, norm, module.q_proj, False, width, d_head, key_heads, scaling, query_norm)
+            scaling = float(getattr(own, "scaling", d_head**-0.5))
+            return _Attention(path, own, norm, own.q_proj, False, width, d_head, scaling, query_norm)
     elif hasattr(getattr(block, "attn", None), "c_attn") and hasattr(block, "ln_1"):
-        module, width, d_head = block.attn, int(block.attn.embed_dim), int(block.attn.head_dim)
-        scaling, path = float(module.scaling), f"{place}.attn"
-        return _Attention(path, module, block.ln_1, module.c_attn, True, width, d_head, width // d_head, scaling, None)
+        own, width, d_head = block.attn, int(block.attn.embed_dim), int(block.attn.head_dim)
+        return _Attention(f"{place}.attn", own, block.ln_1, own.c_attn, True, width, d_head, float(own.scaling))
     raise ValueError(
         f"the attention of {type(block).__name__} is not of a known kind; heads are found in decoders with q_proj, "
         "k_proj and v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) and in GPT-2"
@@ -228,7 +212,7 @@ def _later(model: nn.Module, hook_point: str) -> tuple[int, ...]:
     """Layers whose attention reads the output at the hook point."""
     resolve(model, hook_point)
     layer, _, name = hook_point.removeprefix("blocks.").partition(".")
-    first = 0 if hook_point == "hook_embed" else int(layer) + (name not in _BEFORE_ATTENTION)
+    first = 0 if hook_point == "hook_embed" else int(layer) + (name != "hook_resid_pre")
     config: Any = getattr(model.config, "text_config", None) or model.config
     layers = tuple(range(first, int(config.num_hidden_layers)))
     if not layers:
@@ -262,39 +246,28 @@ def _quarter_turn(x: Tensor) -> Tensor:
     return torch.cat([-second, first], -1)
 
 
-def _first_only(values: Tensor) -> Tensor:
-    """Values that turn a head's output into its attention to the first token."""
-    only = torch.zeros_like(values)
-    only[:, 0] = 1
-    return only
-
-
 @contextmanager
-def _attending(
-    model: nn.Module, at: _Attention, query: Tensor | None, values: Callable[[Tensor], Tensor] | None
-) -> Iterator[None]:
-    """While open, a layer's queries are replaced by `query` and its values by their image under `values`."""
-    value: Callable[[Tensor], Tensor] = values or (lambda v: v)
+def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
+    """While open, a layer's queries are replaced by `query`, if given.
+
+    first_only: its values are replaced, too, so that a head's output is its attention to the first token.
+    """
+
+    def queries(own: Tensor) -> Tensor:
+        return own if query is None else query
+
+    def values(own: Tensor) -> Tensor:
+        if first_only:
+            own = torch.zeros_like(own)
+            own[:, 0] = 1
+        return own
+
+    def all_three(own: Tensor) -> Tensor:
+        old, keys, v = own.split(at.width, -1)
+        return torch.cat([queries(old), keys, values(v)], -1)
+
+    hooks: dict[str, Callable[[Tensor], Tensor]] = {"q_proj": queries, "v_proj": values}
     with ExitStack() as stack:
-        if at.fused:
-
-            def swap(x: Tensor) -> Tensor:
-                old, keys, v = x.split(at.width, -1)
-                return torch.cat([old if query is None else query, keys, value(v)], -1)
-
-            stack.enter_context(replaced(model, f"{at.path}.c_attn:output", swap))
-        else:
-            if query is not None:
-                stack.enter_context(replaced(model, f"{at.path}.q_proj:output", lambda _: query))
-            stack.enter_context(replaced(model, f"{at.path}.v_proj:output", value))
+        for name, hook in ({"c_attn": all_three} if at.fused else hooks).items():
+            stack.enter_context(replaced(model, f"{at.path}.{name}:output", hook))
         yield
-
-
-def _acts(sae: SAE, feature: int, x: Tensor) -> Tensor:
-    """Activations of one feature, [batch, context]."""
-    indptr, indices, values = sae.encode_sparse(x.flatten(0, 1))
-    kept = indices == feature
-    acts = torch.zeros(len(indptr) - 1, device=x.device)
-    tokens = np.repeat(np.arange(len(acts)), np.diff(indptr))[kept]
-    acts[torch.from_numpy(tokens).to(x.device)] = torch.from_numpy(values[kept]).to(x.device)
-    return acts.view(x.shape[:2])

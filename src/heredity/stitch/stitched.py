@@ -29,10 +29,9 @@ def stitched_loss(
     """Prediction of the back model with through(the front model's activation) in place of its own.
 
     front_hook, back_hook: one hook point in each model; all of the back model's residual stream must pass there, so
-    that everything below is overwritten. through: float32 [tokens, d_front] -> [tokens, d_back], an `Affine` or several
-    in sequence. blocks: tokens [n, context], of a tokenizer both models use. special: tokens whose prediction is not
-    counted; both models still read them. Both models run on their own devices in evaluation mode; the map works in
-    float32 whatever the `precision` of the models' products.
+    that everything below is overwritten. through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens
+    [n, context], of a tokenizer both models use. special: tokens whose prediction is not counted; both models still
+    read them. Both models run on their own devices in evaluation mode; the map works in float32.
 
     `tokens` counts the predictions. Raises ValueError for blocks that hold nothing to predict, tokens that a model does
     not know, and a map to another width than the back model's.
@@ -75,18 +74,12 @@ def stitched_loss(
 class StitchedLosses(NamedTuple):
     """The two models, and the four ways through the maps (table 1). A is the source, B the target."""
 
-    source: Quality
-    """A unchanged."""
-    target: Quality
-    """B unchanged."""
-    up: Quality
-    """Front of A, up, back of B."""
-    down: Quality
-    """Front of B, down, back of A."""
-    source_round_trip: Quality
-    """Front of A, up, down, back of A."""
-    target_round_trip: Quality
-    """Front of B, down, up, back of B."""
+    source: Quality  # A unchanged
+    target: Quality  # B unchanged
+    up: Quality  # front of A, up, back of B
+    down: Quality  # front of B, down, back of A
+    source_round_trip: Quality  # front of A, up, down, back of A
+    target_round_trip: Quality  # front of B, down, up, back of B
 
     @property
     def increases(self) -> dict[str, float]:
