@@ -74,7 +74,7 @@ def test_repeats_count_once_and_what_two_classes_share_counts_for_none():
     assert len(found.texts) == 24 and "in both" not in found.texts
     # What is equal in the part that is used is a repeat.
     with pytest.raises(LabelError, match="class 'a' has 1 different texts of its own, 10 are needed"):
-        balanced({"a": [f"same start {i}" for i in range(20)], "b": a}, characters=10)
+        balanced({"a": ["same start " * 200 + str(i) for i in range(20)], "b": a})
 
 
 @pytest.mark.parametrize(

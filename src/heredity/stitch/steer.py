@@ -32,10 +32,8 @@ NONE = -1
 class Steering(NamedTuple):
     """A direction and the level it is clamped to."""
 
-    direction: np.ndarray
-    """float64 [d_in], unit norm."""
-    level: float
-    """Mean of <h, direction> over vectors of the wanted class."""
+    direction: np.ndarray  # float64 [d_in], unit norm
+    level: float  # mean of <h, direction> over vectors of the wanted class
 
 
 def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
@@ -50,17 +48,6 @@ def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
     if wanted.ndim != 2 or not len(wanted) or wanted.shape[1:] != direction.shape:
         raise ValueError(f"vectors of shape {wanted.shape} give no level to a direction {direction.shape}")
     return Steering(direction / length, float((wanted @ direction).mean() / length))
-
-
-def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
-    """unit(mean pos - mean neg) for vectors at tokens of the wanted class [n, d_in] and of another class [m, d_in].
-
-    Raises as `leveled` does, and ValueError when there are no vectors of the other class.
-    """
-    pos, neg = np.asarray(pos, np.float64), np.asarray(neg, np.float64)
-    if neg.ndim != 2 or pos.shape[1:] != neg.shape[1:] or not len(pos) or not len(neg):
-        raise ValueError(f"pos {pos.shape} and neg {neg.shape} must be [n, d_in] and [m, d_in], none of them empty")
-    return leveled(pos.mean(0) - neg.mean(0), pos)
 
 
 def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> float:
@@ -87,12 +74,13 @@ def steering_arms(
     """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
 
     wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
-    the map b -> a. `random` moves the vectors of the other corpora as far as `native` does. Raises as
-    `steering_vector`, `leveled` and `transfer_direction` do.
+    the map b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`);
+    `random` moves the vectors of the other corpora as far as `native` does. Raises as `leveled` and
+    `transfer_direction` do.
     """
     # Levels are means, so one vector, the mean, gives the same as all vectors.
-    native = steering_vector(wanted.mean_a[None], others.mean_a[None])
-    there = steering_vector(wanted.mean_b[None], others.mean_b[None])
+    native = leveled(wanted.mean_a - others.mean_a, wanted.mean_a[None])
+    there = leveled(wanted.mean_b - others.mean_b, wanted.mean_b[None])
     direction = transfer_direction(torch.from_numpy(there.direction), arriving.to("cpu"))
     strength = change(native, others.mean_a, others.aa)
     return {
@@ -109,9 +97,8 @@ def clamped(h: Tensor, steering: Steering) -> Tensor:
     float32. Raises ValueError for a direction of another width.
     """
     if h.shape[-1:] != steering.direction.shape:
-        raise ValueError(
-            f"the direction is {len(steering.direction)} wide and the vectors {h.shape[-1]}; carry it over first"
-        )
+        widths = f"the direction is {len(steering.direction)} wide and the vectors {h.shape[-1]}"
+        raise ValueError(f"{widths}; carry it over first")
     v = torch.as_tensor(steering.direction, dtype=torch.float32, device=h.device)
     h = h.float()
     return h + (steering.level - h @ v)[..., None] * v
@@ -149,9 +136,10 @@ def generate(
             )
     device, texts, training = next(model.parameters()).device, [], model.training
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    how: dict[str, Any] = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1}
+    how |= {"do_sample": temperature > 0, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        how |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
     written: Any = model.generate
     try:
@@ -164,9 +152,7 @@ def generate(
                 # Padded in front, so that every prompt ends where the continuation begins.
                 rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
                 mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
-                out = written(
-                    rows, attention_mask=mask, max_new_tokens=max_tokens, pad_token_id=pad, num_beams=1, **how
-                )
+                out = written(rows, attention_mask=mask, **how)
                 texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     finally:
         model.train(training)
@@ -176,10 +162,8 @@ def generate(
 class Effect(NamedTuple):
     """The effect of steering on a model's texts, by arm."""
 
-    shares: dict[str, Estimate]
-    """Share of texts of the wanted class, with the interval of Clopper & Pearson."""
-    texts: dict[str, list[str]]
-    """Texts written, in the order of the prompts."""
+    shares: dict[str, Estimate]  # share of texts of the wanted class, with the interval of Clopper & Pearson
+    texts: dict[str, list[str]]  # texts written, in the order of the prompts
 
 
 def effect(
@@ -199,37 +183,26 @@ def effect(
 
 
 def transfer_gap(transferred: float, native: float) -> float:
-    """transferred / native, clipped to 0..1, with 0/0 = 0 and x/0 = 1 (eq. 16). Raises ValueError below 0."""
-    if not (transferred >= 0 and native >= 0):
-        raise ValueError(f"shares {transferred} and {native} must be at least 0")
-    if native == 0:
-        return float(transferred > 0)
-    return min(transferred / native, 1.0)
+    """transferred / native, clipped to 0..1, with 0/0 = 0 and x/0 = 1 (eq. 16)."""
+    return min(transferred / native, 1.0) if native else float(transferred > 0)
 
 
-def text_classifier(
-    texts: Sequence[str], y: np.ndarray, strength: float = 0.1, runs: int = 50_000
-) -> Callable[[Sequence[str]], np.ndarray]:
+def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
-    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. strength: of the L2
-    penalty. runs: maximum number of distinct runs. The classifier gives the most likely class of each text, int64 [n],
-    `NONE` for a blank one. Raises ImportError without scikit-learn, ValueError for fewer than two classes or not one
-    class per text.
+    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. The classifier
+    gives the most likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without
+    scikit-learn, ValueError for fewer than two classes or not one class per text.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
-    y = np.asarray(y, np.int64)
-    if y.shape != (len(texts),) or len(set(y.tolist())) < 2 or y.min() < 0:
-        raise ValueError(
-            f"{len(texts)} texts with labels of shape {y.shape} and classes {sorted(set(y.tolist()))}; give one "
-            "class per text, from 0, at least two in all"
-        )
-    weigh = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), max_features=runs, sublinear_tf=True, lowercase=False)
-    classes = LogisticRegression(C=1 / strength, max_iter=1000).fit(weigh.fit_transform(texts), y)
+    weigh = TfidfVectorizer(
+        analyzer="char", ngram_range=(1, 3), max_features=50_000, sublinear_tf=True, lowercase=False
+    )
+    classes = LogisticRegression(C=10.0, max_iter=1000).fit(weigh.fit_transform(texts), np.asarray(y, np.int64))
 
     def classify(some: Sequence[str]) -> np.ndarray:
         if not len(some):

@@ -34,6 +34,7 @@ LARGEST_REFIT = 8192
 """Features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held."""
 _ROWS = 4096  # vectors encoded at a time
 _CHUNK = 1 << 24  # pre-activations computed at a time
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _CUT_ROWS = 1024  # vectors that a batchtopk threshold is set on; before it is, half of all features are active
 
 
@@ -60,22 +61,12 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
             f"the SAE reads width {d_in}, up is {list(up.weight.shape)} and down {list(down.weight.shape)}; "
             f"give up [{d_in}, d_target] and down [d_target, {d_in}]"
         )
-    device = sae.W_dec.device
-    w_up, b_up, w_down, b_down = (part.to(device).double() for part in (*up, *down))
+    w_up, b_up, w_down, b_down = (part.to(sae.W_dec.device).double() for part in (*up, *down))
     w_enc, b_dec = sae.W_enc.double(), sae.b_dec.double()
     center = b_dec @ w_up + b_up
-    moved = SAE(d_out, sae.d_sae, sae.activation, sae.k).to(device)
-    moved.W_enc.copy_(w_down @ w_enc)
-    moved.b_enc.copy_(sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc)
-    moved.W_dec.copy_(sae.W_dec.double() @ w_up)
-    moved.b_dec.copy_(center)
-    if moved.threshold is not None and sae.threshold is not None:
-        moved.threshold.copy_(sae.threshold)
-    if not normalize:
-        return moved
-    if sae.activation == "topk":
-        return _recast(_recast(moved, "relu").unit_norm(), "topk", sae.k)
-    return _recast(moved, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
+    b_enc = sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc
+    moved = _made(sae, w_down @ w_enc, b_enc, sae.W_dec.double() @ w_up, center)
+    return _unit_norm(moved) if normalize else moved
 
 
 def transfer_direction(v: Tensor, through: Affine) -> Tensor:
@@ -104,16 +95,12 @@ def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tenso
 
 
 class ZeroShot(NamedTuple):
-    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper)."""
+    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper); cross-entropies in nats."""
 
-    quality: SAEQuality
-    """L0, explained variance (1 − FUV), dead share and densities on the target's activations."""
-    ce_clean: float
-    """Cross-entropy of the unchanged model, nats per token."""
-    ce_spliced: float
-    """With the SAE's reconstruction at the hook point."""
-    ce_zero: float
-    """With zeros at the hook point."""
+    quality: SAEQuality  # on the target's activations
+    ce_clean: float  # of the unchanged model
+    ce_spliced: float  # with the SAE's reconstruction at the hook point
+    ce_zero: float  # with zeros at the hook point
 
     @property
     def delta_loss(self) -> float:
@@ -153,14 +140,12 @@ class Folding(NamedTuple):
     error: float
     """Largest element of folded(x) − up(SAE(down(x))) over the root mean square of x, on vectors that both encode by
     the same features; nan without any."""
-    other_features: float
-    """Share of vectors where rounding made another feature active."""
+    other_features: float  # share of vectors where rounding made another feature active
 
 
 def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
     """Compare the two sides of eq. 6 on vectors x [n, d_b] of the target; all on one device."""
-    inner = stitch.down(x)
-    codes, given = folded.encode_sparse(x), sae.encode_sparse(inner)
+    codes, given = folded.encode_sparse(x), sae.encode_sparse(stitch.down(x))
     chosen = [np.split(of[1], of[0][1:-1]) for of in (codes, given)]
     same = np.array([np.array_equal(*pair) for pair in zip(*chosen, strict=True)])
     kept = torch.from_numpy(same).to(x.device)
@@ -188,10 +173,10 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
     acts². `decoder` holds a matrix [d_sae, d_sae] in float64 and needs more tokens than features to be useful; its rows
     have any norm. Not in the paper.
 
-    Raises ValueError when there are no vectors, and for an unknown refit or a ridge of 0 or less.
+    Raises ValueError when there are no vectors, and for an unknown refit.
     """
-    if refit not in ("bias", "decoder") or not ridge > 0:
-        raise ValueError(f"refit={refit!r}, ridge={ridge}: choose bias or decoder, and a ridge above 0")
+    if refit not in ("bias", "decoder"):
+        raise ValueError(f"refit={refit!r}: choose bias or decoder")
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
     gram, cross = np.zeros((size, size)), np.zeros((size, sae.d_in))
@@ -214,11 +199,9 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
         cross -= np.outer(acts_sum, mean)
         gram[np.diag_indices(size)] += penalty
         w_dec = solve(gram, cross + penalty * w_dec, overwrite_a=True, overwrite_b=True, assume_a="pos")
-    fitted = _recast(sae, sae.activation)
-    fitted.W_dec.copy_(torch.from_numpy(w_dec))
-    fitted.b_dec.copy_(torch.from_numpy(mean - acts_sum / tokens @ w_dec))
-    fitted.b_enc.copy_(sae.b_enc.double() + (fitted.b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double())
-    return fitted
+    b_dec = torch.from_numpy(mean - acts_sum / tokens @ w_dec).to(sae.b_dec)
+    b_enc = sae.b_enc.double() + (b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double()
+    return _made(sae, sae.W_enc, b_enc, torch.from_numpy(w_dec), b_dec)
 
 
 def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
@@ -240,17 +223,16 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
     for features in torch.arange(sae.d_sae, device=x.device).split(max(1, _CHUNK // len(x))):
         columns = (x - sae.b_dec) @ sae.W_enc[:, features] + sae.b_enc[features]
-        ordered = columns.sort(dim=0, descending=True).values
-        count = wanted[features]
+        ordered, count = columns.sort(dim=0, descending=True).values, wanted[features]
         # Halfway to the first vector that shall not fire, so that rounding decides nothing.
         last = ordered.gather(0, (count - 1).clamp(min=0)[None])[0]
         beyond = ordered.gather(0, count.clamp(max=len(x) - 1)[None])[0]
-        cut = torch.where(count < len(x), (last + beyond) / 2, last - last.abs())
+        cut = torch.where(count < len(x), (last + beyond) / 2, last - last.abs())[count > 0]
         chosen = features[count > 0]
         if matched.threshold is None:
-            matched.b_enc[chosen] -= cut[count > 0]
+            matched.b_enc[chosen] -= cut
         else:
-            matched.threshold[chosen] = cut[count > 0].clamp(min=0)
+            matched.threshold[chosen] = cut.clamp(min=0)
     return matched
 
 
@@ -270,11 +252,9 @@ def repaired(
     batches = [batch(step) for step in range(count)]
     vectors = sum(map(len, batches))
     decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
-    same = Affine(torch.eye(sae.d_in), torch.zeros(sae.d_in))
-    sae = transfer_sae(calibrate(sae, batches, "decoder" if decoder else "bias"), same, same, normalize=True)
+    sae = _unit_norm(calibrate(sae, batches, "decoder" if decoder else "bias"))
     figures, given = quality(sae, batches), 0
-    flops = refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder)
-    flops += refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder=False)
+    flops = sum(refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, refitted) for refitted in (decoder, False))
     if vectors >= SILENT:  # on fewer vectors a rare feature looks dead
         sae, given = revived(sae, figures.density == 0, batches, seed)
     return sae, given, flops
@@ -286,16 +266,13 @@ def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) ->
     dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
     decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
     """
-    state = start(sae, lambda number: batches[number], {"steps": len(batches)}, continued=True)
+    state = start(sae, batches.__getitem__, {"steps": len(batches)}, continued=True)
     # To the resampling, the batches are steps of a training that has changed nothing so far.
-    unknown = float("nan")
-    state.rows = [
-        Step(number + 1, unknown, unknown, unknown, unknown, 0, None, None, 0) for number in range(len(batches))
-    ]
-    rule = Rule(sae.activation, sae.k or 0)
-    mask = torch.from_numpy(dead).to(sae.W_dec.device)
-    count = resample(state, mask, lambda number: batches[number], rule, 20 * POOL_BATCHES, seed)
-    alive = SAE(sae.d_in, sae.d_sae, sae.activation, sae.k).to(sae.W_dec.device)
+    nan = float("nan")
+    state.rows = [Step(number + 1, nan, nan, nan, nan, 0, None, None, 0) for number in range(len(batches))]
+    mask, rule = torch.from_numpy(dead).to(sae.W_dec.device), Rule(sae.activation, sae.k or 0)
+    count = resample(state, mask, batches.__getitem__, rule, 20 * POOL_BATCHES, seed)
+    alive = _recast(sae, sae.activation)
     write_back(state, alive)
     return alive, count
 
@@ -320,21 +297,18 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
     q, r = torch.linalg.qr(normal)
     q = q * r.diagonal().sign()  # uniform among such maps, whatever sign the factorization prefers
     turn = (q if d_a > d_b else q.T).numpy()
-    w_enc, b_enc, w_dec, b_dec = (
-        getattr(sae, name).double().cpu().numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
-    )
+    w_enc, b_enc, w_dec, b_dec = (getattr(sae, name).double().cpu().numpy() for name in _WEIGHTS)
     scale = float(np.sqrt(np.trace(moments.bb) / np.trace(moments.aa)))
     moved, rows = turn.T @ w_enc, w_dec @ turn
     spread = np.sum(w_enc * (moments.aa @ w_enc)), np.sum(moved * (moments.bb @ moved))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    copy = SAE(d_b, sae.d_sae, sae.activation, sae.k)
-    copy.W_enc.copy_(torch.from_numpy(moved * scale * np.sqrt(spread[0] / spread[1])))
-    copy.b_enc.copy_(torch.from_numpy(scale * (b_enc + (moments.mean_a - b_dec) @ w_enc)))
-    copy.W_dec.copy_(torch.from_numpy(rows / np.where(norms > 0, norms, 1)))
-    copy.b_dec.copy_(torch.from_numpy(moments.mean_b))
-    if copy.threshold is not None and sae.threshold is not None:
-        copy.threshold.copy_(scale * sae.threshold)
-    return copy.to(sae.W_dec.device)
+    weights = (
+        moved * scale * np.sqrt(spread[0] / spread[1]),
+        scale * (b_enc + (moments.mean_a - b_dec) @ w_enc),
+        rows / np.where(norms > 0, norms, 1),
+        moments.mean_b,
+    )
+    return _made(sae, *map(torch.from_numpy, weights), scale=scale)
 
 
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
@@ -346,9 +320,7 @@ def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     k = config.k if config.activation in RANKED else None
     if (sae.activation, sae.k) == (config.activation, k):
         return sae
-    ready = SAE(sae.d_in, sae.d_sae, config.activation, k).to(sae.W_dec.device)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(ready, name).copy_(getattr(sae, name))
+    ready = _recast(_recast(sae, "relu"), config.activation, k)  # in between, thresholds are forgotten
     if config.activation == "batchtopk" and ready.threshold is not None:
         some = x[:_CUT_ROWS].to(ready.W_dec.device)
         values = ready.encode_sparse(some)[2]
@@ -368,11 +340,25 @@ def _parts(sae: SAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     return (x for batch in batches for x in batch.to(sae.W_enc.device, torch.float32).split(_ROWS))
 
 
+def _unit_norm(sae: SAE) -> SAE:
+    """A copy with decoder rows of unit norm; a batchtopk becomes a jumprelu, and topk keeps its k."""
+    if sae.activation == "topk":
+        return _recast(_recast(sae, "relu").unit_norm(), "topk", sae.k)
+    return _recast(sae, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
+
+
 def _recast(sae: SAE, activation: Activation, k: int | None = None) -> SAE:
     """A copy with another activation function, which keeps the threshold if it has one."""
-    copy = SAE(sae.d_in, sae.d_sae, activation, sae.k if k is None else k).to(sae.W_dec.device)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(copy, name).copy_(getattr(sae, name))
-    if copy.threshold is not None and sae.threshold is not None:
-        copy.threshold.copy_(sae.threshold.expand_as(copy.threshold))
-    return copy
+    return _made(sae, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, activation=activation, k=k)
+
+
+def _made(
+    like: SAE, *weights: Tensor, scale: float = 1.0, activation: Activation | None = None, k: int | None = None
+) -> SAE:
+    """An SAE of the given W_enc, b_enc, W_dec and b_dec; activation, k and `scale` times the threshold of another."""
+    made = SAE(len(weights[0]), like.d_sae, activation or like.activation, k or like.k).to(like.W_dec.device)
+    for name, part in zip(_WEIGHTS, weights, strict=True):
+        getattr(made, name).copy_(part)
+    if made.threshold is not None and like.threshold is not None:
+        made.threshold.copy_((scale * like.threshold).expand_as(made.threshold))
+    return made
