@@ -51,8 +51,6 @@ def test_clamping_sets_the_level_and_leaves_the_rest():
     away = torch.eye(8) - torch.outer(unit, unit)
     torch.testing.assert_close(found @ away, h @ away, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(clamped(found, steering), found)
-    with pytest.raises(ValueError, match="8 wide and the vectors 4"):
-        clamped(h[..., :4], steering)
 
 
 def test_how_far_clamping_moves_vectors_is_told_and_can_be_chosen():
@@ -77,8 +75,6 @@ def test_how_far_clamping_moves_vectors_is_told_and_can_be_chosen():
 def test_vectors_that_say_nothing_are_refused():
     with pytest.raises(ValueError, match="length 0.0"):
         leveled(np.zeros(3), np.ones((4, 3)))
-    with pytest.raises(ValueError, match="no level"):
-        leveled(np.ones(3), np.ones((2, 4)))
 
 
 @pytest.mark.parametrize(

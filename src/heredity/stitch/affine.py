@@ -40,23 +40,6 @@ class Affine(NamedTuple):
             raise ValueError("the map holds NaN or infinity; look for huge or constant activations, or raise ridge")
         return Affine(*(torch.from_numpy(np.array(part, np.float32)) for part in (weight, bias)))
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file of `weight` and `bias`, float32."""
-        save_file({name: part.detach().cpu().contiguous() for name, part in self._asdict().items()}, path)
-
-    @staticmethod
-    def load(path: str | Path) -> Affine:
-        """Read a file of `save`, to the CPU. Raises ValueError for a missing, damaged or unrelated file."""
-        if not Path(path).is_file():
-            raise ValueError(f"there is no map {path}; give a file that Affine.save wrote")
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); make it again") from error
-        if tensors.keys() != {"weight", "bias"}:
-            raise ValueError(f"{path} holds {sorted(tensors)}, no affine map; make it again")
-        return Affine.of(tensors["weight"].numpy(), tensors["bias"].numpy())
-
 
 class Stitch(NamedTuple):
     """Maps between a model A, the source, and a model B, the target."""
@@ -69,23 +52,30 @@ class Stitch(NamedTuple):
         return Stitch(self.up.to(device), self.down.to(device))
 
     def save(self, folder: str | Path) -> None:
-        """Write `up.safetensors` and `down.safetensors` into a folder, created if missing."""
+        """Write `up.safetensors` and `down.safetensors`, with `weight` and `bias` each, into a folder made if missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, part in self._asdict().items():
-            part.save(Path(folder) / f"{name}.safetensors")
+        for name, affine in self._asdict().items():
+            tensors = {key: part.detach().cpu().contiguous() for key, part in affine._asdict().items()}
+            save_file(tensors, Path(folder) / f"{name}.safetensors")
 
     @staticmethod
     def load(folder: str | Path) -> Stitch:
-        """Read a folder of `save`, to the CPU. Raises ValueError as `Affine.load` does, and for unpaired maps."""
-        folder = Path(folder)
-        inner = sorted(path.parent.name for path in folder.glob("*/up.safetensors"))
-        if inner and not (folder / "up.safetensors").exists():
-            raise ValueError(f"{folder} holds the maps of several fits; give one of its folders: {', '.join(inner)}")
-        stitch = Stitch(*(Affine.load(folder / f"{name}.safetensors") for name in Stitch._fields))
-        if stitch.up.weight.shape != stitch.down.weight.T.shape:
-            shapes = " and ".join(str(list(part.weight.shape)) for part in stitch)
+        """Read a folder of `save`, to the CPU. Raises ValueError for missing, damaged, unrelated or unpaired files."""
+        inner, maps = sorted(path.parent.name for path in Path(folder).glob("*/up.safetensors")), []
+        for path in (Path(folder) / f"{name}.safetensors" for name in Stitch._fields):
+            if not path.is_file():
+                way_out = f"give one of its folders: {', '.join(inner)}" if inner else "give a folder of Stitch.save"
+                raise ValueError(f"there is no map {path}; {way_out}")
+            try:
+                tensors = load_file(path)
+                maps.append(Affine.of(tensors["weight"].numpy(), tensors["bias"].numpy()))
+            except (SafetensorError, KeyError) as error:
+                raise ValueError(f"{path} is damaged, or no affine map ({error}); make it again") from error
+        up, down = maps
+        if up.weight.shape != down.weight.T.shape:
+            shapes = f"{list(up.weight.shape)} and {list(down.weight.shape)}"
             raise ValueError(f"{folder}: up and down are {shapes}, which do not lead back; make them again")
-        return stitch
+        return Stitch(up, down)
 
 
 class MapQuality(NamedTuple):
@@ -111,16 +101,7 @@ class StitchQuality(NamedTuple):
 
 
 def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> StitchQuality:
-    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token.
-
-    Raises ValueError when the widths do not fit.
-    """
-    d_a, d_b = moments.ab.shape
-    if stitch.up.weight.shape != (d_a, d_b) or stitch.down.weight.shape != (d_b, d_a):
-        shapes = f"{list(stitch.up.weight.shape)} and {list(stitch.down.weight.shape)}"
-        raise ValueError(
-            f"maps are {shapes}, activations {d_a} and {d_b} wide; take the moments of the same hook points"
-        )
+    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token."""
     back = moments.swapped()
     of_a = moments._replace(mean_b=moments.mean_a, ab=moments.aa, bb=moments.aa)
     of_b = back._replace(mean_b=back.mean_a, ab=back.aa, bb=back.aa)

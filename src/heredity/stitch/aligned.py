@@ -1,8 +1,7 @@
 """Aligned activations of two models at several hook points, from one forward pass of each.
 
-Models of one tokenizer are aligned by token (`aligned`). Models of different tokenizers are aligned at the characters
-where a token of both ends (`aligned_texts`): two causal models that have read a text up to the same character know the
-same of it.
+Models of one tokenizer are aligned by token (`aligned`). Those of different tokenizers are aligned at the characters
+where a token of both ends (`aligned_texts`): causal models that have read up to one character know the same of a text.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Points(NamedTuple):
 
 
 class _Stop(Exception):
-    """Leaves a forward pass once every point was seen."""
+    """Every point was seen."""
 
 
 def aligned(
@@ -45,9 +44,9 @@ def aligned(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
-    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, arXiv 2506.06609, appendix A).
-    Each model runs on its own device in evaluation mode, and no further than its last point; activations are returned
-    on A's device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
+    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, appendix A). Each model runs on its
+    device in evaluation mode, no further than its last point; activations come on A's device. Raises HookPointError
+    for an unknown point or one that the forward pass never reaches.
     """
     device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
@@ -59,7 +58,6 @@ def aligned(
 
 
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
-    """Activations [batch, context, d] at each point, float32."""
     model, seen = points.model, dict[str, Tensor]()
     device, training = next(model.parameters()).device, model.training
 
@@ -95,12 +93,10 @@ def aligned_texts(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
-    Takes the place of `aligned` for models of different tokenizers (which Chen et al. 2025 leave to later work). Each
-    text is read from its beginning, at most `context_size` tokens of either tokenizer; tokens that a tokenizer adds at
-    the ends are read and left out. Rows are in the order of the texts.
-
-    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than
-    1 % of the positions have a counterpart; HookPointError for an unknown point.
+    For models of different tokenizers (which Chen et al. 2025 leave to later work). Of each text, at most the first
+    `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at the ends are read and left out.
+    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than 1 %
+    of the positions have a counterpart; HookPointError for an unknown point.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
@@ -131,12 +127,9 @@ def common_ends(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b: int64 [tokens], the character after each token, -1 for tokens outside the text. Where several tokens share an
     end, as the bytes of one character do, the last of them counts, since it has read all of the character.
     """
-    sides = []
-    for ends in (a, b):
-        known, place = np.unique(ends[::-1], return_index=True)
-        sides.append((known[known >= 0], (len(ends) - 1 - place)[known >= 0]))
-    _, i, j = np.intersect1d(sides[0][0], sides[1][0], assume_unique=True, return_indices=True)
-    return sides[0][1][i], sides[1][1][j]
+    of_a, of_b = ({end: place for place, end in enumerate(ends.tolist()) if end >= 0} for ends in (a, b))
+    common = sorted(of_a.keys() & of_b.keys())
+    return np.array([of_a[end] for end in common], np.int64), np.array([of_b[end] for end in common], np.int64)
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokenizer:

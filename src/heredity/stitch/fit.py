@@ -1,9 +1,9 @@
 """Fits of a stitch: in closed form or by exact steps from moments, and the published gradient descent over tokens.
 
 The joint loss is L = MSE(up a, b) + MSE(down b, a) + α MSE(down up a, a) + α MSE(up down b, b), means over tokens and
-elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Every term is quadratic in the activations, so tokens enter
-through means and covariances only. The best biases send mean to mean, which leaves the centered weights U [d_a, d_b]
-and D [d_b, d_a]. For a fixed D, L is a strictly convex quadratic function of U, and vice versa.
+elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Tokens enter through means and covariances only. The best biases
+send mean to mean, which leaves centered weights, and L is a strictly convex quadratic function of either for a fixed
+other.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from heredity.stitch.moments import Moments
 
 Method = Literal["ridge", "joint", "procrustes"]
 
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
-"""Candidates tried on held-out moments, as shares of the mean variance of a dimension."""
-RIDGE = 1e-6
-"""Default without held-out moments: above the rounding of products in float32."""
-MEMORY = 8
-"""Previous rounds used by the acceleration of the joint fit."""
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # candidates on held-out moments, as shares of the mean variance of a dimension
+RIDGE = 1e-6  # default without held-out moments: above the rounding of products in float32
+MEMORY = 8  # previous rounds used by the acceleration of the joint fit
 
 
 class Fit(NamedTuple):
@@ -48,13 +45,11 @@ def fit(
 ) -> Fit:
     """Fit up: A -> B and down: B -> A.
 
-    ridge: each map by least squares on its own. joint: both by the loss of Chen et al. 2025 (arXiv 2506.06609, eq. 3),
-    which also makes them invert each other, weighted by `alpha`; minimized exactly, starting from the ridge fit.
-    procrustes: up with orthonormal rows, times one factor (Schönemann 1966); down is its pseudoinverse.
-
-    ridge: added to each covariance as a share of its mean diagonal, as if the activations had that much noise in every
-    direction; None chooses among `RIDGES` by the error of each least-squares map on `held_out`, or takes `RIDGE`
-    without.
+    method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
+    minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
+    down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal, as if the activations had
+    that much noise in every direction; None chooses among `RIDGES` by the error of each least-squares map on
+    `held_out`, or takes `RIDGE` without.
 
     Raises ValueError for an unknown method, a negative alpha or ridge, constant activations, procrustes from a wider
     to a narrower model, and covariances that are singular in spite of the ridge.
@@ -68,7 +63,12 @@ def fit(
             raise ValueError(f"activations of {name} are constant: nothing to fit; check the hook point")
     ridges, noisy, converged = (0.0, 0.0), moments, True
     if method == "procrustes":
-        up, down = _procrustes(moments)
+        d_a, d_b = moments.ab.shape
+        if d_a > d_b:
+            raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a wider space: swap the models")
+        left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
+        turn, factor = left @ right, float(values.sum() / np.trace(moments.aa))
+        up, down = factor * turn, turn.T / factor
     else:
         up, ridge_a = _ridge(moments, ridge, held_out)
         down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
@@ -102,19 +102,8 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
     return weights(chosen), chosen
 
 
-def _procrustes(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-    d_a, d_b = moments.ab.shape
-    if d_a > d_b:
-        raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a space at least as wide: swap the models")
-    left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
-    up, factor = left @ right, float(values.sum() / np.trace(moments.aa))
-    if factor <= 0:
-        raise ValueError("the models' activations do not vary together: no rotation fits; check that rows are aligned")
-    return factor * up, up.T / factor
-
-
 def _affine(moments: Moments, weight: np.ndarray) -> Affine:
-    """The map of this weight that sends the mean of A to that of B."""
+    """The map of a centered weight that sends the mean of A to that of B."""
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
 
 
@@ -141,10 +130,9 @@ def minimize_joint(
     Numer. Anal. 49), and an extrapolation worse than the plain round is dropped, so that the loss never rises beyond
     rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
 
-    up [d_a, d_b], down [d_b, d_a]: centered weights to start from; only `down` matters beyond the first loss.
-    tolerance: on the norm of the gradient relative to that at zero maps, in white coordinates. rounds: upper limit.
-    Returns up, down, the losses at the start and after each round, and whether the gradient fell below the tolerance.
-    Raises ValueError when a covariance is not positive definite.
+    up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: on the norm of the gradient in white
+    coordinates, relative to that at zero maps. rounds: upper limit. Returns up, down, the losses at the start and after
+    each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
     problem = _White.of(moments, alpha)
     up, down = problem.root_a.T @ up, problem.root_b.T @ down
@@ -172,10 +160,9 @@ def minimize_joint(
 
 
 def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
-    """Approximate floating-point operations of `minimize_joint`.
+    """Approximate FLOPs of `minimize_joint`: products, and 9 n³ per symmetric matrix for eigenvectors.
 
-    Eigenvectors of a symmetric matrix are counted as 9 n³ (Golub & Van Loan, Matrix Computations, section 8.3), the
-    three evaluations of the loss and the one of the gradient by their products.
+    (Golub & Van Loan, Matrix Computations, section 8.3.)
     """
     products = d_a * d_b * (d_a + d_b)
     return rounds * (2 * (9.0 * (d_a**3 + d_b**3) + 10 * products) + 18 * products)
@@ -271,10 +258,9 @@ def fit_by_adam(
 ) -> AdamFit:
     """Train both maps on the joint loss: Adam, gradient norm clipped to 1, cosine learning rate, several epochs.
 
-    The recipe of Chen et al. 2025 (arXiv 2506.06609, appendix A); weights start as those of `nn.Linear`, biases at 0.
-
-    batches: batches(i) for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch.
-    Raises ValueError when the loss is not finite.
+    The recipe of Chen et al. 2025 (appendix A); weights start as those of `nn.Linear`, biases at 0. batches: batches(i)
+    for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch. Raises ValueError when
+    the loss is not finite.
     """
     a, b = batches(0)
     generator, parameters = torch.Generator().manual_seed(seed), []
@@ -306,10 +292,10 @@ def block_batches(
     each: int,
     keep: bool,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Batches for `fit_by_adam`: number -> aligned activations of `each` token blocks.
+    """Batches for `fit_by_adam`: number -> activations of `each` token blocks.
 
-    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
-    keep: hold batches in memory after the first epoch; otherwise the models compute them anew.
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model. keep: hold batches in
+    memory after the first epoch; otherwise they are read anew.
     """
 
     def batch(number: int) -> tuple[Tensor, Tensor]:
@@ -327,8 +313,8 @@ def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
 
 def adam_flops(tokens: int, d_a: int, d_b: int) -> float:
-    """Floating-point operations of the matrix products of `fit_by_adam` over so many rows, repeats counted.
+    """FLOPs of the matrix products of `fit_by_adam` over so many rows, repeats counted: ten products per row.
 
-    Ten products per row: four forward, four for the weights' gradients, two for those of the round trips' inputs.
+    Four forward, four for the weights' gradients, two for those of the round trips' inputs.
     """
     return 20.0 * tokens * d_a * d_b

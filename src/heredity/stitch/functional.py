@@ -25,11 +25,10 @@ _ROWS = 8192  # of the unembedding, in float64 at a time
 
 
 class NullSpace(NamedTuple):
-    """Share of each direction in the effective null space of the unembedding."""
+    """Share of each direction d in the effective null space V₀ of the unembedding; arrays float64 [n]."""
 
-    share: np.ndarray
-    """float64 [n]: ‖V₀ᵀ d‖ / ‖d‖, V₀ the last right singular vectors of the unembedding; nan for a direction of 0."""
-    norm: np.ndarray  # float64 [n]: ‖d‖ in the residual stream; times the largest activation, the feature's push
+    share: np.ndarray  # ‖V₀ᵀ d‖ / ‖d‖; nan for a direction of 0
+    norm: np.ndarray  # ‖d‖ in the residual stream; times the largest activation, the feature's push
     dimensions: int  # singular vectors in V₀
     by_chance: float  # root mean square of the share over random directions, √(dimensions / d_model)
 
@@ -37,11 +36,9 @@ class NullSpace(NamedTuple):
 def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: float = 0.02) -> NullSpace:
     """Share of directions [n, d_in] in the effective null space of the unembedding (section 5.2).
 
-    That is the `bottom` share of its singular values, at least one, after the final norm's gain is folded in and logits
-    are centered. Raises ValueError unless 0 < bottom <= 1, and as `lm.logit_attribution.logit_weights` does.
+    That is the `bottom` share of its right singular vectors, at least one, after the final norm's gain is folded in and
+    logits are centered. Raises ValueError as `lm.logit_attribution.logit_weights` does.
     """
-    if not 0 < bottom <= 1:
-        raise ValueError(f"bottom={bottom} is no share of the singular values; give more than 0, at most 1")
     norm, _ = norm_and_head(model)
     with torch.no_grad():
         stream = to_stream(model, hook_point, directions).double()
@@ -60,8 +57,7 @@ def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: fl
 class HeadScores(NamedTuple):
     """How strongly directions turn the queries of later heads to the first token."""
 
-    scores: np.ndarray
-    """float64 [n, layers, heads]: attention logit for an activation of 1, before the norm divides by its scale."""
+    scores: np.ndarray  # float64 [n, layers, heads]: attention logit for an activation of 1, before the norm's scale
     layers: tuple[int, ...]  # of the second axis: all whose attention reads the hook point's output
 
 
@@ -69,11 +65,10 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
     """d_i · W_Q^h · k_BOS / √d_head for the directions [n, d_in] at a hook point and every later head.
 
     k_BOS is the head's key at the first position, where the model reads token `bos`. The gain of the norm before the
-    attention is folded in, its scale is not. Rotary embeddings turn queries by their position: the score is then the
-    mean over the first `context` positions. A heuristic that finds candidates; see `path_ablation` for the test.
-
-    Knows decoders with q_proj, k_proj, v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) and GPT-2. Raises
-    ValueError for others, and when no attention follows the hook point.
+    attention is folded in, its scale is not. With rotary embeddings the score is the mean over the first `context`
+    positions of the query. A heuristic that finds candidates; see `path_ablation` for the test. Raises ValueError for
+    decoders without q_proj, k_proj, v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) unless they are
+    GPT-2, and when no attention follows the hook point.
     """
     layers, scores = _later(model, hook_point), []
     ids = torch.full((1, context), bos, device=next(model.parameters()).device)
@@ -106,9 +101,8 @@ def path_ablation(
     """Effect of a feature on a head by the direct path into its queries; keys and values stay (figure 5b).
 
     f_i(t) d_i is taken from the residual stream before the layer, for queries only. blocks: tokens [n, context]. skip:
-    first positions left out, since the first attends to itself alone. Works for any attention inside the families that
-    `head_scores` knows: the model itself computes it. Raises ValueError as that does, and for an unknown feature, layer
-    or head.
+    first positions left out, since the first attends to itself alone. The model itself computes the attention. Raises
+    ValueError as `head_scores` does, and for an unknown feature, layer or head.
     """
     layers, at = _later(model, hook_point), _attention(model, layer)
     heads = at.width // at.d_head
@@ -142,18 +136,14 @@ def path_ablation(
 
 
 class HeadEffect(NamedTuple):
-    """The effect of one feature on the head it scores highest on, over the tokens where the feature fires.
-
-    Means and mean drops by the ablation, None where the feature never fires. The feature turns the head off when the
-    attention to the first token drops (above 0) and the norm rises (below 0).
-    """
+    """The effect of one feature on the head it scores highest on: means over the tokens where the feature fires."""
 
     layer: int
     head: int
     score: float  # see `HeadScores.scores`
-    tokens: int  # tokens where the feature fires
+    tokens: int  # tokens where the feature fires; means are None without any
     attention: float | None
-    attention_drop: float | None
+    attention_drop: float | None  # by the ablation; above 0, with `norm_drop` below 0: the feature turns the head off
     norm: float | None
     norm_drop: float | None
 
@@ -173,8 +163,6 @@ def strongest_head(
 
 
 class _Attention(NamedTuple):
-    """Parts of one attention layer."""
-
     path: str
     module: Any
     norm: nn.Module
@@ -186,7 +174,6 @@ class _Attention(NamedTuple):
     query_norm: nn.Module | None = None
 
     def heads_of(self, x: Tensor) -> Tensor:
-        """[..., heads * d_head] -> [..., heads, d_head]."""
         return x.unflatten(-1, (-1, self.d_head))
 
 
@@ -248,10 +235,7 @@ def _quarter_turn(x: Tensor) -> Tensor:
 
 @contextmanager
 def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
-    """While open, a layer's queries are replaced by `query`, if given.
-
-    first_only: its values are replaced, too, so that a head's output is its attention to the first token.
-    """
+    """While open, a layer's queries are `query`, if given. first_only: heads put out their attention to the first token."""
 
     def queries(own: Tensor) -> Tensor:
         return own if query is None else query

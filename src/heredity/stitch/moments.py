@@ -17,12 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-ROWS = 4096
-"""Rows multiplied at a time."""
-ALL_LAYERS = 1 << 29
-"""Bytes of moments up to which all layers of the source are compared, not the stitched one alone."""
-KEPT = 0.99
-"""Share of the variance of each side that SVCCA keeps (Raghu et al. 2017, arXiv 1706.05806)."""
+ROWS = 4096  # rows multiplied at a time
+ALL_LAYERS = 1 << 29  # bytes of moments up to which all layers of the source are compared, not the stitched one alone
 
 
 class Moments(NamedTuple):
@@ -36,7 +32,7 @@ class Moments(NamedTuple):
     bb: np.ndarray  # [d_b, d_b]: of (b - mean_b)ᵀ (b - mean_b)
 
     def swapped(self) -> Moments:
-        """The same with the models exchanged."""
+        """Exchange the models."""
         return Moments(self.tokens, self.mean_b, self.mean_a, self.bb, self.ab.T, self.aa)
 
     def save(self, path: Path) -> None:
@@ -57,23 +53,13 @@ class Moments(NamedTuple):
 
 
 class MomentStream:
-    """Moments of every point of model A with every point of model B from one pass, in memory of the result's size.
-
-    One pass over several points of each model, such as its layers, serves both the choice of the layers and the fit
-    between any two of them.
-    """
+    """Moments of every point of model A with every point of model B from one pass, in memory of the result's size."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._points_a = 0
+        self.widths: tuple[list[int], list[int]] = [], []  # of each point of A and of B
         self._means: list[Tensor] = []  # of the points of A, then of those of B
         self._sums: dict[tuple[int, int], Tensor] = {}  # of each point with itself, and of those of A with those of B
-
-    @property
-    def widths(self) -> tuple[list[int], list[int]]:
-        """Width of each point of A and of B; empty before the first rows."""
-        widths = list(map(len, self._means))
-        return widths[: self._points_a], widths[self._points_a :]
 
     def add(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> MomentStream:
         """Take in aligned rows, one [n, d] per point of A and one per point of B; returns itself.
@@ -107,22 +93,22 @@ class MomentStream:
         """Moments of point i of A with point j of B. Raises ValueError without tokens, IndexError for no such point."""
         if not self.tokens:
             raise ValueError("no activations were given; call add at least once")
-        p, q = range(self._points_a)[i], range(self._points_a, len(self._means))[j]
+        points_a = len(self.widths[0])
+        p, q = range(points_a)[i], range(points_a, len(self._means))[j]
         means = (self._means[point].cpu().numpy().copy() for point in (p, q))
-        return Moments(
-            self.tokens, *means, *(self._sums[pair].cpu().numpy() / self.tokens for pair in ((p, p), (p, q), (q, q)))
-        )
+        sums = (self._sums[pair].cpu().numpy() / self.tokens for pair in ((p, p), (p, q), (q, q)))
+        return Moments(self.tokens, *means, *sums)
 
     def _start(self, widths: tuple[list[int], list[int]], device: torch.device) -> None:
         """Create zeros for points of these widths, or check that the existing points have them."""
         if self._means and widths != self.widths:
             raise ValueError(f"points are {widths} wide after {self.widths}; use one stream for one list of points")
         if not self._means:
-            every, self._points_a = [*widths[0], *widths[1]], len(widths[0])
-            of_a, of_b = range(self._points_a), range(self._points_a, len(every))
-            pairs = [*((p, p) for p in (*of_a, *of_b)), *((p, q) for p in of_a for q in of_b)]
+            self.widths, every = widths, [*widths[0], *widths[1]]
+            of_a, of_b = range(len(widths[0])), range(len(widths[0]), len(every))
             zeros = partial(torch.zeros, dtype=torch.float64, device=device)
             self._means = [zeros(d) for d in every]
+            pairs = [*((p, p) for p in (*of_a, *of_b)), *((p, q) for p in of_a for q in of_b)]
             self._sums = {(p, q): zeros(every[p], every[q]) for p, q in pairs}
 
     def _take(self, tokens: int, means: Sequence[Tensor], product: Callable[[int, int], Tensor]) -> None:
@@ -144,7 +130,7 @@ def nested_moments(
 ) -> list[Moments]:
     """Moments of the first 1/2^halvings, ..., quarter, half of the blocks and of all of them, from one pass.
 
-    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model.
     """
     stream, nested = MomentStream(), []
     cuts = sorted({len(blocks) >> step for step in range(1, halvings + 1)} - {0})
@@ -169,20 +155,17 @@ def all_layers(d_a: int, d_b: int, layers_a: int, layers_b: int) -> tuple[bool, 
 class Similarity(NamedTuple):
     """Likeness of every point of A with every point of B; float64 [points of A, points of B]; nan for constants."""
 
-    svcca: np.ndarray
-    """In [0, 1]: mean canonical correlation between the leading principal components of both sides (Raghu et al. 2017),
-    over as many correlations as the side with fewer components has."""
-    cka: np.ndarray
-    """In [0, 1]: linear CKA, ‖ab‖² / (‖aa‖ ‖bb‖) in Frobenius norms of covariances (Kornblith et al. 2019)."""
+    svcca: np.ndarray  # mean canonical correlation of the leading principal components (Raghu et al. 2017)
+    cka: np.ndarray  # linear CKA, ‖ab‖² / (‖aa‖ ‖bb‖) in Frobenius norms of covariances (Kornblith et al. 2019)
     tokens: int
 
 
-def similarity(stream: MomentStream, kept: float = KEPT) -> Similarity:
-    """SVCCA and CKA of all pairs of points, both invariant to rotations and scaling of either side.
+def similarity(stream: MomentStream, kept: float = 0.99) -> Similarity:
+    """SVCCA and CKA of all pairs of points, both in [0, 1], invariant to rotations and scaling of either side.
 
-    kept: SVCCA keeps the fewest components of each side that hold this share of its variance. With n tokens and k
-    components in all, chance alone gives about sqrt(k / n). Raises ValueError without tokens, or for a share outside
-    (0, 1].
+    kept: SVCCA keeps the fewest components of each side that hold this share of its variance, and averages over as many
+    correlations as the side with fewer components has. With n tokens and k components in all, chance alone gives about
+    sqrt(k / n). Raises ValueError without tokens.
     """
     if not stream.tokens:
         raise ValueError("no activations were given; add some before comparing layers")
@@ -204,8 +187,6 @@ def similarity(stream: MomentStream, kept: float = KEPT) -> Similarity:
 
 def _whitener(square: np.ndarray, kept: float) -> np.ndarray:
     """Leading eigenvectors of a covariance [d, d] over the roots of their variances, [d, components]."""
-    if not 0 < kept <= 1:
-        raise ValueError(f"kept={kept} is no share of the variance; give a number above 0 and at most 1")
     values, vectors = np.linalg.eigh(square)
     values, vectors = values[::-1], vectors[:, ::-1]
     # Variance below the rounding of products in float32 has no direction to correlate.

@@ -24,22 +24,12 @@ from heredity.study import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEVEL = 0.95
-"""Coverage of intervals."""
-
+LEVEL = 0.95  # coverage of intervals
 Arm = Literal["source", "native", "unchanged", "refitted", "random", "dense_source", "dense_native", "dense_unchanged"]
 """`source`: A's probe on A. `native`: B's own SAE on B. On B through A's SAE: `unchanged` (A's features and weights),
 `refitted` (A's features), `random` (random ones, refitted). `dense_*`: all dimensions of the vectors instead."""
-
-
-# -- what a model has for texts ---------------------------------------------------------------------------------------
-
-
-class Vectors(NamedTuple):
-    """Vectors at the tokens of some whole texts, without special tokens."""
-
-    x: Tensor  # float32 [tokens, d_in]
-    text: np.ndarray  # int64 [tokens]: index of each token's text
+Vectors = tuple[Tensor, np.ndarray]
+"""At the tokens of some whole texts: vectors, float32 [tokens, d_in], and the index of each one's text, int64 [tokens]."""
 
 
 class Dictionary(NamedTuple):
@@ -64,11 +54,10 @@ def text_vectors(
     context_size: int,
     precision: Precision = "float32",
 ) -> Iterator[Vectors]:
-    """Vectors at every token of the texts but the special ones, several texts at a time, the longest texts first.
+    """Vectors at all but the special tokens among the first `context_size` of each text, the longest texts first.
 
-    Each text is read from its beginning, at most `context_size` tokens of it. The model must be causal: shorter texts
-    of a batch are padded at the end, invisible to their own tokens. Raises ValueError for a text without tokens, and as
-    `activations` does.
+    The model must be causal: shorter texts of a batch are padded at the end, invisible to their own tokens. Raises
+    ValueError for a text without tokens, and as `activations` does.
     """
     special = list(tokenizer.all_special_ids)
     encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
@@ -85,14 +74,13 @@ def text_vectors(
             blocks[row, : len(ids[number])] = ids[number]
             kept[row, : len(ids[number])] = ~np.isin(ids[number], special)
         x = torch.cat(list(activations(model, hook_point, blocks, precision)))
-        yield Vectors(x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1)))
+        yield x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1))
 
 
 def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictionary] = ()) -> Means:
     """Means over each of `texts` texts of their vectors and of any number of dictionaries' activations, in one pass.
 
-    A feature's mean is above 0 exactly when it fires on a token of the text. Raises ValueError when a text has no
-    vectors, and as `SAE.encode_sparse` does.
+    Raises ValueError when a text has no vectors, and as `SAE.encode_sparse` does.
     """
     order, dense, sparse = [], [], [[] for _ in dictionaries]
     for x, text in stream:
@@ -127,10 +115,10 @@ def views(
     saes: tuple[SAE, SAE],
     down: Callable[[Tensor], Tensor],
 ) -> Views:
-    """Views of texts for all arms, in one pass through each model.
+    """Views of texts for all arms, in one pass through each model. Raises as `means` does.
 
-    source, target: give the vectors of A and of B at the tokens of texts (see `text_vectors`). saes: of A and of B.
-    down: maps vectors [n, d_B] to A's space; affine. Raises as `means` does.
+    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, from
+    vectors [n, d_B] to A's space.
     """
     ours, theirs = saes
     a = means(source(texts), len(texts), [Dictionary(ours)])
@@ -138,9 +126,6 @@ def views(
     # The mean of affine images is the image of the mean.
     mapped = down(torch.from_numpy(b.x).to(ours.W_enc)).double().cpu().numpy()
     return Views(*a.features, *b.features, a.x, mapped, b.x)
-
-
-# -- probes -----------------------------------------------------------------------------------------------------------
 
 
 class Probe(NamedTuple):
@@ -159,11 +144,9 @@ def select(X: Any, y: np.ndarray, k: int) -> np.ndarray:
     """The k features with the largest E[f | class] - E[f | others], signed, best first (eq. 7); int64 [k].
 
     X: means [texts, d_sae], sparse or not. y: bool [texts]. Ties go to the lower index. Raises ValueError when a class
-    is missing or there are fewer than k features.
+    is missing.
     """
     y = _labels(y, X.shape[0])
-    if not 1 <= k <= X.shape[1]:
-        raise ValueError(f"k={k} features cannot be chosen of {X.shape[1]}; choose 1 to {X.shape[1]}")
     difference = X[y].mean(axis=0) - X[~y].mean(axis=0)
     return np.argsort(-np.asarray(difference, np.float64), kind="stable")[:k]
 
@@ -171,9 +154,8 @@ def select(X: Any, y: np.ndarray, k: int) -> np.ndarray:
 def fit_probe(X: Any, y: np.ndarray, features: np.ndarray | None = None) -> Probe:
     """Logistic regression on some columns of X [texts, width], all of them unless `features` int [k] are given.
 
-    Columns are standardized for the fit, so that no feature is favored for its scale; weights are those for X itself.
-    The penalty is L2, of strength 1 on standardized columns. The fit has no random part. Raises ValueError when a class
-    is missing; ImportError without scikit-learn.
+    Columns are standardized for the fit, with an L2 penalty of strength 1; weights are those for X itself. The fit has
+    no random part. Raises ValueError when a class is missing; ImportError without scikit-learn.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -228,14 +210,12 @@ def probing(
     """Every arm at every size, fitted on the training texts and judged on the test texts.
 
     train, test: views of the texts, and bool [texts]. draws: sets of random features per size, drawn with `seed` from
-    those of A's SAE that fire on a training text in B. Raises as `select` and `fit_probe` do, and ValueError when fewer
-    features than the largest size fire.
+    those of A's SAE that fire on a training text in B. Raises as `fit_probe` does, and ValueError when fewer features
+    than the largest size fire.
     """
     (seen, y), (held, truth) = train, test
     rng, rows = np.random.default_rng(seed), []
     live = np.flatnonzero(np.diff(seen.carried.tocsc().indptr))
-    if sizes and len(live) < max(sizes):
-        raise ValueError(f"only {len(live)} features fire in the target, not {max(sizes)}; take smaller sizes")
 
     def add(arm: Arm, probe: Probe, X: csr_array | np.ndarray, draw: int = 0) -> None:
         rows.append(Row(arm, len(probe.features), draw, judge(probe, X, truth)))
@@ -259,10 +239,9 @@ def probing(
 def probe_task(
     seen: Views, texts: np.ndarray, y: np.ndarray, test: np.ndarray, sizes: Sequence[int], draws: int, seed: int
 ) -> tuple[list[Row], list[int]]:
-    """`probing` of one class against others, at all sizes for which enough features fire; and the sizes left out.
+    """`probing` of one class against others, and the sizes left out for want of features.
 
-    seen: views of a set of texts. texts: int64 [n], the rows of the views that belong to the task (see `BinaryTask`).
-    y, test: bool [n], the class and whether the text is held out. The largest possible size is the smaller of the
+    seen: views of a set of texts. texts, y, test: see `BinaryTask`. The largest possible size is the smaller of the
     number of source features that fire in the target and of all native features.
     """
     every: tuple[Any, ...] = seen
@@ -305,14 +284,9 @@ def _labels(y: np.ndarray, texts: int) -> np.ndarray:
     """y as bool [texts]. Raises ValueError unless both classes occur and every text has a label."""
     y = np.asarray(y, bool)
     if y.shape != (texts,) or not 0 < y.sum() < texts:
-        raise ValueError(
-            f"y of shape {y.shape} marks {int(y.sum())} of {texts} texts; give one bool per text, some of them "
-            "of the class and some not"
-        )
+        marked = f"y of shape {y.shape} marks {int(y.sum())} of {texts} texts"
+        raise ValueError(f"{marked}; give one bool per text, some of them of the class and some not")
     return y
-
-
-# -- intervals, none of them empty at 0 or 1 --------------------------------------------------------------------------
 
 
 def proportion(hits: int, n: int) -> Estimate:
@@ -324,8 +298,7 @@ def proportion(hits: int, n: int) -> Estimate:
 def balanced_accuracy(guess: np.ndarray, y: np.ndarray) -> Estimate:
     """Mean over both classes of the share guessed right, for bool guess [n] and truth y [n].
 
-    The interval combines the Wilson intervals of the two shares by their squared distances (Zou & Donner 2008). Raises
-    ValueError when a class has no case.
+    The interval combines the Wilson intervals of both shares by their squared distances (Zou & Donner 2008).
     """
     y = _labels(y, len(guess))
     values, below, above = [], 0.0, 0.0
@@ -343,7 +316,7 @@ def roc_auc(scores: np.ndarray, y: np.ndarray) -> Estimate:
     """Probability that a case of the class scores higher than one outside it, ties half; scores float [n], y bool [n].
 
     The interval holds every θ with |AUC − θ| <= z √V(θ), V the variance of Hanley & McNeil (1982) with the mean of both
-    class sizes in its correction terms (Newcombe 2006, method 5). Raises ValueError when a class has no case.
+    class sizes in its correction terms (Newcombe 2006, method 5).
     """
     y = _labels(y, len(scores))
     m, n = int(y.sum()), int((~y).sum())

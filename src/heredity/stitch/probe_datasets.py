@@ -10,14 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Task = Literal["origin", "kind", "language", "test"]
-"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, the corpora of code; `test`, tests among files of
-code."""
-
-CHARACTERS = 2000
-"""Length of the beginning of a document that is used."""
-LOOKED_AT = 200
-"""Documents by which a corpus counts as prose or code."""
-_LEAST = 10
+"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, corpora of code; `test`, tests among code."""
+CHARACTERS = 2000  # length of the beginning of a document that is used
+LOOKED_AT = 200  # documents by which a corpus counts as prose or code
+_LEAST = 10  # texts of a class
 _ROWS, _BUFFER = 20_000, 10_000  # of a data set of the hub: rows read at most, and rows shuffled at a time
 
 _CODE_LINE = re.compile(
@@ -74,10 +70,9 @@ def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
 def labeled(corpora: Mapping[str, Sequence[str]], task: Task, *, most: int = 1000, seed: int = 0) -> LabeledTexts:
     """The set of one task, from documents of corpora by name.
 
-    A corpus is of code when most of its documents look like it (`looks_like_code`). A file of code is a test when
-    anything in the whole document marks one (`looks_like_a_test`): labels of `test` follow a rule, not an annotation.
-    most: texts per class at most, fewer where the smallest class has fewer. Raises LabelError when a class is missing
-    or too small.
+    A corpus is of code when most of its documents look like it. A file of code is a test when anything in the whole
+    document marks one: a rule, not an annotation. most: texts per class at most, fewer where the smallest class has
+    fewer. Raises LabelError when a class is missing or too small.
     """
     if task == "origin":
         return balanced(corpora, most=most, seed=seed)
@@ -101,9 +96,8 @@ def balanced(
     """Equally many texts of every group, in random order, split into training and test texts.
 
     Texts are cut to their first `CHARACTERS`. One that occurs twice, up to white space and letter case, counts once;
-    one that occurs in several groups is left out of all. most: texts per group. held_out: share of test texts. Raises
-    LabelError for fewer than two groups, when a group has fewer than 10 texts left, or when nothing would be left to
-    fit or to test.
+    one that occurs in several groups is left out of all. most: texts per group. Raises LabelError for fewer than two
+    groups, when a group has fewer than 10 texts left, or when nothing would be left to fit or to test.
     """
     owner: dict[str, str | None] = {}
     first: dict[str, str] = {}
@@ -122,10 +116,8 @@ def balanced(
         raise LabelError(f"only {', '.join(kept) or 'no class'} was given; a set needs two classes")
     if size < min(_LEAST, most):
         smallest = min(kept, key=lambda name: len(kept[name]))
-        raise LabelError(
-            f"class {smallest!r} has {len(kept[smallest])} different texts of its own, {_LEAST} are needed; "
-            "give more documents, or leave the class out"
-        )
+        has = f"class {smallest!r} has {len(kept[smallest])} different texts of its own, {_LEAST} are needed"
+        raise LabelError(f"{has}; give more documents, or leave the class out")
     if not 0 < tests < size:
         raise LabelError(f"held_out={held_out} of {size} texts per class leaves nothing to fit or to test; change it")
     texts = [group[chosen] for group in kept.values() for chosen in rng.permutation(len(group))[:size]]
@@ -147,9 +139,8 @@ def from_hub(
 ) -> LabeledTexts:
     """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads.
 
-    text, label: names of its columns. Classes have the data set's names for labels, or else the values. At most 20,000
-    rows are read, streamed through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a
-    column, and as `balanced` does.
+    text, label: its columns. Classes have the data set's names for labels, or else the values. Rows are streamed
+    through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a column, and as `balanced`.
     """
     from datasets import load_dataset
 

@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,13 @@ from heredity.sae.model import SAE
 from heredity.sae.step import SPARSE_BELOW
 from heredity.sae.train import write_back
 
-POINTS = 24
-"""Points of a training's curve besides the start."""
+POINTS = 24  # of a training's curve besides the start
 
 
 def dense_flops(d_in: int, d_sae: int, vectors: float) -> float:
     """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1).
 
-    Encoder and decoder forward; backward, the gradients of both matrices and of the activations. The input needs none.
-    Equal to the count of `torch.utils.flop_counter`.
+    Encoder and decoder forward; backward, the gradients of both matrices and of the activations.
     """
     return 10.0 * d_in * d_sae * vectors
 
@@ -41,8 +38,7 @@ def sparse_flops(d_in: int, d_sae: int, l0: float, vectors: float) -> float:
     """FLOPs of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
 
     Only the encoder's product is dense. The reconstruction, the gradients of the activations and those of both matrices
-    take 2 d_in each per active entry (`sae.step.sparse_step`). Work done once per step rather than per vector, Adam and
-    the gradient of b_dec, is left out, as it is from `dense_flops`.
+    take 2 d_in each per active entry. Work done once per step, by Adam and for b_dec, is left out of both counts.
     """
     return 2.0 * d_in * (d_sae + 4 * l0) * vectors
 
@@ -65,11 +61,8 @@ def reached(costs: Sequence[float], values: Sequence[float], level: float) -> fl
 
     costs: ascending, from 0 on; values: of the same points, such as explained variances. Between two points the value
     is interpolated linearly in the logarithm of the cost, and linearly in the cost itself after a point of cost 0. A
-    value that is not finite reaches nothing. Raises ValueError when costs do not ascend or there are none.
+    value that is not finite reaches nothing.
     """
-    ascending = all(a < b for a, b in pairwise(costs))
-    if not costs or costs[0] < 0 or not ascending or len(costs) != len(values):
-        raise ValueError(f"{len(costs)} costs of {len(values)} values; give as many, in ascending order from 0 on")
     low = least = None
     for cost, value in zip(costs, values, strict=True):
         if not math.isfinite(value):
@@ -93,9 +86,8 @@ def saving_row(
     """Cost of an explained variance from one start and the share saved over the random start; None where never reached.
 
     arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: those of
-    training the source's SAE. Keys: `flops`, `seconds` of the arm; `random_flops`, `random_seconds`; `saved_flops`,
-    `saved_seconds` with `extra` counted; `saved_flops_with_source`, `saved_seconds_with_source` with both counted.
-    Shares are negative where the arm costs more, and None where the random start gets there at no cost.
+    training the source's SAE. Keys, of FLOPs: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted,
+    `saved_flops_with_source` with both counted; the same of `seconds`. Shares are negative where the arm costs more.
     """
     row: dict[str, float | None] = {}
     for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):
@@ -122,9 +114,8 @@ class Curve:
     def __init__(self, folder: Path, batch_size: int, steps: int, spare: SAE, held: Tensor) -> None:
         """spare: an SAE of the training's shape, overwritten here. held: held-out vectors [n, d_in]."""
         self.rows: list[dict[str, Any]] = []
-        """By step: step; vectors read; flops, dense; sparse_flops, those of the training as it was done; seconds of
-        training, the model's forward passes included and this measurement excluded; explained_variance (None where it
-        is not finite), l0 and dead_share on the held-out vectors."""
+        """By step: vectors read; flops, dense; sparse_flops, of the training as it was done; seconds of training,
+        forward passes of the model included; explained_variance (None where not finite), l0, dead_share, held out."""
         self._curve, self._clock = folder / "curve.json", folder / "clock"
         self._size, self._spare, self._held = batch_size, spare, held
         self._steps = {0, *np.rint(np.geomspace(1, steps, POINTS)).astype(int).tolist()}
@@ -145,8 +136,8 @@ class Curve:
 
     def forget(self) -> None:
         """Delete the files kept for a resume."""
-        for path in (self._curve, self._clock):
-            path.unlink(missing_ok=True)
+        self._curve.unlink(missing_ok=True)
+        self._clock.unlink(missing_ok=True)
 
     def _resume(self, step: int) -> None:
         """Continue from the files, up to a step."""

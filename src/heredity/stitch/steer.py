@@ -25,8 +25,7 @@ from heredity.stitch.transfer import transfer_direction
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NONE = -1
-"""Class of a blank text."""
+NONE = -1  # class of a blank text
 
 
 class Steering(NamedTuple):
@@ -39,14 +38,11 @@ class Steering(NamedTuple):
 def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
     """A direction [d_in] of any length, at its mean level over vectors of the wanted class [n, d_in].
 
-    Raises ValueError for a direction of length 0 or not finite, and when the widths differ or there are no vectors.
+    Raises ValueError for a direction of length 0 or not finite.
     """
-    direction, wanted = np.asarray(direction, np.float64), np.asarray(wanted, np.float64)
     length = float(np.linalg.norm(direction))
     if not np.isfinite(length) or length == 0:
         raise ValueError(f"the direction has length {length}; the vectors that made it must differ and be finite")
-    if wanted.ndim != 2 or not len(wanted) or wanted.shape[1:] != direction.shape:
-        raise ValueError(f"vectors of shape {wanted.shape} give no level to a direction {direction.shape}")
     return Steering(direction / length, float((wanted @ direction).mean() / length))
 
 
@@ -60,8 +56,7 @@ def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covarian
     """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
     The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
-    their covariance [d_in, d_in] alone makes clamping move them further. Makes a random direction as strong as another.
-    Raises ValueError as `leveled` does.
+    their covariance [d_in, d_in] alone makes clamping move them further. Raises ValueError as `leveled` does.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
@@ -92,13 +87,7 @@ def steering_arms(
 
 
 def clamped(h: Tensor, steering: Steering) -> Tensor:
-    """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays.
-
-    float32. Raises ValueError for a direction of another width.
-    """
-    if h.shape[-1:] != steering.direction.shape:
-        widths = f"the direction is {len(steering.direction)} wide and the vectors {h.shape[-1]}"
-        raise ValueError(f"{widths}; carry it over first")
+    """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays."""
     v = torch.as_tensor(steering.direction, dtype=torch.float32, device=h.device)
     h = h.float()
     return h + (steering.level - h @ v)[..., None] * v
@@ -120,8 +109,8 @@ def generate(
     """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
 
     prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The same arguments and
-    seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, for prompts
-    that leave no room in the model's context, and for a direction of another width.
+    seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, and for
+    prompts that leave no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
@@ -130,10 +119,8 @@ def generate(
         if not row:
             raise ValueError(f"prompt {number}, {prompts[number][:40]!r}, has no token; give at least one")
         if context is not None and len(row) + max_tokens > context:
-            raise ValueError(
-                f"prompt {number} has {len(row)} tokens, and {max_tokens} more exceed the model's context of "
-                f"{context}; lower max_tokens or prompt_tokens"
-            )
+            exceeds = f"{len(row)} tokens, and {max_tokens} more exceed the model's context of {context}"
+            raise ValueError(f"prompt {number} has {exceeds}; lower max_tokens or prompt_tokens")
     device, texts, training = next(model.parameters()).device, [], model.training
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
     how: dict[str, Any] = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1}
@@ -174,8 +161,7 @@ def effect(
 ) -> Effect:
     """Share of the texts of each arm that belong to the wanted class.
 
-    write: gives the texts of an arm (see `generate`), unsteered for None. arms: see `steering_arms`. classify: int [n],
-    the class of each text (see `text_classifier`).
+    write: gives the texts of an arm, unsteered for None. classify: int [n], the class of each text.
     """
     texts = {arm: list(write(steering)) for arm, steering in arms.items()}
     hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
@@ -190,9 +176,9 @@ def transfer_gap(transferred: float, native: float) -> float:
 def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
-    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. The classifier
-    gives the most likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without
-    scikit-learn, ValueError for fewer than two classes or not one class per text.
+    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
+    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn, ValueError
+    for fewer than two classes.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

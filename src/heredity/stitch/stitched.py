@@ -28,13 +28,11 @@ def stitched_loss(
 ) -> Quality:
     """Prediction of the back model with through(the front model's activation) in place of its own.
 
-    front_hook, back_hook: one hook point in each model; all of the back model's residual stream must pass there, so
-    that everything below is overwritten. through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens
-    [n, context], of a tokenizer both models use. special: tokens whose prediction is not counted; both models still
-    read them. Both models run on their own devices in evaluation mode; the map works in float32.
-
-    `tokens` counts the predictions. Raises ValueError for blocks that hold nothing to predict, tokens that a model does
-    not know, and a map to another width than the back model's.
+    back_hook: all of the back model's residual stream must pass there, so that everything below is overwritten.
+    through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens [n, context] of a tokenizer both models use.
+    special: tokens that are read, but whose prediction is not counted. Both models run on their own devices in
+    evaluation mode. Raises ValueError for blocks that hold nothing to predict, tokens that a model does not know, and a
+    map to another width than the back model's.
     """
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise ValueError(f"blocks of shape {list(blocks.shape)} hold nothing to predict; give at least 1 x 2 tokens")
