@@ -52,7 +52,7 @@ class Stitch(NamedTuple):
         return Stitch(self.up.to(device), self.down.to(device))
 
     def save(self, folder: str | Path) -> None:
-        """Write `up.safetensors` and `down.safetensors`, with `weight` and `bias` each, into a folder made if missing."""
+        """Write `up.safetensors` and `down.safetensors`, of `weight` and `bias` each, into a folder made if missing."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, affine in self._asdict().items():
             tensors = {key: part.detach().cpu().contiguous() for key, part in affine._asdict().items()}

@@ -235,7 +235,7 @@ def _quarter_turn(x: Tensor) -> Tensor:
 
 @contextmanager
 def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
-    """While open, a layer's queries are `query`, if given. first_only: heads put out their attention to the first token."""
+    """While open, a layer's queries are `query`, if given, and with `first_only` heads put out their attention to token 0."""
 
     def queries(own: Tensor) -> Tensor:
         return own if query is None else query

@@ -29,7 +29,7 @@ Arm = Literal["source", "native", "unchanged", "refitted", "random", "dense_sour
 """`source`: A's probe on A. `native`: B's own SAE on B. On B through A's SAE: `unchanged` (A's features and weights),
 `refitted` (A's features), `random` (random ones, refitted). `dense_*`: all dimensions of the vectors instead."""
 Vectors = tuple[Tensor, np.ndarray]
-"""At the tokens of some whole texts: vectors, float32 [tokens, d_in], and the index of each one's text, int64 [tokens]."""
+"""At the tokens of some whole texts: vectors float32 [tokens, d_in], and the index of each one's text, int64 [tokens]."""
 
 
 class Dictionary(NamedTuple):

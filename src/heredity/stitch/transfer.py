@@ -1,8 +1,8 @@
 """SAEs, directions and probes of one model, rewritten for another by affine maps (Chen et al. 2025, arXiv 2506.06609).
 
-A transferred SAE is the source's own, seen through the maps: up ∘ SAE ∘ down, folded into one set of weights. Beyond
-the paper, its decoder or its thresholds can be fitted to the target's activations in closed form, its dead features
-revived, and a dictionary turned at random instead, to measure the worth of its shape without any map.
+A transferred SAE is the source's, seen through the maps: up ∘ SAE ∘ down, folded into one set of weights. Beyond the
+paper, its decoder or thresholds can be fitted to the target's activations in closed form, its dead features revived,
+and a dictionary turned at random instead, to measure the worth of its shape without any map.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from heredity.stitch.moments import Moments
 from heredity.stitch.savings import refit_flops
 from heredity.study import RANKED, Precision, SAEConfig
 
-SILENT = 50_000
-"""Training vectors on which a feature must have been silent to be revived."""
-LARGEST_REFIT = 8192
-"""Features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held."""
+SILENT = 50_000  # training vectors on which a feature must have been silent to be revived
+LARGEST_REFIT = 8192  # features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held
 _ROWS = 4096  # vectors encoded at a time
 _CHUNK = 1 << 24  # pre-activations computed at a time
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -44,23 +42,18 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
         W_enc' = P_down W_enc        b_enc' = b_enc + (down(b_dec') − b_dec) W_enc
         W_dec' = W_dec P_up          b_dec' = up(b_dec)
 
-    The paper's encoder has no pre-bias; ours subtracts b_dec, so the new one subtracts b_dec', and b_enc' takes up the
-    round trip's remainder of the center. Codes stay the same number for number, thus k and thresholds too.
-
-    sae: of the source, width d_A; up: d_A -> d_B; down: d_B -> d_A. The result has width d_B and the SAE's device.
+    Ours subtracts b_dec before encoding, which the paper's does not: b_enc' takes up the round trip's remainder of the
+    center. Codes stay the same number for number, thus k and thresholds too.
 
     normalize: give decoder rows unit norm, as training needs them, and multiply encoder columns, biases and thresholds
     by the old norms. x̂ stays for relu, jumprelu and batchtopk, whose one threshold becomes one of each feature: it is
-    a jumprelu from then on. For topk the norms change which features are the k largest: see `same_selection`.
-
-    Raises ValueError when the widths do not fit.
+    a jumprelu from then on. For topk the norms change which features are the k largest: see `same_selection`. Raises
+    ValueError when the widths do not fit.
     """
-    d_in, d_out = sae.d_in, up.weight.shape[1]
-    if up.weight.shape[0] != d_in or down.weight.shape != (d_out, d_in):
-        raise ValueError(
-            f"the SAE reads width {d_in}, up is {list(up.weight.shape)} and down {list(down.weight.shape)}; "
-            f"give up [{d_in}, d_target] and down [d_target, {d_in}]"
-        )
+    d_in, shapes = sae.d_in, (list(up.weight.shape), list(down.weight.shape))
+    if shapes[0][0] != d_in or shapes[0] != shapes[1][::-1]:
+        given = f"the SAE reads width {d_in}, up is {shapes[0]} and down {shapes[1]}"
+        raise ValueError(f"{given}; give up [{d_in}, d_target] and down [d_target, {d_in}]")
     w_up, b_up, w_down, b_down = (part.to(sae.W_dec.device).double() for part in (*up, *down))
     w_enc, b_dec = sae.W_enc.double(), sae.b_dec.double()
     center = b_dec @ w_up + b_up
@@ -91,9 +84,6 @@ def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tenso
     return w @ weight.T, c + w @ bias
 
 
-# -- evaluation -------------------------------------------------------------------------------------------------------
-
-
 class ZeroShot(NamedTuple):
     """Figures of an SAE at a hook point it was not trained at (table 2 of the paper); cross-entropies in nats."""
 
@@ -104,7 +94,7 @@ class ZeroShot(NamedTuple):
 
     @property
     def delta_loss(self) -> float:
-        """Increase of the cross-entropy by splicing the SAE in, nats per token."""
+        """Increase of the cross-entropy by splicing the SAE in."""
         return self.ce_spliced - self.ce_clean
 
     @property
@@ -122,10 +112,7 @@ def zero_shot(
 
 
 def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
-    """Share of the active features of one SAE that are active in the other too, pooled over tokens; x [n, d_in] each.
-
-    The effect of normalizing a topk SAE. nan if nothing is active.
-    """
+    """Share of the active features of one SAE that are active in another too, pooled over x [n, d_in]; nan for none."""
     both = active = 0
     for x in _parts(sae, batches):
         ours, theirs = sparse_codes(sae, x), sparse_codes(other, x)
@@ -137,10 +124,8 @@ def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
 class Folding(NamedTuple):
     """Agreement of a folded SAE with the SAE and maps it was folded from."""
 
-    error: float
-    """Largest element of folded(x) − up(SAE(down(x))) over the root mean square of x, on vectors that both encode by
-    the same features; nan without any."""
-    other_features: float  # share of vectors where rounding made another feature active
+    error: float  # largest element of folded(x) − up(SAE(down(x))) over the root mean square of x; nan without vectors
+    other_features: float  # share of vectors left out of it, where rounding made another feature active
 
 
 def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
@@ -154,29 +139,21 @@ def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
     return Folding(float(off.abs().max()) / rms if same.any() else float("nan"), float(1 - same.mean()))
 
 
-# -- repairs in closed form -------------------------------------------------------------------------------------------
-
-Refit = Literal["bias", "decoder"]
-
-
-def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge: float = 1e-3) -> SAE:
+def calibrate(
+    sae: SAE, batches: Iterable[Tensor], refit: Literal["bias", "decoder"] = "bias", ridge: float = 1e-3
+) -> SAE:
     """An SAE with the same codes on every x, whose decoder fits these activations best in the mean square.
 
     refit:
         bias       b_dec = mean of x − acts W_dec.
         decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
                    that hardly fires keeps its direction. A transferred decoder reaches only as many dimensions as the
-                   source has; this one reaches them all.
+                   source has; this one reaches them all, with rows of any norm.
 
-    b_enc makes up for the change of b_dec, so that the same features fire. Explained variance on these batches never
-    falls with `bias`. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ
-    acts². `decoder` holds a matrix [d_sae, d_sae] in float64 and needs more tokens than features to be useful; its rows
-    have any norm. Not in the paper.
-
-    Raises ValueError when there are no vectors, and for an unknown refit.
+    b_enc makes up for the change of b_dec. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over
+    live features of Σ acts². `decoder` holds a float64 matrix [d_sae, d_sae] and needs more tokens than features to be
+    useful. Not in the paper. Raises ValueError when there are no vectors.
     """
-    if refit not in ("bias", "decoder"):
-        raise ValueError(f"refit={refit!r}: choose bias or decoder")
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
     gram, cross = np.zeros((size, size)), np.zeros((size, sae.d_in))
@@ -210,14 +187,12 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
     batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature wanted on less than one of
     the vectors stays unchanged. Revives features that a map has weakened until they never fire. Not in the paper.
-    Raises ValueError for topk, which has no threshold, for densities outside [0, 1], and for non-finite vectors.
+    Raises ValueError for topk, which has no threshold, and for densities outside [0, 1].
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
-    if density.shape != (sae.d_sae,) or not bool(((density >= 0) & (density <= 1)).all()):
-        raise ValueError(f"density is {list(density.shape)}; give [{sae.d_sae}] shares from 0 to 1")
-    if not len(x) or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x {list(x.shape)} holds no vectors, or NaN or infinity; find what makes them")
+    if not bool(((density >= 0) & (density <= 1)).all()):
+        raise ValueError(f"densities reach from {density.min()} to {density.max()}; give shares from 0 to 1")
     matched = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
@@ -236,17 +211,14 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     return matched
 
 
-# -- starts of a training in the target -------------------------------------------------------------------------------
-
-
 def repaired(
     sae: SAE, batch: Callable[[int], Tensor], batch_size: int, steps: int, seed: int
 ) -> tuple[SAE, int, float]:
     """A folded SAE with its decoder refitted and its dead features revived on the first vectors of a training.
 
-    batch: number of a step -> vectors [batch_size, d_in]; the training takes `steps` of them. Returns the SAE, the
-    number of revived features and the FLOPs spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT`
-    features or fewer than two vectors per feature were read. Nothing is revived on fewer than `SILENT` vectors.
+    batch: number of a step -> vectors [batch_size, d_in]. Returns the SAE, the number of revived features and the FLOPs
+    spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT` features or fewer than two vectors per
+    feature were read. Nothing is revived on fewer than `SILENT` vectors.
     """
     count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
     batches = [batch(step) for step in range(count)]
@@ -263,8 +235,8 @@ def repaired(
 def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) -> tuple[SAE, int]:
     """A copy with its dead features pointed at badly reconstructed vectors, as the training does; and their number.
 
-    dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
-    decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
+    dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them (see
+    `sae.train.resample`). Raises ValueError unless decoder rows are of unit norm.
     """
     state = start(sae, batches.__getitem__, {"steps": len(batches)}, continued=True)
     # To the resampling, the batches are steps of a training that has changed nothing so far.
@@ -286,13 +258,8 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
     s² = tr bb / tr aa takes pre-activations from the scale of a to that of b, and c makes their variance, summed over
     features, s² times that in the source. So their means and, all together, their variances relate to the activations
     as in the source, and nothing else is known of the target.
-
-    sae: of model A. moments: of both models' activations. The result has the width of b. Raises ValueError when the
-    SAE is not as wide as a.
     """
     d_a, d_b = moments.ab.shape
-    if sae.d_in != d_a:
-        raise ValueError(f"the SAE reads width {sae.d_in}, the moments are of {d_a}; give those of its own hook point")
     normal = torch.randn(max(d_a, d_b), min(d_a, d_b), generator=torch.Generator().manual_seed(seed)).double()
     q, r = torch.linalg.qr(normal)
     q = q * r.diagonal().sign()  # uniform among such maps, whatever sign the factorization prefers
@@ -314,8 +281,8 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     """The SAE with the activation function that the settings train.
 
-    Only batchtopk needs it, since normalizing turns it into a jumprelu: its one threshold is set to keep k features per
-    vector on some of x [n, d_in].
+    Only a batchtopk needs it, which normalizing made a jumprelu: its one threshold is set to keep k features per vector
+    on some of x [n, d_in].
     """
     k = config.k if config.activation in RANKED else None
     if (sae.activation, sae.k) == (config.activation, k):
