@@ -52,9 +52,7 @@ def test_maps_come_back_from_disk_bit_for_bit(tmp_path):
         Stitch.load(tmp_path / "stitch")
 
 
-def test_a_map_must_be_finite_and_fit():
-    with pytest.raises(ValueError, match="do not fit"):
-        Affine.of(np.ones((2, 3)), np.ones(2))
+def test_a_map_must_be_finite():
     with pytest.raises(ValueError, match="NaN or infinity"):
         Affine.of(np.full((2, 3), np.nan), np.ones(3))
 

@@ -100,8 +100,8 @@ def test_one_class_against_the_rest_is_balanced_too():
         assert np.array_equal(y, every.y[texts] == every.names.index(name))
         assert np.array_equal(test, every.test[texts]) and len(set(texts.tolist())) == 50
     two = labeled(CORPORA, "kind")
-    (task,) = binary_tasks(two, seed=0).values()
-    assert np.array_equal(task.y, two.y == 1) and np.array_equal(task.texts, np.arange(len(two.texts)))
+    ((texts, y, _),) = binary_tasks(two, seed=0).values()
+    assert np.array_equal(y, two.y == 1) and np.array_equal(texts, np.arange(len(two.texts)))
 
 
 def test_a_corpus_is_code_when_most_of_its_documents_are():

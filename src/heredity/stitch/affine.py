@@ -33,9 +33,7 @@ class Affine(NamedTuple):
 
     @staticmethod
     def of(weight: np.ndarray, bias: np.ndarray) -> Affine:
-        """From arrays [d_in, d_out] and [d_out], as float32. Raises ValueError for NaN, infinity or a misfit."""
-        if weight.ndim != 2 or bias.shape != weight.shape[1:]:
-            raise ValueError(f"weight {weight.shape} and bias {bias.shape} do not fit; give [d_in, d_out] and [d_out]")
+        """From arrays [d_in, d_out] and [d_out], as float32. Raises ValueError for NaN or infinity."""
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError("the map holds NaN or infinity; look for huge or constant activations, or raise ridge")
         return Affine(*(torch.from_numpy(np.array(part, np.float32)) for part in (weight, bias)))

@@ -89,7 +89,6 @@ def aligned_texts(
     tokenizer_b: PreTrainedTokenizerBase,
     texts: Sequence[str],
     context_size: int,
-    precision: Precision = "float32",
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
@@ -116,8 +115,7 @@ def aligned_texts(
                 "check that both tokenizers give offsets into the text itself"
             )
         if here:
-            of_a = _read(a, rows_a, [i for i, _ in pairs], precision)
-            of_b = _read(b, rows_b, [j for _, j in pairs], precision)
+            of_a, of_b = _read(a, rows_a, [i for i, _ in pairs]), _read(b, rows_b, [j for _, j in pairs])
             yield [x.to(device) for x in of_a], [x.to(device) for x in of_b]
 
 
@@ -158,15 +156,11 @@ def _rows(encoder: Tokenizer, texts: Sequence[str], context_size: int) -> list[t
     return rows
 
 
-def _read(
-    points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[np.ndarray], precision: Precision
-) -> list[Tensor]:
+def _read(points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[np.ndarray]) -> list[Tensor]:
     """Activations [places of all rows, d] at each point. Rows are padded at the end, invisible to causal models."""
-    blocks = np.zeros((len(rows), max(len(ids) for ids, _ in rows)), np.int64)
-    for block, (ids, _) in zip(blocks, rows, strict=True):
-        block[: len(ids)] = ids
+    blocks = nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids, _ in rows], batch_first=True).numpy()
     known, kind = points.model.get_input_embeddings().num_embeddings, type(points.model).__name__  # type: ignore[operator]
     if (highest := int(blocks.max())) >= known:
         raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
     at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
-    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, precision)]
+    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]

@@ -88,10 +88,8 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> P
     v are the logit weights of the decoder's rows by the direct path: through the gain of the final norm, but not its
     scale, and centered over the vocabulary, which the paper leaves open (see `lm.logit_attribution.logit_weights`).
     blocks: tokens [n, context] of a tokenizer both models use; the last of each block has no next token and is left
-    out. Raises ValueError when the SAEs differ in size or the blocks hold no next token, and as `logit_weights` does.
+    out. Raises ValueError when the SAEs differ in size, and as `logit_weights` does.
     """
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
     pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)
     return paired_pearson(pairs, source.sae.d_sae)
 

@@ -107,9 +107,6 @@ def _affine(moments: Moments, weight: np.ndarray) -> Affine:
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
 
 
-# -- the joint loss from moments --------------------------------------------------------------------------------------
-
-
 def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:
     """L of centered weights up [d_a, d_b] and down [d_b, d_a] with their best biases."""
     aa, ab, bb = moments.aa, moments.ab, moments.bb
@@ -134,7 +131,7 @@ def minimize_joint(
     coordinates, relative to that at zero maps. rounds: upper limit. Returns up, down, the losses at the start and after
     each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
-    problem = _White.of(moments, alpha)
+    problem, other = _White(moments, alpha), _White(moments.swapped(), alpha)
     up, down = problem.root_a.T @ up, problem.root_b.T @ down
     scale = problem.gradient_norm(np.zeros_like(up), np.zeros_like(down)) or 1.0
     gradient = problem.gradient_norm(up, down) / scale
@@ -142,10 +139,14 @@ def minimize_joint(
     up = problem.best_up(down)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     while gradient > tolerance and len(losses) <= rounds:
-        plain = problem.swapped().best_up(up)
+        plain = other.best_up(up)
         loss = problem.loss(up, plain)
         trail = [*trail[-MEMORY:], (down, plain)]
-        far = _extrapolated(trail)
+        # The combination of the last rounds' ends with the least step from start to end.
+        steps = np.stack([(end - start).ravel() for start, end in trail])
+        ends = np.stack([end.ravel() for _, end in trail])
+        mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
+        far = (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(plain.shape)
         far_up = problem.best_up(far)
         far_loss = problem.loss(far_up, far)
         if far_loss < loss:
@@ -160,41 +161,26 @@ def minimize_joint(
 
 
 def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
-    """Approximate FLOPs of `minimize_joint`: products, and 9 n³ per symmetric matrix for eigenvectors.
-
-    (Golub & Van Loan, Matrix Computations, section 8.3.)
-    """
+    """Approximate FLOPs of `minimize_joint`: products, and 9 n³ per eigendecomposition (Golub & Van Loan, 8.3)."""
     products = d_a * d_b * (d_a + d_b)
     return rounds * (2 * (9.0 * (d_a**3 + d_b**3) + 10 * products) + 18 * products)
 
 
-class _White(NamedTuple):
+class _White:
     """The problem in white coordinates: up = root_a⁻ᵀ X and down = root_b⁻ᵀ Y, where aa = root_a root_aᵀ."""
 
-    root_a: np.ndarray
-    root_b: np.ndarray
-    inverse_a: np.ndarray
-    inverse_b: np.ndarray
-    target: np.ndarray  # root_a⁻¹ ab
-    target_back: np.ndarray  # root_b⁻¹ abᵀ
-    rest: float  # loss that no map explains
-    alpha: float
-
-    @staticmethod
-    def of(moments: Moments, alpha: float) -> _White:
+    def __init__(self, moments: Moments, alpha: float) -> None:
         try:
-            root_a, root_b = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
+            roots = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
         except np.linalg.LinAlgError:
             raise ValueError("a covariance is not positive definite; raise ridge, or take more tokens") from None
-        inverse_a, inverse_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in (root_a, root_b))
-        target, back = inverse_a @ moments.ab, inverse_b @ moments.ab.T
+        self.root_a, self.root_b = roots
+        self.inverse_a, self.inverse_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in roots)
+        self.target, self.target_back = self.inverse_a @ moments.ab, self.inverse_b @ moments.ab.T
+        explained_a, explained_b = np.sum(self.target_back**2), np.sum(self.target**2)
         d_a, d_b = moments.ab.shape
-        rest = (np.trace(moments.aa) - np.sum(back**2)) / d_a + (np.trace(moments.bb) - np.sum(target**2)) / d_b
-        return _White(root_a, root_b, inverse_a, inverse_b, target, back, float(rest), alpha)
-
-    def swapped(self) -> _White:
-        root_a, root_b, inverse_a, inverse_b, target, back, rest, alpha = self
-        return _White(root_b, root_a, inverse_b, inverse_a, back, target, rest, alpha)
+        self.rest = float((np.trace(moments.aa) - explained_a) / d_a + (np.trace(moments.bb) - explained_b) / d_b)
+        self.alpha = alpha
 
     def loss(self, up: np.ndarray, down: np.ndarray) -> float:
         d_a, d_b = up.shape
@@ -227,17 +213,6 @@ class _White(NamedTuple):
     def _round_trips(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """root_aᵀ (up down - 1) and root_bᵀ (down up - 1) of the raw maps."""
         return up @ (self.inverse_b.T @ down) - self.root_a.T, down @ (self.inverse_a.T @ up) - self.root_b.T
-
-
-def _extrapolated(trail: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The combination of the last rounds' ends with the least step from start to end."""
-    steps = np.stack([(end - start).ravel() for start, end in trail])
-    ends = np.stack([end.ravel() for _, end in trail])
-    mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
-    return (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(trail[-1][1].shape)
-
-
-# -- the published recipe, over tokens --------------------------------------------------------------------------------
 
 
 class AdamFit(NamedTuple):
@@ -313,8 +288,5 @@ def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
 
 def adam_flops(tokens: int, d_a: int, d_b: int) -> float:
-    """FLOPs of the matrix products of `fit_by_adam` over so many rows, repeats counted: ten products per row.
-
-    Four forward, four for the weights' gradients, two for those of the round trips' inputs.
-    """
+    """FLOPs of the products of `fit_by_adam`, ten per row: 4 forward, 4 for weights, 2 for the round trips' inputs."""
     return 20.0 * tokens * d_a * d_b

@@ -85,32 +85,17 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
     return HeadScores(torch.stack(scores, 1).cpu().numpy(), layers)
 
 
-class PathAblation(NamedTuple):
-    """One head with and without one feature in its queries, at the n tokens where the feature fires; float64 [n]."""
-
-    activation: np.ndarray  # of the feature
-    attention: np.ndarray  # of the head to the first token
-    attention_ablated: np.ndarray  # without the feature; less than before when the feature deactivates the head
-    norm: np.ndarray  # of the head's output before the output projection
-    norm_ablated: np.ndarray  # without the feature
-
-
 def path_ablation(
     model: nn.Module, hook_point: str, sae: SAE, feature: int, layer: int, head: int, blocks: np.ndarray, skip: int = 1
-) -> PathAblation:
+) -> np.ndarray:
     """Effect of a feature on a head by the direct path into its queries; keys and values stay (figure 5b).
 
     f_i(t) d_i is taken from the residual stream before the layer, for queries only. blocks: tokens [n, context]. skip:
-    first positions left out, since the first attends to itself alone. The model itself computes the attention. Raises
-    ValueError as `head_scores` does, and for an unknown feature, layer or head.
+    first positions left out, since the first attends to itself alone. Returns float64 [5, tokens where the feature
+    fires]: its activation, the head's attention to the first token with and without it (less when the feature
+    deactivates the head), and the norm of the head's output before the output projection with and without it.
     """
-    layers, at = _later(model, hook_point), _attention(model, layer)
-    heads = at.width // at.d_head
-    if layer not in layers or not 0 <= head < heads or not 0 <= feature < sae.d_sae:
-        raise ValueError(
-            f"feature {feature}, layer {layer}, head {head}: features are 0 to {sae.d_sae - 1}, layers after "
-            f"{hook_point} {layers[0]} to {layers[-1]}, heads 0 to {heads - 1}"
-        )
+    at = _attention(model, layer)
     direction = to_stream(model, hook_point, sae.W_dec[feature : feature + 1].detach())
     parts, step = [], blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
@@ -131,8 +116,7 @@ def path_ablation(
                     output = at.heads_of(capture(model, f"blocks.{layer}.attn.hook_z", ids))[..., head, :]
                 columns.append(output[..., 0] if first_only else output.norm(dim=-1))
         parts.append(torch.stack([column[fires].double() for column in columns]))
-    ablation = torch.cat(parts, 1) if parts else torch.zeros(5, 0)
-    return PathAblation(*ablation.double().cpu().numpy())
+    return (torch.cat(parts, 1) if parts else torch.zeros(5, 0).double()).cpu().numpy()
 
 
 class HeadEffect(NamedTuple):
@@ -154,12 +138,12 @@ def strongest_head(
     """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows."""
     row = scores.scores[feature]
     place, head = (int(i) for i in np.unravel_index(row.argmax(), row.shape))
-    at = path_ablation(model, hook_point, sae, feature, scores.layers[place], head, blocks)
-    means = (
-        float(column.mean()) if len(at.activation) else None
-        for column in (at.attention, at.attention - at.attention_ablated, at.norm, at.norm - at.norm_ablated)
+    acts, attention, without, norm, without_norm = path_ablation(
+        model, hook_point, sae, feature, scores.layers[place], head, blocks
     )
-    return HeadEffect(scores.layers[place], head, float(row[place, head]), len(at.activation), *means)
+    columns = (attention, attention - without, norm, norm - without_norm)
+    means = (float(column.mean()) if len(acts) else None for column in columns)
+    return HeadEffect(scores.layers[place], head, float(row[place, head]), len(acts), *means)
 
 
 class _Attention(NamedTuple):
@@ -211,6 +195,8 @@ def _first_key(model: nn.Module, at: _Attention, ids: Tensor) -> Tensor:
     """The keys of the first position [key_heads, d_head], turned against the queries' mean rotation."""
     if at.fused:
         return at.heads_of(capture(model, f"{at.path}.c_attn:output", ids)[0, 0][at.width : 2 * at.width])
+    from transformers.models.llama.modeling_llama import rotate_half
+
     rotations: list[tuple[Tensor, Tensor]] = []
     handle = at.module.register_forward_pre_hook(
         lambda _module, _args, kwargs: rotations.append(kwargs["position_embeddings"]), with_kwargs=True
@@ -223,19 +209,13 @@ def _first_key(model: nn.Module, at: _Attention, ids: Tensor) -> Tensor:
     cos, sin = (part[0].double() for part in rotations[0])
     if cos.shape[1] != at.d_head:
         raise ValueError(f"rotary embeddings turn {cos.shape[1]} of {at.d_head} dimensions; only whole heads are known")
-    key = key * cos[0] + _quarter_turn(key) * sin[0]
-    return key * cos.mean(0) - _quarter_turn(key) * sin.mean(0)
-
-
-def _quarter_turn(x: Tensor) -> Tensor:
-    """Each pair of coordinates (i, i + d / 2) turned by 90 degrees, as rotary embeddings pair them."""
-    first, second = x.chunk(2, -1)
-    return torch.cat([-second, first], -1)
+    key = key * cos[0] + rotate_half(key) * sin[0]
+    return key * cos.mean(0) - rotate_half(key) * sin.mean(0)
 
 
 @contextmanager
 def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
-    """While open, a layer's queries are `query`, if given, and with `first_only` heads put out their attention to token 0."""
+    """While open, a layer's queries are `query`, if given; `first_only`: its heads put out their attention to token 0."""
 
     def queries(own: Tensor) -> Tensor:
         return own if query is None else query

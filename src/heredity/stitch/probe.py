@@ -29,7 +29,7 @@ Arm = Literal["source", "native", "unchanged", "refitted", "random", "dense_sour
 """`source`: A's probe on A. `native`: B's own SAE on B. On B through A's SAE: `unchanged` (A's features and weights),
 `refitted` (A's features), `random` (random ones, refitted). `dense_*`: all dimensions of the vectors instead."""
 Vectors = tuple[Tensor, np.ndarray]
-"""At the tokens of some whole texts: vectors float32 [tokens, d_in], and the index of each one's text, int64 [tokens]."""
+"""At the tokens of some whole texts: vectors, float32 [tokens, d_in], and each one's text by number, int64 [tokens]."""
 
 
 class Dictionary(NamedTuple):
@@ -78,10 +78,7 @@ def text_vectors(
 
 
 def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictionary] = ()) -> Means:
-    """Means over each of `texts` texts of their vectors and of any number of dictionaries' activations, in one pass.
-
-    Raises ValueError when a text has no vectors, and as `SAE.encode_sparse` does.
-    """
+    """Means over each of `texts` texts of vectors and dictionaries' activations; ValueError for one without vectors."""
     order, dense, sparse = [], [], [[] for _ in dictionaries]
     for x, text in stream:
         present, row, count = np.unique(text, return_inverse=True, return_counts=True)
@@ -241,7 +238,7 @@ def probe_task(
 ) -> tuple[list[Row], list[int]]:
     """`probing` of one class against others, and the sizes left out for want of features.
 
-    seen: views of a set of texts. texts, y, test: see `BinaryTask`. The largest possible size is the smaller of the
+    seen: views of a set of texts. texts, y, test: one of `binary_tasks`. The largest possible size is the smaller of the
     number of source features that fire in the target and of all native features.
     """
     every: tuple[Any, ...] = seen
@@ -296,10 +293,7 @@ def proportion(hits: int, n: int) -> Estimate:
 
 
 def balanced_accuracy(guess: np.ndarray, y: np.ndarray) -> Estimate:
-    """Mean over both classes of the share guessed right, for bool guess [n] and truth y [n].
-
-    The interval combines the Wilson intervals of both shares by their squared distances (Zou & Donner 2008).
-    """
+    """Mean over both classes of the share guessed right, bool [n]; Wilson intervals combined (Zou & Donner 2008)."""
     y = _labels(y, len(guess))
     values, below, above = [], 0.0, 0.0
     for members in (y, ~y):

@@ -43,18 +43,13 @@ class LabeledTexts(NamedTuple):
     test: np.ndarray  # bool [n]: whether the text is held out; equally many of every class
 
 
-class BinaryTask(NamedTuple):
-    """One class of a set against others, in equal numbers."""
+def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each class against a random sample of the rest, by name; of two classes, the second one against the first.
 
-    texts: np.ndarray  # int64 [n]: indices of the texts in the whole set
-    y: np.ndarray  # bool [n]: whether each is of the class
-    test: np.ndarray  # bool [n]: whether each is held out
-
-
-def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
-    """Each class against a random sample of the rest, by name; of two classes, the second one against the first."""
+    Indices of the texts in the set, int64 [n]; whether each is of the class, and whether it is held out, bool [n].
+    """
     if len(texts.names) == 2:
-        return {texts.names[1]: BinaryTask(np.arange(len(texts.texts)), texts.y == 1, texts.test)}
+        return {texts.names[1]: (np.arange(len(texts.texts)), texts.y == 1, texts.test)}
     tasks = {}
     for number, name in enumerate(texts.names):
         members, rng = texts.y == number, np.random.default_rng(seed)
@@ -63,7 +58,7 @@ def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
             others = np.flatnonzero(part & ~members)
             kept[rng.choice(others, int((part & members).sum()), replace=False)] = True
         rows = np.flatnonzero(kept)
-        tasks[name] = BinaryTask(rows, members[rows], texts.test[rows])
+        tasks[name] = rows, members[rows], texts.test[rows]
     return tasks
 
 

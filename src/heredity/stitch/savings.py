@@ -27,10 +27,7 @@ POINTS = 24  # of a training's curve besides the start
 
 
 def dense_flops(d_in: int, d_sae: int, vectors: float) -> float:
-    """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1).
-
-    Encoder and decoder forward; backward, the gradients of both matrices and of the activations.
-    """
+    """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1)."""
     return 10.0 * d_in * d_sae * vectors
 
 

@@ -36,10 +36,7 @@ class Steering(NamedTuple):
 
 
 def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
-    """A direction [d_in] of any length, at its mean level over vectors of the wanted class [n, d_in].
-
-    Raises ValueError for a direction of length 0 or not finite.
-    """
+    """A direction [d_in] of any length but 0, at its mean level over vectors of the wanted class [n, d_in]."""
     length = float(np.linalg.norm(direction))
     if not np.isfinite(length) or length == 0:
         raise ValueError(f"the direction has length {length}; the vectors that made it must differ and be finite")
@@ -159,10 +156,7 @@ def effect(
     classify: Callable[[Sequence[str]], np.ndarray],
     wanted: int,
 ) -> Effect:
-    """Share of the texts of each arm that belong to the wanted class.
-
-    write: gives the texts of an arm, unsteered for None. classify: int [n], the class of each text.
-    """
+    """Texts that `write` gives for each arm, and the share of them that `classify` puts into the wanted class."""
     texts = {arm: list(write(steering)) for arm, steering in arms.items()}
     hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
     return Effect({arm: proportion(int(row.sum()), len(row)) for arm, row in hits.items()}, texts)

@@ -63,10 +63,7 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
 
 
 def transfer_direction(v: Tensor, through: Affine) -> Tensor:
-    """A direction [..., d_in] in the other model, unit norm [..., d_out]: v P, without the bias (section 4.2).
-
-    Raises ValueError for a direction that the map sends to 0.
-    """
+    """Directions [..., d_in] in the other model, unit norm [..., d_out]: v P, without the bias (section 4.2)."""
     image = v @ through.weight.to(v.device, v.dtype)
     norm = image.norm(dim=-1, keepdim=True)
     if not bool((norm > 0).all()):
@@ -187,12 +184,10 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
     batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature wanted on less than one of
     the vectors stays unchanged. Revives features that a map has weakened until they never fire. Not in the paper.
-    Raises ValueError for topk, which has no threshold, and for densities outside [0, 1].
+    Raises ValueError for topk, which has no threshold.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
-    if not bool(((density >= 0) & (density <= 1)).all()):
-        raise ValueError(f"densities reach from {density.min()} to {density.max()}; give shares from 0 to 1")
     matched = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)

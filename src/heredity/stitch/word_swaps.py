@@ -138,10 +138,7 @@ def rewrites(text: str, lexicon: Lexicon, k: int = 5, seed: int = 0) -> list[str
 
 
 def snippets(texts: Iterable[str], count: int, seed: int) -> list[str]:
-    """Up to `count` distinct sentences of the texts, drawn at random; at least 5 words each, cut after 60.
-
-    Raises ValueError when there is none.
-    """
+    """Up to `count` distinct sentences of the texts, drawn at random; at least 5 words each, cut after 60."""
     least, most = _WORDS
     sentences = (re.finditer(r"\S+", sentence) for text in texts for sentence in _SENTENCE_ENDS.split(text))
     cut = (words[:most] for words in map(list, sentences) if len(words) >= least)
@@ -155,11 +152,8 @@ def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
     """Structural and semantic features, given where they fire on any token: bool [prompts, versions, d_sae].
 
     In a prompt, a feature is structural when it fires in all versions (the text itself is one), semantic when in some.
-    The paper leaves open how prompts are combined; here by the share of prompts, at a threshold. Raises ValueError for
-    other shapes and fewer than two versions.
+    The paper leaves open how prompts are combined; here by the share of prompts, at a threshold.
     """
-    if fired.ndim != 3 or not len(fired) or fired.shape[1] < 2:
-        raise ValueError(f"fired has shape {fired.shape}; give bool [prompts, versions, d_sae], at least [1, 2, d_sae]")
     prompts, rate = fired.any(1).sum(0), fired.mean(0, dtype=np.float64)
     share, by_chance = (
         np.divide(part, whole, out=np.full(fired.shape[2], np.nan), where=prompts > 0)
