@@ -104,16 +104,17 @@ def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> Stit
     of_a = moments._replace(mean_b=moments.mean_a, ab=moments.aa, bb=moments.aa)
     of_b = back._replace(mean_b=back.mean_a, ab=back.aa, bb=back.aa)
     up, down = (Affine(part.weight.double().cpu(), part.bias.double().cpu()) for part in stitch)
-    ways = ((up, moments), (down, back), (up.then(down), of_a), (down.then(up), of_b))
-    parts = [map_quality(*way) for way in ways]
-    loss = parts[0].mse + parts[1].mse + alpha * (parts[2].mse + parts[3].mse)
+    there, here = map_quality(up, moments), map_quality(down, back)
+    round_a, round_b = map_quality(up.then(down), of_a), map_quality(down.then(up), of_b)
+    loss = there.mse + here.mse + alpha * (round_a.mse + round_b.mse)
     condition, rank = [], []
     for part in (up, down):
         values = np.linalg.svd(part.weight.numpy(), compute_uv=False)
         condition.append(float(values[0] / values[-1]) if values[-1] > 0 else float("inf"))
         shares = values[values > 0] / max(values.sum(), np.finfo(float).tiny)
         rank.append(float(np.exp(-np.sum(shares * np.log(shares)))))
-    return StitchQuality(*parts, loss, (condition[0], condition[1]), (rank[0], rank[1]), moments.tokens)
+    figures = loss, (condition[0], condition[1]), (rank[0], rank[1]), moments.tokens
+    return StitchQuality(there, here, round_a, round_b, *figures)
 
 
 def map_quality(to: Affine, moments: Moments) -> MapQuality:

@@ -24,8 +24,7 @@ from heredity.study import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEAST = 0.01
-"""Least share of aligned positions among those of the coarser tokenizer, for texts to be compared."""
+LEAST = 0.01  # least share of aligned positions among those of the coarser tokenizer, for texts to be compared
 
 
 class Points(NamedTuple):
@@ -110,10 +109,8 @@ def aligned_texts(
         met += (here := sum(len(i) for i, _ in pairs))
         seen += [sum(int((ends[:context_size] >= 0).sum()) for _, ends in rows) for rows in (rows_a, rows_b)]
         if met < LEAST * seen.min():
-            raise ValueError(
-                f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}; "
-                "check that both tokenizers give offsets into the text itself"
-            )
+            few = f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}"
+            raise ValueError(f"{few}; check that both tokenizers give offsets into the text itself")
         if here:
             of_a, of_b = _read(a, rows_a, [i for i, _ in pairs]), _read(b, rows_b, [j for _, j in pairs])
             yield [x.to(device) for x in of_a], [x.to(device) for x in of_b]

@@ -67,7 +67,7 @@ def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> 
     varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.clip((ab - a * b / tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
-    return Paired(np.where(varies, r, np.nan), *firings, *peaks, tokens)
+    return Paired(np.where(varies, r, np.nan), firings[0], firings[1], peaks[0], peaks[1], tokens)
 
 
 def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:

@@ -70,7 +70,13 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
     decoders without q_proj, k_proj, v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) unless they are
     GPT-2, and when no attention follows the hook point.
     """
-    layers, scores = _later(model, hook_point), []
+    resolve(model, hook_point)
+    layer, _, name = hook_point.removeprefix("blocks.").partition(".")
+    first = 0 if hook_point == "hook_embed" else int(layer) + (name != "hook_resid_pre")
+    config: Any = getattr(model.config, "text_config", None) or model.config
+    layers, scores = tuple(range(first, int(config.num_hidden_layers))), []
+    if not layers:
+        raise ValueError(f"no attention follows {hook_point}; choose features of an earlier layer")
     ids = torch.full((1, context), bos, device=next(model.parameters()).device)
     with torch.no_grad():
         stream = to_stream(model, hook_point, directions)
@@ -179,34 +185,17 @@ def _attention(model: nn.Module, layer: int) -> _Attention:
     )
 
 
-def _later(model: nn.Module, hook_point: str) -> tuple[int, ...]:
-    """Layers whose attention reads the output at the hook point."""
-    resolve(model, hook_point)
-    layer, _, name = hook_point.removeprefix("blocks.").partition(".")
-    first = 0 if hook_point == "hook_embed" else int(layer) + (name != "hook_resid_pre")
-    config: Any = getattr(model.config, "text_config", None) or model.config
-    layers = tuple(range(first, int(config.num_hidden_layers)))
-    if not layers:
-        raise ValueError(f"no attention follows {hook_point}; choose features of an earlier layer")
-    return layers
-
-
 def _first_key(model: nn.Module, at: _Attention, ids: Tensor) -> Tensor:
     """The keys of the first position [key_heads, d_head], turned against the queries' mean rotation."""
     if at.fused:
         return at.heads_of(capture(model, f"{at.path}.c_attn:output", ids)[0, 0][at.width : 2 * at.width])
     from transformers.models.llama.modeling_llama import rotate_half
 
-    rotations: list[tuple[Tensor, Tensor]] = []
-    handle = at.module.register_forward_pre_hook(
-        lambda _module, _args, kwargs: rotations.append(kwargs["position_embeddings"]), with_kwargs=True
-    )
-    try:
+    calls: list[dict[str, Any]] = []
+    with at.module.register_forward_pre_hook(lambda _module, _args, kwargs: calls.append(kwargs), with_kwargs=True):
         key = at.heads_of(capture(model, f"{at.path}.k_proj:output", ids)[0, 0])
-    finally:
-        handle.remove()
     key = at.module.k_norm(key) if at.query_norm is not None else key
-    cos, sin = (part[0].double() for part in rotations[0])
+    cos, sin = (part[0].double() for part in calls[0]["position_embeddings"])
     if cos.shape[1] != at.d_head:
         raise ValueError(f"rotary embeddings turn {cos.shape[1]} of {at.d_head} dimensions; only whole heads are known")
     key = key * cos[0] + rotate_half(key) * sin[0]
@@ -215,7 +204,7 @@ def _first_key(model: nn.Module, at: _Attention, ids: Tensor) -> Tensor:
 
 @contextmanager
 def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
-    """While open, a layer's queries are `query`, if given; `first_only`: its heads put out their attention to token 0."""
+    """While open, a layer's queries are `query`, if given; `first_only`: its heads give their attention to token 0."""
 
     def queries(own: Tensor) -> Tensor:
         return own if query is None else query

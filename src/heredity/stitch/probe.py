@@ -122,7 +122,7 @@ def views(
     b = means(target(texts), len(texts), [Dictionary(ours, down), Dictionary(theirs)])
     # The mean of affine images is the image of the mean.
     mapped = down(torch.from_numpy(b.x).to(ours.W_enc)).double().cpu().numpy()
-    return Views(*a.features, *b.features, a.x, mapped, b.x)
+    return Views(a.features[0], b.features[0], b.features[1], a.x, mapped, b.x)
 
 
 class Probe(NamedTuple):
@@ -140,8 +140,7 @@ class Probe(NamedTuple):
 def select(X: Any, y: np.ndarray, k: int) -> np.ndarray:
     """The k features with the largest E[f | class] - E[f | others], signed, best first (eq. 7); int64 [k].
 
-    X: means [texts, d_sae], sparse or not. y: bool [texts]. Ties go to the lower index. Raises ValueError when a class
-    is missing.
+    X: means [texts, d_sae], sparse or not. y: bool [texts], of both classes. Ties go to the lower index.
     """
     y = _labels(y, X.shape[0])
     difference = X[y].mean(axis=0) - X[~y].mean(axis=0)
@@ -238,13 +237,13 @@ def probe_task(
 ) -> tuple[list[Row], list[int]]:
     """`probing` of one class against others, and the sizes left out for want of features.
 
-    seen: views of a set of texts. texts, y, test: one of `binary_tasks`. The largest possible size is the smaller of the
-    number of source features that fire in the target and of all native features.
+    seen: views of a set of texts. texts, y, test: one of `binary_tasks`. The largest possible size is the number of
+    source features that fire in the target, or of all native features if there are fewer.
     """
-    every: tuple[Any, ...] = seen
+    every: list[Any] = list(seen)
     train, held = ((Views._make(part[texts[which]] for part in every), y[which]) for which in (~test, test))
-    live, native = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum()), every[2]
-    possible = [k for k in sizes if k <= min(live, native.shape[1])]
+    live, (_, native) = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum()), every[2].shape
+    possible = [k for k in sizes if k <= min(live, native)]
     return probing(train, held, possible, draws, seed), sorted(set(sizes) - set(possible))
 
 

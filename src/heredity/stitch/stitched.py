@@ -38,9 +38,7 @@ def stitched_loss(
     (front_model, front_hook), (back_model, back_hook) = front, back
     sizes = [model.get_input_embeddings().num_embeddings for model in (back_model, front_model)]  # type: ignore[operator]
     if int(blocks.max()) >= min(sizes) or int(blocks.min()) < 0:
-        raise ValueError(
-            f"blocks hold token {int(blocks.max())}, one of the models knows {min(sizes)}; they must share a tokenizer"
-        )
+        raise ValueError(f"blocks hold token {blocks.max()} of {min(sizes)} known; both models must share a tokenizer")
     counted = ~np.isin(blocks[:, 1:], list(special))  # [n, context - 1]
     if not counted.any():
         raise ValueError(f"blocks {list(blocks.shape)} hold nothing to predict but special tokens; give other tokens")
