@@ -47,12 +47,10 @@ def fit(
 
     method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
     minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
-    down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal, as if the activations had
-    that much noise in every direction; None chooses among `RIDGES` by the error of each least-squares map on
-    `held_out`, or takes `RIDGE` without.
-
-    Raises ValueError for an unknown method, a negative alpha or ridge, constant activations, procrustes from a wider
-    to a narrower model, and covariances that are singular in spite of the ridge.
+    down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal; None chooses among `RIDGES`
+    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for an unknown
+    method, a negative alpha or ridge, constant activations, procrustes from a wider to a narrower model, and
+    covariances that are singular in spite of the ridge.
     """
     if method not in ("ridge", "joint", "procrustes"):
         raise ValueError(f"method={method!r} is not known; choose one of ridge, joint, procrustes")

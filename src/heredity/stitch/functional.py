@@ -66,9 +66,8 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
 
     k_BOS is the head's key at the first position, where the model reads token `bos`. The gain of the norm before the
     attention is folded in, its scale is not. With rotary embeddings the score is the mean over the first `context`
-    positions of the query. A heuristic that finds candidates; see `path_ablation` for the test. Raises ValueError for
-    decoders without q_proj, k_proj, v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) unless they are
-    GPT-2, and when no attention follows the hook point.
+    positions of the query. A heuristic that finds candidates for `path_ablation`. Raises ValueError for a decoder of
+    another kind than Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
     """
     resolve(model, hook_point)
     layer, _, name = hook_point.removeprefix("blocks.").partition(".")

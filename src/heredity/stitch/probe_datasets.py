@@ -65,9 +65,8 @@ def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, tuple[np.ndarray, 
 def labeled(corpora: Mapping[str, Sequence[str]], task: Task, *, most: int = 1000, seed: int = 0) -> LabeledTexts:
     """The set of one task, from documents of corpora by name.
 
-    A corpus is of code when most of its documents look like it. A file of code is a test when anything in the whole
-    document marks one: a rule, not an annotation. most: texts per class at most, fewer where the smallest class has
-    fewer. Raises LabelError when a class is missing or too small.
+    A corpus is of code when most of its documents look like it, and a file of code is a test when anything in it marks
+    one: rules, not annotations. most: texts per class. Raises LabelError when a class is missing or too small.
     """
     if task == "origin":
         return balanced(corpora, most=most, seed=seed)

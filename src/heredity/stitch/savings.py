@@ -56,9 +56,8 @@ def refit_flops(d_in: int, d_sae: int, l0: float, vectors: float, decoder: bool)
 def reached(costs: Sequence[float], values: Sequence[float], level: float) -> float | None:
     """The cost at which a curve first reaches a level; None when it never does.
 
-    costs: ascending, from 0 on; values: of the same points, such as explained variances. Between two points the value
-    is interpolated linearly in the logarithm of the cost, and linearly in the cost itself after a point of cost 0. A
-    value that is not finite reaches nothing.
+    costs: ascending, from 0 on. Between two points the value is interpolated linearly in the logarithm of the cost, and
+    linearly in the cost itself after a point of cost 0. A value that is not finite reaches nothing.
     """
     low = least = None
     for cost, value in zip(costs, values, strict=True):
@@ -105,7 +104,7 @@ def saving_row(
 class Curve:
     """Explained variance on fixed vectors, and costs, at some steps of a training; `watch` of `train`.
 
-    Rows and the seconds of every step lie beside the checkpoint, so that after a kill both continue from its step.
+    Rows and the seconds of each step lie beside the checkpoint, so that after a kill both continue from its step.
     """
 
     def __init__(self, folder: Path, batch_size: int, steps: int, spare: SAE, held: Tensor) -> None:

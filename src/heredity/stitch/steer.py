@@ -53,7 +53,7 @@ def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covarian
     """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
     The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
-    their covariance [d_in, d_in] alone makes clamping move them further. Raises ValueError as `leveled` does.
+    their covariance [d_in, d_in] alone makes clamping move them further.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
@@ -67,8 +67,7 @@ def steering_arms(
 
     wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
     the map b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`);
-    `random` moves the vectors of the other corpora as far as `native` does. Raises as `leveled` and
-    `transfer_direction` do.
+    `random` moves the vectors of the other corpora as far as `native` does.
     """
     # Levels are means, so one vector, the mean, gives the same as all vectors.
     native = leveled(wanted.mean_a - others.mean_a, wanted.mean_a[None])
@@ -105,9 +104,8 @@ def generate(
 ) -> list[str]:
     """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
 
-    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The same arguments and
-    seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, and for
-    prompts that leave no room in the model's context.
+    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The global random
+    state is left alone. Raises ValueError for an empty prompt, and for one that leaves no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
@@ -171,8 +169,7 @@ def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[s
     """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
     texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
-    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn, ValueError
-    for fewer than two classes.
+    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

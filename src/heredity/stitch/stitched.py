@@ -15,8 +15,7 @@ from heredity.lm.loss import arithmetic, chunk_rows
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
-Place = tuple[nn.Module, str]
-"""A model and a hook point."""
+Place = tuple[nn.Module, str]  # a model, which runs on its own device in evaluation mode, and a hook point
 
 
 def stitched_loss(
@@ -31,9 +30,8 @@ def stitched_loss(
 
     back: all of the model's residual stream must pass the hook point, so that everything below is overwritten.
     through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens [n, context] of a tokenizer both models use.
-    special: tokens that are read, but whose prediction is not counted. Both models run on their own devices in
-    evaluation mode. Raises ValueError for blocks that hold nothing to predict, tokens that a model does not know, and a
-    map to another width than the back model's.
+    special: tokens that are read, but whose prediction is not counted. Raises ValueError for blocks without anything to
+    predict, tokens that a model does not know, and a map to another width than the back model's.
     """
     (front_model, front_hook), (back_model, back_hook) = front, back
     sizes = [model.get_input_embeddings().num_embeddings for model in (back_model, front_model)]  # type: ignore[operator]

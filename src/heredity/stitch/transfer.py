@@ -43,12 +43,9 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
         W_dec' = W_dec P_up          b_dec' = up(b_dec)
 
     Ours subtracts b_dec before encoding, which the paper's does not: b_enc' takes up the round trip's remainder of the
-    center. Codes stay the same number for number, thus k and thresholds too.
-
-    normalize: give decoder rows unit norm, as training needs them, and multiply encoder columns, biases and thresholds
-    by the old norms. x̂ stays for relu, jumprelu and batchtopk, whose one threshold becomes one of each feature: it is
-    a jumprelu from then on. For topk the norms change which features are the k largest: see `same_selection`. Raises
-    ValueError when the widths do not fit.
+    center. Codes stay, thus k and thresholds too. normalize: give decoder rows unit norm, as training needs them, and
+    multiply encoder columns, biases and thresholds by the old norms. x̂ stays for relu, jumprelu and batchtopk, which
+    becomes a jumprelu; for topk other features may be the k largest. Raises ValueError when the widths do not fit.
     """
     d_in, shapes = sae.d_in, (list(up.weight.shape), list(down.weight.shape))
     if shapes[0][0] != d_in or shapes[0] != shapes[1][::-1]:
@@ -74,8 +71,7 @@ def transfer_direction(v: Tensor, through: Affine) -> Tensor:
 def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tensor, Tensor]:
     """The probe x' -> w · through(x') + c as weights of its own: (w P^T, c + w · b) (appendix B.2).
 
-    w: [..., d_out], c: [...] or one number. through: from the probe's new model to its old one. A probe of the source
-    goes to the target by `down`.
+    w: [..., d_out], c: [...] or one number. through: from the new model to the old one; `down` for one of the source.
     """
     weight, bias = (part.to(w.device, w.dtype) for part in through)
     return w @ weight.T, c + w @ bias
@@ -144,12 +140,11 @@ def calibrate(
     refit:
         bias       b_dec = mean of x − acts W_dec.
         decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
-                   that hardly fires keeps its direction. A transferred decoder reaches only as many dimensions as the
-                   source has; this one reaches them all, with rows of any norm.
+                   that hardly fires keeps its direction. Reaches all dimensions, a transferred decoder only as many as
+                   the source has. Rows have any norm.
 
-    b_enc makes up for the change of b_dec. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over
-    live features of Σ acts². `decoder` holds a float64 matrix [d_sae, d_sae] and needs more tokens than features to be
-    useful. Not in the paper. Raises ValueError when there are no vectors.
+    batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ acts². Not in the
+    paper. Raises ValueError when there are no vectors.
     """
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
@@ -182,9 +177,8 @@ def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     """An SAE whose every feature fires on a wanted share of the vectors x [n, d_in].
 
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
-    batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature wanted on less than one of
-    the vectors stays unchanged. Revives features that a map has weakened until they never fire. Not in the paper.
-    Raises ValueError for topk, which has no threshold.
+    batchtopk, which becomes a jumprelu: by the threshold, at least 0. A feature wanted on less than one of the vectors
+    stays unchanged. Not in the paper. Raises ValueError for topk, which has no threshold.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
@@ -251,8 +245,7 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
         b_enc' = s (b_enc + (mean_a − b_dec) W_enc)        thresholds' = s thresholds
 
     s² = tr bb / tr aa takes pre-activations from the scale of a to that of b, and c makes their variance, summed over
-    features, s² times that in the source. So their means and, all together, their variances relate to the activations
-    as in the source, and nothing else is known of the target.
+    features, s² times that in the source. Nothing else is known of the target.
     """
     d_a, d_b = moments.ab.shape
     normal = torch.randn(max(d_a, d_b), min(d_a, d_b), generator=torch.Generator().manual_seed(seed)).double()

@@ -112,9 +112,9 @@ def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
 def rewrites(text: str, lexicon: Lexicon, k: int = 5, seed: int = 0) -> list[str]:
     """k versions of a text with other content words of the same kind, if possible from unrelated documents.
 
-    Function words, punctuation, white space, capitalization, endings such as 's, and the number of digits of a number
-    stay. A word has one stand-in throughout a version, which fits an "a" or "an" before the word and does not occur in
-    the text itself. A word of a kind without other words stays. Seeded by `seed` and the number of the version.
+    All but content words and digits stays: also capitals, endings such as 's, and the length of a number. A word has
+    one stand-in throughout a version, which fits an "a" or "an" before it and does not occur in the text, or stays
+    where there is none. Seeded by `seed` and the number of the version.
     """
     pieces, versions = _PIECES.findall(text), []
     content = _content(pieces)
