@@ -25,14 +25,10 @@ class FeatureActs:
     zero, starts that fall.
     """
 
-    indptr: np.ndarray
-    """int64 [tokens + 1]: the entries of token t are `indptr[t]:indptr[t + 1]`."""
-    indices: np.ndarray
-    """int32 [n]: the feature of each entry, in any order within a token."""
-    values: np.ndarray
-    """float32 [n]: its activation; SAEs give positive ones, negative ones are allowed."""
-    d_sae: int
-    """Number of features."""
+    indptr: np.ndarray  # int64 [tokens + 1]: the entries of token t are indptr[t]:indptr[t + 1]
+    indices: np.ndarray  # int32 [n]: the feature of each entry, in any order within a token
+    values: np.ndarray  # float32 [n]: its activation; SAEs give positive ones, negative ones are allowed
+    d_sae: int  # number of features
 
     def __post_init__(self) -> None:
         for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
@@ -42,7 +38,7 @@ class FeatureActs:
             object.__setattr__(self, name, array)
         if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
             raise ValueError(
-                f"indptr[{len(self.indptr)}], indices[{len(self.indices)}] and values[{len(self.values)}] do not fit: "
+                f"indptr[{len(self.indptr)}], indices[{self.n}] and values[{len(self.values)}] do not fit: "
                 "indptr must run from 0 to the number of entries, one index and one value each"
             )
         fault = first_fault(self.sparse)
@@ -80,33 +76,29 @@ class FeatureActs:
         """Share of tokens on which each feature fires, float64 [d_sae]; nan without tokens."""
         return self.firings() / self.tokens if self.tokens else np.full(self.d_sae, np.nan)
 
+    def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens on which one feature fires, int64 [k] rising, and its activations there; searches all entries."""
+        entries = np.flatnonzero(self.indices == feature)
+        return np.searchsorted(self.indptr, entries, side="right") - 1, self.values[entries]
+
     def rows(self, start: int, stop: int) -> FeatureActs:
         """Tokens start to stop (slice rules); indices and values are views."""
         start, stop, _ = slice(start, stop).indices(self.tokens)
-        stop = max(start, stop)
-        entries = slice(self.indptr[start], self.indptr[stop])
-        indptr = self.indptr[start : stop + 1] - self.indptr[start]
-        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
+        indptr = self.indptr[start : max(start, stop) + 1]
+        entries = slice(indptr[0], indptr[-1])
+        return FeatureActs(indptr - indptr[0], self.indices[entries], self.values[entries], self.d_sae)
 
     def where(self, chosen: np.ndarray) -> FeatureActs:
         """The chosen tokens only, in order. chosen: bool [tokens]."""
-        chosen = np.asarray(chosen, bool)
-        if chosen.shape != (self.tokens,):
-            raise ValueError(f"chosen has shape {chosen.shape}, not ({self.tokens},); give one bool per token")
         length = np.diff(self.indptr)
         entries = np.repeat(chosen, length)
         indptr = np.concatenate([[0], np.cumsum(length[chosen])])
         return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
 
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
-        """Each feature moved around the circle of tokens by its offset, int64 [d_sae].
-
-        Row t of a feature goes to row (t + offset) mod tokens.
-        """
+        """Each feature moved around the circle of tokens by its offset, int64 [d_sae]: row t goes to t + offset."""
         columns = transpose(self.sparse)
-        moved = np.repeat(np.asarray(offsets, np.int64), np.diff(columns.indptr)) + columns.indices
-        if self.tokens:
-            moved %= self.tokens
+        moved = (np.repeat(offsets, np.diff(columns.indptr)) + columns.indices) % max(1, self.tokens)
         rows = transpose(Sparse(columns.indptr, moved.astype(np.int32), columns.values, self.tokens))
         return FeatureActs(rows.indptr, rows.indices, rows.values, self.d_sae)
 
@@ -116,10 +108,9 @@ class FeatureActs:
         if len({part.d_sae for part in parts}) != 1:
             widths = [part.d_sae for part in parts]
             raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
-        starts = np.cumsum([0, *(part.n for part in parts)])
-        indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
+        lengths = [np.diff(part.indptr) for part in parts]
         return FeatureActs(
-            np.concatenate([[0], *indptr]),
+            np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
             np.concatenate([part.indices for part in parts]),
             np.concatenate([part.values for part in parts]),
             parts[0].d_sae,
@@ -156,33 +147,23 @@ class FeatureActs:
 
         Raises `ValueError` for a file that holds something else.
         """
-        arrays = _mapped(path)
+        # safetensors itself copies what it reads. Its format: the length of the header in 8 bytes, the header in JSON
+        # with the offsets of each array, the arrays. Opening checks that offsets, dtypes, shapes and file fit.
+        try:
+            with safe_open(path, "np"), open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+        data = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray)
+        header.pop("__metadata__", None)
+        arrays = {}
+        for name, entry in header.items():
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, no feature activations; make it again")
+            part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
+            # A copy only where the writer left an array at an odd address, which compiled code cannot take.
+            arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
         if arrays.keys() != {"indptr", "indices", "values", "d_sae"}:
             raise ValueError(f"{path} holds {sorted(arrays)}, no feature activations; make it again")
         return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))
-
-
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, each a view of the mapped file; a dtype that no activations have is an error.
-
-    safetensors itself copies what it reads. The format: the length of the header in 8 bytes, the header in JSON with
-    the offsets of each array, the bytes of the arrays.
-    """
-    # Opening checks the header: offsets in order, within the file, and of the size that dtype and shape ask for.
-    try:
-        with safe_open(path, "np"), open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again") from error
-    data = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray)
-    arrays = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, no feature activations; make it again")
-        start, stop = entry["data_offsets"]
-        # A copy only where the writer left an array at an odd address, which compiled code cannot take.
-        arrays[name] = np.require(data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), None, "A")
-    return arrays

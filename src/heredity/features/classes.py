@@ -38,6 +38,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1."""
 
+# Thresholds of the classes, on shares of a feature's activation.
+SINGLE = 0.9  # least share on one token text for `single-token`
+SHARE = 0.6  # least share on a token category, after or before one token text, or at one position of the block
+LIFT = 2.0  # that share is also at least this many times the share of the sample's positions
+DOMAIN = 0.9  # least share in one corpus
+FIRINGS = 20  # below it a feature is rare
+
 _KEYWORDS: Mapping[Language, str] = {
     "python": " ".join(kwlist),
     "lua": "and break do else elseif end false for function goto if in local nil not or repeat return then true until "
@@ -129,65 +136,33 @@ def spellings(texts: Sequence[str]) -> np.ndarray:
 class Text(NamedTuple):
     """The sample that features are classed on."""
 
-    ids: np.ndarray
-    """int [blocks, context]: tokens."""
-    corpus: np.ndarray
-    """int [blocks]: number of the corpus each block is from."""
-    categories: np.ndarray
-    """int8 [corpora, vocab]: `token_categories` in the language of each corpus."""
-    spelling: np.ndarray
-    """int64 [vocab]: `spellings`."""
-
-
-class Rules(NamedTuple):
-    """Thresholds of the classes. Shares are of a feature's activation."""
-
-    single: float = 0.9
-    """Least share on one token text for `single-token`."""
-    share: float = 0.6
-    """Least share on a token category, after or before one token text, or at one position of the block."""
-    lift: float = 2.0
-    """That share is also at least this many times the share of the sample's positions."""
-    domain: float = 0.9
-    """Least share in one corpus."""
-    firings: int = 20
-    """Below it a feature is rare."""
+    ids: np.ndarray  # int [blocks, context]: tokens
+    corpus: np.ndarray  # int [blocks]: number of the corpus each block is from
+    categories: np.ndarray  # int8 [corpora, vocab]: `token_categories` in the language of each corpus
+    spelling: np.ndarray  # int64 [vocab]: `spellings`
 
 
 class Most(NamedTuple):
     """The key that most of each feature's activation falls on."""
 
-    key: np.ndarray
-    """int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one."""
-    share: np.ndarray
-    """float64 [d_sae]: of its activation; 0 without one."""
-    base: np.ndarray
-    """float64 [d_sae]: share of the sample's positions that it holds; 0 without one."""
+    key: np.ndarray  # int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one
+    share: np.ndarray  # float64 [d_sae]: of its activation; 0 without one
+    base: np.ndarray  # float64 [d_sae]: share of the sample's positions that it holds; 0 without one
 
 
 class FeatureClasses(NamedTuple):
     """The class of every feature of an SAE, and the shares it rests on."""
 
-    primary: np.ndarray
-    """int8 [d_sae]: number in `CLASSES`."""
-    single_token: np.ndarray
-    """bool [d_sae]: whether one token text has nearly all of its activation, whatever its class."""
-    domain: np.ndarray
-    """int64 [d_sae]: the corpus with nearly all of its activation, -1 for none or where there is but one corpus."""
-    firings: np.ndarray
-    """int64 [d_sae]: positions on which it fires."""
-    token: Most
-    """Token text, by the numbers of `spellings`."""
-    category: Most
-    """Token category."""
-    previous: Most
-    """Text of the token before, in the same block."""
-    following: Most
-    """Text of the token after, in the same block."""
-    position: Most
-    """Position in the block."""
+    primary: np.ndarray  # int8 [d_sae]: number in `CLASSES`
+    single_token: np.ndarray  # bool [d_sae]: one token text has nearly all of its activation, whatever its class
+    domain: np.ndarray  # int64 [d_sae]: the corpus with nearly all of it, -1 for none or where there is but one corpus
+    firings: np.ndarray  # int64 [d_sae]: positions on which it fires
+    token: Most  # token text, by the numbers of `spellings`
+    category: Most  # token category
+    previous: Most  # text of the token before, in the same block
+    following: Most  # text of the token after, in the same block
+    position: Most  # position in the block
     corpus: Most
-    """Corpus."""
 
     @property
     def judged(self) -> np.ndarray:
@@ -195,7 +170,7 @@ class FeatureClasses(NamedTuple):
         return self.primary < CLASSES.index("rare")
 
 
-def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> FeatureClasses:
+def classify(acts: FeatureActs, text: Text) -> FeatureClasses:
     """The class of every feature: the first of `CLASSES` that fits.
 
     In order: one position; a category of `MARKS`; one token text; what follows one token text, or precedes one; a
@@ -203,8 +178,8 @@ def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> Featu
     and one of a single word is `single-token`. Negative activations count by their size. Raises `ValueError` when the
     sample is not that of the activations.
     """
-    rules, ids = rules or Rules(), np.asarray(text.ids)
-    if ids.ndim != 2 or ids.size != acts.tokens or len(text.corpus) != len(ids):
+    ids = text.ids
+    if ids.size != acts.tokens or len(text.corpus) != len(ids):
         raise ValueError(
             f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions of activations; "
             "give the tokens that were encoded"
@@ -222,10 +197,18 @@ def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> Featu
         "corpus": corpus,
     }
     most = {name: _most(weights, key.ravel()) for name, key in keys.items()}
-    one = most["corpus"].share >= rules.domain if len(text.categories) > 1 else np.zeros(acts.d_sae, bool)
+    one = most["corpus"].share >= DOMAIN if len(text.categories) > 1 else np.zeros(acts.d_sae, bool)
     domain = np.where(one, most["corpus"].key, -1)
-    single, firings = most["token"].share >= rules.single, np.diff(indptr)
-    return FeatureClasses(_primary(most, single, domain, firings, rules), single, domain, firings, **most)
+    single, firings = most["token"].share >= SINGLE, np.diff(indptr)
+    fits = {name: (own.share >= SHARE) & (own.share >= LIFT * own.base) for name, own in most.items()}
+    of_category = {name: fits["category"] & (most["category"].key == n) for n, name in enumerate(CATEGORIES)}
+    fit = {"silent": firings == 0, "rare": firings < FIRINGS, "position": fits["position"]}
+    fit |= {name: of_category[name] for name in MARKS}
+    fit |= {"single-token": single, "previous-token": fits["previous"], "next-token": fits["following"]}
+    fit |= {name: of_category[name] for name in WORDS}
+    fit |= {"domain": domain >= 0}
+    primary = np.select(list(fit.values()), [CLASSES.index(name) for name in fit], CLASSES.index("mixed"))
+    return FeatureClasses(primary.astype(np.int8), single, domain, firings, **most)
 
 
 def _most(weights: csr_array, key: np.ndarray) -> Most:
@@ -233,32 +216,11 @@ def _most(weights: csr_array, key: np.ndarray) -> Most:
     known, width = key >= 0, int(key.max(initial=0)) + 1
     one_hot = csr_array((known.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), width))
     sums = csr_array(weights @ one_hot)
-    totals, filled = weights.sum(1), np.diff(sums.indptr) > 0
-    best, lowest = np.zeros(len(totals)), np.full(len(totals), -1, np.int64)
-    if filled.any():
-        starts, length = sums.indptr[:-1][filled], np.diff(sums.indptr)[filled]
-        best[filled] = np.maximum.reduceat(sums.data, starts)
-        first = np.where(sums.data == np.repeat(best[filled], length), sums.indices, width)
-        lowest[filled] = np.minimum.reduceat(first, starts)
+    totals, best, lowest = weights.sum(1), sums.max(axis=1).toarray(), sums.argmax(axis=1)
     lowest[best == 0] = -1
     base = np.bincount(key[known], minlength=width) / max(1, len(key))
     share = np.divide(best, totals, out=np.zeros_like(best), where=totals > 0)
     return Most(lowest, share, np.where(lowest >= 0, base[lowest], 0.0))
-
-
-def _primary(
-    most: Mapping[str, Most], single: np.ndarray, domain: np.ndarray, firings: np.ndarray, rules: Rules
-) -> np.ndarray:
-    def fits(name: str) -> np.ndarray:
-        return (most[name].share >= rules.share) & (most[name].share >= rules.lift * most[name].base)
-
-    fit = {"silent": firings == 0, "rare": firings < rules.firings, "position": fits("position")}
-    of_category = {name: fits("category") & (most["category"].key == n) for n, name in enumerate(CATEGORIES)}
-    fit |= {name: of_category[name] for name in MARKS}
-    fit |= {"single-token": single, "previous-token": fits("previous"), "next-token": fits("following")}
-    fit |= {name: of_category[name] for name in WORDS}
-    fit |= {"domain": domain >= 0}
-    return np.select(list(fit.values()), [CLASSES.index(name) for name in fit], CLASSES.index("mixed")).astype(np.int8)
 
 
 def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -269,26 +231,20 @@ def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, n
     return np.array([end.low for end in ends], np.float64), np.array([end.high for end in ends], np.float64)
 
 
-class Gap(NamedTuple):
-    """Differences between the shares of two groups of features that belong to each class."""
+def gap(
+    first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(value, low, high) of the differences of shares between two groups of features, float64 [k] each.
 
-    value: np.ndarray
-    """float64 [k]: share in the first minus share in the second; nan where a group is empty."""
-    low: np.ndarray
-    """float64 [k]: nan where no resample differs from another."""
-    high: np.ndarray
-    """float64 [k]."""
-
-
-def gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Gap:
-    """Differences of shares between two groups of features, by the bootstrap over features of each (percentiles).
-
-    first, second: bool [features of the group, k], whether each feature belongs to each of k classes. Classes are drawn
-    apart from each other: of a share, resampled features are binomial.
+    first, second: bool [features of the group, k], whether each feature belongs to each of k classes. value: share in
+    the first minus share in the second; nan where a group is empty. CIs by the bootstrap over features of each group
+    (percentiles), nan where no resample differs from another. Classes are drawn apart from each other: of a share,
+    resampled features are binomial.
     """
     rng = np.random.default_rng(seed)
     if not len(first) or not len(second):
-        return Gap(*np.full((3, first.shape[1]), np.nan))
+        value, low, high = np.full((3, first.shape[1]), np.nan)
+        return value, low, high
     shares = [group.mean(0, dtype=np.float64) for group in (first, second)]
     drawn = [
         rng.binomial(len(group), share, (resamples, len(share))) / len(group)
@@ -296,7 +252,7 @@ def gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int 
     ]
     low, high = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
     still = np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1))
-    return Gap(shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high))
+    return shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high)
 
 
 def memberships(

@@ -15,72 +15,52 @@ from heredity.features.correlate import Matches, median, rank_correlation
 from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
+# Splits and merges, see `splits_and_merges`.
+_EDGE = 0.4  # masked cosine above which a pair is looked at
+_LEAST = 0.1  # share of the whole that each part adds
+_MOSTLY = 0.5  # share that is most of something
+
 
 class Pairs(NamedTuple):
     """Pairs of features, each feature of either end in at most one pair."""
 
-    pairs: np.ndarray
-    """int32 [n, 2]: (parent, child) features, by rising parent feature."""
-    r: np.ndarray
-    """float64 [n]: the score of each pair: Pearson r, or the cosine where cosines were assigned."""
+    pairs: np.ndarray  # int32 [n, 2]: (parent, child) features, by rising parent feature
+    r: np.ndarray  # float64 [n]: the score of each pair: Pearson r, or the cosine where cosines were assigned
 
 
 def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
     """Pairs in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
 
     parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`: of whole dictionaries, not of a range.
-    Raises `ValueError` for a partner that the other end does not have.
     """
-    pairs = []
-    for end, match, other in (("parent", parent_match, child_match), ("child", child_match, parent_match)):
-        if match.size and match.max() >= len(other):
-            raise ValueError(
-                f"{end}_match names feature {match.max()}, but the other end has lists of {len(other)} features only; "
-                "give both ends of one edge, with ranges joined"
-            )
-        feature, place = np.nonzero(match >= 0)
-        pairs.append(np.stack([feature, match[feature, place]], axis=1))
-    width = max(1, len(child_match))
-    keys = np.unique(np.concatenate([pairs[0] @ [width, 1], pairs[1] @ [1, width]]))
-    return np.stack(np.divmod(keys, width), axis=1).astype(np.int32)
+    (parent, first), (child, second) = np.nonzero(parent_match >= 0), np.nonzero(child_match >= 0)
+    of_parents = np.stack([parent, parent_match[parent, first]], axis=1)
+    of_children = np.stack([child_match[child, second], child], axis=1)
+    return np.unique(np.concatenate([of_parents, of_children]), axis=0).astype(np.int32)
 
 
-def one_to_one(
-    parent_match: np.ndarray,
-    parent_r: np.ndarray,
-    child_match: np.ndarray,
-    child_r: np.ndarray,
-    least: float = 0.0,
-) -> Pairs:
+def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray) -> Pairs:
     """The pairs of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
 
-    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = `least`
-    for each parent feature, so a pair with r <= `least` is never made. With lists of all features this is the Hungarian
-    assignment of max(r, least); with shorter ones it is the best assignment within them, and a feature that loses all
-    partners on its list stays alone although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
-    Raises `ValueError` where `candidates` does, and for a `least` that is not finite.
+    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0, so a
+    pair with r <= 0 is never made. With lists of all features this is the Hungarian assignment of max(r, 0); with
+    shorter ones it is the best assignment within them, and a feature that loses all partners on its list stays alone
+    although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
     """
-    if not np.isfinite(least):
-        raise ValueError(f"least={least} is no r to stay alone at; use a number such as 0.0")
     pairs = candidates(parent_match, child_match)
     r = np.full(len(pairs), np.nan)
     for own, other, match, scores in ((1, 0, child_match, child_r), (0, 1, parent_match, parent_r)):
         for place in range(match.shape[1]):
             here = match[pairs[:, own], place] == pairs[:, other]
             r[here] = scores[pairs[here, own], place]
-    pairs, r = pairs[r > least], r[r > least]
+    pairs, r = pairs[r > 0], r[r > 0]
     if not len(pairs):
         return Pairs(pairs, r)
     # The solver wants weights other than 0 and a partner for every row: one column per parent feature stands for none.
     parents, children = len(parent_match), len(child_match)
     alone = np.arange(parents)
-    weights = csr_array(
-        (
-            np.concatenate([1.0 + (r - least), np.ones(parents)]),
-            (np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])),
-        ),
-        shape=(parents, children + parents),
-    )
+    places = np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])
+    weights = csr_array((np.concatenate([1.0 + r, np.ones(parents)]), places), shape=(parents, children + parents))
     rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
     chosen = np.full(parents, -1, np.int64)
     chosen[rows] = columns
@@ -96,8 +76,7 @@ class Parts(NamedTuple):
     share: np.ndarray
     """float64 [n]: what the part adds: squared activation of the whole, as a share of all of it, on tokens where the
     part fires and no part listed before it does."""
-    cosine: np.ndarray
-    """float64 [n]: masked cosine of the pair."""
+    cosine: np.ndarray  # float64 [n]: masked cosine of the pair
 
     @property
     def wholes(self) -> np.ndarray:
@@ -108,36 +87,26 @@ class Parts(NamedTuple):
 class SplitsAndMerges(NamedTuple):
     """Features that come apart and features that come together along an edge."""
 
-    splits: Parts
-    """Parent features (wholes) and the child features they split into (parts)."""
-    merges: Parts
-    """Child features (wholes) and the parent features that merged into them (parts)."""
-    cosine: np.ndarray
-    """float64 [candidates]: masked cosine of every candidate pair."""
+    splits: Parts  # parent features (wholes) and the child features they split into (parts)
+    merges: Parts  # child features (wholes) and the parent features that merged into them (parts)
+    cosine: np.ndarray  # float64 [candidates]: masked cosine of every candidate pair
 
 
-def splits_and_merges(
-    parent: FeatureActs,
-    child: FeatureActs,
-    pairs: np.ndarray,
-    edge: float = 0.4,
-    least: float = 0.1,
-    mostly: float = 0.5,
-) -> SplitsAndMerges:
+def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray) -> SplitsAndMerges:
     """Parent features that split into several child features, and parent features that merge into one.
 
     The masked cosine of a pair is the larger of two cosines of the activations of both features: over the tokens on
     which the parent's fires, and over those on which the child's does; 0 for features that never fire together
     (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4).
 
-    A child feature can be a part of a parent feature (the whole) when their masked cosine exceeds `edge` and the part
-    lies inside the whole: more than `mostly` of the part's squared activation is on tokens where the whole fires. Parts
-    are then taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the
-    same tokens, which counts with the squared activation of the whole. A part must add `least` of the whole or more,
-    and more than `mostly` of all it covers itself must be new: a second copy of a part, or a finer version of it, adds
-    little. A whole splits when it has two parts or more that cover more than `mostly` of it between them. One with a
-    faithful copy has no room for a second part and does not; one of which slivers are left is lost rather than split.
-    A merge is the same with the ends exchanged.
+    A child feature can be a part of a parent feature (the whole) when their masked cosine exceeds 0.4 and the part lies
+    inside the whole: more than half of the part's squared activation is on tokens where the whole fires. Parts are then
+    taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the same
+    tokens, which counts with the squared activation of the whole. A part must add a tenth of the whole or more, and
+    more than half of all it covers itself must be new: a second copy of a part, or a finer version of it, adds little.
+    A whole splits when it has two parts or more that cover more than half of it between them. One with a faithful copy
+    has no room for a second part and does not; one of which slivers are left is lost rather than split. A merge is the
+    same with the ends exchanged.
 
     pairs: int [n, 2] (parent, child) to look at, such as `candidates` gives: a part with a share s of the whole's
     squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Work is the firings of
@@ -150,7 +119,6 @@ def splits_and_merges(
             "encode the same tokens with both SAEs"
         )
     columns, child_columns = transpose(parent.sparse), transpose(child.sparse)
-    pairs = np.asarray(pairs).reshape(-1, 2)
     sums = masked_sums(columns, child_columns, pairs)
     square, child_square = _squares(columns)[pairs[:, 0]], _squares(child_columns)[pairs[:, 1]]
     norms = (np.sqrt(square * sums.child_square), np.sqrt(sums.parent_square * child_square))
@@ -158,11 +126,11 @@ def splits_and_merges(
     cosine = np.maximum(*(np.divide(sums.product, n, out=np.zeros_like(n), where=together) for n in norms))
     with np.errstate(invalid="ignore", divide="ignore"):
         share, child_share = sums.parent_square / square, sums.child_square / child_square
-    splits = (cosine > edge) & (child_share > mostly) & (share >= least)
-    merges = (cosine > edge) & (share > mostly) & (child_share >= least)
+    splits = (cosine > _EDGE) & (child_share > _MOSTLY) & (share >= _LEAST)
+    merges = (cosine > _EDGE) & (share > _MOSTLY) & (child_share >= _LEAST)
     return SplitsAndMerges(
-        _parts(columns, child_columns, pairs[splits], share[splits], cosine[splits], least, mostly),
-        _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges], least, mostly),
+        _parts(columns, child_columns, pairs[splits], share[splits], cosine[splits]),
+        _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges]),
         cosine,
     )
 
@@ -173,45 +141,27 @@ def _squares(columns: Sparse) -> np.ndarray:
     return np.bincount(feature, np.square(columns.values, dtype=np.float64), len(columns.indptr) - 1)
 
 
-def _parts(
-    columns: Sparse,
-    part_columns: Sparse,
-    pairs: np.ndarray,
-    cover: np.ndarray,
-    cosine: np.ndarray,
-    least: float,
-    mostly: float,
-) -> Parts:
+def _parts(columns: Sparse, part_columns: Sparse, pairs: np.ndarray, cover: np.ndarray, cosine: np.ndarray) -> Parts:
     """The wholes that have two or more parts, and mostly consist of them, among the candidate pairs (whole, part)."""
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, cover, cosine = pairs[order], cover[order], cosine[order]
-    groups = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1, append=-1))
-    added = np.zeros(len(pairs))
-    greedy_cover(
-        groups, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]), *columns[:3], *part_columns[:2],
-        cover, least, mostly, added,
-    )  # fmt: skip
-    wholes = len(columns.indptr) - 1
-    parts, together = np.bincount(pairs[:, 0], added > 0, wholes), np.bincount(pairs[:, 0], added, wholes)
-    whole = (parts >= 2) & (together > mostly)
-    kept = np.flatnonzero((added > 0) & whole[pairs[:, 0]])
-    kept = kept[np.lexsort((-added[kept], pairs[kept, 0]))]
+    (whole, part), added = np.ascontiguousarray(pairs.T), np.zeros(len(pairs))
+    groups = np.flatnonzero(np.diff(whole, prepend=-1, append=-1))
+    greedy_cover(groups, whole, part, *columns[:3], *part_columns[:2], cover, _LEAST, _MOSTLY, added)
+    split = (np.bincount(whole, added > 0) >= 2) & (np.bincount(whole, added) > _MOSTLY)
+    kept = np.flatnonzero((added > 0) & split[whole])
+    kept = kept[np.lexsort((-added[kept], whole[kept]))]
     return Parts(pairs[kept].astype(np.int32), added[kept], cosine[kept])
 
 
 def token_type_correlate(
-    parent: FeatureActs,
-    child: FeatureActs,
-    ids: np.ndarray,
-    top: int = 5,
-    least_common: int = 2,
-    workers: int | None = None,
+    parent: FeatureActs, child: FeatureActs, ids: np.ndarray, top: int = 5, workers: int | None = None
 ) -> Ranked:
     """Match the features of two SAEs by what the code published with Horn & Elliott (github.com/nilq/feature-dynamics,
     `evaluation/autoencoder/correlation.py`) computes, which is not what section 3.4 of the paper says.
 
     Each feature becomes its mean activation at every token type, over the positions where it fires. The score of two
-    features is Pearson's r over the token types where both fire, if there are at least `least_common` (the code: 2).
+    features is Pearson's r over the token types where both fire, if there are at least two.
 
     It inflates persistence, so never read it as the r of `correlate`. Two common types always give exactly +1 or -1,
     and three or four give a high |r| by chance; with thousands of candidates almost every feature finds a pair like
@@ -223,16 +173,13 @@ def token_type_correlate(
     same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64,
     centered on each feature's mean over types. Work is one step for each pair of features and type on which both fire;
     the matrix of all pairs is held in blocks (32 MiB).
-    Raises `ValueError` for samples or ids of different length, `least_common` below 2 and `top` below 1.
+    Raises `ValueError` for samples or ids of different length and `top` below 1.
     """
-    ids = np.asarray(ids)
-    if not parent.tokens == child.tokens == len(ids) or ids.ndim != 1:
+    if not parent.tokens == child.tokens == len(ids):
         raise ValueError(
             f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}; "
             "encode the same tokens with both SAEs and give the type of each"
         )
-    if least_common < 2:
-        raise ValueError(f"least_common={least_common}: fewer than two points have no correlation; use 2 or more")
     kinds, types = np.unique(ids, return_inverse=True)
     means, child_means = (_centered_means(acts, types.astype(np.int32), len(kinds)) for acts in (parent, child))
     # The child's by types: types x features.
@@ -240,7 +187,7 @@ def token_type_correlate(
     feature = np.repeat(np.arange(child.d_sae, dtype=np.int32), np.diff(child_means.indptr))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(child_means.indices, minlength=len(kinds)))])
     by_type = Means(indptr, feature[order], child_means.values[order])
-    blocks = common_r(means, by_type, child.d_sae, least_common, workers)
+    blocks = common_r(means, by_type, child.d_sae, 2, workers)
     return ranked(blocks, (parent.d_sae, child.d_sae), top)
 
 
@@ -269,22 +216,15 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
     """
     best, r = matches.parent_match[:, 0], matches.parent_r[:, 0]
     chosen_back = (best >= 0) & (matches.child_match[best, 0] == np.arange(len(best)))
-    return {
-        "existence": r,
-        "mutual": np.where(chosen_back, r, np.nan),
-        "assigned": by_parent(assigned.pairs, assigned.r, len(r)),
-    }
+    pairs = by_parent(assigned.pairs, assigned.r, len(r))
+    return {"existence": r, "mutual": np.where(chosen_back, r, np.nan), "assigned": pairs}
 
 
 def disagreement(calls: Mapping[str, np.ndarray]) -> list[tuple[str, str, int]]:
     """(rule, other, count) for every ordered pair of rules: features that persist by `rule` and not by `other`.
 
     calls: by rule, bool [features] over one set of features.
-    Raises `ValueError` when the rules call different numbers of features.
     """
-    sizes = {rule: len(call) for rule, call in calls.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"rules judge {sizes} features; give the calls of all rules on the same features")
     return [(rule, other, int((calls[rule] & ~calls[other]).sum())) for rule, other in permutations(calls, 2)]
 
 
@@ -301,22 +241,14 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
 class Agreement(NamedTuple):
     """Calls by one r beside calls by the best match, over the same features."""
 
-    persisting: int
-    """Features whose r is above the threshold."""
-    both: int
-    """Those of them that persist by their best match too."""
-    only: int
-    """Those that do not."""
-    only_matched: int
-    """Features that persist by their best match only."""
-    neither: int
-    """Features that persist by neither."""
-    kappa: float | None
-    """Cohen's kappa; None where both call all or none."""
-    rank: float | None
-    """Spearman correlation of the two r, over features that have both; None where either does not vary."""
-    median: float
-    """Median r; nan without any."""
+    persisting: int  # features whose r is above the threshold
+    both: int  # those of them that persist by their best match too
+    only: int  # those that do not
+    only_matched: int  # features that persist by their best match only
+    neither: int  # features that persist by neither
+    kappa: float | None  # Cohen's kappa; None where both call all or none
+    rank: float | None  # Spearman correlation of the two r, over features that have both; None where one is constant
+    median: float  # median r; nan without any
 
 
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:

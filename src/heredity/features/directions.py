@@ -18,35 +18,20 @@ _PAIRS = 1 << 9
 
 
 class Cosines(NamedTuple):
-    """Best partners of each feature by cosine, best first, ties to the lower index. A zero-norm
-    feature has no match and is never returned as one."""
+    """Best partners of each feature by cosine, best first, ties to the lower index. A feature of norm zero has none."""
 
-    parent_match: np.ndarray
-    """int32 [d_parent, top]: child features; -1 where there is none."""
-    parent_cosine: np.ndarray
-    """float64 [d_parent, top]: their cosines, falling; nan where there is none."""
-    child_match: np.ndarray
-    """int32 [d_child, top]: parent features; -1 where there is none."""
-    child_cosine: np.ndarray
-    """float64 [d_child, top]."""
+    parent_match: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
+    parent_cosine: np.ndarray  # float64 [d_parent, top]: their cosines, falling; nan where there is none
+    child_match: np.ndarray  # int32 [d_child, top]: parent features; -1 where there is none
+    child_cosine: np.ndarray  # float64 [d_child, top]
 
 
 class Shared(NamedTuple):
     """Pairs common to the assignment by encoder and the one by decoder."""
 
-    pairs: np.ndarray
-    """int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature."""
-    encoder_cosine: np.ndarray
-    """float64 [n]."""
-    decoder_cosine: np.ndarray
-    """float64 [n]."""
-    shared: np.ndarray
-    """bool [n]: both cosines are at least the threshold given."""
-
-    @property
-    def cosine(self) -> np.ndarray:
-        """float64 [n]: the smaller of both cosines, which a threshold on sharing cuts."""
-        return np.minimum(self.encoder_cosine, self.decoder_cosine)
+    pairs: np.ndarray  # int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature
+    cosine: np.ndarray  # float64 [n]: the smaller of the cosines of encoders and decoders
+    shared: np.ndarray  # bool [n]: it is at least the threshold given
 
 
 def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5) -> Cosines:
@@ -73,10 +58,7 @@ def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5)
             yield block.numpy()
 
     best = ranked(blocks(), (len(parent), len(child)), top)
-    return Cosines(
-        *_exact(best.parent_match, parent, child),
-        *_exact(best.child_match, child, parent),
-    )
+    return Cosines(*_exact(best.parent_match, parent, child), *_exact(best.child_match, child, parent))
 
 
 def _unit(directions: np.ndarray | Tensor, name: str) -> Tensor:
@@ -95,9 +77,9 @@ def _exact(match: np.ndarray, own: Tensor, other: Tensor) -> tuple[np.ndarray, n
     feature, place = np.nonzero(match >= 0)
     cosine = np.full(match.shape, np.nan)
     for start in range(0, len(feature), _PAIRS):
-        here = slice(start, start + _PAIRS)
-        rows, partners = own.numpy()[feature[here]], other.numpy()[match[feature[here], place[here]]]
-        cosine[feature[here], place[here]] = np.einsum("nd,nd->n", rows, partners).clip(-1.0, 1.0)
+        here = feature[start : start + _PAIRS], place[start : start + _PAIRS]
+        rows, partners = own.numpy()[here[0]], other.numpy()[match[here]]
+        cosine[here] = np.einsum("nd,nd->n", rows, partners).clip(-1.0, 1.0)
     order = np.lexsort((match, np.where(np.isnan(cosine), np.inf, -cosine)), axis=1)
     return np.take_along_axis(match, order, 1), np.take_along_axis(cosine, order, 1)
 
@@ -119,13 +101,12 @@ def shared(
     features come out the same unless a feature has more than `top` rivals.
     Raises as `cosine_matches` does.
     """
-    assigned = []
-    for a, b in ((torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)):
-        assigned.append(one_to_one(*cosine_matches(a, b, top)))
-    keys = [pairs.astype(np.int64) @ [len(dec_b), 1] for pairs, _ in assigned]
+    sides = (torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)
+    encoder, decoder = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
+    keys = [assigned.pairs.astype(np.int64) @ [len(dec_b), 1] for assigned in (encoder, decoder)]
     _, at_encoder, at_decoder = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    encoder, decoder = assigned[0].r[at_encoder], assigned[1].r[at_decoder]
-    return Shared(assigned[0].pairs[at_encoder], encoder, decoder, (encoder >= least) & (decoder >= least))
+    cosine = np.minimum(encoder.r[at_encoder], decoder.r[at_decoder])
+    return Shared(encoder.pairs[at_encoder], cosine, cosine >= least)
 
 
 def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarray:
@@ -145,22 +126,14 @@ def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarr
 class Turns(NamedTuple):
     """How far each feature's decoder row turned, float64 [d_sae] in degrees."""
 
-    data_first_data: np.ndarray
-    """From the source SAE to the one on the child's corpora."""
-    data_first_model: np.ndarray
-    """From there to the one on the child's weights too."""
-    data_first_total: np.ndarray
-    """Both."""
-    model_first_model: np.ndarray
-    """From the source SAE to the one on the child's weights."""
-    model_first_data: np.ndarray
-    """From there to the one on the child's corpora too."""
-    model_first_total: np.ndarray
-    """Both."""
-    noise: np.ndarray | None
-    """From the source SAE to one continued on the same model and corpora."""
-    weights: np.ndarray | None
-    """From that one to the one on the child's weights, which saw the same tokens in the same order."""
+    data_first_data: np.ndarray  # from the source SAE to the one on the child's corpora
+    data_first_model: np.ndarray  # from there to the one on the child's weights too
+    data_first_total: np.ndarray  # both
+    model_first_model: np.ndarray  # from the source SAE to the one on the child's weights
+    model_first_data: np.ndarray  # from there to the one on the child's corpora too
+    model_first_total: np.ndarray  # both
+    noise: np.ndarray | None  # from the source SAE to one continued on the same model and corpora
+    weights: np.ndarray | None  # from that one to the one on the child's weights; same tokens in the same order
 
     @property
     def data(self) -> np.ndarray:
@@ -206,7 +179,7 @@ def causes(turns: Turns, live: np.ndarray) -> tuple[int, int, int]:
     turn by continued training alone (where that was measured). The three add up to the live features.
     """
     data, model = turns.data[live], turns.model[live]
-    noise = 0.0 if turns.noise is None else float(np.quantile(turns.noise[live], 0.95)) if live.any() else 0.0
+    noise = 0.0 if turns.noise is None or not live.any() else float(np.quantile(turns.noise[live], 0.95))
     beyond = np.maximum(data, model) > noise
     by_model, by_data = beyond & (model > data), beyond & (model < data)
     return int(by_model.sum()), int(by_data.sum()), int((~beyond | (model == data)).sum())

@@ -19,7 +19,6 @@ from heredity.features.correlate import median
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
 from heredity.lm.loss import arithmetic, chunk_rows, dtype_of
-from heredity.sae.model import SAE
 
 _CHUNK = 1 << 22  # numbers in a temporary array
 
@@ -28,18 +27,18 @@ def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.nda
     """Pearson r over the vocabulary of the logit weights of pairs of features; float64 [n], nan for a constant one.
 
     parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). The logit weights of
-    a bounded number of pairs exist at a time. Raises as `logit_weights` does, and ValueError for pairs out of range or
-    vocabularies of different size.
+    a bounded number of pairs exist at a time. Raises as `logit_weights` does, and ValueError for vocabularies of
+    different size.
     """
-    pairs = _checked_pairs(parent, child, pairs)
+    _check_vocab(parent.model, child.model)
     r, step = np.empty(len(pairs)), max(1, _CHUNK // _vocab(child.model))
     for start in range(0, len(pairs), step):
         some = torch.from_numpy(pairs[start : start + step])
-        a, b = (
+        weights = (
             logit_weights(reader.model, reader.hook_point, reader.sae.W_dec[side.to(reader.sae.W_dec.device)])
             for reader, side in ((parent, some[:, 0]), (child, some[:, 1]))
         )
-        a, b = a.double().cpu(), b.double().cpu()
+        a, b = (side.double().cpu() for side in weights)
         norms = a.norm(dim=1) * b.norm(dim=1)
         r[start : start + step] = ((a * b).sum(1) / torch.where(norms > 0, norms, torch.nan)).clamp(-1, 1).numpy()
     return r
@@ -56,8 +55,8 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
     autocast where `reader.precision` and the device ask for it.
     """
     sae = reader.sae
-    places, chosen = _checked(features, sae, "features"), np.zeros(sae.d_sae, bool)
-    chosen[places] = True
+    chosen = np.zeros(sae.d_sae, bool)
+    chosen[features] = True
     for ids in _batches(reader.model, blocks):
         x, gradient = (part[:, :-1].flatten(0, 1).float() for part in _gradient(reader, ids))
         indptr, indices, values = sae.encode_sparse(x)
@@ -70,7 +69,7 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
             products = sae.W_dec[feature] * gradient[token]
             effect[start : start + step] = products.sum(1, dtype=torch.float64).cpu().numpy()
         effects = csc_array((effect * values[kept], (tokens, indices[kept])), shape=(len(x), sae.d_sae))
-        yield csc_array(effects[:, places])
+        yield csc_array(effects[:, features])
 
 
 def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blocks: np.ndarray) -> np.ndarray:
@@ -78,9 +77,9 @@ def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blo
 
     parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). blocks: tokens
     [blocks, context], of a tokenizer both models use. Streamed, sums in float64. nan where a feature's attribution is
-    constant, such as one that never fires. Raises ValueError for pairs out of range and unknown tokens.
+    constant, such as one that never fires. Raises ValueError for vocabularies of different size and unknown tokens.
     """
-    pairs = _checked_pairs(parent, child, pairs)
+    _check_vocab(parent.model, child.model)
     sums, tokens = np.zeros((5, len(pairs))), len(blocks) * (blocks.shape[-1] - 1)
     streams = attributions(parent, blocks, pairs[:, 0]), attributions(child, blocks, pairs[:, 1])
     for a, b in zip(*streams, strict=True):
@@ -96,24 +95,15 @@ def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blo
 class Splice(NamedTuple):
     """KL(child ‖ parent), nats per token, with features of the child moved into the parent; by block of tokens."""
 
-    before: np.ndarray
-    """float64 [blocks]: nothing moved."""
-    spliced: np.ndarray
-    """float64 [blocks]: the chosen features moved."""
-    controls: np.ndarray
-    """float64 [controls, blocks]: as many other live features moved, drawn at random."""
-    all: np.ndarray
-    """float64 [blocks]: all features moved; the most that the SAE can carry."""
-    patched: np.ndarray
-    """float64 [blocks]: the child's own activations in place of the parent's; including what the SAE does not see."""
-    moved: float
-    """Mean squared length of what the chosen features add, as a share of what all add."""
-    controls_moved: np.ndarray
-    """float64 [controls]: the same of the controls. Compare: features that add more can recover more."""
-    live: int
-    """Features that differ between the models somewhere in the sample; controls are drawn from them."""
-    tokens: int
-    """Positions compared."""
+    before: np.ndarray  # float64 [blocks]: nothing moved
+    spliced: np.ndarray  # float64 [blocks]: the chosen features moved
+    controls: np.ndarray  # float64 [controls, blocks]: as many other live features moved, drawn at random
+    all: np.ndarray  # float64 [blocks]: all features moved; the most that the SAE can carry
+    patched: np.ndarray  # float64 [blocks]: the child's activations instead; including what the SAE does not see
+    moved: float  # mean squared length of what the chosen features add, as a share of what all add
+    controls_moved: np.ndarray  # float64 [controls]: the same; features that add more can recover more
+    live: int  # features that differ between the models somewhere in the sample; controls are drawn from them
+    tokens: int  # positions compared
 
     @property
     def reach(self) -> float:
@@ -132,15 +122,12 @@ def splice(
 
     features: int [n], the set S; repeats count once. blocks: tokens [blocks, context] of a tokenizer both models use.
     controls: sets of as many other live features, drawn with `seed`. Costs 7 + controls forward passes.
-    Raises ValueError when S is empty or out of range, when fewer other features are live than S has, when the SAE or
-    the vocabularies do not fit.
+    Raises ValueError when fewer other features are live than S has, and when the SAE or the vocabularies do not fit.
     """
     sae = child.sae
     _check_vocab(parent, child.model)
     chosen = np.zeros(sae.d_sae, bool)
-    chosen[_checked(features, sae, "features")] = True
-    if not chosen.any():
-        raise ValueError("features is empty; choose at least one feature to move")
+    chosen[features] = True
     changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
     differ = _nonzero(changes, sae.d_sae)
     others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
@@ -151,7 +138,11 @@ def splice(
         control[rng.choice(others, size, replace=False)] = True
     kls, lengths = [], np.zeros(len(sets))
     for ids, change in zip(_batches(child.model, blocks), changes, strict=True):
-        parts = [_added(sae, change, some) for some in sets]
+        parts = []
+        for some in sets:  # Σ_{j in the set} change_j d_j, [tokens, d_in]
+            kept = some[change.indices]
+            indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
+            parts.append(sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec)
         lengths += [float(part.double().square().sum()) for part in parts]
         kls.append(_kls(parent, child, ids, parts))
     kl = np.concatenate(kls, axis=1)
@@ -199,13 +190,6 @@ def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> 
     return np.stack(rows)
 
 
-def _added(sae: SAE, change: csr_array, chosen: np.ndarray) -> Tensor:
-    """Σ_{j chosen} change_j d_j, [tokens, d_in]."""
-    kept = chosen[change.indices]
-    indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
-    return sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec
-
-
 def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
     """x at the hook point and ∂L/∂x, both [batch, context, d_in]; L is the summed next-token loss."""
     held: list[Tensor] = []
@@ -220,8 +204,6 @@ def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _batches(model: nn.Module, blocks: np.ndarray) -> Iterator[Tensor]:
     """Token ids [n, context], so few blocks at a time that their logits fit; on the model's device."""
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold nothing to predict; give at least 1 x 2 tokens")
     known, device = _vocab(model), next(model.parameters()).device
     if int(blocks.max()) >= known or int(blocks.min()) < 0:
         raise ValueError(f"blocks hold token {int(blocks.max())}, the model knows {known}; use the model's tokenizer")
@@ -238,26 +220,6 @@ def _check_vocab(parent: nn.Module, child: nn.Module) -> None:
     known = _vocab(parent), _vocab(child)
     if known[0] != known[1]:
         raise ValueError(f"the parent knows {known[0]} tokens and the child {known[1]}; they must share a tokenizer")
-
-
-def _checked(features: np.ndarray, sae: SAE, name: str) -> np.ndarray:
-    """int64 [n]; ValueError for what is no feature of the SAE."""
-    features = np.asarray(features, np.int64)
-    wrong = features[(features < 0) | (features >= sae.d_sae)]
-    if features.ndim != 1 or len(wrong):
-        raise ValueError(
-            f"{name}: {wrong[:1]} of shape {list(features.shape)} is no list of features 0 to {sae.d_sae - 1}"
-        )
-    return features
-
-
-def _checked_pairs(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
-    """int64 [n, 2]; ValueError for what are no pairs of features, and for models that know different tokens."""
-    if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-        raise ValueError(f"pairs are of shape {list(np.shape(pairs))}; give [n, 2] of (parent feature, child feature)")
-    _check_vocab(parent.model, child.model)
-    sides = (("parent feature", parent), ("child feature", child))
-    return np.stack([_checked(pairs[:, at], reader.sae, name) for at, (name, reader) in enumerate(sides)], axis=1)
 
 
 def splice_figures(splice: Splice, seed: int, level: float = 0.95, resamples: int = 1000) -> dict[str, float | None]:

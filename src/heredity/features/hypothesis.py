@@ -19,24 +19,19 @@ Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
 class Hypothesis(NamedTuple):
     """Tokens that a feature may respond to; exactly one field is given."""
 
-    tokens: Sequence[str] | None = None
-    """Texts of tokens."""
-    regex: str | None = None
-    """Pattern of the whole text of a token (`re.fullmatch`)."""
+    tokens: Sequence[str] | None = None  # texts of tokens
+    regex: str | None = None  # pattern of the whole text of a token (`re.fullmatch`)
     script: str | None = None
     """Unicode script of all of a token's letters, by the word that their names begin with (Bricken et al., appendix
     "Feature Proxies")."""
-    predicate: Predicate | None = None
-    """A function of the blocks themselves, and so of position and context as well."""
+    predicate: Predicate | None = None  # a function of the blocks, and so of position and context as well
 
 
 class Hits(NamedTuple):
     """Where a hypothesis holds."""
 
-    mask: np.ndarray
-    """bool [blocks * context]: at which positions."""
-    vocabulary: np.ndarray | None
-    """bool [d_vocab]: for which tokens; None where a predicate chose positions."""
+    mask: np.ndarray  # bool [blocks * context]: at which positions
+    vocabulary: np.ndarray | None  # bool [d_vocab]: for which tokens; None where a predicate chose positions
 
 
 def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
@@ -87,44 +82,26 @@ Ranking = Literal["sensitivity", "llr", "counted"]
 
 
 class LLR(NamedTuple):
-    """How well each feature fits the hypothesis "it fires on these tokens".
+    """How well each feature fits the hypothesis "it fires on these tokens"; nan for a feature that never fires.
 
-    A feature that never fires has nan everywhere.
+    Arrays are float64 [d_sae] unless another type is named.
     """
 
     weighted: np.ndarray
-    """float64 [d_sae]: log(P_act(t in set) / P(t in set)) in nats, firings weighted by activation; -inf when it never
-    fires on the set."""
-    counted: np.ndarray
-    """float64 [d_sae]: the same with every firing counted once."""
-    base_rate: float
-    """P(t in set): share of the tokens that are in the set. No LLR exceeds -log(base_rate)."""
-    sensitivity: np.ndarray
-    """float64 [d_sae]: Pearson r of the activation and the indicator of the set, silent positions included."""
-    firings: np.ndarray
-    """int64 [d_sae]: tokens on which the feature fires."""
-    hits: np.ndarray
-    """int64 [d_sae]: those of them that are in the set."""
+    """log(P_act(t in set) / P(t in set)) in nats, firings weighted by activation; -inf when it never fires on the
+    set."""
+    counted: np.ndarray  # the same with every firing counted once
+    base_rate: float  # P(t in set): share of the tokens that are in the set. No LLR exceeds -log(base_rate)
+    sensitivity: np.ndarray  # Pearson r of the activation and the indicator of the set, silent positions included
+    firings: np.ndarray  # int64: tokens on which the feature fires
+    hits: np.ndarray  # int64: those of them that are in the set
     elsewhere: np.ndarray
-    """float64 [d_sae]: total activation on all other tokens over total activation on the set, the specificity as the
-    paper reports it ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf
-    for one that never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
+    """Total activation on all other tokens over total activation on the set, the specificity as the paper reports it
+    ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf for one that
+    never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
     elsewhere_mean: np.ndarray
-    """float64 [d_sae]: mean activation of its firings on other tokens over that of its firings on the set; below 1 for
-    a feature that is stronger on the set, however rare the set is. nan unless it fires on both."""
-
-
-class TokenShares(NamedTuple):
-    """The tokens that make up most of a feature's activation, largest share first, ties to the lower token."""
-
-    tokens: np.ndarray
-    """int64 [n]: token ids."""
-    share: np.ndarray
-    """float64 [n]: share of the feature's total activation; all tokens together have 1."""
-    llr: np.ndarray
-    """float64 [n]: log(share / P(token)), the weighted LLR of the hypothesis "it fires on this token"."""
-    firings: np.ndarray
-    """int64 [n]: firings on the token."""
+    """Mean activation of its firings on other tokens over that of its firings on the set; below 1 for a feature that is
+    stronger on the set, however rare the set is. nan unless it fires on both."""
 
 
 def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
@@ -147,24 +124,21 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
         )
     everywhere = moments(acts.sparse)
     inside, outside = moments(acts.where(hit).sparse), moments(acts.where(~hit).sparse)
-    counted = _log_ratio(inside.stored, everywhere.stored, base_rate)
-    weighted = _log_ratio(inside.total, everywhere.total, base_rate)
     # The indicator has mean p and centered norm sqrt(T p (1 - p)).
     covariance = inside.total - everywhere.total * base_rate
     norm = np.sqrt(everywhere.square * acts.tokens * base_rate * (1 - base_rate))
     sensitivity = np.divide(covariance, norm, out=np.full(acts.d_sae, np.nan), where=norm > 0)
-    elsewhere = _times(outside.total, inside.total)
     both = (inside.stored > 0) & (outside.stored > 0)
     means = [np.divide(part.total, part.stored, out=np.zeros(acts.d_sae), where=both) for part in (outside, inside)]
     return LLR(
-        weighted,
-        counted,
-        base_rate,
-        np.clip(sensitivity, -1, 1),
-        everywhere.stored,
-        inside.stored,
-        elsewhere,
-        np.where(both, _times(*means), np.nan),
+        weighted=_log_ratio(inside.total, everywhere.total, base_rate),
+        counted=_log_ratio(inside.stored, everywhere.stored, base_rate),
+        base_rate=base_rate,
+        sensitivity=np.clip(sensitivity, -1, 1),
+        firings=everywhere.stored,
+        hits=inside.stored,
+        elsewhere=_times(outside.total, inside.total),
+        elsewhere_mean=np.where(both, _times(*means), np.nan),
     )
 
 
@@ -203,45 +177,38 @@ def ranked(
 
 
 def best_feature(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
-    """The feature that stands for the hypothesis: of the fitting ones the one with the highest sensitivity; ties to the
-    lower index.
-
-    Not the highest LLR, which asks only that it fires nowhere else: sensitivity also asks that it fires whenever the
-    tokens occur. None when no feature qualifies.
-    """
+    """The feature that stands for the hypothesis: the fitting one with the highest sensitivity, ties to the lower
+    index; None when none fits. (The highest LLR does not require that it fires whenever the tokens occur.)"""
     best = ranked(ratios, top=1, minimum_firings=minimum_firings)
     return int(best[0]) if len(best) else None
 
 
-def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10) -> TokenShares:
-    """Shares of a feature's activation, token by token.
+def token_shares(
+    acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, share, llr, firings) of the tokens with most of a feature's activation; ties to the lower token.
 
-    ids: int [tokens], the token at each position. Activations are taken to be positive; a feature that never fires
-    gets empty arrays. Raises `ValueError` when ids and activations differ in length or there is no such feature.
+    share: of its total activation, falling. llr: log(share / P(token)), the weighted LLR of the hypothesis "it fires on
+    this token". firings: on the token. ids: int [tokens], the token at each position. Activations are taken to be
+    positive; a feature that never fires gets empty arrays.
     """
-    ids = np.asarray(ids, np.int64)
-    if ids.shape != (acts.tokens,):
-        raise ValueError(f"ids has shape {ids.shape}, not ({acts.tokens},); give the token of every position")
-    if not 0 <= feature < acts.d_sae:
-        raise ValueError(f"there is no feature {feature}; features are 0 to {acts.d_sae - 1}")
-    entries = np.flatnonzero(acts.indices == feature)
-    fired_on = ids[np.searchsorted(acts.indptr, entries, side="right") - 1]
-    total = np.bincount(fired_on, acts.values[entries].astype(np.float64))
-    firings = np.bincount(fired_on)
+    rows, values = acts.of(feature)
+    fired_on = ids[rows]
+    total, firings = np.bincount(fired_on, values.astype(np.float64)), np.bincount(fired_on)
     chosen = np.flatnonzero(firings)
     chosen = chosen[np.argsort(-total[chosen], kind="stable")][:top]
     share = total[chosen] / total.sum()
     ratio = share * len(ids) / np.maximum(np.bincount(ids, minlength=len(total))[chosen], 1)
     weighted = np.log(ratio, out=np.full(len(chosen), np.nan), where=ratio > 0)
-    return TokenShares(chosen, share, weighted, firings[chosen])
+    return chosen, share, weighted, firings[chosen]
 
 
 def agreement(acts: FeatureActs, feature: int, other: int) -> float:
     """Pearson r of two features of one SAE over all tokens, silent ones included; nan where one is constant."""
     x, y = np.zeros((2, acts.tokens))
     for values, index in ((x, feature), (y, other)):
-        entries = np.flatnonzero(acts.indices == index)
-        values[np.searchsorted(acts.indptr, entries, side="right") - 1] = acts.values[entries]
+        rows, activations = acts.of(index)
+        values[rows] = activations
         values -= values.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else float("nan")

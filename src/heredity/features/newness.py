@@ -47,37 +47,29 @@ class Newness(NamedTuple):
     nu_eps: np.ndarray
     """Target: the error x − x̂; for the child with the feature's own contribution put back, x − x̂ + f_j d_j. High: the
     parent has it, but its SAE missed it (complete shrinkage, in Minder et al.)."""
-    nu_error: np.ndarray
-    """Standard error of nu, by leaving out one fold of the updates at a time (jackknife); nan with one fold."""
+    nu_error: np.ndarray  # standard errors, by leaving out one fold of the updates at a time; nan with one fold
     nu_r_error: np.ndarray
-    """Standard error of nu_r."""
     nu_eps_error: np.ndarray
-    """Standard error of nu_eps."""
-    beta_parent: np.ndarray
-    """Of the parent's activations."""
-    beta_child: np.ndarray
-    """Of the child's activations: 1 when the SAE measures the feature's size right and others add nothing to it."""
+    beta_parent: np.ndarray  # of the parent's activations
+    beta_child: np.ndarray  # of the child's: 1 when the SAE measures the feature's size right and others add nothing
     strength: np.ndarray
     """|b_parent| / |b_child| where b is the vector by which x changes for each unit of f_j (the least-squares b of
     x = c + f_j b), less the share of |b|² that independent noise gives. It holds all that comes with the feature,
     features that fire together with it too: low strength says new, high strength says something is there."""
     alignment: np.ndarray
     """Cosine of b_parent and b_child, corrected likewise and kept within ±1; nan where nothing is left of one."""
-    firings: np.ndarray
-    """int64: tokens on which the child's feature fired."""
-    tokens: int
-    """Aligned tokens seen."""
+    firings: np.ndarray  # int64: tokens on which the child's feature fired
+    tokens: int  # aligned tokens seen
 
-    def new(self, nu_eps: float = NU_EPS, nu_r: float = NU_R, errors: float = 0.0) -> np.ndarray:
-        """bool [d_sae]: nu_eps and nu_r are below their thresholds by `errors` standard errors or more.
+    def new(self, errors: float = 0.0) -> np.ndarray:
+        """bool [d_sae]: nu_eps and nu_r are below `NU_EPS` and `NU_R` by `errors` standard errors or more.
 
         False where one is nan. Both count: what the parent's SAE expresses is not in its error, and the other
         way round.
         """
         # 0 x nan would let a missing standard error decide where errors = 0.
-        eps_margin = errors * self.nu_eps_error if errors else 0.0
-        r_margin = errors * self.nu_r_error if errors else 0.0
-        return (self.nu_eps + eps_margin < nu_eps) & (self.nu_r + r_margin < nu_r)
+        eps_margin, r_margin = (errors * error if errors else 0.0 for error in (self.nu_eps_error, self.nu_r_error))
+        return (self.nu_eps + eps_margin < NU_EPS) & (self.nu_r + r_margin < NU_R)
 
 
 class LatentScaling:
@@ -94,12 +86,8 @@ class LatentScaling:
         """directions [d_sae, d_in]: rows of the child SAE's W_dec, of any length.
 
         folds: updates are dealt to this many folds in turn, for the standard errors. A fold should hold whole blocks
-        of text, since neighboring tokens are alike. Raises ValueError for directions of another shape or below 2 folds.
+        of text, since neighboring tokens are alike.
         """
-        if directions.ndim != 2:
-            raise ValueError(f"directions are {list(directions.shape)}; give W_dec [d_sae, d_in]")
-        if folds < 2:
-            raise ValueError(f"folds={folds} leave nothing to compare; give at least 2")
         self._directions = directions.detach().double()
         d_sae, d_in = directions.shape
         zeros = self._directions.new_zeros
@@ -122,22 +110,20 @@ class LatentScaling:
         same tokens. parent_hat, child_hat [n, d_in]: their reconstructions, each by the SAE of its own model.
         Raises ValueError for shapes that do not belong together, and for values that are not finite.
         """
-        targets = (parent, parent_hat, child, child_hat)
         d_sae, d_in = self._directions.shape
-        if acts.d_sae != d_sae:
-            raise ValueError(f"acts are of {acts.d_sae} features, the directions of {d_sae}; use one SAE for both")
-        for name, y in zip(_TARGETS, targets, strict=True):
+        device, fold = self._directions.device, self._updates % len(self._tokens)
+        ys, sums = [], torch.empty_like(self._y[fold])
+        for target, y in enumerate((parent, parent_hat, child, child_hat)):
             if y.shape != (acts.tokens, d_in):
                 raise ValueError(
-                    f"{name} is {list(y.shape)}, not [{acts.tokens}, {d_in}]; parent and child need the same tokens "
-                    "and hook points of the same width"
+                    f"{_TARGETS[target]} is {list(y.shape)}, not [{acts.tokens}, {d_in}]; parent and child need the "
+                    "same tokens and hook points of the same width"
                 )
-        device, fold = self._directions.device, self._updates % len(self._tokens)
-        ys = [y.detach().to(device, torch.float64) for y in targets]
-        sums = torch.stack([y.sum(0) for y in ys])
-        if not bool(torch.isfinite(sums).all()):
-            faulty = next(name for name, total in zip(_TARGETS, sums, strict=True) if not torch.isfinite(total).all())
-            raise ValueError(f"{faulty} holds NaN or infinity in update {self._updates}; check the model and its SAE")
+            ys.append(y.detach().to(device, torch.float64))
+            sums[target] = ys[target].sum(0)
+            if not torch.isfinite(sums[target]).all():
+                name = _TARGETS[target]
+                raise ValueError(f"{name} holds NaN or infinity in update {self._updates}; check the model and its SAE")
         self._updates += 1
         self._tokens[fold] += acts.tokens
         self._y[fold] += sums
@@ -151,9 +137,9 @@ class LatentScaling:
         columns = transpose(acts.sparse)
         tokens = torch.from_numpy(columns.indices).to(device).long()
         values = torch.from_numpy(columns.values).to(device).double()
-        step = max(1, _CHUNK // self._directions.shape[1])
-        for start in range(0, acts.d_sae, step):
-            part = slice(start, min(start + step, acts.d_sae))
+        step = max(1, _CHUNK // d_in)
+        for start in range(0, d_sae, step):
+            part = slice(start, min(start + step, d_sae))
             offsets = columns.indptr[part.start : part.stop + 1]
             entries = slice(int(offsets[0]), int(offsets[-1]))
             if entries.start == entries.stop:
@@ -180,12 +166,8 @@ class LatentScaling:
                 # Jackknife: standard errors from estimates that leave out one fold each (Tukey 1958).
                 left_out = np.array([_nus(self._betas(used[used != fold])) for fold in used])
                 errors = np.sqrt((len(used) - 1) / len(used) * np.square(left_out - left_out.mean(0)).sum(0))
-            strength, alignment = self._responses()
-        tokens = int(self._tokens.sum())
-        return Newness(
-            nus[0], nus[1], nus[2], errors[0], errors[1], errors[2], betas[0], betas[2], strength, alignment,
-            self._firings.copy(), tokens,
-        )  # fmt: skip
+            response = self._responses()
+        return Newness(*nus, *errors, betas[0], betas[2], *response, self._firings.copy(), int(self._tokens.sum()))
 
     def _spread(self, folds: np.ndarray) -> tuple[Tensor, Tensor, float]:
         """Σ f and Σ (f − mean f)², [d_sae], the second nan for a constant feature; and the tokens, of some folds."""
@@ -217,10 +199,9 @@ class LatentScaling:
             products[..., part] = torch.einsum("amd,bmd->abm", b, b)
         products -= noise
         parent_square, child_square = products[0, 0].clamp(min=0), products[1, 1].clamp(min=0)
-        both = products[0, 1]
         there = torch.where(child_square > 0, child_square, torch.nan)
         strength = (parent_square / there).sqrt()
-        alignment = both / (torch.where(parent_square > 0, parent_square, torch.nan) * there).sqrt()
+        alignment = products[0, 1] / (torch.where(parent_square > 0, parent_square, torch.nan) * there).sqrt()
         return strength.cpu().numpy(), alignment.clamp(-1, 1).cpu().numpy()
 
 
@@ -239,13 +220,9 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
         streams = (activations(reader.model, reader.hook_point, some, reader.precision) for reader in (parent, child))
         for x_parent, x_child in zip(*streams, strict=True):
             entries = child_sae.encode_sparse(x_child)
-            scaling.update(
-                FeatureActs(*entries, child_sae.d_sae),
-                x_parent,
-                parent_sae.decode_sparse(*parent_sae.encode_sparse(x_parent)),
-                x_child,
-                child_sae.decode_sparse(*entries),
-            )
+            acts, child_hat = FeatureActs(*entries, child_sae.d_sae), child_sae.decode_sparse(*entries)
+            parent_hat = parent_sae.decode_sparse(*parent_sae.encode_sparse(x_parent))
+            scaling.update(acts, x_parent, parent_hat, x_child, child_hat)
     return scaling.result()
 
 

@@ -14,24 +14,17 @@ from heredity.features.correlate import correlate
 SHIFTS = 64
 """Distinct circular shifts that one pass deals out among the features."""
 
-STRATUM = 256
-"""Features of similar density whose chance matches are pooled for a p-value."""
-
 
 class Floor(NamedTuple):
     """Best r of every feature where there is nothing to find; nan for features that are constant."""
 
-    parent_r: np.ndarray
-    """float64 [passes, d_parent]: of each parent feature among all child features."""
-    child_r: np.ndarray
-    """float64 [passes, d_child]: of each child feature among all parent features."""
+    parent_r: np.ndarray  # float64 [passes, d_parent]: of each parent feature among all child features
+    child_r: np.ndarray  # float64 [passes, d_child]: of each child feature among all parent features
 
 
 def offsets(tokens: int, shifts: int, seed: int) -> np.ndarray:
-    """Distinct circular shifts, int64 [shifts], each at least a tenth of the sample away from alignment.
-
-    The distance keeps a shifted text from meeting its own document again. Raises `ValueError` for too few tokens.
-    """
+    """Distinct circular shifts, int64 [shifts], each at least a tenth of the sample away from alignment, so that a
+    shifted text does not meet its own document again. Raises `ValueError` for too few tokens."""
     least = max(1, tokens // 10)
     allowed = tokens - 2 * least + 1
     if shifts < 1 or allowed < shifts:
@@ -58,18 +51,17 @@ def floor(
     Raises `ValueError` for too few tokens.
     """
     drawn = offsets(parent.tokens, min(SHIFTS, max(1, parent.tokens // 2)), seed)
-    parent_r, child_r = [], []
+    best = []
     for number in range(passes):
         dealt = np.random.default_rng((seed, number)).integers(len(drawn), size=parent.d_sae)
         matches = correlate(parent.scattered(drawn[dealt]), child, top=1, device=device)
-        parent_r.append(matches.parent_r[:, 0])
-        child_r.append(matches.child_r[:, 0])
+        best.append((matches.parent_r[:, 0], matches.child_r[:, 0]))
         if progress is not None:
             progress(number + 1, passes)
-    return Floor(np.stack(parent_r), np.stack(child_r))
+    return Floor(*(np.stack(r) for r in zip(*best, strict=True)))
 
 
-def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, stratum: int = STRATUM) -> np.ndarray:
+def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, stratum: int = 256) -> np.ndarray:
     """p-value of each feature's best r where nothing matches, float64 [features]; nan where best_r is.
 
     best_r [features] is the best of all candidates, and so is each entry of by_chance [passes, features]: the search
@@ -81,11 +73,8 @@ def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, str
     p = np.full(len(best_r), np.nan)
     live = np.flatnonzero(np.isfinite(best_r) & np.isfinite(by_chance).all(0))
     order = live[np.argsort(density[live], kind="stable")]
-    for start in range(0, len(order), stratum):
-        stop = start + stratum if len(order) - start >= 2 * stratum else len(order)
-        if len(order) - start < stratum and start:
-            break  # the last ones went with the stratum before
-        members = order[start:stop]
+    # The last features, too few for a stratum, go with the one before.
+    for members in np.split(order, range(stratum, len(order) - stratum + 1, stratum)):
         pool = np.sort(by_chance[:, members], axis=None)
         at_least = len(pool) - np.searchsorted(pool, best_r[members], side="left")
         p[members] = (1 + at_least) / (1 + len(pool))
@@ -93,12 +82,9 @@ def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, str
 
 
 def q_values(p: np.ndarray) -> np.ndarray:
-    """The lowest false discovery rate at which each feature is still called a match (Benjamini and Hochberg 1995).
-
-    Float64 [features], nan where p is.
-    """
-    q = np.full(len(p), np.nan)
-    known = np.isfinite(p)
+    """The lowest false discovery rate at which each feature is still called a match (Benjamini and Hochberg 1995),
+    float64 [features]; nan where p is."""
+    q, known = np.full(len(p), np.nan), np.isfinite(p)
     if known.any():
         q[known] = false_discovery_control(p[known])
     return q
@@ -112,12 +98,11 @@ def chance_threshold(best_r: np.ndarray, by_chance: np.ndarray, rate: float = 0.
     above the highest of which the rate is 0. This bounds the share of pairs that are mere chance; it does not say that
     a feature is unchanged.
     """
-    values = np.unique(by_chance[np.isfinite(by_chance)])
-    if not len(values) or not (best_r > values[-1]).any():
+    flat, best = np.sort(by_chance[np.isfinite(by_chance)]), np.sort(best_r[np.isfinite(best_r)])
+    values = np.unique(flat)
+    if not len(values) or not (best > values[-1]).any():
         return 1.0
-    called = np.isfinite(best_r).sum() - np.searchsorted(np.sort(best_r[np.isfinite(best_r)]), values, side="right")
-    flat = np.sort(by_chance[np.isfinite(by_chance)])
+    called = len(best) - np.searchsorted(best, values, side="right")
     expected = (len(flat) - np.searchsorted(flat, values, side="right")) / len(by_chance)
-    allowed = expected <= rate * called
-    last_refused = np.flatnonzero(~allowed)
-    return float(values[last_refused[-1] + 1 if len(last_refused) else 0])
+    refused = np.flatnonzero(~(expected <= rate * called))
+    return float(values[refused[-1] + 1 if len(refused) else 0])

@@ -9,31 +9,28 @@ import numpy as np
 
 PAPER = 0.8
 """The threshold on r of Horn & Elliott, section 3.4."""
-_RANGE = (0.2, 0.95)  # of a threshold chosen: below it chance rules, above it a count means nothing
+_RANGE = (0.2, 0.95)  # of a chosen threshold: below it chance rules, above it a count means nothing
 
 
 class Evidence(NamedTuple):
     """A threshold, and the two ends between which it is chosen."""
 
-    threshold: float
-    """In hundredths."""
-    chance: float
-    """r that all but one in a hundred live parent features stay below where nothing matches."""
+    threshold: float  # in hundredths
+    chance: float  # r that 99 % of live parent features stay below where nothing matches
     same: float
-    """Median best r of live parent features in another SAE of the same model; without one, the r that a twentieth of
-    the features exceeds along the edge."""
+    """Median best r of live parent features in another SAE of the same model; without one, the 95th percentile of best
+    r along the edge."""
 
 
 def choose_threshold(best_r: np.ndarray, by_chance: np.ndarray, ceilings: Sequence[np.ndarray] = ()) -> Evidence:
     """The threshold of an edge: where best r falls apart into two groups, but no lower than a quarter of the way from
     the r of chance to the r of an unchanged model, and no higher than half of it.
 
-    Both ends of an edge carry the noise of their SAE, so a kept feature's r stays below 1 by an amount that depends on
-    the SAEs, and a lost one's above 0 by one that depends on sample and dictionary; a fixed threshold is right for one
-    pair of SAEs at most. A cut through the distribution of best r (`split_threshold`) finds the gap between both groups
-    also where SAEs are poor; but it cuts through a single group as well, where everything was kept or nothing was,
-    which the two bounds keep from doing harm. Of the rules compared in planted worlds (docs/planted.md) this one calls
-    most kept features and fewest lost ones.
+    Both ends of an edge carry the noise of their SAE: a kept feature's r stays below 1 by an amount that depends on the
+    SAEs, a lost one's above 0 by one that depends on sample and dictionary, so a fixed threshold is right for one pair
+    of SAEs at most. `split_threshold` finds the gap between both groups, but cuts through a single group as well, where
+    everything was kept or nothing was; the two bounds keep that from doing harm. Of the rules compared in planted
+    worlds (docs/planted.md) this one calls most kept features and fewest lost ones.
 
     best_r [d_parent], by_chance [passes, d_parent] and each of ceilings [d_parent]: best r along the edge, under
     shifted alignment, and in other SAEs of the parent; nan for features without one.
@@ -53,11 +50,8 @@ def _quantile(r: np.ndarray, share: float) -> float:
 
 
 def split_threshold(best_r: np.ndarray) -> float:
-    """The cut that best separates two groups of best r: it maximizes the variance between them (Otsu's method).
-
-    Halfway between the two values it separates; nan with fewer than two distinct values. It always finds a cut, also
-    through a single group, which is why `choose_threshold` bounds it.
-    """
+    """The cut that maximizes the variance between two groups of best r (Otsu's method), halfway between the two values
+    it separates; nan with fewer than two distinct values. A single group is cut, too."""
     r = np.sort(best_r[np.isfinite(best_r)])
     if not len(r) or r[0] == r[-1]:
         return float("nan")
