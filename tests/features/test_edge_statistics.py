@@ -18,8 +18,7 @@ from heredity.features.edge_statistics import (
     edge_statistics,
 )
 from heredity.features.fates import STRATA, THRESHOLDS, curve, fates, strata
-from heredity.features.null import floor
-from heredity.features.threshold import choose_threshold
+from heredity.features.null import choose_threshold, floor
 
 TOKENS, D_SAE = 3_000, 40
 KEPT = 36

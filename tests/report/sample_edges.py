@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from heredity.features.fates import THRESHOLDS
-from heredity.features.threshold import PAPER, choose_threshold
+from heredity.features.null import PAPER, choose_threshold
 from heredity.report.distributions import edge_view, match_rows
 from heredity.report.edge import (
     Angles,

@@ -14,15 +14,15 @@ from safetensors.numpy import save_file
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_STORED = {"indptr": "I64", "indices": "I32", "values": "F32", "d_sae": "I64"}
 
 
 @dataclass(frozen=True)
 class FeatureActs:
-    """Feature activations, tokens x features by rows; zeros are not stored.
+    """Feature activations, tokens x features by rows; zeros are not stored. The arrays are read-only.
 
-    The arrays are brought to the dtypes below and are read-only. Raises `ValueError`, naming token and feature, when
-    they do not describe such a matrix: a feature out of range or twice at one token, a value that is NaN, infinite or
-    zero, starts that fall.
+    Raises `ValueError`, naming token and feature, when they do not describe such a matrix: a feature out of range or
+    twice at one token, a value that is NaN, infinite or zero, starts that fall.
     """
 
     indptr: np.ndarray  # int64 [tokens + 1]: the entries of token t are indptr[t]:indptr[t + 1]
@@ -33,8 +33,7 @@ class FeatureActs:
     def __post_init__(self) -> None:
         for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
             array = np.ascontiguousarray(getattr(self, name), dtype).view()
-            # Read-only like the dataclass; the compiled kernels also need only one version then.
-            array.flags.writeable = False
+            array.flags.writeable = False  # the compiled kernels also need only one version then
             object.__setattr__(self, name, array)
         if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
             raise ValueError(
@@ -105,15 +104,14 @@ class FeatureActs:
     @staticmethod
     def concatenate(parts: Sequence[FeatureActs]) -> FeatureActs:
         """The tokens of all parts, one after the other. Raises `ValueError` for no part or different `d_sae`."""
-        if len({part.d_sae for part in parts}) != 1:
-            widths = [part.d_sae for part in parts]
+        widths, lengths = [part.d_sae for part in parts], [np.diff(part.indptr) for part in parts]
+        if len(set(widths)) != 1:
             raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
-        lengths = [np.diff(part.indptr) for part in parts]
         return FeatureActs(
             np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
             np.concatenate([part.indices for part in parts]),
             np.concatenate([part.values for part in parts]),
-            parts[0].d_sae,
+            widths[0],
         )
 
     @staticmethod
@@ -142,11 +140,8 @@ class FeatureActs:
 
     @staticmethod
     def load(path: Path) -> FeatureActs:
-        """What `save` wrote, mapped rather than read: the arrays take memory only where they are looked at, memory that
-        the system can take back and that processes share. The file must not be written to meanwhile.
-
-        Raises `ValueError` for a file that holds something else.
-        """
+        """What `save` wrote, mapped rather than read: the arrays take memory only where they are looked at, and share
+        it between processes. The file must not be written to meanwhile. Raises `ValueError` for any other file."""
         # safetensors itself copies what it reads. Its format: the length of the header in 8 bytes, the header in JSON
         # with the offsets of each array, the arrays. Opening checks that offsets, dtypes, shapes and file fit.
         try:
@@ -155,15 +150,13 @@ class FeatureActs:
                 header = json.loads(file.read(size))
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); make it again") from error
-        data = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray)
         header.pop("__metadata__", None)
-        arrays = {}
+        kinds = {name: entry["dtype"] for name, entry in header.items()}
+        if kinds != _STORED:
+            raise ValueError(f"{path} holds {kinds}, no feature activations; make it again")
+        data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
         for name, entry in header.items():
-            if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, no feature activations; make it again")
             part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
             # A copy only where the writer left an array at an odd address, which compiled code cannot take.
             arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
-        if arrays.keys() != {"indptr", "indices", "values", "d_sae"}:
-            raise ValueError(f"{path} holds {sorted(arrays)}, no feature activations; make it again")
         return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))

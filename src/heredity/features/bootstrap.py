@@ -27,7 +27,7 @@ _CHUNK = 1 << 20  # numbers in a temporary array
 _LARGEST = 1 - 1e-9  # |r| beyond it is a copy: atanh would blow its rounding up
 _ROUNDING = 1e-12  # share of the sum of squares below which a variance is rounding
 
-# A count at noise level v adds v times the variance of the sampling noise to each z. These two levels and weights
+# A count at noise level v adds v times the variance of the sampling noise to each z. These levels and weights
 # extrapolate it to level -1, where no noise is left (simulation extrapolation, Cook & Stefanski 1994).
 _LEVELS = np.array([0.5, 2.0])
 _WEIGHTS = np.array([2.0, -1.0])
@@ -50,8 +50,7 @@ class Jackknife(NamedTuple):
     """float64 [groups, d_parent, top]: mean of all z without a group minus z without this one; their sum of squares is
     the variance of z but for (groups - 1) / groups. 0 where it is unknown."""
     effective: np.ndarray
-    """float64 [d_parent, top]: number of groups that carry the variance, (Σ dev²)² / Σ dev⁴; 0 where r vanishes with
-    one of the groups or there is none."""
+    """float64 [d_parent, top]: groups that carry the variance, (Σ dev²)² / Σ dev⁴; 0 where r vanishes without one."""
     candidates: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
 
 
@@ -82,16 +81,11 @@ class Counts(NamedTuple):
 def document_groups(documents: np.ndarray, groups: int = GROUPS, seed: int = 0) -> np.ndarray:
     """Deal documents into groups of about the same number of tokens: the group of each token, int32 [tokens].
 
-    documents: int [tokens], the document of each token, any numbers. In random order each document goes to the group
-    with the fewest tokens so far. No group is empty: fewer documents than groups make one group each.
-    Raises `ValueError` for fewer than `LEAST_GROUPS` groups or documents.
+    documents: int [tokens], the document of each token, any numbers; `LEAST_GROUPS` different ones or more. In random
+    order each document goes to the group with the fewest tokens so far. No group is empty: fewer documents than groups
+    make one group each.
     """
-    _, number, sizes = np.unique(np.asarray(documents), return_inverse=True, return_counts=True)
-    if groups < LEAST_GROUPS or len(sizes) < LEAST_GROUPS:
-        raise ValueError(
-            f"groups={groups} of {len(sizes)} documents: fewer than {LEAST_GROUPS} do not show how documents "
-            "differ; use more groups, or a sample of more documents"
-        )
+    _, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
     heap = [(0, g) for g in range(min(groups, len(sizes)))]
     dealt = np.empty(len(sizes), np.int32)
     for document in np.random.default_rng(seed).permutation(len(sizes)):
@@ -105,20 +99,15 @@ def group_moments(parent: FeatureActs, child: FeatureActs, candidates: np.ndarra
     """Sums over each group of documents, in one walk through the activations.
 
     candidates: int [d_parent, top], child features such as `Matches.parent_match`, -1 for none. group: int [tokens],
-    from `document_groups`. For the child's best parents exchange the two sides. Memory: 8 bytes x groups x
-    (2 d_parent + 2 d_child + top d_parent). Raises `ValueError` for samples or candidates that do not fit each other.
+    from `document_groups`. Memory: 8 bytes x groups x (2 d_parent + 2 d_child + top d_parent). Raises `ValueError` for
+    samples or candidates that do not fit each other.
     """
     if not parent.tokens == child.tokens == len(group):
-        raise ValueError(
-            f"the parent has {parent.tokens} tokens, the child {child.tokens} and group {len(group)}; "
-            "encode the same tokens with both SAEs and give the group of each"
-        )
-    low, high = candidates.min(initial=-1), candidates.max(initial=-1)
-    if len(candidates) != parent.d_sae or low < -1 or high >= child.d_sae:
-        raise ValueError(
-            f"candidates {list(candidates.shape)} run from {low} to {high}; for each of {parent.d_sae} features give "
-            f"features below {child.d_sae}, -1 for none"
-        )
+        sizes = f"the parent has {parent.tokens} tokens, the child {child.tokens} and group {len(group)}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs and give the group of each")
+    if len(candidates) != parent.d_sae or candidates.max(initial=-1) >= child.d_sae:
+        shape = f"candidates {list(candidates.shape)} run to {candidates.max(initial=-1)}"
+        raise ValueError(f"{shape}; give each of {parent.d_sae} features some of {child.d_sae} features, -1 for none")
     return pair_moments(parent.sparse, child.sparse, candidates, group, int(group.max()) + 1)
 
 
@@ -222,40 +211,29 @@ def _resampled(
     """
     groups, features, top = jackknife.deviation.shape
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0
-    order = np.argsort(cuts)
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
     for part in _chunks(features, resamples * top):
         z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
         moved = [weights @ jackknife.deviation[:, part, c] for c in range(top)]
-        plain[order] += _above(z.max(1)[None], cuts[order], 0).sum(0)
+        plain += (z.max(1)[:, None] > cuts).sum(0)
         for at, noise in enumerate((1.0, *_LEVELS)):
             shifted = z + noise * bias
             best = np.maximum.reduce([shifted[:, c] + np.sqrt(noise) * moved[c] for c in range(top)])
+            above = best[..., None] > cuts  # [resamples, features, thresholds]
             if at:
-                noisy[at - 1, order] += _above(best, cuts[order], 0).sum(0) / resamples
+                noisy[at - 1] += above.sum((0, 1)) / resamples
             else:
-                counts[:, order] += _above(best, cuts[order], 0)
-                share = _above(best, cuts[order], 1) / resamples
-                independent[order] += (share * (1 - share)).sum(0)
+                counts += above.sum(1)
+                share = above.sum(0) / resamples
+                independent += (share * (1 - share)).sum(0)
     return plain, counts, noisy, independent
 
 
-def _above(values: np.ndarray, cuts: np.ndarray, axis: int) -> np.ndarray:
-    """Entries of a matrix above each of the rising cuts, by row (axis 0) or column (1): int64 [rows, cuts]."""
-    lines, width = values.shape[axis], len(cuts) + 1
-    line = np.expand_dims(np.arange(lines) * width, 1 - axis)
-    each = np.bincount((np.searchsorted(cuts, values) + line).ravel(), minlength=lines * width)
-    return each.reshape(lines, width)[:, :0:-1].cumsum(1)[:, ::-1]
-
-
 def ratio_intervals(numerator: Counts, denominator: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ratio, low, high) of two counts on the same documents, such as persistence along an edge over its ceiling.
-
-    Each float64 [thresholds], the ratio of the counts as seen, within its CI; nan where the denominator is 0. Both
-    counts need the same thresholds, groups, seed and number of resamples: the variance is that of the linearized ratio
-    over the draws that both share, so what documents do to both cancels.
-    """
+    """(ratio, low, high), float64 [thresholds], of two counts with the same thresholds, documents, seed and resamples:
+    the ratio as seen, within its CI; nan where the denominator is 0. The variance is that of the linearized ratio over
+    the draws that both share, so what documents do to both cancels."""
     known = (denominator.seen > 0) & (denominator.corrected > 0)
     below, plain = (np.where(known, counts, np.nan) for counts in (denominator.corrected, denominator.seen))
     center, ratio = numerator.corrected / below, numerator.seen / plain

@@ -110,6 +110,8 @@ def cards(
     for number, feature in enumerate(features.tolist()):
         rng, (rows, values) = np.random.default_rng([seed, feature]), columns.of(feature)
         highest = float(values.max(initial=0))
+        strongest = rows[np.argsort(-values, kind="stable")]
+        _, first = np.unique(strongest // context, return_index=True)
         levels = _by_level(rows, values, sizes, context, rng)
         drawn = rng.choice(rows, min(sizes.drawn, len(rows)), replace=False)
         silent = np.setdiff1d(np.arange(blocks), rows // context)
@@ -118,7 +120,7 @@ def cards(
             firings=len(rows),
             density=len(rows) / ids.size if ids.size else float("nan"),
             highest=highest,
-            top=_around(strongest(rows, values, sizes.top, context), rows, values, context),
+            top=_around(strongest[np.sort(first)[: sizes.top]], rows, values, context),
             levels=[_around(chosen, rows, values, context) for chosen in levels],
             drawn=_around(drawn, rows, values, context),
             silent=rng.choice(silent, min(sizes.silent, len(silent)), replace=False),
@@ -129,16 +131,6 @@ def cards(
         )
         made.append(card)
     return made
-
-
-def strongest(rows: np.ndarray, values: np.ndarray, count: int, context_size: int) -> np.ndarray:
-    """Rows of a feature's strongest activations, int64 [<= count], at most one per block, strongest first.
-
-    rows, values: of its firings, rows rising. Ties go to the earlier row.
-    """
-    candidates = rows[np.argsort(-values, kind="stable")].astype(np.int64)
-    _, first = np.unique(candidates // context_size, return_index=True)
-    return candidates[np.sort(first)[:count]]
 
 
 def levels_of(values: np.ndarray, highest: float, levels: int) -> np.ndarray:

@@ -223,38 +223,6 @@ def _most(weights: csr_array, key: np.ndarray) -> Most:
     return Most(lowest, share, np.where(lowest >= 0, base[lowest], 0.0))
 
 
-def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of the shares hits / n (Wilson 1927), float64 [k] each; nan without observations."""
-    if not n:
-        return np.full(len(hits), np.nan), np.full(len(hits), np.nan)
-    ends = [binomtest(int(count), n).proportion_ci(level, method="wilson") for count in hits]
-    return np.array([end.low for end in ends], np.float64), np.array([end.high for end in ends], np.float64)
-
-
-def gap(
-    first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(value, low, high) of the differences of shares between two groups of features, float64 [k] each.
-
-    first, second: bool [features of the group, k], whether each feature belongs to each of k classes. value: share in
-    the first minus share in the second; nan where a group is empty. CIs by the bootstrap over features of each group
-    (percentiles), nan where no resample differs from another. Classes are drawn apart from each other: of a share,
-    resampled features are binomial.
-    """
-    rng = np.random.default_rng(seed)
-    if not len(first) or not len(second):
-        value, low, high = np.full((3, first.shape[1]), np.nan)
-        return value, low, high
-    shares = [group.mean(0, dtype=np.float64) for group in (first, second)]
-    drawn = [
-        rng.binomial(len(group), share, (resamples, len(share))) / len(group)
-        for group, share in zip((first, second), shares, strict=True)
-    ]
-    low, high = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    still = np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1))
-    return shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high)
-
-
 def memberships(
     classes: FeatureClasses, languages: Mapping[str, Language]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -277,29 +245,35 @@ def memberships(
 def class_shares(
     members: Mapping[str, np.ndarray], judged: np.ndarray, level: float = 0.95
 ) -> list[tuple[str, int, float, float, float]]:
-    """(name, count, share, low, high) for each of `members` among some judged features, with Wilson's interval.
+    """(name, count, share, low, high) for each of `members` among some judged features, with Wilson's interval (1927).
 
     members: by name, as `memberships` gives them. judged: bool [d_sae], the features to count. nan without any.
     """
-    n = int(judged.sum())
-    hits = np.array([int((member & judged).sum()) for member in members.values()], np.int64)
-    shares = hits / n if n else np.full(len(hits), np.nan)
-    columns = (column.tolist() for column in (hits, shares, *wilson(hits, n, level)))
-    return list(zip(members, *columns, strict=True))
+    n, rows = int(judged.sum()), []
+    for name, member in members.items():
+        count, ends = int((member & judged).sum()), (float("nan"), float("nan"))
+        if n:
+            interval = binomtest(count, n).proportion_ci(level, method="wilson")
+            ends = float(interval.low), float(interval.high)
+        rows.append((name, count, count / n if n else float("nan"), *ends))
+    return rows
 
 
 def class_gaps(
-    members: Mapping[str, np.ndarray],
-    first: np.ndarray,
-    second: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    members: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int, level: float
 ) -> list[tuple[str, float, float, float]]:
-    """(name, value, low, high) for each of `members`: share among the first less share among the second, as `gap`.
+    """(name, value, low, high) for each of `members`: share among the first less share among the second features.
 
-    members: by name, as `memberships` gives them. first, second: bool [d_sae], judged features of both groups.
+    members: by name, as `memberships` gives them. first, second: bool [d_sae], judged features of both groups; nan
+    where one is empty. CIs by the bootstrap over the features of each group (percentiles), nan where no resample
+    differs from another. Classes are drawn apart from each other: of a share, resampled features are binomial.
     """
-    belongs = np.stack(list(members.values()), axis=1)
-    difference = gap(belongs[first], belongs[second], resamples, seed, level)
-    return list(zip(members, *(column.tolist() for column in difference), strict=True))
+    rng, belongs = np.random.default_rng(seed), np.stack(list(members.values()), axis=1)
+    if not first.any() or not second.any():
+        return [(name, float("nan"), float("nan"), float("nan")) for name in members]
+    sizes = [int(group.sum()) for group in (first, second)]
+    shares = [belongs[group].mean(0, dtype=np.float64) for group in (first, second)]
+    drawn = [rng.binomial(n, share, (resamples, len(share))) / n for n, share in zip(sizes, shares, strict=True)]
+    ends = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.where(np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1)), np.nan, ends)
+    return list(zip(members, *(column.tolist() for column in (shares[0] - shares[1], low, high)), strict=True))

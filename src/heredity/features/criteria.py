@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -84,15 +82,7 @@ class Parts(NamedTuple):
         return np.unique(self.pairs[:, 0])
 
 
-class SplitsAndMerges(NamedTuple):
-    """Features that come apart and features that come together along an edge."""
-
-    splits: Parts  # parent features (wholes) and the child features they split into (parts)
-    merges: Parts  # child features (wholes) and the parent features that merged into them (parts)
-    cosine: np.ndarray  # float64 [candidates]: masked cosine of every candidate pair
-
-
-def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray) -> SplitsAndMerges:
+def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray) -> tuple[Parts, Parts, np.ndarray]:
     """Parent features that split into several child features, and parent features that merge into one.
 
     The masked cosine of a pair is the larger of two cosines of the activations of both features: over the tokens on
@@ -128,7 +118,7 @@ def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray
         share, child_share = sums.parent_square / square, sums.child_square / child_square
     splits = (cosine > _EDGE) & (child_share > _MOSTLY) & (share >= _LEAST)
     merges = (cosine > _EDGE) & (share > _MOSTLY) & (child_share >= _LEAST)
-    return SplitsAndMerges(
+    return (
         _parts(columns, child_columns, pairs[splits], share[splits], cosine[splits]),
         _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges]),
         cosine,
@@ -220,24 +210,6 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
     return {"existence": r, "mutual": np.where(chosen_back, r, np.nan), "assigned": pairs}
 
 
-def disagreement(calls: Mapping[str, np.ndarray]) -> list[tuple[str, str, int]]:
-    """(rule, other, count) for every ordered pair of rules: features that persist by `rule` and not by `other`.
-
-    calls: by rule, bool [features] over one set of features.
-    """
-    return [(rule, other, int((calls[rule] & ~calls[other]).sum())) for rule, other in permutations(calls, 2)]
-
-
-def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Cohen's kappa of two calls, bool [features]: 1 for equal calls, 0 for what chance gives at these counts; None
-    where both call all or none. Restrict both to live features: those that no rule could ever call raise it."""
-    n, agreed = len(a), int((a == b).sum())
-    # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
-    calls = int(a.sum()), int(b.sum())
-    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
-    return (n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None
-
-
 class Agreement(NamedTuple):
     """Calls by one r beside calls by the best match, over the same features."""
 
@@ -246,21 +218,27 @@ class Agreement(NamedTuple):
     only: int  # those that do not
     only_matched: int  # features that persist by their best match only
     neither: int  # features that persist by neither
-    kappa: float | None  # Cohen's kappa; None where both call all or none
+    kappa: float | None  # Cohen's: 1 for equal calls, 0 for what chance gives; None where both call all or none
     rank: float | None  # Spearman correlation of the two r, over features that have both; None where one is constant
     median: float  # median r; nan without any
 
 
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
-    """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one."""
+    """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one.
+
+    Restrict both to live features: those that no rule could ever call raise kappa.
+    """
     matched, other = best > threshold, r > threshold
+    n, calls, agreed = len(best), (int(matched.sum()), int(other.sum())), int((matched == other).sum())
+    # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
+    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
     return Agreement(
-        persisting=int(other.sum()),
+        persisting=calls[1],
         both=int((matched & other).sum()),
         only=int((other & ~matched).sum()),
         only_matched=int((matched & ~other).sum()),
         neither=int((~other & ~matched).sum()),
-        kappa=kappa(matched, other),
+        kappa=(n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None,
         rank=rank_correlation(best, r),
         median=median(r),
     )

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from heredity.features import bootstrap, criteria
 from heredity.features.acts import FeatureActs
-from heredity.features.bootstrap import (
-    LEAST_GROUPS,
-    Counts,
-    Intervals,
-    bootstrap_counts,
-    document_groups,
-    group_moments,
-    leave_one_out,
-    r_intervals,
-    ratio_intervals,
-)
+from heredity.features.bootstrap import Counts, Intervals
 from heredity.features.correlate import Matches
-from heredity.features.criteria import (
-    by_parent,
-    candidates,
-    disagreement,
-    one_to_one,
-    scores,
-    splits_and_merges,
-    token_type_correlate,
-)
 from heredity.features.directions import cosine_matches, shared
 from heredity.features.fates import STRATA, THRESHOLDS, fates, strata
-from heredity.features.null import Floor, chance_threshold, p_values, q_values
-from heredity.features.threshold import PAPER, choose_threshold, corrected
+from heredity.features.null import PAPER, Floor, chance_threshold, choose_threshold, corrected, p_values, q_values
 
 COSINE = 0.7
 """Threshold on cosines of directions (Paulo & Belrose 2025)."""
@@ -41,7 +23,6 @@ TOKEN_TYPES_FLAG = (
     "common strings give r = 1, so it is far too high; not a Pearson r over positions"
 )
 ENDS = ("parent", "child")
-
 Figures = dict[str, float | None]
 """Numbers by name; None where there is nothing to count or compare with."""
 
@@ -94,42 +75,36 @@ class EdgeStatistics(NamedTuple):
     chance_end: float  # lower of the two ends between which evidence chooses: `Evidence.chance`
     same_end: float  # upper end: `Evidence.same`
     counts: dict[str, Figures]
-    """By rule: `threshold_by` at the edge's threshold, and `paper` at 0.8. The same names for each:
-
-    threshold: on r. persist: parent features with a match above it. disappear: live parent features without one.
-    emerge: live child features without one. one_to_one: pairs above it, each other's best match. ceiling: share of live
-    parent features that persist into another SAE of the same model (mean over such SAEs; 1 where one SAE reads both
-    ends); None without a second SAE. floor: share that persists under shifted alignment (mean over passes). relative:
-    share that persists over the ceiling. persist_low, persist_high, and the same of disappear, emerge, ceiling and
-    relative: CI by bootstrap over documents; None where too few documents were read, or without a ceiling.
-    """
+    """By rule: `threshold_by` at the edge's threshold, and `paper` at 0.8. The same names for each: threshold on r.
+    persist: parent features with a match above it. disappear: live parent features without one. emerge: live child
+    features without one. one_to_one: pairs above it, each other's best match. ceiling: share of live parent features
+    that persist into another SAE of the same model (mean over such SAEs; 1 where one SAE reads both ends). floor: share
+    that persists under shifted alignment (mean over passes). relative: share that persists over the ceiling.
+    persist_low, persist_high, and the same of disappear, emerge, ceiling and relative: CI by bootstrap over documents;
+    None where too few documents were read."""
     chance: Figures
-    """passes: comparisons under shifted alignment. rate: false discovery rate at which a match counts as more than
-    chance. threshold: lowest r from which on the expected share of chance stays at or below the rate. expected: parent
-    features expected to persist by chance at the edge's threshold. parent_above, child_above: live features whose best
-    match is more than chance."""
+    """passes, rate and threshold: as in `chance_threshold`. expected: parent features expected to persist by chance at
+    the edge's threshold. parent_above, child_above: live features whose best match is more than chance at the rate."""
     corrected: Figures | None
-    """r over the r that the same feature reaches in another SAE of its own model; None without such an SAE. persist:
-    parent features whose corrected r exceeds the paper's threshold. median: of live parent features. raw_median: median
-    raw r."""
+    """r over the r of the same feature in another SAE of its own model; None without such an SAE. persist: parent
+    features above the paper's threshold. median and raw_median: of corrected and raw r of live parent features."""
     rules: list[tuple[str, int, float, str]]
-    """(rule, persist, threshold, flag): other rules for a match, the parent features that persist by each, the
-    threshold on its score, and a warning where one is due."""
+    """(rule, persist, threshold, flag): parent features that persist by each rule for a match, the threshold on its
+    score, and a warning where one is due."""
     rule_curves: list[tuple[str, float, int]]  # (rule, threshold, persist), by threshold on the rule's score
     disagreement: list[tuple[str, str, int]]  # (rule, other, count): persist by the first and not by the second
     splits: int  # parent features that split into two or more child features (masked cosine)
     merges: int  # child features that two or more parent features merged into
     strata: list[tuple[str, str, int, int, float | None, float]]
-    """(end, stratum, features, matched, of_live, of_all): features of an end that fire about as often; those that
-    persist (parent) or are inherited (child); matched over the live features of the stratum, None without any; matched
-    over all features of the end."""
+    """(end, stratum, features, matched, of_live, of_all): features of an end that fire about as often; those with a
+    match; as a share of the live features of the stratum, and of all features of the end."""
     curve: list[tuple[float, int]]  # (threshold, persist) at 0.50 to 0.95 in steps of 0.05
-    parent_live: int  # live parent features
-    child_live: int  # live child features
+    parent_live: int
+    child_live: int
     parent_features: int  # all features of the parent's SAE, the second denominator
-    child_features: int  # all features of the child's SAE
-    l0_parent: float  # mean number of active features of the parent per token
-    l0_child: float  # mean number of active features of the child per token
+    child_features: int
+    l0_parent: float  # mean number of active features per token
+    l0_child: float
     tokens: int  # aligned token positions of the common trace
     level: float  # nominal coverage of the CIs
     one_dictionary: bool  # whether one SAE reads both ends; the ceiling is then 1 by construction
@@ -141,8 +116,8 @@ class EdgeStatistics(NamedTuple):
 def edge_statistics(edge: Compared, settings: Settings, directions: Directions | None = None) -> EdgeStatistics:
     """Call the features of an edge and count them by every rule.
 
-    directions: weights of the SAEs of both ends. Rules on directions are left out without them, and where one SAE reads
-    both ends, since directions say nothing then. Raises `ValueError` for activations that are not aligned.
+    Rules on directions are left out without `directions`, and where one SAE reads both ends, since they say nothing
+    then. Raises `ValueError` for activations that are not aligned.
     """
     matches, best, ceilings = edge.matches, edge.matches.parent_r[:, 0], ceiling_r(edge)
     by_chance, live = edge.floor.parent_r, matches.parent_density > 0
@@ -151,7 +126,8 @@ def edge_statistics(edge: Compared, settings: Settings, directions: Directions |
     by = "evidence" if settings.threshold is None else "study"
     rules = {by: threshold, "paper": PAPER}
     bounds, intervals = _intervals(edge, tuple(rules.values()), settings)
-    columns = {end: _columns(edge, end, intervals.get(end)) for end in ENDS}
+    ends = {end: _end(edge, end, threshold, intervals.get(end)) for end in ENDS}
+    columns = {end: own for end, (own, _) in ends.items()}
     freed: Figures | None = None
     if edge.ceilings:
         reliability = np.nanmean([np.where(np.isfinite(r), r, 0.0) for r in ceilings], axis=0)
@@ -161,7 +137,8 @@ def edge_statistics(edge: Compared, settings: Settings, directions: Directions |
         freed = {"persist": int((r > PAPER).sum()), **medians}
     rule_scores, cuts = _rules(edge, threshold, directions)
     calls = {rule: (score > cuts[rule])[live] for rule, score in rule_scores.items()}
-    parts = splits_and_merges(edge.parent, edge.child, candidates(matches.parent_match, matches.child_match))
+    pairs = criteria.candidates(matches.parent_match, matches.child_match)
+    splits, merges, _ = criteria.splits_and_merges(edge.parent, edge.child, pairs)
     return EdgeStatistics(
         threshold=threshold,
         threshold_by=by,
@@ -181,10 +158,10 @@ def edge_statistics(edge: Compared, settings: Settings, directions: Directions |
             for rule, call in calls.items()
         ],
         rule_curves=[(rule, at, int((score > at).sum())) for rule, score in rule_scores.items() for at in THRESHOLDS],
-        disagreement=disagreement(calls),
-        splits=len(parts.splits.wholes),
-        merges=len(parts.merges.wholes),
-        strata=[row for end in ENDS for row in _strata(edge, end, threshold)],
+        disagreement=[(a, b, int((calls[a] & ~calls[b]).sum())) for a, b in permutations(calls, 2)],
+        splits=len(splits.wholes),
+        merges=len(merges.wholes),
+        strata=[row for _, rows in ends.values() for row in rows],
         curve=[(at, int((best > at).sum())) for at in THRESHOLDS],
         parent_live=int(live.sum()),
         child_live=int((matches.child_density > 0).sum()),
@@ -209,18 +186,15 @@ def ceiling_r(edge: Compared) -> list[np.ndarray]:
 def _intervals(
     edge: Compared, thresholds: tuple[float, ...], settings: Settings
 ) -> tuple[dict[str, list[float]], dict[str, Intervals]]:
-    """Ends of CIs of figures at each threshold, by name, and CIs of best r, by end; empty for too few documents.
-
-    All rest on the same resamples.
-    """
-    if len(np.unique(edge.documents)) < LEAST_GROUPS:
+    """Ends of CIs of figures at each threshold, by name, and CIs of best r, by end; empty for too few documents."""
+    if len(np.unique(edge.documents)) < bootstrap.LEAST_GROUPS:
         return {}, {}
-    matches, group = edge.matches, document_groups(edge.documents, seed=settings.seed)
+    matches, group = edge.matches, bootstrap.document_groups(edge.documents, seed=settings.seed)
 
     def counts(parent: FeatureActs, child: FeatureActs, match: np.ndarray) -> tuple[Counts, Intervals]:
-        jackknife = leave_one_out(group_moments(parent, child, match[:, :1], group))
-        above = bootstrap_counts(jackknife, thresholds, settings.resamples, settings.seed, settings.level)
-        return above, r_intervals(jackknife, settings.level)
+        jackknife = bootstrap.leave_one_out(bootstrap.group_moments(parent, child, match[:, :1], group))
+        above = bootstrap.bootstrap_counts(jackknife, thresholds, settings.resamples, settings.seed, settings.level)
+        return above, bootstrap.r_intervals(jackknife, settings.level)
 
     persist, parent_r = counts(edge.parent, edge.child, matches.parent_match)
     inherited, child_r = counts(edge.child, edge.parent, matches.child_match)
@@ -241,11 +215,10 @@ def _intervals(
         names = ("seen", "corrected", "low", "high", "draws")
         ceiling = further[0]._replace(**{n: np.mean([getattr(count, n) for count in further], axis=0) for n in names})
         bounds["ceiling"] = ceiling.low / parents, ceiling.high / parents
-        bounds["relative"] = ratio_intervals(persist, ceiling)[1:]
-    by_name = {
-        f"{name}_{end}": ends[at].tolist() for name, ends in bounds.items() for at, end in enumerate(("low", "high"))
-    }
-    return by_name, {"parent": parent_r, "child": child_r}
+        bounds["relative"] = bootstrap.ratio_intervals(persist, ceiling)[1:]
+    sides = {f"{name}_low": low.tolist() for name, (low, _) in bounds.items()}
+    sides |= {f"{name}_high": high.tolist() for name, (_, high) in bounds.items()}
+    return sides, {"parent": parent_r, "child": child_r}
 
 
 def _counts(edge: Compared, threshold: float, bounds: dict[str, list[float]], at: int) -> Figures:
@@ -270,42 +243,35 @@ def _counts(edge: Compared, threshold: float, bounds: dict[str, list[float]], at
     return figures
 
 
-def _columns(edge: Compared, end: str, interval: Intervals | None) -> dict[str, np.ndarray]:
+def _end(
+    edge: Compared, end: str, threshold: float, interval: Intervals | None
+) -> tuple[dict[str, np.ndarray], list[tuple[str, str, int, int, float | None, float]]]:
+    """`EdgeStatistics.columns` of an end, and its rows of `EdgeStatistics.strata`."""
     best, density = getattr(edge.matches, f"{end}_r")[:, 0], getattr(edge.matches, f"{end}_density")
-    p, stratum = p_values(best, getattr(edge.floor, f"{end}_r"), density), strata(density, edge.matches.tokens)
-    columns = {"density": density, "best_r": best, "p": p, "q": q_values(p), "stratum": stratum}
+    p, label = p_values(best, getattr(edge.floor, f"{end}_r"), density), strata(density, edge.matches.tokens)
+    columns = {"density": density, "best_r": best, "p": p, "q": q_values(p), "stratum": label}
     if interval is not None:
         columns |= {"r_low": interval.low, "r_high": interval.high, "effective_groups": interval.effective}
-    return columns
-
-
-def _strata(edge: Compared, end: str, threshold: float) -> list[tuple[str, str, int, int, float | None, float]]:
-    label = strata(getattr(edge.matches, f"{end}_density"), edge.matches.tokens)
-    matched = getattr(edge.matches, f"{end}_r")[:, 0] > threshold
     rows = []
     for number, name in enumerate(STRATA):
-        size, hits = int((label == number).sum()), int((matched & (label == number)).sum())
-        of_live = hits / size if size and name != "dead" else None
-        rows.append((end, name, size, hits, of_live, hits / len(label)))
-    return rows
+        size, hits = int((label == number).sum()), int(((best > threshold) & (label == number)).sum())
+        rows.append((end, name, size, hits, hits / size if size and name != "dead" else None, hits / len(label)))
+    return columns, rows
 
 
 def _rules(
     edge: Compared, threshold: float, directions: Directions | None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """By rule: score of each parent feature, float64 [d_parent], nan for a dead one; and the threshold on it.
-
-    Rules on r cut at the edge's threshold, cosines at 0.7, token types at the paper's 0.8.
-    """
+    """By rule: score of each parent feature, float64 [d_parent], nan for a dead one; and the threshold on it."""
     matches, live = edge.matches, edge.matches.parent_density > 0
-    by_rule = scores(matches, one_to_one(*matches[:4]))
+    by_rule = criteria.scores(matches, criteria.one_to_one(*matches[:4]))
     cuts = dict.fromkeys(by_rule, threshold)
     if directions is not None and not edge.one_dictionary:
         (enc_a, enc_b), (dec_a, dec_b) = directions
         agreed = shared(enc_a, dec_a, enc_b, dec_b, COSINE)
         by_rule["decoder_cosine"] = cosine_matches(dec_a, dec_b, top=1).parent_cosine[:, 0]
-        by_rule["shared"] = by_parent(agreed.pairs, agreed.cosine, len(live))
+        by_rule["shared"] = criteria.by_parent(agreed.pairs, agreed.cosine, len(live))
         cuts |= {"decoder_cosine": COSINE, "shared": COSINE}
-    by_rule["token_types"] = token_type_correlate(edge.parent, edge.child, edge.ids, top=1).parent_score[:, 0]
+    by_rule["token_types"] = criteria.token_type_correlate(edge.parent, edge.child, edge.ids, top=1).parent_score[:, 0]
     cuts["token_types"] = PAPER
     return {rule: np.where(live, score, np.nan) for rule, score in by_rule.items()}, cuts

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from heredity.features.threshold import PAPER
+from heredity.features.null import PAPER
 from heredity.report import console
 
 _WIDTH = 100  # of what is shown of a feature; longer lines of text are hard to read

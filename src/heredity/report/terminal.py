@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from heredity.features.threshold import PAPER
+from heredity.features.null import PAPER
 from heredity.report import console
 from heredity.report.console import Bars, duration
 from heredity.report.said import print_edge, print_explained, print_found, print_merge, print_shown

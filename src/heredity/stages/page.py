@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from heredity.engine.store import CONFIG, Artifact
 from heredity.features.fates import flow
-from heredity.features.threshold import choose_threshold
+from heredity.features.null import choose_threshold
 from heredity.report.distributions import density_view, edge_view, flow_links, match_rows
 from heredity.report.provenance import ArtifactView, CorpusView, Provenance
 from heredity.report.render import render

@@ -21,7 +21,7 @@ from heredity.engine.workers import Progress
 from heredity.features.collect import collected
 from heredity.features.correlate import correlate
 from heredity.features.directions import Turns, causes, quartiles, turns
-from heredity.features.threshold import PAPER
+from heredity.features.null import PAPER
 from heredity.report.edge import Angles, Persisting, ShiftOrder, ShiftSummary
 from heredity.sae.formats import read_sae
 from heredity.stages.lineage import COUNTS, sampler_of
