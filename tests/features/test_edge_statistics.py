@@ -107,6 +107,8 @@ def test_rows_agree_with_the_counts(world: Compared, statistics: EdgeStatistics)
     assert len(only) == len(by_rule) * (len(by_rule) - 1)
     difference = by_rule["existence"][0] - by_rule["shared"][0]
     assert only["existence", "shared"] - only["shared", "existence"] == difference
+    assert only["mutual", "existence"] == 0, "a mutual match is a match"
+    assert only["existence", "mutual"] == by_rule["existence"][0] - by_rule["mutual"][0]
 
 
 def test_strata_add_up_by_end(world: Compared, statistics: EdgeStatistics):

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
-from heredity.features.fates import THRESHOLDS
 from heredity.kernels.pairs import PairMoments, pair_moments
+from heredity.kernels.pearson import THRESHOLDS
 
 GROUPS = 100
 """Groups of documents; more cost memory and time and hardly sharpen an interval."""

@@ -67,10 +67,8 @@ def correlate(
     Raises `ValueError` when the samples differ in length or are empty, and for fewer than one worker.
     """
     if parent.tokens != child.tokens:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
-            "encode the same tokens with both SAEs"
-        )
+        sizes = f"the parent has {parent.tokens} token positions and the child {child.tokens}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: at least one thread must do the work; leave it out for one per processor")
     if not parent.tokens:
@@ -96,8 +94,7 @@ def join_matches(parts: Sequence[Matches]) -> Matches:
 
     Raises `ValueError` when ranges leave a gap or overlap, were not counted, or come from different calls.
     """
-    parts = sorted(parts, key=lambda part: part.parent_start)
-    ranged = []
+    parts, ranged = sorted(parts, key=lambda part: part.parent_start), []
     for part in parts:
         if part.pairs_over is None or part.histogram is None:
             raise ValueError("a part without counts of pairs cannot be joined; join what `correlate` returned")

@@ -29,7 +29,7 @@ class Pairs(NamedTuple):
 def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
     """Pairs in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
 
-    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`: of whole dictionaries, not of a range.
+    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`, of whole dictionaries.
     """
     (parent, first), (child, second) = np.nonzero(parent_match >= 0), np.nonzero(child_match >= 0)
     of_parents = np.stack([parent, parent_match[parent, first]], axis=1)
@@ -40,10 +40,10 @@ def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
 def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray) -> Pairs:
     """The pairs of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
 
-    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0, so a
-    pair with r <= 0 is never made. With lists of all features this is the Hungarian assignment of max(r, 0); with
-    shorter ones it is the best assignment within them, and a feature that loses all partners on its list stays alone
-    although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
+    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0. With
+    lists of all features this is the Hungarian assignment of max(r, 0); with shorter ones it is the best assignment
+    within them, and a feature that loses all partners on its list stays alone although one further down might be free.
+    Exact (Jonker & Volgenant 1987, sparse).
     """
     pairs = candidates(parent_match, child_match)
     r = np.full(len(pairs), np.nan)
@@ -69,11 +69,10 @@ def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.n
 class Parts(NamedTuple):
     """Features of one end, the wholes, and the two or more features of the other end that share their firings."""
 
-    pairs: np.ndarray
-    """int32 [n, 2]: (whole, part), by rising whole, the part that adds most first; every whole has two or more."""
+    pairs: np.ndarray  # int32 [n, 2]: (whole, part), by rising whole, the part that adds most first
     share: np.ndarray
-    """float64 [n]: what the part adds: squared activation of the whole, as a share of all of it, on tokens where the
-    part fires and no part listed before it does."""
+    """float64 [n]: what the part adds: share of the whole's squared activation on tokens where the part fires and no
+    part listed before it does."""
     cosine: np.ndarray  # float64 [n]: masked cosine of the pair
 
     @property
@@ -87,9 +86,8 @@ def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray
 
     The masked cosine of a pair is the larger of two cosines of the activations of both features: over the tokens on
     which the parent's fires, and over those on which the child's does; 0 for features that never fire together
-    (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4).
-
-    A child feature can be a part of a parent feature (the whole) when their masked cosine exceeds 0.4 and the part lies
+    (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4). Parts are a definition of our own:
+    a child feature can be a part of a parent feature (the whole) when their masked cosine exceeds 0.4 and the part lies
     inside the whole: more than half of the part's squared activation is on tokens where the whole fires. Parts are then
     taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the same
     tokens, which counts with the squared activation of the whole. A part must add a tenth of the whole or more, and
@@ -99,15 +97,13 @@ def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray
     same with the ends exchanged.
 
     pairs: int [n, 2] (parent, child) to look at, such as `candidates` gives: a part with a share s of the whole's
-    squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Work is the firings of
-    both features of every pair, and again for each part of a whole. Parts are a definition of our own.
+    squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Returns (splits, merges,
+    masked cosine of each pair); the wholes are parent features in splits, child features in merges.
     Raises `ValueError` for samples of different length.
     """
     if parent.tokens != child.tokens:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
-            "encode the same tokens with both SAEs"
-        )
+        sizes = f"the parent has {parent.tokens} token positions and the child {child.tokens}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs")
     columns, child_columns = transpose(parent.sparse), transpose(child.sparse)
     sums = masked_sums(columns, child_columns, pairs)
     square, child_square = _squares(columns)[pairs[:, 0]], _squares(child_columns)[pairs[:, 1]]
@@ -132,7 +128,7 @@ def _squares(columns: Sparse) -> np.ndarray:
 
 
 def _parts(columns: Sparse, part_columns: Sparse, pairs: np.ndarray, cover: np.ndarray, cosine: np.ndarray) -> Parts:
-    """The wholes that have two or more parts, and mostly consist of them, among the candidate pairs (whole, part)."""
+    """The wholes that split, among the candidate pairs (whole, part); cover: share of the whole."""
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, cover, cosine = pairs[order], cover[order], cosine[order]
     (whole, part), added = np.ascontiguousarray(pairs.T), np.zeros(len(pairs))
@@ -151,25 +147,21 @@ def token_type_correlate(
     `evaluation/autoencoder/correlation.py`) computes, which is not what section 3.4 of the paper says.
 
     Each feature becomes its mean activation at every token type, over the positions where it fires. The score of two
-    features is Pearson's r over the token types where both fire, if there are at least two.
-
-    It inflates persistence, so never read it as the r of `correlate`. Two common types always give exactly +1 or -1,
-    and three or four give a high |r| by chance; with thousands of candidates almost every feature finds a pair like
-    that. Types on which only one feature fires count for nothing, so that features which hardly ever fire together can
-    agree; and the mean hides differences between contexts of a token. The result stands beside the paper's definition
-    to show what the other reading would have reported.
+    features is Pearson's r over the token types where both fire, if there are at least two. It inflates persistence, so
+    never read it as the r of `correlate`. Two common types always give exactly +1 or -1, and three or four give a high
+    |r| by chance; with thousands of candidates almost every feature has a pair like that. Types on which only one
+    feature fires count for nothing, so that features which hardly ever fire together can agree; and the mean hides
+    differences between contexts of a token. The result shows what this other reading of the paper would have reported.
 
     ids: int [tokens], the token type of each position: the token id, or one number for all ids that decode to the
-    same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64,
-    centered on each feature's mean over types. Work is one step for each pair of features and type on which both fire;
-    the matrix of all pairs is held in blocks (32 MiB).
+    same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64.
     Raises `ValueError` for samples or ids of different length and `top` below 1.
     """
     if not parent.tokens == child.tokens == len(ids):
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}; "
-            "encode the same tokens with both SAEs and give the type of each"
+        sizes = (
+            f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}"
         )
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs and give the type of each")
     kinds, types = np.unique(ids, return_inverse=True)
     means, child_means = (_centered_means(acts, types.astype(np.int32), len(kinds)) for acts in (parent, child))
     # The child's by types: types x features.
@@ -201,8 +193,7 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
     """Score of each parent feature by each rule on r, float64 [d_parent], nan for a feature without a partner.
 
     existence: best r. mutual: the same, if the feature is also the best match of its own best match. assigned: r of
-    the assigned pair, from `one_to_one`. Scores of further rules go beside them, made with `by_parent` where they are
-    pairs.
+    the assigned pair, from `one_to_one`.
     """
     best, r = matches.parent_match[:, 0], matches.parent_r[:, 0]
     chosen_back = (best >= 0) & (matches.child_match[best, 0] == np.arange(len(best)))
@@ -224,10 +215,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
-    """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one.
-
-    Restrict both to live features: those that no rule could ever call raise kappa.
-    """
+    """Compare calls by r with calls by the best match's r; both float64 [live features], r nan for one without."""
     matched, other = best > threshold, r > threshold
     n, calls, agreed = len(best), (int(matched.sum()), int(other.sum())), int((matched == other).sum())
     # Counts stay whole numbers until the end, so that calls of all or none are known exactly.

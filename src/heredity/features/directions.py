@@ -13,8 +13,8 @@ from heredity.features.criteria import one_to_one
 from heredity.kernels.pairs import ranked
 from heredity.kernels.torch_forms import linear
 
-_ROWS = 1024
-_PAIRS = 1 << 9
+Matrix = np.ndarray | Tensor
+_ROWS, _PAIRS = 1024, 1 << 9  # rows whose cosines with all others exist at a time; pairs of rows
 
 
 class Cosines(NamedTuple):
@@ -34,19 +34,17 @@ class Shared(NamedTuple):
     shared: np.ndarray  # bool [n]: it is at least the threshold given
 
 
-def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5) -> Cosines:
+def cosine_matches(a: Matrix, b: Matrix, top: int = 5) -> Cosines:
     """The `top` best partners of each row of a [d_parent, d] among the rows of b [d_child, d], and the reverse.
 
-    Rows are directions: `W_dec` as it is, `W_enc` transposed. Partners are found in float32, in chunks of rows of a
-    that take some tens of megabytes; the cosines of those kept are float64, and order them.
+    Rows are directions: `W_dec` as it is, `W_enc` transposed. Partners are searched in float32, in chunks of rows; the
+    cosines of those kept are float64, and order them.
     Raises `ValueError` for widths that differ, values that are not finite, and a `top` below 1.
     """
     parent, child = _unit(a, "a"), _unit(b, "b")
     if parent.shape[1] != child.shape[1]:
-        raise ValueError(
-            f"directions are {parent.shape[1]} and {child.shape[1]} wide; cosines need SAEs that read vectors of one "
-            "width, so match by activations instead"
-        )
+        widths = f"directions are {parent.shape[1]} and {child.shape[1]} wide"
+        raise ValueError(f"{widths}; cosines need SAEs that read vectors of one width: match by activations instead")
 
     def blocks() -> Iterator[np.ndarray]:
         weight = child.float()
@@ -61,7 +59,7 @@ def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5)
     return Cosines(*_exact(best.parent_match, parent, child), *_exact(best.child_match, child, parent))
 
 
-def _unit(directions: np.ndarray | Tensor, name: str) -> Tensor:
+def _unit(directions: Matrix, name: str) -> Tensor:
     """float64 [m, d] on the CPU: rows of length 1; a row of zeros stays one."""
     rows = torch.as_tensor(directions).detach().cpu().double().contiguous()
     if not torch.isfinite(rows).all():
@@ -84,22 +82,13 @@ def _exact(match: np.ndarray, own: Tensor, other: Tensor) -> tuple[np.ndarray, n
     return np.take_along_axis(match, order, 1), np.take_along_axis(cosine, order, 1)
 
 
-def shared(
-    enc_a: np.ndarray | Tensor,
-    dec_a: np.ndarray | Tensor,
-    enc_b: np.ndarray | Tensor,
-    dec_b: np.ndarray | Tensor,
-    least: float = 0.7,
-    top: int = 10,
-) -> Shared:
+def shared(enc_a: Matrix, dec_a: Matrix, enc_b: Matrix, dec_b: Matrix, least: float = 0.7, top: int = 10) -> Shared:
     """Features that two SAEs share (Paulo & Belrose 2025): a one-to-one assignment by cosines of the encoders and one
     by cosines of the decoders pick the same partner, and both cosines are `least` or more.
 
     enc [d_in, d_sae] is `W_enc`, dec [d_sae, d_in] is `W_dec`. The paper solves the dense assignment of all features to
-    all; here each assignment knows the `top` best partners of every feature of both ends and leaves a feature alone
-    rather than pair it below cosine 0. Pairs near the threshold are decided among near neighbors, so the shared
-    features come out the same unless a feature has more than `top` rivals.
-    Raises as `cosine_matches` does.
+    all; here each assignment knows the `top` best partners of every feature of both ends, which changes a shared
+    feature only where it has more than `top` rivals. Raises as `cosine_matches` does.
     """
     sides = (torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)
     encoder, decoder = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
@@ -109,11 +98,10 @@ def shared(
     return Shared(encoder.pairs[at_encoder], cosine, cosine >= least)
 
 
-def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarray:
+def rotation(dec_a: Matrix, dec_b: Matrix) -> np.ndarray:
     """Angle between rows of the same index, float64 [m] in degrees, 0 to 180; nan where a row is zero.
 
-    For SAEs of which one was continued from the other, whose index i means the same feature. dec [m, d]. Computed from
-    sum and difference of the unit rows, which keeps small angles exact (Kahan 2006).
+    dec [m, d]. Computed from sum and difference of the unit rows, which keeps small angles exact (Kahan 2006).
     Raises `ValueError` for different shapes and values that are not finite.
     """
     a, b = _unit(dec_a, "dec_a"), _unit(dec_b, "dec_b")
@@ -148,10 +136,7 @@ class Turns(NamedTuple):
 
 def turns(decoders: Mapping[str, Tensor]) -> Turns:
     """The turns between decoders [d_sae, d_in] of the SAEs `source`, `data`, `data_model`, `model`, `model_data` and,
-    where there is one, `control`.
-
-    Raises ValueError for decoders of different shapes: one is then not continued from the other.
-    """
+    where there is one, `control`; `ValueError` for different shapes: one is then not continued from the other."""
     source, data, model = decoders["source"], decoders["data"], decoders["model"]
     control = decoders.get("control")
     return Turns(

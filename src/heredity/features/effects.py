@@ -1,7 +1,7 @@
 """Effects of features on the prediction: directly on the logits, by attribution, and when moved into the other model.
 
-Two features can fire alike and act differently. The first two similarities are those of Bricken et al. 2023 ("Towards
-Monosemanticity", universality); moving features is the causal test of Minder et al. 2025 (arXiv 2504.02922).
+Two features can fire alike and act differently. Similarities of logit weights and of attributions are those of Bricken
+et al. 2023 (universality); moving features is the causal test of Minder et al. 2025 (arXiv 2504.02922).
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ _CHUNK = 1 << 22  # numbers in a temporary array
 def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
     """Pearson r over the vocabulary of the logit weights of pairs of features; float64 [n], nan for a constant one.
 
-    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). The logit weights of
-    a bounded number of pairs exist at a time. Raises as `logit_weights` does, and ValueError for vocabularies of
-    different size.
+    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). Raises as
+    `logit_weights` does, and ValueError for vocabularies of different size.
     """
     _check_vocab(parent.model, child.model)
     r, step = np.empty(len(pairs)), max(1, _CHUNK // _vocab(child.model))
@@ -50,9 +49,7 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
     x is what the SAE reads and L the summed next-token cross-entropy of the block, so what a feature does to later
     tokens counts too; to first order L falls by a_i(t) when the feature is taken away. Yields float64 [tokens,
     features] for some blocks at a time, in order, without the last position of each block, which predicts nothing.
-
-    reader: a model and one SAE. features: int [n], repeats allowed. The gradient is taken in float32, or under bf16
-    autocast where `reader.precision` and the device ask for it.
+    reader: a model and one SAE. features: int [n], repeats allowed.
     """
     sae = reader.sae
     chosen = np.zeros(sae.d_sae, bool)
@@ -73,11 +70,11 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
 
 
 def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Pearson r over aligned tokens of the attributions of pairs of features, zeros included; float64 [n].
+    """Pearson r over aligned tokens of the attributions of pairs of features, zeros included; float64 [n], nan where a
+    feature's attribution is constant, such as one that never fires.
 
-    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). blocks: tokens
-    [blocks, context], of a tokenizer both models use. Streamed, sums in float64. nan where a feature's attribution is
-    constant, such as one that never fires. Raises ValueError for vocabularies of different size and unknown tokens.
+    parent, child, pairs: as in `logit_similarity`. blocks: tokens [blocks, context], of a tokenizer both models use.
+    Raises ValueError for vocabularies of different size and unknown tokens.
     """
     _check_vocab(parent.model, child.model)
     sums, tokens = np.zeros((5, len(pairs))), len(blocks) * (blocks.shape[-1] - 1)
@@ -119,9 +116,8 @@ def splice(
 
     f and d are of the child's SAE, run on both models' activations at the child's hook point on the same tokens, so
     that only the difference is added (causal test of Minder et al. 2025, for one SAE in place of a crosscoder).
-
-    features: int [n], the set S; repeats count once. blocks: tokens [blocks, context] of a tokenizer both models use.
-    controls: sets of as many other live features, drawn with `seed`. Costs 7 + controls forward passes.
+    features: int [n], the set S. blocks: tokens [blocks, context] of a tokenizer both models use. controls: sets of as
+    many other live features, drawn with `seed`. Costs 7 + controls forward passes.
     Raises ValueError when fewer other features are live than S has, and when the SAE or the vocabularies do not fit.
     """
     sae = child.sae
@@ -129,7 +125,7 @@ def splice(
     chosen = np.zeros(sae.d_sae, bool)
     chosen[features] = True
     changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
-    differ = _nonzero(changes, sae.d_sae)
+    differ = _nonzero(changes)
     others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
     if controls and len(others) < size:
         raise ValueError(f"features: {size} are chosen but only {len(others)} others are live; choose fewer")
@@ -153,7 +149,7 @@ def splice(
 
 def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
     """Features of the child's SAE that differ between the activations of both models somewhere, bool [d_child]."""
-    return _nonzero([_change(parent.model, child, blocks)], child.sae.d_sae)
+    return _nonzero([_change(parent.model, child, blocks)])
 
 
 def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
@@ -163,12 +159,9 @@ def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
     return csr_array(next(matrices) - next(matrices))
 
 
-def _nonzero(changes: Sequence[csr_array], d_sae: int) -> np.ndarray:
-    """Features with an entry other than 0, bool [d_sae]."""
-    features = np.zeros(d_sae, bool)
-    for change in changes:
-        features[change.indices[change.data != 0]] = True
-    return features
+def _nonzero(changes: Sequence[csr_array]) -> np.ndarray:
+    """Features with an entry other than 0 in some change, bool [d_sae]."""
+    return np.any([(change != 0).sum(0) > 0 for change in changes], axis=0)
 
 
 def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> np.ndarray:
@@ -223,13 +216,12 @@ def _check_vocab(parent: nn.Module, child: nn.Module) -> None:
 
 
 def splice_figures(splice: Splice, seed: int, level: float = 0.95, resamples: int = 1000) -> dict[str, float | None]:
-    """Figures of a splice, means over blocks, with CIs by bootstrap over its blocks.
+    """Figures of a splice, means over blocks, with CIs (`NAME_low`, `NAME_high`) by bootstrap over its blocks.
 
     before, spliced, control (mean of the controls), all: KL in nats per token. recovered: (before − spliced) /
     (before − all); None where moving all features does not help. control_recovered: the same of the controls. excess:
-    their difference. Each of these has a CI, `NAME_low` and `NAME_high`; None where a resample has no such figure.
-    reach: (before − all) / (before − patched), the share of what the hook point carries that the SAE carries. moved,
-    control_moved (median): as in `Splice`. Figures of controls are None without controls.
+    their difference. Without a CI: reach; moved, control_moved (median), as in `Splice`. Figures of controls are None
+    without controls, a CI where a resample has no such figure.
     """
     controls = splice.controls.mean(0) if len(splice.controls) else np.full_like(splice.before, np.nan)
     kl = np.stack([splice.before, splice.spliced, controls, splice.all])

@@ -64,10 +64,8 @@ def _step(via: str, feature: int, edge: Edge, matches: Mapping[Edge, Matches]) -
 
 
 def persistence(start: str, edges: Sequence[Edge], matches: Mapping[Edge, Matches], features: int) -> np.ndarray:
-    """For each feature of the start model the weakest r on its strongest way to the last model of the graph.
-
-    Returns float64 [features]; 0 where a way ends. A feature that scores above the threshold persists all the way.
-    """
+    """For each feature of the start model the weakest r on its strongest way to the last model of the graph, float64
+    [features]; 0 where a way ends. A feature that scores above the threshold persists all the way."""
     nowhere = np.full(features, -1), np.full(features, -np.inf)
     reached: dict[str, tuple[np.ndarray, np.ndarray]] = {start: (np.arange(features), np.ones(features))}
     for child in dict.fromkeys(child for _, child in edges):
@@ -132,14 +130,13 @@ def follow(
         return Course(None, False, {}, best, None, "no feature of any model fits")
     sensitivity = {model: float(ratios[model].sensitivity[feature]) for model, feature in fitting.items()}
     start = max(roots, key=lambda model: sensitivity[model]) if roots else next(iter(fitting))
-    above = {edge: matches[edge].above(thresholds[edge]) for edge in edges}
-    kept = family(start, fitting[start], edges, above)
+    kept = family(start, fitting[start], edges, {edge: matches[edge].above(thresholds[edge]) for edge in edges})
     places = {member.model: Place(*member, "kept" if member.via else "start") for member in kept}
     _add_misses(places, edges, matches)
     places = {model: places[model] for model in order if model in places}
     reached = [place.r for place in places.values() if place.r is not None]
-    verdict = _verdict(start, not roots, places, children)
-    return Course(start, not roots, places, best, float(np.mean(reached)) if reached else None, verdict)
+    mean_r = float(np.mean(reached)) if reached else None
+    return Course(start, not roots, places, best, mean_r, _verdict(start, not roots, places, children))
 
 
 def _add_misses(places: dict[str, Place], edges: Sequence[Edge], matches: Mapping[Edge, Matches]) -> None:
@@ -147,7 +144,7 @@ def _add_misses(places: dict[str, Place], edges: Sequence[Edge], matches: Mappin
     same = set(places)
 
     def preference(way: Member) -> tuple[bool, bool, float]:
-        """From a kept feature rather than from a miss, and to children first: they are what lost it."""
+        # From a kept feature rather than from a miss, and to children first: they are what lost it.
         return way.via in same, (way.via, way.model) in edges, way.r or 0.0
 
     while True:

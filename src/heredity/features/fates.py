@@ -8,9 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.features.correlate import Matches
-
-THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
-"""The thresholds of the curve: 0.50 to 0.95 in steps of 0.05."""
+from heredity.kernels.pearson import THRESHOLDS
 
 # Labels of the features of a merge (`Flow.labels`).
 DEAD = -1  # never fired
@@ -113,10 +111,8 @@ def flow(
         before = base_to_parent.get(name, ())
         for into in [before] if isinstance(before, Matches) else before:
             if len(into.child_r) != len(from_base):
-                raise ValueError(
-                    f"{name} has {len(into.child_r)} features on the edge from the base and {len(from_base)} on the "
-                    "edge into the merge; use one SAE for both"
-                )
+                sizes = f"{name} has {len(into.child_r)} features on the edge from the base and {len(from_base)}"
+                raise ValueError(f"{sizes} on the edge into the merge; use one SAE for both")
             from_base |= into.child_r[:, 0] > threshold
         # The lists of both directions are searched: a pair is missed only when it is in the `top` of neither feature.
         above = edge.child_r > threshold
@@ -147,16 +143,12 @@ STRATA = ("dead", "rare", "usual", "dense")
 """Names of strata, in the order of the labels."""
 RARE_FIRINGS = 30
 """A live feature with fewer firings on the sample is rare: its r rests on too few tokens to be relied on."""
-DENSE_SHARE = 0.1
-"""A feature that fires on more of the tokens is dense."""
 
 
 def strata(density: np.ndarray, tokens: int) -> np.ndarray:
-    """Label of each feature, int8 [features], from the share of the sample's `tokens` on which it fires.
-
-    Dead: never. Rare: on fewer than 30 tokens. Dense: on more than a tenth of them. Usual: all others.
-    """
+    """Label of each feature, int8 [features], from its density, the share of the sample's `tokens` on which it fires:
+    dead never, rare on fewer than 30 tokens, dense on more than a tenth of them, usual all others."""
     firings = np.rint(np.asarray(density, np.float64) * tokens)
-    kinds = {"dead": firings == 0, "rare": firings < RARE_FIRINGS, "dense": firings > DENSE_SHARE * tokens}
+    kinds = {"dead": firings == 0, "rare": firings < RARE_FIRINGS, "dense": firings > 0.1 * tokens}
     numbers = [STRATA.index(name) for name in kinds]
     return np.select(list(kinds.values()), numbers, STRATA.index("usual")).astype(np.int8)
