@@ -36,10 +36,8 @@ class FeatureActs:
             array.flags.writeable = False  # the compiled kernels also need only one version then
             object.__setattr__(self, name, array)
         if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
-            raise ValueError(
-                f"indptr[{len(self.indptr)}], indices[{self.n}] and values[{len(self.values)}] do not fit: "
-                "indptr must run from 0 to the number of entries, one index and one value each"
-            )
+            sizes = f"indptr[{len(self.indptr)}], indices[{self.n}] and values[{len(self.values)}] do not fit"
+            raise ValueError(f"{sizes}: indptr must run from 0 to the number of entries, one index and one value each")
         fault = first_fault(self.sparse)
         if fault is not None:
             where = f"token {fault.row}"
@@ -107,12 +105,9 @@ class FeatureActs:
         widths, lengths = [part.d_sae for part in parts], [np.diff(part.indptr) for part in parts]
         if len(set(widths)) != 1:
             raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
-        return FeatureActs(
-            np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
-            np.concatenate([part.indices for part in parts]),
-            np.concatenate([part.values for part in parts]),
-            widths[0],
-        )
+        indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        indices, values = (np.concatenate([getattr(part, own) for part in parts]) for own in ("indices", "values"))
+        return FeatureActs(indptr, indices, values, widths[0])
 
     @staticmethod
     def from_dense(acts: np.ndarray) -> FeatureActs:

@@ -16,13 +16,9 @@ from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
 from heredity.kernels.pairs import PairMoments, pair_moments
-from heredity.kernels.pearson import THRESHOLDS
 
-GROUPS = 100
-"""Groups of documents; more cost memory and time and hardly sharpen an interval."""
-LEAST_GROUPS = 10
-"""Below this the spread between groups is itself too uncertain to support an interval."""
-
+GROUPS = 100  # groups of documents; more cost memory and time and hardly sharpen a CI
+LEAST_GROUPS = 10  # with fewer the spread between groups is itself too uncertain to support a CI
 _CHUNK = 1 << 20  # numbers in a temporary array
 _LARGEST = 1 - 1e-9  # |r| beyond it is a copy: atanh would blow its rounding up
 _ROUNDING = 1e-12  # share of the sum of squares below which a variance is rounding
@@ -34,8 +30,8 @@ _WEIGHTS = np.array([2.0, -1.0])
 _DOUBT = 1 / 3  # variance of the extrapolation's own bias, as a share of the squared correction
 # Mean squared error of the extrapolated count over the variance of the plain one, minus 1, for features that err
 # independently and whose z are spread evenly around the threshold. A count at level v thresholds z + noise of variance
-# 1 + v. With E|difference| of two normal thresholds, the error is proportional to
-# 2 Σ w sqrt(1 + v) - Σ Σ w w' sqrt(v + v'), the plain count's variance to sqrt(2).
+# 1 + v: by E|difference| of two normal thresholds the error goes as 2 Σ w sqrt(1 + v) - Σ Σ w w' sqrt(v + v'), the
+# plain count's variance as sqrt(2).
 _EXTRA_VARIANCE = (
     2 * _WEIGHTS @ np.sqrt(1 + _LEVELS) - _WEIGHTS @ np.sqrt(_LEVELS[:, None] + _LEVELS) @ _WEIGHTS
 ) / np.sqrt(2) - 1
@@ -73,7 +69,7 @@ class Counts(NamedTuple):
     high: np.ndarray  # int64 [thresholds]: at least `seen`
     draws: np.ndarray
     """float64 [resamples, thresholds]: corrected counts on resampled documents. Draw b of two calls with the same
-    groups and seed rests on the same documents, so functions of several counts can be formed draw by draw."""
+    groups and seed rests on the same documents."""
     groups: int  # groups of documents
     level: float  # of the CIs
 
@@ -169,11 +165,7 @@ def r_intervals(jackknife: Jackknife, level: float = 0.95) -> Intervals:
 
 
 def bootstrap_counts(
-    jackknife: Jackknife,
-    thresholds: Sequence[float] = THRESHOLDS,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    jackknife: Jackknife, thresholds: Sequence[float], resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Counts:
     """Features whose best r among their candidates exceeds each threshold, in (-1, 1), with CIs.
 
@@ -203,12 +195,9 @@ def bootstrap_counts(
 def _resampled(
     jackknife: Jackknife, cuts: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Counts above thresholds, of several kinds: (plain, counts, noisy, independent).
-
-    plain: int64 [thresholds], on the sample. counts: float64 [resamples, thresholds], with the noise of one resample.
-    noisy: float64 [levels, thresholds], mean over resamples at each noise level of `_LEVELS`. independent: float64
-    [thresholds], variance of `counts` if features erred independently.
-    """
+    """Counts above thresholds (cuts): plain, int64 [thresholds]; with the noise of each resample, float64 [resamples,
+    thresholds]; mean over resamples at each noise level of `_LEVELS`, float64 [levels, thresholds]; and the variance of
+    the second if features erred independently, float64 [thresholds]."""
     groups, features, top = jackknife.deviation.shape
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))

@@ -1,7 +1,7 @@
 """Classes of features by fixed rules on where they fire: no language model, nothing by hand.
 
-Tokens have a category by their text. A feature belongs to one class by how its activation is spread over categories,
-token texts, neighbors, positions and corpora, activations as weights.
+A feature belongs to one class by how its activation is spread over token categories, token texts, neighbors, positions
+and corpora.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ from scipy.stats import binomtest
 
 from heredity.features.acts import FeatureActs
 
-Language = Literal["python", "lua", "cpp", "javascript", "prose"]
-"""Language of a corpus; it decides which words are keywords."""
+Language = Literal["python", "lua", "cpp", "javascript", "prose"]  # of a corpus; decides which words are keywords
 
+# Categories of tokens by number: marks, words (an identifier has an underscore, a digit or a capital inside), others.
+# `non-ascii` holds fragments of bytes too.
 MARKS = ("punctuation", "operator", "whitespace", "line break", "number", "keyword", "non-ascii", "special")
-"""Categories of tokens that are no plain word; `non-ascii` holds fragments of bytes too."""
 WORDS = ("single letter", "identifier", "capitalized", "upper-case", "lower-case")
-"""Categories of words; an identifier has an underscore, a digit or a capital inside."""
 CATEGORIES = (*MARKS, *WORDS, "other")
-"""All categories of tokens, by number."""
+# All classes of features, by number: a feature has the first that fits. Rare ones fire too seldom to be judged, silent
+# ones never.
 CLASSES = (
     "position", *MARKS, "single-token", "previous-token", "next-token", *WORDS, "domain", "mixed", "rare", "silent"
 )  # fmt: skip
-"""All classes of features, by number: a feature has the first that fits. Rare ones fire too seldom to be judged,
-silent ones never."""
+# Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "punctuation": ("punctuation",),
     "formatting": ("whitespace", "line break"),
     "code": ("operator", "keyword", "identifier"),
 }
-"""Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1."""
-
 # Thresholds of the classes, on shares of a feature's activation.
 SINGLE = 0.9  # least share on one token text for `single-token`
 SHARE = 0.6  # least share on a token category, after or before one token text, or at one position of the block
@@ -180,10 +177,8 @@ def classify(acts: FeatureActs, text: Text) -> FeatureClasses:
     """
     ids = text.ids
     if ids.size != acts.tokens or len(text.corpus) != len(ids):
-        raise ValueError(
-            f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions of activations; "
-            "give the tokens that were encoded"
-        )
+        sizes = f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions"
+        raise ValueError(f"{sizes} of activations; give the tokens that were encoded")
     indptr, rows, values = acts.to_columns()
     weights = csr_array((np.abs(values.astype(np.float64)), rows, indptr), (acts.d_sae, acts.tokens))
     spelled, edge = text.spelling[ids], np.full((len(ids), 1), -1)
@@ -230,7 +225,7 @@ def memberships(
 
     Each judged feature has exactly one class. Groups overlap: those of `GROUPS`, where `code` also holds features with
     the domain of a corpus of code, and `single-token`, whatever the class. Domains are corpora, empty for a single one.
-    languages: of each corpus by name, in the order of the corpora's numbers.
+    languages: by corpus, in the order of their numbers.
     """
     judged = CLASSES[: CLASSES.index("rare")]
     of_class = {name: classes.primary == number for number, name in enumerate(judged)}
@@ -245,10 +240,8 @@ def memberships(
 def class_shares(
     members: Mapping[str, np.ndarray], judged: np.ndarray, level: float = 0.95
 ) -> list[tuple[str, int, float, float, float]]:
-    """(name, count, share, low, high) for each of `members` among some judged features, with Wilson's interval (1927).
-
-    members: by name, as `memberships` gives them. judged: bool [d_sae], the features to count. nan without any.
-    """
+    """(name, count, share, low, high) of each of `members` (see `memberships`) among judged features, bool [d_sae],
+    with Wilson's interval (1927); nan without any."""
     n, rows = int(judged.sum()), []
     for name, member in members.items():
         count, ends = int((member & judged).sum()), (float("nan"), float("nan"))
@@ -262,11 +255,11 @@ def class_shares(
 def class_gaps(
     members: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int, level: float
 ) -> list[tuple[str, float, float, float]]:
-    """(name, value, low, high) for each of `members`: share among the first less share among the second features.
+    """(name, value, low, high) of each of `members` (see `memberships`): share among the first judged features, bool
+    [d_sae], less share among the second; nan where one is empty.
 
-    members: by name, as `memberships` gives them. first, second: bool [d_sae], judged features of both groups; nan
-    where one is empty. CIs by the bootstrap over the features of each group (percentiles), nan where no resample
-    differs from another. Classes are drawn apart from each other: of a share, resampled features are binomial.
+    CIs by the bootstrap over the features of each group (percentiles), nan where no resample differs from another.
+    Classes are drawn apart from each other: of a share, resampled features are binomial.
     """
     rng, belongs = np.random.default_rng(seed), np.stack(list(members.values()), axis=1)
     if not first.any() or not second.any():

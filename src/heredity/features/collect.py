@@ -1,7 +1,4 @@
-"""Feature activations of one token sample: one pass through the model feeds any number of SAEs.
-
-Apart from `acts`, so that activations can be matched without torch.
-"""
+"""Feature activations of one token sample: one pass through the model feeds any number of SAEs."""
 
 from __future__ import annotations
 
@@ -73,9 +70,7 @@ def encoded(reader: Reader, blocks: np.ndarray) -> list[FeatureActs]:
     for x in activations(reader.model, reader.hook_point, blocks, reader.precision):
         for sae, part in zip(reader.saes, parts, strict=True):
             if x.shape[1] != sae.d_in:
-                raise ValueError(
-                    f"the SAE reads vectors of width {sae.d_in}, but {reader.hook_point} gives {x.shape[1]}; "
-                    "use an SAE trained at this hook point"
-                )
+                widths = f"the SAE reads vectors of width {sae.d_in}, but {reader.hook_point} gives {x.shape[1]}"
+                raise ValueError(f"{widths}; use an SAE trained at this hook point")
             part.append(FeatureActs(*sae.encode_sparse(x), sae.d_sae))
     return [FeatureActs.concatenate(part) for part in parts]

@@ -31,10 +31,16 @@ def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
 
     parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`, of whole dictionaries.
     """
-    (parent, first), (child, second) = np.nonzero(parent_match >= 0), np.nonzero(child_match >= 0)
-    of_parents = np.stack([parent, parent_match[parent, first]], axis=1)
-    of_children = np.stack([child_match[child, second], child], axis=1)
-    return np.unique(np.concatenate([of_parents, of_children]), axis=0).astype(np.int32)
+    return _listed(parent_match, child_match)[0]
+
+
+def _listed(parent_match: np.ndarray, child_match: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`candidates`, and the first place of each in the lists of parent features, then of child features."""
+    parents, children = np.nonzero(parent_match >= 0)[0], np.nonzero(child_match >= 0)[0]
+    of_parents = np.stack([parents, parent_match[parent_match >= 0]], axis=1)
+    of_children = np.stack([child_match[child_match >= 0], children], axis=1)
+    pairs, first = np.unique(np.concatenate([of_parents, of_children]), axis=0, return_index=True)
+    return pairs.astype(np.int32), first
 
 
 def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray) -> Pairs:
@@ -45,12 +51,8 @@ def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.n
     within them, and a feature that loses all partners on its list stays alone although one further down might be free.
     Exact (Jonker & Volgenant 1987, sparse).
     """
-    pairs = candidates(parent_match, child_match)
-    r = np.full(len(pairs), np.nan)
-    for own, other, match, scores in ((1, 0, child_match, child_r), (0, 1, parent_match, parent_r)):
-        for place in range(match.shape[1]):
-            here = match[pairs[:, own], place] == pairs[:, other]
-            r[here] = scores[pairs[here, own], place]
+    pairs, first = _listed(parent_match, child_match)
+    r = np.concatenate([parent_r[parent_match >= 0], child_r[child_match >= 0]])[first]
     pairs, r = pairs[r > 0], r[r > 0]
     if not len(pairs):
         return Pairs(pairs, r)
@@ -164,11 +166,9 @@ def token_type_correlate(
         raise ValueError(f"{sizes}; encode the same tokens with both SAEs and give the type of each")
     kinds, types = np.unique(ids, return_inverse=True)
     means, child_means = (_centered_means(acts, types.astype(np.int32), len(kinds)) for acts in (parent, child))
-    # The child's by types: types x features.
-    order = np.argsort(child_means.indices, kind="stable")
-    feature = np.repeat(np.arange(child.d_sae, dtype=np.int32), np.diff(child_means.indptr))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(child_means.indices, minlength=len(kinds)))])
-    by_type = Means(indptr, feature[order], child_means.values[order])
+    entries = child_means.values, child_means.indices, child_means.indptr
+    columns = csr_array(entries, (child.d_sae, len(kinds))).tocsc()  # the child's by types: types x features
+    by_type = Means(columns.indptr.astype(np.int64), columns.indices.astype(np.int32), columns.data)
     blocks = common_r(means, by_type, child.d_sae, 2, workers)
     return ranked(blocks, (parent.d_sae, child.d_sae), top)
 

@@ -16,15 +16,13 @@ from heredity.features.directions import cosine_matches, shared
 from heredity.features.fates import STRATA, THRESHOLDS, fates, strata
 from heredity.features.null import PAPER, Floor, chance_threshold, choose_threshold, corrected, p_values, q_values
 
-COSINE = 0.7
-"""Threshold on cosines of directions (Paulo & Belrose 2025)."""
+COSINE = 0.7  # threshold on cosines of directions (Paulo & Belrose 2025)
 TOKEN_TYPES_FLAG = (
     "correlates means over token strings on which both features fire, as the first paper's published code does: two "
     "common strings give r = 1, so it is far too high; not a Pearson r over positions"
 )
 ENDS = ("parent", "child")
-Figures = dict[str, float | None]
-"""Numbers by name; None where there is nothing to count or compare with."""
+Figures = dict[str, float | None]  # None where there is nothing to count or compare with
 
 
 class Compared(NamedTuple):
@@ -38,8 +36,7 @@ class Compared(NamedTuple):
     floor: Floor  # under shifted alignment
     documents: np.ndarray  # int64 [tokens]: the document of each position
     ids: np.ndarray  # int64 [tokens]: the token at each position
-    one_dictionary: bool = False
-    """One SAE reads both ends. A model compared with itself then keeps every live feature: the ceiling is 1."""
+    one_dictionary: bool = False  # one SAE reads both ends: a model compared with itself then keeps every live feature
 
 
 class Settings(NamedTuple):
@@ -224,7 +221,7 @@ def _intervals(
 def _counts(edge: Compared, threshold: float, bounds: dict[str, list[float]], at: int) -> Figures:
     """The figures of `EdgeStatistics.counts`; at: the threshold's place in `bounds`."""
     fate = fates(edge.matches, threshold)
-    persist, live = int(fate.persist.sum()), max(fate.parent_live, 1)
+    persist, live = int(fate.persist.sum()), max(1, int((edge.matches.parent_density > 0).sum()))
     persisting = [float((r > threshold).sum()) for r in ceiling_r(edge)]
     ceiling = float(np.mean(persisting)) / live if persisting else None
     figures: Figures = {

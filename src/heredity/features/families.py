@@ -10,8 +10,7 @@ import numpy as np
 from heredity.features.correlate import Matches
 from heredity.features.hypothesis import LLR, best_feature
 
-Edge = tuple[str, str]
-"""(parent, child) models."""
+Edge = tuple[str, str]  # (parent, child) models
 
 
 class Member(NamedTuple):
@@ -81,9 +80,9 @@ def persistence(start: str, edges: Sequence[Edge], matches: Mapping[Edge, Matche
     return reached.get(last, reached[start])[1]
 
 
+# A family's place in a model: where it starts; reached by matches above the threshold alone; a child's nearest miss to
+# a kept feature; a parent's; reached from a miss, and so another feature's relation.
 Status = Literal["start", "kept", "lost", "absent", "beyond"]
-"""Of a family's place in a model: where it starts; reached by matches above the threshold alone; a child's nearest miss
-to a kept feature; a parent's; reached from a miss, and so another feature's relation."""
 
 
 class Place(NamedTuple):

@@ -25,18 +25,7 @@ class Fates(NamedTuple):
     disappear: np.ndarray  # bool [d_parent]: live, and does not persist
     emerge: np.ndarray  # bool [d_child]: live, and no parent feature has r above the threshold
     inherited: np.ndarray  # bool [d_child]: some parent feature has r above the threshold
-    mutual: np.ndarray
-    """int32 [n, 2]: pairs (parent, child feature) that are each other's best match, above the threshold; one-to-one."""
-
-    @property
-    def parent_live(self) -> int:
-        """Live parent features: every one persists or disappears."""
-        return int(self.persist.sum() + self.disappear.sum())
-
-    @property
-    def child_live(self) -> int:
-        """Live child features: every one is inherited or emerges."""
-        return int(self.inherited.sum() + self.emerge.sum())
+    mutual: np.ndarray  # int32 [n, 2]: (parent, child) pairs of each other's best match, above the threshold
 
 
 def fates(matches: Matches, threshold: float) -> Fates:
@@ -46,13 +35,9 @@ def fates(matches: Matches, threshold: float) -> Fates:
     best = matches.parent_match[:, 0]
     parents = np.flatnonzero(persist)
     parents = parents[matches.child_match[best[parents], 0] == parents]
-    return Fates(
-        persist,
-        disappear=(matches.parent_density > 0) & ~persist,
-        emerge=(matches.child_density > 0) & ~inherited,
-        inherited=inherited,
-        mutual=np.stack([parents, best[parents]], axis=1).astype(np.int32),
-    )
+    disappear, emerge = (matches.parent_density > 0) & ~persist, (matches.child_density > 0) & ~inherited
+    mutual = np.stack([parents, best[parents]], axis=1).astype(np.int32)
+    return Fates(persist, disappear, emerge, inherited, mutual)
 
 
 def curve(matches: Matches, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, int]:
@@ -76,11 +61,6 @@ class Flow(NamedTuple):
     undecided: int
     """Features counted as emerged although their lists of matches are full: a further match, not kept, might lead
     to the base. 0 means that the counts are exact; a larger `top` lowers it."""
-
-    @property
-    def inherited(self) -> int:
-        """Features that trace to any parent."""
-        return self.live - self.novel
 
 
 def flow(
@@ -139,10 +119,8 @@ def flow(
     )
 
 
-STRATA = ("dead", "rare", "usual", "dense")
-"""Names of strata, in the order of the labels."""
-RARE_FIRINGS = 30
-"""A live feature with fewer firings on the sample is rare: its r rests on too few tokens to be relied on."""
+STRATA = ("dead", "rare", "usual", "dense")  # in the order of the labels
+RARE_FIRINGS = 30  # a live feature with fewer firings is rare: its r rests on too few tokens to be relied on
 
 
 def strata(density: np.ndarray, tokens: int) -> np.ndarray:

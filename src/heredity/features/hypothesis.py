@@ -12,8 +12,8 @@ import numpy as np
 from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
 
+# (ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]
 Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
-"""(ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]."""
 
 
 class Hypothesis(NamedTuple):
@@ -21,9 +21,7 @@ class Hypothesis(NamedTuple):
 
     tokens: Sequence[str] | None = None  # texts of tokens
     regex: str | None = None  # pattern of the whole text of a token (`re.fullmatch`)
-    script: str | None = None
-    """Unicode script of all of a token's letters, by the word that their names begin with (Bricken et al., appendix
-    "Feature Proxies")."""
+    script: str | None = None  # Unicode script of all its letters (Bricken et al., appendix "Feature Proxies")
     predicate: Predicate | None = None  # a function of the blocks, and so of position and context as well
 
 
@@ -64,21 +62,18 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
 
 
 def of_script(text: str, script: str) -> bool:
-    """Whether a text has letters, and all of them belong to a script such as `Greek` or `CJK`.
+    """Whether a text has letters, and the Unicode names of all of them begin with a script such as `Greek` or `CJK`.
 
-    A letter is a character of a Unicode category L*; it belongs to the script that its Unicode name begins with. Signs,
-    digits and marks do not count, nor does a byte that is only part of a character.
+    A letter is a character of a Unicode category L*. Signs, digits, marks and bytes of a character do not count.
     """
     letters = [character for character in text if unicodedata.category(character).startswith("L")]
     prefix = f"{script.upper()} "
     return bool(letters) and all(unicodedata.name(letter, "").startswith(prefix) for letter in letters)
 
 
-MINIMUM_FIRINGS = 20
-"""Firings on the set below which `ranked` leaves a feature out."""
-
+MINIMUM_FIRINGS = 20  # firings on the set below which `ranked` leaves a feature out
+# Key of a ranking: Pearson r with the set, LLR weighted by activation, or LLR by count.
 Ranking = Literal["sensitivity", "llr", "counted"]
-"""Key of a ranking: Pearson r with the set, LLR weighted by activation, or LLR by count."""
 
 
 class LLR(NamedTuple):
@@ -87,9 +82,7 @@ class LLR(NamedTuple):
     Arrays are float64 [d_sae] unless another type is named.
     """
 
-    weighted: np.ndarray
-    """log(P_act(t in set) / P(t in set)) in nats, firings weighted by activation; -inf when it never fires on the
-    set."""
+    weighted: np.ndarray  # log(P_act(t in set) / P(t in set)) in nats, by activation; -inf if it never fires on the set
     counted: np.ndarray  # the same with every firing counted once
     base_rate: float  # P(t in set): share of the tokens that are in the set. No LLR exceeds -log(base_rate)
     sensitivity: np.ndarray  # Pearson r of the activation and the indicator of the set, silent positions included
@@ -97,11 +90,9 @@ class LLR(NamedTuple):
     hits: np.ndarray  # int64: those of them that are in the set
     elsewhere: np.ndarray
     """Total activation on all other tokens over total activation on the set, the specificity as the paper reports it
-    ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf for one that
+    ("7x more active on other tokens", section 4.2.2): 0 for a feature that fires on the set alone, inf for one that
     never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
-    elsewhere_mean: np.ndarray
-    """Mean activation of its firings on other tokens over that of its firings on the set; below 1 for a feature that is
-    stronger on the set, however rare the set is. nan unless it fires on both."""
+    elsewhere_mean: np.ndarray  # mean activation of its firings on other tokens over that on the set; nan without both
 
 
 def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
@@ -118,43 +109,35 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     hit = np.asarray(hit, bool)
     base_rate = float(hit.mean()) if hit.shape == (acts.tokens,) and acts.tokens else float("nan")
     if not 0 < base_rate < 1:
-        raise ValueError(
-            f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens; one bool per token is needed, "
-            "some tokens in the set and some not"
-        )
+        marked = f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens"
+        raise ValueError(f"{marked}; one bool per token is needed, some tokens in the set and some not")
     everywhere = moments(acts.sparse)
     inside, outside = moments(acts.where(hit).sparse), moments(acts.where(~hit).sparse)
     # The indicator has mean p and centered norm sqrt(T p (1 - p)).
     covariance = inside.total - everywhere.total * base_rate
     norm = np.sqrt(everywhere.square * acts.tokens * base_rate * (1 - base_rate))
-    sensitivity = np.divide(covariance, norm, out=np.full(acts.d_sae, np.nan), where=norm > 0)
     both = (inside.stored > 0) & (outside.stored > 0)
-    means = [np.divide(part.total, part.stored, out=np.zeros(acts.d_sae), where=both) for part in (outside, inside)]
-    return LLR(
-        weighted=_log_ratio(inside.total, everywhere.total, base_rate),
-        counted=_log_ratio(inside.stored, everywhere.stored, base_rate),
-        base_rate=base_rate,
-        sensitivity=np.clip(sensitivity, -1, 1),
-        firings=everywhere.stored,
-        hits=inside.stored,
-        elsewhere=_times(outside.total, inside.total),
-        elsewhere_mean=np.where(both, _times(*means), np.nan),
-    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return LLR(
+            weighted=_log_ratio(inside.total, everywhere.total, base_rate),
+            counted=_log_ratio(inside.stored, everywhere.stored, base_rate),
+            base_rate=base_rate,
+            sensitivity=np.where(norm > 0, np.clip(covariance / norm, -1, 1), np.nan),
+            firings=everywhere.stored,
+            hits=inside.stored,
+            elsewhere=_times(outside.total, inside.total),
+            elsewhere_mean=np.where(both, _times(outside.total / outside.stored, inside.total / inside.stored), np.nan),
+        )
 
 
 def _log_ratio(inside: np.ndarray, everywhere: np.ndarray, base_rate: float) -> np.ndarray:
     """log(inside / everywhere / base_rate); nan where a sum that should be positive is not."""
-    share = np.divide(inside, everywhere, out=np.full(len(inside), np.nan), where=everywhere > 0)
-    ratio = np.where(share >= 0, share, np.nan) / base_rate
-    return np.log(ratio, out=np.full(len(inside), -np.inf), where=ratio != 0)
+    return np.log(np.where((everywhere > 0) & (inside >= 0), inside / everywhere, np.nan) / base_rate)
 
 
 def _times(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """outside / inside of what should not be negative; inf where only `inside` is 0, nan where both are."""
-    known = (outside >= 0) & (inside >= 0)
-    ratio = np.where(outside > 0, np.inf, np.nan)
-    ratio = np.divide(outside, inside, out=ratio, where=known & (inside > 0))
-    return np.where(known, ratio, np.nan)
+    return np.where((outside >= 0) & (inside >= 0), outside / inside, np.nan)
 
 
 def fitting(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> np.ndarray:

@@ -19,11 +19,8 @@ from heredity.features.fates import RARE_FIRINGS
 from heredity.kernels.sparse import moments, transpose
 from heredity.lm.activations import activations, blocks_at_once
 
-NU_EPS, NU_R = 0.2, 0.5
-"""Below both, Minder et al. call a feature genuinely new."""
-HALF = 0.5
-"""The parent has a feature from this nu on, and moves on its firings from this strength on."""
-
+NU_EPS, NU_R = 0.2, 0.5  # below both, Minder et al. call a feature genuinely new
+HALF = 0.5  # the parent has a feature from this nu on, and moves on its firings from this strength on
 _TARGETS = ("parent", "parent_hat", "child", "child_hat")
 _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
 

@@ -11,11 +11,9 @@ from scipy.stats import false_discovery_control
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 
-PAPER = 0.8
-"""The threshold on r of Horn & Elliott, section 3.4."""
+PAPER = 0.8  # the threshold on r of Horn & Elliott, section 3.4
 _RANGE = (0.2, 0.95)  # of a chosen threshold: below it chance rules, above it a count means nothing
-SHIFTS = 64
-"""Distinct circular shifts that one pass deals out among the features."""
+SHIFTS = 64  # distinct circular shifts that one pass deals out among the features
 
 
 class Floor(NamedTuple):
@@ -68,10 +66,9 @@ def p_values(best_r: np.ndarray, by_chance: np.ndarray, density: np.ndarray, str
     """p-value of each feature's best r where nothing matches, float64 [features]; nan where best_r is.
 
     best_r [features] is the best of all candidates, and so is each entry of by_chance [passes, features]: the search
-    is corrected for by construction. What chance reaches depends on how rare a feature is (two that fire three times
-    need one common token for r = .3), so a feature is compared with the chance matches of the `stratum` features
-    nearest to it in density [features]. p = (1 + matches by chance at least as good) / (1 + matches by chance), which
-    is valid and never 0.
+    is corrected for by construction. What chance reaches depends on how rare a feature is, so it is compared with the
+    chance matches of the `stratum` features nearest to it in density [features]. p = (1 + matches by chance at least as
+    good) / (1 + matches by chance), which is valid and never 0.
     """
     p = np.full(len(best_r), np.nan)
     live = np.flatnonzero(np.isfinite(best_r) & np.isfinite(by_chance).all(0))
@@ -116,19 +113,16 @@ class Evidence(NamedTuple):
 
     threshold: float  # in hundredths
     chance: float  # r that 99 % of live parent features stay below where nothing matches
-    same: float
-    """Median best r of live parent features in another SAE of the same model; without one, the 95th percentile of best
-    r along the edge."""
+    same: float  # median best r in another SAE of the parent; without one, 95th percentile of best r along the edge
 
 
 def choose_threshold(best_r: np.ndarray, by_chance: np.ndarray, ceilings: Sequence[np.ndarray] = ()) -> Evidence:
     """The threshold of an edge: where best r falls apart into two groups, but no lower than a quarter of the way from
     the r of chance to the r of an unchanged model, and no higher than half of it.
 
-    Both ends of an edge carry the noise of their SAE: a kept feature's r stays below 1 by an amount that depends on the
-    SAEs, a lost one's above 0 by one that depends on sample and dictionary, so a fixed threshold is right for one pair
-    of SAEs at most. `split_threshold` finds the gap between both groups, but cuts through a single group as well, where
-    everything was kept or nothing was; the two bounds keep that from doing harm. Of the rules compared in planted
+    How far a kept feature's r stays below 1 depends on the noise of both SAEs, how far a lost one's stays above 0 on
+    sample and dictionary, so a fixed threshold is right for one pair of SAEs at most. The bounds keep `split_threshold`
+    from cutting through a single group, where everything was kept or nothing was. Of the rules compared in planted
     worlds (docs/planted.md) this one calls most kept features and fewest lost ones.
 
     best_r [d_parent], by_chance [passes, d_parent] and each of ceilings [d_parent]: best r along the edge, under
@@ -170,8 +164,8 @@ def corrected(
     """r freed from the noise of both SAEs: r / sqrt(reliability x reliability), at most 1 (Spearman 1904).
 
     A feature's reliability is the r of two noisy measurements of the same thing, such as its best r with another SAE
-    of the same model. nan where a reliability is not positive. Shown beside the raw r, never instead of it.
+    of the same model. nan where a reliability is not positive.
     """
-    product = np.asarray(parent_reliability, np.float64) * np.asarray(child_reliability, np.float64)
-    positive = (np.asarray(parent_reliability) > 0) & (np.asarray(child_reliability) > 0)
+    parent, child = np.asarray(parent_reliability, np.float64), np.asarray(child_reliability, np.float64)
+    product, positive = parent * child, (parent > 0) & (child > 0)
     return np.minimum(1.0, r / np.sqrt(np.where(positive, product, np.nan)))
