@@ -36,12 +36,12 @@ def test_the_assignment_is_the_hungarian_one(seed):
     rng = np.random.default_rng(seed)
     r = rng.uniform(-0.3, 1, (rng.integers(1, 25), rng.integers(1, 25)))
     r[rng.random(len(r)) < 0.1] = np.nan
-    found = one_to_one(*lists(r, max(r.shape)))
+    pairs, assigned_r = one_to_one(*lists(r, max(r.shape)))
     gain = np.nan_to_num(np.maximum(r, 0), nan=0.0)
     rows, columns = linear_sum_assignment(gain, maximize=True)
     made = gain[rows, columns] > 0
-    np.testing.assert_array_equal(found.pairs, np.stack([rows[made], columns[made]], axis=1))
-    np.testing.assert_array_equal(found.r, r[rows[made], columns[made]])
+    np.testing.assert_array_equal(pairs, np.stack([rows[made], columns[made]], axis=1))
+    np.testing.assert_array_equal(assigned_r, r[rows[made], columns[made]])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -53,22 +53,22 @@ def test_short_lists_give_the_best_assignment_within_them(seed):
     pairs = candidates(kept[0], kept[2])
     gain = np.zeros_like(r)
     gain[pairs[:, 0], pairs[:, 1]] = np.maximum(r[pairs[:, 0], pairs[:, 1]], 0)
-    found = one_to_one(*kept)
-    assert found.r.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-12)
-    assert len(set(found.pairs[:, 0])) == len(set(found.pairs[:, 1])) == len(found.pairs) > 10
-    np.testing.assert_array_equal(found.r, r[found.pairs[:, 0], found.pairs[:, 1]])
+    assigned, assigned_r = one_to_one(*kept)
+    assert assigned_r.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-12)
+    assert len(set(assigned[:, 0])) == len(set(assigned[:, 1])) == len(assigned) > 10
+    np.testing.assert_array_equal(assigned_r, r[assigned[:, 0], assigned[:, 1]])
 
 
 def test_a_feature_gives_way_when_the_total_gains():
     # Both prefer child 0; the assignment sends the first to its second choice. Mutual best leaves the second alone.
     r = np.array([[0.9, 0.85], [0.88, 0.1]])
-    found = one_to_one(*lists(r, 2))
-    assert found.pairs.tolist() == [[0, 1], [1, 0]] and found.r.tolist() == [0.85, 0.88]
+    pairs, assigned_r = one_to_one(*lists(r, 2))
+    assert pairs.tolist() == [[0, 1], [1, 0]] and assigned_r.tolist() == [0.85, 0.88]
 
 
 def test_nobody_is_paired_at_or_below_zero():
-    found = one_to_one(*lists(np.array([[0.0, -0.2], [-0.1, 0.0]]), 2))
-    assert found.pairs.shape == (0, 2) and found.r.shape == (0,)
+    pairs, assigned_r = one_to_one(*lists(np.array([[0.0, -0.2], [-0.1, 0.0]]), 2))
+    assert pairs.shape == (0, 2) and assigned_r.shape == (0,)
 
 
 def test_candidates_are_the_pairs_of_either_list():

@@ -211,7 +211,7 @@ def _most(weights: csr_array, key: np.ndarray) -> Most:
     known, width = key >= 0, int(key.max(initial=0)) + 1
     one_hot = csr_array((known.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), width))
     sums = csr_array(weights @ one_hot)
-    totals, best, lowest = weights.sum(1), sums.max(axis=1).toarray(), sums.argmax(axis=1)
+    totals, best, lowest = weights.sum(1), sums.max(axis=1).toarray(), np.asarray(sums.argmax(axis=1))
     lowest[best == 0] = -1
     base = np.bincount(key[known], minlength=width) / max(1, len(key))
     share = np.divide(best, totals, out=np.zeros_like(best), where=totals > 0)

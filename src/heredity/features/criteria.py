@@ -19,13 +19,6 @@ _LEAST = 0.1  # share of the whole that each part adds
 _MOSTLY = 0.5  # share that is most of something
 
 
-class Pairs(NamedTuple):
-    """Pairs of features, each feature of either end in at most one pair."""
-
-    pairs: np.ndarray  # int32 [n, 2]: (parent, child) features, by rising parent feature
-    r: np.ndarray  # float64 [n]: the score of each pair: Pearson r, or the cosine where cosines were assigned
-
-
 def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
     """Pairs in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
 
@@ -43,9 +36,12 @@ def _listed(parent_match: np.ndarray, child_match: np.ndarray) -> tuple[np.ndarr
     return pairs.astype(np.int32), first
 
 
-def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray) -> Pairs:
-    """The pairs of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
+def one_to_one(
+    parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, r) of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
 
+    pairs: int32 [n, 2] of (parent, child) features, by rising parent feature, each in one pair at most. r: float64 [n].
     Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0. With
     lists of all features this is the Hungarian assignment of max(r, 0); with shorter ones it is the best assignment
     within them, and a feature that loses all partners on its list stays alone although one further down might be free.
@@ -55,7 +51,7 @@ def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.n
     r = np.concatenate([parent_r[parent_match >= 0], child_r[child_match >= 0]])[first]
     pairs, r = pairs[r > 0], r[r > 0]
     if not len(pairs):
-        return Pairs(pairs, r)
+        return pairs, r
     # The solver wants weights other than 0 and a partner for every row: one column per parent feature stands for none.
     parents, children = len(parent_match), len(child_match)
     alone = np.arange(parents)
@@ -65,7 +61,7 @@ def one_to_one(parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.n
     chosen = np.full(parents, -1, np.int64)
     chosen[rows] = columns
     assigned = chosen[pairs[:, 0]] == pairs[:, 1]
-    return Pairs(pairs[assigned], r[assigned])
+    return pairs[assigned], r[assigned]
 
 
 class Parts(NamedTuple):
@@ -189,7 +185,7 @@ def by_parent(pairs: np.ndarray, score: np.ndarray, features: int) -> np.ndarray
     return scores
 
 
-def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
+def scores(matches: Matches, assigned: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     """Score of each parent feature by each rule on r, float64 [d_parent], nan for a feature without a partner.
 
     existence: best r. mutual: the same, if the feature is also the best match of its own best match. assigned: r of
@@ -197,7 +193,7 @@ def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
     """
     best, r = matches.parent_match[:, 0], matches.parent_r[:, 0]
     chosen_back = (best >= 0) & (matches.child_match[best, 0] == np.arange(len(best)))
-    pairs = by_parent(assigned.pairs, assigned.r, len(r))
+    pairs = by_parent(*assigned, len(r))
     return {"existence": r, "mutual": np.where(chosen_back, r, np.nan), "assigned": pairs}
 
 

@@ -91,11 +91,11 @@ def shared(enc_a: Matrix, dec_a: Matrix, enc_b: Matrix, dec_b: Matrix, least: fl
     feature only where it has more than `top` rivals. Raises as `cosine_matches` does.
     """
     sides = (torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)
-    encoder, decoder = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
-    keys = [assigned.pairs.astype(np.int64) @ [len(dec_b), 1] for assigned in (encoder, decoder)]
+    (pairs, encoder), (others, decoder) = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
+    keys = [assigned.astype(np.int64) @ [len(dec_b), 1] for assigned in (pairs, others)]
     _, at_encoder, at_decoder = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    cosine = np.minimum(encoder.r[at_encoder], decoder.r[at_decoder])
-    return Shared(encoder.pairs[at_encoder], cosine, cosine >= least)
+    cosine = np.minimum(encoder[at_encoder], decoder[at_decoder])
+    return Shared(pairs[at_encoder], cosine, cosine >= least)
 
 
 def rotation(dec_a: Matrix, dec_b: Matrix) -> np.ndarray:

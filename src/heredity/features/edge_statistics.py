@@ -204,7 +204,7 @@ def _intervals(
         "emerge": (children - inherited.high, children - inherited.low),
     }
     if edge.one_dictionary and parents:
-        bounds["ceiling"] = np.ones((2, len(thresholds)))
+        bounds["ceiling"] = np.ones(len(thresholds)), np.ones(len(thresholds))
         bounds["relative"] = persist.low / parents, persist.high / parents
     elif further and parents:
         # Averaging the ends is what holds when the comparisons err together, as those on the same documents do, and is

@@ -125,7 +125,7 @@ def splice(
     chosen = np.zeros(sae.d_sae, bool)
     chosen[features] = True
     changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
-    differ = _nonzero(changes)
+    differ = _nonzero(changes, sae.d_sae)
     others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
     if controls and len(others) < size:
         raise ValueError(f"features: {size} are chosen but only {len(others)} others are live; choose fewer")
@@ -149,7 +149,7 @@ def splice(
 
 def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
     """Features of the child's SAE that differ between the activations of both models somewhere, bool [d_child]."""
-    return _nonzero([_change(parent.model, child, blocks)])
+    return _nonzero([_change(parent.model, child, blocks)], child.sae.d_sae)
 
 
 def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
@@ -159,9 +159,10 @@ def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
     return csr_array(next(matrices) - next(matrices))
 
 
-def _nonzero(changes: Sequence[csr_array]) -> np.ndarray:
+def _nonzero(changes: Sequence[csr_array], d_sae: int) -> np.ndarray:
     """Features with an entry other than 0 in some change, bool [d_sae]."""
-    return np.any([(change != 0).sum(0) > 0 for change in changes], axis=0)
+    differ = (np.bincount(change.indices[change.data != 0], minlength=d_sae) > 0 for change in changes)
+    return np.any(list(differ), axis=0)
 
 
 def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> np.ndarray:

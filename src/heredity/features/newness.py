@@ -30,10 +30,8 @@ class Newness(NamedTuple):
 
     A beta is how many times the feature's contribution f_j d_j is in a target y: the least-squares beta of
     y = c + beta f_j d_j over all tokens, with a free constant vector c. A nu is the parent's beta over the child's; nan
-    where the feature is constant or d_j is 0, and where the child's own beta is not positive.
-
-    nu falls short of 1 for what the parent has less of, and for what it has in another direction: a feature that turned
-    keeps its firings (Pearson r near 1) and has a nu near 0. So low nu means "not in this direction". `strength` and
+    where the feature is constant or d_j is 0, and where the child's own beta is not positive. Low nu means "not in this
+    direction": a feature that turned keeps its firings (Pearson r near 1) and has a nu near 0. `strength` and
     `alignment`, or the correlation of activations, tell a turned feature from one that was not there.
     """
 
@@ -48,9 +46,9 @@ class Newness(NamedTuple):
     beta_parent: np.ndarray  # of the parent's activations
     beta_child: np.ndarray  # of the child's: 1 when the SAE measures the feature's size right and others add nothing
     strength: np.ndarray
-    """|b_parent| / |b_child| where b is the vector by which x changes for each unit of f_j (the least-squares b of
-    x = c + f_j b), less the share of |b|² that independent noise gives. It holds all that comes with the feature,
-    features that fire together with it too: low strength says new, high strength says something is there."""
+    """|b_parent| / |b_child| where b is the vector by which x changes per unit of f_j (the least-squares b of
+    x = c + f_j b), less the share of |b|² that independent noise gives. Features that fire together with it add to it:
+    low strength says new, high strength says something is there."""
     alignment: np.ndarray  # cosine of b_parent and b_child, corrected likewise, within ±1; nan where one is all noise
     firings: np.ndarray  # int64: tokens on which the child's feature fired
     tokens: int  # aligned tokens seen
@@ -151,7 +149,8 @@ class LatentScaling:
                 left_out = np.array([_nus(self._betas(used[used != fold])) for fold in used])
                 errors = np.sqrt((len(used) - 1) / len(used) * np.square(left_out - left_out.mean(0)).sum(0))
             response = self._responses()
-        return Newness(*nus, *errors, betas[0], betas[2], *response, self._firings.copy(), int(self._tokens.sum()))
+        counts = self._firings.copy(), int(self._tokens.sum())
+        return Newness._make([*nus, *errors, betas[0], betas[2], *response, *counts])
 
     def _spread(self, folds: np.ndarray) -> tuple[Tensor, Tensor, float]:
         """Σ f and Σ (f − mean f)², [d_sae], the second nan for a constant feature; and the tokens, of some folds."""
