@@ -209,12 +209,12 @@ def _resampled(
         for at, noise in enumerate((1.0, *_LEVELS)):
             shifted = z + noise * bias
             best = np.maximum.reduce([shifted[:, c] + np.sqrt(noise) * moved[c] for c in range(top)])
-            above = best[..., None] > cuts  # [resamples, features, thresholds]
+            above = np.stack([best > cut for cut in cuts])  # [thresholds, resamples, features]
             if at:
-                noisy[at - 1] += above.sum((0, 1)) / resamples
+                noisy[at - 1] += above.sum((1, 2)) / resamples
             else:
-                counts += above.sum(1)
-                share = above.sum(0) / resamples
+                counts += above.sum(2).T
+                share = np.ascontiguousarray(above.sum(1).T) / resamples
                 independent += (share * (1 - share)).sum(0)
     return plain, counts, noisy, independent
 
