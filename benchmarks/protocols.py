@@ -33,8 +33,7 @@ from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import collect
 from heredity.features.correlate import correlate
-from heredity.features.null import floor
-from heredity.features.threshold import choose_threshold
+from heredity.features.null import choose_threshold, floor
 from heredity.lm.activations import ActivationStore, activations
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae

@@ -14,8 +14,17 @@ from heredity.features.correlate import Matches, correlate
 from heredity.features.criteria import by_parent, one_to_one, scores
 from heredity.features.directions import cosine_matches, shared
 from heredity.features.newness import LatentScaling
-from heredity.features.null import Floor, chance_threshold, floor, p_values, q_values
-from heredity.features.threshold import PAPER, choose_threshold, corrected, split_threshold
+from heredity.features.null import (
+    PAPER,
+    Floor,
+    chance_threshold,
+    choose_threshold,
+    corrected,
+    floor,
+    p_values,
+    q_values,
+    split_threshold,
+)
 from heredity.sae.model import SAE
 from heredity.study import Init
 from heredity.synthetic.saes import (
