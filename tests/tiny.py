@@ -121,26 +121,17 @@ def save_tiny_sae(folder: Path, d_in: int = 32, seed: int = 0, **metadata: Any) 
     return folder
 
 
-BY_COMMAND = False
-"""Whether studies are run by `heredity run`, which also writes summary and page; else by the engine alone."""
+def command(*words: object, code: int = 0) -> Any:
+    """Run `heredity WORDS` in this process, check how it ended, and return what it printed."""
+    from typer.testing import CliRunner
+
+    from heredity.cli import app
+
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.output, result.stderr, result.exception)
+    return result
 
 
 def run_study(path: Path, runs: Path) -> None:
     """Run a study file whole."""
-    if BY_COMMAND:
-        from typer.testing import CliRunner
-
-        from heredity.cli import app
-
-        result = CliRunner().invoke(app, ["run", str(path), "--runs", str(runs)])
-        assert result.exit_code == 0, (result.output, result.stderr, result.exception)
-        return
-    from heredity.analyses import stages_of
-    from heredity.engine.stage import run
-    from heredity.engine.store import Store
-    from heredity.results import record
-    from heredity.study import load_study
-
-    study = load_study(str(path))
-    run(stages_of(study), Store(runs / study.name))
-    record(study, runs / study.name)
+    command("run", path, "--runs", runs)

@@ -16,8 +16,8 @@ from heredity.analyses import Pipeline, repeats, stages_of, write_tables
 from heredity.analyses.match import EDGES
 from heredity.analyses.model import ACCURACY, MERGES
 from heredity.analyses.sae import SAES
-from heredity.engine.stage import run
-from heredity.engine.store import Artifact, Store
+from heredity.engine.store import Artifact
+from heredity.results import open as open_run
 from heredity.study import load_study
 
 rng = np.random.default_rng(3)
@@ -98,8 +98,8 @@ class Repeated(NamedTuple):
 
     plain: dict[str, Artifact]
     both: dict[str, Artifact]
-    made: list[str]
-    """Labels of the stages that the second run made."""
+    printed: Any
+    """What the second run printed."""
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +113,26 @@ def repeated(tmp_path_factory) -> Repeated:
     values["sae"] |= {"expansion": 2, "tokens": 2_048, "continue_tokens": 1_024, "evaluation_tokens": 512}
     values |= {"lineage": {"tokens": 1_024}, "report": {"tokens": 512, "features": 2, "contexts": 1}, "case": {}}
     values |= {"evaluation": {"tokens": 512}, "controls": {"newness": 0, "passes": 1, "resamples": 100}}
-    study, store = load_study(str(tiny.toml(values, folder / "s.toml"))), Store(folder / "runs")
-    plain = run(stages_of(study), store)
-    study = load_study(str(folder / "s.toml"), ["repeat.seeds=2"])
-    artifacts = run(stages_of(study), store)
-    return Repeated(plain, artifacts, [label for label, one in artifacts.items() if label not in plain])
+    path = tiny.toml(values, folder / "s.toml")
+
+    def run() -> tuple[dict[str, Artifact], Any]:
+        printed = tiny.command("run", path, "--runs", folder / "runs")
+        return open_run(folder / "runs/s").artifacts, printed
+
+    plain, _ = run()
+    tiny.toml({**values, "repeat": {"seeds": 2}}, path)
+    return Repeated(plain, *run())
 
 
 def test_the_second_run_makes_the_repeats_alone(repeated):
     assert {label: one.folder for label, one in repeated.both.items() if label in repeated.plain} == {
         label: one.folder for label, one in repeated.plain.items()
     }
-    assert repeated.made and all(label.endswith("~1") or label == "repeats/study" for label in repeated.made)
+    made = [label for label in repeated.both if label not in repeated.plain]
+    assert made and all(label.endswith("~1") or label == "repeats/study" for label in made)
+    bars = {line.split()[1] for line in repeated.printed.stderr.splitlines() if line.endswith(" s")}
+    assert bars == set(made), "a stage of the first repeat was made again"
+    assert "Between training seeds" in repeated.printed.stdout
 
 
 def test_repeats_differ_and_their_spread_holds_the_first(repeated):

@@ -1,0 +1,166 @@
+"""The command line on a study that has been run: every command prints, writes or refuses what the run holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from heredity.analyses import TABLES
+from tiny import command
+
+
+def ask(lineage, name: str, *words: object, code: int = 0) -> Any:
+    """What a command about the shared study prints as JSON; of a refusal, its line."""
+    result = command(name, lineage.path, "--runs", lineage.runs, "--json", *words, code=code)
+    return json.loads(result.stdout) if code < 2 else " ".join(result.stderr.split())
+
+
+def summary_of(lineage) -> dict[str, Any]:
+    """`summary.json` without what depends on the clock."""
+    summary = json.loads((lineage.run.folder / "summary.json").read_text())
+    return {name: part for name, part in summary.items() if name not in ("seconds", "created")}
+
+
+def test_the_summary_holds_every_small_table_and_every_finding(lineage):
+    summary = summary_of(lineage)
+    assert summary["schema"] == 2 and summary["study"] == "s"
+    assert {name: table["rows"] for name, table in summary["tables"].items()} == {
+        name: table.to_pylist() for name, table in lineage.run.tables.items()
+    }
+    assert not any(TABLES[name].large for name in summary["tables"])
+    statements = [statement for statement in lineage.run.statements if statement.question != "note"]
+    assert [row["text"] for row in summary["statements"]] == [statement.text for statement in statements]
+    notes = summary["notes"]
+    assert "case nonsense: 'no such token': no single token of this vocabulary, not searched for" in notes
+    assert len(set(notes)) == len(notes)
+
+
+def test_a_second_run_makes_nothing_and_ends_with_the_same_summary(lineage):
+    before = summary_of(lineage)
+    result = command("run", lineage.path, "--runs", lineage.runs)
+    assert "/" not in "".join(line for line in result.stderr.splitlines() if line.endswith(" s")), "a stage ran again"
+    assert summary_of(lineage) == before
+
+
+def test_status_verify_and_check_agree_that_all_is_done(lineage):
+    rows = ask(lineage, "status")["stages"]
+    assert {row["state"] for row in rows} == {"done"} and len(rows) == len(lineage.run.pipeline.stages)
+    assert ask(lineage, "verify")["damaged"] == {}
+    plan = ask(lineage, "check")
+    assert plan["tokens"] == 0 and plan["seconds"] == 0 and plan["d_in"] == 32
+    assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
+    changed = {row["stage"].partition("/")[0] for row in ask(lineage, "status", "--set", "report.features=1")["stages"]
+               if row["state"] == "missing"}  # fmt: skip
+    assert changed == {"features", "explain"}
+
+
+def test_a_damaged_file_is_found(lineage, tmp_path):
+    runs = tmp_path / "runs"
+    folder = lineage.run.artifacts["quality/base"].folder
+    shutil.copytree(folder, runs / "s" / "quality" / folder.name)
+    (runs / "s" / "quality" / folder.name / "accuracy.parquet").write_bytes(b"other")
+    result = command("verify", lineage.path, "--runs", runs, "--json", code=1)
+    (lines,) = json.loads(result.stdout)["damaged"].values()
+    assert lines == ["accuracy.parquet differs from its recorded checksum"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "json"])
+def test_tables_are_exported_in_every_format(lineage, tmp_path, kind):
+    files = {Path(file).stem: Path(file) for file in ask(lineage, "export", "--format", kind, "-o", tmp_path)["files"]}
+    assert set(files) >= {*lineage.run.tables, "matches", "fates", "explanations"}
+    if kind == "parquet":
+        matches = pq.read_table(files["matches"])
+        assert matches.schema.equals(TABLES["matches"].schema, check_metadata=True)
+        assert matches.equals(lineage.run["matches"])
+    if kind == "json":
+        assert json.loads(files["edges"].read_text()) == lineage.rows("edges")
+    if kind == "csv":
+        assert files["edges"].read_text().splitlines()[0].startswith(("instrument,", '"instrument"'))
+
+
+def test_the_report_is_one_file_that_loads_nothing_from_the_network(lineage, tmp_path):
+    ask(lineage, "report", "-o", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert 'src="http' not in page and 'href="http' not in page and "@import" not in page
+    assert "base" in page and len(page) < 5_000_000
+
+
+def test_features_are_found_and_shown(lineage):
+    rows = {row["model"]: row for row in lineage.rows("cases", case="assignment", instrument="parent")}
+    hits = ask(lineage, "find", "--tokens", "=", "--tokens", " =", "--top", 3, "--model", "sums")["models"]
+    assert list(hits) == ["sums"] and hits["sums"][0]["feature"] == rows["sums"]["best_feature"]
+    name = f"base/{rows['base']['best_feature']}"
+    shown = ask(lineage, "show", name)
+    assert shown == json.loads(json.dumps(lineage.run.feature("base", rows["base"]["best_feature"]).values))
+    text = command("show", lineage.path, name, "--top", 2, "--runs", lineage.runs).stdout
+    assert " ".join(shown["explanation"]["description"].split()) in " ".join(text.split())
+    assert name in text and "«" in text
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ("nowhere/1", "nowhere/1: no model of study s; models are base, sums, stories, both"),
+        ("base/99999", "base/99999: its SAE has 128 features, counted from 0"),
+        ("base", "error: feature 'base': must be a model, a slash and a number, such as base/12"),
+        ("base/-1", "must be a model, a slash and a number"),
+        ("base/1,base/2", "one feature is shown at a time; give one of these 2"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(lineage, feature, message):
+    assert message in ask(lineage, "show", feature, code=2)
+
+
+def test_chosen_features_are_explained(lineage, tmp_path):
+    features = np.argsort(-lineage.run.acts("base").firings(), kind="stable")[:2].tolist()
+    chosen = ",".join(f"base/{feature}" for feature in features)
+    result = ask(lineage, "explain", "--features", chosen, "-o", tmp_path)
+    rows = pq.read_table(tmp_path / "explanations.parquet").to_pylist()
+    assert sorted(row["feature"] for row in rows) == sorted(features) and result["judge"] == "offline"
+    for words, message in (
+        (("--all", "--persisting"), "exclude each other"),
+        (("--estimate",), "statistics cost nothing"),
+        (("--features", "base"), "such as base/12"),
+        (("--scores", "beauty"), "--scores beauty"),
+    ):
+        assert message in ask(lineage, "explain", *words, code=2)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("100%", 0), ("0", 1)])
+def test_the_gate_reads_the_edges_of_the_run(lineage, limit, code):
+    (edge,) = lineage.rows("edges", instrument="parent", edge="base->sums", rule="evidence")
+    verdict = ask(lineage, "gate", "--max-lost", limit, code=code)["edges"]["base->sums"]
+    assert verdict["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
+
+
+def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(lineage, tmp_path):
+    for words in (["--runs", tmp_path], ["--set", "sae.tokens=2049"]):
+        line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
+        assert "is not done" in line and "heredity run" in line
+
+
+def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):
+    folders = {label: artifact.folder for label, artifact in lineage.run.artifacts.items()}
+    words = [
+        *("track", folders["model/base"] / "model", folders["model/sums"] / "model"),
+        *("--sae-parent", folders["sae/base@scratch"] / "sae", "--sae-child", folders["sae/sums@parent"] / "sae"),
+        *("--corpus", f"local:{lineage.path.with_name('words')}", "--tokens", 2000, "--context-size", 16),
+    ]
+    edge = json.loads(command(*words, "-o", tmp_path / "out", "--json").stdout)["tables"]["edges"][0]
+    assert edge["persist"] + edge["disappear"] == edge["parent_live"] > 0
+    assert pq.read_table(tmp_path / "out" / "edges.parquet").to_pylist()[0]["persist"] == edge["persist"]
+    assert "persist" in command(*words, "-o", tmp_path / "again").stdout
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text('{"heredity": "0.1.0", "edges": {}}')
+    for name in (tmp_path, tmp_path / "summary.json"):
+        result = command("run", name, code=2)
+        assert result.stderr.count("\n") == 1
+        assert "written by heredity 0.1.0" in result.stderr and "run the study again" in result.stderr
