@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from heredity.stages import stages_of
-from heredity.stages.models import load
-from heredity.stages.text import packs
 
 from heredity import load_study
+from heredity.analyses import stages_of
+from heredity.analyses.reading import load, packs
 from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import collect
