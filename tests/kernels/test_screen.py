@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.kernels import encode, screen
-from heredity.kernels.encode import Csr, keep_largest, sparse_encode
+from heredity.kernels import encode
+from heredity.kernels.encode import keep_largest, sparse_encode
+from heredity.kernels.sparse import Sparse
 from heredity.kernels.torch_forms import (
     active_entries,
     dense_encode,
@@ -25,16 +26,16 @@ D_IN, D_SAE = 96, 2048
 def screening(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Screens whatever the processor and the size of the problem; the list counts the chunks screened."""
     candidates: list[int] = []
-    real = screen.screened
+    real = encode.screened
 
     def counted(*arguments):
         found = real(*arguments)
-        candidates.append(-1 if found is None else found.candidates)
+        candidates.append(-1 if found is None else found[1])
         return found
 
     monkeypatch.setattr(encode, "screened", counted)
     if not native_bfloat16():
-        monkeypatch.setattr(screen, "product", lambda x, weight: (x.float() @ weight.float().T).bfloat16())
+        monkeypatch.setattr(encode, "product", lambda x, weight: (x.float() @ weight.float().T).bfloat16())
     monkeypatch.setattr(encode, "native_bfloat16", lambda: True)
     monkeypatch.setattr(encode, "SCREENED_ROWS", 1)
     monkeypatch.setattr(encode, "SCREENED_WEIGHTS", 1)
@@ -68,7 +69,7 @@ def test_screened_encoding_is_the_float32_one(screening: list[int], k: int | Non
     assert_equal_but_for_rounding(found, expected, scale=float(pre_acts.abs().max()))
 
 
-def assert_equal_but_for_rounding(found: Csr, expected: Csr, scale: float) -> None:
+def assert_equal_but_for_rounding(found: Sparse, expected: Sparse, scale: float) -> None:
     """The same entries, but for those that lie at the cut within float32's rounding."""
     sides = []
     for csr in (found, expected):
@@ -133,7 +134,7 @@ def test_values_do_not_depend_on_the_rows_around_a_token(screening: list[int]):
 
 def test_rounding_is_that_of_torch_and_its_norms_are_bounds():
     x = torch.randn(50, 33) * torch.logspace(-30, 30, 50)[:, None]
-    rounded, norm, rounding = screen._rounded(x)
+    rounded, norm, rounding = encode.make_screen(x)
     assert torch.equal(rounded, x.bfloat16())
     lost = (x.double() - rounded.double()).norm(dim=1)
     finite = (x.abs() < 1e15).all(1) & (x.abs() > 1e-15).all(1)
@@ -155,7 +156,7 @@ def test_entries_are_those_of_the_compiled_encoding(device: str, k: int | None):
     assert screened is not None
     for entries in (screened, active_entries(*there, k, None)):
         indptr = np.concatenate([[0], np.cumsum(np.bincount(entries.tokens.cpu().numpy(), minlength=len(x)))])
-        found = Csr(indptr, entries.features.int().cpu().numpy(), entries.values.cpu().numpy())
+        found = Sparse(indptr, entries.features.int().cpu().numpy(), entries.values.cpu().numpy(), D_SAE)
         assert_equal_but_for_rounding(found, expected, scale=float(exact(x, weight, bias).abs().max()))
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.kernels.encode import sparse_encode
-from heredity.kernels.screen import Screen, make_screen
+from heredity.kernels.encode import Screen, make_screen, sparse_encode
 from heredity.kernels.torch_forms import dense_encode, native_bfloat16
 from heredity.study import RANKED
 
@@ -76,8 +75,7 @@ class SAE(nn.Module):
             raise ValueError(f"x is {given}; give a tensor {self.W_enc.dtype} [..., {self.d_in}]")
         x = x.reshape(-1, self.d_in)
         weight, screen = self._encoder_rows()
-        csr = sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)
-        return csr.indptr, csr.indices, csr.values
+        return sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)[:3]
 
     def _encoder_rows(self) -> tuple[Tensor, Screen | None]:
         """W_enc by features, and its screen on a CPU that can use one; kept until W_enc changes."""
