@@ -14,6 +14,10 @@ import numpy as np
 
 from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, transpose
 
+BETAS = (0.9, 0.9999)  # Adam's decay rates (Horn & Elliott 2024, appendix B)
+# Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
+# that fire on few tokens.
+EPSILON = 1e-12
 CENTER_PIECES = 16  # stretches of rows that b_dec's gradient is summed over, whatever the number of threads
 COST_OF_ADAM = 6  # time of Adam on one feature's rows, in entries of the gradient
 
@@ -26,22 +30,8 @@ class Errors(NamedTuple):
     squared: np.ndarray  # float64 [n]: ‖x − x̂‖² of each token
 
 
-class AdamRows(NamedTuple):
-    """Encoder or decoder rows with their Adam moments, all float32 [d_sae, d_in] and changed in place."""
-
-    weight: np.ndarray
-    first: np.ndarray  # running mean of gradients
-    second: np.ndarray  # running mean of squared gradients
-
-
-class Rates(NamedTuple):
-    """Adam's settings."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    ages: np.ndarray  # int32 [d_sae]: steps since the moments of a feature were zero, this one included
+# Encoder or decoder rows, Adam's running means of their gradients, and of the squares: float32 [d_sae, d_in] each.
+AdamRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
@@ -59,13 +49,14 @@ def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) 
 
 
 def update_features(
-    acts: Sparse, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
+    acts: Sparse, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, lr: float, ages: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `sae.step.adam_rows`).
 
-    Returns the gradients of b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
+    ages: int32 [d_sae], steps since the moments of a feature were zero, this one included. Returns the gradients of
+    b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
     """
-    d_sae, d_in = enc.weight.shape
+    d_sae, d_in = enc[0].shape
     nnz = len(acts.values)
     b_enc = np.bincount(acts.indices, made.act_grad, d_sae).astype(np.float32)
     pieces = np.zeros((CENTER_PIECES, d_in))
@@ -73,29 +64,28 @@ def update_features(
     def center(a: int, b: int) -> None:
         """Σ G − b_enc's gradient @ w_enc, in float64 because the two nearly cancel."""
         for piece in range(a, b):
-            for weights, rows in ((np.ones(len(x), np.float32), made.output_grad), (-b_enc, enc.weight)):
+            for weights, rows in ((np.ones(len(x), np.float32), made.output_grad), (-b_enc, enc[0])):
                 part = slice(*(len(rows) * edge // CENTER_PIECES for edge in (piece, piece + 1)))
                 _add_weighted(weights[part], rows[part], pieces[piece])
 
-    in_ranges(center, CENTER_PIECES, enc.weight.size)
+    in_ranges(center, CENTER_PIECES, enc[0].size)
     # The entries by feature: where each feature starts; the token and the place in `acts` of each entry.
     columns = transpose(acts._replace(values=np.arange(nnz, dtype=np.int32)))[:3]
 
     def update(a: int, b: int) -> None:
-        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, *rates)
+        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, lr, *BETAS, EPSILON, ages)
 
     # What a feature costs: its entries, and its share of reading and writing all weights and moments.
     cost = columns[0] + COST_OF_ADAM * np.arange(d_sae + 1)
-    in_ranges(update, d_sae, 2 * nnz * d_in + 4 * enc.weight.size, 8, cost)
+    in_ranges(update, d_sae, 2 * nnz * d_in + 4 * enc[0].size, 8, cost)
     return b_enc, pieces.sum(0).astype(np.float32)
 
 
-def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
+def adam_rows(rows: AdamRows, grad: np.ndarray, lr: float, ages: np.ndarray, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
-    lr, beta1, beta2, epsilon, ages = rates
 
     def work(a: int, b: int) -> None:
-        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, beta1, beta2, epsilon, unit_norm)
+        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, *BETAS, EPSILON, unit_norm)
 
     in_ranges(work, len(grad), 4 * grad.size)
 

@@ -112,7 +112,7 @@ def screened_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, flo
     tokens, features = (middle.add_(error) > cut).nonzero(as_tuple=True)
     if len(tokens) > CAPACITY * products.numel():
         return None
-    values = _dots(x, weight, tokens, features) + bias[features]
+    values = dots(x, weight, tokens, features) + bias[features]
     keep = values > floor.expand(d_sae)[features]
     entries = Entries(tokens[keep], features[keep], values[keep])
     return entries if k is None else _largest_of_tokens(entries, len(x), k)
@@ -137,52 +137,14 @@ def largest_entries(entries: Entries, count: int) -> Entries:
     return Entries(*(part[keep] for part in entries))
 
 
-class EntryGradients(NamedTuple):
-    """Derivatives of the loss by the weights, and the sums behind those by b_dec and the thresholds."""
-
-    w_enc: Tensor  # [d_sae, d_in]
-    b_enc: Tensor  # [d_sae]
-    w_dec: Tensor  # [d_sae, d_in]
-    act_grad: Tensor  # [nnz]: derivative of the loss by each entry
-    output_grad_sum: Tensor  # float64 [d_in]: sum over tokens of the derivative by the reconstruction
-    squared: Tensor  # float64 scalar: Σ ‖x − x̂‖²
-
-
-def entry_gradients(
-    entries: Entries, x: Tensor, w_dec: Tensor, l1_per_entry: float, active: Tensor | None = None
-) -> EntryGradients:
-    """Gradients of the loss in `heredity.sae.step` from its active entries.
-
-    x: [n, d_in], centered; w_dec: [d_sae, d_in]; l1_per_entry: derivative of the L1 term by one entry, λ / n;
-    active: bool [nnz], entries through which the encoder learns, by default all.
-    """
-    tokens, features, values = entries
-    n, d_in = x.shape
-    error = _sums(tokens, n, features, w_dec, values) - x
-    squared = error.square().sum(dtype=torch.float64)
-    output_grad = error.mul_(2 / (n * d_in))
-    act_grad = _dots(output_grad, w_dec, tokens, features) + l1_per_entry
-    back = act_grad if active is None else act_grad * active
-    order = features.argsort(stable=True)
-    by_feature, d_sae = features[order], len(w_dec)
-    return EntryGradients(
-        w_enc=_sums(by_feature, d_sae, tokens[order], x, back[order]),
-        b_enc=torch.zeros_like(w_dec[:, 0]).index_add_(0, features, back),
-        w_dec=_sums(by_feature, d_sae, tokens[order], output_grad, values[order]),
-        act_grad=act_grad,
-        output_grad_sum=output_grad.sum(0, dtype=torch.float64),
-        squared=squared,
-    )
-
-
-def _dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
+def dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
     """x[t] · weight[f] of each pair (t, f)."""
     pairs = max(1, CHUNK_ELEMENTS // x.shape[1])
     parts = zip(tokens.split(pairs), features.split(pairs), strict=True)
     return torch.cat([(x[t] * weight[f]).sum(1) for t, f in parts]) if len(tokens) else x.new_zeros(0)
 
 
-def _sums(keys: Tensor, n: int, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+def sums(keys: Tensor, n: int, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
     """[n, d]: Σ weights[e] · table[rows[e]] over the entries e of each key, which are sorted by it."""
     counts = torch.bincount(keys, minlength=n)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -32,15 +32,12 @@ from torch import Tensor
 
 from heredity.kernels import step as kernels
 from heredity.kernels.encode import keep_largest, sparse_encode
-from heredity.kernels.torch_forms import active_entries, dense_encode, entry_gradients, largest_entries, linear
+from heredity.kernels.step import BETAS, EPSILON
+from heredity.kernels.torch_forms import active_entries, dense_encode, dots, largest_entries, linear, sums
 from heredity.sae.model import Activation
 
 NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
 
-BETAS = (0.9, 0.9999)  # Adam's decay rates (Horn & Elliott 2024, appendix B)
-# Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
-# that fire on few tokens.
-EPSILON = 1e-12
 BANDWIDTH = 0.1  # ε of jumprelu in the normalized space, where pre-activations of a unit direction deviate by about 1
 
 # The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU: at
@@ -97,10 +94,9 @@ def dense_step(
     """
     gradients, outcome = dense_gradients(weights, x, rule)
     if x.device.type == "cpu":
-        rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
         for name in ("w_enc", "w_dec"):
-            grad = getattr(gradients, name).contiguous().numpy()
-            kernels.adam_rows(_rows(name, weights, first, second), grad, rates, unit_norm=name == "w_dec")
+            rows, grad = _rows(name, weights, first, second), getattr(gradients, name).contiguous().numpy()
+            kernels.adam_rows(rows, grad, lr, ages.numpy(), unit_norm=name == "w_dec")
     _update((weights, first, second), gradients, ages, lr, step, matrices=x.device.type != "cpu")
     return outcome
 
@@ -122,9 +118,9 @@ def sparse_step(
         act_grad = torch.from_numpy(errors.act_grad)
         log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
         act_grad *= jump.active
-    rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
     enc, dec = (_rows(name, weights, first, second) for name in ("w_enc", "w_dec"))
-    b_enc, b_dec = map(torch.from_numpy, kernels.update_features(acts, errors, x.numpy(), enc, dec, rates))
+    biases = kernels.update_features(acts, errors, x.numpy(), enc, dec, lr, ages.numpy())
+    b_enc, b_dec = map(torch.from_numpy, biases)
     gradients = Weights(weights.w_enc, b_enc, weights.w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=False)
     return _outcome(float(errors.squared.sum()), torch.from_numpy(acts.values), features, x, d_sae)
@@ -134,18 +130,29 @@ def entry_step(
     weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
 ) -> Outcome:
     """`sparse_step` in torch operations that suit a GPU; it runs on any device."""
-    n, d_sae, jump, log_threshold = len(x), len(weights.w_enc), None, weights.log_threshold
-    acts = training_acts(weights, x, rule, active_entries, largest_entries)
-    if rule.activation == "jumprelu":
-        jump = _jump(acts.values, acts.features, log_threshold)
-        acts = acts._replace(values=jump.acts)
-    made = entry_gradients(acts, x, weights.w_dec, rule.l1 / n, None if jump is None else jump.active)
+    n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
+    tokens, features, values = training_acts(weights, x, rule, compiled=False)
+    jump = _jump(values, features, log_threshold) if rule.activation == "jumprelu" else None
+    values = values if jump is None else jump.acts
+    error = sums(tokens, n, features, weights.w_dec, values) - x
+    squared = float(error.square().sum(dtype=torch.float64))
+    output_grad = error.mul_(2 / x.numel())
+    act_grad = dots(output_grad, weights.w_dec, tokens, features) + rule.l1 / n
     if jump is not None:
-        log_threshold = _threshold_gradient(jump, acts.features, made.act_grad, rule.l0 / n, d_sae)
-    b_dec = _center_gradient(made.output_grad_sum, made.b_enc, weights.w_enc)
-    gradients = Weights(made.w_enc, made.b_enc, made.w_dec, b_dec, log_threshold)
+        log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
+        act_grad = act_grad * jump.active
+    order = features.argsort(stable=True)
+    by_feature = features[order], d_sae, tokens[order]
+    b_enc = torch.zeros_like(weights.b_enc).index_add_(0, features, act_grad)
+    gradients = Weights(
+        w_enc=sums(*by_feature, x, act_grad[order]),
+        b_enc=b_enc,
+        w_dec=sums(*by_feature, output_grad, values[order]),
+        b_dec=_center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc),
+        log_threshold=log_threshold,
+    )
     _update((weights, first, second), gradients, ages, lr, step, matrices=True)
-    return _outcome(float(made.squared), acts.values, acts.features, x, d_sae)
+    return _outcome(squared, values, features, x, d_sae)
 
 
 def _outcome(squared: float, values: Tensor, features: Tensor, x: Tensor, d_sae: int) -> Outcome:
@@ -216,17 +223,12 @@ def _activate(pre_acts: Tensor, rule: Rule, log_threshold: Tensor) -> Tensor:
     return dense_encode(pre_acts, rule.k if rule.activation == "topk" else None, threshold)
 
 
-def training_acts(
-    weights: Weights,
-    x: Tensor,
-    rule: Rule,
-    encode: Callable[..., Any] = sparse_encode,
-    keep: Callable[..., Any] = keep_largest,
-) -> Any:
-    """Sparse training activations for centered inputs x [n, d_in], as `Csr` or as the type of `encode` and `keep`.
+def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True) -> Any:
+    """Sparse training activations for centered inputs x [n, d_in], as `Sparse` or, not compiled, as `Entries`.
 
     jumprelu: pre-activations down to the lower end of the window around each threshold.
     """
+    encode: Callable[..., Any] = sparse_encode if compiled else active_entries
     given = (x, weights.w_enc, weights.b_enc)
     if rule.activation == "jumprelu":
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
@@ -240,7 +242,7 @@ def training_acts(
     acts = encode(*given, None, 0.8 * cut)
     if len(acts.values) < rule.k * len(x):  # still too high
         acts = encode(*given, None, None)
-    return keep(acts, rule.k * len(x))
+    return keep_largest(acts, rule.k * len(x)) if compiled else largest_entries(acts, rule.k * len(x))
 
 
 class _Jump(NamedTuple):
@@ -294,7 +296,8 @@ def adam_rows(
 
 
 def _rows(name: str, *tensors: Weights) -> kernels.AdamRows:
-    return kernels.AdamRows(*(getattr(of, name).numpy() for of in tensors))
+    weight, first, second = (getattr(of, name).numpy() for of in tensors)
+    return weight, first, second
 
 
 def _update(

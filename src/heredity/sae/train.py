@@ -201,11 +201,13 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
         weights.b_dec = geometric_median(x)
         if sae.activation in ("relu", "jumprelu"):
             share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
-            cuts = _quantiles(x - weights.b_dec, weights.w_enc, share)
+            count, rows, x = max(1, round(share * len(x))), max(1, (1 << 24) // len(x)), x - weights.b_dec
+            # Upper quantiles of the pre-activations, exceeded on this share of the tokens; features in chunks.
+            cuts = [linear(part, x).topk(count, dim=1).values[:, -1] for part in weights.w_enc.split(rows)]
             if sae.activation == "relu":
-                weights.b_enc = -cuts
+                weights.b_enc = -torch.cat(cuts)
             else:
-                weights.log_threshold = cuts.clamp_min(LEAST_THRESHOLD).log()
+                weights.log_threshold = torch.cat(cuts).clamp_min(LEAST_THRESHOLD).log()
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
     return TrainingState(
         identity,
@@ -243,13 +245,6 @@ def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> T
             return moved
         point = moved
     return point
-
-
-def _quantiles(x: Tensor, w_enc: Tensor, share: float) -> Tensor:
-    """[d_sae]: upper quantiles of x w_encᵀ, exceeded on a share of the tokens; features in chunks."""
-    count = max(1, round(share * len(x)))
-    rows = max(1, (1 << 24) // len(x))
-    return torch.cat([linear(part, x).topk(count, dim=1).values[:, -1] for part in w_enc.split(rows)])
 
 
 def first_penalty(
