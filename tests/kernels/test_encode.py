@@ -86,7 +86,7 @@ def test_of_equal_activations_the_lower_features_win():
 )
 def test_top_k_keeps_the_largest_positive_values_whatever_the_ties(rows: list[list[int]], k: int):
     pre_acts = np.array(rows, dtype=np.float32)
-    found = encode._largest(pre_acts, k)
+    found = encode._chosen(pre_acts, k, np.zeros(90, np.float32))
     for i, row in enumerate(pre_acts):
         part = slice(found.indptr[i], found.indptr[i + 1])
         expected = sorted(np.flatnonzero(row > 0), key=lambda j: (-row[j], j))[:k]

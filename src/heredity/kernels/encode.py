@@ -62,7 +62,7 @@ def sparse_encode(
         counts = torch.bincount(entries.tokens, minlength=len(x)).cpu().numpy()
         features, values = entries.features.to(torch.int32).cpu().numpy(), entries.values.float().cpu().numpy()
         return Sparse(starts_of(counts), features, values, d_sae)
-    least = torch.zeros(()) if threshold is None else threshold.detach().float().clamp(min=0)
+    least = torch.zeros(()) if threshold is None or k is not None else threshold.detach().float().clamp(min=0)
     weight, floor = weight.contiguous(), np.ascontiguousarray(least.expand(d_sae).numpy())
     # Where rounding the weights and deciding the candidates costs less than bfloat16 saves on the product.
     many = len(x) >= SCREENED_ROWS and d_sae * d_in >= SCREENED_WEIGHTS
@@ -124,7 +124,8 @@ def screened(
     if len(overfull) > MOST_OVERFULL * n:
         return None
     counts[overfull] = 0
-    acts = _unpadded(counts, indices, values, d_sae)
+    used = np.arange(capacity) < counts[:, None]
+    acts = Sparse(starts_of(counts), indices[used], values[used], d_sae)
     if len(overfull):
         rest = _by_product(x[overfull], weight, bias, k, floor)
         counts[overfull] = np.diff(rest.indptr)
@@ -140,31 +141,18 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_product(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray) -> Sparse:
-    pre_acts = linear(x, weight, bias).numpy()
-    return _above(pre_acts, floor) if k is None else _largest(pre_acts, k)
+    return _chosen(linear(x, weight, bias).numpy(), k, floor)
 
 
-def _above(pre_acts: np.ndarray, floor: np.ndarray) -> Sparse:
+def _chosen(pre_acts: np.ndarray, k: int | None, floor: np.ndarray) -> Sparse:
     n, d_sae = pre_acts.shape
     counts = np.zeros(n, np.int64)
     in_ranges(lambda a, b: _count_above(pre_acts[a:b], floor, counts[a:b]), n, pre_acts.size)
-    indptr = starts_of(counts)
+    k = d_sae if k is None else k
+    indptr = starts_of(np.minimum(counts, k))
     indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    in_ranges(lambda a, b: _fill_above(pre_acts[a:b], floor, indptr[a:b], indices, values), n, pre_acts.size)
+    in_ranges(lambda a, b: _fill(pre_acts[a:b], floor, counts[a:b], k, indptr[a:b], indices, values), n, pre_acts.size)
     return Sparse(indptr, indices, values, d_sae)
-
-
-def _largest(pre_acts: np.ndarray, k: int) -> Sparse:
-    n, d_sae = pre_acts.shape
-    arrays = (np.zeros(n, np.int64), np.empty((n, k), np.int32), np.empty((n, k), np.float32))
-    in_ranges(lambda a, b: _fill_largest(pre_acts[a:b], k, *(array[a:b] for array in arrays)), n, pre_acts.size)
-    return _unpadded(*arrays, d_sae)
-
-
-def _unpadded(counts: np.ndarray, indices: np.ndarray, values: np.ndarray, width: int) -> Sparse:
-    """Rows [n, capacity] of which the first `counts` entries are valid."""
-    used = np.arange(indices.shape[1]) < counts[:, None]
-    return Sparse(starts_of(counts), indices[used], values[used], width)
 
 
 @compiled()
@@ -179,28 +167,24 @@ def _count_above(pre_acts, floor, counts):
 
 
 @compiled()
-def _fill_above(pre_acts, floor, starts, indices, values):
-    features = np.empty(pre_acts.shape[1] + 1, np.int32)
-    for i in range(len(pre_acts)):
-        row, at = pre_acts[i], starts[i]
-        for c in range(collect(row, floor, features)):
-            indices[at + c] = features[c]
-            values[at + c] = row[features[c]]
-
-
-@compiled()
-def _fill_largest(pre_acts, k, counts, indices, values):
-    """The k largest positive entries of each row, k >= 1."""
+def _fill(pre_acts, floor, counts, k, starts, indices, values):
+    """Write the entries above `floor` of each row, at most the k largest (then `floor` is 0), from its start on."""
     d_sae = pre_acts.shape[1]
-    maxima, floor = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.empty(d_sae, np.float32)
+    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
     features, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
     for i in range(len(pre_acts)):
-        row = pre_acts[i]
-        floor[:] = cut_for_largest(row, k, maxima)
-        n = collect(row, floor, features)
+        row, at = pre_acts[i], starts[i]
+        if counts[i] > k:
+            cut[:] = cut_for_largest(row, k, maxima)
+            n = collect(row, cut, features)
+        else:
+            n = collect(row, floor, features)
         for c in range(n):
             candidates[c] = row[features[c]]
-        counts[i] = keep_largest_of(features[:n], candidates[:n], k, indices[i], values[i])
+        if n > k:
+            keep_largest_of(features[:n], candidates[:n], k, indices[at:], values[at:])
+        else:
+            indices[at : at + n], values[at : at + n] = features[:n], candidates[:n]
 
 
 @compiled()

@@ -6,7 +6,7 @@ token types; sums over groups of tokens give Pearson's r on any combination of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +34,13 @@ def masked_sums(parent: Sparse, child: Sparse, pairs: np.ndarray, workers: int |
     by default one per free processor; their number does not change a bit.
     """
     sums = np.zeros((4, len(pairs)))
-    cost = np.diff(parent.indptr)[pairs[:, 0]] + np.diff(child.indptr)[pairs[:, 1]]
-    _in_ranges(lambda start, stop: _add_common(start, stop, pairs, *parent[:3], *child[:3], sums), cost, workers)
+    cost = starts_of(np.diff(parent.indptr)[pairs[:, 0]] + np.diff(child.indptr)[pairs[:, 1]] + 1)
+
+    def work(start: int, stop: int) -> None:
+        _add_common(start, stop, pairs, *parent[:3], *child[:3], sums)
+
+    in_ranges(work, len(pairs), cost[-1], 8, cost, workers or default_workers())
     return MaskedSums(sums[0].astype(np.int64), *sums[1:])
-
-
-def _in_ranges(work: Callable[[int, int], None], cost: np.ndarray, workers: int | None) -> None:
-    """Call `work(start, stop)` over ranges of about equal cost that cover [0, len(cost)), in threads."""
-    reached = starts_of(cost + 1)
-    in_ranges(work, len(cost), reached[-1], 8, reached, workers or default_workers())
 
 
 @compiled()
@@ -68,7 +66,7 @@ def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_ro
     """Parts that cover a whole between them, the largest first, for each group of candidate pairs (whole, part).
 
     groups: [n + 1], where the pairs of each whole start. cover: share of the whole's squared activation on the rows of
-    a part. A part is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
+    a part, which is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
     added: float64 [pairs], receives the addition of each part as a share of the whole; 0 for parts not taken.
     """
     for g in range(len(groups) - 1):
@@ -183,7 +181,8 @@ def common_r(
         def work(start: int, stop: int, first: int = first, r: np.ndarray = r) -> None:
             _common_rows(start, stop, first, *parent, *by_type, least, np.empty((d_child, 6)), r)
 
-        _in_ranges(work, np.diff(reached[first : first + len(r) + 1]), workers)
+        cost = reached[first : first + len(r) + 1] + np.arange(len(r) + 1)
+        in_ranges(work, len(r), cost[-1] - cost[0], 8, cost, workers or default_workers())
         yield r
 
 

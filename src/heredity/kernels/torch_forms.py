@@ -144,11 +144,14 @@ def dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
     return torch.cat([(x[t] * weight[f]).sum(1) for t, f in parts]) if len(tokens) else x.new_zeros(0)
 
 
-def sums(keys: Tensor, n: int, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
-    """[n, d]: Σ weights[e] · table[rows[e]] over the entries e of each key, which are sorted by it."""
-    counts = torch.bincount(keys, minlength=n)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def sums(starts: Tensor, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """[n, d]: Σ weights[e] · table[rows[e]] over the entries starts[i] to starts[i + 1] of each i; starts [n + 1]."""
     return embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def starts_of_keys(keys: Tensor, n: int) -> Tensor:
+    """int64 [n + 1]: where the entries of each key start, for sorted keys in [0, n)."""
+    return torch.nn.functional.pad(torch.bincount(keys, minlength=n).cumsum(0), (1, 0))
 
 
 def top_pearson_torch(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from heredity.kernels.encode import Screen, make_screen, sparse_encode
-from heredity.kernels.torch_forms import dense_encode, native_bfloat16
+from heredity.kernels.torch_forms import dense_encode, native_bfloat16, sums
 from heredity.study import RANKED
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
@@ -89,12 +89,7 @@ class SAE(nn.Module):
         """The CSR arrays of `encode_sparse` -> x̂ [n, d_in]."""
         arrays = (indices.astype(np.int64), np.ascontiguousarray(indptr), np.ascontiguousarray(values))
         features, offsets, weights = (torch.from_numpy(array).to(self.W_dec.device) for array in arrays)
-        return self.b_dec + nn.functional.embedding_bag(
-            *(features, self.W_dec, offsets),
-            mode="sum",
-            per_sample_weights=weights.to(self.W_dec.dtype),
-            include_last_offset=True,
-        )
+        return sums(offsets, features, self.W_dec, weights.to(self.W_dec.dtype)) + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> x̂ [..., d_in]."""
