@@ -71,7 +71,7 @@ def sparse_encode(
     parts = []
     for chunk in x.split(max(16, CHUNK_BYTES // ((4 if screen is None else 2) * d_sae))):
         chosen = screened(chunk, screen, weight, bias, k, floor) if screen is not None else None
-        part, candidates = chosen or (_by_product(chunk, weight, bias, k, floor), np.inf)
+        part, candidates = chosen or (_chosen(linear(chunk, weight, bias).numpy(), k, floor), np.inf)
         parts.append(part)
         # What the first chunk shows decides for the rest.
         if len(parts) == 1 and candidates > MOST_CANDIDATES * d_sae * len(chunk):
@@ -127,7 +127,7 @@ def screened(
     used = np.arange(capacity) < counts[:, None]
     acts = Sparse(starts_of(counts), indices[used], values[used], d_sae)
     if len(overfull):
-        rest = _by_product(x[overfull], weight, bias, k, floor)
+        rest = _chosen(linear(x[overfull], weight, bias).numpy(), k, floor)
         counts[overfull] = np.diff(rest.indptr)
         at = np.repeat(acts.indptr[overfull], counts[overfull])
         indices, values = (np.insert(a, at, b) for a, b in zip(acts[1:3], rest[1:3], strict=True))
@@ -140,18 +140,17 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
-def _by_product(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray) -> Sparse:
-    return _chosen(linear(x, weight, bias).numpy(), k, floor)
-
-
 def _chosen(pre_acts: np.ndarray, k: int | None, floor: np.ndarray) -> Sparse:
+    """Entries of float32 [n, d_sae] above `floor`, with k the k largest of each row (then `floor` is 0)."""
     n, d_sae = pre_acts.shape
     counts = np.zeros(n, np.int64)
     in_ranges(lambda a, b: _count_above(pre_acts[a:b], floor, counts[a:b]), n, pre_acts.size)
-    k = d_sae if k is None else k
-    indptr = starts_of(np.minimum(counts, k))
+    most = d_sae if k is None else k
+    indptr = starts_of(np.minimum(counts, most))
     indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    in_ranges(lambda a, b: _fill(pre_acts[a:b], floor, counts[a:b], k, indptr[a:b], indices, values), n, pre_acts.size)
+    in_ranges(
+        lambda a, b: _fill(pre_acts[a:b], floor, counts[a:b], most, indptr[a:b], indices, values), n, pre_acts.size
+    )
     return Sparse(indptr, indices, values, d_sae)
 
 
@@ -168,7 +167,6 @@ def _count_above(pre_acts, floor, counts):
 
 @compiled()
 def _fill(pre_acts, floor, counts, k, starts, indices, values):
-    """Write the entries above `floor` of each row, at most the k largest (then `floor` is 0), from its start on."""
     d_sae = pre_acts.shape[1]
     maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
     features, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
@@ -181,15 +179,12 @@ def _fill(pre_acts, floor, counts, k, starts, indices, values):
             n = collect(row, floor, features)
         for c in range(n):
             candidates[c] = row[features[c]]
-        if n > k:
-            keep_largest_of(features[:n], candidates[:n], k, indices[at:], values[at:])
-        else:
-            indices[at : at + n], values[at : at + n] = features[:n], candidates[:n]
+        keep_largest_of(features[:n], candidates[:n], k, indices[at:], values[at:])
 
 
 @compiled()
 def widen(bits):
-    """The float32 with the value of the bfloat16 of these uint16 bits."""
+    """The float32 of a bfloat16, given as its uint16 bits."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
@@ -336,10 +331,7 @@ def exceeding(values, cut):
 
 @compiled({*FAST, "nnan"})
 def bisect(values, least, most, rounds):
-    """A cut >= 0, exceeded by at least `least` and, if bisection reaches it in time, at most `most` values.
-
-    0 when fewer than `least` values are positive.
-    """
+    """A cut >= 0 that `least` to `most` values exceed, if `rounds` suffice; 0 when fewer than `least` are positive."""
     low, high = np.float32(0), np.float32(0)
     for j in range(len(values)):
         high = max(high, values[j])

@@ -69,10 +69,7 @@ class _Thread(NamedTuple):
 
 
 def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
-    """Pearson r of all pairs of columns, the plain way: float64 [d_parent, d_child] of [tokens, d] arrays.
-
-    Rows and columns of constant features are nan.
-    """
+    """Pearson r of all pairs of columns of [tokens, d], the plain way: float64 [d_parent, d_child], nan if constant."""
     sides = []
     for x in (parent, child):
         x = np.asarray(x, np.float64)
@@ -114,10 +111,8 @@ def top_pearson(
     free: SimpleQueue[_Thread] = SimpleQueue()
 
     def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
-        thread = free.get()
-        _match_features(
-            features, first, columns[:3], child[:3], stats, child_stats, float(tokens), limits, best, thread
-        )
+        thread, both = free.get(), (columns[:3], child[:3], stats, child_stats)
+        _match_features(features, first, *both, float(tokens), limits, best, thread)
         free.put(thread)
         return len(features)
 

@@ -89,21 +89,18 @@ def active_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, thres
 
 
 def screened_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: Tensor) -> Entries | None:
-    """Entries by a bfloat16 product and float32 dot products of its candidates (bounds: see `encode`).
-
-    None when there are too many candidates for that to pay.
-    """
+    """Entries by a bfloat16 product and float32 dots of its candidates (see `encode`); None for too many candidates."""
     d_sae, d_in = weight.shape
     x_low, weight_low = x.bfloat16(), weight.bfloat16()
     rounding, weight_rounding = ((a - b.float()).norm(dim=1) for a, b in ((x, x_low), (weight, weight_low)))
     norm, weight_norm = x.norm(dim=1), weight.norm(dim=1)
     rounding = rounding + d_in * 2.0**-22 * norm
-    before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    try:
+    settings = torch.backends.cuda.matmul
+    before, settings.allow_bf16_reduced_precision_reduction = settings.allow_bf16_reduced_precision_reduction, False
+    try:  # sums in float32
         products = (x_low @ weight_low.T).float()
     finally:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
+        settings.allow_bf16_reduced_precision_reduction = before
     error = torch.outer(rounding, weight_norm).addr_(norm + rounding, weight_rounding)
     error += OUTPUT_ROUNDING * (products.abs() + bias.abs())
     middle = products.add_(bias)
