@@ -146,7 +146,7 @@ def sums(starts: Tensor, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor
     return embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def starts_of_keys(keys: Tensor, n: int) -> Tensor:
+def key_starts(keys: Tensor, n: int) -> Tensor:
     """int64 [n + 1]: where the entries of each key start, for sorted keys in [0, n)."""
     return torch.nn.functional.pad(torch.bincount(keys, minlength=n).cumsum(0), (1, 0))
 

@@ -101,7 +101,9 @@ class SAE(nn.Module):
         A row of zeros stays one. Raises ValueError for topk and batchtopk, whose selection the norms would change.
         """
         if self.activation in RANKED:
-            raise ValueError(f"decoder norms of a {self.activation} SAE cannot be moved: its k largest would change")
+            raise ValueError(
+                f"norms of a {self.activation} SAE cannot be moved without changing which features are kept"
+            )
         norms = self.W_dec.norm(dim=1)
         norms[norms == 0] = 1
         self.W_dec /= norms[:, None]

@@ -33,15 +33,7 @@ from torch import Tensor
 from heredity.kernels import step as kernels
 from heredity.kernels.encode import keep_largest, sparse_encode
 from heredity.kernels.step import BETAS, EPSILON
-from heredity.kernels.torch_forms import (
-    active_entries,
-    dense_encode,
-    dots,
-    largest_entries,
-    linear,
-    starts_of_keys,
-    sums,
-)
+from heredity.kernels.torch_forms import active_entries, dense_encode, dots, key_starts, largest_entries, linear, sums
 from heredity.sae.model import Activation
 
 NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
@@ -142,7 +134,7 @@ def entry_step(
     tokens, features, values = training_acts(weights, x, rule, compiled=False)
     jump = _jump(values, features, log_threshold) if rule.activation == "jumprelu" else None
     values = values if jump is None else jump.acts
-    error = sums(starts_of_keys(tokens, n), features, weights.w_dec, values) - x
+    error = sums(key_starts(tokens, n), features, weights.w_dec, values) - x
     squared = float(error.square().sum(dtype=torch.float64))
     output_grad = error.mul_(2 / x.numel())
     act_grad = dots(output_grad, weights.w_dec, tokens, features) + rule.l1 / n
@@ -150,7 +142,7 @@ def entry_step(
         log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
         act_grad = act_grad * jump.active
     order = features.argsort(stable=True)
-    by_feature = starts_of_keys(features[order], d_sae), tokens[order]
+    by_feature = key_starts(features[order], d_sae), tokens[order]
     b_enc = torch.zeros_like(weights.b_enc).index_add_(0, features, act_grad)
     gradients = Weights(
         w_enc=sums(*by_feature, x, act_grad[order]),

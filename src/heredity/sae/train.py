@@ -21,15 +21,7 @@ from heredity.kernels.processors import keep_large_buffers
 from heredity.kernels.torch_forms import linear
 from heredity.sae.checkpoint import Step, TrainingState
 from heredity.sae.model import SAE, Activation
-from heredity.sae.step import (
-    SPARSE_BELOW,
-    SPARSE_BELOW_ON_GPU,
-    Rule,
-    Weights,
-    dense_step,
-    sparse_step,
-    training_errors,
-)
+from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, Rule, Weights, dense_step, sparse_step, training_errors
 from heredity.study import SAEConfig
 
 Batches = Callable[[int], Tensor]  # the batch [n, d_in] of a step, counted from 0; always the same for one step
