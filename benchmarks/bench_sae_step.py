@@ -21,7 +21,7 @@ from planted import oracle, vectors, world
 from sae_peers import PEERS, Setting, Trained
 from torch import Tensor
 
-from heredity.kernels.encode import Csr
+from heredity.kernels.sparse import Sparse
 from heredity.kernels.torch_forms import linear
 from heredity.sae.step import BETAS, SPARSE_BELOW, Rule, Weights, dense_step, sparse_step, training_acts
 
@@ -240,7 +240,7 @@ def peer_agreement(job: Job, kind: str, theirs: Trained) -> dict[str, Any]:
     }
 
 
-def dense_mask(csr: Csr, d_sae: int) -> Tensor:
+def dense_mask(csr: Sparse, d_sae: int) -> Tensor:
     """bool [n, d_sae]: where the entries of `csr` are."""
     mask = torch.zeros(len(csr.indptr) - 1, d_sae, dtype=torch.bool)
     rows = torch.repeat_interleave(torch.from_numpy(csr.indptr).diff())

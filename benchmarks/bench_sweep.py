@@ -25,7 +25,7 @@ from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded
 
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import load_model, mistral_config, new_model, save_model
-from heredity.lm.sweep import Blend, sweep
+from heredity.lm.sweep import Bench, sweep
 from heredity.study import ArchitectureConfig
 
 PARENTS = ("first", "second")
@@ -231,9 +231,9 @@ def merges_only(job: Job, pairs: int) -> dict[str, Any]:
 
     def in_memory() -> None:
         first, second = (load_model(job.parent(name)) for name in PARENTS)
-        blend = Blend(load_model(job.parent("first")), first.state_dict(), second.state_dict(), "slerp")
+        bench = Bench(load_model(job.parent("first")), first.state_dict(), second.state_dict(), "slerp", {})
         for t in job.grid:
-            blend.into(t)
+            bench.into(t)
 
     def through_disk() -> None:
         for t in job.grid:
@@ -254,9 +254,9 @@ def weights_error(job: Job) -> float:
     """Largest difference of our merges from mergekit's over three t, relative to the tensor's largest weight."""
     first, second = (load_model(job.parent(name)).state_dict() for name in PARENTS)
     model = load_model(job.parent("first"))
-    blend, worst = Blend(model, first, second, "slerp"), 0.0
+    bench, worst = Bench(model, first, second, "slerp", {}), 0.0
     for t in (0.25, 0.5, 0.9):
-        blend.into(t)
+        bench.into(t)
         with tempfile.TemporaryDirectory() as out:
             merged_by_mergekit(job, t, out)
             theirs = load_model(out).state_dict()

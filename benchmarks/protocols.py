@@ -26,21 +26,19 @@ import numpy as np
 import torch
 
 from heredity import load_study
+from heredity.analyses import stages_of
+from heredity.analyses.reading import load, packs
 from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import collect
 from heredity.features.correlate import correlate
-from heredity.features.null import floor
-from heredity.features.threshold import choose_threshold
+from heredity.features.null import choose_threshold, floor
 from heredity.lm.activations import ActivationStore, activations
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.train import train
-from heredity.stages import stages_of
-from heredity.stages.models import load
-from heredity.stages.text import packs
 from heredity.study import SAEConfig
-from heredity.synthetic.truth import label
+from heredity.synthetic.saes import label
 from heredity.synthetic.world import KEPT, LOST, ROTATED, World, WorldConfig
 from heredity.text.tokens import BlockSampler
 

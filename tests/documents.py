@@ -6,6 +6,9 @@ import math
 from typing import Any
 
 from heredity import format
+from heredity.show.docs import markdown
+from heredity.show.layout import laid_out
+from heredity.synthetic.validation import TABLES
 
 Recorded = dict[str, Any]
 
@@ -152,3 +155,14 @@ def _panel(left: int, width: int, arms: dict[str, list[dict[str, Any]]], thresho
         points = " ".join(f"{x(row['flops']):.1f},{y(row['explained_variance']):.1f}" for row in known)
         parts.append(f'<polyline points="{points}" {_stroke(arm)}/>')
     return parts
+
+
+def planted(recorded: Recorded) -> str:
+    """Tables of `heredity validate`; those of rules and worlds by origin of the SAEs."""
+    parts = []
+    for table in (table for table in TABLES if table.brief):
+        made = recorded[table.name]
+        for init in dict.fromkeys(row.get("init") for row in made):
+            own = [row for row in made if row.get("init") == init]
+            parts.append(f"{laid_out(table, own).title}:\n\n{markdown(table, own)}")
+    return "\n\n".join(parts) + "\n"

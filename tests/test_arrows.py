@@ -39,7 +39,7 @@ ROOMS = [
     ["cli"],
 ]
 # What shows results reads tables, a run, and the declarations of the analyses: no maths.
-SHOWN = ("show", "tables", "format", "engine.store", "study", "analyses", "results")
+SHOWN = ("show", "tables", "format", "engine.store", "engine.stage", "study", "analyses", "results")
 HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import documents
 import heredity
 from heredity.cli import app
-from heredity.show import docs, planted
+from heredity.show import docs
 from heredity.study import (
     AdamConfig,
     CarriedFeaturesConfig,
@@ -68,7 +68,7 @@ SETTINGS = [
 PARTS = {
     "beside_paper": documents.beside_paper,
     "first_row": documents.first_row,
-    "planted": planted.markdown,
+    "planted": documents.planted,
     "protocols": documents.protocols,
 }
 """Parts of documents that are no table of a summary."""

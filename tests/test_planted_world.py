@@ -20,8 +20,7 @@ import torch
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
 from heredity.features.fates import EMERGED, EMERGED_IN_BOTH, FROM_BASE, NOVEL, fates, flow
-from heredity.features.null import chance_threshold, floor
-from heredity.features.threshold import corrected, split_threshold
+from heredity.features.null import chance_threshold, corrected, floor, split_threshold
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.train import train
 from heredity.study import SAEConfig

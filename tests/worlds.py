@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.encode import Csr
+from heredity.kernels.sparse import Sparse
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def dense_to_csr(acts: torch.Tensor) -> Csr:
+def dense_to_csr(acts: torch.Tensor) -> Sparse:
     """CSR arrays of dense activations [n, d_sae] >= 0, zeros left out."""
     token, feature = acts.nonzero(as_tuple=True)
     indptr = np.concatenate([[0], np.cumsum((acts != 0).sum(1).numpy())])
-    return Csr(indptr, feature.to(torch.int32).numpy(), acts[token, feature].float().numpy())
+    return Sparse(indptr, feature.to(torch.int32).numpy(), acts[token, feature].float().numpy(), acts.shape[1])

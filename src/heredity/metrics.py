@@ -1,8 +1,4 @@
-"""Quality of reconstructions: pure functions of tensors, every sum in float64.
-
-Figures over many tokens are pooled, never averaged over batches: `Variance` takes a stream of batches and equals the
-functions on all of it at once.
-"""
+"""Quality of reconstructions, pooled over tokens and never averaged over batches; every sum in float64."""
 
 from __future__ import annotations
 
@@ -12,20 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # elements turned into float64 at a time
+_CHUNK = 1 << 22  # elements converted to float64 at a time
 
 
 class Reconstruction(NamedTuple):
     """How well x_hat reproduces x."""
 
-    fvu: float
-    """Fraction of variance unexplained; nan if x is constant."""
-    explained_variance: float
-    """1 - fvu."""
-    mse: float
-    """Mean squared error over all elements."""
-    tokens: int
-    """Vectors seen."""
+    fvu: float  # fraction of variance unexplained, ‖x − x̂‖² / ‖x − mean x‖²; nan if x is constant
+    explained_variance: float  # 1 − fvu
+    mse: float  # mean squared error over all elements
+    tokens: int  # vectors seen
 
 
 class Variance:
@@ -36,9 +28,7 @@ class Variance:
     """
 
     def __init__(self) -> None:
-        """Start with no vectors."""
-        self._tokens = 0
-        self._error = 0.0
+        self._tokens, self._error = 0, 0.0
         self._mean: Tensor | None = None
         self._deviation: Tensor | None = None
 
@@ -76,28 +66,10 @@ class Variance:
         return Reconstruction(fvu, 1 - fvu, self._error / (self._tokens * len(self._mean)), self._tokens)
 
 
-def fvu(x: Tensor, x_hat: Tensor) -> float:
-    """Fraction of variance unexplained, ‖x − x̂‖² / ‖x − mean x‖², pooled over tokens; both are [..., d_in].
-
-    The mean is that of each dimension over all tokens. nan if x is constant. Raises as `Variance.update` does.
-    """
-    return Variance().update(x, x_hat).result().fvu
-
-
-def explained_variance(x: Tensor, x_hat: Tensor) -> float:
-    """1 − `fvu`."""
-    return Variance().update(x, x_hat).result().explained_variance
-
-
-def mse(x: Tensor, x_hat: Tensor) -> float:
-    """Mean over all elements of (x − x̂)²; both are [..., d_in]."""
-    return Variance().update(x, x_hat).result().mse
-
-
 def ce_loss_recovered(ce_clean: float, ce_sae: float, ce_zero: float) -> float:
     """(CE_zero − CE_sae) / (CE_zero − CE_clean): 1 if splicing in the SAE costs nothing, 0 if as much as zeros do.
 
-    Cross-entropies (nats per token) of the model as it is, with the SAE's reconstruction at the hook point, and with
+    Cross-entropies (nats per token) of the unchanged model, with the SAE's reconstruction at the hook point, and with
     zeros there. nan if zero ablation makes no difference.
     """
     return (ce_zero - ce_sae) / (ce_zero - ce_clean) if ce_zero != ce_clean else math.nan

@@ -20,7 +20,6 @@ from heredity.analyses.analysis import seed_of
 from heredity.engine.stage import run
 from heredity.engine.store import Artifact, Store, faults
 from heredity.engine.workers import shards
-from heredity.explain.token_statistics import Rule
 from heredity.features.directions import turns
 from heredity.sae.formats import read_sae
 from heredity.study import load_study
@@ -266,7 +265,7 @@ def test_carried_labels_are_those_of_their_origins_and_fall_no_further_than_allo
         assert origin["description"] == row["description"] and not origin["carried"]
         fell = row["simulation"] < origin["simulation"] - 0.05
         assert fell == row["re_explained"], "one that fell is kept where a new description scores no higher"
-        assert Rule.from_json(origin["rule"]).form
+        assert json.loads(origin["rule"])["form"]
 
 
 def test_labels_add_up_and_every_edge_and_merge_is_compared(lineage, explained):

@@ -88,7 +88,11 @@ def changed(path: Path, *overrides: str) -> set[str]:
 
 @pytest.mark.parametrize(("override", "kinds"), SETTINGS, ids=[setting for setting, _ in SETTINGS])
 def test_a_setting_makes_anew_what_reads_it_and_what_follows_and_nothing_else(graph, override, kinds):
-    assert {label.partition("/")[0] for label in changed(graph, override)} == set(kinds.split())
+    again = changed(graph, override)
+    assert {label.partition("/")[0] for label in again} & set(ALL.split()) == set(kinds.split())
+    for stage in stages_of(load_study(str(graph))):
+        sources = {source.label for _, source in stage.sources()}
+        assert stage.label in again or not sources & again, "what is made from something new is made anew"
 
 
 def test_every_number_of_a_study_file_is_in_the_table_above(graph):
@@ -222,10 +226,9 @@ def test_fine_tunes_saes_and_what_follows_from_them_are_made_anew_and_nothing_el
         "model/sums", "model/both", "quality/both", "sae/base@scratch", "sae/sums@parent", "sae/base@control1-from-base"
     }  # fmt: skip
     assert again >= {"sweep/both", "sae_quality/both@independent", "match/base+sums@independent"}
-    kinds = {"corpus", "tokenizer", "tokens", "acts", "features", "classes", "explain", "flow", "newness"}
-    kinds |= {"shift", "shift_sae"}
-    assert {label for label in once if label.partition("/")[0] not in kinds} == {"model/base", "quality/base"}
-    assert not {label.partition("/")[0] for label in again} & kinds
+    kinds = {"model", "sweep", "quality", "sae", "sae_quality", "match"}
+    assert {label for label in once if label.partition("/")[0] in kinds} == {"model/base", "quality/base"}
+    assert {label.partition("/")[0] for label in again} == kinds
 
 
 def test_trainings_have_seeds_of_their_own_and_measurements_those_of_the_first_repeat(repeated):

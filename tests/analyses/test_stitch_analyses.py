@@ -25,7 +25,7 @@ from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import variants
 from heredity.analyses.stitch_maps import Sides, sides_of, stitch_blocks
-from heredity.engine.stage import Silent, Stage, Work, inputs_of, run
+from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
 from heredity.features.correlate import rank_correlation
@@ -312,7 +312,7 @@ def test_every_start_is_trained_on_and_a_transferred_one_begins_higher(world: Wo
     assert ends["transferred"]["start_flops"] == fold_flops(32, 48, WIDTH) < ends["repaired"]["start_flops"]
 
 
-class Killer(Silent):
+class Killer(Watcher):
     """Interrupts the run at a step of a stage."""
 
     def __init__(self, label: str, step: int) -> None:

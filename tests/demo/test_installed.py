@@ -25,12 +25,12 @@ def test_an_installed_source_is_the_same_each_time_and_another_for_another_seed(
     assert first == list(documents(config, 0, Path()))
     assert first != list(documents(config, 1, Path()))
     assert all(sys.prefix not in document.source and ":" in document.source for document in first)
-    assert {document.licence for document in first} != {"unknown"}
+    assert {document.license for document in first} != {"unknown"}
 
 
 def test_the_standard_library_parses_as_python_and_has_no_tests():
     for document in islice(documents(CorpusConfig(source="installed:python-stdlib"), 0, Path()), 40):
-        assert document.licence == "PSF-2.0"
+        assert document.license == "PSF-2.0"
         assert "/test" not in document.source
         ast.parse(document.text)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.engine.stage import Silent, Stage, run
+from heredity.engine.stage import Stage, Watcher, run
 from heredity.engine.store import ArtifactError, Store
 
 
@@ -64,10 +64,10 @@ def test_a_stage_that_fails_leaves_what_came_before(tmp_path):
     assert made == ["first", "second"]
 
 
-def test_the_watcher_is_told_of_progress_and_of_what_was_cached(tmp_path):
+def test_the_watcher_sees_progress_and_cached_stages(tmp_path):
     seen: list[tuple] = []
 
-    class Seen(Silent):
+    class Seen(Watcher):
         def progress(self, stage, done, total):
             seen.append((stage.name, done, total))
 

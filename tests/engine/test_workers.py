@@ -113,11 +113,11 @@ SCRIPT = """
 import sys
 from functools import partial
 sys.path.insert(0, sys.argv[1])
-import test_shards
+import test_workers
 from heredity.engine.workers import Processes
 if __name__ == "__main__":
     with Processes(2) as workers:
-        list(workers.job(partial(str, sys.argv[2])).map(test_shards.sleeps, range(4)))
+        list(workers.job(partial(str, sys.argv[2])).map(test_workers.sleeps, range(4)))
 """
 
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from heredity.explain.excerpts import Drawn, Text, draw, split
-from heredity.explain.statistical import Offline
-from heredity.explain.token_statistics import Statistics
+from heredity.explain.statistical import Offline, Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Columns
 

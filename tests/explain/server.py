@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heredity.explain.endpoint import Endpoint
-from heredity.explain.language import DETECT, EXPLAIN, FUZZ, INTRUDER, SIMULATE
+from heredity.explain.language import INSTRUCTIONS
 from heredity.explain.protocol import Excerpt
 
 
@@ -132,17 +132,17 @@ def excerpt(*tokens: str, active: dict[int, float] | None = None) -> Excerpt:
 def knowing(path: str, body: dict[str, Any]) -> Reply:
     """A model that knows that the feature fires on tokens with a "=": every question answered from its prompt alone."""
     prompt, data = body["messages"][0]["content"], data_of(body)
-    if prompt.startswith(EXPLAIN):
+    if prompt.startswith(INSTRUCTIONS["explain"]):
         return chat('```json\n{"explanation": "equals signs"}\n```')
-    if prompt.startswith(SIMULATE):
+    if prompt.startswith(INSTRUCTIONS["simulate"]):
         levels = {str(n): 9 for own in data["excerpts"] for n, token in own if "=" in token}
         return chat(str(levels).replace("'", '"'))
-    if prompt.startswith(DETECT):
+    if prompt.startswith(INSTRUCTIONS["detect"]):
         return chat(str([int("=" in text) for _, text in data["texts"]]))
-    if prompt.startswith(FUZZ):
+    if prompt.startswith(INSTRUCTIONS["fuzz"]):
         start, end = data["marks"]
         return chat(str([int(f"{start} ={end}" in text) for _, text in data["texts"]]))
-    assert prompt.startswith(INTRUDER)
+    assert prompt.startswith(INSTRUCTIONS["intruder"])
     return chat(f'{{"intruder": {next(n for n, text in data if "=" not in text)}}}')
 
 

@@ -10,20 +10,31 @@ import numpy as np
 import pytest
 
 from explain.server import HOSTILE, TEXTS, Reply, chat, excerpt, fast, knowing, serving
-from heredity.explain.language import (
-    DETECT,
-    LanguageJudge,
-    detect_prompt,
-    echo_prompt,
-    explain_prompt,
-    fuzz_prompt,
-    intruder_prompt,
-    marks,
-    quoted,
-    simulate_prompt,
-)
+from heredity.explain.language import INSTRUCTIONS, LanguageJudge, echo_prompt, marks, quoted
 from heredity.explain.ledger import Budget, Ledger, Prices
 from heredity.explain.protocol import Failure
+
+
+@pytest.fixture()
+def asked(tmp_path):
+    """The prompt of the one request that a question takes."""
+    with Ledger(tmp_path / "never.sqlite") as ledger:
+        judge = LanguageJudge(Nobody(), ledger)
+
+        def prompt(question, *arguments):
+            [request] = judge.plan(lambda planner: getattr(planner, question)("f", *arguments))
+            assert request.prompt.startswith(INSTRUCTIONS[question])
+            return request.prompt
+
+        yield prompt
+
+
+class Nobody:
+    """A completer that is never asked."""
+
+    name, concurrency, identity = "m", 1, {}  # noqa: RUF012 - never changed
+
+    complete = stop = None
 
 
 def data(prompt: str):
@@ -31,15 +42,15 @@ def data(prompt: str):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_in_its_string(text):
+def test_hostile_text_stays_in_its_string(text, asked):
     line = quoted({"text": text, text: [text]})
     assert json.loads(line) == {"text": text, text: [text]}
     assert line.isprintable() and len(line.splitlines()) == 1
     line.encode()
     for special in ("</s>", "<s>", "<|im", "[INST]", "[/INST]"):
         assert special not in line
-    prompt = detect_prompt(text, [excerpt(text), excerpt(text, "b")])
-    assert prompt.startswith(DETECT) and prompt.count("\n") == DETECT.count("\n") + 1
+    prompt = asked("detect", text, [excerpt(text), excerpt(text, "b")])
+    assert prompt.count("\n") == INSTRUCTIONS["detect"].count("\n") + 1
     assert data(prompt) == {"explanation": text, "texts": [[1, text], [2, text + "b"]]}
 
 
@@ -47,21 +58,23 @@ def test_common_text_is_left_readable():
     assert quoted("if a < b and c[0] == 'é日':") == "\"if a < b and c[0] == 'é日':\""
 
 
-def test_explaining_tells_active_tokens_with_levels_of_the_strongest():
-    shown = data(explain_prompt([excerpt("a", " b", "\n", active={1: 5.0, 2: 0.01}), excerpt("c", active={0: 10.0})]))
+def test_explaining_tells_active_tokens_with_levels_of_the_strongest(asked):
+    shown = data(asked("explain", [excerpt("a", " b", "\n", active={1: 5.0, 2: 0.01}), excerpt("c", active={0: 10.0})]))
     assert shown == [{"text": "a b\n", "active": [[" b", 5], ["\n", 1]]}, {"text": "c", "active": [["c", 9]]}]
-    assert data(explain_prompt([excerpt("a")])) == [{"text": "a", "active": []}]
+    assert data(asked("explain", [excerpt("a")])) == [{"text": "a", "active": []}]
 
 
-def test_simulation_numbers_tokens_through_all_excerpts_and_shows_no_activation():
-    near, far = (simulate_prompt("x", [excerpt("a", "b", active={0: v}), excerpt("c", active={0: v})]) for v in (1, 7))
+def test_simulation_numbers_tokens_through_all_excerpts_and_shows_no_activation(asked):
+    near, far = (
+        asked("simulate", "x", [excerpt("a", "b", active={0: v}), excerpt("c", active={0: v})]) for v in (1, 7)
+    )
     assert near == far
     assert data(near)["excerpts"] == [[[0, "a"], [1, "b"]], [[2, "c"]]]
 
 
-def test_fuzzing_marks_with_signs_that_no_text_holds():
+def test_fuzzing_marks_with_signs_that_no_text_holds(asked):
     texts = [excerpt("a", "b", "c"), excerpt("d", "e")]
-    shown = data(fuzz_prompt("x", texts, [np.array([0, 1, 1], bool), np.array([0, 0], bool)]))
+    shown = data(asked("fuzz", "x", texts, [np.array([0, 1, 1], bool), np.array([0, 0], bool)]))
     assert shown["marks"] == ["«", "»"] and shown["texts"] == [[1, "a«b»«c»"], [2, "de"]]
     assert marks(["«"]) == ("⟦", "⟧")
     start, end = marks([*HOSTILE, "2"])
@@ -69,8 +82,8 @@ def test_fuzzing_marks_with_signs_that_no_text_holds():
     assert start not in joined and end not in joined and start != end
 
 
-def test_intruders_are_numbered_from_one():
-    assert data(intruder_prompt([excerpt("a"), excerpt("b", "c")])) == [[1, "a"], [2, "bc"]]
+def test_intruders_are_numbered_from_one(asked):
+    assert data(asked("intruder", [[excerpt("a"), excerpt("b", "c")]])) == [[1, "a"], [2, "bc"]]
 
 
 def test_the_echo_prompt_is_ascii_and_its_places_are_its_levels():

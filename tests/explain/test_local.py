@@ -11,7 +11,7 @@ from explain.server import excerpt
 from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
 from heredity.explain.local import Local
-from heredity.explain.protocol import Answer, Failure, Refused, Request
+from heredity.explain.protocol import Answer, Failure, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
 
@@ -32,8 +32,8 @@ def local(folder):
 
 def test_greedy_answers_are_bounded_and_the_same_twice(local):
     request = Request("f", "explain", "the cat", 7)
-    answer = local.complete(request)
-    assert isinstance(answer, Answer) and answer == local.complete(request)
+    answer, attempts = local.complete(request)
+    assert isinstance(answer, Answer) and (answer, attempts) == local.complete(request) and attempts == 1
     assert answer.finish == "length" and answer.tokens_out == 7 and answer.text
 
 
@@ -54,7 +54,7 @@ def test_expected_levels_are_those_of_the_model_s_own_logits(local, folder, tmp_
 def test_a_digit_that_is_no_token_of_its_own_has_no_log_probability(local):
     local._digits[4:] = [None] * 6
     prompt = echo_prompt("x", TEXTS)
-    answer = local.complete(Request("f", "simulate", prompt.text, 1, echo=True))
+    answer, _ = local.complete(Request("f", "simulate", prompt.text, 1, echo=True))
     assert "".join(answer.tokens) == prompt.text
     assert all(set(top) <= set("0123") for top in answer.top)
 
@@ -68,14 +68,14 @@ def test_nonsense_is_a_failure_and_is_kept(local, tmp_path):
 
 
 def test_a_chat_template_frames_the_prompt(local):
-    plain = local.complete(Request("f", "explain", "the cat", 1))
+    plain, _ = local.complete(Request("f", "explain", "the cat", 1))
     local._tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}answer:"
-    framed = local.complete(Request("f", "explain", "the cat", 1))
+    framed, _ = local.complete(Request("f", "explain", "the cat", 1))
     assert framed.tokens_in > plain.tokens_in
     assert local._framed(Request("f", "explain", "the cat", 1)) == "<user>the cat" + "answer:"
     assert local._framed(Request("f", "simulate", "the cat", 1, echo=True)) == "the cat"
 
 
 def test_a_prompt_longer_than_the_context_is_refused(folder):
-    found = Local.load(folder).complete(Request("f", "explain", "the cat " * 60, 20))
-    assert isinstance(found, Refused) and found.failure.kind == "refused" and "context of 64" in found.failure.detail
+    failure, _ = Local.load(folder).complete(Request("f", "explain", "the cat " * 60, 20))
+    assert isinstance(failure, Failure) and failure.kind == "refused" and "context of 64" in failure.detail

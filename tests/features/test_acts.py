@@ -58,11 +58,13 @@ def test_chosen_tokens_are_a_mask():
 
 def test_columns_list_each_features_tokens():
     x = dense(4)
-    indptr, rows, values = FeatureActs.from_dense(x).to_columns()
+    acts = FeatureActs.from_dense(x)
+    indptr, rows, values = acts.to_columns()
     for feature in range(7):
         own = slice(indptr[feature], indptr[feature + 1])
-        np.testing.assert_array_equal(rows[own], np.flatnonzero(x[:, feature]))
-        np.testing.assert_array_equal(values[own], x[x[:, feature] != 0, feature])
+        for tokens, activations in ((rows[own], values[own]), acts.of(feature)):
+            np.testing.assert_array_equal(tokens, np.flatnonzero(x[:, feature]))
+            np.testing.assert_array_equal(activations, x[x[:, feature] != 0, feature])
 
 
 def test_arrays_get_their_dtypes_and_cannot_be_written():
@@ -111,10 +113,11 @@ def test_arrays_at_odd_addresses_are_loaded_too(tmp_path):
 def test_files_of_something_else_are_refused(tmp_path):
     path = tmp_path / "acts.safetensors"
     save_file({"W_enc": np.ones(3, np.float32)}, path)
-    with pytest.raises(ValueError, match=r"holds \['W_enc'\], no feature activations"):
+    with pytest.raises(ValueError, match="holds {'W_enc': 'F32'}, no feature activations"):
         FeatureActs.load(path)
-    save_file({"values": np.ones(3)}, path)
-    with pytest.raises(ValueError, match="values is of dtype F64"):
+    arrays = {"indptr": np.zeros(1, int), "indices": np.zeros(0, np.int32), "d_sae": np.array([3])}
+    save_file(arrays | {"values": np.zeros(0)}, path)
+    with pytest.raises(ValueError, match="'values': 'F64'"):
         FeatureActs.load(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut short|damaged"):

@@ -9,7 +9,6 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import (
-    Counts,
     Jackknife,
     bootstrap_counts,
     document_groups,
@@ -224,7 +223,7 @@ def test_counts_are_whole_between_0_and_live_and_around_the_plain_count(small):
     r = np.diag(dense_pearson(parent.dense(), child.dense()))
     np.testing.assert_array_equal(found.seen, (r[:, None] > THRESHOLDS).sum(0))
     assert (found.low <= found.seen).all() and (found.seen <= found.high).all()
-    assert (found.low >= 0).all() and (found.high <= found.live).all() and found.live == 120
+    assert (found.low >= 0).all() and (found.high <= 120).all()
     assert found.low.dtype == found.high.dtype == np.int64
     assert (found.low < found.seen).all() and (found.high > found.seen).all()
 
@@ -240,28 +239,24 @@ def test_resamples_follow_from_the_seed(small):
 
 def test_what_documents_do_to_both_counts_cancels_in_their_ratio(small):
     counts = bootstrap_counts(jackknife_of(small), THRESHOLDS[:4], 200)
-    same = ratio_intervals(counts, counts)
-    np.testing.assert_allclose([same.ratio, same.low, same.high], 1)
+    np.testing.assert_allclose(ratio_intervals(counts, counts), 1)
     world, parent, child, document = small
     noisier = FeatureActs(
         child.indptr, child.indices, child.values * np.random.default_rng(0).lognormal(0, 0.4, child.n), 120
     )
     edge = bootstrap_counts(jackknife_of((world, parent, noisier, document)), THRESHOLDS[:4], 200)
-    found = ratio_intervals(edge, counts)
-    np.testing.assert_allclose(found.ratio, edge.seen / counts.seen)
-    assert (found.low <= found.ratio).all() and (found.ratio <= found.high).all() and (found.low >= 0).all()
+    ratio, low, high = ratio_intervals(edge, counts)
+    np.testing.assert_allclose(ratio, edge.seen / counts.seen)
+    assert (low <= ratio).all() and (ratio <= high).all() and (low >= 0).all()
     apart = edge.seen / counts.seen * np.hypot(*((c.draws.std(0) / c.corrected) for c in (edge, counts)))
-    assert np.median((found.high - found.low) / (2 * 1.99 * apart)) < 0.95
+    assert np.median((high - low) / (2 * 1.99 * apart)) < 0.95
 
 
 def test_a_ratio_to_nothing_is_nan(small):
     jackknife = jackknife_of(small)
     some, none = (bootstrap_counts(jackknife, (t,), 100) for t in (0.5, 0.9999))
     assert none.seen[0] == none.high[0] == 0
-    found = ratio_intervals(some._replace(thresholds=none.thresholds), none)
-    assert np.isnan([found.ratio, found.low, found.high]).all()
-    with pytest.raises(ValueError, match="make them alike"):
-        ratio_intervals(some, none)
+    assert np.isnan(ratio_intervals(some, none)).all()
 
 
 def test_the_best_of_several_candidates_is_taken(small):
@@ -290,7 +285,7 @@ def test_features_of_one_group_and_silent_ones_get_no_interval_and_copies_a_sure
     assert found.r[0] == pytest.approx(1) and found.low[0] == pytest.approx(1) and found.high[0] == pytest.approx(1)
     assert found.r[1] > 0.5 and np.isnan([found.low[1], found.high[1]]).all() and found.effective[1] == 0
     assert np.isnan([found.r[2:], found.low[2:], found.high[2:]]).all()
-    assert (counts.live, counts.thin, counts.seen[0]) == (2, 1, 2)
+    assert counts.seen[0] == 2
 
 
 def test_documents_are_dealt_whole_at_random_and_evenly():
@@ -306,28 +301,12 @@ def test_documents_are_dealt_whole_at_random_and_evenly():
     assert np.bincount(document_groups(np.arange(300) // 20)).tolist() == [20] * 15
 
 
-def test_what_cannot_be_answered_is_refused(small):
+def test_samples_and_candidates_that_do_not_fit_are_refused(small):
     _, parent, child, document = small
     group, rows = document_groups(document, 60), same_index(120)
-    with pytest.raises(ValueError, match="of 9 documents: fewer than 10"):
-        document_groups(np.arange(90) // 10)
-    with pytest.raises(ValueError, match="groups=5"):
-        document_groups(document, 5)
     with pytest.raises(ValueError, match="group 100"):
         group_moments(parent, child, rows, group[:100])
-    with pytest.raises(ValueError, match="one row for each of 120"):
+    with pytest.raises(ValueError, match="give each of 120 features"):
         group_moments(parent, child, rows[:7], group)
-    with pytest.raises(ValueError, match="from 1 to 120, but the child has 120"):
+    with pytest.raises(ValueError, match="run to 120; give each of 120 features some of 120"):
         group_moments(parent, child, rows + 1, group)
-    with pytest.raises(ValueError, match="names 60 groups of 61"):
-        group_moments(parent, child, rows, group + 1)
-    with pytest.raises(ValueError, match="at least 10 groups"):
-        group_moments(parent, child, rows, group % 9)
-    jackknife = jackknife_of(small)
-    with pytest.raises(ValueError, match="level=95"):
-        r_intervals(jackknife, 95)
-    with pytest.raises(ValueError, match=r"lie in \(-1, 1\)"):
-        bootstrap_counts(jackknife, (0.5, 1.0))
-    with pytest.raises(ValueError, match="resamples=20"):
-        bootstrap_counts(jackknife, (0.5,), 20)
-    assert isinstance(bootstrap_counts(jackknife, (), 100), Counts)

@@ -16,7 +16,6 @@ from heredity.features.cards import (
     contexts,
     levels_of,
     logit_tokens,
-    strongest,
 )
 from heredity.lm.load import mistral_config, new_model
 from heredity.lm.logit_attribution import logit_weights
@@ -162,10 +161,6 @@ def test_what_does_not_fit_is_refused_by_name(dense, ids):
     acts = FeatureActs.from_dense(dense)
     with pytest.raises(ValueError, match=r"ids of shape \[59, 16\] do not fit 960"):
         cards(acts, ids[1:], np.array([0]))
-    with pytest.raises(ValueError, match="features run from 0 to 5"):
-        cards(acts, ids, np.array([0, 5]))
-    with pytest.raises(ValueError, match="logits are of 1 directions, not of 2"):
-        cards(acts, ids, np.array([0, 1]), logits=LogitTokens(*np.zeros((4, 1, 3))))
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +198,6 @@ def acts_with(values: dict[tuple[int, int], float], tokens: int = 8, d_sae: int 
     for (token, feature), value in values.items():
         dense[token, feature] = value
     return FeatureActs.from_dense(dense)
-
-
-def test_the_strongest_rows_come_strongest_first_and_one_a_block():
-    acts = acts_with({(0, 1): 1.0, (1, 1): 3.0, (5, 1): 2.0, (7, 1): 0.5, (2, 0): 9.0})
-    columns = Columns(*acts.to_columns())
-    assert [strongest(*columns.of(i), 3, 4).tolist() for i in (1, 0)] == [[1, 5], [2]]
 
 
 def test_a_context_shows_every_members_activation_at_every_position():

@@ -13,17 +13,14 @@ from heredity.features.classes import (
     CATEGORIES,
     CLASSES,
     FeatureClasses,
-    Rules,
     Text,
     class_gaps,
     class_shares,
     classify,
-    gap,
     language_of,
     memberships,
     spellings,
     token_categories,
-    wilson,
 )
 
 BLOCKS, CONTEXT = 200, 12
@@ -155,12 +152,9 @@ def test_a_category_that_most_tokens_have_says_nothing(text):
     assert common.category.share[0] == 1 and CLASSES[common.primary[0]] == "mixed"
 
 
-def test_one_corpus_is_no_domain_and_rules_are_arguments(acts, text):
+def test_one_corpus_is_no_domain(acts, text):
     alone = classify(acts, text._replace(corpus=np.zeros(BLOCKS, int), categories=text.categories[:1]))
     assert (alone.domain == -1).all() and (alone.corpus.share[alone.firings > 0] == 1).all()
-    strict = classify(acts, text, Rules(single=0.97, share=0.97))
-    assert "single-token" not in {CLASSES[number] for number in strict.primary}
-    assert CLASSES[classify(acts, text, Rules(firings=19)).primary[-2]] == "punctuation"
 
 
 def test_another_sample_is_refused(acts, text):
@@ -218,16 +212,29 @@ def test_blanks_of_different_width_are_spelled_differently():
     assert spellings(["the", " the", " ", "  ", "The", "\n", " \n"]).tolist() == [0, 0, 2, 3, 4, 5, 5]
 
 
+def wilson(hits: list[int], n: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = class_shares({str(count): np.arange(n) < count for count in hits}, np.ones(n, bool))
+    assert [row[:2] for row in rows] == [(str(count), count) for count in hits]
+    return np.array([row[3] for row in rows]), np.array([row[4] for row in rows])
+
+
 def test_wilson_intervals_cover():
     for n in (20, 60):
-        low, high = wilson(np.arange(n + 1), n)
+        low, high = wilson(list(range(n + 1)), n)
         assert low[0] == 0 and high[-1] == 1 and (low <= np.arange(n + 1) / n).all()
         shares = np.linspace(0.02, 0.98, 49)
         covered = [((low <= p) & (p <= high)) @ binom.pmf(np.arange(n + 1), n, p) for p in shares]
         assert np.mean(covered) == pytest.approx(0.95, abs=0.012) and min(covered) > 0.85
-    low, high = wilson(np.array([7]), 20)
+    low, high = wilson([7], 20)
     assert (low[0], high[0]) == pytest.approx((0.1812, 0.5671), abs=1e-4), "a textbook value"
-    assert np.isnan(wilson(np.array([0, 0]), 0)).all()
+    assert np.isnan(wilson([0], 0)).all()
+
+
+def gaps(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(value, low, high) of each column, [3, k], between two groups of features."""
+    both, of_first = np.concatenate([first, second]), np.arange(len(first) + len(second)) < len(first)
+    members = {str(k): column for k, column in enumerate(both.T)}
+    return np.array([row[1:] for row in class_gaps(members, of_first, ~of_first, resamples, seed, 0.95)]).T
 
 
 def test_gaps_between_groups_are_covered():
@@ -235,18 +242,18 @@ def test_gaps_between_groups_are_covered():
     inside = np.zeros(3)
     for seed in range(200):
         first, second = rng.random((90, 3)) < [0.4, 0.1, 0.2], rng.random((120, 3)) < [0.2, 0.3, 0.2]
-        found = gap(first, second, 400, seed)
-        assert found.value == pytest.approx(first.mean(0) - second.mean(0))
-        inside += (found.low <= true) & (true <= found.high)
+        value, low, high = gaps(first, second, 400, seed)
+        assert value == pytest.approx(first.mean(0) - second.mean(0))
+        inside += (low <= true) & (true <= high)
     assert (inside / 200 > 0.9).all() and (inside / 200 < 0.995).all()
 
 
 def test_gaps_say_nothing_where_nothing_varies():
     first, second = np.array([[True, False, True]] * 8), np.array([[True, False, False], [True, False, True]])
-    found = gap(first, second)
-    assert found.value.tolist() == [0, 0, 0.5]
-    assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [True, True, False]
-    assert np.isnan(gap(first, second[:0])).all()
+    value, low, high = gaps(first, second)
+    assert value.tolist() == [0, 0, 0.5]
+    assert np.isnan(low).tolist() == np.isnan(high).tolist() == [True, True, False]
+    assert np.isnan(gaps(first, second[:0])).all()
 
 
 def test_members_of_classes_and_groups_are_counted_among_the_judged(found, text):
@@ -263,12 +270,3 @@ def test_members_of_classes_and_groups_are_counted_among_the_judged(found, text)
     for count, share, low, high in rows.values():
         assert share == count / found.judged.sum() and low <= share <= high
     assert np.isnan([row[2:] for row in class_shares(classes, np.zeros_like(found.judged))]).all()
-
-
-def test_class_gaps_are_gaps_of_the_members(found):
-    members, groups = memberships(found, {"first": "prose"})[0], np.arange(len(found.judged)) % 2 == 0
-    rows = class_gaps(members, found.judged & groups, found.judged & ~groups, 100, 5)
-    belongs = np.stack(list(members.values()), 1)
-    expected = gap(belongs[found.judged & groups], belongs[found.judged & ~groups], 100, 5)
-    assert [row[0] for row in rows] == list(members)
-    np.testing.assert_array_equal([row[1:] for row in rows], np.transpose(expected))

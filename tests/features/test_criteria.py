@@ -11,8 +11,6 @@ from heredity.features.correlate import Matches, correlate
 from heredity.features.criteria import (
     agreement,
     candidates,
-    disagreement,
-    kappa,
     one_to_one,
     scores,
     splits_and_merges,
@@ -38,13 +36,12 @@ def test_the_assignment_is_the_hungarian_one(seed):
     rng = np.random.default_rng(seed)
     r = rng.uniform(-0.3, 1, (rng.integers(1, 25), rng.integers(1, 25)))
     r[rng.random(len(r)) < 0.1] = np.nan
-    least = float(rng.choice([0.0, 0.3, -0.1]))
-    found = one_to_one(*lists(r, max(r.shape)), least=least)
-    gain = np.nan_to_num(np.maximum(r - least, 0), nan=0.0)
+    pairs, assigned_r = one_to_one(*lists(r, max(r.shape)))
+    gain = np.nan_to_num(np.maximum(r, 0), nan=0.0)
     rows, columns = linear_sum_assignment(gain, maximize=True)
     made = gain[rows, columns] > 0
-    np.testing.assert_array_equal(found.pairs, np.stack([rows[made], columns[made]], axis=1))
-    np.testing.assert_array_equal(found.r, r[rows[made], columns[made]])
+    np.testing.assert_array_equal(pairs, np.stack([rows[made], columns[made]], axis=1))
+    np.testing.assert_array_equal(assigned_r, r[rows[made], columns[made]])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -56,30 +53,22 @@ def test_short_lists_give_the_best_assignment_within_them(seed):
     pairs = candidates(kept[0], kept[2])
     gain = np.zeros_like(r)
     gain[pairs[:, 0], pairs[:, 1]] = np.maximum(r[pairs[:, 0], pairs[:, 1]], 0)
-    found = one_to_one(*kept)
-    assert found.r.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-12)
-    assert len(set(found.pairs[:, 0])) == len(set(found.pairs[:, 1])) == len(found.pairs) > 10
-    np.testing.assert_array_equal(found.r, r[found.pairs[:, 0], found.pairs[:, 1]])
+    assigned, assigned_r = one_to_one(*kept)
+    assert assigned_r.sum() == pytest.approx(gain[linear_sum_assignment(gain, maximize=True)].sum(), abs=1e-12)
+    assert len(set(assigned[:, 0])) == len(set(assigned[:, 1])) == len(assigned) > 10
+    np.testing.assert_array_equal(assigned_r, r[assigned[:, 0], assigned[:, 1]])
 
 
 def test_a_feature_gives_way_when_the_total_gains():
     # Both prefer child 0; the assignment sends the first to its second choice. Mutual best leaves the second alone.
     r = np.array([[0.9, 0.85], [0.88, 0.1]])
-    found = one_to_one(*lists(r, 2))
-    assert found.pairs.tolist() == [[0, 1], [1, 0]] and found.r.tolist() == [0.85, 0.88]
+    pairs, assigned_r = one_to_one(*lists(r, 2))
+    assert pairs.tolist() == [[0, 1], [1, 0]] and assigned_r.tolist() == [0.85, 0.88]
 
 
-def test_nobody_is_paired_at_or_below_least():
-    found = one_to_one(*lists(np.array([[0.3, 0.1], [0.2, 0.3]]), 2), least=0.3)
-    assert found.pairs.shape == (0, 2) and found.r.shape == (0,)
-    with pytest.raises(ValueError, match="least=nan"):
-        one_to_one(*lists(np.ones((1, 1)), 1), least=float("nan"))
-
-
-def test_lists_of_different_edges_are_refused():
-    a, b = lists(np.ones((2, 5)), 5), lists(np.ones((2, 3)), 3)
-    with pytest.raises(ValueError, match="parent_match names feature 4, but the other end has lists of 3"):
-        one_to_one(a[0], a[1], b[2], b[3])
+def test_nobody_is_paired_at_or_below_zero():
+    pairs, assigned_r = one_to_one(*lists(np.array([[0.0, -0.2], [-0.1, 0.0]]), 2))
+    assert pairs.shape == (0, 2) and assigned_r.shape == (0,)
 
 
 def test_candidates_are_the_pairs_of_either_list():
@@ -134,22 +123,21 @@ def members(parts) -> dict[int, list[int]]:
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_splits_are_found_and_nothing_else(seed):
     before, after, parts = world(seed)
-    found = compared(before, after)
-    assert members(found.splits) == parts
-    assert members(found.merges) == {}
-    assert np.all(found.splits.cosine > 0.7)
-    together = np.bincount(found.splits.pairs[:, 0], found.splits.share)
-    assert np.all(together[found.splits.wholes] > 0.75)
-    first = found.splits.share[found.splits.pairs[:, 0] == 1]
+    splits, merges, _ = compared(before, after)
+    assert members(splits) == parts and members(merges) == {}
+    assert np.all(splits.cosine > 0.7)
+    together = np.bincount(splits.pairs[:, 0], splits.share)
+    assert np.all(together[splits.wholes] > 0.75)
+    first = splits.share[splits.pairs[:, 0] == 1]
     np.testing.assert_allclose(first, [0.45, 0.27, 0.18], atol=0.08)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_merge_is_a_split_read_backwards(seed):
     before, after, parts = world(seed)
-    forth, back = compared(before, after), compared(after, before)
-    assert members(back.merges) == parts and members(back.splits) == {}
-    for a, b in zip(forth.splits, back.merges, strict=True):
+    (forth, *_), (splits, back, _) = compared(before, after), compared(after, before)
+    assert members(back) == parts and members(splits) == {}
+    for a, b in zip(forth, back, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
@@ -157,32 +145,32 @@ def test_a_merge_is_a_split_read_backwards(seed):
 def test_noisy_copies_and_duplicates_are_no_splits(lost):
     rng = np.random.default_rng(7)
     before = latents(7, 15)
-    found = compared(before, np.concatenate([noisy(before, rng, lost), noisy(before, rng, lost)], axis=1))
-    assert len(found.cosine) >= 30 and len(found.splits.pairs) == len(found.merges.pairs) == 0
+    splits, merges, cosine = compared(before, np.concatenate([noisy(before, rng, lost) for _ in range(2)], axis=1))
+    assert len(cosine) >= 30 and len(splits.pairs) == len(merges.pairs) == 0
 
 
 def test_a_finer_version_beside_a_copy_is_no_split():
     rng = np.random.default_rng(8)
     before = latents(8, 4)
     part = partition(before[:, 0], [0.4, 0.6], rng)[:, :1]
-    found = compared(before, np.concatenate([before, part], axis=1))
-    assert found.splits.pairs.tolist() == [] and found.merges.pairs.tolist() == []
+    splits, merges, _ = compared(before, np.concatenate([before, part], axis=1))
+    assert splits.pairs.tolist() == [] and merges.pairs.tolist() == []
 
 
 def test_slivers_of_a_lost_feature_are_no_split():
     rng = np.random.default_rng(9)
     before = latents(9, 4)
     after = np.concatenate([partition(before[:, 0], [0.15, 0.15, 0.7], rng)[:, :2], before[:, 1:]], axis=1)
-    assert compared(before, after).splits.wholes.tolist() == []
-    assert compared(before, np.concatenate([after, latents(10, 4)], axis=1)).splits.wholes.tolist() == []
+    assert compared(before, after)[0].wholes.tolist() == []
+    assert compared(before, np.concatenate([after, latents(10, 4)], axis=1))[0].wholes.tolist() == []
 
 
 def test_a_broader_feature_is_no_part():
     # The child's feature fires wherever either parent feature fires, and elsewhere still more often.
     before = latents(11, 3)
     broad = before[:, :1] + 3 * latents(12, 1) + 3 * latents(13, 1)
-    found = compared(before, np.concatenate([broad, before[:, 1:]], axis=1))
-    assert len(found.splits.pairs) == len(found.merges.pairs) == 0
+    splits, merges, _ = compared(before, np.concatenate([broad, before[:, 1:]], axis=1))
+    assert len(splits.pairs) == len(merges.pairs) == 0
 
 
 def test_the_masked_cosine_equals_its_definition():
@@ -191,7 +179,7 @@ def test_the_masked_cosine_equals_its_definition():
     b = (0.5 * a[:, ::-1] + rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.05)).astype(np.float32)
     b[:, 2], b[:, 3] = 0, np.where(a[:, 1] == 0, 1, 0)
     pairs = np.array([(i, j) for i in range(6) for j in range(6)])
-    found = splits_and_merges(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs).cosine
+    *_, found = splits_and_merges(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs)
     for (i, j), value in zip(pairs, found, strict=True):
         x, y = a[:, i].astype(float), b[:, j].astype(float)
         cosines = []
@@ -221,8 +209,8 @@ def test_samples_that_are_not_aligned_are_refused():
 
 def test_no_candidates_are_no_splits():
     acts = FeatureActs.from_dense(latents(0, 2))
-    found = splits_and_merges(acts, acts, np.empty((0, 2), np.int32))
-    assert len(found.splits.wholes) == len(found.merges.wholes) == len(found.cosine) == 0
+    splits, merges, cosine = splits_and_merges(acts, acts, np.empty((0, 2), np.int32))
+    assert len(splits.wholes) == len(merges.wholes) == len(cosine) == 0
 
 
 # Rules side by side.
@@ -254,23 +242,6 @@ def test_a_duplicated_feature_persists_twice_by_existence_and_once_one_to_one():
     assert {rule: (score > 0.8).sum() for rule, score in found.items()} == {"existence": 3, "mutual": 2, "assigned": 2}
 
 
-def test_disagreement_counts_both_ways():
-    calls = {"a": np.array([1, 1, 1, 0, 0, 0], bool), "b": np.array([1, 1, 0, 0, 0, 1], bool), "all": np.ones(6, bool)}
-    rows = disagreement(calls)
-    assert [row[:2] for row in rows][:2] == [("a", "b"), ("a", "all")] and len(rows) == 6
-    only = {row[:2]: row[2] for row in rows}
-    assert (only["a", "b"], only["b", "a"], only["all", "a"], only["a", "all"]) == (1, 1, 3, 0)
-    # Observed agreement 4/6, expected 1/2.
-    assert kappa(calls["a"], calls["b"]) == pytest.approx((4 / 6 - 1 / 2) / (1 / 2))
-    assert kappa(calls["a"], calls["all"]) == 0
-    with pytest.raises(ValueError, match="same features"):
-        disagreement({"a": np.zeros(3, bool), "b": np.zeros(2, bool)})
-
-
-def test_kappa_of_calls_of_all_or_none_is_none():
-    assert kappa(np.zeros(3, bool), np.zeros(3, bool)) is kappa(np.ones(3, bool), np.ones(3, bool)) is None
-
-
 def test_agreement_with_the_best_match_is_cohens_kappa():
     best = np.array([0.9, 0.8, 0.7, 0.2, 0.1, 0.6])
     r = np.array([0.95, 0.3, 0.8, 0.1, np.nan, 0.7])
@@ -280,12 +251,13 @@ def test_agreement_with_the_best_match_is_cohens_kappa():
     assert found.kappa == pytest.approx((observed - expected) / (1 - expected))
     assert found.median == pytest.approx(0.7) and found.rank == pytest.approx(0.7)
     assert agreement(best, best, 0.5).kappa == pytest.approx(1) and agreement(best, best, 0.0).kappa is None
+    assert agreement(best, best, 1.0).kappa is None and agreement(best, np.ones(6), 0.5).kappa == 0
 
 
 # -- the token-type variant of correlation ----------------------------------------------------------------------------
 
 
-def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(r, common types) of all pairs by two loops and numpy.corrcoef; nan where r is not defined."""
 
     def means(column: np.ndarray) -> dict[int, float]:
@@ -299,7 +271,7 @@ def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray, least: int) 
             both = sorted(a.keys() & b.keys())
             common[i, j] = len(both)
             x, y = np.array([[a[t], b[t]] for t in both]).reshape(-1, 2).T
-            if len(both) >= least and np.ptp(x) > 0 and np.ptp(y) > 0:
+            if len(both) >= 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
                 r[i, j] = np.corrcoef(x, y)[0, 1]
     return r, common
 
@@ -312,20 +284,20 @@ def random_acts(seed: int, tokens: int, d: int, density: float) -> np.ndarray:
     return acts.astype(np.float32)
 
 
-@pytest.mark.parametrize(("seed", "density", "least"), [(0, 0.05, 2), (1, 0.3, 2), (2, 0.05, 5), (3, 0.01, 2)])
-def test_lists_equal_the_double_loop(seed, density, least):
+@pytest.mark.parametrize(("seed", "density"), [(0, 0.05), (1, 0.3), (3, 0.01)])
+def test_lists_equal_the_double_loop(seed, density):
     parent, child = random_acts(seed, 400, 17, density), random_acts(seed + 50, 400, 23, density)
     # Ids far apart, as token ids are.
     ids = np.random.default_rng(seed).choice([3, 7, 11, 500, 501, 40_000, 9, 12, 13, 2], 400)
     ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
-    found = token_type_correlate(*ends, ids, top=4, least_common=least)
-    r, common = by_type(parent, child, ids, least)
+    found = token_type_correlate(*ends, ids, top=4)
+    r, common = by_type(parent, child, ids)
     for match, value, matrix, counts in ((*found[:2], r, common), (*found[2:], r.T, common.T)):
         best = -np.sort(-np.where(np.isnan(matrix), -np.inf, matrix), axis=1)[:, :4]
         np.testing.assert_allclose(value, np.where(np.isinf(best), np.nan, best), atol=1e-9)
         for i, place in zip(*np.nonzero(match >= 0), strict=True):
             assert matrix[i, match[i, place]] == pytest.approx(value[i, place], abs=1e-9)
-            assert counts[i, match[i, place]] >= least
+            assert counts[i, match[i, place]] >= 2
         assert np.all(match[:2] == -1)
     assert (found.parent_match >= 0).sum() > 15
 
@@ -338,7 +310,6 @@ def test_two_common_types_always_correlate_perfectly():
     parent, child = FeatureActs.from_dense(acts[:, :1]), FeatureActs.from_dense(acts[:, 1:])
     found = token_type_correlate(parent, child, ids)
     assert found.parent_score[0, 0] == 1
-    assert np.isnan(token_type_correlate(parent, child, ids, least_common=3).parent_score).all()
     opposite = token_type_correlate(parent, FeatureActs.from_dense(-acts[:, 1:]), ids)
     assert opposite.parent_score[0, 0] == -1
     assert correlate(parent, child).parent_r[0, 0] < 0
@@ -381,7 +352,5 @@ def test_token_types_of_other_samples_are_refused():
     acts = FeatureActs.from_dense(random_acts(0, 10, 3, 0.5))
     with pytest.raises(ValueError, match=r"10 token positions, the child 10, and ids is \[9\]"):
         token_type_correlate(acts, acts, np.zeros(9, int))
-    with pytest.raises(ValueError, match="least_common=1"):
-        token_type_correlate(acts, acts, np.zeros(10, int), least_common=1)
     with pytest.raises(ValueError, match="top=0"):
         token_type_correlate(acts, acts, np.zeros(10, int), top=0)

@@ -18,8 +18,7 @@ from heredity.features.edge_statistics import (
     edge_statistics,
 )
 from heredity.features.fates import STRATA, THRESHOLDS, curve, fates, strata
-from heredity.features.null import floor
-from heredity.features.threshold import choose_threshold
+from heredity.features.null import choose_threshold, floor
 
 TOKENS, D_SAE = 3_000, 40
 KEPT = 36
@@ -108,6 +107,8 @@ def test_rows_agree_with_the_counts(world: Compared, statistics: EdgeStatistics)
     assert len(only) == len(by_rule) * (len(by_rule) - 1)
     difference = by_rule["existence"][0] - by_rule["shared"][0]
     assert only["existence", "shared"] - only["shared", "existence"] == difference
+    assert only["mutual", "existence"] == 0, "a mutual match is a match"
+    assert only["existence", "mutual"] == by_rule["existence"][0] - by_rule["mutual"][0]
 
 
 def test_strata_add_up_by_end(world: Compared, statistics: EdgeStatistics):

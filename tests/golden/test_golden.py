@@ -29,8 +29,7 @@ from heredity.stitch.fit import fit
 from heredity.stitch.moments import Moments
 from heredity.study import CaseConfig, ExplainConfig
 from heredity.synthetic import validation
-from heredity.synthetic.codes import noisy_code, noisy_codes
-from heredity.synthetic.truth import judge
+from heredity.synthetic.saes import judge, noisy_code, noisy_codes
 from heredity.synthetic.world import World, WorldConfig
 
 from golden import inputs  # isort: skip - a folder of the tests

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from heredity.lm.merge import MergeError, merge_states
-from heredity.lm.sweep import Blend, Sweep, crossing, sweep
+from heredity.lm.sweep import Bench, Sweep, crossing, sweep
 
 CTX = 101
 
@@ -188,9 +188,9 @@ def test_a_blend_in_memory_equals_the_merged_state(method: str, from_file: bool)
     if from_file:  # a file holds a tied tensor once
         for each in (a, b):
             del each["head.weight"]
-    blend = Blend(model, a, b, method)  # pyright: ignore[reportArgumentType]
+    bench = Bench(model, a, b, method, {})  # pyright: ignore[reportArgumentType]
     for t in (0.3, 0.0, 0.8):
-        blend.into(t)
+        bench.into(t)
         merged, _ = merge_states([a, b], method, t)  # pyright: ignore[reportArgumentType]
         assert all(torch.equal(model.state_dict()[name], merged[name]) for name in merged)
         assert model.head.weight is model.embed.weight
@@ -207,10 +207,10 @@ def test_states_that_do_not_fit_the_model_are_refused():
             if each.pop(name, None) is None:
                 each[name] = torch.zeros(2)
         with pytest.raises(MergeError, match=message):
-            Blend(Tied(3), first, second, "slerp")
+            Bench(Tied(3), first, second, "slerp", {})
     narrow = {name: each[..., :2] if name == "norm.bias" else each for name, each in a.items()}
     with pytest.raises(MergeError, match=r"norm.bias is \[4\] in the model but \[2\] in the parents"):
-        Blend(Tied(3), narrow, dict(narrow), "slerp")
+        Bench(Tied(3), narrow, dict(narrow), "slerp", {})
 
 
 def test_methods_and_parents_without_an_equilibrium_are_refused():

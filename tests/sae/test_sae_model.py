@@ -100,7 +100,7 @@ def test_moving_norms_into_the_encoder_keeps_the_reconstruction(activation):
 
 
 def test_norms_of_a_topk_sae_are_not_moved():
-    with pytest.raises(ValueError, match="which are kept"):
+    with pytest.raises(ValueError, match="which features are kept"):
         some_sae("topk").unit_norm()
 
 

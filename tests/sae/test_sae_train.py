@@ -161,8 +161,8 @@ def test_adam_is_torchs_adam_and_the_kernel_is_the_reference(unit_norm: bool):
         if unit_norm:
             expected.data /= expected.data.norm(dim=1, keepdim=True)
         adam_rows(*plain, grad, ages, 0.01, unit_norm)
-        rates = kernels.Rates(0.01, 0.9, 0.9999, 1e-12, ages.numpy())
-        kernels.adam_rows(kernels.AdamRows(*(t.numpy() for t in fused)), grad.clone().numpy(), rates, unit_norm)
+        rows = (fused[0].numpy(), fused[1].numpy(), fused[2].numpy())
+        kernels.adam_rows(rows, grad.clone().numpy(), 0.01, ages.numpy(), unit_norm)
     torch.testing.assert_close(plain[0], expected.data, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(fused[0], expected.data, rtol=1e-4, atol=1e-6)
 

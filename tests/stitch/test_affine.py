@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.metrics import explained_variance, mse
+from heredity.metrics import Variance
 from heredity.stitch.affine import Affine, Stitch, stitch_quality
 from heredity.stitch.fit import batch_loss
 from heredity.stitch.moments import Moments, MomentStream
@@ -38,8 +38,6 @@ def test_one_map_after_another_is_one_map():
     first, second = random_affine(5, 7, 0), random_affine(7, 3, 1)
     x = torch.randn(4, 2, 5, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(first.then(second)(x), second(first(x)))
-    with pytest.raises(ValueError, match="width 7 cannot be followed by one from width 5"):
-        first.then(first)
 
 
 def test_maps_come_back_from_disk_bit_for_bit(tmp_path):
@@ -49,14 +47,12 @@ def test_maps_come_back_from_disk_bit_for_bit(tmp_path):
     assert all(
         torch.equal(x, y) for kept, read in zip(stitch, back, strict=True) for x, y in zip(kept, read, strict=True)
     )
-    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    (tmp_path / "stitch" / "down.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="is damaged"):
-        Affine.load(tmp_path / "bad.safetensors")
+        Stitch.load(tmp_path / "stitch")
 
 
-def test_a_map_must_be_finite_and_fit():
-    with pytest.raises(ValueError, match="do not fit"):
-        Affine.of(np.ones((2, 3)), np.ones(2))
+def test_a_map_must_be_finite():
     with pytest.raises(ValueError, match="NaN or infinity"):
         Affine.of(np.full((2, 3), np.nan), np.ones(3))
 
@@ -68,9 +64,11 @@ def test_quality_from_moments_is_that_of_the_tokens():
     quality = stitch_quality(stitch, moments_of((a, b)), alpha=0.7)
     images = (b, exact.up(a)), (a, exact.down(b)), (a, exact.down(exact.up(a))), (b, exact.up(exact.down(b)))
     for part, (x, x_hat) in zip(quality[:4], images, strict=True):
-        assert part.r2 == pytest.approx(explained_variance(x, x_hat), rel=1e-9)
-        assert part.mse == pytest.approx(mse(x, x_hat), rel=1e-9)
-        dims = [explained_variance(x[:, [i]], x_hat[:, [i]]) for i in range(x.shape[1])]
+        whole = Variance().update(x, x_hat).result()
+        assert part.r2 == pytest.approx(whole.explained_variance, rel=1e-9)
+        assert part.mse == pytest.approx(whole.mse, rel=1e-9)
+        each = [Variance().update(x[:, [i]], x_hat[:, [i]]).result() for i in range(x.shape[1])]
+        dims = [one.explained_variance for one in each]
         np.testing.assert_allclose(part.r2_by_dim, dims, rtol=1e-9)
     assert quality.loss == pytest.approx(float(batch_loss(exact, a, b, 0.7)), rel=1e-9)
 
@@ -88,7 +86,7 @@ def test_a_folder_that_holds_no_pair_of_maps_is_refused_with_the_way_out(tmp_pat
     stitch = Stitch(Affine(torch.ones(3, 4), torch.zeros(4)), Affine(torch.ones(4, 3), torch.zeros(3)))
     stitch.save(str(tmp_path / "joint"))
     assert torch.equal(Stitch.load(str(tmp_path / "joint")).up.weight, stitch.up.weight)
-    with pytest.raises(ValueError, match="several fits; give one of its folders: joint"):
+    with pytest.raises(ValueError, match="give one of its folders: joint"):
         Stitch.load(tmp_path)
     with pytest.raises(ValueError, match=r"there is no map .*nowhere"):
         Stitch.load(tmp_path / "nowhere")

@@ -129,10 +129,8 @@ def test_a_rotated_model_is_understood_through_its_maps():
 
 def test_what_cannot_be_compared_is_refused():
     own = Side(model(1), HOOK, sae())
-    with pytest.raises(ValueError, match="40 and 8 features"):
+    with pytest.raises(ValueError, match=r"\[600, 40\] and \[600, 8\] for 40 features"):
         attribution_correlation(own, own._replace(sae=new_sae(D_MODEL, 8, "topk", 2)), blocks())
-    with pytest.raises(ValueError, match="hold no next token"):
-        attribution_correlation(own, own, blocks(context=1))
 
 
 def test_r_firings_and_peaks_are_those_of_numpy_whatever_the_parts(monkeypatch):
@@ -174,5 +172,3 @@ def test_a_transferred_sae_fires_alike_on_the_image_of_the_source():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"activations are \[3, 4\] and \[2, 4\] for 4 features"):
         paired_pearson([(csr_array((3, 4)), csr_array((2, 4)))], 4)
-    with pytest.raises(ValueError, match="no activations were given"):
-        paired_pearson([], 4)

@@ -110,8 +110,6 @@ def test_the_null_space_is_that_of_the_logits():
     assert np.sqrt(np.square(found.share).mean()) == pytest.approx(found.by_chance, rel=0.05)
     assert null_share(model("mistral"), HOOK, many[:1]).dimensions == 1
     assert np.isnan(null_share(model("mistral"), HOOK, torch.zeros(1, D)).share[0])
-    with pytest.raises(ValueError, match="bottom=0 is no share"):
-        null_share(model("mistral"), HOOK, many, bottom=0)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
@@ -153,18 +151,14 @@ def test_path_ablation_is_that_of_the_layer_computed_by_hand(family: str):
     fires[:, :2] = False
     assert 10 < int(fires.sum()) < 60
     for layer, head in ((1, 3), (2, 0)):
-        found = path_ablation(made, HOOK, sae, 0, layer, head, blocks(), skip=2)
+        activation, *effects = path_ablation(made, HOOK, sae, 0, layer, head, blocks(), skip=2)
         clean, changed = (attention_of(made, layer, ids, less) for less in (None, acts[..., None] * sae.W_dec[0]))
-        np.testing.assert_allclose(found.activation, acts[fires].numpy(), rtol=1e-4, atol=1e-6)
-        for (weights, z), attention, norm in (
-            (clean, found.attention, found.norm),
-            (changed, found.attention_ablated, found.norm_ablated),
-        ):
+        np.testing.assert_allclose(activation, acts[fires].numpy(), rtol=1e-4, atol=1e-6)
+        for (weights, z), attention, norm in zip((clean, changed), effects[:2], effects[2:], strict=True):
             np.testing.assert_allclose(attention, weights[:, head, :, 0][fires].numpy(), rtol=2e-4, atol=1e-6)
             np.testing.assert_allclose(norm, z[:, :, head].norm(dim=-1)[fires].numpy(), rtol=2e-4, atol=1e-6)
-        assert np.abs(found.attention - found.attention_ablated).max() > 1e-3
-    none = path_ablation(made, HOOK, sae, 1, 2, 0, blocks())
-    assert len(none.activation) == len(none.norm) == 0
+        assert np.abs(effects[0] - effects[1]).max() > 1e-3
+    assert path_ablation(made, HOOK, sae, 1, 2, 0, blocks()).shape == (5, 0)
 
 
 def test_a_planted_switch_stands_out_and_turns_its_head_to_the_first_token():
@@ -181,10 +175,10 @@ def test_a_planted_switch_stands_out_and_turns_its_head_to_the_first_token():
     assert scores[0].argmax() == 1 * 4 + 1  # layer 2, the second one meant; head 1
     assert scores[0, 1, 1] > 1.5 * scores[1:, 1, 1].max()
     x = capture(made, HOOK, torch.from_numpy(tokens))
-    found = path_ablation(made, HOOK, switch(planted, float((x @ planted).quantile(0.5))), 0, 2, 1, tokens)
-    assert np.mean(found.attention > found.attention_ablated) > 0.8 and len(found.norm) > 40
-    back = path_ablation(made, HOOK, switch(-planted, float((x @ -planted).quantile(0.5))), 0, 2, 1, tokens)
-    assert np.mean(back.attention < back.attention_ablated) > 0.8 and len(back.norm) > 40
+    for sign in (1, -1):
+        sae = switch(sign * planted, float((x @ (sign * planted)).quantile(0.5)))
+        _, attention, ablated, *_ = path_ablation(made, HOOK, sae, 0, 2, 1, tokens)
+        assert np.mean(sign * (attention - ablated) > 0) > 0.8 and len(attention) > 40
 
 
 def test_what_is_not_known_is_refused():
@@ -194,5 +188,3 @@ def test_what_is_not_known_is_refused():
     with pytest.raises(ValueError, match="no attention follows blocks.2.hook_resid_post"):
         head_scores(model("gpt2"), "blocks.2.hook_resid_post", one, BOS)
     assert head_scores(model("gpt2"), "blocks.0.hook_resid_post", one, BOS).layers == (1, 2)
-    with pytest.raises(ValueError, match="feature 0, layer 0, head 0: features are 0 to 1, layers after .* 1 to 2"):
-        path_ablation(model("gpt2"), HOOK, switch(one[0], 0.0), 0, 0, 0, blocks())

@@ -101,9 +101,7 @@ def test_turning_and_scaling_change_nothing(alike):
     assert np.isnan(alike(a, torch.ones(2000, 3)))
 
 
-def test_a_share_must_be_one():
-    with pytest.raises(ValueError, match="no share"):
-        svcca(*half_alike(), 0.0)
+def test_nothing_has_no_likeness():
     with pytest.raises(ValueError, match="no activations"):
         similarity(MomentStream())
 
@@ -143,7 +141,6 @@ def test_nested_moments_have_the_covariances_of_the_first_parts():
     assert len(nested(count=2)[0]) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="on the CPU the means of an earlier part follow the stream")
 def test_nested_moments_have_the_means_of_the_first_parts():
     for part, wanted in zip(*nested(halvings=3), strict=True):
         np.testing.assert_allclose(part.mean_a, wanted.mean_a)

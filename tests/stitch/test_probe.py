@@ -14,7 +14,6 @@ from heredity.sae.model import SAE, new_sae
 from heredity.stitch.probe import (
     Dictionary,
     Row,
-    Vectors,
     Views,
     balanced_accuracy,
     fit_probe,
@@ -90,11 +89,6 @@ def test_labels_of_one_class_or_another_length_are_refused(labels: np.ndarray):
         select(csr_array(np.eye(5)), labels, 1)
 
 
-def test_more_features_than_there_are_cannot_be_chosen():
-    with pytest.raises(ValueError, match="k=6 features cannot be chosen of 5"):
-        select(csr_array(np.eye(5)), np.arange(5) > 2, 6)
-
-
 def test_arms_reach_what_the_target_keeps_of_the_source():
     """In the target, the marking feature is the same but shifted: its own weights cut at the wrong place there."""
     rng = np.random.default_rng(5)
@@ -109,7 +103,7 @@ def test_arms_reach_what_the_target_keeps_of_the_source():
         native = csr_array(X.toarray()[:, turned])
         return Views(X, csr_array(shifted), native, dense, dense, dense @ np.diag(np.arange(1.0, 9))), y
 
-    rows = probing(seen(400, 6), seen(300, 7), sizes=(1, 2), draws=4)
+    rows = probing(seen(400, 6), seen(300, 7), sizes=(1, 2), draws=4, seed=0)
     assert len(rows) == 2 * (4 + 4) + 3
     for k in (1, 2):
         (source,), (native,), (refitted,) = (of(rows, arm, k) for arm in ("source", "native", "refitted"))
@@ -148,13 +142,6 @@ def test_a_task_leaves_out_sizes_beyond_its_live_features_and_draws_are_averaged
     assert random.score.auc == pytest.approx(np.mean([score.auc for score in drawn], axis=0))
     assert random.spread == pytest.approx(np.std([score.balanced_accuracy.value for score in drawn], ddof=1))
     assert averaged[0].score == rows[0].score and averaged[0].spread is None
-
-
-def test_sizes_beyond_the_live_features_are_refused():
-    X = csr_array(np.eye(4)[:, :2])
-    seen = Views(X, X, X, *[np.eye(4)] * 3)
-    with pytest.raises(ValueError, match="only 2 features fire in the target, not 5"):
-        probing((seen, np.arange(4) > 1), (seen, np.arange(4) > 1))
 
 
 TEXTS = ["the cat sat on the mat", "x = y + 1", "a", "the mat = 3; the cat sat on x"]
@@ -196,7 +183,7 @@ def test_a_text_of_special_tokens_alone_has_no_mean(model: Path):
 
 
 def test_texts_must_be_read_once_each():
-    half = [Vectors(torch.ones(2, 3), np.array([1, 1]))]
+    half = [(torch.ones(2, 3), np.array([1, 1]))]
     with pytest.raises(ValueError, match="vectors of 1 texts were given for 2"):
         means(half, 2)
 
@@ -208,7 +195,7 @@ def test_views_of_a_model_stitched_to_itself_agree_and_carried_weights_do_the_sa
     own = reader(model)
 
     def moved(texts):
-        return (Vectors((x - bias) @ weight.T, text) for x, text in own(texts))
+        return (((x - bias) @ weight.T, text) for x, text in own(texts))
 
     sae: SAE = new_sae(32, 64, "relu", generator=generator)
     seen = views(TEXTS, own, moved, (sae, sae), lambda x: x @ weight + bias)
@@ -229,7 +216,7 @@ def test_a_proportion_has_the_quantiles_of_the_beta_distribution_as_ends(hits: i
 
 
 def test_no_cases_are_no_share():
-    with pytest.raises(ValueError, match="0 hits of 0"):
+    with pytest.raises(ValueError, match="not less than 1"):
         proportion(0, 0)
 
 
@@ -269,5 +256,5 @@ def test_intervals_of_area_and_balanced_accuracy_cover_the_truth_as_often_as_the
 
 
 def test_one_class_alone_has_no_area():
-    with pytest.raises(ValueError, match="3 cases, of which 3 of 3"):
+    with pytest.raises(ValueError, match="marks 3 of 3 texts"):
         roc_auc(np.zeros(3), np.ones(3, bool))

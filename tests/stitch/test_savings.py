@@ -20,7 +20,6 @@ from heredity.stitch.savings import (
     fold_flops,
     reached,
     refit_flops,
-    saving,
     saving_row,
     sparse_flops,
 )
@@ -82,18 +81,6 @@ def test_a_level_is_reached_between_points_on_a_logarithmic_axis():
     assert reached(costs, values, 0.05) == 0.0, "there from the start"
     assert reached(costs, values, 0.71) is None
     assert reached(costs, [float("nan"), 0.1, float("nan"), 0.9], 0.5) == pytest.approx(100.0)
-    for wrong, values in (([1.0, 1.0], [0, 1]), ([], []), ([1.0], [0, 1])):
-        with pytest.raises(ValueError, match="in ascending order"):
-            reached(wrong, values, 0.5)
-    with pytest.raises(ValueError, match="begin at 0 or above"):
-        reached([-1.0], [0.5], 0.5)
-
-
-def test_a_saving_pays_for_the_maps_and_may_be_negative_or_none():
-    assert saving(40.0, 100.0) == pytest.approx(0.6)
-    assert saving(40.0, 100.0, 10.0) == pytest.approx(0.5)
-    assert saving(0.0, 100.0, 150.0) == pytest.approx(-0.5)
-    assert saving(None, 100.0) is saving(40.0, None) is saving(40.0, 0.0) is None
 
 
 def curve(values: list[float]) -> list[dict[str, float | None]]:
@@ -112,6 +99,9 @@ def test_a_saving_is_read_off_two_curves_and_is_none_where_one_never_gets_there(
     seconds = 3 * (4 / 3) ** 0.5
     assert row["saved_seconds"] == pytest.approx(1 - 4 / seconds)
     assert row["saved_seconds_with_source"] == pytest.approx(1 - 6 / seconds)
+    dear = saving_row(arm, random, 0.6, (0.0, 0.0), (1e4, 0.0))
+    assert dear["saved_flops"] == pytest.approx(1 - 100 / half) and dear["saved_flops_with_source"] < -30
+    assert saving_row(arm, arm, 0.2, (0.0, 0.0), (0.0, 0.0))["saved_flops"] is None, "there at no cost"
     late = saving_row(arm, random, 0.75, (10.0, 1.0), (100.0, 2.0))
     assert late["saved_flops"] is late["flops"] is None is not late["random_flops"]
     both = saving_row(arm, random, 0.9, (10.0, 1.0), (100.0, 2.0))

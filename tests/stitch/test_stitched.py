@@ -49,7 +49,7 @@ def maps() -> tuple[Affine, Affine]:
 
 def test_the_identity_on_one_model_is_the_model_itself():
     made, tokens = model(SMALL, 2), blocks()
-    found = stitched_loss(made, A_HOOK, lambda x: x, made, A_HOOK, tokens)
+    found = stitched_loss((made, A_HOOK), lambda x: x, (made, A_HOOK), tokens)
     own = evaluate(made, tokens, precision="float32")
     assert found.ce_loss == pytest.approx(own.ce_loss, rel=1e-6)
     assert found.accuracy == own.accuracy and found.tokens == own.tokens and np.array_equal(found.hits, own.hits)
@@ -78,19 +78,19 @@ def test_the_back_half_reads_the_image_of_the_front_and_nothing_else():
         x = b.model.layers[2](x, position_embeddings=b.model.rotary_emb(x, places), attention_mask=None)
         logits = b.lm_head(b.model.norm(x))[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), ids[:, 1:].flatten())
-    found = stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens)
+    found = stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens)
     assert found.ce_loss == pytest.approx(float(expected), rel=1e-5)
     with torch.no_grad():
         b.model.embed_tokens.weight.zero_()  # the front half of B plays no part
-    assert stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens).ce_loss == pytest.approx(found.ce_loss, rel=1e-6)
+    assert stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens).ce_loss == pytest.approx(found.ce_loss, rel=1e-6)
 
 
 def test_batches_pool_and_special_tokens_do_not_count(monkeypatch):
     a, b, (up, _), tokens = model(SMALL, 2), model(LARGE, 3), maps(), blocks()
-    whole = stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens)
+    whole = stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens)
     tokens[:, 3] = 7
-    special = stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens, special=[7])
-    plain = stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens)
+    special = stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens, special=[7])
+    plain = stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens)
     seven = tokens[:, 1:] == 7
     assert special.tokens == plain.tokens - seven.sum() < plain.tokens == whole.tokens
     ids = torch.from_numpy(tokens)
@@ -101,20 +101,20 @@ def test_batches_pool_and_special_tokens_do_not_count(monkeypatch):
     ce = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), ids[:, 1:].flatten(), reduction="none")
     assert special.ce_loss == pytest.approx(float(ce.numpy()[~seven.flatten()].mean()), rel=1e-5)
     monkeypatch.setattr("heredity.stitch.stitched.chunk_rows", lambda *_: 32)
-    again = stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens, special=[7])
+    again = stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens, special=[7])
     assert again.ce_loss == pytest.approx(special.ce_loss, rel=1e-6) and np.array_equal(again.hits, special.hits)
 
 
 def test_models_come_back_as_they_were_and_misfits_are_refused():
     a, b, (up, down), tokens = model(SMALL, 2), model(LARGE, 3), maps(), blocks()
     b.train()
-    stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens)
+    stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens)
     assert b.training and not a.training
     with pytest.raises(ValueError, match="replacement at blocks.2.hook_resid_pre has shape"):
-        stitched_loss(b, B_HOOK, lambda x: down(x), b, B_HOOK, tokens)
+        stitched_loss((b, B_HOOK), lambda x: down(x), (b, B_HOOK), tokens)
     with pytest.raises(ValueError, match="must share a tokenizer"):
-        stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens + 1)
+        stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens + 1)
     with pytest.raises(ValueError, match="hold nothing to predict"):
-        stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens[:, :1])
-    with pytest.raises(ValueError, match="all tokens to predict are special"):
-        stitched_loss(a, A_HOOK, up, b, B_HOOK, tokens, special=range(VOCAB))
+        stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens[:, :1])
+    with pytest.raises(ValueError, match="hold nothing to predict"):
+        stitched_loss((a, A_HOOK), up, (b, B_HOOK), tokens, special=range(VOCAB))

@@ -179,8 +179,6 @@ def test_the_refitted_decoder_is_the_least_squares_one_and_dead_features_keep_th
     torch.testing.assert_close(made.W_dec[7], plain.W_dec[7])
     with pytest.raises(ValueError, match="no vectors"):
         calibrate(plain, [])
-    with pytest.raises(ValueError, match="choose bias or decoder"):
-        calibrate(plain, [b], "encoder")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", ["relu", "batchtopk", "jumprelu"])
@@ -202,8 +200,6 @@ def test_densities_are_matched_and_weakened_features_live_again(activation: Acti
     assert float((fires & true).sum() / true.sum()) > 0.95
     with pytest.raises(ValueError, match="no thresholds"):
         match_density(transfer_sae(source("topk"), *maps()), b, wanted)
-    with pytest.raises(ValueError, match="shares from 0 to 1"):
-        match_density(weak, b, 2 * wanted + 1)
 
 
 def test_zero_shot_figures_are_the_houses_own():
@@ -252,8 +248,6 @@ def test_a_turned_dictionary_keeps_what_it_can(large: int):
     torch.testing.assert_close(made.threshold, scale * sae.threshold, rtol=1e-3, atol=0)
     again, other = turned(sae, moments, 3), turned(sae, moments, 4)
     assert torch.equal(again.W_dec, made.W_dec) and not torch.allclose(other.W_dec, made.W_dec, atol=0.1)
-    with pytest.raises(ValueError, match="the SAE reads width 12, the moments are of 5"):
-        turned(sae, moments_of((random(9, 5, seed=1), random(9, 4, seed=2))), 0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])

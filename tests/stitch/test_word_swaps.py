@@ -131,11 +131,6 @@ def test_shares_are_intersections_over_unions():
     np.testing.assert_allclose(split.share, split.by_chance, atol=0.2)
 
 
-def test_one_version_alone_tells_nothing():
-    with pytest.raises(ValueError, match=r"\(4, 1, 3\)"):
-        split_features(np.zeros((4, 1, 3), bool))
-
-
 def test_snippets_are_different_sentences():
     texts = [
         "One two three four five. Too short. " + "word " * 80,

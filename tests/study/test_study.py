@@ -97,6 +97,14 @@ def test_the_built_in_study_is_valid():
     assert study.order == ("base", "cpp", "stories", "cpp_stories")
 
 
+def test_the_earlier_spelling_of_a_license_is_accepted():
+    corpus = values()["corpus"]
+    corpus["lua"]["licence"], corpus["stories"]["license"] = "MIT", "CC0-1.0"
+    config = Study.of(values(corpus=corpus)).config
+    assert [config.corpus[name].license for name in ("lua", "stories")] == ["MIT", "CC0-1.0"]
+    assert StudyConfig.model_validate(tomllib.loads(config.to_toml())) == config
+
+
 def broken(path: str, value: object) -> dict:
     """The four models with one value replaced at a dotted path (or removed, for None)."""
     found = values()
@@ -130,7 +138,7 @@ def broken(path: str, value: object) -> dict:
         ("model.base.train.d_modell", 1, "model.base.train.d_modell: unknown key; did you mean 'd_model'?"),
         ("hook_point", None, "hook_point: is missing; add it"),
         ("sae.expansion", 0, "sae.expansion: 0: input should be greater than 0"),
-        ("sae.init", "child", "sae.init.0: 'child': input should be 'joint', 'parent' or 'independent'"),
+        ("sae.init", "child", "sae.instruments.0: 'child': input should be 'joint', 'parent' or 'independent'"),
         ("sae.l0", [35, 25], "must be a rising pair such as [25, 35]"),
         (
             "corpus.english.share",

@@ -263,8 +263,8 @@ def test_coins_are_uniform_and_unrelated():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kept": -1}, "kept=-1 is below 0"),
-        ({"burst": 0.5}, "burst=0.5 is below 1"),
+        ({"kept": -1}, "kept=-1 must lie between 0 and inf"),
+        ({"burst": 0.5}, "burst=0.5 must lie between 1 and inf"),
         ({"overlap": 1.5}, "overlap=1.5"),
         ({"noise": 1.0}, "noise=1.0"),
         ({"document": 20_000}, "document=20000"),

@@ -53,11 +53,11 @@ def test_every_local_format_gives_the_same_texts(tmp_path):
         assert texts_of(f"local:{name}", tmp_path) == texts, name
 
 
-def test_documents_state_their_source_and_licence_or_take_the_given_ones(tmp_path):
+def test_documents_state_their_source_and_license_or_take_the_given_ones(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         json_lines("x", source="book", license="CC0-1.0") + json_lines("y", licence="MIT") + json_lines("z")
     )
-    found = list(documents(CorpusConfig(source="local:a.jsonl", licence="mine"), 0, tmp_path))
+    found = list(documents(CorpusConfig(source="local:a.jsonl", license="mine"), 0, tmp_path))
     assert found == [("x", "book", "CC0-1.0"), ("y", "a.jsonl", "MIT"), ("z", "a.jsonl", "mine")]
 
 
@@ -247,18 +247,18 @@ def test_a_split_that_would_be_empty_is_refused(tmp_path):
         write_corpus("mine", CorpusConfig(source="local:a.txt"), tmp_path, 0, tmp_path)
 
 
-def test_the_record_is_json_counts_licences_and_reports_progress(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json_lines(*many(150), licence="MIT") + json_lines("other", source="elsewhere"))
+def test_the_record_is_json_counts_licenses_and_reports_progress(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(*many(150), license="MIT") + json_lines("other", source="elsewhere"))
     calls = []
-    config = CorpusConfig(source="local:a.jsonl", max_bytes=10_000, licence="CC0-1.0")
+    config = CorpusConfig(source="local:a.jsonl", max_bytes=10_000, license="CC0-1.0")
     record = write_corpus("mine", config, tmp_path, 0, tmp_path, lambda done, total: calls.append((done, total)))
     assert json.loads(json.dumps(record._asdict()))["corpus"] == "mine"
-    assert record.licences == {"MIT": 150, "CC0-1.0": 1}
+    assert record.licenses == {"MIT": 150, "CC0-1.0": 1}
     assert record.sources == 2
     assert record.source == "local:a.jsonl"
     assert calls
     assert all(done <= total == 10_000 for done, total in calls)
-    assert pq.read_schema(tmp_path / "train.parquet").names == ["text", "source", "licence"]
+    assert pq.read_schema(tmp_path / "train.parquet").names == ["text", "source", "license"]
 
 
 def test_reading_a_corpus_that_was_not_written_names_the_file(tmp_path):
@@ -367,7 +367,7 @@ def test_a_hub_preset_is_pinned_streamed_and_filtered(hub, tmp_path):
 
 def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
     hub.rows = Rows({"body": text} for text in many(9))
-    config = CorpusConfig(source="hub:me/mine", subset="small", column="body", max_bytes=10_000, licence="MIT")
+    config = CorpusConfig(source="hub:me/mine", subset="small", column="body", max_bytes=10_000, license="MIT")
     assert [document.text for document in documents(config, 2, tmp_path)] == many(9)[2:] + many(9)[:2]
     assert (hub.call["name"], hub.call["data_dir"]) == ("small", None)
     with pytest.raises(CorpusError, match=r'hub:me/mine, row 0: no column "text" \(it has body\)'):

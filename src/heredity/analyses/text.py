@@ -65,7 +65,7 @@ def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
         )
     write_json(work.folder / RECORD, record)
     columns = {name: record[name] for name in CORPORA.schema.names if name in record}
-    licenses = ", ".join(f"{name} {count}" for name, count in record["licences"].items())
+    licenses = ", ".join(f"{name} {count}" for name, count in record["licenses"].items())
     return {"corpora": [columns | {"licenses": licenses}]}
 
 

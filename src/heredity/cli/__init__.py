@@ -6,8 +6,10 @@ from heredity.cli import look as look
 from heredity.cli import single as single
 from heredity.cli import stitch as stitch
 from heredity.cli.app import app as app
+from heredity.kernels.processors import share_processors
 
 
 def main() -> None:
     """Entry point of the `heredity` command."""
+    share_processors()  # before a command loads torch
     app()

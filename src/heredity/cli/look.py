@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, setting, study_of, text
 from heredity.study import CaseConfig
-from heredity.study.faults import first_fault
+from heredity.study.graph import first_fault
 
 
 @app.command()

@@ -32,7 +32,7 @@ def merge(
 ) -> None:
     """Merge models into one folder, with a report for every tensor."""
     with errors(debug):
-        from heredity.lm.merge_folders import merge_folders
+        from heredity.lm.recipe import merge_folders
 
         numbers = _numbers(weights) if weights else None
         result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
@@ -122,8 +122,8 @@ def validate(
 ) -> None:
     """Validate every rule and test on worlds whose truth is planted: precision, recall, error rates."""
     with errors(debug):
-        from heredity.show import planted
-        from heredity.synthetic.validation import CONDITIONS, prove
+        from heredity.show.terminal import print_table
+        from heredity.synthetic.validation import CONDITIONS, TABLES, prove
 
         if context.info_name == "plant":
             err.print("`heredity plant` is now called `heredity validate`", style="yellow")
@@ -139,7 +139,8 @@ def validate(
             partial = out.with_name(f".{out.name}.partial")
             partial.write_text(json.dumps(tables, indent=1, allow_nan=False) + "\n")
             partial.replace(out)
-        emit(as_json, tables, lambda: planted.print_proof(tables))
+        brief = [table for table in TABLES if table.brief]
+        emit(as_json, tables, lambda: [print_table(table, tables[table.name]) for table in brief])
 
 
 def _inits(names: list[str]) -> list[Any]:

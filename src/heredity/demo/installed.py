@@ -1,7 +1,7 @@
 """`installed:NAME`: text that any machine able to run the package already has on disk.
 
 Documents are named by package and version, never by their place on the machine, and come in a seeded order that is
-the same for the same installation. The second half of the file makes plain English out of program documentation.
+the same for the same installation. The second half of the file extracts plain English from program documentation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from heredity.text.sources import CorpusError, Document
 
 NAMES = ("cpp-headers", "python-english", "python-packages", "python-stdlib")
 
-_RULES = 2  # raised whenever the choice or the cleaning of files changes, so that cached corpora are made anew
+_RULES = 2  # raised whenever the choice or the cleaning of files changes, so that no cached corpus is reused
 _FEWEST_CHARACTERS = 200
 _MOST_BYTES = 300_000  # beyond this, source files are tables or generated
 
@@ -37,18 +37,15 @@ _STDLIB_SKIPPED = _NEVER | {"encodings", "pydoc_data", "ensurepip", "lib-dynload
 _HEADERS_SKIPPED = _NEVER | {"ops", "google", "oneapi", "kineto", "sleef", "fp16", "psimd"}
 _HEADER_PACKAGES = ("torch", "pyarrow")
 # Text files that are not documentation, by the beginning of their names.
-_NOT_DOCUMENTATION = re.compile(
-    "license|licence|copying|notice|authors|requirements|top_level|entry_points|sources", re.IGNORECASE
-)
+_NO_DOCUMENTATION = "license|licence|copying|notice|authors|requirements|top_level|entry_points|sources"
 
-_Item = tuple[str, Callable[[], str]]  # path below the folder of packages, which the order is made from; its text
+_Item = tuple[str, Callable[[], str]]  # path below the folder of packages, which determines the order; its text
 
 
 def documents(name: str, seed: int) -> Iterator[Document]:
     """Documents of an installed source, in a seeded random order.
 
-    Raises:
-        CorpusError: unknown name, or the packages it reads are not installed.
+    Raises CorpusError for an unknown name, and where the packages it reads are not installed.
     """
     items = sorted(_items(name), key=lambda item: item[0])
     if not items:
@@ -65,18 +62,16 @@ def documents(name: str, seed: int) -> Iterator[Document]:
             seen.update(fresh)
             text = "\n\n".join(fresh)
         if len(text) >= _FEWEST_CHARACTERS:
-            package, licence = _owner(path.split("/")[0])
-            yield Document(text, f"{package}:{path}", licence)
+            package, license = _owner(path.split("/")[0])
+            yield Document(text, f"{package}:{path}", license)
 
 
 def versions(name: str) -> str:
     """Everything that the content of an installed source depends on: versions of Python and of the packages read.
 
-    Raises:
-        CorpusError: unknown name.
+    Raises CorpusError for an unknown name.
     """
-    if name not in NAMES:
-        raise CorpusError(f"installed:{name}: unknown name; use one of {', '.join(NAMES)}")
+    _check(name)
     parts = [f"rules {_RULES}"]
     if name.startswith("python"):
         parts.append(f"{platform.python_implementation()} {platform.python_version()}")
@@ -87,7 +82,13 @@ def versions(name: str) -> str:
     return "; ".join(parts)
 
 
+def _check(name: str) -> None:
+    if name not in NAMES:
+        raise CorpusError(f"installed:{name}: unknown name; use one of {', '.join(NAMES)}")
+
+
 def _items(name: str) -> list[_Item]:
+    _check(name)
     stdlib = Path(sysconfig.get_path("stdlib"))
     if name == "python-stdlib":
         return _files(stdlib, (".py",), _STDLIB_SKIPPED, _source, "python/")
@@ -101,36 +102,32 @@ def _items(name: str) -> list[_Item]:
         items = _files(stdlib, (".py",), _STDLIB_SKIPPED, _english, "python/")
         items += _of_requirements((".py", ".md", ".rst", ".txt", "/METADATA"), _english)
         return items + [(f"python/topics/{topic}", partial(prose, text)) for topic, text in topics.items()]
-    if name == "cpp-headers":
-        return [
-            item
-            for package in _HEADER_PACKAGES
-            if (include := _include_folder(package)) is not None
-            for item in _files(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED, _source, f"{package}/include/")
-            if item[0].count("/") > 2  # single files at the top belong to C libraries that torch passes on
-        ]
-    raise CorpusError(f"installed:{name}: unknown name; use one of {', '.join(NAMES)}")
+    return [
+        item
+        for package in _HEADER_PACKAGES
+        if (include := _include_folder(package)) is not None
+        for item in _files(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED, _source, f"{package}/include/")
+        if item[0].count("/") > 2  # single files at the top belong to C libraries that torch passes on
+    ]
 
 
 def _files(
     folder: Path, endings: tuple[str, ...], skipped: frozenset[str], read: Callable[[str], str], prefix: str = ""
 ) -> list[_Item]:
     """Files below `folder` with one of the endings; `prefix` stands for the folder in the items' paths."""
-    items = []
-    start = len(str(folder)) + 1
+    items, start = [], len(str(folder)) + 1
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if name not in skipped and name[0] != "."]
         for name in names:
             path = f"{parent}/{name}"
-            unwanted = name.startswith("_sysconfigdata") if name.endswith(".py") else _NOT_DOCUMENTATION.match(name)
-            if path.endswith(endings) and not unwanted:
+            unwanted = "_sysconfigdata" if name.endswith(".py") else _NO_DOCUMENTATION
+            if path.endswith(endings) and not re.match(unwanted, name, re.IGNORECASE):
                 items.append((prefix + path[start:].replace(os.sep, "/"), partial(read, path)))
     return items
 
 
 def _of_requirements(endings: tuple[str, ...], read: Callable[[str], str]) -> list[_Item]:
-    """Files of the packages that this one is installed with. Whatever else is on the machine would change the text
-    whenever somebody installs something."""
+    """Files of the packages that this one requires: other packages would change the text whenever one is installed."""
     folders = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
     folders += [include.parent.parent for include in map(_include_folder, _HEADER_PACKAGES) if include is not None]
     wanted = _requirements()
@@ -142,13 +139,9 @@ def _of_requirements(endings: tuple[str, ...], read: Callable[[str], str]) -> li
             return _plain(top.removesuffix(".dist-info").rpartition("-")[0]) in wanted
         return top.removesuffix(".py") in tops
 
-    return [
-        item
-        for folder in dict.fromkeys(map(Path.resolve, folders))
-        if folder.is_dir()
-        for item in _files(folder, endings, _NEVER, read)
-        if belongs(item[0].split("/")[0])
-    ]
+    folders = [folder for folder in dict.fromkeys(map(Path.resolve, folders)) if folder.is_dir()]
+    items = [item for folder in folders for item in _files(folder, endings, _NEVER, read)]
+    return [item for item in items if belongs(item[0].split("/")[0])]
 
 
 @cache
@@ -156,9 +149,9 @@ def _requirements() -> frozenset[str]:
     """Installed packages that this one requires, directly or through others, extras left out; all packages when this
     one is not installed itself."""
     installed = {_plain(package.name): package for package in importlib.metadata.distributions()}
-    waiting, needed = ["heredity"], set()
-    if waiting[0] not in installed:
+    if "heredity" not in installed:
         return frozenset(installed)
+    waiting, needed = ["heredity"], set()
     while waiting:
         for requirement in installed[waiting.pop()].requires or ():
             name = _plain(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
@@ -197,11 +190,11 @@ def _owner(top: str) -> tuple[str, str]:
             return name, "unknown"
         distribution = importlib.metadata.distribution(providers[0])
     header = message_from_string((distribution.read_text("METADATA") or "").partition("\n\n")[0])
-    licence = header["License-Expression"] or header["License"] or ""
-    if not licence or "\n" in licence or len(licence) > 120:  # no SPDX expression or short text
+    license = header["License-Expression"] or header["License"] or ""
+    if not license or "\n" in license or len(license) > 120:  # no SPDX expression or short text
         classifiers = header.get_all("Classifier", [])
-        licence = " AND ".join(line.split(" :: ")[-1] for line in classifiers if line.startswith("License"))
-    return f"{header['Name']}-{header['Version']}", licence or "unknown"
+        license = " AND ".join(line.split(" :: ")[-1] for line in classifiers if line.startswith("License"))
+    return f"{header['Name']}-{header['Version']}", license or "unknown"
 
 
 def _source(path: str) -> str:

@@ -1,8 +1,8 @@
 """`generated:stories`: short children's stories from a seeded grammar, endless for practical purposes.
 
 A story has an opening, a plot of several beats with asides, and an ending. What recurs in it (names, animals, places,
-colors) is drawn once, so that a language model has something to keep track of. The words are in two text files beside
-this module, which say how they are read.
+colors) is drawn once, so that a language model has something to keep track of. The words are in `story_plots.txt` and
+`story_cast.txt`, which describe their format.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-VERSION = 1
-"""Raised whenever the grammar changes, so that cached corpora are made anew."""
-
+VERSION = 1  # raised whenever the grammar changes, so that no cached corpus is reused
 _WORDS = range(80, 251)
 _PATIENCE = 1000
 _NEW_PARAGRAPH = 0.4
@@ -33,7 +31,7 @@ _PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
 }
 
-Ways = tuple[str, ...]  # of telling one beat
+Ways = tuple[str, ...]  # wordings of one beat
 Row = dict[str, str]
 
 
@@ -55,8 +53,7 @@ class Grammar(NamedTuple):
 def stories(count: int | None, seed: int) -> Iterator[str]:
     """`count` distinct stories, or without end when `count` is `None`; a prefix of them is the same for any `count`.
 
-    Raises:
-        ValueError: the grammar has no further story, or hardly any.
+    Raises ValueError when the grammar has no further story, or hardly any.
     """
     rng = random.Random(seed)
     earlier: set[bytes] = set()
@@ -75,6 +72,13 @@ def stories(count: int | None, seed: int) -> Iterator[str]:
 def story(rng: random.Random) -> str:
     """One story of 80 to 250 words, in one or more paragraphs."""
     words = grammar()
+    slots: Row = {}
+
+    def value(match: re.Match[str]) -> str:
+        first, rest = match.groups()
+        word = slots[first.lower() + rest]
+        return word if first.islower() else word[0].upper() + word[1:]
+
     while True:
         slots = _slots(rng)
         parts = [rng.choice(words.opening)]
@@ -85,21 +89,10 @@ def story(rng: random.Random) -> str:
             if rng.random() < _MIDDLE:
                 parts += [" ", rng.choice(words.middle)]
         parts += [" ", rng.choice(words.ending)]
-        text = _filled("".join(parts), slots, rng)
+        text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), "".join(parts))
+        text = _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))  # `an` before a vowel
         if len(text.split()) in _WORDS:
             return text
-
-
-def _filled(text: str, slots: Row, rng: random.Random) -> str:
-    """Resolve choices, then slots, then `a` before a vowel."""
-
-    def value(match: re.Match[str]) -> str:
-        first, rest = match.groups()
-        word = slots[first.lower() + rest]
-        return word if first.islower() else word[0].upper() + word[1:]
-
-    text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
-    return _ARTICLE.sub(r"\1n ", _SLOT.sub(value, text))
 
 
 def _slots(rng: random.Random) -> Row:

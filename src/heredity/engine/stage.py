@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from heredity.engine.store import Artifact, ArtifactError, Store, digest
 from heredity.engine.workers import Here, Shards
@@ -17,18 +17,12 @@ from heredity.engine.workers import Here, Shards
 class Stage:
     """One step of a study: inputs -> artifact."""
 
-    kind: str
-    """Kind of result and name of its folder: `corpus`, `model`, `sae`, `match` ..."""
-    name: str
-    """Name within its kind."""
-    config: Mapping[str, Any]
-    """All settings that it reads: a change of any of them makes it anew."""
-    inputs: Mapping[str, Stage | Mapping[str, Stage]]
-    """What it is made from, by role; a role may hold several by name."""
-    make: Callable[[Work], None] = field(compare=False)
-    """Fills `Work.folder`."""
-    version: int = 0
-    """Of the code: raised when a change of it changes numbers, so that older results are not reused."""
+    kind: str  # kind of result and name of its folder: `corpus`, `model`, `sae`, `match` ...
+    name: str  # name within its kind
+    config: Mapping[str, Any]  # every setting that `make` reads: a change of any of them remakes the artifact
+    inputs: Mapping[str, Stage | Mapping[str, Stage]]  # what it is made from, by role; a role may hold several by name
+    make: Callable[[Work], None] = field(compare=False)  # fills `Work.folder`
+    version: int = 0  # of the code: raised when a change of it changes numbers, so that older results are not reused
 
     @cached_property
     def key(self) -> str:
@@ -54,52 +48,24 @@ class Stage:
 class Work:
     """Everything that a stage works with."""
 
-    folder: Path
-    """Working folder; what a killed run left is still in it. Becomes the artifact."""
-    inputs: Mapping[str, Any]
-    """Complete artifacts by role; a role with several holds them by name."""
-    config: Mapping[str, Any]
-    """The stage's settings."""
-    progress: Callable[[int, int], None]
-    """Call with (done, total)."""
-    shards: Shards
-    """Workers for work that can be divided; no result depends on their number."""
-
-    def group(self, prefix: str) -> dict[str, Artifact]:
-        """The inputs whose role is `prefix:NAME`, by NAME."""
-        if isinstance(self.inputs.get(prefix), Mapping):
-            return dict(self.inputs[prefix])
-        start = f"{prefix}:"
-        return {role.removeprefix(start): found for role, found in self.inputs.items() if role.startswith(start)}
+    folder: Path  # working folder; what a killed run left is still in it. Becomes the artifact
+    inputs: Mapping[str, Any]  # complete artifacts by role; a role with several holds them by name
+    config: Mapping[str, Any]  # the stage's settings
+    progress: Callable[[int, int], None]  # call with (done, total)
+    shards: Shards  # workers for work that can be divided; no result depends on their number
 
 
-class Watcher(Protocol):
-    """Follows a run; the command line draws bars with it."""
+class Watcher:
+    """Follows a run. This one ignores it; the command line draws progress bars with its own."""
 
     def start(self, stage: Stage) -> None:
         """A stage begins."""
-        ...
 
     def progress(self, stage: Stage, done: int, total: int) -> None:
         """A stage has come this far."""
-        ...
 
     def end(self, stage: Stage, seconds: float, cached: bool) -> None:
         """A stage is complete."""
-        ...
-
-
-class Silent:
-    """A watcher without output."""
-
-    def start(self, stage: Stage) -> None:
-        """Nothing."""
-
-    def progress(self, stage: Stage, done: int, total: int) -> None:
-        """Nothing."""
-
-    def end(self, stage: Stage, seconds: float, cached: bool) -> None:
-        """Nothing."""
 
 
 def run(
@@ -114,7 +80,7 @@ def run(
     `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
     stage; by default this process does all of it. Raises ArtifactError when `until` names no stage.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or Watcher()
     if until is not None:
         last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
         if not last:
@@ -134,11 +100,7 @@ def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
         inputs = inputs_of(stage, store)
         keys = {role: source.key for role, source in stage.sources()}
         with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
-
-            def progress(done: int, total: int) -> None:
-                watcher.progress(stage, done, total)
-
-            stage.make(Work(folder, inputs, stage.config, progress, shards))
+            stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards))
         artifact = store.find(stage.kind, stage.name, stage.key)
         if artifact is None:
             raise ArtifactError(f"{stage.label}: its folder vanished while it was written; is another process at work?")
@@ -147,7 +109,7 @@ def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
 
 
 def inputs_of(stage: Stage, store: Store) -> dict[str, Any]:
-    """The artifacts that a stage is made from, by role. Raises ArtifactError for one that is not there."""
+    """The artifacts from which a stage is made, by role. Raises ArtifactError for a missing one."""
 
     def artifact(role: str, source: Stage) -> Artifact:
         made = store.find(source.kind, source.name, source.key)

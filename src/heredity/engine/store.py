@@ -43,14 +43,13 @@ class Artifact:
     """A complete folder on disk."""
 
     folder: Path
-    key: str
-    """Hash of its recipe."""
+    key: str  # hash of its recipe
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
     def json(self, name: str) -> Any:
-        """The parsed content of a JSON file of the folder."""
+        """Content of a JSON file of the folder."""
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     @property
@@ -120,11 +119,9 @@ class Store:
         folder = self.path(stage, name, key)
         if not (folder / MANIFEST).exists():
             return None
-        if folder not in self._verified:
-            if damage := faults(folder, key):
-                way_out = "mend that, or delete the folder and run again to make it anew"
-                raise ArtifactError(f"{folder}: {damage[0]}; {way_out}")
-            self._verified.add(folder)
+        if folder not in self._verified and (damage := faults(folder, key)):
+            raise ArtifactError(f"{folder}: {damage[0]}; mend that, or delete the folder and run again to make it anew")
+        self._verified.add(folder)
         return Artifact(folder, key)
 
     @contextlib.contextmanager
@@ -133,9 +130,8 @@ class Store:
     ) -> Iterator[Path]:
         """A working folder that becomes the artifact when the block ends without an error; the caller holds the lock.
 
-        Files of a killed run are still in the working folder, temporary ones aside, so that a stage can resume; it
-        deletes those that it does not want kept. `config` and `inputs` (name -> key) are recorded. After an error the
-        folder stays too.
+        After an error or a kill the folder stays, temporary files aside, so that a stage can resume from what it finds
+        there. `config` and `inputs` (name -> key) are recorded.
         """
         final = self.path(stage, name, key)
         partial = final.with_name(f".partial-{final.name}")
@@ -179,18 +175,16 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             file = open(self.root / ".lock", "a+")  # noqa: SIM115 - closed below
         except OSError as error:
-            raise ArtifactError(
-                f"{self.root} cannot be written ({error.strerror}); choose another folder with --runs"
-            ) from None
+            reason = f"cannot be written ({error.strerror}); choose another folder with --runs"
+            raise ArtifactError(f"{self.root} {reason}") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise ArtifactError(
-                    f"{self.root} is being written by process {file.read().strip() or 'unknown'}; wait for it, "
-                    "or choose another folder with --runs"
-                ) from None
+                writer = f"process {file.read().strip() or 'unknown'}"
+                reason = f"is being written by {writer}; wait for it, or choose another folder with --runs"
+                raise ArtifactError(f"{self.root} {reason}") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

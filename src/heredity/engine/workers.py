@@ -1,7 +1,7 @@
 """Independent units of work, done in this process or shared among several on one machine.
 
 A unit is the same whoever does it, and results come back in the order of the units, so numbers do not depend on how
-many processes there are. Torch is imported in functions only: a new process first says how its threads shall wait.
+many processes there are. Torch is imported in functions only: a new process first sets how its threads wait.
 """
 
 from __future__ import annotations
@@ -16,59 +16,43 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from heredity.kernels.processors import processors
 
 S = TypeVar("S")
-S_co = TypeVar("S_co", covariant=True)
 U = TypeVar("U")
 R = TypeVar("R")
 
 Progress = Callable[[int, int], None]
 
-_AHEAD = 2  # units a process has waiting, so that none is idle while results are taken in
+_AHEAD = 2  # units that wait per process, so that none is idle while results are consumed
 
 
 class WorkerError(ValueError):
     """A worker process died without an error of its own."""
 
 
-class Job(Protocol[S_co]):
-    """Something opened once in every process that works on it."""
+class Job(Generic[S]):
+    """Units of work that all need the result of `opened`, such as a model; opened at the first unit, once."""
 
-    def map(self, work: Callable[[S_co, U], R], units: Iterable[U]) -> Iterator[R]:
-        """work(opened, unit) of every unit, in order. The first error of a unit is raised here."""
-        ...
-
-
-class Shards(Protocol):
-    """Who does the work."""
-
-    def job(self, opened: Callable[[], S]) -> Job[S]:
-        """Units of work that all need what `opened` gives, such as a model read from its folder."""
-        ...
-
-
-class _HereJob(Generic[S]):
     def __init__(self, opened: Callable[[], S]) -> None:
-        self._open = opened
-        self._opened: list[S] = []
+        self._open = cache(opened)
 
     def map(self, work: Callable[[S, U], R], units: Iterable[U]) -> Iterator[R]:
-        if not self._opened:
-            self._opened.append(self._open())
+        """work(opened, unit) of every unit, in order. The first error of a unit is raised here."""
         for unit in units:
-            yield work(self._opened[0], unit)
+            yield work(self._open(), unit)
 
 
 class Here:
     """All work in this process."""
 
     def job(self, opened: Callable[[], S]) -> Job[S]:
-        """See `Shards`; opened at the first unit."""
-        return _HereJob(opened)
+        """Units of work that all need the result of `opened`."""
+        return Job(opened)
 
 
 class Processes:
@@ -90,20 +74,17 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._pool is None:
             return
-        if kind is not None:
-            for process in multiprocessing.active_children():
-                if process.pid not in self._others:
-                    process.terminate()
+        for process in multiprocessing.active_children():
+            if kind is not None and process.pid not in self._others:
+                process.terminate()
         self._pool.shutdown(cancel_futures=True)
         self._pool = None
 
     def job(self, opened: Callable[[], S]) -> Job[S]:
-        """See `Shards`; opened by each process at its first unit, and dropped at its first unit of the next job."""
+        """As `Here.job`; opened by each process at its first unit, and dropped at its first unit of the next job."""
         return _SharedJob(self, next(self._numbers), opened)
 
     def submit(self, work: Callable[..., R], *arguments: object) -> Future[R]:
@@ -118,9 +99,12 @@ class Processes:
         return self._pool.submit(work, *arguments)
 
 
-class _SharedJob(Generic[S]):
+Shards = Here | Processes
+
+
+class _SharedJob(Job[S]):
     def __init__(self, processes: Processes, number: int, opened: Callable[[], S]) -> None:
-        self._processes, self._number, self._open = processes, number, opened
+        self._processes, self._number, self._opened = processes, number, opened
 
     def map(self, work: Callable[[S, U], R], units: Iterable[U]) -> Iterator[R]:
         waiting: deque[Future[R]] = deque()
@@ -128,7 +112,7 @@ class _SharedJob(Generic[S]):
         try:
             while True:
                 for unit in itertools.islice(rest, _AHEAD * self._processes.count - len(waiting)):
-                    waiting.append(self._processes.submit(_unit, self._number, self._open, work, unit))
+                    waiting.append(self._processes.submit(_unit, self._number, self._opened, work, unit))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -141,7 +125,7 @@ class _SharedJob(Generic[S]):
 
 @contextlib.contextmanager
 def shards(workers: int) -> Iterator[Shards]:
-    """This process for one worker, a pool of processes for more, but no more than one a processor.
+    """This process for one worker, a pool of processes for more, but no more than one per processor.
 
     Raises ValueError for fewer than one.
     """
@@ -160,13 +144,13 @@ def _unit(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit:
     """One unit in a worker process."""
     global _current
     if _current[0] != number:
-        _current = (0, None)  # the last job's models go before the next one's come
+        _current = (0, None)  # the last job's models are freed before the next one's are loaded
         _current = (number, opened())
     return work(_current[1], unit)
 
 
 def _begin(threads: int, turns: Any) -> None:
-    """What a worker process does first."""
+    """Set up a worker process."""
     # Ctrl-C reaches every process of the terminal; the one that drew the progress bar ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from heredity.explain.protocol import Answer, Failure, Refused, Request
+from heredity.explain.protocol import Answer, Failure, Request
 
 OPENAI = "https://api.openai.com/v1"
-GIVE_UP = 3
-"""After this many requests in a row without a connection, each further one is tried once, until one is answered."""
+GIVE_UP = 3  # requests in a row without a connection after which each further one is tried once, until one is answered
 _SECRET = 8  # least characters of a key to hide; servers without keys are given words such as `x` or `token`
 _MOST_TOKENS = 2**40
 
@@ -26,14 +25,14 @@ class EndpointError(ValueError):
 
 
 class Endpoint:
-    """A `Completer` behind HTTP, through the `openai` client.
+    """A `Completer` behind HTTP, through the `openai` client, at temperature 0.
 
     model, base_url: such as `http://127.0.0.1:8000/v1`. key_variable: environment variable with the API key; a server
     on this machine needs none, and "" declares that another one needs none either. retries: further tries after 408,
     409, 429, 5xx, a timeout, a broken connection or a broken body, with growing pauses or those of `Retry-After` (up to
     two minutes; longer ones are not waited for). timeout: seconds without a byte. concurrency: requests at a time.
-    seed: sent along, at temperature 0. limit: the endpoint's name for the limit of an answer's tokens. extra: further
-    parameters of the request body; None removes one, such as `{"temperature": None}`.
+    limit: the endpoint's name for the limit of an answer's tokens. extra: further parameters of the request body; None
+    removes one, such as `{"temperature": None}`.
 
     Raises `EndpointError` when the client is not installed, the key is missing, or base_url is not an http address.
     """
@@ -47,17 +46,13 @@ class Endpoint:
         retries: int = 5,
         timeout: float = 120.0,
         concurrency: int = 8,
-        seed: int = 0,
         limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra: Mapping[str, Any] | None = None,
     ):
         if retries < 0 or concurrency < 1 or not timeout > 0:
-            raise EndpointError(
-                f"retries={retries}, concurrency={concurrency}, timeout={timeout}: must be at least 0, at least 1 and "
-                "above 0"
-            )
-        self.name = model
-        self.concurrency = concurrency
+            wrong = f"retries={retries}, concurrency={concurrency}, timeout={timeout}"
+            raise EndpointError(f"{wrong}: must be at least 0, at least 1 and above 0")
+        self.name, self.concurrency = model, concurrency
         self.provider, local = _provider(base_url)
         self._key = _key(key_variable, self.provider, local)
         try:
@@ -73,11 +68,9 @@ class Endpoint:
         # Without a reference to self, so that the finalizer can run.
         http = openai.DefaultHttpxClient(event_hooks={"request": [check]})
         weakref.finalize(self, http.close)
-        key = self._key or "none"
-        self._client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, http_client=http)
-        self._retries = retries
-        self._limit = limit
-        self._parameters = {"temperature": 0, "seed": seed} | dict(extra or {})
+        self._client = openai.OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, http_client=http)
+        self._retries, self._limit = retries, limit
+        self._parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
         self._slots = threading.Semaphore(concurrency)
         self._missed = 0
         self._denied: Failure | None = None
@@ -91,42 +84,37 @@ class Endpoint:
         """Send nothing more; a pause before a retry runs out first."""
         self._stopped.set()
 
-    def complete(self, request: Request) -> Answer | Refused:
+    def complete(self, request: Request) -> tuple[Answer | Failure, int]:
         """Ask, and retry where that can help. After a 401 nothing is asked any more: the key is wrong."""
         with self._slots:
             attempts, left = 0, 0 if self._missed >= GIVE_UP else self._retries
             while not self._denied:
                 reply, tries = self._ask(request, left)
                 attempts, left = attempts + tries, left - tries
-                if isinstance(reply, Answer):
-                    self._missed = 0
-                    return reply._replace(attempts=attempts)
+                kind = reply.kind if isinstance(reply, Failure) else ""
                 # The client retries all but a body that arrived broken.
-                if reply.kind != "truncated" or left < 0:
-                    self._missed = self._missed + 1 if reply.kind == "unreachable" else 0
-                    return Refused(reply, attempts)
-            return Refused(self._denied, attempts)
+                if kind != "truncated" or left < 0:
+                    self._missed = self._missed + 1 if kind == "unreachable" else 0
+                    return reply, attempts
+            return self._denied, attempts
 
     def _ask(self, request: Request, retries: int) -> tuple[Answer | Failure, int]:
-        """The answer to a request, and how often it was sent."""
         import openai
 
         client = self._client.with_options(max_retries=retries)
-        body: dict[str, Any] = dict(self._parameters)
         if request.echo:
             # A limit of 0 means no limit to some servers: one token is requested and ignored.
-            prompt: dict[str, Any] = {"prompt": request.prompt}
-            body |= {"echo": True, "logprobs": request.logprobs, "max_tokens": 1}
+            create: Any = client.completions.with_raw_response.create
+            prompt: Any = {"prompt": request.prompt}
+            body = self._parameters | {"echo": True, "logprobs": request.logprobs, "max_tokens": 1}
         else:
+            create = client.chat.completions.with_raw_response.create
             prompt = {"messages": [{"role": "user", "content": request.prompt}]}
-            body |= {self._limit: request.max_tokens}
-        create: Any = (client.completions if request.echo else client.chat.completions).with_raw_response.create
+            body = self._parameters | {self._limit: request.max_tokens}
+        given = {name: value for name, value in body.items() if value is not None}
         try:
-            sent: Any = create(
-                model=self.name, **prompt, extra_body={name: value for name, value in body.items() if value is not None}
-            )
-            reply = self._read(sent.text, request)
-            http_request = sent.http_request
+            sent = create(model=self.name, **prompt, extra_body=given)
+            reply, http_request = self._read(sent.text, request.echo), sent.http_request
         except openai.APIStatusError as error:
             reply, http_request = self._failure("refused", f"HTTP {error.status_code}: {error}"), error.request
             if error.status_code == 401:
@@ -140,13 +128,13 @@ class Endpoint:
     def _failure(self, kind: Literal["refused", "unreachable", "truncated"], detail: str) -> Failure:
         return Failure(kind, f"{self.provider}: {self._redacted(detail)[:300]}")
 
-    def _read(self, text: str, request: Request) -> Answer | Failure:
+    def _read(self, text: str, echo: bool) -> Answer | Failure:
         try:
             body = json.loads(text)
         except ValueError:
             return self._failure("truncated", "the body of the response broke off")
         try:
-            answer = answer_of(body, request.echo)
+            answer = _answer_of(body, echo)
         except (LookupError, TypeError, ValueError, AttributeError):
             return self._failure("refused", json.dumps(body))
         # An endpoint may send the key back, in JSON escapes as well: it is searched after they are decoded.
@@ -163,16 +151,11 @@ class Endpoint:
         return "(key)" if self._key in unescaped else text
 
 
-def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
-    """Read the body of a response of `/chat/completions`, or of `/completions` for an echo.
-
-    Raises `LookupError`, `TypeError`, `ValueError` or `AttributeError` for a body of another form.
-    """
+def _answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
+    """Read a body of `/chat/completions`, or of `/completions` for an echo; raises for another form."""
     choice, usage = body["choices"][0], body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    tokens_in, tokens_out = (
-        count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts
-    )
+    used = [count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts]
     if echo:
         logprobs = choice.get("logprobs") or {}
         tokens = tuple(str(token) for token in logprobs.get("tokens") or ())
@@ -181,23 +164,22 @@ def answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
             {token: float(value) for token, value in (likely or {}).items() if isinstance(value, (int, float))}
             for likely in logprobs.get("top_logprobs") or ()
         )
-        return Answer("", "stop", tokens_in, tokens_out, tokens, top)
+        return Answer("", "stop", used[0], used[1], tokens, top)
     message, finish = choice["message"], choice.get("finish_reason")
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     refused = finish == "content_filter" or (not text and message.get("refusal"))
-    ended = "refused" if refused else "length" if finish == "length" else "stop"
-    return Answer(text, ended, tokens_in, tokens_out)
+    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", used[0], used[1])
 
 
 def _provider(base_url: str) -> tuple[str, bool]:
     """Host and port of an address, and whether that is this machine."""
     try:
         parts = urlsplit(base_url)
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
-        host, port, parts = None, None, urlsplit("")
+        host, port, parts = "", None, urlsplit("")
     if not host or parts.scheme not in ("http", "https"):
         raise EndpointError(f"{base_url}: is no http address; give one such as {OPENAI} or http://127.0.0.1:8000/v1")
     try:
@@ -211,9 +193,7 @@ def _key(variable: str, provider: str, local: bool) -> str | None:
     key = os.environ.get(variable, "").strip() if variable else ""
     if not key.isascii():
         raise EndpointError(f"{variable}: holds characters that no key has; put the API key there")
-    if key or not variable or local:
-        return key or None
-    raise EndpointError(
-        f"{variable}: is not set; put the API key of {provider} there, name another variable, or name none if it needs "
-        'no key ("")'
-    )
+    if not key and variable and not local:
+        where = f"put the API key of {provider} there, name another variable, or name none if it needs no key"
+        raise EndpointError(f'{variable}: is not set; {where} ("")')
+    return key or None

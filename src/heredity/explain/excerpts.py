@@ -29,19 +29,14 @@ class Recipe(NamedTuple):
     radius: int = 8  # tokens on either side, within the block
 
 
-STANDARD = Recipe()
-
-
 class Text(NamedTuple):
     """A token sample in two halves; see `split`."""
 
     ids: np.ndarray  # int64 [blocks, context]
     vocabulary: tuple[str, ...]  # text of each token, decoded alone
     explains: np.ndarray  # bool [blocks]: whether the block explains; the others score
-    rows: tuple[np.ndarray, np.ndarray]
-    """int64 [tokens of the half], for the scoring and the explaining half: positions in the sample, sorted by token."""
-    starts: tuple[np.ndarray, np.ndarray]
-    """int64 [vocab + 1], likewise: token t stands at `rows[half][starts[half][t]:starts[half][t + 1]]`."""
+    rows: tuple[np.ndarray, np.ndarray]  # int64: positions of the scoring and the explaining half, sorted by token
+    starts: tuple[np.ndarray, np.ndarray]  # int64 [vocab + 1], likewise: token t is at `rows[starts[t]:starts[t + 1]]`
 
 
 class Drawn(NamedTuple):
@@ -76,14 +71,15 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
 
 
 def draw(
-    text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe = STANDARD, seed: int | Sequence[int] = 0
+    text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe | None = None, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
     """Draw the excerpts of one feature from its firings (see `features.cards.Columns`).
 
     rows: int64 [n], rising. values: float64 [n]. None for a feature with fewer than `LEAST_FIRINGS`, or with none in
     one half: too rare to be judged. The cost depends on its own firings only.
     """
-    explains = text.explains[rows // text.ids.shape[1]]
+    recipe, context = recipe or Recipe(), text.ids.shape[1]
+    explains = text.explains[rows // context]
     if len(rows) < LEAST_FIRINGS or explains.all() or not explains.any():
         return None
     rng = np.random.default_rng(seed)
@@ -93,9 +89,9 @@ def draw(
     )
     # Silent: positions of the scoring half, one per block, without a firing in their windows.
     some = rng.choice(text.rows[0], _TRIES * recipe.silent)
-    start, stop = _windows(some, text.ids.shape[1], recipe.radius)
+    start, stop = _windows(some, context, recipe.radius)
     quiet = some[np.searchsorted(rows, start) == np.searchsorted(rows, stop)]
-    _, first = np.unique(quiet // text.ids.shape[1], return_index=True)
+    _, first = np.unique(quiet // context, return_index=True)
     chosen: list[tuple[int, Kind]] = [(row, "silent") for row in quiet[np.sort(first)[: recipe.silent]].tolist()]
     silent = _cut(text, rows, values, chosen, recipe.radius)
     return Drawn(explaining, scoring, silent, float(values[explains].max()))
@@ -129,8 +125,7 @@ def _chosen(
         some = rng.choice(places, min(len(places), 2 * count), replace=False).tolist()
         queues.append([row for row in some if row not in used][:count])
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
-    chosen.extend((row, "elsewhere") for row in turns[:count])
-    return chosen
+    return chosen + [(row, "elsewhere") for row in turns[:count]]
 
 
 def _windows(rows: np.ndarray, context: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,9 +187,11 @@ def selection(
         return choose(match[:, 0], density, firings[model], ranks[model], limit // shared)
 
     by_edge = {edge: chosen(edge, 0) for edge in edges}
-    last = [edge for edge in edges if all(parent != edge[1] for parent, _ in edges)]
+    groups = [(edge[0], group) for edge, group in by_edge.items()]
+    parents = {parent for parent, _ in edges}
+    groups += [(edge[1], chosen(edge, 1)) for edge in edges if edge[1] not in parents]
     features: dict[str, set[int]] = {name: set() for name in sizes}
-    for model, group in [(edge[0], by_edge[edge]) for edge in edges] + [(edge[1], chosen(edge, 1)) for edge in last]:
+    for model, group in groups:
         features[model].update(group.persisting.tolist(), group.others.tolist())
     return Selection({name: sorted(indices) for name, indices in features.items()}, by_edge)
 
@@ -226,9 +223,8 @@ def choose(match: np.ndarray, density: np.ndarray, firings: np.ndarray, priority
     match: int [d_sae], the best match above the threshold, -1 without. density: float64 [d_sae], 0 for a feature that
     is not live on the edge's text. firings: int64 [d_sae]. priority: float64 [d_sae]. most: of both groups together.
     """
-    often = firings >= LEAST_FIRINGS
+    often, room = firings >= LEAST_FIRINGS, most // 2
     picked, rare = [], []
-    room = most // 2
     for group in ((match >= 0) & (density > 0), (match < 0) & (density > 0)):
         able = np.flatnonzero(group & often)
         picked.append(np.sort(able[np.argsort(priority[able], kind="stable")[:room]]))

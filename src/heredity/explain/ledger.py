@@ -22,7 +22,6 @@ from heredity.engine.store import digest
 from heredity.explain.protocol import Answer, Completer, Failure, Request
 
 Read = TypeVar("Read")
-
 TYPICAL = 1 / 3  # assumed prompt tokens per byte until answers report theirs
 MARGIN = 1.25  # a reservation is for this many times the most tokens per byte of any prompt so far
 FRAME = 64  # tokens a chat template may add
@@ -63,13 +62,13 @@ class Estimate(NamedTuple):
 
 
 class LedgerSummary(NamedTuple):
-    """Contents of a ledger; costs in USD."""
+    """Contents of a ledger; costs in USD, tokens as far as reported."""
 
     requests: int  # answered, and so paid for
     cached: int  # answered from the ledger since it was opened
     failures: dict[str, int]  # unanswered requests, unreadable answers and, since it was opened, `budget`; by kind
-    tokens_in: int  # of all prompts, as far as reported
-    tokens_out: int  # of all answers, as far as reported
+    tokens_in: int
+    tokens_out: int
     cost: float
     cost_by_feature: dict[str, float]
     reasons: dict[str, str]  # detail of the last request still unanswered since it was opened, by kind of failure
@@ -89,25 +88,21 @@ class Budget:
     """
 
     def __init__(self, prices: Prices | None = None, max_cost: float | None = None, max_requests: int | None = None):
-        self.prices = prices or Prices()
-        self.max_cost = max_cost
-        self.max_requests = max_requests
+        self.prices, self.max_cost, self.max_requests = prices or Prices(), max_cost, max_requests
         for name, value in (("price in", self.prices[0]), ("price out", self.prices[1]), ("max_cost", max_cost)):
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value}: must be a number of USD, 0 or more")
         if max_requests is not None and max_requests < 0:
             raise ValueError(f"max_requests={max_requests}: must be 0 or more")
         if max_cost is not None and not any(self.prices):
-            raise ValueError(
-                f"max_cost={max_cost}: has no effect at prices of 0; give USD per million tokens in and out"
-            )
+            raise ValueError(f"max_cost={max_cost}: has no effect at prices of 0; give USD per million tokens")
         self._held: list[float] = []  # highest costs of the requests in flight
         self._settled = threading.Condition()
         self.load(())
 
     def load(self, answered: Iterable[tuple[int, int, float, int | None, int | None]]) -> None:
         """Start from these answered requests; fields as the arguments of `count`."""
-        self._requests, self._cost = 0, 0.0  # of answered requests
+        self._requests, self._cost = 0, 0.0
         # Of those that reported their tokens: bytes and tokens of prompts, tokens of answers and their limits.
         self._bytes = self._tokens_in = self._tokens_out = self._allowed = 0
         self._highest: float | None = None  # tokens per byte of a prompt
@@ -131,19 +126,16 @@ class Budget:
             while True:
                 ratio = 1.0 if self._highest is None else MARGIN * self._highest
                 cost = self.prices.cost(ratio * _size(request) + FRAME, request.max_tokens)
-                over = None
                 if self.max_requests is not None and self._requests + len(self._held) >= self.max_requests:
-                    over = f"max_requests={self.max_requests} is met; raise it and run again to go on"
+                    over = f"max_requests={self.max_requests} is met"
                 elif self.max_cost is not None and self._cost + sum(self._held) + cost > self.max_cost:
-                    over = (
-                        f"{self._cost:.4f} USD of max_cost={self.max_cost} are spent and the next request may cost "
-                        f"{cost:.4f}; raise it and run again to go on"
-                    )
-                if over is None:
+                    spent = f"{self._cost:.4f} USD of max_cost={self.max_cost} are spent"
+                    over = f"{spent} and the next request may cost {cost:.4f}"
+                else:
                     self._held.append(cost)
                     return cost
                 if not self._held:
-                    return Failure("budget", over)
+                    return Failure("budget", f"{over}; raise it and run again to go on")
                 self._settled.wait()
 
     def settle(self, request: Request, held: float, answer: Answer | None) -> float:
@@ -153,8 +145,7 @@ class Budget:
             self._settled.notify_all()
             if answer is None:
                 return 0.0
-            tokens_in, tokens_out = answer.tokens_in, answer.tokens_out
-            cost = held
+            cost, tokens_in, tokens_out = held, answer.tokens_in, answer.tokens_out
             if tokens_in is not None and tokens_out is not None:
                 cost = self.prices.cost(tokens_in, tokens_out)
             self.count(_size(request), request.max_tokens, cost, tokens_in, tokens_out)
@@ -182,7 +173,6 @@ class Ledger:
     """
 
     def __init__(self, path: Path, budget: Budget | None = None):
-        self.path = path
         self.budget = budget or Budget()
         self._lock = threading.Lock()
         self._in_flight: dict[str, Future[Answer | Failure]] = {}
@@ -193,14 +183,13 @@ class Ledger:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = opened.enter_context(open(path.with_name(f"{path.name}.lock"), "a"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._base = opened.enter_context(
-                    contextlib.closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None))
-                )
-                self._base.execute("PRAGMA journal_mode=WAL")
-                self._base.execute("PRAGMA synchronous=FULL")
-                self._base.executescript(_TABLES)
+                base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                self._base = opened.enter_context(contextlib.closing(base))
+                base.execute("PRAGMA journal_mode=WAL")
+                base.execute("PRAGMA synchronous=FULL")
+                base.executescript(_TABLES)
                 paid = "SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"
-                self.budget.load(self._base.execute(paid))
+                self.budget.load(base.execute(paid))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
@@ -259,29 +248,19 @@ class Ledger:
 
     def summary(self) -> LedgerSummary:
         """Counts and costs."""
+        totals = "SELECT COUNT(*), COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0), TOTAL(cost) FROM answers"
+        unanswered = "SELECT failure FROM failures WHERE key NOT IN (SELECT key FROM answers)"
+        unread = "SELECT failure FROM answers WHERE failure IS NOT NULL"
+        by_kind = f"SELECT failure, COUNT(*) FROM ({unread} UNION ALL {unanswered}) GROUP BY failure ORDER BY failure"
+        by = "SELECT {0}, {1} FROM answers GROUP BY {0} ORDER BY {0}"
+        groups = [("feature", "SUM(cost)"), ("question", "COUNT(*)"), ("question", "SUM(cost)")]
         with self._lock:
-            query = self._base.execute
-            requests, tokens_in, tokens_out, cost = query(
-                "SELECT COUNT(*), COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0), TOTAL(cost) FROM answers"
-            ).fetchone()
-            failures = dict(
-                query(
-                    "SELECT failure, COUNT(*) FROM (SELECT failure FROM answers WHERE failure IS NOT NULL UNION ALL "
-                    "SELECT failure FROM failures WHERE key NOT IN (SELECT key FROM answers)) "
-                    "GROUP BY failure ORDER BY failure"
-                )
-            )
-            if self._refused:
-                failures["budget"] = self._refused
-            by = "SELECT {0}, {1} FROM answers GROUP BY {0} ORDER BY {0}"
-            by_feature, questions, by_question = (
-                dict(query(by.format(*names)))
-                for names in (("feature", "SUM(cost)"), ("question", "COUNT(*)"), ("question", "SUM(cost)"))
-            )
+            requests, tokens_in, tokens_out, cost = self._base.execute(totals).fetchone()
+            failures = dict(self._base.execute(by_kind)) | ({"budget": self._refused} if self._refused else {})
+            by_feature, *by_question = (dict(self._base.execute(by.format(*names))) for names in groups)
             reasons = {kind: detail for kind, detail in self._unanswered.values()}
-        return LedgerSummary(
-            requests, self._cached, failures, tokens_in, tokens_out, cost, by_feature, reasons, questions, by_question
-        )
+        counts = (requests, self._cached, failures, tokens_in, tokens_out, cost)
+        return LedgerSummary(*counts, by_feature, reasons, *by_question)
 
     def _paid(self, key: str, request: Request, completer: Completer) -> Answer | Failure:
         """The completer's answer, committed to the file."""
@@ -293,14 +272,14 @@ class Ledger:
             return held
         answer, start = None, time.monotonic()
         try:
-            reply = completer.complete(request)
+            reply, attempts = completer.complete(request)
             answer = reply if isinstance(reply, Answer) else None
         finally:
             cost = self.budget.settle(request, held, answer)
         identity = completer.identity
         row = {
             "key": key, "provider": identity["provider"], "model": identity["model"], "feature": request.feature,
-            "question": request.question, "seconds": round(time.monotonic() - start, 3), "attempts": reply.attempts,
+            "question": request.question, "seconds": round(time.monotonic() - start, 3), "attempts": attempts,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         if isinstance(reply, Answer):
@@ -311,7 +290,7 @@ class Ledger:
                 "tokens_out": reply.tokens_out, "prompt_bytes": _size(request), "allowed": request.max_tokens,
             }  # fmt: skip
         else:
-            table, row = "failures", row | {"failure": reply.failure.kind, "detail": reply.failure.detail}
+            table, row = "failures", row | {"failure": reply.kind, "detail": reply.detail}
             again = (
                 " ON CONFLICT (key) DO UPDATE SET failure = excluded.failure, detail = excluded.detail, "
                 "seconds = seconds + excluded.seconds, attempts = attempts + excluded.attempts, time = excluded.time"
@@ -321,17 +300,17 @@ class Ledger:
             if isinstance(reply, Answer):
                 self._unanswered.pop(key, None)
             else:
-                self._unanswered[key] = reply.failure
+                self._unanswered[key] = reply
             self._base.execute(f"INSERT INTO {table} ({names[0]}) VALUES ({names[1]}){again}", row)
-        return reply if isinstance(reply, Answer) else reply.failure
+        return reply
 
     def _stored(self, key: str) -> Answer | None:
-        columns = "answer, tokens_in, tokens_out, attempts"
-        row = self._base.execute(f"SELECT {columns} FROM answers WHERE key = ?", (key,)).fetchone()
+        query = "SELECT answer, tokens_in, tokens_out FROM answers WHERE key = ?"
+        row = self._base.execute(query, (key,)).fetchone()
         if row is None:
             return None
         text, finish, tokens, top = json.loads(row[0])
-        return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top), row[3])
+        return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
 
 
 def key_of(request: Request, completer: Completer) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from heredity.explain.protocol import LEVELS, Answer, Failure, Refused, Request
+from heredity.explain.protocol import LEVELS, Answer, Failure, Request
 from heredity.lm.load import load_model, quiet
 
 if TYPE_CHECKING:
@@ -31,20 +31,19 @@ class Local:
         self._tokenizer: Any = tokenizer
         self._lock = threading.Lock()
         self._stopped = False
-        ids = [self._ids(f"\t{digit}", False) for digit in range(LEVELS)]
         before = self._ids("\t", False)
+        ids = [self._ids(f"\t{digit}", False) for digit in range(LEVELS)]
         # None where a digit is not one token: then it has no probability.
         self._digits = [digit[-1] if digit[:-1] == before else None for digit in ids]
 
     @classmethod
-    def load(cls, path_or_id: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Local:
+    def load(cls, path_or_id: str | Path) -> Local:
         """Load a model and its tokenizer from a folder or the hub; raises as `load_model` does."""
         from transformers import AutoTokenizer
 
-        model: Any = load_model(path_or_id, dtype=dtype)
+        model = load_model(path_or_id)
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(path_or_id))
-        return cls(model.to(device), tokenizer, str(path_or_id))
+            return cls(model, AutoTokenizer.from_pretrained(str(path_or_id)), str(path_or_id))
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -55,35 +54,25 @@ class Local:
         """Refuse further requests."""
         self._stopped = True
 
-    def complete(self, request: Request) -> Answer | Refused:
-        """Greedy decoding, or the log-probabilities of the prompt.
-
-        A prompt that leaves no room for the answer in the model's context is refused.
-        """
+    def complete(self, request: Request) -> tuple[Answer | Failure, int]:
+        """Greedy decoding, or the log-probabilities of the prompt; refused where the context leaves no room."""
         with self._lock, torch.inference_mode():
             if self._stopped:
-                return Refused(Failure("unreachable", "stopped"), 0)
+                return Failure("unreachable", "stopped"), 0
             ids = self._ids(self._framed(request), True)
             context = getattr(self._model.config, "max_position_embeddings", None)
             limit = 0 if request.echo else request.max_tokens
             if context is not None and len(ids) + limit > context:
                 detail = f"{len(ids)} tokens and {limit} for the answer exceed its context of {context}"
-                return Refused(Failure("refused", f"{self.name}: {detail}; lower the batch"), 1)
-            return self._echo(ids) if request.echo else self._generate(ids, request)
+                return Failure("refused", f"{self.name}: {detail}; lower the batch"), 1
+            return (self._echo(ids) if request.echo else self._generate(ids, limit)), 1
 
-    def _generate(self, ids: list[int], request: Request) -> Answer:
+    def _generate(self, ids: list[int], limit: int) -> Answer:
         prompt = torch.tensor([ids], device=self._model.device)
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         with quiet():
             out = self._model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=request.max_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=0,
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=limit, pad_token_id=0, **greedy
             )
         new = out[0, len(ids) :].tolist()
         ends = self._model.generation_config.eos_token_id
@@ -100,7 +89,13 @@ class Local:
                 # A token is predicted by the logits one position before.
                 for at, logprob in enumerate((logits[:-1, token] - total[:-1]).tolist(), 1):
                     top[at][str(digit)] = logprob
-        return Answer("", "stop", len(ids), 0, self._texts(ids), tuple(top))
+
+        def decoded(start: int, stop: int) -> str:
+            return self._tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+
+        # Text of every token after the one before it; some tokenizers drop a leading space otherwise.
+        pieces = [decoded(max(at - 1, 0), at + 1)[len(decoded(at - 1, at)) if at else 0 :] for at in range(len(ids))]
+        return Answer("", "stop", len(ids), 0, tuple(pieces), tuple(top))
 
     def _framed(self, request: Request) -> str:
         if request.echo or not getattr(self._tokenizer, "chat_template", None):
@@ -112,11 +107,3 @@ class Local:
         # A chat template writes its own special tokens.
         special = special and not getattr(self._tokenizer, "chat_template", None)
         return self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-
-    def _texts(self, ids: list[int]) -> tuple[str, ...]:
-        """Text of every token after the one before it; some tokenizers drop a leading space otherwise."""
-
-        def decoded(start: int, stop: int) -> str:
-            return self._tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
-
-        return tuple(decoded(max(at - 1, 0), at + 1)[len(decoded(at - 1, at)) if at else 0 :] for at in range(len(ids)))

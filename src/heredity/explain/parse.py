@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,14 +56,13 @@ def read_levels(answer: Answer, lengths: Sequence[int]) -> Levels:
         if not 0 <= at < len(levels):
             return _failure("wrong_length", f"token {_short(key)} of {len(levels)} (from 0)", answer)
         if level is None or not 0 <= level <= LEVELS - 1:
-            wrong[int(at)] = _short(given)
+            wrong[int(at)] = f"token {int(at)} has {_short(given)} for a level"
         else:
             levels[int(at)] = level
     read: list[np.ndarray | Failure] = []
     for part in np.split(np.arange(len(levels)), np.cumsum(lengths)[:-1]):
-        bad = next((at for at in wrong if at in part), None)
-        why = f"token {bad} has {wrong.get(bad)} for a level"
-        read.append(levels[part] if bad is None else _failure("unparsed", why, answer))
+        why = next((why for at, why in wrong.items() if at in part), None)
+        read.append(_failure("unparsed", why, answer) if why else levels[part])
     return read
 
 
@@ -115,22 +115,17 @@ def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> Lev
             return _failure("unparsed", f"the digit {digit} is not one token for this model", answer)
     if any(place not in starts for place in prompt.unknown):
         return _failure("unparsed", "a level does not begin a token for this model", answer)
-    weights = np.array([_digits(answer.top[starts[place]]) for place in prompt.unknown]).reshape(-1, LEVELS)
+    weights = np.zeros((len(prompt.unknown), LEVELS))  # probabilities of the digits; 0 where not reported
+    for row, place in zip(weights, prompt.unknown, strict=True):
+        for token, logprob in answer.top[starts[place]].items():
+            if len(token.strip()) == 1 and token.strip() in "0123456789":
+                row[int(token)] += math.exp(min(logprob, 0.0))
     read: list[np.ndarray | Failure] = []
     for rows in np.split(weights, np.cumsum(lengths)[:-1]):
         total = rows.sum(1)
         expected = rows @ np.arange(LEVELS) / np.where(total > 0, total, 1.0)
         read.append(expected if (total > 0).all() else _failure("unparsed", "a token without any likely digit", answer))
     return read
-
-
-def _digits(top: dict[str, float]) -> np.ndarray:
-    """Probabilities of the tokens "0" to "9", float64 [10]; 0 where not reported."""
-    weights = np.zeros(LEVELS)
-    for token, logprob in top.items():
-        if len(token.strip()) == 1 and token.strip() in "0123456789":
-            weights[int(token)] += math.exp(min(logprob, 0.0))
-    return weights
 
 
 def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
@@ -153,24 +148,13 @@ def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find(opening, end)
-    if (cut and not values) or "<think>" in text or (not cut and _unfinished(text, opening)):
+    # Whether the first bracket, or a string after it, never ends.
+    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", "".join(text.partition(opening)[1:]), flags=re.DOTALL)
+    depths = list(accumulate((char in "{[") - (char in "}]") for char in unquoted.partition('"')[0]))
+    unfinished = 0 not in depths and bool(depths)
+    if (cut and not values) or "<think>" in text or (not cut and unfinished):
         return _failure("truncated", "broke off", answer)
     return values[-1] if values else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
-
-
-def _unfinished(text: str, opening: str) -> bool:
-    """Whether the first bracket, or a string after it, never ends."""
-    depth, quoted, escaped = 0, False, False
-    for char in text[text.find(opening) :] if opening in text else "":
-        if quoted:
-            quoted, escaped = escaped or char != '"', not escaped and char == "\\"
-        elif char == '"':
-            quoted = True
-        else:
-            depth += (char in "{[") - (char in "}]")
-            if depth == 0:
-                return False
-    return depth > 0
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

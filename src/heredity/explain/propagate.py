@@ -8,29 +8,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.language import LanguageJudge
 from heredity.explain.protocol import Failure, Judge, Request
 from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
-from heredity.explain.statistical import Explanation, Offline
-from heredity.explain.token_statistics import Statistics
+from heredity.explain.statistical import Explanation, Offline, Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Columns
 from heredity.features.classes import CATEGORIES, token_categories
 from heredity.features.correlate import Matches
 
-TOO_RARE = "too_rare"
-"""Why a feature has no label: it hardly fires on the sample."""
+TOO_RARE = "too_rare"  # why a feature has no label: it hardly fires on the sample
 _SENTENCE = "x" * 120  # a description of usual length
-
 Over = Callable[[Callable[[int], "Label"], Sequence[int]], Iterable["Label"]]
-Feature = tuple[str, int]
-"""A model and the index of a feature there."""
+Feature = tuple[str, int]  # model and index
 
 
 class Asking:
@@ -54,18 +50,17 @@ class Asking:
         self.text = split(ids, vocabulary, seed)
         statistics = Statistics(self.text, token_categories(vocabulary), origin.tolist())
         self.judge: Judge = Offline(statistics, CATEGORIES, corpora, self._firings)
-        self.recipe, self.seed = recipe, seed
+        self.seed = seed
         self.sorts: Collection[Sort] = SORTS
         # A feature is explained and then scored, several of them at a time: its excerpts are drawn once.
-        self.drawn = lru_cache(maxsize=64)(self._drawn)
+        self.drawn: Callable[[str, int], Drawn | None] = lru_cache(maxsize=64)(
+            lambda model, feature: draw(self.text, *self._firings(f"{model}/{feature}"), recipe, (seed, feature))
+        )
 
     def _firings(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
         model, _, index = feature.rpartition("/")
         rows, values = self.columns[model].of(int(index))
         return rows.astype(np.int64), values.astype(np.float64)
-
-    def _drawn(self, model: str, feature: int) -> Drawn | None:
-        return draw(self.text, *self._firings(f"{model}/{feature}"), self.recipe, (self.seed, feature))
 
     def explain(self, model: str, feature: int) -> str | Failure | None:
         """A description; None for a feature too rare to be explained."""
@@ -94,9 +89,7 @@ class Label(NamedTuple):
     description: str | None  # None where explaining failed
     origin: Feature  # the feature the description was made for
     carried: bool  # the description of a matched feature, kept here
-    re_explained: bool
-    """Explained anew because a matched feature's description scores lower here than at its origin; the new description
-    is taken unless it scores no higher."""
+    re_explained: bool  # explained anew because a matched feature's description scores lower here than at its origin
     scores: Scores | None  # on this model's activations; None where explaining failed or the feature is too rare
     failure: str  # why there is no description; empty otherwise
     tried: float | None = None  # simulation score of the matched feature's description here
@@ -108,8 +101,8 @@ class Counts(NamedTuple):
     features: int
     explained: int  # explanations requested
     carried: int  # features a label was handed down to
-    kept: int  # those that keep it
-    re_explained: int  # those explained anew because the score fell; some keep the label all the same
+    kept: int  # of these, keep it
+    re_explained: int  # explained anew because the score fell; some keep the label all the same
     failed: int  # explanations
     too_rare: int
     saved: int  # explanations not needed
@@ -153,29 +146,27 @@ def hand_down(
         return None
 
     def labeled(model: str, feature: int) -> Label:
-        unlabeled = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
-        above, inherited = inherited_by(model, feature), None
+        label = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
+        above, inherited, tried = inherited_by(model, feature), None, NAN
         if above and above.description:
             scores = score(model, feature, above.description)
             if scores is None:
-                return unlabeled
+                return label
             tried = scores.simulation.score
             inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
             first = known[above.origin].scores
             if first is None or not tried < first.simulation.score - drop:
                 return inherited
+            label = label._replace(re_explained=True, tried=tried)
         description = explain(model, feature)
         if description is None:
-            return unlabeled
-        again, tried = inherited is not None, inherited.tried if inherited else None
-        if isinstance(description, Failure):
-            return unlabeled._replace(re_explained=again, failure=description.kind, tried=tried)
-        scores = score(model, feature, description)
-        label = unlabeled._replace(description=description, scores=scores, failure="")
-        if inherited is None or inherited.scores is None:
             return label
-        better = scores is None or not scores.simulation.score <= inherited.scores.simulation.score
-        return (label if better else inherited)._replace(re_explained=True, tried=inherited.tried)
+        if isinstance(description, Failure):
+            return label._replace(failure=description.kind)
+        scores = score(model, feature, description)
+        if inherited and scores and scores.simulation.score <= tried:
+            return inherited._replace(re_explained=True)
+        return label._replace(description=description, scores=scores, failure="")
 
     total = sum(map(len, selected.values()))
     for model, features in selected.items():
@@ -191,25 +182,17 @@ def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) 
     explained = [label for label in labels if label.failure != TOO_RARE]
     again = sum(label.re_explained for label in explained)
     saved = sum(label.carried and not label.re_explained for label in explained)
-    return Counts(
-        features=len(explained),
-        explained=len(explained) - saved,
-        carried=sum(label.tried is not None for label in explained),
-        kept=sum(label.carried for label in explained),
-        re_explained=again,
-        failed=sum(bool(label.failure) for label in explained),
-        too_rare=len(labels) - len(explained),
-        saved=saved,
-        saved_cost=saved * cost - again * scoring,
-    )
+    carried = sum(label.tried is not None for label in explained)
+    kept, failed = sum(label.carried for label in explained), sum(bool(label.failure) for label in explained)
+    rare, saved_cost = len(labels) - len(explained), saved * cost - again * scoring
+    return Counts(len(explained), len(explained) - saved, carried, kept, again, failed, rare, saved, saved_cost)
 
 
 def failures_of(labels: Sequence[Label]) -> dict[str, int]:
     """Failed requests by kind, of explanations and scores alike."""
-    failures: Counter[str] = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
+    failures = Counter(label.failure for label in labels if label.failure not in ("", TOO_RARE))
     for label in labels:
-        if label.scores is not None:
-            failures.update(label.scores.failures)
+        failures.update(label.scores.failures if label.scores else {})
     return dict(sorted(failures.items()))
 
 
@@ -218,34 +201,27 @@ def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
     return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
 
 
-_SCORES = (
-    "simulation", "simulation_levels", "simulation_top_random", "simulation_random", "spearman",
-    "detection", "detection_auc", "fuzzing", "fuzzing_auc", "intruder",
-)  # fmt: skip
-_SIZES = ("simulation_n", "detection_n", "fuzzing_n", "intruder_n")
-LABEL_SCHEMA = pa.schema(
-    [("model", pa.string()), ("feature", pa.int32()), ("description", pa.string()), ("by", pa.string())]
-    + [("origin_model", pa.string()), ("origin_feature", pa.int32())]
-    + [("carried", pa.bool_()), ("re_explained", pa.bool_()), ("inherited_simulation", pa.float64())]
-    + [(name, pa.float64()) for name in _SCORES]
-    + [(name, pa.int32()) for name in _SIZES]
-    + [("failure", pa.string()), ("rule", pa.string()), ("cost", pa.float64())]
-)
+_SCORES = {
+    "simulation": "simulation.score", "simulation_levels": "simulation.levels",
+    "simulation_top_random": "simulation.top_random", "simulation_random": "simulation.random",
+    "spearman": "simulation.spearman", "detection": "detection.score", "detection_auc": "detection.auc",
+    "fuzzing": "fuzzing.score", "fuzzing_auc": "fuzzing.auc", "intruder": "intruder.score",
+    "simulation_n": "simulation.excerpts", "detection_n": "detection.n", "fuzzing_n": "fuzzing.n",
+    "intruder_n": "intruder.n",
+}  # fmt: skip
+"""Columns of `label_rows` by their place in `Scores`."""
 
 
 def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per feature, with the columns of `LABEL_SCHEMA`; undefined scores are nan, missing ones None.
+    """One row per feature, as table explanations declares them; undefined scores are nan, missing ones None.
 
     by: name of the judge. cost: USD by feature (`model/index`).
     """
     rows = []
     for label in labels:
-        words, values, sizes = label.description, [None] * len(_SCORES), [0] * len(_SIZES)
-        if label.scores is not None:
-            levels, detection, fuzzing, intruder, _ = label.scores
-            values = [levels.score, levels.levels, levels.top_random, levels.random, levels.spearman]
-            values += [detection.score, detection.auc, fuzzing.score, fuzzing.auc, intruder.score]
-            sizes = [levels.excerpts, detection.n, fuzzing.n, intruder.n]
+        words, scores = label.description, label.scores
+        missing = {name: 0 if name.endswith("_n") else None for name in _SCORES}
+        values = {name: attrgetter(place)(scores) for name, place in _SCORES.items()} if scores else missing
         rows.append(
             {
                 "model": label.model,
@@ -257,7 +233,7 @@ def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | Non
                 "carried": label.carried,
                 "re_explained": label.re_explained,
                 "inherited_simulation": label.tried,
-                **dict(zip(_SCORES + _SIZES, [*values, *sizes], strict=True)),
+                **values,
                 "failure": label.failure,
                 "rule": words.rule.to_json() if isinstance(words, Explanation) and not label.carried else "",
                 "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0),

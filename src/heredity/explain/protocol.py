@@ -7,17 +7,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-LEVELS = 10
-"""Activations are shown as integers from 0 to 9 (Bricken et al. 2023): one digit, one token in every tokenizer."""
+LEVELS = 10  # activations are shown as integers 0 to 9 (Bricken et al. 2023): one digit, one token in every tokenizer
 
 Kind = Literal["top", "interval", "random", "elsewhere", "silent"]
 """Why an excerpt was drawn: a strongest activation, a lower interval of activation, a random position, another
 occurrence of a token that activates the feature, a position where the feature is silent."""
-
 FailureKind = Literal["unparsed", "wrong_length", "empty", "truncated", "refused", "unreachable", "budget"]
 """Why there is no answer: not readable; about another number of tokens or texts; nothing in it; broken off; declined by
 the endpoint; no connection; a limit of cost or requests reached."""
-
 Question = Literal["explain", "simulate", "detect", "fuzz", "intruder"]
 
 
@@ -46,33 +43,26 @@ Levels = list[np.ndarray | Failure] | Failure
 class Judge(Protocol):
     """Explains features and predicts their activations: an endpoint, a local model, or statistics.
 
-    Every method answers or returns a `Failure`; none raises for the content of an answer. `feature` names the feature
-    for the ledger, such as `lua/123`.
+    explain: describe what the feature responds to. simulate: predict the level of every token; activations are not
+    shown. detect: whether the feature is active anywhere in each excerpt, float64 [n], 0 to 1. fuzz: whether the marked
+    tokens (bool [tokens] per excerpt) are the active ones, likewise. intruder: index, in each group of excerpts, of the
+    only one that does not activate the feature, int64 [n]. `feature` names the feature for the ledger, such as
+    `lua/123`. Every method answers or returns a `Failure`; none raises for the content of an answer.
     """
 
     name: str  # in results
 
-    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
-        """Describe what the feature responds to."""
-        ...
+    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure: ...
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
-        """Predict the level of every token. Activations are not shown."""
-        ...
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels: ...
 
-    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
-        """Whether the feature is active anywhere in each excerpt: float64 [n], 0 to 1."""
-        ...
+    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure: ...
 
     def fuzz(
         self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
-    ) -> np.ndarray | Failure:
-        """Whether the marked tokens (bool [tokens] per excerpt) are the active ones: float64 [n], 0 to 1."""
-        ...
+    ) -> np.ndarray | Failure: ...
 
-    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
-        """Index, in each group of excerpts, of the only one that does not activate the feature: int64 [n]."""
-        ...
+    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure: ...
 
 
 class Request(NamedTuple):
@@ -87,42 +77,33 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The response to a request."""
+    """The response to a request; tokens as far as reported."""
 
     text: str  # empty for an echo
     finish: Literal["stop", "length", "refused"]  # by itself, at the limit of tokens, by a refusal or a filter
-    tokens_in: int | None  # of the prompt; None where not reported
-    tokens_out: int | None  # of the answer; None where not reported
+    tokens_in: int | None  # of the prompt
+    tokens_out: int | None
     tokens: tuple[str, ...] = ()  # texts of the tokens of an echoed prompt
     top: tuple[dict[str, float], ...] = ()  # log-probabilities of likely tokens, for each of `tokens`
-    attempts: int = 1
-
-
-class Refused(NamedTuple):
-    """A request without an answer."""
-
-    failure: Failure
-    attempts: int
 
 
 class Completer(Protocol):
-    """Completes prompts."""
+    """Completes prompts.
+
+    identity: provider, model and parameters, all that decides an answer besides the request; holds no secret. complete:
+    the reply to a request and the number of attempts; safe to call from several threads. stop: requests in flight may
+    end, nothing is retried.
+    """
 
     name: str  # in results
     concurrency: int  # requests at a time
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        """Provider, model and parameters: all that decides an answer besides the request. Holds no secret."""
-        ...
+    def identity(self) -> Mapping[str, Any]: ...
 
-    def complete(self, request: Request) -> Answer | Refused:
-        """Answer a request; safe to call from several threads."""
-        ...
+    def complete(self, request: Request) -> tuple[Answer | Failure, int]: ...
 
-    def stop(self) -> None:
-        """Stop asking: requests in flight may end, nothing is retried."""
-        ...
+    def stop(self) -> None: ...
 
 
 def quantized(values: np.ndarray, highest: float) -> np.ndarray:

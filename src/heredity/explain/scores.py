@@ -19,10 +19,8 @@ from heredity.explain.protocol import Excerpt, Failure, Judge, Kind, Levels, qua
 MOST = 20  # questions of each sort: active and silent excerpts, right and wrong marks, intruder groups
 THRESHOLD = 0.5  # answers from here on mean yes
 GROUP = 5  # excerpts of an intruder question
-BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)
-"""Edges of the histograms of scores; scores below the first edge count in the first bin."""
+BINS = np.round(np.arange(-0.2, 1.0001, 0.05), 2)  # of histograms of scores; the first bin holds all lower scores
 NAN = float("nan")
-
 Sort = Literal["simulation", "detection", "fuzzing", "intruder"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 
@@ -132,15 +130,9 @@ def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -
 
     true, levels = joined()
     ranks = (rankdata(true), rankdata(levels)) if np.isfinite(levels).all() else (true, levels)
-    return Simulation(
-        correlation(true, levels),
-        correlation(quantized(true, highest), levels),
-        correlation(*ranks),
-        correlation(*joined("top", "random")),
-        correlation(*joined("random")),
-        len(pairs),
-        len(true),
-    )
+    score, level_score = correlation(true, levels), correlation(quantized(true, highest), levels)
+    by_kind = correlation(*joined("top", "random")), correlation(*joined("random"))
+    return Simulation(score, level_score, correlation(*ranks), *by_kind, len(pairs), len(true))
 
 
 def agreement(truth: np.ndarray, answers: np.ndarray | Failure) -> Agreement:
@@ -183,14 +175,11 @@ def intruder_score(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
 def detection_set(
     active: Sequence[Excerpt], silent: Sequence[Excerpt], most: int, seed: int
 ) -> tuple[tuple[Excerpt, ...], np.ndarray]:
-    """As many excerpts that activate the feature as silent ones, in random order, and which activate it, bool [n].
-
-    At most `most` of each.
-    """
+    """As many excerpts that activate the feature as silent ones, at most `most` of each, in random order; and which
+    activate it, bool [n]."""
     rng = np.random.default_rng(seed)
     n = min(len(active), len(silent), most)
-    chosen = [active[at] for at in rng.permutation(len(active))[:n]]
-    chosen += [silent[at] for at in rng.permutation(len(silent))[:n]]
+    chosen = [group[at] for group in (active, silent) for at in rng.permutation(len(group))[:n]]
     order = rng.permutation(2 * n)
     return tuple([chosen[at] for at in order]), order < n
 
@@ -278,20 +267,20 @@ def compare(
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
-    rng = np.random.default_rng(seed)
-    known, resampled, distributions = [], [], []
-    for raw, few in zip((persisting, others), rare, strict=True):
-        group = np.asarray(raw, np.float64)
+    def distribution(group: np.ndarray, few: int) -> tuple[Distribution, np.ndarray, np.ndarray]:
+        """Of the scores, these, and resamples of them."""
         scores = group[np.isfinite(group)]
         again = scores[rng.integers(len(scores), size=(resamples, len(scores)))] if len(scores) else np.empty((0, 0))
         median = float(np.median(scores)) if len(scores) else NAN
         ends = interval(np.median(again, axis=1) if len(scores) else [], scores)
         histogram = np.histogram(np.maximum(scores, BINS[0]), BINS)[0].astype(np.int64)
-        distributions.append(Distribution(len(scores), len(group) - len(scores), few, median, *ends, histogram))
-        known.append(scores)
-        resampled.append(again)
-    if not min(map(len, known)):
-        return Comparison(distributions[0], distributions[1], NAN, NAN, NAN, NAN)
-    p = float(mannwhitneyu(*known, alternative="two-sided").pvalue)
-    draws = [effect(*pair) for pair in zip(*resampled, strict=True)]
-    return Comparison(distributions[0], distributions[1], p, effect(*known), *interval(draws, *known))
+        return Distribution(len(scores), len(group) - len(scores), few, median, *ends, histogram), scores, again
+
+    rng = np.random.default_rng(seed)
+    of_persisting, first, first_again = distribution(np.asarray(persisting, np.float64), rare[0])
+    of_others, second, second_again = distribution(np.asarray(others, np.float64), rare[1])
+    if not len(first) or not len(second):
+        return Comparison(of_persisting, of_others, NAN, NAN, NAN, NAN)
+    p = float(mannwhitneyu(first, second, alternative="two-sided").pvalue)
+    draws = [effect(*pair) for pair in zip(first_again, second_again, strict=True)]
+    return Comparison(of_persisting, of_others, p, effect(first, second), *interval(draws, first, second))

@@ -1,20 +1,191 @@
-"""A judge without a language model: it explains by statistics of the text, in words, and predicts by the same rule."""
+"""A judge without a language model: it explains by statistics of the text, in words, and predicts by the same rule.
 
+A rule predicts a feature from its token, the token before, the category, the position, or the corpus. Every form of it
+is a table of mean activations by a key of each position of the text, shrunk towards the table of a coarser key
+(empirical Bayes): m(key) = (sum of activations + S m(coarser key)) / (positions + S). The form is chosen by its squared
+error on held-out blocks of the explaining half of the sample.
+"""
+
+# ruff: noqa: ARG002 - a judge takes what the protocol gives
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from heredity.explain.protocol import Excerpt, Failure, Levels
-from heredity.explain.token_statistics import Rule, Statistics
+from heredity.explain.excerpts import Text
+from heredity.explain.protocol import LEVELS, Excerpt, Failure, Levels
 
+Form = Literal[
+    "constant", "corpus", "position", "category", "previous", "corpus_category", "token", "after",
+    "corpus_token", "pair",
+]  # fmt: skip
+"""From simple to complex. `category`: of the token; `after`: category, and token before; `pair`: both tokens."""
+FORMS: tuple[Form, ...] = get_args(Form)
+_COARSER: dict[Form, Form] = {"corpus_category": "category", "token": "category", "after": "category"}
+_COARSER |= {"corpus_token": "token", "pair": "token"}
+_STRENGTH = 1.0  # S, in positions
+_MARGIN = 0.02  # share of the held-out variance a more complex form has to add
+_FOLDS = 2
+_PIECE = 17  # tokens of a piece of text, as many as of an excerpt
 _NAMED = 4  # tokens named at most
 _ENOUGH = 0.9  # share of the activation after which no more are named
 _MANY = 0.5  # share of the activation below which the named tokens are examples only
 _STRONGEST = 0.2  # least share of the activation of a preceding token that is named
 _CORPUS = 0.8  # least share of the activation in one corpus that is named
+
+
+class Rule(NamedTuple):
+    """A predictor of one feature; on the same text it predicts matched features of other models as well."""
+
+    form: Form
+    mean: float  # activation on the explaining half of the text
+    highest: float  # activation there
+    gain: float  # share of the variance on held-out blocks it explains; 0 for `constant`
+    cut: float  # level, 0 to 9, that best separates pieces of text that activate the feature from pieces that do not
+    sums: tuple[Mapping[int, float], ...]  # activation by key, coarsest key first; keys without any are left out
+
+    def to_json(self) -> str:
+        """One line of JSON; sums have nine digits."""
+        sums = [[[key, float(f"{value:.9g}")] for key, value in table.items()] for table in self.sums]
+        return json.dumps({**self._asdict(), "sums": sums}, separators=(",", ":"), allow_nan=False)
+
+
+class _Table(NamedTuple):
+    keys: np.ndarray  # int64 [keys] of one form on the explaining half, rising
+    counts: np.ndarray  # int64 [folds, keys], positions
+    up: np.ndarray | None  # int64 [keys], index of the coarser key; None for a key right below the mean
+    at: np.ndarray  # int64 [positions of the text], index of the key there; -1 where it is not among the keys
+
+
+class Statistics:
+    """The keys of all positions of a text, which every rule is fitted to and evaluated with.
+
+    categories: int [vocab], of each token. corpora: int [blocks], of each block. Raises `ValueError` where their
+    lengths differ from those of the text.
+    """
+
+    def __init__(self, text: Text, categories: np.ndarray, corpora: Sequence[int]):
+        (blocks, context), vocab = text.ids.shape, len(text.vocabulary)
+        categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
+        if categories.shape != (vocab,) or origin.shape != (blocks,):
+            shapes = f"categories {categories.shape} and corpora {origin.shape}"
+            raise ValueError(f"{shapes} do not fit {vocab} tokens and {blocks} blocks; give one number each")
+        self.text, self.categories, self.corpora = text, categories, origin
+        kinds, token, corpus = int(categories.max()) + 1, text.ids.ravel(), np.repeat(origin, context)
+        self.before = np.concatenate([np.full((blocks, 1), vocab), text.ids[:, :-1]], axis=1).ravel()
+        raw: dict[Form, np.ndarray] = {
+            "corpus": corpus,
+            "position": np.tile(np.arange(context), blocks),
+            "category": categories[token],
+            "previous": self.before,
+            "corpus_category": corpus * kinds + categories[token],
+            "token": token,
+            "after": self.before * kinds + categories[token],
+            "corpus_token": corpus * vocab + token,
+            "pair": self.before * vocab + token,
+        }
+        fold = np.full(blocks, -1)
+        explaining = np.flatnonzero(text.explains)
+        fold[explaining] = np.arange(len(explaining)) % _FOLDS
+        self.fold = np.repeat(fold, context)
+        self.places = np.flatnonzero(self.fold >= 0)
+        self._tables: dict[Form, _Table] = {}
+        for form, key in raw.items():
+            keys, first, of = np.unique(key[self.places], return_index=True, return_inverse=True)
+            counts = np.bincount(self.fold[self.places] * len(keys) + of, minlength=_FOLDS * len(keys))
+            up, coarser = None, _COARSER.get(form)
+            if coarser:
+                up = np.searchsorted(self._tables[coarser].keys, raw[coarser][self.places][first])
+            at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+            self._tables[form] = _Table(keys, counts.reshape(_FOLDS, -1), up, np.where(keys[at] == key, at, -1))
+
+    def fit(self, rows: np.ndarray, values: np.ndarray) -> Rule:
+        """Fit the rule of a feature to its firings on the explaining half.
+
+        rows: int64 [n], rising. values: float64 [n]. Raises `ValueError` for a feature without firings there.
+        """
+        explaining = self.fold[rows] >= 0
+        rows, values = rows[explaining], values[explaining]
+        if not len(rows) or values.max() <= 0:
+            raise ValueError("the feature does not fire on the explaining half of the sample; draw returns None for it")
+        form, gain = self._best(rows, values)
+        sums = []
+        for table in map(self._tables.__getitem__, chain(form)):
+            total = np.bincount(table.at[rows], values, len(table.keys))
+            seen = np.flatnonzero(total)
+            sums.append(dict(zip(table.keys[seen].tolist(), total[seen].tolist(), strict=True)))
+        mean, highest = float(values.sum() / len(self.places)), float(values.max())
+        rule = Rule(form, mean, highest, gain, 0.0, tuple(sums))
+        return rule._replace(cut=self._cut(rule, rows))
+
+    def _best(self, rows: np.ndarray, values: np.ndarray) -> tuple[Form, float]:
+        """The form with the highest held-out gain, and the gain; a more complex form must add `_MARGIN`."""
+        error = dict.fromkeys(FORMS, 0.0)
+        fold = self.fold[rows]
+        size = np.bincount(self.fold[self.places], minlength=_FOLDS)
+        for held in range(_FOLDS):
+            fitting, testing = fold != held, fold == held
+            mean = values[fitting].sum() / max(size.sum() - size[held], 1)
+            predicted: dict[Form, np.ndarray] = {}
+            # Squared error without the sum of squares itself, which is the same for all forms.
+            error["constant"] += size[held] * mean**2 - 2 * mean * values[testing].sum()
+            for form, table in self._tables.items():
+                key = table.at[rows]
+                total = np.bincount(key[fitting], values[fitting], len(table.keys))
+                prior = mean if table.up is None else predicted[_COARSER[form]][table.up]
+                count = table.counts.sum(axis=0) - table.counts[held]
+                predicted[form] = (total + _STRENGTH * prior) / (count + _STRENGTH)
+                error[form] += float(table.counts[held] @ predicted[form] ** 2)
+                error[form] -= 2 * float(values[testing] @ predicted[form][key[testing]])
+        square = float((values**2).sum()) + error["constant"]
+        gains = {form: float((error["constant"] - error[form]) / square) for form in FORMS}
+        best: Form = "constant"
+        for form in FORMS:
+            if gains[form] > gains[best] + _MARGIN:
+                best = form
+        return best, gains[best]
+
+    def predict(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
+        """Expected activation at positions of the text, float64 [n]; unknown keys fall back to the coarser key."""
+        expected, prior = np.full(len(rows), rule.mean), np.array([rule.mean])
+        for level, sums in zip(chain(rule.form), rule.sums, strict=True):
+            table = self._tables[level]
+            total = np.zeros(len(table.keys))
+            total[np.searchsorted(table.keys, list(sums))] = list(sums.values())
+            coarser = prior[0] if table.up is None else prior[table.up]
+            prior = (total + _STRENGTH * coarser) / (table.counts.sum(axis=0) + _STRENGTH)
+            key = table.at[rows]
+            expected = np.where(key >= 0, prior[key], expected)
+        return expected
+
+    def levels(self, rule: Rule, rows: np.ndarray) -> np.ndarray:
+        """Expected level at positions of the text, 0 to 9, float64 [n], not rounded."""
+        return np.minimum(LEVELS * self.predict(rule, rows) / rule.highest, LEVELS - 1)
+
+    def _cut(self, rule: Rule, rows: np.ndarray) -> float:
+        """The threshold on levels with the best informedness about which pieces of the text activate the feature."""
+        starts = np.arange(0, len(self.places), _PIECE)
+        strongest = np.maximum.reduceat(self.levels(rule, self.places), starts)
+        active = np.zeros(len(starts), bool)
+        active[np.searchsorted(self.places, rows) // _PIECE] = True
+        if active.all():
+            return float(strongest.min())
+        order = np.argsort(-strongest, kind="stable")
+        hits = np.cumsum(active[order]) / active.sum() - np.cumsum(~active[order]) / (~active).sum()
+        ordered = strongest[order]
+        last = np.append(ordered[:-1] != ordered[1:], False)  # one cut for all pieces of one level
+        if not last.any():
+            return float(ordered[0])
+        at = int(np.argmax(np.where(last, hits, -np.inf)))
+        return float((ordered[at] + ordered[at + 1]) / 2)
+
+
+def chain(form: Form) -> tuple[Form, ...]:
+    """Forms of the keys of a form, coarsest first; none for `constant`."""
+    return () if form == "constant" else (*chain(_COARSER.get(form, "constant")), form)
 
 
 class Explanation(str):
@@ -23,9 +194,9 @@ class Explanation(str):
     rule: Rule
 
     def __new__(cls, words: str, rule: Rule) -> Explanation:
-        made = super().__new__(cls, words)
-        made.rule = rule
-        return made
+        explanation = super().__new__(cls, words)
+        explanation.rule = rule
+        return explanation
 
 
 class Offline:
@@ -45,64 +216,51 @@ class Offline:
         firings: Callable[[str], tuple[np.ndarray, np.ndarray]],
     ):
         self.statistics, self.categories, self.corpora, self.firings = statistics, categories, corpora, firings
+        tokens, vocab = statistics.text.ids.ravel(), len(statistics.text.vocabulary)
+        codes = ((tokens, vocab), (statistics.categories[tokens], 0), (statistics.before, vocab + 1))
         # -log of the share of positions with each token, category and token before (the last: none), float64
-        ids, vocab = statistics.text.ids, len(statistics.text.vocabulary)
-        before = np.append(ids[:, :-1].ravel(), np.full(len(ids), vocab))
-        counts = (
-            np.bincount(ids.ravel(), minlength=vocab),
-            np.bincount(statistics.categories[ids].ravel()),
-            np.bincount(before, minlength=vocab + 1),
-        )
-        self._rarity = [-np.log((count + 0.5) / (ids.size + 1)) for count in counts]
+        self._rarity = [-np.log((np.bincount(code, minlength=n) + 0.5) / (len(tokens) + 1)) for code, n in codes]
 
-    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:  # noqa: ARG002
+    def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> Explanation | Failure:
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""
         rows, values = self.firings(feature)
         rule = self.statistics.fit(rows, values)
         return Explanation(self._words(rule, rows, values), rule)
 
-    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:  # noqa: ARG002
+    def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, 0 to 9, not rounded."""
-        return (
-            [*self._levels(description.rule, excerpts)]
-            if isinstance(description, Explanation)
-            else _unread(description)
-        )
+        if not isinstance(description, Explanation):
+            return _ruleless(description)
+        return [*self._levels(description.rule, excerpts)]
 
-    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:  # noqa: ARG002
+    def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Highest expected level h of each excerpt against the rule's cut c: h / (h + c), which is 0.5 at the cut."""
         if not isinstance(description, Explanation):
-            return _unread(description)
+            return _ruleless(description)
         highest = np.array([levels.max() for levels in self._levels(description.rule, excerpts)])
         total = highest + description.rule.cut
         return np.divide(highest, total, out=np.full(len(highest), 0.5), where=total > 0)
 
     def fuzz(
-        self,
-        feature: str,  # noqa: ARG002
-        description: str,
-        excerpts: Sequence[Excerpt],
-        marked: Sequence[np.ndarray],
+        self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
     ) -> np.ndarray | Failure:
         """Sum of the expected levels of the marked tokens over that of as many best ones."""
         if not isinstance(description, Explanation):
-            return _unread(description)
+            return _ruleless(description)
         answers = []
         for levels, marks in zip(self._levels(description.rule, excerpts), marked, strict=True):
             best = np.sort(levels)[len(levels) - int(marks.sum()) :].sum()
             answers.append(levels[marks].sum() / best if best > 0 else 0.5)
         return np.array(answers)
 
-    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:  # noqa: ARG002
+    def intruder(self, feature: str, groups: Sequence[Sequence[Excerpt]]) -> np.ndarray | Failure:
         """The excerpt whose center lacks what the others' centers share, in token, category or token before: the rarer
         that is in the text and the more share it, the stronger."""
-        text, places = self.statistics.text, []
+        places, start = [], len(self.statistics.text.vocabulary)
         for group in groups:
             strength = np.zeros(len(group))
             tokens = [int(excerpt.ids[excerpt.center]) for excerpt in group]
-            before = [
-                int(excerpt.ids[excerpt.center - 1]) if excerpt.center else len(text.vocabulary) for excerpt in group
-            ]
+            before = [int(excerpt.ids[excerpt.center - 1]) if excerpt.center else start for excerpt in group]
             kinds = self.statistics.categories[tokens].tolist()
             for codes, rarity in zip((tokens, kinds, before), self._rarity, strict=True):
                 for code in set(codes):
@@ -122,12 +280,10 @@ class Offline:
 
     def _rows(self, excerpt: Excerpt) -> np.ndarray:
         """Positions of an excerpt's tokens in the text; the first of its block with these tokens in this order."""
-        ids, size = self.statistics.text.ids, len(excerpt.ids)
-        if 0 <= excerpt.block < len(ids) and size:
-            block = ids[excerpt.block]
-            for start in np.flatnonzero(block[: len(block) - size + 1] == excerpt.ids[0]).tolist():
-                if np.array_equal(block[start : start + size], excerpt.ids):
-                    return excerpt.block * len(block) + start + np.arange(size)
+        block, size = self.statistics.text.ids[excerpt.block], len(excerpt.ids)
+        for start in np.flatnonzero(block[: len(block) - size + 1] == excerpt.ids[0]).tolist():
+            if np.array_equal(block[start : start + size], excerpt.ids):
+                return excerpt.block * len(block) + start + np.arange(size)
         raise ValueError(f"block {excerpt.block} of the text does not hold the excerpt {''.join(excerpt.tokens)!r}")
 
     def _words(self, rule: Rule, rows: np.ndarray, values: np.ndarray) -> str:
@@ -136,9 +292,8 @@ class Offline:
         explaining = text.explains[rows // context]
         rows, values = rows[explaining], values[explaining]
         token = text.ids.ravel()[rows]
-        before = np.where(rows % context > 0, text.ids.ravel()[rows - 1], len(text.vocabulary))
         tokens, total = _named(_shares(token, values), text.vocabulary)
-        preceding = _shares(before, values)
+        preceding = _shares(self.statistics.before[rows], values)
         category, category_share = _shares(self.statistics.categories[token], values)[0]
         corpus, corpus_share = _shares(self.statistics.corpora[rows // context], values)[0]
         kind = f"of the kind {self.categories[category]} ({_percent(category_share)})"
@@ -198,5 +353,5 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} % of its activation"
 
 
-def _unread(description: str) -> Failure:
+def _ruleless(description: str) -> Failure:
     return Failure("unparsed", f"{str(description)[:80]!r} is not a description by this judge; it carries no rule")

@@ -14,37 +14,30 @@ from safetensors.numpy import save_file
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_STORED = {"indptr": "I64", "indices": "I32", "values": "F32", "d_sae": "I64"}
 
 
 @dataclass(frozen=True)
 class FeatureActs:
-    """Feature activations, tokens x features by rows; zeros are not stored.
+    """Feature activations, tokens x features by rows; zeros are not stored. The arrays are read-only.
 
-    The arrays are brought to the dtypes below and are read-only. Raises `ValueError`, naming token and feature, when
-    they do not describe such a matrix: a feature out of range or twice at one token, a value that is NaN, infinite or
-    zero, starts that fall.
+    Raises `ValueError`, naming token and feature, when they do not describe such a matrix: a feature out of range or
+    twice at one token, a value that is NaN, infinite or zero, starts that fall.
     """
 
-    indptr: np.ndarray
-    """int64 [tokens + 1]: the entries of token t are `indptr[t]:indptr[t + 1]`."""
-    indices: np.ndarray
-    """int32 [n]: the feature of each entry, in any order within a token."""
-    values: np.ndarray
-    """float32 [n]: its activation; SAEs give positive ones, negative ones are allowed."""
-    d_sae: int
-    """Number of features."""
+    indptr: np.ndarray  # int64 [tokens + 1]: the entries of token t are indptr[t]:indptr[t + 1]
+    indices: np.ndarray  # int32 [n]: the feature of each entry, in any order within a token
+    values: np.ndarray  # float32 [n]: its activation; SAEs give positive ones, negative ones are allowed
+    d_sae: int  # number of features
 
     def __post_init__(self) -> None:
         for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
             array = np.ascontiguousarray(getattr(self, name), dtype).view()
-            # Read-only like the dataclass; the compiled kernels also need only one version then.
-            array.flags.writeable = False
+            array.flags.writeable = False  # the compiled kernels also need only one version then
             object.__setattr__(self, name, array)
         if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
-            raise ValueError(
-                f"indptr[{len(self.indptr)}], indices[{len(self.indices)}] and values[{len(self.values)}] do not fit: "
-                "indptr must run from 0 to the number of entries, one index and one value each"
-            )
+            sizes = f"indptr[{len(self.indptr)}], indices[{self.n}] and values[{len(self.values)}] do not fit"
+            raise ValueError(f"{sizes}: indptr must run from 0 to the number of entries, one index and one value each")
         fault = first_fault(self.sparse)
         if fault is not None:
             where = f"token {fault.row}"
@@ -80,50 +73,41 @@ class FeatureActs:
         """Share of tokens on which each feature fires, float64 [d_sae]; nan without tokens."""
         return self.firings() / self.tokens if self.tokens else np.full(self.d_sae, np.nan)
 
+    def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens on which one feature fires, int64 [k] rising, and its activations there; searches all entries."""
+        entries = np.flatnonzero(self.indices == feature)
+        return np.searchsorted(self.indptr, entries, side="right") - 1, self.values[entries]
+
     def rows(self, start: int, stop: int) -> FeatureActs:
         """Tokens start to stop (slice rules); indices and values are views."""
         start, stop, _ = slice(start, stop).indices(self.tokens)
-        stop = max(start, stop)
-        entries = slice(self.indptr[start], self.indptr[stop])
-        indptr = self.indptr[start : stop + 1] - self.indptr[start]
-        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
+        indptr = self.indptr[start : max(start, stop) + 1]
+        entries = slice(indptr[0], indptr[-1])
+        return FeatureActs(indptr - indptr[0], self.indices[entries], self.values[entries], self.d_sae)
 
     def where(self, chosen: np.ndarray) -> FeatureActs:
         """The chosen tokens only, in order. chosen: bool [tokens]."""
-        chosen = np.asarray(chosen, bool)
-        if chosen.shape != (self.tokens,):
-            raise ValueError(f"chosen has shape {chosen.shape}, not ({self.tokens},); give one bool per token")
         length = np.diff(self.indptr)
         entries = np.repeat(chosen, length)
         indptr = np.concatenate([[0], np.cumsum(length[chosen])])
         return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
 
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
-        """Each feature moved around the circle of tokens by its offset, int64 [d_sae].
-
-        Row t of a feature goes to row (t + offset) mod tokens.
-        """
+        """Each feature moved around the circle of tokens by its offset, int64 [d_sae]: row t goes to t + offset."""
         columns = transpose(self.sparse)
-        moved = np.repeat(np.asarray(offsets, np.int64), np.diff(columns.indptr)) + columns.indices
-        if self.tokens:
-            moved %= self.tokens
+        moved = (np.repeat(offsets, np.diff(columns.indptr)) + columns.indices) % max(1, self.tokens)
         rows = transpose(Sparse(columns.indptr, moved.astype(np.int32), columns.values, self.tokens))
         return FeatureActs(rows.indptr, rows.indices, rows.values, self.d_sae)
 
     @staticmethod
     def concatenate(parts: Sequence[FeatureActs]) -> FeatureActs:
         """The tokens of all parts, one after the other. Raises `ValueError` for no part or different `d_sae`."""
-        if len({part.d_sae for part in parts}) != 1:
-            widths = [part.d_sae for part in parts]
+        widths, lengths = [part.d_sae for part in parts], [np.diff(part.indptr) for part in parts]
+        if len(set(widths)) != 1:
             raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
-        starts = np.cumsum([0, *(part.n for part in parts)])
-        indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-        return FeatureActs(
-            np.concatenate([[0], *indptr]),
-            np.concatenate([part.indices for part in parts]),
-            np.concatenate([part.values for part in parts]),
-            parts[0].d_sae,
-        )
+        indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        indices, values = (np.concatenate([getattr(part, own) for part in parts]) for own in ("indices", "values"))
+        return FeatureActs(indptr, indices, values, widths[0])
 
     @staticmethod
     def from_dense(acts: np.ndarray) -> FeatureActs:
@@ -151,38 +135,23 @@ class FeatureActs:
 
     @staticmethod
     def load(path: Path) -> FeatureActs:
-        """What `save` wrote, mapped rather than read: the arrays take memory only where they are looked at, memory that
-        the system can take back and that processes share. The file must not be written to meanwhile.
-
-        Raises `ValueError` for a file that holds something else.
-        """
-        arrays = _mapped(path)
-        if arrays.keys() != {"indptr", "indices", "values", "d_sae"}:
-            raise ValueError(f"{path} holds {sorted(arrays)}, no feature activations; make it again")
+        """What `save` wrote, mapped rather than read: the arrays take memory only where they are looked at, and share
+        it between processes. The file must not be written to meanwhile. Raises `ValueError` for any other file."""
+        # safetensors itself copies what it reads. Its format: the length of the header in 8 bytes, the header in JSON
+        # with the offsets of each array, the arrays. Opening checks that offsets, dtypes, shapes and file fit.
+        try:
+            with safe_open(path, "np"), open(path, "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+        header.pop("__metadata__", None)
+        kinds = {name: entry["dtype"] for name, entry in header.items()}
+        if kinds != _STORED:
+            raise ValueError(f"{path} holds {kinds}, no feature activations; make it again")
+        data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
+        for name, entry in header.items():
+            part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
+            # A copy only where the writer left an array at an odd address, which compiled code cannot take.
+            arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
         return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))
-
-
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, each a view of the mapped file; a dtype that no activations have is an error.
-
-    safetensors itself copies what it reads. The format: the length of the header in 8 bytes, the header in JSON with
-    the offsets of each array, the bytes of the arrays.
-    """
-    # Opening checks the header: offsets in order, within the file, and of the size that dtype and shape ask for.
-    try:
-        with safe_open(path, "np"), open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again") from error
-    data = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray)
-    arrays = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{path}: {name} is of dtype {entry['dtype']}, no feature activations; make it again")
-        start, stop = entry["data_offsets"]
-        # A copy only where the writer left an array at an odd address, which compiled code cannot take.
-        arrays[name] = np.require(data[start:stop].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"]), None, "A")
-    return arrays

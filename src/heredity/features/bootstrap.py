@@ -15,111 +15,73 @@ import numpy as np
 from scipy.special import stdtrit
 
 from heredity.features.acts import FeatureActs
-from heredity.features.fates import THRESHOLDS
 from heredity.kernels.pairs import PairMoments, pair_moments
 
-GROUPS = 100
-"""Groups of documents; more cost memory and time and hardly sharpen an interval."""
-LEAST_GROUPS = 10
-"""Below this the spread between groups is itself too uncertain to support an interval."""
-THIN = 2.0
-"""Effective groups below which an interval of r rests on the documents of one group or two."""
-
+GROUPS = 100  # groups of documents; more cost memory and time and hardly sharpen a CI
+LEAST_GROUPS = 10  # with fewer the spread between groups is itself too uncertain to support a CI
 _CHUNK = 1 << 20  # numbers in a temporary array
 _LARGEST = 1 - 1e-9  # |r| beyond it is a copy: atanh would blow its rounding up
 _ROUNDING = 1e-12  # share of the sum of squares below which a variance is rounding
 
-# A count at noise level v adds v times the variance of the sampling noise to each z. These two levels and weights
+# A count at noise level v adds v times the variance of the sampling noise to each z. These levels and weights
 # extrapolate it to level -1, where no noise is left (simulation extrapolation, Cook & Stefanski 1994).
 _LEVELS = np.array([0.5, 2.0])
 _WEIGHTS = np.array([2.0, -1.0])
 _DOUBT = 1 / 3  # variance of the extrapolation's own bias, as a share of the squared correction
+# Mean squared error of the extrapolated count over the variance of the plain one, minus 1, for features that err
+# independently and whose z are spread evenly around the threshold. A count at level v thresholds z + noise of variance
+# 1 + v: by E|difference| of two normal thresholds the error goes as 2 Σ w sqrt(1 + v) - Σ Σ w w' sqrt(v + v'), the
+# plain count's variance as sqrt(2).
+_EXTRA_VARIANCE = (
+    2 * _WEIGHTS @ np.sqrt(1 + _LEVELS) - _WEIGHTS @ np.sqrt(_LEVELS[:, None] + _LEVELS) @ _WEIGHTS
+) / np.sqrt(2) - 1
 
 
 class Jackknife(NamedTuple):
     """z = atanh r of each pair, and what it becomes when a group is left out. nan where a pair has no r."""
 
-    z: np.ndarray
-    """float64 [d_parent, top]: on all groups; |r| is taken as 1 - 1e-9 at most."""
-    bias: np.ndarray
-    """float64 [d_parent, top]: of z, to be subtracted; 0 where it is unknown."""
+    z: np.ndarray  # float64 [d_parent, top]: on all groups; |r| is taken as 1 - 1e-9 at most
+    bias: np.ndarray  # float64 [d_parent, top]: of z, to be subtracted; 0 where it is unknown
     deviation: np.ndarray
     """float64 [groups, d_parent, top]: mean of all z without a group minus z without this one; their sum of squares is
     the variance of z but for (groups - 1) / groups. 0 where it is unknown."""
     effective: np.ndarray
-    """float64 [d_parent, top]: number of groups that carry the variance, (Σ dev²)² / Σ dev⁴; 0 where r vanishes with
-    one of the groups or there is none."""
-    candidates: np.ndarray
-    """int32 [d_parent, top]: child features; -1 where there is none."""
+    """float64 [d_parent, top]: groups that carry the variance, (Σ dev²)² / Σ dev⁴; 0 where r vanishes without one."""
+    candidates: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
 
 
 class Intervals(NamedTuple):
-    """Best r of each parent feature among its candidates, and its confidence interval."""
+    """Best r of each parent feature among its candidates, and its CI; float64 [d_parent], nan where there is none."""
 
-    match: np.ndarray
-    """int32 [d_parent]: the child feature of the best r; -1 where there is none."""
+    match: np.ndarray  # int32 [d_parent]: the child feature of the best r; -1 where there is none
     r: np.ndarray
-    """float64 [d_parent]: nan where there is none."""
-    low: np.ndarray
-    """float64 [d_parent]: nan where there is no evidence."""
+    low: np.ndarray  # nan where there is no evidence
     high: np.ndarray
-    """float64 [d_parent]."""
-    effective: np.ndarray
-    """float64 [d_parent]: groups of documents that carry the variance, to be shown as a warning where they are few."""
+    effective: np.ndarray  # groups of documents that carry the variance, to be shown as a warning where they are few
 
 
 class Counts(NamedTuple):
-    """Features whose best r exceeds each threshold, with confidence intervals of the number in the population."""
+    """Features whose best r exceeds each threshold, with CIs of the number in the population."""
 
-    thresholds: tuple[float, ...]
-    """On r."""
-    seen: np.ndarray
-    """int64 [thresholds]: the plain count on the sample."""
-    corrected: np.ndarray
-    """float64 [thresholds]: freed from the bias that noise of r gives a count."""
-    low: np.ndarray
-    """int64 [thresholds]: at most `seen`."""
-    high: np.ndarray
-    """int64 [thresholds]: at least `seen`."""
+    seen: np.ndarray  # int64 [thresholds]: the plain count on the sample
+    corrected: np.ndarray  # float64 [thresholds]: freed from the bias that noise of r gives a count
+    low: np.ndarray  # int64 [thresholds]: at most `seen`
+    high: np.ndarray  # int64 [thresholds]: at least `seen`
     draws: np.ndarray
     """float64 [resamples, thresholds]: corrected counts on resampled documents. Draw b of two calls with the same
-    groups and seed rests on the same documents, so functions of several counts can be formed draw by draw."""
-    live: int
-    """Features with an r."""
-    thin: int
-    """Of these, features whose r rests on fewer than `THIN` effective groups: their noise is largely unseen."""
-    seed: int
-    """Of the resamples."""
-    groups: int
-    """Groups of documents."""
-    level: float
-    """Of the confidence intervals."""
-
-
-class Ratios(NamedTuple):
-    """Ratio of two counts at each threshold, with a confidence interval; nan where the denominator is 0."""
-
-    ratio: np.ndarray
-    """float64 [thresholds]: of the counts as seen on the sample."""
-    low: np.ndarray
-    """float64 [thresholds]: at most `ratio`."""
-    high: np.ndarray
-    """float64 [thresholds]: at least `ratio`."""
+    groups and seed rests on the same documents."""
+    groups: int  # groups of documents
+    level: float  # of the CIs
 
 
 def document_groups(documents: np.ndarray, groups: int = GROUPS, seed: int = 0) -> np.ndarray:
     """Deal documents into groups of about the same number of tokens: the group of each token, int32 [tokens].
 
-    documents: int [tokens], the document of each token, any numbers. In random order each document goes to the group
-    with the fewest tokens so far. No group is empty: fewer documents than groups make one group each.
-    Raises `ValueError` for fewer than `LEAST_GROUPS` groups or documents.
+    documents: int [tokens], the document of each token, any numbers; `LEAST_GROUPS` different ones or more. In random
+    order each document goes to the group with the fewest tokens so far. No group is empty: fewer documents than groups
+    make one group each.
     """
-    _, number, sizes = np.unique(np.asarray(documents), return_inverse=True, return_counts=True)
-    if groups < LEAST_GROUPS or len(sizes) < LEAST_GROUPS:
-        raise ValueError(
-            f"groups={groups} of {len(sizes)} documents: fewer than {LEAST_GROUPS} do not show how documents "
-            "differ; use more groups, or a sample of more documents"
-        )
+    _, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
     heap = [(0, g) for g in range(min(groups, len(sizes)))]
     dealt = np.empty(len(sizes), np.int32)
     for document in np.random.default_rng(seed).permutation(len(sizes)):
@@ -133,29 +95,16 @@ def group_moments(parent: FeatureActs, child: FeatureActs, candidates: np.ndarra
     """Sums over each group of documents, in one walk through the activations.
 
     candidates: int [d_parent, top], child features such as `Matches.parent_match`, -1 for none. group: int [tokens],
-    from `document_groups`. For the child's best parents exchange the two sides. Memory: 8 bytes x groups x
-    (2 d_parent + 2 d_child + top d_parent). Raises `ValueError` when tokens, features or groups do not fit each other.
+    from `document_groups`. Memory: 8 bytes x groups x (2 d_parent + 2 d_child + top d_parent). Raises `ValueError` for
+    samples or candidates that do not fit each other.
     """
-    candidates, group = np.asarray(candidates, np.int32), np.asarray(group)
     if not parent.tokens == child.tokens == len(group):
-        raise ValueError(
-            f"the parent has {parent.tokens} tokens, the child {child.tokens} and group {len(group)}; "
-            "encode the same tokens with both SAEs and give the group of each"
-        )
-    if candidates.ndim != 2 or len(candidates) != parent.d_sae or candidates.shape[1] < 1:
-        raise ValueError(f"candidates is {list(candidates.shape)}; give one row for each of {parent.d_sae} features")
-    if candidates.min(initial=-1) < -1 or candidates.max(initial=-1) >= child.d_sae:
-        raise ValueError(
-            f"candidates run from {candidates.min()} to {candidates.max()}, but the child has {child.d_sae} features; "
-            "use matches of these two SAEs, -1 for none"
-        )
-    tokens = np.bincount(group) if len(group) and group.min() >= 0 else np.zeros(0)
-    if len(tokens) < LEAST_GROUPS or not tokens.all():
-        raise ValueError(
-            f"group names {np.count_nonzero(tokens)} groups of {len(tokens)}; number at least {LEAST_GROUPS} groups "
-            "from 0 without a gap, as document_groups does"
-        )
-    return pair_moments(parent.sparse, child.sparse, candidates, group, len(tokens))
+        sizes = f"the parent has {parent.tokens} tokens, the child {child.tokens} and group {len(group)}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs and give the group of each")
+    if len(candidates) != parent.d_sae or candidates.max(initial=-1) >= child.d_sae:
+        shape = f"candidates {list(candidates.shape)} run to {candidates.max(initial=-1)}"
+        raise ValueError(f"{shape}; give each of {parent.d_sae} features some of {child.d_sae} features, -1 for none")
+    return pair_moments(parent.sparse, child.sparse, candidates, group, int(group.max()) + 1)
 
 
 def leave_one_out(moments: PairMoments) -> Jackknife:
@@ -164,7 +113,10 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
     z, bias, effective = np.empty(shape), np.zeros(shape), np.zeros(shape)
     deviation = np.zeros((groups, *shape))
     for part in _chunks(len(z), groups * shape[1]):
-        pairs = _pair_sums(moments, part)
+        candidates = moments.candidates[part]
+        y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
+        x, xx = moments.x[:, part, None], moments.xx[:, part, None]
+        pairs = [moments.tokens[:, None, None], x, xx, y, yy, moments.xy[:, part]]  # [groups, features, top or 1]
         everything = [sums.sum(0, keepdims=True) for sums in pairs]
         z[part] = _fisher(*everything)[0]
         without = _fisher(*(total - sums for total, sums in zip(everything, pairs, strict=True)))
@@ -174,7 +126,7 @@ def leave_one_out(moments: PairMoments) -> Jackknife:
         deviation[:, part] = dev
         bias[part] = np.where(known, (groups - 1) * (mean - z[part]), 0.0)
         second, fourth = np.square(dev).sum(0), np.power(dev, 4).sum(0)
-        varies, firing = fourth > 0, (pairs[2] > 0).sum(0)
+        varies, firing = fourth > 0, (xx > 0).sum(0)
         carrying = np.where(varies, second**2, firing) / np.where(varies, fourth, 1.0)
         effective[part] = np.where(known, carrying, 0.0)
     return Jackknife(z, bias, deviation, effective, moments.candidates)
@@ -184,20 +136,6 @@ def _chunks(features: int, each: int) -> Iterator[slice]:
     """Ranges of features, `each` numbers per feature."""
     step = max(1, _CHUNK // max(1, each))
     return (slice(start, min(start + step, features)) for start in range(0, features, step))
-
-
-def _pair_sums(moments: PairMoments, part: slice) -> list[np.ndarray]:
-    """tokens, x, xx, y, yy, xy of the pairs of a range of parent features, each [groups, features, top or 1]."""
-    candidates = moments.candidates[part]
-    y, yy = (np.where(candidates < 0, 0.0, sums[:, candidates]) for sums in (moments.y, moments.yy))
-    return [
-        moments.tokens[:, None, None],
-        moments.x[:, part, None],
-        moments.xx[:, part, None],
-        y,
-        yy,
-        moments.xy[:, part],
-    ]
 
 
 def _fisher(n: np.ndarray, x: np.ndarray, xx: np.ndarray, y: np.ndarray, yy: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -213,9 +151,8 @@ def r_intervals(jackknife: Jackknife, level: float = 0.95) -> Intervals:
 
     The standard error is the jackknife's over groups of documents; t is Student's quantile with as many degrees of
     freedom as groups carry the variance, because a feature that fires in few documents knows its own error badly.
-    Selection of the best among close candidates is not accounted for. Raises `ValueError` for a level outside (0, 1).
+    Selection of the best among close candidates is not accounted for.
     """
-    _check(level)
     z, groups = jackknife.z, len(jackknife.deviation)
     best = np.argmax(np.where(np.isnan(z), -np.inf, z), axis=1)
     rows = np.arange(len(z))
@@ -228,13 +165,9 @@ def r_intervals(jackknife: Jackknife, level: float = 0.95) -> Intervals:
 
 
 def bootstrap_counts(
-    jackknife: Jackknife,
-    thresholds: Sequence[float] = THRESHOLDS,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    jackknife: Jackknife, thresholds: Sequence[float], resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Counts:
-    """Features whose best r among their candidates exceeds each threshold, with confidence intervals.
+    """Features whose best r among their candidates exceeds each threshold, in (-1, 1), with CIs.
 
     The estimand is the number of these features whose r on infinitely many documents of this kind exceeds the
     threshold. Groups are drawn with replacement, and z moves by the jackknife's deviations of the groups drawn, which
@@ -244,105 +177,56 @@ def bootstrap_counts(
     that of the resampled count, raised for what extrapolation adds for features that err independently, plus a third
     of the squared correction, for what it leaves; so the interval contains the plain count. Where most features fire
     on fewer than 30 documents, intervals are too narrow all the same: their noise is larger than they can show.
-
-    Raises `ValueError` for thresholds outside (-1, 1), a level outside (0, 1) or fewer than 100 resamples.
     """
-    _check(level)
-    cuts = np.asarray(thresholds, np.float64)
-    if not (np.abs(cuts) < 1).all() or resamples < 100:
-        raise ValueError(
-            f"thresholds={tuple(thresholds)} and resamples={resamples}: thresholds on r lie in (-1, 1), and fewer than "
-            "100 resamples give no interval"
-        )
-    groups = len(jackknife.deviation)
-    live = np.isfinite(jackknife.z).any(1)
-    plain, counts, noisy, independent = _resampled(jackknife, np.arctanh(cuts), resamples, seed)
+    groups, live = len(jackknife.deviation), np.isfinite(jackknife.z).any(1).sum()
+    plain, counts, noisy, independent = _resampled(jackknife, np.arctanh(thresholds), resamples, seed)
     corrected = _WEIGHTS @ noisy
     spread = counts - counts.mean(0)
     variance = np.square(spread).sum(0) / (resamples - 1)
-    total = variance + _extra_variance() * independent + _DOUBT * np.square(corrected - plain)
+    total = variance + _EXTRA_VARIANCE * independent + _DOUBT * np.square(corrected - plain)
     draws = corrected + spread * np.sqrt(np.divide(total, variance, out=np.zeros_like(total), where=variance > 0))
     half = stdtrit(groups - 1, (1 + level) / 2) * np.sqrt(total)
     # Whole numbers inside the interval; rounding inwards loses none of them.
-    low = np.clip(np.ceil(corrected - half), 0, plain)
-    high = np.clip(np.floor(corrected + half), plain, live.sum())
-    best = np.where(np.isfinite(jackknife.z), jackknife.z, -np.inf).argmax(1)
-    thin = live & (np.take_along_axis(jackknife.effective, best[:, None], 1)[:, 0] < THIN)
-    return Counts(
-        tuple(float(cut) for cut in cuts), plain, np.clip(corrected, 0, live.sum()), low.astype(np.int64),
-        high.astype(np.int64), draws, int(live.sum()), int(thin.sum()), seed, groups, level,
-    )  # fmt: skip
+    low = np.clip(np.ceil(corrected - half), 0, plain).astype(np.int64)
+    high = np.clip(np.floor(corrected + half), plain, live).astype(np.int64)
+    return Counts(plain, np.clip(corrected, 0, live), low, high, draws, groups, level)
 
 
 def _resampled(
     jackknife: Jackknife, cuts: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Counts above thresholds, of several kinds: (plain, counts, noisy, independent).
-
-    plain: int64 [thresholds], on the sample. counts: float64 [resamples, thresholds], with the noise of one resample.
-    noisy: float64 [levels, thresholds], mean over resamples at each noise level of `_LEVELS`. independent: float64
-    [thresholds], variance of `counts` if features erred independently.
-    """
+    """Counts above thresholds (cuts): plain, int64 [thresholds]; with the noise of each resample, float64 [resamples,
+    thresholds]; mean over resamples at each noise level of `_LEVELS`, float64 [levels, thresholds]; and the variance of
+    the second if features erred independently, float64 [thresholds]."""
     groups, features, top = jackknife.deviation.shape
     weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples) - 1.0
-    order = np.argsort(cuts)
     plain, counts = np.zeros(len(cuts), np.int64), np.zeros((resamples, len(cuts)))
     noisy, independent = np.zeros((len(_LEVELS), len(cuts))), np.zeros(len(cuts))
     for part in _chunks(features, resamples * top):
         z, bias = np.where(np.isfinite(jackknife.z[part]), jackknife.z[part], -np.inf), jackknife.bias[part]
         moved = [weights @ jackknife.deviation[:, part, c] for c in range(top)]
-        plain[order] += _above(z.max(1)[None], cuts[order], 0).sum(0)
+        plain += (z.max(1)[:, None] > cuts).sum(0)
         for at, noise in enumerate((1.0, *_LEVELS)):
             shifted = z + noise * bias
             best = np.maximum.reduce([shifted[:, c] + np.sqrt(noise) * moved[c] for c in range(top)])
+            above = np.stack([best > cut for cut in cuts])  # [thresholds, resamples, features]
             if at:
-                noisy[at - 1, order] += _above(best, cuts[order], 0).sum(0) / resamples
+                noisy[at - 1] += above.sum((1, 2)) / resamples
             else:
-                counts[:, order] += _above(best, cuts[order], 0)
-                share = _above(best, cuts[order], 1) / resamples
-                independent[order] += (share * (1 - share)).sum(0)
+                counts += above.sum(2).T
+                share = np.ascontiguousarray(above.sum(1).T) / resamples
+                independent += (share * (1 - share)).sum(0)
     return plain, counts, noisy, independent
 
 
-def _above(values: np.ndarray, cuts: np.ndarray, axis: int) -> np.ndarray:
-    """Entries of a matrix above each of the rising cuts, by row (axis 0) or column (1): int64 [rows, cuts]."""
-    passed = np.searchsorted(cuts, values)
-    lines = np.arange(values.shape[axis]) * (len(cuts) + 1)
-    each = np.bincount(
-        (passed + (lines[:, None] if axis == 0 else lines)).ravel(), minlength=len(lines) * (len(cuts) + 1)
-    )
-    return each.reshape(len(lines), -1)[:, :0:-1].cumsum(1)[:, ::-1]
-
-
-def _extra_variance() -> float:
-    """Mean squared error of the extrapolated count over the variance of the plain one, minus 1, for features that err
-    independently and whose z are spread evenly around the threshold.
-
-    A count at level v thresholds z + noise of variance 1 + v. With E|difference| of two normal thresholds,
-    the error is proportional to 2 Σ w sqrt(1 + v) - Σ Σ w w' sqrt(v + v'), the plain count's variance to sqrt(2).
-    """
-    pairs = np.sqrt(_LEVELS[:, None] + _LEVELS)
-    return float((2 * _WEIGHTS @ np.sqrt(1 + _LEVELS) - _WEIGHTS @ pairs @ _WEIGHTS) / np.sqrt(2) - 1)
-
-
-def ratio_intervals(numerator: Counts, denominator: Counts) -> Ratios:
-    """Ratio of two counts on the same documents, such as persistence along an edge over that of its ceiling.
-
-    The variance is that of the linearized ratio over the draws that both share, so what documents do to both cancels.
-    Raises `ValueError` for counts of different thresholds, levels, groups or resamples.
-    """
-    kinds = [(c.thresholds, c.level, c.groups, c.seed, len(c.draws)) for c in (numerator, denominator)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"counts differ in (thresholds, level, groups, seed, resamples): {kinds}; make them alike")
+def ratio_intervals(numerator: Counts, denominator: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ratio, low, high), float64 [thresholds], of two counts with the same thresholds, documents, seed and resamples:
+    the ratio as seen, within its CI; nan where the denominator is 0. The variance is that of the linearized ratio over
+    the draws that both share, so what documents do to both cancels."""
     known = (denominator.seen > 0) & (denominator.corrected > 0)
     below, plain = (np.where(known, counts, np.nan) for counts in (denominator.corrected, denominator.seen))
     center, ratio = numerator.corrected / below, numerator.seen / plain
     spreads = [counts.draws - counts.draws.mean(0) for counts in (numerator, denominator)]
     deviation = np.sqrt(np.square(spreads[0] - center * spreads[1]).sum(0) / (len(spreads[0]) - 1)) / below
     half = stdtrit(numerator.groups - 1, (1 + numerator.level) / 2) * deviation
-    return Ratios(ratio, np.clip(center - half, 0, ratio), np.maximum(center + half, ratio))
-
-
-def _check(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is no confidence level; use one in (0, 1), such as 0.95")
+    return ratio, np.clip(center - half, 0, ratio), np.maximum(center + half, ratio)

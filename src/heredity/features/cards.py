@@ -19,12 +19,9 @@ _ROWS = 64  # directions whose logit weights exist at a time
 class Columns(NamedTuple):
     """Firings of all features of one SAE on a token sample, by feature: reading one costs that feature's firings."""
 
-    indptr: np.ndarray
-    """int64 [d_sae + 1]: the firings of feature i are `indptr[i]:indptr[i + 1]`."""
-    rows: np.ndarray
-    """int32 [n]: the token position of each, rising within a feature."""
-    values: np.ndarray
-    """float32 [n]: its activation."""
+    indptr: np.ndarray  # int64 [d_sae + 1]: the firings of feature i are indptr[i]:indptr[i + 1]
+    rows: np.ndarray  # int32 [n]: the token position of each, rising within a feature
+    values: np.ndarray  # float32 [n]: its activation
 
     def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and values of one feature, as views."""
@@ -35,87 +32,58 @@ class Columns(NamedTuple):
 class Places(NamedTuple):
     """Positions of the sample, and the feature's activations in the whole block around each."""
 
-    rows: np.ndarray
-    """int64 [n]: token positions; row r is position r mod context of block r // context."""
-    values: np.ndarray
-    """float32 [n, context]: activations in the block of each."""
+    rows: np.ndarray  # int64 [n]: token positions; row r is position r mod context of block r // context
+    values: np.ndarray  # float32 [n, context]: activations in the block of each
 
 
 class Sizes(NamedTuple):
     """Largest number of each kind of entries on a card."""
 
-    top: int = 20
-    """Strongest places, one per block."""
-    levels: int = 10
-    """Equal intervals of the activation range."""
-    each: int = 5
-    """Places of each interval, one per block."""
-    drawn: int = 10
-    """Firings at random."""
-    silent: int = 10
-    """Blocks without a firing."""
-    tokens: int = 20
-    """Tokens by total activation."""
-    bins: int = 50
-    """Of the histogram of activations."""
+    top: int = 20  # strongest places, one per block
+    levels: int = 10  # equal intervals of the activation range
+    each: int = 5  # places of each interval, one per block
+    drawn: int = 10  # firings at random
+    silent: int = 10  # blocks without a firing
+    tokens: int = 20  # tokens by total activation
+    bins: int = 50  # of the histogram of activations
 
 
 class TopTokens(NamedTuple):
     """The tokens that carry most of a feature's activation, the largest total first, ties to the lower token."""
 
-    ids: np.ndarray
-    """int64 [n]: vocabulary numbers."""
-    total: np.ndarray
-    """float64 [n]: sum of activations on the token."""
-    firings: np.ndarray
-    """int64 [n]: how often the feature fires on it."""
-    mean: np.ndarray
-    """float64 [n]: mean activation of these firings."""
-    share: np.ndarray
-    """float64 [n]: share of the token's occurrences in the sample on which the feature fires."""
+    ids: np.ndarray  # int64 [n]: vocabulary numbers
+    total: np.ndarray  # float64 [n]: sum of activations on the token
+    firings: np.ndarray  # int64 [n]: how often the feature fires on it
+    mean: np.ndarray  # float64 [n]: mean activation of these firings
+    share: np.ndarray  # float64 [n]: share of the token's occurrences in the sample on which the feature fires
 
 
 class LogitTokens(NamedTuple):
     """The tokens that directions push up and down most, by `logit_weights`."""
 
-    top: np.ndarray
-    """int64 [n, k]: tokens, the most promoted first."""
-    top_weights: np.ndarray
-    """float32 [n, k]: by how much, falling; the mean over the vocabulary is 0."""
-    bottom: np.ndarray
-    """int64 [n, k]: tokens, the most suppressed first."""
-    bottom_weights: np.ndarray
-    """float32 [n, k]: rising."""
+    top: np.ndarray  # int64 [n, k]: tokens, the most promoted first
+    top_weights: np.ndarray  # float32 [n, k]: by how much, falling; the mean over the vocabulary is 0
+    bottom: np.ndarray  # int64 [n, k]: tokens, the most suppressed first
+    bottom_weights: np.ndarray  # float32 [n, k]: rising
 
 
 class Card(NamedTuple):
     """One feature on a token sample of [blocks, context]."""
 
-    feature: int
-    """Its number in its SAE."""
-    firings: int
-    """Token positions on which it fires."""
-    density: float
-    """Share of all positions."""
-    highest: float
-    """Its highest activation; 0 for a feature that never fires."""
-    top: Places
-    """Strongest firings, one per block, strongest first."""
+    feature: int  # its number in its SAE
+    firings: int  # token positions on which it fires
+    density: float  # share of all positions
+    highest: float  # its highest activation; 0 for a feature that never fires
+    top: Places  # strongest firings, one per block, strongest first
     levels: list[Places]
     """Firings drawn from each equal interval of 0 to `highest`, the strongest interval first, one per block (as for the
     human ratings of Bricken et al. 2023)."""
-    drawn: Places
-    """Firings drawn from all of them."""
-    silent: np.ndarray
-    """int64 [n]: blocks in which it never fires, at random."""
-    tokens: TopTokens
-    """What it fires on."""
-    histogram: np.ndarray
-    """int64 [bins]: firings by activation, in equal bins over 0 to `highest`."""
-    logits: LogitTokens | None
-    """What it predicts, arrays [k]; None without a direct way to the logits, or where none was requested."""
-    no_logits: str
-    """Why not."""
+    drawn: Places  # firings drawn from all of them
+    silent: np.ndarray  # int64 [n]: blocks in which it never fires, at random
+    tokens: TopTokens  # what it fires on
+    histogram: np.ndarray  # int64 [bins]: firings by activation, in equal bins over 0 to `highest`
+    logits: LogitTokens | None  # what it predicts, arrays [k]; None without a direct way to the logits or a request
+    no_logits: str  # why not
 
 
 def cards(
@@ -131,21 +99,19 @@ def cards(
     acts: of all features of an SAE on the tokens `ids`, int [blocks, context]. features: int [n]. logits: of the same
     features in the same order, from `logit_tokens`, or why there are none. Random draws for a feature depend on `seed`
     and its number alone, not on the other features. Costs one transposition of the activations, and then each feature's
-    own firings. Raises `ValueError` when ids, features or logits do not fit.
+    own firings. Raises `ValueError` when ids and activations do not fit.
     """
-    sizes, ids, features = sizes or Sizes(), np.asarray(ids), np.asarray(features)
+    sizes = sizes or Sizes()
     if ids.ndim != 2 or ids.size != acts.tokens:
         raise ValueError(f"ids of shape {list(ids.shape)} do not fit {acts.tokens} positions; give [blocks, context]")
-    if len(features) and not 0 <= features.min() <= features.max() < acts.d_sae:
-        raise ValueError(f"features run from {features.min()} to {features.max()}; the SAE has 0 to {acts.d_sae - 1}")
-    if not isinstance(logits, str) and len(logits.top) != len(features):
-        raise ValueError(f"logits are of {len(logits.top)} directions, not of {len(features)} features; give one each")
     columns, occurrences = Columns(*acts.to_columns()), np.bincount(ids.ravel())
     blocks, context = ids.shape
     made = []
     for number, feature in enumerate(features.tolist()):
         rng, (rows, values) = np.random.default_rng([seed, feature]), columns.of(feature)
         highest = float(values.max(initial=0))
+        strongest = rows[np.argsort(-values, kind="stable")]
+        _, first = np.unique(strongest // context, return_index=True)
         levels = _by_level(rows, values, sizes, context, rng)
         drawn = rng.choice(rows, min(sizes.drawn, len(rows)), replace=False)
         silent = np.setdiff1d(np.arange(blocks), rows // context)
@@ -154,7 +120,7 @@ def cards(
             firings=len(rows),
             density=len(rows) / ids.size if ids.size else float("nan"),
             highest=highest,
-            top=_around(strongest(rows, values, sizes.top, context), rows, values, context),
+            top=_around(strongest[np.sort(first)[: sizes.top]], rows, values, context),
             levels=[_around(chosen, rows, values, context) for chosen in levels],
             drawn=_around(drawn, rows, values, context),
             silent=rng.choice(silent, min(sizes.silent, len(silent)), replace=False),
@@ -165,16 +131,6 @@ def cards(
         )
         made.append(card)
     return made
-
-
-def strongest(rows: np.ndarray, values: np.ndarray, count: int, context_size: int) -> np.ndarray:
-    """Rows of a feature's strongest activations, int64 [<= count], at most one per block, strongest first.
-
-    rows, values: of its firings, rows rising. Ties go to the earlier row.
-    """
-    candidates = rows[np.argsort(-values, kind="stable")].astype(np.int64)
-    _, first = np.unique(candidates // context_size, return_index=True)
-    return candidates[np.sort(first)[:count]]
 
 
 def levels_of(values: np.ndarray, highest: float, levels: int) -> np.ndarray:
@@ -188,8 +144,8 @@ def levels_of(values: np.ndarray, highest: float, levels: int) -> np.ndarray:
 def _by_level(
     rows: np.ndarray, values: np.ndarray, sizes: Sizes, context_size: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Random firings of each interval of a feature's activation range, the strongest interval first; none where it has
-    no firing."""
+    """Random firings of each interval of a feature's activation range, at most one per block, the strongest interval
+    first."""
     levels = sizes.levels
     level = levels_of(values, float(values.max(initial=0)), levels)
     order = rng.permutation(len(rows))
@@ -226,32 +182,26 @@ def _top_tokens(tokens: np.ndarray, values: np.ndarray, occurrences: np.ndarray,
 def logit_tokens(model: nn.Module, hook_point: str, directions: Tensor, count: int = 10) -> LogitTokens | str:
     """The tokens that each direction at a hook point promotes and suppresses most on the direct path to the logits.
 
-    directions: [n, d_in], such as rows of W_dec. count: tokens at each end. The reason, in words, for a hook point from
-    which no linear map leads to the residual stream. Raises as `logit_weights` does for everything else.
+    directions: [n, d_in], such as rows of W_dec. count: tokens at each end. The reason, in words, for a
+    hook point from which no linear map leads to the residual stream. Raises as `logit_weights` for everything else.
     """
     parts = []
-    for start in range(0, len(directions), _ROWS):
+    for some in directions.split(_ROWS):
         try:
-            weights = logit_weights(model, hook_point, directions[start : start + _ROWS])
+            weights = logit_weights(model, hook_point, some)
         except HookPointError as error:
             return str(error)
         ends = (torch.topk(weights, min(count, weights.shape[1]), largest=largest) for largest in (True, False))
         parts.append([part.cpu().numpy() for end in ends for part in (end.indices, end.values)])
-    if not parts:
-        nothing = np.zeros((0, count), np.int64), np.zeros((0, count), np.float32)
-        return LogitTokens(*nothing, *nothing)
     return LogitTokens(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 class Context(NamedTuple):
     """One block of the sample around a strong activation."""
 
-    block: int
-    """Number of the block in the sample."""
-    position: int
-    """Place of the strongest activation in the block."""
-    values: dict[str, list[float]]
-    """Activation at every position of the block, by model, to 4 decimals."""
+    block: int  # number of the block in the sample
+    position: int  # place of the strongest activation in the block
+    values: dict[str, list[float]]  # activation at every position of the block, by model, to 4 decimals
 
 
 def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], context_size: int) -> list[Context]:
@@ -261,8 +211,9 @@ def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], co
         values = {}
         for model, (acts, feature) in members.items():
             part = acts.rows(block * context_size, (block + 1) * context_size)
-            column, entries = np.zeros(part.tokens), part.indices == feature
-            column[np.repeat(np.arange(part.tokens), np.diff(part.indptr))[entries]] = part.values[entries]
+            column = np.zeros(part.tokens)
+            places, activations = part.of(feature)
+            column[places] = activations
             values[model] = [round(float(value), 4) for value in column]
         blocks.append(Context(block, position, values))
     return blocks

@@ -1,7 +1,7 @@
 """Classes of features by fixed rules on where they fire: no language model, nothing by hand.
 
-Tokens have a category by their text. A feature belongs to one class by how its activation is spread over categories,
-token texts, neighbors, positions and corpora, activations as weights.
+A feature belongs to one class by how its activation is spread over token categories, token texts, neighbors, positions
+and corpora.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ from scipy.stats import binomtest
 
 from heredity.features.acts import FeatureActs
 
-Language = Literal["python", "lua", "cpp", "javascript", "prose"]
-"""Language of a corpus; it decides which words are keywords."""
+Language = Literal["python", "lua", "cpp", "javascript", "prose"]  # of a corpus; decides which words are keywords
 
+# Categories of tokens by number: marks, words (an identifier has an underscore, a digit or a capital inside), others.
+# `non-ascii` holds fragments of bytes too.
 MARKS = ("punctuation", "operator", "whitespace", "line break", "number", "keyword", "non-ascii", "special")
-"""Categories of tokens that are no plain word; `non-ascii` holds fragments of bytes too."""
 WORDS = ("single letter", "identifier", "capitalized", "upper-case", "lower-case")
-"""Categories of words; an identifier has an underscore, a digit or a capital inside."""
 CATEGORIES = (*MARKS, *WORDS, "other")
-"""All categories of tokens, by number."""
+# All classes of features, by number: a feature has the first that fits. Rare ones fire too seldom to be judged, silent
+# ones never.
 CLASSES = (
     "position", *MARKS, "single-token", "previous-token", "next-token", *WORDS, "domain", "mixed", "rare", "silent"
 )  # fmt: skip
-"""All classes of features, by number: a feature has the first that fits. Rare ones fire too seldom to be judged,
-silent ones never."""
+# Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "punctuation": ("punctuation",),
     "formatting": ("whitespace", "line break"),
     "code": ("operator", "keyword", "identifier"),
 }
-"""Classes taken together: punctuation, and formatting (indentation and line breaks), as Horn & Elliott, section 4.1."""
+# Thresholds of the classes, on shares of a feature's activation.
+SINGLE = 0.9  # least share on one token text for `single-token`
+SHARE = 0.6  # least share on a token category, after or before one token text, or at one position of the block
+LIFT = 2.0  # that share is also at least this many times the share of the sample's positions
+DOMAIN = 0.9  # least share in one corpus
+FIRINGS = 20  # below it a feature is rare
 
 _KEYWORDS: Mapping[Language, str] = {
     "python": " ".join(kwlist),
@@ -129,65 +133,33 @@ def spellings(texts: Sequence[str]) -> np.ndarray:
 class Text(NamedTuple):
     """The sample that features are classed on."""
 
-    ids: np.ndarray
-    """int [blocks, context]: tokens."""
-    corpus: np.ndarray
-    """int [blocks]: number of the corpus each block is from."""
-    categories: np.ndarray
-    """int8 [corpora, vocab]: `token_categories` in the language of each corpus."""
-    spelling: np.ndarray
-    """int64 [vocab]: `spellings`."""
-
-
-class Rules(NamedTuple):
-    """Thresholds of the classes. Shares are of a feature's activation."""
-
-    single: float = 0.9
-    """Least share on one token text for `single-token`."""
-    share: float = 0.6
-    """Least share on a token category, after or before one token text, or at one position of the block."""
-    lift: float = 2.0
-    """That share is also at least this many times the share of the sample's positions."""
-    domain: float = 0.9
-    """Least share in one corpus."""
-    firings: int = 20
-    """Below it a feature is rare."""
+    ids: np.ndarray  # int [blocks, context]: tokens
+    corpus: np.ndarray  # int [blocks]: number of the corpus each block is from
+    categories: np.ndarray  # int8 [corpora, vocab]: `token_categories` in the language of each corpus
+    spelling: np.ndarray  # int64 [vocab]: `spellings`
 
 
 class Most(NamedTuple):
     """The key that most of each feature's activation falls on."""
 
-    key: np.ndarray
-    """int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one."""
-    share: np.ndarray
-    """float64 [d_sae]: of its activation; 0 without one."""
-    base: np.ndarray
-    """float64 [d_sae]: share of the sample's positions that it holds; 0 without one."""
+    key: np.ndarray  # int64 [d_sae]: a number, the lowest at a tie; -1 for a feature without one
+    share: np.ndarray  # float64 [d_sae]: of its activation; 0 without one
+    base: np.ndarray  # float64 [d_sae]: share of the sample's positions that it holds; 0 without one
 
 
 class FeatureClasses(NamedTuple):
     """The class of every feature of an SAE, and the shares it rests on."""
 
-    primary: np.ndarray
-    """int8 [d_sae]: number in `CLASSES`."""
-    single_token: np.ndarray
-    """bool [d_sae]: whether one token text has nearly all of its activation, whatever its class."""
-    domain: np.ndarray
-    """int64 [d_sae]: the corpus with nearly all of its activation, -1 for none or where there is but one corpus."""
-    firings: np.ndarray
-    """int64 [d_sae]: positions on which it fires."""
-    token: Most
-    """Token text, by the numbers of `spellings`."""
-    category: Most
-    """Token category."""
-    previous: Most
-    """Text of the token before, in the same block."""
-    following: Most
-    """Text of the token after, in the same block."""
-    position: Most
-    """Position in the block."""
+    primary: np.ndarray  # int8 [d_sae]: number in `CLASSES`
+    single_token: np.ndarray  # bool [d_sae]: one token text has nearly all of its activation, whatever its class
+    domain: np.ndarray  # int64 [d_sae]: the corpus with nearly all of it, -1 for none or where there is but one corpus
+    firings: np.ndarray  # int64 [d_sae]: positions on which it fires
+    token: Most  # token text, by the numbers of `spellings`
+    category: Most  # token category
+    previous: Most  # text of the token before, in the same block
+    following: Most  # text of the token after, in the same block
+    position: Most  # position in the block
     corpus: Most
-    """Corpus."""
 
     @property
     def judged(self) -> np.ndarray:
@@ -195,7 +167,7 @@ class FeatureClasses(NamedTuple):
         return self.primary < CLASSES.index("rare")
 
 
-def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> FeatureClasses:
+def classify(acts: FeatureActs, text: Text) -> FeatureClasses:
     """The class of every feature: the first of `CLASSES` that fits.
 
     In order: one position; a category of `MARKS`; one token text; what follows one token text, or precedes one; a
@@ -203,12 +175,10 @@ def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> Featu
     and one of a single word is `single-token`. Negative activations count by their size. Raises `ValueError` when the
     sample is not that of the activations.
     """
-    rules, ids = rules or Rules(), np.asarray(text.ids)
-    if ids.ndim != 2 or ids.size != acts.tokens or len(text.corpus) != len(ids):
-        raise ValueError(
-            f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions of activations; "
-            "give the tokens that were encoded"
-        )
+    ids = text.ids
+    if ids.size != acts.tokens or len(text.corpus) != len(ids):
+        sizes = f"ids {list(ids.shape)} of {len(text.corpus)} blocks do not fit {acts.tokens} positions"
+        raise ValueError(f"{sizes} of activations; give the tokens that were encoded")
     indptr, rows, values = acts.to_columns()
     weights = csr_array((np.abs(values.astype(np.float64)), rows, indptr), (acts.d_sae, acts.tokens))
     spelled, edge = text.spelling[ids], np.full((len(ids), 1), -1)
@@ -222,10 +192,18 @@ def classify(acts: FeatureActs, text: Text, rules: Rules | None = None) -> Featu
         "corpus": corpus,
     }
     most = {name: _most(weights, key.ravel()) for name, key in keys.items()}
-    one = most["corpus"].share >= rules.domain if len(text.categories) > 1 else np.zeros(acts.d_sae, bool)
+    one = most["corpus"].share >= DOMAIN if len(text.categories) > 1 else np.zeros(acts.d_sae, bool)
     domain = np.where(one, most["corpus"].key, -1)
-    single, firings = most["token"].share >= rules.single, np.diff(indptr)
-    return FeatureClasses(_primary(most, single, domain, firings, rules), single, domain, firings, **most)
+    single, firings = most["token"].share >= SINGLE, np.diff(indptr)
+    fits = {name: (own.share >= SHARE) & (own.share >= LIFT * own.base) for name, own in most.items()}
+    of_category = {name: fits["category"] & (most["category"].key == n) for n, name in enumerate(CATEGORIES)}
+    fit = {"silent": firings == 0, "rare": firings < FIRINGS, "position": fits["position"]}
+    fit |= {name: of_category[name] for name in MARKS}
+    fit |= {"single-token": single, "previous-token": fits["previous"], "next-token": fits["following"]}
+    fit |= {name: of_category[name] for name in WORDS}
+    fit |= {"domain": domain >= 0}
+    primary = np.select(list(fit.values()), [CLASSES.index(name) for name in fit], CLASSES.index("mixed"))
+    return FeatureClasses(primary.astype(np.int8), single, domain, firings, **most)
 
 
 def _most(weights: csr_array, key: np.ndarray) -> Most:
@@ -233,70 +211,11 @@ def _most(weights: csr_array, key: np.ndarray) -> Most:
     known, width = key >= 0, int(key.max(initial=0)) + 1
     one_hot = csr_array((known.astype(np.float64), np.maximum(key, 0), np.arange(len(key) + 1)), (len(key), width))
     sums = csr_array(weights @ one_hot)
-    totals, filled = weights.sum(1), np.diff(sums.indptr) > 0
-    best, lowest = np.zeros(len(totals)), np.full(len(totals), -1, np.int64)
-    if filled.any():
-        starts, length = sums.indptr[:-1][filled], np.diff(sums.indptr)[filled]
-        best[filled] = np.maximum.reduceat(sums.data, starts)
-        first = np.where(sums.data == np.repeat(best[filled], length), sums.indices, width)
-        lowest[filled] = np.minimum.reduceat(first, starts)
+    totals, best, lowest = weights.sum(1), sums.max(axis=1).toarray(), np.asarray(sums.argmax(axis=1))
     lowest[best == 0] = -1
     base = np.bincount(key[known], minlength=width) / max(1, len(key))
     share = np.divide(best, totals, out=np.zeros_like(best), where=totals > 0)
     return Most(lowest, share, np.where(lowest >= 0, base[lowest], 0.0))
-
-
-def _primary(
-    most: Mapping[str, Most], single: np.ndarray, domain: np.ndarray, firings: np.ndarray, rules: Rules
-) -> np.ndarray:
-    def fits(name: str) -> np.ndarray:
-        return (most[name].share >= rules.share) & (most[name].share >= rules.lift * most[name].base)
-
-    fit = {"silent": firings == 0, "rare": firings < rules.firings, "position": fits("position")}
-    of_category = {name: fits("category") & (most["category"].key == n) for n, name in enumerate(CATEGORIES)}
-    fit |= {name: of_category[name] for name in MARKS}
-    fit |= {"single-token": single, "previous-token": fits("previous"), "next-token": fits("following")}
-    fit |= {name: of_category[name] for name in WORDS}
-    fit |= {"domain": domain >= 0}
-    return np.select(list(fit.values()), [CLASSES.index(name) for name in fit], CLASSES.index("mixed")).astype(np.int8)
-
-
-def wilson(hits: np.ndarray, n: int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of the shares hits / n (Wilson 1927), float64 [k] each; nan without observations."""
-    if not n:
-        return np.full(len(hits), np.nan), np.full(len(hits), np.nan)
-    ends = [binomtest(int(count), n).proportion_ci(level, method="wilson") for count in hits]
-    return np.array([end.low for end in ends], np.float64), np.array([end.high for end in ends], np.float64)
-
-
-class Gap(NamedTuple):
-    """Differences between the shares of two groups of features that belong to each class."""
-
-    value: np.ndarray
-    """float64 [k]: share in the first minus share in the second; nan where a group is empty."""
-    low: np.ndarray
-    """float64 [k]: nan where no resample differs from another."""
-    high: np.ndarray
-    """float64 [k]."""
-
-
-def gap(first: np.ndarray, second: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Gap:
-    """Differences of shares between two groups of features, by the bootstrap over features of each (percentiles).
-
-    first, second: bool [features of the group, k], whether each feature belongs to each of k classes. Classes are drawn
-    apart from each other: of a share, resampled features are binomial.
-    """
-    rng = np.random.default_rng(seed)
-    if not len(first) or not len(second):
-        return Gap(*np.full((3, first.shape[1]), np.nan))
-    shares = [group.mean(0, dtype=np.float64) for group in (first, second)]
-    drawn = [
-        rng.binomial(len(group), share, (resamples, len(share))) / len(group)
-        for group, share in zip((first, second), shares, strict=True)
-    ]
-    low, high = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    still = np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1))
-    return Gap(shares[0] - shares[1], np.where(still, np.nan, low), np.where(still, np.nan, high))
 
 
 def memberships(
@@ -306,7 +225,7 @@ def memberships(
 
     Each judged feature has exactly one class. Groups overlap: those of `GROUPS`, where `code` also holds features with
     the domain of a corpus of code, and `single-token`, whatever the class. Domains are corpora, empty for a single one.
-    languages: of each corpus by name, in the order of the corpora's numbers.
+    languages: by corpus, in the order of their numbers.
     """
     judged = CLASSES[: CLASSES.index("rare")]
     of_class = {name: classes.primary == number for number, name in enumerate(judged)}
@@ -321,29 +240,33 @@ def memberships(
 def class_shares(
     members: Mapping[str, np.ndarray], judged: np.ndarray, level: float = 0.95
 ) -> list[tuple[str, int, float, float, float]]:
-    """(name, count, share, low, high) for each of `members` among some judged features, with Wilson's interval.
-
-    members: by name, as `memberships` gives them. judged: bool [d_sae], the features to count. nan without any.
-    """
-    n = int(judged.sum())
-    hits = np.array([int((member & judged).sum()) for member in members.values()], np.int64)
-    shares = hits / n if n else np.full(len(hits), np.nan)
-    columns = (column.tolist() for column in (hits, shares, *wilson(hits, n, level)))
-    return list(zip(members, *columns, strict=True))
+    """(name, count, share, low, high) of each of `members` (see `memberships`) among judged features, bool [d_sae],
+    with Wilson's interval (1927); nan without any."""
+    n, rows = int(judged.sum()), []
+    for name, member in members.items():
+        count, ends = int((member & judged).sum()), (float("nan"), float("nan"))
+        if n:
+            interval = binomtest(count, n).proportion_ci(level, method="wilson")
+            ends = float(interval.low), float(interval.high)
+        rows.append((name, count, count / n if n else float("nan"), *ends))
+    return rows
 
 
 def class_gaps(
-    members: Mapping[str, np.ndarray],
-    first: np.ndarray,
-    second: np.ndarray,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    members: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int, level: float
 ) -> list[tuple[str, float, float, float]]:
-    """(name, value, low, high) for each of `members`: share among the first less share among the second, as `gap`.
+    """(name, value, low, high) of each of `members` (see `memberships`): share among the first judged features, bool
+    [d_sae], less share among the second; nan where one is empty.
 
-    members: by name, as `memberships` gives them. first, second: bool [d_sae], judged features of both groups.
+    CIs by the bootstrap over the features of each group (percentiles), nan where no resample differs from another.
+    Classes are drawn apart from each other: of a share, resampled features are binomial.
     """
-    belongs = np.stack(list(members.values()), axis=1)
-    difference = gap(belongs[first], belongs[second], resamples, seed, level)
-    return list(zip(members, *(column.tolist() for column in difference), strict=True))
+    rng, belongs = np.random.default_rng(seed), np.stack(list(members.values()), axis=1)
+    if not first.any() or not second.any():
+        return [(name, float("nan"), float("nan"), float("nan")) for name in members]
+    sizes = [int(group.sum()) for group in (first, second)]
+    shares = [belongs[group].mean(0, dtype=np.float64) for group in (first, second)]
+    drawn = [rng.binomial(n, share, (resamples, len(share))) / n for n, share in zip(sizes, shares, strict=True)]
+    ends = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.where(np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1)), np.nan, ends)
+    return list(zip(members, *(column.tolist() for column in (shares[0] - shares[1], low, high)), strict=True))

@@ -1,7 +1,4 @@
-"""Feature activations of one token sample: one pass through the model feeds any number of SAEs.
-
-Apart from `acts`, so that activations can be matched without torch.
-"""
+"""Feature activations of one token sample: one pass through the model feeds any number of SAEs."""
 
 from __future__ import annotations
 
@@ -22,14 +19,10 @@ from heredity.text.tokens import BlockSampler
 class Reader(NamedTuple):
     """A model and the SAEs that read it, on one device."""
 
-    model: torch.nn.Module
-    """In evaluation mode."""
-    hook_point: str
-    """Where the SAEs read."""
-    saes: Sequence[SAE]
-    """One or more."""
-    precision: Precision = "float32"
-    """Of the model's matrix products."""
+    model: torch.nn.Module  # in evaluation mode
+    hook_point: str  # where the SAEs read
+    saes: Sequence[SAE]  # one or more
+    precision: Precision = "float32"  # of the model's matrix products
 
     @property
     def sae(self) -> SAE:
@@ -76,10 +69,8 @@ def encoded(reader: Reader, blocks: np.ndarray) -> list[FeatureActs]:
     parts: list[list[FeatureActs]] = [[] for _ in reader.saes]
     for x in activations(reader.model, reader.hook_point, blocks, reader.precision):
         for sae, part in zip(reader.saes, parts, strict=True):
-            if x.shape[1] != sae.W_enc.shape[0]:
-                raise ValueError(
-                    f"the SAE reads vectors of width {sae.W_enc.shape[0]}, but {reader.hook_point} gives {x.shape[1]}; "
-                    "use an SAE trained at this hook point"
-                )
-            part.append(FeatureActs(*sae.encode_sparse(x), d_sae=sae.W_enc.shape[1]))
+            if x.shape[1] != sae.d_in:
+                widths = f"the SAE reads vectors of width {sae.d_in}, but {reader.hook_point} gives {x.shape[1]}"
+                raise ValueError(f"{widths}; use an SAE trained at this hook point")
+            part.append(FeatureActs(*sae.encode_sparse(x), sae.d_sae))
     return [FeatureActs.concatenate(part) for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
@@ -18,28 +18,17 @@ class Matches(NamedTuple):
     For a range of parent features, the parent's lists are those of the range and everything else is about it only.
     """
 
-    parent_match: np.ndarray
-    """int32 [d_parent, top]: child features; -1 where there is none."""
-    parent_r: np.ndarray
-    """float64 [d_parent, top]: their Pearson r, falling; nan where there is none."""
-    child_match: np.ndarray
-    """int32 [d_child, top]: parent features; -1 where there is none."""
-    child_r: np.ndarray
-    """float64 [d_child, top]."""
-    parent_density: np.ndarray
-    """float64 [d_parent]: share of tokens on which the feature fires."""
-    child_density: np.ndarray
-    """float64 [d_child]."""
-    tokens: int
-    """Aligned token positions compared."""
-    parent_start: int = 0
-    """First parent feature of the range compared."""
-    thresholds: tuple[float, ...] = ()
-    """On r; empty where pairs were not counted."""
-    pairs_over: np.ndarray | None = None
-    """int64 [thresholds]: pairs of features with r above each threshold; None where pairs were not counted."""
-    histogram: np.ndarray | None = None
-    """int64 [bins]: r of all pairs of live features, in equal bins over [-1, 1]; None where pairs were not counted."""
+    parent_match: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
+    parent_r: np.ndarray  # float64 [d_parent, top]: their Pearson r, falling; nan where there is none
+    child_match: np.ndarray  # int32 [d_child, top]: parent features; -1 where there is none
+    child_r: np.ndarray  # float64 [d_child, top]
+    parent_density: np.ndarray  # float64 [d_parent]: share of tokens on which the feature fires
+    child_density: np.ndarray  # float64 [d_child]
+    tokens: int  # aligned token positions compared
+    parent_start: int = 0  # first parent feature of the range compared
+    thresholds: tuple[float, ...] = ()  # on r; empty where pairs were not counted
+    pairs_over: np.ndarray | None = None  # int64 [thresholds]: pairs of features with r above each threshold
+    histogram: np.ndarray | None = None  # int64 [bins]: r of all pairs of live features, in equal bins over [-1, 1]
 
     def above(self, threshold: float) -> Matches:
         """Only the matches with r above a threshold; the places of the others hold -1 and nan."""
@@ -78,35 +67,26 @@ def correlate(
     Raises `ValueError` when the samples differ in length or are empty, and for fewer than one worker.
     """
     if parent.tokens != child.tokens:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
-            "encode the same tokens with both SAEs"
-        )
+        sizes = f"the parent has {parent.tokens} token positions and the child {child.tokens}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: at least one thread must do the work; leave it out for one per processor")
     if not parent.tokens:
         raise ValueError("there are no token positions to correlate over; give at least two")
+    counted: dict[str, Any] = {"parent_range": parent_range, "thresholds": thresholds, "bins": bins}
     if device == "cpu":
-        best = top_pearson(
-            parent.sparse, child.sparse, top, workers, progress,
-            memory=memory or MEMORY, parent_range=parent_range, thresholds=thresholds, bins=bins,
-        )  # fmt: skip
+        best = top_pearson(parent.sparse, child.sparse, top, workers, progress, memory=memory or MEMORY, **counted)
     else:
         # Torch takes a second and 0.2 GiB to load, which matching on the processor has no use for.
         from heredity.kernels.torch_forms import DEVICE_MEMORY, top_pearson_torch
 
-        best = top_pearson_torch(
-            parent.sparse, child.sparse, top, device, progress,
-            memory=memory or DEVICE_MEMORY, parent_range=parent_range, thresholds=thresholds, bins=bins,
-        )  # fmt: skip
+        memory = memory or DEVICE_MEMORY
+        best = top_pearson_torch(parent.sparse, child.sparse, top, device, progress, memory=memory, **counted)
     return _matches(best, parent.density()[slice(*best.parent_range)], child.density(), parent.tokens)
 
 
 def _matches(best: TopPearson, parent_density: np.ndarray, child_density: np.ndarray, tokens: int) -> Matches:
-    start = best.parent_range[0]
-    return Matches(
-        *best[:4], parent_density, child_density, tokens, start, best.thresholds, best.pairs_over, best.histogram
-    )
+    return Matches(*best[:4], parent_density, child_density, tokens, best.parent_range[0], *best[5:])
 
 
 def join_matches(parts: Sequence[Matches]) -> Matches:
@@ -114,8 +94,7 @@ def join_matches(parts: Sequence[Matches]) -> Matches:
 
     Raises `ValueError` when ranges leave a gap or overlap, were not counted, or come from different calls.
     """
-    parts = sorted(parts, key=lambda part: part.parent_start)
-    ranged = []
+    parts, ranged = sorted(parts, key=lambda part: part.parent_start), []
     for part in parts:
         if part.pairs_over is None or part.histogram is None:
             raise ValueError("a part without counts of pairs cannot be joined; join what `correlate` returned")

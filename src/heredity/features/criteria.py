@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -15,89 +13,65 @@ from heredity.features.correlate import Matches, median, rank_correlation
 from heredity.kernels.pairs import Means, Ranked, common_r, greedy_cover, masked_sums, ranked, type_means
 from heredity.kernels.sparse import Sparse, transpose
 
-
-class Pairs(NamedTuple):
-    """Pairs of features, each feature of either end in at most one pair."""
-
-    pairs: np.ndarray
-    """int32 [n, 2]: (parent, child) features, by rising parent feature."""
-    r: np.ndarray
-    """float64 [n]: the score of each pair: Pearson r, or the cosine where cosines were assigned."""
+# Splits and merges, see `splits_and_merges`.
+_EDGE = 0.4  # masked cosine above which a pair is looked at
+_LEAST = 0.1  # share of the whole that each part adds
+_MOSTLY = 0.5  # share that is most of something
 
 
 def candidates(parent_match: np.ndarray, child_match: np.ndarray) -> np.ndarray:
     """Pairs in the list of best partners of either feature: int32 [n, 2] (parent, child), rising, each once.
 
-    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`: of whole dictionaries, not of a range.
-    Raises `ValueError` for a partner that the other end does not have.
+    parent_match [d_parent, top] and child_match [d_child, top] as in `Matches`, of whole dictionaries.
     """
-    pairs = []
-    for end, match, other in (("parent", parent_match, child_match), ("child", child_match, parent_match)):
-        if match.size and match.max() >= len(other):
-            raise ValueError(
-                f"{end}_match names feature {match.max()}, but the other end has lists of {len(other)} features only; "
-                "give both ends of one edge, with ranges joined"
-            )
-        feature, place = np.nonzero(match >= 0)
-        pairs.append(np.stack([feature, match[feature, place]], axis=1))
-    width = max(1, len(child_match))
-    keys = np.unique(np.concatenate([pairs[0] @ [width, 1], pairs[1] @ [1, width]]))
-    return np.stack(np.divmod(keys, width), axis=1).astype(np.int32)
+    return _listed(parent_match, child_match)[0]
+
+
+def _listed(parent_match: np.ndarray, child_match: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`candidates`, and the first place of each in the lists of parent features, then of child features."""
+    parents, children = np.nonzero(parent_match >= 0)[0], np.nonzero(child_match >= 0)[0]
+    of_parents = np.stack([parents, parent_match[parent_match >= 0]], axis=1)
+    of_children = np.stack([child_match[child_match >= 0], children], axis=1)
+    pairs, first = np.unique(np.concatenate([of_parents, of_children]), axis=0, return_index=True)
+    return pairs.astype(np.int32), first
 
 
 def one_to_one(
-    parent_match: np.ndarray,
-    parent_r: np.ndarray,
-    child_match: np.ndarray,
-    child_r: np.ndarray,
-    least: float = 0.0,
-) -> Pairs:
-    """The pairs of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
+    parent_match: np.ndarray, parent_r: np.ndarray, child_match: np.ndarray, child_r: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs, r) of the one-to-one assignment of largest total r, over the pairs in the lists of either end.
 
-    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = `least`
-    for each parent feature, so a pair with r <= `least` is never made. With lists of all features this is the Hungarian
-    assignment of max(r, least); with shorter ones it is the best assignment within them, and a feature that loses all
-    partners on its list stays alone although one further down might be free. Exact (Jonker & Volgenant 1987, sparse).
-    Raises `ValueError` where `candidates` does, and for a `least` that is not finite.
+    pairs: int32 [n, 2] of (parent, child) features, by rising parent feature, each in one pair at most. r: float64 [n].
+    Lists [d, top] as in `Matches` (`one_to_one(*matches[:4])`). A feature may stay alone, which counts as r = 0. With
+    lists of all features this is the Hungarian assignment of max(r, 0); with shorter ones it is the best assignment
+    within them, and a feature that loses all partners on its list stays alone although one further down might be free.
+    Exact (Jonker & Volgenant 1987, sparse).
     """
-    if not np.isfinite(least):
-        raise ValueError(f"least={least} is no r to stay alone at; use a number such as 0.0")
-    pairs = candidates(parent_match, child_match)
-    r = np.full(len(pairs), np.nan)
-    for own, other, match, scores in ((1, 0, child_match, child_r), (0, 1, parent_match, parent_r)):
-        for place in range(match.shape[1]):
-            here = match[pairs[:, own], place] == pairs[:, other]
-            r[here] = scores[pairs[here, own], place]
-    pairs, r = pairs[r > least], r[r > least]
+    pairs, first = _listed(parent_match, child_match)
+    r = np.concatenate([parent_r[parent_match >= 0], child_r[child_match >= 0]])[first]
+    pairs, r = pairs[r > 0], r[r > 0]
     if not len(pairs):
-        return Pairs(pairs, r)
+        return pairs, r
     # The solver wants weights other than 0 and a partner for every row: one column per parent feature stands for none.
     parents, children = len(parent_match), len(child_match)
     alone = np.arange(parents)
-    weights = csr_array(
-        (
-            np.concatenate([1.0 + (r - least), np.ones(parents)]),
-            (np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])),
-        ),
-        shape=(parents, children + parents),
-    )
+    places = np.concatenate([pairs[:, 0], alone]), np.concatenate([pairs[:, 1], children + alone])
+    weights = csr_array((np.concatenate([1.0 + r, np.ones(parents)]), places), shape=(parents, children + parents))
     rows, columns = min_weight_full_bipartite_matching(weights, maximize=True)
     chosen = np.full(parents, -1, np.int64)
     chosen[rows] = columns
     assigned = chosen[pairs[:, 0]] == pairs[:, 1]
-    return Pairs(pairs[assigned], r[assigned])
+    return pairs[assigned], r[assigned]
 
 
 class Parts(NamedTuple):
     """Features of one end, the wholes, and the two or more features of the other end that share their firings."""
 
-    pairs: np.ndarray
-    """int32 [n, 2]: (whole, part), by rising whole, the part that adds most first; every whole has two or more."""
+    pairs: np.ndarray  # int32 [n, 2]: (whole, part), by rising whole, the part that adds most first
     share: np.ndarray
-    """float64 [n]: what the part adds: squared activation of the whole, as a share of all of it, on tokens where the
-    part fires and no part listed before it does."""
-    cosine: np.ndarray
-    """float64 [n]: masked cosine of the pair."""
+    """float64 [n]: what the part adds: share of the whole's squared activation on tokens where the part fires and no
+    part listed before it does."""
+    cosine: np.ndarray  # float64 [n]: masked cosine of the pair
 
     @property
     def wholes(self) -> np.ndarray:
@@ -105,52 +79,30 @@ class Parts(NamedTuple):
         return np.unique(self.pairs[:, 0])
 
 
-class SplitsAndMerges(NamedTuple):
-    """Features that come apart and features that come together along an edge."""
-
-    splits: Parts
-    """Parent features (wholes) and the child features they split into (parts)."""
-    merges: Parts
-    """Child features (wholes) and the parent features that merged into them (parts)."""
-    cosine: np.ndarray
-    """float64 [candidates]: masked cosine of every candidate pair."""
-
-
-def splits_and_merges(
-    parent: FeatureActs,
-    child: FeatureActs,
-    pairs: np.ndarray,
-    edge: float = 0.4,
-    least: float = 0.1,
-    mostly: float = 0.5,
-) -> SplitsAndMerges:
+def splits_and_merges(parent: FeatureActs, child: FeatureActs, pairs: np.ndarray) -> tuple[Parts, Parts, np.ndarray]:
     """Parent features that split into several child features, and parent features that merge into one.
 
     The masked cosine of a pair is the larger of two cosines of the activations of both features: over the tokens on
     which the parent's fires, and over those on which the child's does; 0 for features that never fire together
-    (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4).
-
-    A child feature can be a part of a parent feature (the whole) when their masked cosine exceeds `edge` and the part
-    lies inside the whole: more than `mostly` of the part's squared activation is on tokens where the whole fires. Parts
-    are then taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the
-    same tokens, which counts with the squared activation of the whole. A part must add `least` of the whole or more,
-    and more than `mostly` of all it covers itself must be new: a second copy of a part, or a finer version of it, adds
-    little. A whole splits when it has two parts or more that cover more than `mostly` of it between them. One with a
-    faithful copy has no room for a second part and does not; one of which slivers are left is lost rather than split.
-    A merge is the same with the ends exchanged.
+    (Bricken et al. 2023, who draw an edge of feature splitting above about 0.4). Parts are a definition of our own:
+    a child feature can be a part of a parent feature (the whole) when their masked cosine exceeds 0.4 and the part lies
+    inside the whole: more than half of the part's squared activation is on tokens where the whole fires. Parts are then
+    taken one by one, the one that covers most of what is left of the whole first. To cover is to fire on the same
+    tokens, which counts with the squared activation of the whole. A part must add a tenth of the whole or more, and
+    more than half of all it covers itself must be new: a second copy of a part, or a finer version of it, adds little.
+    A whole splits when it has two parts or more that cover more than half of it between them. One with a faithful copy
+    has no room for a second part and does not; one of which slivers are left is lost rather than split. A merge is the
+    same with the ends exchanged.
 
     pairs: int [n, 2] (parent, child) to look at, such as `candidates` gives: a part with a share s of the whole's
-    squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Work is the firings of
-    both features of every pair, and again for each part of a whole. Parts are a definition of our own.
+    squared activation has an r with it near sqrt(s), so lists of a few best partners hold it. Returns (splits, merges,
+    masked cosine of each pair); the wholes are parent features in splits, child features in merges.
     Raises `ValueError` for samples of different length.
     """
     if parent.tokens != child.tokens:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions and the child {child.tokens}; "
-            "encode the same tokens with both SAEs"
-        )
+        sizes = f"the parent has {parent.tokens} token positions and the child {child.tokens}"
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs")
     columns, child_columns = transpose(parent.sparse), transpose(child.sparse)
-    pairs = np.asarray(pairs).reshape(-1, 2)
     sums = masked_sums(columns, child_columns, pairs)
     square, child_square = _squares(columns)[pairs[:, 0]], _squares(child_columns)[pairs[:, 1]]
     norms = (np.sqrt(square * sums.child_square), np.sqrt(sums.parent_square * child_square))
@@ -158,11 +110,11 @@ def splits_and_merges(
     cosine = np.maximum(*(np.divide(sums.product, n, out=np.zeros_like(n), where=together) for n in norms))
     with np.errstate(invalid="ignore", divide="ignore"):
         share, child_share = sums.parent_square / square, sums.child_square / child_square
-    splits = (cosine > edge) & (child_share > mostly) & (share >= least)
-    merges = (cosine > edge) & (share > mostly) & (child_share >= least)
-    return SplitsAndMerges(
-        _parts(columns, child_columns, pairs[splits], share[splits], cosine[splits], least, mostly),
-        _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges], least, mostly),
+    splits = (cosine > _EDGE) & (child_share > _MOSTLY) & (share >= _LEAST)
+    merges = (cosine > _EDGE) & (share > _MOSTLY) & (child_share >= _LEAST)
+    return (
+        _parts(columns, child_columns, pairs[splits], share[splits], cosine[splits]),
+        _parts(child_columns, columns, pairs[merges, ::-1], child_share[merges], cosine[merges]),
         cosine,
     )
 
@@ -173,74 +125,47 @@ def _squares(columns: Sparse) -> np.ndarray:
     return np.bincount(feature, np.square(columns.values, dtype=np.float64), len(columns.indptr) - 1)
 
 
-def _parts(
-    columns: Sparse,
-    part_columns: Sparse,
-    pairs: np.ndarray,
-    cover: np.ndarray,
-    cosine: np.ndarray,
-    least: float,
-    mostly: float,
-) -> Parts:
-    """The wholes that have two or more parts, and mostly consist of them, among the candidate pairs (whole, part)."""
+def _parts(columns: Sparse, part_columns: Sparse, pairs: np.ndarray, cover: np.ndarray, cosine: np.ndarray) -> Parts:
+    """The wholes that split, among the candidate pairs (whole, part); cover: share of the whole."""
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, cover, cosine = pairs[order], cover[order], cosine[order]
-    groups = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1, append=-1))
-    added = np.zeros(len(pairs))
-    greedy_cover(
-        groups, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]), *columns[:3], *part_columns[:2],
-        cover, least, mostly, added,
-    )  # fmt: skip
-    wholes = len(columns.indptr) - 1
-    parts, together = np.bincount(pairs[:, 0], added > 0, wholes), np.bincount(pairs[:, 0], added, wholes)
-    whole = (parts >= 2) & (together > mostly)
-    kept = np.flatnonzero((added > 0) & whole[pairs[:, 0]])
-    kept = kept[np.lexsort((-added[kept], pairs[kept, 0]))]
+    (whole, part), added = np.ascontiguousarray(pairs.T), np.zeros(len(pairs))
+    groups = np.flatnonzero(np.diff(whole, prepend=-1, append=-1))
+    greedy_cover(groups, whole, part, *columns[:3], *part_columns[:2], cover, _LEAST, _MOSTLY, added)
+    split = (np.bincount(whole, added > 0) >= 2) & (np.bincount(whole, added) > _MOSTLY)
+    kept = np.flatnonzero((added > 0) & split[whole])
+    kept = kept[np.lexsort((-added[kept], whole[kept]))]
     return Parts(pairs[kept].astype(np.int32), added[kept], cosine[kept])
 
 
 def token_type_correlate(
-    parent: FeatureActs,
-    child: FeatureActs,
-    ids: np.ndarray,
-    top: int = 5,
-    least_common: int = 2,
-    workers: int | None = None,
+    parent: FeatureActs, child: FeatureActs, ids: np.ndarray, top: int = 5, workers: int | None = None
 ) -> Ranked:
     """Match the features of two SAEs by what the code published with Horn & Elliott (github.com/nilq/feature-dynamics,
     `evaluation/autoencoder/correlation.py`) computes, which is not what section 3.4 of the paper says.
 
     Each feature becomes its mean activation at every token type, over the positions where it fires. The score of two
-    features is Pearson's r over the token types where both fire, if there are at least `least_common` (the code: 2).
-
-    It inflates persistence, so never read it as the r of `correlate`. Two common types always give exactly +1 or -1,
-    and three or four give a high |r| by chance; with thousands of candidates almost every feature finds a pair like
-    that. Types on which only one feature fires count for nothing, so that features which hardly ever fire together can
-    agree; and the mean hides differences between contexts of a token. The result stands beside the paper's definition
-    to show what the other reading would have reported.
+    features is Pearson's r over the token types where both fire, if there are at least two. It inflates persistence, so
+    never read it as the r of `correlate`. Two common types always give exactly +1 or -1, and three or four give a high
+    |r| by chance; with thousands of candidates almost every feature has a pair like that. Types on which only one
+    feature fires count for nothing, so that features which hardly ever fire together can agree; and the mean hides
+    differences between contexts of a token. The result shows what this other reading of the paper would have reported.
 
     ids: int [tokens], the token type of each position: the token id, or one number for all ids that decode to the
-    same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64,
-    centered on each feature's mean over types. Work is one step for each pair of features and type on which both fire;
-    the matrix of all pairs is held in blocks (32 MiB).
-    Raises `ValueError` for samples or ids of different length, `least_common` below 2 and `top` below 1.
+    same string, which is what the code groups by. workers: threads; their number changes no bit. Sums are float64.
+    Raises `ValueError` for samples or ids of different length and `top` below 1.
     """
-    ids = np.asarray(ids)
-    if not parent.tokens == child.tokens == len(ids) or ids.ndim != 1:
-        raise ValueError(
-            f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}; "
-            "encode the same tokens with both SAEs and give the type of each"
+    if not parent.tokens == child.tokens == len(ids):
+        sizes = (
+            f"the parent has {parent.tokens} token positions, the child {child.tokens}, and ids is {list(ids.shape)}"
         )
-    if least_common < 2:
-        raise ValueError(f"least_common={least_common}: fewer than two points have no correlation; use 2 or more")
+        raise ValueError(f"{sizes}; encode the same tokens with both SAEs and give the type of each")
     kinds, types = np.unique(ids, return_inverse=True)
     means, child_means = (_centered_means(acts, types.astype(np.int32), len(kinds)) for acts in (parent, child))
-    # The child's by types: types x features.
-    order = np.argsort(child_means.indices, kind="stable")
-    feature = np.repeat(np.arange(child.d_sae, dtype=np.int32), np.diff(child_means.indptr))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(child_means.indices, minlength=len(kinds)))])
-    by_type = Means(indptr, feature[order], child_means.values[order])
-    blocks = common_r(means, by_type, child.d_sae, least_common, workers)
+    entries = child_means.values, child_means.indices, child_means.indptr
+    columns = csr_array(entries, (child.d_sae, len(kinds))).tocsc()  # the child's by types: types x features
+    by_type = Means(columns.indptr.astype(np.int64), columns.indices.astype(np.int32), columns.data)
+    blocks = common_r(means, by_type, child.d_sae, 2, workers)
     return ranked(blocks, (parent.d_sae, child.d_sae), top)
 
 
@@ -260,75 +185,44 @@ def by_parent(pairs: np.ndarray, score: np.ndarray, features: int) -> np.ndarray
     return scores
 
 
-def scores(matches: Matches, assigned: Pairs) -> dict[str, np.ndarray]:
+def scores(matches: Matches, assigned: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     """Score of each parent feature by each rule on r, float64 [d_parent], nan for a feature without a partner.
 
     existence: best r. mutual: the same, if the feature is also the best match of its own best match. assigned: r of
-    the assigned pair, from `one_to_one`. Scores of further rules go beside them, made with `by_parent` where they are
-    pairs.
+    the assigned pair, from `one_to_one`.
     """
     best, r = matches.parent_match[:, 0], matches.parent_r[:, 0]
     chosen_back = (best >= 0) & (matches.child_match[best, 0] == np.arange(len(best)))
-    return {
-        "existence": r,
-        "mutual": np.where(chosen_back, r, np.nan),
-        "assigned": by_parent(assigned.pairs, assigned.r, len(r)),
-    }
-
-
-def disagreement(calls: Mapping[str, np.ndarray]) -> list[tuple[str, str, int]]:
-    """(rule, other, count) for every ordered pair of rules: features that persist by `rule` and not by `other`.
-
-    calls: by rule, bool [features] over one set of features.
-    Raises `ValueError` when the rules call different numbers of features.
-    """
-    sizes = {rule: len(call) for rule, call in calls.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"rules judge {sizes} features; give the calls of all rules on the same features")
-    return [(rule, other, int((calls[rule] & ~calls[other]).sum())) for rule, other in permutations(calls, 2)]
-
-
-def kappa(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Cohen's kappa of two calls, bool [features]: 1 for equal calls, 0 for what chance gives at these counts; None
-    where both call all or none. Restrict both to live features: those that no rule could ever call raise it."""
-    n, agreed = len(a), int((a == b).sum())
-    # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
-    calls = int(a.sum()), int(b.sum())
-    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
-    return (n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None
+    pairs = by_parent(*assigned, len(r))
+    return {"existence": r, "mutual": np.where(chosen_back, r, np.nan), "assigned": pairs}
 
 
 class Agreement(NamedTuple):
     """Calls by one r beside calls by the best match, over the same features."""
 
-    persisting: int
-    """Features whose r is above the threshold."""
-    both: int
-    """Those of them that persist by their best match too."""
-    only: int
-    """Those that do not."""
-    only_matched: int
-    """Features that persist by their best match only."""
-    neither: int
-    """Features that persist by neither."""
-    kappa: float | None
-    """Cohen's kappa; None where both call all or none."""
-    rank: float | None
-    """Spearman correlation of the two r, over features that have both; None where either does not vary."""
-    median: float
-    """Median r; nan without any."""
+    persisting: int  # features whose r is above the threshold
+    both: int  # those of them that persist by their best match too
+    only: int  # those that do not
+    only_matched: int  # features that persist by their best match only
+    neither: int  # features that persist by neither
+    kappa: float | None  # Cohen's: 1 for equal calls, 0 for what chance gives; None where both call all or none
+    rank: float | None  # Spearman correlation of the two r, over features that have both; None where one is constant
+    median: float  # median r; nan without any
 
 
 def agreement(best: np.ndarray, r: np.ndarray, threshold: float) -> Agreement:
-    """Compare calls by r with calls by the best match's r; both float64 [features], r nan for a feature without one."""
+    """Compare calls by r with calls by the best match's r; both float64 [live features], r nan for one without."""
     matched, other = best > threshold, r > threshold
+    n, calls, agreed = len(best), (int(matched.sum()), int(other.sum())), int((matched == other).sum())
+    # Counts stay whole numbers until the end, so that calls of all or none are known exactly.
+    by_chance = calls[0] * calls[1] + (n - calls[0]) * (n - calls[1])
     return Agreement(
-        persisting=int(other.sum()),
+        persisting=calls[1],
         both=int((matched & other).sum()),
         only=int((other & ~matched).sum()),
         only_matched=int((matched & ~other).sum()),
         neither=int((~other & ~matched).sum()),
-        kappa=kappa(matched, other),
+        kappa=(n * agreed - by_chance) / (n * n - by_chance) if by_chance < n * n else None,
         rank=rank_correlation(best, r),
         median=median(r),
     )

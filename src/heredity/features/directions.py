@@ -13,55 +13,38 @@ from heredity.features.criteria import one_to_one
 from heredity.kernels.pairs import ranked
 from heredity.kernels.torch_forms import linear
 
-_ROWS = 1024
-_PAIRS = 1 << 9
+Matrix = np.ndarray | Tensor
+_ROWS, _PAIRS = 1024, 1 << 9  # rows whose cosines with all others exist at a time; pairs of rows
 
 
 class Cosines(NamedTuple):
-    """Best partners of each feature by cosine, best first, ties to the lower index. A zero-norm
-    feature has no match and is never returned as one."""
+    """Best partners of each feature by cosine, best first, ties to the lower index. A feature of norm zero has none."""
 
-    parent_match: np.ndarray
-    """int32 [d_parent, top]: child features; -1 where there is none."""
-    parent_cosine: np.ndarray
-    """float64 [d_parent, top]: their cosines, falling; nan where there is none."""
-    child_match: np.ndarray
-    """int32 [d_child, top]: parent features; -1 where there is none."""
-    child_cosine: np.ndarray
-    """float64 [d_child, top]."""
+    parent_match: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
+    parent_cosine: np.ndarray  # float64 [d_parent, top]: their cosines, falling; nan where there is none
+    child_match: np.ndarray  # int32 [d_child, top]: parent features; -1 where there is none
+    child_cosine: np.ndarray  # float64 [d_child, top]
 
 
 class Shared(NamedTuple):
     """Pairs common to the assignment by encoder and the one by decoder."""
 
-    pairs: np.ndarray
-    """int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature."""
-    encoder_cosine: np.ndarray
-    """float64 [n]."""
-    decoder_cosine: np.ndarray
-    """float64 [n]."""
-    shared: np.ndarray
-    """bool [n]: both cosines are at least the threshold given."""
-
-    @property
-    def cosine(self) -> np.ndarray:
-        """float64 [n]: the smaller of both cosines, which a threshold on sharing cuts."""
-        return np.minimum(self.encoder_cosine, self.decoder_cosine)
+    pairs: np.ndarray  # int32 [n, 2]: (parent, child) features, each in one pair at most, by rising parent feature
+    cosine: np.ndarray  # float64 [n]: the smaller of the cosines of encoders and decoders
+    shared: np.ndarray  # bool [n]: it is at least the threshold given
 
 
-def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5) -> Cosines:
+def cosine_matches(a: Matrix, b: Matrix, top: int = 5) -> Cosines:
     """The `top` best partners of each row of a [d_parent, d] among the rows of b [d_child, d], and the reverse.
 
-    Rows are directions: `W_dec` as it is, `W_enc` transposed. Partners are found in float32, in chunks of rows of a
-    that take some tens of megabytes; the cosines of those kept are float64, and order them.
+    Rows are directions: `W_dec` as it is, `W_enc` transposed. Partners are searched in float32, in chunks of rows; the
+    cosines of those kept are float64, and order them.
     Raises `ValueError` for widths that differ, values that are not finite, and a `top` below 1.
     """
     parent, child = _unit(a, "a"), _unit(b, "b")
     if parent.shape[1] != child.shape[1]:
-        raise ValueError(
-            f"directions are {parent.shape[1]} and {child.shape[1]} wide; cosines need SAEs that read vectors of one "
-            "width, so match by activations instead"
-        )
+        widths = f"directions are {parent.shape[1]} and {child.shape[1]} wide"
+        raise ValueError(f"{widths}; cosines need SAEs that read vectors of one width: match by activations instead")
 
     def blocks() -> Iterator[np.ndarray]:
         weight = child.float()
@@ -73,13 +56,10 @@ def cosine_matches(a: np.ndarray | Tensor, b: np.ndarray | Tensor, top: int = 5)
             yield block.numpy()
 
     best = ranked(blocks(), (len(parent), len(child)), top)
-    return Cosines(
-        *_exact(best.parent_match, parent, child),
-        *_exact(best.child_match, child, parent),
-    )
+    return Cosines(*_exact(best.parent_match, parent, child), *_exact(best.child_match, child, parent))
 
 
-def _unit(directions: np.ndarray | Tensor, name: str) -> Tensor:
+def _unit(directions: Matrix, name: str) -> Tensor:
     """float64 [m, d] on the CPU: rows of length 1; a row of zeros stays one."""
     rows = torch.as_tensor(directions).detach().cpu().double().contiguous()
     if not torch.isfinite(rows).all():
@@ -95,44 +75,33 @@ def _exact(match: np.ndarray, own: Tensor, other: Tensor) -> tuple[np.ndarray, n
     feature, place = np.nonzero(match >= 0)
     cosine = np.full(match.shape, np.nan)
     for start in range(0, len(feature), _PAIRS):
-        here = slice(start, start + _PAIRS)
-        rows, partners = own.numpy()[feature[here]], other.numpy()[match[feature[here], place[here]]]
-        cosine[feature[here], place[here]] = np.einsum("nd,nd->n", rows, partners).clip(-1.0, 1.0)
+        here = feature[start : start + _PAIRS], place[start : start + _PAIRS]
+        rows, partners = own.numpy()[here[0]], other.numpy()[match[here]]
+        cosine[here] = np.einsum("nd,nd->n", rows, partners).clip(-1.0, 1.0)
     order = np.lexsort((match, np.where(np.isnan(cosine), np.inf, -cosine)), axis=1)
     return np.take_along_axis(match, order, 1), np.take_along_axis(cosine, order, 1)
 
 
-def shared(
-    enc_a: np.ndarray | Tensor,
-    dec_a: np.ndarray | Tensor,
-    enc_b: np.ndarray | Tensor,
-    dec_b: np.ndarray | Tensor,
-    least: float = 0.7,
-    top: int = 10,
-) -> Shared:
+def shared(enc_a: Matrix, dec_a: Matrix, enc_b: Matrix, dec_b: Matrix, least: float = 0.7, top: int = 10) -> Shared:
     """Features that two SAEs share (Paulo & Belrose 2025): a one-to-one assignment by cosines of the encoders and one
     by cosines of the decoders pick the same partner, and both cosines are `least` or more.
 
     enc [d_in, d_sae] is `W_enc`, dec [d_sae, d_in] is `W_dec`. The paper solves the dense assignment of all features to
-    all; here each assignment knows the `top` best partners of every feature of both ends and leaves a feature alone
-    rather than pair it below cosine 0. Pairs near the threshold are decided among near neighbors, so the shared
-    features come out the same unless a feature has more than `top` rivals.
-    Raises as `cosine_matches` does.
+    all; here each assignment knows the `top` best partners of every feature of both ends, which changes a shared
+    feature only where it has more than `top` rivals. Raises as `cosine_matches` does.
     """
-    assigned = []
-    for a, b in ((torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)):
-        assigned.append(one_to_one(*cosine_matches(a, b, top)))
-    keys = [pairs.astype(np.int64) @ [len(dec_b), 1] for pairs, _ in assigned]
+    sides = (torch.as_tensor(enc_a).T, torch.as_tensor(enc_b).T), (dec_a, dec_b)
+    (pairs, encoder), (others, decoder) = (one_to_one(*cosine_matches(a, b, top)) for a, b in sides)
+    keys = [assigned.astype(np.int64) @ [len(dec_b), 1] for assigned in (pairs, others)]
     _, at_encoder, at_decoder = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-    encoder, decoder = assigned[0].r[at_encoder], assigned[1].r[at_decoder]
-    return Shared(assigned[0].pairs[at_encoder], encoder, decoder, (encoder >= least) & (decoder >= least))
+    cosine = np.minimum(encoder[at_encoder], decoder[at_decoder])
+    return Shared(pairs[at_encoder], cosine, cosine >= least)
 
 
-def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarray:
+def rotation(dec_a: Matrix, dec_b: Matrix) -> np.ndarray:
     """Angle between rows of the same index, float64 [m] in degrees, 0 to 180; nan where a row is zero.
 
-    For SAEs of which one was continued from the other, whose index i means the same feature. dec [m, d]. Computed from
-    sum and difference of the unit rows, which keeps small angles exact (Kahan 2006).
+    dec [m, d]. Computed from sum and difference of the unit rows, which keeps small angles exact (Kahan 2006).
     Raises `ValueError` for different shapes and values that are not finite.
     """
     a, b = _unit(dec_a, "dec_a"), _unit(dec_b, "dec_b")
@@ -145,22 +114,14 @@ def rotation(dec_a: np.ndarray | Tensor, dec_b: np.ndarray | Tensor) -> np.ndarr
 class Turns(NamedTuple):
     """How far each feature's decoder row turned, float64 [d_sae] in degrees."""
 
-    data_first_data: np.ndarray
-    """From the source SAE to the one on the child's corpora."""
-    data_first_model: np.ndarray
-    """From there to the one on the child's weights too."""
-    data_first_total: np.ndarray
-    """Both."""
-    model_first_model: np.ndarray
-    """From the source SAE to the one on the child's weights."""
-    model_first_data: np.ndarray
-    """From there to the one on the child's corpora too."""
-    model_first_total: np.ndarray
-    """Both."""
-    noise: np.ndarray | None
-    """From the source SAE to one continued on the same model and corpora."""
-    weights: np.ndarray | None
-    """From that one to the one on the child's weights, which saw the same tokens in the same order."""
+    data_first_data: np.ndarray  # from the source SAE to the one on the child's corpora
+    data_first_model: np.ndarray  # from there to the one on the child's weights too
+    data_first_total: np.ndarray  # both
+    model_first_model: np.ndarray  # from the source SAE to the one on the child's weights
+    model_first_data: np.ndarray  # from there to the one on the child's corpora too
+    model_first_total: np.ndarray  # both
+    noise: np.ndarray | None  # from the source SAE to one continued on the same model and corpora
+    weights: np.ndarray | None  # from that one to the one on the child's weights; same tokens in the same order
 
     @property
     def data(self) -> np.ndarray:
@@ -175,10 +136,7 @@ class Turns(NamedTuple):
 
 def turns(decoders: Mapping[str, Tensor]) -> Turns:
     """The turns between decoders [d_sae, d_in] of the SAEs `source`, `data`, `data_model`, `model`, `model_data` and,
-    where there is one, `control`.
-
-    Raises ValueError for decoders of different shapes: one is then not continued from the other.
-    """
+    where there is one, `control`; `ValueError` for different shapes: one is then not continued from the other."""
     source, data, model = decoders["source"], decoders["data"], decoders["model"]
     control = decoders.get("control")
     return Turns(
@@ -206,7 +164,7 @@ def causes(turns: Turns, live: np.ndarray) -> tuple[int, int, int]:
     turn by continued training alone (where that was measured). The three add up to the live features.
     """
     data, model = turns.data[live], turns.model[live]
-    noise = 0.0 if turns.noise is None else float(np.quantile(turns.noise[live], 0.95)) if live.any() else 0.0
+    noise = 0.0 if turns.noise is None or not live.any() else float(np.quantile(turns.noise[live], 0.95))
     beyond = np.maximum(data, model) > noise
     by_model, by_data = beyond & (model > data), beyond & (model < data)
     return int(by_model.sum()), int(by_data.sum()), int((~beyond | (model == data)).sum())

@@ -1,7 +1,7 @@
 """Effects of features on the prediction: directly on the logits, by attribution, and when moved into the other model.
 
-Two features can fire alike and act differently. The first two similarities are those of Bricken et al. 2023 ("Towards
-Monosemanticity", universality); moving features is the causal test of Minder et al. 2025 (arXiv 2504.02922).
+Two features can fire alike and act differently. Similarities of logit weights and of attributions are those of Bricken
+et al. 2023 (universality); moving features is the causal test of Minder et al. 2025 (arXiv 2504.02922).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from heredity.features.correlate import median
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
 from heredity.lm.loss import arithmetic, chunk_rows, dtype_of
-from heredity.sae.model import SAE
 
 _CHUNK = 1 << 22  # numbers in a temporary array
 
@@ -27,19 +26,18 @@ _CHUNK = 1 << 22  # numbers in a temporary array
 def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
     """Pearson r over the vocabulary of the logit weights of pairs of features; float64 [n], nan for a constant one.
 
-    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). The logit weights of
-    a bounded number of pairs exist at a time. Raises as `logit_weights` does, and ValueError for pairs out of range or
-    vocabularies of different size.
+    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). Raises as
+    `logit_weights` does, and ValueError for vocabularies of different size.
     """
-    pairs = _checked_pairs(parent, child, pairs)
+    _check_vocab(parent.model, child.model)
     r, step = np.empty(len(pairs)), max(1, _CHUNK // _vocab(child.model))
     for start in range(0, len(pairs), step):
         some = torch.from_numpy(pairs[start : start + step])
-        a, b = (
+        weights = (
             logit_weights(reader.model, reader.hook_point, reader.sae.W_dec[side.to(reader.sae.W_dec.device)])
             for reader, side in ((parent, some[:, 0]), (child, some[:, 1]))
         )
-        a, b = a.double().cpu(), b.double().cpu()
+        a, b = (side.double().cpu() for side in weights)
         norms = a.norm(dim=1) * b.norm(dim=1)
         r[start : start + step] = ((a * b).sum(1) / torch.where(norms > 0, norms, torch.nan)).clamp(-1, 1).numpy()
     return r
@@ -51,13 +49,11 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
     x is what the SAE reads and L the summed next-token cross-entropy of the block, so what a feature does to later
     tokens counts too; to first order L falls by a_i(t) when the feature is taken away. Yields float64 [tokens,
     features] for some blocks at a time, in order, without the last position of each block, which predicts nothing.
-
-    reader: a model and one SAE. features: int [n], repeats allowed. The gradient is taken in float32, or under bf16
-    autocast where `reader.precision` and the device ask for it.
+    reader: a model and one SAE. features: int [n], repeats allowed.
     """
     sae = reader.sae
-    places, chosen = _checked(features, sae, "features"), np.zeros(sae.d_sae, bool)
-    chosen[places] = True
+    chosen = np.zeros(sae.d_sae, bool)
+    chosen[features] = True
     for ids in _batches(reader.model, blocks):
         x, gradient = (part[:, :-1].flatten(0, 1).float() for part in _gradient(reader, ids))
         indptr, indices, values = sae.encode_sparse(x)
@@ -70,17 +66,17 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
             products = sae.W_dec[feature] * gradient[token]
             effect[start : start + step] = products.sum(1, dtype=torch.float64).cpu().numpy()
         effects = csc_array((effect * values[kept], (tokens, indices[kept])), shape=(len(x), sae.d_sae))
-        yield csc_array(effects[:, places])
+        yield csc_array(effects[:, features])
 
 
 def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Pearson r over aligned tokens of the attributions of pairs of features, zeros included; float64 [n].
+    """Pearson r over aligned tokens of the attributions of pairs of features, zeros included; float64 [n], nan where a
+    feature's attribution is constant, such as one that never fires.
 
-    parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). blocks: tokens
-    [blocks, context], of a tokenizer both models use. Streamed, sums in float64. nan where a feature's attribution is
-    constant, such as one that never fires. Raises ValueError for pairs out of range and unknown tokens.
+    parent, child, pairs: as in `logit_similarity`. blocks: tokens [blocks, context], of a tokenizer both models use.
+    Raises ValueError for vocabularies of different size and unknown tokens.
     """
-    pairs = _checked_pairs(parent, child, pairs)
+    _check_vocab(parent.model, child.model)
     sums, tokens = np.zeros((5, len(pairs))), len(blocks) * (blocks.shape[-1] - 1)
     streams = attributions(parent, blocks, pairs[:, 0]), attributions(child, blocks, pairs[:, 1])
     for a, b in zip(*streams, strict=True):
@@ -96,24 +92,15 @@ def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blo
 class Splice(NamedTuple):
     """KL(child ‖ parent), nats per token, with features of the child moved into the parent; by block of tokens."""
 
-    before: np.ndarray
-    """float64 [blocks]: nothing moved."""
-    spliced: np.ndarray
-    """float64 [blocks]: the chosen features moved."""
-    controls: np.ndarray
-    """float64 [controls, blocks]: as many other live features moved, drawn at random."""
-    all: np.ndarray
-    """float64 [blocks]: all features moved; the most that the SAE can carry."""
-    patched: np.ndarray
-    """float64 [blocks]: the child's own activations in place of the parent's; including what the SAE does not see."""
-    moved: float
-    """Mean squared length of what the chosen features add, as a share of what all add."""
-    controls_moved: np.ndarray
-    """float64 [controls]: the same of the controls. Compare: features that add more can recover more."""
-    live: int
-    """Features that differ between the models somewhere in the sample; controls are drawn from them."""
-    tokens: int
-    """Positions compared."""
+    before: np.ndarray  # float64 [blocks]: nothing moved
+    spliced: np.ndarray  # float64 [blocks]: the chosen features moved
+    controls: np.ndarray  # float64 [controls, blocks]: as many other live features moved, drawn at random
+    all: np.ndarray  # float64 [blocks]: all features moved; the most that the SAE can carry
+    patched: np.ndarray  # float64 [blocks]: the child's activations instead; including what the SAE does not see
+    moved: float  # mean squared length of what the chosen features add, as a share of what all add
+    controls_moved: np.ndarray  # float64 [controls]: the same; features that add more can recover more
+    live: int  # features that differ between the models somewhere in the sample; controls are drawn from them
+    tokens: int  # positions compared
 
     @property
     def reach(self) -> float:
@@ -129,18 +116,14 @@ def splice(
 
     f and d are of the child's SAE, run on both models' activations at the child's hook point on the same tokens, so
     that only the difference is added (causal test of Minder et al. 2025, for one SAE in place of a crosscoder).
-
-    features: int [n], the set S; repeats count once. blocks: tokens [blocks, context] of a tokenizer both models use.
-    controls: sets of as many other live features, drawn with `seed`. Costs 7 + controls forward passes.
-    Raises ValueError when S is empty or out of range, when fewer other features are live than S has, when the SAE or
-    the vocabularies do not fit.
+    features: int [n], the set S. blocks: tokens [blocks, context] of a tokenizer both models use. controls: sets of as
+    many other live features, drawn with `seed`. Costs 7 + controls forward passes.
+    Raises ValueError when fewer other features are live than S has, and when the SAE or the vocabularies do not fit.
     """
     sae = child.sae
     _check_vocab(parent, child.model)
     chosen = np.zeros(sae.d_sae, bool)
-    chosen[_checked(features, sae, "features")] = True
-    if not chosen.any():
-        raise ValueError("features is empty; choose at least one feature to move")
+    chosen[features] = True
     changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
     differ = _nonzero(changes, sae.d_sae)
     others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
@@ -151,7 +134,11 @@ def splice(
         control[rng.choice(others, size, replace=False)] = True
     kls, lengths = [], np.zeros(len(sets))
     for ids, change in zip(_batches(child.model, blocks), changes, strict=True):
-        parts = [_added(sae, change, some) for some in sets]
+        parts = []
+        for some in sets:  # Σ_{j in the set} change_j d_j, [tokens, d_in]
+            kept = some[change.indices]
+            indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
+            parts.append(sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec)
         lengths += [float(part.double().square().sum()) for part in parts]
         kls.append(_kls(parent, child, ids, parts))
     kl = np.concatenate(kls, axis=1)
@@ -173,11 +160,9 @@ def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
 
 
 def _nonzero(changes: Sequence[csr_array], d_sae: int) -> np.ndarray:
-    """Features with an entry other than 0, bool [d_sae]."""
-    features = np.zeros(d_sae, bool)
-    for change in changes:
-        features[change.indices[change.data != 0]] = True
-    return features
+    """Features with an entry other than 0 in some change, bool [d_sae]."""
+    differ = (np.bincount(change.indices[change.data != 0], minlength=d_sae) > 0 for change in changes)
+    return np.any(list(differ), axis=0)
 
 
 def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> np.ndarray:
@@ -199,13 +184,6 @@ def _kls(parent: nn.Module, child: Reader, ids: Tensor, parts: list[Tensor]) -> 
     return np.stack(rows)
 
 
-def _added(sae: SAE, change: csr_array, chosen: np.ndarray) -> Tensor:
-    """Σ_{j chosen} change_j d_j, [tokens, d_in]."""
-    kept = chosen[change.indices]
-    indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
-    return sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec
-
-
 def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
     """x at the hook point and ∂L/∂x, both [batch, context, d_in]; L is the summed next-token loss."""
     held: list[Tensor] = []
@@ -220,8 +198,6 @@ def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _batches(model: nn.Module, blocks: np.ndarray) -> Iterator[Tensor]:
     """Token ids [n, context], so few blocks at a time that their logits fit; on the model's device."""
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold nothing to predict; give at least 1 x 2 tokens")
     known, device = _vocab(model), next(model.parameters()).device
     if int(blocks.max()) >= known or int(blocks.min()) < 0:
         raise ValueError(f"blocks hold token {int(blocks.max())}, the model knows {known}; use the model's tokenizer")
@@ -240,34 +216,13 @@ def _check_vocab(parent: nn.Module, child: nn.Module) -> None:
         raise ValueError(f"the parent knows {known[0]} tokens and the child {known[1]}; they must share a tokenizer")
 
 
-def _checked(features: np.ndarray, sae: SAE, name: str) -> np.ndarray:
-    """int64 [n]; ValueError for what is no feature of the SAE."""
-    features = np.asarray(features, np.int64)
-    wrong = features[(features < 0) | (features >= sae.d_sae)]
-    if features.ndim != 1 or len(wrong):
-        raise ValueError(
-            f"{name}: {wrong[:1]} of shape {list(features.shape)} is no list of features 0 to {sae.d_sae - 1}"
-        )
-    return features
-
-
-def _checked_pairs(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
-    """int64 [n, 2]; ValueError for what are no pairs of features, and for models that know different tokens."""
-    if np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
-        raise ValueError(f"pairs are of shape {list(np.shape(pairs))}; give [n, 2] of (parent feature, child feature)")
-    _check_vocab(parent.model, child.model)
-    sides = (("parent feature", parent), ("child feature", child))
-    return np.stack([_checked(pairs[:, at], reader.sae, name) for at, (name, reader) in enumerate(sides)], axis=1)
-
-
 def splice_figures(splice: Splice, seed: int, level: float = 0.95, resamples: int = 1000) -> dict[str, float | None]:
-    """Figures of a splice, means over blocks, with CIs by bootstrap over its blocks.
+    """Figures of a splice, means over blocks, with CIs (`NAME_low`, `NAME_high`) by bootstrap over its blocks.
 
     before, spliced, control (mean of the controls), all: KL in nats per token. recovered: (before − spliced) /
     (before − all); None where moving all features does not help. control_recovered: the same of the controls. excess:
-    their difference. Each of these has a CI, `NAME_low` and `NAME_high`; None where a resample has no such figure.
-    reach: (before − all) / (before − patched), the share of what the hook point carries that the SAE carries. moved,
-    control_moved (median): as in `Splice`. Figures of controls are None without controls.
+    their difference. Without a CI: reach; moved, control_moved (median), as in `Splice`. Figures of controls are None
+    without controls, a CI where a resample has no such figure.
     """
     controls = splice.controls.mean(0) if len(splice.controls) else np.full_like(splice.before, np.nan)
     kl = np.stack([splice.before, splice.spliced, controls, splice.all])

@@ -10,21 +10,16 @@ import numpy as np
 from heredity.features.correlate import Matches
 from heredity.features.hypothesis import LLR, best_feature
 
-Edge = tuple[str, str]
-"""(parent, child) models."""
+Edge = tuple[str, str]  # (parent, child) models
 
 
 class Member(NamedTuple):
     """A feature's place in one model."""
 
     model: str
-    """The model."""
     feature: int
-    """Its index there."""
-    r: float | None
-    """Pearson r with the member it was reached from; None for the feature the family starts with."""
-    via: str | None
-    """The model it was reached from."""
+    r: float | None  # Pearson r with the member it was reached from; None for the feature the family starts with
+    via: str | None  # the model it was reached from
 
 
 def family(model: str, feature: int, edges: Sequence[Edge], matches: Mapping[Edge, Matches]) -> list[Member]:
@@ -38,13 +33,12 @@ def family(model: str, feature: int, edges: Sequence[Edge], matches: Mapping[Edg
 
     def descend() -> None:
         for child in dict.fromkeys(child for _, child in edges):
-            if child in members:
-                continue
-            into = [edge for edge in edges if edge[1] == child and edge[0] in members]
-            steps = [_step(edge[0], members[edge[0]].feature, edge, matches) for edge in into]
-            ways = [step for step in steps if step is not None]
-            if ways:
-                members[child] = max(ways, key=lambda member: member.r or 0.0)
+            if child not in members:
+                into = [edge for edge in edges if edge[1] == child and edge[0] in members]
+                steps = [_step(edge[0], members[edge[0]].feature, edge, matches) for edge in into]
+                ways = [step for step in steps if step is not None]
+                if ways:
+                    members[child] = max(ways, key=lambda member: member.r or 0.0)
 
     descend()
     line = {model}
@@ -69,66 +63,47 @@ def _step(via: str, feature: int, edge: Edge, matches: Mapping[Edge, Matches]) -
 
 
 def persistence(start: str, edges: Sequence[Edge], matches: Mapping[Edge, Matches], features: int) -> np.ndarray:
-    """For each feature of the start model the weakest r on its strongest way to the last model of the graph.
-
-    Returns float64 [features]; 0 where a way ends. A feature that scores above the threshold persists all the way.
-    """
+    """For each feature of the start model the weakest r on its strongest way to the last model of the graph, float64
+    [features]; 0 where a way ends. A feature that scores above the threshold persists all the way."""
+    nowhere = np.full(features, -1), np.full(features, -np.inf)
     reached: dict[str, tuple[np.ndarray, np.ndarray]] = {start: (np.arange(features), np.ones(features))}
     for child in dict.fromkeys(child for _, child in edges):
         for parent, end in edges:
-            if end != child or parent not in reached:
-                continue
-            index, score = reached[parent]
-            step = matches[parent, end]
-            alive = index >= 0
-            following = np.where(alive, step.parent_match[index, 0], -1)
-            r = np.where(alive, np.nan_to_num(step.parent_r[index, 0], nan=0.0), 0.0)
-            weakest = np.where(following >= 0, np.minimum(score, r), 0.0)
-            if child not in reached:
-                reached[child] = (following, weakest)
-            else:
-                before, best = reached[child]
+            if end == child and parent in reached:
+                (index, score), step = reached[parent], matches[parent, end]
+                following = np.where(index >= 0, step.parent_match[index, 0], -1)
+                weakest = np.where(following >= 0, np.minimum(score, step.parent_r[index, 0]), 0.0)
+                before, best = reached.get(child, nowhere)
                 better = weakest > best
                 reached[child] = (np.where(better, following, before), np.where(better, weakest, best))
     last = edges[-1][1] if edges else start
     return reached.get(last, reached[start])[1]
 
 
+# A family's place in a model: where it starts; reached by matches above the threshold alone; a child's nearest miss to
+# a kept feature; a parent's; reached from a miss, and so another feature's relation.
 Status = Literal["start", "kept", "lost", "absent", "beyond"]
-"""Of a family's place in a model: where it starts; reached by matches above the threshold alone; a child's nearest miss
-to a kept feature; a parent's; reached from a miss, and so another feature's relation."""
 
 
 class Place(NamedTuple):
     """A family's place in one model, whether matched or missed."""
 
     model: str
-    """The model."""
-    feature: int
-    """Its feature: the match, or what came nearest to one."""
-    r: float | None
-    """Pearson r along the edge it was reached by; None at the start."""
-    via: str | None
-    """The model it was reached from."""
+    feature: int  # the match, or what came nearest to one
+    r: float | None  # Pearson r along the edge it was reached by; None at the start
+    via: str | None  # the model it was reached from
     status: Status
-    """Whether it is the same feature still."""
 
 
 class Course(NamedTuple):
     """What becomes of a hypothesis along the lineage."""
 
-    start: str | None
-    """The model the family starts in; None where no feature of any model fits."""
-    emerges: bool
-    """Whether no feature of a start model of the graph fits, but one of this later model does."""
-    places: dict[str, Place]
-    """By model, in the order of the models; models that the start is not connected with are left out."""
-    best: dict[str, int | None]
-    """The feature of each model that fits the hypothesis best, whatever it matches."""
-    mean_r: float | None
-    """Mean r over the places; None when none was reached."""
-    verdict: str
-    """persists, disappears on EDGE, emerges in MODEL; in words."""
+    start: str | None  # the model the family starts in; None where no feature of any model fits
+    emerges: bool  # no feature of a start model of the graph fits, but one of this later model does
+    places: dict[str, Place]  # by model, in the order of the models; without those not connected with the start
+    best: dict[str, int | None]  # the feature of each model that fits the hypothesis best, whatever it matches
+    mean_r: float | None  # mean r over the places; None when none was reached
+    verdict: str  # persists, disappears on EDGE, emerges in MODEL; in words
 
 
 def follow(
@@ -154,38 +129,30 @@ def follow(
         return Course(None, False, {}, best, None, "no feature of any model fits")
     sensitivity = {model: float(ratios[model].sensitivity[feature]) for model, feature in fitting.items()}
     start = max(roots, key=lambda model: sensitivity[model]) if roots else next(iter(fitting))
-    places = _places(Member(start, fitting[start], None, None), order, edges, matches, thresholds)
-    reached = [place.r for place in places.values() if place.r is not None]
-    verdict = _verdict(start, not roots, places, children)
-    return Course(start, not roots, places, best, float(np.mean(reached)) if reached else None, verdict)
-
-
-def _places(
-    start: Member,
-    order: Sequence[str],
-    edges: Sequence[Edge],
-    matches: Mapping[Edge, Matches],
-    thresholds: Mapping[Edge, float],
-) -> dict[str, Place]:
-    """First all that matches above the threshold, then what is nearest to it, then what is nearest to that."""
-    kept = family(start.model, start.feature, edges, {edge: matches[edge].above(thresholds[edge]) for edge in edges})
+    kept = family(start, fitting[start], edges, {edge: matches[edge].above(thresholds[edge]) for edge in edges})
     places = {member.model: Place(*member, "kept" if member.via else "start") for member in kept}
+    _add_misses(places, edges, matches)
+    places = {model: places[model] for model in order if model in places}
+    reached = [place.r for place in places.values() if place.r is not None]
+    mean_r = float(np.mean(reached)) if reached else None
+    return Course(start, not roots, places, best, mean_r, _verdict(start, not roots, places, children))
+
+
+def _add_misses(places: dict[str, Place], edges: Sequence[Edge], matches: Mapping[Edge, Matches]) -> None:
+    """Add what is nearest to the kept features, then what is nearest to that."""
     same = set(places)
 
     def preference(way: Member) -> tuple[bool, bool, float]:
-        """From a kept feature rather than from a miss, and to children first: they are what lost it."""
+        # From a kept feature rather than from a miss, and to children first: they are what lost it.
         return way.via in same, (way.via, way.model) in edges, way.r or 0.0
 
     while True:
-        steps = [
-            _step(via, places[via].feature, edge, matches)
-            for edge in edges
-            for via, model in (edge, edge[::-1])
-            if via in places and model not in places
-        ]
+        ends = [(edge, via, model) for edge in edges for via, model in (edge, edge[::-1])]
+        near = [(edge, via) for edge, via, model in ends if via in places and model not in places]
+        steps = [_step(via, places[via].feature, edge, matches) for edge, via in near]
         ways = [step for step in steps if step is not None]
         if not ways:
-            return {model: places[model] for model in order if model in places}
+            return
         way = max(ways, key=preference)
         missed: Status = "lost" if (way.via, way.model) in edges else "absent"
         places[way.model] = Place(*way, missed if way.via in same else "beyond")

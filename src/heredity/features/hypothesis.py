@@ -12,31 +12,24 @@ import numpy as np
 from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
 
+# (ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]
 Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
-"""(ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]."""
 
 
 class Hypothesis(NamedTuple):
     """Tokens that a feature may respond to; exactly one field is given."""
 
-    tokens: Sequence[str] | None = None
-    """Texts of tokens."""
-    regex: str | None = None
-    """Pattern of the whole text of a token (`re.fullmatch`)."""
-    script: str | None = None
-    """Unicode script of all of a token's letters, by the word that their names begin with (Bricken et al., appendix
-    "Feature Proxies")."""
-    predicate: Predicate | None = None
-    """A function of the blocks themselves, and so of position and context as well."""
+    tokens: Sequence[str] | None = None  # texts of tokens
+    regex: str | None = None  # pattern of the whole text of a token (`re.fullmatch`)
+    script: str | None = None  # Unicode script of all its letters (Bricken et al., appendix "Feature Proxies")
+    predicate: Predicate | None = None  # a function of the blocks, and so of position and context as well
 
 
 class Hits(NamedTuple):
     """Where a hypothesis holds."""
 
-    mask: np.ndarray
-    """bool [blocks * context]: at which positions."""
-    vocabulary: np.ndarray | None
-    """bool [d_vocab]: for which tokens; None where a predicate chose positions."""
+    mask: np.ndarray  # bool [blocks * context]: at which positions
+    vocabulary: np.ndarray | None  # bool [d_vocab]: for which tokens; None where a predicate chose positions
 
 
 def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
@@ -69,62 +62,37 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
 
 
 def of_script(text: str, script: str) -> bool:
-    """Whether a text has letters, and all of them belong to a script such as `Greek` or `CJK`.
+    """Whether a text has letters, and the Unicode names of all of them begin with a script such as `Greek` or `CJK`.
 
-    A letter is a character of a Unicode category L*; it belongs to the script that its Unicode name begins with. Signs,
-    digits and marks do not count, nor does a byte that is only part of a character.
+    A letter is a character of a Unicode category L*. Signs, digits, marks and bytes of a character do not count.
     """
     letters = [character for character in text if unicodedata.category(character).startswith("L")]
     prefix = f"{script.upper()} "
     return bool(letters) and all(unicodedata.name(letter, "").startswith(prefix) for letter in letters)
 
 
-MINIMUM_FIRINGS = 20
-"""Firings on the set below which `ranked` leaves a feature out."""
-
+MINIMUM_FIRINGS = 20  # firings on the set below which `ranked` leaves a feature out
+# Key of a ranking: Pearson r with the set, LLR weighted by activation, or LLR by count.
 Ranking = Literal["sensitivity", "llr", "counted"]
-"""Key of a ranking: Pearson r with the set, LLR weighted by activation, or LLR by count."""
 
 
 class LLR(NamedTuple):
-    """How well each feature fits the hypothesis "it fires on these tokens".
+    """How well each feature fits the hypothesis "it fires on these tokens"; nan for a feature that never fires.
 
-    A feature that never fires has nan everywhere.
+    Arrays are float64 [d_sae] unless another type is named.
     """
 
-    weighted: np.ndarray
-    """float64 [d_sae]: log(P_act(t in set) / P(t in set)) in nats, firings weighted by activation; -inf when it never
-    fires on the set."""
-    counted: np.ndarray
-    """float64 [d_sae]: the same with every firing counted once."""
-    base_rate: float
-    """P(t in set): share of the tokens that are in the set. No LLR exceeds -log(base_rate)."""
-    sensitivity: np.ndarray
-    """float64 [d_sae]: Pearson r of the activation and the indicator of the set, silent positions included."""
-    firings: np.ndarray
-    """int64 [d_sae]: tokens on which the feature fires."""
-    hits: np.ndarray
-    """int64 [d_sae]: those of them that are in the set."""
+    weighted: np.ndarray  # log(P_act(t in set) / P(t in set)) in nats, by activation; -inf if it never fires on the set
+    counted: np.ndarray  # the same with every firing counted once
+    base_rate: float  # P(t in set): share of the tokens that are in the set. No LLR exceeds -log(base_rate)
+    sensitivity: np.ndarray  # Pearson r of the activation and the indicator of the set, silent positions included
+    firings: np.ndarray  # int64: tokens on which the feature fires
+    hits: np.ndarray  # int64: those of them that are in the set
     elsewhere: np.ndarray
-    """float64 [d_sae]: total activation on all other tokens over total activation on the set, the specificity as the
-    paper reports it ("7x more active on other tokens", section 4.2.2). 0 for a feature that fires on the set alone, inf
-    for one that never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
-    elsewhere_mean: np.ndarray
-    """float64 [d_sae]: mean activation of its firings on other tokens over that of its firings on the set; below 1 for
-    a feature that is stronger on the set, however rare the set is. nan unless it fires on both."""
-
-
-class TokenShares(NamedTuple):
-    """The tokens that make up most of a feature's activation, largest share first, ties to the lower token."""
-
-    tokens: np.ndarray
-    """int64 [n]: token ids."""
-    share: np.ndarray
-    """float64 [n]: share of the feature's total activation; all tokens together have 1."""
-    llr: np.ndarray
-    """float64 [n]: log(share / P(token)), the weighted LLR of the hypothesis "it fires on this token"."""
-    firings: np.ndarray
-    """int64 [n]: firings on the token."""
+    """Total activation on all other tokens over total activation on the set, the specificity as the paper reports it
+    ("7x more active on other tokens", section 4.2.2): 0 for a feature that fires on the set alone, inf for one that
+    never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
+    elsewhere_mean: np.ndarray  # mean activation of its firings on other tokens over that on the set; nan without both
 
 
 def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
@@ -141,46 +109,35 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     hit = np.asarray(hit, bool)
     base_rate = float(hit.mean()) if hit.shape == (acts.tokens,) and acts.tokens else float("nan")
     if not 0 < base_rate < 1:
-        raise ValueError(
-            f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens; one bool per token is needed, "
-            "some tokens in the set and some not"
-        )
+        marked = f"hit of shape {hit.shape} marks {int(hit.sum())} of {acts.tokens} tokens"
+        raise ValueError(f"{marked}; one bool per token is needed, some tokens in the set and some not")
     everywhere = moments(acts.sparse)
     inside, outside = moments(acts.where(hit).sparse), moments(acts.where(~hit).sparse)
-    counted = _log_ratio(inside.stored, everywhere.stored, base_rate)
-    weighted = _log_ratio(inside.total, everywhere.total, base_rate)
     # The indicator has mean p and centered norm sqrt(T p (1 - p)).
     covariance = inside.total - everywhere.total * base_rate
     norm = np.sqrt(everywhere.square * acts.tokens * base_rate * (1 - base_rate))
-    sensitivity = np.divide(covariance, norm, out=np.full(acts.d_sae, np.nan), where=norm > 0)
-    elsewhere = _times(outside.total, inside.total)
     both = (inside.stored > 0) & (outside.stored > 0)
-    means = [np.divide(part.total, part.stored, out=np.zeros(acts.d_sae), where=both) for part in (outside, inside)]
-    return LLR(
-        weighted,
-        counted,
-        base_rate,
-        np.clip(sensitivity, -1, 1),
-        everywhere.stored,
-        inside.stored,
-        elsewhere,
-        np.where(both, _times(*means), np.nan),
-    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return LLR(
+            weighted=_log_ratio(inside.total, everywhere.total, base_rate),
+            counted=_log_ratio(inside.stored, everywhere.stored, base_rate),
+            base_rate=base_rate,
+            sensitivity=np.where(norm > 0, np.clip(covariance / norm, -1, 1), np.nan),
+            firings=everywhere.stored,
+            hits=inside.stored,
+            elsewhere=_times(outside.total, inside.total),
+            elsewhere_mean=np.where(both, _times(outside.total / outside.stored, inside.total / inside.stored), np.nan),
+        )
 
 
 def _log_ratio(inside: np.ndarray, everywhere: np.ndarray, base_rate: float) -> np.ndarray:
     """log(inside / everywhere / base_rate); nan where a sum that should be positive is not."""
-    share = np.divide(inside, everywhere, out=np.full(len(inside), np.nan), where=everywhere > 0)
-    ratio = np.where(share >= 0, share, np.nan) / base_rate
-    return np.log(ratio, out=np.full(len(inside), -np.inf), where=ratio != 0)
+    return np.log(np.where((everywhere > 0) & (inside >= 0), inside / everywhere, np.nan) / base_rate)
 
 
 def _times(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """outside / inside of what should not be negative; inf where only `inside` is 0, nan where both are."""
-    known = (outside >= 0) & (inside >= 0)
-    ratio = np.where(outside > 0, np.inf, np.nan)
-    ratio = np.divide(outside, inside, out=ratio, where=known & (inside > 0))
-    return np.where(known, ratio, np.nan)
+    return np.where((outside >= 0) & (inside >= 0), outside / inside, np.nan)
 
 
 def fitting(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> np.ndarray:
@@ -203,45 +160,38 @@ def ranked(
 
 
 def best_feature(ratios: LLR, minimum_firings: int = MINIMUM_FIRINGS) -> int | None:
-    """The feature that stands for the hypothesis: of the fitting ones the one with the highest sensitivity; ties to the
-    lower index.
-
-    Not the highest LLR, which asks only that it fires nowhere else: sensitivity also asks that it fires whenever the
-    tokens occur. None when no feature qualifies.
-    """
+    """The feature that stands for the hypothesis: the fitting one with the highest sensitivity, ties to the lower
+    index; None when none fits. (The highest LLR does not require that it fires whenever the tokens occur.)"""
     best = ranked(ratios, top=1, minimum_firings=minimum_firings)
     return int(best[0]) if len(best) else None
 
 
-def token_shares(acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10) -> TokenShares:
-    """Shares of a feature's activation, token by token.
+def token_shares(
+    acts: FeatureActs, feature: int, ids: np.ndarray, top: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens, share, llr, firings) of the tokens with most of a feature's activation; ties to the lower token.
 
-    ids: int [tokens], the token at each position. Activations are taken to be positive; a feature that never fires
-    gets empty arrays. Raises `ValueError` when ids and activations differ in length or there is no such feature.
+    share: of its total activation, falling. llr: log(share / P(token)), the weighted LLR of the hypothesis "it fires on
+    this token". firings: on the token. ids: int [tokens], the token at each position. Activations are taken to be
+    positive; a feature that never fires gets empty arrays.
     """
-    ids = np.asarray(ids, np.int64)
-    if ids.shape != (acts.tokens,):
-        raise ValueError(f"ids has shape {ids.shape}, not ({acts.tokens},); give the token of every position")
-    if not 0 <= feature < acts.d_sae:
-        raise ValueError(f"there is no feature {feature}; features are 0 to {acts.d_sae - 1}")
-    entries = np.flatnonzero(acts.indices == feature)
-    fired_on = ids[np.searchsorted(acts.indptr, entries, side="right") - 1]
-    total = np.bincount(fired_on, acts.values[entries].astype(np.float64))
-    firings = np.bincount(fired_on)
+    rows, values = acts.of(feature)
+    fired_on = ids[rows]
+    total, firings = np.bincount(fired_on, values.astype(np.float64)), np.bincount(fired_on)
     chosen = np.flatnonzero(firings)
     chosen = chosen[np.argsort(-total[chosen], kind="stable")][:top]
     share = total[chosen] / total.sum()
     ratio = share * len(ids) / np.maximum(np.bincount(ids, minlength=len(total))[chosen], 1)
     weighted = np.log(ratio, out=np.full(len(chosen), np.nan), where=ratio > 0)
-    return TokenShares(chosen, share, weighted, firings[chosen])
+    return chosen, share, weighted, firings[chosen]
 
 
 def agreement(acts: FeatureActs, feature: int, other: int) -> float:
     """Pearson r of two features of one SAE over all tokens, silent ones included; nan where one is constant."""
     x, y = np.zeros((2, acts.tokens))
     for values, index in ((x, feature), (y, other)):
-        entries = np.flatnonzero(acts.indices == index)
-        values[np.searchsorted(acts.indptr, entries, side="right") - 1] = acts.values[entries]
+        rows, activations = acts.of(index)
+        values[rows] = activations
         values -= values.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(np.clip(x @ y / norm, -1, 1)) if norm > 0 else float("nan")

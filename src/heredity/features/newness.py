@@ -1,7 +1,7 @@
 """Is a child's feature new to its parent? Latent scaling of child features in the activations of both models.
 
-A feature without a match in the parent's SAE may still be in the parent: the parent's SAE may have missed it, or spread
-it over several features. Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) measures the activations.
+A feature without a match may still be in the parent: its SAE may have missed it, or spread it over several features.
+Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) measures the activations.
 """
 
 from __future__ import annotations
@@ -19,11 +19,8 @@ from heredity.features.fates import RARE_FIRINGS
 from heredity.kernels.sparse import moments, transpose
 from heredity.lm.activations import activations, blocks_at_once
 
-NU_EPS, NU_R = 0.2, 0.5
-"""Below both, Minder et al. call a feature genuinely new."""
-HALF = 0.5
-"""The parent has a feature from this nu on, and moves on its firings from this strength on."""
-
+NU_EPS, NU_R = 0.2, 0.5  # below both, Minder et al. call a feature genuinely new
+HALF = 0.5  # the parent has a feature from this nu on, and moves on its firings from this strength on
 _TARGETS = ("parent", "parent_hat", "child", "child_hat")
 _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
 
@@ -31,53 +28,37 @@ _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
 class Newness(NamedTuple):
     """How much of each child feature the parent has. All [d_sae] and float64 unless another type is named.
 
-    A beta is how many times the feature's contribution f_j d_j is found in a target y: the least-squares beta of
-    y = c + beta f_j d_j over all tokens, with a free constant vector c. A nu is the parent's beta over the child's. It
-    is nan where the feature is constant or d_j is 0, and where the child's own beta is not positive.
-
-    nu falls short of 1 for what the parent has less of, and for what it has in another direction: a feature that turned
-    keeps its firings (Pearson r near 1) and has a nu near 0. So low nu means "not in this direction". `strength` and
+    A beta is how many times the feature's contribution f_j d_j is in a target y: the least-squares beta of
+    y = c + beta f_j d_j over all tokens, with a free constant vector c. A nu is the parent's beta over the child's; nan
+    where the feature is constant or d_j is 0, and where the child's own beta is not positive. Low nu means "not in this
+    direction": a feature that turned keeps its firings (Pearson r near 1) and has a nu near 0. `strength` and
     `alignment`, or the correlation of activations, tell a turned feature from one that was not there.
     """
 
-    nu: np.ndarray
-    """Target: the activations x. 1: all there; 0.5: half as strong; near 0: not in this direction; may be negative."""
-    nu_r: np.ndarray
-    """Target: the reconstruction x̂ of each model by its own SAE. High: the parent's SAE expresses this contribution."""
+    nu: np.ndarray  # target: the activations x. 1: all there; 0.5: half as strong; near 0: not in this direction
+    nu_r: np.ndarray  # target: the reconstruction x̂ of each model by its own SAE. High: the parent's SAE expresses it
     nu_eps: np.ndarray
     """Target: the error x − x̂; for the child with the feature's own contribution put back, x − x̂ + f_j d_j. High: the
     parent has it, but its SAE missed it (complete shrinkage, in Minder et al.)."""
-    nu_error: np.ndarray
-    """Standard error of nu, by leaving out one fold of the updates at a time (jackknife); nan with one fold."""
+    nu_error: np.ndarray  # standard errors, by leaving out one fold of the updates at a time; nan with one fold
     nu_r_error: np.ndarray
-    """Standard error of nu_r."""
     nu_eps_error: np.ndarray
-    """Standard error of nu_eps."""
-    beta_parent: np.ndarray
-    """Of the parent's activations."""
-    beta_child: np.ndarray
-    """Of the child's activations: 1 when the SAE measures the feature's size right and others add nothing to it."""
+    beta_parent: np.ndarray  # of the parent's activations
+    beta_child: np.ndarray  # of the child's: 1 when the SAE measures the feature's size right and others add nothing
     strength: np.ndarray
-    """|b_parent| / |b_child| where b is the vector by which x changes for each unit of f_j (the least-squares b of
-    x = c + f_j b), less the share of |b|² that independent noise gives. It holds all that comes with the feature,
-    features that fire together with it too: low strength says new, high strength says something is there."""
-    alignment: np.ndarray
-    """Cosine of b_parent and b_child, corrected likewise and kept within ±1; nan where nothing is left of one."""
-    firings: np.ndarray
-    """int64: tokens on which the child's feature fired."""
-    tokens: int
-    """Aligned tokens seen."""
+    """|b_parent| / |b_child| where b is the vector by which x changes per unit of f_j (the least-squares b of
+    x = c + f_j b), less the share of |b|² that independent noise gives. Features that fire together with it add to it:
+    low strength says new, high strength says something is there."""
+    alignment: np.ndarray  # cosine of b_parent and b_child, corrected likewise, within ±1; nan where one is all noise
+    firings: np.ndarray  # int64: tokens on which the child's feature fired
+    tokens: int  # aligned tokens seen
 
-    def new(self, nu_eps: float = NU_EPS, nu_r: float = NU_R, errors: float = 0.0) -> np.ndarray:
-        """bool [d_sae]: nu_eps and nu_r are below their thresholds by `errors` standard errors or more.
-
-        False where one is nan. Both count: what the parent's SAE expresses is not in its error, and the other
-        way round.
-        """
+    def new(self, errors: float = 0.0) -> np.ndarray:
+        """bool [d_sae]: nu_eps and nu_r are below `NU_EPS` and `NU_R` by `errors` standard errors or more; False where
+        one is nan. Both count: what the parent's SAE expresses is not in its error, and the other way round."""
         # 0 x nan would let a missing standard error decide where errors = 0.
-        eps_margin = errors * self.nu_eps_error if errors else 0.0
-        r_margin = errors * self.nu_r_error if errors else 0.0
-        return (self.nu_eps + eps_margin < nu_eps) & (self.nu_r + r_margin < nu_r)
+        eps_margin, r_margin = (errors * error if errors else 0.0 for error in (self.nu_eps_error, self.nu_r_error))
+        return (self.nu_eps + eps_margin < NU_EPS) & (self.nu_r + r_margin < NU_R)
 
 
 class LatentScaling:
@@ -91,18 +72,10 @@ class LatentScaling:
     """
 
     def __init__(self, directions: Tensor, folds: int = 10) -> None:
-        """directions [d_sae, d_in]: rows of the child SAE's W_dec, of any length.
-
-        folds: updates are dealt to this many folds in turn, for the standard errors. A fold should hold whole blocks
-        of text, since neighboring tokens are alike. Raises ValueError for directions of another shape or below 2 folds.
-        """
-        if directions.ndim != 2:
-            raise ValueError(f"directions are {list(directions.shape)}; give W_dec [d_sae, d_in]")
-        if folds < 2:
-            raise ValueError(f"folds={folds} leave nothing to compare; give at least 2")
+        """directions [d_sae, d_in]: rows of the child SAE's W_dec, of any length. folds: updates are dealt to so many
+        in turn, for standard errors; each should hold whole blocks of text, since neighboring tokens are alike."""
         self._directions = directions.detach().double()
-        d_sae, d_in = directions.shape
-        zeros = self._directions.new_zeros
+        (d_sae, d_in), zeros = directions.shape, self._directions.new_zeros
         self._updates = 0
         self._tokens = np.zeros(folds)
         self._firings = np.zeros(d_sae, np.int64)
@@ -120,27 +93,22 @@ class LatentScaling:
 
         acts: [n, d_sae] of the child's SAE on `child`. parent, child [n, d_in]: activations of the two models on the
         same tokens. parent_hat, child_hat [n, d_in]: their reconstructions, each by the SAE of its own model.
-        Raises ValueError for shapes that do not belong together, and for values that are not finite.
+        Raises ValueError for other shapes, and for values that are not finite.
         """
-        targets = (parent, parent_hat, child, child_hat)
         d_sae, d_in = self._directions.shape
-        if acts.d_sae != d_sae:
-            raise ValueError(f"acts are of {acts.d_sae} features, the directions of {d_sae}; use one SAE for both")
-        for name, y in zip(_TARGETS, targets, strict=True):
-            if y.shape != (acts.tokens, d_in):
-                raise ValueError(
-                    f"{name} is {list(y.shape)}, not [{acts.tokens}, {d_in}]; parent and child need the same tokens "
-                    "and hook points of the same width"
-                )
         device, fold = self._directions.device, self._updates % len(self._tokens)
-        ys = [y.detach().to(device, torch.float64) for y in targets]
-        sums = torch.stack([y.sum(0) for y in ys])
-        if not bool(torch.isfinite(sums).all()):
-            faulty = next(name for name, total in zip(_TARGETS, sums, strict=True) if not torch.isfinite(total).all())
-            raise ValueError(f"{faulty} holds NaN or infinity in update {self._updates}; check the model and its SAE")
+        ys, sums = [], []
+        for name, y in zip(_TARGETS, (parent, parent_hat, child, child_hat), strict=True):
+            if y.shape != (acts.tokens, d_in):
+                shapes = f"{name} is {list(y.shape)}, not [{acts.tokens}, {d_in}]"
+                raise ValueError(f"{shapes}; parent and child need the same tokens and hook points of the same width")
+            ys.append(y.detach().to(device, torch.float64))
+            sums.append(ys[-1].sum(0))
+            if not torch.isfinite(sums[-1]).all():
+                raise ValueError(f"{name} holds NaN or infinity in update {self._updates}; check the model and its SAE")
         self._updates += 1
         self._tokens[fold] += acts.tokens
-        self._y[fold] += sums
+        self._y[fold] += torch.stack(sums)
         x = torch.stack([ys[0], ys[2]])
         self._products += torch.einsum("and,bnd->ab", x, x)
         count, total, square = moments(acts.sparse)
@@ -151,9 +119,9 @@ class LatentScaling:
         columns = transpose(acts.sparse)
         tokens = torch.from_numpy(columns.indices).to(device).long()
         values = torch.from_numpy(columns.values).to(device).double()
-        step = max(1, _CHUNK // self._directions.shape[1])
-        for start in range(0, acts.d_sae, step):
-            part = slice(start, min(start + step, acts.d_sae))
+        step = max(1, _CHUNK // d_in)
+        for start in range(0, d_sae, step):
+            part = slice(start, min(start + step, d_sae))
             offsets = columns.indptr[part.start : part.stop + 1]
             entries = slice(int(offsets[0]), int(offsets[-1]))
             if entries.start == entries.stop:
@@ -180,19 +148,15 @@ class LatentScaling:
                 # Jackknife: standard errors from estimates that leave out one fold each (Tukey 1958).
                 left_out = np.array([_nus(self._betas(used[used != fold])) for fold in used])
                 errors = np.sqrt((len(used) - 1) / len(used) * np.square(left_out - left_out.mean(0)).sum(0))
-            strength, alignment = self._responses()
-        tokens = int(self._tokens.sum())
-        return Newness(
-            nus[0], nus[1], nus[2], errors[0], errors[1], errors[2], betas[0], betas[2], strength, alignment,
-            self._firings.copy(), tokens,
-        )  # fmt: skip
+            response = self._responses()
+        counts = self._firings.copy(), int(self._tokens.sum())
+        return Newness._make([*nus, *errors, betas[0], betas[2], *response, *counts])
 
     def _spread(self, folds: np.ndarray) -> tuple[Tensor, Tensor, float]:
         """Σ f and Σ (f − mean f)², [d_sae], the second nan for a constant feature; and the tokens, of some folds."""
         tokens = float(self._tokens[folds].sum())
         f, f_square = self._f[folds].sum(0), self._f_square[folds].sum(0)
-        spread = f_square - f.square() / tokens
-        # A constant feature is left with rounding.
+        spread = f_square - f.square() / tokens  # a constant feature is left with rounding
         return f, torch.where(spread > 1e-12 * f_square, spread, torch.nan), tokens
 
     def _betas(self, folds: np.ndarray) -> np.ndarray:
@@ -217,10 +181,9 @@ class LatentScaling:
             products[..., part] = torch.einsum("amd,bmd->abm", b, b)
         products -= noise
         parent_square, child_square = products[0, 0].clamp(min=0), products[1, 1].clamp(min=0)
-        both = products[0, 1]
         there = torch.where(child_square > 0, child_square, torch.nan)
         strength = (parent_square / there).sqrt()
-        alignment = both / (torch.where(parent_square > 0, parent_square, torch.nan) * there).sqrt()
+        alignment = products[0, 1] / (torch.where(parent_square > 0, parent_square, torch.nan) * there).sqrt()
         return strength.cpu().numpy(), alignment.clamp(-1, 1).cpu().numpy()
 
 
@@ -228,7 +191,7 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
     """Newness of the features of the child's SAE on token blocks [n, context], of a tokenizer that both models use.
 
     parent, child: a model and one SAE each. folds: as in `LatentScaling`; a fold holds whole blocks.
-    Raises ValueError when a reader has more than one SAE, an SAE does not fit its hook point, or widths differ.
+    Raises ValueError when a reader has more than one SAE, or widths differ.
     """
     parent_sae, child_sae = parent.sae, child.sae
     scaling = LatentScaling(child_sae.W_dec, folds)
@@ -239,13 +202,9 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
         streams = (activations(reader.model, reader.hook_point, some, reader.precision) for reader in (parent, child))
         for x_parent, x_child in zip(*streams, strict=True):
             entries = child_sae.encode_sparse(x_child)
-            scaling.update(
-                FeatureActs(*entries, child_sae.d_sae),
-                x_parent,
-                parent_sae.decode_sparse(*parent_sae.encode_sparse(x_parent)),
-                x_child,
-                child_sae.decode_sparse(*entries),
-            )
+            acts, child_hat = FeatureActs(*entries, child_sae.d_sae), child_sae.decode_sparse(*entries)
+            parent_hat = parent_sae.decode_sparse(*parent_sae.encode_sparse(x_parent))
+            scaling.update(acts, x_parent, parent_hat, x_child, child_hat)
     return scaling.result()
 
 
@@ -260,21 +219,16 @@ def _nus(betas: np.ndarray) -> np.ndarray:
 
 def groups_of(matches: Matches, firings: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
     """Child features by fate, each bool [d_child]: `emerged` and `inherited` as the edge counts them; `unseen` never
-    fired on the edge's common trace, so that nothing could match them, but fire on the text of the child's trace.
-
-    firings: int [d_child], on the text of the child's trace.
-    """
+    fired on the edge's common trace, so that nothing could match them, but fire on the text of the child's trace
+    (firings: int [d_child])."""
     live, matched = matches.child_density > 0, matches.child_r[:, 0] > threshold
     return {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (firings > 0)}
 
 
 def origins_of(newness: Newness) -> dict[str, np.ndarray]:
-    """Origins of each child feature in the parent, each bool [d_child].
-
-    `judged`: fires on at least 30 tokens, and has a nu. Of these `new` (`Newness.new`), `surely_new` (by two standard
-    errors), `turned` (new, but the parent's activations move on the same tokens), `missed` (not new; the parent has at
-    least half of it).
-    """
+    """Origins of each child feature in the parent, each bool [d_child]: `judged` fire on at least 30 tokens, and have a
+    nu. Of these `new` (`Newness.new`), `surely_new` (by two standard errors), `turned` (new, but the parent's
+    activations move on the same tokens), `missed` (not new; the parent has at least half of it)."""
     with np.errstate(invalid="ignore"):
         judged = (newness.firings >= RARE_FIRINGS) & np.isfinite(newness.nu_eps) & np.isfinite(newness.nu_r)
         new = judged & newness.new()
@@ -288,10 +242,8 @@ def origins_of(newness: Newness) -> dict[str, np.ndarray]:
 
 
 def matched_pairs(matches: Matches, chosen: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Chosen child features with their best match, int64 [n, 2] of (parent feature, child feature), by child feature.
-
-    chosen: bool [d_child]. Features without a match are left out; of more than `most`, that many are sampled.
-    """
+    """Child features chosen, bool [d_child], with their best match: int64 [n, 2] of (parent, child feature), by child
+    feature. Features without a match are left out; of more than `most`, that many are sampled."""
     matched = np.flatnonzero(chosen & (matches.child_match[:, 0] >= 0))
     if len(matched) > most:
         matched = np.sort(np.random.default_rng(seed).choice(matched, most, replace=False))

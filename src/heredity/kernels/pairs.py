@@ -1,64 +1,46 @@
 """Listed pairs of features, and the lists of best partners of a matrix of scores.
 
-Sums over the rows on which both features of a pair fire are the one thing that Pearson's r over all positions does not
-need: the masked cosine of Bricken et al. and the r over common token types both do. Sums over groups of tokens give
-Pearson's r on any combination of the groups. All sums are float64.
+Sums over the rows on which both features of a pair fire serve the masked cosine of Bricken et al. and the r over common
+token types; sums over groups of tokens give Pearson's r on any combination of the groups. All sums are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.pearson import empty_best, insert, without_infinity
+from heredity.kernels.pearson import empty_best, insert, listed
 from heredity.kernels.processors import default_workers
-from heredity.kernels.sparse import Sparse, compiled, in_ranges, starts_of
+from heredity.kernels.sparse import Sparse, compiled, in_ranges, starts_of, transpose
 
-_SUMS = 6
-# A variance this far below the mean square is what rounding leaves of a constant.
-_CONSTANT = 1e-12
+_CONSTANT = 1e-12  # a variance this far below the mean square is what rounding leaves of a constant
 
 
 class MaskedSums(NamedTuple):
     """For each pair of features, sums over the rows on which both are stored."""
 
-    common: np.ndarray
-    """int64 [pairs]: how many rows these are."""
-    product: np.ndarray
-    """float64 [pairs]: sum of the products of the two values."""
-    parent_square: np.ndarray
-    """float64 [pairs]: sum of squares of the parent feature's values."""
-    child_square: np.ndarray
-    """float64 [pairs]: sum of squares of the child feature's values."""
+    common: np.ndarray  # int64 [pairs]: number of rows
+    product: np.ndarray  # float64 [pairs]: sum of the products of the two values
+    parent_square: np.ndarray  # float64 [pairs]: sum of squares of the parent feature's values
+    child_square: np.ndarray  # float64 [pairs]
 
 
 def masked_sums(parent: Sparse, child: Sparse, pairs: np.ndarray, workers: int | None = None) -> MaskedSums:
     """Sums over the common rows of pairs of features, given by features with rising rows (as `sparse.transpose` does).
 
     pairs: int [n, 2] of (parent, child) features. Work is the firings of both features of every pair. workers: threads,
-    by default one per processor; their number does not change a bit.
+    by default one per free processor; their number does not change a bit.
     """
-    common, _, _, parent_square, child_square, product = _common_sums(parent, child, pairs, workers)
-    return MaskedSums(common.astype(np.int64), product, parent_square, child_square)
-
-
-def _common_sums(parent: Sparse | Means, child: Sparse | Means, pairs: np.ndarray, workers: int | None) -> np.ndarray:
-    """float64 [6, pairs]: n, Σx, Σy, Σx², Σy² and Σxy over the columns that both rows of each pair have."""
-    sums, lengths, child_lengths = np.zeros((_SUMS, len(pairs))), np.diff(parent.indptr), np.diff(child.indptr)
+    sums = np.zeros((4, len(pairs)))
+    cost = starts_of(np.diff(parent.indptr)[pairs[:, 0]] + np.diff(child.indptr)[pairs[:, 1]] + 1)
 
     def work(start: int, stop: int) -> None:
         _add_common(start, stop, pairs, *parent[:3], *child[:3], sums)
 
-    _in_ranges(work, lengths[pairs[:, 0]] + child_lengths[pairs[:, 1]], workers)
-    return sums
-
-
-def _in_ranges(work: Callable[[int, int], None], cost: np.ndarray, workers: int | None) -> None:
-    """Call `work(start, stop)` over ranges of about equal cost that cover [0, len(cost)), in threads."""
-    reached = starts_of(cost + 1)
-    in_ranges(work, len(cost), reached[-1], 8, reached, workers or default_workers())
+    in_ranges(work, len(pairs), cost[-1], 8, cost, workers or default_workers())
+    return MaskedSums(sums[0].astype(np.int64), *sums[1:])
 
 
 @compiled()
@@ -71,11 +53,9 @@ def _add_common(start, stop, pairs, starts, rows, values, child_starts, child_ro
             if row == child_row:
                 x, y = np.float64(values[a]), np.float64(child_values[b])
                 sums[0, n] += 1.0
-                sums[1, n] += x
-                sums[2, n] += y
-                sums[3, n] += x * x
-                sums[4, n] += y * y
-                sums[5, n] += x * y
+                sums[1, n] += x * y
+                sums[2, n] += x * x
+                sums[3, n] += y * y
             # Both steps without a branch, which would be mispredicted half of the time.
             a += row <= child_row
             b += child_row <= row
@@ -86,8 +66,8 @@ def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_ro
     """Parts that cover a whole between them, the largest first, for each group of candidate pairs (whole, part).
 
     groups: [n + 1], where the pairs of each whole start. cover: share of the whole's squared activation on the rows of
-    a part. A part is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
-    added: float64 [pairs], receives the addition of each part taken, as a share of the whole; 0 for all others.
+    a part, which is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
+    added: float64 [pairs], receives the addition of each part as a share of the whole; 0 for parts not taken.
     """
     for g in range(len(groups) - 1):
         first, last = starts[whole[groups[g]]], starts[whole[groups[g]] + 1]
@@ -126,29 +106,24 @@ def _on_common(rows, others, left, clear):
 class Ranked(NamedTuple):
     """The best partners both ways of a matrix of scores, best first, ties to the lower index."""
 
-    parent_match: np.ndarray
-    """int32 [d_parent, top]: columns of the matrix; -1 where there is none."""
-    parent_score: np.ndarray
-    """float64 [d_parent, top]: their scores, falling; nan where there is none."""
-    child_match: np.ndarray
-    """int32 [d_child, top]: rows of the matrix; -1 where there is none."""
-    child_score: np.ndarray
-    """float64 [d_child, top]."""
+    parent_match: np.ndarray  # int32 [d_parent, top]: columns of the matrix; -1 where there is none
+    parent_score: np.ndarray  # float64 [d_parent, top]: their scores, falling; nan where there is none
+    child_match: np.ndarray  # int32 [d_child, top]: rows of the matrix
+    child_score: np.ndarray  # float64 [d_child, top]
 
 
 def ranked(blocks: Iterable[np.ndarray], shape: tuple[int, int], top: int) -> Ranked:
     """The best partners both ways of a matrix [d_parent, d_child] that comes in blocks of whole rows, in order.
 
-    Scores of nan or -inf belong to nobody's list. Raises `ValueError` for a `top` below 1.
+    Scores of nan or -inf are in nobody's list. Raises `ValueError` for a `top` below 1.
     """
     if top < 1:
         raise ValueError(f"top={top} keeps no match; use 1 or more")
-    rows, columns = empty_best(shape[0], top), empty_best(shape[1], top)
-    done = 0
+    rows, columns, done = empty_best(shape[0], top), empty_best(shape[1], top), 0
     for block in blocks:
         _offer(block, done, *rows, *columns)
         done += len(block)
-    return Ranked(rows.match, without_infinity(rows), columns.match, without_infinity(columns))
+    return Ranked(*listed(rows), *listed(columns))
 
 
 @compiled()
@@ -170,12 +145,9 @@ def _offer(block, first, score, match, child_score, child_match):
 class Means(NamedTuple):
     """Mean activations of features at token types, by rows."""
 
-    indptr: np.ndarray
-    """int64 [rows + 1]: where each row starts."""
-    indices: np.ndarray
-    """int32 [n]: the column of each entry, rising within a row."""
-    values: np.ndarray
-    """float64 [n]."""
+    indptr: np.ndarray  # int64 [rows + 1]: where each row starts
+    indices: np.ndarray  # int32 [n]: the column of each entry, rising within a row
+    values: np.ndarray  # float64 [n]
 
 
 def type_means(columns: Sparse, types: np.ndarray, number: int) -> Means:
@@ -183,34 +155,14 @@ def type_means(columns: Sparse, types: np.ndarray, number: int) -> Means:
 
     columns: by features, as `sparse.transpose` gives. types: int32 [rows], each below `number`.
     """
-    indptr = np.zeros(len(columns.indptr), np.int64)
-    indices, values = np.empty(len(columns.indices), np.int32), np.empty(len(columns.indices))
-    n = _type_means(*columns[:3], types, number, indptr, indices, values)
-    return Means(indptr, indices[:n].copy(), values[:n].copy())
-
-
-@compiled()
-def _type_means(starts, rows, values, types, number, indptr, indices, means):
-    """Mean value of each feature over its rows of each type; returns the number of (feature, type) entries."""
-    total, count = np.zeros(number), np.zeros(number, np.int64)
-    seen = np.empty(number, np.int32)
-    n = 0
-    for feature in range(len(starts) - 1):
-        number_seen = 0
-        for k in range(starts[feature], starts[feature + 1]):
-            kind = types[rows[k]]
-            if count[kind] == 0:
-                seen[number_seen] = kind
-                number_seen += 1
-            count[kind] += 1
-            total[kind] += values[k]
-        seen[:number_seen].sort()
-        for kind in seen[:number_seen]:
-            indices[n], means[n] = kind, total[kind] / count[kind]
-            total[kind], count[kind] = 0.0, 0
-            n += 1
-        indptr[feature + 1] = n
-    return n
+    # Transposed twice, the entries of a feature come by rising type, those of one type in the order of rows.
+    by_type = transpose(Sparse(columns.indptr, types[columns.indices], columns.values, number))
+    indptr, indices, values, _ = transpose(by_type)
+    feature = np.repeat(np.arange(by_type.width), np.diff(indptr))
+    first = np.flatnonzero((np.diff(feature, prepend=-1) != 0) | (np.diff(indices, prepend=-1) != 0))
+    counts = np.diff(first, append=len(indices))
+    totals = np.bincount(np.repeat(np.arange(len(first)), counts), values, len(first))
+    return Means(starts_of(np.bincount(feature[first], minlength=by_type.width)), indices[first], totals / counts)
 
 
 def common_r(
@@ -221,22 +173,21 @@ def common_r(
     parent: features x types. by_type: the child's types x features. -inf where fewer than `least` types are common, or
     one feature is constant on them. Values should be near 0: the sums of squares are not centered on common types.
     """
-    workers = workers or default_workers()
     features, size = len(parent.indptr) - 1, max(1, (1 << 22) // max(1, d_child))
     reached = starts_of(np.diff(by_type.indptr)[parent.indices])[parent.indptr]
     for first in range(0, features, size):
         r = np.empty((min(size, features - first), d_child))
 
         def work(start: int, stop: int, first: int = first, r: np.ndarray = r) -> None:
-            _common_rows(start, stop, first, *parent, *by_type, least, np.empty((d_child, _SUMS)), r)
+            _common_rows(start, stop, first, *parent, *by_type, least, np.empty((d_child, 6)), r)
 
-        _in_ranges(work, np.diff(reached[first : first + len(r) + 1]), workers)
+        cost = reached[first : first + len(r) + 1] + np.arange(len(r) + 1)
+        in_ranges(work, len(r), cost[-1] - cost[0], 8, cost, workers or default_workers())
         yield r
 
 
 @compiled()
 def _common_rows(start, stop, first, starts, types, x, by_type, features, y, least, sums, r):
-    """r over common types of parent features first + start to first + stop with all child features."""
     for n in range(start, stop):
         sums[:] = 0.0
         for k in range(starts[first + n], starts[first + n + 1]):
@@ -253,24 +204,9 @@ def _common_rows(start, stop, first, starts, types, x, by_type, features, y, lea
             r[n, c] = _to_r(sums[c], least)
 
 
-def common_r_of(
-    parent: Means, child: Means, pairs: np.ndarray, least: int, workers: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Common types int64 [pairs] and r float64 [pairs] of pairs of features, both features x types; see `common_r`."""
-    sums, r = _common_sums(parent, child, pairs, workers), np.empty(len(pairs))
-    _to_r_of(sums, least, r)
-    return sums[0].astype(np.int64), r
-
-
-@compiled()
-def _to_r_of(sums, least, r):
-    for n in range(len(r)):
-        r[n] = _to_r(sums[:, n], least)
-
-
 @compiled()
 def _to_r(sums, least):
-    """Pearson r from the six sums, -inf below `least` points or for a constant side; exactly 1 or -1 for two points."""
+    """Pearson r from n, Σx, Σy, Σx², Σy², Σxy: -inf for n < `least` or a constant side; exactly 1 or -1 for n = 2."""
     n, x, y, xx, yy, xy = sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
     if n < least:
         return -np.inf
@@ -286,36 +222,26 @@ def _to_r(sums, least):
 class PairMoments(NamedTuple):
     """Sums over the tokens of each group, entries that are not stored counted as zeros; all float64."""
 
-    tokens: np.ndarray
-    """[groups]: token positions."""
-    x: np.ndarray
-    """[groups, d_parent]: sums of parent activations."""
-    xx: np.ndarray
-    """[groups, d_parent]: of their squares, not centered."""
-    y: np.ndarray
-    """[groups, d_child]: sums of child activations."""
-    yy: np.ndarray
-    """[groups, d_child]: of their squares."""
-    xy: np.ndarray
-    """[groups, d_parent, top]: of the products of each parent feature with its candidates; 0 where there is none."""
-    candidates: np.ndarray
-    """int32 [d_parent, top]: child features; -1 where there is none."""
+    tokens: np.ndarray  # [groups]: token positions
+    x: np.ndarray  # [groups, d_parent]: sums of parent activations
+    xx: np.ndarray  # [groups, d_parent]: of their squares, not centered
+    y: np.ndarray  # [groups, d_child]: sums of child activations
+    yy: np.ndarray  # [groups, d_child]
+    xy: np.ndarray  # [groups, d_parent, top]: of the products of each parent feature with its candidates; 0 for none
+    candidates: np.ndarray  # int32 [d_parent, top]: child features; -1 where there is none
 
 
 def pair_moments(parent: Sparse, child: Sparse, candidates: np.ndarray, group: np.ndarray, groups: int) -> PairMoments:
     """Moments of each parent column with its candidate child columns, over each group of rows.
 
     Both matrices have the rows of one token sample. candidates: int [d_parent, top], child columns, -1 for none.
-    group: int [rows], in [0, groups); neither is checked. One walk through both: a row of the child is laid out, the
-    candidates of each entry of the parent's row are looked up in it, and it is cleared again.
+    group: int [rows], in [0, groups); neither is checked.
     """
     # One dtype each, so that one compiled version serves all callers.
     group, candidates = np.ascontiguousarray(group, np.int32), np.ascontiguousarray(candidates, np.int32)
-    x, xx = np.zeros((2, groups, parent.width))
-    y, yy = np.zeros((2, groups, child.width))
+    (x, xx), (y, yy) = np.zeros((2, groups, parent.width)), np.zeros((2, groups, child.width))
     xy = np.zeros((groups, *candidates.shape))
-    # Group by group, the sums being added to stay in the processor's cache.
-    order = np.argsort(group, kind="stable")
+    order = np.argsort(group, kind="stable")  # group by group, the sums stay in the processor's cache
     _add_own(*parent[:3], order, group, x, xx)
     _add_own(*child[:3], order, group, y, yy)
     _add_pairs(*parent[:3], *child[:3], candidates, order, group, np.zeros(child.width), xy)
@@ -336,7 +262,7 @@ def _add_own(indptr, indices, values, order, group, total, square):
 def _add_pairs(
     indptr, indices, values, child_indptr, child_indices, child_values, candidates, order, group, row, products
 ):
-    """`row` float64 [d_child] is all zeros before and after."""
+    """Each row of the child is laid out in `row`, float64 [d_child], all zeros before and after."""
     top = candidates.shape[1]
     for token in order:
         g = group[token]

@@ -1,9 +1,8 @@
 """The best Pearson partners of every feature, both ways, without ever holding the matrix of all pairs.
 
-One parent feature at a time: its firings are walked through, the child's rows at those tokens are added up into one
-float64 row of `d_child` products, the row becomes r through sums known beforehand, and only the best are kept and the
-rest counted. The child is used as it is; the parent is needed by features, which is made for a tile of them at a time.
-`dense_pearson` is the plain reference.
+One parent feature at a time: the child's rows at its firings are added up into one float64 row of `d_child` products,
+the row becomes r through sums known beforehand, the best are kept and the rest counted. The parent is transposed a tile
+of features at a time. `dense_pearson` is the plain reference.
 """
 
 from __future__ import annotations
@@ -19,22 +18,14 @@ import numpy as np
 from heredity.kernels.processors import default_workers
 from heredity.kernels.sparse import Moments, Sparse, compiled, moments, prefetch, transpose
 
-THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))
-"""Thresholds over which pairs are counted: 0.50 to 0.95 in steps of 0.05."""
-
-BINS = 200
-"""Bins of the histogram of r over [-1, 1]."""
-
-MEMORY = 1 << 29
-"""Bytes that the lists and a tile of the parent may take."""
-
+THRESHOLDS = tuple(step / 100 for step in range(50, 100, 5))  # on r, over which pairs are counted
+BINS = 200  # of the histogram of r over [-1, 1]
+MEMORY = 1 << 29  # bytes that the lists and a tile of the parent may take
 _ENTRIES_PER_LINE = 16
-# Firings between the hint and the use of a child row; the speed is flat between 4 and 32.
-_AHEAD = np.uint64(8)
+_AHEAD = np.uint64(8)  # firings between the hint and the use of a child row; the speed is flat between 4 and 32
 _TWICE_AHEAD = np.uint64(16)
 _ONE = np.uint64(1)
-# Pairs that are screened together: nearly all blocks hold nothing to keep and nothing unusual to count.
-_BLOCK = 128
+_BLOCK = 128  # pairs screened together: nearly all blocks hold nothing to keep and nothing unusual to count
 
 
 class TopPearson(NamedTuple):
@@ -43,62 +34,42 @@ class TopPearson(NamedTuple):
     For a range of parent features, the parent's lists are those of the range and everything else counts its pairs only.
     """
 
-    parent_match: np.ndarray
-    """int32 [d_parent, top]: indices of child features, -1 where there is none."""
-    parent_r: np.ndarray
-    """float64 [d_parent, top]: their correlations, nan where there is none."""
-    child_match: np.ndarray
-    """int32 [d_child, top]: indices of parent features, -1 where there is none."""
-    child_r: np.ndarray
-    """float64 [d_child, top]."""
-    parent_range: tuple[int, int]
-    """First parent feature, and the one behind the last."""
-    thresholds: tuple[float, ...]
-    """On r, as given."""
-    pairs_over: np.ndarray
-    """int64 [thresholds]: pairs of features with r above each threshold."""
-    histogram: np.ndarray
-    """int64 [bins]: all pairs of live (not constant) features, by floor((r + 1) * bins / 2); r = 1 in the last bin."""
+    parent_match: np.ndarray  # int32 [d_parent, top]: child features, -1 where there is none
+    parent_r: np.ndarray  # float64 [d_parent, top]: their correlations, nan where there is none
+    child_match: np.ndarray  # int32 [d_child, top]: parent features, -1 where there is none
+    child_r: np.ndarray  # float64 [d_child, top]
+    parent_range: tuple[int, int]  # the first parent feature, and the one behind the last
+    thresholds: tuple[float, ...]  # on r
+    pairs_over: np.ndarray  # int64 [thresholds]: pairs of features with r above each threshold
+    histogram: np.ndarray  # int64 [bins]: pairs of live (not constant) features by floor((r + 1) * bins / 2)
 
 
 class Stats(NamedTuple):
     """What turns the products of a feature into its r."""
 
-    mean: np.ndarray
-    """float64 [features]: mean over all tokens."""
-    scale: np.ndarray
-    """float64 [features]: one over the centered norm; 0 for a constant feature."""
+    mean: np.ndarray  # float64 [features]: over all tokens
+    scale: np.ndarray  # float64 [features]: one over the centered norm; 0 for a constant feature
 
 
 class Best(NamedTuple):
     """Lists of best partners, best first, ties to the lower index."""
 
-    r: np.ndarray
-    """float64 [features, top]: -inf where the list is not full."""
-    match: np.ndarray
-    """int32 [features, top]: -1 where the list is not full."""
+    r: np.ndarray  # float64 [features, top]: -inf where the list is not full
+    match: np.ndarray  # int32 [features, top]: -1 where the list is not full
 
 
 class _Thread(NamedTuple):
     """What one thread alone writes."""
 
-    products: np.ndarray
-    """float64 [d_child]: first sums of products, then r."""
-    worst: np.ndarray
-    """float64 [d_child]: r to exceed for a child feature's list, +inf for constant ones; the lists' last column in one
-    stretch of memory."""
+    products: np.ndarray  # float64 [d_child]: first sums of products, then r
+    worst: np.ndarray  # float64 [d_child]: r to exceed for a child feature's list; +inf for constant features
     child_best: Best
-    over: np.ndarray
-    """int64 [thresholds]: pairs with r above each of them."""
-    histogram: np.ndarray
-    """int64 [bins]: see `TopPearson`."""
+    over: np.ndarray  # int64 [thresholds]: as `pairs_over`
+    histogram: np.ndarray  # int64 [bins]
 
 
 def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
-    """Pearson r of all pairs of columns, the plain way: float64 [d_parent, d_child] of [tokens, d] arrays.
-
-    Rows and columns of constant features are nan.
-    """
+    """Pearson r of all pairs of columns of [tokens, d], the plain way: float64 [d_parent, d_child], nan if constant."""
     sides = []
     for x in (parent, child):
         x = np.asarray(x, np.float64)
@@ -125,49 +96,40 @@ def top_pearson(
 
     Both matrices are tokens x features with the same tokens; entries that are not stored are zeros and count. A column
     that is constant (never fires, for one) has no partner and is nobody's partner. Sums are float64 in token order, so
-    the result has the same bits for any number of `workers` (threads; default all processors), any `memory`, and any
-    division into ranges: `join` puts the results for several `parent_range`s (start, stop) together.
+    the result has the same bits for any number of `workers` (threads; default one per free processor), any `memory`,
+    and any division into `parent_range`s (start, stop), which `join` puts together.
 
     memory: bytes beside the arguments and the result. The lists take workers x d_child x (12 top + 16) of them; the
-    rest holds the firings of a tile of parent features, 8 bytes each, of one feature at least. Every tile costs one
-    walk through the parent. thresholds: on r, over which pairs are counted. bins: of the histogram; 0 for none.
-
-    Work is one multiplication and addition for each pair of features and each token on which both fire. The threads are
-    Python's, which the compiled loop lets run by releasing the interpreter lock: unlike with numba's own pool several
-    callers can run at once, nothing global is set, and chunks go to whoever is free.
+    rest holds the firings of a tile of parent features, 8 bytes each. Every tile costs one walk through the parent.
+    bins: of the histogram; 0 for none. Work is one multiply-add per pair of features and token on which both fire.
     Raises `ValueError` when the rows differ in number, `top` is below 1 or the range leaves the parent.
     """
     start, stop = checked_range(parent, child, top, parent_range)
     workers = workers or default_workers()
-    tokens, d_child, number = len(child.indptr) - 1, child.width, len(thresholds)
+    tokens, d_child = len(child.indptr) - 1, child.width
     best = empty_best(stop - start, top)
     free: SimpleQueue[_Thread] = SimpleQueue()
 
     def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
-        """Match some of the parent features from `first` on, of which columns, stats and best are."""
-        thread = free.get()
-        _match_features(
-            features, first, columns[:3], child[:3], stats, child_stats, float(tokens), limits, best, thread
-        )
+        thread, both = free.get(), (columns[:3], child[:3], stats, child_stats)
+        _match_features(features, first, *both, float(tokens), limits, best, thread)
         free.put(thread)
         return len(features)
 
+    # Python's threads, unlike numba's own pool, let several callers run at once, and chunks go to whoever is free.
     with ThreadPoolExecutor(workers) as pool:
         sums, child_sums = pool.map(moments, (parent, child))
         stats, child_stats = stats_of(sums, parent), stats_of(child_sums, child)
         limits = np.array(thresholds, np.float64)
         worst = np.where(child_stats.scale > 0, -np.inf, np.inf)
-        threads = [
-            _Thread(np.empty(d_child), worst.copy(), empty_best(d_child, top), np.zeros(number, np.int64),
-                    np.zeros(bins, np.int64))
-            for _ in range(workers)
-        ]  # fmt: skip
-        for thread in threads:
-            free.put(thread)
-        live = int((stats.scale[start:stop] > 0).sum())
+        threads = []
+        for _ in range(workers):
+            counts = np.zeros(len(limits), np.int64), np.zeros(bins, np.int64)
+            threads.append(_Thread(np.empty(d_child), worst.copy(), empty_best(d_child, top), *counts))
+            free.put(threads[-1])
+        done, live = 0, int((stats.scale[start:stop] > 0).sum())
         mean_row = len(child.indices) / max(tokens, 1)
         room = max(0, memory - workers * d_child * (12 * top + 16)) // 8
-        done = 0
         for a, b in tiles(sums.stored[start:stop], room):
             first, last = start + a, start + b
             columns = transpose(parent, first, last, workers)
@@ -183,16 +145,8 @@ def top_pearson(
     # The compiled loop counts constant child features as r = 0.
     histogram[bins // 2 : bins // 2 + 1] -= live * int((child_stats.scale == 0).sum())
     child_best = merged([thread.child_best for thread in threads])
-    return TopPearson(
-        best.match,
-        without_infinity(best),
-        child_best.match,
-        without_infinity(child_best),
-        (start, stop),
-        tuple(thresholds),
-        np.sum([thread.over for thread in threads], axis=0),
-        histogram,
-    )
+    over = np.sum([thread.over for thread in threads], axis=0)
+    return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
 
 def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
@@ -235,13 +189,12 @@ def _chunks(features: np.ndarray, cost: np.ndarray, number: int) -> list[np.ndar
 
 
 def empty_best(features: int, top: int) -> Best:
-    """Empty lists."""
     return Best(np.full((features, top), -np.inf), np.full((features, top), -1, np.int32))
 
 
-def without_infinity(best: Best) -> np.ndarray:
-    """r of the lists with nan where there is no partner."""
-    return np.where(best.match < 0, np.nan, best.r)
+def listed(best: Best) -> tuple[np.ndarray, np.ndarray]:
+    """(match, r) of the lists, r nan where there is no partner."""
+    return best.match, np.where(best.match < 0, np.nan, best.r)
 
 
 def merged(lists: Sequence[Best]) -> Best:
@@ -253,10 +206,9 @@ def merged(lists: Sequence[Best]) -> Best:
 
 
 def join(parts: Sequence[TopPearson]) -> TopPearson:
-    """The result of one call for the parent features of all parts, from calls on ranges that follow each other.
+    """The result of one call, bit for bit, from calls on ranges of parent features that follow each other.
 
-    It has the same bits. Raises `ValueError` when the ranges, put in order, do not meet, or the parts differ in
-    `top`, child or thresholds.
+    Raises `ValueError` when the ranges, put in order, do not meet, or the parts differ in `top`, child or thresholds.
     """
     parts = sorted(parts, key=lambda part: part.parent_range)
     ranges = [part.parent_range for part in parts]
@@ -269,8 +221,7 @@ def join(parts: Sequence[TopPearson]) -> TopPearson:
     return TopPearson(
         np.concatenate([part.parent_match for part in parts]),
         np.concatenate([part.parent_r for part in parts]),
-        child.match,
-        without_infinity(child),
+        *listed(child),
         (ranges[0][0], ranges[-1][1]),
         parts[0].thresholds,
         np.sum([part.pairs_over for part in parts], axis=0),
@@ -312,10 +263,9 @@ def insert(best_r, best, r, index):
 
 @compiled()
 def _to_r(products, tokens, mean, scale, child_mean, child_scale, worst, limit):
-    """Turn a block of products into r in place; returns how many of them are worth a second look.
+    """Turn a block of products into r in place, 0 for a constant child; returns how many are worth a second look.
 
-    The means are multiplied first, and so are the scales: swapping parent and child then gives the same bits. A
-    constant child feature gets r = 0 here; its scale tells it apart.
+    The means are multiplied first, and so are the scales: swapping parent and child then gives the same bits.
     """
     near = 0
     for c in range(len(products)):
@@ -364,10 +314,9 @@ def _keep(parent, first, r, child_scale, thresholds, best_r, best, thread):
 
 @compiled()
 def _match_features(features, first, columns, child, stats, child_stats, tokens, thresholds, best, thread):
-    """Match each of the parent `features` with all child features.
+    """Match each of the parent `features` with all child features; `columns`, `stats` and `best` start at `first`.
 
-    columns: the firings of the parent features from `first` on, as (indptr, rows, values). child: rows, as (indptr,
-    columns, values). `stats` and `best` count from `first` too. The histogram counts constant child features as r = 0.
+    columns: (indptr, rows, values) by features. child: (indptr, columns, values) by rows.
     """
     starts, rows, weights = columns
     lowest = np.inf

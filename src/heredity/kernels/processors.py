@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -14,19 +16,41 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def free_processors() -> int:
+    """Processors that this process may run on and others leave free; at least 1.
+
+    Busy are as many as the load of the last minute, but on Linux no more than what else runs right now: so neither work
+    that has just ended nor the threads of this process, which wait for the caller, count.
+    """
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    with contextlib.suppress(OSError):
+        busy = min(busy, int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)
+    return max(1, min(processors(), (os.cpu_count() or 1) - round(busy)))
+
+
 def default_workers() -> int:
-    """Threads to use: `NUMBA_NUM_THREADS` if set, else the processors this process may run on."""
-    if "NUMBA_NUM_THREADS" in os.environ:
-        return max(1, int(os.environ["NUMBA_NUM_THREADS"]))
-    return processors()
+    """Threads to use: `NUMBA_NUM_THREADS` if set, else one per free processor."""
+    return max(1, int(os.environ.get("NUMBA_NUM_THREADS") or free_processors()))
+
+
+def share_processors() -> None:
+    """Leave processors to others: torch's threads sleep while they wait, and there is one per free core.
+
+    For the start of a program: OpenMP reads the environment when torch loads it. Variables that are set stay.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with GNU's and LLVM's OpenMP this means no spinning at all
+    if (free := free_processors()) < processors() and "MKL_NUM_THREADS" not in os.environ:
+        # Torch takes one thread per core, not one per hardware thread.
+        siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+        cores = len({path.read_text() for path in siblings}) or free
+        os.environ.setdefault("OMP_NUM_THREADS", str(min(free, cores)))
 
 
 def keep_large_buffers() -> bool:
     """Let this process keep the memory of large buffers between steps; returns whether that could be arranged.
 
-    glibc gives every large buffer back to the kernel when it is freed, and page faults on getting it anew take up to
-    half of a training step on a CPU. Raising malloc's mmap and trim thresholds stops that, for the whole process and
-    for good. Nothing happens with another C library.
+    glibc returns every freed large buffer to the kernel, and page faults on getting it anew take up to half of a
+    training step on a CPU. Higher mmap and trim thresholds stop that, for the whole process and for good.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

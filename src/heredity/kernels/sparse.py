@@ -1,8 +1,4 @@
-"""Compressed sparse rows, and how every kernel over them is compiled and shared out to threads.
-
-A matrix of `rows` x `width` is three arrays: `indptr` int64 [rows + 1], `indices` int32 [nnz] and `values`
-float32 [nnz]; row t holds the entries `indptr[t]:indptr[t + 1]`, in any order.
-"""
+"""Compressed sparse rows, and how every kernel over them is compiled and shared out to threads."""
 
 from __future__ import annotations
 
@@ -19,32 +15,28 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-WORTH_THREADS = 1 << 19
-"""Elementary operations (some tenths of a millisecond) below which handing work to threads costs more than it saves."""
-
+WORTH_THREADS = 1 << 19  # elementary operations (some tenths of a millisecond) below which threads cost too much
+# Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact.
 FAST = frozenset({"reassoc", "nsz", "contract"})
-"""Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact."""
 
 
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Decorator of a kernel in numba's Python: compiled without the GIL, its machine code kept on disk.
+    """Decorator of a kernel in numba's Python: compiled without the GIL, its machine code cached on disk.
 
-    Where neither the package's folder nor a home can be written (containers, random user ids), numba refuses to keep
-    code; the kernel is then compiled anew by every process. `NUMBA_CACHE_DIR` names another folder.
+    Where neither the package's folder nor a home is writable (containers, random user ids), every process compiles the
+    kernel anew. `NUMBA_CACHE_DIR` names another folder.
     """
 
     def compile_kernel(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath)}
         try:
-            return numba.njit(function, cache=True, **options)
+            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath))
         except RuntimeError:  # cannot cache function: no locator available
-            return numba.njit(function, **options)
+            return numba.njit(function, nogil=True, fastmath=set(fastmath))
 
     return compile_kernel
 
 
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
-
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         struct = context.make_array(signature.args[0])(context, builder, args[0])
         item = cgutils.get_item_pointer(
@@ -60,11 +52,9 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (n
     return types.void(array, index), codegen
 
 
+# prefetch(array, index) starts to load the cache line of `array[index]` (one-dimensional), in compiled code only. It
+# never changes a result: the processor ignores an address beyond the end, and negative indices do not wrap.
 prefetch: Any = intrinsic(_prefetch)
-"""prefetch(array, index): start loading the cache line of `array[index]` (one-dimensional); for compiled code only.
-
-It never changes a result: an address beyond the end is ignored by the processor, and negative indices do not wrap.
-"""
 
 
 def in_ranges(
@@ -77,13 +67,12 @@ def in_ranges(
 ) -> None:
     """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads without the GIL.
 
-    operations: about how many elementary ones all of it takes. threads: by default torch's number. The ranges depend
-    on the arguments and the number of threads only, so a `work` that writes nothing but the entries of its range gives
-    the same bits whichever thread takes which range. Several pieces per thread even out ranges of unequal cost, and so
-    does `cost`, rising [n + 1]: the cost of everything before i.
+    operations: about how many elementary ones all of it takes. threads: by default torch's number. Several pieces per
+    thread even out ranges of unequal cost, and so does `cost`, rising [n + 1]: the cost of everything before i. A
+    `work` that writes nothing but the entries of its range gives the same bits for any number of threads and pieces.
     """
     if threads is None:
-        import torch  # takes a second to load, which kernels with a number of threads have no use for
+        import torch  # takes a second to load
 
         threads = torch.get_num_threads()
     pieces = max(1, min(n, threads * pieces_per_thread))
@@ -94,9 +83,7 @@ def in_ranges(
     if cost is not None:
         wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
         edges[1:-1] = np.searchsorted(cost, wanted).tolist()
-    futures = [_pool(os.getpid(), threads).submit(work, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    for future in futures:
-        future.result()
+    list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
 
 
 @lru_cache(maxsize=4)
@@ -106,27 +93,20 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
 
 
 class Sparse(NamedTuple):
-    """A sparse matrix by rows."""
+    """A sparse matrix [rows, width]; row t holds the entries indptr[t] to indptr[t + 1], in any order."""
 
-    indptr: np.ndarray
-    """int64 [rows + 1]: where each row starts; the last entry is nnz."""
-    indices: np.ndarray
-    """int32 [nnz]: the column of each entry."""
-    values: np.ndarray
-    """float32 [nnz]."""
+    indptr: np.ndarray  # int64 [rows + 1]: where each row starts; the last entry is nnz
+    indices: np.ndarray  # int32 [nnz]: the column of each entry
+    values: np.ndarray  # float32 [nnz]
     width: int
-    """Number of columns."""
 
 
 class Fault(NamedTuple):
     """The first entry that makes a sparse matrix invalid."""
 
-    kind: str
-    """What is wrong, in words."""
+    kind: str  # what is wrong, in words
     row: int
-    """Row of the entry."""
-    entry: int
-    """Position of the entry in `indices` and `values`."""
+    entry: int  # position in `indices` and `values`
 
 
 _FAULTS = ("", "the row ends before it starts", "a column out of range", "a value that is not finite",
@@ -179,9 +159,8 @@ def stored(matrix: Sparse) -> np.ndarray:
 def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: int = 1) -> Sparse:
     """The entries of columns first to stop (default all) by columns.
 
-    Row c of the result lists the rows in which column first + c is stored, in rising order. Each of the `workers`
-    (threads) takes the same number of entries; the result does not depend on their number.
-    Raises `ValueError` for 2^31 rows or more, which an int32 row number cannot hold.
+    Row c of the result lists the rows in which column first + c is stored, in rising order. The result does not depend
+    on the number of `workers` (threads). Raises `ValueError` for 2^31 rows or more.
     """
     rows = len(matrix.indptr) - 1
     if rows >= 2**31:
@@ -189,22 +168,23 @@ def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: 
     width = (matrix.width if stop is None else stop) - first
     edges = np.searchsorted(matrix.indptr, np.linspace(0, matrix.indptr[-1], workers + 1).astype(np.int64))
     edges[-1] = rows
-    counts = np.zeros((workers, width), np.int64)
+    entries, counts = matrix.indptr[edges], np.zeros((workers, width), np.int64)
 
-    def count(part: int) -> None:
-        _count(matrix.indices[matrix.indptr[edges[part]] : matrix.indptr[edges[part + 1]]], first, counts[part])
+    def count(a: int, b: int) -> None:
+        for part in range(a, b):
+            _count(matrix.indices[entries[part] : entries[part + 1]], first, counts[part])
 
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(count, range(workers)))
-        indptr = starts_of(counts.sum(0))
-        # Where each part of the rows begins in each column: behind the entries of the parts before it.
-        cursors = indptr[:-1] + np.cumsum(counts, axis=0) - counts
-        placed, moved = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    in_ranges(count, workers, entries[-1], threads=workers)
+    indptr = starts_of(counts.sum(0))
+    # Where each part of the rows begins in each column: behind the entries of the parts before it.
+    cursors = indptr[:-1] + np.cumsum(counts, axis=0) - counts
+    placed, moved = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], matrix.values.dtype)
 
-        def place(part: int) -> None:
+    def place(a: int, b: int) -> None:
+        for part in range(a, b):
             _place(edges[part], edges[part + 1], *matrix[:3], first, cursors[part], placed, moved)
 
-        list(pool.map(place, range(workers)))
+    in_ranges(place, workers, entries[-1], threads=workers)
     return Sparse(indptr, placed, moved, rows)
 
 
@@ -220,7 +200,6 @@ def _count(indices, first, counts):
 
 @compiled()
 def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):
-    """Move the entries of rows start to stop to their columns, each to its column's cursor."""
     width = np.uint64(len(cursor))
     for row in range(start, stop):
         for k in range(indptr[row], indptr[row + 1]):
@@ -235,26 +214,20 @@ def _place(start, stop, indptr, indices, values, first, cursor, rows, moved):
 class Moments(NamedTuple):
     """Sums over all rows of each column, entries that are not stored counted as zeros."""
 
-    stored: np.ndarray
-    """int64 [width]: entries that are stored."""
-    total: np.ndarray
-    """float64 [width]: sum of values."""
-    square: np.ndarray
-    """float64 [width]: sum of squared deviations from the column's mean; exactly 0 for a constant column only."""
+    stored: np.ndarray  # int64 [width]: stored entries
+    total: np.ndarray  # float64 [width]: sum of values
+    square: np.ndarray  # float64 [width]: of deviations from the column's mean; exactly 0 for a constant column only
 
 
 def moments(matrix: Sparse) -> Moments:
     """Count, sum and centered sum of squares of each column, in float64 and in two passes."""
-    rows = max(len(matrix.indptr) - 1, 1)
-    return Moments(*_moments(matrix.indices, matrix.values, matrix.width, rows))
+    return Moments(*_moments(matrix.indices, matrix.values, matrix.width, max(len(matrix.indptr) - 1, 1)))
 
 
 @compiled()
 def _moments(indices, values, width, rows):
-    count = np.zeros(width, np.int64)
-    total = np.zeros(width, np.float64)
-    low = np.full(width, np.inf)
-    high = np.full(width, -np.inf)
+    count, total = np.zeros(width, np.int64), np.zeros(width, np.float64)
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
     for k in range(len(indices)):
         column, value = indices[k], np.float64(values[k])
         count[column] += 1

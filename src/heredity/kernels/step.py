@@ -1,9 +1,9 @@
 """The gradient step of an SAE when few features are active: work proportional to the active entries.
 
-Only the encoder's product is dense (see `encode`). Everything after it touches active entries alone: reconstruction
-and error of each token, gradients of each feature, and Adam with unit-norm decoder rows, where every weight and moment
-is read and written once. Weights are row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain
-reference is `heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
+Only the encoder's product is dense (see `encode`). Then come reconstruction and error of each token, gradients of each
+feature, and Adam with unit-norm decoder rows, where every weight and moment is read and written once. Weights are
+row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain reference is
+`heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations
@@ -12,49 +12,29 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.encode import Csr
-from heredity.kernels.sparse import FAST, compiled, in_ranges
+from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, transpose
 
-CENTER_PIECES = 16
-"""Stretches of rows that b_dec's gradient is summed over, whatever the number of threads."""
-
-COST_OF_ADAM = 6
-"""Time of Adam on one feature's rows, in entries of the gradient."""
+BETAS = (0.9, 0.9999)  # Adam's decay rates (Horn & Elliott 2024, appendix B)
+# Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
+# that fire on few tokens.
+EPSILON = 1e-12
+CENTER_PIECES = 16  # stretches of rows that b_dec's gradient is summed over, whatever the number of threads
+COST_OF_ADAM = 6  # time of Adam on one feature's rows, in entries of the gradient
 
 
 class Errors(NamedTuple):
     """Reconstruction errors of a batch and what follows from them."""
 
-    output_grad: np.ndarray
-    """float32 [n, d_in]: derivative of the loss by the reconstruction."""
-    act_grad: np.ndarray
-    """float32 [nnz]: derivative of the loss by each active entry, L1 penalty included."""
-    squared: np.ndarray
-    """float64 [n]: ‖x − x̂‖² of each token."""
+    output_grad: np.ndarray  # float32 [n, d_in]: derivative of the loss by the reconstruction
+    act_grad: np.ndarray  # float32 [nnz]: derivative of the loss by each active entry, L1 penalty included
+    squared: np.ndarray  # float64 [n]: ‖x − x̂‖² of each token
 
 
-class AdamRows(NamedTuple):
-    """Encoder or decoder rows with their Adam moments, all float32 [d_sae, d_in] and changed in place."""
-
-    weight: np.ndarray
-    first: np.ndarray
-    """Running mean of gradients."""
-    second: np.ndarray
-    """Running mean of squared gradients."""
+# Encoder or decoder rows, Adam's running means of their gradients, and of the squares: float32 [d_sae, d_in] each.
+AdamRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class Rates(NamedTuple):
-    """Adam's settings."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    ages: np.ndarray
-    """int32 [d_sae]: steps since the moments of a feature were zero, this one included."""
-
-
-def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
+def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
     """Reconstruct, compare and go back to the active entries.
 
     x: float32 [n, d_in], centered (b_dec subtracted); w_dec: float32 [d_sae, d_in];
@@ -64,55 +44,48 @@ def errors(acts: Csr, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> 
     made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
     scale, l1 = np.float32(2 / (n * d_in)), np.float32(l1_per_entry)
     operations = 2 * len(acts.values) * d_in
-    in_ranges(lambda a, b: _errors(a, b, *acts, x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
+    in_ranges(lambda a, b: _errors(a, b, *acts[:3], x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
     return made
 
 
 def update_features(
-    acts: Csr, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, rates: Rates
+    acts: Sparse, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, lr: float, ages: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `sae.step.adam_rows`).
 
-    Returns the gradients of b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
+    ages: int32 [d_sae], steps since the moments of a feature were zero, this one included. Returns the gradients of
+    b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
     """
-    d_sae, nnz = len(enc.weight), len(acts.values)
-    # The entries grouped by feature: where each feature starts; the token and the place in `acts` of each entry.
-    columns = np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int32), np.empty(nnz, np.int32)
-    _to_columns(acts.indptr, acts.indices, *columns)
-    b_enc = np.zeros(d_sae, np.float32)
-    _bias_gradient(columns[0], columns[2], made.act_grad, b_enc)
-    b_dec = _center_gradient(made, b_enc, enc.weight)
+    d_sae, d_in = enc[0].shape
+    nnz = len(acts.values)
+    b_enc = np.bincount(acts.indices, made.act_grad, d_sae).astype(np.float32)
+    pieces = np.zeros((CENTER_PIECES, d_in))
+
+    def center(a: int, b: int) -> None:
+        """Σ G − b_enc's gradient @ w_enc, in float64 because the two nearly cancel."""
+        for piece in range(a, b):
+            for weights, rows in ((np.ones(len(x), np.float32), made.output_grad), (-b_enc, enc[0])):
+                part = slice(*(len(rows) * edge // CENTER_PIECES for edge in (piece, piece + 1)))
+                _add_weighted(weights[part], rows[part], pieces[piece])
+
+    in_ranges(center, CENTER_PIECES, enc[0].size)
+    # The entries by feature: where each feature starts; the token and the place in `acts` of each entry.
+    columns = transpose(acts._replace(values=np.arange(nnz, dtype=np.int32)))[:3]
+
+    def update(a: int, b: int) -> None:
+        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, lr, *BETAS, EPSILON, ages)
+
     # What a feature costs: its entries, and its share of reading and writing all weights and moments.
     cost = columns[0] + COST_OF_ADAM * np.arange(d_sae + 1)
-
-    def work(a: int, b: int) -> None:
-        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, *rates)
-
-    in_ranges(work, d_sae, 2 * nnz * x.shape[1] + 4 * enc.weight.size, 8, cost)
-    return b_enc, b_dec
+    in_ranges(update, d_sae, 2 * nnz * d_in + 4 * enc[0].size, 8, cost)
+    return b_enc, pieces.sum(0).astype(np.float32)
 
 
-def _center_gradient(made: Errors, b_enc: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
-    """Gradient of b_dec, float32 [d_in]: Σ G − b_enc's gradient @ w_enc, in float64 because the two nearly cancel."""
-    pieces = [np.zeros(w_enc.shape[1]) for _ in range(CENTER_PIECES)]
-
-    def work(a: int, b: int) -> None:
-        for piece in range(a, b):
-            for sign, weights, rows in ((1.0, None, made.output_grad), (-1.0, b_enc, w_enc)):
-                part = slice(*(len(rows) * edge // CENTER_PIECES for edge in (piece, piece + 1)))
-                factors = np.ones(len(rows[part]), np.float32) if weights is None else weights[part]
-                _add_weighted(sign, factors, rows[part], pieces[piece])
-
-    in_ranges(work, CENTER_PIECES, w_enc.size)
-    return np.sum(pieces, axis=0).astype(np.float32)
-
-
-def adam_rows(rows: AdamRows, grad: np.ndarray, rates: Rates, unit_norm: bool) -> None:
+def adam_rows(rows: AdamRows, grad: np.ndarray, lr: float, ages: np.ndarray, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
-    lr, beta1, beta2, epsilon, ages = rates
 
     def work(a: int, b: int) -> None:
-        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, beta1, beta2, epsilon, unit_norm)
+        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, *BETAS, EPSILON, unit_norm)
 
     in_ranges(work, len(grad), 4 * grad.size)
 
@@ -144,33 +117,9 @@ def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_gr
 
 
 @compiled()
-def _to_columns(indptr, indices, column_ptr, tokens, entries):
-    for p in range(len(indices)):
-        column_ptr[indices[p] + 1] += 1
-    for j in range(1, len(column_ptr)):
-        column_ptr[j] += column_ptr[j - 1]
-    at = column_ptr[:-1].copy()
-    for i in range(len(indptr) - 1):
-        for p in range(indptr[i], indptr[i + 1]):
-            q = at[indices[p]]
-            tokens[q] = i
-            entries[q] = p
-            at[indices[p]] += 1
-
-
-@compiled()
-def _bias_gradient(column_ptr, entries, act_grad, grad):
-    for j in range(len(grad)):
-        total = 0.0
-        for q in range(column_ptr[j], column_ptr[j + 1]):
-            total += act_grad[entries[q]]
-        grad[j] = total
-
-
-@compiled()
-def _add_weighted(sign, weights, rows, total):
+def _add_weighted(weights, rows, total):
     for j in range(len(rows)):
-        weight = sign * weights[j]
+        weight = np.float64(weights[j])
         if weight != 0:
             for c in range(len(total)):
                 total[c] += weight * rows[j, c]

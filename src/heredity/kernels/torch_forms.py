@@ -1,7 +1,7 @@
 """Kernels in plain torch: the definition of encoding, and the sparse kernels in a form that suits GPUs.
 
-The same mathematics as `encode`, `screen`, `step` and `pearson` in few large operations, without a loop over tokens or
-features. Everything runs on any device, so a CPU tests it.
+The same mathematics as `encode`, `step` and `pearson` in few large operations, without a loop over tokens or features.
+Everything runs on any device, so a CPU tests it.
 """
 
 from __future__ import annotations
@@ -18,28 +18,22 @@ from heredity.kernels.pearson import (
     BINS,
     THRESHOLDS,
     Best,
-    Stats,
     TopPearson,
     checked_range,
     empty_best,
+    listed,
     merged,
     stats_of,
     tiles,
-    without_infinity,
 )
-from heredity.kernels.screen import CAPACITY, OUTPUT_ROUNDING
 from heredity.kernels.sparse import Sparse, moments
 
-CHUNK_ELEMENTS = 1 << 26
-"""Pre-activations made at a time, and elements gathered at a time for dot products of entries."""
-
-DEVICE_MEMORY = 1 << 33
-"""Bytes that matching may take on the device, for a tile of products and what is needed around it."""
-
-_BYTES_PER_PAIR = 80
-"""Of a listed pair: positions of both entries, target and product, and what they are made with."""
-_BYTES_PER_R = 48
-"""Of an element of the rows that become r together: r, masks, bins, and a sort where there are ties."""
+CHUNK_ELEMENTS = 1 << 26  # pre-activations made at a time, and elements gathered at a time for dot products of entries
+CAPACITY = 0.0625  # share of the features that the candidates of a screen may reach before float32 is cheaper
+OUTPUT_ROUNDING = 0.004  # bound of the relative error of rounding to bfloat16, 2^-8, and a little more
+DEVICE_MEMORY = 1 << 33  # bytes that matching may take on the device
+_BYTES_PER_PAIR = 80  # of a listed pair: positions of both entries, target and product, and what they are made with
+_BYTES_PER_R = 48  # of an element of the rows that become r together: r, masks, bins, a sort where there are ties
 
 
 def native_bfloat16() -> bool:
@@ -49,10 +43,7 @@ def native_bfloat16() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [n, i] @ weight [o, i].T + bias [o] -> [n, o].
-
-    Float32 on a CPU goes to oneDNN, whose product is up to twice as fast as torch's default; otherwise torch's own.
-    """
+    """x [n, i] @ weight [o, i].T + bias [o] -> [n, o]: float32 on a CPU by oneDNN, up to twice as fast as torch's."""
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.nn.functional.linear(x, weight, bias)
@@ -75,12 +66,9 @@ def dense_encode(pre_acts: Tensor, k: int | None, threshold: Tensor | None) -> T
 class Entries(NamedTuple):
     """Active features of n tokens, in the order of tokens, then features."""
 
-    tokens: Tensor
-    """int64 [nnz]."""
-    features: Tensor
-    """int64 [nnz]."""
-    values: Tensor
-    """float32 [nnz], all above 0."""
+    tokens: Tensor  # int64 [nnz]
+    features: Tensor  # int64 [nnz]
+    values: Tensor  # float32 [nnz], all above 0
 
 
 def active_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, threshold: Tensor | None) -> Entries:
@@ -101,21 +89,18 @@ def active_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, thres
 
 
 def screened_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: Tensor) -> Entries | None:
-    """Entries by a bfloat16 product and float32 dot products of its candidates (see `screen` for the bounds).
-
-    None when there are too many candidates for that to pay.
-    """
+    """Entries by a bfloat16 product and float32 dots of its candidates (see `encode`); None for too many candidates."""
     d_sae, d_in = weight.shape
     x_low, weight_low = x.bfloat16(), weight.bfloat16()
     rounding, weight_rounding = ((a - b.float()).norm(dim=1) for a, b in ((x, x_low), (weight, weight_low)))
     norm, weight_norm = x.norm(dim=1), weight.norm(dim=1)
     rounding = rounding + d_in * 2.0**-22 * norm
-    before = torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    try:
+    settings = torch.backends.cuda.matmul
+    before, settings.allow_bf16_reduced_precision_reduction = settings.allow_bf16_reduced_precision_reduction, False
+    try:  # sums in float32
         products = (x_low @ weight_low.T).float()
     finally:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = before
+        settings.allow_bf16_reduced_precision_reduction = before
     error = torch.outer(rounding, weight_norm).addr_(norm + rounding, weight_rounding)
     error += OUTPUT_ROUNDING * (products.abs() + bias.abs())
     middle = products.add_(bias)
@@ -124,14 +109,13 @@ def screened_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, flo
     tokens, features = (middle.add_(error) > cut).nonzero(as_tuple=True)
     if len(tokens) > CAPACITY * products.numel():
         return None
-    values = _dots(x, weight, tokens, features) + bias[features]
+    values = dots(x, weight, tokens, features) + bias[features]
     keep = values > floor.expand(d_sae)[features]
     entries = Entries(tokens[keep], features[keep], values[keep])
     return entries if k is None else _largest_of_tokens(entries, len(x), k)
 
 
 def _largest_of_tokens(entries: Entries, n: int, k: int) -> Entries:
-    """The k largest entries of each token."""
     counts = torch.bincount(entries.tokens, minlength=n)
     places = torch.arange(len(entries.tokens), device=counts.device) - (counts.cumsum(0) - counts)[entries.tokens]
     width = max(int(counts.max()), k) if len(places) else k
@@ -150,62 +134,21 @@ def largest_entries(entries: Entries, count: int) -> Entries:
     return Entries(*(part[keep] for part in entries))
 
 
-class EntryGradients(NamedTuple):
-    """Derivatives of the loss by the weights, and the sums behind those by b_dec and the thresholds."""
-
-    w_enc: Tensor
-    """[d_sae, d_in]."""
-    b_enc: Tensor
-    """[d_sae]."""
-    w_dec: Tensor
-    """[d_sae, d_in]."""
-    act_grad: Tensor
-    """[nnz]: derivative of the loss by each entry."""
-    output_grad_sum: Tensor
-    """float64 [d_in]: sum over tokens of the derivative by the reconstruction."""
-    squared: Tensor
-    """float64 scalar: Σ ‖x − x̂‖²."""
-
-
-def entry_gradients(
-    entries: Entries, x: Tensor, w_dec: Tensor, l1_per_entry: float, active: Tensor | None = None
-) -> EntryGradients:
-    """Gradients of the loss in `heredity.sae.step` from its active entries.
-
-    x: [n, d_in], centered; w_dec: [d_sae, d_in]; l1_per_entry: derivative of the L1 term by one entry, λ / n;
-    active: bool [nnz], entries through which the encoder learns, by default all.
-    """
-    tokens, features, values = entries
-    n, d_in = x.shape
-    error = _sums(tokens, n, features, w_dec, values) - x
-    squared = error.square().sum(dtype=torch.float64)
-    output_grad = error.mul_(2 / (n * d_in))
-    act_grad = _dots(output_grad, w_dec, tokens, features) + l1_per_entry
-    back = act_grad if active is None else act_grad * active
-    order = features.argsort(stable=True)
-    by_feature, d_sae = features[order], len(w_dec)
-    return EntryGradients(
-        w_enc=_sums(by_feature, d_sae, tokens[order], x, back[order]),
-        b_enc=torch.zeros_like(w_dec[:, 0]).index_add_(0, features, back),
-        w_dec=_sums(by_feature, d_sae, tokens[order], output_grad, values[order]),
-        act_grad=act_grad,
-        output_grad_sum=output_grad.sum(0, dtype=torch.float64),
-        squared=squared,
-    )
-
-
-def _dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
+def dots(x: Tensor, weight: Tensor, tokens: Tensor, features: Tensor) -> Tensor:
     """x[t] · weight[f] of each pair (t, f)."""
     pairs = max(1, CHUNK_ELEMENTS // x.shape[1])
     parts = zip(tokens.split(pairs), features.split(pairs), strict=True)
     return torch.cat([(x[t] * weight[f]).sum(1) for t, f in parts]) if len(tokens) else x.new_zeros(0)
 
 
-def _sums(keys: Tensor, n: int, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
-    """[n, d]: Σ weights[e] · table[rows[e]] over the entries e of each key, which are sorted by it."""
-    counts = torch.bincount(keys, minlength=n)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def sums(starts: Tensor, rows: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """[n, d]: Σ weights[e] · table[rows[e]] over the entries starts[i] to starts[i + 1] of each i; starts [n + 1]."""
     return embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def key_starts(keys: Tensor, n: int) -> Tensor:
+    """int64 [n + 1]: where the entries of each key start, for sorted keys in [0, n)."""
+    return torch.nn.functional.pad(torch.bincount(keys, minlength=n).cumsum(0), (1, 0))
 
 
 def top_pearson_torch(
@@ -220,20 +163,19 @@ def top_pearson_torch(
     thresholds: Sequence[float] = THRESHOLDS,
     bins: int = BINS,
 ) -> TopPearson:
-    """What `top_pearson` gives, computed on any torch device.
+    """What `top_pearson` gives, on any torch device, for the same arguments.
 
     The matrix of products exists for a tile of parent features at a time. The pairs of entries of each token are listed
     and their products scattered into it in float64: at L0 = 30 and 16,384 features that is one multiplication where a
     product of dense matrices has 300,000. A GPU adds in no fixed order: r agrees with `top_pearson` to 1e-12, and two
     partners whose r differ by less may change places.
 
-    memory: bytes to take on the device, half for the products of a tile of parent features (one at least), half for a
-    block of tokens (one at least) or of rows of r. progress: called with (parent features done, parent features to do),
-    constant ones included. Raises `ValueError` for what `top_pearson` refuses.
+    memory: bytes to take on the device, half for the products of a tile, half for a block of tokens or of rows of r.
     """
     start, stop = checked_range(parent, child, top, parent_range)
     device, tokens = torch.device(device), len(child.indptr) - 1
-    stats, child_stats = stats_of(moments(parent), parent), stats_of(moments(child), child)
+    stats = (*stats_of(moments(parent), parent), *stats_of(moments(child), child))
+    mean, scale, child_mean, child_scale = (torch.from_numpy(array).to(device) for array in stats)
     sizes = np.diff(parent.indptr), np.diff(child.indptr)
     blocks = list(tiles(sizes[0] * sizes[1] + sizes[0] + sizes[1], memory // 2 // _BYTES_PER_PAIR))
     best, child_best = empty_best(stop - start, top), empty_best(child.width, top)
@@ -247,10 +189,10 @@ def top_pearson_torch(
             _add_products(products, _block(parent, block, device), _block(child, block, device), (a, b))
         for first in range(a, b, in_rows):
             last = min(first + in_rows, b)
-            row_stats = Stats(stats.mean[first:last], stats.scale[first:last])
-            r = _to_r(products[first - a : last - a], tokens, row_stats, child_stats)
-            rows = _best(r, top)
-            best.r[first - start : last - start], best.match[first - start : last - start] = rows
+            row_mean, row_scale = mean[first:last, None], scale[first:last, None]
+            r = products[first - a : last - a].sub_(tokens * (row_mean * child_mean)).mul_(row_scale * child_scale)
+            r.clamp_(-1.0, 1.0).masked_fill_((row_scale == 0) | (child_scale == 0), -torch.inf)
+            best.r[first - start : last - start], best.match[first - start : last - start] = _best(r, top)
             child_best = merged([child_best, _best(r.T.contiguous(), top, first)])
             over += [int((r > threshold).sum()) for threshold in thresholds]
             if bins:
@@ -258,8 +200,7 @@ def top_pearson_torch(
                 histogram += torch.bincount(bin_of, minlength=bins).cpu().numpy()
         if progress is not None:
             progress(b - start, stop - start)
-    counts = ((start, stop), tuple(thresholds), over, histogram)
-    return TopPearson(best.match, without_infinity(best), child_best.match, without_infinity(child_best), *counts)
+    return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
 
 def _block(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -277,8 +218,7 @@ def _add_products(
 ) -> None:
     """products[p - start, c] += parent * child over all pairs of entries of one token with p in the tile."""
     start, stop = tile
-    starts, features, values = parent
-    child_starts, child_features, child_values = child
+    (starts, features, values), (child_starts, child_features, child_values) = parent, child
     inside = ((features >= start) & (features < stop)).nonzero()[:, 0]
     rows = torch.arange(len(starts) - 1, device=starts.device)
     row = torch.repeat_interleave(rows, starts.diff(), output_size=len(features))[inside]
@@ -291,15 +231,6 @@ def _add_products(
     entry = inside[entry]
     target = (features[entry] - start).long() * products.shape[1] + child_features[other]
     products.view(-1).index_add_(0, target, values[entry].double() * child_values[other])
-
-
-def _to_r(products: Tensor, tokens: int, stats: Stats, child_stats: Stats) -> Tensor:
-    """r [features, d_child] of rows of products, in place; -inf where a side is constant."""
-    mean, scale, child_mean, child_scale = (torch.from_numpy(x).to(products.device) for x in (*stats, *child_stats))
-    products -= tokens * (mean[:, None] * child_mean)
-    products *= scale[:, None] * child_scale
-    products.clamp_(-1.0, 1.0)
-    return products.masked_fill_((scale[:, None] == 0) | (child_scale == 0), -torch.inf)
 
 
 def _best(r: Tensor, top: int, first: int = 0) -> Best:

@@ -1,7 +1,7 @@
 """Activations of a model at a hook point, in order or as shuffled batches: streamed, in bounded memory, never on disk.
 
-Batches are addressed by their number. A batch is a function of (model, tokens, seed, number) alone, so that training
-can resume at any step and several SAEs can be fed from one stream.
+Batch `number` is a function of (model, tokens, seed, number) alone, so that training can resume at any step and
+several SAEs can be fed from one stream.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ class ActivationStore:
         self.model, self.hook_point, self.sampler = model, hook_point, sampler
         self.precision: Precision = precision
         self.batch_blocks, self.seed, self.buffer = batch_blocks, seed, buffer
-        self._group = -1
-        self._x: torch.Tensor | None = None
-        self._order: torch.Tensor | None = None
+        self._group, self._x, self._order = -1, torch.empty(0), torch.empty(0)
 
     @property
     def batch_size(self) -> int:
@@ -51,18 +49,17 @@ class ActivationStore:
     def batch(self, number: int) -> torch.Tensor:
         """Batch `number` of the stream, [batch_size, d_in], float32, on the model's device."""
         group, place = divmod(number, self.buffer)
-        if group != self._group or self._x is None or self._order is None:
+        if group != self._group:
             blocks = self.batch_blocks * self.buffer
             taken = self.sampler.take(group * blocks, (group + 1) * blocks)
             self._x = torch.cat(list(activations(self.model, self.hook_point, taken, self.precision)))
             order = np.random.default_rng([self.seed, group]).permutation(len(self._x))
-            self._order = torch.from_numpy(order).to(self._x.device)
-            self._group = group
+            self._order, self._group = torch.from_numpy(order).to(self._x.device), group
         return self._x[self._order[place * self.batch_size : (place + 1) * self.batch_size]]
 
 
 def blocks_at_once(context_size: int) -> int:
-    """Blocks of one forward pass."""
+    """Blocks per forward pass."""
     return max(1, _FORWARD_TOKENS // context_size)
 
 
@@ -72,7 +69,6 @@ def activations(
     """Activations of token blocks [n, context] in order, as chunks [tokens, d_in] of float32.
 
     `precision` is that of the model's matrix products; `bf16` rounds the activations by about 1 %.
-
     Raises ValueError, naming the hook point, when a value is not finite.
     """
     device = next(model.parameters()).device

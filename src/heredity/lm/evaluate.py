@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from heredity.lm.loss import arithmetic, chunk_rows, trunk_and_head
 from heredity.study import Precision
@@ -16,14 +17,10 @@ from heredity.study import Precision
 class Quality(NamedTuple):
     """Next-token prediction over blocks of tokens; the first token of a block is never predicted."""
 
-    ce_loss: float
-    """Mean cross-entropy in nats per token."""
-    accuracy: float
-    """Share of tokens that are the most likely one under the model."""
-    tokens: int
-    """Predicted tokens: blocks x (context - 1)."""
-    hits: np.ndarray
-    """Correct predictions of each block, int64 [blocks], to bootstrap over blocks."""
+    ce_loss: float  # mean cross-entropy in nats per token
+    accuracy: float  # share of tokens that are the most likely one under the model
+    tokens: int  # predicted tokens: blocks x (context - 1)
+    hits: np.ndarray  # correct predictions of each block, int64 [blocks], to bootstrap over blocks
 
 
 def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precision: Precision = "bf16") -> Quality:
@@ -50,7 +47,7 @@ def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precisi
             with torch.inference_mode():
                 for logits, labels in _logits(model, parts, ids, precision):
                     correct.append(logits.argmax(-1) == labels)
-                    ce += torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum(dtype=torch.float64)
+                    ce += cross_entropy(logits, labels, reduction="none").sum(dtype=torch.float64)
             hits[start : start + batch_size] = torch.cat(correct).view(len(ids), -1).sum(1).cpu().numpy()
             total += float(ce)
     finally:

@@ -1,6 +1,6 @@
 """Hook points: names for places inside a Hugging Face decoder, and capture or replacement of the values there.
 
-The names are the ones of the interpretability literature (`blocks.0.mlp.hook_post`); any other place is reached as
+Names are those of the interpretability literature (`blocks.0.mlp.hook_post`); any other place is reached as
 `module.path:input` or `module.path:output`. Models are recognized by the names of their submodules, never by their
 class, so a new family works as soon as it is laid out like a known one.
 """
@@ -19,27 +19,13 @@ if TYPE_CHECKING:  # hook points are checked against shapes before anything heav
 
 Side = Literal["input", "output"]
 
-BLOCK_NAMES = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-    "mlp.hook_pre",
-    "mlp.hook_post",
-    "attn.hook_z",
-)
-"""What may follow `blocks.L.`; `hook_embed` stands alone."""
-
-_STACKS = (
-    "model.layers",  # Llama, Mistral, Qwen, Gemma
-    "transformer.h",  # GPT-2
-    "gpt_neox.layers",  # GPT-NeoX, Pythia
-    "model.language_model.layers",  # Gemma 3 with a vision tower
-    "layers",  # the same without a language-model head
-    "h",
-    "language_model.layers",
-)
+# What may follow `blocks.L.`; `hook_embed` stands alone.
+BLOCK_NAMES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+BLOCK_NAMES += ("mlp.hook_pre", "mlp.hook_post", "attn.hook_z")
+# Layers of Llama, Mistral, Qwen and Gemma; of GPT-2; of GPT-NeoX and Pythia; of Gemma 3 with a vision tower; then the
+# same models without a language-model head.
+_STACKS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.language_model.layers")
+_STACKS += ("layers", "h", "language_model.layers")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -59,42 +45,38 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     activation function. `attn.hook_z` is the input of the output projection, heads concatenated. Where a family
     normalizes the output of attention and MLP before adding it to the residual stream (Gemma 2 and 3),
     `hook_attn_out` and `hook_mlp_out` are what is added.
-
     Raises HookPointError for an unknown name, a layer out of range or a module that does not exist.
     """
+    from torch import nn
+
+    kind = type(model).__name__
     if ":" in hook_point:
         path, side = _split(hook_point)
         module = _find(model, path)
         if module is None:
             near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
-            raise HookPointError(f"hook_point {hook_point!r}: {type(model).__name__} has no module {path!r}; {hint}")
+            raise HookPointError(f"hook_point {hook_point!r}: {kind} has no module {path!r}; {hint}")
         return module, side
-    from torch import nn
-
-    stack_path = next((path for path in _STACKS if isinstance(_find(model, path), nn.ModuleList)), None)
-    if stack_path is None:
+    stacks = {path: stack for path in _STACKS if isinstance(stack := _find(model, path), nn.ModuleList)}
+    if not stacks:
         raise HookPointError(
-            f"hook_point {hook_point!r}: no decoder layers found in {type(model).__name__}; "
-            "name the module itself, as in 'module.path:output'"
+            f"hook_point {hook_point!r}: no decoder layers found in {kind}; name the module itself, as in "
+            "'module.path:output'"
         )
-    stack = model.get_submodule(stack_path)
-    assert isinstance(stack, nn.ModuleList)
+    stack_path, stack = next(iter(stacks.items()))
     layer, name = _parse(hook_point, len(stack))
     if layer is None:
         trunk = model.get_submodule(stack_path.rpartition(".")[0])
         embeddings = [module for path in _EMBEDDINGS if (module := _find(trunk, path)) is not None]
         if not embeddings:
-            kind = type(model).__name__
             raise HookPointError(f"hook_point 'hook_embed': {kind} has none of {', '.join(_EMBEDDINGS)}")
         return embeddings[0], "output"
-    block = stack[layer]
-    places = _places(block)
+    places = _places(stack[layer])
     if name not in places:
         valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other in places)
-        raise HookPointError(
-            f"hook_point {hook_point!r}: {type(block).__name__} has no such place; valid names: {valid}"
-        )
+        block = type(stack[layer]).__name__
+        raise HookPointError(f"hook_point {hook_point!r}: {block} has no such place; valid names: {valid}")
     return places[name]
 
 
@@ -111,10 +93,10 @@ def width(config: Any, hook_point: str) -> int | None:
     d_model = _attribute(config, "hidden_size", "n_embd", "d_model")
     layer, name = _parse(hook_point, _attribute(config, "num_hidden_layers", "n_layer", "n_layers"))
     if name == "hook_resid_mid" and getattr(config, "use_parallel_residual", False):
-        valid = [f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name]
+        valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name)
         raise HookPointError(
             f"hook_point {hook_point!r}: attention and MLP of this model run side by side, so there is no stream "
-            f"between them; valid names: {', '.join(valid)}"
+            f"between them; valid names: {valid}"
         )
     if name in ("mlp.hook_pre", "mlp.hook_post"):
         inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
@@ -129,21 +111,19 @@ def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch
     """Activations [batch, context, d_in] at a hook point for token ids [batch, context]; always float32.
 
     The forward pass ends as soon as the value is known: later layers and the output head never run. The model runs
-    in evaluation mode (dropout off) and without gradients, and is put back into the mode it was in.
-
+    in evaluation mode (dropout off) and without gradients, and returns to the mode it was in.
     Raises HookPointError when the hook point is unknown, or when the forward pass never reaches it.
     """
     import torch
 
-    module, side = resolve(model, hook_point)
     caught: list[torch.Tensor] = []
 
-    def keep(value: Any) -> Any:
-        caught.append(_tensor(value, hook_point))
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        caught.append(x)
         raise _Stop
 
     training = model.training
-    handle = _attach(module, side, keep)
+    handle = _attach(model, hook_point, keep)
     try:
         if training:
             model.eval()
@@ -167,45 +147,44 @@ def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], tor
     same shape, which is cast back to that type. Raises HookPointError for an unknown hook point and, during the
     forward pass, ValueError when `fn` changes the shape.
     """
-    module, side = resolve(model, hook_point)
 
-    def swap(value: Any) -> Any:
-        x = _tensor(value, hook_point)
+    def swap(x: torch.Tensor) -> torch.Tensor:
         new = fn(x)
         if new.shape != x.shape:
             raise ValueError(f"replacement at {hook_point} has shape {list(new.shape)}; it must be {list(x.shape)}")
-        new = new.to(x.dtype)
-        return (new, *value[1:]) if isinstance(value, tuple) else new
+        return new.to(x.dtype)
 
-    handle = _attach(module, side, swap)
+    handle = _attach(model, hook_point, swap)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _attach(module: nn.Module, side: Side, fn: Callable[[Any], Any]) -> torch.utils.hooks.RemovableHandle:
+def _attach(
+    model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.utils.hooks.RemovableHandle:
+    """Let `fn` replace the tensor that passes the hook point, in a tuple of values the first."""
     import torch
 
+    module, side = resolve(model, hook_point)
+
+    def changed(value: Any) -> Any:
+        x = value[0] if isinstance(value, tuple) else value
+        if not isinstance(x, torch.Tensor):
+            raise HookPointError(f"hook_point {hook_point!r}: a {type(x).__name__} passes there, not a tensor")
+        return (fn(x), *value[1:]) if isinstance(value, tuple) else fn(x)
+
     if side == "output":
-        return module.register_forward_hook(lambda _module, _args, output: fn(output))
+        return module.register_forward_hook(lambda _module, _args, output: changed(output))
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
-            return (fn(args[0]), *args[1:]), kwargs
+            return (changed(args[0]), *args[1:]), kwargs
         name = next(key for key, value in kwargs.items() if isinstance(value, torch.Tensor))
-        return args, {**kwargs, name: fn(kwargs[name])}
+        return args, {**kwargs, name: changed(kwargs[name])}
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
-
-
-def _tensor(value: Any, hook_point: str) -> torch.Tensor:
-    import torch
-
-    value = value[0] if isinstance(value, tuple) else value
-    if not isinstance(value, torch.Tensor):
-        raise HookPointError(f"hook_point {hook_point!r}: a {type(value).__name__} passes there, not a tensor")
-    return value
 
 
 def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
@@ -214,11 +193,9 @@ def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
         middle, attn_out = ("pre_feedforward_layernorm", "mlp"), ("post_attention_layernorm",)
     else:
         middle, attn_out = ("post_attention_layernorm", "ln_2"), ("self_attn", "attn", "attention")
-    if getattr(block, "use_parallel_residual", False):
-        middle = ()
     candidates: dict[str, tuple[Side, tuple[str, ...]]] = {
         "hook_resid_pre": ("input", ("",)),
-        "hook_resid_mid": ("input", middle),
+        "hook_resid_mid": ("input", () if getattr(block, "use_parallel_residual", False) else middle),
         "hook_resid_post": ("output", ("",)),
         "hook_attn_out": ("output", attn_out),
         "hook_mlp_out": ("output", ("post_feedforward_layernorm", "mlp")),
@@ -266,8 +243,9 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _attribute(config: Any, *names: str) -> int:
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            return int(value)
-    raise HookPointError(f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'")
+    value = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    if value is None:
+        raise HookPointError(
+            f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'"
+        )
+    return int(value)

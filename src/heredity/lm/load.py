@@ -31,10 +31,7 @@ class ModelError(ValueError):
 def mistral_config(
     architecture: ArchitectureConfig, vocab_size: int, context_size: int, eos_token_id: int
 ) -> MistralConfig:
-    """A Mistral-like decoder (Horn & Elliott 2025, section 3.1: RMSNorm, SwiGLU, grouped-query attention, RoPE).
-
-    No padding token is set: its embedding would stay zero and never be trained.
-    """
+    """A Mistral-like decoder (Horn & Elliott 2025, section 3.1: RMSNorm, SwiGLU, grouped-query attention, RoPE)."""
     from transformers import MistralConfig
 
     return MistralConfig(
@@ -52,7 +49,7 @@ def mistral_config(
         tie_word_embeddings=architecture.tie_embeddings,
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
-        pad_token_id=None,
+        pad_token_id=None,  # a padding token's embedding would stay zero and never be trained
     )
 
 
@@ -79,7 +76,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = str(path_or_id)
-    local = _check_folder(name)
+    local = _is_folder(name)
 
     def reason(error: Exception) -> str:
         if local or not isinstance(error, OSError):
@@ -103,19 +100,17 @@ def load_model(
         known = type(config) in AutoModelForCausalLM._model_mapping
         headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
         if getattr(config, "is_encoder_decoder", False) or not (known or remote) or (headless and not remote):
-            what = kinds[0] if kinds else type(config).__name__
-            raise ModelError(f"{name}: {what} is not a decoder with a language-model head; give a causal one")
+            kind = kinds[0] if kinds else type(config).__name__
+            raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
+        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
             model, info = loaded
         except SafetensorError as error:
             raise ModelError(f"{name}: its safetensors are damaged ({_line(error)}); copy the model again") from error
         except Exception as error:
             raise ModelError(f"{name}: cannot load its weights: {reason(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+    if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{name}: {len(missing)} tensors are missing from its weights, {missing[0]} first; "
             "config.json and weights belong to different models"
@@ -174,7 +169,7 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(legacy)
 
 
-def _check_folder(name: str) -> bool:
+def _is_folder(name: str) -> bool:
     """Whether `name` is a local folder; ModelError for the path of a missing folder and a folder without a model."""
     folder = Path(name).expanduser()
     if not folder.exists():
@@ -184,11 +179,10 @@ def _check_folder(name: str) -> bool:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json there; give the folder that model.save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
         if pickles:
-            raise ModelError(
-                f"{name}: its weights are pickled ({pickles[0]}), which can run code; save the model as safetensors"
-            )
+            reason = f"its weights are pickled ({pickles[0]}), which can run code; save the model as safetensors"
+            raise ModelError(f"{name}: {reason}")
         raise ModelError(f"{name}: no *.safetensors there; save the model in that format")
     return True
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from heredity.lm.hooks import HookPointError, resolve
 
 _STREAM = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+# Places with one linear map into the residual stream, each with the name of that map's output.
 _WRITERS = {"mlp.hook_post": "hook_mlp_out", "attn.hook_z": "hook_attn_out"}
-"""Places with one linear map into the residual stream, each with the name of that map's output."""
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
@@ -18,12 +18,9 @@ def logit_weights(model: nn.Module, hook_point: str, directions: Tensor) -> Tens
 
     directions: [n, d_in]. d W_out (from `mlp.hook_post` through the down projection, from `attn.hook_z` through the
     output projection; other places are in the residual stream already), times the gain of the final norm, unembedded
-    (logit weights of Bricken et al. 2023). After the MLP of the last layer the direct path is the only one; directions
-    at earlier places are read by later layers too, which this leaves out, like the scale of the final norm (it depends
-    on the token) and a cap on the logits.
-
-    Raises HookPointError for a hook point without a linear map into the residual stream, such as `mlp.hook_pre`, or
-    one given as a module's path; ValueError for directions of another width or a model without head.
+    (logit weights of Bricken et al. 2023). After the MLP of the last layer the direct path is the only one; later
+    layers read directions at earlier places too, which this leaves out, like the scale of the final norm (it depends
+    on the token) and a cap on the logits. Raises as `to_stream` and `norm_and_head` do.
     """
     norm, head = norm_and_head(model)
     with torch.no_grad():
@@ -34,7 +31,8 @@ def logit_weights(model: nn.Module, hook_point: str, directions: Tensor) -> Tens
 def to_stream(model: nn.Module, hook_point: str, directions: Tensor) -> Tensor:
     """Directions [n, d_in] at a hook point as they enter the residual stream, [n, d_model].
 
-    Raises HookPointError where no linear map leads there, and ValueError for directions of another width.
+    Raises HookPointError for a place without a linear map into the residual stream, such as `mlp.hook_pre`, or one
+    given as a module's path; ValueError for directions of another width.
     """
     module, _ = resolve(model, hook_point)
     layer, _, name = hook_point.removeprefix("blocks.").partition(".")

@@ -6,8 +6,7 @@ chunks gives the same numbers without ever holding a batch's logits, in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,31 +29,21 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" and native else torch.float32
 
 
-@contextmanager
-def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+def arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """While open, models on `device` multiply matrices in the type of `dtype_of` (autocast: weights stay as they are).
 
     Not for gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be differentiated.
     """
     if dtype_of(precision, device) is torch.bfloat16:
-        with torch.autocast(device.type, torch.bfloat16):
-            yield
-    elif device.type == "cpu":
-        with _FastLinear():
-            yield
-    else:
-        yield
+        return torch.autocast(device.type, torch.bfloat16)
+    return _FastLinear() if device.type == "cpu" else nullcontext()
 
 
 class _FastLinear(TorchFunctionMode):
     """Sends every `nn.Linear` through `kernels.torch_forms.linear`."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.nn.functional.linear:
-            return linear(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return (linear if func is torch.nn.functional.linear else func)(*args, **(kwargs or {}))
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
@@ -139,9 +128,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale = grads[0] / ctx.rows
-        scaled = [
-            None if gradient is None else gradient.to(dtype) * scale
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
-        ]
-        return *scaled, None, None
+        scale, saved = grads[0] / ctx.rows, zip(ctx.saved_tensors, ctx.types, strict=True)
+        return *(None if gradient is None else gradient.to(dtype) * scale for gradient, dtype in saved), None, None

@@ -16,9 +16,7 @@ from torch import Tensor
 
 Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
-PARALLEL = 0.9995
-"""Slerp falls back to linear interpolation where |cos| of the two tensors is above this (about 1.81 degrees)."""
-
+PARALLEL = 0.9995  # |cos| of two tensors above which slerp interpolates linearly (about 1.81 degrees)
 _NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
 _CHUNK = 1 << 20  # elements converted to float64 at a time
 
@@ -28,24 +26,17 @@ class MergeError(ValueError):
 
 
 class TensorReport(NamedTuple):
-    """What merging did to one tensor."""
+    """What merging did to one tensor; with one parent, the base takes the place of the second."""
 
-    name: str
-    """Key in the state dict; of tied tensors, the first name in alphabetical order."""
-    angle_degrees: float
-    """Angle between the first two parents' tensors, flattened (the parent's and the base's if there is one parent)."""
-    cosine: float
-    """Cosine of that angle; 0 if one of them is zero, 1 if both are."""
-    method: str
-    """`slerp`, `linear` (also where slerp fell back to it), `copied` (integers and booleans), or the name of the
-    task-vector method."""
+    name: str  # key in the state dict; of tied tensors, the first name in alphabetical order
+    angle_degrees: float  # angle between the first two parents' tensors, flattened
+    cosine: float  # cosine of that angle; 0 if one of them is zero, 1 if both are
+    method: str  # the merge's method, `linear` where slerp fell back to it, `copied` for integers and booleans
     norm_ratio: float
     """‖merged‖ over the parents' norms averaged with the weights of the merge: (1 − t)‖a‖ + t‖b‖ for slerp and linear,
     their plain mean for all other methods; 1 when both are zero, nan when only the denominator is."""
-    norm_a: float
-    """Frobenius norm of the first parent's tensor."""
-    norm_b: float
-    """Frobenius norm of the second parent's tensor (the base's if there is one parent)."""
+    norm_a: float  # Frobenius norm of the first parent's tensor
+    norm_b: float  # Frobenius norm of the second parent's tensor
 
 
 def merge_states(
@@ -69,7 +60,7 @@ def merge_states(
     Raises `MergeError`, naming the tensor, for keys, shapes, dtypes or ties that differ, unequal integers, and weights
     that are not finite; and for arguments that the method does not take.
     """
-    _check_arguments(method, len(states), t, weights, density, base)
+    _check_arguments(method, len(states), t, weights, base)
     labels = [f"parent {i}" for i in range(1, len(states) + 1)] + (["base"] if base is not None else [])
     everyone = [*states, base] if base is not None else list(states)
     tied = _check_states(everyone, labels)
@@ -80,25 +71,22 @@ def merge_states(
         shares = [weight / total for weight in mix] if total else [math.nan] * len(mix)
     merged: dict[str, Tensor] = {}
     reports = []
-    for name in sorted(states[0]):
-        if name in tied:
-            continue
+    for name in sorted(set(states[0]) - set(tied)):
         tensors = [state[name] for state in everyone]
-        a, parents = tensors[0], tensors[: len(states)]
+        a, parents, used = tensors[0], tensors[: len(states)], str(method)
         try:
-            norms, cos, used = _norms(tensors, labels), cosine(a, tensors[1]), str(method)
+            cos = cosine(a, tensors[1])
             if not a.is_floating_point():
                 result, used = a.clone(), "copied"
             elif method == "slerp":
-                result = slerp(a, tensors[1], mix[1], cos)
-                used = "linear" if abs(cos) > PARALLEL else "slerp"
+                result, used = slerp(a, tensors[1], mix[1], cos), "linear" if abs(cos) > PARALLEL else "slerp"
             elif method == "linear":
                 result = linear(parents, mix, normalize=normalize is not False)
             elif method == "task_arithmetic":
                 result = task_arithmetic(tensors[-1], parents, mix, normalize=normalize is True)
             else:
                 result = ties(tensors[-1], parents, mix, density, normalize=normalize is not False)
-            reports.append(_report(name, result, norms, cos, used, shares))
+            reports.append(_report(name, result, dict(zip(labels, tensors, strict=True)), cos, used, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
         merged[name] = result
@@ -116,15 +104,14 @@ def compare_states(
     Empty unless there are two models to compare, the base counted. Raises `MergeError` for weights that are not finite.
     """
     everyone = [*states, base] if base is not None else list(states)
-    labels = [f"model {i}" for i in range(1, len(everyone) + 1)]
-    tied, reports = _ties(merged), []
-    for name in sorted(set(merged) - set(tied)):
+    shares, reports = [1 / max(1, len(states))] * len(states), []
+    for name in sorted(set(merged) - set(_ties(merged))):
         tensors = [state[name] for state in everyone if name in state and state[name].shape == merged[name].shape]
         if len(tensors) < max(2, len(everyone)):
             continue
         try:
-            norms, shares = _norms(tensors, labels), [1 / len(states)] * len(states)
-            reports.append(_report(name, merged[name], norms, cosine(*tensors[:2]), method, shares))
+            labeled = {f"model {i}": tensor for i, tensor in enumerate(tensors, start=1)}
+            reports.append(_report(name, merged[name], labeled, cosine(*tensors[:2]), method, shares))
         except MergeError as error:
             raise MergeError(f"{name}: {error}") from None
     return reports
@@ -135,15 +122,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
     A zero tensor has no direction: its cosine with anything else is 0 (as in mergekit), with another zero 1.
     """
-    norm_a, norm_b = norm(a), norm(b)
+    norm_a, norm_b = _norm(a), _norm(b)
     if norm_a <= _NO_DIRECTION or norm_b <= _NO_DIRECTION:
         return 1.0 if max(norm_a, norm_b) <= _NO_DIRECTION else 0.0
     return min(1.0, max(-1.0, _inner(a, b) / norm_a / norm_b))
-
-
-def norm(a: Tensor) -> float:
-    """Frobenius norm of a tensor, summed in float64."""
-    return math.sqrt(_inner(a, a))
 
 
 def slerp(a: Tensor, b: Tensor, t: float, cos: float | None = None) -> Tensor:
@@ -176,15 +158,12 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     """Σ wᵢ xᵢ / Σ wᵢ (without the division if `normalize` is off), in float32, in the dtype of the first tensor.
 
     Dividing by the sum is mergekit's default. A tensor of weight 0 is left out, so that weights (1, 0) return the
-    first tensor bit for bit. Raises `MergeError` for different shapes, or weights that are not one per tensor, not
+    first tensor bit for bit. Raises `MergeError` for different shapes, and weights that are not one per tensor, not
     finite, or sum to 0.
     """
     _check_tensors(tensors)
-    _check_weights(weights, len(tensors))
-    total = sum(weights) if normalize else 1.0
-    if total == 0:
-        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
-    merged = None
+    _check_weights(weights, len(tensors), normalize)
+    total, merged = sum(weights) if normalize else 1.0, None
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight:
             term = tensor.to(_working(tensors[0])) * (weight / total)
@@ -199,12 +178,10 @@ def task_arithmetic(
 
     Source: Ilharco et al. 2023, section 2. Raises `MergeError` as `linear` does.
     """
+    _check_weights(weights, len(tensors), normalize)
     vectors = _task_vectors(base, tensors, weights)
     total: Tensor = sum(vectors[1:], start=vectors[0])
-    divisor = sum(weights)
-    if normalize and abs(divisor) < _NO_DIRECTION:
-        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
-    return (base.to(total.dtype) + (total / divisor if normalize else total)).to(base.dtype)
+    return (base.to(total.dtype) + (total / sum(weights) if normalize else total)).to(base.dtype)
 
 
 def ties(
@@ -225,6 +202,7 @@ def ties(
     Source: Yadav et al. 2023, algorithm 1; sign method "sum", weights and normalization as in mergekit.
     Raises `MergeError` as `linear` does, and for a density outside (0, 1].
     """
+    _check_weights(weights, len(tensors), divide=False)
     weighted = _task_vectors(base, tensors, weights, _densities(density, len(tensors)))
     total: Tensor = sum(weighted[1:], start=weighted[0])
     elected = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
@@ -248,7 +226,6 @@ def _task_vectors(
             kept = torch.zeros_like(vector)
             kept[largest] = vector[largest]
             vectors[i] = kept.reshape(base.shape)
-    _check_weights(weights, len(vectors))
     return [vector * weight for vector, weight in zip(vectors, weights, strict=True)]
 
 
@@ -261,19 +238,18 @@ def _inner(a: Tensor, b: Tensor) -> float:
     return float(sum(torch.dot(x.double(), y.double()) for x, y in pieces))
 
 
-def _norms(tensors: Sequence[Tensor], labels: Sequence[str]) -> list[float]:
-    norms = [norm(tensor) for tensor in tensors]
-    for label, size in zip(labels, norms, strict=True):
-        if not math.isfinite(size):
-            raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
-    return norms
+def _norm(a: Tensor) -> float:
+    return math.sqrt(_inner(a, a))
 
 
 def _report(
-    name: str, merged: Tensor, norms: Sequence[float], cos: float, method: str, shares: Sequence[float]
+    name: str, merged: Tensor, tensors: Mapping[str, Tensor], cos: float, method: str, shares: Sequence[float]
 ) -> TensorReport:
-    """`shares`: weights with which the parents' norms are averaged; a base's norm comes after those of the parents."""
-    size = norm(merged)
+    """`tensors` are the parents', then the base's; `shares` the weights with which the parents' norms are averaged."""
+    norms, size = [_norm(tensor) for tensor in tensors.values()], _norm(merged)
+    for label, parent in zip(tensors, norms, strict=True):
+        if not math.isfinite(parent):
+            raise MergeError(f"NaN or infinity in {label}; merge models with finite weights")
     if not math.isfinite(size):
         raise MergeError(f"overflows {merged.dtype} when merged; convert the models to float32")
     expected = sum(share * parent for share, parent in zip(shares, norms, strict=False))
@@ -281,20 +257,13 @@ def _report(
     return TensorReport(name, math.degrees(math.acos(cos)), cos, method, ratio, norms[0], norms[1])
 
 
-def _check_arguments(
-    method: str,
-    parents: int,
-    t: float | None,
-    weights: Sequence[float] | None,
-    density: float | Sequence[float],
-    base: object,
-) -> None:
+def _check_arguments(method: str, parents: int, t: float | None, weights: Sequence[float] | None, base: object) -> None:
     if method not in get_args(Method):
         known = ", ".join(get_args(Method))
         raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
-    between = method in ("slerp", "linear")
-    if parents < (2 if between else 1) or (method == "slerp" and parents > 2):
-        wanted = "exactly two parents" if method == "slerp" else f"at least {2 if between else 1}"
+    between, few = method in ("slerp", "linear"), 2 if method in ("slerp", "linear") else 1
+    if parents < few or (method == "slerp" and parents > 2):
+        wanted = "exactly two parents" if method == "slerp" else f"at least {few}"
         raise MergeError(f"{method} takes {wanted}, not {parents}; change the parents or the method")
     if between and base is not None:
         raise MergeError(f"{method} takes no base; leave base out or use a task-vector method")
@@ -310,9 +279,6 @@ def _check_arguments(
         raise MergeError(f"{method} takes weights, one per parent, and no t; give weights")
     if t is not None:
         _check_t(t)
-    if weights is not None:
-        _check_weights(weights, parents)
-    _densities(density, parents)
 
 
 def _check_t(t: float) -> None:
@@ -320,11 +286,13 @@ def _check_t(t: float) -> None:
         raise MergeError(f"t={t} is outside [0, 1]; 0 is the first parent, 1 the second")
 
 
-def _check_weights(weights: Sequence[float], count: int) -> None:
+def _check_weights(weights: Sequence[float], count: int, divide: bool) -> None:
     if len(weights) != count:
         raise MergeError(f"weights={list(weights)} are {len(weights)} for {count} parents; give one weight per parent")
     if not all(math.isfinite(weight) for weight in weights):
         raise MergeError(f"weights={list(weights)} are not all finite; give plain numbers")
+    if divide and abs(sum(weights)) < _NO_DIRECTION:
+        raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
 
 
 def _densities(density: float | Sequence[float], count: int) -> list[float]:
@@ -338,8 +306,6 @@ def _densities(density: float | Sequence[float], count: int) -> list[float]:
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:
-    if not tensors:
-        raise MergeError("there is no tensor to merge; give at least one")
     for tensor in tensors:
         if not tensor.is_floating_point():
             raise MergeError(f"{tensor.dtype} tensors are not merged; copy them, or convert them to floating point")
@@ -352,31 +318,31 @@ def _check_states(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str])
     """Refuse state dicts that do not fit each other; return each tied name with the name it is tied to."""
     first, tied, here = states[0], _ties(states[0]), labels[0]
     for state, there in zip(states[1:], labels[1:], strict=True):
-        for holder, extra in ((here, set(first) - set(state)), (there, set(state) - set(first))):
-            if extra:
-                names = ", ".join(sorted(extra)[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
-                raise MergeError(
-                    f"{names} is in {holder} but not in {there if holder == here else here}; merge models of one "
-                    "architecture (both with tied embeddings or both without)"
-                )
+        if first.keys() != state.keys():
+            extra, holder, other = sorted(first.keys() - state.keys()), here, there
+            if not extra:
+                extra, holder, other = sorted(state.keys() - first.keys()), there, here
+            names = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+            raise MergeError(
+                f"{names} is in {holder} but not in {other}; merge models of one architecture (both with tied "
+                "embeddings or both without)"
+            )
         for name in sorted(first):
             a, b = first[name], state[name]
             if a.shape != b.shape:
-                raise MergeError(
-                    f"{name} is {list(a.shape)} in {here} but {list(b.shape)} in {there}; "
-                    "merge models of one architecture and one vocabulary"
-                )
+                shapes = f"{list(a.shape)} in {here} but {list(b.shape)} in {there}"
+                raise MergeError(f"{name} is {shapes}; merge models of one architecture and one vocabulary")
             if a.is_floating_point() != b.is_floating_point():
                 raise MergeError(f"{name} is {a.dtype} in {here} but {b.dtype} in {there}; convert one of the models")
             if not a.is_floating_point() and not torch.equal(a, b):
                 raise MergeError(
-                    f"{name} holds {a.dtype} values that differ between {here} and {there}; "
-                    "such a buffer is copied, not merged: make them equal"
+                    f"{name} holds {a.dtype} values that differ between {here} and {there}; such a buffer is copied, "
+                    "not merged: make them equal"
                 )
-        for pair in sorted(set(tied.items()) ^ set(_ties(state).items())):
-            holder, other = (here, there) if pair[0] in tied else (there, here)
+        for name, other in sorted(set(tied.items()) ^ set(_ties(state).items())):
+            pair = (here, there) if name in tied else (there, here)
             raise MergeError(
-                f"{pair[0]} shares its storage with {pair[1]} in {holder} but not in {other}; tie both or untie both"
+                f"{name} shares its storage with {other} in {' but not in '.join(pair)}; tie both or untie both"
             )
     return tied
 
@@ -387,8 +353,7 @@ def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     tied = {}
     for name in sorted(state):
         tensor = state[name]
-        if tensor.numel():
-            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if seen.setdefault(key, name) != name:
-                tied[name] = seen[key]
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            tied[name] = seen[key]
     return tied

@@ -1,4 +1,4 @@
-"""Merges by mergekit: its YAML recipes, and every method beyond those of `heredity.lm.merge`."""
+"""Merges of models in folders or on a hub; by mergekit for its YAML recipes and methods beyond `heredity.lm.merge`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,67 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from heredity.lm.load import load_model, quiet, random_state_kept
-from heredity.lm.merge import TensorReport, compare_states
+from heredity.engine.store import whole, write_json
+from heredity.lm.load import load_model, quiet, random_state_kept, save_model
+from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
 from heredity.text.tokenizer import load_tokenizer
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed; the message names the place, the reason and the way out."""
+
+
+def merge_folders(
+    models: Sequence[str],
+    out: Path,
+    method: str = "slerp",
+    t: float | None = None,
+    weights: Sequence[float] | None = None,
+    density: float = 0.5,
+    base: str | None = None,
+    recipe: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Merge models into `out` (weights, config, the first model's tokenizer, `merge.json` with every tensor's report).
+
+    Raises ValueError when options exclude each other, a position or weights are missing, or the models do not fit.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")
+    result = {"method": method, "models": list(models), "t": t, "weights": list(weights) if weights else None}
+    ours, place = recipe is None and method in get_args(Method), str(recipe or f"--method {method}")
+    configuration = None
+    if recipe is not None:
+        if models or t is not None or weights is not None:
+            raise ValueError("--config holds the models and numbers itself; leave the arguments and --t, --weights out")
+        configuration = read_recipe(recipe)
+        result |= {"method": configuration.get("merge_method"), "models": parents_of(configuration)}
+    elif len(models) < 2 and not (base and models):
+        raise ValueError(f"merge takes at least two models, not {len(models)}; name them, or give --config")
+    elif method == "slerp" and t is None:
+        raise ValueError("slerp needs --t, from 0 (first model) to 1 (second model)")
+    elif not ours and t is not None:
+        raise ValueError(f"--t has no effect on {method}, it belongs to slerp and linear; leave it out")
+    with whole(out) as partial:
+        if ours:
+            states = [load_model(model).state_dict() for model in models]
+            first = load_model(base).state_dict() if base else None
+            merged, report = merge_states(states, method, t, weights, density, first)  # pyright: ignore[reportArgumentType]
+            dtype = next(tensor.dtype for tensor in merged.values() if tensor.is_floating_point())
+            model = load_model(models[0], dtype=dtype)
+            model.load_state_dict(merged)
+            save_model(model, load_tokenizer(models[0]), partial)
+        else:
+            configuration = configuration or recipe_of(method, models, weights, density, base)
+            report = merge_recipe(configuration, partial, seed, place)
+        result |= {"out": str(out), "tensors": [row._asdict() for row in report]}
+        write_json(partial / "merge.json", result)
+    return result
 
 
 def require_mergekit(place: str) -> None:

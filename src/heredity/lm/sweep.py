@@ -11,59 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from heredity.lm.evaluate import Quality
-from heredity.lm.evaluate import evaluate as judge
+from heredity.lm.evaluate import evaluate as next_token_quality
 from heredity.lm.merge import MergeError, Method, linear, merge_states, slerp
 from heredity.study import Precision
 
 _REPLICATES = 1000  # bootstrap replicates behind every interval
 _CHUNK = 1 << 22  # resampling counts held at a time
 
+Place = tuple[float, str, str]
+"""One measurement of a sweep, independent of all others: t, the parent whose validation set is used, its corpus."""
+Evaluate = Callable[[nn.Module, np.ndarray, int, Precision], Quality]
+"""Stands in for `heredity.lm.evaluate.evaluate`: model, blocks, batch size, precision."""
+
 
 class SweepPoint(NamedTuple):
-    """Both parents' validation sets at one t."""
+    """Both parents' validation sets at one t; figures by the parent's name, pooled over the tokens of its corpora."""
 
-    t: float
-    """Position between the first (0) and the second parent (1)."""
-    accuracy: dict[str, float]
-    """Next-token accuracy on each parent's corpora, by the parent's name, pooled over tokens."""
-    ce_loss: dict[str, float]
-    """Cross-entropy in nats per token, likewise."""
-    interval: dict[str, tuple[float, float]]
-    """95 % CI of each accuracy, bootstrap over blocks."""
+    t: float  # position between the first (0) and the second parent (1)
+    accuracy: dict[str, float]  # next-token accuracy
+    ce_loss: dict[str, float]  # cross-entropy in nats per token
+    interval: dict[str, tuple[float, float]]  # 95 % CI of each accuracy, bootstrap over blocks
 
 
 class Sweep(NamedTuple):
     """The accuracy curves of a merge and their equilibrium."""
 
-    points: list[SweepPoint]
-    """Every evaluated t (grid, bisection, equilibrium), rising."""
-    t: float
-    """The equilibrium: accuracies cross here, or, if they never do, the grid point where they differ least."""
-    crossed: bool
-    """Whether the curves cross."""
-    interval: tuple[float, float]
-    """95 % CI of the equilibrium t, bootstrap over blocks, the crossing interpolated between points."""
-    first: str
-    """Parent at t = 0."""
-    second: str
-    """Parent at t = 1."""
-
-
-class Place(NamedTuple):
-    """One measurement of a sweep, independent of all others."""
-
-    t: float
-    """Position between the parents."""
-    parent: str
-    """Whose validation set."""
-    corpus: str
-    """Which corpus of it."""
-
-
-Evaluate = Callable[[nn.Module, np.ndarray, int, Precision], Quality]
-"""Stands in for `heredity.lm.evaluate.evaluate`: model, blocks, batch size, precision."""
-Measure = Callable[[Iterable[Place]], Iterable[Quality]]
-"""Measures places, in their order."""
+    points: list[SweepPoint]  # every evaluated t (grid, bisection, equilibrium), rising
+    t: float  # the equilibrium: accuracies cross here, or, if they never do, the grid point where they differ least
+    crossed: bool  # whether the curves cross
+    interval: tuple[float, float]  # 95 % CI of t, bootstrap over blocks, the crossing interpolated between points
+    first: str  # parent at t = 0
+    second: str  # parent at t = 1
 
 
 def sweep(
@@ -78,82 +56,60 @@ def sweep(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     evaluate: Evaluate | None = None,
-    batch_size: int = 32,
 ) -> Sweep:
     """Accuracy of the merge of two parents on both parents' validation sets, for a grid of t and at the equilibrium.
 
-    The merged weights are written into `model` (a model of the parents' architecture) without touching the disk; its
-    weights are overwritten, and are those of the equilibrium in the end. `blocks` holds the two parents' names, first
-    and second, each with its corpora's validation blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1
-    included. Where the difference of the two accuracies changes sign between two of them, bisection narrows the
-    bracket to `tolerance` and the equilibrium is interpolated in it (see `crossing` for the choice among several).
+    The merged weights overwrite those of `model` (of the parents' architecture) in memory, in the end with those of
+    the equilibrium. `blocks` holds the two parents' names, first and second, each with its corpora's validation
+    blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1 included. Where the difference of the two
+    accuracies changes sign between two of them, bisection narrows the bracket to `tolerance` and the equilibrium is
+    interpolated in it (see `crossing` for the choice among several).
 
     Intervals resample blocks (seeded by `seed`), each parent's separately and the same blocks at every t.
     `evaluate(model, blocks, batch_size, precision)` stands in for `heredity.lm.evaluate.evaluate`.
     Source: Horn & Elliott 2024, section 3.3 and appendix A. Raises `MergeError` for a method without t, other than two
     parents, parents without blocks, a grid of fewer than two points, and weights that do not fit each other or `model`.
     """
-    bench = Bench(model, first_state, second_state, method, blocks, precision, evaluate, batch_size)
+    bench = Bench(model, first_state, second_state, method, blocks, precision, evaluate)
     corpora = {parent: [name for name, rows in sets.items() if len(rows)] for parent, sets in blocks.items()}
     result = follow(lambda places: map(bench.measure, places), points, tolerance, seed, corpora, progress)
-    bench.blend.into(result.t)
+    bench.into(result.t)
     return result
 
 
 class Bench:
-    """The merge of two parents in memory, ready to be measured at any place."""
+    """The merge of two parents at any t, written into a model in memory, and measured there; angles computed once."""
 
     def __init__(
         self,
         model: nn.Module,
-        first_state: Mapping[str, Tensor],
-        second_state: Mapping[str, Tensor],
+        first: Mapping[str, Tensor],
+        second: Mapping[str, Tensor],
         method: Method,
         blocks: Mapping[str, Mapping[str, np.ndarray]],
         precision: Precision = "bf16",
         evaluate: Evaluate | None = None,
-        batch_size: int = 32,
     ) -> None:
-        """Arguments and errors as in `sweep`."""
-        self.blend = Blend(model, first_state, second_state, method)
-        self._t: float | None = None
-        self._quality = lambda place: (evaluate or judge)(
-            model, blocks[place.parent][place.corpus], batch_size, precision
-        )
-
-    def measure(self, place: Place) -> Quality:
-        """Evaluate one place; the model stays at its t."""
-        if place.t != self._t:
-            self.blend.into(place.t)
-            self._t = place.t
-        return self._quality(place)
-
-
-class Blend:
-    """The merge of two state dicts at any t, written into a model in memory.
-
-    Angles are computed once. Raises `MergeError` for methods other than slerp and linear, states that do not fit each
-    other, and states that lack one of the model's tensors or have one that it lacks.
-    """
-
-    def __init__(
-        self, model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor], method: Method
-    ) -> None:
-        """Check the states against each other and the model, and place them on the model's device."""
+        """Check the states against each other and the model; arguments and errors as in `sweep`."""
         if method not in ("slerp", "linear"):
             raise MergeError(f"{method} has no t to sweep; use slerp or linear, or give weights instead of t")
-        self._method = method
-        self._parts = []
+        self._model, self._method, self._blocks = model, method, blocks
+        self._precision: Precision = precision
+        self._evaluate = evaluate or next_token_quality
+        self._t: float | None = None
         reports, targets = merge_states([first, second], method, 0.5)[1], model.state_dict()
         if unknown := sorted(set(first) - set(targets)):
             raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
         memory = {targets[name].data_ptr() for name in first}
         for name, target in targets.items():
+            place = None
             if target.data_ptr() not in memory:  # a tied tensor is stored once, under either name
-                raise MergeError(f"{name} is in the model but not in the parents; give a model of their architecture")
-            if name in first and target.shape != first[name].shape:
-                shapes = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
-                raise MergeError(f"{name} is {shapes}; give a model of their architecture")
+                place = "in the model but not in the parents"
+            elif name in first and target.shape != first[name].shape:
+                place = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
+            if place:
+                raise MergeError(f"{name} is {place}; give a model of their architecture")
+        self._parts = []
         for report in reports:
             target = targets[report.name]
             a, b = (state[report.name].to(target.device) for state in (first, second))
@@ -169,6 +125,14 @@ class Blend:
                 target.copy_(slerp(a, b, t, report.cosine))
             else:
                 target.copy_(linear([a, b], [1 - t, t]))
+        self._t = t
+
+    def measure(self, place: Place) -> Quality:
+        """Evaluate one place; the model stays at its t."""
+        t, parent, corpus = place
+        if t != self._t:
+            self.into(t)
+        return self._evaluate(self._model, self._blocks[parent][corpus], 32, self._precision)
 
 
 class _Pooled(NamedTuple):
@@ -184,14 +148,14 @@ class _Pooled(NamedTuple):
 
 
 def follow(
-    measure: Measure,
+    measure: Callable[[Iterable[Place]], Iterable[Quality]],
     points: int,
     tolerance: float,
     seed: int,
     corpora: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
-    """The sweep of `sweep`, with measurements by `measure`. `corpora`: of the first and of the second parent.
+    """The sweep of `sweep`; `measure` evaluates places in order. `corpora`: of the first and of the second parent.
 
     All places of the grid are requested at once, so that processes can share them; bisection proceeds one t at a
     time. Raises `MergeError` for other than two parents, parents without corpora, and a grid of fewer than two.
@@ -199,9 +163,8 @@ def follow(
     if len(corpora) != 2:
         names = ", ".join(corpora) or "none"
         raise MergeError(f"an equilibrium lies between two parents, not {len(corpora)} ({names}); give t or weights")
-    for parent, names in corpora.items():
-        if not names:
-            raise MergeError(f"parent {parent} has no validation blocks; give at least one corpus with text")
+    if empty := [parent for parent, names in corpora.items() if not names]:
+        raise MergeError(f"parent {empty[0]} has no validation blocks; give at least one corpus with text")
     if points < 2 or tolerance <= 0:
         raise MergeError(f"points={points} and tolerance={tolerance} must be at least 2 and above 0")
     first, second = corpora
@@ -210,7 +173,7 @@ def follow(
 
     def evaluate_at(positions: Sequence[float]) -> None:
         missing = [t for t in positions if t not in curves]
-        places = [Place(t, parent, c) for t in missing for parent, names in corpora.items() for c in names]
+        places = [(t, parent, corpus) for t in missing for parent, names in corpora.items() for corpus in names]
         qualities = iter(measure(places))
         for t in missing:
             curves[t] = {parent: _pool([next(qualities) for _ in names]) for parent, names in corpora.items()}
@@ -225,8 +188,7 @@ def follow(
     evaluate_at(grid)
     t, crossed = _equilibrium(grid, difference, tolerance)
     difference(t)
-    positions = sorted(curves)
-    rng = np.random.default_rng(seed)
+    positions, rng = sorted(curves), np.random.default_rng(seed)
     replicates = {parent: _resample([curves[t][parent] for t in positions], rng) for parent in corpora}
     if progress is not None:
         progress(total, total)

@@ -7,23 +7,21 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm.load import quiet, random_state_kept, state_hash
 from heredity.lm.loss import dtype_of, next_token_loss, trunk_and_head
 from heredity.study import LoraConfig, TrainingConfig
 from heredity.text.tokens import BlockSampler
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
 
 Progress = Callable[[int, int], None]
 
@@ -38,14 +36,9 @@ class TrainingError(ValueError):
 class TrainingRecord(NamedTuple):
     """What a training run did."""
 
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens read."""
-    final_loss: float
-    """The last point of `losses`."""
-    losses: list[tuple[int, float]]
-    """(step, mean loss in nats per token since the point before)."""
+    steps: int  # optimizer steps
+    tokens: int  # tokens read
+    losses: list[tuple[int, float]]  # (step, mean loss in nats per token since the point before)
 
 
 def train_model(
@@ -66,11 +59,10 @@ def train_model(
     to norm 1. With `lora`, adapters are trained through peft and merged into the weights at the end, so that `model`
     is a plain model before and after. `total_tokens` is rounded up to whole blocks; the last batch may be short.
 
-    A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and the same
-    initial weights after it was killed, training resumes from the newest whole checkpoint and ends in the same
-    weights, bit by bit, as an uninterrupted run (on a GPU as far as its kernels are deterministic). The global
-    random state, log levels and warning filters are left as they were; on Linux the process keeps the thresholds
-    set by `keep_large_buffers` when it trains on a CPU.
+    A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and initial
+    weights after a kill, training resumes from the newest whole checkpoint and ends in the same weights, bit by bit, as
+    an uninterrupted run (on a GPU as far as its kernels are deterministic). The global random state, log levels and
+    warning filters are left as they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
 
     Raises TrainingError when the loss is not finite, ValueError for arguments that leave nothing to train on and for
     a folder with checkpoints of another run.
@@ -82,9 +74,9 @@ def train_model(
     tokens, steps = count * first.shape[1], math.ceil(count / config.batch_size)
     settings = {"config": config.model_dump(), "total_tokens": total_tokens, "lr": lr, "seed": seed}
     settings |= {"lora": lora.model_dump() if lora else None, "weights": state_hash(model.state_dict())}
-    settings |= {"data": [blocks.blocks_per_pass, *first[0, :16].tolist()]}
-    _claim(folder, settings)
-    if next(model.parameters()).device.type == "cpu":
+    _claim(folder, settings | {"data": [blocks.blocks_per_pass, *first[0, :16].tolist()]})
+    device = next(model.parameters()).device
+    if device.type == "cpu":
         keep_large_buffers()
     training, cache = model.training, getattr(model.config, "use_cache", None)
     try:
@@ -92,7 +84,15 @@ def train_model(
             torch.manual_seed(seed)
             trained = _with_adapters(model, lora) if lora else model
             dataset = _BlockDataset(blocks, count, model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-            trainer = _trainer(trained, dataset, config, tokens, steps, lr, seed, folder, progress, save_seconds)
+            trainer = _ChunkedTrainer(
+                trained,
+                dtype_of(config.precision, device),
+                args=_arguments(config, steps, lr, seed, folder, device.type == "cpu"),
+                train_dataset=dataset,
+                data_collator=lambda batch: batch,  # the data set makes whole batches already
+                callbacks=[_Follow(steps, tokens, lr, save_seconds, progress)],
+            )
+            trainer.remove_callback(PrinterCallback)
             checkpoint = newest_checkpoint(folder, () if lora else {name for name, _ in model.named_parameters()})
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
@@ -106,7 +106,7 @@ def train_model(
             model.config.use_cache = cache
     model.zero_grad(set_to_none=True)
     model.train(training)
-    return TrainingRecord(steps, tokens, losses[-1][1], losses)
+    return TrainingRecord(steps, tokens, losses)
 
 
 class _BlockDataset(torch.utils.data.Dataset):
@@ -118,77 +118,67 @@ class _BlockDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        return {name: value[0] for name, value in self.__getitems__([position]).items()}
-
     def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
         taken = self.blocks.take(positions[0], positions[-1] + 1)
         if int(taken.max()) >= self.vocab_size:
-            raise ValueError(
-                f"block {positions[0]} ff. hold token {int(taken.max())}, the model knows {self.vocab_size}; "
-                "train with the tokenizer of the model"
-            )
+            token = f"token {int(taken.max())}, the model knows {self.vocab_size}"
+            raise ValueError(f"block {positions[0]} ff. hold {token}; train with the tokenizer of the model")
         ids = torch.from_numpy(np.ascontiguousarray(taken, dtype=np.int64))
         return {"input_ids": ids, "labels": ids}
 
 
-def _trainer(
-    model: Any,
-    dataset: _BlockDataset,
-    config: TrainingConfig,
-    tokens: int,
-    steps: int,
-    lr: float,
-    seed: int,
-    folder: Path,
-    progress: Progress | None,
-    save_seconds: float,
-) -> Trainer:
-    """The Trainer with our bf16 autocast, and with the loss computed in chunks where the model allows it.
+class _Follow(TrainerCallback):
+    """Says when to log and to save; checkpoints fall on logged steps, so that a resumed run has the same loss curve."""
+
+    def __init__(self, steps: int, tokens: int, lr: float, save_seconds: float, progress: Progress | None):
+        self.steps, self.tokens, self.lr, self.save_seconds, self.progress = steps, tokens, lr, save_seconds, progress
+        self.every, self.saved = max(1, steps // _LOSSES), time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        step, last = state.global_step, state.global_step >= self.steps
+        control.should_log = last or step % self.every == 0
+        if control.should_log and self.progress is not None:
+            self.progress(self.tokens * step // self.steps, self.tokens)
+        late = time.monotonic() - self.saved >= self.save_seconds
+        control.should_save = control.should_log and (last or late)
+        if control.should_save:
+            self.saved = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        if "loss" in logs and not math.isfinite(logs["loss"]):
+            raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={self.lr:g}")
+
+
+class _ChunkedTrainer(Trainer):
+    """A Trainer with our bf16 autocast, and with the loss computed in chunks where the model allows it.
 
     accelerate's autocast would copy all logits of a batch to float32 once more on their way out of the model.
     """
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    class Follow(TrainerCallback):
-        every, saved = max(1, steps // _LOSSES), time.monotonic()
+    def __init__(self, model: Any, product_dtype: torch.dtype, **options: Any):
+        super().__init__(model, **options)
+        # Adapters live inside the modules, so the plain model under them computes the same.
+        self.parts = trunk_and_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        self.product_dtype = product_dtype
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            step, last = state.global_step, state.global_step >= steps
-            control.should_log = last or step % self.every == 0
-            if control.should_log and progress is not None:
-                progress(tokens * step // steps, tokens)
-            # Checkpoints fall on logged steps, so that the loss curve of a resumed run has the same points.
-            late = time.monotonic() - self.saved >= save_seconds
-            control.should_save = control.should_log and (last or late)
-            if control.should_save:
-                self.saved = time.monotonic()
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *more: Any, **kwargs: Any) -> Any:
+        ids = inputs["input_ids"]
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.product_dtype is torch.bfloat16):
+            # A wrapped model (several GPUs) must be called whole.
+            if self.parts is None or return_outputs or model is not self.model:
+                return super().compute_loss(model, inputs, return_outputs, *more, **kwargs)
+            return next_token_loss(*self.parts, ids, self.product_dtype)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-            if "loss" in logs and not math.isfinite(logs["loss"]):
-                raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={lr:g}")
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
+        return 0
 
-    device = next(model.parameters()).device
-    dtype = dtype_of(config.precision, device)
-    # Adapters live inside the modules, so the plain model under them computes the same.
-    parts = trunk_and_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
-    class ChunkedTrainer(Trainer):
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                # A wrapped model (several GPUs) must be called whole.
-                if parts is None or return_outputs or model is not self.model:
-                    return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-                return next_token_loss(*parts, inputs["input_ids"], dtype)
-
-        def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
-            return 0
-
-    args = TrainingArguments(
+def _arguments(
+    config: TrainingConfig, steps: int, lr: float, seed: int, folder: Path, on_cpu: bool
+) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
-        use_cpu=device.type == "cpu",
+        use_cpu=on_cpu,
         per_device_train_batch_size=config.batch_size,
         max_steps=steps,
         learning_rate=lr,
@@ -205,18 +195,9 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
-        dataloader_pin_memory=device.type != "cpu",
+        dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
     )
-    trainer = ChunkedTrainer(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        data_collator=cast(Any, lambda batch: batch),  # the data set makes whole batches already
-        callbacks=[Follow()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> Any:
@@ -257,8 +238,7 @@ def newest_checkpoint(folder: Path, tensors: Collection[str] = ()) -> Path | Non
     their header states, the archives pass their checksums, and the trainer's state, written last, names this step.
     """
     steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
-    numbered = [path for path, step in steps.items() if step.isdecimal()]
-    for path in sorted(numbered, key=lambda path: int(steps[path]), reverse=True):
+    for path in sorted((path for path in steps if steps[path].isdecimal()), key=lambda p: int(steps[p]), reverse=True):
         if is_whole(path, tensors):
             return path
         shutil.rmtree(path, ignore_errors=True)
@@ -285,10 +265,10 @@ def is_whole(checkpoint: Path, tensors: Collection[str] = ()) -> bool:
         return False
 
 
-def _claim(folder: Path, settings: dict[str, object]) -> None:
+def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     """Record in `folder` which run its checkpoints belong to; ValueError, by key, for those of another run."""
     folder.mkdir(parents=True, exist_ok=True)
-    note, now = folder / "run.json", json.loads(json.dumps(settings))
+    note, now = folder / "run.json", json.loads(json.dumps(dict(settings)))
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -298,9 +278,8 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
             shutil.rmtree(path, ignore_errors=True)
     elif before != now and newest_checkpoint(folder) is not None:
         differ = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        raise ValueError(
-            f"{folder} holds checkpoints of another run ({', '.join(differ)} differ); delete it or take another"
-        )
+        run = f"another run ({', '.join(differ)} differ)"
+        raise ValueError(f"{folder} holds checkpoints of {run}; delete it or take another")
     partial = note.with_suffix(".partial")
     partial.write_text(json.dumps(now), encoding="utf-8")
     partial.replace(note)

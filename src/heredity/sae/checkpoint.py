@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,63 +23,41 @@ FILE = "state.safetensors"
 class Step(NamedTuple):
     """What one step of a training saw, in the units of the raw activations."""
 
-    step: int
-    """Counted from 1."""
-    loss: float
-    """mse + λ · l1 (relu) or λ · l0 (jumprelu) with the raw λ; mse alone for topk and batchtopk."""
-    mse: float
-    """Mean squared error over elements."""
-    l1: float
-    """Mean over tokens of the sum of activations."""
-    l0: float
-    """Mean over tokens of the number of active features."""
-    dead: int
-    """Features that fired in none of the last `window` steps."""
-    l1_coefficient: float | None
-    """λ in raw units, of l1 (relu) or of l0 (jumprelu); none for topk and batchtopk."""
-    normalized_l1_coefficient: float | None
-    """λ in the units of the normalized space the training runs in."""
-    resampled: int
-    """Dead features given a new direction before this step."""
+    step: int  # counted from 1
+    loss: float  # mse + λ · l1 (relu) or λ · l0 (jumprelu) with the raw λ; mse alone for topk and batchtopk
+    mse: float  # mean squared error over elements
+    l1: float  # mean over tokens of the sum of activations
+    l0: float  # mean over tokens of the number of active features
+    dead: int  # features that fired in none of the last `window` steps
+    l1_coefficient: float | None  # raw λ, of l1 (relu) or of l0 (jumprelu); None for topk and batchtopk
+    normalized_l1_coefficient: float | None  # λ in the units of the normalized space that the training runs in
+    resampled: int  # dead features given a new direction before this step
 
 
 @dataclass
 class TrainingState:
-    """Weights, Adam's moments and counters in the normalized space (x times `scale`), between two steps.
+    """Weights, Adam's moments and counters in the normalized space, between two steps.
 
     A file holds all of it: tensors, and numbers as JSON in the file's metadata, so it is replaced whole or not at all.
     """
 
-    identity: dict[str, Any]
-    """What makes this training this one: sizes, settings, steps, seed. A resume checks it."""
-    scale: float
-    """Normalized x = raw x times this."""
+    identity: dict[str, Any]  # sizes, settings, steps, seed: a resume checks them
+    scale: float  # normalized x = raw x times this
     weights: Weights
-    """Trained tensors."""
-    first: Weights
-    """Adam's running means of gradients."""
-    second: Weights
-    """Adam's running means of squared gradients."""
-    ages: Tensor
-    """int32 [d_sae]: steps since a feature's moments were zero."""
-    last_fired: Tensor
-    """int64 [d_sae]: last step in which a feature was active."""
-    log_l1: float | None
-    """log λ in normalized units; none for topk and batchtopk."""
-    l1_error: float
-    """Last smoothed log ratio of L0 to its target (the L1 controller's memory)."""
-    l1_sum: float
-    """Sum of log λ over the steps averaged for its final value."""
-    threshold: float
-    """batchtopk: running smallest kept activation; 0 before the first step."""
-    l0: float
-    """L0 of the last step; nan before the first."""
-    rows: list[Step]
-    """All steps so far."""
+    first: Weights  # Adam's running means of gradients
+    second: Weights  # Adam's running means of squared gradients
+    ages: Tensor  # int32 [d_sae]: steps since a feature's moments were zero
+    last_fired: Tensor  # int64 [d_sae]: last step in which a feature was active
+    log_l1: float | None = None  # log λ in normalized units; None for topk and batchtopk
+    l1_error: float = math.nan  # last smoothed log ratio of L0 to its target, the memory of λ's controller
+    l1_sum: float = 0.0  # of log λ over the steps averaged for its final value
+    threshold: float = 0.0  # batchtopk: running smallest kept activation
+    l0: float = math.nan  # of the last step
+    rows: list[Step] = field(default_factory=list)  # all steps so far
 
     @property
     def step(self) -> int:
-        """Steps taken."""
+        """Number of steps taken."""
         return len(self.rows)
 
     def save(self, folder: Path) -> None:
@@ -96,10 +74,7 @@ class TrainingState:
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainingState:
-        """Read what `save` wrote.
-
-        Raises FileNotFoundError when the folder holds no state, and ValueError for one that is damaged.
-        """
+        """Read what `save` wrote. Raises FileNotFoundError without a state, ValueError for a damaged one."""
         path = folder / FILE
         try:
             with safe_open(path, framework="pt") as file:
@@ -111,7 +86,8 @@ class TrainingState:
             raise ValueError(f"{path} is damaged; delete it to train from the start") from None
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         groups: dict[str, Any] = {group: Weights(*(tensors[f"{group}.{name}"] for name in NAMES)) for group in _GROUPS}
-        rows = [_row(values) for values in tensors["rows"].tolist()]
+        rows = [Step._make(None if math.isnan(value) else value for value in row) for row in tensors["rows"].tolist()]
+        rows = [row._replace(step=int(row.step), dead=int(row.dead), resampled=int(row.resampled)) for row in rows]
         return cls(**numbers, **groups, ages=tensors["ages"], last_fired=tensors["last_fired"], rows=rows)
 
 
@@ -120,17 +96,7 @@ _NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
-    """CRC-32 of the tensors in the order of their names."""
     checksum = 0
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].numpy().data, checksum)
     return checksum
-
-
-def _row(values: list[float]) -> Step:
-    row: dict[str, Any] = dict(zip(Step._fields, values, strict=True))
-    for name in ("step", "dead", "resampled"):
-        row[name] = int(row[name])
-    for name in ("l1_coefficient", "normalized_l1_coefficient"):
-        row[name] = None if math.isnan(row[name]) else row[name]
-    return Step(**row)

@@ -15,35 +15,25 @@ from heredity.lm.hooks import replaced
 from heredity.sae.model import SAE
 from heredity.study import Precision
 
-ROWS = 4096
-"""Vectors encoded at a time."""
+ROWS = 4096  # vectors encoded at a time
 
 
 class SAEQuality(NamedTuple):
     """Figures pooled over all tokens, in float64."""
 
-    l0: float
-    """Mean number of active features per token."""
-    mse: float
-    """Mean squared error over elements, in the units of x."""
-    explained_variance: float
-    """1 − ‖x − x̂‖² / ‖x − mean x‖²; nan if x is constant."""
-    dead_share: float
-    """Share of features that never fired."""
+    l0: float  # mean number of active features per token
+    mse: float  # mean squared error over elements, in the units of x
+    explained_variance: float  # 1 − ‖x − x̂‖² / ‖x − mean x‖²; nan if x is constant
+    dead_share: float  # features that never fired
+    # Features that fired, but on less than one token in a million (Bricken et al. 2023), or on fewer than 3 tokens
+    # where the sample is too small to show such a rate.
     ultra_low_share: float
-    """Share of features that fired, but on less than one token in a million (Bricken et al. 2023), or on fewer than 3
-    tokens where the sample is too small to show such a rate."""
-    density: np.ndarray
-    """float64 [d_sae]: share of tokens on which a feature is active."""
-    tokens: int
-    """Vectors seen."""
+    density: np.ndarray  # float64 [d_sae]: share of tokens on which a feature is active
+    tokens: int  # vectors seen
 
 
 def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
-    """Figures of the SAE on vectors given as batches [n, d_in].
-
-    Raises ValueError when there are none, when their width is not d_in, or when they hold NaN or infinity.
-    """
+    """Figures of the SAE on batches [n, d_in]. Raises ValueError for none, another width, NaN or infinity."""
     variance, fired = metrics.Variance(), np.zeros(sae.d_sae, np.int64)
     device = sae.W_dec.device
     for batch in batches:
@@ -71,8 +61,8 @@ def spliced_losses(
 ) -> tuple[float, float, float]:
     """Mean next-token cross-entropy of a model: unchanged, with the SAE's reconstruction, and with zeros.
 
-    The last two at the hook point, all in nats per token on token blocks [n, context]. The SAE works in float32
-    whatever the `precision` of the model's products.
+    In nats per token on token blocks [n, context]; the last two with the activations at the hook point replaced. The
+    SAE works in float32 whatever the `precision` of the model's products.
     """
 
     def reconstructed(x: Tensor) -> Tensor:
@@ -81,12 +71,11 @@ def spliced_losses(
             x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(ROWS)])
         return x_hat.view(x.shape)
 
-    clean = evaluate(model, blocks, precision=precision).ce_loss
-    with replaced(model, hook_point, reconstructed):
-        spliced = evaluate(model, blocks, precision=precision).ce_loss
-    with replaced(model, hook_point, torch.zeros_like):
-        zero = evaluate(model, blocks, precision=precision).ce_loss
-    return clean, spliced, zero
+    losses = [evaluate(model, blocks, precision=precision).ce_loss]
+    for replacement in (reconstructed, torch.zeros_like):
+        with replaced(model, hook_point, replacement):
+            losses.append(evaluate(model, blocks, precision=precision).ce_loss)
+    return losses[0], losses[1], losses[2]
 
 
 def ce_loss_recovered(

@@ -27,30 +27,22 @@ from heredity.sae.model import SAE, Activation
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
 
+# The file of weights, by which a format is recognized, and the file of settings beside it.
 FILES: dict[Format, tuple[str, str]] = {
     "saelens": ("sae_weights.safetensors", "cfg.json"),
     "dictionary_learning": ("ae.pt", "config.json"),
     "sparsify": ("sae.safetensors", "cfg.json"),
 }
-"""The file of weights, by which a format is recognized, and the file of settings beside it."""
-
-SAE_LENS_VERSION = "6.54.12"
-"""Version of SAELens' layout that is written; anything below 6 would be converted from an older one on loading."""
-
-OURS = "heredity"
-"""Key of our own table in a settings file."""
-
-ARCHITECTURES: dict[str, Activation] = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
-"""SAELens' names."""
-
-CLASSES: dict[str, Activation] = {
+SAE_LENS_VERSION = "6.54.12"  # of the layout written; SAELens would convert anything below 6 on loading
+OURS = "heredity"  # key of our own table in a settings file
+ARCHITECTURES: dict[str, Activation] = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}  # SAELens' names
+CLASSES: dict[str, Activation] = {  # dictionary_learning's names
     "AutoEncoder": "relu",
     "AutoEncoderNew": "relu",
     "AutoEncoderTopK": "topk",
     "BatchTopKSAE": "batchtopk",
     "JumpReluAutoEncoder": "jumprelu",
 }
-"""dictionary_learning's names."""
 
 
 class FormatError(ValueError):
@@ -58,10 +50,7 @@ class FormatError(ValueError):
 
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any], to: Format = "saelens") -> None:
-    """Write the SAE with its metadata (JSON values) into folder, which is made if need be.
-
-    Raises FormatError when the format cannot hold this SAE.
-    """
+    """Write the SAE with its metadata (JSON values) into folder. Raises FormatError when the format cannot hold it."""
     writers = {"saelens": _to_saelens, "dictionary_learning": _to_dictionary_learning, "sparsify": _to_sparsify}
     if to not in writers:
         raise FormatError(f"format {to!r} is not known; choose one of {', '.join(get_args(Format))}")
@@ -80,7 +69,7 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """Read an SAE of any of the formats, float32, on the CPU, with its metadata.
 
     Raises FormatError, naming the file and the way out, when files are missing or damaged, shapes do not fit together,
-    weights are not finite, or the SAE is of a kind that there is no equal of here.
+    weights are not finite, or `SAE` has no equal of its kind.
     """
     folder = Path(folder)
     kind = format_of(folder)
@@ -111,7 +100,6 @@ class _Tensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.named: dict[str, Any]
         try:
             pickled = path.suffix == ".pt"
             self.named = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
@@ -126,8 +114,7 @@ class _Tensors:
         tensor = self.named.get(name)
         if not isinstance(tensor, Tensor):
             raise FormatError(f"{self.path} has no {name} (it has {', '.join(sorted(self.named))}); copy it anew")
-        fits = len(shape) == tensor.dim() and all(s in (None, n) for s, n in zip(shape, tensor.shape, strict=True))
-        if not fits:
+        if len(shape) != tensor.dim() or any(s not in (None, n) for s, n in zip(shape, tensor.shape, strict=True)):
             wanted = ["any" if s is None else s for s in shape]
             raise FormatError(f"{self.path}: {name} is {list(tensor.shape)} instead of {wanted}; check its format")
         tensor = tensor.float()
@@ -149,7 +136,7 @@ def _sae(
     matrices: tuple[Tensor, Tensor],
     b_enc: str,
     b_dec: str,
-    input_minus_b_dec: bool = True,
+    centered: bool = True,
     threshold: Tensor | None = None,
 ) -> SAE:
     w_enc, w_dec = matrices
@@ -161,8 +148,7 @@ def _sae(
     sae.W_dec.copy_(w_dec)
     sae.b_enc.copy_(tensors.take(b_enc, d_sae))
     sae.b_dec.copy_(tensors.take(b_dec, d_in))
-    if not input_minus_b_dec:
-        # x W + b = (x − b_dec) W + (b + b_dec W)
+    if not centered:  # x W + b = (x − b_dec) W + (b + b_dec W)
         sae.b_enc += (sae.b_dec.double() @ sae.W_enc.double()).float()
     if threshold is not None and sae.threshold is not None:
         # Activations are above 0 anyway, so a lower threshold (−1: never trained) means the same as 0.
@@ -188,26 +174,23 @@ def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tu
     metadata = dict(settings.get("metadata") or {})
     ours = metadata.pop(OURS, None) or {}
     metadata.pop("sae_lens_version", None)
-    architecture = settings.get("architecture", "standard")
-    k = settings.get("k")
+    architecture, k = settings.get("architecture", "standard"), settings.get("k")
     if architecture == "standard" and settings.get("activation_fn_str", "relu") == "topk":  # before SAELens 6
         architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k")
     if architecture not in ARCHITECTURES:
-        raise FormatError(
-            f"{path}: architecture {architecture!r} is not supported; give one of {', '.join(ARCHITECTURES)}"
-        )
+        names = ", ".join(ARCHITECTURES)
+        raise FormatError(f"{path}: architecture {architecture!r} is not supported; give one of {names}")
     for key in ("normalize_activations", "reshape_activations"):
-        if settings.get(key) not in (None, False, "none"):
-            way_out = "fold it into the weights with SAELens"
-            raise FormatError(f"{path}: {key}={settings[key]!r} is not supported; {way_out}")
+        if (value := settings.get(key)) not in (None, False, "none"):
+            raise FormatError(f"{path}: {key}={value!r} is not supported; fold it into the weights with SAELens")
     activation = ARCHITECTURES[architecture]
     w_enc, w_dec = tensors.matrices("W_enc", "W_dec", by_feature=False)
     d_sae = w_enc.shape[1]
     threshold = tensors.take("threshold", d_sae) if activation == "jumprelu" else None
     if ours.get("activation") == "batchtopk" and threshold is not None and bool((threshold == threshold[0]).all()):
         activation, k, threshold = "batchtopk", ours.get("k"), threshold[0]
-    minus = bool(settings.get("apply_b_dec_to_input", True))
-    sae = _sae(tensors, activation, k, (w_enc, w_dec), "b_enc", "b_dec", minus, threshold)
+    centered = bool(settings.get("apply_b_dec_to_input", True))
+    sae = _sae(tensors, activation, k, (w_enc, w_dec), "b_enc", "b_dec", centered, threshold)
     if activation == "topk" and settings.get("rescale_acts_by_decoder_norm"):
         norms = sae.W_dec.norm(dim=1)
         sae.W_enc *= norms
@@ -217,18 +200,14 @@ def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tu
 
 
 def _to_dictionary_learning(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    name = next(name for name, activation in CLASSES.items() if activation == sae.activation)
     if sae.activation == "jumprelu":
         tensors: dict[str, Tensor] = {key: getattr(sae, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
         # Its encoder does not subtract b_dec: (x − b_dec) W + b = x W + (b − b_dec W)
         tensors["b_enc"] = (sae.b_enc.double() - sae.b_dec.double() @ sae.W_enc.double()).float()
     else:
-        tensors = {
-            "encoder.weight": sae.W_enc.T,
-            "encoder.bias": sae.b_enc,
-            "decoder.weight": sae.W_dec.T,
-            "bias" if sae.activation == "relu" else "b_dec": sae.b_dec,
-        }
+        tensors = {"encoder.weight": sae.W_enc.T, "encoder.bias": sae.b_enc, "decoder.weight": sae.W_dec.T}
+        tensors["bias" if sae.activation == "relu" else "b_dec"] = sae.b_dec
+    name = next(name for name, activation in CLASSES.items() if activation == sae.activation)
     trainer = {"dict_class": name, "activation_dim": sae.d_in, "dict_size": sae.d_sae}
     if sae.k is not None:
         tensors |= {"k": torch.tensor(sae.k, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
@@ -254,8 +233,8 @@ def _from_dictionary_learning(tensors: _Tensors, path: Path, settings: dict[str,
     b_dec = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(name, "b_dec")
     k = int(tensors.take("k")) if "k" in tensors.named else trainer.get("k")
     threshold = tensors.take("threshold") if activation == "batchtopk" else None
-    minus = name != "AutoEncoderNew"
-    return _sae(tensors, activation, k, matrices, "encoder.bias", b_dec, minus, threshold), metadata
+    centered = name != "AutoEncoderNew"
+    return _sae(tensors, activation, k, matrices, "encoder.bias", b_dec, centered, threshold), metadata
 
 
 def _to_sparsify(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

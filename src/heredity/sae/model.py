@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.kernels.encode import sparse_encode
-from heredity.kernels.screen import Screen, make_screen
-from heredity.kernels.torch_forms import dense_encode, native_bfloat16
+from heredity.kernels.encode import Screen, make_screen, sparse_encode
+from heredity.kernels.torch_forms import dense_encode, native_bfloat16, sums
 from heredity.study import RANKED
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
@@ -42,13 +41,9 @@ class SAE(nn.Module):
         super().__init__()
         if activation not in get_args(Activation):
             raise ValueError(f"activation={activation!r} is not known; choose one of {', '.join(get_args(Activation))}")
-        if activation in RANKED:
-            if not isinstance(k, int) or not 0 < k <= d_sae:
-                raise ValueError(f"k={k} must be a whole number from 1 to d_sae={d_sae}; lower k or raise expansion")
-            self.k = k
-        else:
-            self.k = None
-        self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        if activation in RANKED and (not isinstance(k, int) or not 0 < k <= d_sae):
+            raise ValueError(f"k={k} must be a whole number from 1 to d_sae={d_sae}; lower k or raise expansion")
+        self.d_in, self.d_sae, self.activation, self.k = d_in, d_sae, activation, k if activation in RANKED else None
         self._rows: tuple[Tensor, int, Tensor, Screen | None] | None = None
         self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae), requires_grad=False)
         self.b_enc = nn.Parameter(torch.zeros(d_sae), requires_grad=False)
@@ -75,22 +70,16 @@ class SAE(nn.Module):
             given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x is {given}; give a tensor {self.W_enc.dtype} [..., {self.d_in}]")
         x = x.reshape(-1, self.d_in)
-        weight, screen = self._encoder_rows()
-        csr = sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)
-        return csr.indptr, csr.indices, csr.values
-
-    def _encoder_rows(self) -> tuple[Tensor, Screen | None]:
-        """W_enc by features, and its screen on a CPU that can use one; kept until W_enc changes."""
-        # The parameter itself is held and compared: an address may be used again.
-        held, version = self._rows[:2] if self._rows is not None else (None, None)
-        if held is not self.W_enc or version != self.W_enc._version:
+        # W_enc by features, and its screen on a CPU that can use one, are kept until W_enc changes. The parameter
+        # itself is held and compared: an address may be used again.
+        if self._rows is None or self._rows[0] is not self.W_enc or self._rows[1] != self.W_enc._version:
             weight = self.W_enc.detach().T.contiguous()
             if not torch.isfinite(weight.sum(dtype=torch.float64)):
                 raise ValueError("W_enc holds NaN or infinity; read or train the SAE again")
             screens = weight.device.type == "cpu" and weight.dtype == torch.float32 and native_bfloat16()
             self._rows = (self.W_enc, self.W_enc._version, weight, make_screen(weight) if screens else None)
-        assert self._rows is not None
-        return self._rows[2:]
+        _, _, weight, screen = self._rows
+        return sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)[:3]
 
     def decode(self, acts: Tensor) -> Tensor:
         """acts [..., d_sae] -> x̂ [..., d_in]."""
@@ -98,13 +87,9 @@ class SAE(nn.Module):
 
     def decode_sparse(self, indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> Tensor:
         """The CSR arrays of `encode_sparse` -> x̂ [n, d_in]."""
-        at = self.W_dec.device
-        entries = [torch.from_numpy(np.ascontiguousarray(array)).to(at) for array in (indices, indptr, values)]
-        features, offsets, weights = entries[0].long(), entries[1], entries[2].to(self.W_dec.dtype)
-        sums = nn.functional.embedding_bag(
-            features, self.W_dec, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-        )
-        return sums + self.b_dec
+        arrays = (indices.astype(np.int64), np.ascontiguousarray(indptr), np.ascontiguousarray(values))
+        features, offsets, weights = (torch.from_numpy(array).to(self.W_dec.device) for array in arrays)
+        return sums(offsets, features, self.W_dec, weights.to(self.W_dec.dtype)) + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> x̂ [..., d_in]."""
@@ -117,10 +102,10 @@ class SAE(nn.Module):
         """
         if self.activation in RANKED:
             raise ValueError(
-                f"decoder norms of a {self.activation} SAE cannot be moved without changing which are kept"
+                f"norms of a {self.activation} SAE cannot be moved without changing which features are kept"
             )
         norms = self.W_dec.norm(dim=1)
-        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+        norms[norms == 0] = 1
         self.W_dec /= norms[:, None]
         self.W_enc *= norms
         self.b_enc *= norms
@@ -136,10 +121,7 @@ class SAE(nn.Module):
 def new_sae(
     d_in: int, d_sae: int, activation: Activation, k: int | None = None, generator: torch.Generator | None = None
 ) -> SAE:
-    """A fresh SAE: directions uniform on the sphere, the encoder their transpose, biases 0.
-
-    Training sets b_dec (and the JumpReLU threshold) from the first batches. Seeded by the generator.
-    """
+    """A fresh SAE: directions uniform on the sphere, the encoder their transpose, biases 0. Seeded by the generator."""
     sae = SAE(d_in, d_sae, activation, k)
     directions = torch.randn(d_sae, d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)

@@ -32,46 +32,32 @@ from torch import Tensor
 
 from heredity.kernels import step as kernels
 from heredity.kernels.encode import keep_largest, sparse_encode
-from heredity.kernels.torch_forms import active_entries, dense_encode, entry_gradients, largest_entries, linear
+from heredity.kernels.step import BETAS, EPSILON
+from heredity.kernels.torch_forms import active_entries, dense_encode, dots, key_starts, largest_entries, linear, sums
 from heredity.sae.model import Activation
 
 NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
 
-BETAS = (0.9, 0.9999)
-"""Adam's decay rates (Horn & Elliott 2024, appendix B)."""
+BANDWIDTH = 0.1  # ε of jumprelu in the normalized space, where pre-activations of a unit direction deviate by about 1
 
-EPSILON = 1e-12
-"""Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
-that fire on few tokens."""
-
-BANDWIDTH = 0.1
-"""ε of jumprelu in the normalized space, where pre-activations of a unit direction have a standard deviation of about
-1."""
-
+# The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU: at
+# 512 -> 4096 it takes 0.3 of the dense step's time at a share of 0.02 and as much at 0.16; at 1024 -> 16384 it takes
+# 0.14 of it at 0.002, 0.43 at 0.02, and as much at 0.07, because the rows gathered no longer fit the cache.
 SPARSE_BELOW = 0.08
-"""The sparse step is taken when less than this share of the features is active on a token. Measured on a CPU: at
-512 -> 4096 it takes 0.3 of the dense step's time at a share of 0.02 and as much at 0.16; at 1024 -> 16384 it takes
-0.14 of it at 0.002, 0.43 at 0.02, and as much at 0.07. There the rows gathered no longer fit the cache."""
-
+# Estimated from bandwidth, not measured: rows are gathered four times per entry, and at 1024 -> 16384 that takes as
+# long as the dense step's products at a share of about 0.02.
 SPARSE_BELOW_ON_GPU = 0.02
-"""The same on a GPU, reckoned from bandwidth and not measured: rows are gathered four times per entry, and at
-1024 -> 16384 that takes as long as the dense step's products at a share of about 0.02."""
 
 
 @dataclass
 class Weights:
     """Trained tensors, float32, changed in place. All are row-major by feature."""
 
-    w_enc: Tensor
-    """[d_sae, d_in], the transpose of W_enc."""
-    b_enc: Tensor
-    """[d_sae]."""
-    w_dec: Tensor
-    """[d_sae, d_in]."""
-    b_dec: Tensor
-    """[d_in]."""
-    log_threshold: Tensor = field(default_factory=lambda: torch.zeros(0))
-    """jumprelu: [d_sae], log θ; other activations: [0]."""
+    w_enc: Tensor  # [d_sae, d_in], the transpose of W_enc
+    b_enc: Tensor  # [d_sae]
+    w_dec: Tensor  # [d_sae, d_in]
+    b_dec: Tensor  # [d_in]
+    log_threshold: Tensor = field(default_factory=lambda: torch.zeros(0))  # jumprelu: [d_sae], log θ; others: [0]
 
     @classmethod
     def zeros_like(cls, other: Weights) -> Weights:
@@ -82,30 +68,21 @@ class Weights:
 class Outcome(NamedTuple):
     """Figures of a step's batch before the weights change."""
 
-    mse: float
-    """Mean squared error over elements."""
-    l1: float
-    """Mean over tokens of Σ f."""
-    l0: float
-    """Mean over tokens of the number of active features."""
-    fired: Tensor
-    """bool [d_sae]: features active on at least one token."""
-    least: float
-    """Smallest positive activation; nan when there is none."""
+    mse: float  # mean squared error over elements
+    l1: float  # mean over tokens of Σ f
+    l0: float  # mean over tokens of the number of active features
+    fired: Tensor  # bool [d_sae]: features active on at least one token
+    least: float  # smallest positive activation; nan when there is none
 
 
 class Rule(NamedTuple):
     """How activations are chosen in training."""
 
     activation: Activation
-    k: int = 0
-    """Active features per token (topk, batchtopk); 0 otherwise."""
-    l1: float = 0.0
-    """λ of Σ f (relu); 0 otherwise."""
-    threshold: float = 0.0
-    """batchtopk: running threshold, a hint where the selection will cut; 0 when unknown."""
-    l0: float = 0.0
-    """λ of L0 (jumprelu); 0 otherwise."""
+    k: int = 0  # active features per token (topk, batchtopk)
+    l1: float = 0.0  # λ of Σ f (relu)
+    threshold: float = 0.0  # batchtopk: running threshold, a hint where the selection will cut; 0 when unknown
+    l0: float = 0.0  # λ of L0 (jumprelu)
 
 
 def dense_step(
@@ -117,10 +94,9 @@ def dense_step(
     """
     gradients, outcome = dense_gradients(weights, x, rule)
     if x.device.type == "cpu":
-        rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
         for name in ("w_enc", "w_dec"):
-            grad = getattr(gradients, name).contiguous().numpy()
-            kernels.adam_rows(_rows(name, weights, first, second), grad, rates, unit_norm=name == "w_dec")
+            rows, grad = _rows(name, weights, first, second), getattr(gradients, name).contiguous().numpy()
+            kernels.adam_rows(rows, grad, lr, ages.numpy(), unit_norm=name == "w_dec")
     _update((weights, first, second), gradients, ages, lr, step, matrices=x.device.type != "cpu")
     return outcome
 
@@ -131,57 +107,65 @@ def sparse_step(
     """The same step as `dense_step` for few active features; float32, x contiguous."""
     if x.device.type != "cpu":
         return entry_step(weights, first, second, ages, x, rule, lr, step)
-    acts, jump, log_threshold = training_acts(weights, x, rule), None, weights.log_threshold
-    features = torch.from_numpy(acts.indices)
+    n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
+    acts = training_acts(weights, x, rule)
+    features, jump = torch.from_numpy(acts.indices), None
     if rule.activation == "jumprelu":
         jump = _jump(torch.from_numpy(acts.values), features, log_threshold)
         acts = acts._replace(values=jump.acts.numpy())
-    errors = kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), rule.l1 / len(x))
+    errors = kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), rule.l1 / n)
     if jump is not None:
         act_grad = torch.from_numpy(errors.act_grad)
-        log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / len(x), len(weights.w_enc))
+        log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
         act_grad *= jump.active
-    rates = kernels.Rates(lr, *BETAS, EPSILON, ages.numpy())
     enc, dec = (_rows(name, weights, first, second) for name in ("w_enc", "w_dec"))
-    b_enc, b_dec = kernels.update_features(acts, errors, x.numpy(), enc, dec, rates)
-    gradients = Weights(weights.w_enc, torch.from_numpy(b_enc), weights.w_dec, torch.from_numpy(b_dec), log_threshold)
+    biases = kernels.update_features(acts, errors, x.numpy(), enc, dec, lr, ages.numpy())
+    b_enc, b_dec = map(torch.from_numpy, biases)
+    gradients = Weights(weights.w_enc, b_enc, weights.w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=False)
-    # A jumprelu feature's entries below its threshold are there, with a value of 0.
-    active = acts.values > 0
-    return Outcome(
-        mse=float(errors.squared.sum()) / x.numel(),
-        l1=float(acts.values.sum(dtype=np.float64)) / len(x),
-        l0=float(active.sum()) / len(x),
-        fired=torch.from_numpy(np.bincount(acts.indices[active], minlength=len(weights.w_enc)) > 0),
-        least=float(acts.values[active].min()) if active.any() else float("nan"),
-    )
+    return _outcome(float(errors.squared.sum()), torch.from_numpy(acts.values), features, x, d_sae)
 
 
 def entry_step(
     weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
 ) -> Outcome:
     """`sparse_step` in torch operations that suit a GPU; it runs on any device."""
-    n, jump, log_threshold = len(x), None, weights.log_threshold
-    acts = training_acts(weights, x, rule, active_entries, largest_entries)
-    if rule.activation == "jumprelu":
-        jump = _jump(acts.values, acts.features, log_threshold)
-        acts = acts._replace(values=jump.acts)
-    made = entry_gradients(acts, x, weights.w_dec, rule.l1 / n, None if jump is None else jump.active)
+    n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
+    tokens, features, values = training_acts(weights, x, rule, compiled=False)
+    jump = _jump(values, features, log_threshold) if rule.activation == "jumprelu" else None
+    values = values if jump is None else jump.acts
+    error = sums(key_starts(tokens, n), features, weights.w_dec, values) - x
+    squared = float(error.square().sum(dtype=torch.float64))
+    output_grad = error.mul_(2 / x.numel())
+    act_grad = dots(output_grad, weights.w_dec, tokens, features) + rule.l1 / n
     if jump is not None:
-        log_threshold = _threshold_gradient(jump, acts.features, made.act_grad, rule.l0 / n, len(log_threshold))
-    b_dec = _center_gradient(made.output_grad_sum, made.b_enc, weights.w_enc)
-    active = acts.values > 0
-    kept = acts.values[active]
-    outcome = Outcome(
-        mse=float(made.squared) / x.numel(),
-        l1=float(kept.sum(dtype=torch.float64)) / n,
-        l0=len(kept) / n,
-        fired=torch.bincount(acts.features[active], minlength=len(weights.w_enc)) > 0,
+        log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
+        act_grad = act_grad * jump.active
+    order = features.argsort(stable=True)
+    by_feature = key_starts(features[order], d_sae), tokens[order]
+    b_enc = torch.zeros_like(weights.b_enc).index_add_(0, features, act_grad)
+    gradients = Weights(
+        w_enc=sums(*by_feature, x, act_grad[order]),
+        b_enc=b_enc,
+        w_dec=sums(*by_feature, output_grad, values[order]),
+        b_dec=_center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc),
+        log_threshold=log_threshold,
+    )
+    _update((weights, first, second), gradients, ages, lr, step, matrices=True)
+    return _outcome(squared, values, features, x, d_sae)
+
+
+def _outcome(squared: float, values: Tensor, features: Tensor, x: Tensor, d_sae: int) -> Outcome:
+    """Figures from sparse activations, in which entries of jumprelu below the threshold have a value of 0."""
+    active = values > 0
+    kept = values[active]
+    return Outcome(
+        mse=squared / x.numel(),
+        l1=float(values.cpu().numpy().sum(dtype=np.float64)) / len(x),
+        l0=len(kept) / len(x),
+        fired=torch.bincount(features[active], minlength=d_sae) > 0,
         least=float(kept.min()) if len(kept) else float("nan"),
     )
-    gradients = Weights(made.w_enc, made.b_enc, made.w_dec, b_dec, log_threshold)
-    _update((weights, first, second), gradients, ages, lr, step)
-    return outcome
 
 
 def dense_gradients(weights: Weights, x: Tensor, rule: Rule) -> tuple[Weights, Outcome]:
@@ -239,17 +223,12 @@ def _activate(pre_acts: Tensor, rule: Rule, log_threshold: Tensor) -> Tensor:
     return dense_encode(pre_acts, rule.k if rule.activation == "topk" else None, threshold)
 
 
-def training_acts(
-    weights: Weights,
-    x: Tensor,
-    rule: Rule,
-    encode: Callable[..., Any] = sparse_encode,
-    keep: Callable[..., Any] = keep_largest,
-) -> Any:
-    """Sparse training activations for centered inputs x [n, d_in], as `Csr` or as the type of `encode` and `keep`.
+def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True) -> Any:
+    """Sparse training activations for centered inputs x [n, d_in], as `Sparse` or, not compiled, as `Entries`.
 
     jumprelu: pre-activations down to the lower end of the window around each threshold.
     """
+    encode: Callable[..., Any] = sparse_encode if compiled else active_entries
     given = (x, weights.w_enc, weights.b_enc)
     if rule.activation == "jumprelu":
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
@@ -263,28 +242,22 @@ def training_acts(
     acts = encode(*given, None, 0.8 * cut)
     if len(acts.values) < rule.k * len(x):  # still too high
         acts = encode(*given, None, None)
-    return keep(acts, rule.k * len(x))
+    return keep_largest(acts, rule.k * len(x)) if compiled else largest_entries(acts, rule.k * len(x))
 
 
 class _Jump(NamedTuple):
     """jumprelu's entries around and above the threshold."""
 
-    acts: Tensor
-    """float32 [nnz]: z where active, else 0."""
-    active: Tensor
-    """bool [nnz]: z > θ."""
-    near: Tensor
-    """bool [nnz]: |z − θ| < ε / 2."""
-    threshold: Tensor
-    """float32 [nnz]: θ of each entry's feature."""
+    acts: Tensor  # float32 [nnz]: z where active, else 0
+    active: Tensor  # bool [nnz]: z > θ
+    near: Tensor  # bool [nnz]: |z − θ| < ε / 2
+    threshold: Tensor  # float32 [nnz]: θ of each entry's feature
 
 
 def _jump(pre_acts: Tensor, features: Tensor, log_threshold: Tensor) -> _Jump:
-    """Entries with pre-activations [nnz] of features [nnz]."""
     threshold = log_threshold.exp()[features]
-    active = pre_acts > threshold
-    near = (pre_acts - threshold).abs() < BANDWIDTH / 2
-    return _Jump(torch.where(active, pre_acts, torch.zeros_like(pre_acts)), active, near, threshold)
+    active, near = pre_acts > threshold, (pre_acts - threshold).abs() < BANDWIDTH / 2
+    return _Jump(torch.where(active, pre_acts, 0.0), active, near, threshold)
 
 
 def _threshold_gradient(jump: _Jump, features: Tensor, act_grad: Tensor, l0_per_entry: float, d_sae: int) -> Tensor:
@@ -323,21 +296,17 @@ def adam_rows(
 
 
 def _rows(name: str, *tensors: Weights) -> kernels.AdamRows:
-    return kernels.AdamRows(*(getattr(of, name).numpy() for of in tensors))
+    weight, first, second = (getattr(of, name).numpy() for of in tensors)
+    return weight, first, second
 
 
 def _update(
-    trained: tuple[Weights, Weights, Weights],
-    gradients: Weights,
-    ages: Tensor,
-    lr: float,
-    step: int,
-    matrices: bool = True,
+    trained: tuple[Weights, Weights, Weights], gradients: Weights, ages: Tensor, lr: float, step: int, matrices: bool
 ) -> None:
     """Adam in torch on the weights and their two moments; matrices only where no compiled loop has updated them."""
-    b_dec_ages = torch.full((len(gradients.b_dec),), step, dtype=torch.int32, device=gradients.b_dec.device)
-    for name in (*(("w_enc", "w_dec") if matrices else ()), "b_enc", "log_threshold", "b_dec"):
+    b_dec_ages = torch.full_like(gradients.b_dec, step, dtype=torch.int32)
+    for name in NAMES if matrices else ("b_enc", "log_threshold", "b_dec"):
         weight, first, second, grad = (getattr(of, name) for of in (*trained, gradients))
         if len(weight):
-            own_ages = b_dec_ages if name == "b_dec" else ages
-            adam_rows(weight, first, second, grad, own_ages, lr, unit_norm=name == "w_dec")
+            row_ages = b_dec_ages if name == "b_dec" else ages
+            adam_rows(weight, first, second, grad, row_ages, lr, unit_norm=name == "w_dec")

@@ -1,9 +1,8 @@
 """Training an SAE: from fresh weights or on from a parent's, killed and resumed without a trace.
 
 The training runs in a normalized space, x times one scalar such that the mean of ‖x − mean x‖² is d_in, because
-activations of small models can be tiny and a learning rate means nothing without a scale. Homogeneity takes the
-result back exactly: with x' = c x, biases and thresholds are divided by c, the matrices stay, activations shrink by c,
-and λ' in normalized units is λ = λ' / c in raw ones.
+activations of small models can be tiny and a learning rate means nothing without a scale. The way back is exact: with
+x' = c x, biases and thresholds are divided by c, the matrices stay, activations shrink by c, and λ = λ' / c.
 """
 
 from __future__ import annotations
@@ -22,68 +21,33 @@ from heredity.kernels.processors import keep_large_buffers
 from heredity.kernels.torch_forms import linear
 from heredity.sae.checkpoint import Step, TrainingState
 from heredity.sae.model import SAE, Activation
-from heredity.sae.step import (
-    SPARSE_BELOW,
-    SPARSE_BELOW_ON_GPU,
-    Rule,
-    Weights,
-    dense_step,
-    sparse_step,
-    training_errors,
-)
+from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, Rule, Weights, dense_step, sparse_step, training_errors
 from heredity.study import SAEConfig
 
-Batches = Callable[[int], Tensor]
-"""The batch [n, d_in] of a step, counted from 0; the same step gives the same batch forever."""
+Batches = Callable[[int], Tensor]  # the batch [n, d_in] of a step, counted from 0; always the same for one step
 
-WARM_UP = 0.02
-"""Share of the steps of a continued training over which the learning rate rises, because Adam starts anew."""
-
-DECAY = 0.2
-"""Share of the steps over which the learning rate falls to 0 when the settings ask for it."""
-
-RESAMPLE_UNTIL = 0.5
-"""No feature is resampled after this share of the steps, so that the last ones have time to settle."""
-
+WARM_UP = 0.02  # share of a continued training over which the learning rate rises, because Adam starts anew
+DECAY = 0.2  # share of the steps over which the learning rate falls to 0 when the settings ask for it
+RESAMPLE_UNTIL = 0.5  # share of the steps after which no feature is resampled, so that the last ones can settle
+# Fewest vectors on which a feature must have been silent to count as dead, unless the settings say how often to
+# resample: on fewer, a rare feature looks dead, and resampling throws away what it has learned.
 WINDOW_VECTORS = 150_000
-"""Least vectors on which a feature must have been silent to count as dead, unless the settings say how often to
-resample: on fewer, a rare feature looks dead, and resampling throws away what it has learned."""
-
-THRESHOLD_RATE = 0.01
-"""batchtopk: weight of a new step in the running threshold."""
-
-FIRST_BATCHES = 4
-"""Batches that the scale and the center are measured on."""
-
+THRESHOLD_RATE = 0.01  # batchtopk: weight of a new step in the running threshold
+FIRST_BATCHES = 4  # batches that the scale and the center are measured on
+# relu, jumprelu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the
+# hundreds of dense steps from L0 = d_sae / 2 down, and the overshoot of λ on the way.
 START_L0 = 1.5
-"""relu, jumprelu: L0 of a fresh SAE relative to the upper end of the wanted range. Starting near the goal spares the
-hundreds of dense steps from L0 = d_sae / 2 down, and the overshoot of the penalty's coefficient on the way."""
-
-LEAST_THRESHOLD = 0.01
-"""jumprelu: least θ of a fresh SAE in the normalized space; its logarithm is trained."""
-
-SMOOTHING = 0.1
-"""Weight of a new step in the smoothed log L0."""
-
-INTEGRAL = 4.0
-"""Change of log λ over the calibration at a constant error of 1 (L0 off by a factor of e)."""
-
-PROPORTIONAL = 1.0
-"""Change of log λ for a change of the error by 1."""
-
-SETTLED = 0.25
-"""The frozen log λ is the mean over this last share of the calibration."""
-
-POOL_BATCHES = 8
-"""Most batches that new directions are picked from; fewer in a short training, so that they stay a twentieth of it."""
-
-ENCODER_NORM = 0.2
-"""Norm of a new encoder row relative to the mean of the living ones."""
-
-OWN_SHARE = 0.5
-"""relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. The
-source's 0 lets every new feature fire on about half of all inputs; where hundreds are dead at once, L0 rose tenfold and
-the training did not recover. A feature that fires where inputs point its way is what is wanted."""
+LEAST_THRESHOLD = 0.01  # jumprelu: least θ of a fresh SAE in the normalized space; its logarithm is trained
+SMOOTHING = 0.1  # weight of a new step in the smoothed log L0
+INTEGRAL = 4.0  # change of log λ over the calibration at a constant error of 1 (L0 off by a factor of e)
+PROPORTIONAL = 1.0  # change of log λ for a change of the error by 1
+SETTLED = 0.25  # the frozen log λ is the mean over this last share of the calibration
+POOL_BATCHES = 8  # most batches that new directions are picked from; in a short training a twentieth of it
+ENCODER_NORM = 0.2  # norm of a new encoder row relative to the mean of the living ones
+# relu, jumprelu: a new feature fires above this share of its pre-activation at the input it was made from. With the
+# source's 0 every new feature fires on about half of all inputs; where hundreds were dead at once, L0 rose tenfold and
+# the training did not recover.
+FIRING_SHARE = 0.5
 
 
 def train(
@@ -106,24 +70,25 @@ def train(
     batches: batches(step) for 0 <= step < steps, float [n, d_in], raw activations. The last few are kept, so a batch
         must not be overwritten by the next one.
     steps: in all, those before a resume included.
-    config: lr, decay, l0, l1_coefficient, calibration and resample_every are used; sizes and the activation are the
-        SAE's own.
+    config: lr, decay, l0, l1_coefficient, calibration and resample_every count; sizes and activation are the SAE's.
     seed: of the resampling.
     continued: keep the weights of `sae` (a parent's, or an earlier run's) and warm the learning rate up, instead of
         setting b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`).
     l1_coefficient: λ in raw units that calibration begins with, such as the parent's (relu: of L1, jumprelu: of L0).
         `config.l1_coefficient` wins over it and is not calibrated.
-    state: go on from here; the weights of `sae` are then ignored. The result has the same bits as without the stop.
-    checkpoint: called with the state between two steps, every `checkpoint_seconds`; the state is changed by the next
-        step, so save it (`state.save`) or copy it.
+    state: go on from here, bit for bit as without the stop; the weights of `sae` are then ignored.
+    checkpoint: called with the state between two steps, every `checkpoint_seconds`; the next step changes the state.
     watch: reads the state before the first step and after every one; after a resume those since the checkpoint again.
 
-    On Linux the process keeps the thresholds set by `keep_large_buffers` when the SAE is on a CPU.
-
-    Raises ValueError for a state of another training, for decoder rows that are not of unit norm,
-    and for activations or a loss that are not finite.
+    On a CPU the process keeps the malloc thresholds of `keep_large_buffers`. Raises ValueError for a state of another
+    training, decoder rows that are not of unit norm, and activations or a loss that are not finite.
     """
-    identity = _identity(sae, config, steps, seed, continued, l1_coefficient)
+    used = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
+    identity = (
+        {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
+        | config.model_dump(mode="json", include=used)
+        | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
+    )
     recent = lru_cache(maxsize=POOL_BATCHES + 1)(batches)  # resampling looks back at them
     if sae.W_dec.device.type == "cpu":
         keep_large_buffers()
@@ -146,17 +111,6 @@ def train(
             saved = time.monotonic()
     write_back(state, sae)
     return list(state.rows)
-
-
-def _identity(
-    sae: SAE, config: SAEConfig, steps: int, seed: int, continued: bool, l1_coefficient: float | None
-) -> dict[str, object]:
-    used = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
-    return (
-        {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
-        | config.model_dump(mode="json", include=used)
-        | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
-    )
 
 
 def write_back(state: TrainingState, sae: SAE) -> None:
@@ -195,9 +149,7 @@ def _take_step(
     lr = learning_rate(config, number, steps, continued)
     outcome = take(state.weights, state.first, state.second, state.ages, x, rule, lr, number)
     if not math.isfinite(outcome.mse):
-        raise ValueError(
-            f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or look for huge activations"
-        )
+        raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or find huge activations")
     state.last_fired[outcome.fired] = number
     state.l0 = outcome.l0
     if rule.activation == "batchtopk" and math.isfinite(outcome.least):
@@ -212,7 +164,7 @@ def _take_step(
 
 
 def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -> float:
-    """Learning rate of a step, counted from 1: constant, with the warm-up of a continued training and the decay."""
+    """Learning rate of a step, counted from 1: constant but for the warm-up of a continued training and the decay."""
     rate = config.lr
     if continued:
         rate *= min(1.0, number / max(1.0, WARM_UP * steps))
@@ -241,34 +193,28 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
         weights.b_dec = geometric_median(x)
         if sae.activation in ("relu", "jumprelu"):
             share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
-            cuts = _quantiles(x - weights.b_dec, weights.w_enc, share)
+            count, rows, x = max(1, round(share * len(x))), max(1, (1 << 24) // len(x)), x - weights.b_dec
+            # Upper quantiles of the pre-activations, exceeded on this share of the tokens; features in chunks.
+            cuts = [linear(part, x).topk(count, dim=1).values[:, -1] for part in weights.w_enc.split(rows)]
             if sae.activation == "relu":
-                weights.b_enc = -cuts
+                weights.b_enc = -torch.cat(cuts)
             else:
-                weights.log_threshold = cuts.clamp_min(LEAST_THRESHOLD).log()
+                weights.log_threshold = torch.cat(cuts).clamp_min(LEAST_THRESHOLD).log()
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
     return TrainingState(
-        identity=identity,
-        scale=scale,
-        weights=weights,
+        identity,
+        scale,
+        weights,
         first=Weights.zeros_like(weights),
         second=Weights.zeros_like(weights),
         ages=torch.zeros(sae.d_sae, dtype=torch.int32, device=device),
         last_fired=torch.zeros(sae.d_sae, dtype=torch.int64, device=device),
-        log_l1=None,
-        l1_error=math.nan,
-        l1_sum=0.0,
         threshold=threshold,
-        l0=math.nan,
-        rows=[],
     )
 
 
 def normalizing_scale(x: Tensor) -> float:
-    """The c for which the mean of ‖c x − mean‖² is d_in; x [n, d_in].
-
-    Raises ValueError when x is constant or not finite.
-    """
+    """The c for which the mean of ‖c x − mean‖² is d_in; x [n, d_in]. ValueError when x is constant or not finite."""
     variance = float(x.var(dim=0, correction=0).sum(dtype=torch.float64)) / x.shape[1]
     if not math.isfinite(variance):
         raise ValueError("the first batches hold NaN or infinite activations; find the model or token that makes them")
@@ -293,21 +239,13 @@ def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> T
     return point
 
 
-def _quantiles(x: Tensor, w_enc: Tensor, share: float) -> Tensor:
-    """[d_sae]: upper quantiles of x w_encᵀ, exceeded on a share of the tokens; features in chunks."""
-    count = max(1, round(share * len(x)))
-    rows = max(1, (1 << 24) // len(x))
-    return torch.cat([linear(part, x).topk(count, dim=1).values[:, -1] for part in w_enc.split(rows)])
-
-
 def first_penalty(
     activation: Activation, config: SAEConfig, d_in: int, scale: float, coefficient: float | None
 ) -> float | None:
     """λ of the first step, in normalized units; None for activations without a penalty.
 
-    Raw coefficients given by the settings or the caller are taken over. Otherwise, with an active feature that carries
-    1 / L0 of the variance d_in and so has an activation of sqrt(d_in / L0): for relu the size at which the penalty
-    takes about a third off it, which it lowers by λ d_in / 2; for jumprelu the size at which the penalty outweighs
+    A raw λ of the settings or the caller is taken over. Otherwise an active feature carries 1 / L0 of the variance
+    d_in, an activation f of sqrt(d_in / L0): for relu, λ takes a third off it (λ d_in / 2); for jumprelu, λ outweighs
     what an activation of half that size explains, f² / d_in.
     """
     raw = config.l1_coefficient or coefficient
@@ -328,13 +266,13 @@ def calibrate(state: TrainingState, config: SAEConfig, steps: int) -> None:
     if state.log_l1 is None or config.l1_coefficient is not None:
         return
     last = round(config.calibration * steps)
-    averaged = max(1, round(SETTLED * last))
     if state.step > last:
         return
     error = math.log(max(state.l0, 1e-3) / target(config))
     before = error if math.isnan(state.l1_error) else state.l1_error
     state.l1_error = before + SMOOTHING * (error - before)
     state.log_l1 += INTEGRAL / last * min(1.0, max(-1.0, state.l1_error)) + PROPORTIONAL * (state.l1_error - before)
+    averaged = max(1, round(SETTLED * last))
     if state.step > last - averaged:
         state.l1_sum += state.log_l1
     if state.step == last:
@@ -347,10 +285,9 @@ def resample(
     """Give dead features [d_sae] (bool) the direction of badly reconstructed inputs; returns how many.
 
     As in Bricken et al. 2023 ("Neuron resampling"): inputs of the latest batches are picked with a probability
-    proportional to the square of their loss, each at most once; the decoder row becomes the picked input with unit
-    norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder rows, b_enc becomes 0
-    (relu, jumprelu: see `OWN_SHARE`), and Adam forgets the feature. The input is taken centered (x − b_dec), which is
-    what features have to add up to; the source's activations have nearly no mean.
+    proportional to the square of their loss, each at most once; the decoder row becomes the picked input, centered
+    (x − b_dec), with unit norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder
+    rows, b_enc becomes 0 (relu, jumprelu: see `FIRING_SHARE`), and Adam forgets the feature.
     """
     alive = ~dead
     count = min(POOL_BATCHES, max(1, every // 20), state.step)
@@ -369,7 +306,7 @@ def resample(
     norm = ENCODER_NORM * state.weights.w_enc[alive].norm(dim=1).mean()
     state.weights.w_dec[features] = directions
     state.weights.w_enc[features] = directions * norm
-    cut = OWN_SHARE * (inputs.norm(dim=1) * norm)
+    cut = FIRING_SHARE * (inputs.norm(dim=1) * norm)
     state.weights.b_enc[features] = -cut if rule.activation == "relu" else 0
     if rule.activation == "jumprelu":
         state.weights.log_threshold[features] = cut.log()

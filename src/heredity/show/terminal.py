@@ -15,6 +15,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from heredity import format
+from heredity.engine.stage import Watcher
 from heredity.show.gate import GATE, Gate
 from heredity.show.layout import Row, laid_out
 from heredity.tables import Column, Table
@@ -275,7 +276,7 @@ def print_explained(result: Mapping[str, Any]) -> None:
     say(*map(seen, lines), seen(f"written to {result['out']}"))
 
 
-class Bars:
+class Bars(Watcher):
     """Progress of a study: a line for every stage that is done, a bar with an estimate for the one at work."""
 
     def __init__(self, console: Console):

@@ -1,8 +1,7 @@
 """Aligned activations of two models at several hook points, from one forward pass of each.
 
-Models of one tokenizer are aligned by token (`aligned`). Models of different tokenizers are aligned at the characters
-where a token of both ends (`aligned_texts`): two causal models that have read a text up to the same character know the
-same of it.
+Models of one tokenizer are aligned by token (`aligned`). Those of different tokenizers are aligned at the characters
+where a token of both ends (`aligned_texts`): causal models that have read up to one character know the same of a text.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from heredity.study import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEAST = 0.01
-"""Least share of aligned positions among those of the coarser tokenizer, for texts to be compared."""
+LEAST = 0.01  # least share of aligned positions among those of the coarser tokenizer, for texts to be compared
 
 
 class Points(NamedTuple):
@@ -37,7 +35,7 @@ class Points(NamedTuple):
 
 
 class _Stop(Exception):
-    """Leaves a forward pass once every point was seen."""
+    """Every point was seen."""
 
 
 def aligned(
@@ -45,12 +43,11 @@ def aligned(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
-    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, arXiv 2506.06609, appendix A).
-    Each model runs on its own device in evaluation mode, and no further than its last point; activations are returned
-    on A's device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
+    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, appendix A). Each model runs on its
+    device in evaluation mode, no further than its last point; activations come on A's device. Raises HookPointError
+    for an unknown point or one that the forward pass never reaches.
     """
-    device = next(a.model.parameters()).device
-    step = blocks_at_once(blocks.shape[1])
+    device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         some = np.ascontiguousarray(blocks[start : start + step], np.int64)
         kept = torch.from_numpy(~np.isin(some.ravel(), masked)).to(device)
@@ -60,9 +57,8 @@ def aligned(
 
 
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
-    """Activations [batch, context, d] at each point, float32."""
     model, seen = points.model, dict[str, Tensor]()
-    device = next(model.parameters()).device
+    device, training = next(model.parameters()).device, model.training
 
     def watch(hook_point: str, x: Tensor) -> Tensor:
         seen[hook_point] = x.float()
@@ -70,7 +66,6 @@ def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Ten
             raise _Stop
         return x
 
-    training = model.training
     model.eval()
     try:
         with ExitStack() as stack:
@@ -86,9 +81,6 @@ def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Ten
     raise HookPointError(f"hook_points {missing}: the forward pass of {type(model).__name__} never comes by them")
 
 
-# -- across tokenizers ------------------------------------------------------------------------------------------------
-
-
 def aligned_texts(
     a: Points,
     tokenizer_a: PreTrainedTokenizerBase,
@@ -96,16 +88,13 @@ def aligned_texts(
     tokenizer_b: PreTrainedTokenizerBase,
     texts: Sequence[str],
     context_size: int,
-    precision: Precision = "float32",
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
-    Takes the place of `aligned` for models of different tokenizers (which Chen et al. 2025 leave to later work). Each
-    text is read from its beginning, at most `context_size` tokens of either tokenizer; tokens that a tokenizer adds at
-    the ends are read and left out. Rows are in the order of the texts.
-
-    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than
-    1 % of the positions have a counterpart; HookPointError for an unknown point.
+    For models of different tokenizers (which Chen et al. 2025 leave to later work). Of each text, at most the first
+    `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at the ends are read and left out.
+    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than 1 %
+    of the positions have a counterpart; HookPointError for an unknown point.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
@@ -120,13 +109,10 @@ def aligned_texts(
         met += (here := sum(len(i) for i, _ in pairs))
         seen += [sum(int((ends[:context_size] >= 0).sum()) for _, ends in rows) for rows in (rows_a, rows_b)]
         if met < LEAST * seen.min():
-            raise ValueError(
-                f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}; "
-                "check that both tokenizers give offsets into the text itself"
-            )
+            few = f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}"
+            raise ValueError(f"{few}; check that both tokenizers give offsets into the text itself")
         if here:
-            of_a = _read(a, rows_a, [i for i, _ in pairs], precision)
-            of_b = _read(b, rows_b, [j for _, j in pairs], precision)
+            of_a, of_b = _read(a, rows_a, [i for i, _ in pairs]), _read(b, rows_b, [j for _, j in pairs])
             yield [x.to(device) for x in of_a], [x.to(device) for x in of_b]
 
 
@@ -136,34 +122,21 @@ def common_ends(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b: int64 [tokens], the character after each token, -1 for tokens outside the text. Where several tokens share an
     end, as the bytes of one character do, the last of them counts, since it has read all of the character.
     """
-    sides = []
-    for ends in (a, b):
-        known, place = np.unique(ends[::-1], return_index=True)
-        sides.append((known[known >= 0], (len(ends) - 1 - place)[known >= 0]))
-    _, i, j = np.intersect1d(sides[0][0], sides[1][0], assume_unique=True, return_indices=True)
-    return sides[0][1][i], sides[1][1][j]
+    of_a, of_b = ({end: place for place, end in enumerate(ends.tolist()) if end >= 0} for ends in (a, b))
+    common = sorted(of_a.keys() & of_b.keys())
+    return np.array([of_a[end] for end in common], np.int64), np.array([of_b[end] for end in common], np.int64)
 
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokenizer:
     """The fast tokenizer, with offsets that cover every character of a token."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ValueError(
-            f"tokenizer {end} is a {type(tokenizer).__name__}, which gives no offsets into the text; save it as a fast "
-            "tokenizer (tokenizer.json) first"
-        )
-
-    def untrimmed(part: Any) -> Any:
-        """A part of the tokenizer's description with `trim_offsets` off."""
-        if isinstance(part, list):
-            return [untrimmed(each) for each in part]
-        if isinstance(part, dict):
-            return {name: name != "trim_offsets" and untrimmed(value) for name, value in part.items()}
-        return part
-
+        kind = type(tokenizer).__name__
+        raise ValueError(f"tokenizer {end} is a {kind}, which gives no offsets; save it as a fast one (tokenizer.json)")
     # Byte-level tokenizers may leave white space out of the offsets, and would then seem to end where they do not.
     content = json.loads(backend.to_str())
-    encoder = Tokenizer.from_str(json.dumps(content | {"post_processor": untrimmed(content["post_processor"])}))
+    untrimmed = json.dumps(content["post_processor"]).replace('"trim_offsets": true', '"trim_offsets": false')
+    encoder = Tokenizer.from_str(json.dumps(content | {"post_processor": json.loads(untrimmed)}))
     encoder.encode_special_tokens = True
     encoder.no_truncation()
     encoder.no_padding()
@@ -180,21 +153,11 @@ def _rows(encoder: Tokenizer, texts: Sequence[str], context_size: int) -> list[t
     return rows
 
 
-def _read(
-    points: Points,
-    rows: Sequence[tuple[np.ndarray, np.ndarray]],
-    places: Sequence[np.ndarray],
-    precision: Precision,
-) -> list[Tensor]:
+def _read(points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[np.ndarray]) -> list[Tensor]:
     """Activations [places of all rows, d] at each point. Rows are padded at the end, invisible to causal models."""
-    blocks = np.zeros((len(rows), max(len(ids) for ids, _ in rows)), np.int64)
-    for block, (ids, _) in zip(blocks, rows, strict=True):
-        block[: len(ids)] = ids
-    known = points.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    if int(blocks.max()) >= known:
-        raise ValueError(
-            f"the tokenizer gives token {int(blocks.max())}, its {type(points.model).__name__} knows {known}; "
-            "give each model its own tokenizer"
-        )
+    blocks = nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids, _ in rows], batch_first=True).numpy()
+    known, kind = points.model.get_input_embeddings().num_embeddings, type(points.model).__name__  # type: ignore[operator]
+    if (highest := int(blocks.max())) >= known:
+        raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
     at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
-    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, precision)]
+    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]

@@ -30,51 +30,38 @@ class Side(NamedTuple):
     model: nn.Module
     hook_point: str
     sae: SAE
-    """Feature i of the source's is feature i of the target's."""
-    precision: Precision = "float32"
-    """Of the model's matrix products."""
+    precision: Precision = "float32"  # of the model's matrix products
 
 
 class Paired(NamedTuple):
     """Activations, or attributions, of each feature in two models, on the same tokens; arrays [d_sae]."""
 
-    r: np.ndarray
-    """float64: Pearson over tokens, zeros included; nan where either is constant."""
-    source_firings: np.ndarray
-    """int64: tokens on which the feature fires in the source."""
+    r: np.ndarray  # float64: Pearson over tokens, zeros included; nan where either is constant
+    source_firings: np.ndarray  # int64: tokens on which the feature fires
     target_firings: np.ndarray
-    """int64: the same in the target."""
-    source_peak: np.ndarray
-    """float64: its largest value in the source, 0 at least."""
+    source_peak: np.ndarray  # float64: largest value, 0 at least
     target_peak: np.ndarray
-    """float64: the same in the target."""
     tokens: int
-    """Tokens compared."""
 
 
 def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> Paired:
     """Pearson's r of column i of one sparse matrix with column i of another, streamed; sums are float64.
 
     parts: rows of both matrices for the same tokens, [n, d_sae], with a value stored wherever a feature fires. Raises
-    ValueError when shapes differ or there are no rows.
+    ValueError when shapes differ.
     """
     tokens, sums, firings, peaks = 0, np.zeros((5, d_sae)), np.zeros((2, d_sae), np.int64), np.zeros((2, d_sae))
     for pair in parts:
-        shapes: list[Any] = [part.shape for part in pair]
-        if shapes[0] != shapes[1] or shapes[0][1] != d_sae:
-            raise ValueError(
-                f"activations are {list(shapes[0])} and {list(shapes[1])} for {d_sae} features; give the same tokens "
-                "and SAEs of the same size"
-            )
-        tokens += shapes[0][0]
         sides: list[Any] = [part.astype(np.float64) for part in pair]
         x, y = sides
+        if x.shape != y.shape or x.shape[1] != d_sae:
+            sizes = f"{list(x.shape)} and {list(y.shape)} for {d_sae} features"
+            raise ValueError(f"activations are {sizes}; give the same tokens and SAEs of the same size")
+        tokens += x.shape[0]
         sums += [m.sum(0) for m in (x, y, x.multiply(x), y.multiply(y), x.multiply(y))]
         firings += [np.bincount(m.indices, minlength=d_sae) for m in sides]
         for peak, m in zip(peaks, sides, strict=True):
             np.maximum.at(peak, m.indices, m.data)
-    if not tokens:
-        raise ValueError("no activations were given; give those of at least one token")
     a, b, aa, bb, ab = sums
     spread = [square - np.square(total) / tokens for square, total in ((aa, a), (bb, b))]
     varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
@@ -86,8 +73,8 @@ def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> 
 def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
     """r between the activations of feature i of the source's SAE on the source and of the target's on the target.
 
-    blocks: tokens [n, context], of a tokenizer both models use; all positions count. Streamed. Raises ValueError when
-    the SAEs differ in size, and as `activations` and `SAE.encode_sparse` do.
+    blocks: tokens [n, context] of a tokenizer both models use; all positions count. Raises ValueError when the SAEs
+    differ in size, and as `activations` and `SAE.encode_sparse` do.
     """
     streams = (activations(side.model, side.hook_point, blocks, side.precision) for side in (source, target))
     pairs = zip(*streams, strict=True)
@@ -100,16 +87,9 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> P
 
     v are the logit weights of the decoder's rows by the direct path: through the gain of the final norm, but not its
     scale, and centered over the vocabulary, which the paper leaves open (see `lm.logit_attribution.logit_weights`).
-    blocks: tokens [n, context], of a tokenizer both models use; the last of each block is left out, having no next
-    token. Streamed. Raises ValueError when the SAEs differ in size or the blocks hold no next token, and as
-    `logit_weights` does.
+    blocks: tokens [n, context] of a tokenizer both models use; the last of each block has no next token and is left
+    out. Raises ValueError when the SAEs differ in size, and as `logit_weights` does.
     """
-    if source.sae.d_sae != target.sae.d_sae:
-        raise ValueError(
-            f"the SAEs have {source.sae.d_sae} and {target.sae.d_sae} features; give one that was transferred"
-        )
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold no next token; give at least 1 x 2 tokens")
     pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)
     return paired_pearson(pairs, source.sae.d_sae)
 
@@ -117,10 +97,9 @@ def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> P
 def random_baseline(
     source: Side, target: tuple[nn.Module, str], up: Affine, down: Affine, blocks: np.ndarray, k: int, seed: int
 ) -> Paired:
-    """`attribution_correlation` of an SAE of random directions and its transfer: the effect of the maps alone.
+    """`attribution_correlation` of a topk SAE of random directions and its transfer: the effect of the maps alone.
 
-    k: features that fire at a token; the L0 of the source's SAE, so that both are equally sparse. The encoder is the
-    decoder's transpose, the k largest fire, and the center is that of the source's SAE.
+    k: the L0 of the source's SAE, so that both are equally sparse. The center is that of the source's SAE.
     """
     sae = new_sae(source.sae.d_in, source.sae.d_sae, "topk", k, torch.Generator().manual_seed(seed))
     sae.b_dec.copy_(source.sae.b_dec)

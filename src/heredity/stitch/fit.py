@@ -1,14 +1,15 @@
 """Fits of a stitch: in closed form or by exact steps from moments, and the published gradient descent over tokens.
 
 The joint loss is L = MSE(up a, b) + MSE(down b, a) + α MSE(down up a, a) + α MSE(up down b, b), means over tokens and
-elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Every term is quadratic in the activations, so tokens enter
-through means and covariances only. The best biases send mean to mean, which leaves the centered weights U [d_a, d_b]
-and D [d_b, d_a]. For a fixed D, L is a strictly convex quadratic function of U, and vice versa.
+elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Tokens enter through means and covariances only. The best biases
+send mean to mean, which leaves centered weights, and L is a strictly convex quadratic function of either for a fixed
+other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,27 +22,18 @@ from heredity.stitch.moments import Moments
 
 Method = Literal["ridge", "joint", "procrustes"]
 
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
-"""Candidates tried on held-out moments, as shares of the mean variance of a dimension."""
-RIDGE = 1e-6
-"""Default without held-out moments: above the rounding of products in float32."""
-MEMORY = 8
-"""Previous rounds used by the acceleration of the joint fit."""
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # candidates on held-out moments, as shares of the mean variance of a dimension
+RIDGE = 1e-6  # default without held-out moments: above the rounding of products in float32
+MEMORY = 8  # previous rounds used by the acceleration of the joint fit
 
 
 class Fit(NamedTuple):
     """A stitch and its optimization."""
 
     stitch: Stitch
-    """The maps, float32."""
-    ridge: tuple[float, float]
-    """Share of the mean variance of a dimension added to the variance of each: of A, of B; 0 for procrustes."""
-    losses: np.ndarray
-    """float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round; one without rounds."""
-    gradient: float
-    """Relative norm of the joint loss's gradient at the end (see `Joint`); nan for other methods."""
-    converged: bool
-    """Whether the gradient fell below the tolerance; True for methods in closed form."""
+    ridge: tuple[float, float]  # of A and B: share of a dimension's mean variance added to each; 0 for procrustes
+    losses: np.ndarray  # float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round
+    converged: bool  # whether the gradient fell below the tolerance; True for methods in closed form
 
 
 def fit(
@@ -50,21 +42,15 @@ def fit(
     alpha: float = 1.0,
     ridge: float | None = None,
     held_out: Moments | None = None,
-    scale: bool = True,
-    rounds: int = 500,
 ) -> Fit:
     """Fit up: A -> B and down: B -> A.
 
-    ridge: each map by least squares on its own. joint: both by the loss of Chen et al. 2025 (arXiv 2506.06609, eq. 3),
-    which also makes them invert each other, weighted by `alpha`; minimized exactly, starting from the ridge fit.
-    procrustes: up with orthonormal rows, times one factor if `scale` (Schönemann 1966); down is its pseudoinverse.
-
-    ridge: added to each covariance as a share of its mean diagonal, as if the activations had that much noise in every
-    direction; None chooses among `RIDGES` by the error of each least-squares map on `held_out`, or takes `RIDGE`
-    without. rounds: upper limit for joint.
-
-    Raises ValueError for an unknown method, a negative alpha or ridge, constant activations, procrustes from a wider
-    to a narrower model, and covariances that are singular in spite of the ridge.
+    method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
+    minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
+    down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal; None chooses among `RIDGES`
+    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for an unknown
+    method, a negative alpha or ridge, constant activations, procrustes from a wider to a narrower model, and
+    covariances that are singular in spite of the ridge.
     """
     if method not in ("ridge", "joint", "procrustes"):
         raise ValueError(f"method={method!r} is not known; choose one of ridge, joint, procrustes")
@@ -73,24 +59,28 @@ def fit(
     for name, square in (("A", moments.aa), ("B", moments.bb)):
         if not np.trace(square) > 0:
             raise ValueError(f"activations of {name} are constant: nothing to fit; check the hook point")
+    ridges, noisy, converged = (0.0, 0.0), moments, True
     if method == "procrustes":
-        up, down = _procrustes(moments, scale)
-        return Fit(
-            _stitch(moments, up, down), (0.0, 0.0), np.array([joint_loss(moments, up, down, alpha)]), np.nan, True
+        d_a, d_b = moments.ab.shape
+        if d_a > d_b:
+            raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a wider space: swap the models")
+        left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
+        turn, factor = left @ right, float(values.sum() / np.trace(moments.aa))
+        up, down = factor * turn, turn.T / factor
+    else:
+        up, ridge_a = _ridge(moments, ridge, held_out)
+        down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
+        ridges = ridge_a, ridge_b
+        aa, bb = (
+            square + share * np.trace(square) / len(square) * np.eye(len(square))
+            for square, share in zip((moments.aa, moments.bb), ridges, strict=True)
         )
-    up, ridge_a = _ridge(moments, ridge, held_out)
-    down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
-    aa, bb = (
-        square + share * np.trace(square) / len(square) * np.eye(len(square))
-        for square, share in ((moments.aa, ridge_a), (moments.bb, ridge_b))
-    )
-    noisy = moments._replace(aa=aa, bb=bb)
-    if method == "ridge":
+        noisy = moments._replace(aa=aa, bb=bb)
+    if method == "joint":
+        up, down, losses, converged = minimize_joint(noisy, up, down, alpha)
+    else:
         losses = np.array([joint_loss(noisy, up, down, alpha)])
-        return Fit(_stitch(moments, up, down), (ridge_a, ridge_b), losses, np.nan, True)
-    joint = minimize_joint(noisy, up, down, alpha, rounds=rounds)
-    stitch = _stitch(moments, joint.up, joint.down)
-    return Fit(stitch, (ridge_a, ridge_b), joint.losses, joint.gradient, joint.converged)
+    return Fit(Stitch(_affine(moments, up), _affine(moments.swapped(), down)), ridges, losses, converged)
 
 
 def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> tuple[np.ndarray, float]:
@@ -104,47 +94,15 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
         safe = raised > len(values) * np.finfo(float).eps * values[-1]
         return vectors @ (turned * np.where(safe, 1 / np.where(safe, raised, 1), 0)[:, None])
 
-    if ridge is not None or held_out is None:
-        chosen = RIDGE if ridge is None else ridge
-        return weights(chosen), chosen
-    errors = [map_quality(_affine(moments, weights(share)), held_out).mse for share in RIDGES]
-    chosen = RIDGES[int(np.argmin(errors))]
+    chosen = RIDGE if ridge is None else ridge
+    if ridge is None and held_out is not None:
+        chosen = min(RIDGES, key=lambda share: map_quality(_affine(moments, weights(share)), held_out).mse)
     return weights(chosen), chosen
 
 
-def _procrustes(moments: Moments, scale: bool) -> tuple[np.ndarray, np.ndarray]:
-    d_a, d_b = moments.ab.shape
-    if d_a > d_b:
-        raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a space at least as wide: swap the models")
-    left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
-    up = left @ right
-    factor = float(values.sum() / np.trace(moments.aa)) if scale else 1.0
-    if factor <= 0:
-        raise ValueError("the models' activations do not vary together: no rotation fits; check that rows are aligned")
-    return factor * up, up.T / factor
-
-
 def _affine(moments: Moments, weight: np.ndarray) -> Affine:
-    """The map of this weight that sends the mean of A to that of B."""
+    """The map of a centered weight that sends the mean of A to that of B."""
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
-
-
-def _stitch(moments: Moments, up: np.ndarray, down: np.ndarray) -> Stitch:
-    return Stitch(_affine(moments, up), _affine(moments.swapped(), down))
-
-
-# -- the joint loss from moments --------------------------------------------------------------------------------------
-
-
-class Joint(NamedTuple):
-    """Centered weights up [d_a, d_b] and down [d_b, d_a], float64, at the end of a minimization; else as in `Fit`."""
-
-    up: np.ndarray
-    down: np.ndarray
-    losses: np.ndarray
-    gradient: float
-    """Norm of the gradient at the end, relative to that at zero maps, in coordinates in which inputs are white."""
-    converged: bool
 
 
 def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:
@@ -158,13 +116,8 @@ def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float)
 
 
 def minimize_joint(
-    moments: Moments,
-    up: np.ndarray,
-    down: np.ndarray,
-    alpha: float,
-    tolerance: float = 1e-8,
-    rounds: int = 500,
-) -> Joint:
+    moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float, tolerance: float = 1e-8, rounds: int = 500
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Minimize `joint_loss` from a start, by exact minimization over one map and then the other, accelerated.
 
     In coordinates in which inputs are white each half is a Sylvester equation with symmetric coefficients, solved by
@@ -172,74 +125,60 @@ def minimize_joint(
     Numer. Anal. 49), and an extrapolation worse than the plain round is dropped, so that the loss never rises beyond
     rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
 
-    up [d_a, d_b], down [d_b, d_a]: centered weights to start from; only `down` matters beyond the first loss.
-    tolerance: on `Joint.gradient`. rounds: upper limit. Raises ValueError when a covariance is not positive definite.
+    up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: on the norm of the gradient in white
+    coordinates, relative to that at zero maps. rounds: upper limit. Returns up, down, the losses at the start and after
+    each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
-    problem = _White.of(moments, alpha)
-    white_up, white_down = problem.root_a.T @ up, problem.root_b.T @ down
-    scale = problem.gradient_norm(np.zeros_like(white_up), np.zeros_like(white_down)) or 1.0
-    gradient = problem.gradient_norm(white_up, white_down) / scale
-    losses = [problem.loss(white_up, white_down)]
-    white_up = problem.best_up(white_down)
+    problem, other = _White(moments, alpha), _White(moments.swapped(), alpha)
+    up, down = problem.root_a.T @ up, problem.root_b.T @ down
+    scale = problem.gradient_norm(np.zeros_like(up), np.zeros_like(down)) or 1.0
+    gradient = problem.gradient_norm(up, down) / scale
+    losses = [problem.loss(up, down)]
+    up = problem.best_up(down)
     trail: list[tuple[np.ndarray, np.ndarray]] = []
     while gradient > tolerance and len(losses) <= rounds:
-        plain = problem.swapped().best_up(white_up)
-        loss = problem.loss(white_up, plain)
-        trail = [*trail[-MEMORY:], (white_down, plain)]
-        far = _extrapolated(trail)
+        plain = other.best_up(up)
+        loss = problem.loss(up, plain)
+        trail = [*trail[-MEMORY:], (down, plain)]
+        # The combination of the last rounds' ends with the least step from start to end.
+        steps = np.stack([(end - start).ravel() for start, end in trail])
+        ends = np.stack([end.ravel() for _, end in trail])
+        mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
+        far = (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(plain.shape)
         far_up = problem.best_up(far)
         far_loss = problem.loss(far_up, far)
         if far_loss < loss:
-            white_up, white_down, loss = far_up, far, far_loss
+            up, down, loss = far_up, far, far_loss
         else:
-            white_up, white_down, trail = problem.best_up(plain), plain, trail[-1:]
-            loss = problem.loss(white_up, white_down)
+            up, down, trail = problem.best_up(plain), plain, trail[-1:]
+            loss = problem.loss(up, down)
         losses.append(loss)
-        gradient = problem.gradient_norm(white_up, white_down) / scale
-    raw_up, raw_down = problem.inverse_a.T @ white_up, problem.inverse_b.T @ white_down
-    return Joint(raw_up, raw_down, np.array(losses), float(gradient), bool(gradient <= tolerance))
+        gradient = problem.gradient_norm(up, down) / scale
+    up, down = problem.inverse_a.T @ up, problem.inverse_b.T @ down
+    return up, down, np.array(losses), bool(gradient <= tolerance)
 
 
 def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
-    """Approximate floating-point operations of `minimize_joint`.
-
-    Eigenvectors of a symmetric matrix are counted as 9 n³ (Golub & Van Loan, Matrix Computations, section 8.3), the
-    three evaluations of the loss and the one of the gradient by their products.
-    """
+    """Approximate FLOPs of `minimize_joint`: products, and 9 n³ per eigendecomposition (Golub & Van Loan, 8.3)."""
     products = d_a * d_b * (d_a + d_b)
     return rounds * (2 * (9.0 * (d_a**3 + d_b**3) + 10 * products) + 18 * products)
 
 
-class _White(NamedTuple):
+class _White:
     """The problem in white coordinates: up = root_a⁻ᵀ X and down = root_b⁻ᵀ Y, where aa = root_a root_aᵀ."""
 
-    root_a: np.ndarray
-    root_b: np.ndarray
-    inverse_a: np.ndarray
-    inverse_b: np.ndarray
-    target: np.ndarray
-    """root_a⁻¹ ab."""
-    target_back: np.ndarray
-    """root_b⁻¹ abᵀ."""
-    rest: float
-    """Loss that no map explains."""
-    alpha: float
-
-    @staticmethod
-    def of(moments: Moments, alpha: float) -> _White:
+    def __init__(self, moments: Moments, alpha: float) -> None:
         try:
-            root_a, root_b = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
+            roots = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
         except np.linalg.LinAlgError:
             raise ValueError("a covariance is not positive definite; raise ridge, or take more tokens") from None
-        inverse_a, inverse_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in (root_a, root_b))
-        target, back = inverse_a @ moments.ab, inverse_b @ moments.ab.T
+        self.root_a, self.root_b = roots
+        self.inverse_a, self.inverse_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in roots)
+        self.target, self.target_back = self.inverse_a @ moments.ab, self.inverse_b @ moments.ab.T
+        explained_a, explained_b = np.sum(self.target_back**2), np.sum(self.target**2)
         d_a, d_b = moments.ab.shape
-        rest = (np.trace(moments.aa) - np.sum(back**2)) / d_a + (np.trace(moments.bb) - np.sum(target**2)) / d_b
-        return _White(root_a, root_b, inverse_a, inverse_b, target, back, float(rest), alpha)
-
-    def swapped(self) -> _White:
-        root_a, root_b, inverse_a, inverse_b, target, back, rest, alpha = self
-        return _White(root_b, root_a, inverse_b, inverse_a, back, target, rest, alpha)
+        self.rest = float((np.trace(moments.aa) - explained_a) / d_a + (np.trace(moments.bb) - explained_b) / d_b)
+        self.alpha = alpha
 
     def loss(self, up: np.ndarray, down: np.ndarray) -> float:
         d_a, d_b = up.shape
@@ -274,26 +213,12 @@ class _White(NamedTuple):
         return up @ (self.inverse_b.T @ down) - self.root_a.T, down @ (self.inverse_a.T @ up) - self.root_b.T
 
 
-def _extrapolated(trail: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The combination of the last rounds' ends with the least step from start to end."""
-    steps = np.stack([(end - start).ravel() for start, end in trail])
-    ends = np.stack([end.ravel() for _, end in trail])
-    mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
-    return (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(trail[-1][1].shape)
-
-
-# -- the published recipe, over tokens --------------------------------------------------------------------------------
-
-
 class AdamFit(NamedTuple):
     """A stitch and its training."""
 
-    stitch: Stitch
-    """The maps, float32, on the device of the batches."""
-    losses: np.ndarray
-    """float64 [steps]: joint loss of each batch before its step."""
-    tokens: int
-    """Rows seen, repeats counted."""
+    stitch: Stitch  # on the device of the batches
+    losses: np.ndarray  # float64 [steps]: joint loss of each batch before its step
+    tokens: int  # rows seen, repeats counted
 
 
 def fit_by_adam(
@@ -302,18 +227,14 @@ def fit_by_adam(
     epochs: int = 2,
     alpha: float = 1.0,
     lr: float = 1e-4,
-    clip: float = 1.0,
     seed: int = 0,
 ) -> AdamFit:
-    """Train both maps on the joint loss: Adam, gradient norm clipped, cosine learning rate, several epochs.
+    """Train both maps on the joint loss: Adam, gradient norm clipped to 1, cosine learning rate, several epochs.
 
-    The recipe of Chen et al. 2025 (arXiv 2506.06609, appendix A); weights start as those of `nn.Linear`, biases at 0.
-
-    batches: batches(i) for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch.
-    Raises ValueError when there are no batches or the loss is not finite.
+    The recipe of Chen et al. 2025 (appendix A); weights start as those of `nn.Linear`, biases at 0. batches: batches(i)
+    for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch. Raises ValueError when
+    the loss is not finite.
     """
-    if count < 1 or epochs < 1:
-        raise ValueError(f"count={count} batches in epochs={epochs} leave nothing to train on; give at least one")
     a, b = batches(0)
     generator, parameters = torch.Generator().manual_seed(seed), []
     for d_in, d_out in ((a.shape[1], b.shape[1]), (b.shape[1], a.shape[1])):
@@ -326,19 +247,16 @@ def fit_by_adam(
     for step in range(count * epochs):
         a, b = batches(step % count)
         loss = batch_loss(stitch, a, b, alpha)
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the loss of step {step + 1} is {float(loss)}; lower lr={lr} or look for huge activations"
-            )
+        losses.append(float(loss.detach()))
+        if not np.isfinite(losses[-1]):
+            raise ValueError(f"the loss of step {step + 1} is {losses[-1]}; lower lr={lr} or look for huge activations")
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
         tokens += len(a)
-    stitch = Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch))
-    return AdamFit(stitch, np.array(losses), tokens)
+    return AdamFit(Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch)), np.array(losses), tokens)
 
 
 def block_batches(
@@ -347,23 +265,17 @@ def block_batches(
     each: int,
     keep: bool,
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Batches for `fit_by_adam`: number -> aligned activations of `each` token blocks.
+    """Batches for `fit_by_adam`: number -> activations of `each` token blocks.
 
-    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model (see `aligned`).
-    keep: hold batches in memory after the first epoch; otherwise the models compute them anew.
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model. keep: hold batches in
+    memory after the first epoch; otherwise they are read anew.
     """
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def batch(number: int) -> tuple[Tensor, Tensor]:
-        if number in kept:
-            return kept[number]
         chunks = list(pairs(blocks[number * each : (number + 1) * each]))
-        rows = torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
-        if keep:
-            kept[number] = rows
-        return rows
+        return torch.cat([of_a for (of_a,), _ in chunks]), torch.cat([of_b for _, (of_b,) in chunks])
 
-    return batch
+    return cache(batch) if keep else batch
 
 
 def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:
@@ -374,8 +286,5 @@ def batch_loss(stitch: Stitch, a: Tensor, b: Tensor, alpha: float) -> Tensor:
 
 
 def adam_flops(tokens: int, d_a: int, d_b: int) -> float:
-    """Floating-point operations of the matrix products of `fit_by_adam` over so many rows, repeats counted.
-
-    Ten products per row: four forward, four for the weights' gradients, two for those of the round trips' inputs.
-    """
+    """FLOPs of the products of `fit_by_adam`, ten per row: 4 forward, 4 for weights, 2 for the round trips' inputs."""
     return 20.0 * tokens * d_a * d_b

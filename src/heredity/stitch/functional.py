@@ -19,32 +19,26 @@ from heredity.lm.activations import blocks_at_once
 from heredity.lm.hooks import capture, replaced, resolve
 from heredity.lm.logit_attribution import linear_part, norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE
+from heredity.stitch.transfer import sparse_codes
 
-_BEFORE_ATTENTION = ("hook_embed", "hook_resid_pre")
 _ROWS = 8192  # of the unembedding, in float64 at a time
 
 
 class NullSpace(NamedTuple):
-    """Share of each direction in the effective null space of the unembedding."""
+    """Share of each direction d in the effective null space V₀ of the unembedding; arrays float64 [n]."""
 
-    share: np.ndarray
-    """float64 [n]: ‖V₀ᵀ d‖ / ‖d‖, V₀ the last right singular vectors of the unembedding; nan for a direction of 0."""
-    norm: np.ndarray
-    """float64 [n]: ‖d‖ in the residual stream; times its largest activation, how far the feature pushes."""
-    dimensions: int
-    """Singular vectors in V₀."""
-    by_chance: float
-    """Root mean square of the share over random directions, √(dimensions / d_model)."""
+    share: np.ndarray  # ‖V₀ᵀ d‖ / ‖d‖; nan for a direction of 0
+    norm: np.ndarray  # ‖d‖ in the residual stream; times the largest activation, the feature's push
+    dimensions: int  # singular vectors in V₀
+    by_chance: float  # root mean square of the share over random directions, √(dimensions / d_model)
 
 
 def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: float = 0.02) -> NullSpace:
     """Share of directions [n, d_in] in the effective null space of the unembedding (section 5.2).
 
-    That is the `bottom` share of its singular values, at least one, after the final norm's gain is folded in and logits
-    are centered. Raises ValueError unless 0 < bottom <= 1, and as `lm.logit_attribution.logit_weights` does.
+    That is the `bottom` share of its right singular vectors, at least one, after the final norm's gain is folded in and
+    logits are centered. Raises ValueError as `lm.logit_attribution.logit_weights` does.
     """
-    if not 0 < bottom <= 1:
-        raise ValueError(f"bottom={bottom} is no share of the singular values; give more than 0, at most 1")
     norm, _ = norm_and_head(model)
     with torch.no_grad():
         stream = to_stream(model, hook_point, directions).double()
@@ -63,23 +57,25 @@ def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: fl
 class HeadScores(NamedTuple):
     """How strongly directions turn the queries of later heads to the first token."""
 
-    scores: np.ndarray
-    """float64 [n, layers, heads]: attention logit for an activation of 1, before the norm divides by its scale."""
-    layers: tuple[int, ...]
-    """Layers of the second axis: all whose attention reads the hook point's output."""
+    scores: np.ndarray  # float64 [n, layers, heads]: attention logit for an activation of 1, before the norm's scale
+    layers: tuple[int, ...]  # of the second axis: all whose attention reads the hook point's output
 
 
 def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int, context: int = 64) -> HeadScores:
     """d_i · W_Q^h · k_BOS / √d_head for the directions [n, d_in] at a hook point and every later head.
 
     k_BOS is the head's key at the first position, where the model reads token `bos`. The gain of the norm before the
-    attention is folded in, its scale is not. Rotary embeddings turn queries by their position: the score is then the
-    mean over the first `context` positions. A heuristic that finds candidates; see `path_ablation` for the test.
-
-    Knows decoders with q_proj, k_proj, v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) and GPT-2. Raises
-    ValueError for others, and when no attention follows the hook point.
+    attention is folded in, its scale is not. With rotary embeddings the score is the mean over the first `context`
+    positions of the query. A heuristic that finds candidates for `path_ablation`. Raises ValueError for a decoder of
+    another kind than Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
     """
-    layers, scores = _later(model, hook_point), []
+    resolve(model, hook_point)
+    layer, _, name = hook_point.removeprefix("blocks.").partition(".")
+    first = 0 if hook_point == "hook_embed" else int(layer) + (name != "hook_resid_pre")
+    config: Any = getattr(model.config, "text_config", None) or model.config
+    layers, scores = tuple(range(first, int(config.num_hidden_layers))), []
+    if not layers:
+        raise ValueError(f"no attention follows {hook_point}; choose features of an earlier layer")
     ids = torch.full((1, context), bos, device=next(model.parameters()).device)
     with torch.no_grad():
         stream = to_stream(model, hook_point, directions)
@@ -89,48 +85,28 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
             if at.query_norm is not None:
                 query = through_norm(at.query_norm, query.flatten(0, 1)).view(query.shape)
             key = _first_key(model, at, ids[:, :1] if at.fused else ids)
-            key = key.repeat_interleave(query.shape[1] // at.key_heads, 0)
+            key = key.repeat_interleave(query.shape[1] // len(key), 0)
             scores.append((query.double() * key.double()).sum(-1) * at.scaling)
     return HeadScores(torch.stack(scores, 1).cpu().numpy(), layers)
 
 
-class PathAblation(NamedTuple):
-    """One head with and without one feature in its queries, at the n tokens where the feature fires; float64 [n]."""
-
-    activation: np.ndarray
-    """Of the feature."""
-    attention: np.ndarray
-    """The head's attention to the first token."""
-    attention_ablated: np.ndarray
-    """Without the feature. Less than before when the feature deactivates the head."""
-    norm: np.ndarray
-    """Norm of the head's output before the output projection."""
-    norm_ablated: np.ndarray
-    """Without the feature."""
-
-
 def path_ablation(
     model: nn.Module, hook_point: str, sae: SAE, feature: int, layer: int, head: int, blocks: np.ndarray, skip: int = 1
-) -> PathAblation:
+) -> np.ndarray:
     """Effect of a feature on a head by the direct path into its queries; keys and values stay (figure 5b).
 
     f_i(t) d_i is taken from the residual stream before the layer, for queries only. blocks: tokens [n, context]. skip:
-    first positions left out, since the first attends to itself alone. Works for any attention inside the families that
-    `head_scores` knows: the model itself computes it. Raises ValueError as that does, and for an unknown feature, layer
-    or head.
+    first positions left out, since the first attends to itself alone. Returns float64 [5, tokens where the feature
+    fires]: its activation, the head's attention to the first token with and without it (less when the feature
+    deactivates the head), and the norm of the head's output before the output projection with and without it.
     """
-    layers, at = _later(model, hook_point), _attention(model, layer)
-    heads = at.width // at.d_head
-    if layer not in layers or not 0 <= head < heads or not 0 <= feature < sae.d_sae:
-        raise ValueError(
-            f"feature {feature}, layer {layer}, head {head}: features are 0 to {sae.d_sae - 1}, layers after "
-            f"{hook_point} {layers[0]} to {layers[-1]}, heads 0 to {heads - 1}"
-        )
+    at = _attention(model, layer)
     direction = to_stream(model, hook_point, sae.W_dec[feature : feature + 1].detach())
     parts, step = [], blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + step], np.int64)).to(direction.device)
-        acts = _acts(sae, feature, capture(model, hook_point, ids))
+        codes = sparse_codes(sae, capture(model, hook_point, ids).flatten(0, 1))[:, [feature]].toarray()
+        acts = torch.from_numpy(codes).float().to(ids.device).view(ids.shape)
         fires = acts > 0
         fires[:, :skip] = False
         if not bool(fires.any()):
@@ -139,32 +115,24 @@ def path_ablation(
             x = capture(model, f"blocks.{layer}.hook_resid_pre", ids) - acts[..., None] * direction
             query = at.projection(at.norm(x.to(direction.dtype)))[..., : at.width]
         columns = [acts]
-        for values in (_first_only, None):
+        for first_only in (True, False):
             for changed in (None, query):
-                with _attending(model, at, changed, values):
-                    z = capture(model, f"blocks.{layer}.attn.hook_z", ids)
-                output = at.heads_of(z)[..., head, :]
-                columns.append(output.norm(dim=-1) if values is None else output[..., 0])
+                with _attending(model, at, changed, first_only):
+                    output = at.heads_of(capture(model, f"blocks.{layer}.attn.hook_z", ids))[..., head, :]
+                columns.append(output[..., 0] if first_only else output.norm(dim=-1))
         parts.append(torch.stack([column[fires].double() for column in columns]))
-    ablation = torch.cat(parts, 1) if parts else torch.zeros(5, 0)
-    return PathAblation(*ablation.double().cpu().numpy())
+    return (torch.cat(parts, 1) if parts else torch.zeros(5, 0).double()).cpu().numpy()
 
 
 class HeadEffect(NamedTuple):
-    """The effect of one feature on the head it scores highest on, over the tokens where the feature fires.
-
-    Means and mean drops by the ablation, None where the feature never fires. The feature turns the head off when the
-    attention to the first token drops (above 0) and the norm rises (below 0).
-    """
+    """The effect of one feature on the head it scores highest on: means over the tokens where the feature fires."""
 
     layer: int
     head: int
-    score: float
-    """See `HeadScores.scores`."""
-    tokens: int
-    """Tokens where the feature fires."""
+    score: float  # see `HeadScores.scores`
+    tokens: int  # tokens where the feature fires; means are None without any
     attention: float | None
-    attention_drop: float | None
+    attention_drop: float | None  # by the ablation; above 0, with `norm_drop` below 0: the feature turns the head off
     norm: float | None
     norm_drop: float | None
 
@@ -175,32 +143,26 @@ def strongest_head(
     """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows."""
     row = scores.scores[feature]
     place, head = (int(i) for i in np.unravel_index(row.argmax(), row.shape))
-    at = path_ablation(model, hook_point, sae, feature, scores.layers[place], head, blocks)
-    means = (
-        float(column.mean()) if len(at.activation) else None
-        for column in (at.attention, at.attention - at.attention_ablated, at.norm, at.norm - at.norm_ablated)
+    acts, attention, without, norm, without_norm = path_ablation(
+        model, hook_point, sae, feature, scores.layers[place], head, blocks
     )
-    return HeadEffect(scores.layers[place], head, float(row[place, head]), len(at.activation), *means)
+    columns = (attention, attention - without, norm, norm - without_norm)
+    means = (float(column.mean()) if len(acts) else None for column in columns)
+    return HeadEffect(scores.layers[place], head, float(row[place, head]), len(acts), *means)
 
 
 class _Attention(NamedTuple):
-    """Parts of one attention layer."""
-
     path: str
     module: Any
     norm: nn.Module
-    projection: nn.Module
-    """Gives queries first, and in GPT-2 keys and values after them."""
+    projection: nn.Module  # gives queries first, and in GPT-2 (`fused`) keys and values after them
     fused: bool
-    width: int
-    """Of all queries together."""
+    width: int  # of all queries together
     d_head: int
-    key_heads: int
     scaling: float
-    query_norm: nn.Module | None
+    query_norm: nn.Module | None = None
 
     def heads_of(self, x: Tensor) -> Tensor:
-        """[..., heads * d_head] -> [..., heads, d_head]."""
         return x.unflatten(-1, (-1, self.d_head))
 
 
@@ -208,93 +170,56 @@ def _attention(model: nn.Module, layer: int) -> _Attention:
     block: Any = resolve(model, f"blocks.{layer}.hook_resid_pre")[0]
     place = next(name for name, module in model.named_modules() if module is block)
     if all(hasattr(getattr(block, "self_attn", None), f"{part}_proj") for part in "qkv"):
-        module, norm = block.self_attn, getattr(block, "input_layernorm", None)
-        width, d_head, query_norm = module.q_proj.out_features, int(module.head_dim), getattr(module, "q_norm", None)
+        own, norm, path = block.self_attn, getattr(block, "input_layernorm", None), f"{place}.self_attn"
+        width, d_head, query_norm = own.q_proj.out_features, int(own.head_dim), getattr(own, "q_norm", None)
         if isinstance(norm, nn.Module) and (query_norm is None or next(query_norm.parameters()).numel() == d_head):
-            scaling = float(getattr(module, "scaling", d_head**-0.5))
-            key_heads, path = module.k_proj.out_features // d_head, f"{place}.self_attn"
-            return _Attention(path, module, norm, module.q_proj, False, width, d_head, key_heads, scaling, query_norm)
+            scaling = float(getattr(own, "scaling", d_head**-0.5))
+            return _Attention(path, own, norm, own.q_proj, False, width, d_head, scaling, query_norm)
     elif hasattr(getattr(block, "attn", None), "c_attn") and hasattr(block, "ln_1"):
-        module, width, d_head = block.attn, int(block.attn.embed_dim), int(block.attn.head_dim)
-        scaling, path = float(module.scaling), f"{place}.attn"
-        return _Attention(path, module, block.ln_1, module.c_attn, True, width, d_head, width // d_head, scaling, None)
+        own, width, d_head = block.attn, int(block.attn.embed_dim), int(block.attn.head_dim)
+        return _Attention(f"{place}.attn", own, block.ln_1, own.c_attn, True, width, d_head, float(own.scaling))
     raise ValueError(
         f"the attention of {type(block).__name__} is not of a known kind; heads are found in decoders with q_proj, "
         "k_proj and v_proj after an input_layernorm (Llama, Mistral, Qwen, Gemma) and in GPT-2"
     )
 
 
-def _later(model: nn.Module, hook_point: str) -> tuple[int, ...]:
-    """Layers whose attention reads the output at the hook point."""
-    resolve(model, hook_point)
-    layer, _, name = hook_point.removeprefix("blocks.").partition(".")
-    first = 0 if hook_point == "hook_embed" else int(layer) + (name not in _BEFORE_ATTENTION)
-    config: Any = getattr(model.config, "text_config", None) or model.config
-    layers = tuple(range(first, int(config.num_hidden_layers)))
-    if not layers:
-        raise ValueError(f"no attention follows {hook_point}; choose features of an earlier layer")
-    return layers
-
-
 def _first_key(model: nn.Module, at: _Attention, ids: Tensor) -> Tensor:
     """The keys of the first position [key_heads, d_head], turned against the queries' mean rotation."""
     if at.fused:
         return at.heads_of(capture(model, f"{at.path}.c_attn:output", ids)[0, 0][at.width : 2 * at.width])
-    rotations: list[tuple[Tensor, Tensor]] = []
-    handle = at.module.register_forward_pre_hook(
-        lambda _module, _args, kwargs: rotations.append(kwargs["position_embeddings"]), with_kwargs=True
-    )
-    try:
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    calls: list[dict[str, Any]] = []
+    with at.module.register_forward_pre_hook(lambda _module, _args, kwargs: calls.append(kwargs), with_kwargs=True):
         key = at.heads_of(capture(model, f"{at.path}.k_proj:output", ids)[0, 0])
-    finally:
-        handle.remove()
     key = at.module.k_norm(key) if at.query_norm is not None else key
-    cos, sin = (part[0].double() for part in rotations[0])
+    cos, sin = (part[0].double() for part in calls[0]["position_embeddings"])
     if cos.shape[1] != at.d_head:
         raise ValueError(f"rotary embeddings turn {cos.shape[1]} of {at.d_head} dimensions; only whole heads are known")
-    key = key * cos[0] + _quarter_turn(key) * sin[0]
-    return key * cos.mean(0) - _quarter_turn(key) * sin.mean(0)
-
-
-def _quarter_turn(x: Tensor) -> Tensor:
-    """Each pair of coordinates (i, i + d / 2) turned by 90 degrees, as rotary embeddings pair them."""
-    first, second = x.chunk(2, -1)
-    return torch.cat([-second, first], -1)
-
-
-def _first_only(values: Tensor) -> Tensor:
-    """Values that turn a head's output into its attention to the first token."""
-    only = torch.zeros_like(values)
-    only[:, 0] = 1
-    return only
+    key = key * cos[0] + rotate_half(key) * sin[0]
+    return key * cos.mean(0) - rotate_half(key) * sin.mean(0)
 
 
 @contextmanager
-def _attending(
-    model: nn.Module, at: _Attention, query: Tensor | None, values: Callable[[Tensor], Tensor] | None
-) -> Iterator[None]:
-    """While open, a layer's queries are replaced by `query` and its values by their image under `values`."""
-    value: Callable[[Tensor], Tensor] = values or (lambda v: v)
+def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_only: bool) -> Iterator[None]:
+    """While open, a layer's queries are `query`, if given; `first_only`: its heads give their attention to token 0."""
+
+    def queries(own: Tensor) -> Tensor:
+        return own if query is None else query
+
+    def values(own: Tensor) -> Tensor:
+        if first_only:
+            own = torch.zeros_like(own)
+            own[:, 0] = 1
+        return own
+
+    def all_three(own: Tensor) -> Tensor:
+        old, keys, v = own.split(at.width, -1)
+        return torch.cat([queries(old), keys, values(v)], -1)
+
+    hooks: dict[str, Callable[[Tensor], Tensor]] = {"q_proj": queries, "v_proj": values}
     with ExitStack() as stack:
-        if at.fused:
-
-            def swap(x: Tensor) -> Tensor:
-                old, keys, v = x.split(at.width, -1)
-                return torch.cat([old if query is None else query, keys, value(v)], -1)
-
-            stack.enter_context(replaced(model, f"{at.path}.c_attn:output", swap))
-        else:
-            if query is not None:
-                stack.enter_context(replaced(model, f"{at.path}.q_proj:output", lambda _: query))
-            stack.enter_context(replaced(model, f"{at.path}.v_proj:output", value))
+        for name, hook in ({"c_attn": all_three} if at.fused else hooks).items():
+            stack.enter_context(replaced(model, f"{at.path}.{name}:output", hook))
         yield
-
-
-def _acts(sae: SAE, feature: int, x: Tensor) -> Tensor:
-    """Activations of one feature, [batch, context]."""
-    indptr, indices, values = sae.encode_sparse(x.flatten(0, 1))
-    kept = indices == feature
-    acts = torch.zeros(len(indptr) - 1, device=x.device)
-    tokens = np.repeat(np.arange(len(acts)), np.diff(indptr))[kept]
-    acts[torch.from_numpy(tokens).to(x.device)] = torch.from_numpy(values[kept]).to(x.device)
-    return acts.view(x.shape[:2])

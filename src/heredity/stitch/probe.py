@@ -24,26 +24,12 @@ from heredity.study import Precision
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SIZES = (1, 2, 5, 10, 20, 50)
-"""Numbers of features of sparse probes."""
-LEVEL = 0.95
-"""Coverage of intervals."""
-
+LEVEL = 0.95  # coverage of intervals
 Arm = Literal["source", "native", "unchanged", "refitted", "random", "dense_source", "dense_native", "dense_unchanged"]
 """`source`: A's probe on A. `native`: B's own SAE on B. On B through A's SAE: `unchanged` (A's features and weights),
 `refitted` (A's features), `random` (random ones, refitted). `dense_*`: all dimensions of the vectors instead."""
-
-
-# -- what a model has for texts ---------------------------------------------------------------------------------------
-
-
-class Vectors(NamedTuple):
-    """Vectors at the tokens of some whole texts, without special tokens."""
-
-    x: Tensor
-    """float32 [tokens, d_in]."""
-    text: np.ndarray
-    """int64 [tokens]: index of each token's text."""
+Vectors = tuple[Tensor, np.ndarray]
+"""At the tokens of some whole texts: vectors, float32 [tokens, d_in], and each one's text by number, int64 [tokens]."""
 
 
 class Dictionary(NamedTuple):
@@ -56,10 +42,8 @@ class Dictionary(NamedTuple):
 class Means(NamedTuple):
     """Means over the tokens of each text."""
 
-    x: np.ndarray
-    """float64 [texts, d_in]: of the vectors."""
-    features: list[csr_array]
-    """Of the feature activations of each dictionary, float64 [texts, d_sae]; zeros are not stored."""
+    x: np.ndarray  # float64 [texts, d_in]: of the vectors
+    features: list[csr_array]  # float64 [texts, d_sae] per dictionary: of the feature activations, zeros not stored
 
 
 def text_vectors(
@@ -70,11 +54,10 @@ def text_vectors(
     context_size: int,
     precision: Precision = "float32",
 ) -> Iterator[Vectors]:
-    """Vectors at every token of the texts but the special ones, several texts at a time, the longest texts first.
+    """Vectors at all but the special tokens among the first `context_size` of each text, the longest texts first.
 
-    Each text is read from its beginning, at most `context_size` tokens of it. The model must be causal: shorter texts
-    of a batch are padded at the end, invisible to their own tokens. Raises ValueError for a text without tokens, and as
-    `activations` does.
+    The model must be causal: shorter texts of a batch are padded at the end, invisible to their own tokens. Raises
+    ValueError for a text without tokens, and as `activations` does.
     """
     special = list(tokenizer.all_special_ids)
     encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
@@ -91,15 +74,11 @@ def text_vectors(
             blocks[row, : len(ids[number])] = ids[number]
             kept[row, : len(ids[number])] = ~np.isin(ids[number], special)
         x = torch.cat(list(activations(model, hook_point, blocks, precision)))
-        yield Vectors(x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1)))
+        yield x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1))
 
 
 def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictionary] = ()) -> Means:
-    """Means over each of `texts` texts of their vectors and of any number of dictionaries' activations, in one pass.
-
-    A feature's mean is above 0 exactly when it fires on a token of the text. Raises ValueError when a text has no
-    vectors, and as `SAE.encode_sparse` does.
-    """
+    """Means over each of `texts` texts of vectors and dictionaries' activations; ValueError for one without vectors."""
     order, dense, sparse = [], [], [[] for _ in dictionaries]
     for x, text in stream:
         present, row, count = np.unique(text, return_inverse=True, return_counts=True)
@@ -116,20 +95,14 @@ def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictiona
 
 
 class Views(NamedTuple):
-    """Means over the same texts, one row per text, as the arms see them."""
+    """Means over the same texts, one row per text, as the arms see them; `dense_*` are float64."""
 
-    source: csr_array
-    """Activations of A's SAE on A, [texts, d_sae]."""
-    carried: csr_array
-    """Activations of A's SAE on B's vectors mapped down to A, [texts, d_sae]."""
-    native: csr_array
-    """Activations of B's own SAE on B, [texts, d_sae of B]."""
-    dense_source: np.ndarray
-    """Vectors of A, float64 [texts, d_A]."""
-    dense_carried: np.ndarray
-    """Vectors of B mapped down to A, float64 [texts, d_A]."""
-    dense_native: np.ndarray
-    """Vectors of B, float64 [texts, d_B]."""
+    source: csr_array  # activations of A's SAE on A, [texts, d_sae]
+    carried: csr_array  # activations of A's SAE on B's vectors mapped down to A, [texts, d_sae]
+    native: csr_array  # activations of B's own SAE on B, [texts, d_sae of B]
+    dense_source: np.ndarray  # vectors of A, [texts, d_A]
+    dense_carried: np.ndarray  # vectors of B mapped down to A, [texts, d_A]
+    dense_native: np.ndarray  # vectors of B, [texts, d_B]
 
 
 def views(
@@ -139,10 +112,10 @@ def views(
     saes: tuple[SAE, SAE],
     down: Callable[[Tensor], Tensor],
 ) -> Views:
-    """Views of texts for all arms, in one pass through each model.
+    """Views of texts for all arms, in one pass through each model. Raises as `means` does.
 
-    source, target: give the vectors of A and of B at the tokens of texts (see `text_vectors`). saes: of A and of B.
-    down: maps vectors [n, d_B] to A's space; affine. Raises as `means` does.
+    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, from
+    vectors [n, d_B] to A's space.
     """
     ours, theirs = saes
     a = means(source(texts), len(texts), [Dictionary(ours)])
@@ -152,16 +125,11 @@ def views(
     return Views(a.features[0], b.features[0], b.features[1], a.x, mapped, b.x)
 
 
-# -- probes -----------------------------------------------------------------------------------------------------------
-
-
 class Probe(NamedTuple):
     """score = X[:, features] weights + bias; above 0 predicts the class."""
 
-    features: np.ndarray
-    """int64 [k]: columns it reads."""
-    weights: np.ndarray
-    """float64 [k]."""
+    features: np.ndarray  # int64 [k]: columns it reads
+    weights: np.ndarray  # float64 [k]
     bias: float
 
     def scores(self, X: csr_array | np.ndarray) -> np.ndarray:
@@ -169,38 +137,32 @@ class Probe(NamedTuple):
         return _columns(X, self.features) @ self.weights + self.bias
 
 
-def select(X: csr_array | np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+def select(X: Any, y: np.ndarray, k: int) -> np.ndarray:
     """The k features with the largest E[f | class] - E[f | others], signed, best first (eq. 7); int64 [k].
 
-    X: means [texts, d_sae]. y: bool [texts]. Ties go to the lower index. Raises ValueError when a class is missing or
-    there are fewer than k features.
+    X: means [texts, d_sae], sparse or not. y: bool [texts], of both classes. Ties go to the lower index.
     """
-    y = _checked(X, y)
-    if not 1 <= k <= _size(X)[1]:
-        raise ValueError(f"k={k} features cannot be chosen of {_size(X)[1]}; choose 1 to {_size(X)[1]}")
+    y = _labels(y, X.shape[0])
     difference = X[y].mean(axis=0) - X[~y].mean(axis=0)
     return np.argsort(-np.asarray(difference, np.float64), kind="stable")[:k]
 
 
-def fit_probe(
-    X: csr_array | np.ndarray, y: np.ndarray, features: np.ndarray | None = None, strength: float = 1.0
-) -> Probe:
+def fit_probe(X: Any, y: np.ndarray, features: np.ndarray | None = None) -> Probe:
     """Logistic regression on some columns of X [texts, width], all of them unless `features` int [k] are given.
 
-    Columns are standardized for the fit, so that no feature is favored for its scale; weights are those for X itself.
-    strength: of the L2 penalty on weights of standardized columns. The fit has no random part. Raises ValueError when a
-    class is missing; ImportError without scikit-learn.
+    Columns are standardized for the fit, with an L2 penalty of strength 1; weights are those for X itself. The fit has
+    no random part. Raises ValueError when a class is missing; ImportError without scikit-learn.
     """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise ImportError("probes need scikit-learn; pip install 'heredity[stitch]'") from None
-    y = _checked(X, y)
-    features = np.arange(_size(X)[1]) if features is None else np.asarray(features, np.int64)
+    y = _labels(y, X.shape[0])
+    features = np.arange(X.shape[1]) if features is None else np.asarray(features, np.int64)
     columns = _columns(X, features)
     mean, deviation = columns.mean(0), columns.std(0)
     deviation[deviation <= 1e-12 * np.abs(mean)] = np.inf
-    fitted = LogisticRegression(C=1 / strength, max_iter=2000).fit((columns - mean) / deviation, y)
+    fitted = LogisticRegression(C=1.0, max_iter=2000).fit((columns - mean) / deviation, y)
     weights = np.asarray(fitted.coef_[0], np.float64) / deviation
     return Probe(features, weights, float(fitted.intercept_[0] - mean @ weights))
 
@@ -216,53 +178,40 @@ class Estimate(NamedTuple):
 class Score(NamedTuple):
     """Accuracy of a probe on held-out texts."""
 
-    accuracy: Estimate
-    """Share of right answers, with the interval of Clopper & Pearson."""
-    balanced_accuracy: Estimate
-    """Mean over both classes of the share of right answers."""
-    auc: Estimate
-    """Area under the ROC curve, independent of where the scores are cut."""
+    accuracy: Estimate  # share of right answers, with the interval of Clopper & Pearson
+    balanced_accuracy: Estimate  # mean over both classes of the share of right answers
+    auc: Estimate  # area under the ROC curve, independent of where the scores are cut
 
 
 def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> Score:
     """Scores of a probe on means X [texts, width] with the truth y bool [texts]."""
-    y = _checked(X, y)
     scores = probe.scores(X)
+    y = _labels(y, len(scores))
     guess = scores > 0
-    hits = int((guess == y).sum())
-    return Score(proportion(hits, len(y)), balanced_accuracy(guess, y), roc_auc(scores, y))
+    return Score(proportion(int((guess == y).sum()), len(y)), balanced_accuracy(guess, y), roc_auc(scores, y))
 
 
 class Row(NamedTuple):
     """One probe of one arm."""
 
     arm: Arm
-    k: int
-    """Features read, or dimensions of a dense probe."""
-    draw: int
-    """Number of the draw of random features; 0 for all other arms."""
-    score: Score
-    """On the test texts."""
+    k: int  # features read, or dimensions of a dense probe
+    draw: int  # number of the draw of random features; 0 for all other arms
+    score: Score  # on the test texts
 
 
 def probing(
-    train: tuple[Views, np.ndarray],
-    test: tuple[Views, np.ndarray],
-    sizes: Sequence[int] = SIZES,
-    draws: int = 5,
-    seed: int = 0,
+    train: tuple[Views, np.ndarray], test: tuple[Views, np.ndarray], sizes: Sequence[int], draws: int, seed: int
 ) -> list[Row]:
     """Every arm at every size, fitted on the training texts and judged on the test texts.
 
     train, test: views of the texts, and bool [texts]. draws: sets of random features per size, drawn with `seed` from
-    those of A's SAE that fire on a training text in B. Raises as `select` and `fit_probe` do, and ValueError when fewer
-    features than the largest size fire.
+    those of A's SAE that fire on a training text in B. Raises as `fit_probe` does, and ValueError when fewer features
+    than the largest size fire.
     """
     (seen, y), (held, truth) = train, test
     rng, rows = np.random.default_rng(seed), []
     live = np.flatnonzero(np.diff(seen.carried.tocsc().indptr))
-    if sizes and len(live) < max(sizes):
-        raise ValueError(f"only {len(live)} features fire in the target, not {max(sizes)}; take smaller sizes")
 
     def add(arm: Arm, probe: Probe, X: csr_array | np.ndarray, draw: int = 0) -> None:
         rows.append(Row(arm, len(probe.features), draw, judge(probe, X, truth)))
@@ -284,24 +233,17 @@ def probing(
 
 
 def probe_task(
-    seen: Views,
-    texts: np.ndarray,
-    y: np.ndarray,
-    test: np.ndarray,
-    sizes: Sequence[int] = SIZES,
-    draws: int = 5,
-    seed: int = 0,
+    seen: Views, texts: np.ndarray, y: np.ndarray, test: np.ndarray, sizes: Sequence[int], draws: int, seed: int
 ) -> tuple[list[Row], list[int]]:
-    """`probing` of one class against others, at all sizes for which enough features fire; and the sizes left out.
+    """`probing` of one class against others, and the sizes left out for want of features.
 
-    seen: views of a set of texts. texts: int64 [n], the rows of the views that belong to the task (see `BinaryTask`).
-    y, test: bool [n], the class and whether the text is held out. The largest possible size is the smaller of the
-    number of source features that fire in the target and of all native features.
+    seen: views of a set of texts. texts, y, test: one of `binary_tasks`. The largest possible size is the number of
+    source features that fire in the target, or of all native features if there are fewer.
     """
-    every: tuple[Any, ...] = seen
+    every: list[Any] = list(seen)
     train, held = ((Views._make(part[texts[which]] for part in every), y[which]) for which in (~test, test))
-    live = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum())
-    possible = [k for k in sizes if k <= min(live, _size(train[0].native)[1])]
+    live, (_, native) = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum()), every[2].shape
+    possible = [k for k in sizes if k <= min(live, native)]
     return probing(train, held, possible, draws, seed), sorted(set(sizes) - set(possible))
 
 
@@ -310,12 +252,9 @@ class MeanRow(NamedTuple):
 
     arm: Arm
     k: int
-    score: Score
-    """Means of the values and of the ends of their intervals."""
-    draws: int
-    """Probes averaged; 1 for all arms but `random`."""
-    spread: float | None
-    """Standard deviation of the balanced accuracy between draws; None for fewer than two."""
+    score: Score  # means of the values and of the ends of their intervals
+    draws: int  # probes averaged; 1 for all arms but `random`
+    spread: float | None  # standard deviation of the balanced accuracy between draws; None for fewer than two
 
 
 def mean_over_draws(rows: Sequence[Row]) -> list[MeanRow]:
@@ -337,44 +276,28 @@ def _columns(X: csr_array | np.ndarray, features: np.ndarray) -> np.ndarray:
     return X[:, features] if isinstance(X, np.ndarray) else X[:, features].toarray()
 
 
-def _size(X: Any) -> tuple[int, int]:
-    """Rows and columns; scipy's types leave them open."""
-    return X.shape
-
-
-def _checked(X: csr_array | np.ndarray, y: np.ndarray) -> np.ndarray:
-    """y as bool; ValueError unless both classes occur and every row has a label."""
+def _labels(y: np.ndarray, texts: int) -> np.ndarray:
+    """y as bool [texts]. Raises ValueError unless both classes occur and every text has a label."""
     y = np.asarray(y, bool)
-    if y.shape != (_size(X)[0],) or not 0 < y.sum() < len(y):
-        raise ValueError(
-            f"y of shape {y.shape} marks {int(y.sum())} of {_size(X)[0]} texts; give one bool per text, some of them "
-            "of the class and some not"
-        )
+    if y.shape != (texts,) or not 0 < y.sum() < texts:
+        marked = f"y of shape {y.shape} marks {int(y.sum())} of {texts} texts"
+        raise ValueError(f"{marked}; give one bool per text, some of them of the class and some not")
     return y
 
 
-# -- intervals, none of them empty at 0 or 1 --------------------------------------------------------------------------
-
-
-def proportion(hits: int, n: int, level: float = LEVEL) -> Estimate:
+def proportion(hits: int, n: int) -> Estimate:
     """hits / n with the exact interval of Clopper & Pearson (1934). Raises ValueError unless 0 <= hits <= n, n >= 1."""
-    if not 0 <= hits <= n or n < 1:
-        raise ValueError(f"{hits} hits of {n} are no share; give 0 <= hits <= n and at least one case")
-    ends = binomtest(hits, n).proportion_ci(level, method="exact")
+    ends = binomtest(hits, n).proportion_ci(LEVEL, method="exact")
     return Estimate(hits / n, float(ends.low), float(ends.high))
 
 
-def balanced_accuracy(guess: np.ndarray, y: np.ndarray, level: float = LEVEL) -> Estimate:
-    """Mean over both classes of the share guessed right, for bool guess [n] and truth y [n].
-
-    The interval combines the Wilson intervals of the two shares by their squared distances (Zou & Donner 2008). Raises
-    ValueError when a class has no case.
-    """
-    guess, y = _both_classes(guess, y)
+def balanced_accuracy(guess: np.ndarray, y: np.ndarray) -> Estimate:
+    """Mean over both classes of the share guessed right, bool [n]; Wilson intervals combined (Zou & Donner 2008)."""
+    y = _labels(y, len(guess))
     values, below, above = [], 0.0, 0.0
     for members in (y, ~y):
         hits, n = int((guess == y)[members].sum()), int(members.sum())
-        ends = binomtest(hits, n).proportion_ci(level, method="wilson")
+        ends = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
         values.append(hits / n)
         below += ((hits / n - ends.low) / 2) ** 2
         above += ((ends.high - hits / n) / 2) ** 2
@@ -382,16 +305,16 @@ def balanced_accuracy(guess: np.ndarray, y: np.ndarray, level: float = LEVEL) ->
     return Estimate(value, max(0.0, value - float(below) ** 0.5), min(1.0, value + float(above) ** 0.5))
 
 
-def roc_auc(scores: np.ndarray, y: np.ndarray, level: float = LEVEL) -> Estimate:
+def roc_auc(scores: np.ndarray, y: np.ndarray) -> Estimate:
     """Probability that a case of the class scores higher than one outside it, ties half; scores float [n], y bool [n].
 
     The interval holds every θ with |AUC − θ| <= z √V(θ), V the variance of Hanley & McNeil (1982) with the mean of both
-    class sizes in its correction terms (Newcombe 2006, method 5). Raises ValueError when a class has no case.
+    class sizes in its correction terms (Newcombe 2006, method 5).
     """
-    scores, y = _both_classes(scores, y)
+    y = _labels(y, len(scores))
     m, n = int(y.sum()), int((~y).sum())
     value = float((rankdata(scores)[y].sum() - m * (m + 1) / 2) / (m * n))
-    z, extra = float(norm.ppf((1 + level) / 2)), (m + n) / 2 - 1
+    z, extra = float(norm.ppf((1 + LEVEL) / 2)), (m + n) / 2 - 1
 
     def outside(theta: float) -> float:
         variance = theta * (1 - theta) * (1 + extra * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / (m * n)
@@ -399,16 +322,6 @@ def roc_auc(scores: np.ndarray, y: np.ndarray, level: float = LEVEL) -> Estimate
 
     # Where the value is 0 or 1 it solves the equation itself, but is not the end of the interval.
     inner = min(max(value, 1e-9), 1 - 1e-9)
-    low = brentq(outside, 0.0, inner) if value > 0 else 0.0
-    high = brentq(outside, inner, 1.0) if value < 1 else 1.0
-    return Estimate(value, float(low), float(high))  # pyright: ignore[reportArgumentType]
-
-
-def _both_classes(given: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    given, y = np.asarray(given), np.asarray(y, bool)
-    if given.shape != y.shape or y.ndim != 1 or not 0 < y.sum() < len(y):
-        raise ValueError(
-            f"{len(given)} cases, of which {int(y.sum())} of {y.size} are of the class; give one value per case and "
-            "cases of both kinds"
-        )
-    return given, y
+    low: Any = brentq(outside, 0.0, inner) if value > 0 else 0.0
+    high: Any = brentq(outside, inner, 1.0) if value < 1 else 1.0
+    return Estimate(value, float(low), float(high))

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import filterfalse
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Task = Literal["origin", "kind", "language", "test"]
-"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, the corpora of code; `test`, tests among files of
-code."""
-
-CHARACTERS = 2000
-"""Length of the beginning of a document that is used."""
-LOOKED_AT = 200
-"""Documents by which a corpus counts as prose or code."""
-_LEAST = 10
-_BUFFER = 10_000
+"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, corpora of code; `test`, tests among code."""
+CHARACTERS = 2000  # length of the beginning of a document that is used
+LOOKED_AT = 200  # documents by which a corpus counts as prose or code
+_LEAST = 10  # texts of a class
+_ROWS, _BUFFER = 20_000, 10_000  # of a data set of the hub: rows read at most, and rows shuffled at a time
 
 _CODE_LINE = re.compile(
     r"[;{}]\s*$"  # statements and blocks of the C family
@@ -41,30 +38,18 @@ class LabeledTexts(NamedTuple):
     """Texts with a class each: equally many of every class, no text twice, in random order."""
 
     texts: list[str]
-    """One per document."""
-    y: np.ndarray
-    """int64 [n]: class of each."""
-    names: tuple[str, ...]
-    """Of the classes, by number."""
-    test: np.ndarray
-    """bool [n]: whether the text is held out; equally many of every class."""
+    y: np.ndarray  # int64 [n]: class of each
+    names: tuple[str, ...]  # of the classes, by number
+    test: np.ndarray  # bool [n]: whether the text is held out; equally many of every class
 
 
-class BinaryTask(NamedTuple):
-    """One class of a set against others, in equal numbers."""
+def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each class against a random sample of the rest, by name; of two classes, the second one against the first.
 
-    texts: np.ndarray
-    """int64 [n]: indices of the texts in the whole set."""
-    y: np.ndarray
-    """bool [n]: whether each is of the class."""
-    test: np.ndarray
-    """bool [n]: whether each is held out."""
-
-
-def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
-    """Each class against a random sample of the rest, by name; of two classes, the second one against the first."""
+    Indices of the texts in the set, int64 [n]; whether each is of the class, and whether it is held out, bool [n].
+    """
     if len(texts.names) == 2:
-        return {texts.names[1]: BinaryTask(np.arange(len(texts.texts)), texts.y == 1, texts.test)}
+        return {texts.names[1]: (np.arange(len(texts.texts)), texts.y == 1, texts.test)}
     tasks = {}
     for number, name in enumerate(texts.names):
         members, rng = texts.y == number, np.random.default_rng(seed)
@@ -73,76 +58,51 @@ def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, BinaryTask]:
             others = np.flatnonzero(part & ~members)
             kept[rng.choice(others, int((part & members).sum()), replace=False)] = True
         rows = np.flatnonzero(kept)
-        tasks[name] = BinaryTask(rows, members[rows], texts.test[rows])
+        tasks[name] = rows, members[rows], texts.test[rows]
     return tasks
 
 
-def labeled(
-    corpora: Mapping[str, Sequence[str]],
-    task: Task,
-    *,
-    most: int = 1000,
-    held_out: float = 0.25,
-    seed: int = 0,
-    characters: int = CHARACTERS,
-) -> LabeledTexts:
+def labeled(corpora: Mapping[str, Sequence[str]], task: Task, *, most: int = 1000, seed: int = 0) -> LabeledTexts:
     """The set of one task, from documents of corpora by name.
 
-    A corpus is of code when most of its documents look like it (`looks_like_code`). A file of code is a test when
-    anything in the whole document marks one (`looks_like_a_test`): labels of `test` follow a rule, not an annotation.
-    most: texts per class at most, fewer where the smallest class has fewer. held_out: share of test texts. Raises
-    LabelError when a class is missing or too small.
+    A corpus is of code when most of its documents look like it, and a file of code is a test when anything in it marks
+    one: rules, not annotations. most: texts per class. Raises LabelError when a class is missing or too small.
     """
     if task == "origin":
-        return balanced(corpora, most=most, held_out=held_out, seed=seed, characters=characters)
-    code = {name: mostly_code(texts) for name, texts in corpora.items()}
-    if task == "language":
-        groups: Mapping[str, Sequence[str]] = {name: texts for name, texts in corpora.items() if code[name]}
-    elif task == "kind":
-        groups = {
-            kind: [text for name, texts in corpora.items() if code[name] == (kind == "code") for text in texts]
-            for kind in ("prose", "code")
-        }
-    else:
-        files = [text for name, texts in corpora.items() if code[name] for text in texts]
-        groups = {
-            kind: [text for text in files if looks_like_a_test(text) == (kind == "test")] for kind in ("other", "test")
-        }
+        return balanced(corpora, most=most, seed=seed)
+    code = {name: texts for name, texts in corpora.items() if mostly_code(texts)}
+    files = [text for texts in code.values() for text in texts]
+    groups: Mapping[str, Sequence[str]] = code
+    if task == "kind":
+        prose = [text for name, texts in corpora.items() if name not in code for text in texts]
+        groups = {"prose": prose, "code": files}
+    elif task == "test":
+        groups = {"other": list(filterfalse(looks_like_a_test, files)), "test": list(filter(looks_like_a_test, files))}
     if len(groups) < 2:
-        raise LabelError(
-            f"task {task}: of {', '.join(corpora) or 'no corpora'}, only {', '.join(groups) or 'none'} look like code; "
-            "give two corpora of it"
-        )
-    return balanced(groups, most=most, held_out=held_out, seed=seed, characters=characters)
+        names = ", ".join(corpora) or "no corpora", ", ".join(groups) or "none"
+        raise LabelError(f"task {task}: of {names[0]}, only {names[1]} look like code; give two corpora of it")
+    return balanced(groups, most=most, seed=seed)
 
 
 def balanced(
-    groups: Mapping[str, Iterable[str]],
-    *,
-    most: int = 1000,
-    held_out: float = 0.25,
-    seed: int = 0,
-    characters: int = CHARACTERS,
+    groups: Mapping[str, Iterable[str]], *, most: int = 1000, held_out: float = 0.25, seed: int = 0
 ) -> LabeledTexts:
     """Equally many texts of every group, in random order, split into training and test texts.
 
-    Texts are cut to their first `characters`. One that occurs twice, up to white space and letter case, counts once;
-    one that occurs in several groups is left out of all. Raises LabelError for fewer than two groups, when a group has
-    fewer than 10 texts left, or when nothing would be left to fit or to test.
+    Texts are cut to their first `CHARACTERS`. One that occurs twice, up to white space and letter case, counts once;
+    one that occurs in several groups is left out of all. most: texts per group. Raises LabelError for fewer than two
+    groups, when a group has fewer than 10 texts left, or when nothing would be left to fit or to test.
     """
     owner: dict[str, str | None] = {}
     first: dict[str, str] = {}
     for name, some in groups.items():
         for text in some:
-            text = text[:characters]
+            text = text[:CHARACTERS]
             key = " ".join(text.lower().split())
             if key:
                 first.setdefault(key, text)
                 owner[key] = name if owner.get(key, name) == name else None
-    kept: dict[str, list[str]] = {name: [] for name in groups}
-    for key, name in owner.items():
-        if name is not None:
-            kept[name].append(first[key])
+    kept = {name: [first[key] for key, of in owner.items() if of == name] for name in groups}
     rng = np.random.default_rng(seed)
     size = min([most, *map(len, kept.values())])
     tests = round(size * held_out)
@@ -150,20 +110,14 @@ def balanced(
         raise LabelError(f"only {', '.join(kept) or 'no class'} was given; a set needs two classes")
     if size < min(_LEAST, most):
         smallest = min(kept, key=lambda name: len(kept[name]))
-        raise LabelError(
-            f"class {smallest!r} has {len(kept[smallest])} different texts of its own, {_LEAST} are needed; "
-            "give more documents, or leave the class out"
-        )
+        has = f"class {smallest!r} has {len(kept[smallest])} different texts of its own, {_LEAST} are needed"
+        raise LabelError(f"{has}; give more documents, or leave the class out")
     if not 0 < tests < size:
         raise LabelError(f"held_out={held_out} of {size} texts per class leaves nothing to fit or to test; change it")
-    texts, y, test = [], [], []
-    for number, group in enumerate(kept.values()):
-        for place, chosen in enumerate(rng.permutation(len(group))[:size]):
-            texts.append(group[chosen])
-            y.append(number)
-            test.append(place < tests)
+    texts = [group[chosen] for group in kept.values() for chosen in rng.permutation(len(group))[:size]]
+    y, test = np.repeat(np.arange(len(kept)), size), np.tile(np.arange(size) < tests, len(kept))
     order = rng.permutation(len(texts))
-    return LabeledTexts([texts[i] for i in order], np.array(y)[order], tuple(kept), np.array(test)[order])
+    return LabeledTexts([texts[i] for i in order], y[order], tuple(kept), test[order])
 
 
 def from_hub(
@@ -175,15 +129,12 @@ def from_hub(
     split: str = "train",
     revision: str | None = None,
     most: int = 1000,
-    held_out: float = 0.25,
     seed: int = 0,
-    rows: int = 20_000,
 ) -> LabeledTexts:
     """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads.
 
-    text, label: names of its columns. Classes have the data set's names for labels, or else the values. At most `rows`
-    rows are read, streamed through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a
-    column, and as `balanced` does.
+    text, label: its columns. Classes have the data set's names for labels, or else the values. Rows are streamed
+    through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a column, and as `balanced`.
     """
     from datasets import load_dataset
 
@@ -191,7 +142,7 @@ def from_hub(
     try:
         stream: Any = load_dataset(dataset, name=subset, split=split, revision=revision, streaming=True)
         named = getattr((stream.features or {}).get(label), "int2str", str)
-        for row in stream.shuffle(seed=seed, buffer_size=_BUFFER).take(rows):
+        for row in stream.shuffle(seed=seed, buffer_size=_BUFFER).take(_ROWS):
             if text not in row or label not in row:
                 raise LabelError(f"{dataset}: no column {text!r} or {label!r}; it has {', '.join(row)}")
             # -1 marks a missing label and has no name.
@@ -201,10 +152,9 @@ def from_hub(
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise LabelError(
-            f"{dataset}: cannot be read ({reason}); check name, subset, split, revision and network"
-        ) from error
-    return balanced(dict(sorted(groups.items())), most=most, held_out=held_out, seed=seed)
+        way_out = "check name, subset, split, revision and network"
+        raise LabelError(f"{dataset}: cannot be read ({reason}); {way_out}") from error
+    return balanced(dict(sorted(groups.items())), most=most, seed=seed)
 
 
 def looks_like_code(text: str) -> bool:

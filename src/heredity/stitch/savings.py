@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,23 +16,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from heredity.engine.store import write_json
 from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE
 from heredity.sae.step import SPARSE_BELOW
 from heredity.sae.train import write_back
 
-POINTS = 24
-"""Points of a training's curve besides the start."""
-_CURVE, _CLOCK = "curve.json", "clock"
+POINTS = 24  # of a training's curve besides the start
 
 
 def dense_flops(d_in: int, d_sae: int, vectors: float) -> float:
-    """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1).
-
-    Encoder and decoder forward; backward, the gradients of both matrices and of the activations. The input needs none.
-    Equal to the count of `torch.utils.flop_counter`.
-    """
+    """FLOPs of a plain dense module's training: five products of 2 d_in d_sae per vector (appendix D.1)."""
     return 10.0 * d_in * d_sae * vectors
 
 
@@ -41,8 +35,7 @@ def sparse_flops(d_in: int, d_sae: int, l0: float, vectors: float) -> float:
     """FLOPs of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
 
     Only the encoder's product is dense. The reconstruction, the gradients of the activations and those of both matrices
-    take 2 d_in each per active entry (`sae.step.sparse_step`). Work done once per step rather than per vector, Adam and
-    the gradient of b_dec, is left out, as it is from `dense_flops`.
+    take 2 d_in each per active entry. Work done once per step, by Adam and for b_dec, is left out of both counts.
     """
     return 2.0 * d_in * (d_sae + 4 * l0) * vectors
 
@@ -63,34 +56,20 @@ def refit_flops(d_in: int, d_sae: int, l0: float, vectors: float, decoder: bool)
 def reached(costs: Sequence[float], values: Sequence[float], level: float) -> float | None:
     """The cost at which a curve first reaches a level; None when it never does.
 
-    costs: ascending, from 0 on; values: of the same points, such as explained variances. Between two points the value
-    is interpolated linearly in the logarithm of the cost, and linearly in the cost itself after a point of cost 0. A
-    value that is not finite reaches nothing. Raises ValueError when costs do not ascend or there are none.
+    costs: ascending, from 0 on. Between two points the value is interpolated linearly in the logarithm of the cost, and
+    linearly in the cost itself after a point of cost 0. A value that is not finite reaches nothing.
     """
-    if not costs or len(costs) != len(values) or any(b <= a for a, b in zip(costs, costs[1:], strict=False)):
-        raise ValueError(f"{len(costs)} costs of {len(values)} values; give as many, at least one, in ascending order")
-    if costs[0] < 0:
-        raise ValueError(f"the first cost is {costs[0]:g}; costs begin at 0 or above")
-    before: tuple[float, float] | None = None
+    low = least = None
     for cost, value in zip(costs, values, strict=True):
         if not math.isfinite(value):
             continue
         if value >= level:
-            if before is None or value == level:
+            if low is None or least is None or value == level:
                 return float(cost)
-            low, least = before
             part = (level - least) / (value - least)
             return low + part * (cost - low) if low == 0 else float(low * (cost / low) ** part)
-        before = cost, value
+        low, least = cost, value
     return None
-
-
-def saving(arm: float | None, other: float | None, extra: float = 0.0) -> float | None:
-    """1 - (arm + extra) / other: the share saved by an arm that has to pay `extra` first; negative when it costs more.
-
-    arm, other: costs from `reached`. None when either never got there, or when the other got there at no cost.
-    """
-    return None if arm is None or not other else 1 - (arm + extra) / other
 
 
 def saving_row(
@@ -103,8 +82,8 @@ def saving_row(
     """Cost of an explained variance from one start and the share saved over the random start; None where never reached.
 
     arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: those of
-    training the source's SAE. Keys: `flops`, `seconds` of the arm; `random_flops`, `random_seconds`; `saved_flops`,
-    `saved_seconds` with `extra` counted; `saved_flops_with_source`, `saved_seconds_with_source` with both counted.
+    training the source's SAE. Keys, of FLOPs: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted,
+    `saved_flops_with_source` with both counted; the same of `seconds`. Shares are negative where the arm costs more.
     """
     row: dict[str, float | None] = {}
     for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):
@@ -116,24 +95,25 @@ def saving_row(
             )
             for curve in (arm, random)
         )
-        row |= {cost: of_arm, f"random_{cost}": of_random, f"saved_{cost}": saving(of_arm, of_random, start)}
-        row[f"saved_{cost}_with_source"] = saving(of_arm, of_random, start + trained)
+        row |= {cost: of_arm, f"random_{cost}": of_random}
+        for name, paid in ((f"saved_{cost}", start), (f"saved_{cost}_with_source", start + trained)):
+            row[name] = None if of_arm is None or not of_random else 1 - (of_arm + paid) / of_random
     return row
 
 
 class Curve:
     """Explained variance on fixed vectors, and costs, at some steps of a training; `watch` of `train`.
 
-    Rows and the seconds of every step lie beside the checkpoint, so that after a kill both continue from its step.
+    Rows and the seconds of each step lie beside the checkpoint, so that after a kill both continue from its step.
     """
 
     def __init__(self, folder: Path, batch_size: int, steps: int, spare: SAE, held: Tensor) -> None:
         """spare: an SAE of the training's shape, overwritten here. held: held-out vectors [n, d_in]."""
         self.rows: list[dict[str, Any]] = []
-        """By step: step; vectors read; flops, dense; sparse_flops, those of the training as it was done; seconds of
-        training, the model's forward passes included and this measurement excluded; explained_variance (None where it
-        is not finite), l0 and dead_share on the held-out vectors."""
-        self._folder, self._size, self._spare, self._held = folder, batch_size, spare, held
+        """By step: vectors read; flops, dense; sparse_flops, of the training as it was done; seconds of training,
+        forward passes of the model included; explained_variance (None where not finite), l0, dead_share, held out."""
+        self._curve, self._clock = folder / "curve.json", folder / "clock"
+        self._size, self._spare, self._held = batch_size, spare, held
         self._steps = {0, *np.rint(np.geomspace(1, steps, POINTS)).astype(int).tolist()}
         self._seconds, self._begun = 0.0, False
         self._mark = time.monotonic()
@@ -143,33 +123,30 @@ class Curve:
         self._seconds += time.monotonic() - self._mark
         if not self._begun:
             self._resume(state.step)
-        with open(self._folder / _CLOCK, "ab") as file:
+        with open(self._clock, "ab") as file:
             file.write(np.float64(self._seconds).tobytes())
         if state.step in self._steps and (not self.rows or self.rows[-1]["step"] < state.step):
             self.rows.append(self._row(state))
-            partial = self._folder / f".{_CURVE}.{os.getpid()}"
-            partial.write_text(json.dumps(self.rows, indent=1, allow_nan=False) + "\n")
-            partial.replace(self._folder / _CURVE)
+            write_json(self._curve, self.rows)
         self._mark = time.monotonic()
 
     def forget(self) -> None:
         """Delete the files kept for a resume."""
-        for name in (_CURVE, _CLOCK):
-            (self._folder / name).unlink(missing_ok=True)
+        self._curve.unlink(missing_ok=True)
+        self._clock.unlink(missing_ok=True)
 
     def _resume(self, step: int) -> None:
         """Continue from the files, up to a step."""
         self._begun = True
-        curve, clock = self._folder / _CURVE, self._folder / _CLOCK
-        if step and clock.exists():
-            known = np.fromfile(clock, np.float64)[: step + 1]
+        if step and self._clock.exists():
+            known = np.fromfile(self._clock, np.float64)[: step + 1]
             known = np.append(known, np.full(step + 1 - len(known), known[-1] if len(known) else 0.0))
             self._seconds = float(known[-1])
-            known[:step].tofile(clock)  # that of the step itself is written again
+            known[:step].tofile(self._clock)  # that of the step itself is written again
         else:
-            clock.unlink(missing_ok=True)
-        if curve.exists():
-            self.rows = [row for row in json.loads(curve.read_text()) if row["step"] <= step] if step else []
+            self._clock.unlink(missing_ok=True)
+        if step and self._curve.exists():
+            self.rows = [row for row in json.loads(self._curve.read_text()) if row["step"] <= step]
 
     def _row(self, state: TrainingState) -> dict[str, Any]:
         write_back(state, self._spare)
@@ -178,14 +155,13 @@ class Curve:
         for row in state.rows:
             few = row.l0 / d_sae < SPARSE_BELOW
             done += sparse_flops(d_in, d_sae, row.l0, self._size) if few else dense_flops(d_in, d_sae, self._size)
-        explained = figures.explained_variance
         return {
             "step": state.step,
             "vectors": vectors,
             "flops": dense_flops(d_in, d_sae, vectors),
             "sparse_flops": done,
             "seconds": round(self._seconds, 6),
-            "explained_variance": explained if math.isfinite(explained) else None,
+            "explained_variance": figures.explained_variance if math.isfinite(figures.explained_variance) else None,
             "l0": figures.l0,
             "dead_share": figures.dead_share,
         }

@@ -25,42 +25,22 @@ from heredity.stitch.transfer import transfer_direction
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NONE = -1
-"""Class of a blank text."""
+NONE = -1  # class of a blank text
 
 
 class Steering(NamedTuple):
     """A direction and the level it is clamped to."""
 
-    direction: np.ndarray
-    """float64 [d_in], unit norm."""
-    level: float
-    """Mean of <h, direction> over vectors of the wanted class."""
+    direction: np.ndarray  # float64 [d_in], unit norm
+    level: float  # mean of <h, direction> over vectors of the wanted class
 
 
 def leveled(direction: np.ndarray, wanted: np.ndarray) -> Steering:
-    """A direction [d_in] of any length, at its mean level over vectors of the wanted class [n, d_in].
-
-    Raises ValueError for a direction of length 0 or not finite, and when the widths differ or there are no vectors.
-    """
-    direction, wanted = np.asarray(direction, np.float64), np.asarray(wanted, np.float64)
+    """A direction [d_in] of any length but 0, at its mean level over vectors of the wanted class [n, d_in]."""
     length = float(np.linalg.norm(direction))
     if not np.isfinite(length) or length == 0:
         raise ValueError(f"the direction has length {length}; the vectors that made it must differ and be finite")
-    if wanted.ndim != 2 or not len(wanted) or wanted.shape[1:] != direction.shape:
-        raise ValueError(f"vectors of shape {wanted.shape} give no level to a direction {direction.shape}")
     return Steering(direction / length, float((wanted @ direction).mean() / length))
-
-
-def steering_vector(pos: np.ndarray, neg: np.ndarray) -> Steering:
-    """unit(mean pos - mean neg) for vectors at tokens of the wanted class [n, d_in] and of another class [m, d_in].
-
-    Raises as `leveled` does, and ValueError when there are no vectors of the other class.
-    """
-    pos, neg = np.asarray(pos, np.float64), np.asarray(neg, np.float64)
-    if neg.ndim != 2 or pos.shape[1:] != neg.shape[1:] or not len(pos) or not len(neg):
-        raise ValueError(f"pos {pos.shape} and neg {neg.shape} must be [n, d_in] and [m, d_in], none of them empty")
-    return leveled(pos.mean(0) - neg.mean(0), pos)
 
 
 def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> float:
@@ -73,8 +53,7 @@ def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covarian
     """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
     The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
-    their covariance [d_in, d_in] alone makes clamping move them further. Makes a random direction as strong as another.
-    Raises ValueError as `leveled` does.
+    their covariance [d_in, d_in] alone makes clamping move them further.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
@@ -87,12 +66,12 @@ def steering_arms(
     """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
 
     wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
-    the map b -> a. `random` moves the vectors of the other corpora as far as `native` does. Raises as
-    `steering_vector`, `leveled` and `transfer_direction` do.
+    the map b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`);
+    `random` moves the vectors of the other corpora as far as `native` does.
     """
     # Levels are means, so one vector, the mean, gives the same as all vectors.
-    native = steering_vector(wanted.mean_a[None], others.mean_a[None])
-    there = steering_vector(wanted.mean_b[None], others.mean_b[None])
+    native = leveled(wanted.mean_a - others.mean_a, wanted.mean_a[None])
+    there = leveled(wanted.mean_b - others.mean_b, wanted.mean_b[None])
     direction = transfer_direction(torch.from_numpy(there.direction), arriving.to("cpu"))
     strength = change(native, others.mean_a, others.aa)
     return {
@@ -104,14 +83,7 @@ def steering_arms(
 
 
 def clamped(h: Tensor, steering: Steering) -> Tensor:
-    """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays.
-
-    float32. Raises ValueError for a direction of another width.
-    """
-    if h.shape[-1:] != steering.direction.shape:
-        raise ValueError(
-            f"the direction is {len(steering.direction)} wide and the vectors {h.shape[-1]}; carry it over first"
-        )
+    """h + (level - <h, v>) v for vectors h [..., d_in] (eq. 9): <h, v> is the level at every token, all else stays."""
     v = torch.as_tensor(steering.direction, dtype=torch.float32, device=h.device)
     h = h.float()
     return h + (steering.level - h @ v)[..., None] * v
@@ -132,9 +104,8 @@ def generate(
 ) -> list[str]:
     """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
 
-    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The same arguments and
-    seed give the same texts; the global random state is left alone. Raises ValueError for an empty prompt, for prompts
-    that leave no room in the model's context, and for a direction of another width.
+    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The global random
+    state is left alone. Raises ValueError for an empty prompt, and for one that leaves no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
@@ -143,15 +114,14 @@ def generate(
         if not row:
             raise ValueError(f"prompt {number}, {prompts[number][:40]!r}, has no token; give at least one")
         if context is not None and len(row) + max_tokens > context:
-            raise ValueError(
-                f"prompt {number} has {len(row)} tokens, and {max_tokens} more exceed the model's context of "
-                f"{context}; lower max_tokens or prompt_tokens"
-            )
+            exceeds = f"{len(row)} tokens, and {max_tokens} more exceed the model's context of {context}"
+            raise ValueError(f"prompt {number} has {exceeds}; lower max_tokens or prompt_tokens")
     device, texts, training = next(model.parameters()).device, [], model.training
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    how: dict[str, Any] = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1}
+    how |= {"do_sample": temperature > 0, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
-        how = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        how |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
     written: Any = model.generate
     try:
@@ -164,9 +134,7 @@ def generate(
                 # Padded in front, so that every prompt ends where the continuation begins.
                 rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
                 mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
-                out = written(
-                    rows, attention_mask=mask, max_new_tokens=max_tokens, pad_token_id=pad, num_beams=1, **how
-                )
+                out = written(rows, attention_mask=mask, **how)
                 texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     finally:
         model.train(training)
@@ -176,10 +144,8 @@ def generate(
 class Effect(NamedTuple):
     """The effect of steering on a model's texts, by arm."""
 
-    shares: dict[str, Estimate]
-    """Share of texts of the wanted class, with the interval of Clopper & Pearson."""
-    texts: dict[str, list[str]]
-    """Texts written, in the order of the prompts."""
+    shares: dict[str, Estimate]  # share of texts of the wanted class, with the interval of Clopper & Pearson
+    texts: dict[str, list[str]]  # texts written, in the order of the prompts
 
 
 def effect(
@@ -188,48 +154,32 @@ def effect(
     classify: Callable[[Sequence[str]], np.ndarray],
     wanted: int,
 ) -> Effect:
-    """Share of the texts of each arm that belong to the wanted class.
-
-    write: gives the texts of an arm (see `generate`), unsteered for None. arms: see `steering_arms`. classify: int [n],
-    the class of each text (see `text_classifier`).
-    """
+    """Texts that `write` gives for each arm, and the share of them that `classify` puts into the wanted class."""
     texts = {arm: list(write(steering)) for arm, steering in arms.items()}
     hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
     return Effect({arm: proportion(int(row.sum()), len(row)) for arm, row in hits.items()}, texts)
 
 
 def transfer_gap(transferred: float, native: float) -> float:
-    """transferred / native, clipped to 0..1, with 0/0 = 0 and x/0 = 1 (eq. 16). Raises ValueError below 0."""
-    if not (transferred >= 0 and native >= 0):
-        raise ValueError(f"shares {transferred} and {native} must be at least 0")
-    if native == 0:
-        return float(transferred > 0)
-    return min(transferred / native, 1.0)
+    """transferred / native, clipped to 0..1, with 0/0 = 0 and x/0 = 1 (eq. 16)."""
+    return min(transferred / native, 1.0) if native else float(transferred > 0)
 
 
-def text_classifier(
-    texts: Sequence[str], y: np.ndarray, strength: float = 0.1, runs: int = 50_000
-) -> Callable[[Sequence[str]], np.ndarray]:
+def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
     """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
-    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. strength: of the L2
-    penalty. runs: maximum number of distinct runs. The classifier gives the most likely class of each text, int64 [n],
-    `NONE` for a blank one. Raises ImportError without scikit-learn, ValueError for fewer than two classes or not one
-    class per text.
+    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
+    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
-    y = np.asarray(y, np.int64)
-    if y.shape != (len(texts),) or len(set(y.tolist())) < 2 or y.min() < 0:
-        raise ValueError(
-            f"{len(texts)} texts with labels of shape {y.shape} and classes {sorted(set(y.tolist()))}; give one "
-            "class per text, from 0, at least two in all"
-        )
-    weigh = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), max_features=runs, sublinear_tf=True, lowercase=False)
-    classes = LogisticRegression(C=1 / strength, max_iter=1000).fit(weigh.fit_transform(texts), y)
+    weigh = TfidfVectorizer(
+        analyzer="char", ngram_range=(1, 3), max_features=50_000, sublinear_tf=True, lowercase=False
+    )
+    classes = LogisticRegression(C=10.0, max_iter=1000).fit(weigh.fit_transform(texts), np.asarray(y, np.int64))
 
     def classify(some: Sequence[str]) -> np.ndarray:
         if not len(some):

@@ -15,38 +15,31 @@ from heredity.lm.loss import arithmetic, chunk_rows
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
+Place = tuple[nn.Module, str]  # a model, which runs on its own device in evaluation mode, and a hook point
+
 
 def stitched_loss(
-    front_model: nn.Module,
-    front_hook: str,
+    front: Place,
     through: Callable[[Tensor], Tensor],
-    back_model: nn.Module,
-    back_hook: str,
+    back: Place,
     blocks: np.ndarray,
     special: Collection[int] = (),
     precision: Precision = "float32",
 ) -> Quality:
     """Prediction of the back model with through(the front model's activation) in place of its own.
 
-    front_hook, back_hook: one hook point in each model; all of the back model's residual stream must pass there, so
-    that everything below is overwritten. through: float32 [tokens, d_front] -> [tokens, d_back], an `Affine` or several
-    in sequence. blocks: tokens [n, context], of a tokenizer both models use. special: tokens whose prediction is not
-    counted; both models still read them. Both models run on their own devices in evaluation mode; the map works in
-    float32 whatever the `precision` of the models' products.
-
-    `tokens` counts the predictions. Raises ValueError for blocks that hold nothing to predict, tokens that a model does
-    not know, and a map to another width than the back model's.
+    back: all of the model's residual stream must pass the hook point, so that everything below is overwritten.
+    through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens [n, context] of a tokenizer both models use.
+    special: tokens that are read, but whose prediction is not counted. Raises ValueError for blocks without anything to
+    predict, tokens that a model does not know, and a map to another width than the back model's.
     """
-    if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
-        raise ValueError(f"blocks of shape {list(blocks.shape)} hold nothing to predict; give at least 1 x 2 tokens")
+    (front_model, front_hook), (back_model, back_hook) = front, back
     sizes = [model.get_input_embeddings().num_embeddings for model in (back_model, front_model)]  # type: ignore[operator]
     if int(blocks.max()) >= min(sizes) or int(blocks.min()) < 0:
-        raise ValueError(
-            f"blocks hold token {int(blocks.max())}, one of the models knows {min(sizes)}; they must share a tokenizer"
-        )
+        raise ValueError(f"blocks hold token {blocks.max()} of {min(sizes)} known; both models must share a tokenizer")
     counted = ~np.isin(blocks[:, 1:], list(special))  # [n, context - 1]
     if not counted.any():
-        raise ValueError("all tokens to predict are special ones; give blocks with other tokens, or fewer special ones")
+        raise ValueError(f"blocks {list(blocks.shape)} hold nothing to predict but special tokens; give other tokens")
     device, front_device = (next(model.parameters()).device for model in (back_model, front_model))
     step = max(1, chunk_rows(sizes[0], device) // blocks.shape[1])
     total, hits, training = 0.0, np.zeros(len(blocks), np.int64), back_model.training
@@ -56,9 +49,9 @@ def stitched_loss(
             ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + step], np.int64))
             keep = torch.from_numpy(counted[start : start + step]).to(device)
             with arithmetic(front_device, precision):
-                front = capture(front_model, front_hook, ids.to(front_device))
+                before = capture(front_model, front_hook, ids.to(front_device))
             with torch.no_grad():
-                x = through(front.flatten(0, 1)).view(*ids.shape, -1).to(device)
+                x = through(before.flatten(0, 1)).view(*ids.shape, -1).to(device)
                 with replaced(back_model, back_hook, lambda _, x=x: x), arithmetic(device, precision):
                     logits = back_model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
             logits, labels = logits.flatten(0, 1).float(), ids[:, 1:].flatten().to(device)
@@ -75,18 +68,12 @@ def stitched_loss(
 class StitchedLosses(NamedTuple):
     """The two models, and the four ways through the maps (table 1). A is the source, B the target."""
 
-    source: Quality
-    """A unchanged."""
-    target: Quality
-    """B unchanged."""
-    up: Quality
-    """Front of A, up, back of B."""
-    down: Quality
-    """Front of B, down, back of A."""
-    source_round_trip: Quality
-    """Front of A, up, down, back of A."""
-    target_round_trip: Quality
-    """Front of B, down, up, back of B."""
+    source: Quality  # A unchanged
+    target: Quality  # B unchanged
+    up: Quality  # front of A, up, back of B
+    down: Quality  # front of B, down, back of A
+    source_round_trip: Quality  # front of A, up, down, back of A
+    target_round_trip: Quality  # front of B, down, up, back of B
 
     @property
     def increases(self) -> dict[str, float]:
@@ -97,19 +84,16 @@ class StitchedLosses(NamedTuple):
 
 
 def stitched_losses(
-    source: tuple[nn.Module, str],
-    target: tuple[nn.Module, str],
+    source: Place,
+    target: Place,
     up: Affine,
     down: Affine,
     blocks: np.ndarray,
     special: Collection[int] = (),
     precision: Precision = "float32",
 ) -> StitchedLosses:
-    """Both models and all four ways, on the same tokens, counted alike. Raises as `stitched_loss` does.
-
-    source, target: model and hook point. Both models and both maps are on one device.
-    """
-    ways: list[tuple[tuple[nn.Module, str], Callable[[Tensor], Tensor], tuple[nn.Module, str]]] = [
+    """Both models and all four ways, on the same tokens and one device. Raises as `stitched_loss` does."""
+    ways: list[tuple[Place, Callable[[Tensor], Tensor], Place]] = [
         (source, lambda x: x, source),
         (target, lambda x: x, target),
         (source, up, target),
@@ -117,5 +101,4 @@ def stitched_losses(
         (source, lambda x: down(up(x)), source),
         (target, lambda x: up(down(x)), target),
     ]
-    losses = (stitched_loss(*front, through, *back, blocks, special, precision) for front, through, back in ways)
-    return StitchedLosses(*losses)
+    return StitchedLosses(*(stitched_loss(*way, blocks, special, precision) for way in ways))

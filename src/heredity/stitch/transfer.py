@@ -1,8 +1,8 @@
 """SAEs, directions and probes of one model, rewritten for another by affine maps (Chen et al. 2025, arXiv 2506.06609).
 
-A transferred SAE is the source's own, seen through the maps: up ∘ SAE ∘ down, folded into one set of weights. Beyond
-the paper, its decoder or its thresholds can be fitted to the target's activations in closed form, its dead features
-revived, and a dictionary turned at random instead, to measure the worth of its shape without any map.
+A transferred SAE is the source's, seen through the maps: up ∘ SAE ∘ down, folded into one set of weights. Beyond the
+paper, its decoder or thresholds can be fitted to the target's activations in closed form, its dead features revived,
+and a dictionary turned at random instead, to measure the worth of its shape without any map.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from heredity.stitch.moments import Moments
 from heredity.stitch.savings import refit_flops
 from heredity.study import RANKED, Precision, SAEConfig
 
-SILENT = 50_000
-"""Training vectors on which a feature must have been silent to be revived."""
-LARGEST_REFIT = 8192
-"""Features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held."""
+SILENT = 50_000  # training vectors on which a feature must have been silent to be revived
+LARGEST_REFIT = 8192  # features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held
 _ROWS = 4096  # vectors encoded at a time
 _CHUNK = 1 << 24  # pre-activations computed at a time
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _CUT_ROWS = 1024  # vectors that a batchtopk threshold is set on; before it is, half of all features are active
 
 
@@ -43,46 +42,25 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
         W_enc' = P_down W_enc        b_enc' = b_enc + (down(b_dec') − b_dec) W_enc
         W_dec' = W_dec P_up          b_dec' = up(b_dec)
 
-    The paper's encoder has no pre-bias; ours subtracts b_dec, so the new one subtracts b_dec', and b_enc' takes up the
-    round trip's remainder of the center. Codes stay the same number for number, thus k and thresholds too.
-
-    sae: of the source, width d_A; up: d_A -> d_B; down: d_B -> d_A. The result has width d_B and the SAE's device.
-
-    normalize: give decoder rows unit norm, as training needs them, and multiply encoder columns, biases and thresholds
-    by the old norms. x̂ stays for relu, jumprelu and batchtopk, whose one threshold becomes one of each feature: it is
-    a jumprelu from then on. For topk the norms change which features are the k largest: see `same_selection`.
-
-    Raises ValueError when the widths do not fit.
+    Ours subtracts b_dec before encoding, which the paper's does not: b_enc' takes up the round trip's remainder of the
+    center. Codes stay, thus k and thresholds too. normalize: give decoder rows unit norm, as training needs them, and
+    multiply encoder columns, biases and thresholds by the old norms. x̂ stays for relu, jumprelu and batchtopk, which
+    becomes a jumprelu; for topk other features may be the k largest. Raises ValueError when the widths do not fit.
     """
-    d_in, d_out = sae.d_in, up.weight.shape[1]
-    if up.weight.shape[0] != d_in or down.weight.shape != (d_out, d_in):
-        raise ValueError(
-            f"the SAE reads width {d_in}, up is {list(up.weight.shape)} and down {list(down.weight.shape)}; "
-            f"give up [{d_in}, d_target] and down [d_target, {d_in}]"
-        )
-    device = sae.W_dec.device
-    w_up, b_up, w_down, b_down = (part.to(device).double() for part in (*up, *down))
+    d_in, shapes = sae.d_in, (list(up.weight.shape), list(down.weight.shape))
+    if shapes[0][0] != d_in or shapes[0] != shapes[1][::-1]:
+        given = f"the SAE reads width {d_in}, up is {shapes[0]} and down {shapes[1]}"
+        raise ValueError(f"{given}; give up [{d_in}, d_target] and down [d_target, {d_in}]")
+    w_up, b_up, w_down, b_down = (part.to(sae.W_dec.device).double() for part in (*up, *down))
     w_enc, b_dec = sae.W_enc.double(), sae.b_dec.double()
     center = b_dec @ w_up + b_up
-    moved = SAE(d_out, sae.d_sae, sae.activation, sae.k).to(device)
-    moved.W_enc.copy_(w_down @ w_enc)
-    moved.b_enc.copy_(sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc)
-    moved.W_dec.copy_(sae.W_dec.double() @ w_up)
-    moved.b_dec.copy_(center)
-    if moved.threshold is not None and sae.threshold is not None:
-        moved.threshold.copy_(sae.threshold)
-    if not normalize:
-        return moved
-    if sae.activation == "topk":
-        return _recast(_recast(moved, "relu").unit_norm(), "topk", sae.k)
-    return _recast(moved, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
+    b_enc = sae.b_enc.double() + (center @ w_down + b_down - b_dec) @ w_enc
+    moved = _made(sae, w_down @ w_enc, b_enc, sae.W_dec.double() @ w_up, center)
+    return _unit_norm(moved) if normalize else moved
 
 
 def transfer_direction(v: Tensor, through: Affine) -> Tensor:
-    """A direction [..., d_in] in the other model, unit norm [..., d_out]: v P, without the bias (section 4.2).
-
-    Raises ValueError for a direction that the map sends to 0.
-    """
+    """Directions [..., d_in] in the other model, unit norm [..., d_out]: v P, without the bias (section 4.2)."""
     image = v @ through.weight.to(v.device, v.dtype)
     norm = image.norm(dim=-1, keepdim=True)
     if not bool((norm > 0).all()):
@@ -93,31 +71,23 @@ def transfer_direction(v: Tensor, through: Affine) -> Tensor:
 def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tensor, Tensor]:
     """The probe x' -> w · through(x') + c as weights of its own: (w P^T, c + w · b) (appendix B.2).
 
-    w: [..., d_out], c: [...] or one number. through: from the probe's new model to its old one. A probe of the source
-    goes to the target by `down`.
+    w: [..., d_out], c: [...] or one number. through: from the new model to the old one; `down` for one of the source.
     """
     weight, bias = (part.to(w.device, w.dtype) for part in through)
     return w @ weight.T, c + w @ bias
 
 
-# -- evaluation -------------------------------------------------------------------------------------------------------
-
-
 class ZeroShot(NamedTuple):
-    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper)."""
+    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper); cross-entropies in nats."""
 
-    quality: SAEQuality
-    """L0, explained variance (1 − FUV), dead share and densities on the target's activations."""
-    ce_clean: float
-    """Cross-entropy of the unchanged model, nats per token."""
-    ce_spliced: float
-    """With the SAE's reconstruction at the hook point."""
-    ce_zero: float
-    """With zeros at the hook point."""
+    quality: SAEQuality  # on the target's activations
+    ce_clean: float  # of the unchanged model
+    ce_spliced: float  # with the SAE's reconstruction at the hook point
+    ce_zero: float  # with zeros at the hook point
 
     @property
     def delta_loss(self) -> float:
-        """Increase of the cross-entropy by splicing the SAE in, nats per token."""
+        """Increase of the cross-entropy by splicing the SAE in."""
         return self.ce_spliced - self.ce_clean
 
     @property
@@ -135,10 +105,7 @@ def zero_shot(
 
 
 def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
-    """Share of the active features of one SAE that are active in the other too, pooled over tokens; x [n, d_in] each.
-
-    The effect of normalizing a topk SAE. nan if nothing is active.
-    """
+    """Share of the active features of one SAE that are active in another too, pooled over x [n, d_in]; nan for none."""
     both = active = 0
     for x in _parts(sae, batches):
         ours, theirs = sparse_codes(sae, x), sparse_codes(other, x)
@@ -150,17 +117,13 @@ def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
 class Folding(NamedTuple):
     """Agreement of a folded SAE with the SAE and maps it was folded from."""
 
-    error: float
-    """Largest element of folded(x) − up(SAE(down(x))) over the root mean square of x, on vectors that both encode by
-    the same features; nan without any."""
-    other_features: float
-    """Share of vectors where rounding made another feature active."""
+    error: float  # largest element of folded(x) − up(SAE(down(x))) over the root mean square of x; nan without vectors
+    other_features: float  # share of vectors left out of it, where rounding made another feature active
 
 
 def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
     """Compare the two sides of eq. 6 on vectors x [n, d_b] of the target; all on one device."""
-    inner = stitch.down(x)
-    codes, given = folded.encode_sparse(x), sae.encode_sparse(inner)
+    codes, given = folded.encode_sparse(x), sae.encode_sparse(stitch.down(x))
     chosen = [np.split(of[1], of[0][1:-1]) for of in (codes, given)]
     same = np.array([np.array_equal(*pair) for pair in zip(*chosen, strict=True)])
     kept = torch.from_numpy(same).to(x.device)
@@ -169,29 +132,20 @@ def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
     return Folding(float(off.abs().max()) / rms if same.any() else float("nan"), float(1 - same.mean()))
 
 
-# -- repairs in closed form -------------------------------------------------------------------------------------------
-
-Refit = Literal["bias", "decoder"]
-
-
-def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge: float = 1e-3) -> SAE:
+def calibrate(
+    sae: SAE, batches: Iterable[Tensor], refit: Literal["bias", "decoder"] = "bias", ridge: float = 1e-3
+) -> SAE:
     """An SAE with the same codes on every x, whose decoder fits these activations best in the mean square.
 
     refit:
         bias       b_dec = mean of x − acts W_dec.
         decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
-                   that hardly fires keeps its direction. A transferred decoder reaches only as many dimensions as the
-                   source has; this one reaches them all.
+                   that hardly fires keeps its direction. Reaches all dimensions, a transferred decoder only as many as
+                   the source has. Rows have any norm.
 
-    b_enc makes up for the change of b_dec, so that the same features fire. Explained variance on these batches never
-    falls with `bias`. batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ
-    acts². `decoder` holds a matrix [d_sae, d_sae] in float64 and needs more tokens than features to be useful; its rows
-    have any norm. Not in the paper.
-
-    Raises ValueError when there are no vectors, and for an unknown refit or a ridge of 0 or less.
+    batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ acts². Not in the
+    paper. Raises ValueError when there are no vectors.
     """
-    if refit not in ("bias", "decoder") or not ridge > 0:
-        raise ValueError(f"refit={refit!r}, ridge={ridge}: choose bias or decoder, and a ridge above 0")
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
     gram, cross = np.zeros((size, size)), np.zeros((size, sae.d_in))
@@ -214,47 +168,36 @@ def calibrate(sae: SAE, batches: Iterable[Tensor], refit: Refit = "bias", ridge:
         cross -= np.outer(acts_sum, mean)
         gram[np.diag_indices(size)] += penalty
         w_dec = solve(gram, cross + penalty * w_dec, overwrite_a=True, overwrite_b=True, assume_a="pos")
-    fitted = _recast(sae, sae.activation)
-    fitted.W_dec.copy_(torch.from_numpy(w_dec))
-    fitted.b_dec.copy_(torch.from_numpy(mean - acts_sum / tokens @ w_dec))
-    fitted.b_enc.copy_(sae.b_enc.double() + (fitted.b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double())
-    return fitted
+    b_dec = torch.from_numpy(mean - acts_sum / tokens @ w_dec).to(sae.b_dec)
+    b_enc = sae.b_enc.double() + (b_dec.double() - sae.b_dec.double()) @ sae.W_enc.double()
+    return _made(sae, sae.W_enc, b_enc, torch.from_numpy(w_dec), b_dec)
 
 
 def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     """An SAE whose every feature fires on a wanted share of the vectors x [n, d_in].
 
     density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
-    batchtopk, which becomes a jumprelu: by the threshold, which cannot go below 0. A feature wanted on less than one of
-    the vectors stays unchanged. Revives features that a map has weakened until they never fire. Not in the paper.
-    Raises ValueError for topk, which has no threshold, for densities outside [0, 1], and for non-finite vectors.
+    batchtopk, which becomes a jumprelu: by the threshold, at least 0. A feature wanted on less than one of the vectors
+    stays unchanged. Not in the paper. Raises ValueError for topk, which has no threshold.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
-    if density.shape != (sae.d_sae,) or not bool(((density >= 0) & (density <= 1)).all()):
-        raise ValueError(f"density is {list(density.shape)}; give [{sae.d_sae}] shares from 0 to 1")
-    if not len(x) or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x {list(x.shape)} holds no vectors, or NaN or infinity; find what makes them")
     matched = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
     for features in torch.arange(sae.d_sae, device=x.device).split(max(1, _CHUNK // len(x))):
         columns = (x - sae.b_dec) @ sae.W_enc[:, features] + sae.b_enc[features]
-        ordered = columns.sort(dim=0, descending=True).values
-        count = wanted[features]
+        ordered, count = columns.sort(dim=0, descending=True).values, wanted[features]
         # Halfway to the first vector that shall not fire, so that rounding decides nothing.
         last = ordered.gather(0, (count - 1).clamp(min=0)[None])[0]
         beyond = ordered.gather(0, count.clamp(max=len(x) - 1)[None])[0]
-        cut = torch.where(count < len(x), (last + beyond) / 2, last - last.abs())
+        cut = torch.where(count < len(x), (last + beyond) / 2, last - last.abs())[count > 0]
         chosen = features[count > 0]
         if matched.threshold is None:
-            matched.b_enc[chosen] -= cut[count > 0]
+            matched.b_enc[chosen] -= cut
         else:
-            matched.threshold[chosen] = cut[count > 0].clamp(min=0)
+            matched.threshold[chosen] = cut.clamp(min=0)
     return matched
-
-
-# -- starts of a training in the target -------------------------------------------------------------------------------
 
 
 def repaired(
@@ -262,19 +205,17 @@ def repaired(
 ) -> tuple[SAE, int, float]:
     """A folded SAE with its decoder refitted and its dead features revived on the first vectors of a training.
 
-    batch: number of a step -> vectors [batch_size, d_in]; the training takes `steps` of them. Returns the SAE, the
-    number of revived features and the FLOPs spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT`
-    features or fewer than two vectors per feature were read. Nothing is revived on fewer than `SILENT` vectors.
+    batch: number of a step -> vectors [batch_size, d_in]. Returns the SAE, the number of revived features and the FLOPs
+    spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT` features or fewer than two vectors per
+    feature were read. Nothing is revived on fewer than `SILENT` vectors.
     """
     count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
     batches = [batch(step) for step in range(count)]
     vectors = sum(map(len, batches))
     decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
-    same = Affine(torch.eye(sae.d_in), torch.zeros(sae.d_in))
-    sae = transfer_sae(calibrate(sae, batches, "decoder" if decoder else "bias"), same, same, normalize=True)
+    sae = _unit_norm(calibrate(sae, batches, "decoder" if decoder else "bias"))
     figures, given = quality(sae, batches), 0
-    flops = refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder)
-    flops += refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, decoder=False)
+    flops = sum(refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, refitted) for refitted in (decoder, False))
     if vectors >= SILENT:  # on fewer vectors a rare feature looks dead
         sae, given = revived(sae, figures.density == 0, batches, seed)
     return sae, given, flops
@@ -283,19 +224,16 @@ def repaired(
 def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) -> tuple[SAE, int]:
     """A copy with its dead features pointed at badly reconstructed vectors, as the training does; and their number.
 
-    dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them. The SAE's
-    decoder rows must be of unit norm. See `sae.train.resample`. Raises ValueError as `sae.train.start` does.
+    dead: bool [d_sae]. batches: x [n, d_in] each; vectors are picked from the last `POOL_BATCHES` of them (see
+    `sae.train.resample`). Raises ValueError unless decoder rows are of unit norm.
     """
-    state = start(sae, lambda number: batches[number], {"steps": len(batches)}, continued=True)
+    state = start(sae, batches.__getitem__, {"steps": len(batches)}, continued=True)
     # To the resampling, the batches are steps of a training that has changed nothing so far.
-    unknown = float("nan")
-    state.rows = [
-        Step(number + 1, unknown, unknown, unknown, unknown, 0, None, None, 0) for number in range(len(batches))
-    ]
-    rule = Rule(sae.activation, sae.k or 0)
-    mask = torch.from_numpy(dead).to(sae.W_dec.device)
-    count = resample(state, mask, lambda number: batches[number], rule, 20 * POOL_BATCHES, seed)
-    alive = SAE(sae.d_in, sae.d_sae, sae.activation, sae.k).to(sae.W_dec.device)
+    nan = float("nan")
+    state.rows = [Step(number + 1, nan, nan, nan, nan, 0, None, None, 0) for number in range(len(batches))]
+    mask, rule = torch.from_numpy(dead).to(sae.W_dec.device), Rule(sae.activation, sae.k or 0)
+    count = resample(state, mask, batches.__getitem__, rule, 20 * POOL_BATCHES, seed)
+    alive = _recast(sae, sae.activation)
     write_back(state, alive)
     return alive, count
 
@@ -307,48 +245,37 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
         b_enc' = s (b_enc + (mean_a − b_dec) W_enc)        thresholds' = s thresholds
 
     s² = tr bb / tr aa takes pre-activations from the scale of a to that of b, and c makes their variance, summed over
-    features, s² times that in the source. So their means and, all together, their variances relate to the activations
-    as in the source, and nothing else is known of the target.
-
-    sae: of model A. moments: of both models' activations. The result has the width of b. Raises ValueError when the
-    SAE is not as wide as a.
+    features, s² times that in the source. Nothing else is known of the target.
     """
     d_a, d_b = moments.ab.shape
-    if sae.d_in != d_a:
-        raise ValueError(f"the SAE reads width {sae.d_in}, the moments are of {d_a}; give those of its own hook point")
     normal = torch.randn(max(d_a, d_b), min(d_a, d_b), generator=torch.Generator().manual_seed(seed)).double()
     q, r = torch.linalg.qr(normal)
     q = q * r.diagonal().sign()  # uniform among such maps, whatever sign the factorization prefers
     turn = (q if d_a > d_b else q.T).numpy()
-    w_enc, b_enc, w_dec, b_dec = (
-        getattr(sae, name).double().cpu().numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
-    )
+    w_enc, b_enc, w_dec, b_dec = (getattr(sae, name).double().cpu().numpy() for name in _WEIGHTS)
     scale = float(np.sqrt(np.trace(moments.bb) / np.trace(moments.aa)))
     moved, rows = turn.T @ w_enc, w_dec @ turn
     spread = np.sum(w_enc * (moments.aa @ w_enc)), np.sum(moved * (moments.bb @ moved))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    copy = SAE(d_b, sae.d_sae, sae.activation, sae.k)
-    copy.W_enc.copy_(torch.from_numpy(moved * scale * np.sqrt(spread[0] / spread[1])))
-    copy.b_enc.copy_(torch.from_numpy(scale * (b_enc + (moments.mean_a - b_dec) @ w_enc)))
-    copy.W_dec.copy_(torch.from_numpy(rows / np.where(norms > 0, norms, 1)))
-    copy.b_dec.copy_(torch.from_numpy(moments.mean_b))
-    if copy.threshold is not None and sae.threshold is not None:
-        copy.threshold.copy_(scale * sae.threshold)
-    return copy.to(sae.W_dec.device)
+    weights = (
+        moved * scale * np.sqrt(spread[0] / spread[1]),
+        scale * (b_enc + (moments.mean_a - b_dec) @ w_enc),
+        rows / np.where(norms > 0, norms, 1),
+        moments.mean_b,
+    )
+    return _made(sae, *map(torch.from_numpy, weights), scale=scale)
 
 
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     """The SAE with the activation function that the settings train.
 
-    Only batchtopk needs it, since normalizing turns it into a jumprelu: its one threshold is set to keep k features per
-    vector on some of x [n, d_in].
+    Only a batchtopk needs it, which normalizing made a jumprelu: its one threshold is set to keep k features per vector
+    on some of x [n, d_in].
     """
     k = config.k if config.activation in RANKED else None
     if (sae.activation, sae.k) == (config.activation, k):
         return sae
-    ready = SAE(sae.d_in, sae.d_sae, config.activation, k).to(sae.W_dec.device)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(ready, name).copy_(getattr(sae, name))
+    ready = _recast(_recast(sae, "relu"), config.activation, k)  # in between, thresholds are forgotten
     if config.activation == "batchtopk" and ready.threshold is not None:
         some = x[:_CUT_ROWS].to(ready.W_dec.device)
         values = ready.encode_sparse(some)[2]
@@ -368,11 +295,25 @@ def _parts(sae: SAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     return (x for batch in batches for x in batch.to(sae.W_enc.device, torch.float32).split(_ROWS))
 
 
+def _unit_norm(sae: SAE) -> SAE:
+    """A copy with decoder rows of unit norm; a batchtopk becomes a jumprelu, and topk keeps its k."""
+    if sae.activation == "topk":
+        return _recast(_recast(sae, "relu").unit_norm(), "topk", sae.k)
+    return _recast(sae, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
+
+
 def _recast(sae: SAE, activation: Activation, k: int | None = None) -> SAE:
     """A copy with another activation function, which keeps the threshold if it has one."""
-    copy = SAE(sae.d_in, sae.d_sae, activation, sae.k if k is None else k).to(sae.W_dec.device)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(copy, name).copy_(getattr(sae, name))
-    if copy.threshold is not None and sae.threshold is not None:
-        copy.threshold.copy_(sae.threshold.expand_as(copy.threshold))
-    return copy
+    return _made(sae, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, activation=activation, k=k)
+
+
+def _made(
+    like: SAE, *weights: Tensor, scale: float = 1.0, activation: Activation | None = None, k: int | None = None
+) -> SAE:
+    """An SAE of the given W_enc, b_enc, W_dec and b_dec; activation, k and `scale` times the threshold of another."""
+    made = SAE(len(weights[0]), like.d_sae, activation or like.activation, k or like.k).to(like.W_dec.device)
+    for name, part in zip(_WEIGHTS, weights, strict=True):
+        getattr(made, name).copy_(part)
+    if made.threshold is not None and like.threshold is not None:
+        made.threshold.copy_((scale * like.threshold).expand_as(made.threshold))
+    return made

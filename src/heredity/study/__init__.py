@@ -1,12 +1,14 @@
-"""Every setting of a study: frozen, documented field by field, read from one TOML file. `Study` (study.py) adds the
-relations between the tables; this package only says what may stand in each of them."""
+"""The study file: every setting, frozen and documented field by field, and the model graph that follows from it."""
 
 from heredity.study.graph import Edge, Study, StudyError, load_study
 from heredity.study.models import (
     ArchitectureConfig,
+    Config,
+    Init,
     LoraConfig,
     MergeConfig,
     ModelConfig,
+    Precision,
     ScratchConfig,
     TrainingConfig,
 )
@@ -33,39 +35,9 @@ from heredity.study.stitch import (
     SteeringConfig,
     StitchConfig,
 )
-from heredity.study.table import Config, Init, Precision
 
-__all__ = [
-    "RANKED",
-    "AdamConfig",
-    "ArchitectureConfig",
-    "Arm",
-    "CarriedFeaturesConfig",
-    "CaseConfig",
-    "Config",
-    "ControlsConfig",
-    "CorpusConfig",
-    "Edge",
-    "EvaluationConfig",
-    "ExplainConfig",
-    "HubTaskConfig",
-    "Init",
-    "LineageConfig",
-    "LoraConfig",
-    "MergeConfig",
-    "ModelConfig",
-    "Precision",
-    "ProbesConfig",
-    "RepeatConfig",
-    "ReportConfig",
-    "SAEConfig",
-    "ScratchConfig",
-    "SteeringConfig",
-    "StitchConfig",
-    "Study",
-    "StudyConfig",
-    "StudyError",
-    "TokenizerConfig",
-    "TrainingConfig",
-    "load_study",
-]
+__all__ = ["RANKED", "AdamConfig", "ArchitectureConfig", "Arm", "CarriedFeaturesConfig", "CaseConfig", "Config"]
+__all__ += ["ControlsConfig", "CorpusConfig", "Edge", "EvaluationConfig", "ExplainConfig", "HubTaskConfig", "Init"]
+__all__ += ["LineageConfig", "LoraConfig", "MergeConfig", "ModelConfig", "Precision", "ProbesConfig", "RepeatConfig"]
+__all__ += ["ReportConfig", "SAEConfig", "ScratchConfig", "SteeringConfig", "StitchConfig", "Study", "StudyConfig"]
+__all__ += ["StudyError", "TokenizerConfig", "TrainingConfig", "load_study"]

@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
-from heredity.study.faults import first_fault
-from heredity.study.models import MergeConfig, ModelConfig
-from heredity.study.overrides import set_value
+from heredity.study.models import Init, MergeConfig, ModelConfig
 from heredity.study.settings import StudyConfig
-from heredity.study.table import Init
 
 _SHARE_TOLERANCE = 1e-6
 
@@ -41,22 +38,14 @@ class Edge(NamedTuple):
         """`parent->child`, the key of the edge in every table."""
         return f"{self.parent}->{self.child}"
 
-    @property
-    def slug(self) -> str:
-        """A name that can stand in a path."""
-        return f"{self.parent}-to-{self.child}"
-
 
 @dataclass(frozen=True)
 class Study:
     """A validated study; made by `load_study` or `Study.of`."""
 
-    name: str
-    """Name of the study: its file's stem; results lie under `runs/<name>/`."""
+    name: str  # stem of its file; results lie under `runs/<name>/`
     config: StudyConfig
-    """The settings."""
-    root: Path
-    """Folder that relative paths in the study are taken from."""
+    root: Path  # folder at which relative paths in the study start
 
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str = "study", root: Path | None = None) -> Study:
@@ -87,7 +76,7 @@ class Study:
         while waiting:
             ready = [name for name in waiting if all(parent in done for parent in self.parents[name])]
             if not ready:
-                raise StudyError(f"{self.name}: model.{waiting[0]}: {' -> '.join(self._cycle(waiting))} is a cycle")
+                raise self._fault(f"model.{waiting[0]}", f"{' -> '.join(self._cycle(waiting))} is a cycle")
             done += ready
             waiting = [name for name in waiting if name not in ready]
         return tuple(done)
@@ -104,14 +93,38 @@ class Study:
         on_edges = {end for edge in self.edges for end in edge}
         return tuple(name for name in self.order if name in on_edges or name not in stitched)
 
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Models without a parent."""
+        return tuple(name for name in self.order if not self.parents[name])
+
+    @property
+    def instruments(self) -> tuple[Init, ...]:
+        """Origins of the SAEs, the headline one first; none for a study of stitches alone."""
+        return self.config.sae.instruments if self.edges or not self.config.stitch else ()
+
+    @property
+    def instrument(self) -> Init:
+        """The instrument behind the headline numbers."""
+        return self.config.sae.instruments[0]
+
+    def edge(self, name: str) -> Edge:
+        """The edge `parent->child` of this name."""
+        return next(edge for edge in self.edges if edge.name == name)
+
     def ancestors(self, name: str) -> tuple[str, ...]:
         """All ancestors of a model, nearest first, without the model itself."""
-        found: list[str] = []
+        ancestors: list[str] = []
         layer = list(self.parents[name])
         while layer:
-            found += [model for model in layer if model not in found]
+            ancestors += [model for model in layer if model not in ancestors]
             layer = [parent for model in layer for parent in self.parents[model]]
-        return tuple(found)
+        return tuple(ancestors)
+
+    def common_ancestor(self, names: Sequence[str]) -> str | None:
+        """The nearest model that all of these descend from (or are), or None."""
+        lines = [(name, *self.ancestors(name)) for name in names]
+        return next((model for model in lines[0] if all(model in line for line in lines)), None)
 
     def own_corpora(self, name: str) -> tuple[str, ...]:
         """Corpora that the model itself was trained on (none for a merge)."""
@@ -128,11 +141,10 @@ class Study:
         child = self.trace(edge.child)
         return tuple(corpus for corpus in self.trace(edge.parent) if corpus in child)
 
-    def common_ancestor(self, names: Sequence[str]) -> str | None:
-        """The nearest model that all of these descend from (or are), or None."""
-        lines = [(name, *self.ancestors(name)) for name in names]
-        shared = [model for model in lines[0] if all(model in line for line in lines)]
-        return shared[0] if shared else None
+    def stitch_corpora(self, name: str) -> tuple[str, ...]:
+        """Corpora that both models of a stitch have read, in the order of [corpus]."""
+        stitch = self.config.stitch[name]
+        return self.common_trace(Edge(stitch.source, stitch.target))
 
     def sae_parent(self, name: str) -> str | None:
         """The model whose SAE is continued on this one under `init = "parent"`: its parent, for a merge the nearest
@@ -140,18 +152,16 @@ class Study:
         parents = self.parents[name]
         return parents[0] if len(parents) == 1 else self.common_ancestor(parents) if parents else None
 
-    @property
-    def starts(self) -> tuple[str, ...]:
-        """Models without a parent."""
-        return tuple(name for name in self.order if not self.parents[name])
+    def merge_base(self, name: str) -> str | None:
+        """The model from which a merge's task vectors are taken, if there is one."""
+        merge = self.config.model[name].merge
+        return None if merge is None else merge.base or self.common_ancestor(merge.parents)
 
     def shares(self, name: str) -> dict[str, float]:
         """Share of tokens of each corpus in the training of a model; equal where the study gives none."""
         corpora = self.own_corpora(name)
-        given = {corpus: self.config.corpus[corpus].share for corpus in corpora}
-        if len(corpora) > 1 and any(share is not None for share in given.values()):
-            return {corpus: float(share) for corpus, share in given.items() if share is not None}
-        return {corpus: 1 / len(corpora) for corpus in corpora}
+        given = {corpus: share for corpus in corpora if (share := self.config.corpus[corpus].share) is not None}
+        return given if len(corpora) > 1 and given else {corpus: 1 / len(corpora) for corpus in corpora}
 
     def controls(self, name: str) -> int:
         """SAEs to train on this model, the measured one included."""
@@ -159,156 +169,104 @@ class Study:
         wanted = name in named if named is not None else any(edge.parent == name for edge in self.edges)
         return self.config.controls.seeds if wanted else 1
 
-    @property
-    def instruments(self) -> tuple[Init, ...]:
-        """Origins of the SAEs, the headline one first; none for a study of stitches alone."""
-        return self.config.sae.instruments if self.edges or not self.config.stitch else ()
-
-    @property
-    def inits(self) -> tuple[Init, ...]:
-        """See `instruments`."""
-        return self.instruments
-
-    def edge(self, name: str) -> Edge:
-        """The edge `parent->child` of this name."""
-        return next(edge for edge in self.edges if edge.name == name)
-
-    def stitch_corpora(self, name: str) -> tuple[str, ...]:
-        """Corpora that both models of a stitch have read, in the order of [corpus]."""
-        stitch = self.config.stitch[name]
-        return self.common_trace(Edge(stitch.source, stitch.target))
-
-    @property
-    def instrument(self) -> Init:
-        """The instrument that headline numbers are reported for."""
-        return self.config.sae.instruments[0]
-
     # -- what cannot be ----------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         config = self.config
         tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
         for table, names in tables.items():
-            for name in names:
-                self._check_name(table, name)
-        if not self.config.model:
+            for name in names:  # names become folders and parts of file names
+                if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+                    raise self._fault(
+                        f"{table}.{name}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
+                    )
+        if not config.model:
             raise self._fault("model", "names no model; add a table [model.NAME]")
-        for name, model in self.config.model.items():
-            self._check_references(name, model)
+        for name, model in config.model.items():
+            for corpus in self.own_corpora(name):
+                self._check_known(f"model.{name}.corpora", corpus, config.corpus, "corpus")
+            bases = (model.merge.base,) if model.merge and model.merge.base else ()
+            for parent in (*_parents(model), *bases):
+                self._check_known(f"model.{name}", parent, config.model, "model", " (parent)")
+                if parent == name:
+                    raise self._fault(f"model.{name}", "is its own parent; name another model")
         _ = self.order
-        for name, model in self.config.model.items():
+        for name, model in config.model.items():
             self._check_shares(name)
             if not self.trace(name):
-                raise self._fault(
-                    f"model.{name}", "has no corpora in its trace; add corpora = [...] to say what it read"
-                )
+                reason = "has no corpora in its trace; add corpora = [...] to say what it read"
+                raise self._fault(f"model.{name}", reason)
             if model.merge:
                 self._check_merge(name, model.merge)
-        for name in self.config.controls.models or ():
-            if name not in self.config.model:
-                raise self._fault("controls.models", self._unknown(name, self.config.model, "model"))
-        for name in self.config.stitch:
-            self._check_stitch(name)
-        if self.instruments and not self.edges and len(self.config.model) > 1:
+        for name in config.controls.models or ():
+            self._check_known("controls.models", name, config.model, "model")
+        for name, stitch in config.stitch.items():
+            for end in (stitch.source, stitch.target):
+                self._check_known(f"stitch.{name}", end, config.model, "model")
+            common, prose = self.stitch_corpora(name), stitch.features.corpus
+            if not common:
+                reason = f"{stitch.source} and {stitch.target} have read no common corpus; a stitch is fitted on one"
+                raise self._fault(f"stitch.{name}", reason)
+            if prose is not None and prose not in common:
+                reason = f"{prose!r} is none that both have read: {', '.join(common)}"
+                raise self._fault(f"stitch.{name}.features.corpus", reason)
+        if self.instruments and not self.edges and len(config.model) > 1:
             raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch")
 
-    def _check_name(self, table: str, name: str) -> None:
-        # Names become folders and parts of file names.
-        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-            raise self._fault(f"{table}.{name}", f"names are letters, digits, '_', '-' and '.'; rename the {table}")
-
-    def _check_references(self, name: str, model: ModelConfig) -> None:
-        for corpus in self.own_corpora(name):
-            if corpus not in self.config.corpus:
-                raise self._fault(f"model.{name}.corpora", self._unknown(corpus, self.config.corpus, "corpus"))
-        named = list(_parents(model))
-        if model.merge and model.merge.base:
-            named.append(model.merge.base)
-        for parent in named:
-            if parent not in self.config.model:
-                raise self._fault(f"model.{name}", self._unknown(parent, self.config.model, "model") + " (parent)")
-            if parent == name:
-                raise self._fault(f"model.{name}", "is its own parent; name another model")
-
     def _check_shares(self, name: str) -> None:
-        corpora = self.own_corpora(name)
-        given = [self.config.corpus[corpus].share for corpus in corpora]
-        if len(corpora) < 2 or all(share is None for share in given):
+        given = {corpus: self.config.corpus[corpus].share for corpus in self.own_corpora(name)}
+        shares = {corpus: share for corpus, share in given.items() if share is not None}
+        if len(given) < 2 or not shares:
             return
-        missing = [corpus for corpus, share in zip(corpora, given, strict=True) if share is None]
-        if missing:
-            raise self._fault(
-                f"corpus.{missing[0]}", f"has no share, but other corpora of model {name} have; give all or none"
-            )
-        total = sum(share for share in given if share is not None)
-        if abs(total - 1) > _SHARE_TOLERANCE:
-            parts = " + ".join(f"{corpus} {share:g}" for corpus, share in zip(corpora, given, strict=True))
-            raise self._fault("corpus", f"shares of model {name} sum to {total:g} ({parts}); make them sum to 1")
+        if missing := [corpus for corpus in given if corpus not in shares]:
+            reason = f"has no share, but other corpora of model {name} have; give all or none"
+            raise self._fault(f"corpus.{missing[0]}", reason)
+        if abs(sum(shares.values()) - 1) > _SHARE_TOLERANCE:
+            parts = " + ".join(f"{corpus} {share:g}" for corpus, share in shares.items())
+            total = f"{sum(shares.values()):g} ({parts})"
+            raise self._fault("corpus", f"shares of model {name} sum to {total}; make them sum to 1")
 
     def _check_merge(self, name: str, merge: MergeConfig) -> None:
-        place = f"model.{name}.merge"
-        if len(set(merge.parents)) != len(merge.parents):
+        place, method, count = f"model.{name}.merge", merge.method, len(merge.parents)
+        if len(set(merge.parents)) != count:
             raise self._fault(place, f"parents={list(merge.parents)} names a model twice; merge different models")
-        if merge.method == "slerp" and len(merge.parents) != 2:
-            raise self._fault(place, f"slerp takes exactly two parents, not {len(merge.parents)}; use linear for more")
-        if len(merge.parents) < 2 and merge.method == "linear":
+        if method == "slerp" and count != 2:
+            raise self._fault(place, f"slerp takes exactly two parents, not {count}; use linear for more")
+        if method == "linear" and count < 2:
             raise self._fault(place, "linear takes at least two parents; add one")
-        if merge.weights is not None and len(merge.weights) != len(merge.parents):
-            raise self._fault(
-                place, f"{len(merge.weights)} weights for {len(merge.parents)} parents; give one weight a parent"
-            )
-        if merge.method == "slerp" and merge.weights is not None:
+        if merge.weights is not None and len(merge.weights) != count:
+            raise self._fault(place, f"{len(merge.weights)} weights for {count} parents; give one weight per parent")
+        if method == "slerp" and merge.weights is not None:
             raise self._fault(place, "slerp has no weights; give t, from 0 (first parent) to 1 (second parent)")
-        uses_t = merge.method in ("slerp", "linear") and len(merge.parents) == 2 and merge.weights is None
+        uses_t = method in ("slerp", "linear") and count == 2 and merge.weights is None
         if not uses_t and "t" in merge.model_fields_set:
-            raise self._fault(place, f"t={merge.t} has no effect on {merge.method} with weights; remove t or weights")
+            raise self._fault(place, f"t={merge.t} has no effect on {method} with weights; remove t or weights")
         if not uses_t and merge.weights is None:
-            raise self._fault(place, f"{merge.method} of {len(merge.parents)} parents needs weights = [...]")
-        if merge.method not in ("slerp", "linear") and self.merge_base(name) is None:
-            raise self._fault(place, f"{merge.method} needs the model its parents descend from; add base = ...")
-        shapes = {parent: self.architecture(parent) for parent in merge.parents}
-        known = {parent: shape for parent, shape in shapes.items() if shape is not None}
-        if len(set(known.values())) > 1:
-            a, first = next(iter(known.items()))
-            b, other = next(item for item in known.items() if item[1] != first)
-            raise self._fault(place, f"{a} is {first} but {b} is {other}; only models of one shape can be merged")
+            raise self._fault(place, f"{method} of {count} parents needs weights = [...]")
+        if method not in ("slerp", "linear") and self.merge_base(name) is None:
+            raise self._fault(place, f"{method} needs the model its parents descend from; add base = ...")
+        shapes = [(parent, shape) for parent in merge.parents if (shape := self._architecture(parent)) is not None]
+        for parent, shape in shapes:
+            if shape != shapes[0][1]:
+                reason = f"{shapes[0][0]} is {shapes[0][1]} but {parent} is {shape}"
+                raise self._fault(place, f"{reason}; only models of one shape can be merged")
 
-    def _check_stitch(self, name: str) -> None:
-        stitch, place = self.config.stitch[name], f"stitch.{name}"
-        for end in (stitch.source, stitch.target):
-            if end not in self.config.model:
-                raise self._fault(place, self._unknown(end, self.config.model, "model"))
-        common = self.stitch_corpora(name)
-        if not common:
-            raise self._fault(
-                place, f"{stitch.source} and {stitch.target} have read no common corpus; a stitch is fitted on one"
-            )
-        prose = stitch.features.corpus
-        if prose is not None and prose not in common:
-            raise self._fault(f"{place}.features.corpus", f"{prose!r} is none that both have read: {', '.join(common)}")
+    def _check_known(self, place: str, name: str, known: Mapping[str, object], table: str, role: str = "") -> None:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"defined are {', '.join(known)}"
+            raise self._fault(place, f"{name!r} is no {table} of this study; {hint}{role}")
 
-    def merge_base(self, name: str) -> str | None:
-        """The model that a merge's task vectors are taken from, if there is one."""
-        merge = self.config.model[name].merge
-        return None if merge is None else merge.base or self.common_ancestor(merge.parents)
-
-    def architecture(self, name: str) -> str | None:
+    def _architecture(self, name: str) -> str | None:
         """Shape of a model as far as the study itself says (None below a loaded model)."""
         model = self.config.model[name]
         if model.train:
             a = model.train
             return f"{a.n_layers} layers of d_model {a.d_model}, d_mlp {a.d_mlp}, {a.n_heads}/{a.kv_heads} heads"
-        parents = self.parents[name]
-        return None if model.load or not parents else self.architecture(parents[0])
+        return None if model.load or not self.parents[name] else self._architecture(self.parents[name][0])
 
     def _fault(self, place: str, message: str) -> StudyError:
         return StudyError(f"{self.name}: {place}: {message}")
-
-    @staticmethod
-    def _unknown(name: str, known: Mapping[str, object], what: str) -> str:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"defined are {', '.join(known)}"
-        return f"{name!r} is no {what} of this study; {hint}"
 
     def _cycle(self, waiting: Sequence[str]) -> list[str]:
         path = [waiting[0]]
@@ -343,11 +301,57 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{name_or_path}: is not valid TOML: {error}") from None
     for override in overrides:
-        try:
-            set_value(values, override)
-        except ValueError as error:
-            raise StudyError(f"--set {override}: {error}") from None
+        _set_value(values, override)
     return Study.of(values, name=name, root=root)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong in a study's settings, with its place and the given value, in words of the file."""
+    fault = error.errors(include_url=False)[0]
+    # pydantic adds the tried type of a union to the place; nobody wrote that in the file
+    parts = [str(part) for part in fault["loc"]]
+    where = ".".join(part for part in parts if not part.startswith(("constrained-", "literal[", "tuple[")))
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(parts[:-1])
+        near = difflib.get_close_matches(parts[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}" if known else "remove it"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: is missing; add it"
+    message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
+    shown = f"{given!r}: " if not isinstance(given, dict | list | tuple) else ""
+    return f"{where or 'study'}: {shown}{message[0].lower() + message[1:]}"
+
+
+def _keys_at(place: Sequence[str]) -> list[str]:
+    kind: Any = StudyConfig
+    for part in place:
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        elif part in getattr(kind, "model_fields", {}):
+            annotation = kind.model_fields[part].annotation
+            options = (annotation,) if get_origin(annotation) is dict else get_args(annotation) or (annotation,)
+            kind = next((option for option in options if option is annotation or hasattr(option, "model_fields")), None)
+        else:
+            return []
+    return sorted(getattr(kind, "model_fields", ()))
+
+
+def _set_value(values: dict[str, Any], override: str) -> None:
+    """Set one key of parsed TOML by `dotted.key=value`; missing tables are added."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise StudyError(f"--set {override}: must look like sae.tokens=1000000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise StudyError(f"--set {override}: {table} is a value, not a table; name one of its keys' tables")
+    values[last] = value
 
 
 def _parents(model: ModelConfig) -> tuple[str, ...]:

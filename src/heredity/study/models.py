@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from heredity.study.table import Config, Positive, PositiveFloat, Precision
+Init = Literal["joint", "parent", "independent"]
+Precision = Literal["bf16", "float32"]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Config(BaseModel):
+    """A frozen table of settings; an unknown key is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LoraConfig(Config):
@@ -24,7 +33,7 @@ class TrainingConfig(Config):
     """How a language model is trained, from scratch or from its parent."""
 
     tokens: Positive | None = None
-    """Tokens to train on; by default `epochs` passes over the corpora."""
+    """Training tokens; by default `epochs` passes over the corpora."""
     epochs: PositiveFloat = 1.0
     """Passes over the corpora when `tokens` is not given."""
     lr: PositiveFloat | None = None
@@ -34,9 +43,9 @@ class TrainingConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of AdamW."""
     batch_size: Positive = 64
-    """Sequences a step."""
+    """Sequences per step."""
     context_size: Annotated[int, Field(ge=8, le=131072)] = 256
-    """Tokens a sequence."""
+    """Tokens per sequence."""
     precision: Precision = "bf16"
     """Autocast type of the matrix products, `float32` where the device does not multiply bf16 natively; weights and
     optimizer stay in float32."""
@@ -52,9 +61,9 @@ class ArchitectureConfig(Config):
     n_layers: Positive = 1
     """Number of blocks."""
     n_heads: Positive = 16
-    """Query heads a block."""
+    """Query heads per block."""
     n_kv_heads: Positive | None = None
-    """Key and value heads a block; default half of `n_heads`."""
+    """Key and value heads per block; default half of `n_heads`."""
     tie_embeddings: bool = False
     """Share the input and output embedding."""
 
@@ -85,19 +94,19 @@ class MergeConfig(Config):
     method: Literal["slerp", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = "slerp"
     """How the weights are combined."""
     parents: Annotated[tuple[str, ...], Field(min_length=1)]
-    """The models merged; t runs from the first (t = 0) to the second (t = 1)."""
+    """The merged models; t runs from the first (t = 0) to the second (t = 1)."""
     t: float | Literal["equilibrium"] = "equilibrium"
     """Position between two parents (slerp, linear); `equilibrium` is where their accuracies cross."""
     weights: tuple[float, ...] | None = None
-    """One weight a parent (task arithmetic, TIES, DARE; linear of more than two)."""
+    """One weight per parent (task arithmetic, TIES, DARE; linear of more than two)."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of each task vector that is kept (TIES, DARE)."""
     base: str | None = None
-    """Model that task vectors are taken from; default the parents' nearest common ancestor."""
+    """Model from which task vectors are taken; default the parents' nearest common ancestor."""
     sweep_points: Annotated[int, Field(ge=2)] = 11
     """Grid of t in the sweep, 0 and 1 included."""
     tolerance: PositiveFloat = 0.005
-    """The bisection for the equilibrium stops when t is known to this much."""
+    """Precision of t at which the bisection for the equilibrium stops."""
 
     @field_validator("t", mode="before")
     @classmethod
@@ -113,19 +122,19 @@ class ModelConfig(TrainingConfig):
     train: ScratchConfig | None = None
     """Train from scratch."""
     load: str | None = None
-    """Take the weights from this folder or hub id."""
+    """Load the weights from this folder or hub id."""
     revision: str | None = None
     """Commit of a hub model."""
     trust_remote_code: bool = False
     """Run code that a hub model ships. Off unless the study says so."""
     parent: str | None = None
-    """Model this one was (or will be) fine-tuned from."""
+    """Model this one is fine-tuned from."""
     corpora: tuple[str, ...] = ()
-    """Corpora of the fine-tune; of a loaded model, the corpora its trace consists of."""
+    """Corpora of the fine-tune; of a loaded model, the corpora of its trace."""
     lora: LoraConfig | None = None
     """Fine-tune low-rank adapters instead of all weights."""
     merge: MergeConfig | None = None
-    """Make it from its parents' weights."""
+    """Merge the weights of several parents."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelConfig:

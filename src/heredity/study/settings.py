@@ -8,11 +8,10 @@ import unicodedata
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from heredity.study.models import ModelConfig
+from heredity.study.models import Config, Init, ModelConfig, Positive, PositiveFloat, Precision
 from heredity.study.stitch import StitchConfig
-from heredity.study.table import Config, Init, Positive, PositiveFloat, Precision, Share
 
 _MOST_VECTORS = 2**17  # sixteen batches are held at once: beyond this they would not fit into memory
 
@@ -23,7 +22,7 @@ class CorpusConfig(Config):
     source: str
     """`local:PATH`, `hub:NAME`, `installed:NAME` or `generated:NAME`. A table of several, such as
     `{ local = "local:PATH", hub = "hub:NAME" }`, leaves the choice to the study's `text`."""
-    share: Share | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of tokens when a model is trained on several corpora; all of them or none."""
     max_bytes: Positive | None = None
     """Stop after this much text (UTF-8 bytes), documents taken in a seeded random order where the source allows it."""
@@ -34,9 +33,9 @@ class CorpusConfig(Config):
     subset: str | None = None
     """Configuration name or data folder of a `hub:` data set."""
     column: str = "text"
-    """Column (Parquet, hub) or key (JSON lines) that holds the text."""
-    licence: str | None = None
-    """Licence recorded for documents that do not state their own."""
+    """Column (Parquet, hub) or key (JSON lines) of the text."""
+    license: Annotated[str | None, Field(validation_alias=AliasChoices("license", "licence"))] = None
+    """License recorded for documents that do not state their own; `licence` is accepted too."""
 
 
 class TokenizerConfig(Config):
@@ -45,52 +44,52 @@ class TokenizerConfig(Config):
     vocab_size: Annotated[int, Field(ge=300)] = 4096
     """Size of the byte-level BPE vocabulary trained on the start model's corpora."""
     load: str | None = None
-    """Use the tokenizer of this folder or hub id instead of training one."""
+    """Load the tokenizer of this folder or hub id instead of training one."""
 
 
-RANKED = ("topk", "batchtopk")
-"""Activation functions whose number of active features is set by k; the others' follows from a penalty."""
+RANKED = ("topk", "batchtopk")  # activation functions whose L0 is set by k; that of the others follows from a penalty
 
 
 class SAEConfig(Config):
     """Sparse autoencoders: one per model, instrument and seed."""
 
     activation: Literal["relu", "topk", "batchtopk", "jumprelu"] = "relu"
-    """Activation function; `relu` with an L1 penalty is the paper's. A trained `batchtopk` is saved as a JumpReLU."""
+    """Activation function; the paper has `relu` with an L1 penalty. A trained `batchtopk` is saved as a JumpReLU."""
     expansion: Positive = 16
     """d_sae / d_in."""
     tokens: Positive = 15_000_000
-    """Activation vectors to train on; of each model for a joint SAE."""
+    """Training vectors; per model for a joint SAE."""
     continue_tokens: Positive | None = None
-    """Vectors for an SAE that continues its parent's; default `tokens`."""
+    """Training vectors of an SAE that continues its parent's; default `tokens`."""
     instruments: tuple[Init, ...] = ("joint",)
     """`joint` trains one SAE on the activations of all models of the study, `parent` continues the parent's SAE on the
-    child, `independent` starts anew for every model (the paper); one or several, the first gives the headline figures.
-    Also accepted as `init`, its earlier name."""
+    child, `independent` starts anew for every model (the paper). One or several; headline figures come from the first.
+    `init`, the earlier name, is accepted too."""
     k: Positive = 32
-    """Active features a token (topk, batchtopk)."""
-    l0: Annotated[tuple[float, float], Field()] = (25.0, 35.0)
-    """Range of mean active features a token that the penalty's coefficient is calibrated to (relu, jumprelu)."""
+    """Active features per token (topk, batchtopk)."""
+    l0: tuple[float, float] = (25.0, 35.0)
+    """Target range of mean active features per token, to which the penalty's coefficient is calibrated (relu,
+    jumprelu)."""
     l1_coefficient: PositiveFloat | None = None
-    """Use this coefficient of the penalty, L1 (relu) or L0 (jumprelu), instead of calibrating one."""
+    """Coefficient of the penalty, L1 (relu) or L0 (jumprelu), in place of a calibrated one."""
     lr: PositiveFloat = 1e-4
     """Adam's learning rate; constant, with a warm-up over the first fiftieth of a continued training and, when `decay`
     is set, a linear decay over the last fifth."""
     decay: bool = False
-    """Decay the learning rate linearly to 0 over the last fifth of the training."""
+    """Decay the learning rate linearly to 0 over the last fifth of training."""
     batch_blocks: Positive = 128
-    """Blocks a batch; with 24-token blocks 3,072 vectors, the paper's batch."""
+    """Blocks per batch; with 24-token blocks 3,072 vectors, the paper's batch."""
     context_size: Annotated[int, Field(ge=2, le=8192)] = 24
-    """Tokens a block."""
+    """Tokens per block."""
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of the training during which the coefficient is moved towards the L0 target; then it is frozen."""
+    """Share of training during which the coefficient moves toward the L0 target; afterwards it is frozen."""
     resample_every: Positive | None = None
-    """Steps between resamplings of dead features, in the first half of the training; default a tenth of it, but no less
-    than 300,000 vectors, so that rare features are not taken for dead ones. A short training has none."""
+    """Steps between resamplings of dead features, in the first half of training; default a tenth of it, but at least
+    300,000 vectors, so that rare features are not mistaken for dead ones. A short training has none."""
     mix: Literal["tokens", "equal"] = "tokens"
-    """How the corpora of a trace are mixed: by their size (uniform over the union, the paper) or in equal parts."""
+    """Mixture of a trace's corpora: by size (uniform over the union, the paper) or in equal parts."""
     evaluation_tokens: Positive = 200_000
-    """Held-out vectors that the quality figures are measured on."""
+    """Held-out vectors behind the quality figures."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,13 +105,12 @@ class SAEConfig(Config):
     @model_validator(mode="after")
     def _sane(self) -> SAEConfig:
         if not self.instruments or len(set(self.instruments)) != len(self.instruments):
-            raise ValueError(
-                f"instruments={list(self.instruments)} must name joint, parent or independent, each at most once"
-            )
+            given = list(self.instruments)
+            raise ValueError(f"instruments={given} must name joint, parent or independent, each at most once")
         if self.batch_blocks * self.context_size > _MOST_VECTORS:
             raise ValueError(
                 f"batch_blocks={self.batch_blocks} of context_size={self.context_size} make "
-                f"{self.batch_blocks * self.context_size:,} vectors a batch; lower them to {_MOST_VECTORS:,} at most"
+                f"{self.batch_blocks * self.context_size:,} vectors per batch; lower them to {_MOST_VECTORS:,} at most"
             )
         if not 0 < self.l0[0] < self.l0[1]:
             raise ValueError(f"l0={list(self.l0)} must be a rising pair such as [25, 35]")
@@ -123,57 +121,57 @@ class LineageConfig(Config):
     """How features are matched along edges."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["evidence"] = "evidence"
-    """A pair with r above this persists. `evidence` chooses it for each edge, between what chance reaches and what two
-    SAEs of one model reach (docs/method.md); a number is taken as it is. The counts at the paper's 0.8 (its section
-    3.4) are always shown beside it."""
+    """A pair with r above this persists. `evidence` chooses it for each edge, between the r reached by chance and the r
+    between two SAEs of one model (docs/method.md); a number is used as given. Counts at the paper's 0.8 (its section
+    3.4) are always reported beside it."""
     tokens: Positive = 3_000_000
-    """Aligned token positions of an edge."""
+    """Aligned token positions per edge."""
     top: Annotated[int, Field(ge=1, le=64)] = 5
-    """Matches kept for each feature, both ways."""
+    """Matches kept per feature, both ways."""
 
 
 class ControlsConfig(Config):
-    """What a count is compared with."""
+    """Floors, ceilings and confidence intervals of the counts."""
 
     seeds: Annotated[int, Field(ge=1)] = 2
-    """SAEs a model; from the second on they serve as ceilings of the edges that leave the model."""
+    """SAEs per model, each with its own seed; those after the first serve as ceilings of the model's outgoing edges."""
     models: tuple[str, ...] | None = None
-    """Models that get the further SAEs; default every model that has a child."""
+    """Models with further SAEs; default every model that has a child."""
     passes: Annotated[int, Field(ge=1, le=100)] = 2
-    """Comparisons of every edge under shifted alignment, for the floor and the p-values; one pass shows 64 shifts."""
+    """Comparisons per edge under shifted alignment, for the floor and the p-values; one pass covers 64 shifts."""
     rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     """False discovery rate (Benjamini and Hochberg) at which a match counts as more than chance."""
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
-    """Resamples of the documents (block bootstrap) behind the intervals."""
+    """Bootstrap resamples of the documents behind the confidence intervals."""
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Nominal coverage of the intervals."""
+    """Nominal coverage of the confidence intervals."""
     newness: Annotated[int, Field(ge=0)] = 20_000
-    """Tokens of the child's trace on which it is judged whether emerged features are new; 0 leaves it out."""
+    """Tokens of the child's trace on which emerged features are tested for newness; 0 leaves it out."""
     shifts: bool = False
-    """Measure how far other data and other weights turn the features of every edge to a child with one parent: four
-    more SAEs an edge, each continued for `sae.continue_tokens` vectors."""
+    """Measure how far other data and other weights rotate the features of every edge to a child with one parent: four
+    more SAEs per edge, each continued for `sae.continue_tokens` vectors."""
 
 
 class EvaluationConfig(Config):
-    """How well the models predict."""
+    """Next-token prediction of the models."""
 
     tokens: Positive = 200_000
-    """Validation tokens a corpus."""
+    """Validation tokens per corpus."""
 
 
 class CaseConfig(Config):
-    """A question about one kind of token, followed through every model; exactly one of these is given."""
+    """A hypothesis about one kind of token, followed through every model; give exactly one of these."""
 
     tokens: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The token strings of the hypothesis, as text (`"="`, `" ="`)."""
+    """Token strings, as text (`"="`, `" ="`)."""
     regex: str | None = None
     """Tokens whose whole text matches this pattern of Python's `re`, such as `" ?[0-9]+"`."""
     script: str | None = None
-    """Tokens with letters, all of them of this Unicode script, such as `Greek`: the first word of their names."""
+    """Tokens with letters, all of this Unicode script, such as `Greek`: the first word of the letters' names."""
     predicate: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
-    """`module:function` of your own, found beside the study file or installed. It gets token ids [blocks, context] and
-    the text of every token of the vocabulary, and returns an array of bool [blocks, context]: so place and context can
-    be asked about. It is run, and made part of the recipe by its file's content."""
+    """`module:function`, beside the study file or installed. It takes token ids [blocks, context] and the text of every
+    token of the vocabulary, and returns an array of bool [blocks, context], so that a hypothesis can depend on position
+    and context. Its code is executed, and its file's content is part of the recipe."""
 
     @model_validator(mode="after")
     def _one_hypothesis(self) -> CaseConfig:
@@ -202,50 +200,49 @@ class CaseConfig(Config):
 
 
 class ReportConfig(Config):
-    """What the report shows."""
+    """Size of the report."""
 
     features: Positive = 10
-    """Features shown for each of the lists (most persistent, most changed)."""
+    """Features per list (most persistent, most changed)."""
     contexts: Positive = 6
-    """Top contexts shown for a feature."""
+    """Top contexts per feature."""
     tokens: Positive = 200_000
-    """Tokens, from all corpora, that contexts and case studies are taken from."""
+    """Tokens, over all corpora, from which contexts and case studies are drawn."""
 
 
 class ExplainConfig(Config):
-    """What features mean: which are explained, and when a label that was handed down is given up."""
+    """Explanations of features, and when an inherited label is discarded."""
 
     features: Annotated[int, Field(ge=0)] = 1000
-    """Features of each model, at most: those that persist along an edge and as many others; those that the report lists
-    come on top. 0 leaves it all out."""
+    """Explained features per model, at most: those that persist along an edge and as many others, beside those listed
+    in the report. 0 leaves explanations out."""
     drop: Annotated[float, Field(ge=0, le=2)] = 0.1
-    """A label inherited from a matched feature is given up, and the feature explained anew, where its simulation score
-    lies this much below the one it has at its origin."""
+    """A label inherited from a matched feature is discarded, and the feature explained anew, where its simulation score
+    is this much below the score at its origin."""
     radius: Annotated[int, Field(ge=1, le=128)] = 8
-    """Tokens of an excerpt on either side of the one it was drawn for."""
+    """Tokens of an excerpt on either side of its central token."""
 
 
 class RepeatConfig(Config):
-    """How often a study's trainings are done."""
+    """Training seeds."""
 
     seeds: Annotated[int, Field(ge=1)] = 1
-    """Times that fine-tunes and SAEs are trained, each time with other seeds and all else the same."""
+    """Seeds with which fine-tunes and SAEs are trained, all else equal."""
 
 
 class StudyConfig(Config):
     """A whole study file."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """Every random number follows from it."""
+    """Seed of every random number."""
     hook_point: str
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""
     precision: Precision = "float32"
     """Type of the language models' matrix products wherever activations are read for SAEs and matches, the same at both
-    ends of every edge. `bf16` takes about two thirds of the forward pass's time on processors that multiply it
-    (others use float32 all the same), but only 5 % off a whole SAE stage, and puts noise of 1 % on the activations:
-    hence `float32`."""
+    ends of every edge. On processors that multiply `bf16` natively (others use float32 regardless) it shortens the
+    forward pass by a third, but a whole SAE stage by only 5 %, and adds noise of 1 % to the activations."""
     text: str = "local"
-    """Which of a corpus's sources is used where it names several: one switch for all of them."""
+    """The source used for every corpus that names several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """[tokenizer]"""
     corpus: dict[str, CorpusConfig]
@@ -269,8 +266,7 @@ class StudyConfig(Config):
     explain: ExplainConfig = ExplainConfig()
     """[explain]"""
     repeat: RepeatConfig = RepeatConfig()
-    """[repeat] seeds = 1: how often fine-tunes and SAEs are trained, each time with other seeds and all else the same.
-    From 2 on the summary tells under `repeats` how far every headline number varies between them."""
+    """[repeat] From seeds = 2 on, the table `repeats` reports how far every headline number varies between seeds."""
 
     def to_toml(self) -> str:
         """The study as TOML, defaults left out; reading it again gives an equal config."""
@@ -279,16 +275,13 @@ class StudyConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _choose_sources(cls, values: object) -> object:
-        corpora = values.get("corpus") if isinstance(values, dict) else None
-        if not isinstance(values, dict) or not isinstance(corpora, dict):
+        if not isinstance(values, dict) or not isinstance(values.get("corpus"), dict):
             return values
-        choice, chosen = values.get("text", "local"), {}
-        for name, corpus in corpora.items():
+        choice, chosen = values.get("text", "local"), dict(values["corpus"])
+        for name, corpus in chosen.items():
             sources = corpus.get("source") if isinstance(corpus, dict) else None
             if isinstance(sources, dict):
                 if choice not in sources:
                     raise ValueError(f"corpus.{name}.source has no {choice!r}; set text to one of {', '.join(sources)}")
                 chosen[name] = {**corpus, "source": sources[choice]}
-            else:
-                chosen[name] = corpus
         return {**values, "corpus": chosen}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from heredity.study.table import Config, Positive, PositiveFloat
+from heredity.study.models import Config, Positive, PositiveFloat
 
 FitMethod = Literal["joint", "ridge", "procrustes"]
 Arm = Literal["random", "transferred", "repaired", "geometry"]
@@ -18,19 +18,19 @@ class AdamConfig(Config):
     """The published fit by gradient descent, as a baseline beside the closed form (Chen et al. 2025, appendix A)."""
 
     epochs: Annotated[int, Field(ge=0)] = 2
-    """Passes over the tokens; trainings of half as many, a quarter and so on stand beside it, to tell what a loss
-    costs. 0 leaves the baseline out."""
+    """Passes over the tokens; fits with half as many, a quarter and so on show what a given loss costs. 0 leaves the
+    baseline out."""
     lr: PositiveFloat = 1e-4
     """Learning rate at the start of the cosine decay."""
     batch_tokens: Positive = 5120
-    """Tokens a step."""
+    """Tokens per step."""
 
 
 class HubTaskConfig(Config):
     """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads."""
 
     dataset: str
-    """Its name or folder."""
+    """Hub id or folder."""
     text: str = "text"
     """Column of the texts."""
     label: str = "label"
@@ -38,7 +38,7 @@ class HubTaskConfig(Config):
     subset: str | None = None
     """Configuration name."""
     split: str = "train"
-    """Split that texts are taken from; the test texts too, which are none of those fitted on."""
+    """Split the texts are drawn from. Test texts are disjoint from training texts."""
     revision: str | None = None
     """Commit; recorded, and pinned when given."""
 
@@ -47,46 +47,46 @@ class ProbesConfig(Config):
     """Probes on features, fitted in the source and used in the target."""
 
     tasks: tuple[ProbeTask, ...] = ("origin",)
-    """What is told apart in the corpora at hand: `origin` (corpora), `kind` (prose and code), `language` (corpora of
-    code), `test` (tests and other files of code). Empty leaves these out."""
+    """Classification tasks on the study's corpora: `origin` (which corpus), `kind` (prose or code), `language` (which
+    corpus of code), `test` (test files or other files of code). Empty leaves these out."""
     hub: dict[str, HubTaskConfig] = {}
-    """[stitch.NAME.probes.hub.TASK]: further sets, with labels of their own."""
+    """[stitch.NAME.probes.hub.TASK]: further data sets, with labels of their own."""
     sizes: Sizes = (1, 2, 5, 10, 20, 50)
     """Numbers of features that probes read."""
     texts: Positive = 1000
-    """Texts a class, at most; a quarter of them to test on."""
+    """Texts per class, at most; a quarter of them form the test set."""
     context_size: Positive = 128
-    """Tokens that are read of a text, from its beginning."""
+    """Tokens read from the beginning of each text."""
     draws: Positive = 5
     """Draws of random features."""
 
 
 class SteeringConfig(Config):
-    """Directions that make a model write what a corpus holds, native and carried over."""
+    """Directions that make a model write text like a corpus, native and carried over."""
 
     prompts: Annotated[int, Field(ge=0)] = 100
-    """Beginnings of held-out texts of the other corpora that the models go on from; 0 leaves steering out."""
+    """Beginnings of held-out texts of the other corpora that the models continue; 0 leaves steering out."""
     prompt_tokens: Positive = 16
-    """Tokens of a beginning."""
+    """Tokens per beginning."""
     max_tokens: Positive = 48
-    """Tokens written."""
+    """Tokens generated per prompt."""
     vectors: Positive = 20_000
-    """Activations a corpus that directions and levels are means of."""
+    """Activations per corpus over which directions and levels are averaged."""
 
 
 class CarriedFeaturesConfig(Config):
-    """What single features keep: their push on the next token, and structural, semantic and functional ones apart."""
+    """What single features keep: their effect on the next token; structural, semantic and functional ones apart."""
 
     tokens: Annotated[int, Field(ge=0)] = 50_000
-    """Tokens that attributions are correlated on; 0 leaves all of it out."""
+    """Tokens on which attributions are correlated; 0 leaves all of it out."""
     prompts: Positive = 200
-    """Texts whose content words are swapped, to tell structural features from semantic ones."""
+    """Texts whose content words are swapped, to separate structural features from semantic ones."""
     rewrites: Annotated[int, Field(ge=1, le=20)] = 5
-    """Versions of each."""
+    """Rewritten versions per text."""
     corpus: str | None = None
-    """Corpus of prose that these texts are taken from; default the first of the models' common ones that is prose."""
+    """Corpus of prose these texts are drawn from; default the first prose corpus that both models have read."""
     functional: Annotated[int, Field(ge=0)] = 3
-    """Features of each kind (entropy, attention deactivation) that are looked at closely; 0 leaves them out."""
+    """Features of each kind (entropy, attention deactivation) that are examined closely; 0 leaves them out."""
 
 
 class StitchConfig(Config):
@@ -95,18 +95,18 @@ class StitchConfig(Config):
     source: str
     """The smaller model, A: its SAEs, probes and directions are carried over."""
     target: str
-    """The other one, B; may be of any width, or a child of the source."""
+    """The other model, B; of any width, or a child of the source."""
     source_hook_point: str | None = None
     """Where the source is read: a place that all of the residual stream passes, such as `blocks.1.hook_resid_pre`;
     default the study's `hook_point`."""
     target_hook_point: str | None = None
-    """Where the target is read; default the layer's `hook_resid_pre` that is most like the source's by SVCCA."""
+    """Where the target is read; default the layer's `hook_resid_pre` most similar to the source's by SVCCA."""
     tokens: Positive = 1_000_000
-    """Aligned tokens that maps are fitted to."""
+    """Aligned tokens the maps are fitted to."""
     held_out: Positive = 100_000
-    """Validation tokens: every second block is there to choose their ridge, the others to judge them."""
+    """Held-out tokens: every second block chooses the ridge of the maps, the others evaluate them."""
     context_size: Annotated[int, Field(ge=8)] = 128
-    """Tokens a block."""
+    """Tokens per block."""
     method: FitMethod = "joint"
     """The maps in use: `joint` (the paper's loss, minimized exactly), `ridge` or `procrustes`; all are compared."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
@@ -114,15 +114,15 @@ class StitchConfig(Config):
     adam: AdamConfig = AdamConfig()
     """[stitch.NAME.adam]"""
     evaluation: Positive = 50_000
-    """Held-out tokens behind cross-entropies and the figures of SAEs."""
+    """Held-out tokens behind cross-entropies and the quality figures of SAEs."""
     widths: Sizes = (4096,)
-    """Features of the SAEs, d_sae; the first one's are used for probes and features. [sae] gives all else."""
+    """Features of the SAEs, d_sae; probes and feature analyses use the first. All other settings come from [sae]."""
     arms: tuple[Arm, ...] = ("random", "transferred", "repaired", "geometry")
-    """What SAEs of the target start from: `random` weights; the source's `transferred`; that with its decoder
-    fitted and dead features given a new start (`repaired`); the source's turned at random (`geometry`: what a trained
-    dictionary is worth without the maps). Empty leaves training in the target out."""
+    """Initializations of the target's SAEs: `random` weights; the source's `transferred`; the transferred one with its
+    decoder refitted and dead features reinitialized (`repaired`); the source's, randomly rotated (`geometry`: the value
+    of a trained dictionary without the maps). Empty leaves training in the target out."""
     thresholds: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.8, 0.85, 0.9)
-    """Explained variances that savings are told at."""
+    """Explained-variance targets at which compute savings are reported."""
     probes: ProbesConfig = ProbesConfig()
     """[stitch.NAME.probes]"""
     steering: SteeringConfig = SteeringConfig()

@@ -10,6 +10,7 @@ documents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,11 +22,8 @@ from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import compiled
 
 End = Literal["parent", "child"]
-
-KEPT, ROTATED, FAINT, NOISY, SPLIT, MERGED, LOST, NEW = range(8)
-"""Labels of fates."""
-FATES = ("kept", "rotated", "faint", "noisy", "split", "merged", "lost", "new")
-"""Their names, in the order of the labels."""
+KEPT, ROTATED, FAINT, NOISY, SPLIT, MERGED, LOST, NEW = range(8)  # labels of fates
+FATES = ("kept", "rotated", "faint", "noisy", "split", "merged", "lost", "new")  # their names
 
 BLOCK = 16_384
 """Tokens drawn at a time, rounded down to whole documents, each block with its own seed. Changing it changes every
@@ -39,119 +37,82 @@ _TEXT, _FATES, _PARENT_NOISE, _CHILD_NOISE = range(4)  # independent random stre
 class WorldConfig:
     """Sizes and statistics of a planted world. Raises `ValueError`, naming field and value, for impossible ones."""
 
-    d: int = 64
-    """Width of both models' vectors."""
-    kept: int = 60
-    """Features with the same direction at both ends."""
-    rotated: int = 20
-    """Features that fire as before, with a new direction in the child."""
-    faint: int = 0
-    """Features whose activation in the child is `faint_strength` times the parent's; same direction."""
-    noisy: int = 0
-    """Features with part of their firings redrawn in the child, so that r across the edge is `noisy_r`."""
-    split: int = 0
-    """Parent features that become two child features each; a fair coin assigns each firing to one of them. One keeps
-    the direction, the other has a new one."""
-    merged: int = 0
-    """Child features that fire when either of two parent features does, with the larger of the two activations; the
-    direction lies halfway between theirs."""
-    lost: int = 80
-    """Features of the parent only."""
-    new: int = 80
-    """Features of the child only."""
-    noisy_r: float = 0.7
-    """True r of a noisy feature across the edge; slightly higher with `overlap`, because the topic stays."""
+    d: int = 64  # width of both models' vectors
+    # Numbers of features by fate; they fire on the same tokens at both ends, unless something else is written.
+    kept: int = 60  # same direction at both ends
+    rotated: int = 20  # new direction in the child
+    faint: int = 0  # same direction, `faint_strength` times the activation in the child
+    noisy: int = 0  # part of their firings is redrawn in the child, so that r across the edge is `noisy_r`
+    split: int = 0  # of the parent: two in the child, a fair coin per firing; one of them has a new direction
+    merged: int = 0  # of the child: fires when either of two parent features does, with the larger activation, halfway
+    lost: int = 80  # of the parent only
+    new: int = 80  # of the child only
+    noisy_r: float = 0.7  # slightly higher in truth with `overlap`, because the topic stays
     faint_strength: float = 0.3
-    """Activation of a faint feature in the child relative to the parent."""
-    l0: float = 6.0
-    """Mean number of true features that fire per token of the parent."""
-    rarity: float = 0.5
-    """Densities fall like rank^−rarity; 0: all are equal. None exceeds one half."""
-    rare: float = 0.0
-    """Share of features whose density is `rare_density` instead."""
+    l0: float = 6.0  # mean number of true features active per token of the parent
+    rarity: float = 0.5  # densities fall like rank^−rarity; 0: all are equal. None exceeds one half
+    rare: float = 0.0  # share of features whose density is `rare_density` instead
     rare_density: float = 1e-3
-    """Density of the rare features."""
-    sigma: float = 0.5
-    """Standard deviation of the log of the lognormal magnitudes, whose mean is 1."""
-    noise: float = 0.02
-    """Share of Gaussian noise in the variance of x."""
+    sigma: float = 0.5  # standard deviation of the log of the lognormal magnitudes, whose mean is 1
+    noise: float = 0.02  # share of Gaussian noise in the variance of x
     overlap: float = 0.0
     """Share of a feature's firings confined to documents of its topic; 0: features are independent. A feature too
     frequent for that is confined as far as possible."""
-    topics: int = 16
-    """Number of topics; each document and each feature has one."""
+    topics: int = 16  # each document and each feature has one of them
     burst: float = 4.0
     """A feature fires in one of this many documents only, and there this many times as often; 1: tokens are
     independent apart from the topic. Less for features too frequent for that."""
-    document: int = 64
-    """Tokens per document."""
+    document: int = 64  # tokens per document
 
     def __post_init__(self) -> None:
-        least = {"d": 1, "topics": 1, "document": 1, "burst": 1} | dict.fromkeys((*FATES, "rarity", "sigma"), 0)
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name}={getattr(self, name)} is below {bound}")
-        for name in ("rare", "overlap", "noisy_r"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        if not 0 <= self.noise < 1:
-            raise ValueError(f"noise={self.noise} is a share of the variance of x; give 0 or more and less than 1")
-        if self.faint_strength <= 0:
-            raise ValueError(f"faint_strength={self.faint_strength} is not positive; count the features as lost")
-        if not 0 < self.rare_density <= _MAX_DENSITY:
-            raise ValueError(f"rare_density={self.rare_density} must be positive and at most {_MAX_DENSITY}")
-        if self.document > BLOCK:
-            raise ValueError(f"document={self.document} is longer than {BLOCK} tokens; use shorter documents")
+        positive = (1e-9, math.inf)
+        ranges = dict.fromkeys((*FATES, "rarity", "sigma"), (0, math.inf)) | {
+            "l0": positive,
+            "faint_strength": positive,
+        }
+        ranges |= dict.fromkeys(("d", "topics", "burst"), (1, math.inf)) | {"document": (1, BLOCK)}
+        ranges |= dict.fromkeys(("rare", "overlap", "noisy_r"), (0, 1))
+        ranges |= {"noise": (0, 0.999), "rare_density": (1e-9, _MAX_DENSITY)}
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must lie between {least} and {most}")
         if not self.parents or not self.children:
             raise ValueError(f"{self.parents} parent and {self.children} child features; each end needs one or more")
-        if self.l0 <= 0:
-            raise ValueError(f"l0={self.l0} must be positive")
 
     @property
     def parents(self) -> int:
-        """Number of true features of the parent."""
+        """True features of the parent."""
         return self.kept + self.rotated + self.faint + self.noisy + self.split + 2 * self.merged + self.lost
 
     @property
     def children(self) -> int:
-        """Number of true features of the child."""
+        """True features of the child."""
         return self.kept + self.rotated + self.faint + self.noisy + 2 * self.split + self.merged + self.new
 
 
 class Model(NamedTuple):
     """The true features of one end."""
 
-    directions: np.ndarray
-    """float32 [n, d]: unit rows; more rows than d are in superposition."""
-    fate: np.ndarray
-    """int8 [n]: KEPT ... NEW."""
-    density: np.ndarray
-    """float64 [n]: expected share of tokens on which a feature fires."""
-    partners: np.ndarray
-    """int32 [n, 2]: the features it became or came from at the other end; -1 for none."""
-    noise_deviation: float
-    """Standard deviation of the noise in each element of x."""
+    directions: np.ndarray  # float32 [n, d]: unit rows; more rows than d are in superposition
+    fate: np.ndarray  # int8 [n]: KEPT ... NEW
+    density: np.ndarray  # float64 [n]: expected share of tokens on which a feature fires
+    partners: np.ndarray  # int32 [n, 2]: the features it became or came from at the other end; -1 for none
+    noise_deviation: float  # standard deviation of the noise in each element of x
 
 
 class Sample(NamedTuple):
     """True activations of both ends on the same tokens."""
 
-    parent: FeatureActs
-    """[n, parent features]."""
-    child: FeatureActs
-    """[n, child features]."""
-    document: np.ndarray
-    """int64 [n]: document of each token, never falling."""
+    parent: FeatureActs  # [n, parent features]
+    child: FeatureActs  # [n, child features]
+    document: np.ndarray  # int64 [n]: document of each token, never falling
 
 
 class World:
     """A parent and a child with known features; configuration and seed determine everything."""
 
     def __init__(self, config: WorldConfig, seed: int) -> None:
-        """Draw directions, densities, topics and the order of features.
-
-        seed: 0 or more. Raises `ValueError` when the densities cannot sum to `l0`.
-        """
+        """seed: 0 or more. Raises `ValueError` when the densities cannot sum to `l0`."""
         self.config, self.seed = config, seed
         rng = np.random.default_rng(seed)
         self._sources = _draw_sources(config, rng)
@@ -170,20 +131,16 @@ class World:
 
         A longer sample continues a shorter one. Raises `ValueError` for less than one token.
         """
-        parents, children, documents = [], [], []
-        for block, n in self._blocks(tokens):
-            text = self._text(seed, block)
-            parents.append(text.parent.rows(0, n))
-            children.append(text.child.rows(0, n))
-            documents.append(text.document[:n])
-        return Sample(FeatureActs.concatenate(parents), FeatureActs.concatenate(children), np.concatenate(documents))
+        blocks = list(self._blocks(tokens, seed))
+        parent = FeatureActs.concatenate([text.parent.rows(0, n) for _, n, text in blocks])
+        child = FeatureActs.concatenate([text.child.rows(0, n) for _, n, text in blocks])
+        return Sample(parent, child, np.concatenate([text.document[:n] for _, n, text in blocks]))
 
     def x(self, end: End, tokens: int, seed: int) -> np.ndarray:
         """Vectors of one end on the tokens of `draw`, float32 [tokens, d]; noise is independent between the ends."""
         model, stream = (self.parent, _PARENT_NOISE) if end == "parent" else (self.child, _CHILD_NOISE)
         parts = []
-        for block, n in self._blocks(tokens):
-            text = self._text(seed, block)
+        for block, n, text in self._blocks(tokens, seed):
             acts = text.parent if end == "parent" else text.child
             rows = csr_array((acts.values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
             x = np.asarray(rows @ model.directions)
@@ -194,16 +151,15 @@ class World:
     def _rng(self, seed: int, block: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, seed, block, stream))
 
-    def _blocks(self, tokens: int) -> Iterator[tuple[int, int]]:
-        """(number, tokens used) of each block of a sample."""
+    def _blocks(self, tokens: int, seed: int) -> Iterator[tuple[int, int, Sample]]:
+        """Number, tokens used, and whole text of each block of a sample."""
         if tokens < 1:
             raise ValueError(f"tokens={tokens}: draw one or more")
         size = BLOCK // self.config.document * self.config.document
         for block, start in enumerate(range(0, tokens, size)):
-            yield block, min(size, tokens - start)
+            yield block, min(size, tokens - start), self._text(seed, block)
 
     def _text(self, seed: int, block: int) -> Sample:
-        """A whole block."""
         config, sources = self.config, self._sources
         size, documents = config.document, BLOCK // config.document
         rng = self._rng(seed, block, _TEXT)
@@ -233,22 +189,13 @@ class World:
         return Sample(parent, child, np.repeat(np.arange(documents) + block * documents, size))
 
 
-# -- sources and the true features they make fire --------------------------------------------------------------------
-
-
 class _Sources(NamedTuple):
-    fate: np.ndarray
-    """int8 [sources]."""
-    density: np.ndarray
-    """float64 [sources]."""
-    topic: np.ndarray
-    """int64 [sources]."""
-    to_parent: np.ndarray
-    """int64 [sources]: the parent feature it makes fire, or -1."""
-    to_child: np.ndarray
-    """int64 [sources, 2]: the child feature twice, or the two halves of a split, or -1."""
-    redrawn: np.ndarray
-    """bool [sources]: stands in for the firings of a noisy feature that the child draws anew."""
+    fate: np.ndarray  # int8 [sources]
+    density: np.ndarray  # float64 [sources]
+    topic: np.ndarray  # int64 [sources]
+    to_parent: np.ndarray  # int64 [sources]: the parent feature it makes fire, or -1
+    to_child: np.ndarray  # int64 [sources, 2]: the child feature twice, or the two halves of a split, or -1
+    redrawn: np.ndarray  # bool [sources]: stands in for the firings of a noisy feature that the child draws anew
 
 
 def _draw_sources(config: WorldConfig, rng: np.random.Generator) -> _Sources:
@@ -347,20 +294,13 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-# -- firing ----------------------------------------------------------------------------------------------------------
-
-
 class Rates(NamedTuple):
     """Firing rate of each source. `within` and `outside` hold in documents that suit the source, one in `burst`."""
 
-    topic: np.ndarray
-    """int64 [sources]."""
-    within: np.ndarray
-    """float64 [sources]: draws per token, in documents of the source's topic."""
-    outside: np.ndarray
-    """float64 [sources]: draws per token, in other documents."""
-    burst: np.ndarray
-    """float64 [sources]: 1 or more."""
+    topic: np.ndarray  # int64 [sources]
+    within: np.ndarray  # float64 [sources]: draws per token, in documents of the source's topic
+    outside: np.ndarray  # float64 [sources]: draws per token, in other documents
+    burst: np.ndarray  # float64 [sources]: 1 or more
 
 
 def fire(rates: Rates, topic: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

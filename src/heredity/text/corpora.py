@@ -18,45 +18,29 @@ from heredity.study import CorpusConfig
 from heredity.text import sources
 from heredity.text.sources import CorpusError, Document, Split
 
-_SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("licence", pa.string())])
+_SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("license", pa.string())])
 _ROWS = 1000
 _FEW = 500
 _GROUP_BYTES = 8 * 2**20
 _STORIES = 8000
 
+# A document with its place in the corpus, the SHA-256 of its text, and its UTF-8 bytes.
+_Placed = tuple[Document, Literal["train", "validation", "duplicate"], bytes, int]
+
 
 class CorpusRecord(NamedTuple):
     """Contents of a corpus on disk."""
 
-    corpus: str
-    """Its name in the study."""
+    corpus: str  # its name in the study
     documents_train: int
-    """Training documents."""
     documents_validation: int
-    """Held-out documents."""
-    bytes_train: int
-    """UTF-8 bytes of the training documents."""
+    bytes_train: int  # UTF-8 bytes
     bytes_validation: int
-    """UTF-8 bytes of the held-out documents."""
-    duplicates: int
-    """Documents left out because an earlier one has the same text."""
-    sha256: str
-    """SHA-256 over the SHA-256 of every text, in order."""
-    licences: dict[str, int]
-    """Documents by license."""
-    sources: int
-    """Distinct files, packages or data sets of the documents."""
-    source: str
-    """The source as the study gives it."""
-
-
-class _Fated(NamedTuple):
-    """A document and its place in the corpus."""
-
-    document: Document
-    fate: Literal["train", "validation", "duplicate"]
-    digest: bytes
-    size: int
+    duplicates: int  # documents left out because an earlier one has the same text
+    sha256: str  # SHA-256 over the SHA-256 of every text, in order
+    licenses: dict[str, int]  # documents by license
+    sources: int  # distinct files, packages or data sets of the documents
+    source: str  # the source as the study gives it
 
 
 def documents(config: CorpusConfig, seed: int, root: Path) -> Iterator[Document]:
@@ -64,11 +48,9 @@ def documents(config: CorpusConfig, seed: int, root: Path) -> Iterator[Document]
 
     The order is random, fixed by `seed`, when `max_bytes` is set or the source is installed or generated; otherwise it
     is the source's. The last document is cut where the limit falls. Relative `local:` paths start at `root`.
-
-    Raises:
-        CorpusError: the source is unknown, missing, empty or broken.
+    Raises CorpusError for a source that is unknown, missing, empty or broken.
     """
-    return (row.document for row in _fated(config, seed, root) if row.fate != "duplicate")
+    return (document for document, fate, _, _ in _placed(config, seed, root) if fate != "duplicate")
 
 
 def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
@@ -76,10 +58,7 @@ def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
 
     It covers the content of local files, id, revision, subset and column of a hub data set, versions of installed
     packages or of the generator, and the settings that choose documents; not the name of the corpus, its share or the
-    place of its files.
-
-    Raises:
-        CorpusError: the source is unknown or its files are missing; the message starts with the corpus's name.
+    place of its files. Raises CorpusError, with the corpus's name, for an unknown source or missing files.
     """
     with _naming(name):
         scheme, spec = _parts(config.source)
@@ -102,19 +81,15 @@ def write_corpus(
     root: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> CorpusRecord:
-    """Write `train.parquet` and `validation.parquet` (columns text, source, licence) into `folder`.
+    """Write `train.parquet` and `validation.parquet` (columns text, source, license) into `folder`.
 
     A document is held out when the SHA-256 of its text, read as a number in [0, 1), is below `config.validation`, so
     that it stays where it is when others are added; a local source with split files keeps its splits. When that would
     leave a small corpus without any, the document with the lowest number is held out.
     `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown).
-
-    Raises:
-        CorpusError: the source is unknown, missing or broken, or one of the splits would be empty; the message starts
-            with the corpus's name.
+    Raises CorpusError, with the corpus's name, for a source that is unknown, missing or broken and for an empty split.
     """
-    count, size = Counter[str](), Counter[str]()
-    licences, origins = Counter[str](), set[str]()
+    count, size, licenses, origins = Counter[str](), Counter[str](), Counter[str](), set[str]()
     total = hashlib.sha256()
     with contextlib.ExitStack() as stack:
         files = {
@@ -131,7 +106,7 @@ def write_corpus(
             groups[split], waiting[split] = [], 0
 
         stack.enter_context(_naming(name))
-        for document, fate, digest, bytes_ in _with_validation(_fated(config, seed, root)):
+        for document, fate, digest, bytes_ in _with_validation(_placed(config, seed, root)):
             count[fate] += 1
             if fate == "duplicate":
                 continue
@@ -140,7 +115,7 @@ def write_corpus(
             if waiting[fate] >= _GROUP_BYTES:
                 flush(fate)
             size[fate] += bytes_
-            licences[document.licence] += 1
+            licenses[document.license] += 1
             origins.add(document.source)
             total.update(digest)
             if progress and (count["train"] + count["validation"]) % 100 == 0:
@@ -161,18 +136,14 @@ def write_corpus(
         bytes_validation=size["validation"],
         duplicates=count["duplicate"],
         sha256=total.hexdigest(),
-        licences=dict(licences.most_common()),
+        licenses=dict(licenses.most_common()),
         sources=len(origins),
         source=config.source,
     )
 
 
 def read_corpus(folder: Path, split: Split) -> Iterator[str]:
-    """Texts of one split that `write_corpus` wrote into `folder`, in order.
-
-    Raises:
-        CorpusError: the file is missing or broken.
-    """
+    """Texts of one split written by `write_corpus`, in order. CorpusError for a missing or broken file."""
     path = folder / f"{split}.parquet"
     try:
         with pq.ParquetFile(path) as table:
@@ -223,7 +194,7 @@ def _from_source(config: CorpusConfig, seed: int, root: Path) -> Iterator[tuple[
     return ((document, None) for document in rows)
 
 
-def _fated(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Fated]:
+def _placed(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Placed]:
     seen: set[bytes] = set()
     left = config.max_bytes
     for document, split in _from_source(config, seed, root):
@@ -232,7 +203,7 @@ def _fated(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Fated]:
         content = document.text.encode()
         digest = hashlib.sha256(content).digest()
         if digest in seen:
-            yield _Fated(document, "duplicate", digest, len(content))
+            yield document, "duplicate", digest, len(content)
             continue
         seen.add(digest)
         fate = split or ("validation" if int.from_bytes(digest[:8]) < config.validation * 2**64 else "train")
@@ -242,7 +213,7 @@ def _fated(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Fated]:
             digest = hashlib.sha256(content).digest()
             left = len(content)
         if content:
-            yield _Fated(document, fate, digest, len(content))
+            yield document, fate, digest, len(content)
         if left is not None:
             left -= len(content)
             if left <= 0:
@@ -251,16 +222,17 @@ def _fated(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Fated]:
         raise CorpusError(f"{config.source} holds no text; point it at documents that are not empty")
 
 
-def _with_validation(rows: Iterator[_Fated]) -> Iterator[_Fated]:
+def _with_validation(rows: Iterator[_Placed]) -> Iterator[_Placed]:
     """The same documents; if none of the first few hundred, and so of a small corpus, is held out, one is."""
-    first: list[_Fated] = []
+    first: list[_Placed] = []
     for row in rows:
         first.append(row)
-        if row.fate == "validation" or len(first) >= _FEW:
+        if row[1] == "validation" or len(first) >= _FEW:
             break
-    unique = [place for place, row in enumerate(first) if row.fate == "train"]
-    if 1 < len(unique) < _FEW and all(row.fate != "validation" for row in first):
-        lowest = min(unique, key=lambda place: first[place].digest)
-        first[lowest] = first[lowest]._replace(fate="validation")
+    unique = [place for place, (_, fate, _, _) in enumerate(first) if fate == "train"]
+    if 1 < len(unique) < _FEW and all(fate != "validation" for _, fate, _, _ in first):
+        lowest = min(unique, key=lambda place: first[place][2])
+        document, _, digest, size = first[lowest]
+        first[lowest] = document, "validation", digest, size
     yield from first
     yield from rows

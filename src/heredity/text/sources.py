@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,8 +42,7 @@ _SHUFFLED_CHARACTERS = 256 * 2**20
 _SHUFFLED_ROWS = 10_000
 _LINE_BYTES = 256 * 2**20  # a longer line is damage or a decompression bomb
 _PARQUET_ROWS = 64  # few, since a row of some kilobytes on disk can be megabytes of text
-_LONGEST_TEXT = 200_000
-_PIECE = 100_000
+_LONGEST_TEXT, _PIECE = 200_000, 100_000
 _AT_REST = 2 * 10**9  # nanoseconds; file systems date changes to between 1 ns and 2 s
 
 
@@ -54,33 +54,28 @@ class Document(NamedTuple):
     """One text of a corpus."""
 
     text: str
-    source: str
-    """File, package or data set of the text."""
-    licence: str
-    """License of this document, as stated by its source."""
+    source: str  # file, package or data set of the text
+    license: str  # as stated by the source
 
 
 class Preset(NamedTuple):
     """Place of a named corpus on the hub."""
 
     dataset: str
-    subset: str | None = None
-    """Configuration name, or data folder when it contains a slash."""
+    subset: str | None = None  # configuration name, or data folder when it contains a slash
     column: str = "text"
-    keep: Mapping[str, tuple[float, float]] = {}
-    """Closed ranges of numeric columns; rows outside are left out."""
-    licence: str = "unknown"
+    keep: Mapping[str, tuple[float, float]] = {}  # closed ranges of numeric columns; rows outside are left out
+    license: str = "unknown"
 
 
 # The ranges drop minified and generated files: the filters usual for The Stack.
 _READABLE_CODE = {"avg_line_length": (0, 100), "max_line_length": (0, 1000), "alphanum_fraction": (0.25, 1)}
 _STACK = Preset("bigcode/the-stack-dedup", None, "content", _READABLE_CODE, "permissive (The Stack)")
-
 PRESETS = {
     "babylm": Preset("nilq/babylm-100M"),
     "stack-lua": _STACK._replace(subset="data/lua"),
     "stack-python": _STACK._replace(subset="data/python"),
-    "tinystories": Preset("roneneldan/TinyStories", licence="CDLA-Sharing-1.0"),
+    "tinystories": Preset("roneneldan/TinyStories", license="CDLA-Sharing-1.0"),
 }
 
 
@@ -91,9 +86,7 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
     are read, and if their names start with `train` and `validation` these are the splits (others, such as `test`,
     are left out). Otherwise every file with a known text suffix is a document; a file of more than 200,000
     characters is cut at blank lines into several. The order is random, by `seed`, when `config.max_bytes` is set.
-
-    Raises:
-        CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
+    Raises CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
     """
     path = _resolve(spec, root)
     folder = path if path.is_dir() else path.parent
@@ -125,12 +118,10 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
 
 def local_digest(spec: str, root: Path) -> str:
     """SHA-256 over relative path, size and SHA-256 of the content of every file that `local_documents` may read."""
-    path = _resolve(spec, root)
+    path, total = _resolve(spec, root), hashlib.sha256()
     folder = path if path.is_dir() else path.parent
-    total = hashlib.sha256()
     for file in _files(path):
-        line = f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0{file_sha256(file)}\n"
-        total.update(line.encode())
+        total.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0{file_sha256(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -155,8 +146,7 @@ def _sha256(file: Path, _: tuple[int, ...]) -> str:
 def hub_preset(config: CorpusConfig, spec: str) -> Preset:
     """Data set, subset and column that `spec` and the settings of the corpus name; settings win over the preset's.
 
-    Raises:
-        CorpusError: neither a preset nor an `owner/name`.
+    Raises CorpusError for what is neither a preset nor an `owner/name`.
     """
     preset = PRESETS.get(spec)
     if preset is None:
@@ -166,33 +156,30 @@ def hub_preset(config: CorpusConfig, spec: str) -> Preset:
     return preset._replace(
         subset=config.subset or preset.subset,
         column=preset.column if config.column == "text" else config.column,
-        licence=config.licence or preset.licence,
+        license=config.license or preset.license,
     )
 
 
 def hub_documents(config: CorpusConfig, spec: str, seed: int) -> Iterator[Document]:
     """Rows of the data set's `train` split, streamed; shuffled through a buffer when `config.max_bytes` is set.
 
-    Raises:
-        CorpusError: the data set cannot be reached, or the column is missing or not text.
+    Raises CorpusError when the data set cannot be reached, or the column is missing or not text.
     """
     from datasets import load_dataset
 
-    dataset, subset, column, keep, licence = hub_preset(config, spec)
-    folder = subset if subset and "/" in subset else None
-    name = None if folder else subset
+    dataset, subset, column, keep, license = hub_preset(config, spec)
+    name, folder = (None, subset) if subset and "/" in subset else (subset, None)
+    options = {"name": name, "data_dir": folder, "split": "train", "revision": config.revision, "streaming": True}
     try:
-        rows: Any = load_dataset(
-            dataset, name=name, data_dir=folder, split="train", revision=config.revision, streaming=True
-        )
+        rows: Any = load_dataset(dataset, **options)
         if config.max_bytes is not None:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLED_ROWS)
         for number, row in enumerate(rows):
             if not all(low <= row.get(key, low) <= high for key, (low, high) in keep.items()):
                 continue
-            document = _document(row, column, f"hub:{spec}, row {number}", dataset, licence)
+            document = _document(row, column, f"hub:{spec}, row {number}", dataset, license)
             if stated := row.get("max_stars_repo_licenses"):
-                document = document._replace(licence=" AND ".join(map(str, stated)))
+                document = document._replace(license=" AND ".join(map(str, stated)))
             if repository := row.get("max_stars_repo_name"):
                 document = document._replace(source=f"{dataset}/{repository}")
             yield document
@@ -236,14 +223,12 @@ def _resolve(spec: str, root: Path) -> Path:
     variables |= {name: value for name, value in os.environ.items() if value}
     try:
         spelled_out = _VARIABLE.sub(lambda match: variables[match[1] or match[2]], spec)
-    except KeyError as error:
-        name = error.args[0]
-        raise CorpusError(
-            f"local:{spec}: environment variable {name} is not set; export {name}=FOLDER or write the path out"
-        ) from None
-    try:
         path = (root / Path(spelled_out).expanduser()).resolve()
         exists = path.exists()
+    except KeyError as error:
+        name = error.args[0]
+        reason = f"environment variable {name} is not set; export {name}=FOLDER or write the path out"
+        raise CorpusError(f"local:{spec}: {reason}") from None
     except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a loop of links, a null character
         raise CorpusError(f"local:{spec}: this path cannot be followed ({error}); correct it") from error
     if not exists:
@@ -272,31 +257,25 @@ def _files(path: Path) -> list[Path]:
 
 def _documents(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
     """Documents of one file; an error of the file's content or of the disk names the file."""
-    broken = "zstandard" if file.suffix.lower() == ".zst" else "Parquet"
+    suffix = file.suffix.lower()
     try:
-        if file.suffix.lower() == ".parquet":
-            yield from _parquet(file, name, config)
-        elif _is_record(file):
-            yield from _json_lines(file, name, config)
+        if _is_record(file):
+            records = _parquet_rows(file, config.column) if suffix == ".parquet" else _json_lines(file)
+            for place, record in records:
+                yield _document(record, config.column, f"{file}, {place}", name, config.license)
         else:
-            yield from (Document(text, name, config.licence or "unknown") for text in _pieces(_text(file)))
+            text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+            yield from (Document(piece, name, config.license or "unknown") for piece in _pieces(text))
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.strerror and error.errno:
+        if isinstance(error, UnicodeDecodeError) and not _is_record(file):
+            byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+            reason = f"{byte} is not UTF-8; save the file as UTF-8 or move it out of the corpus"
+        elif isinstance(error, OSError) and error.strerror and error.errno:
             reason = f"cannot be read ({error.strerror}); check the file and its permissions"
         else:
+            broken = "zstandard" if suffix == ".zst" else "Parquet"
             reason = f"broken {broken} ({str(error).splitlines()[0]}); fetch or write the file again"
         raise CorpusError(f"{file}: {reason}") from error
-
-
-def _text(file: Path) -> str:
-    """Content of a text file, without a byte order mark, lines ended by a line feed."""
-    try:
-        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{file}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8; save the file as UTF-8 or "
-            f"move it out of the corpus"
-        ) from None
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -310,7 +289,7 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _json_lines(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a plain or zstandard file; a compressed one that was cut short is an error, not an early end."""
     compression = "zstd" if file.suffix.lower() == ".zst" else None
     with io.BufferedReader(pa.input_stream(str(file), compression=compression), 2**20) as lines:
@@ -332,43 +311,42 @@ def _json_lines(file: Path, name: str, config: CorpusConfig) -> Iterator[Documen
                 raise CorpusError(f"{place}: broken JSON ({reason}); repair or delete that line") from None
             if not isinstance(record, dict):
                 raise CorpusError(f'{place}: {type(record).__name__} instead of an object such as {{"text": "..."}}')
-            yield _document(record, config.column, place, name, config.licence)
+            yield f"line {number}", record
 
 
-def _parquet(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
+def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
     with pq.ParquetFile(file) as table:
         columns = table.schema_arrow.names
-        if config.column not in columns:
-            _document(dict.fromkeys(columns), config.column, str(file), name, None)
-        wanted = [column for column in (config.column, "source", "licence", "license") if column in columns]
-        row = 0
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-            for record in batch.to_pylist():
-                row += 1
-                yield _document(record, config.column, f"{file}, row {row}", name, config.licence)
+        if column not in columns:
+            raise _no_column(column, columns, str(file))
+        wanted = [name for name in (column, "source", "licence", "license") if name in columns]
+        batches = table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted)
+        records = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((f"row {row}", record) for row, record in enumerate(records, start=1))
 
 
-def _document(record: Mapping[str, object], column: str, place: str, source: str, licence: str | None) -> Document:
-    """Document of a row or JSON object; its `source` and `licence` (or `license`) win over those given."""
+def _document(record: Mapping[str, Any], column: str, place: str, source: str, license: str | None) -> Document:
+    """Document of a row or JSON object; its `source` and `license` (or `licence`) win over those given."""
     if column not in record:
-        names = ", ".join(map(str, record)) or "none"
-        raise CorpusError(f'{place}: no column "{column}" (it has {names}); set column = "..." in the corpus')
-    text = record[column]
+        raise _no_column(column, record, place)
+    text, stated = record[column], (record.get("source"), record.get("licence") or record.get("license"))
     if not isinstance(text, str):
         raise CorpusError(
             f'{place}: column "{column}" is {type(text).__name__}, not text; set column = "..." in the corpus or '
             f"drop that record"
         )
-    own_source, own_licence = record.get("source"), record.get("licence") or record.get("license")
+    given = source, license or "unknown"
     document = Document(
-        text,
-        own_source if isinstance(own_source, str) and own_source else source,
-        own_licence if isinstance(own_licence, str) and own_licence else licence or "unknown",
+        text, *(own if isinstance(own, str) and own else other for own, other in zip(stated, given, strict=True))
     )
-    for value in document:
-        try:
+    try:
+        for value in document:
             value.encode()
-        except UnicodeEncodeError as error:
-            reason = f"character {error.start} is half a surrogate pair"
-            raise CorpusError(f"{place}: {reason}; repair that record") from None
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"{place}: character {error.start} is half a surrogate pair; repair that record") from None
     return document
+
+
+def _no_column(column: str, columns: Iterable[object], place: str) -> CorpusError:
+    names = ", ".join(map(str, columns)) or "none"
+    return CorpusError(f'{place}: no column "{column}" (it has {names}); set column = "..." in the corpus')

@@ -30,26 +30,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Any text survives encoding and decoding. Digits are tokens of their own, no space is put in front, nothing is added
     at either end; `<|endoftext|>` (id 0) is the only special token: end, beginning and padding at once.
-
-    Raises:
-        ValueError: there is no text, or `vocab_size` does not hold the 256 bytes and the special token.
+    Raises ValueError for no text, and a `vocab_size` that does not hold the 256 bytes and the special token.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size <= len(alphabet):
-        raise ValueError(
-            f"vocab_size={vocab_size} is less than the {len(alphabet)} bytes and one special token; raise it"
-        )
+        raise ValueError(f"vocab_size={vocab_size} is less than {len(alphabet)} bytes and one special token; raise it")
     texts = iter(texts)
     first = next(texts, None)
     if first is None:
         raise ValueError("no text to train a tokenizer on; give the start model a corpus that holds documents")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
@@ -69,23 +62,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
     """Tokenizer of a local folder or hub id; code that it ships is run only with `trust_remote_code`.
 
-    Raises:
-        ValueError: it cannot be loaded, needs its shipped code, is not of the fast kind, or has no end-of-text token.
+    Raises ValueError where it cannot be loaded, needs that code, is not of the fast kind, or has no end-of-text token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
-            raise ValueError(
-                f"tokenizer {name}: it ships code, which is not run; read that code, then set "
-                f"trust_remote_code = true for the model in the study"
-            ) from error
-        raise ValueError(
-            f"tokenizer {name}: cannot be loaded ({reason}); check the folder, or id and network"
-        ) from error
+            reason = (
+                "it ships code, which is not run; read that code, then set trust_remote_code = true for the model in "
+                "the study"
+            )
+        raise ValueError(f"tokenizer {name}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
     if tokenizer.eos_token_id is None:
@@ -98,12 +88,8 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    content = [
-        sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])),
-        merges,
-        sorted(special.items()),
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps([vocabulary, merges, sorted(special.items())]).encode()).hexdigest()
 
 
 def _prefix(texts: Iterable[str], characters: int) -> Iterator[str]:

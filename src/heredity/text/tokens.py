@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -23,18 +23,12 @@ _FEISTEL_ROUNDS = 6
 class PackedTokens:
     """Documents one after the other, each closed by the end-of-text token."""
 
-    tokens: np.ndarray
-    """uint16 or uint32 [tokens], memory-mapped."""
-    documents: np.ndarray
-    """int64 [documents + 1]: start of each document, and the end of the last."""
+    tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
+    documents: np.ndarray  # int64 [documents + 1]: start of each document, and the end of the last
 
     @classmethod
     def open(cls, path: Path) -> PackedTokens:
-        """What `pack` wrote into the folder `path`.
-
-        Raises:
-            ValueError: a file is missing or broken, or the two do not belong together.
-        """
+        """What `pack` wrote into a folder. ValueError for a missing or broken file, or two that differ in length."""
         try:
             tokens = np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False)
             documents = np.load(path / "documents.npy", allow_pickle=False)
@@ -49,21 +43,13 @@ class PackedTokens:
         return len(self.tokens) // context_size
 
     def block(self, i: int, context_size: int) -> np.ndarray:
-        """Block `i`, [context_size], of the tokens' own type.
-
-        Raises:
-            IndexError: there is no such block.
-        """
+        """Block `i`, [context_size], of the type of `tokens`. IndexError where there is no such block."""
         if not 0 <= i < self.n_blocks(context_size):
             raise IndexError(f"block {i} of {self.n_blocks(context_size)} blocks of {context_size} tokens")
         return self.tokens[i * context_size : (i + 1) * context_size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
-        """Occurrences of each token, int64 [vocab_size].
-
-        Raises:
-            ValueError: a token id is not below `vocab_size`.
-        """
+        """Occurrences of each token, int64 [vocab_size]. ValueError for a token id that is not below `vocab_size`."""
         total = np.zeros(vocab_size, dtype=np.int64)
         for start in range(0, len(self.tokens), 2**24):
             counts = np.bincount(self.tokens[start : start + 2**24], minlength=vocab_size)
@@ -73,19 +59,11 @@ class PackedTokens:
         return total
 
 
-def pack(
-    texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerFast,
-    path: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> PackedTokens:
+def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -> PackedTokens:
     """Encode documents into the folder `path`: `tokens.npy` and `documents.npy`, both streamed.
 
     A document is followed by the end-of-text token, which stands nowhere else: the same string inside a text is encoded
-    as ordinary text. `progress` gets (documents so far, 0).
-
-    Raises:
-        ValueError: the tokenizer has no end-of-text token.
+    as ordinary text. ValueError for a tokenizer without end-of-text token.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
@@ -98,18 +76,20 @@ def pack(
     lengths: list[int] = []
     path.mkdir(parents=True, exist_ok=True)
     with (path / "tokens.npy").open("wb") as file:
-        body = _write_header(file, dtype, 0)
+
+        def write_header(count: int) -> None:
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(file, header)  # of one length for any count: numpy reserves 21 digits
+
+        write_header(0)
         for batch in _batches(texts):
             for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
                 ids = encoding.ids
                 ids.append(eos)
                 lengths.append(len(ids))
                 file.write(np.array(ids, dtype).tobytes())
-            if progress:
-                progress(len(lengths), 0)
         file.seek(0)
-        if _write_header(file, dtype, sum(lengths)) != body:
-            raise RuntimeError("numpy wrote a header of another length")  # it reserves room for 21 digits
+        write_header(sum(lengths))
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
     return PackedTokens.open(path)
 
@@ -122,41 +102,27 @@ class BlockSampler:
     pass has another order.
     """
 
-    names: tuple[str, ...]
-    """Corpora, in the order of `packs`; `origin` counts in it."""
-    blocks_per_pass: int
-    """Blocks of all corpora together."""
-
     def __init__(
-        self,
-        packs: Mapping[str, PackedTokens],
-        context_size: int,
-        seed: int,
-        shares: Mapping[str, float] | None = None,
+        self, packs: Mapping[str, PackedTokens], context_size: int, seed: int, shares: Mapping[str, float] | None = None
     ) -> None:
         """Without `shares`, a pass is one permutation of the union of all blocks, so that corpora count by their size.
 
         With them, each 10,000 positions hold every corpus in its share (to the nearest 1/10,000; shares are taken
         relative to their sum) at random places, and each corpus goes through passes of its own.
-
-        Raises:
-            ValueError: no corpus, one without a whole block, or shares that do not belong to the corpora.
+        Raises ValueError for no corpus, one without a whole block, or shares that do not belong to the corpora.
         """
         if not packs:
             raise ValueError("no corpus to take blocks from; name at least one")
-        self.names = tuple(packs)
+        self.names = tuple(packs)  # corpora, in the order that `origin` counts in
         self._packs = tuple(packs.values())
-        self.context_size = context_size
-        self._seed = seed
+        self.context_size, self._seed = context_size, seed
         self._blocks = np.array([pack.n_blocks(context_size) for pack in self._packs], dtype=np.int64)
         for name, pack, count in zip(self.names, self._packs, self._blocks, strict=True):
             if not count:
-                raise ValueError(
-                    f"corpus {name}: {len(pack.tokens)} tokens do not fill one block of context_size={context_size}; "
-                    f"lower context_size or add text"
-                )
+                tokens = f"{len(pack.tokens)} tokens do not fill one block of context_size={context_size}"
+                raise ValueError(f"corpus {name}: {tokens}; lower context_size or add text")
         self._starts = np.concatenate([[0], np.cumsum(self._blocks)])
-        self.blocks_per_pass = int(self._starts[-1])
+        self.blocks_per_pass = int(self._starts[-1])  # blocks of all corpora together
         self._round: tuple[int, np.ndarray, np.ndarray] | None = None  # the last one drawn; a memo, no state
         self._quotas = None if shares is None else _quotas(self.names, shares)
 
@@ -174,10 +140,7 @@ class BlockSampler:
     def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Corpus index of the blocks at positions start..stop-1, and their first token in its pack.
 
-        Both are int64 [stop - start].
-
-        Raises:
-            ValueError: the range is negative or turned around.
+        Both are int64 [stop - start]. ValueError for a range that is negative or turned around.
         """
         if not 0 <= start <= stop:
             raise ValueError(f"blocks {start} to {stop} are no range; give 0 <= start <= stop")
@@ -232,16 +195,23 @@ class BlockSampler:
         return corpora, ranks
 
 
+def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
+    """The first blocks of an order, int64 [blocks, context], without repeats of a corpus that is short.
+
+    As many blocks as hold `tokens` (rounded up), at most one pass, less the repeats.
+    """
+    count = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
+    _, first = np.unique(np.stack(sampler.origin(0, count)), axis=1, return_index=True)
+    return sampler.take(0, count)[np.sort(first)]
+
+
 def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Values at `places` of a random permutation of 0..size-1 picked by `key`, int64 of the shape of `places`.
 
     Nothing but these values is computed or stored. A balanced Feistel network over the smallest even number of bits
     that holds `size`; values that fall outside are sent through again until they fall inside (cycle walking; Black and
     Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of SplitMix64. The
-    result is the same on every machine and version.
-
-    Raises:
-        ValueError: a place is outside 0..size-1.
+    result is the same on every machine and version. ValueError for a place outside 0..size-1.
     """
     values = np.asarray(places, dtype=np.int64)
     if values.size and not (values.min() >= 0 and values.max() < size):
@@ -278,9 +248,7 @@ def _quotas(names: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:
     short = _ROUND - int(quotas.sum())
     quotas[np.argsort(quotas - exact, kind="stable")[:short]] += 1
     if not quotas.all():
-        raise ValueError(
-            f"share of {names[int(quotas.argmin())]} is below 1/{_ROUND} of the whole; raise it or drop it"
-        )
+        raise ValueError(f"share of {names[int(quotas.argmin())]} is below 1/{_ROUND} of the whole; raise or drop it")
     return quotas
 
 
@@ -295,20 +263,3 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, count: int) -> int:
-    """Write the .npy header of a one-dimensional array; returns where the content starts."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.tell()
-
-
-def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
-    """The first blocks of an order, int64 [blocks, context], without repeats of a corpus that is short.
-
-    As many blocks as hold `tokens` (rounded up), at most one pass, less the repeats.
-    """
-    count = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
-    _, first = np.unique(np.stack(sampler.origin(0, count)), axis=1, return_index=True)
-    return sampler.take(0, count)[np.sort(first)]

@@ -9,16 +9,22 @@ function findings() {
   const names = [...new Set(mine.map((one) => one.about))];
   // the last child first: what the whole study leads up to; what is no model after that
   const models = GRAPH.map((node) => node.name).filter((name) => names.includes(name)).reverse();
-  const blocks = [...models, ...names.filter((name) => !NODE[name])].map((name) => {
+  const lines = (rows) => h("dl", null, rows.map((one, place) => [
+    h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || one.question),
+    h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))]));
+  const more = (title, parts) => (parts.length ? h("details", null, h("summary", null, title), parts) : null);
+  const block = (name) => {
     const rows = mine.filter((one) => one.about === name).sort((a, b) => rank(a) - rank(b));
+    const first = rows.filter((one) => one.question in QUESTIONS);
+    const rest = rows.filter((one) => !(one.question in QUESTIONS));
     const node = NODE[name];
     const made = node?.parents.length
       ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
     return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made),
-      h("dl", null, rows.map((one, place) => [
-        h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || one.question),
-        h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))])));
-  });
+      first.length ? [lines(first), more("More", rest.length ? [lines(rest)] : [])] : lines(rest));
+  };
+  const others = names.filter((name) => !NODE[name]).map(block);
+  const blocks = models.length ? [...models.map(block), more("Along edges and stitches", others)] : others;
   const notes = h("div", { class: "warning", role: "note" }, h("b", null, "Before relying on these figures"),
     h("ul", null, DATA.notes.map((text) => h("li", null, bound(text)))));
   return [blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."),

@@ -1,0 +1,83 @@
+"""Threads follow the processors that are free, and waiting ones sleep."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heredity.kernels.processors import default_workers, free_processors, processors, share_processors
+
+VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Sets the processors of the machine, those of this process, the load of a minute and what runs right now."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def pretend(count: int, allowed: int, load: float, running: int) -> None:
+        monkeypatch.setattr(os, "cpu_count", lambda: count)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load), raising=False)
+        monkeypatch.setattr(Path, "read_text", lambda _: f"{load} {load} {load} {running}/300 4711\n")
+        monkeypatch.setattr(Path, "glob", lambda *_: [])
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("count", "allowed", "load", "running", "free"),
+    [
+        (8, 8, 0.2, 1, 8),
+        (8, 8, 3.0, 4, 5),
+        (8, 8, 30.0, 41, 1),
+        (8, 8, 6.0, 1, 8),  # work that has just ended
+        (8, 8, 0.0, 9, 8),  # a moment's crowd
+        (64, 4, 50.0, 51, 4),  # others have 60 processors of their own
+        (64, 4, 62.0, 63, 2),
+    ],
+)
+def test_processors_are_free_unless_busy_for_a_minute_and_now(machine, count, allowed, load, running, free):
+    machine(count, allowed, load, running)
+    assert (free_processors(), processors()) == (free, allowed)
+    assert default_workers() == free
+
+
+@pytest.mark.parametrize(("running", "threads"), [(1, None), (3, "2")])
+def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machine, running, threads):
+    machine(4, 4, float(running), running)
+    share_processors()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+
+
+def test_variables_that_are_set_stay(machine, monkeypatch: pytest.MonkeyPatch):
+    machine(4, 4, 3.0, 4)
+    for name, value in zip(VARIABLES, ("ACTIVE", "4", "3", "7"), strict=True):
+        monkeypatch.setenv(name, value)
+    share_processors()
+    assert [os.environ[name] for name in VARIABLES] == ["ACTIVE", "4", "3", "7"]
+    assert default_workers() == 7
+
+
+def test_the_command_line_sets_them_before_torch_loads():
+    code = """
+import os, sys
+from heredity import cli
+cli.app = lambda: print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+cli.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert made.stdout == "PASSIVE False\n", made.stderr
+
+
+def test_counting_processors_loads_nothing_large():
+    code = "import sys, heredity.kernels.processors; print({'numpy', 'numba', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
