@@ -16,7 +16,8 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["metrics", "lm.hooks", "kernels", "lm.merge"],
+    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge"],
+    ["format"],
     ["engine.workers"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
@@ -30,8 +31,6 @@ ROOMS = [
     ["sae", "features.collect"],
     ["features"],
     ["explain", "synthetic", "stitch"],
-    ["tables"],
-    ["format"],
     ["engine"],
     ["analyses"],
     ["results", "two_models"],

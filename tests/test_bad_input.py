@@ -235,7 +235,7 @@ CASES = [
     Case("unknown hook point", study(set_("hook_point", "blocks.0.mlp.hook_past")), "hook_post"),
     Case("bad --set", lambda p: [*study(same)(p), "--set", "sae.tokens"], "must look like sae.tokens=1000000"),
     Case("unknown stage", lambda p: [*study(same)(p), "--until", "nonsense"], "no such stage"),
-    Case("huge batches", study(huge_batches), "262,144 vectors a batch"),
+    Case("huge batches", study(huge_batches), "262,144 vectors per batch"),
     Case("unknown activation", study(set_("sae.activation", "gated")), "'batchtopk' or 'jumprelu'"),
     Case("t without effect", study(set_("model.both.merge", TIES_WITH_T)), "t=0.5 has no effect on ties with weights"),
     Case("slerp with weights", study(set_("model.both.merge.weights", [1, 2])), "slerp has no weights; give t"),

@@ -56,7 +56,7 @@ def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(c
 
 
 def test_the_help_of_an_option_is_that_of_its_setting():
-    assert setting(LineageConfig, "tokens") == "Aligned token positions of an edge."
+    assert setting(LineageConfig, "tokens") == "Aligned token positions per edge."
     assert setting(LineageConfig, "threshold", "; default: chosen").endswith("persists; default: chosen.")
 
 

@@ -67,7 +67,9 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
         "tokens": tokens,
         "acts": {model: artifacts.acts_artifact(folder / f"acts-{model}", own) for model, own in acts.items()},
         "match": {
-            edge.name: artifacts.match_artifact(folder / edge.slug, edge, acts[edge.parent], acts[edge.child], 0.7)
+            edge.name: artifacts.match_artifact(
+                folder / edge.name.replace("->", "+"), edge, acts[edge.parent], acts[edge.child], 0.7
+            )
             for edge in study.edges
         },
     }

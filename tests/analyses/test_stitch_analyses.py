@@ -16,7 +16,6 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-from heredity import metrics
 from heredity.analyses import Pipeline, statements_of, table_of
 from heredity.analyses.analysis import Need, seed_of
 from heredity.analyses.feature_transfer import prose_corpus, quantiles
@@ -31,6 +30,7 @@ from heredity.engine.workers import Here
 from heredity.features.correlate import rank_correlation
 from heredity.features.fates import RARE_FIRINGS
 from heredity.lm.hooks import capture
+from heredity.metrics import Variance
 from heredity.sae.evaluate import quality
 from heredity.sae.formats import read_sae
 from heredity.sae.model import new_sae
@@ -662,9 +662,11 @@ def test_lineage_by_maps_is_that_of_a_plain_computation(world: World, tmp_path):
         expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
         assert len(live) > 30
         np.testing.assert_allclose(column[f"{arm}_r"][live], expected, atol=1e-4)
-        explained = metrics.explained_variance(y, reader(y))
+        explained = Variance().update(y, reader(y)).result().explained_variance
         assert arms[arm]["explained_variance"] == pytest.approx(explained, abs=1e-4)
-    assert edge["explained_variance"] == pytest.approx(metrics.explained_variance(x, sae(x)), abs=1e-4)
+    assert edge["explained_variance"] == pytest.approx(
+        Variance().update(x, sae(x)).result().explained_variance, abs=1e-4
+    )
     best = read_matches(work.inputs["match"]).parent_r[:, 0]
     np.testing.assert_array_equal(column["matched_r"], best)
     assert edge["threshold"] == edge_row(work.inputs["match"])["threshold"]

@@ -47,7 +47,7 @@ def lineage(folder: Path) -> dict[str, Any]:
     ids, documents = blocks_of(packs)
     match = {
         edge.name: artifacts.match_artifact(
-            folder / edge.slug, edge, acts[edge.parent], acts[edge.child], None,
+            folder / edge.name.replace("->", "+"), edge, acts[edge.parent], acts[edge.child], None,
             spare=[acts["control"]] if edge.parent == "base" else [], documents=documents, ids=ids.ravel(),
         )
         for edge in EDGES

@@ -168,8 +168,8 @@ def prove(
                 if progress:
                     progress(len(tables["planted_worlds"]), total)
     trained = total - rate_seeds
-    rates = _rates(rate_seeds, lambda done: progress(trained + done, total) if progress else None)
-    return means(tables) | tables | {"planted_rates": rates}
+    of_errors = rates(rate_seeds, lambda done: progress(trained + done, total) if progress else None)
+    return means(tables) | tables | {"planted_rates": of_errors}
 
 
 def _judged(condition: Condition, init: Init, tokens: int, seed: int) -> dict[str, list[Row]]:
@@ -280,7 +280,7 @@ def _finite(row: Row) -> Row:
     return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
 
-def _rates(seeds: int, progress: Callable[[int], None]) -> list[Row]:
+def rates(seeds: int, progress: Callable[[int], None] = lambda seed: None) -> list[Row]:
     """False discoveries and coverage over worlds of noisy codes.
 
     The true r of kept features lie anywhere between 0 and 1; they are those of a sample twenty times as long. Rates
