@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,16 +32,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if picked else min(cores, _MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what a fixture makes run on one worker, so that it is made once."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        definitions: Any = getattr(item, "_fixtureinfo").name2fixturedefs if names else {}  # noqa: B009
-        study = next((name for name in STUDIES if name in names), None)
-        shared = any(definitions[name][-1].scope == "module" for name in names if name in definitions)
-        if study or shared:
-            item.add_marker(pytest.mark.xdist_group(study or item.nodeid.partition("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to workers whole, and those that use one of the studies all to the same, so that it is run once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByStudy(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(config.rootpath / nodeid.partition("::")[0])
+
+    return ByStudy(config, log)
+
+
+@cache
+def _scope(file: Path) -> str:
+    """The study that a file of tests names as an argument, or the file itself."""
+    text = file.read_text(encoding="utf-8")
+    names = [name for name in STUDIES if re.search(rf"^def \w+\((.*, )?{name}\b", text, re.MULTILINE)]
+    return next((name for name in names if f"\ndef {name}(" not in text), str(file))
 
 
 class Done(NamedTuple):
@@ -64,20 +75,25 @@ class Done(NamedTuple):
 @pytest.fixture(scope="session")
 def lineage(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Four models, three instruments, all analyses of a lineage."""
-    return _done(tmp_path_factory.mktemp("lineage"), "lineage_values")
+    import tiny
+
+    return _done(tmp_path_factory.mktemp("lineage"), tiny.lineage_values)
 
 
 @pytest.fixture(scope="session")
 def stitch(tmp_path_factory: pytest.TempPathFactory) -> Done:
     """Models joined by affine maps."""
-    return _done(tmp_path_factory.mktemp("stitch"), "stitch_values")
+    pytest.importorskip("sklearn")
+    import stitches
+
+    return _done(tmp_path_factory.mktemp("stitch"), stitches.stitch_values)
 
 
-def _done(folder: Path, values: str) -> Done:
-    """Write the study `s.toml` and run it into `runs`. values: function of `tiny`."""
+def _done(folder: Path, values: Callable[[Path], dict[str, Any]]) -> Done:
+    """Write the study `s.toml` and run it into `runs`. values: writes its corpora into a folder and returns it."""
     import tiny
     from heredity.results import open as open_run
 
-    path = tiny.toml(getattr(tiny, values)(folder), folder / "s.toml")
+    path = tiny.toml(values(folder), folder / "s.toml")
     tiny.run_study(path, folder / "runs")
     return Done(path, folder / "runs", open_run(folder / "runs" / "s"))

@@ -16,8 +16,7 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-import tiny
-from heredity.analyses import Pipeline, read_tables, statements_of, table_of
+from heredity.analyses import Pipeline, statements_of, table_of
 from heredity.analyses.analysis import Need, seed_of
 from heredity.analyses.feature_transfer import prose_corpus, quantiles
 from heredity.analyses.match import edge_row, read_matches
@@ -42,66 +41,16 @@ from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
 from heredity.stitch.steer import transfer_gap
 from heredity.stitch.transfer import transfer_sae
 from heredity.study import Study, StudyError, load_study
+from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
+from tiny import command
 
 pytest.importorskip("sklearn")
-HOOK, TARGET_HOOK = "blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"
-WIDTH, K, CONTEXT, SEEN = 128, 8, 16, 3_000
 STEPS = -(-60_000 // 256)
-CORPORA = ("code", "words", "sums")
 KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "probes", "steering", "feature_transfer"}
-STARTS = ["random", "transferred", "repaired", "geometry"]
-SIZES = (1, 2, 5)
 SPARSE = {"source", "unchanged", "refitted", "native", "random"}
 DENSE = {"dense_source": 32, "dense_unchanged": 32, "dense_native": 48}
 STEERED = ("none", "native", "carried", "random")
 Row = Mapping[str, Any]
-
-
-def values(folder: Path, **pair: Any) -> dict[str, Any]:
-    """A small and a large model, a child of the small one, and stitches `pair`, `late`, `along` and `elsewhere`."""
-    made = tiny.study_values(folder)
-    small = {"batch_size": 8, "context_size": 32, "lr": 5e-3, "precision": "float32", "tokens": 20_000}
-    small |= {"d_mlp": 32, "n_heads": 4, "corpora": list(CORPORA)}
-    child = {"parent": "small", "corpora": ["stories"], "batch_size": 8, "context_size": 32, "lr": 5e-3}
-    made["model"] = {
-        "small": {"train": {"d_model": 32, "n_layers": 2, **small}},
-        "large": {"train": {"d_model": 48, "n_layers": 3, **small}},
-        "child": child | {"precision": "float32", "tokens": 8_000},
-    }
-    made["corpus"] = {name: made["corpus"][name] | {"validation": 0.3} for name in (*CORPORA, "stories")}
-    for name in ("code", "words"):
-        del made["corpus"][name]["share"]
-    made |= {"hook_point": HOOK, "case": {}, "lineage": {"tokens": 4_000}}
-    made["sae"] |= {"tokens": 60_000, "lr": 1e-3, "init": "joint"}
-    bare = {"arms": [], "probes": {"tasks": []}, "steering": {"prompts": 0}, "features": {"tokens": 0}}
-    bare |= {"source": "small", "target": "large", "target_hook_point": HOOK, "widths": [WIDTH]}
-    bare |= {"tokens": 6_000, "held_out": 2_000, "context_size": CONTEXT, "evaluation": 1_500, "adam": {"epochs": 0}}
-    full = {
-        "target_hook_point": TARGET_HOOK,
-        "tokens": 20_000,
-        "arms": STARTS,
-        "thresholds": [0.5, 0.9999],
-        "adam": {"epochs": 2, "lr": 1e-2, "batch_tokens": 512},
-        "probes": {"tasks": ["origin", "kind", "test"], "texts": 40, "sizes": [*SIZES, 129], "context_size": 24},
-        "steering": {"prompts": 6, "prompt_tokens": 5, "max_tokens": 8, "vectors": 500},
-        "features": {"tokens": SEEN, "prompts": 20, "rewrites": 2, "functional": 2},
-    }
-    stitches = {
-        "pair": bare | full | pair,
-        "late": bare | {"source_hook_point": "blocks.1.hook_resid_post", "widths": [64]}
-        | {"features": full["features"] | {"corpus": "words", "tokens": 500}},
-        "along": bare | {"target": "child"},
-        "elsewhere": bare | {"target": "child", "target_hook_point": "blocks.0.hook_resid_pre"},
-    }  # fmt: skip
-    return made | {"stitch": stitches}
-
-
-def hub(folder: Path, text: str = "body") -> dict[str, Any]:
-    """A local data set with labels of its own."""
-    (folder / "topics").mkdir(exist_ok=True)
-    rows = [{"body": f"the cat {i} " + ("sat on = " if i % 2 else "ran; ") * 4, "topic": i % 2} for i in range(60)]
-    (folder / "topics" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"topics": {"dataset": "topics", "text": text, "label": "topic"}}
 
 
 class World(NamedTuple):
@@ -134,23 +83,17 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    folder = tmp_path_factory.mktemp("stitches")
-    made = values(folder)
-    made["stitch"]["pair"]["probes"]["hub"] = hub(folder)
-    study = Study.of(made, name="tiny", root=folder)
-    pipeline, store = Pipeline(study), Store(folder / "runs")
-    wanted = [label for label, stage in pipeline.stages.items() if stage.kind in KINDS | {"lineage_by_maps"}]
-    artifacts = run(pipeline.closure(wanted), store)
-    tables = {name: table.to_pylist() for name, table in read_tables(artifacts).items()}
-    return World(study, pipeline, store, artifacts, tables)
+def world(stitch) -> World:
+    run = stitch.run
+    tables = {name: table.to_pylist() for name, table in run.tables.items()}
+    return World(run.study, run.pipeline, Store(run.folder), run.artifacts, tables)
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
 def keys(folder: Path, **pair: Any) -> dict[str, str]:
-    stages = Pipeline(Study.of(values(folder, **pair), name="tiny", root=folder)).stages
+    stages = Pipeline(Study.of(values(folder, **pair), name="s", root=folder)).stages
     return {label: stage.key for label, stage in stages.items() if stage.kind in KINDS | {"lineage_by_maps"}}
 
 
@@ -211,7 +154,7 @@ def test_every_stage_is_estimated(world: World, tmp_path):
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, changes, message):
     with pytest.raises(StudyError, match=message):
-        Pipeline(Study.of(values(tmp_path, **changes), name="tiny", root=tmp_path))
+        Pipeline(Study.of(values(tmp_path, **changes), name="s", root=tmp_path))
 
 
 def test_scikit_learn_is_required_before_anything_runs(tmp_path, monkeypatch):
@@ -517,9 +460,9 @@ def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: 
 def test_a_set_that_cannot_be_read_is_an_error_by_its_name(world: World, tmp_path):
     made = values(world.study.root)
     made["stitch"]["pair"]["probes"]["hub"] = hub(world.study.root, text="no_such")
-    stage = Pipeline(Study.of(made, name="tiny", root=world.study.root)).stages["probes/pair@topics"]
+    stage = Pipeline(Study.of(made, name="s", root=world.study.root)).stages["probes/pair@topics"]
     work = Work(tmp_path, inputs_of(stage, world.store), stage.config, lambda *_: None, Here())
-    with pytest.raises(StudyError, match=r"tiny: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
+    with pytest.raises(StudyError, match=r"s: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
         stage.make(work)
 
 
@@ -568,7 +511,7 @@ def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
 def test_one_corpus_leaves_nothing_to_steer_between(world: World, tmp_path):
     made = values(world.study.root)
     made["model"]["large"]["train"]["corpora"] = ["words"]
-    pipeline = Pipeline(Study.of(made, name="tiny", root=world.study.root))
+    pipeline = Pipeline(Study.of(made, name="s", root=world.study.root))
     work = world.work("steering/pair", tmp_path)
     pipeline.stages["steering/pair"].make(work)
     judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
@@ -578,8 +521,8 @@ def test_one_corpus_leaves_nothing_to_steer_between(world: World, tmp_path):
 
 def test_a_text_longer_than_the_models_context_is_an_error_by_its_place(world: World, tmp_path):
     made = values(world.study.root, steering={"prompts": 6, "prompt_tokens": 5, "max_tokens": 2045, "vectors": 500})
-    stage = Pipeline(Study.of(made, name="tiny", root=world.study.root)).stages["steering/pair"]
-    with pytest.raises(StudyError, match=r"tiny: stitch.pair.steering: small to code: .*; lower max_tokens"):
+    stage = Pipeline(Study.of(made, name="s", root=world.study.root)).stages["steering/pair"]
+    with pytest.raises(StudyError, match=r"s: stitch.pair.steering: small to code: .*; lower max_tokens"):
         stage.make(world.work("steering/pair", tmp_path))
 
 
@@ -753,3 +696,20 @@ def test_every_question_about_a_stitch_has_a_finding(world: World):
     )
     fvu = world.row("sae_transfer", variant="transferred")["fvu"]
     assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_stitches_is_summarized_exported_and_drawn(stitch, tmp_path):
+    asked = (stitch.path, "--runs", stitch.runs)
+    summary = json.loads((stitch.run.folder / "summary.json").read_text())
+    assert "stitch_maps" in summary["tables"] and set(summary["tables"]) == set(stitch.run.tables)
+    texts = [statement.text for statement in stitch.run.statements if statement.question != "note"]
+    assert [row["text"] for row in summary["statements"]] == texts
+    files = json.loads(command("export", *asked, "-o", tmp_path, "--json").stdout)["files"]
+    assert {Path(file).stem for file in files} >= set(stitch.run.tables)
+    page = (stitch.run.folder / "report.html").read_text()
+    assert 'src="http' not in page and "pair" in page and len(page) < 5_000_000
+    result = command("stitch", *asked)
+    assert "pair" in result.stdout and not [line for line in result.stderr.splitlines() if line.endswith(" s")]
