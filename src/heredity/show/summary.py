@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,11 @@ def declared(name: str, recorded: Mapping[str, Any]) -> Table:
 
 def write(run: Run) -> dict[str, Any]:
     """Write `summary.json` into the run's folder, whole or not at all."""
-    summary = summarize(run)
-    write_json(run.folder / SUMMARY, summary)
+    summary, path = summarize(run), run.folder / SUMMARY
+    if "torch" not in sys.modules and path.is_file():  # nothing was computed now: the machine is that of before
+        with suppress(ValueError):
+            summary["machine"] = read(path)["machine"]
+    write_json(path, summary)
     return summary
 
 
