@@ -68,7 +68,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str,
         "acts": {model: artifacts.acts_artifact(folder / f"acts-{model}", own) for model, own in acts.items()},
         "match": {
             edge.name: artifacts.match_artifact(
-                folder / edge.name.replace("->", "+"), edge, acts[edge.parent], acts[edge.child], 0.7
+                folder / f"{edge.parent}+{edge.child}", edge, acts[edge.parent], acts[edge.child], 0.7
             )
             for edge in study.edges
         },

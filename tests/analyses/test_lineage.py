@@ -152,27 +152,6 @@ def test_classes_of_all_features_are_counted_for_every_fate(lineage):
         assert persist["features"] == row["persist"] and emerge["features"] == row["emerge"]
 
 
-# -- are emerged features new ----------------------------------------------------------------------------------------
-
-
-def test_every_edge_has_its_newness(lineage):
-    for row in lineage.rows("edges", rule="evidence"):
-        key = {name: row[name] for name in ("instrument", "edge")}
-        counts = {one["fate"]: one for one in lineage.rows("newness", **key)}
-        assert counts["emerged"]["features"] == row["emerge"]
-        assert counts["inherited"]["features"] == row["child_live"] - row["emerge"]
-        for one in counts.values():
-            assert one["new"] + one["missed"] <= one["judged"] <= one["features"]
-            assert one["turned"] <= one["new"] and one["surely_new"] <= one["new"]
-            assert 2_000 < one["tokens"] <= 3_008
-        features = columns(lineage.run["newness_features"], **key)
-        assert len(features["feature"]) == 128 and features["emerged"].sum() == row["emerge"]
-    effects = lineage.rows("effects", fate="inherited")
-    assert len(effects) == 12 and all(row["logits"] is not None and not row["unavailable"] for row in effects)
-    assert any(row["judged"] for row in lineage.rows("newness", fate="emerged"))
-    assert lineage.rows("splice") and all(row["before"] > 0 for row in lineage.rows("splice"))
-
-
 # -- other data or other weights -------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 import artifacts
-from heredity.analyses import newness
+import tiny
+from heredity.analyses import Pipeline, newness, stages_of
 from heredity.analyses.newness import NewnessSettings
+from heredity.analyses.plan import plan
+from heredity.engine.store import Store
 from heredity.features.collect import Reader, encoded
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
-from heredity.study import ArchitectureConfig, Edge
+from heredity.study import ArchitectureConfig, Edge, load_study
 
 VOCAB, D_MODEL, UNITS, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 CHANGED, MISSED, SWAPPED = (2, 5, 11), (7, 8), (20, 21)
@@ -161,3 +164,35 @@ def test_models_that_are_alike_at_the_hook_point_have_nothing_to_move(tmp_path):
     tables = inquire(tmp_path, (model(), model()), (units(MISSED), units()))
     counts = tables["newness"]["emerged"]
     assert counts["features"] == counts["missed"] == 4 and tables["splice"] == []
+
+
+def test_every_edge_has_its_newness(lineage):
+    for row in lineage.rows("edges", rule="evidence"):
+        key = {name: row[name] for name in ("instrument", "edge")}
+        counts = {one["fate"]: one for one in lineage.rows("newness", **key)}
+        assert counts["emerged"]["features"] == row["emerge"]
+        assert counts["inherited"]["features"] == row["child_live"] - row["emerge"]
+        for one in counts.values():
+            assert one["new"] + one["missed"] <= one["judged"] <= one["features"]
+            assert one["turned"] <= one["new"] and one["surely_new"] <= one["new"]
+            assert 2_000 < one["tokens"] <= 3_008
+        features = lineage.run["newness_features"].to_pylist()
+        emerged = [one["emerged"] for one in features if all(one[name] == value for name, value in key.items())]
+        assert len(emerged) == 128 and sum(emerged) == row["emerge"]
+    effects = lineage.rows("effects", fate="inherited")
+    assert len(effects) == 12 and all(row["logits"] is not None and not row["unavailable"] for row in effects)
+    assert any(row["judged"] for row in lineage.rows("newness", fate="emerged"))
+    assert lineage.rows("splice") and all(row["before"] > 0 for row in lineage.rows("splice"))
+
+
+def test_it_reads_all_text_of_the_child_and_can_be_left_out(tmp_path):
+    path = str(tiny.toml(tiny.lineage_values(tmp_path), tmp_path / "s.toml"))
+    pipeline = Pipeline(load_study(path))
+    stages = pipeline.stages
+    stage = stages["newness/sums+both@joint"]
+    assert set(stage.inputs["tokens"]) == {"words", "code", "sums", "stories"}, "the text of both its parents"
+    assert stage.inputs["match"].label == "match/sums+both@joint"
+    assert sum(label.startswith("newness/") for label in stages) == 12
+    assert "newness" not in {stage.kind for stage in stages_of(load_study(path, ["controls.newness=0"]))}
+    rows = {row["stage"]: row for row in plan(pipeline, Store(tmp_path))["plan_stages"]}
+    assert rows["newness/base+sums@joint"]["tokens"] == 6_000 and rows["newness/base+sums@joint"]["flops"] > 0

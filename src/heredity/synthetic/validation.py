@@ -280,7 +280,7 @@ def _finite(row: Row) -> Row:
     return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
 
-def rates(seeds: int, progress: Callable[[int], None] = lambda seed: None) -> list[Row]:
+def rates(seeds: int, progress: Callable[[int], None] | None = None) -> list[Row]:
     """False discoveries and coverage over worlds of noisy codes.
 
     The true r of kept features lie anywhere between 0 and 1; they are those of a sample twenty times as long. Rates
@@ -293,7 +293,8 @@ def rates(seeds: int, progress: Callable[[int], None] = lambda seed: None) -> li
     for seed in range(seeds):
         world = World(config, seed)
         measured.append((*_discoveries(world, seed), *_covered(world, seed)))
-        progress(seed + 1)
+        if progress:
+            progress(seed + 1)
     goals = {"false discovery rate": NOMINAL, "power": None, "coverage of r": 0.95, "coverage of counts": 0.95}
     return [
         {"rate": rate, "measured": float(np.mean(values)), "nominal": goal, "worlds": seeds}
