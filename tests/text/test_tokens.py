@@ -86,8 +86,8 @@ def test_code_that_a_tokenizer_ships_runs_only_when_trusted(tokenizer, tmp_path,
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text('{"model_type": "own"}')
     code = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
-    own = "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
-    (folder / "own.py").write_text(f"{code}\n{own}")
+    own = "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    (folder / "own.py").write_text(f"{code}\n{own}")  # a class of its own: transformers marks it as one to be copied
     monkeypatch.setattr("builtins.input", lambda _: "y")
     with pytest.raises(ValueError, match=r"tokenizer .*shipped: it ships code.*trust_remote_code = true"):
         load_tokenizer(str(folder))
