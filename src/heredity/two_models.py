@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses import match
-from heredity.analyses.analysis import Statement
+from heredity.analyses.analysis import Aside, Statement
 from heredity.engine.workers import Here, Progress
 from heredity.study import ControlsConfig, Edge, LineageConfig
 
@@ -113,7 +113,7 @@ def compare(
         context_size=context_size,
         mix="tokens",
         seed=seed,
-        place="compare",
+        place=Aside("compare"),
     )
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)

@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+import tiny
 from heredity.study import Edge, Study, StudyConfig, StudyError, load_study
 
 
@@ -78,6 +79,14 @@ def test_a_study_survives_the_way_through_its_dump():
     config = Study.of(values()).config
     assert StudyConfig.model_validate(config.model_dump()) == config
     assert StudyConfig.model_validate(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize("written", ["init", "instruments"])
+@pytest.mark.parametrize("override", ["sae.init=parent", "sae.instruments=parent"])
+def test_an_override_wins_by_either_name_of_the_instruments(written, override, tmp_path):
+    values = tiny.study_values(tmp_path)
+    values["sae"] = {**{k: v for k, v in values["sae"].items() if k not in ("init", "instruments")}, written: "joint"}
+    assert load_study(str(tiny.toml(values, tmp_path / "s.toml")), [override]).instruments == ("parent",)
 
 
 def test_overrides_reach_nested_keys_and_keep_toml_types(tmp_path):

@@ -29,6 +29,9 @@ class Aside(NamedTuple):
 
     value: Any
 
+    def __str__(self) -> str:
+        return str(self.value)
+
 
 class Cost(NamedTuple):
     """Estimate of a stage's work."""

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from heredity.analyses import match_findings
 from heredity.analyses.analysis import (
     Analysis,
+    Aside,
     Cost,
     Item,
     Needs,
@@ -240,7 +241,7 @@ class MatchSettings(NamedTuple):
     context_size: int
     mix: str
     seed: int
-    place: str
+    place: Aside
 
 
 def edge_items(study: Study) -> Iterable[Item]:
@@ -266,7 +267,7 @@ def _settings(study: Study, item: Item) -> MatchSettings:
         study.config.sae.context_size,
         study.config.sae.mix,
         seed_of(study, "match", edge.name),
-        f"{study.name}: edge {edge.name}",
+        Aside(f"{study.name}: edge {edge.name}"),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.reading import (
     RECORD,
     folder_of,
@@ -122,7 +122,7 @@ class Loading(NamedTuple):
     revision: str | None
     trust_remote_code: bool
     content: str | None
-    place: str
+    place: Aside
     start: str
     parents: tuple[str, ...]
 
@@ -131,7 +131,7 @@ class Merging(NamedTuple):
     """A model made from the weights of others."""
 
     merge: MergeConfig
-    place: str
+    place: Aside
     has_t: bool
     seed: int
     parents: tuple[str, ...]
@@ -151,7 +151,7 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging:
             config.revision,
             config.trust_remote_code,
             weights_digest(path),
-            f"{study.name}: model.{name}",
+            Aside(f"{study.name}: model.{name}"),
             study.starts[0],
             parents,
         )
@@ -162,7 +162,11 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging:
             require_mergekit(f"{study.name}: model.{name}.merge.method")
         merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})
         return Merging(
-            merge, f"{study.name}: model.{name}.merge", has_t(config.merge), seed_of(study, "merge", name), parents
+            merge,
+            Aside(f"{study.name}: model.{name}.merge"),
+            has_t(config.merge),
+            seed_of(study, "merge", name),
+            parents,
         )
     training = TrainingConfig.model_validate(
         (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
@@ -266,7 +270,7 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         folder = work.folder / "mergekit"
         names = [folder_of(parents[parent]) for parent in merge.parents]
         recipe = recipe_of(merge.method, names, merge.weights, merge.density, folder_of(base) if base else None)
-        report = merge_recipe(recipe, folder, settings.seed, settings.place)
+        report = merge_recipe(recipe, folder, settings.seed, settings.place.value)
         model = load_model(folder)
         shutil.rmtree(folder)
     else:
@@ -465,12 +469,12 @@ class QualitySettings(NamedTuple):
     context_size: int
     tokens: int
     precision: Precision
-    place: str
+    place: Aside
 
 
 def _quality_settings(study: Study, item: Item) -> QualitySettings:
     training = _training(study, item["model"])
-    place = f"{study.name}: model {item['model']}"
+    place = Aside(f"{study.name}: model {item['model']}")
     return QualitySettings(training.context_size, study.config.evaluation.tokens, training.precision, place)
 
 

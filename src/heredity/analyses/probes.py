@@ -118,7 +118,7 @@ class ProbeSettings(NamedTuple):
     draws: int
     precision: Precision
     seed: int
-    place: str
+    place: Aside
     root: Aside
 
 
@@ -162,7 +162,7 @@ def _settings(study: Study, item: Item) -> ProbeSettings:
         config.draws,
         study.config.precision,
         seed_of(study, "probes", name, task),
-        f"{study.name}: stitch.{name}.probes.hub.{task}",
+        Aside(f"{study.name}: stitch.{name}.probes.hub.{task}"),
         Aside(study.root),
     )
 

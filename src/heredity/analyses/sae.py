@@ -18,6 +18,7 @@ import numpy as np
 
 from heredity.analyses.analysis import (
     Analysis,
+    Aside,
     Cost,
     Item,
     Need,
@@ -314,7 +315,7 @@ class QualitySettings(NamedTuple):
     context_size: int
     seed: int
     mix: str
-    place: str
+    place: Aside
 
 
 def sae_items(study: Study) -> Iterable[Item]:
@@ -335,7 +336,7 @@ def _quality_settings(study: Study, item: Item) -> QualitySettings:
         config.context_size,
         seed,
         config.mix,
-        f"{study.name}: the SAE of model {item['model']}",
+        Aside(f"{study.name}: the SAE of model {item['model']}"),
     )
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.plan import check_method
 from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
@@ -139,7 +139,7 @@ class StitchSettings(NamedTuple):
     """Corpora that both models have read."""
     precision: Precision
     seed: int
-    place: str
+    place: Aside
 
     @property
     def source_hook_point(self) -> str:
@@ -158,7 +158,7 @@ def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSet
         study.stitch_corpora(name),
         study.config.precision,
         seed_of(study, seed, name),
-        f"{study.name}: stitch.{name}",
+        Aside(f"{study.name}: stitch.{name}"),
     )
 
 
@@ -248,7 +248,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             f"{settings.place}.tokens: {moments.tokens} tokens were read, and maps between {widths[0]} and {widths[1]} "
             "dimensions fit any so few; give many times as many"
         )
-    check_method(settings.place, config, *widths)
+    check_method(settings.place.value, config, *widths)
     shared = time.monotonic() - start
     work.progress(2, 5)
     held = stitch_blocks(work, "validation", config.held_out, config.context_size, settings.seed)

@@ -351,6 +351,9 @@ def _set_value(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise StudyError(f"--set {override}: {table} is a value, not a table; name one of its keys' tables")
+    if tables == ["sae"] and last in ("init", "instruments"):  # two names of one key: the override wins
+        values.pop("init", None)
+        last = "instruments"
     values[last] = value
 
 
