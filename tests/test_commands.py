@@ -136,6 +136,7 @@ def test_chosen_features_are_explained(lineage, tmp_path):
 def test_the_gate_reads_the_edges_of_the_run(lineage, limit, code):
     (edge,) = lineage.rows("edges", instrument="parent", edge="base->sums", rule="evidence")
     verdict = ask(lineage, "gate", "--max-lost", limit, code=code)["edges"]["base->sums"]
+    assert set(ask(lineage, "gate", "--max-lost", limit, code=code)) >= {"instrument", "notes"}
     assert verdict["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
 
 
@@ -143,6 +144,13 @@ def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missi
     for words in (["--runs", tmp_path], ["--set", "sae.tokens=2049"]):
         line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
         assert "is not done" in line and "heredity run" in line
+
+
+def test_a_report_never_replaces_a_folder(lineage, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "texts.txt").write_text("precious")
+    assert "is a folder" in ask(lineage, "report", "-o", tmp_path / "data", code=2)
+    assert (tmp_path / "data" / "texts.txt").read_text() == "precious"
 
 
 def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):

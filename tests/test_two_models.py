@@ -126,6 +126,20 @@ def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
             asked(saved, **given)
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"texts": "data/web"}, "is one string; give a list"),
+        ({"texts": [*TEXTS, None]}, r"texts\[120\] is of type NoneType"),
+        ({"texts": [{"text": "a"}]}, "is of type dict.*one column"),
+        ({"threshold": 2.0}, "threshold=2.0 must lie between 0 and 1"),
+    ],
+)
+def test_texts_and_thresholds_of_another_kind_are_refused(saved, more, message):
+    with pytest.raises(ValueError, match=message):
+        asked(saved, **more)
+
+
 def test_a_child_that_keeps_its_weights_in_another_file_is_still_the_parent(saved, tmp_path):
     save_model(load_model(str(saved.parent)), load_tokenizer(str(saved.parent)), tmp_path / "again")
     with pytest.raises(ValueError, match="identical weights"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -58,10 +59,14 @@ class Run:
         """One table by name, also a large one. Raises KeyError, by name, for a table that the run does not have."""
         tables = read_tables(self.artifacts, [name])
         if name not in tables:
-            known = ", ".join(TABLES)
-            raise KeyError(
-                f"run {self.name} has no table {name!r}" + ("" if name in TABLES else f"; tables are {known}")
-            )
+            if name in TABLES:
+                hint = (
+                    f"; {len(self.missing)} stages are not done with the inputs as they are now" if self.missing else ""
+                )
+            else:
+                near = difflib.get_close_matches(name, TABLES)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(self.tables)}"
+            raise KeyError(f"run {self.name} has no table {name!r}{hint}")
         return tables[name]
 
     def __getitem__(self, name: str) -> pa.Table:
@@ -144,6 +149,10 @@ class Feature(NamedTuple):
 
     values: dict[str, Any]
 
+    def __repr__(self) -> str:
+        explanation = (self.values.get("explanation") or {}).get("description") or "not explained"
+        return f"<Feature {self.values['model']}/{self.values['feature']}: {explanation}>"
+
     def _repr_html_(self) -> str:
         card = self.values
         explanation = escape(str((card.get("explanation") or {}).get("description") or ""))
@@ -181,11 +190,13 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
     folder = Path(folder)
     path = folder / RUN
     if not path.is_file():
-        old = "a run of heredity 0.1.0; run its study again" if (folder / "summary.json").exists() else "no run"
-        raise ArtifactError(f"{folder}: holds {old} (there is no {RUN}); give a folder such as runs/demo")
+        if (folder / "summary.json").exists():
+            raise ArtifactError(f"{folder}: holds a run of heredity 0.1.0 (there is no {RUN}); run its study again")
+        raise ArtifactError(f"{folder}: holds no run (there is no {RUN}); give a folder such as runs/demo")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}); run the study again") from None
+        reason = f"no key {error}" if isinstance(error, KeyError) else error
+        raise ArtifactError(f"{path}: cannot be read ({reason}); run the study again") from None
     return Run(study, folder)

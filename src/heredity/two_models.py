@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +40,10 @@ class EdgeResult(NamedTuple):
 
     def __str__(self) -> str:
         return "\n".join(statement.text for statement in self.statements)
+
+    def __repr__(self) -> str:
+        row = self.tables["edges"].to_pylist()[0]
+        return f"<EdgeResult {row['edge']}: {', '.join(self.tables)}>"
 
     def write(self, folder: Path) -> None:
         """Write every table as `NAME.parquet` into a folder."""
@@ -84,6 +88,8 @@ def compare(
     if place is None:
         raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
     models, tokenizer = _models(parent, child), _tokenizer((parent, child), tokenizer)
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
     states = [state_hash(model.state_dict()) for model in models]
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
@@ -166,6 +172,8 @@ def fit_stitch(
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         blocks = distinct_blocks(sampler, sampler.blocks_per_pass * context_size)
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out={held_out} must be a share between 0 and 1")
     count = max(2, round(held_out * len(blocks)))
     points = Points(first, [source_hook_point]), Points(second, [target_hook_point])
 
@@ -190,7 +198,7 @@ def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size:
     """Blocks of packed texts in random order. Raises ValueError for texts that do not fill two blocks."""
     from heredity.text.tokens import BlockSampler, pack
 
-    packed = pack(iter(texts), tokenizer, folder / "tokens")
+    packed = pack(_checked(texts), tokenizer, folder / "tokens")
     if packed.n_blocks(context_size) < 2:
         raise ValueError(
             f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}; give more text, or "
@@ -224,3 +232,16 @@ def _sae(given: SAE | str | Path) -> tuple[SAE, Mapping[str, Any]]:
     from heredity.sae.formats import read_sae
 
     return read_sae(Path(given)) if isinstance(given, str | Path) else (given, {})
+
+
+def _checked(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, each of which must be one."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts={texts[:40]!r}: is one string; give a list of texts, or a column of a data set")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"texts[{place}] is of type {type(text).__name__}, not a string; of a data set give one column, such "
+                'as data["text"]'
+            )
+        yield text

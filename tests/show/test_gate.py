@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from heredity.analyses.analysis import Statement
 from heredity.cli import app, study
 from heredity.show.gate import Gate, Verdict, limit_of
 from heredity.show.gate import judge as judge_rows
@@ -164,7 +165,10 @@ def command(monkeypatch):
     paper = [row | {"rule": "paper", "persist": 0} for row in INTERVALS]
     other = [row | {"instrument": "joint", "persist": 0} for row in INTERVALS]
     table = pa.Table.from_pylist([*INTERVALS, *paper, *other])
-    run = SimpleNamespace(name="s", tables={"edges": table}, study=SimpleNamespace(instrument="parent"))
+    said = [Statement("base", "note", "train longer"), Statement("base", "lost", "much")]
+    run = SimpleNamespace(
+        name="s", tables={"edges": table}, study=SimpleNamespace(instrument="parent"), statements=said
+    )
     monkeypatch.setattr(study, "complete", lambda *_: run)
     environment = {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
     return lambda *words: CliRunner().invoke(app, ["gate", "s.toml", *words], env=environment)
@@ -182,6 +186,7 @@ def test_exit_codes_are_0_1_and_2(command):
 def test_the_table_names_edge_loss_limit_and_verdict(command):
     rows = command("--max-lost", "5%").stdout.splitlines()
     (worse,) = [row.split("  ") for row in rows if "base->worse" in row]
+    assert "(instrument parent)" in rows[0] and rows[-1] == "Note: train longer"
     words = [word.strip() for word in worse if word.strip()]
     assert words == ["base->worse", "20 % [15–25 %]", "5 %", "FAILS (sure)"]
 
@@ -192,6 +197,8 @@ def test_json_is_one_object(command):
     assert result.exit_code == 1
     assert {name: value for name, value in found.items() if name != "edges"} == {
         "study": "s",
+        "instrument": "parent",
+        "notes": ["train longer"],
         "passed": False,
         "max_lost": 0.05,
         "relative_to_ceiling": False,

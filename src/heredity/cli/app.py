@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from heredity import __version__
+
 if TYPE_CHECKING:
     from heredity.results import Run
     from heredity.show.terminal import Bars
@@ -28,6 +30,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"heredity {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - its callback does it
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]

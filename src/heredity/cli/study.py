@@ -133,7 +133,9 @@ def gate(
         edges = done.tables["edges"].to_pylist() if "edges" in done.tables else []
         own = [row for row in edges if row["instrument"] == done.study.instrument and row["rule"] != "paper"]
         result = judge(done.name, own, limit, edge or (), relative_to_ceiling, sure)
-        emit(as_json, {"study": done.name, **result.as_json()}, lambda: text().print_gate(result))
+        notes = list(dict.fromkeys(one.text for one in done.statements if one.question == "note"))
+        values = {"study": done.name, "instrument": done.study.instrument, **result.as_json(), "notes": notes}
+        emit(as_json, values, lambda: text().print_gate(result, done.study.instrument, notes))
         if not result.passed:
             raise typer.Exit(1)
 

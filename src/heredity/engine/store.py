@@ -68,6 +68,7 @@ def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it becomes `path` when the block ends well.
 
     After an error it is deleted and `path` is as before; what a killed process left under such a name is deleted too.
+    A file never replaces a folder: ValueError.
     A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill between them leaves none.
     """
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -82,6 +83,8 @@ def whole(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _flush(file)
             if path.is_dir() and not path.is_symlink():
+                if partial.is_file():
+                    raise ValueError(f"{path}: is a folder, and what is written there is a file; give a file's name")
                 path.rename(old)
             partial.replace(path)
             _remove(old)

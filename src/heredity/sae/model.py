@@ -33,6 +33,10 @@ class SAE(nn.Module):
     activation: Activation
     threshold: Tensor | None
 
+    def extra_repr(self) -> str:
+        k = "" if self.k is None else f", k={self.k}"
+        return f"d_in={self.d_in}, d_sae={self.d_sae}, activation={self.activation!r}{k}"
+
     def __init__(self, d_in: int, d_sae: int, activation: Activation, k: int | None = None) -> None:
         """Zero weights; k is needed by topk and batchtopk, and ignored otherwise.
 

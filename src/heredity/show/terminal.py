@@ -181,10 +181,14 @@ def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
     say(f"{count} artifacts verified, {len(damage)} damaged")
 
 
-def print_gate(gate: Gate) -> None:
-    """`heredity gate`."""
+def print_gate(gate: Gate, instrument: str, notes: Sequence[str]) -> None:
+    """`heredity gate`, with what to know before relying on it."""
     whole = "loss relative to the ceiling" if gate.relative_to_ceiling else "share of the parent's live features"
-    print_table(GATE, [verdict.row() for verdict in gate.verdicts], title=whole.capitalize())
+    print_table(
+        GATE, [verdict.row() for verdict in gate.verdicts], title=f"{whole.capitalize()} (instrument {instrument})"
+    )
+    for note in notes:
+        say(f"Note: {seen(note)}")
 
 
 def print_merge(result: Mapping[str, Any]) -> None:
