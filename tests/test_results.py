@@ -102,9 +102,7 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="holds no run .*give a folder such as runs/demo"):
         open_run(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(
-        ArtifactError, match=r"a run of heredity 0\.1\.0 .*; run its study again"
-    ):
+    with pytest.raises(ArtifactError, match=r"a run of heredity 0\.1\.0 .*; run its study again"):
         open_run(tmp_path)
     for broken in ("no json", "{}", '{"toml": "x = [", "study": "s", "root": "."}', "[1]"):
         (tmp_path / "run.json").write_text(broken)
