@@ -14,7 +14,8 @@ import tiny
 from artifacts import artifact, work_of
 from heredity.analyses import Pipeline, repeats, stages_of, write_tables
 from heredity.analyses.match import EDGES
-from heredity.analyses.model import ACCURACY, MERGES
+from heredity.analyses.model import MERGES
+from heredity.analyses.quality import ACCURACY
 from heredity.analyses.sae import SAES
 from heredity.engine.store import Artifact
 from heredity.results import open as open_run

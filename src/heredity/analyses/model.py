@@ -7,7 +7,6 @@ most frequent token (unigram). A merge of two parents is swept over t, from the 
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -48,18 +47,6 @@ MODELS = Table(
         Column("parameters", "count", "Parameters, tied ones counted once."),
         Column("tokens", "count", "Tokens it was trained on in this study; 0 for a merge or a loaded model."),
     ),
-)
-ACCURACY = Table(
-    "accuracy",
-    "Next-token prediction on the validation split of each corpus.",
-    ("model", "corpus"),
-    (
-        Column("accuracy", "share", "Share of next tokens predicted correctly."),
-        Column("ce_loss", "nats", "Cross-entropy per token."),
-        Column("unigram", "share", "Accuracy of always predicting the corpus's most frequent token."),
-    ),
-    brief=("model", "corpus", "accuracy", "ce_loss", "unigram"),
-    plot=Plot("heat", x="corpus", y="accuracy", by="model"),
 )
 MERGES = Table(
     "merges",
@@ -137,7 +124,7 @@ class Merging(NamedTuple):
     parents: tuple[str, ...]
 
 
-def _items(study: Study) -> Iterable[Item]:
+def model_items(study: Study) -> Iterable[Item]:
     return ({"model": name} for name in study.order)
 
 
@@ -366,9 +353,10 @@ class SweepSettings(NamedTuple):
     seed: int
 
 
-def _training(study: Study, name: str) -> TrainingConfig:
+def training_of(study: Study, name: str) -> TrainingConfig:
+    """Training settings of a model, or of the nearest ancestor that has some."""
     config, parents = study.config.model[name], study.parents[name]
-    return config.train or (_training(study, parents[0]) if parents else config)
+    return config.train or (training_of(study, parents[0]) if parents else config)
 
 
 def _specialty(study: Study, name: str) -> tuple[str, ...]:
@@ -380,7 +368,7 @@ def _specialty(study: Study, name: str) -> tuple[str, ...]:
 def _sweep_settings(study: Study, item: Item) -> SweepSettings:
     merge = study.config.model[item["model"]].merge
     assert merge is not None
-    training = _training(study, merge.parents[0])
+    training = training_of(study, merge.parents[0])
     return SweepSettings(
         MergeConfig(
             method=merge.method, parents=merge.parents, sweep_points=merge.sweep_points, tolerance=merge.tolerance
@@ -465,39 +453,8 @@ def _bench(
     return Bench(on_device(load(parents[0])), first, second, method, blocks, precision)
 
 
-class QualitySettings(NamedTuple):
-    context_size: int
-    tokens: int
-    precision: Precision
-    place: Aside
-
-
-def _quality_settings(study: Study, item: Item) -> QualitySettings:
-    training = _training(study, item["model"])
-    place = Aside(f"{study.name}: model {item['model']}")
-    return QualitySettings(training.context_size, study.config.evaluation.tokens, training.precision, place)
-
-
-def _quality(work: Work, settings: QualitySettings) -> Results:
-    from heredity.lm.evaluate import evaluate, unigram_accuracy
-
-    model, tokens, rows = on_device(load(work.inputs["model"])), work.inputs["tokens"], []
-    train = packs(tokens, "train")
-    for done, (corpus, pack) in enumerate(packs(tokens, "validation").items()):
-        work.progress(done, len(tokens))
-        blocks = validation_blocks(pack, settings.context_size, settings.tokens)
-        figures = evaluate(model, blocks, precision=settings.precision)
-        if not math.isfinite(figures.ce_loss):
-            raise StudyError(
-                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its "
-                "weights"
-            )
-        unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
-        rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
-    return {"accuracy": rows}
-
-
-def _evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Cost:
+def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Cost:
+    """Cost of passes over the tokens that a model is evaluated on."""
     weights = shapes.parameters(item["model"])
     tokens = passes * study.config.evaluation.tokens
     return Cost(tokens, 2 * weights * tokens, 8 * weights / 2**30, 0.85)
@@ -505,7 +462,7 @@ def _evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> C
 
 def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     merge: Any = study.config.model[item["model"]].merge
-    return _evaluation_cost(2 * (merge.sweep_points + 8), study, item, shapes)
+    return evaluation_cost(2 * (merge.sweep_points + 8), study, item, shapes)
 
 
 SWEEP = Analysis(
@@ -525,7 +482,7 @@ MODEL = Analysis(
     kind="model",
     version=1,
     title="Models",
-    items=_items,
+    items=model_items,
     settings=_settings,
     needs=_needs,
     run=_run,
@@ -533,15 +490,4 @@ MODEL = Analysis(
     cost=_cost,
     say=_say,
     reseeded=_reseeded,
-)
-QUALITY = Analysis(
-    kind="quality",
-    version=1,
-    title="Quality of the models",
-    items=_items,
-    settings=_quality_settings,
-    needs=lambda study, item: {"model": ("model", item), "tokens": tokens_needs(study.config.corpus)},
-    run=_quality,
-    tables=(ACCURACY,),
-    cost=lambda study, item, shapes: _evaluation_cost(len(study.config.corpus), study, item, shapes),
 )

@@ -1,0 +1,72 @@
+"""How well each model predicts the next token, on the validation split of every corpus of the study."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from heredity.analyses.analysis import Analysis, Aside, Item, Results
+from heredity.analyses.model import evaluation_cost, model_items, training_of
+from heredity.analyses.reading import load, on_device, packs, validation_blocks
+from heredity.analyses.text import tokens_needs
+from heredity.engine.stage import Work
+from heredity.study import Precision, Study, StudyError
+from heredity.tables import Column, Plot, Table
+
+ACCURACY = Table(
+    "accuracy",
+    "Next-token prediction on the validation split of each corpus.",
+    ("model", "corpus"),
+    (
+        Column("accuracy", "share", "Share of next tokens predicted correctly."),
+        Column("ce_loss", "nats", "Cross-entropy per token."),
+        Column("unigram", "share", "Accuracy of always predicting the corpus's most frequent token."),
+    ),
+    brief=("model", "corpus", "accuracy", "ce_loss", "unigram"),
+    plot=Plot("heat", x="corpus", y="accuracy", by="model"),
+)
+
+
+class QualitySettings(NamedTuple):
+    context_size: int
+    tokens: int
+    precision: Precision
+    place: Aside
+
+
+def _settings(study: Study, item: Item) -> QualitySettings:
+    training = training_of(study, item["model"])
+    place = Aside(f"{study.name}: model {item['model']}")
+    return QualitySettings(training.context_size, study.config.evaluation.tokens, training.precision, place)
+
+
+def _run(work: Work, settings: QualitySettings) -> Results:
+    from heredity.lm.evaluate import evaluate, unigram_accuracy
+
+    model, tokens, rows = on_device(load(work.inputs["model"])), work.inputs["tokens"], []
+    train = packs(tokens, "train")
+    for done, (corpus, pack) in enumerate(packs(tokens, "validation").items()):
+        work.progress(done, len(tokens))
+        blocks = validation_blocks(pack, settings.context_size, settings.tokens)
+        figures = evaluate(model, blocks, precision=settings.precision)
+        if not math.isfinite(figures.ce_loss):
+            raise StudyError(
+                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its "
+                "weights"
+            )
+        unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
+        rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
+    return {"accuracy": rows}
+
+
+ANALYSIS = Analysis(
+    kind="quality",
+    version=1,
+    title="Quality of the models",
+    items=model_items,
+    settings=_settings,
+    needs=lambda study, item: {"model": ("model", item), "tokens": tokens_needs(study.config.corpus)},
+    run=_run,
+    tables=(ACCURACY,),
+    cost=lambda study, item, shapes: evaluation_cost(len(study.config.corpus), study, item, shapes),
+)
