@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from heredity.analyses import match, write_tables
 from heredity.engine.stage import Work
@@ -19,6 +21,10 @@ from heredity.features.null import floor
 from heredity.study import Edge
 
 SITE = {"instrument": "joint", "site": "blocks.0.mlp.hook_post"}
+
+
+def table_of(artifact: Artifact, name: str) -> pa.Table:
+    return pq.read_table(artifact / f"{name}.parquet")
 
 
 def artifact(folder: Path) -> Artifact:

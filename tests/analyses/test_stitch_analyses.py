@@ -16,7 +16,8 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-from heredity.analyses import Pipeline, statements_of, table_of
+from artifacts import table_of
+from heredity.analyses import Pipeline, statements_of
 from heredity.analyses.analysis import Need, seed_of
 from heredity.analyses.feature_transfer import prose_corpus, quantiles
 from heredity.analyses.match import edge_row, read_matches

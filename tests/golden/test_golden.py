@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 import artifacts
-from heredity.analyses import BY_KIND, TABLES, classes, explain, flow, match, table_of
+from artifacts import table_of
+from heredity.analyses import BY_KIND, TABLES, classes, explain, flow, match
 from heredity.analyses.features import MISSES, _case_rows, _verdict_row
 from heredity.analyses.flow import FlowSettings
 from heredity.analyses.hypotheses import case_of

@@ -176,11 +176,6 @@ def statements_of(tables: Tables) -> list[Statement]:
     return [statement for analysis in ANALYSES for statement in analysis.say(tables)]
 
 
-def table_of(artifact: Artifact, name: str) -> pa.Table:
-    """One table of an artifact."""
-    return pq.read_table(artifact / f"{name}.parquet")
-
-
 def write_tables(tables: Iterable[Table], rows: Mapping[str, Any], folder: Any, item: Item) -> None:
     """Check the rows of every declared table and write them; key columns of the item are filled in."""
     declared = {table.name: table for table in tables}

@@ -147,7 +147,7 @@ class Study:
         return self.common_trace(Edge(stitch.source, stitch.target))
 
     def sae_parent(self, name: str) -> str | None:
-        """The model whose SAE is continued on this one under `init = "parent"`: its parent, for a merge the nearest
+        """The model whose SAE is continued on this one by the instrument `parent`: its parent, for a merge the nearest
         common ancestor of its parents (so that neither is favored), for a start model none."""
         parents = self.parents[name]
         return parents[0] if len(parents) == 1 else self.common_ancestor(parents) if parents else None
