@@ -27,10 +27,9 @@ from torch import Tensor
 
 from heredity.kernels.torch_forms import linear
 from heredity.sae import train as training
-from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, new_sae
-from heredity.sae.train import train, write_back
+from heredity.sae.train import TrainingState, train, write_back
 from heredity.study import SAEConfig
 
 WANTED = (1.25, 1.75)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from heredity.kernels import step as kernels
-from heredity.sae.checkpoint import TrainingState
 from heredity.sae.model import SAE, new_sae
 from heredity.sae.step import (
     BANDWIDTH,
@@ -28,7 +27,16 @@ from heredity.sae.step import (
     entry_step,
     sparse_step,
 )
-from heredity.sae.train import geometric_median, learning_rate, normalizing_scale, resample, start, train, write_back
+from heredity.sae.train import (
+    TrainingState,
+    geometric_median,
+    learning_rate,
+    normalizing_scale,
+    resample,
+    start,
+    train,
+    write_back,
+)
 from heredity.study import SAEConfig
 
 

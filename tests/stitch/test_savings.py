@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from heredity.sae.checkpoint import Step
 from heredity.sae.evaluate import quality
 from heredity.sae.model import new_sae
-from heredity.sae.train import start
+from heredity.sae.train import Step, start
 from heredity.stitch.savings import (
     Curve,
     dense_flops,

@@ -10,6 +10,7 @@ zero ablation at the hook point.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from heredity.features.collect import Reader
     from heredity.lm.activations import ActivationStore
     from heredity.sae import model as sae_model
-    from heredity.sae.checkpoint import TrainingState
+    from heredity.sae.train import TrainingState
 
 _LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
@@ -77,20 +78,16 @@ DENSITY = Table(
     ),
     plot=Plot("histogram", x="log10_density", y="features"),
 )
-BIN = 0.25
-"""Width of the bins of densities, in powers of ten."""
+BIN = 0.25  # width of the bins of densities, in powers of ten
 
 
 class SAESettings(NamedTuple):
-    sae: SAEConfig
-    """Settings without effect on this training stand at their defaults."""
+    sae: SAEConfig  # settings without effect on this training stand at their defaults
     hook_point: str
     precision: Precision
     seed: int
-    corpora: dict[str, tuple[str, ...]]
-    """Corpora read, by model."""
-    d_sae: int | None = None
-    """Features of a new SAE; by default `sae.expansion` times the width."""
+    corpora: dict[str, tuple[str, ...]]  # read, by model
+    d_sae: int | None = None  # features of a new SAE; by default `sae.expansion` times the width
 
 
 def sae_need(study: Study, model: str, instrument: str) -> Need:
@@ -130,26 +127,23 @@ def _items(study: Study) -> list[Item]:
 def _source(study: Study, item: Item) -> Need | None:
     """The SAE that a training continues."""
     label = item["sae"]
-    if label == "parent":
-        return sae_need(study, study.sae_parent(item["model"]) or "", "parent")
-    start = label.partition("-from-")[2]
+    start = study.sae_parent(item["model"]) if label == "parent" else label.partition("-from-")[2]
     return sae_need(study, start, "parent") if start else None
 
 
+def _models(study: Study, item: Item) -> tuple[str, ...]:
+    return study.followed if item["sae"] == "joint" else (item["model"],)
+
+
 def _settings(study: Study, item: Item) -> SAESettings:
-    names = study.followed if item["sae"] == "joint" else (item["model"],)
-    label = f"{item['model']}-{item['sae']}" if "model" in item else "joint"
-    return SAESettings(
-        without_effect(study.config.sae, continued=_source(study, item) is not None),
-        study.config.hook_point,
-        study.config.precision,
-        seed_of(study, "sae", label),
-        {name: study.trace(name) for name in names},
-    )
+    config, label = study.config, f"{item['model']}-{item['sae']}" if "model" in item else "joint"
+    sae, seed = without_effect(config.sae, _source(study, item) is not None), seed_of(study, "sae", label)
+    corpora = {name: study.trace(name) for name in _models(study, item)}
+    return SAESettings(sae, config.hook_point, config.precision, seed, corpora)
 
 
 def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
-    """The settings with those that this training does not read at their defaults: changing them makes no SAE anew."""
+    """The settings with those that a training does not read at their defaults: changing these makes no SAE anew."""
     unused = {"instruments", "evaluation_tokens"}
     unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
     if not continued:
@@ -160,19 +154,13 @@ def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    corpora = _settings(study, item).corpora
-    read = [corpus for corpus in study.config.corpus if any(corpus in trace for trace in corpora.values())]
-    needs: Needs = {"model": {name: ("model", {"model": name}) for name in corpora}, "tokens": tokens_needs(read)}
-    source = _source(study, item)
+    names, source = _models(study, item), _source(study, item)
+    read = [corpus for corpus in study.config.corpus if any(corpus in study.trace(name) for name in names)]
+    needs: Needs = {"model": {name: ("model", {"model": name}) for name in names}, "tokens": tokens_needs(read)}
     return needs | {"source": source} if source else needs
 
 
-def _run(work: Work, settings: SAESettings) -> Results:
-    train_on_models(work, settings)
-    return {}
-
-
-def train_on_models(work: Work, settings: SAESettings) -> None:
+def train_on_models(work: Work, settings: SAESettings) -> Results:
     """Train the SAE of a stage: on one model, or on several at once, each batch with vectors of all of them.
 
     One dictionary has no noise of its own between two models, so what differs in it differs between them; a crosscoder
@@ -183,33 +171,31 @@ def train_on_models(work: Work, settings: SAESettings) -> None:
     from heredity.sae.formats import read_sae
 
     config, models, stores = settings.sae, work.inputs["model"], []
-    for number, (name, artifact) in enumerate(models.items()):
+    each = max(1, config.batch_blocks // len(models))
+    for seed, (name, artifact) in enumerate(models.items(), settings.seed):
         tokens = {corpus: work.inputs["tokens"][corpus] for corpus in settings.corpora[name]}
-        seed = settings.seed + number
         sampler = sampler_of(tokens, "train", config.context_size, seed, config.mix)
-        each = max(1, config.batch_blocks // len(models))
         stores.append(activation_store(artifact, settings.hook_point, sampler, each, seed, settings.precision))
     source = work.inputs.get("source")
     sae, inherited = read_sae(source / "sae") if source else (None, {})
-    wanted = (config.continue_tokens or config.tokens) if source else config.tokens
-    size = stores[0].batch_size
-    stream = Stream(
-        lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), -(-wanted // size)
-    )
+    size, steps = stores[0].batch_size, -(-_tokens(config, source) // stores[0].batch_size)
+    stream = Stream(lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), steps)
     states = [state_of(artifact) for artifact in models.values()]
     metadata = {"model_name": "+".join(models), "model_state": states[0] if len(states) == 1 else states}
     train_sae(work, settings, stream, sae, inherited.get("l1_coefficient"), metadata)
+    return {}
+
+
+def _tokens(config: SAEConfig, source: object) -> int:
+    return (config.continue_tokens if source else None) or config.tokens
 
 
 class Stream(NamedTuple):
     """Training vectors of an SAE."""
 
-    batch: Callable[[int], Any]
-    """Number of a step -> vectors [batch_size, d_in]."""
-    batch_size: int
-    """Vectors per step."""
+    batch: Callable[[int], Any]  # number of a step -> vectors [batch_size, d_in]
+    batch_size: int  # vectors per step
     steps: int
-    """Number of steps."""
 
 
 def activation_store(
@@ -232,48 +218,26 @@ def train_sae(
 ) -> sae_model.SAE:
     """Train an SAE, a new one unless one is given, from the last checkpoint if there is one; write it with its log.
 
-    watch: sees the state after every step (`sae.train.train`); what it keeps in the work's folder must survive a kill
-    as the checkpoint does.
+    watch: sees the state after every step; what it keeps in the work's folder must survive a kill, as checkpoints do.
     """
     import torch
 
     from heredity.sae.formats import write_sae
     from heredity.sae.model import new_sae
-    from heredity.sae.train import TrainingState, train
+    from heredity.sae.train import FILE, TrainingState, train
 
-    config, seed = settings.sae, settings.seed
+    config, seed, kept = settings.sae, settings.seed, work.folder / "checkpoint"
     continued, first = sae is not None, stream.batch(0)
     if sae is None:
         d_in = first.shape[1]
         d_sae = settings.d_sae or config.expansion * d_in
         sae = new_sae(d_in, d_sae, config.activation, config.k, torch.Generator().manual_seed(seed))
     sae = sae.to(first.device)
-    kept, partial, old = (work.folder / name for name in ("checkpoint", ".checkpoint-new", ".checkpoint-old"))
-    if not kept.exists() and old.exists():  # killed between the two renames
-        old.rename(kept)
-
-    def checkpoint(state: TrainingState) -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        state.save(partial)
-        shutil.rmtree(old, ignore_errors=True)
-        if kept.exists():
-            kept.rename(old)
-        partial.rename(kept)
-        shutil.rmtree(old, ignore_errors=True)
-
+    state = TrainingState.load(kept) if (kept / FILE).exists() else None
     rows = train(
-        sae,
-        stream.batch,
-        config,
-        stream.steps,
-        seed,
-        continued=continued,
-        l1_coefficient=l1_coefficient,
-        state=TrainingState.load(kept) if kept.exists() else None,
-        checkpoint=checkpoint,
-        progress=work.progress,
-        watch=watch,
-    )
+        sae, stream.batch, config, stream.steps, seed, continued=continued, l1_coefficient=l1_coefficient, state=state,
+        checkpoint=lambda state: state.save(kept), progress=work.progress, watch=watch
+    )  # fmt: skip
     metadata = metadata | {
         "hook_name": settings.hook_point,
         "context_size": config.context_size,
@@ -283,8 +247,7 @@ def train_sae(
     }
     write_sae(sae, work.folder / "sae", metadata)
     write_json(work.folder / "training.json", [row._asdict() for row in rows])
-    for folder in (kept, partial, old):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(kept, ignore_errors=True)
     return sae
 
 
@@ -295,17 +258,14 @@ def trained_on(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    names = study.followed if item["sae"] == "joint" else (item["model"],)
-    config, source = study.config.sae, _source(study, item)
-    costs = []
+    config, names, gib = study.config.sae, _models(study, item), []
+    tokens = _tokens(config, _source(study, item))
     for name in names:
-        d_in, weights = shapes.width(name), shapes.parameters(name)
-        d_sae = config.expansion * d_in
-        tokens = (config.continue_tokens or config.tokens) if source else config.tokens
+        d_in = shapes.width(name)
         stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * d_in
-        gib = (32 * d_in * d_sae + 8 * weights + stream) / 2**30
-        costs.append(Cost(tokens, tokens * (2 * d_in * d_sae + 2 * weights), gib))
-    return Cost(sum(c.tokens for c in costs), sum(c.flops for c in costs), max(c.gib for c in costs), 0.6)
+        gib.append((32 * d_in * config.expansion * d_in + 8 * shapes.parameters(name) + stream) / 2**30)
+    flops = tokens * sum(encode_flops(study, name, shapes) for name in names)
+    return Cost(tokens * len(names), flops, max(gib), 0.6)
 
 
 class QualitySettings(NamedTuple):
@@ -320,24 +280,15 @@ class QualitySettings(NamedTuple):
 
 def sae_items(study: Study) -> Iterable[Item]:
     """One item per instrument and model whose features are followed."""
-    return (
-        {"instrument": instrument, "site": study.config.hook_point, "model": name}
-        for instrument in study.instruments
-        for name in study.followed
-    )
+    pairs = itertools.product(study.instruments, study.followed)
+    return ({"instrument": instrument, "site": study.config.hook_point, "model": name} for instrument, name in pairs)
 
 
 def _quality_settings(study: Study, item: Item) -> QualitySettings:
     config, seed = study.config.sae, seed_of(study, "sae-quality", item["model"])
-    return QualitySettings(
-        study.config.hook_point,
-        study.config.precision,
-        config.evaluation_tokens,
-        config.context_size,
-        seed,
-        config.mix,
-        Aside(f"{study.name}: the SAE of model {item['model']}"),
-    )
+    place, tokens = Aside(f"{study.name}: the SAE of model {item['model']}"), config.evaluation_tokens
+    read = study.config.hook_point, study.config.precision
+    return QualitySettings(*read, tokens, config.context_size, seed, config.mix, place)
 
 
 def _quality_needs(study: Study, item: Item) -> Needs:
@@ -359,9 +310,8 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
     blocks = sampler.take(0, count)
     opened = reader_of(work.inputs["model"], [work.inputs["sae"]], settings.hook_point, settings.precision)
     # Two whole measurements are the units: parts of one would have to be summed in another order.
-    units = [(_of_activations, blocks), (_of_predictions, blocks)]
-    quality, recovered = work.shards.job(opened).map(_measure, units)
-    density = np.asarray(quality.density, dtype=np.float64)
+    quality, recovered = work.shards.job(opened).map(_measure, [("quality", blocks), ("recovered", blocks)])
+    density = quality.density
     np.save(work.folder / "density.npy", density)
     row = {
         "seed": 0,
@@ -374,28 +324,18 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
         "random_seed": str(metadata["seed"]),
         **{name: getattr(quality, name) for name in ("l0", "mse", "explained_variance", "dead_share")},
     }
-    live = np.log10(density[density > 0])
-    bins = np.floor(live / BIN) * BIN
-    edges, counts = np.unique(bins, return_counts=True)
+    edges, counts = np.unique(np.floor(np.log10(density[density > 0]) / BIN) * BIN, return_counts=True)
     histogram = [{"log10_density": float(edge), "features": int(n)} for edge, n in zip(edges, counts, strict=True)]
     return {"saes": [row], "density": histogram}
 
 
-def _measure(reader: Reader, unit: tuple[Callable[[Reader, np.ndarray], Any], np.ndarray]) -> Any:
-    measure, blocks = unit
-    return measure(reader, blocks)
-
-
-def _of_activations(reader: Reader, blocks: np.ndarray) -> Any:
+def _measure(reader: Reader, unit: tuple[str, np.ndarray]) -> Any:
     from heredity.lm.activations import activations
-    from heredity.sae.evaluate import quality
+    from heredity.sae.evaluate import ce_loss_recovered, quality
 
-    return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
-
-
-def _of_predictions(reader: Reader, blocks: np.ndarray) -> float:
-    from heredity.sae.evaluate import ce_loss_recovered
-
+    wanted, blocks = unit
+    if wanted == "quality":
+        return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
     return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks, reader.precision)
 
 
@@ -422,14 +362,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
             poor.setdefault(row["instrument"], []).append(row)
     for instrument, rows in poor.items():
         models, least = ", ".join(row["model"] for row in rows), min(row["explained_variance"] for row in rows)
-        yield Statement(
-            "SAEs",
-            "note",
+        text = (
             f"SAEs of {models} (instrument {instrument}) explain as little as {least:.2f} of the variance: in planted "
             f"worlds, SAEs that were trained too little, and explain less than {_LEAST_EXPLAINED:g}, call kept "
-            "features lost; train longer",
-            instrument=instrument,
+            "features lost; train longer"
         )
+        yield Statement("SAEs", "note", text, instrument=instrument)
 
 
 SAE = Analysis(
@@ -439,7 +377,7 @@ SAE = Analysis(
     items=_items,
     settings=_settings,
     needs=_needs,
-    run=_run,
+    run=train_on_models,
     cost=_cost,
     reseeded=lambda study, item: True,
 )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, starts_of
-from heredity.kernels.torch_forms import CAPACITY, OUTPUT_ROUNDING, active_entries, linear, native_bfloat16
+from heredity.kernels.torch_forms import CAPACITY, OUTPUT_ROUNDING, active_entries, key_starts, linear, native_bfloat16
 
 # Bytes of one chunk of pre-activations: it fits the last cache level, stays below the threshold from which malloc
 # returns memory to the system, and is work enough that changing from the product to the selection costs little.
@@ -58,10 +58,9 @@ def sparse_encode(
         raise ValueError("x holds NaN or infinite activations; find the model or token that makes them")
     d_sae, d_in = weight.shape
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        entries = active_entries(x, weight, bias, k, threshold)
-        counts = torch.bincount(entries.tokens, minlength=len(x)).cpu().numpy()
-        features, values = entries.features.to(torch.int32).cpu().numpy(), entries.values.float().cpu().numpy()
-        return Sparse(starts_of(counts), features, values, d_sae)
+        tokens, features, values = active_entries(x, weight, bias, k, threshold)
+        starts = key_starts(tokens, len(x)).cpu().numpy()
+        return Sparse(starts, features.to(torch.int32).cpu().numpy(), values.float().cpu().numpy(), d_sae)
     least = torch.zeros(()) if threshold is None or k is not None else threshold.detach().float().clamp(min=0)
     weight, floor = weight.contiguous(), np.ascontiguousarray(least.expand(d_sae).numpy())
     # Where rounding the weights and deciding the candidates costs less than bfloat16 saves on the product.
@@ -76,8 +75,8 @@ def sparse_encode(
         # What the first chunk shows decides for the rest.
         if len(parts) == 1 and candidates > MOST_CANDIDATES * d_sae * len(chunk):
             screen = None
-    counts = np.concatenate([np.diff(part.indptr) for part in parts])
-    indices, values = (np.concatenate(arrays) for arrays in zip(*(part[1:3] for part in parts), strict=True))
+    arrays = zip(*((np.diff(part.indptr), part.indices, part.values) for part in parts), strict=True)
+    counts, indices, values = map(np.concatenate, arrays)
     return Sparse(starts_of(counts), indices, values, d_sae)
 
 
@@ -148,9 +147,8 @@ def _chosen(pre_acts: np.ndarray, k: int | None, floor: np.ndarray) -> Sparse:
     most = d_sae if k is None else k
     indptr = starts_of(np.minimum(counts, most))
     indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    in_ranges(
-        lambda a, b: _fill(pre_acts[a:b], floor, counts[a:b], most, indptr[a:b], indices, values), n, pre_acts.size
-    )
+    rows = pre_acts, counts, indptr
+    in_ranges(lambda a, b: _fill(*(part[a:b] for part in rows), floor, most, indices, values), n, pre_acts.size)
     return Sparse(indptr, indices, values, d_sae)
 
 
@@ -166,7 +164,7 @@ def _count_above(pre_acts, floor, counts):
 
 
 @compiled()
-def _fill(pre_acts, floor, counts, k, starts, indices, values):
+def _fill(pre_acts, counts, starts, floor, k, indices, values):
     d_sae = pre_acts.shape[1]
     maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
     features, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)

@@ -2,7 +2,7 @@
 
 One parent feature at a time: the child's rows at its firings are added up into one float64 row of `d_child` products,
 the row becomes r through sums known beforehand, the best are kept and the rest counted. The parent is transposed a tile
-of features at a time. `dense_pearson` is the plain reference.
+of features at a time.
 """
 
 from __future__ import annotations
@@ -68,18 +68,6 @@ class _Thread(NamedTuple):
     histogram: np.ndarray  # int64 [bins]
 
 
-def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
-    """Pearson r of all pairs of columns of [tokens, d], the plain way: float64 [d_parent, d_child], nan if constant."""
-    sides = []
-    for x in (parent, child):
-        x = np.asarray(x, np.float64)
-        centered = x - x.mean(0)
-        norm = np.sqrt(np.square(centered).sum(0))
-        norm[x.min(0) == x.max(0)] = np.nan
-        sides.append(centered / norm)
-    return sides[0].T @ sides[1]
-
-
 def top_pearson(
     parent: Sparse,
     child: Sparse,
@@ -94,7 +82,7 @@ def top_pearson(
 ) -> TopPearson:
     """The `top` best Pearson partners of each column of `parent` in `child` and the reverse, over all their rows.
 
-    Both matrices are tokens x features with the same tokens; entries that are not stored are zeros and count. A column
+    Both matrices are tokens x features of the same tokens; entries that are not stored are zeros and count. A column
     that is constant (never fires, for one) has no partner and is nobody's partner. Sums are float64 in token order, so
     the result has the same bits for any number of `workers` (threads; default one per free processor), any `memory`,
     and any division into `parent_range`s (start, stop), which `join` puts together.
@@ -102,13 +90,14 @@ def top_pearson(
     memory: bytes beside the arguments and the result. The lists take workers x d_child x (12 top + 16) of them; the
     rest holds the firings of a tile of parent features, 8 bytes each. Every tile costs one walk through the parent.
     bins: of the histogram; 0 for none. Work is one multiply-add per pair of features and token on which both fire.
-    Raises `ValueError` when the rows differ in number, `top` is below 1 or the range leaves the parent.
+    Raises `ValueError` when `top` is below 1 or the range leaves the parent.
     """
-    start, stop = checked_range(parent, child, top, parent_range)
+    start, stop = checked_range(parent, top, parent_range)
     workers = workers or default_workers()
     tokens, d_child = len(child.indptr) - 1, child.width
     best = empty_best(stop - start, top)
     free: SimpleQueue[_Thread] = SimpleQueue()
+    limits = np.array(thresholds, np.float64)
 
     def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
         thread, both = free.get(), (columns[:3], child[:3], stats, child_stats)
@@ -120,7 +109,6 @@ def top_pearson(
     with ThreadPoolExecutor(workers) as pool:
         sums, child_sums = pool.map(moments, (parent, child))
         stats, child_stats = stats_of(sums, parent), stats_of(child_sums, child)
-        limits = np.array(thresholds, np.float64)
         worst = np.where(child_stats.scale > 0, -np.inf, np.inf)
         threads = []
         for _ in range(workers):
@@ -149,11 +137,8 @@ def top_pearson(
     return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
 
-def checked_range(parent: Sparse, child: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
+def checked_range(parent: Sparse, top: int, parent_range: tuple[int, int] | None) -> tuple[int, int]:
     """The range of parent features to match. Raises `ValueError` as `top_pearson` does."""
-    tokens = len(child.indptr) - 1
-    if len(parent.indptr) - 1 != tokens:
-        raise ValueError(f"parent has {len(parent.indptr) - 1} tokens and child {tokens}; give aligned activations")
     if top < 1:
         raise ValueError(f"top={top} keeps no match; use 1 or more")
     start, stop = (0, parent.width) if parent_range is None else parent_range
@@ -219,13 +204,11 @@ def join(parts: Sequence[TopPearson]) -> TopPearson:
         raise ValueError(f"parts differ in (child lists, thresholds, bins): {sorted(kinds)}; make them alike")
     child = merged([Best(np.where(part.child_match < 0, -np.inf, part.child_r), part.child_match) for part in parts])
     return TopPearson(
-        np.concatenate([part.parent_match for part in parts]),
-        np.concatenate([part.parent_r for part in parts]),
+        *(np.concatenate(lists) for lists in zip(*(part[:2] for part in parts), strict=True)),
         *listed(child),
         (ranges[0][0], ranges[-1][1]),
         parts[0].thresholds,
-        np.sum([part.pairs_over for part in parts], axis=0),
-        np.sum([part.histogram for part in parts], axis=0),
+        *(np.sum(counts, axis=0) for counts in zip(*(part[-2:] for part in parts), strict=True)),
     )
 
 

@@ -2,8 +2,8 @@
 
 Only the encoder's product is dense (see `encode`). Then come reconstruction and error of each token, gradients of each
 feature, and Adam with unit-norm decoder rows, where every weight and moment is read and written once. Weights are
-row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain reference is
-`heredity.sae.step.dense_gradients` and `heredity.sae.step.adam_rows`.
+row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain references are
+`heredity.sae.step.dense_step` and `heredity.sae.step.adam_rows`.
 """
 
 from __future__ import annotations

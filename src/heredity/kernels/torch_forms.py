@@ -14,18 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from heredity.kernels.pearson import (
-    BINS,
-    THRESHOLDS,
-    Best,
-    TopPearson,
-    checked_range,
-    empty_best,
-    listed,
-    merged,
-    stats_of,
-    tiles,
-)
+from heredity.kernels import pearson
+from heredity.kernels.pearson import Best, TopPearson, empty_best, listed
 from heredity.kernels.sparse import Sparse, moments
 
 CHUNK_ELEMENTS = 1 << 26  # pre-activations made at a time, and elements gathered at a time for dot products of entries
@@ -160,8 +150,8 @@ def top_pearson_torch(
     *,
     memory: int = DEVICE_MEMORY,
     parent_range: tuple[int, int] | None = None,
-    thresholds: Sequence[float] = THRESHOLDS,
-    bins: int = BINS,
+    thresholds: Sequence[float] = pearson.THRESHOLDS,
+    bins: int = pearson.BINS,
 ) -> TopPearson:
     """What `top_pearson` gives, on any torch device, for the same arguments.
 
@@ -172,12 +162,12 @@ def top_pearson_torch(
 
     memory: bytes to take on the device, half for the products of a tile, half for a block of tokens or of rows of r.
     """
-    start, stop = checked_range(parent, child, top, parent_range)
+    start, stop = pearson.checked_range(parent, top, parent_range)
     device, tokens = torch.device(device), len(child.indptr) - 1
-    stats = (*stats_of(moments(parent), parent), *stats_of(moments(child), child))
+    stats = [array for end in (parent, child) for array in pearson.stats_of(moments(end), end)]
     mean, scale, child_mean, child_scale = (torch.from_numpy(array).to(device) for array in stats)
     sizes = np.diff(parent.indptr), np.diff(child.indptr)
-    blocks = list(tiles(sizes[0] * sizes[1] + sizes[0] + sizes[1], memory // 2 // _BYTES_PER_PAIR))
+    blocks = list(pearson.tiles(sizes[0] * sizes[1] + sizes[0] + sizes[1], memory // 2 // _BYTES_PER_PAIR))
     best, child_best = empty_best(stop - start, top), empty_best(child.width, top)
     over, histogram = np.zeros(len(thresholds), np.int64), np.zeros(bins, np.int64)
     in_tile = max(1, memory // 2 // (8 * max(child.width, 1)))
@@ -186,14 +176,14 @@ def top_pearson_torch(
         b = min(a + in_tile, stop)
         products = torch.zeros(b - a, child.width, dtype=torch.float64, device=device)
         for block in blocks:
-            _add_products(products, _block(parent, block, device), _block(child, block, device), (a, b))
+            _add_products(products, _block(parent, block, device), _block(child, block, device), a, b)
         for first in range(a, b, in_rows):
             last = min(first + in_rows, b)
             row_mean, row_scale = mean[first:last, None], scale[first:last, None]
             r = products[first - a : last - a].sub_(tokens * (row_mean * child_mean)).mul_(row_scale * child_scale)
             r.clamp_(-1.0, 1.0).masked_fill_((row_scale == 0) | (child_scale == 0), -torch.inf)
             best.r[first - start : last - start], best.match[first - start : last - start] = _best(r, top)
-            child_best = merged([child_best, _best(r.T.contiguous(), top, first)])
+            child_best = pearson.merged([child_best, _best(r.T.contiguous(), top, first)])
             over += [int((r > threshold).sum()) for threshold in thresholds]
             if bins:
                 bin_of = ((r[r > -torch.inf] + 1.0) * (bins / 2)).long().clamp_(max=bins - 1)
@@ -203,21 +193,17 @@ def top_pearson_torch(
     return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
 
-def _block(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(starts, columns, values) of the rows of a range of tokens, on the device."""
+def _block(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """[starts, columns, values] of the rows of a range of tokens, on the device."""
     start, stop = tokens
     entries = slice(matrix.indptr[start], matrix.indptr[stop])
     arrays = (matrix.indptr[start : stop + 1] - entries.start, matrix.indices[entries], matrix.values[entries])
     # Copies: the arrays are read-only, which torch has no notion of.
-    starts, columns, values = (torch.tensor(array, device=device) for array in arrays)
-    return starts, columns, values
+    return [torch.tensor(array, device=device) for array in arrays]
 
 
-def _add_products(
-    products: Tensor, parent: tuple[Tensor, Tensor, Tensor], child: tuple[Tensor, Tensor, Tensor], tile: tuple[int, int]
-) -> None:
-    """products[p - start, c] += parent * child over all pairs of entries of one token with p in the tile."""
-    start, stop = tile
+def _add_products(products: Tensor, parent: list[Tensor], child: list[Tensor], start: int, stop: int) -> None:
+    """products[p - start, c] += parent * child over all pairs of entries of one token with p from start to stop."""
     (starts, features, values), (child_starts, child_features, child_values) = parent, child
     inside = ((features >= start) & (features < stop)).nonzero()[:, 0]
     rows = torch.arange(len(starts) - 1, device=starts.device)

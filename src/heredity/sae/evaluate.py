@@ -25,9 +25,7 @@ class SAEQuality(NamedTuple):
     mse: float  # mean squared error over elements, in the units of x
     explained_variance: float  # 1 − ‖x − x̂‖² / ‖x − mean x‖²; nan if x is constant
     dead_share: float  # features that never fired
-    # Features that fired, but on less than one token in a million (Bricken et al. 2023), or on fewer than 3 tokens
-    # where the sample is too small to show such a rate.
-    ultra_low_share: float
+    ultra_low_share: float  # that fired, but on less than one token in a million (Bricken et al. 2023) or than 3 tokens
     density: np.ndarray  # float64 [d_sae]: share of tokens on which a feature is active
     tokens: int  # vectors seen
 
@@ -44,16 +42,10 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
             fired += np.bincount(indices, minlength=sae.d_sae)
             variance.update(x.cpu(), sae.decode_sparse(indptr, indices, values).cpu())
     figures = variance.result()
-    least = max(1e-6 * figures.tokens, 3)
-    return SAEQuality(
-        l0=float(fired.sum()) / figures.tokens,
-        mse=figures.mse,
-        explained_variance=figures.explained_variance,
-        dead_share=float((fired == 0).mean()),
-        ultra_low_share=float(((fired > 0) & (fired < least)).mean()),
-        density=fired / figures.tokens,
-        tokens=figures.tokens,
-    )
+    tokens, least = figures.tokens, max(1e-6 * figures.tokens, 3)
+    dead, ultra_low = float((fired == 0).mean()), float(((fired > 0) & (fired < least)).mean())
+    l0 = float(fired.sum()) / tokens
+    return SAEQuality(l0, figures.mse, figures.explained_variance, dead, ultra_low, fired / tokens, tokens)
 
 
 def spliced_losses(
@@ -61,8 +53,7 @@ def spliced_losses(
 ) -> tuple[float, float, float]:
     """Mean next-token cross-entropy of a model: unchanged, with the SAE's reconstruction, and with zeros.
 
-    In nats per token on token blocks [n, context]; the last two with the activations at the hook point replaced. The
-    SAE works in float32 whatever the `precision` of the model's products.
+    In nats per token on token blocks [n, context]. The SAE works in float32 whatever the `precision` of the model.
     """
 
     def reconstructed(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from heredity.sae.model import SAE, Activation
+from heredity.study import RANKED
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
 
@@ -36,13 +37,9 @@ FILES: dict[Format, tuple[str, str]] = {
 SAE_LENS_VERSION = "6.54.12"  # of the layout written; SAELens would convert anything below 6 on loading
 OURS = "heredity"  # key of our own table in a settings file
 ARCHITECTURES: dict[str, Activation] = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}  # SAELens' names
-CLASSES: dict[str, Activation] = {  # dictionary_learning's names
-    "AutoEncoder": "relu",
-    "AutoEncoderNew": "relu",
-    "AutoEncoderTopK": "topk",
-    "BatchTopKSAE": "batchtopk",
-    "JumpReluAutoEncoder": "jumprelu",
-}
+CLASSES: dict[str, Activation] = {"AutoEncoder": "relu", "AutoEncoderNew": "relu", "AutoEncoderTopK": "topk"}
+CLASSES |= {"BatchTopKSAE": "batchtopk", "JumpReluAutoEncoder": "jumprelu"}  # dictionary_learning's names
+MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class FormatError(ValueError):
@@ -122,26 +119,18 @@ class _Tensors:
             raise FormatError(f"{self.path}: {name} holds NaN or infinity; use a checkpoint from before it diverged")
         return tensor
 
-    def matrices(self, enc: str, dec: str, by_feature: bool) -> tuple[Tensor, Tensor]:
-        """W_enc [d_in, d_sae] and W_dec [d_sae, d_in], stored that way or each transposed."""
+    def matrices(self, enc: str, dec: str) -> tuple[Tensor, Tensor]:
+        """Encoder and decoder, one of the shape of the other's transpose."""
         w_enc = self.take(enc, None, None)
-        w_dec = self.take(dec, *w_enc.T.shape)
-        return (w_enc.T, w_dec.T) if by_feature else (w_enc, w_dec)
+        return w_enc, self.take(dec, *w_enc.T.shape)
 
 
 def _sae(
-    tensors: _Tensors,
-    activation: Activation,
-    k: object,
-    matrices: tuple[Tensor, Tensor],
-    b_enc: str,
-    b_dec: str,
-    centered: bool = True,
-    threshold: Tensor | None = None,
-) -> SAE:
-    w_enc, w_dec = matrices
+    tensors: _Tensors, activation: Activation, k: object, w_enc: Tensor, w_dec: Tensor, b_enc: str, b_dec: str,
+    centered: bool = True, threshold: Tensor | None = None
+) -> SAE:  # fmt: skip
     d_in, d_sae = w_enc.shape
-    if activation in ("topk", "batchtopk") and (not isinstance(k, int) or not 0 < k <= d_sae):
+    if activation in RANKED and (not isinstance(k, int) or not 0 < k <= d_sae):
         raise FormatError(f"{tensors.path.parent}: k={k!r} must be between 1 and {d_sae}; repair its settings file")
     sae = SAE(d_in, d_sae, activation, k if isinstance(k, int) else None)
     sae.W_enc.copy_(w_enc)
@@ -157,7 +146,7 @@ def _sae(
 
 
 def _to_saelens(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    tensors: dict[str, Tensor] = {name: getattr(sae, name) for name in MATRICES}
     architecture = {"relu": "standard", "topk": "topk"}.get(sae.activation, "jumprelu")
     ours = {"sae_lens_version": SAE_LENS_VERSION, OURS: {"activation": sae.activation, "k": sae.k}}
     settings: dict[str, Any] = {"architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae}
@@ -184,13 +173,12 @@ def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tu
         if (value := settings.get(key)) not in (None, False, "none"):
             raise FormatError(f"{path}: {key}={value!r} is not supported; fold it into the weights with SAELens")
     activation = ARCHITECTURES[architecture]
-    w_enc, w_dec = tensors.matrices("W_enc", "W_dec", by_feature=False)
-    d_sae = w_enc.shape[1]
-    threshold = tensors.take("threshold", d_sae) if activation == "jumprelu" else None
+    matrices = tensors.matrices("W_enc", "W_dec")
+    threshold = tensors.take("threshold", len(matrices[1])) if activation == "jumprelu" else None
     if ours.get("activation") == "batchtopk" and threshold is not None and bool((threshold == threshold[0]).all()):
         activation, k, threshold = "batchtopk", ours.get("k"), threshold[0]
     centered = bool(settings.get("apply_b_dec_to_input", True))
-    sae = _sae(tensors, activation, k, (w_enc, w_dec), "b_enc", "b_dec", centered, threshold)
+    sae = _sae(tensors, activation, k, *matrices, "b_enc", "b_dec", centered, threshold)
     if activation == "topk" and settings.get("rescale_acts_by_decoder_norm"):
         norms = sae.W_dec.norm(dim=1)
         sae.W_enc *= norms
@@ -201,7 +189,7 @@ def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tu
 
 def _to_dictionary_learning(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if sae.activation == "jumprelu":
-        tensors: dict[str, Tensor] = {key: getattr(sae, key) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        tensors: dict[str, Tensor] = {name: getattr(sae, name) for name in MATRICES}
         # Its encoder does not subtract b_dec: (x − b_dec) W + b = x W + (b − b_dec W)
         tensors["b_enc"] = (sae.b_enc.double() - sae.b_dec.double() @ sae.W_enc.double()).float()
     else:
@@ -226,15 +214,15 @@ def _from_dictionary_learning(tensors: _Tensors, path: Path, settings: dict[str,
     metadata = dict(settings.get(OURS) or {})
     activation = CLASSES[name]
     if activation == "jumprelu":
-        matrices = tensors.matrices("W_enc", "W_dec", by_feature=False)
-        threshold = tensors.take("threshold", matrices[0].shape[1])
-        return _sae(tensors, activation, None, matrices, "b_enc", "b_dec", False, threshold), metadata
-    matrices = tensors.matrices("encoder.weight", "decoder.weight", by_feature=True)
+        matrices = tensors.matrices("W_enc", "W_dec")
+        threshold = tensors.take("threshold", len(matrices[1]))
+        return _sae(tensors, activation, None, *matrices, "b_enc", "b_dec", False, threshold), metadata
+    w_enc, w_dec = tensors.matrices("encoder.weight", "decoder.weight")
     b_dec = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(name, "b_dec")
     k = int(tensors.take("k")) if "k" in tensors.named else trainer.get("k")
     threshold = tensors.take("threshold") if activation == "batchtopk" else None
     centered = name != "AutoEncoderNew"
-    return _sae(tensors, activation, k, matrices, "encoder.bias", b_dec, centered, threshold), metadata
+    return _sae(tensors, activation, k, w_enc.T, w_dec.T, "encoder.bias", b_dec, centered, threshold), metadata
 
 
 def _to_sparsify(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -253,5 +241,5 @@ def _from_sparsify(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> t
         raise FormatError(f"{path} is a transcoder or has a skip connection; give an autoencoder")
     w_dec = tensors.take("W_dec", None, None)
     w_enc = tensors.take("encoder.weight", *w_dec.shape).T
-    sae = _sae(tensors, "topk", settings.get("k"), (w_enc, w_dec), "encoder.bias", "b_dec")
+    sae = _sae(tensors, "topk", settings.get("k"), w_enc, w_dec, "encoder.bias", "b_dec")
     return sae, dict(settings.get(OURS) or {})

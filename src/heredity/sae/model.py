@@ -105,9 +105,7 @@ class SAE(nn.Module):
         A row of zeros stays one. Raises ValueError for topk and batchtopk, whose selection the norms would change.
         """
         if self.activation in RANKED:
-            raise ValueError(
-                f"norms of a {self.activation} SAE cannot be moved without changing which features are kept"
-            )
+            raise ValueError(f"moving the norms of a {self.activation} SAE would change which features are kept")
         norms = self.W_dec.norm(dim=1)
         norms[norms == 0] = 1
         self.W_dec /= norms[:, None]

@@ -92,11 +92,35 @@ def dense_step(
 
     ages: int32 [d_sae], steps since a feature's moments were zero, this one included; step: the same for b_dec.
     """
-    gradients, outcome = dense_gradients(weights, x, rule)
+    n, d_in = x.shape
+    pre_acts, log_threshold = linear(x, weights.w_enc, weights.b_enc), weights.log_threshold
+    acts = _activate(pre_acts, rule, log_threshold)
+    error = linear(acts, weights.w_dec.T) - x
+    active = acts > 0
+    outcome = Outcome(
+        mse=float(error.square().sum(dtype=torch.float64)) / (n * d_in),
+        l1=float(acts.sum(dtype=torch.float64)) / n,
+        l0=float(active.sum()) / n,
+        fired=active.any(0),
+        least=float(acts[active].min()) if rule.activation == "batchtopk" and bool(active.any()) else float("nan"),
+    )
+    output_grad = error.mul_(2 / (n * d_in))
+    act_grad = linear(output_grad, weights.w_dec)
+    if rule.activation == "jumprelu":
+        features, flat = torch.arange(len(weights.b_enc), device=x.device).repeat(n), pre_acts.flatten()
+        jump = _jump(flat, features, log_threshold)
+        jump = jump._replace(near=jump.near & (flat > 0))
+        log_threshold = _threshold_gradient(jump, features, act_grad.flatten(), rule.l0 / n, len(log_threshold))
+    pre_grad = act_grad.add_(rule.l1 / n).mul_(active)
+    b_enc, b_dec = pre_grad.sum(0), output_grad.sum(0, dtype=torch.float64)
+    # `linear` multiplies by a transpose; on a CPU it is the faster product.
+    w_enc, w_dec = linear(pre_grad.T, x.T), linear(acts.T, output_grad.T)
+    b_dec = _center_gradient(b_dec, b_enc, weights.w_enc)
     if x.device.type == "cpu":
-        for name in ("w_enc", "w_dec"):
-            rows, grad = _rows(name, weights, first, second), getattr(gradients, name).contiguous().numpy()
-            kernels.adam_rows(rows, grad, lr, ages.numpy(), unit_norm=name == "w_dec")
+        for name, grad in (("w_enc", w_enc), ("w_dec", w_dec)):
+            rows = _rows(name, weights, first, second)
+            kernels.adam_rows(rows, grad.contiguous().numpy(), lr, ages.numpy(), unit_norm=name == "w_dec")
+    gradients = Weights(w_enc, b_enc, w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=x.device.type != "cpu")
     return outcome
 
@@ -144,13 +168,9 @@ def entry_step(
     order = features.argsort(stable=True)
     by_feature = key_starts(features[order], d_sae), tokens[order]
     b_enc = torch.zeros_like(weights.b_enc).index_add_(0, features, act_grad)
-    gradients = Weights(
-        w_enc=sums(*by_feature, x, act_grad[order]),
-        b_enc=b_enc,
-        w_dec=sums(*by_feature, output_grad, values[order]),
-        b_dec=_center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc),
-        log_threshold=log_threshold,
-    )
+    b_dec = _center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc)
+    w_enc, w_dec = sums(*by_feature, x, act_grad[order]), sums(*by_feature, output_grad, values[order])
+    gradients = Weights(w_enc, b_enc, w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=True)
     return _outcome(squared, values, features, x, d_sae)
 
@@ -166,41 +186,6 @@ def _outcome(squared: float, values: Tensor, features: Tensor, x: Tensor, d_sae:
         fired=torch.bincount(features[active], minlength=d_sae) > 0,
         least=float(kept.min()) if len(kept) else float("nan"),
     )
-
-
-def dense_gradients(weights: Weights, x: Tensor, rule: Rule) -> tuple[Weights, Outcome]:
-    """Derivatives of the loss by all weights, for centered inputs x [n, d_in]."""
-    n, d_in = x.shape
-    pre_acts = linear(x, weights.w_enc, weights.b_enc)
-    acts = _activate(pre_acts, rule, weights.log_threshold)
-    error = linear(acts, weights.w_dec.T) - x
-    active = acts > 0
-    outcome = Outcome(
-        mse=float(error.square().sum(dtype=torch.float64)) / (n * d_in),
-        l1=float(acts.sum(dtype=torch.float64)) / n,
-        l0=float(active.sum()) / n,
-        fired=active.any(0),
-        least=float(acts[active].min()) if rule.activation == "batchtopk" and bool(active.any()) else float("nan"),
-    )
-    output_grad = error.mul_(2 / (n * d_in))
-    act_grad = linear(output_grad, weights.w_dec)
-    log_threshold = weights.log_threshold
-    if rule.activation == "jumprelu":
-        features = torch.arange(len(weights.b_enc), device=x.device).repeat(n)
-        jump = _jump(pre_acts.flatten(), features, log_threshold)
-        jump = jump._replace(near=jump.near & (pre_acts.flatten() > 0))
-        log_threshold = _threshold_gradient(jump, features, act_grad.flatten(), rule.l0 / n, len(log_threshold))
-    pre_grad = act_grad.add_(rule.l1 / n).mul_(active)
-    b_enc = pre_grad.sum(0)
-    # `linear` multiplies by a transpose; on a CPU it is the faster product.
-    gradients = Weights(
-        w_enc=linear(pre_grad.T, x.T),
-        b_enc=b_enc,
-        w_dec=linear(acts.T, output_grad.T),
-        b_dec=_center_gradient(output_grad.sum(0, dtype=torch.float64), b_enc, weights.w_enc),
-        log_threshold=log_threshold,
-    )
-    return gradients, outcome
 
 
 def training_errors(weights: Weights, x: Tensor, rule: Rule) -> Tensor:

@@ -7,21 +7,36 @@ x' = c x, biases and thresholds are divided by c, the matrices stay, activations
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
+import zlib
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field
+from functools import lru_cache, reduce
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from heredity.kernels.processors import keep_large_buffers
 from heredity.kernels.torch_forms import linear
-from heredity.sae.checkpoint import Step, TrainingState
 from heredity.sae.model import SAE, Activation
-from heredity.sae.step import SPARSE_BELOW, SPARSE_BELOW_ON_GPU, Rule, Weights, dense_step, sparse_step, training_errors
+from heredity.sae.step import (
+    NAMES,
+    SPARSE_BELOW,
+    SPARSE_BELOW_ON_GPU,
+    Rule,
+    Weights,
+    dense_step,
+    sparse_step,
+    training_errors,
+)
 from heredity.study import SAEConfig
 
 Batches = Callable[[int], Tensor]  # the batch [n, d_in] of a step, counted from 0; always the same for one step
@@ -48,6 +63,84 @@ ENCODER_NORM = 0.2  # norm of a new encoder row relative to the mean of the livi
 # source's 0 every new feature fires on about half of all inputs; where hundreds were dead at once, L0 rose tenfold and
 # the training did not recover.
 FIRING_SHARE = 0.5
+
+FILE = "state.safetensors"
+_GROUPS = ("weights", "first", "second")
+_NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l0")
+
+
+class Step(NamedTuple):
+    """What one step of a training saw, in the units of the raw activations."""
+
+    step: int  # counted from 1
+    loss: float  # mse + λ · l1 (relu) or λ · l0 (jumprelu) with the raw λ; mse alone for topk and batchtopk
+    mse: float  # mean squared error over elements
+    l1: float  # mean over tokens of the sum of activations
+    l0: float  # mean over tokens of the number of active features
+    dead: int  # features that fired in none of the last `window` steps
+    l1_coefficient: float | None  # raw λ, of l1 (relu) or of l0 (jumprelu); None for topk and batchtopk
+    normalized_l1_coefficient: float | None  # λ in the units of the normalized space that the training runs in
+    resampled: int  # dead features given a new direction before this step
+
+
+@dataclass
+class TrainingState:
+    """Weights, Adam's moments and counters in the normalized space, between two steps.
+
+    A file holds all of it: tensors, and numbers as JSON in the file's metadata, so it is replaced whole or not at all.
+    """
+
+    identity: dict[str, Any]  # sizes, settings, steps, seed: a resume checks them
+    scale: float  # normalized x = raw x times this
+    weights: Weights
+    first: Weights  # Adam's running means of gradients
+    second: Weights  # Adam's running means of squared gradients
+    ages: Tensor  # int32 [d_sae]: steps since a feature's moments were zero
+    last_fired: Tensor  # int64 [d_sae]: last step in which a feature was active
+    log_l1: float | None = None  # log λ in normalized units; None for topk and batchtopk
+    l1_error: float = math.nan  # last smoothed log ratio of L0 to its target, the memory of λ's controller
+    l1_sum: float = 0.0  # of log λ over the steps averaged for its final value
+    threshold: float = 0.0  # batchtopk: running smallest kept activation
+    l0: float = math.nan  # of the last step
+    rows: list[Step] = field(default_factory=list)  # all steps so far
+
+    @property
+    def step(self) -> int:
+        """Number of steps taken."""
+        return len(self.rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the state into folder, replacing the one that is there in one move."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = torch.tensor([[math.nan if v is None else v for v in row] for row in self.rows], dtype=torch.float64)
+        tensors = {"ages": self.ages, "last_fired": self.last_fired, "rows": rows.reshape(-1, len(Step._fields))}
+        tensors |= {f"{group}.{name}": getattr(getattr(self, group), name) for group in _GROUPS for name in NAMES}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        numbers = {name: getattr(self, name) for name in _NUMBERS} | {"checksum": _checksum(tensors)}
+        save_file(tensors, folder / f"{FILE}.part", metadata={"state": json.dumps(numbers)})
+        os.replace(folder / f"{FILE}.part", folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainingState:
+        """Read what `save` wrote. Raises FileNotFoundError without a state, ValueError for a damaged one."""
+        path = folder / FILE
+        try:
+            with safe_open(path, framework="pt") as file:
+                numbers = json.loads(file.metadata()["state"])
+            tensors = load_file(path)
+            if numbers.pop("checksum") != _checksum(tensors):
+                raise ValueError
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged; delete it to train from the start") from None
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        groups: dict[str, Any] = {group: Weights(*(tensors[f"{group}.{name}"] for name in NAMES)) for group in _GROUPS}
+        rows = [Step._make(None if math.isnan(value) else value for value in row) for row in tensors["rows"].tolist()]
+        rows = [row._replace(step=int(row.step), dead=int(row.dead), resampled=int(row.resampled)) for row in rows]
+        return cls(**numbers, **groups, ages=tensors["ages"], last_fired=tensors["last_fired"], rows=rows)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    return reduce(lambda crc, name: zlib.crc32(tensors[name].numpy().data, crc), sorted(tensors), 0)
 
 
 def train(
@@ -132,10 +225,10 @@ def _take_step(
     number = state.step + 1
     every = config.resample_every or max(1, steps // 10, -(-2 * WINDOW_VECTORS // len(batches(state.step))))
     window = max(1, every // 2)
-    jumps = state.identity["activation"] == "jumprelu"
-    penalty = None if state.log_l1 is None else math.exp(state.log_l1)
+    activation, penalty = state.identity["activation"], None if state.log_l1 is None else math.exp(state.log_l1)
+    jumps = activation == "jumprelu"
     l1, l0 = (0.0, penalty or 0.0) if jumps else (penalty or 0.0, 0.0)
-    rule = Rule(state.identity["activation"], state.identity["k"] or 0, l1, state.threshold, l0)
+    rule = Rule(activation, state.identity["k"] or 0, l1, state.threshold, l0)
     resampled = 0
     if state.step > 0 and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps:
         dead = number - state.last_fired > window
@@ -146,8 +239,8 @@ def _take_step(
     active = rule.k or state.l0  # nan before the first step
     limit = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
     take = sparse_step if active / len(state.ages) < limit else dense_step
-    lr = learning_rate(config, number, steps, continued)
-    outcome = take(state.weights, state.first, state.second, state.ages, x, rule, lr, number)
+    trained = state.weights, state.first, state.second, state.ages
+    outcome = take(*trained, x, rule, learning_rate(config, number, steps, continued), number)
     if not math.isfinite(outcome.mse):
         raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or find huge activations")
     state.last_fired[outcome.fired] = number
@@ -173,7 +266,7 @@ def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -
     return rate
 
 
-def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], continued: bool) -> TrainingState:
+def start(sae: SAE, batches: Batches, identity: dict[str, Any], continued: bool) -> TrainingState:
     """State before the first step; see `train` for the arguments. Raises ValueError as `train` does."""
     device = sae.W_dec.device
     norms = sae.W_dec.norm(dim=1)
@@ -182,8 +275,7 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
             f"decoder rows have norms from {float(norms.min()):.3g} to {float(norms.max()):.3g} instead of 1; "
             "move the norms into the encoder first (SAE.unit_norm)"
         )
-    count = min(FIRST_BATCHES, int(identity["steps"]))
-    x = torch.cat([batches(i).to(device, torch.float32) for i in range(count)])
+    x = torch.cat([batches(i).to(device, torch.float32) for i in range(min(FIRST_BATCHES, identity["steps"]))])
     scale = normalizing_scale(x)
     weights = Weights(sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale)
     if sae.activation == "jumprelu" and sae.threshold is not None:
@@ -201,16 +293,9 @@ def start(sae: SAE, batches: Callable[[int], Tensor], identity: dict[str, Any], 
             else:
                 weights.log_threshold = torch.cat(cuts).clamp_min(LEAST_THRESHOLD).log()
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
-    return TrainingState(
-        identity,
-        scale,
-        weights,
-        first=Weights.zeros_like(weights),
-        second=Weights.zeros_like(weights),
-        ages=torch.zeros(sae.d_sae, dtype=torch.int32, device=device),
-        last_fired=torch.zeros(sae.d_sae, dtype=torch.int64, device=device),
-        threshold=threshold,
-    )
+    ages, last_fired = (torch.zeros(sae.d_sae, dtype=kind, device=device) for kind in (torch.int32, torch.int64))
+    first, second = Weights.zeros_like(weights), Weights.zeros_like(weights)
+    return TrainingState(identity, scale, weights, first, second, ages, last_fired, threshold=threshold)
 
 
 def normalizing_scale(x: Tensor) -> float:
@@ -279,9 +364,7 @@ def calibrate(state: TrainingState, config: SAEConfig, steps: int) -> None:
         state.log_l1 = state.l1_sum / averaged
 
 
-def resample(
-    state: TrainingState, dead: Tensor, batches: Callable[[int], Tensor], rule: Rule, every: int, seed: int
-) -> int:
+def resample(state: TrainingState, dead: Tensor, batches: Batches, rule: Rule, every: int, seed: int) -> int:
     """Give dead features [d_sae] (bool) the direction of badly reconstructed inputs; returns how many.
 
     As in Bricken et al. 2023 ("Neuron resampling"): inputs of the latest batches are picked with a probability
@@ -311,9 +394,9 @@ def resample(
     if rule.activation == "jumprelu":
         state.weights.log_threshold[features] = cut.log()
     for moments in (state.first, state.second):
-        for name in ("w_enc", "w_dec", "b_enc", "log_threshold"):
-            if len(getattr(moments, name)):
-                getattr(moments, name)[features] = 0
+        for rows in (moments.w_enc, moments.w_dec, moments.b_enc, moments.log_threshold):
+            if len(rows):
+                rows[features] = 0
     state.ages[features] = 0
     state.last_fired[features] = state.step
     return len(features)

@@ -17,11 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from heredity.engine.store import write_json
-from heredity.sae.checkpoint import TrainingState
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE
 from heredity.sae.step import SPARSE_BELOW
-from heredity.sae.train import write_back
+from heredity.sae.train import TrainingState, write_back
 
 POINTS = 24  # of a training's curve besides the start
 

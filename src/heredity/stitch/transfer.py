@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from heredity import metrics
 from heredity.lm.activations import activations
-from heredity.sae.checkpoint import Step
 from heredity.sae.evaluate import SAEQuality, quality, spliced_losses
 from heredity.sae.model import SAE, Activation
 from heredity.sae.step import Rule
-from heredity.sae.train import POOL_BATCHES, resample, start, write_back
+from heredity.sae.train import POOL_BATCHES, Step, resample, start, write_back
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.moments import Moments
 from heredity.stitch.savings import refit_flops
