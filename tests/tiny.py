@@ -16,6 +16,7 @@ HOOK = "blocks.0.mlp.hook_post"
 def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
     """A study over generated stories and two little corpora in `folder`; top-level tables replaced by `changes`."""
     write_corpora(folder)
+    sae = {"activation": "topk", "k": 8, "expansion": 4, "tokens": 30_000, "continue_tokens": 10_000, "lr": 2e-3}
     small = {"batch_size": 8, "context_size": 32, "lr": 5e-3, "precision": "float32"}
     shape = {"d_model": 32, "d_mlp": 32, "n_heads": 4}
     return {
@@ -34,17 +35,7 @@ def study_values(folder: Path, **changes: Any) -> dict[str, Any]:
             "stories": {"parent": "base", "corpora": ["stories"], "tokens": 8_000} | small,
             "both": {"merge": {"parents": ["sums", "stories"], "sweep_points": 3, "tolerance": 0.1}},
         },
-        "sae": {
-            "activation": "topk",
-            "k": 8,
-            "expansion": 4,
-            "tokens": 30_000,
-            "continue_tokens": 10_000,
-            "lr": 2e-3,
-            "batch_blocks": 16,
-            "context_size": 16,
-            "evaluation_tokens": 2_000,
-        },
+        "sae": sae | {"batch_blocks": 16, "context_size": 16, "evaluation_tokens": 2_000},
         "lineage": {"tokens": 8_000},
         "report": {"tokens": 6_000, "features": 3, "contexts": 2},
         "evaluation": {"tokens": 2_000},
@@ -72,19 +63,15 @@ def write_corpora(folder: Path) -> None:
     kinds = ["the cat", "a dog", "my friend", "one bird", "this child"]
     deeds = ["sat on", "ran to", "looked at", "slept near", "sang about"]
     places = ["the mat", "a tree", "the old house", "some water", "the long road"]
-    words = [
-        " ".join(f"{kinds[(i * j) % 5]} {deeds[(i + j) % 5]} {places[(i + 2 * j) % 5]}." for j in range(12)) + f" {i}"
-        for i in range(160)
-    ]
-    (folder / "words").mkdir(exist_ok=True)
-    for i, text in enumerate(words):
-        (folder / "words" / f"{i}.txt").write_text(text)
-    code = [
-        f"def f{i}(x):\n    y = x + {i}\n    if y > {i % 7}:\n        y = y * 2\n    return y\n" * 3 for i in range(160)
-    ]
-
-    (folder / "code.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in code))
-    (folder / "sums").mkdir(exist_ok=True)
+    for name in ("words", "sums"):
+        (folder / name).mkdir(exist_ok=True)
+    code = []
+    for i in range(160):
+        text = " ".join(f"{kinds[i * j % 5]} {deeds[(i + j) % 5]} {places[(i + 2 * j) % 5]}." for j in range(12))
+        (folder / "words" / f"{i}.txt").write_text(f"{text} {i}")
+        text = f"def f{i}(x):\n    y = x + {i}\n    if y > {i % 7}:\n        y = y * 2\n    return y\n" * 3
+        code.append(json.dumps({"text": text}))
+    (folder / "code.jsonl").write_text("\n".join(code))
     for i in range(120):
         lines = [f"{a} plus {i % 9} = {a + i % 9};" for a in range(i % 11, i % 11 + 14)]
         (folder / "sums" / f"{i}.txt").write_text("\n".join(lines) + f"\nend {i}\n")
@@ -98,17 +85,42 @@ def toml(values: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def tiny_model(
+    seed: int = 0, vocab: int = 300, d_model: int = 32, d_mlp: int = 48, layers: int = 1, end: int = 0
+) -> Any:
+    """A random Mistral."""
+    from heredity.lm.load import mistral_config, new_model
+
+    shape = ArchitectureConfig(d_model=d_model, d_mlp=d_mlp, n_layers=layers, n_heads=4)
+    return new_model(mistral_config(shape, vocab, 64, end), seed).eval()
+
+
 def save_tiny_model(
     folder: Path, seed: int = 0, d_model: int = 16, text: str = "the cat sat on the mat = 3; x = y + 1\n"
 ) -> Path:
     """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
-    from heredity.lm.load import mistral_config, new_model, save_model
+    from heredity.lm.load import save_model
     from heredity.text.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
-    shape = ArchitectureConfig(d_model=d_model, d_mlp=2 * d_model, n_layers=1, n_heads=4)
-    save_model(new_model(mistral_config(shape, len(tokenizer), 64, tokenizer.eos_token_id), seed), tokenizer, folder)
+    model = tiny_model(seed, len(tokenizer), d_model, 2 * d_model, end=tokenizer.eos_token_id)
+    save_model(model, tokenizer, folder)
     return folder
+
+
+def random_sae(activation: Any, d_in: int = 12, d_sae: int = 40, k: int = 5, seed: int = 0) -> Any:
+    """An SAE with something in every parameter."""
+    from heredity.sae.model import new_sae
+
+    generator = torch.Generator().manual_seed(seed)
+    sae = new_sae(d_in, d_sae, activation, k, generator)
+    sae.W_enc += 0.1 * torch.randn(d_in, d_sae, generator=generator)
+    sae.b_enc.copy_(0.1 * torch.randn(d_sae, generator=generator))
+    sae.b_dec.copy_(torch.randn(d_in, generator=generator))
+    assert (sae.threshold is None) == (activation in ("relu", "topk"))
+    if sae.threshold is not None:
+        sae.threshold.copy_(0.3 if activation == "batchtopk" else 0.6 * torch.rand(d_sae, generator=generator))
+    return sae
 
 
 def save_tiny_sae(folder: Path, d_in: int = 32, seed: int = 0, **metadata: Any) -> Path:

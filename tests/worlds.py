@@ -1,40 +1,39 @@
-"""Worlds with a known truth: models as sums of sparse latents that they share, lose and gain."""
+"""Worlds with a known truth: models as sums of sparse latents; and random activations with their plain definitions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 from heredity.features.acts import FeatureActs
+from heredity.features.correlate import Matches
 from heredity.kernels.sparse import Sparse
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
-@dataclass(frozen=True)
-class World:
+
+class World(NamedTuple):
     """Models whose vectors are x = sum over their latents of magnitude x direction, plus noise.
 
     A latent fires at the same tokens with the same magnitudes in every model that has it.
     """
 
-    density: np.ndarray
-    """float64 [latents]: share of tokens on which a latent fires."""
-    group: np.ndarray
-    """str [latents]: the group a latent belongs to."""
-    latents: dict[str, np.ndarray]
-    """By model, int64 [features]: the latent behind each true feature, in an order of the model's own."""
-    directions: dict[str, np.ndarray]
-    """By model, float32 [features, d_in]: unit rows."""
+    density: np.ndarray  # float64 [latents]: share of tokens on which a latent fires
+    group: np.ndarray  # str [latents]: the group a latent belongs to
+    latents: dict[str, np.ndarray]  # by model, int64 [features]: the latent behind each feature, in an order of its own
+    directions: dict[str, np.ndarray]  # by model, float32 [features, d_in]: unit rows
 
     def fire(self, tokens: int, rng: np.random.Generator, spread: float = 0.5) -> FeatureActs:
         """Firings of all latents: independent coins, lognormal magnitudes of the given spread (sigma)."""
         counts = rng.binomial(tokens, self.density)
         rows = np.concatenate([rng.choice(tokens, count, replace=False) for count in counts])
-        return _sparse(
-            rows, np.repeat(np.arange(len(counts)), counts), rng.lognormal(0, spread, len(rows)), tokens, len(counts)
-        )
+        latents = np.repeat(np.arange(len(counts)), counts)
+        return _sparse(rows, latents, rng.lognormal(0, spread, len(rows)), tokens, len(counts))
 
     def acts(self, model: str, fired: FeatureActs) -> FeatureActs:
         """The true activations of a model's features [tokens, features]."""
@@ -47,11 +46,8 @@ class World:
 
     def x(self, model: str, fired: FeatureActs, noise: float, rng: np.random.Generator) -> np.ndarray:
         """The model's vectors, float32 [tokens, d_in]; noise: its length relative to the signal's, root mean square."""
-        acts, directions = self.acts(model, fired), self.directions[model]
-        x = np.empty((fired.tokens, directions.shape[1]), np.float32)
-        for start in range(0, fired.tokens, 4096):
-            part = acts.rows(start, start + 4096)
-            x[start : start + part.tokens] = part.dense() @ directions
+        acts, starts = self.acts(model, fired), range(0, fired.tokens, 4096)
+        x = np.concatenate([acts.rows(start, start + 4096).dense() @ self.directions[model] for start in starts])
         error = rng.standard_normal(x.shape, dtype=np.float32)
         return x + error * (noise * np.sqrt(np.square(x, dtype=np.float64).mean())).astype(np.float32)
 
@@ -61,13 +57,9 @@ class World:
 
 
 def plant(
-    groups: Mapping[str, int],
-    models: Mapping[str, Sequence[str]],
-    d_in: int,
-    l0: float,
-    seed: int,
-    rotated: Mapping[str, Sequence[str]] | None = None,
-) -> World:
+    groups: Mapping[str, int], models: Mapping[str, Sequence[str]], d_in: int, l0: float, seed: int,
+    rotated: Mapping[str, Sequence[str]] | None = None
+) -> World:  # fmt: skip
     """A world of latents in groups.
 
     groups: latents in each. models: the groups each model has. l0: mean number of active latents a token in the first
@@ -104,13 +96,10 @@ def measured(
     places = np.unique(rng.integers(0, acts.tokens * acts.d_sae, int(spurious * acts.n)))
     places = places[~np.isin(places, token * acts.d_sae + acts.indices)]
     weak = acts.values[acts.values <= np.median(acts.values)] if len(places) else acts.values[:1]
-    return _sparse(
-        np.concatenate([token[kept], places // acts.d_sae]),
-        np.concatenate([acts.indices[kept], places % acts.d_sae]),
-        np.concatenate([values, rng.choice(weak, len(places))]),
-        acts.tokens,
-        acts.d_sae,
-    )
+    token = np.concatenate([token[kept], places // acts.d_sae])
+    feature = np.concatenate([acts.indices[kept], places % acts.d_sae])
+    values = np.concatenate([values, rng.choice(weak, len(places))])
+    return _sparse(token, feature, values, acts.tokens, acts.d_sae)
 
 
 def precision_and_recall(called: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -134,3 +123,46 @@ def dense_to_csr(acts: torch.Tensor) -> Sparse:
     token, feature = acts.nonzero(as_tuple=True)
     indptr = np.concatenate([[0], np.cumsum((acts != 0).sum(1).numpy())])
     return Sparse(indptr, feature.to(torch.int32).numpy(), acts[token, feature].float().numpy(), acts.shape[1])
+
+
+def dense_of(acts: Sparse) -> np.ndarray:
+    """float64 [rows, width] of CSR arrays."""
+    dense = np.zeros((len(acts.indptr) - 1, acts.width))
+    dense[np.repeat(np.arange(len(dense)), np.diff(acts.indptr)), acts.indices] = acts.values
+    return dense
+
+
+def random_acts(seed: int, tokens: int = 2000, d: int = 30, density: float | None = 0.05) -> np.ndarray:
+    """float32 [tokens, d]; density None: rates from 0.002 to 0.6, feature 1 dead, 4 constant, 5 always on."""
+    rng = np.random.default_rng(seed)
+    rate = np.geomspace(0.002, 0.6, d) if density is None else density
+    acts = rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < rate)
+    if density is None:
+        acts[:, 1], acts[:, 4] = 0, 0.7
+        acts[:, 5] += 30
+    return acts.astype(np.float32)
+
+
+def dense_pearson(parent: np.ndarray, child: np.ndarray) -> np.ndarray:
+    """Pearson r of all pairs of columns of [tokens, d], the plain way: float64 [d_parent, d_child], nan if constant."""
+    sides = []
+    for x in (np.asarray(parent, np.float64), np.asarray(child, np.float64)):
+        centered = x - x.mean(0)
+        norm = np.sqrt(np.square(centered).sum(0))
+        norm[x.min(0) == x.max(0)] = np.nan
+        sides.append(centered / norm)
+    return sides[0].T @ sides[1]
+
+
+def best_of(r: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """(match, r) of the best partners of each row, -1 and nan where there is none; ties to the lower index."""
+    r = np.concatenate([r, np.full((len(r), top), np.nan)], 1)
+    order = np.argsort(np.where(np.isnan(r), np.inf, -r), axis=1, kind="stable")[:, :top]
+    best = np.take_along_axis(r, order, 1)
+    return np.where(np.isnan(best), -1, order).astype(np.int32), best
+
+
+def matches_of(r: np.ndarray, top: int = 5, density: tuple[np.ndarray, np.ndarray] | None = None) -> Matches:
+    """What matching would keep of a full matrix of r [d_parent, d_child], nan for dead features."""
+    live = density or ((~np.isnan(r).all(1)).astype(float), (~np.isnan(r).all(0)).astype(float))
+    return Matches(*best_of(r, top), *best_of(r.T, top), *live, tokens=1000)

@@ -7,21 +7,23 @@ import mmap
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from heredity.features.acts import FeatureActs
 
 
-def dense(seed: int, tokens: int = 40, d: int = 7) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (rng.random((tokens, d)) * (rng.random((tokens, d)) < 0.3)).astype(np.float32)
+@pytest.fixture
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.random((40, 7)) * (rng.random((40, 7)) < 0.3)).astype(np.float32)
 
 
-def test_dense_to_sparse_and_back_is_the_same_array():
-    x = dense(0)
-    acts = FeatureActs.from_dense(x)
+@pytest.fixture
+def acts(x) -> FeatureActs:
+    return FeatureActs.from_dense(x)
+
+
+def test_dense_to_sparse_and_back_is_the_same_array(x, acts):
     np.testing.assert_array_equal(acts.dense(), x)
     assert (acts.tokens, acts.d_sae, acts.n) == (40, 7, (x != 0).sum())
     assert acts.l0 == pytest.approx((x != 0).sum(1).mean())
@@ -29,36 +31,29 @@ def test_dense_to_sparse_and_back_is_the_same_array():
     assert acts.density().dtype == np.float64
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 100), st.integers(-90, 90))
-def test_a_shift_rolls_the_tokens(seed, offset):
-    x = dense(seed)
-    np.testing.assert_array_equal(
-        FeatureActs.from_dense(x).scattered(np.full(7, offset)).dense(), np.roll(x, offset, axis=0)
-    )
-
-
 @pytest.mark.parametrize(("start", "stop"), [(0, 40), (3, 9), (5, 5), (30, 99), (9, 3), (-5, 40)])
-def test_rows_are_a_slice(start, stop):
-    x = dense(1)
-    np.testing.assert_array_equal(FeatureActs.from_dense(x).rows(start, stop).dense(), x[start:stop])
+def test_rows_are_a_slice(x, acts, start, stop):
+    np.testing.assert_array_equal(acts.rows(start, stop).dense(), x[start:stop])
 
 
-def test_parts_concatenate_to_the_whole():
-    x = dense(2)
-    acts = FeatureActs.from_dense(x)
+def test_parts_concatenate_to_the_whole_and_chosen_tokens_are_a_mask(x, acts):
     whole = FeatureActs.concatenate([acts.rows(0, 13), acts.rows(13, 13), acts.rows(13, 40)])
     np.testing.assert_array_equal(whole.dense(), x)
+    chosen = np.random.default_rng(0).random(40) < 0.4
+    np.testing.assert_array_equal(acts.where(chosen).dense(), x[chosen])
+    with pytest.raises(ValueError, match=r"d_sae=\[7, 6\]"):
+        FeatureActs.concatenate([acts, FeatureActs.from_dense(x[:, :6])])
+    with pytest.raises(ValueError, match="one or more"):
+        FeatureActs.concatenate([])
 
 
-def test_chosen_tokens_are_a_mask():
-    x, chosen = dense(3), np.random.default_rng(0).random(40) < 0.4
-    np.testing.assert_array_equal(FeatureActs.from_dense(x).where(chosen).dense(), x[chosen])
+@pytest.mark.parametrize("offset", [*([by] * 7 for by in (-90, -40, -3, 0, 1, 39, 90)), [0, 7, 49, 13, -2, 40, 5]])
+def test_shifts_roll_the_tokens_of_each_feature(x, acts, offset):
+    rolled = np.stack([np.roll(column, by) for column, by in zip(x.T, offset, strict=True)], axis=1)
+    np.testing.assert_array_equal(acts.scattered(np.array(offset)).dense(), rolled)
 
 
-def test_columns_list_each_features_tokens():
-    x = dense(4)
-    acts = FeatureActs.from_dense(x)
+def test_columns_list_each_features_tokens(x, acts):
     indptr, rows, values = acts.to_columns()
     for feature in range(7):
         own = slice(indptr[feature], indptr[feature + 1])
@@ -74,18 +69,12 @@ def test_arrays_get_their_dtypes_and_cannot_be_written():
         acts.values[0] = 1
 
 
-def test_what_is_saved_is_loaded(tmp_path):
-    acts = FeatureActs.from_dense(dense(5))
-    acts.save(tmp_path / "acts.safetensors")
-    again = FeatureActs.load(tmp_path / "acts.safetensors")
-    np.testing.assert_array_equal(again.dense(), acts.dense())
-    assert again.d_sae == acts.d_sae
-    acts.rows(0, 0).save(tmp_path / "none.safetensors")
-    assert FeatureActs.load(tmp_path / "none.safetensors").tokens == 0
-
-
-def test_a_loaded_file_is_mapped_and_not_copied(tmp_path):
-    acts = FeatureActs.from_dense(dense(6))
+def test_what_is_saved_is_loaded_and_mapped_but_not_copied(tmp_path, acts):
+    for part in (acts, acts.rows(0, 0)):
+        part.save(tmp_path / "acts.safetensors")
+        again = FeatureActs.load(tmp_path / "acts.safetensors")
+        np.testing.assert_array_equal(again.dense(), part.dense())
+        assert (again.d_sae, again.tokens) == (7, part.tokens)
     acts.save(tmp_path / "acts.safetensors")
     base = FeatureActs.load(tmp_path / "acts.safetensors").values
     while isinstance(base, np.ndarray) and base.base is not None:
@@ -93,8 +82,7 @@ def test_a_loaded_file_is_mapped_and_not_copied(tmp_path):
     assert isinstance(base, mmap.mmap)
 
 
-def test_arrays_at_odd_addresses_are_loaded_too(tmp_path):
-    acts = FeatureActs.from_dense(dense(7))
+def test_arrays_at_odd_addresses_are_loaded_too(tmp_path, acts):
     arrays = {"values": acts.values, "indices": acts.indices, "indptr": acts.indptr, "d_sae": np.array([7])}
     header, at = {}, 0
     for name, array in arrays.items():
@@ -112,13 +100,14 @@ def test_arrays_at_odd_addresses_are_loaded_too(tmp_path):
 
 def test_files_of_something_else_are_refused(tmp_path):
     path = tmp_path / "acts.safetensors"
-    save_file({"W_enc": np.ones(3, np.float32)}, path)
-    with pytest.raises(ValueError, match="holds {'W_enc': 'F32'}, no feature activations"):
-        FeatureActs.load(path)
     arrays = {"indptr": np.zeros(1, int), "indices": np.zeros(0, np.int32), "d_sae": np.array([3])}
-    save_file(arrays | {"values": np.zeros(0)}, path)
-    with pytest.raises(ValueError, match="'values': 'F64'"):
-        FeatureActs.load(path)
+    for wrong, message in (
+        ({"W_enc": np.ones(3, np.float32)}, "holds {'W_enc': 'F32'}, no feature activations"),
+        (arrays | {"values": np.zeros(0)}, "'values': 'F64'"),
+    ):
+        save_file(wrong, path)
+        with pytest.raises(ValueError, match=message):
+            FeatureActs.load(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut short|damaged"):
         FeatureActs.load(path)
@@ -148,10 +137,3 @@ def test_no_tokens_are_fine():
 def test_arrays_that_are_no_such_matrix_are_refused_by_token(indptr, indices, values, message):
     with pytest.raises(ValueError, match=message):
         FeatureActs(np.array(indptr), np.array(indices), np.array(values), 3)
-
-
-def test_parts_of_different_dictionaries_are_refused():
-    with pytest.raises(ValueError, match=r"d_sae=\[7, 6\]"):
-        FeatureActs.concatenate([FeatureActs.from_dense(dense(0)), FeatureActs.from_dense(dense(0, d=6))])
-    with pytest.raises(ValueError, match="one or more"):
-        FeatureActs.concatenate([])

@@ -8,23 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.engine.workers import Progress, shards
+from heredity.engine.workers import shards
 from heredity.features.collect import Reader, collect, collected
-from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import new_sae
-from heredity.study import ArchitectureConfig
 from heredity.text.tokens import BlockSampler, PackedTokens
+from tiny import HOOK, tiny_model
 
-HOOK, CONTEXT = "blocks.0.mlp.hook_post", 64
-TOKENS = 40_000  # several forward passes, the last one short
+CONTEXT, TOKENS = 64, 40_000  # several forward passes, the last one short
 
 
 def reader(width: int = 48) -> Reader:
     """A model and two SAEs that follow from nothing but this code."""
-    shape = ArchitectureConfig(d_model=32, d_mlp=48, n_layers=1, n_heads=4)
-    model = new_model(mistral_config(shape, 300, 256, 0), 1).eval()
     generator = torch.Generator().manual_seed(2)
-    return Reader(model, HOOK, [new_sae(width, 200, "topk", 5, generator), new_sae(width, 96, "relu", None, generator)])
+    saes = [new_sae(width, 200, "topk", 5, generator), new_sae(width, 96, "relu", None, generator)]
+    return Reader(tiny_model(1), HOOK, saes)
 
 
 def sampler() -> BlockSampler:
@@ -35,8 +32,8 @@ def sampler() -> BlockSampler:
 def test_one_two_and_three_processes_give_the_same_bits():
     found, calls = [], []
     for count in (1, 2, 3):
-        report: Progress = lambda done, total: calls.append((done, total))  # noqa: E731
         with shards(count) as workers:
+            report = lambda done, total: calls.append((done, total))  # noqa: E731
             found.append(collected(workers.job(partial(reader)), sampler(), TOKENS, report))
     for acts in found[1:]:
         for one, other in zip(found[0], acts, strict=True):
@@ -48,8 +45,7 @@ def test_one_two_and_three_processes_give_the_same_bits():
 
 
 def test_models_in_memory_are_read_the_same():
-    model, hook_point, saes, _ = reader()
-    plain = collect(model, hook_point, saes, sampler(), 5000)
+    plain = collect(*reader()[:3], sampler(), 5000)
     with shards(1) as workers:
         for one, other in zip(plain, collected(workers.job(reader), sampler(), 5000), strict=True):
             assert np.array_equal(one.values, other.values)

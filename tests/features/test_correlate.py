@@ -10,40 +10,33 @@ from hypothesis.extra.numpy import arrays
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate, join_matches, median, rank_correlation
-from heredity.kernels.pearson import dense_pearson
+from worlds import dense_pearson
+from worlds import random_acts as drawn
 
 
-def random_acts(seed: int, tokens: int = 2000, d: int = 30, density: float = 0.05) -> FeatureActs:
-    rng = np.random.default_rng(seed)
-    return FeatureActs.from_dense(rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density))
+def random_acts(seed: int, d: int = 30) -> FeatureActs:
+    return FeatureActs.from_dense(drawn(seed, d=d))
 
 
 def test_a_copy_in_another_order_and_scale_is_found():
-    parent = random_acts(0)
-    order = np.random.default_rng(1).permutation(30)
-    child = FeatureActs.from_dense(parent.dense()[:, order] * np.geomspace(0.1, 9, 30))
-    matches = correlate(parent, child)
+    parent, order = random_acts(0), np.random.default_rng(1).permutation(30)
+    matches = correlate(parent, FeatureActs.from_dense(parent.dense()[:, order] * np.geomspace(0.1, 9, 30)))
     np.testing.assert_array_equal(order[matches.parent_match[:, 0]], np.arange(30))
     np.testing.assert_array_equal(matches.child_match[:, 0], order)
     np.testing.assert_allclose(matches.parent_r[:, 0], 1, atol=1e-6)
 
 
-def test_dictionaries_may_differ_in_size():
-    parent, child = random_acts(2, d=3), random_acts(3, d=40)
-    matches = correlate(parent, child, top=5)
-    assert matches.parent_match.shape == matches.parent_r.shape == (3, 5)
+def test_dictionaries_may_differ_in_size_and_a_feature_that_never_fires_has_no_r():
+    dense, child = drawn(2, d=4), random_acts(3, d=40)
+    dense[:, 2] = 0
+    matches = correlate(FeatureActs.from_dense(dense), child, top=5)
+    assert matches.parent_match.shape == matches.parent_r.shape == (4, 5)
     assert matches.child_match.shape == matches.child_r.shape == (40, 5)
     assert np.all(matches.child_match[:, 3:] == -1) and np.all(np.isnan(matches.child_r[:, 3:]))
     assert matches.tokens == 2000
     np.testing.assert_allclose(matches.child_density, (child.dense() != 0).mean(0))
-
-
-def test_a_feature_that_never_fires_has_no_r():
-    dense = random_acts(4).dense()
-    dense[:, 7] = 0
-    matches = correlate(FeatureActs.from_dense(dense), random_acts(5))
-    assert np.isnan(matches.parent_r[7]).all() and np.all(matches.parent_match[7] == -1)
-    assert matches.parent_density[7] == 0 and not (matches.child_match == 7).any()
+    assert np.isnan(matches.parent_r[2]).all() and np.all(matches.parent_match[2] == -1)
+    assert matches.parent_density[2] == 0 and not (matches.child_match == 2).any()
 
 
 @settings(deadline=None, max_examples=60)
@@ -51,22 +44,18 @@ def test_a_feature_that_never_fires_has_no_r():
 def test_best_r_equals_the_dense_definition_on_any_small_sample(data):
     tokens = data.draw(st.integers(2, 12))
     value = st.sampled_from([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 7.25, -1.5])
-    x = data.draw(arrays(np.float32, (tokens, data.draw(st.integers(1, 5))), elements=value))
-    y = data.draw(arrays(np.float32, (tokens, data.draw(st.integers(1, 5))), elements=value))
-    matches = correlate(FeatureActs.from_dense(x), FeatureActs.from_dense(y), top=2)
+    x, y = (data.draw(arrays(np.float32, (tokens, data.draw(st.integers(1, 5))), elements=value)) for _ in range(2))
+    found = correlate(FeatureActs.from_dense(x), FeatureActs.from_dense(y), top=2)
     with np.errstate(invalid="ignore", divide="ignore"):
         r = dense_pearson(x, y)
-    for best, match, matrix in (
-        (matches.parent_r, matches.parent_match, r),
-        (matches.child_r, matches.child_match, r.T),
-    ):
+    for match, best, matrix in ((*found[:2], r), (*found[2:4], r.T)):
         highest = np.where(np.isnan(matrix), -np.inf, matrix).max(1)
         np.testing.assert_allclose(best[:, 0], np.where(np.isinf(highest), np.nan, highest), atol=1e-6)
         for i in np.flatnonzero(match[:, 0] >= 0):
             assert matrix[i, match[i, 0]] == pytest.approx(best[i, 0], abs=1e-6)
 
 
-def test_ranges_of_parent_features_join_to_the_whole():
+def test_ranges_of_parent_features_join_to_the_whole_but_not_those_of_different_edges():
     parent, child = random_acts(6, d=31), random_acts(7, d=9)
     whole = correlate(parent, child, 3)
     parts = [correlate(parent, child, 3, parent_range=own, memory=1) for own in ((0, 4), (4, 30), (30, 31))]
@@ -74,34 +63,27 @@ def test_ranges_of_parent_features_join_to_the_whole():
     for a, b in zip(join_matches(parts[::-1]), whole, strict=True):
         np.testing.assert_array_equal(a, b)
     assert whole.histogram is not None and whole.histogram.sum() == 31 * 9
+    other = correlate(parent, parent, 3, parent_range=(4, 30))
+    for wrong, message in (
+        ([parts[0], other], "other children"),
+        ([parts[0]._replace(pairs_over=None)], "without counts"),
+        ([], "do not follow"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            join_matches(wrong)
 
 
-def test_parts_of_different_edges_are_not_joined():
-    parent, child = random_acts(6), random_acts(7)
-    parts = [correlate(parent, end, 3, parent_range=own) for end, own in ((child, (0, 4)), (parent, (4, 30)))]
-    with pytest.raises(ValueError, match="other children"):
-        join_matches(parts)
-    with pytest.raises(ValueError, match="without counts"):
-        join_matches([parts[0]._replace(pairs_over=None)])
-    with pytest.raises(ValueError, match="do not follow"):
-        join_matches([])
-
-
-def test_one_position_defines_no_correlation():
-    one = FeatureActs.from_dense(np.ones((1, 3)))
+def test_one_position_defines_no_correlation_and_samples_that_are_not_aligned_are_refused():
+    one, acts = FeatureActs.from_dense(np.ones((1, 3))), random_acts(0)
     assert np.isnan(correlate(one, one).parent_r).all()
-
-
-def test_samples_that_are_not_aligned_are_refused():
     with pytest.raises(ValueError, match="2000 token positions and the child 1999"):
-        correlate(random_acts(0), random_acts(0).rows(0, 1999))
+        correlate(acts, acts.rows(0, 1999))
     with pytest.raises(ValueError, match="no token positions"):
-        correlate(random_acts(0).rows(0, 0), random_acts(0).rows(0, 0))
+        correlate(acts.rows(0, 0), acts.rows(0, 0))
 
 
 def test_matches_above_a_threshold_keep_their_places():
-    acts = random_acts(1)
-    matches = correlate(acts, acts, top=3)
+    matches = correlate(random_acts(1), random_acts(1), top=3)
     kept = matches.above(0.5)
     np.testing.assert_array_equal(kept.parent_match[:, 0], np.arange(30))
     assert np.all(kept.parent_match[:, 1:] == -1) and np.isnan(kept.child_r[:, 1:]).all()

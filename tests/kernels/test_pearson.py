@@ -6,31 +6,26 @@ import numpy as np
 import pytest
 
 from heredity.features.acts import FeatureActs
-from heredity.kernels.pearson import MEMORY, TopPearson, dense_pearson, join, tiles, top_pearson
+from heredity.kernels.pearson import MEMORY, TopPearson, join, tiles, top_pearson
 from heredity.kernels.sparse import Sparse
+from worlds import best_of, dense_pearson
+from worlds import random_acts as drawn
 
 
 def random_acts(seed: int, tokens: int, d: int, signed: bool = False) -> np.ndarray:
-    """Dense activations with rare, frequent, dead, always active and constant features."""
-    rng = np.random.default_rng(seed)
-    values = rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < np.geomspace(0.002, 0.6, d))
+    """With rare, frequent, dead, always active and constant features."""
+    acts = drawn(seed, tokens, d, density=None)
     if signed:
-        values *= rng.choice([-1, 1], (tokens, d))
-    values[:, 1] = 0
-    values[:, 4] = 0.7
-    values[:, 5] += 30
-    return values.astype(np.float32)
+        acts[:, 6:] *= np.random.default_rng(seed).choice([-1, 1], (tokens, d - 6))
+    return acts
 
 
 def sparse(dense: np.ndarray) -> Sparse:
     return FeatureActs.from_dense(dense).sparse
 
 
-def best_of(r: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """The plain definition: sort each row, nan last, ties to the lower index."""
-    order = np.argsort(np.where(np.isnan(r), np.inf, -r), axis=1, kind="stable")[:, :top]
-    best = np.take_along_axis(r, order, 1)
-    return np.where(np.isnan(best), -1, order), best
+def ends_of(found: TopPearson) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(found.parent_match, found.parent_r), (found.child_match, found.child_r)]
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -40,8 +35,7 @@ def test_every_pair_equals_numpy_corrcoef(signed):
     found = top_pearson(sparse(x), sparse(y), top=31, workers=2)
     with np.errstate(invalid="ignore", divide="ignore"):
         expected = np.corrcoef(x.T.astype(np.float64), y.T.astype(np.float64))[:23, 23:]
-    expected[[1, 4]] = np.nan
-    expected[:, [1, 4]] = np.nan
+    expected[[1, 4]] = expected[:, [1, 4]] = np.nan
     r = np.full((23, 31), np.nan)
     for i, (match, value) in enumerate(zip(found.parent_match, found.parent_r, strict=True)):
         r[i, match[match >= 0]] = value[match >= 0]
@@ -53,13 +47,11 @@ def test_every_pair_equals_numpy_corrcoef(signed):
 def test_both_lists_are_the_best_of_the_full_matrix(top):
     x, y = random_acts(2, 1500, 24), random_acts(3, 1500, 37)
     y[:, 8:16] += x[:, 8:16]
-    found = top_pearson(sparse(x), sparse(y), top)
     r = dense_pearson(x, y)
-    for match, value, matrix in ((found.parent_match, found.parent_r, r), (found.child_match, found.child_r, r.T)):
+    for (match, value), matrix in zip(ends_of(top_pearson(sparse(x), sparse(y), top)), (r, r.T), strict=True):
         expected_match, expected = best_of(matrix, top)
-        np.testing.assert_allclose(value[:, : expected.shape[1]], expected, atol=1e-9, equal_nan=True)
-        np.testing.assert_array_equal(match[:, : expected.shape[1]], expected_match)
-        assert np.all(match[:, expected.shape[1] :] == -1) and np.all(np.isnan(value[:, expected.shape[1] :]))
+        np.testing.assert_allclose(value, expected, atol=1e-9, equal_nan=True)
+        np.testing.assert_array_equal(match, expected_match)
 
 
 def bits(found: TopPearson) -> list[object]:
@@ -91,15 +83,15 @@ def test_ranges_join_to_what_one_call_gives(ends, edges):
     assert bits(join(parts)) == bits(top_pearson(*ends, 3))
 
 
-def test_ranges_that_do_not_meet_are_not_joined(ends):
-    parts = [top_pearson(*ends, 3, parent_range=own) for own in ((0, 20), (25, 60))]
-    for apart in (parts, []):
-        with pytest.raises(ValueError, match="do not follow each other"):
-            join(apart)
-    with pytest.raises(ValueError, match="parts differ"):
-        join([parts[0], top_pearson(*ends, 2, parent_range=(20, 60))])
-    with pytest.raises(ValueError, match="no range of 60 features"):
-        top_pearson(*ends, 3, parent_range=(20, 61))
+def test_ranges_that_do_not_meet_and_empty_lists_are_refused(ends):
+    first, apart = (top_pearson(*ends, 3, parent_range=own) for own in ((0, 20), (25, 60)))
+    shorter = top_pearson(*ends, 2, parent_range=(20, 60))
+    for parts, message in (([first, apart], "not follow each other"), ([], "not follow"), ([first, shorter], "differ")):
+        with pytest.raises(ValueError, match=message):
+            join(parts)
+    for top, wanted, message in ((3, (20, 61), "no range of 60 features"), (0, None, "top=0")):
+        with pytest.raises(ValueError, match=message):
+            top_pearson(*ends, top, parent_range=wanted)
 
 
 @pytest.mark.parametrize("bins", [200, 7, 1, 0])
@@ -112,10 +104,9 @@ def test_counts_are_those_of_the_full_matrix(bins):
     r = np.clip(dense_pearson(x, y), -1, 1)
     r = r[np.isfinite(r)]
     assert found.pairs_over.tolist() == [(r > threshold).sum() for threshold in (0.5, 0.9, -0.1)]
-    assert found.histogram.shape == (bins,)
-    if bins:
-        at = np.minimum(((r + 1) * (bins / 2)).astype(int), bins - 1)
-        np.testing.assert_array_equal(found.histogram, np.bincount(at, minlength=bins))
+    at = np.minimum(((r + 1) * (bins / 2)).astype(int), bins - 1)
+    expected = np.bincount(at, minlength=bins) if bins else []
+    np.testing.assert_array_equal(found.histogram, expected)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 5, 100])
@@ -127,37 +118,28 @@ def test_tiles_cover_everything_once_within_the_limit(limit):
     assert list(tiles(sizes[:0], limit)) == []
 
 
-def test_equal_correlations_go_to_the_lower_index():
-    x = random_acts(6, 500, 12)
+def test_an_end_compared_with_itself_matches_itself_and_ties_go_to_the_lower_index():
+    x = random_acts(9, 1200, 30)
+    found = top_pearson(sparse(x), sparse(x), 2)
+    live = np.setdiff1d(np.arange(30), [1, 4])
+    assert found.parent_match[live, 0].tolist() == live.tolist()
+    np.testing.assert_allclose(found.parent_r[live, 0], 1, atol=1e-12)
+    assert found.parent_r[live].max() <= 1
     x[:, 9], x[:, 7] = x[:, 6], x[:, 6]
     found = top_pearson(sparse(x), sparse(x), 4, workers=2)
-    for copy in (6, 7, 9):
-        assert found.parent_match[copy, :3].tolist() == [6, 7, 9]
-        assert found.child_match[copy, :3].tolist() == [6, 7, 9]
+    for match, _ in ends_of(found):
+        assert match[[6, 7, 9], :3].tolist() == [[6, 7, 9]] * 3
 
 
 def test_swapping_the_ends_swaps_the_lists_to_the_bit():
     x, y = sparse(random_acts(7, 800, 40)), sparse(random_acts(8, 800, 33))
     ahead, back = top_pearson(x, y, 5), top_pearson(y, x, 5)
-    assert ahead.parent_r.tobytes() == back.child_r.tobytes()
-    assert ahead.parent_match.tobytes() == back.child_match.tobytes()
-    assert ahead.child_r.tobytes() == back.parent_r.tobytes()
-
-
-def test_an_end_compared_with_itself_matches_itself():
-    x = random_acts(9, 1200, 30)
-    same = sparse(x)
-    found = top_pearson(same, same, 2)
-    live = np.setdiff1d(np.arange(30), [1, 4])
-    assert found.parent_match[live, 0].tolist() == live.tolist()
-    np.testing.assert_allclose(found.parent_r[live, 0], 1, atol=1e-12)
-    assert found.parent_r[live].max() <= 1
+    assert bits(ahead)[:4] == [*bits(back)[2:4], *bits(back)[:2]]
 
 
 def test_dead_and_constant_features_match_nothing_and_are_nobodys_match():
     x, y = random_acts(10, 6000, 20), random_acts(11, 6000, 20)
-    found = top_pearson(sparse(x), sparse(y), 20)
-    for match, r in ((found.parent_match, found.parent_r), (found.child_match, found.child_r)):
+    for match, r in ends_of(top_pearson(sparse(x), sparse(y), 20)):
         assert np.all(match[[1, 4]] == -1) and np.all(np.isnan(r[[1, 4]]))
         assert not np.isin(match, [1, 4]).any()
         assert np.all(match[0, :18] >= 0)
@@ -175,11 +157,10 @@ def test_a_tiny_variation_on_a_large_mean_still_counts():
 @pytest.mark.parametrize("magnitude", [1e-18, 1.0, 1e18])
 def test_a_positive_scale_changes_nothing_and_a_negative_one_turns_the_sign(magnitude):
     x, y = random_acts(14, 700, 9), random_acts(15, 700, 9)
-    plain = top_pearson(sparse(x), sparse(y), 9)
+    plain, turned = top_pearson(sparse(x), sparse(y), 9), top_pearson(sparse(x), sparse(-y), 9)
     scaled = top_pearson(sparse((x * np.float32(magnitude)).astype(np.float32)), sparse(y), 9)
     np.testing.assert_allclose(scaled.parent_r, plain.parent_r, atol=1e-6)
     np.testing.assert_array_equal(scaled.parent_match, plain.parent_match)
-    turned = top_pearson(sparse(x), sparse(-y), 9)
     np.testing.assert_allclose(turned.parent_r[:, :7], -plain.parent_r[:, :7][:, ::-1], atol=1e-12)
 
 
@@ -194,13 +175,6 @@ def test_adding_a_constant_changes_nothing():
 
 
 def test_progress_reaches_all_features_that_can_match():
-    seen = []
-    x = random_acts(19, 9000, 50)
-    top_pearson(sparse(x), sparse(x), 1, progress=lambda done, total: seen.append((done, total)))
+    seen, x = [], sparse(random_acts(19, 9000, 50))
+    top_pearson(x, x, 1, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen) and seen[-1] == (48, 48)
-
-
-def test_samples_of_different_length_and_empty_lists_are_refused():
-    for tokens, top, message in ((11, 1, "10 tokens and child 11"), (10, 0, "top=0")):
-        with pytest.raises(ValueError, match=message):
-            top_pearson(sparse(random_acts(0, 10, 6)), sparse(random_acts(0, tokens, 6)), top)

@@ -66,18 +66,17 @@ def test_variables_that_are_set_stay(machine, monkeypatch: pytest.MonkeyPatch):
     assert default_workers() == 7
 
 
-def test_the_command_line_sets_them_before_torch_loads():
-    code = """
+COMMAND_LINE = """
 import os, sys
 from heredity import cli
 cli.app = lambda: print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
 cli.main()
 """
+COUNTING = "import sys, heredity.kernels.processors; print({'numpy', 'numba', 'torch'} & set(sys.modules))"
+
+
+@pytest.mark.parametrize(("code", "said"), [(COMMAND_LINE, "PASSIVE False\n"), (COUNTING, "set()\n")])
+def test_the_command_line_sets_them_before_torch_loads_and_counting_loads_nothing_large(code, said):
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert made.stdout == "PASSIVE False\n", made.stderr
-
-
-def test_counting_processors_loads_nothing_large():
-    code = "import sys, heredity.kernels.processors; print({'numpy', 'numba', 'torch'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    assert made.stdout == said, made.stderr

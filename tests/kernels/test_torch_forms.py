@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.kernels.pearson import TopPearson, join, top_pearson
 from heredity.kernels.torch_forms import top_pearson_torch
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
+from worlds import DEVICES, NO_GPU
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +46,12 @@ def test_it_agrees_with_the_compiled_kernel(ends, device, memory, top):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_ranges_join(ends, device):
-    parent, child = (acts.sparse for acts in ends)
+def test_ranges_join_and_progress_ends_at_all_features(ends, device):
+    parent, child, seen = *(acts.sparse for acts in ends), []
     parts = [top_pearson_torch(parent, child, 3, device, parent_range=own, bins=9) for own in ((0, 21), (21, 50))]
     assert_agree(join(parts), top_pearson(parent, child, 3, bins=9))
+    top_pearson_torch(parent, child, 1, device, lambda *of: seen.append(of), memory=20_000)
+    assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == (50, 50)
 
 
 def test_ties_go_to_the_lower_index():
@@ -67,15 +66,8 @@ def test_ties_go_to_the_lower_index():
         assert found.histogram.shape == (0,)
 
 
-def test_progress_ends_at_all_features(ends):
-    seen = []
-    parent, child = (acts.sparse for acts in ends)
-    top_pearson_torch(parent, child, 1, "cpu", lambda done, total: seen.append((done, total)), memory=20_000)
-    assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == (50, 50)
-
-
 @pytest.mark.gpu
-@needs_gpu
+@NO_GPU
 def test_correlate_takes_the_device_it_is_given(ends):
     found, expected = correlate(*ends, device="cuda"), correlate(*ends)
     np.testing.assert_allclose(found.parent_r, expected.parent_r, rtol=0, atol=1e-12)

@@ -10,41 +10,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heredity.sae.formats import FormatError, format_of, read_sae, write_sae
-from heredity.sae.model import SAE, new_sae
+from tiny import random_sae
 
 ACTIVATIONS = ("relu", "topk", "batchtopk", "jumprelu")
 METADATA = {"hook_name": "blocks.0.mlp.hook_post", "model_name": "lua", "seed": 3, "l1_coefficient": 3e-4}
 
 
-def some_sae(activation) -> SAE:
-    generator = torch.Generator().manual_seed(0)
-    sae = new_sae(6, 18, activation, 4, generator)
-    sae.W_enc += 0.1 * torch.randn(6, 18, generator=generator)
-    sae.b_enc.copy_(0.1 * torch.randn(18, generator=generator))
-    sae.b_dec.copy_(torch.randn(6, generator=generator))
-    assert (sae.threshold is None) == (activation in ("relu", "topk"))
-    if sae.threshold is not None and activation == "batchtopk":
-        sae.threshold.fill_(0.3)
-    elif sae.threshold is not None:
-        sae.threshold.copy_(0.2 * torch.rand(18, generator=generator))
-    return sae
+def some_sae(activation):
+    return random_sae(activation, 6, 18, 4)
 
 
 def some_x() -> torch.Tensor:
     return 2 * torch.randn(50, 6, generator=torch.Generator().manual_seed(5)) + 1
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("kind", ["saelens", "dictionary_learning", "sparsify"])
+HELD = [(kind, activation) for kind in ("saelens", "dictionary_learning") for activation in ACTIVATIONS]
+
+
+@pytest.mark.parametrize(("kind", "activation"), [*HELD, ("sparsify", "topk")])
 def test_an_sae_comes_back_as_it_went(tmp_path: Path, activation, kind):
-    if kind == "sparsify" and activation != "topk":
-        pytest.skip("sparsify holds topk only")
     sae = some_sae(activation)
     write_sae(sae, tmp_path / "a", METADATA, kind)
     assert format_of(tmp_path / "a") == kind
     again, metadata = read_sae(tmp_path / "a")
-    assert metadata == METADATA
-    assert (again.activation, again.k) == (activation, sae.k)
+    assert (metadata, again.activation, again.k) == (METADATA, activation, sae.k)
     exact = (kind, activation) != ("dictionary_learning", "jumprelu")  # b_dec is folded into b_enc and back
     for name, tensor in sae.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0 if exact else 1e-6)
@@ -62,24 +51,30 @@ def test_conversion_there_and_back_keeps_activations(tmp_path: Path, activation)
     torch.testing.assert_close(again.encode(x), sae.encode(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_saelens_layout_is_what_saelens_writes(tmp_path: Path):
-    write_sae(some_sae("batchtopk"), tmp_path, METADATA)
-    settings = json.loads((tmp_path / "cfg.json").read_text())
-    assert settings["architecture"] == "jumprelu" and settings["apply_b_dec_to_input"] is True
-    assert settings["metadata"]["sae_lens_version"] >= "6" and settings["metadata"]["seed"] == 3
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "sae_weights.safetensors").items()}
-    assert shapes == {"W_enc": [6, 18], "b_enc": [18], "W_dec": [18, 6], "b_dec": [6], "threshold": [18]}
+BY_FEATURE = {"encoder.weight": [18, 6], "encoder.bias": [18], "b_dec": [6]}
+SAELENS = {"architecture": "jumprelu", "apply_b_dec_to_input": True}
 
 
-def test_dictionary_learning_keeps_the_encoder_by_feature_and_sparsify_both_matrices(tmp_path: Path):
-    write_sae(some_sae("topk"), tmp_path, {}, "dictionary_learning")
-    shapes = {name: list(tensor.shape) for name, tensor in torch.load(tmp_path / "ae.pt", weights_only=True).items()}
-    shared = {"encoder.weight": [18, 6], "encoder.bias": [18], "b_dec": [6]}
-    assert shapes == shared | {"decoder.weight": [6, 18], "k": [], "threshold": []}
-    write_sae(some_sae("topk"), tmp_path, {}, "sparsify")
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "sae.safetensors").items()}
-    assert shapes == shared | {"W_dec": [18, 6]}
-    assert json.loads((tmp_path / "cfg.json").read_text())["num_latents"] == 18
+@pytest.mark.parametrize(
+    ("kind", "activation", "file", "shapes", "settings"),
+    [
+        ("saelens", "batchtopk", "sae_weights.safetensors",
+         {"W_enc": [6, 18], "b_enc": [18], "W_dec": [18, 6], "b_dec": [6], "threshold": [18]}, SAELENS),
+        ("dictionary_learning", "topk", "ae.pt",
+         BY_FEATURE | {"decoder.weight": [6, 18], "k": [], "threshold": []}, {"heredity": METADATA}),
+        ("sparsify", "topk", "sae.safetensors", BY_FEATURE | {"W_dec": [18, 6]}, {"num_latents": 18}),
+    ],
+)  # fmt: skip
+def test_the_layout_is_what_each_library_writes(tmp_path: Path, kind, activation, file, shapes, settings):
+    write_sae(some_sae(activation), tmp_path, METADATA, kind)
+    path = tmp_path / file
+    tensors = torch.load(path, weights_only=True) if kind == "dictionary_learning" else load_file(path)
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == shapes
+    (config,) = tmp_path.glob("*.json")
+    written = json.loads(config.read_text())
+    assert {name: written[name] for name in settings} == settings
+    if kind == "saelens":
+        assert written["metadata"]["sae_lens_version"] >= "6" and written["metadata"]["seed"] == 3
 
 
 def edited(folder: Path, **changes) -> Path:
@@ -108,32 +103,17 @@ def test_activations_scaled_by_decoder_norms_are_folded(tmp_path: Path):
     torch.testing.assert_close(again(x), (expected / norms) @ sae.W_dec + sae.b_dec, rtol=1e-5, atol=1e-5)
 
 
-def test_a_topk_sae_from_before_saelens_6_is_topk(tmp_path: Path):
-    write_sae(some_sae("relu"), tmp_path, {})
-    again, _ = read_sae(edited(tmp_path, activation_fn_str="topk", activation_fn_kwargs={"k": 7}))
-    assert (again.activation, again.k) == ("topk", 7)
-
-
-def test_half_precision_weights_are_read_as_float32(tmp_path: Path):
-    write_sae(some_sae("relu"), tmp_path, {})
-    path = tmp_path / "sae_weights.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
-    assert read_sae(tmp_path)[0].W_enc.dtype == torch.float32
-
-
-def changed_weights(folder: Path, **changes) -> Path:
+def changed_weights(folder: Path, **changes) -> None:
     path = folder / "sae_weights.safetensors"
     tensors = load_file(path)
-    for name, change in changes.items():
-        tensors[name] = change(tensors[name]).contiguous()
-    save_file(tensors, path)
-    return folder
+    save_file(tensors | {name: change(tensors[name]).contiguous() for name, change in changes.items()}, path)
 
 
-def with_nan(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.clone()
-    tensor.view(-1)[0] = float("nan")
-    return tensor
+def test_a_topk_sae_from_before_saelens_6_is_topk_and_half_precision_is_read_as_float32(tmp_path: Path):
+    write_sae(some_sae("relu"), tmp_path, {})
+    changed_weights(tmp_path, **dict.fromkeys(("W_enc", "b_enc", "W_dec", "b_dec"), torch.Tensor.bfloat16))
+    again, _ = read_sae(edited(tmp_path, activation_fn_str="topk", activation_fn_kwargs={"k": 7}))
+    assert (again.activation, again.k, again.W_enc.dtype) == ("topk", 7, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +125,7 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (lambda f: (f / "sae_weights.safetensors").unlink(), "holds no SAE"),
         (lambda f: changed_weights(f, W_dec=lambda w: w.T), r"W_dec is \[6, 18\] instead of \[18, 6\]"),
         (lambda f: changed_weights(f, b_enc=lambda b: b[:-1]), r"b_enc is \[17\] instead of \[18\]"),
-        (lambda f: changed_weights(f, W_enc=with_nan), "W_enc holds NaN"),
+        (lambda f: changed_weights(f, W_enc=lambda w: w * torch.nan), "W_enc holds NaN"),
         (lambda f: edited(f, architecture="gated"), "'gated' is not supported; give one of standard"),
         (lambda f: edited(f, normalize_activations="layer_norm"), "fold it into the weights"),
         (lambda f: edited(f, k=99), "k=99 must be between 1 and 18"),
@@ -172,10 +152,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
 
 
 def test_kinds_without_an_equal_are_refused(tmp_path: Path):
-    with pytest.raises(FormatError, match="sparsify holds topk SAEs only"):
-        write_sae(some_sae("relu"), tmp_path / "a", {}, "sparsify")
-    with pytest.raises(FormatError, match="choose one of saelens"):
-        write_sae(some_sae("relu"), tmp_path / "a", {}, "onnx")  # type: ignore[arg-type]
+    for kind, message in (("sparsify", "sparsify holds topk SAEs only"), ("onnx", "choose one of saelens")):
+        with pytest.raises(FormatError, match=message):
+            write_sae(some_sae("relu"), tmp_path / "a", {}, kind)
     write_sae(some_sae("topk"), tmp_path / "b", {}, "sparsify")
     with pytest.raises(FormatError, match="transcoder"):
         read_sae(edited(tmp_path / "b", transcode=True))
@@ -198,6 +177,5 @@ def test_saelens_loads_and_encodes_the_same(tmp_path: Path, activation):
     assert loaded.cfg.metadata["hook_name"] == METADATA["hook_name"]
     loaded.save_model(tmp_path / "again")
     again, metadata = read_sae(tmp_path / "again")
-    assert (again.activation, again.k) == (activation, sae.k)
-    assert metadata["seed"] == 3
+    assert (again.activation, again.k, metadata["seed"]) == (activation, sae.k, 3)
     torch.testing.assert_close(again.encode(x), sae.encode(x), rtol=0, atol=0)

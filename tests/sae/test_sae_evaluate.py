@@ -12,8 +12,8 @@ from heredity.sae.evaluate import ce_loss_recovered, quality
 from heredity.sae.model import SAE, new_sae
 
 
-def some_sae(d_in: int = 12, d_sae: int = 40) -> SAE:
-    sae = new_sae(d_in, d_sae, "topk", 5, torch.Generator().manual_seed(0))
+def some_sae() -> SAE:
+    sae = new_sae(12, 40, "topk", 5, torch.Generator().manual_seed(0))
     sae.b_dec.fill_(3.0)
     sae.b_enc[:4] = -1e6
     return sae
@@ -26,21 +26,20 @@ def perfect_sae() -> SAE:
     return sae
 
 
-def some_x(n: int = 1000, d_in: int = 12) -> torch.Tensor:
-    return 2 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 3
+def some_x() -> torch.Tensor:
+    return 2 * torch.randn(1000, 12, generator=torch.Generator().manual_seed(1)) + 3
 
 
 def test_quality_is_the_plain_formulas_pooled_over_batches_of_unequal_size():
     sae, x = some_sae(), some_x()
     figures = quality(sae, x.split(300))
     acts, x_hat, x = sae.encode(x).double(), sae(x).double(), x.double()
-    assert figures.tokens == 1000
+    assert figures.tokens == 1000 and figures.density.dtype == np.float64
     assert figures.l0 == pytest.approx(float((acts > 0).sum(1).double().mean()))
     assert figures.mse == pytest.approx(float((x - x_hat).square().mean()), rel=1e-6)
     fvu = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
     assert figures.explained_variance == pytest.approx(1 - float(fvu), rel=1e-6)
     np.testing.assert_allclose(figures.density, (acts > 0).double().mean(0).numpy())
-    assert figures.density.dtype == np.float64
     assert figures.dead_share == pytest.approx(4 / 40)
 
 
@@ -55,22 +54,15 @@ def test_explained_variance_of_a_perfect_sae_is_one_and_of_the_mean_zero():
 
 
 def test_features_that_fire_twice_are_ultra_low_and_those_that_fire_thrice_are_not():
-    sae = SAE(3, 3, "relu")
-    sae.W_enc.copy_(torch.eye(3))
-    sae.W_dec.copy_(torch.eye(3))
-    x = torch.zeros(100, 3)
+    x = torch.zeros(100, 12)
     x[:2, 0], x[:3, 1] = 1, 1
-    figures = quality(sae, [x])
-    assert figures.ultra_low_share == pytest.approx(1 / 3) and figures.dead_share == pytest.approx(1 / 3)
+    figures = quality(perfect_sae(), [x])
+    assert (figures.ultra_low_share, figures.dead_share) == pytest.approx((1 / 24, 22 / 24))
 
 
 def test_quality_refuses_what_it_cannot_judge():
-    nan = torch.full((5, 12), float("nan"))
-    for batches, message in (
-        ([], "no vectors"),
-        ([torch.zeros(5, 13)], r"reads \[n, 12\]"),
-        ([nan], "NaN or infinite"),
-    ):
+    narrow, nan = torch.zeros(5, 13), torch.full((5, 12), float("nan"))
+    for batches, message in (([], "no vectors"), ([narrow], r"reads \[n, 12\]"), ([nan], "NaN or infinite")):
         with pytest.raises(ValueError, match=message):
             quality(some_sae(), batches)
 
