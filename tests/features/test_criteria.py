@@ -7,28 +7,23 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from heredity.features.acts import FeatureActs
-from heredity.features.correlate import Matches, correlate
-from heredity.features.criteria import (
-    agreement,
-    candidates,
-    one_to_one,
-    scores,
-    splits_and_merges,
-    token_type_correlate,
-)
+from heredity.features.correlate import correlate
+from heredity.features.criteria import agreement, candidates, one_to_one, scores, splits_and_merges
+from heredity.features.criteria import token_type_correlate as by_token_type
 from heredity.features.fates import THRESHOLDS, curve, fates
 from heredity.kernels.pairs import masked_sums
 from heredity.kernels.sparse import transpose
+from worlds import best_of, matches_of
+from worlds import random_acts as drawn
 
 
-def lists(r: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def lists(r: np.ndarray, top: int) -> tuple[np.ndarray, ...]:
     """The top partners both ways of a full matrix, nan for features without an r."""
-    found = []
-    for matrix in (r, r.T):
-        order = np.argsort(np.where(np.isnan(matrix), np.inf, -matrix), axis=1, kind="stable")[:, :top]
-        value = np.take_along_axis(matrix, order, 1)
-        found += [np.where(np.isnan(value), -1, order).astype(np.int32), value]
-    return found[0], found[1], found[2], found[3]
+    return (*best_of(r, top), *best_of(r.T, top))
+
+
+def acts_of(*dense: np.ndarray) -> tuple[FeatureActs, ...]:
+    return tuple(map(FeatureActs.from_dense, dense))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -59,14 +54,11 @@ def test_short_lists_give_the_best_assignment_within_them(seed):
     np.testing.assert_array_equal(assigned_r, r[assigned[:, 0], assigned[:, 1]])
 
 
-def test_a_feature_gives_way_when_the_total_gains():
+def test_a_feature_gives_way_when_the_total_gains_and_nobody_is_paired_at_or_below_zero():
     # Both prefer child 0; the assignment sends the first to its second choice. Mutual best leaves the second alone.
     r = np.array([[0.9, 0.85], [0.88, 0.1]])
     pairs, assigned_r = one_to_one(*lists(r, 2))
     assert pairs.tolist() == [[0, 1], [1, 0]] and assigned_r.tolist() == [0.85, 0.88]
-
-
-def test_nobody_is_paired_at_or_below_zero():
     pairs, assigned_r = one_to_one(*lists(np.array([[0.0, -0.2], [-0.1, 0.0]]), 2))
     assert pairs.shape == (0, 2) and assigned_r.shape == (0,)
 
@@ -110,9 +102,9 @@ def world(seed: int) -> tuple[np.ndarray, np.ndarray, dict[int, list[int]]]:
     return noisy(before, rng), noisy(after, rng), parts
 
 
-def compared(parent: np.ndarray, child: np.ndarray, top: int = 5):
-    ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
-    matches = correlate(*ends, top=top)
+def compared(parent: np.ndarray, child: np.ndarray):
+    ends = acts_of(parent, child)
+    matches = correlate(*ends, top=5)
     return splits_and_merges(*ends, candidates(matches.parent_match, matches.child_match))
 
 
@@ -141,36 +133,25 @@ def test_a_merge_is_a_split_read_backwards(seed):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.parametrize("lost", [0.0, 0.3])
-def test_noisy_copies_and_duplicates_are_no_splits(lost):
-    rng = np.random.default_rng(7)
-    before = latents(7, 15)
-    splits, merges, cosine = compared(before, np.concatenate([noisy(before, rng, lost) for _ in range(2)], axis=1))
-    assert len(cosine) >= 30 and len(splits.pairs) == len(merges.pairs) == 0
+BEFORE, RNG = latents(7, 15), np.random.default_rng(7)
+SLIVERS = partition(BEFORE[:, 0], [0.15, 0.15, 0.7], RNG)[:, :2]
+NO_SPLIT = {
+    "copies": [noisy(BEFORE, RNG, 0.0), noisy(BEFORE, RNG, 0.0)],
+    "noisy copies": [noisy(BEFORE, RNG, 0.3), noisy(BEFORE, RNG, 0.3)],
+    "a finer version beside a copy": [BEFORE, partition(BEFORE[:, 0], [0.4, 0.6], RNG)[:, :1]],
+    "slivers of a lost feature": [SLIVERS, BEFORE[:, 1:]],
+    "slivers beside new features": [SLIVERS, BEFORE[:, 1:], latents(10, 4)],
+    # It fires wherever the parent's feature fires, and elsewhere still more often.
+    "a broader feature": [BEFORE[:, :1] + 3 * latents(12, 1) + 3 * latents(13, 1), BEFORE[:, 1:]],
+    "nothing": [np.zeros((TOKENS, 1))],
+}
 
 
-def test_a_finer_version_beside_a_copy_is_no_split():
-    rng = np.random.default_rng(8)
-    before = latents(8, 4)
-    part = partition(before[:, 0], [0.4, 0.6], rng)[:, :1]
-    splits, merges, _ = compared(before, np.concatenate([before, part], axis=1))
-    assert splits.pairs.tolist() == [] and merges.pairs.tolist() == []
-
-
-def test_slivers_of_a_lost_feature_are_no_split():
-    rng = np.random.default_rng(9)
-    before = latents(9, 4)
-    after = np.concatenate([partition(before[:, 0], [0.15, 0.15, 0.7], rng)[:, :2], before[:, 1:]], axis=1)
-    assert compared(before, after)[0].wholes.tolist() == []
-    assert compared(before, np.concatenate([after, latents(10, 4)], axis=1))[0].wholes.tolist() == []
-
-
-def test_a_broader_feature_is_no_part():
-    # The child's feature fires wherever either parent feature fires, and elsewhere still more often.
-    before = latents(11, 3)
-    broad = before[:, :1] + 3 * latents(12, 1) + 3 * latents(13, 1)
-    splits, merges, _ = compared(before, np.concatenate([broad, before[:, 1:]], axis=1))
-    assert len(splits.pairs) == len(merges.pairs) == 0
+@pytest.mark.parametrize("after", NO_SPLIT)
+def test_what_is_no_split_is_not_called_one(after):
+    splits, merges, cosine = compared(BEFORE, np.concatenate(NO_SPLIT[after], axis=1))
+    assert len(splits.pairs) == len(merges.pairs) == len(splits.wholes) == 0
+    assert len(cosine) >= (0 if after == "nothing" else 15)
 
 
 def test_the_masked_cosine_equals_its_definition():
@@ -179,7 +160,7 @@ def test_the_masked_cosine_equals_its_definition():
     b = (0.5 * a[:, ::-1] + rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.05)).astype(np.float32)
     b[:, 2], b[:, 3] = 0, np.where(a[:, 1] == 0, 1, 0)
     pairs = np.array([(i, j) for i in range(6) for j in range(6)])
-    *_, found = splits_and_merges(FeatureActs.from_dense(a), FeatureActs.from_dense(b), pairs)
+    *_, found = splits_and_merges(*acts_of(a, b), pairs)
     for (i, j), value in zip(pairs, found, strict=True):
         x, y = a[:, i].astype(float), b[:, j].astype(float)
         cosines = []
@@ -191,7 +172,7 @@ def test_the_masked_cosine_equals_its_definition():
 
 
 def test_sums_over_common_rows_do_not_depend_on_threads():
-    x, y = FeatureActs.from_dense(latents(1, 20)), FeatureActs.from_dense(latents(1, 20) * latents(2, 20).clip(0.5))
+    x, y = acts_of(latents(1, 20), latents(1, 20) * latents(2, 20).clip(0.5))
     pairs = np.array([(i, j) for i in range(20) for j in range(20)])
     ends = transpose(x.sparse), transpose(y.sparse)
     one, four = masked_sums(*ends, pairs, workers=1), masked_sums(*ends, pairs, workers=4)
@@ -201,24 +182,7 @@ def test_sums_over_common_rows_do_not_depend_on_threads():
     np.testing.assert_array_equal(one.common, both.ravel())
 
 
-def test_samples_that_are_not_aligned_are_refused():
-    acts = FeatureActs.from_dense(latents(0, 2))
-    with pytest.raises(ValueError, match="6000 token positions and the child 5999"):
-        splits_and_merges(acts, acts.rows(0, 5999), np.array([[0, 0]]))
-
-
-def test_no_candidates_are_no_splits():
-    acts = FeatureActs.from_dense(latents(0, 2))
-    splits, merges, cosine = splits_and_merges(acts, acts, np.empty((0, 2), np.int32))
-    assert len(splits.wholes) == len(merges.wholes) == len(cosine) == 0
-
-
 # Rules side by side.
-
-
-def matches_of(r: np.ndarray, top: int = 5) -> Matches:
-    live = (~np.isnan(r).all(1)).astype(float), (~np.isnan(r).all(0)).astype(float)
-    return Matches(*lists(r, top), *live, tokens=1000)
 
 
 def test_scores_lead_to_the_calls_of_fates():
@@ -257,7 +221,7 @@ def test_agreement_with_the_best_match_is_cohens_kappa():
 # -- the token-type variant of correlation ----------------------------------------------------------------------------
 
 
-def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def plain(parent: np.ndarray, child: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(r, common types) of all pairs by two loops and numpy.corrcoef; nan where r is not defined."""
 
     def means(column: np.ndarray) -> dict[int, float]:
@@ -277,11 +241,10 @@ def by_type(parent: np.ndarray, child: np.ndarray, ids: np.ndarray) -> tuple[np.
 
 
 def random_acts(seed: int, tokens: int, d: int, density: float) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    acts = rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density)
-    acts[:, 0] = 0
-    acts[:, 1] = (acts[:, 1] > 0) * 0.1
-    return acts.astype(np.float32)
+    """Feature 0 is dead, feature 1 the same wherever it fires."""
+    acts = drawn(seed, tokens, d, density)
+    acts[:, 0], acts[:, 1] = 0, (acts[:, 1] > 0) * 0.1
+    return acts
 
 
 @pytest.mark.parametrize(("seed", "density"), [(0, 0.05), (1, 0.3), (3, 0.01)])
@@ -289,15 +252,14 @@ def test_lists_equal_the_double_loop(seed, density):
     parent, child = random_acts(seed, 400, 17, density), random_acts(seed + 50, 400, 23, density)
     # Ids far apart, as token ids are.
     ids = np.random.default_rng(seed).choice([3, 7, 11, 500, 501, 40_000, 9, 12, 13, 2], 400)
-    ends = FeatureActs.from_dense(parent), FeatureActs.from_dense(child)
-    found = token_type_correlate(*ends, ids, top=4)
-    r, common = by_type(parent, child, ids)
+    found = by_token_type(*acts_of(parent, child), ids, top=4)
+    r, common = plain(parent, child, ids)
     for match, value, matrix, counts in ((*found[:2], r, common), (*found[2:], r.T, common.T)):
         best = -np.sort(-np.where(np.isnan(matrix), -np.inf, matrix), axis=1)[:, :4]
         np.testing.assert_allclose(value, np.where(np.isinf(best), np.nan, best), atol=1e-9)
-        for i, place in zip(*np.nonzero(match >= 0), strict=True):
-            assert matrix[i, match[i, place]] == pytest.approx(value[i, place], abs=1e-9)
-            assert counts[i, match[i, place]] >= 2
+        rows, places = np.nonzero(match >= 0)
+        np.testing.assert_allclose(matrix[rows, match[rows, places]], value[rows, places], atol=1e-9)
+        assert (counts[rows, match[rows, places]] >= 2).all()
         assert np.all(match[:2] == -1)
     assert (found.parent_match >= 0).sum() > 15
 
@@ -307,11 +269,9 @@ def test_two_common_types_always_correlate_perfectly():
     acts = np.zeros((8, 2), np.float32)
     ids = np.array([0, 0, 1, 1, 2, 3, 4, 5])
     acts[[0, 2, 4, 5], 0], acts[[1, 3, 6, 7], 1] = [1, 3, 9, 9], [2, 2.5, 1, 7]
-    parent, child = FeatureActs.from_dense(acts[:, :1]), FeatureActs.from_dense(acts[:, 1:])
-    found = token_type_correlate(parent, child, ids)
-    assert found.parent_score[0, 0] == 1
-    opposite = token_type_correlate(parent, FeatureActs.from_dense(-acts[:, 1:]), ids)
-    assert opposite.parent_score[0, 0] == -1
+    parent, child, opposite = acts_of(acts[:, :1], acts[:, 1:], -acts[:, 1:])
+    assert by_token_type(parent, child, ids).parent_score[0, 0] == 1
+    assert by_token_type(parent, opposite, ids).parent_score[0, 0] == -1
     assert correlate(parent, child).parent_r[0, 0] < 0
 
 
@@ -325,7 +285,7 @@ def test_unrelated_features_persist_by_this_variant_and_not_by_the_papers_text()
         return FeatureActs.from_dense(rng.lognormal(0, 1, (6000, 150)) * chosen[ids] * (rng.random((6000, 150)) < 0.3))
 
     parent, child = unrelated(), unrelated()
-    inflated = token_type_correlate(parent, child, ids)
+    inflated = by_token_type(parent, child, ids)
     assert (inflated.parent_score[:, 0] > 0.8).mean() > 0.95
     assert (correlate(parent, child).parent_r[:, 0] > 0.8).mean() == 0
 
@@ -333,24 +293,21 @@ def test_unrelated_features_persist_by_this_variant_and_not_by_the_papers_text()
 def test_a_copy_has_r_of_one_on_all_of_its_types():
     acts = random_acts(7, 500, 12, 0.2)
     ids = np.random.default_rng(7).integers(0, 30, 500)
-    copied = FeatureActs.from_dense(acts[:, ::-1] * 3)
-    found = token_type_correlate(FeatureActs.from_dense(acts), copied, ids, top=1)
+    found = by_token_type(*acts_of(acts, acts[:, ::-1] * 3), ids, top=1)
     np.testing.assert_array_equal(found.parent_match[2:, 0], np.arange(12)[::-1][2:])
     np.testing.assert_allclose(found.parent_score[2:, 0], 1, atol=1e-9)
     assert np.isnan(found.parent_score[:2]).all()
 
 
-def test_threads_change_no_bit():
-    parent, child = (FeatureActs.from_dense(random_acts(seed, 400, 30, 0.1)) for seed in (8, 9))
+def test_threads_change_no_bit_and_other_samples_are_refused():
+    parent, child = acts_of(*(random_acts(seed, 400, 30, 0.1) for seed in (8, 9)))
     ids = np.random.default_rng(8).integers(0, 20, 400)
-    one, three = (token_type_correlate(parent, child, ids, workers=n) for n in (1, 3))
+    one, three = (by_token_type(parent, child, ids, workers=n) for n in (1, 3))
     for a, b in zip(one, three, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_token_types_of_other_samples_are_refused():
-    acts = FeatureActs.from_dense(random_acts(0, 10, 3, 0.5))
-    with pytest.raises(ValueError, match=r"10 token positions, the child 10, and ids is \[9\]"):
-        token_type_correlate(acts, acts, np.zeros(9, int))
+    with pytest.raises(ValueError, match=r"400 token positions, the child 400, and ids is \[399\]"):
+        by_token_type(parent, child, ids[1:])
     with pytest.raises(ValueError, match="top=0"):
-        token_type_correlate(acts, acts, np.zeros(10, int), top=0)
+        by_token_type(parent, child, ids, top=0)
+    with pytest.raises(ValueError, match="400 token positions and the child 399"):
+        splits_and_merges(parent, child.rows(0, 399), np.array([[0, 0]]))

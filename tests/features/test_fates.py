@@ -7,31 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.features.correlate import Matches
-from heredity.features.fates import (
-    DEAD,
-    EMERGED,
-    EMERGED_IN_BOTH,
-    FROM_BASE,
-    NOVEL,
-    THRESHOLDS,
-    curve,
-    fates,
-    flow,
-)
-
-
-def matches_of(r: np.ndarray, top: int = 5, density: tuple[np.ndarray, np.ndarray] | None = None) -> Matches:
-    """What matching would keep of a full matrix of r [d_parent, d_child], nan for dead features."""
-
-    def best(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        matrix = np.concatenate([matrix, np.full((len(matrix), top), np.nan)], 1)
-        order = np.argsort(np.where(np.isnan(matrix), np.inf, -matrix), axis=1, kind="stable")[:, :top]
-        value = np.take_along_axis(matrix, order, 1)
-        return np.where(np.isnan(value), -1, order).astype(np.int32), value
-
-    live = density or ((~np.isnan(r).all(1)).astype(float), (~np.isnan(r).all(0)).astype(float))
-    return Matches(*best(r), *best(r.T), *live, tokens=1000)
+from heredity.features.fates import DEAD, EMERGED, EMERGED_IN_BOTH, FROM_BASE, NOVEL, THRESHOLDS, curve, fates
+from heredity.features.fates import flow as flow_of_matches
+from worlds import matches_of
 
 
 def pairs(d_parent: int, d_child: int, matched: dict[tuple[int, int], float]) -> np.ndarray:
@@ -40,6 +18,12 @@ def pairs(d_parent: int, d_child: int, matched: dict[tuple[int, int], float]) ->
     for pair, value in matched.items():
         r[pair] = value
     return r
+
+
+def flow(base: dict[str, np.ndarray], into: dict[str, np.ndarray], threshold: float = 0.8, top: int = 5, **options):
+    """The flow of full matrices of r."""
+    ends = ({name: matches_of(r, top) for name, r in side.items()} for side in (base, into))
+    return flow_of_matches(*ends, threshold, **options)
 
 
 def random_r(rng: np.random.Generator, d_parent: int, d_child: int) -> np.ndarray:
@@ -62,8 +46,7 @@ def test_fates_of_a_planted_edge():
 
 
 def test_a_live_feature_without_any_partner_disappears():
-    r = np.full((2, 3), np.nan)
-    found = fates(matches_of(r, density=(np.array([0.1, 0.0]), np.zeros(3))), 0.5)
+    found = fates(matches_of(np.full((2, 3), np.nan), density=(np.array([0.1, 0.0]), np.zeros(3))), 0.5)
     assert found.disappear.tolist() == [True, False] and not found.emerge.any() and found.mutual.shape == (0, 2)
 
 
@@ -88,10 +71,9 @@ def test_every_live_feature_has_exactly_one_fate(seed, threshold):
 def test_the_curve_runs_from_a_half_to_95_percent_and_falls():
     r = random_r(np.random.default_rng(0), 200, 150)
     counts = curve(matches_of(r), THRESHOLDS)
-    assert list(counts) == ["0.50", "0.55", "0.60", "0.65", "0.70", "0.75", "0.80", "0.85", "0.90", "0.95"]
+    assert list(counts) == [f"{at / 100:.2f}" for at in range(50, 100, 5)]
     assert list(counts.values()) == sorted(counts.values(), reverse=True)
-    for key, count in counts.items():
-        assert count == fates(matches_of(r), float(key)).persist.sum()
+    assert all(count == fates(matches_of(r), float(key)).persist.sum() for key, count in counts.items())
 
 
 def test_a_planted_merge_is_accounted_for():
@@ -105,9 +87,7 @@ def test_a_planted_merge_is_accounted_for():
     }
     for r in into.values():
         r[:, 6] = np.nan
-    found = flow(
-        {name: matches_of(r) for name, r in base.items()}, {name: matches_of(r) for name, r in into.items()}, 0.8
-    )
+    found = flow(base, into)
     expected = [FROM_BASE, FROM_BASE, EMERGED, EMERGED + 1, EMERGED_IN_BOTH, NOVEL, DEAD, FROM_BASE]
     assert found.labels.tolist() == expected
     assert (found.from_base, found.emerged, found.emerged_in_both) == (3, {"lua": 1, "stories": 1}, 1)
@@ -125,15 +105,11 @@ def test_the_published_accounting_1210_is_729_emerged_and_481_from_the_base():
         base[("lua", "stories")[i % 2]][i, i // 2] = 0.9
     into = {"lua": np.zeros((900, 1500)), "stories": np.zeros((900, 1500))}
     merge = rng.permutation(1500)
-    for number in range(481):
-        for name in (("lua",), ("stories",), ("lua", "stories"))[number % 3]:
-            into[name][number % 400, merge[number]] = 0.85
-    for number in range(729):
-        for name in (("lua",), ("stories",), ("lua", "stories"))[number % 3]:
-            into[name][500 + number % 400, merge[481 + number]] = 0.85
-    found = flow(
-        {name: matches_of(r) for name, r in base.items()}, {name: matches_of(r) for name, r in into.items()}, 0.8
-    )
+    for count, parents, children in ((481, 0, merge), (729, 500, merge[481:])):
+        for number in range(count):
+            for name in (("lua",), ("stories",), ("lua", "stories"))[number % 3]:
+                into[name][parents + number % 400, children[number]] = 0.85
+    found = flow(base, into)
     emerged = sum(found.emerged.values()) + found.emerged_in_both
     assert (found.live - found.novel, emerged, found.from_base) == (1210, 729, 481)
     assert found.live == 1500 and found.undecided == 0
@@ -148,11 +124,7 @@ def test_the_flow_adds_up_at_any_threshold_and_any_number_of_parents(seed, thres
     base = {name: random_r(rng, d_base, d) for name, d in zip(names, sizes, strict=True) if rng.random() < 0.8}
     into = {name: random_r(rng, d, d_merge) for name, d in zip(names, sizes, strict=True)}
     top = int(rng.integers(1, 9))
-    found = flow(
-        {name: matches_of(r, top) for name, r in base.items()},
-        {name: matches_of(r, top) for name, r in into.items()},
-        threshold,
-    )
+    found = flow(base, into, threshold, top)
     assert found.from_base + sum(found.emerged.values()) + found.emerged_in_both + found.novel == found.live
     assert list(found.emerged) == names
     with np.errstate(invalid="ignore"):
@@ -168,54 +140,48 @@ def test_the_flow_adds_up_at_any_threshold_and_any_number_of_parents(seed, thres
         assert missed == 0 and found.undecided == 0
 
 
-def test_a_match_to_the_base_below_the_lists_is_found_from_the_other_end():
+def test_a_match_to_the_base_below_the_lists_is_found_from_the_other_end_or_undecided():
     # The merge feature keeps one match only, but the base-derived parent feature 1 lists it as its best.
-    base, into = pairs(1, 2, {(0, 1): 0.9}), pairs(2, 1, {(0, 0): 0.95, (1, 0): 0.9})
-    found = flow({"lua": matches_of(base, top=1)}, {"lua": matches_of(into, top=1)}, 0.8)
+    base, into = {"lua": pairs(1, 2, {(0, 1): 0.9})}, {"lua": pairs(2, 1, {(0, 0): 0.95, (1, 0): 0.9})}
+    found = flow(base, into, top=1)
     assert (found.from_base, found.undecided) == (1, 0)
-
-
-def test_full_lists_without_the_base_are_said_to_be_undecided():
-    base = pairs(1, 2, {(0, 1): 0.9})
-    into = pairs(2, 2, {(0, 0): 0.95, (1, 0): 0.9, (1, 1): 0.92})
-    short = flow({"lua": matches_of(base, top=1)}, {"lua": matches_of(into, top=1)}, 0.8)
-    assert (short.from_base, short.emerged["lua"], short.undecided) == (1, 1, 1)
-    full = flow({"lua": matches_of(base)}, {"lua": matches_of(into)}, 0.8)
-    assert (full.from_base, full.emerged["lua"], full.undecided) == (2, 0, 0)
+    into = {"lua": pairs(2, 2, {(0, 0): 0.95, (1, 0): 0.9, (1, 1): 0.92})}
+    for top, expected in ((1, (1, 1, 1)), (5, (2, 0, 0))):
+        found = flow(base, into, top=top)
+        assert (found.from_base, found.emerged["lua"], found.undecided) == expected
 
 
 def test_several_edges_into_a_parent_are_all_bases():
     first, second = pairs(1, 2, {(0, 0): 0.9}), pairs(3, 2, {(2, 1): 0.9})
     into = pairs(2, 2, {(0, 0): 0.9, (1, 1): 0.9})
-    found = flow({"lua": [matches_of(first), matches_of(second)]}, {"lua": matches_of(into)}, 0.8)
+    found = flow_of_matches({"lua": [matches_of(first), matches_of(second)]}, {"lua": matches_of(into)}, 0.8)
     assert found.from_base == 2
 
 
 def test_what_a_merge_takes_from_the_base_itself_is_from_the_base():
     """A fine-tune merged back into its base: one feature through both, one through each, one new."""
-    base_to_tune = matches_of(np.array([[0.9, 0.0], [0.0, 0.0]]))
-    into = {
-        "base": matches_of(np.array([[0.9, 0.0, 0.0, 0.0], [0.0, 0.9, 0.0, 0.0]])),
-        "tune": matches_of(np.array([[0.9, 0.0, 0.0, 0.0], [0.0, 0.0, 0.9, 0.0]])),
-    }
-    found = flow({"tune": base_to_tune}, into, 0.8, bases=["base"])
+    into = {"base": pairs(2, 4, {(0, 0): 0.9, (1, 1): 0.9}), "tune": pairs(2, 4, {(0, 0): 0.9, (1, 2): 0.9})}
+    found = flow({"tune": pairs(2, 2, {(0, 0): 0.9})}, into, bases=["base"])
     assert (found.from_base, found.emerged, found.emerged_in_both, found.novel) == (2, {"base": 0, "tune": 1}, 0, 1)
 
 
 def test_a_merge_feature_that_fires_on_one_edges_tokens_only_is_live():
     into = {"lua": pairs(1, 2, {}), "stories": pairs(1, 2, {(0, 1): 0.9})}
     into["lua"][:, 1] = np.nan
-    found = flow({}, {name: matches_of(r) for name, r in into.items()}, 0.8)
+    found = flow({}, into)
     assert (found.live, found.novel, found.emerged) == (2, 1, {"lua": 0, "stories": 1})
 
 
-def test_edges_that_do_not_fit_are_refused():
-    into = {"lua": matches_of(pairs(2, 3, {}))}
-    with pytest.raises(ValueError, match="luna leads to no edge"):
-        flow({"luna": matches_of(pairs(2, 2, {}))}, into, 0.8)
-    with pytest.raises(ValueError, match="lua has 4 features on the edge from the base and 2"):
-        flow({"lua": matches_of(pairs(2, 4, {}))}, into, 0.8)
-    with pytest.raises(ValueError, match="one SAE of the merge"):
-        flow({}, {**into, "stories": matches_of(pairs(2, 5, {}))}, 0.8)
-    with pytest.raises(ValueError, match="at least one parent"):
-        flow({}, {}, 0.8)
+@pytest.mark.parametrize(
+    ("base", "into", "message"),
+    [
+        ({"luna": (2, 2)}, {"lua": (2, 3)}, "luna leads to no edge"),
+        ({"lua": (2, 4)}, {"lua": (2, 3)}, "lua has 4 features on the edge from the base and 2"),
+        ({}, {"lua": (2, 3), "stories": (2, 5)}, "one SAE of the merge"),
+        ({}, {}, "at least one parent"),
+    ],
+)
+def test_edges_that_do_not_fit_are_refused(base, into, message):
+    sides = ({name: np.zeros(shape) for name, shape in side.items()} for side in (base, into))
+    with pytest.raises(ValueError, match=message):
+        flow(*sides)

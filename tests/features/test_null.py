@@ -20,11 +20,7 @@ from heredity.features.null import (
     q_values,
     split_threshold,
 )
-
-
-def random_acts(seed: int, tokens: int = 2000, d: int = 30, density: float = 0.05) -> FeatureActs:
-    rng = np.random.default_rng(seed)
-    return FeatureActs.from_dense(rng.lognormal(0, 1, (tokens, d)) * (rng.random((tokens, d)) < density))
+from worlds import random_acts
 
 
 def test_shifts_are_far_from_alignment_distinct_and_seeded():
@@ -36,16 +32,8 @@ def test_shifts_are_far_from_alignment_distinct_and_seeded():
         offsets(9, 9, seed=0)
 
 
-def test_every_feature_is_moved_by_its_own_offset():
-    acts = random_acts(2, tokens=50, d=4, density=0.3)
-    offset = np.array([0, 7, 49, 13])
-    expected = np.stack([np.roll(column, by) for column, by in zip(acts.dense().T, offset, strict=True)], axis=1)
-    np.testing.assert_array_equal(acts.scattered(offset).dense(), expected)
-    assert acts.rows(0, 0).scattered(offset).tokens == 0
-
-
 def test_the_floor_of_a_perfect_match_is_chance():
-    acts = random_acts(6, tokens=20_000)
+    acts = FeatureActs.from_dense(random_acts(6, tokens=20_000))
     found = floor(acts, acts, passes=3, seed=0)
     assert found.parent_r.shape == found.child_r.shape == (3, 30) and np.all(found.parent_r < 0.1)
     np.testing.assert_array_equal(found.parent_r, floor(acts, acts, passes=3, seed=0).parent_r)
@@ -59,11 +47,9 @@ def test_without_anything_to_find_p_values_are_uniform():
     ends = [FeatureActs.from_dense(rng.lognormal(0, 1, (8000, 400)) * (rng.random((8000, 400)) < rate)) for _ in (0, 1)]
     found = correlate(*ends, top=1)
     by_chance = floor(*ends, passes=4, seed=1)
-    for best, null, density in (
-        (found.parent_r[:, 0], by_chance.parent_r, found.parent_density),
-        (found.child_r[:, 0], by_chance.child_r, found.child_density),
-    ):
-        p = p_values(best, null, density, stratum=100)
+    for end in ("parent", "child"):
+        best, density = getattr(found, f"{end}_r")[:, 0], getattr(found, f"{end}_density")
+        p = p_values(best, getattr(by_chance, f"{end}_r"), density, stratum=100)
         for part in np.split(p[np.argsort(density)], 4):
             assert abs(np.nanmean(part) - 0.5) < 4 / np.sqrt(12 * 100)
         assert np.nanmean(q_values(p) < 0.1) < 0.02
@@ -120,51 +106,44 @@ def test_nothing_above_chance_has_no_threshold():
     assert chance_threshold(np.array([np.nan]), np.array([[np.nan]])) == 1.0
 
 
-# Where to cut between kept and lost.
-
-
-def test_two_groups_are_split_between_them():
-    rng = np.random.default_rng(0)
-    r = np.concatenate([rng.uniform(0, 0.15, 300), rng.uniform(0.7, 0.9, 80), [np.nan]])
-    assert 0.15 < split_threshold(r) < 0.7
-    assert np.isnan(split_threshold(np.array([0.5, 0.5, np.nan])))
-
-
 def test_correcting_for_noise_undoes_it():
     np.testing.assert_allclose(corrected(np.array([0.72, 0.9]), 0.9, 0.9), [0.8, 1.0])
     assert np.isnan(corrected(np.array([0.5]), np.array([-0.1]), np.array([-0.1]))).all()
 
 
-def groups(kept: int, lost: int, r: float = 0.8, seed: int = 0) -> np.ndarray:
+# Where to cut between kept and lost.
+
+CHANCE = np.random.default_rng(1).uniform(0, 0.1, (3, 301))
+
+
+def groups(kept: int, lost: int, r: float = 0.8) -> np.ndarray:
     """Best r of kept features around r, of lost ones near 0, and one that never fires."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return np.concatenate([rng.normal(r, 0.05, kept), rng.uniform(0.02, 0.1, lost), [np.nan]])
 
 
 def test_the_threshold_lies_in_the_gap_between_its_bounds():
-    chance = np.random.default_rng(1).uniform(0, 0.1, (3, 301))
-    found = choose_threshold(groups(150, 150), chance, [np.full(301, 0.9)])
+    r = groups(150, 150)
+    assert 0.1 < split_threshold(r) < 0.65 and np.isnan(split_threshold(np.array([0.5, 0.5, np.nan])))
+    found = choose_threshold(r, CHANCE, [np.full(301, 0.9)])
     assert found.same == 0.9 and 0.09 < found.chance <= 0.1
     assert 0.3 - 0.006 <= found.threshold <= 0.5 + 0.006
-    assert ((groups(150, 150) > found.threshold).sum()) == 150
+    assert (r > found.threshold).sum() == 150
 
 
-def test_one_group_alone_is_not_cut_in_half():
-    chance = np.random.default_rng(1).uniform(0, 0.1, (3, 301))
-    all_kept, all_lost = groups(300, 0), groups(0, 300)
-    assert (all_kept > choose_threshold(all_kept, chance, [np.full(301, 0.9)]).threshold).sum() == 300
-    assert (all_lost > choose_threshold(all_lost, chance, [np.full(301, 0.9)]).threshold).sum() == 0
-    assert (all_lost > split_threshold(all_lost)).sum() > 50, "the cut alone would keep many"
+@pytest.mark.parametrize(("kept", "lost"), [(300, 0), (0, 300)])
+def test_one_group_alone_is_not_cut_in_half(kept, lost):
+    r = groups(kept, lost)
+    assert (r > choose_threshold(r, CHANCE, [np.full(301, 0.9)]).threshold).sum() == kept
+    assert kept or (r > split_threshold(r)).sum() > 50, "the cut alone would keep many"
 
 
 def test_poor_saes_get_a_lower_threshold():
-    chance = np.zeros((2, 301))
-    good, poor = (choose_threshold(groups(150, 150, r), chance, [np.ones(301)]).threshold for r in (0.9, 0.5))
+    good, poor = (choose_threshold(groups(150, 150, r), 0 * CHANCE, [np.ones(301)]).threshold for r in (0.9, 0.5))
     assert poor < good
 
 
 def test_without_a_ceiling_the_best_matches_stand_in_and_without_r_the_papers_threshold():
-    r = groups(150, 150)
-    found = choose_threshold(r, np.zeros((1, 301)))
-    assert found.same == np.nanquantile(r, 0.95) and found.threshold < 0.5
+    found = choose_threshold(groups(150, 150), np.zeros((1, 301)))
+    assert found.same == np.nanquantile(groups(150, 150), 0.95) and found.threshold < 0.5
     assert choose_threshold(np.full(3, np.nan), np.full((1, 3), np.nan)).threshold == PAPER
