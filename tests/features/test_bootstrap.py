@@ -9,6 +9,7 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import (
+    GROUPS,
     Jackknife,
     bootstrap_counts,
     document_groups,
@@ -17,7 +18,7 @@ from heredity.features.bootstrap import (
     r_intervals,
     ratio_intervals,
 )
-from heredity.kernels.pearson import dense_pearson
+from worlds import dense_pearson
 
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 TOPICS = 10
@@ -28,20 +29,13 @@ class Population(NamedTuple):
 
     density: np.ndarray
     topic: np.ndarray
-    topical: np.ndarray
-    """How much more often a feature fires in documents of its topic."""
-    spread: np.ndarray
-    """Sigma of the lognormal magnitudes."""
-    loudness: np.ndarray
-    """Sigma of a factor on them that a document shares."""
-    kept: np.ndarray
-    """Share of firings the child has too."""
-    jitter: np.ndarray
-    """Sigma of a factor on these."""
-    gain: np.ndarray
-    """Sigma of a factor that a document shares."""
-    spurious: np.ndarray
-    """Density of the child's firings elsewhere."""
+    topical: np.ndarray  # how much more often a feature fires in documents of its topic
+    spread: np.ndarray  # sigma of the lognormal magnitudes
+    loudness: np.ndarray  # sigma of a factor on them that a document shares
+    kept: np.ndarray  # share of firings the child has too
+    jitter: np.ndarray  # sigma of a factor on these
+    gain: np.ndarray  # sigma of a factor that a document shares
+    spurious: np.ndarray  # density of the child's firings elsewhere
 
     @property
     def r(self) -> np.ndarray:
@@ -90,39 +84,17 @@ def same_index(features: int) -> np.ndarray:
     return np.arange(features)[:, None]
 
 
-def coverage(
-    samples: int, features: int = 200, documents: int = 160, density: tuple[float, float] = (0.015, 0.1), first: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each interval contains the truth, a new world and a new sample each time: bool [n] for r of features
-    with 100 firings in 30 documents, bool [samples, thresholds] for counts. For figures worth quoting: 300 samples of
-    400 documents, density 0.005 to 0.06.
-    """
-    of_r, of_counts = [], []
-    for seed in range(first, first + samples):
-        world = plant(features, seed, density)
-        parent, child, document = sample(world, documents, seed)
-        group = document_groups(document, seed=seed)
-        jackknife = leave_one_out(group_moments(parent, child, same_index(features), group))
-        found, counts = r_intervals(jackknife), bootstrap_counts(jackknife, THRESHOLDS, 200, seed)
-        fired = parent.dense() > 0
-        often = (fired.sum(0) >= 100) & (fired.reshape(documents, -1, features).any(1).sum(0) >= 30)
-        of_r.append(((found.low <= world.r) & (world.r <= found.high))[often])
-        truth = (world.r[:, None] > THRESHOLDS).sum(0)
-        of_counts.append((counts.low <= truth) & (truth <= counts.high))
-    return np.concatenate(of_r), np.array(of_counts)
+def jackknife_of(
+    parent: FeatureActs, child: FeatureActs, document: np.ndarray, groups: int = 60, seed: int = 0, candidates=None
+) -> Jackknife:
+    candidates = same_index(parent.d_sae) if candidates is None else candidates
+    return leave_one_out(group_moments(parent, child, candidates, document_groups(document, groups, seed)))
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A population and one sample of it."""
-    world = plant(120, 7)
-    return world, *sample(world, 120, 7)
-
-
-def jackknife_of(small, seed: int = 0, candidates: np.ndarray | None = None):
-    _, parent, child, document = small
-    candidates = same_index(parent.d_sae) if candidates is None else candidates
-    return leave_one_out(group_moments(parent, child, candidates, document_groups(document, 60, seed)))
+    """One sample of a population."""
+    return sample(plant(120, 7), 120, 7)
 
 
 def test_the_planted_r_is_that_of_a_huge_sample():
@@ -132,17 +104,27 @@ def test_the_planted_r_is_that_of_a_huge_sample():
 
 
 def test_95_percent_intervals_contain_the_truth_95_percent_of_the_time():
-    of_r, of_counts = coverage(16)
+    """A new world and a new sample each time; r of features with 100 firings in 30 documents."""
+    of_r, of_counts = [], []
+    for seed in range(16):
+        world = plant(200, seed)
+        parent, child, document = sample(world, 160, seed)
+        jackknife = jackknife_of(parent, child, document, GROUPS, seed)
+        found, counts = r_intervals(jackknife), bootstrap_counts(jackknife, THRESHOLDS, 200, seed)
+        fired = parent.dense() > 0
+        often = (fired.sum(0) >= 100) & (fired.reshape(160, -1, 200).any(1).sum(0) >= 30)
+        of_r += ((found.low <= world.r) & (world.r <= found.high))[often].tolist()
+        truth = (world.r[:, None] > THRESHOLDS).sum(0)
+        of_counts.append((counts.low <= truth) & (truth <= counts.high))
     # 16 samples, in which thresholds and features of a topic depend on each other: bands for that size.
-    assert len(of_r) > 3000 and 0.93 < of_r.mean() < 0.98
-    assert 0.86 < of_counts.mean() <= 1
+    assert len(of_r) > 3000 and 0.93 < np.mean(of_r) < 0.98
+    assert 0.86 < np.mean(of_counts) <= 1
 
 
 def test_intervals_narrow_with_the_number_of_documents():
     world, widths = plant(100, 1), []
     for documents in (60, 240):
-        parent, child, document = sample(world, documents, 0)
-        jackknife = leave_one_out(group_moments(parent, child, same_index(100), document_groups(document, 60)))
+        jackknife = jackknife_of(*sample(world, documents, 0))
         r, counts = r_intervals(jackknife), bootstrap_counts(jackknife, THRESHOLDS, 200)
         widths.append((np.nanmedian(r.high - r.low), (counts.high - counts.low).sum()))
     ratio = np.divide(*widths)
@@ -152,12 +134,8 @@ def test_intervals_narrow_with_the_number_of_documents():
 def test_documents_that_differ_widen_the_interval_that_tokens_alone_would_give():
     world = plant(120, 7)._replace(gain=np.full(120, 0.8), loudness=np.full(120, 0.5))
     parent, child, document = sample(world, 120, 0)
-    every_token = np.arange(parent.tokens)
-    by_document, by_token = (
-        r_intervals(leave_one_out(group_moments(parent, child, same_index(120), document_groups(d, 60))))
-        for d in (document, every_token)
-    )
-    width, narrow = (found.high - found.low for found in (by_document, by_token))
+    found = [r_intervals(jackknife_of(parent, child, one)) for one in (document, np.arange(parent.tokens))]
+    width, narrow = (each.high - each.low for each in found)
     assert np.nanmedian(width / narrow) > 1.1
 
 
@@ -195,7 +173,7 @@ def plain_counts(jackknife, thresholds, resamples: int, seed: int) -> np.ndarray
 
 
 def test_draws_move_like_plainly_resampled_counts(small):
-    jackknife = jackknife_of(small, candidates=np.stack([np.arange(120), np.roll(np.arange(120), 1)], 1))
+    jackknife = jackknife_of(*small, candidates=np.stack([np.arange(120), np.roll(np.arange(120), 1)], 1))
     thresholds = np.array([0.8, 0.3, 0.6])
     found, plain = bootstrap_counts(jackknife, thresholds, 100, seed=3), plain_counts(jackknife, thresholds, 100, 3)
     for k in range(3):
@@ -218,18 +196,16 @@ def test_extrapolation_takes_out_the_bias_that_noise_gives_a_count():
 
 
 def test_counts_are_whole_between_0_and_live_and_around_the_plain_count(small):
-    world, parent, child, _ = small
-    found = bootstrap_counts(jackknife_of(small), THRESHOLDS, 200)
-    r = np.diag(dense_pearson(parent.dense(), child.dense()))
+    found = bootstrap_counts(jackknife_of(*small), THRESHOLDS, 200)
+    r = np.diag(dense_pearson(small[0].dense(), small[1].dense()))
     np.testing.assert_array_equal(found.seen, (r[:, None] > THRESHOLDS).sum(0))
-    assert (found.low <= found.seen).all() and (found.seen <= found.high).all()
-    assert (found.low >= 0).all() and (found.high <= 120).all()
     assert found.low.dtype == found.high.dtype == np.int64
-    assert (found.low < found.seen).all() and (found.high > found.seen).all()
+    assert (found.low >= 0).all() and (found.high <= 120).all()
+    assert (found.low < found.seen).all() and (found.seen < found.high).all()
 
 
 def test_resamples_follow_from_the_seed(small):
-    jackknife = jackknife_of(small)
+    jackknife = jackknife_of(*small)
     first, again, other = (bootstrap_counts(jackknife, THRESHOLDS, 100, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.draws, again.draws)
     assert (first.draws != other.draws).any()
@@ -238,31 +214,25 @@ def test_resamples_follow_from_the_seed(small):
 
 
 def test_what_documents_do_to_both_counts_cancels_in_their_ratio(small):
-    counts = bootstrap_counts(jackknife_of(small), THRESHOLDS[:4], 200)
+    parent, child, document = small
+    counts = bootstrap_counts(jackknife_of(*small), THRESHOLDS[:4], 200)
     np.testing.assert_allclose(ratio_intervals(counts, counts), 1)
-    world, parent, child, document = small
-    noisier = FeatureActs(
-        child.indptr, child.indices, child.values * np.random.default_rng(0).lognormal(0, 0.4, child.n), 120
-    )
-    edge = bootstrap_counts(jackknife_of((world, parent, noisier, document)), THRESHOLDS[:4], 200)
+    noise = np.random.default_rng(0).lognormal(0, 0.4, child.n)
+    noisier = FeatureActs(child.indptr, child.indices, child.values * noise, 120)
+    edge = bootstrap_counts(jackknife_of(parent, noisier, document), THRESHOLDS[:4], 200)
     ratio, low, high = ratio_intervals(edge, counts)
     np.testing.assert_allclose(ratio, edge.seen / counts.seen)
     assert (low <= ratio).all() and (ratio <= high).all() and (low >= 0).all()
     apart = edge.seen / counts.seen * np.hypot(*((c.draws.std(0) / c.corrected) for c in (edge, counts)))
     assert np.median((high - low) / (2 * 1.99 * apart)) < 0.95
-
-
-def test_a_ratio_to_nothing_is_nan(small):
-    jackknife = jackknife_of(small)
-    some, none = (bootstrap_counts(jackknife, (t,), 100) for t in (0.5, 0.9999))
+    none = bootstrap_counts(jackknife_of(*small), (0.9999,), 100)
     assert none.seen[0] == none.high[0] == 0
-    assert np.isnan(ratio_intervals(some, none)).all()
+    assert np.isnan(ratio_intervals(bootstrap_counts(jackknife_of(*small), (0.5,), 100), none)).all()
 
 
 def test_the_best_of_several_candidates_is_taken(small):
-    world, parent, child, document = small
     worse = np.stack([np.full(120, -1), np.roll(np.arange(120), 1), np.arange(120)], 1)
-    found, alone = r_intervals(jackknife_of(small, candidates=worse)), r_intervals(jackknife_of(small))
+    found, alone = (r_intervals(jackknife_of(*small, candidates=each)) for each in (worse, None))
     clear = alone.r > 0.2
     assert clear.sum() > 80
     np.testing.assert_array_equal(found.match[clear], np.flatnonzero(clear))
@@ -273,16 +243,16 @@ def test_the_best_of_several_candidates_is_taken(small):
 def test_features_of_one_group_and_silent_ones_get_no_interval_and_copies_a_sure_one():
     rng = np.random.default_rng(0)
     dense = rng.lognormal(0, 1, (400, 4)) * (rng.random((400, 4)) < 0.3)
-    group = document_groups(np.arange(400) // 10, 20)
-    dense[:, 1] *= group == 3
+    document = np.arange(400) // 10
+    dense[:, 1] *= document_groups(document, 20) == 3
     dense[:, 2] = 0
     child = dense * [2.0, 1.0, 1.0, 1.0]
     child[:, 1] *= 1 + rng.random(400)
     parent, child = FeatureActs.from_dense(dense), FeatureActs.from_dense(child)
-    jackknife = leave_one_out(group_moments(parent, child, np.array([[0], [1], [2], [-1]]), group))
+    jackknife = jackknife_of(parent, child, document, 20, candidates=np.array([[0], [1], [2], [-1]]))
     found, counts = r_intervals(jackknife), bootstrap_counts(jackknife, (0.5,), 100)
     np.testing.assert_array_equal(found.match, [0, 1, -1, -1])
-    assert found.r[0] == pytest.approx(1) and found.low[0] == pytest.approx(1) and found.high[0] == pytest.approx(1)
+    assert (found.r[0], found.low[0], found.high[0]) == pytest.approx((1, 1, 1))
     assert found.r[1] > 0.5 and np.isnan([found.low[1], found.high[1]]).all() and found.effective[1] == 0
     assert np.isnan([found.r[2:], found.low[2:], found.high[2:]]).all()
     assert counts.seen[0] == 2
@@ -302,11 +272,12 @@ def test_documents_are_dealt_whole_at_random_and_evenly():
 
 
 def test_samples_and_candidates_that_do_not_fit_are_refused(small):
-    _, parent, child, document = small
+    parent, child, document = small
     group, rows = document_groups(document, 60), same_index(120)
-    with pytest.raises(ValueError, match="group 100"):
-        group_moments(parent, child, rows, group[:100])
-    with pytest.raises(ValueError, match="give each of 120 features"):
-        group_moments(parent, child, rows[:7], group)
-    with pytest.raises(ValueError, match="run to 120; give each of 120 features some of 120"):
-        group_moments(parent, child, rows + 1, group)
+    for given, message in (
+        ((rows, group[:100]), "group 100"),
+        ((rows[:7], group), "give each of 120 features"),
+        ((rows + 1, group), "run to 120; give each of 120 features some of 120"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            group_moments(parent, child, *given)

@@ -7,19 +7,9 @@ import pytest
 import torch
 
 from heredity.features.acts import FeatureActs
-from heredity.features.cards import (
-    Card,
-    Columns,
-    LogitTokens,
-    Sizes,
-    cards,
-    contexts,
-    levels_of,
-    logit_tokens,
-)
-from heredity.lm.load import mistral_config, new_model
+from heredity.features.cards import Card, Columns, LogitTokens, Sizes, cards, contexts, levels_of, logit_tokens
 from heredity.lm.logit_attribution import logit_weights
-from heredity.study import ArchitectureConfig
+from tiny import HOOK, tiny_model
 
 BLOCKS, CONTEXT, VOCAB, DEAD = 60, 16, 40, 3
 SIZES = Sizes(top=5, levels=4, each=3, drawn=6, silent=7, tokens=5, bins=8)
@@ -37,34 +27,30 @@ def dense() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
+def acts(dense: np.ndarray) -> FeatureActs:
+    return FeatureActs.from_dense(dense)
+
+
+@pytest.fixture(scope="module")
 def ids() -> np.ndarray:
     return np.random.default_rng(1).integers(0, VOCAB, (BLOCKS, CONTEXT))
 
 
 @pytest.fixture(scope="module")
-def made(dense: np.ndarray, ids: np.ndarray) -> list[Card]:
-    return cards(FeatureActs.from_dense(dense), ids, np.arange(5), SIZES, seed=3)
+def made(acts: FeatureActs, ids: np.ndarray) -> list[Card]:
+    return cards(acts, ids, np.arange(5), SIZES, seed=3)
 
 
-def test_the_column_view_is_the_matrix_by_features(dense):
-    columns = Columns(*FeatureActs.from_dense(dense).to_columns())
-    for feature in range(5):
-        rows, values = columns.of(feature)
-        assert rows.tolist() == np.flatnonzero(dense[:, feature]).tolist()
-        assert values.tolist() == dense[rows, feature].tolist()
-
-
-def test_figures_are_those_of_the_dense_activations(dense, ids, made):
+def test_figures_are_those_of_the_dense_activations(dense, acts, made):
+    columns = Columns(*acts.to_columns())
     for card in made:
         column = dense[:, card.feature]
-        fired = column > 0
-        assert card.firings == fired.sum() and card.density == pytest.approx(fired.mean())
+        rows, values = columns.of(card.feature)
+        assert rows.tolist() == np.flatnonzero(column).tolist() and values.tolist() == column[rows].tolist()
+        assert card.firings == len(rows) and card.density == pytest.approx(len(rows) / len(column))
         assert card.highest == column.max()
-        if fired.any():
-            expected, _ = np.histogram(column[fired], SIZES.bins, (0, float(column.max())))
-            assert card.histogram.tolist() == expected.tolist()
-        else:
-            assert card.histogram.tolist() == [0] * SIZES.bins
+        expected, _ = np.histogram(values, SIZES.bins, (0, float(column.max()) or 1))
+        assert card.histogram.tolist() == expected.tolist()
 
 
 def test_every_place_comes_with_the_activations_of_its_block(dense, made):
@@ -76,16 +62,14 @@ def test_every_place_comes_with_the_activations_of_its_block(dense, made):
                 assert values[row % CONTEXT] > 0
 
 
-def test_top_places_are_the_best_of_each_block_strongest_first(dense, made):
+def test_top_places_are_the_best_of_each_block_strongest_first(dense, acts, made):
     for card in made:
         best = dense[:, card.feature].reshape(BLOCKS, CONTEXT).max(1)
         expected = [block for block in np.argsort(-best, kind="stable") if best[block] > 0][: SIZES.top]
         assert (card.top.rows // CONTEXT).tolist() == expected
         assert dense[card.top.rows, card.feature].tolist() == best[expected].tolist()
-        acts = FeatureActs.from_dense(dense)
-        for place, values in zip(
-            contexts(card.top.rows.tolist(), {"m": (acts, card.feature)}, CONTEXT), card.top.values, strict=True
-        ):
+        places = contexts(card.top.rows.tolist(), {"m": (acts, card.feature)}, CONTEXT)
+        for place, values in zip(places, card.top.values, strict=True):
             assert place.values["m"] == pytest.approx(values.tolist(), abs=1e-4)
 
 
@@ -115,8 +99,8 @@ def test_silent_blocks_are_silent_and_as_many_as_there_are(dense, made):
     assert len(made[0].silent) == 0 and len(made[1].silent) == SIZES.silent
 
 
-def test_random_firings_are_drawn_evenly(dense, ids):
-    acts, counts = FeatureActs.from_dense(dense), np.zeros(len(dense))
+def test_random_firings_are_drawn_evenly(dense, acts, ids):
+    counts = np.zeros(len(dense))
     for seed in range(100):
         (card,) = cards(acts, ids, np.array([1]), SIZES, seed)
         assert len(set(card.drawn.rows.tolist())) == SIZES.drawn
@@ -149,59 +133,49 @@ def test_a_feature_that_never_fires_has_an_empty_card(made):
     assert len(card.tokens.ids) == 0 and len(card.silent) == SIZES.silent
 
 
-def test_what_is_drawn_depends_on_the_seed_and_the_feature_alone(dense, ids, made):
-    acts = FeatureActs.from_dense(dense)
+def test_what_is_drawn_depends_on_the_seed_and_the_feature_alone(acts, ids, made):
     (alone,) = cards(acts, ids, np.array([2]), SIZES, seed=3)
     (other,) = cards(acts, ids, np.array([2]), SIZES, seed=4)
     assert alone.drawn.rows.tolist() == made[2].drawn.rows.tolist() != other.drawn.rows.tolist()
     assert alone.silent.tolist() == made[2].silent.tolist()
-
-
-def test_what_does_not_fit_is_refused_by_name(dense, ids):
-    acts = FeatureActs.from_dense(dense)
     with pytest.raises(ValueError, match=r"ids of shape \[59, 16\] do not fit 960"):
         cards(acts, ids[1:], np.array([0]))
 
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    shape = ArchitectureConfig(d_model=16, d_mlp=24, n_layers=1, n_heads=4)
-    return new_model(mistral_config(shape, VOCAB, 64, 0), seed=0).eval()
+    return tiny_model(0, VOCAB, 16, 24)
 
 
-def test_logits_are_both_ends_of_the_logit_weights(model, dense, ids):
+def test_logits_are_both_ends_of_the_logit_weights(model, acts, ids):
     directions = torch.randn(70, 24, generator=torch.Generator().manual_seed(0))
-    found = logit_tokens(model, "blocks.0.mlp.hook_post", directions, count=4)
+    found = logit_tokens(model, HOOK, directions, count=4)
     assert isinstance(found, LogitTokens)
-    weights = logit_weights(model, "blocks.0.mlp.hook_post", directions).numpy()
+    weights = logit_weights(model, HOOK, directions).numpy()
     order = np.argsort(weights, axis=1)
-    assert found.bottom.tolist() == order[:, :4].tolist() and found.top.tolist() == order[:, ::-1][:, :4].tolist()
-    np.testing.assert_allclose(found.top_weights, np.take_along_axis(weights, found.top, 1), atol=1e-6)
-    np.testing.assert_allclose(found.bottom_weights, np.take_along_axis(weights, found.bottom, 1), atol=1e-6)
+    for end, places in (("bottom", order), ("top", order[:, ::-1])):
+        assert getattr(found, end).tolist() == places[:, :4].tolist()
+        expected = np.take_along_axis(weights, places[:, :4], 1)
+        np.testing.assert_allclose(getattr(found, f"{end}_weights"), expected, atol=1e-6)
     five = LogitTokens(*(part[60:65] for part in found))
-    card = cards(FeatureActs.from_dense(dense), ids, np.arange(5), logits=five)[4]
+    card = cards(acts, ids, np.arange(5), logits=five)[4]
     assert card.logits is not None and card.no_logits == ""
     assert card.logits.top.tolist() == found.top[64].tolist()
 
 
-def test_a_place_without_a_way_to_the_logits_has_a_reason_instead(model, dense, ids):
+def test_a_place_without_a_way_to_the_logits_has_a_reason_instead(model, acts, ids):
     reason = logit_tokens(model, "blocks.0.mlp.hook_pre", torch.ones(1, 24))
     assert isinstance(reason, str) and "blocks.0.mlp.hook_pre" in reason
-    (card,) = cards(FeatureActs.from_dense(dense), ids, np.array([0]), logits=reason)
+    (card,) = cards(acts, ids, np.array([0]), logits=reason)
     assert card.logits is None and card.no_logits == reason
     with pytest.raises(ValueError, match="5 wide"):
-        logit_tokens(model, "blocks.0.mlp.hook_post", torch.ones(1, 5))
-
-
-def acts_with(values: dict[tuple[int, int], float], tokens: int = 8, d_sae: int = 3) -> FeatureActs:
-    dense = np.zeros((tokens, d_sae), np.float32)
-    for (token, feature), value in values.items():
-        dense[token, feature] = value
-    return FeatureActs.from_dense(dense)
+        logit_tokens(model, HOOK, torch.ones(1, 5))
 
 
 def test_a_context_shows_every_members_activation_at_every_position():
-    parent, child = acts_with({(5, 1): 2.0}), acts_with({(5, 2): 4.0, (6, 2): 1.0})
-    (found,) = contexts([5], {"base": (parent, 1), "left": (child, 2)}, context_size=4)
+    parent, child = np.zeros((8, 3)), np.zeros((8, 3))
+    parent[5, 1], child[5, 2], child[6, 2] = 2, 4, 1
+    members = {"base": (FeatureActs.from_dense(parent), 1), "left": (FeatureActs.from_dense(child), 2)}
+    (found,) = contexts([5], members, context_size=4)
     assert (found.block, found.position) == (1, 1)
     assert found.values == {"base": [0.0, 2.0, 0.0, 0.0], "left": [0.0, 4.0, 1.0, 0.0]}

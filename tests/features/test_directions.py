@@ -9,15 +9,11 @@ from scipy.optimize import linear_sum_assignment
 
 from heredity.features import directions
 from heredity.features.directions import Turns, causes, cosine_matches, quartiles, rotation, shared, turns
+from worlds import best_of
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def dense_best(cosine: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :top]
-    return order, np.take_along_axis(cosine, order, 1)
 
 
 def test_matches_equal_all_pairs(monkeypatch):
@@ -29,7 +25,7 @@ def test_matches_equal_all_pairs(monkeypatch):
     found = cosine_matches(a, torch.tensor(b), top=4)
     cosine = unit(a) @ unit(b).T
     for match, value, matrix in ((*found[:2], cosine), (*found[2:], cosine.T)):
-        order, best = dense_best(matrix, 4)
+        order, best = best_of(matrix, 4)
         np.testing.assert_array_equal(match, order)
         np.testing.assert_allclose(value, best, atol=1e-14)
     assert found.parent_match.dtype == np.int32 and found.child_cosine.dtype == np.float64
@@ -54,12 +50,13 @@ def test_a_direction_of_zeros_has_no_partner_and_lists_may_stay_short():
 
 
 def test_directions_that_cannot_be_compared_are_refused():
-    with pytest.raises(ValueError, match="3 and 4 wide"):
-        cosine_matches(np.eye(3), np.eye(4))
-    with pytest.raises(ValueError, match="row 2 of b holds NaN"):
-        cosine_matches(np.eye(3), np.diag([1, 1, np.nan]))
-    with pytest.raises(ValueError, match="top=0"):
-        cosine_matches(np.eye(3), np.eye(3), top=0)
+    for other, top, message in (
+        (np.eye(4), 5, "3 and 4 wide"),
+        (np.diag([1, 1, np.nan]), 5, "row 2 of b holds NaN"),
+        (np.eye(3), 0, "top=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cosine_matches(np.eye(3), other, top)
     with pytest.raises(ValueError, match=r"\[3, 3\] and \[2, 3\]"):
         rotation(np.eye(3), np.eye(3)[:2])
 
@@ -137,25 +134,16 @@ def planted(data: list[float], model: list[float]) -> dict[str, torch.Tensor]:
     """Decoders whose rows turn by these angles, whichever step is first."""
     source = turned(torch.tensor([[1.0, 0.0]]).expand(len(data), 2), [10.0 * i for i in range(len(data))])
     both = turned(turned(source, data), model)
-    return {
-        "source": source,
-        "data": turned(source, data),
-        "data_model": both,
-        "model": turned(source, model),
-        "model_data": both,
-        "control": turned(source, [2.0] * len(data)),
-    }
+    alone = {"data": turned(source, data), "model": turned(source, model), "control": turned(source, [2.0] * len(data))}
+    return alone | {"source": source, "data_model": both, "model_data": both}
 
 
 def test_planted_turns_are_found():
     found = turns(planted(data=[4, 1, 3, 80], model=[20, 10, 5, 90]))
-    np.testing.assert_allclose(found.data, [4, 1, 3, 80], atol=1e-9)
-    np.testing.assert_allclose(found.model, [20, 10, 5, 90], atol=1e-9)
-    for total in (found.data_first_total, found.model_first_total):
-        np.testing.assert_allclose(total, [24, 11, 8, 170], atol=1e-9)
-    assert found.noise is not None and found.weights is not None
-    np.testing.assert_allclose(found.noise, 2, atol=1e-9)
-    np.testing.assert_allclose(found.weights, [18, 8, 3, 88], atol=1e-9)
+    expected = {"data": [4, 1, 3, 80], "model": [20, 10, 5, 90], "noise": [2] * 4, "weights": [18, 8, 3, 88]}
+    expected |= dict.fromkeys(("data_first_total", "model_first_total"), [24, 11, 8, 170])
+    for name, degrees in expected.items():
+        np.testing.assert_allclose(getattr(found, name), degrees, atol=1e-9)
 
 
 def test_every_live_feature_is_counted_once_and_dead_ones_never():
@@ -166,9 +154,7 @@ def test_every_live_feature_is_counted_once_and_dead_ones_never():
     assert causes(found, live) == (2, 1, 1)
     assert causes(found, np.zeros(5, bool)) == (0, 0, 0)
     assert quartiles(data[live]) == (2.5, 3.5, 5.25) and quartiles(data[:0]) == (None, None, None)
-
-
-def test_a_turn_within_the_noise_has_neither_cause():
+    # A turn within the noise has neither cause.
     data, model = np.array([4.0, 1, 30]), np.array([9.0, 2, 3])
     found = Turns(data, model, data + model, model, data, data + model, np.array([5.0, 5, 5]), None)
     assert causes(found, np.ones(3, bool)) == (1, 1, 1)
