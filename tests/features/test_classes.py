@@ -51,8 +51,7 @@ def planted(text: Text) -> dict[str, tuple[np.ndarray, str]]:
     def on(*texts: str) -> np.ndarray:
         return np.isin(ids, [AT[one] for one in texts])
 
-    few = np.zeros(ids.size, bool)
-    few[np.flatnonzero(on(","))[:19]] = True
+    few = on(",") & (on(",").cumsum().reshape(ids.shape) <= 19)
     found = {
         "commas": (on(","), "punctuation"),
         "marks": (on(",", ".", " ("), "punctuation"),
@@ -73,8 +72,8 @@ def planted(text: Text) -> dict[str, tuple[np.ndarray, str]]:
         "first": (first, "position"),
         "code": (some & code, "domain"),
         "anywhere": (some, "mixed"),
-        "few commas": (few.reshape(ids.shape), "rare"),
-        "nowhere": (np.zeros(ids.shape, bool), "silent"),
+        "few commas": (few, "rare"),
+        "nowhere": (few & False, "silent"),
     }
     return {name: (where.ravel(), class_) for name, (where, class_) in found.items()}
 
@@ -124,21 +123,18 @@ def test_shares_are_those_of_plain_loops(found, acts, text):
         made |= {"previous": one[ids[block, place - 1]]} if place else {}
         return made | ({"following": one[ids[block, place + 1]]} if place + 1 < CONTEXT else {})
 
-    sums: dict[str, dict] = defaultdict(lambda: defaultdict(lambda: np.zeros(acts.d_sae)))
-    counts: dict[str, dict] = defaultdict(lambda: defaultdict(int))
-    for row, values in enumerate(dense):
+    rows: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row in range(len(dense)):
         for kind, key in keys(*divmod(row, CONTEXT)).items():
-            sums[kind][int(key)] += values
-            counts[kind][int(key)] += 1
+            rows[kind][int(key)].append(row)
     live = dense.sum(0) > 0
-    for kind, by_key in sums.items():
-        most = getattr(found, kind)
-        order = sorted(by_key)
-        table = np.stack([by_key[key] for key in order])
-        best = np.array(order)[table.argmax(0)]
+    for kind, by_key in rows.items():
+        most, order = getattr(found, kind), np.array(sorted(by_key))
+        table = np.stack([dense[by_key[key]].sum(0) for key in order])
+        best = order[table.argmax(0)]
         np.testing.assert_array_equal(most.key, np.where(live, best, -1))
         np.testing.assert_allclose(most.share[live], (table.max(0) / dense.sum(0).clip(1e-300))[live])
-        np.testing.assert_allclose(most.base[live], [counts[kind][key] / len(dense) for key in best[live]])
+        np.testing.assert_allclose(most.base[live], [len(by_key[key]) / len(dense) for key in best[live]])
         assert (most.share[~live] == 0).all() and (most.base[~live] == 0).all()
 
 
@@ -152,12 +148,9 @@ def test_a_category_that_most_tokens_have_says_nothing(text):
     assert common.category.share[0] == 1 and CLASSES[common.primary[0]] == "mixed"
 
 
-def test_one_corpus_is_no_domain(acts, text):
+def test_one_corpus_is_no_domain_and_another_sample_is_refused(acts, text):
     alone = classify(acts, text._replace(corpus=np.zeros(BLOCKS, int), categories=text.categories[:1]))
     assert (alone.domain == -1).all() and (alone.corpus.share[alone.firings > 0] == 1).all()
-
-
-def test_another_sample_is_refused(acts, text):
     with pytest.raises(ValueError, match=r"ids \[199, 12\] of 200 blocks do not fit 2400"):
         classify(acts, text._replace(ids=text.ids[1:]))
 
@@ -186,26 +179,30 @@ def test_tokens_have_the_category_of_their_text(category, texts):
 
 
 def test_keywords_and_dashes_depend_on_the_language():
-    texts = [" elif", "nil", "typename", "typeof", "-"]
-    found = {
-        language: [CATEGORIES[number] for number in token_categories(texts, language)]
-        for language in ("prose", "python", "lua", "cpp", "javascript")
-    }
-    assert found["prose"] == ["lower-case"] * 4 + ["punctuation"]
-    for place, language in enumerate(("python", "lua", "cpp", "javascript")):
-        expected = ["lower-case"] * 4 + ["operator"]
-        expected[place] = "keyword"
-        assert found[language] == expected
+    keywords = {"python": " elif", "lua": "nil", "cpp": "typename", "javascript": "typeof", "prose": ""}
+    texts = [*list(keywords.values())[:4], "-"]
+    for language, keyword in keywords.items():
+        expected = ["keyword" if text == keyword else "lower-case" for text in texts[:4]]
+        expected += ["punctuation" if language == "prose" else "operator"]
+        assert [CATEGORIES[number] for number in token_categories(texts, language)] == expected
 
 
-def test_languages_are_told_from_their_words():
-    assert language_of("def f(self):\n    import os\n    return None if self.x else os.name") == "python"
-    assert language_of("local t = {}\nfor k, v in pairs(t) do\n  if v == nil then print(k) end\nend") == "lua"
-    assert language_of("template <typename T> const int f(T x) { static bool done; }") == "cpp"
-    assert language_of("const a = require('fs'); let b = function () { return typeof a; };") == "javascript"
-    prose = "She went for a walk in the woods and then, if it did not rain, she would sleep. " * 9
-    assert language_of(prose + "They import salt.") == "prose"
-    assert language_of("") == "prose"
+PROSE_TEXT = "She went for a walk in the woods and then, if it did not rain, she would sleep. " * 9
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("python", "def f(self):\n    import os\n    return None if self.x else os.name"),
+        ("lua", "local t = {}\nfor k, v in pairs(t) do\n  if v == nil then print(k) end\nend"),
+        ("cpp", "template <typename T> const int f(T x) { static bool done; }"),
+        ("javascript", "const a = require('fs'); let b = function () { return typeof a; };"),
+        ("prose", PROSE_TEXT + "They import salt."),
+        ("prose", ""),
+    ],
+)
+def test_languages_are_told_from_their_words(language, text):
+    assert language_of(text) == language
 
 
 def test_blanks_of_different_width_are_spelled_differently():

@@ -9,20 +9,12 @@ import pytest
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
-from heredity.features.edge_statistics import (
-    Compared,
-    Directions,
-    EdgeStatistics,
-    Settings,
-    ceiling_r,
-    edge_statistics,
-)
+from heredity.features.edge_statistics import Compared, Directions, EdgeStatistics, Settings, ceiling_r, edge_statistics
 from heredity.features.fates import STRATA, THRESHOLDS, curve, fates, strata
 from heredity.features.null import choose_threshold, floor
 
 TOKENS, D_SAE = 3_000, 40
-KEPT = 36
-"""The child keeps the first parent features; the last one of the parent is dead."""
+KEPT = 36  # the child keeps the first parent features; the last one of the parent is dead
 
 
 def edge(spare: int = 1, documents: int = 60, one_dictionary: bool = False) -> Compared:
@@ -35,17 +27,9 @@ def edge(spare: int = 1, documents: int = 60, one_dictionary: bool = False) -> C
         return FeatureActs.from_dense(parent[:, :features] + noise)
 
     acts, child, further = FeatureActs.from_dense(parent), noisy(KEPT), [noisy(D_SAE) for _ in range(spare)]
-    return Compared(
-        acts,
-        child,
-        further,
-        correlate(acts, child, 5),
-        [correlate(acts, other, 1) for other in further],
-        floor(acts, child, 2, 1),
-        np.arange(TOKENS) // (TOKENS // documents),
-        rng.integers(0, 50, TOKENS),
-        one_dictionary,
-    )
+    matched = correlate(acts, child, 5), [correlate(acts, other, 1) for other in further], floor(acts, child, 2, 1)
+    document, ids = np.arange(TOKENS) // (TOKENS // documents), rng.integers(0, 50, TOKENS)
+    return Compared(acts, child, further, *matched, document, ids, one_dictionary)
 
 
 def directions() -> Directions:
@@ -64,11 +48,11 @@ def world() -> Compared:
 
 
 @pytest.fixture(scope="module")
-def statistics(world: Compared) -> EdgeStatistics:
+def statistics(world) -> EdgeStatistics:
     return edge_statistics(world, settings(), directions())
 
 
-def test_the_threshold_is_that_of_the_evidence_or_of_the_study(world: Compared, statistics: EdgeStatistics):
+def test_the_threshold_is_that_of_the_evidence_or_of_the_study(world, statistics):
     evidence = choose_threshold(world.matches.parent_r[:, 0], world.floor.parent_r, ceiling_r(world))
     assert (statistics.threshold, statistics.chance_end, statistics.same_end) == evidence
     assert statistics.threshold_by == "evidence" and list(statistics.counts) == ["evidence", "paper"]
@@ -77,14 +61,14 @@ def test_the_threshold_is_that_of_the_evidence_or_of_the_study(world: Compared, 
     assert (given.chance_end, given.same_end) == evidence[1:]
 
 
-def test_counts_of_both_rules_are_the_fates_with_intervals_around_them(world: Compared, statistics: EdgeStatistics):
+def test_counts_of_both_rules_are_the_fates_with_intervals_around_them(world, statistics):
     assert statistics.parent_live == D_SAE - 1 and statistics.child_live == KEPT
     for figures in statistics.counts.values():
         row: dict[str, Any] = dict(figures)
         fate = fates(world.matches, row["threshold"])
-        assert (row["persist"], row["disappear"], row["emerge"], row["one_to_one"]) == (
-            fate.persist.sum(), fate.disappear.sum(), fate.emerge.sum(), len(fate.mutual)
-        )  # fmt: skip
+        for name in ("persist", "disappear", "emerge"):
+            assert row[name] == getattr(fate, name).sum()
+        assert row["one_to_one"] == len(fate.mutual)
         assert row["persist"] + row["disappear"] == statistics.parent_live
         assert row["relative"] == pytest.approx(row["persist"] / statistics.parent_live / row["ceiling"])
         for name in ("persist", "disappear", "emerge", "ceiling", "relative"):
@@ -93,7 +77,7 @@ def test_counts_of_both_rules_are_the_fates_with_intervals_around_them(world: Co
     assert statistics.counts["evidence"]["persist"] == KEPT and statistics.counts["evidence"]["floor"] == 0
 
 
-def test_rows_agree_with_the_counts(world: Compared, statistics: EdgeStatistics):
+def test_rows_agree_with_the_counts(world, statistics):
     assert {f"{at:.2f}": persist for at, persist in statistics.curve} == curve(world.matches)
     by_rule = {rule: (persist, threshold, flag) for rule, persist, threshold, flag in statistics.rules}
     assert list(by_rule) == ["existence", "mutual", "assigned", "decoder_cosine", "shared", "token_types"]
@@ -111,7 +95,7 @@ def test_rows_agree_with_the_counts(world: Compared, statistics: EdgeStatistics)
     assert only["existence", "mutual"] == by_rule["existence"][0] - by_rule["mutual"][0]
 
 
-def test_strata_add_up_by_end(world: Compared, statistics: EdgeStatistics):
+def test_strata_add_up_by_end(world, statistics):
     for end, features, matched in (("parent", D_SAE, KEPT), ("child", KEPT, KEPT)):
         rows = {row[1]: row[2:] for row in statistics.strata if row[0] == end}
         assert tuple(rows) == STRATA and sum(row[0] for row in rows.values()) == features
@@ -123,7 +107,7 @@ def test_strata_add_up_by_end(world: Compared, statistics: EdgeStatistics):
     )
 
 
-def test_columns_hold_a_value_per_feature(statistics: EdgeStatistics):
+def test_columns_hold_a_value_per_feature(statistics):
     names = ["density", "best_r", "p", "q", "stratum", "r_low", "r_high", "effective_groups"]
     assert list(statistics.columns["child"]) == names
     assert list(statistics.columns["parent"]) == [*names, "ceiling_r", "corrected_r"]

@@ -9,21 +9,18 @@ from heredity.features.acts import FeatureActs
 from heredity.features.correlate import Matches, correlate
 from heredity.features.families import Course, family, follow, persistence
 from heredity.features.hypothesis import llr
+from worlds import matches_of
 
 EDGES = [("base", "left"), ("base", "right"), ("left", "merge"), ("right", "merge")]
 
 
 def permuted(order: list[int], r: list[float]) -> Matches:
     """An edge in which parent feature i is child feature order[i], with r[i]; -1 for a lost one."""
-    match = np.array(order, np.int32)[:, None]
-    strength = np.where(match >= 0, np.array(r)[:, None], np.nan)
-    back = np.full((len(order), 1), -1, np.int32)
-    back_r = np.full((len(order), 1), np.nan)
+    matrix = np.full((len(order), len(order)), np.nan)
     for i, j in enumerate(order):
         if j >= 0:
-            back[j], back_r[j] = i, r[i]
-    density = np.full(len(order), 0.1)
-    return Matches(match, strength, back, back_r, density, density, 100)
+            matrix[i, j] = r[i]
+    return matches_of(matrix, 1)
 
 
 @pytest.fixture
@@ -42,16 +39,13 @@ def test_a_family_enters_a_merge_through_the_parent_with_the_higher_r(graph):
     assert (found["left"].feature, found["right"].feature) == (1, 2)
     assert (found["merge"].feature, found["merge"].via, found["merge"].r) == (0, "right", 0.95)
     assert found["base"].r is None and found["base"].via is None
+    assert "left" not in {member.model for member in family("base", 2, EDGES, graph)}, "nothing matches there"
 
 
 def test_a_family_that_starts_in_a_child_also_reaches_ancestors_and_siblings(graph):
     found = {member.model: member for member in family("left", 0, EDGES, graph)}
     assert found["base"].feature == 1 and found["base"].via == "left"
     assert found["right"].feature == 1 and found["right"].via == "base"
-
-
-def test_a_family_ends_where_nothing_matches(graph):
-    assert "left" not in {member.model for member in family("base", 2, EDGES, graph)}
 
 
 def test_persistence_is_the_weakest_step_of_the_strongest_way(graph):

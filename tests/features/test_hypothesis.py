@@ -40,45 +40,25 @@ def test_ratios_are_the_written_definition(sample):
         assert (found.firings[i], found.hits[i]) == (fired.sum(), fired[hit].sum())
 
 
-def test_a_feature_of_the_set_alone_has_the_highest_possible_ratio(sample):
+def test_ratios_say_what_a_feature_is(sample):
     found = llr(*sample)
-    np.testing.assert_allclose(found.weighted[[0, 1, 6]], -np.log(found.base_rate))
-    np.testing.assert_allclose(found.counted[[0, 1, 6]], -np.log(found.base_rate))
-
-
-def test_weights_tell_strong_firings_from_weak_ones(sample):
-    found = llr(*sample)
-    assert found.weighted[2] > 3.5 > 2.5 > found.counted[2]
-
-
-def test_a_feature_that_fires_by_chance_has_a_ratio_near_zero(sample):
-    found = llr(*sample)
-    assert abs(found.counted[3]) < 0.5 and abs(found.sensitivity[3]) < 0.05
-
-
-def test_dead_features_are_nan_and_features_off_the_set_minus_infinity(sample):
-    found = llr(*sample)
-    assert np.isnan([found.weighted[4], found.counted[4], found.sensitivity[4]]).all()
-    assert found.weighted[5] == found.counted[5] == -np.inf
+    for ratio in (found.weighted, found.counted):  # those of the set alone have the highest ratio that there can be
+        np.testing.assert_allclose(ratio[[0, 1, 6]], -np.log(found.base_rate))
+    assert found.weighted[2] > 3.5 > 2.5 > found.counted[2], "weights tell strong firings from weak ones"
+    assert abs(found.counted[3]) < 0.5 and abs(found.sensitivity[3]) < 0.05, "one that fires by chance is near zero"
+    assert np.isnan([found.weighted[4], found.counted[4], found.sensitivity[4]]).all(), "dead"
+    assert found.weighted[5] == found.counted[5] == -np.inf, "off the set"
     assert found.sensitivity[5] == pytest.approx(-1)
 
 
-def test_the_best_feature_fires_whenever_the_tokens_occur(sample):
-    found = llr(*sample)
+def test_the_best_feature_fires_whenever_the_tokens_occur_and_often_enough(sample):
+    acts, hit = sample
+    found = llr(acts, hit)
     assert found.weighted[1] == pytest.approx(found.weighted[0])
     assert best_feature(found) == 0
-
-
-def test_a_feature_seen_too_rarely_is_passed_over(sample):
-    acts, hit = sample
-    only = FeatureActs.from_dense(acts.dense()[:, [4, 6]])
-    assert best_feature(llr(only, hit)) is None
-    assert best_feature(llr(only, hit), minimum_firings=9) == 1
-
-
-def test_no_feature_of_the_set_is_no_answer(sample):
-    acts, hit = sample
-    assert best_feature(llr(FeatureActs.from_dense(acts.dense()[:, [4, 5]]), hit)) is None
+    rare, none = (llr(FeatureActs.from_dense(acts.dense()[:, [4, other]]), hit) for other in (6, 5))
+    assert best_feature(rare) is None and best_feature(rare, minimum_firings=9) == 1
+    assert best_feature(none) is None
 
 
 def test_the_scale_of_a_feature_does_not_matter(sample):
@@ -153,13 +133,11 @@ def test_tokens_patterns_and_scripts_choose_whole_tokens():
     assert chosen(script="Greek") == ["άβ", " Ω1"]
     assert chosen(script="latin") == ["x"]
     assert chosen(script="CJK") == ["数字"]
-
-
-def test_a_script_is_the_whole_first_word_of_a_name_and_needs_a_letter():
+    # A script is the whole first word of a name and needs a letter.
     assert not of_script("12 +", "Digit") and not of_script("α", "Gre")
 
 
-def test_a_predicate_sees_place_and_context():
+def test_a_predicate_sees_place_and_context_and_cannot_change_the_sample():
     def after_equals(ids: np.ndarray, texts: list[str]) -> np.ndarray:
         found = np.zeros(ids.shape, bool)
         found[:, 1:] = ids[:, :-1] == texts.index("=")
@@ -170,30 +148,27 @@ def test_a_predicate_sees_place_and_context():
     assert found.vocabulary is None
     assert found.mask.tolist() == [False, True, False, False, False, True]
 
-
-def test_a_predicate_cannot_change_the_sample():
     def greedy(ids: np.ndarray, texts: list[str]) -> np.ndarray:
         ids[:] = 0
         texts.clear()
         return ids == 0
 
-    before = IDS.copy()
-    hits(Hypothesis(predicate=greedy), IDS, TEXTS)
-    assert (before == IDS).all() and len(TEXTS) == 12
+    before = ids.copy()
+    hits(Hypothesis(predicate=greedy), ids, TEXTS)
+    assert (before == ids).all() and len(TEXTS) == 12
+
+
+ANSWERS = [(IDS, r"int64 \[2, 6\]"), (np.ones(12, bool), r"bool \[12\]"), ([True], "list")]
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
-    [(IDS, r"int64 \[2, 6\]"), (np.ones(12, bool), r"bool \[12\]"), ([True], "list")],
+    ("hypothesis", "said"),
+    [
+        *((Hypothesis(predicate=lambda *_, answer=answer: answer), f"returned {said}") for answer, said in ANSWERS),
+        (Hypothesis(), "gives nothing; give one of tokens, regex, script, predicate"),
+        (Hypothesis(["="], "="), "gives tokens and regex; give one of tokens, regex, script, predicate"),
+    ],
 )
-def test_a_predicate_with_another_answer_is_refused(answer, said):
-    with pytest.raises(ValueError, match=rf"returned {said}; return a numpy array of bool \[2, 6\]"):
-        hits(Hypothesis(predicate=lambda ids, texts: answer), IDS, TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("hypothesis", "said"), [(Hypothesis(), "gives nothing"), (Hypothesis(["="], "="), "gives tokens and regex")]
-)
-def test_none_or_several_are_refused(hypothesis, said):
-    with pytest.raises(ValueError, match=f"{said}; give one of tokens, regex, script, predicate"):
+def test_a_predicate_with_another_answer_and_none_or_several_are_refused(hypothesis, said):
+    with pytest.raises(ValueError, match=said):
         hits(hypothesis, IDS, TEXTS)
