@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,17 +22,15 @@ from heredity.features.effects import (
     splice_figures,
 )
 from heredity.lm.hooks import HookPointError, replaced
-from heredity.lm.load import mistral_config, new_model
+from heredity.lm.load import new_model
 from heredity.sae.model import SAE, new_sae
-from heredity.study import ArchitectureConfig
+from tiny import HOOK, tiny_model
 
 VOCAB, D_MODEL, D_MLP, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 
 
-@cache
-def _made(seed: int) -> Any:
-    shape = ArchitectureConfig(d_model=D_MODEL, d_mlp=D_MLP, n_layers=2, n_heads=4)
-    made = new_model(mistral_config(shape, VOCAB, 64, 0), seed).eval()
+def model(seed: int = 0) -> Any:
+    made = tiny_model(seed, VOCAB, D_MODEL, D_MLP, 2)
     with torch.no_grad():
         for parameter in made.parameters():
             # Fresh weights are too small to have an effect.
@@ -43,8 +39,8 @@ def _made(seed: int) -> Any:
     return made
 
 
-def model(seed: int = 0) -> Any:
-    return copy.deepcopy(_made(seed))
+def top_k() -> SAE:
+    return new_sae(D_MLP, 64, "topk", 5, torch.Generator().manual_seed(2))
 
 
 def units(d_in: int = D_MLP) -> SAE:
@@ -64,28 +60,25 @@ def centered(logits: Tensor) -> Tensor:
     return logits - logits.mean(1, keepdim=True)
 
 
-def test_logit_weights_are_the_product_of_the_weights():
-    made, directions = model(), torch.randn(5, D_MLP, generator=torch.Generator().manual_seed(1))
-    down = made.model.layers[1].mlp.down_proj.weight
-    expected = centered((directions @ down.T * made.model.norm.weight) @ made.lm_head.weight.T)
-    torch.testing.assert_close(logit_weights(made, LAST, directions), expected, rtol=1e-4, atol=1e-4)
-    stream = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(2))
-    expected = centered((stream * made.model.norm.weight) @ made.lm_head.weight.T)
-    for name in ("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre", "blocks.1.hook_mlp_out", "hook_embed"):
-        torch.testing.assert_close(logit_weights(made, name, stream), expected, rtol=1e-4, atol=1e-4)
-    heads = made.model.layers[0].self_attn.o_proj.weight
-    expected = centered((stream @ heads.T * made.model.norm.weight) @ made.lm_head.weight.T)
-    torch.testing.assert_close(logit_weights(made, "blocks.0.attn.hook_z", stream), expected, rtol=1e-4, atol=1e-4)
+STREAM = ("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre", "blocks.1.hook_mlp_out", "hook_embed")
+INTO_STREAM = {LAST: "layers.1.mlp.down_proj.weight", "blocks.0.attn.hook_z": "layers.0.self_attn.o_proj.weight"}
 
 
+@pytest.mark.parametrize("name", [*STREAM, *INTO_STREAM])
+def test_logit_weights_are_the_product_of_the_weights(name):
+    made = model()
+    into = made.model.get_parameter(INTO_STREAM[name]).T if name in INTO_STREAM else torch.eye(D_MODEL)
+    directions = torch.randn(5, len(into), generator=torch.Generator().manual_seed(1))
+    expected = centered((directions @ into * made.model.norm.weight) @ made.lm_head.weight.T)
+    torch.testing.assert_close(logit_weights(made, name, directions), expected, rtol=1e-4, atol=1e-4)
+
+
+NEOX = dict(hidden_size=24, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4)
 FAMILIES = {
     "gpt2": dict(n_embd=24, n_layer=1, n_head=4, n_positions=32),
-    "gpt_neox": dict(hidden_size=24, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4),
-    "gemma2": dict(
-        hidden_size=24, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, pad_token_id=None,
-    ),
-}  # fmt: skip
+    "gpt_neox": NEOX,
+    "gemma2": dict(NEOX, num_key_value_heads=2, head_dim=8, pad_token_id=None),
+}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -103,37 +96,27 @@ def test_logit_weights_say_how_the_logits_move_in_every_family(family: str):
     push = torch.randn(1, 96, generator=torch.Generator().manual_seed(4)).double()
     moved = []
     for size in (1e-4, -1e-4):
-        with torch.no_grad(), replaced(made, "blocks.0.mlp.hook_post", lambda x, size=size: x + size * push):
+        with torch.no_grad(), replaced(made, HOOK, lambda x, size=size: x + size * push):
             moved.append(made(input_ids=ids, use_cache=False).logits[0])
-    slope = centered((moved[0] - moved[1]) / 2e-4)
-    r = [
-        float(torch.corrcoef(torch.stack([row, logit_weights(made, "blocks.0.mlp.hook_post", push)[0].double()]))[0, 1])
-        for row in slope
-    ]
+    slope, weights = centered((moved[0] - moved[1]) / 2e-4), logit_weights(made, HOOK, push).double()
+    r = torch.corrcoef(torch.cat([weights, slope]))[0, 1:].tolist()
     assert min(r) > 0.7 and np.median(r) > 0.85, r
 
 
 def test_other_hook_points_are_refused_with_those_there_are():
+    there_are = "no linear map into the residual stream .* blocks.L., for mlp.hook_post"
     for name in ("blocks.1.mlp.hook_pre", "model.layers.1.mlp.down_proj:input"):
-        with pytest.raises(
-            HookPointError, match="no linear map into the residual stream .* blocks.L., for mlp.hook_post"
-        ):
+        with pytest.raises(HookPointError, match=there_are):
             logit_weights(model(), name, torch.zeros(1, D_MLP))
     with pytest.raises(ValueError, match="directions are 7 wide"):
         logit_weights(model(), LAST, torch.zeros(1, 7))
 
 
-def turned(unit: int) -> Any:
-    """The same model, but one unit of the last MLP writes the opposite."""
-    made = model()
-    with torch.no_grad():
-        made.model.layers[1].mlp.down_proj.weight[:, unit] *= -1
-    return made
-
-
 def test_features_that_fire_alike_and_act_opposite_are_told_apart():
-    sae = units()
-    parent, child = Reader(model(), LAST, [sae]), Reader(turned(3), LAST, [sae])
+    """One unit of the child's last MLP writes the opposite."""
+    parent, child = (Reader(model(), LAST, [units()]) for _ in range(2))
+    with torch.no_grad():
+        child.model.model.layers[1].mlp.down_proj.weight[:, 3] *= -1
     pairs = np.array([[3, 3], [4, 4], [4, 5], [35, 35]])
     r = logit_similarity(parent, child, pairs)
     np.testing.assert_allclose(r[[0, 1, 3]], [-1, 1, -1], atol=1e-5)
@@ -147,10 +130,8 @@ def test_features_that_fire_alike_and_act_opposite_are_told_apart():
 
 def test_attribution_is_the_slope_of_the_loss():
     """The plain reference: push along the feature at one token, and look at the loss."""
-    made, sae = model(1), new_sae(D_MLP, 64, "topk", 5, torch.Generator().manual_seed(2))
-    reader, token = Reader(made, "blocks.0.mlp.hook_post", [sae]), blocks(1)
-    features = np.arange(64)
-    [found] = attributions(reader, token, features)
+    made, sae, token = model(1), top_k(), blocks(1)
+    [found] = attributions(Reader(made, HOOK, [sae]), token, np.arange(64))
     dense = found.toarray()
     assert dense.shape == (15, 64)
 
@@ -158,14 +139,14 @@ def test_attribution_is_the_slope_of_the_loss():
         push = torch.zeros(1, 16, D_MLP)
         push[0, at] = size * sae.W_dec[feature]
         ids = torch.from_numpy(token)
-        with torch.no_grad(), replaced(made, "blocks.0.mlp.hook_post", lambda x: x + push):
+        with torch.no_grad(), replaced(made, HOOK, lambda x: x + push):
             logits = made(input_ids=ids, use_cache=False).logits[0, :-1].double()
         return float(nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
 
     largest = np.argsort(-np.abs(dense), axis=None)[:4]
     for at, feature in zip(*np.unravel_index(largest, dense.shape), strict=True):
         acts: list[Tensor] = []
-        with torch.no_grad(), replaced(made, "blocks.0.mlp.hook_post", lambda x, acts=acts: acts.append(x) or x):
+        with torch.no_grad(), replaced(made, HOOK, lambda x, acts=acts: acts.append(x) or x):
             made(input_ids=torch.from_numpy(token), use_cache=False)
         size = float(sae.encode(acts[0][0, at])[feature])
         slope = (loss(int(at), int(feature), 1e-2) - loss(int(at), int(feature), -1e-2)) / 2e-2
@@ -174,8 +155,7 @@ def test_attribution_is_the_slope_of_the_loss():
 
 def test_attribution_similarity_is_pearson_over_all_tokens_of_all_batches(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(effects, "chunk_rows", lambda *_: 160)
-    sae = new_sae(D_MLP, 64, "topk", 5, torch.Generator().manual_seed(2))
-    parent, child = Reader(model(), LAST, [sae]), Reader(model(1), LAST, [sae])
+    parent, child = (Reader(model(seed), LAST, [top_k()]) for seed in (0, 1))
     many = blocks(45)  # in batches of ten
     dense = []
     for reader in (parent, child):
@@ -184,36 +164,35 @@ def test_attribution_similarity_is_pearson_over_all_tokens_of_all_batches(monkey
         dense.append(np.concatenate(parts))
     live = np.flatnonzero((dense[0] != 0).any(0) & (dense[1] != 0).any(0))[:6]
     pairs = np.stack([live, live[::-1]], 1)
-    r = attribution_similarity(parent, child, pairs, many)
-    for (a, b), found in zip(pairs, r, strict=True):
+    for (a, b), found in zip(pairs, attribution_similarity(parent, child, pairs, many), strict=True):
         assert found == pytest.approx(np.corrcoef(dense[0][:, a], dense[1][:, b])[0, 1], abs=1e-9)
     dead = new_sae(D_MLP, 64, "relu")
     dead.b_enc.fill_(-1e6)
     assert np.isnan(attribution_similarity(Reader(parent.model, LAST, [dead]), child, pairs, blocks())).all()
 
 
-def changed(some: list[int]) -> Any:
+SOME = [2, 5, 11]
+BOTH = np.array(SOME + [D_MLP + unit for unit in SOME])
+
+
+def changed(some: list[int], sae: SAE | None = None) -> Reader:
     """The same model, but some units of the last MLP compute something else."""
     made = model()
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         made.model.layers[1].mlp.gate_proj.weight[some] = 2 * torch.randn(len(some), D_MODEL, generator=generator)
-    return made
+    return Reader(made, LAST, [sae or units()])
 
 
 def test_moving_the_changed_features_makes_the_parent_the_child():
-    some = [2, 5, 11]
-    both = np.array(some + [D_MLP + unit for unit in some])
-    parent, child = model(), Reader(changed(some), LAST, [units()])
-    found = splice(parent, child, both, blocks(), controls=0)
+    parent, child = model(), changed(SOME)
+    found = splice(parent, child, BOTH, blocks(), controls=0)
     assert found.before.mean() > 0.01 and found.tokens == 12 * 16
     np.testing.assert_allclose(found.all, 0, atol=1e-5)
     np.testing.assert_allclose(found.patched, 0, atol=1e-5)
-    assert splice_figures(found, 0)["recovered"] == pytest.approx(1, abs=1e-3) and found.moved == pytest.approx(
-        1, abs=1e-6
-    )
-    assert found.reach == pytest.approx(1, abs=1e-3) and found.live == 6
-    part = splice(parent, child, both[[0, 3]], blocks(), controls=4)
+    assert (splice_figures(found, 0)["recovered"], found.moved, found.reach) == pytest.approx((1, 1, 1), abs=1e-3)
+    assert found.live == 6
+    part = splice(parent, child, BOTH[[0, 3]], blocks(), controls=4)
     recovered = splice_figures(part, 0)["recovered"]
     assert recovered is not None and 0 < recovered < 1 and 0 < part.moved < 1, "one of three units"
     assert part.controls.shape == (4, 12) and (part.controls_moved < 1).all()
@@ -221,17 +200,14 @@ def test_moving_the_changed_features_makes_the_parent_the_child():
 
 def test_controls_of_features_without_a_role_recover_nothing():
     """Units that changed but whose output is not read: moving them has no effect."""
-    some, idle = [2, 5, 11], [20, 21, 22]
-    parent, made = model(), changed([*some, *idle])
+    idle = [20, 21, 22]
+    parent, child = model(), changed([*SOME, *idle])
     with torch.no_grad():
-        for each in (parent, made):
+        for each in (parent, child.model):
             each.model.layers[1].mlp.down_proj.weight[:, idle] = 0
-    both = np.array([unit + side for side in (0, D_MLP) for unit in some])
-    found = splice(parent, Reader(made, LAST, [units()]), both, blocks(), controls=2, seed=1)
+    found, again = (splice(parent, child, BOTH, blocks(), controls=2, seed=1) for _ in range(2))
     figures = splice_figures(found, 0)
-    assert figures["recovered"] == pytest.approx(1, abs=1e-3)
-    assert figures["control_recovered"] == pytest.approx(0, abs=1e-3)
-    again = splice(parent, Reader(made, LAST, [units()]), both, blocks(), controls=2, seed=1)
+    assert (figures["recovered"], figures["control_recovered"]) == pytest.approx((1, 0), abs=1e-3)
     assert np.array_equal(found.controls, again.controls)
 
 
@@ -239,12 +215,12 @@ def test_only_the_difference_is_moved_and_the_sae_limits_it():
     same = splice(model(), Reader(model(), LAST, [units()]), np.array([0]), blocks(), controls=0)
     assert same.live == 0 and splice_figures(same, 0)["recovered"] is None and same.before.max() < 1e-6
     rough = new_sae(D_MLP, 16, "topk", 2, torch.Generator().manual_seed(0))
-    found = splice(model(), Reader(changed([2, 5, 11]), LAST, [rough]), np.array([0]), blocks(), controls=0)
+    found = splice(model(), changed(SOME, rough), np.array([0]), blocks(), controls=0)
     assert found.reach < 0.9 and found.patched.max() < 1e-5
 
 
 def test_features_that_differ_are_those_of_the_changed_units():
-    ends = [Reader(each, LAST, [units()]) for each in (model(), changed([2, 5]))]
+    ends = changed([]), changed([2, 5])
     assert np.flatnonzero(differing(*ends, blocks())).tolist() == [2, 5, D_MLP + 2, D_MLP + 5]
     assert not differing(ends[0], ends[0], blocks()).any()
 
@@ -252,12 +228,12 @@ def test_features_that_differ_are_those_of_the_changed_units():
 def test_figures_of_a_splice_have_intervals_over_its_blocks():
     rng = np.random.default_rng(0)
     before = 1 + 0.1 * rng.standard_normal(60)
-    found = Splice(before, 0.5 * before, np.stack([0.9 * before, 0.7 * before]), 0.1 * before, 0 * before, 0.5,
-                   np.array([0.2, 0.4]), 9, 600)  # fmt: skip
+    shares, controls, moved = np.outer([0.5, 0.1, 0], before), np.outer([0.9, 0.7], before), np.array([0.2, 0.4])
+    found = Splice(before, shares[0], controls, *shares[1:], 0.5, moved, 9, 600)
     figures: dict[str, Any] = splice_figures(found, 1)
-    assert figures["recovered"] == pytest.approx(0.5 / 0.9) and figures["control_recovered"] == pytest.approx(0.2 / 0.9)
-    assert figures["excess"] == pytest.approx(0.3 / 0.9) and figures["reach"] == pytest.approx(0.9)
-    assert figures["moved"] == 0.5 and figures["control_moved"] == pytest.approx(0.3)
+    expected = {"recovered": 0.5 / 0.9, "control_recovered": 0.2 / 0.9, "excess": 0.3 / 0.9, "reach": 0.9}
+    expected |= {"moved": 0.5, "control_moved": 0.3}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
     # ± 1.96 standard errors of a mean
     half = (figures["before_high"] - figures["before_low"]) / 2
     assert half == pytest.approx(1.96 * before.std() / np.sqrt(60), rel=0.15)
@@ -272,17 +248,17 @@ def test_figures_of_a_splice_have_intervals_over_its_blocks():
 
 
 def test_wrong_arguments_are_refused_by_name():
-    sae = units()
-    parent, child = Reader(model(), LAST, [sae]), Reader(changed([1]), LAST, [sae])
+    parent, child, one = model(), changed([1]), np.array([1])
     with pytest.raises(ValueError, match="has 2 SAEs"):
-        logit_similarity(Reader(parent.model, LAST, [sae, sae]), child, np.array([[0, 0]]))
-    with pytest.raises(ValueError, match="only 1 others are live"):
-        splice(parent.model, child, np.array([1, 2, 3]), blocks())
-    with pytest.raises(ValueError, match="blocks hold token 90"):
-        splice(parent.model, child, np.array([1]), blocks() + 1)
-    with pytest.raises(ValueError, match="width 24, but .* gives 32"):
-        splice(parent.model, Reader(child.model, LAST, [units(D_MODEL)]), np.array([1]), blocks())
-    shape = ArchitectureConfig(d_model=D_MODEL, d_mlp=D_MLP, n_layers=2, n_heads=4)
-    other = new_model(mistral_config(shape, VOCAB + 1, 64, 0), 0).eval()
-    with pytest.raises(ValueError, match="the parent knows 91 tokens and the child 90"):
-        splice(other, child, np.array([1]), blocks())
+        logit_similarity(Reader(parent, LAST, [units(), units()]), child, np.array([[0, 0]]))
+    for given, message in (
+        ((parent, child, np.array([1, 2, 3]), blocks()), "only 1 others are live"),
+        ((parent, child, one, blocks() + 1), "blocks hold token 90"),
+        ((parent, Reader(child.model, LAST, [units(D_MODEL)]), one, blocks()), "width 24, but .* gives 32"),
+        (
+            (tiny_model(0, VOCAB + 1, D_MODEL, D_MLP, 2), child, one, blocks()),
+            "parent knows 91 tokens and the child 90",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            splice(*given)
