@@ -50,9 +50,9 @@ def sparse_encode(
 ) -> Sparse:
     """Active features of centered inputs: tokens x features, features rising within a token, values above 0.
 
-    x: [n, d_in], b_dec already subtracted; weight: [d_sae, d_in], the encoder's transpose; bias: [d_sae].
-    k and threshold: as in `dense_encode`; of equal pre-activations at the k-th place the lower features win.
-    screen: `make_screen(weight)`, where one serves several calls. Raises ValueError when x holds NaN or infinity.
+    x: [n, d_in], b_dec subtracted; weight: [d_sae, d_in], the encoder's transpose; bias: [d_sae]. k and threshold: as
+    in `dense_encode`; of equal pre-activations at the k-th place the lower features win. screen: `make_screen(weight)`,
+    where one serves several calls. Raises ValueError when x holds NaN or infinity.
     """
     if not torch.isfinite(x.sum(dtype=torch.float64)):
         raise ValueError("x holds NaN or infinite activations; find the model or token that makes them")
@@ -103,10 +103,9 @@ def make_screen(x: Tensor) -> Screen:
 def screened(
     x: Tensor, screen: Screen, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray
 ) -> tuple[Sparse, int] | None:
-    """Active features of centered rows x [n, d_in] by screening, and the number of candidates decided.
+    """Active features by screening, and the number of candidates decided; None for many rows beyond CAPACITY.
 
-    None when many rows have more candidates than CAPACITY allows. weight: float32 [d_sae, d_in]; bias: float32 [d_sae];
-    k: the k largest positive, or None for those above `floor`, float32 [d_sae], which is at least 0.
+    Arguments as for `sparse_encode`, in float32. k: the k largest positive, or None for those above `floor` [d_sae].
     """
     rows = make_screen(x)
     products = product(rows.rows, screen.rows)

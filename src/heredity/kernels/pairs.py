@@ -28,10 +28,9 @@ class MaskedSums(NamedTuple):
 
 
 def masked_sums(parent: Sparse, child: Sparse, pairs: np.ndarray, workers: int | None = None) -> MaskedSums:
-    """Sums over the common rows of pairs of features, given by features with rising rows (as `sparse.transpose` does).
+    """Sums over the common rows of pairs of features; both matrices by features with rising rows (`sparse.transpose`).
 
-    pairs: int [n, 2] of (parent, child) features. Work is the firings of both features of every pair. workers: threads,
-    by default one per free processor; their number does not change a bit.
+    pairs: int [n, 2] of (parent, child) features. workers: threads, by default one per free processor.
     """
     sums = np.zeros((4, len(pairs)))
     cost = starts_of(np.diff(parent.indptr)[pairs[:, 0]] + np.diff(child.indptr)[pairs[:, 1]] + 1)
@@ -66,8 +65,8 @@ def greedy_cover(groups, whole, part, starts, rows, values, part_starts, part_ro
     """Parts that cover a whole between them, the largest first, for each group of candidate pairs (whole, part).
 
     groups: [n + 1], where the pairs of each whole start. cover: share of the whole's squared activation on the rows of
-    a part, which is taken when it adds `least` or more of the whole, and more than `mostly` of its cover.
-    added: float64 [pairs], receives the addition of each part as a share of the whole; 0 for parts not taken.
+    a part, which is taken when it adds `least` or more of the whole, and more than `mostly` of its cover. added:
+    float64 [pairs], receives the addition of each part as a share of the whole; 0 for parts not taken.
     """
     for g in range(len(groups) - 1):
         first, last = starts[whole[groups[g]]], starts[whole[groups[g]] + 1]
@@ -234,8 +233,7 @@ class PairMoments(NamedTuple):
 def pair_moments(parent: Sparse, child: Sparse, candidates: np.ndarray, group: np.ndarray, groups: int) -> PairMoments:
     """Moments of each parent column with its candidate child columns, over each group of rows.
 
-    Both matrices have the rows of one token sample. candidates: int [d_parent, top], child columns, -1 for none.
-    group: int [rows], in [0, groups); neither is checked.
+    candidates: int [d_parent, top], child columns, -1 for none. group: int [rows], in [0, groups); neither is checked.
     """
     # One dtype each, so that one compiled version serves all callers.
     group, candidates = np.ascontiguousarray(group, np.int32), np.ascontiguousarray(candidates, np.int32)

@@ -23,8 +23,7 @@ FAST = frozenset({"reassoc", "nsz", "contract"})
 def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], Any]:
     """Decorator of a kernel in numba's Python: compiled without the GIL, its machine code cached on disk.
 
-    Where neither the package's folder nor a home is writable (containers, random user ids), every process compiles the
-    kernel anew. `NUMBA_CACHE_DIR` names another folder.
+    Where neither the package's folder nor a home nor `NUMBA_CACHE_DIR` is writable, every process compiles it anew.
     """
 
     def compile_kernel(function: Callable[..., Any]) -> Any:
@@ -38,10 +37,9 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], A
 
 def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (numba passes the context first)
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        struct = context.make_array(signature.args[0])(context, builder, args[0])
-        item = cgutils.get_item_pointer(
-            context, builder, signature.args[0], struct, [args[1]], wraparound=False, boundscheck=False
-        )
+        kind = signature.args[0]
+        struct = context.make_array(kind)(context, builder, args[0])
+        item = cgutils.get_item_pointer(context, builder, kind, struct, [args[1]], wraparound=False, boundscheck=False)
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         shape = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
         hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
@@ -114,10 +112,7 @@ _FAULTS = ("", "the row ends before it starts", "a column out of range", "a valu
 
 
 def first_fault(matrix: Sparse) -> Fault | None:
-    """The first invalid entry: column out of range or repeated in its row, value zero or not finite, rows not rising.
-
-    `indptr` must start at 0 and end at nnz; that is the caller's to check.
-    """
+    """The first invalid entry; that `indptr` starts at 0 and ends at nnz is the caller's to check."""
     code, row, entry = _first_fault(*matrix)
     return Fault(_FAULTS[code], int(row), int(entry)) if code else None
 
@@ -157,10 +152,10 @@ def stored(matrix: Sparse) -> np.ndarray:
 
 
 def transpose(matrix: Sparse, first: int = 0, stop: int | None = None, workers: int = 1) -> Sparse:
-    """The entries of columns first to stop (default all) by columns.
+    """The entries of columns first to stop (default all) by columns, in `workers` threads.
 
-    Row c of the result lists the rows in which column first + c is stored, in rising order. The result does not depend
-    on the number of `workers` (threads). Raises `ValueError` for 2^31 rows or more.
+    Row c of the result lists the rows in which column first + c is stored, in rising order. Raises `ValueError` for
+    2^31 rows or more.
     """
     rows = len(matrix.indptr) - 1
     if rows >= 2**31:

@@ -37,8 +37,7 @@ AdamRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
     """Reconstruct, compare and go back to the active entries.
 
-    x: float32 [n, d_in], centered (b_dec subtracted); w_dec: float32 [d_sae, d_in];
-    l1_per_entry: derivative of the L1 term by one entry, λ / n.
+    x: float32 [n, d_in], centered; w_dec: float32 [d_sae, d_in]; l1_per_entry: the L1 term's derivative, λ / n.
     """
     n, d_in = x.shape
     made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
@@ -51,11 +50,7 @@ def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) 
 def update_features(
     acts: Sparse, made: Errors, x: np.ndarray, enc: AdamRows, dec: AdamRows, lr: float, ages: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One Adam step of every encoder and decoder row; decoder rows stay of unit norm (see `sae.step.adam_rows`).
-
-    ages: int32 [d_sae], steps since the moments of a feature were zero, this one included. Returns the gradients of
-    b_enc, float32 [d_sae], and of b_dec, float32 [d_in].
-    """
+    """One step of `sae.step.adam_rows` for all rows; the gradients of b_enc, float32 [d_sae], and b_dec [d_in]."""
     d_sae, d_in = enc[0].shape
     nnz = len(acts.values)
     b_enc = np.bincount(acts.indices, made.act_grad, d_sae).astype(np.float32)

@@ -158,9 +158,8 @@ def top_pearson_torch(
     The matrix of products exists for a tile of parent features at a time. The pairs of entries of each token are listed
     and their products scattered into it in float64: at L0 = 30 and 16,384 features that is one multiplication where a
     product of dense matrices has 300,000. A GPU adds in no fixed order: r agrees with `top_pearson` to 1e-12, and two
-    partners whose r differ by less may change places.
-
-    memory: bytes to take on the device, half for the products of a tile, half for a block of tokens or of rows of r.
+    partners whose r differ by less may change places. memory: bytes to take on the device, half for the products of a
+    tile, half for a block of tokens or of rows of r.
     """
     start, stop = pearson.checked_range(parent, top, parent_range)
     device, tokens = torch.device(device), len(child.indptr) - 1

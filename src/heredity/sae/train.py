@@ -160,11 +160,9 @@ def train(
 ) -> list[Step]:
     """Train the SAE in place, on the device it is on; returns all steps, those before a resume included.
 
-    batches: batches(step) for 0 <= step < steps, float [n, d_in], raw activations. The last few are kept, so a batch
-        must not be overwritten by the next one.
-    steps: in all, those before a resume included.
+    batches: float [n, d_in], raw activations of a step; the last few are kept, so none may be overwritten by the next.
+    steps: in all, those before a resume included. seed: of the resampling.
     config: lr, decay, l0, l1_coefficient, calibration and resample_every count; sizes and activation are the SAE's.
-    seed: of the resampling.
     continued: keep the weights of `sae` (a parent's, or an earlier run's) and warm the learning rate up, instead of
         setting b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`).
     l1_coefficient: λ in raw units that calibration begins with, such as the parent's (relu: of L1, jumprelu: of L0).
@@ -309,10 +307,7 @@ def normalizing_scale(x: Tensor) -> float:
 
 
 def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> Tensor:
-    """The point [d_in] with the least sum of distances to the rows of x [n, d_in] (Weiszfeld 1937).
-
-    Stops when a round moves it by less than `tolerance` times the mean distance.
-    """
+    """The point [d_in] with the least sum of distances to the rows of x [n, d_in] (Weiszfeld 1937), to `tolerance`."""
     point = x.mean(0)
     for _ in range(rounds):
         distance = (x - point).norm(dim=1)
