@@ -144,11 +144,10 @@ def test_leaving_a_group_out_equals_matching_without_it():
     group = document_groups(document, 12)
     candidates = np.random.default_rng(0).integers(-1, 30, (30, 3))
     candidates[:, 0] = np.arange(30)
-    jackknife = leave_one_out(group_moments(parent, child, candidates, group))
-    rows = same_index(30)
+    jackknife = jackknife_of(parent, child, document, 12, candidates=candidates)
 
     def plain(chosen):
-        r = dense_pearson(parent.where(chosen).dense(), child.where(chosen).dense())[rows, candidates]
+        r = dense_pearson(parent.where(chosen).dense(), child.where(chosen).dense())[same_index(30), candidates]
         return np.arctanh(np.where(candidates < 0, np.nan, r))
 
     np.testing.assert_allclose(jackknife.z, plain(group >= 0), atol=1e-9)
@@ -159,23 +158,15 @@ def test_leaving_a_group_out_equals_matching_without_it():
     assert known[:, 0].all() and (jackknife.effective[~known] == 0).all() and (jackknife.effective[known] > 1).all()
 
 
-def plain_counts(jackknife, thresholds, resamples: int, seed: int) -> np.ndarray:
-    """Resampled counts the plain way, one resample and one feature at a time: [resamples, thresholds]."""
-    groups, features, _ = jackknife.deviation.shape
-    drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), resamples)
-    counts = np.zeros((resamples, len(thresholds)))
-    for b in range(resamples):
-        for i in range(features):
-            moved = jackknife.z[i] + jackknife.bias[i] + (drawn[b, :, None] * jackknife.deviation[:, i]).sum(0)
-            best = np.nanmax(moved) if np.isfinite(moved).any() else -np.inf
-            counts[b] += np.tanh(best) > thresholds
-    return counts
-
-
 def test_draws_move_like_plainly_resampled_counts(small):
     jackknife = jackknife_of(*small, candidates=np.stack([np.arange(120), np.roll(np.arange(120), 1)], 1))
-    thresholds = np.array([0.8, 0.3, 0.6])
-    found, plain = bootstrap_counts(jackknife, thresholds, 100, seed=3), plain_counts(jackknife, thresholds, 100, 3)
+    thresholds, plain = np.array([0.8, 0.3, 0.6]), []
+    found, groups = bootstrap_counts(jackknife, thresholds, 100, seed=3), len(jackknife.deviation)
+    for drawn in np.random.default_rng(3).multinomial(groups, np.full(groups, 1 / groups), 100):
+        moved = jackknife.z + jackknife.bias + np.tensordot(drawn, jackknife.deviation, 1)
+        best = np.where(np.isfinite(moved), moved, -np.inf).max(1)
+        plain.append((np.tanh(best)[:, None] > thresholds).sum(0))
+    plain = np.array(plain)
     for k in range(3):
         assert np.corrcoef(found.draws[:, k], plain[:, k])[0, 1] == pytest.approx(1)
         # Extrapolation and doubt about it only add to the spread of the resampled counts.

@@ -84,9 +84,7 @@ def test_intervals_hold_firings_of_their_range_one_a_block_and_as_many_as_there_
             blocks = places.rows // CONTEXT
             assert len(set(blocks.tolist())) == len(blocks)
             assert len(blocks) == min(SIZES.each, len(set((np.flatnonzero(inside) // CONTEXT).tolist())))
-
-
-def test_levels_put_the_highest_in_the_last_and_what_is_negative_in_the_first():
+    # The highest is in the last level, what is negative in the first.
     assert levels_of(np.array([-1.0, 0.1, 4.99, 5.0, 10.0]), 10.0, 2).tolist() == [0, 0, 0, 1, 1]
     assert levels_of(np.array([-1.0]), 0.0, 2).tolist() == [0]
 
@@ -111,7 +109,7 @@ def test_random_firings_are_drawn_evenly(dense, acts, ids):
     assert np.square(counts[fired] - expected).mean() == pytest.approx(expected, rel=0.5)
 
 
-def test_top_tokens_are_those_of_a_plain_count(dense, ids, made):
+def test_top_tokens_are_those_of_a_plain_count_and_a_dead_feature_has_an_empty_card(dense, ids, made):
     flat = ids.ravel()
     for card in made:
         column = dense[:, card.feature].astype(np.float64)
@@ -124,9 +122,6 @@ def test_top_tokens_are_those_of_a_plain_count(dense, ids, made):
             assert card.tokens.firings[place] == fired.sum()
             assert card.tokens.mean[place] == pytest.approx(column[fired].mean())
             assert card.tokens.share[place] == pytest.approx(fired.sum() / (flat == token).sum())
-
-
-def test_a_feature_that_never_fires_has_an_empty_card(made):
     card = made[DEAD]
     assert (card.firings, card.density, card.highest) == (0, 0.0, 0.0)
     assert all(len(part.rows) == 0 for part in (card.top, card.drawn, *card.levels))

@@ -113,24 +113,17 @@ def members(parts) -> dict[int, list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_planted_splits_are_found_and_nothing_else(seed):
+def test_planted_splits_are_found_and_nothing_else_and_a_merge_is_a_split_read_backwards(seed):
     before, after, parts = world(seed)
-    splits, merges, _ = compared(before, after)
-    assert members(splits) == parts and members(merges) == {}
+    (splits, merges, _), (none, back, _) = compared(before, after), compared(after, before)
+    assert members(splits) == members(back) == parts and members(merges) == members(none) == {}
+    for a, b in zip(splits, back, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
     assert np.all(splits.cosine > 0.7)
     together = np.bincount(splits.pairs[:, 0], splits.share)
     assert np.all(together[splits.wholes] > 0.75)
     first = splits.share[splits.pairs[:, 0] == 1]
     np.testing.assert_allclose(first, [0.45, 0.27, 0.18], atol=0.08)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_merge_is_a_split_read_backwards(seed):
-    before, after, parts = world(seed)
-    (forth, *_), (splits, back, _) = compared(before, after), compared(after, before)
-    assert members(back) == parts and members(splits) == {}
-    for a, b in zip(forth, back, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 BEFORE, RNG = latents(7, 15), np.random.default_rng(7)
@@ -159,7 +152,7 @@ def test_the_masked_cosine_equals_its_definition():
     a = (rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.2)).astype(np.float32)
     b = (0.5 * a[:, ::-1] + rng.standard_normal((300, 6)) * (rng.random((300, 6)) < 0.05)).astype(np.float32)
     b[:, 2], b[:, 3] = 0, np.where(a[:, 1] == 0, 1, 0)
-    pairs = np.array([(i, j) for i in range(6) for j in range(6)])
+    pairs = np.argwhere(np.ones((6, 6)))
     *_, found = splits_and_merges(*acts_of(a, b), pairs)
     for (i, j), value in zip(pairs, found, strict=True):
         x, y = a[:, i].astype(float), b[:, j].astype(float)
@@ -173,13 +166,11 @@ def test_the_masked_cosine_equals_its_definition():
 
 def test_sums_over_common_rows_do_not_depend_on_threads():
     x, y = acts_of(latents(1, 20), latents(1, 20) * latents(2, 20).clip(0.5))
-    pairs = np.array([(i, j) for i in range(20) for j in range(20)])
-    ends = transpose(x.sparse), transpose(y.sparse)
-    one, four = masked_sums(*ends, pairs, workers=1), masked_sums(*ends, pairs, workers=4)
+    pairs = np.argwhere(np.ones((20, 20)))
+    one, four = (masked_sums(transpose(x.sparse), transpose(y.sparse), pairs, workers=n) for n in (1, 4))
     for a, b in zip(one, four, strict=True):
         np.testing.assert_array_equal(a, b)
-    both = (x.dense() != 0).astype(int).T @ (y.dense() != 0).astype(int)
-    np.testing.assert_array_equal(one.common, both.ravel())
+    np.testing.assert_array_equal(one.common, ((x.dense() != 0).astype(int).T @ (y.dense() != 0)).ravel())
 
 
 # Rules side by side.
@@ -197,11 +188,8 @@ def test_scores_lead_to_the_calls_of_fates():
     for at in THRESHOLDS:
         assert (found["existence"] > at).sum() == curve(matches)[f"{at:.2f}"]
         assert (found["assigned"] > at).sum() <= (found["existence"] > at).sum()
-
-
-def test_a_duplicated_feature_persists_twice_by_existence_and_once_one_to_one():
-    r = np.array([[0.95, 0.1], [0.9, 0.1], [0.1, 0.9]])
-    matches = matches_of(r, top=2)
+    # A duplicated feature persists twice by existence and once one to one.
+    matches = matches_of(np.array([[0.95, 0.1], [0.9, 0.1], [0.1, 0.9]]), top=2)
     found = scores(matches, one_to_one(*matches[:4]))
     assert {rule: (score > 0.8).sum() for rule, score in found.items()} == {"existence": 3, "mutual": 2, "assigned": 2}
 

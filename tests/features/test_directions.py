@@ -77,14 +77,11 @@ def two_seeds(seed: int, d: int = 24) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_shared_features_are_found(seed):
-    enc, dec, enc_b, dec_b, partner = two_seeds(seed)
-    found = shared(enc, dec, enc_b, dec_b)
-    pairs = found.pairs[found.shared]
-    np.testing.assert_array_equal(pairs[:, 0], np.arange(25))
-    np.testing.assert_array_equal(pairs[:, 1], partner[:25])
+    *weights, partner = two_seeds(seed)
+    found = shared(*weights)
+    np.testing.assert_array_equal(found.pairs[found.shared].T, [np.arange(25), partner[:25]])
     assert np.all(found.cosine[found.shared] >= 0.7) and np.all(found.cosine[~found.shared] < 0.7)
-    stricter = shared(enc, dec, enc_b, dec_b, least=0.98)
-    assert 0 < stricter.shared.sum() < 25
+    assert 0 < shared(*weights, least=0.98).shared.sum() < 25
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -102,8 +99,7 @@ def test_sharing_is_what_dense_assignments_give(seed):
         picked.append((columns, cosine[rows, columns]))
     truth = (picked[0][0] == picked[1][0]) & (picked[0][1] >= 0.7) & (picked[1][1] >= 0.7)
     found = shared(enc.T, dec, enc_b.T, dec_b, top=10)
-    np.testing.assert_array_equal(found.pairs[found.shared, 0], np.flatnonzero(truth))
-    np.testing.assert_array_equal(found.pairs[found.shared, 1], picked[0][0][truth])
+    np.testing.assert_array_equal(found.pairs[found.shared].T, [np.flatnonzero(truth), picked[0][0][truth]])
     smaller = np.minimum(picked[0][1], picked[1][1])
     np.testing.assert_allclose(found.cosine[found.shared], smaller[truth], atol=1e-12)
     assert truth.sum() > 3

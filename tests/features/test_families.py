@@ -23,33 +23,33 @@ def permuted(order: list[int], r: list[float]) -> Matches:
     return matches_of(matrix, 1)
 
 
-@pytest.fixture
-def graph() -> dict[tuple[str, str], Matches]:
-    """Feature 0 of the base goes 0 -> 1 (left) and 0 -> 2 (right); the way through right into the merge is stronger."""
-    return {
-        EDGES[0]: permuted([1, 0, -1], [0.9, 0.8, 0.0]),
-        EDGES[1]: permuted([2, 1, 0], [0.7, 0.6, 0.5]),
-        EDGES[2]: permuted([0, 1, 2], [0.5, 0.4, 0.3]),
-        EDGES[3]: permuted([2, 1, 0], [0.9, 0.9, 0.95]),
-    }
+# Feature 0 of the base goes 0 -> 1 (left) and 0 -> 2 (right); the way through right into the merge is stronger.
+GRAPH = {
+    EDGES[0]: permuted([1, 0, -1], [0.9, 0.8, 0.0]),
+    EDGES[1]: permuted([2, 1, 0], [0.7, 0.6, 0.5]),
+    EDGES[2]: permuted([0, 1, 2], [0.5, 0.4, 0.3]),
+    EDGES[3]: permuted([2, 1, 0], [0.9, 0.9, 0.95]),
+}
 
 
-def test_a_family_enters_a_merge_through_the_parent_with_the_higher_r(graph):
-    found = {member.model: member for member in family("base", 0, EDGES, graph)}
+def members(model: str, feature: int):
+    return {member.model: member for member in family(model, feature, EDGES, GRAPH)}
+
+
+def test_a_family_enters_a_merge_through_the_parent_with_the_higher_r():
+    found = members("base", 0)
     assert (found["left"].feature, found["right"].feature) == (1, 2)
     assert (found["merge"].feature, found["merge"].via, found["merge"].r) == (0, "right", 0.95)
     assert found["base"].r is None and found["base"].via is None
-    assert "left" not in {member.model for member in family("base", 2, EDGES, graph)}, "nothing matches there"
-
-
-def test_a_family_that_starts_in_a_child_also_reaches_ancestors_and_siblings(graph):
-    found = {member.model: member for member in family("left", 0, EDGES, graph)}
+    assert "left" not in members("base", 2), "nothing matches there"
+    # One that starts in a child also reaches ancestors and siblings.
+    found = members("left", 0)
     assert found["base"].feature == 1 and found["base"].via == "left"
     assert found["right"].feature == 1 and found["right"].via == "base"
 
 
-def test_persistence_is_the_weakest_step_of_the_strongest_way(graph):
-    assert persistence("base", EDGES, graph, 3).tolist() == pytest.approx([0.7, 0.6, 0.5])
+def test_persistence_is_the_weakest_step_of_the_strongest_way():
+    assert persistence("base", EDGES, GRAPH, 3).tolist() == pytest.approx([0.7, 0.6, 0.5])
 
 
 def test_the_edge_of_a_model_with_itself_is_the_identity():

@@ -122,14 +122,11 @@ def test_streaming_agrees_with_least_squares_on_everything_at_once(world, found)
         assert found.nu_eps[j] == pytest.approx(beta(parent - parent_hat) / beta(with_own), abs=1e-9)
 
 
-def test_batches_decide_the_folds_and_nothing_else(world, found):
+def test_batches_decide_the_folds_alone_and_the_mean_of_the_activations_does_not_matter(world, found):
     other = streamed(world, batch=TOKENS // 3, folds=3)
     for name in ("nu", "nu_r", "nu_eps", "beta_parent", "strength", "alignment"):
         np.testing.assert_allclose(getattr(other, name), getattr(found, name), rtol=1e-7, atol=1e-9)
     assert other.tokens == TOKENS and np.array_equal(other.firings, world.acts.firings())
-
-
-def test_the_mean_of_the_activations_does_not_matter(world, found):
     mean = 300 * torch.randn(D_IN, generator=torch.Generator().manual_seed(1))
     far = streamed(world._replace(targets=tuple(y + mean for y in world.targets)), batch=5000, folds=2)
     np.testing.assert_allclose(far.nu, found.nu, atol=1e-3)
@@ -146,18 +143,14 @@ def test_standard_errors_are_as_large_as_the_errors():
     assert 0.8 < np.concatenate(z).std() < 1.35
 
 
-def test_dead_and_constant_features_have_no_nu():
+def test_dead_and_constant_features_have_no_nu_and_wrong_arguments_are_refused():
     acts = FeatureActs.from_dense(np.array([[0, 2, 1], [0, 2, 0], [0, 2, 3], [0, 2, 0]], np.float32))
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     made = LatentScaling(torch.eye(3, 5)).update(acts, x, x, x, x).result()
     assert np.isnan(made.nu[:2]).all() and np.isfinite(made.beta_child[2])
     assert np.isnan(made.nu_error).all() and not made.new()[:2].any(), "one update has no standard error"
     assert made.firings.tolist() == [0, 4, 2]
-
-
-def test_wrong_arguments_are_refused_by_name():
-    acts = FeatureActs.from_dense(np.ones((4, 3), np.float32))
-    scaling, x = LatentScaling(torch.eye(3, 5)), torch.zeros(4, 5)
+    scaling = LatentScaling(torch.eye(3, 5))
     with pytest.raises(ValueError, match="no tokens"):
         scaling.result()
     with pytest.raises(ValueError, match=r"parent_hat is \[4, 6\], not \[4, 5\]"):

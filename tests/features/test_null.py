@@ -101,12 +101,10 @@ def test_the_chance_threshold_is_the_lowest_that_holds_the_rate(seed, rate):
         assert false_discovery_rate(best, chance, below[-1]) > rate
 
 
-def test_nothing_above_chance_has_no_threshold():
+def test_nothing_above_chance_has_no_threshold_and_correcting_undoes_noise():
     assert chance_threshold(np.array([0.1, 0.2]), np.array([[0.5, 0.1]])) == 1.0
     assert chance_threshold(np.array([np.nan]), np.array([[np.nan]])) == 1.0
-
-
-def test_correcting_for_noise_undoes_it():
+    # Correcting for noise undoes it.
     np.testing.assert_allclose(corrected(np.array([0.72, 0.9]), 0.9, 0.9), [0.8, 1.0])
     assert np.isnan(corrected(np.array([0.5]), np.array([-0.1]), np.array([-0.1]))).all()
 
