@@ -87,17 +87,9 @@ def match_artifact(
     item: Mapping[str, Any] = SITE,
 ) -> Artifact:
     """An edge between activations on the same tokens. threshold: on r; None chooses by evidence."""
-    nothing = np.zeros(parent.tokens, np.int64)
-    compared = Compared(
-        parent,
-        child,
-        spare,
-        correlate(parent, child, 3),
-        [correlate(parent, acts, 1) for acts in spare],
-        floor(parent, child, 1, 0),
-        nothing if documents is None else documents,
-        nothing if ids is None else ids,
-    )
+    matched = correlate(parent, child, 3), [correlate(parent, acts, 1) for acts in spare], floor(parent, child, 1, 0)
+    documents, ids = (np.zeros(parent.tokens, np.int64) if given is None else given for given in (documents, ids))
+    compared = Compared(parent, child, spare, *matched, documents, ids)
     statistics = edge_statistics(compared, Settings(threshold, 0.01, 100, 0.95, 0), directions)
     made = artifact(folder)
     write_tables(match.TABLES, match.rows_of_edge(compared, statistics, edge), folder, {**item, "edge": edge.name})

@@ -55,12 +55,9 @@ def _scope(file: Path) -> str:
 class Done(NamedTuple):
     """A study that has been run by the command line."""
 
-    path: Path
-    """The study file."""
-    runs: Path
-    """Folder of its runs."""
-    run: Run
-    """What it left."""
+    path: Path  # the study file
+    runs: Path  # folder of its runs
+    run: Run  # what it left
 
     def rows(self, table: str, **key: object) -> list[dict[str, Any]]:
         """Rows of a table with these values."""

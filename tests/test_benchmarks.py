@@ -67,17 +67,19 @@ def test_a_missing_peer_is_named_with_the_package_to_install(script):
     if importlib.util.find_spec(PEERS[script][0]) is not None:
         pytest.skip(f"{PEERS[script][0]} is installed")
     done = run(script, "--quick", "--json")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert f"pip install -c constraints.txt {PEERS[script][0].replace('_', '-')}" in done.stderr
 
 
-def test_a_missing_peer_names_its_package_not_its_module(paired):
-    with pytest.raises(paired.MissingPeer, match="pip install -c constraints.txt nowhere"):
-        paired.peer("nowhere.at.all")
-    paired.PACKAGES["nowhere"] = "not-nowhere"
-    with pytest.raises(paired.MissingPeer, match="pip install -c constraints.txt not-nowhere"):
-        paired.peer("nowhere.at.all")
+def test_a_missing_peer_is_one_line_that_names_its_package_not_its_module_and_status_2(paired, capsys):
+    for package in ("nowhere", "not-nowhere"):
+        with pytest.raises(paired.MissingPeer, match=f"pip install -c constraints.txt {package}"):
+            paired.peer("nowhere.at.all")
+        paired.PACKAGES["nowhere"] = "not-nowhere"
+    benchmark = paired.Benchmark("example", "An example", lambda options: paired.peer("nowhere"), lambda *_: None)
+    assert paired.main(benchmark, ["--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: not-nowhere is needed") and err.count("\n") == 1
 
 
 def test_calls_run_in_turn_and_warm_ups_are_not_counted(paired):
@@ -95,13 +97,17 @@ def test_the_ratio_is_of_neighbors_not_of_medians(paired):
     assert paired.spread([1.23456]) == {"min": 1.235, "median": 1.235, "max": 1.235}
 
 
-def test_device_words_hold_no_vendor_and_fit_a_file_name(paired):
-    def word(name: str) -> str:
-        return paired.device_word({"processor": name, "instructions": "AVX2", "cores": 2})
-
-    assert word("AMD EPYC") == "epyc-avx2-2-cores"
-    assert word("AMD EPYC 9B14 96-Core Processor") == "epyc-9b14-avx2-2-cores"
-    assert word("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz") == "xeon-platinum-8375c-avx2-2-cores"
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("AMD EPYC", "epyc"),
+        ("AMD EPYC 9B14 96-Core Processor", "epyc-9b14"),
+        ("Intel(R) Xeon(R) Platinum 8375C CPU @ 2.90GHz", "xeon-platinum-8375c"),
+    ],
+)
+def test_device_words_hold_no_vendor_and_fit_a_file_name(paired, name, word):
+    device = {"processor": name, "instructions": "AVX2", "cores": 2}
+    assert paired.device_word(device) == f"{word}-avx2-2-cores"
 
 
 def test_peak_memory_is_that_of_this_process(paired):
@@ -114,15 +120,8 @@ def test_peak_memory_is_that_of_this_process(paired):
 def figures(options: argparse.Namespace) -> dict:
     sys.stdout.write("a peer that prints while it works\n")
     spread = {"min": 1.0, "median": 2.0, "max": 3.0}
-    return {
-        "peer": "none",
-        "ratio": spread,
-        "agree": {"same": True, "error": 1e-7},
-        "cases": [
-            {"case": "one", "ratio": spread, "ours": {"seconds": spread}},
-            {"case": "two", "quick": options.quick},
-        ],
-    }
+    cases = [{"case": "one", "ratio": spread, "ours": {"seconds": spread}}, {"case": "two", "quick": options.quick}]
+    return {"peer": "none", "ratio": spread, "agree": {"same": True, "error": 1e-7}, "cases": cases}
 
 
 def test_json_is_all_there_is_on_standard_output(paired, capsys):
@@ -152,13 +151,3 @@ def test_the_report_is_dated_and_holds_the_figures(paired, capsys, tmp_path, mon
         ["two", "", "", "False"],
     ]
     assert f"torch {found['versions']['torch']}" in path.read_text()
-
-
-def test_a_missing_peer_is_one_line_and_status_2(paired, capsys):
-    def measure(options: argparse.Namespace) -> dict:
-        return paired.peer("nowhere_to_be_found")
-
-    benchmark = paired.Benchmark("example", "An example", measure, lambda job, options: None)
-    assert paired.main(benchmark, ["--json"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: nowhere_to_be_found is needed") and err.count("\n") == 1

@@ -229,11 +229,10 @@ def train_sae(
     config, seed, kept = settings.sae, settings.seed, work.folder / "checkpoint"
     continued, first = sae is not None, stream.batch(0)
     if sae is None:
-        d_in = first.shape[1]
-        d_sae = settings.d_sae or config.expansion * d_in
-        sae = new_sae(d_in, d_sae, config.activation, config.k, torch.Generator().manual_seed(seed))
+        d_in, seeded = first.shape[1], torch.Generator().manual_seed(seed)
+        sae = new_sae(d_in, settings.d_sae or config.expansion * d_in, config.activation, config.k, seeded)
     sae = sae.to(first.device)
-    state = TrainingState.load(kept) if (kept / FILE).exists() else None
+    state = TrainingState.load(kept, first.device) if (kept / FILE).exists() else None
     rows = train(
         sae, stream.batch, config, stream.steps, seed, continued=continued, l1_coefficient=l1_coefficient, state=state,
         checkpoint=lambda state: state.save(kept), progress=work.progress, watch=watch
