@@ -54,15 +54,6 @@ def test_short_lists_give_the_best_assignment_within_them(seed):
     np.testing.assert_array_equal(assigned_r, r[assigned[:, 0], assigned[:, 1]])
 
 
-def test_a_feature_gives_way_when_the_total_gains_and_nobody_is_paired_at_or_below_zero():
-    # Both prefer child 0; the assignment sends the first to its second choice. Mutual best leaves the second alone.
-    r = np.array([[0.9, 0.85], [0.88, 0.1]])
-    pairs, assigned_r = one_to_one(*lists(r, 2))
-    assert pairs.tolist() == [[0, 1], [1, 0]] and assigned_r.tolist() == [0.85, 0.88]
-    pairs, assigned_r = one_to_one(*lists(np.array([[0.0, -0.2], [-0.1, 0.0]]), 2))
-    assert pairs.shape == (0, 2) and assigned_r.shape == (0,)
-
-
 def test_candidates_are_the_pairs_of_either_list():
     parent, child = np.array([[1, -1], [0, 2]]), np.array([[1], [0], [0]])
     assert candidates(parent, child).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2]]
@@ -276,15 +267,6 @@ def test_unrelated_features_persist_by_this_variant_and_not_by_the_papers_text()
     inflated = by_token_type(parent, child, ids)
     assert (inflated.parent_score[:, 0] > 0.8).mean() > 0.95
     assert (correlate(parent, child).parent_r[:, 0] > 0.8).mean() == 0
-
-
-def test_a_copy_has_r_of_one_on_all_of_its_types():
-    acts = random_acts(7, 500, 12, 0.2)
-    ids = np.random.default_rng(7).integers(0, 30, 500)
-    found = by_token_type(*acts_of(acts, acts[:, ::-1] * 3), ids, top=1)
-    np.testing.assert_array_equal(found.parent_match[2:, 0], np.arange(12)[::-1][2:])
-    np.testing.assert_allclose(found.parent_score[2:, 0], 1, atol=1e-9)
-    assert np.isnan(found.parent_score[:2]).all()
 
 
 def test_threads_change_no_bit_and_other_samples_are_refused():

@@ -38,6 +38,14 @@ def test_ratios_are_the_written_definition(sample):
         assert found.counted[i] == pytest.approx(np.log(fired[hit].sum() / fired.sum() / base))
         assert found.sensitivity[i] == pytest.approx(np.corrcoef(dense[:, i], hit)[0, 1])
         assert (found.firings[i], found.hits[i]) == (fired.sum(), fired[hit].sum())
+    # Specificity is the activation elsewhere over that on the set.
+    for i in (2, 3):
+        inside, outside = dense[hit, i], dense[~hit, i]
+        assert found.elsewhere[i] == pytest.approx(outside.sum() / inside.sum())
+        assert found.elsewhere_mean[i] == pytest.approx(outside[outside > 0].mean() / inside[inside > 0].mean())
+    np.testing.assert_allclose(found.weighted[:4], -np.log(found.base_rate * (1 + found.elsewhere[:4])))
+    assert found.elsewhere[[0, 1, 6]].tolist() == [0, 0, 0] and found.elsewhere[5] == np.inf
+    assert np.isnan(found.elsewhere[4]) and np.isnan(found.elsewhere_mean[[0, 4, 5]]).all()
 
 
 def test_ratios_say_what_a_feature_is(sample):
@@ -69,18 +77,6 @@ def test_the_scale_of_a_feature_does_not_matter_and_a_set_that_is_empty_everythi
     for wrong in (hit & False, hit | True, np.ones(5, bool)):
         with pytest.raises(ValueError, match="some tokens in the set and some not"):
             llr(acts, wrong)
-
-
-def test_specificity_is_the_activation_elsewhere_over_that_on_the_set(sample):
-    acts, hit = sample
-    dense, found = acts.dense().astype(np.float64), llr(*sample)
-    for i in (2, 3):
-        inside, outside = dense[hit, i], dense[~hit, i]
-        assert found.elsewhere[i] == pytest.approx(outside.sum() / inside.sum())
-        assert found.elsewhere_mean[i] == pytest.approx(outside[outside > 0].mean() / inside[inside > 0].mean())
-    np.testing.assert_allclose(found.weighted[:4], -np.log(found.base_rate * (1 + found.elsewhere[:4])))
-    assert found.elsewhere[[0, 1, 6]].tolist() == [0, 0, 0] and found.elsewhere[5] == np.inf
-    assert np.isnan(found.elsewhere[4]) and np.isnan(found.elsewhere_mean[[0, 4, 5]]).all()
 
 
 def test_ranks_put_the_more_sensitive_first_among_equal_ratios(sample):

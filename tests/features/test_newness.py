@@ -72,31 +72,19 @@ def median(values: np.ndarray, world: Planted) -> dict[str, float]:
     return {name: float(np.median(values[world.group == name])) for name in GROUPS}
 
 
-def test_nu_is_the_share_that_the_parent_has_in_this_direction(world, found):
+def test_nu_is_the_share_that_the_parent_has_in_this_direction_and_its_parts_say_why(world, found):
     assert np.abs(found.nu - world.truth).max() < 0.12
     for name, truth in {"same": 1.0, "half": 0.5, "missed": 1.0, "new": 0.0}.items():
         assert median(found.nu, world)[name] == pytest.approx(truth, abs=0.03), name
     turned = world.group == "turned"
     assert np.corrcoef(found.nu[turned], world.truth[turned])[0, 1] > 0.9, "what is left is the cosine"
     assert median(found.beta_child, world)["same"] == pytest.approx(1.0, abs=0.08)
-
-
-def test_what_the_parents_sae_missed_is_in_its_error_and_the_rest_in_its_reconstruction(world, found):
+    # What the parent's SAE missed is in its error, the rest in its reconstruction.
     nu_r, nu_eps = median(found.nu_r, world), median(found.nu_eps, world)
     assert nu_r["same"] == pytest.approx(1.0, abs=0.08) and nu_eps["same"] == pytest.approx(0.0, abs=0.05)
     assert nu_r["missed"] == pytest.approx(0.0, abs=0.05) and nu_eps["missed"] == pytest.approx(1.0, abs=0.08)
     assert abs(nu_r["new"]) < 0.05 and abs(nu_eps["new"]) < 0.05
-
-
-def test_new_calls_the_new_and_the_turned_but_nothing_that_is_there(world, found):
-    called = found.new()
-    share = {name: called[world.group == name].mean() for name in GROUPS}
-    assert share["new"] > 0.95 and share["turned"] > 0.9, "a turned feature is new in its direction"
-    assert share["same"] == 0 and share["missed"] == 0
-    assert found.new(errors=3).sum() < called.sum() and not (found.new(errors=3) & ~called).any()
-
-
-def test_strength_and_alignment_tell_turned_from_new(world, found):
+    # Strength and alignment tell turned from new.
     strength, alignment = median(found.strength, world), median(found.alignment, world)
     assert strength["turned"] == pytest.approx(1.0, abs=0.1) and abs(alignment["turned"]) < 0.2
     assert strength["new"] < 0.2
@@ -177,15 +165,17 @@ def test_models_are_read_on_the_same_tokens():
 
 
 def test_origins_are_those_of_the_planted_world(world, found):
-    share = {
-        name: {group: mask[world.group == group].mean() for group in GROUPS} for name, mask in origins_of(found).items()
-    }
+    origins = {**origins_of(found), "new_by_nu": found.new(), "sure_by_nu": found.new(errors=3)}
+    share = {name: {group: mask[world.group == group].mean() for group in GROUPS} for name, mask in origins.items()}
     assert all(value > 0.95 for value in share["judged"].values())
-    assert share["new"]["new"] > 0.95 and share["new"]["turned"] > 0.9
+    for name in ("new", "new_by_nu"):
+        assert share[name]["new"] > 0.95 and share[name]["turned"] > 0.9, "a turned feature is new in its direction"
+        assert share[name]["same"] == share[name]["missed"] == 0
+    assert origins["sure_by_nu"].sum() < found.new().sum() and not (origins["sure_by_nu"] & ~found.new()).any()
     assert share["surely_new"]["new"] > 0.9 and share["surely_new"]["new"] <= share["new"]["new"]
     assert share["turned"]["turned"] > 0.9 and share["turned"]["new"] < 0.05
     for group in ("same", "missed"):
-        assert share["new"][group] == share["turned"][group] == 0 and share["missed"][group] > 0.95
+        assert share["turned"][group] == 0 and share["missed"][group] > 0.95
     assert share["missed"]["new"] == share["missed"]["turned"] == 0
     few = found._replace(firings=np.full_like(found.firings, 29))
     assert not any(mask.any() for mask in origins_of(few).values())
