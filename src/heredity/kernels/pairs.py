@@ -7,6 +7,7 @@ token types; sums over groups of tokens give Pearson's r on any combination of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,16 +35,13 @@ def masked_sums(parent: Sparse, child: Sparse, pairs: np.ndarray, workers: int |
     """
     sums = np.zeros((4, len(pairs)))
     cost = starts_of(np.diff(parent.indptr)[pairs[:, 0]] + np.diff(child.indptr)[pairs[:, 1]] + 1)
-
-    def work(start: int, stop: int) -> None:
-        _add_common(start, stop, pairs, *parent[:3], *child[:3], sums)
-
+    work = partial(_add_common, pairs, *parent[:3], *child[:3], sums)
     in_ranges(work, len(pairs), cost[-1], 8, cost, workers or default_workers())
     return MaskedSums(sums[0].astype(np.int64), *sums[1:])
 
 
 @compiled()
-def _add_common(start, stop, pairs, starts, rows, values, child_starts, child_rows, child_values, sums):
+def _add_common(pairs, starts, rows, values, child_starts, child_rows, child_values, sums, start, stop):
     for n in range(start, stop):
         p, c = pairs[n, 0], pairs[n, 1]
         a, a_end, b, b_end = starts[p], starts[p + 1], child_starts[c], child_starts[c + 1]
@@ -177,16 +175,15 @@ def common_r(
     for first in range(0, features, size):
         r = np.empty((min(size, features - first), d_child))
 
-        def work(start: int, stop: int, first: int = first, r: np.ndarray = r) -> None:
-            _common_rows(start, stop, first, *parent, *by_type, least, np.empty((d_child, 6)), r)
-
+        work = partial(_common_rows, first, *parent, *by_type, least, r)
         cost = reached[first : first + len(r) + 1] + np.arange(len(r) + 1)
         in_ranges(work, len(r), cost[-1] - cost[0], 8, cost, workers or default_workers())
         yield r
 
 
 @compiled()
-def _common_rows(start, stop, first, starts, types, x, by_type, features, y, least, sums, r):
+def _common_rows(first, starts, types, x, by_type, features, y, least, r, start, stop):
+    sums = np.empty((r.shape[1], 6))
     for n in range(start, stop):
         sums[:] = 0.0
         for k in range(starts[first + n], starts[first + n + 1]):

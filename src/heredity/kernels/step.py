@@ -8,6 +8,7 @@ row-major by feature, [d_sae, d_in], for encoder and decoder alike. The plain re
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) 
     made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
     scale, l1 = np.float32(2 / (n * d_in)), np.float32(l1_per_entry)
     operations = 2 * len(acts.values) * d_in
-    in_ranges(lambda a, b: _errors(a, b, *acts[:3], x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
+    in_ranges(partial(_errors, *acts[:3], x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
     return made
 
 
@@ -67,9 +68,8 @@ def update_features(
     # The entries by feature: where each feature starts; the token and the place in `acts` of each entry.
     columns = transpose(acts._replace(values=np.arange(nnz, dtype=np.int32)))[:3]
 
-    def update(a: int, b: int) -> None:
-        _update(a, b, *columns, acts.values, made.act_grad, x, made.output_grad, *enc, *dec, lr, *BETAS, EPSILON, ages)
-
+    given = *columns, acts.values, made.act_grad, x, made.output_grad
+    update = partial(_update, *given, *enc, *dec, lr, *BETAS, EPSILON, ages)
     # What a feature costs: its entries, and its share of reading and writing all weights and moments.
     cost = columns[0] + COST_OF_ADAM * np.arange(d_sae + 1)
     in_ranges(update, d_sae, 2 * nnz * d_in + 4 * enc[0].size, 8, cost)
@@ -79,14 +79,11 @@ def update_features(
 def adam_rows(rows: AdamRows, grad: np.ndarray, lr: float, ages: np.ndarray, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
 
-    def work(a: int, b: int) -> None:
-        _adam(*(array[a:b] for array in (*rows, grad, ages)), lr, *BETAS, EPSILON, unit_norm)
-
-    in_ranges(work, len(grad), 4 * grad.size)
+    in_ranges(partial(_adam, *rows, grad, ages, lr, *BETAS, EPSILON, unit_norm), len(grad), 4 * grad.size)
 
 
 @compiled(FAST)
-def _errors(start, stop, indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared):
+def _errors(indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared, start, stop):
     d_in = x.shape[1]
     for i in range(start, stop):
         out = output_grad[i]
@@ -132,8 +129,8 @@ def _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_gra
 
 @compiled(FAST)
 def _update(
-    start, stop, column_ptr, tokens, entries, values, act_grad, x, output_grad,
-    enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, lr, beta1, beta2, epsilon, ages
+    column_ptr, tokens, entries, values, act_grad, x, output_grad,
+    enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, lr, beta1, beta2, epsilon, ages, start, stop
 ):  # fmt: skip
     """Gradients and Adam feature by feature: the gradients never leave the first cache."""
     enc, dec = np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
@@ -146,8 +143,8 @@ def _update(
 
 
 @compiled(FAST)
-def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm):
-    for j in range(len(weight)):
+def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm, start, stop):
+    for j in range(start, stop):
         _adam_row(weight[j], first[j], second[j], grad[j], ages[j], lr, beta1, beta2, epsilon, unit_norm)
 
 
