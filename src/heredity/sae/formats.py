@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,12 +28,6 @@ from heredity.study import RANKED
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
 
-# The file of weights, by which a format is recognized, and the file of settings beside it.
-FILES: dict[Format, tuple[str, str]] = {
-    "saelens": ("sae_weights.safetensors", "cfg.json"),
-    "dictionary_learning": ("ae.pt", "config.json"),
-    "sparsify": ("sae.safetensors", "cfg.json"),
-}
 SAE_LENS_VERSION = "6.54.12"  # of the layout written; SAELens would convert anything below 6 on loading
 OURS = "heredity"  # key of our own table in a settings file
 ARCHITECTURES: dict[str, Activation] = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}  # SAELens' names
@@ -48,18 +42,17 @@ class FormatError(ValueError):
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any], to: Format = "saelens") -> None:
     """Write the SAE with its metadata (JSON values) into folder. Raises FormatError when the format cannot hold it."""
-    writers = {"saelens": _to_saelens, "dictionary_learning": _to_dictionary_learning, "sparsify": _to_sparsify}
-    if to not in writers:
-        raise FormatError(f"format {to!r} is not known; choose one of {', '.join(get_args(Format))}")
-    weights, config = (folder / name for name in FILES[to])
-    tensors, settings = writers[to](sae, dict(metadata))
+    if to not in KINDS:
+        raise FormatError(f"format {to!r} is not known; choose one of {', '.join(KINDS)}")
+    weights, config, write, _ = KINDS[to]
+    tensors, settings = write(sae, dict(metadata))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if to == "dictionary_learning":
-        torch.save(tensors, weights)
+        torch.save(tensors, folder / weights)
     else:
-        save_file(tensors, weights)
-    config.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, folder / weights)
+    (folder / config).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
@@ -69,26 +62,25 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     weights are not finite, or `SAE` has no equal of its kind.
     """
     folder = Path(folder)
-    kind = format_of(folder)
-    weights, path = (folder / name for name in FILES[kind])
+    weights, config, _, read = KINDS[format_of(folder)]
+    path = folder / config
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(f"{path} is missing beside {weights.name}; copy the whole folder") from None
+        raise FormatError(f"{path} is missing beside {weights}; copy the whole folder") from None
     except (OSError, ValueError) as error:
         raise FormatError(f"{path} is not readable JSON ({error}); copy it anew") from None
     if not isinstance(settings, dict):
         raise FormatError(f"{path} holds no table of settings; copy it anew")
-    readers = {"saelens": _from_saelens, "dictionary_learning": _from_dictionary_learning, "sparsify": _from_sparsify}
-    return readers[kind](_Tensors(weights), path, settings)
+    return read(_Tensors(folder / weights), path, settings)
 
 
 def format_of(folder: Path) -> Format:
     """Which format a folder is in, by its file of weights. Raises FormatError when there is none."""
-    for kind, (weights, _) in FILES.items():
+    for kind, (weights, *_) in KINDS.items():
         if (folder / weights).is_file():
             return kind
-    names = ", ".join(weights for weights, _ in FILES.values())
+    names = ", ".join(weights for weights, *_ in KINDS.values())
     raise FormatError(f"{folder} holds no SAE (none of {names}); give the folder of one SAE")
 
 
@@ -243,3 +235,11 @@ def _from_sparsify(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> t
     w_enc = tensors.take("encoder.weight", *w_dec.shape).T
     sae = _sae(tensors, "topk", settings.get("k"), w_enc, w_dec, "encoder.bias", "b_dec")
     return sae, dict(settings.get(OURS) or {})
+
+
+# The file of weights, by which a format is recognized, the file of settings beside it, and what writes and reads them.
+KINDS: dict[Format, tuple[str, str, Callable[..., Any], Callable[..., Any]]] = {
+    "saelens": ("sae_weights.safetensors", "cfg.json", _to_saelens, _from_saelens),
+    "dictionary_learning": ("ae.pt", "config.json", _to_dictionary_learning, _from_dictionary_learning),
+    "sparsify": ("sae.safetensors", "cfg.json", _to_sparsify, _from_sparsify),
+}
