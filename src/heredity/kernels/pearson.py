@@ -203,10 +203,15 @@ def join(parts: Sequence[TopPearson]) -> TopPearson:
     if len(kinds) > 1:
         raise ValueError(f"parts differ in (child lists, thresholds, bins): {sorted(kinds)}; make them alike")
     child = merged([Best(np.where(part.child_match < 0, -np.inf, part.child_r), part.child_match) for part in parts])
-    match, r = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
-    over, histogram = (np.sum([part[n] for part in parts], axis=0) for n in (-2, -1))
-    span = ranges[0][0], ranges[-1][1]
-    return TopPearson(match, r, *listed(child), span, parts[0].thresholds, over, histogram)
+    return TopPearson(
+        np.concatenate([part.parent_match for part in parts]),
+        np.concatenate([part.parent_r for part in parts]),
+        *listed(child),
+        (ranges[0][0], ranges[-1][1]),
+        parts[0].thresholds,
+        np.sum([part.pairs_over for part in parts], axis=0),
+        np.sum([part.histogram for part in parts], axis=0),
+    )
 
 
 @compiled()

@@ -227,10 +227,8 @@ def _take_step(
     jumps = activation == "jumprelu"
     l1, l0 = (0.0, penalty or 0.0) if jumps else (penalty or 0.0, 0.0)
     rule = Rule(activation, state.identity["k"] or 0, l1, state.threshold, l0)
-    resampled = 0
-    if state.step > 0 and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps:
-        dead = number - state.last_fired > window
-        resampled = resample(state, dead, batches, rule, every, seed)
+    due = state.step > 0 and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps
+    resampled = resample(state, number - state.last_fired > window, batches, rule, every, seed) if due else 0
     x = batches(state.step).detach().to(state.ages.device, torch.float32) * state.scale
     x = x.sub_(state.weights.b_dec).contiguous()
     state.ages += 1
@@ -266,8 +264,7 @@ def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -
 
 def start(sae: SAE, batches: Batches, identity: dict[str, Any], continued: bool) -> TrainingState:
     """State before the first step; see `train` for the arguments. Raises ValueError as `train` does."""
-    device = sae.W_dec.device
-    norms = sae.W_dec.norm(dim=1)
+    device, norms = sae.W_dec.device, sae.W_dec.norm(dim=1)
     if not bool(((norms - 1).abs() < 1e-3).all()):
         raise ValueError(
             f"decoder rows have norms from {float(norms.min()):.3g} to {float(norms.max()):.3g} instead of 1; "
@@ -306,14 +303,14 @@ def normalizing_scale(x: Tensor) -> float:
     return 1 / math.sqrt(variance)
 
 
-def geometric_median(x: Tensor, rounds: int = 100, tolerance: float = 1e-5) -> Tensor:
-    """The point [d_in] with the least sum of distances to the rows of x [n, d_in] (Weiszfeld 1937), to `tolerance`."""
+def geometric_median(x: Tensor) -> Tensor:
+    """The point [d_in] with the least sum of distances to the rows of x [n, d_in], to 1e-5 (Weiszfeld 1937)."""
     point = x.mean(0)
-    for _ in range(rounds):
+    for _ in range(100):
         distance = (x - point).norm(dim=1)
         weight = 1 / distance.clamp_min(1e-8 * float(distance.mean()) + 1e-30)
         moved = (weight @ x) / weight.sum()
-        if float((moved - point).norm()) < tolerance * float(distance.mean()):
+        if float((moved - point).norm()) < 1e-5 * float(distance.mean()):
             return moved
         point = moved
     return point
@@ -367,10 +364,9 @@ def resample(state: TrainingState, dead: Tensor, batches: Batches, rule: Rule, e
     (x − b_dec), with unit norm, the encoder row the same direction with 0.2 times the mean norm of the living encoder
     rows, b_enc becomes 0 (relu, jumprelu: see `FIRING_SHARE`), and Adam forgets the feature.
     """
-    alive = ~dead
-    count = min(POOL_BATCHES, max(1, every // 20), state.step)
-    if not bool(dead.any()) or not bool(alive.any()):
+    if not bool(dead.any()) or bool(dead.all()):
         return 0
+    count = min(POOL_BATCHES, max(1, every // 20), state.step)
     x = torch.cat([batches(i).to(dead.device, torch.float32) for i in range(state.step - count, state.step)])
     x = (x * state.scale).sub_(state.weights.b_dec)
     chance = (training_errors(state.weights, x, rule).double() ** 2).cpu().numpy()
@@ -381,7 +377,7 @@ def resample(state: TrainingState, dead: Tensor, batches: Batches, rule: Rule, e
     picked = generator.choice(len(chance), size=len(features), replace=False, p=chance / chance.sum())
     inputs = x[torch.from_numpy(picked).to(x.device)]
     directions = inputs / inputs.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    norm = ENCODER_NORM * state.weights.w_enc[alive].norm(dim=1).mean()
+    norm = ENCODER_NORM * state.weights.w_enc[~dead].norm(dim=1).mean()
     state.weights.w_dec[features] = directions
     state.weights.w_enc[features] = directions * norm
     cut = FIRING_SHARE * (inputs.norm(dim=1) * norm)
