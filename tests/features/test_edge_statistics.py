@@ -95,16 +95,17 @@ def test_rows_agree_with_the_counts(world, statistics):
     assert only["existence", "mutual"] == by_rule["existence"][0] - by_rule["mutual"][0]
 
 
-def test_strata_add_up_by_end(world, statistics):
+def test_strata_add_up_by_end_and_have_their_limits(world, statistics):
     for end, features, matched in (("parent", D_SAE, KEPT), ("child", KEPT, KEPT)):
         rows = {row[1]: row[2:] for row in statistics.strata if row[0] == end}
         assert tuple(rows) == STRATA and sum(row[0] for row in rows.values()) == features
         assert sum(row[1] for row in rows.values()) == matched
         assert sum(row[3] for row in rows.values()) == pytest.approx(matched / features)
         assert rows["dead"][2] is None and rows["usual"][2] == rows["usual"][1] / rows["usual"][0]
-    np.testing.assert_array_equal(
-        statistics.columns["parent"]["stratum"], strata(world.matches.parent_density, world.matches.tokens)
-    )
+    expected = strata(world.matches.parent_density, world.matches.tokens)
+    np.testing.assert_array_equal(statistics.columns["parent"]["stratum"], expected)
+    limits = strata(np.array([0, 29, 30, 300, 301]) / 3_000, 3_000)
+    assert [STRATA[label] for label in limits] == ["dead", "rare", "usual", "usual", "dense"]
 
 
 def test_columns_hold_a_value_per_feature(statistics):
@@ -135,8 +136,3 @@ def test_one_dictionary_has_a_ceiling_of_one():
     assert row["relative"] == row["persist"] / joint.parent_live  # type: ignore[operator]
     assert row["relative_low"] == row["persist_low"] / joint.parent_live  # type: ignore[operator]
     assert "shared" not in {rule for rule, *_ in joint.rules} and joint.one_dictionary
-
-
-def test_strata_have_their_limits():
-    density = np.array([0, 29, 30, 300, 301]) / 3_000
-    assert [STRATA[label] for label in strata(density, 3_000)] == ["dead", "rare", "usual", "usual", "dense"]

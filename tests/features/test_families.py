@@ -48,11 +48,8 @@ def test_a_family_enters_a_merge_through_the_parent_with_the_higher_r():
     assert found["right"].feature == 1 and found["right"].via == "base"
 
 
-def test_persistence_is_the_weakest_step_of_the_strongest_way():
+def test_persistence_is_the_weakest_step_of_the_strongest_way_and_a_model_with_itself_the_identity():
     assert persistence("base", EDGES, GRAPH, 3).tolist() == pytest.approx([0.7, 0.6, 0.5])
-
-
-def test_the_edge_of_a_model_with_itself_is_the_identity():
     rng = np.random.default_rng(0)
     acts = FeatureActs.from_dense((rng.random((200, 6)) < 0.3) * rng.random((200, 6)))
     found = family("a", 4, [("a", "b")], {("a", "b"): correlate(acts, acts)})

@@ -151,21 +151,15 @@ def test_a_match_to_the_base_below_the_lists_is_found_from_the_other_end_or_unde
         assert (found.from_base, found.emerged["lua"], found.undecided) == expected
 
 
-def test_several_edges_into_a_parent_are_all_bases():
-    first, second = pairs(1, 2, {(0, 0): 0.9}), pairs(3, 2, {(2, 1): 0.9})
-    into = pairs(2, 2, {(0, 0): 0.9, (1, 1): 0.9})
-    found = flow_of_matches({"lua": [matches_of(first), matches_of(second)]}, {"lua": matches_of(into)}, 0.8)
-    assert found.from_base == 2
-
-
-def test_what_a_merge_takes_from_the_base_itself_is_from_the_base():
-    """A fine-tune merged back into its base: one feature through both, one through each, one new."""
+def test_several_edges_into_a_parent_are_all_bases_and_what_a_merge_takes_from_the_base_itself_is_from_it():
+    first, second = (matches_of(pairs(*of)) for of in ((1, 2, {(0, 0): 0.9}), (3, 2, {(2, 1): 0.9})))
+    into = matches_of(pairs(2, 2, {(0, 0): 0.9, (1, 1): 0.9}))
+    assert flow_of_matches({"lua": [first, second]}, {"lua": into}, 0.8).from_base == 2
+    # A fine-tune merged back into its base: one feature through both, one through each, one new.
     into = {"base": pairs(2, 4, {(0, 0): 0.9, (1, 1): 0.9}), "tune": pairs(2, 4, {(0, 0): 0.9, (1, 2): 0.9})}
     found = flow({"tune": pairs(2, 2, {(0, 0): 0.9})}, into, bases=["base"])
     assert (found.from_base, found.emerged, found.emerged_in_both, found.novel) == (2, {"base": 0, "tune": 1}, 0, 1)
-
-
-def test_a_merge_feature_that_fires_on_one_edges_tokens_only_is_live():
+    # A merge feature that fires on one edge's tokens only is live.
     into = {"lua": pairs(1, 2, {}), "stories": pairs(1, 2, {(0, 1): 0.9})}
     into["lua"][:, 1] = np.nan
     found = flow({}, into)
