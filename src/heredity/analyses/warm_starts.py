@@ -19,7 +19,7 @@ from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.reading import sampler_of, state_of
 from heredity.analyses.sae import SAESettings, Stream, activation_store, train_sae
-from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost
+from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost, width_items
 from heredity.analyses.stitch_maps import ends_of, maps_of, percent, read_rows
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
@@ -108,25 +108,14 @@ def warm_start_need(name: str, d_sae: int, arm: str) -> Need:
 
 
 def _items(study: Study) -> Iterable[Item]:
-    return (
-        {"stitch": name, "d_sae": d_sae, "arm": arm}
-        for name, stitch in study.config.stitch.items()
-        for d_sae in stitch.widths
-        for arm in stitch.arms
-    )
+    return ({**item, "arm": arm} for item in width_items(study) for arm in study.config.stitch[item["stitch"]].arms)
 
 
 def _settings(study: Study, item: Item) -> WarmStartSettings:
     name, d_sae, arm = item["stitch"], item["d_sae"], item["arm"]
-    return WarmStartSettings(
-        new_sae_config(study),
-        d_sae,
-        arm,
-        study.config.stitch[name].target,
-        study.config.precision,
-        seed_of(study, "beginning", name, d_sae),
-        seed_of(study, "beginning", name),
-    )
+    target, seed = study.config.stitch[name].target, seed_of(study, "beginning", name, d_sae)
+    others = study.config.precision, seed, seed_of(study, "beginning", name)
+    return WarmStartSettings(new_sae_config(study), d_sae, arm, target, *others)
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -177,8 +166,7 @@ def _start(work: Work, settings: WarmStartSettings, stream: Stream) -> tuple[SAE
     if settings.arm == "random":
         return None, {"start_flops": 0.0, "start_seconds": 0.0, "revived": 0}
     from heredity.sae.formats import read_sae
-    from heredity.stitch.affine import Stitch
-    from heredity.stitch.moments import Moments
+    from heredity.stitch.affine import Moments, Stitch
     from heredity.stitch.savings import fold_flops
     from heredity.stitch.transfer import repaired, trainable, transfer_sae, turned
 

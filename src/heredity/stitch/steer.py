@@ -6,7 +6,7 @@ of a direction carried over from another model is measured anew in the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
-from heredity.stitch.affine import Affine
-from heredity.stitch.moments import Moments
-from heredity.stitch.probe import Estimate, proportion
+from heredity.stitch.affine import Affine, Moments
 from heredity.stitch.transfer import transfer_direction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NONE = -1  # class of a blank text
+_BATCH = 64  # texts written at a time
 
 
 class Steering(NamedTuple):
@@ -98,14 +97,12 @@ def generate(
     *,
     max_tokens: int = 48,
     prompt_tokens: int | None = None,
-    temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 16,
 ) -> list[str]:
-    """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
+    """Continuations of the prompts, drawn from a model that is steered at the hook point from the first token on.
 
-    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The global random
-    state is left alone. Raises ValueError for an empty prompt, and for one that leaves no room in the model's context.
+    prompt_tokens: only so many of a prompt are read. The global random state is left alone. Raises ValueError for an
+    empty prompt, and for one that leaves no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
@@ -118,18 +115,16 @@ def generate(
             raise ValueError(f"prompt {number} has {exceeds}; lower max_tokens or prompt_tokens")
     device, texts, training = next(model.parameters()).device, [], model.training
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
-    how: dict[str, Any] = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1}
-    how |= {"do_sample": temperature > 0, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        how |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    how: Any = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1, "do_sample": True}
+    how |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
     written: Any = model.generate
     try:
         model.eval()
         with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(seed)
-            for start in range(0, len(ids), batch_size):
-                some = ids[start : start + batch_size]
+            for start in range(0, len(ids), _BATCH):
+                some = ids[start : start + _BATCH]
                 longest = max(map(len, some))
                 # Padded in front, so that every prompt ends where the continuation begins.
                 rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
@@ -139,25 +134,6 @@ def generate(
     finally:
         model.train(training)
     return texts
-
-
-class Effect(NamedTuple):
-    """The effect of steering on a model's texts, by arm."""
-
-    shares: dict[str, Estimate]  # share of texts of the wanted class, with the interval of Clopper & Pearson
-    texts: dict[str, list[str]]  # texts written, in the order of the prompts
-
-
-def effect(
-    write: Callable[[Steering | None], Sequence[str]],
-    arms: Mapping[str, Steering | None],
-    classify: Callable[[Sequence[str]], np.ndarray],
-    wanted: int,
-) -> Effect:
-    """Texts that `write` gives for each arm, and the share of them that `classify` puts into the wanted class."""
-    texts = {arm: list(write(steering)) for arm, steering in arms.items()}
-    hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
-    return Effect({arm: proportion(int(row.sum()), len(row)) for arm, row in hits.items()}, texts)
 
 
 def transfer_gap(transferred: float, native: float) -> float:
