@@ -23,7 +23,7 @@ from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import variants
-from heredity.analyses.stitch_maps import sides_of, stitch_blocks
+from heredity.analyses.stitch_maps import Sides
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
@@ -528,9 +528,9 @@ def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
     assert not world.rows("transfer_gaps") and row["d_sae"] == WIDTH and 20 < row["judged"] <= WIDTH
     assert SEEN / 2 < row["tokens"] < SEEN + CONTEXT, "whole blocks"
     settings = feature_transfer.ANALYSIS.settings(world.study, {"stitch": "pair"})
-    sides = sides_of(work)
+    sides = Sides.of(work)
     sae = sides.read_sae(work.inputs["source_sae"])
-    ids, moved = torch.from_numpy(stitch_blocks(work, settings, "validation", SEEN)), transfer_sae(sae, *sides.stitch)
+    ids, moved = torch.from_numpy(settings.blocks(work, "validation", SEEN)), transfer_sae(sae, *sides.stitch)
     a = sae.encode(capture(*sides.source, ids).flatten(0, 1)).double().numpy()
     b = moved.encode(capture(*sides.target, ids).flatten(0, 1)).double().numpy()
     assert ids.numel() == row["tokens"] and np.array_equal(column["source_firings"], (a > 0).sum(0))
@@ -631,9 +631,9 @@ def test_lineage_by_maps_is_that_of_a_plain_computation(world: World, tmp_path):
     edge, work = world.row("mapped_edges", "along"), world.work("lineage_by_maps/along", tmp_path)
     assert (edge["edge"], edge["reason"], edge["one_sae"], edge["hook_point"]) == ("small->child", "", True, HOOK)
     settings = lineage_by_maps.ANALYSIS.settings(world.study, {"stitch": "along"})
-    sides = sides_of(work)
+    sides = Sides.of(work)
     sae = sides.read_sae(work.inputs["parent_sae"])
-    ids = torch.from_numpy(stitch_blocks(work, settings, "validation", 1_500))
+    ids = torch.from_numpy(settings.blocks(work, "validation", 1_500))
     assert edge["tokens"] == ids.numel() > 750
     x, y = (capture(*end, ids).flatten(0, 1) for end in (sides.source, sides.target))
     column = world.columns("lineage_by_maps/along", "mapped_features")

@@ -71,8 +71,7 @@ def attributions_of(side: Side) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("correlation", "reference"),
-    [(attribution_correlation, attributions_of), (activation_correlation, activations_of)],
+    ("correlation", "reference"), [(attribution_correlation, attributions_of), (activation_correlation, activations_of)]
 )
 def test_r_firings_and_peaks_are_those_of_numpy_whatever_the_parts(monkeypatch, correlation, reference):
     monkeypatch.setattr("heredity.lm.activations._FORWARD_TOKENS", 7 * 16)  # several parts, the last one short

@@ -25,17 +25,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import (
-    StitchSettings,
-    corpus_needs,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, corpus_needs, ends_of, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Study
@@ -230,11 +220,11 @@ class _Inquiry:
         from heredity.stitch.functional import Side, activation_correlation
         from heredity.stitch.transfer import transfer_sae
 
-        self.work, self.settings, self.config, self.sides = work, settings, settings.config.features, sides_of(work)
+        self.work, self.settings, self.config, self.sides = work, settings, settings.config.features, Sides.of(work)
         sae = self.sides.read_sae(work.inputs["source_sae"])
         self.source = Side(*self.sides.source, sae, settings.precision)
         self.target = Side(*self.sides.target, transfer_sae(sae, *self.sides.stitch), settings.precision)
-        self.blocks = stitch_blocks(work, settings, "validation", self.config.tokens)
+        self.blocks = settings.blocks(work, "validation", self.config.tokens)
         self.paired = activation_correlation(self.source, self.target, self.blocks)
         self.judged = self.paired.source_firings >= RARE_FIRINGS
         arrays = self.paired._asdict()
@@ -425,7 +415,7 @@ ANALYSIS = Analysis(
     version=1,
     title="Single features across a stitch",
     items=lambda study: ({"stitch": name} for name, stitch in study.config.stitch.items() if stitch.features.tokens),
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "kept", "features"),
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "kept", "features"),
     needs=_needs,
     run=_run,
     tables=_TABLES,

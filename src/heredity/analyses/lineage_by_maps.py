@@ -17,15 +17,7 @@ from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.sae import sae_need
-from heredity.analyses.stitch_maps import (
-    StitchSettings,
-    maps_of,
-    pass_cost,
-    sides_of,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, maps_of, pass_cost, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Edge, Study
 from heredity.tables import Column, Table
@@ -116,8 +108,8 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             f'source_hook_point = target_hook_point = "{wanted}"'
         )
         return {"mapped_edges": [row], "lineage_by_maps": [], "mapped_features": []}
-    sides = sides_of(work)
-    blocks = stitch_blocks(work, settings, "validation", config.evaluation)
+    sides = Sides.of(work)
+    blocks = settings.blocks(work, "validation", config.evaluation)
     sae = sides.read_sae(work.inputs["parent_sae"])
     parent, carried = Side(*sides.source, sae, settings.precision), transfer_sae(sae, *sides.stitch)
     readers = {"carried": Side(*sides.target, carried, settings.precision)}
@@ -172,7 +164,7 @@ ANALYSIS = Analysis(
     items=lambda study: (
         {"stitch": name} for name in study.config.stitch if _edge(study, name) is not None and study.instruments
     ),
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "bridge", "evaluation"),
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "bridge", "evaluation"),
     needs=_needs,
     run=_run,
     tables=(MAPPED_EDGES, LINEAGE_BY_MAPS, MAPPED_FEATURES),

@@ -21,7 +21,7 @@ import numpy as np
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import corpus_needs, ends_of, pass_cost, percent, sides_of, stitch_needs
+from heredity.analyses.stitch_maps import Sides, corpus_needs, ends_of, pass_cost, percent, stitch_needs
 from heredity.analyses.warm_starts import warm_start_need
 from heredity.engine.stage import Work
 from heredity.format import listed
@@ -240,7 +240,7 @@ def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
     """Mean activations that the arms read."""
     from heredity.stitch.probe import text_vectors, views
 
-    sides = sides_of(work)
+    sides = Sides.of(work)
 
     def vectors(end: tuple[Any, str], some: Sequence[str]) -> Any:
         return text_vectors(*end, sides.tokenizer, some, settings.context_size, settings.precision)

@@ -22,17 +22,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
-from heredity.analyses.stitch_maps import (
-    StitchSettings,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    sizes,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, ends_of, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import SAEConfig, Study
@@ -136,16 +126,16 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.sae.formats import write_sae
     from heredity.stitch.transfer import folding, same_selection
 
-    config, sides = settings.config, sides_of(work)
+    config, sides = settings.config, Sides.of(work)
     source = sides.read_sae(work.inputs["sae"])
 
     def read(end: str, blocks: np.ndarray) -> Iterable[Tensor]:
         return activations(*getattr(sides, end), blocks, settings.precision)
 
-    blocks = stitch_blocks(work, settings, "train", CALIBRATING)
+    blocks = settings.blocks(work, "train", CALIBRATING)
     x, density = torch.cat(list(read("target", blocks))), quality(source, read("source", blocks)).density
     saes, left_out = variants(source, sides.stitch, x, density, work.inputs["stitch"] / "procrustes")
-    held = stitch_blocks(work, settings, "validation", config.evaluation, 1)
+    held = settings.blocks(work, "validation", config.evaluation, 1)
     rows: list[dict[str, Any]] = []
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
         end = "source" if variant == "source" else "target"
@@ -242,7 +232,7 @@ ANALYSIS = Analysis(
     version=1,
     title="SAEs transferred without training",
     items=width_items,
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "carried", "evaluation"),
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "carried", "evaluation"),
     needs=lambda study, item: {**stitch_needs(study, item), "sae": source_sae_need(item["stitch"], item["d_sae"])},
     run=_run,
     tables=(SAE_TRANSFER, SAE_FOLDING),

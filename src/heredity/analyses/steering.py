@@ -20,17 +20,7 @@ from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.probes import require_sklearn
 from heredity.analyses.reading import packs
-from heredity.analyses.stitch_maps import (
-    Sides,
-    StitchSettings,
-    corpus_needs,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, corpus_needs, ends_of, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
@@ -123,7 +113,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     if len(corpora) < 2:
         classifier["reason"] = f"both models have read {', '.join(corpora)} only; a direction lies between two corpora"
         return results
-    sides, total = sides_of(work), 2 + 2 * len(corpora)
+    sides, total = Sides.of(work), 2 + 2 * len(corpora)
     classify, accuracy, fitted, tested = _classifier(work, sides, config.max_tokens, seed)
     classifier |= {"fitted": fitted, "tested": tested, **estimated("accuracy", accuracy)}
     work.progress(1, total)
@@ -246,7 +236,7 @@ ANALYSIS = Analysis(
     version=1,
     title="Steering across a stitch",
     items=_items,
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "steering", "steering"),
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "steering", "steering"),
     needs=_needs,
     run=_run,
     tables=_TABLES,

@@ -19,7 +19,7 @@ after its own front, mapped there and back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,19 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from heredity import format
-from heredity.analyses.analysis import (
-    Analysis,
-    Aside,
-    Cost,
-    Item,
-    Need,
-    Needs,
-    Results,
-    Statement,
-    Tables,
-    rows_of,
-    seed_of,
-)
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.plan import check_method
 from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
@@ -152,44 +140,39 @@ class StitchSettings(NamedTuple):
     def source_hook_point(self) -> str:
         return self.config.source_hook_point or self.hook_point
 
+    @staticmethod
+    def of(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
+        """With the stitch's source, target, context_size and what else is `used`. seed: name the seed is made from."""
+        given, place = study.config.stitch[name], Aside(f"{study.name}: stitch.{name}")
+        config = StitchConfig(**{key: getattr(given, key) for key in ("source", "target", "context_size", *used)})
+        read = study.config.hook_point, study.stitch_corpora(name), study.config.precision
+        return StitchSettings(config, *read, seed_of(study, seed, name), place)
 
-def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
-    """Settings that any analysis of a stitch reads, with those of the stitch that this one uses.
+    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0) -> np.ndarray:
+        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
+        from heredity.text.tokens import distinct_blocks
 
-    seed: name from which the seed is made. used: names of settings, besides source, target and context_size.
-    """
-    config = study.config.stitch[name]
-    return StitchSettings(
-        StitchConfig(**{key: getattr(config, key) for key in ("source", "target", "context_size", *used)}),
-        study.config.hook_point,
-        study.stitch_corpora(name),
-        study.config.precision,
-        seed_of(study, seed, name),
-        Aside(f"{study.name}: stitch.{name}"),
-    )
+        sampler = sampler_of(work.inputs["tokens"], split, self.config.context_size, self.seed + draw)
+        return distinct_blocks(sampler, tokens)
 
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
-    return stitch_settings(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
+    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    config = study.config.stitch[item["stitch"]]
-    return {
-        "source": ("model", {"model": config.source}),
-        "target": ("model", {"model": config.target}),
-        "tokenizer": tokenizer_need(study),
-        "tokens": tokens_needs(study.stitch_corpora(item["stitch"])),
-    }
+    config, tokens = study.config.stitch[item["stitch"]], tokens_needs(study.stitch_corpora(item["stitch"]))
+    models: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
+    return models | {"tokenizer": tokenizer_need(study), "tokens": tokens}
 
 
 def stitch_needs(study: Study, item: Item) -> Needs:
-    """Inputs of `sides_of` and `stitch_blocks`."""
+    """Inputs of `Sides.of` and `StitchSettings.blocks`."""
     return {**_needs(study, item), "stitch": ("stitch", {"stitch": item["stitch"]})}
 
 
-def corpus_needs(corpora: Iterable[str]) -> dict[str, Need]:
+def corpus_needs(corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
     """Documents of some corpora, by name."""
     return {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
 
@@ -201,6 +184,16 @@ class Sides(NamedTuple):
     target: tuple[Any, str]
     stitch: Stitch
     tokenizer: Any
+
+    @staticmethod
+    def of(work: Work) -> Sides:
+        """Those of the inputs of `stitch_needs`, with the maps in use."""
+        from heredity.stitch.affine import Stitch
+
+        folder, maps = work.inputs["stitch"], maps_of(work.inputs["stitch"])
+        source, target = ((on_device(load(work.inputs[e])), maps[f"{e}_hook_point"]) for e in ("source", "target"))
+        stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
+        return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
 
     @property
     def special(self) -> list[int]:
@@ -214,16 +207,6 @@ class Sides(NamedTuple):
         return read_sae(artifact / "sae")[0].to(self.stitch.up.weight.device)
 
 
-def sides_of(work: Work) -> Sides:
-    """Both ends of a stitch with the maps in use."""
-    from heredity.stitch.affine import Stitch
-
-    maps, folder = maps_of(work.inputs["stitch"]), work.inputs["stitch"]
-    source, target = ((on_device(load(work.inputs[end])), maps[f"{end}_hook_point"]) for end in ("source", "target"))
-    stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
-    return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
-
-
 def maps_of(artifact: Artifact) -> dict[str, Any]:
     """The row of `stitch_maps` of a stitch artifact."""
     return read_rows(artifact, "stitch_maps")[0]
@@ -234,16 +217,8 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
     return pq.read_table(artifact / f"{table}.parquet").to_pylist()
 
 
-def stitch_blocks(work: Work, settings: StitchSettings, split: str, tokens: int, draw: int = 0) -> np.ndarray:
-    """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
-    from heredity.text.tokens import distinct_blocks
-
-    sampler = sampler_of(work.inputs["tokens"], split, settings.config.context_size, settings.seed + draw)
-    return distinct_blocks(sampler, tokens)
-
-
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.affine import MomentStream, Stitch, nested_moments
+    from heredity.stitch.affine import MomentStream, nested_moments
     from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
 
     config, first = settings.config, settings.source_hook_point
@@ -253,12 +228,13 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     def read(a: list[str], b: list[str], some: np.ndarray) -> Pairs:
         return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
 
-    blocks = stitch_blocks(work, settings, "train", config.tokens)
+    blocks = settings.blocks(work, "train", config.tokens)
     layers, second, compared = _layers(settings, models, read, blocks)
     pairs = partial(read, [first], [second])
     work.progress(1, 5)
     start = time.monotonic()
-    *parts, moments = nested_moments(pairs, blocks)
+    parts = nested_moments(pairs, blocks)
+    moments = parts[-1]
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
         raise StudyError(
@@ -268,35 +244,36 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     check_method(settings.place.value, config, *widths)
     shared = time.monotonic() - start
     work.progress(2, 5)
-    held = stitch_blocks(work, settings, "validation", config.held_out)
-    tuning, held_out = (MomentStream().extend(pairs(half)).pair() for half in (held[::2], held[1::2]))
+    blocks_held = settings.blocks(work, "validation", config.held_out)
+    held = [MomentStream().extend(pairs(half)).pair() for half in (blocks_held[::2], blocks_held[1::2])]
     moments.save(work.folder / "moments.safetensors")
-    fits: dict[str, dict[str, Any]] = {}
-    for method in ("ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])):
-        stitch, fits[method] = _fitted(config, moments, method, (tuning, held_out), shared)
-        stitch.save(work.folder / method)
-    curves = {"joint": [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts] + [fits["joint"]]}
+    fitted = partial(_fitted, config, held=held, shared=shared)
+    curves = {"ridge": [fitted(moments, "ridge")], "joint": [fitted(part, "joint") for part in parts]}
+    if widths[0] <= widths[1]:
+        curves["procrustes"] = [fitted(moments, "procrustes")]
     work.progress(3, 5)
     if config.adam.epochs:
-        stitch, curves["adam"] = _by_adam(config, pairs, blocks, held_out, settings.seed)
-        stitch.save(work.folder / "adam")
-        fits["adam"] = curves["adam"][-1]
+        curves["adam"] = _by_adam(config, pairs, blocks, held[1], settings.seed)
+    for name, fits in curves.items():
+        fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
-    chosen = Stitch.load(work.folder / config.method).to(next(models[1].parameters()).device)
-    judged = stitch_blocks(work, settings, "validation", config.evaluation, 1)
+    stitch = curves[config.method][-1][0].to(next(models[1].parameters()).device)
+    judged = settings.blocks(work, "validation", config.evaluation, 1)
     source, target = zip(models, (first, second), strict=True)
-    ways = stitched_losses(source, target, *chosen, judged, special, settings.precision)
+    ways = stitched_losses(source, target, *stitch, judged, special, settings.precision)
     backs = {way: ways[back].ce_loss for way, back in BACKS.items()}
     row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
     row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
-    row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held_out.tokens, "compared": compared}
+    row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
     return {
         "stitch_maps": [row],
-        "stitch_fits": [{"method": name, "in_use": name == config.method} | fit for name, fit in fits.items()],
+        "stitch_fits": [
+            {"method": name, "in_use": name == config.method} | fits[-1][1] for name, fits in curves.items()
+        ],
         "stitch_costs": [
-            {"method": name} | {key: point[key] for key in ("tokens", "flops", "loss")}
-            for name, points in curves.items()
-            for point in points
+            {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
+            for name in ("joint", "adam")
+            for _, row in curves.get(name, ())
         ],
         "stitch_layers": layers,
         "stitched_models": [
@@ -340,7 +317,7 @@ def _layers(
 
 
 def _fitted(
-    config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
+    config: StitchConfig, moments: Moments, method: Any, held: Sequence[Moments], shared: float
 ) -> tuple[Stitch, dict[str, Any]]:
     """A fit that reads moments alone, and its figures.
 
@@ -349,32 +326,30 @@ def _fitted(
     from heredity.stitch.affine import moment_flops
     from heredity.stitch.fit import fit, joint_flops
 
-    start = time.monotonic() - shared
+    start, widths = time.monotonic() - shared, moments.ab.shape
     fitted = fit(moments, method, config.alpha, held_out=held[0])
-    flops, converged = moment_flops(moments.tokens, *moments.ab.shape), None
+    flops = moment_flops(moments.tokens, *widths)
     if method == "joint":
-        flops, converged = flops + joint_flops(len(fitted.losses) - 1, *moments.ab.shape), fitted.converged
+        flops += joint_flops(len(fitted.losses) - 1, *widths)
     row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, start)
-    return fitted.stitch, row | {"converged": converged}
+    return fitted.stitch, row | {"converged": fitted.converged if method == "joint" else None}
 
 
 def _by_adam(
     config: StitchConfig, pairs: Callable[[np.ndarray], Pairs], blocks: np.ndarray, held_out: Moments, seed: int
-) -> tuple[Stitch, list[dict[str, Any]]]:
-    """The published fit on the same tokens, and figures of whole trainings of fewer epochs up to all."""
+) -> list[tuple[Stitch, dict[str, Any]]]:
+    """The published fit on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
     from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
     keep = 4 * blocks.size * sum(held_out.ab.shape) <= _KEPT
-    batch = block_batches(pairs, blocks, each, keep)
-    epochs = [config.adam.epochs >> halvings for halvings in reversed(range(config.adam.epochs.bit_length()))]
-    trained = []
-    for number in epochs:
-        start = time.monotonic()
-        fitted, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), number, config.alpha, config.adam.lr, seed)
-        flops, stitch = adam_flops(tokens, *held_out.ab.shape), fitted.to("cpu")
-        trained.append((stitch, _figures(stitch, held_out, config.alpha, tokens, flops, start)))
-    return trained[-1][0], [row for _, row in trained]
+    batch, fits = block_batches(pairs, blocks, each, keep), []
+    for halvings in reversed(range(config.adam.epochs.bit_length())):
+        start, epochs = time.monotonic(), config.adam.epochs >> halvings
+        stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, config.alpha, config.adam.lr, seed)
+        flops, stitch = adam_flops(tokens, *held_out.ab.shape), stitch.to("cpu")
+        fits.append((stitch, _figures(stitch, held_out, config.alpha, tokens, flops, start)))
+    return fits
 
 
 def _figures(
@@ -413,8 +388,7 @@ def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, flo
 
 def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int | None = None) -> Cost:
     """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
-    config = study.config.stitch[name]
-    _, b, weights, gib = sizes(study, name, shapes)
+    config, (_, b, weights, gib) = study.config.stitch[name], sizes(study, name, shapes)
     tokens = passes * config.evaluation
     return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
 
@@ -454,9 +428,8 @@ def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
             curves[row["method"]].append(row)
     if not all(curves.values()):
         return
-    levels = {"the joint fit's loss": curves["joint"][-1]["loss"]}
-    levels["the descent's best loss"] = min(row["loss"] for row in curves["adam"])
-    for number, (words, level) in enumerate(levels.items()):
+    best = curves["joint"][-1]["loss"], min(row["loss"] for row in curves["adam"])
+    for words, level in zip(("the joint fit's loss", "the descent's best loss"), best, strict=True):
         joint, adam = (
             min((row["flops"] for row in rows if row["loss"] <= 1.01 * level), default=None) for rows in curves.values()
         )
@@ -465,7 +438,7 @@ def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
                 f"to within 1 % of {words} ({level:.4g}): {format.value('flops', joint)} by the joint fit, "
                 f"{format.value('flops', adam)} by descent, {adam / joint:,.1f} times as many"
             )
-        elif not number:
+        elif level == best[0]:
             yield f"the descent never came within 1 % of {words}, {level:.4g}"
 
 

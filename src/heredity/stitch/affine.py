@@ -133,8 +133,8 @@ class MomentStream:
     def add(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> MomentStream:
         """Take in aligned rows, one [n, d] per point of A and one per point of B; returns itself.
 
-        Products are taken in float32, or in float64 where the rows are, on the device of the rows. Raises ValueError
-        when points, widths or numbers of rows do not fit, or a value is not finite.
+        Products are of the rows' type and on their device. Raises ValueError when points, widths or numbers of rows do
+        not fit, or a value is not finite.
         """
         points = [x if x.dtype == torch.float64 else x.float() for x in (*a, *b)]
         if not a or not b or len({len(x) for x in points}) != 1 or any(x.ndim != 2 for x in points):

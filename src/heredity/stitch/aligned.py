@@ -48,9 +48,8 @@ def aligned(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
-    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, appendix A). Each model runs on its
-    device in evaluation mode, no further than its last point; activations come on A's device. Raises HookPointError
-    for an unknown point or one that the forward pass never reaches.
+    masked: ids of tokens left out of both. Each model runs no further than its last point; activations come on A's
+    device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
     """
     device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
@@ -97,10 +96,9 @@ def aligned_texts(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
-    For models of different tokenizers (which Chen et al. 2025 leave to later work). Of each text, at most the first
-    `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at the ends are read and left out.
-    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than 1 %
-    of the positions have a counterpart; HookPointError for an unknown point.
+    Of each text, at most the first `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at
+    the ends are read and left out. Raises ValueError for a tokenizer without offsets or one that its model does not
+    know, and as soon as less than 1 % of the positions have a counterpart; HookPointError for an unknown point.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
@@ -179,10 +177,9 @@ def stitched_loss(
 ) -> Quality:
     """Next-token prediction of the back model with through(the front model's activation) in place of its own.
 
-    back: all of the model's residual stream must pass the hook point, so that everything below is overwritten.
-    through: float32 [tokens, d_front] -> [tokens, d_back]. blocks: tokens [n, context] of a tokenizer both models use.
-    special: tokens that are read, but whose prediction is not counted. Raises ValueError for blocks without anything to
-    predict, tokens that a model does not know, and a map to another width than the back model's.
+    All of the back model's residual stream must pass its hook point. through: float32 [tokens, d_front] -> [tokens,
+    d_back]. blocks: tokens [n, context] of a tokenizer both models use. special: tokens read, but not predicted. Raises
+    ValueError for blocks without anything to predict, unknown tokens, and a map to another width than the back model's.
     """
     (front_model, front_hook), (back_model, back_hook) = front, back
     sizes = [model.get_input_embeddings().num_embeddings for model in (back_model, front_model)]  # type: ignore[operator]

@@ -47,9 +47,8 @@ def fit(
     method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
     minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
     down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal; None chooses among `RIDGES`
-    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for an unknown
-    method, a negative alpha or ridge, constant activations, procrustes from a wider to a narrower model, and
-    covariances that are singular in spite of the ridge.
+    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for settings out
+    of range, constant activations, procrustes to a narrower model, and covariances singular in spite of the ridge.
     """
     if method not in ("ridge", "joint", "procrustes"):
         raise ValueError(f"method={method!r} is not known; choose one of ridge, joint, procrustes")
@@ -111,8 +110,8 @@ def minimize_joint(
     rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
 
     up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: on the norm of the gradient in white
-    coordinates, relative to that at zero maps. rounds: upper limit. Returns up, down, the losses at the start and after
-    each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
+    coordinates, relative to that at zero maps. Returns up, down, the losses at the start and after each round, and
+    whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
     problem, other = _White(moments, alpha), _White(moments.swapped(), alpha)
     up, down = problem.root_a.T @ up, problem.root_b.T @ down
@@ -239,10 +238,9 @@ def fit_by_adam(
 def block_batches(
     pairs: Callable[[np.ndarray], Pairs], blocks: np.ndarray, each: int, keep: bool
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Batches for `fit_by_adam`: number -> activations of `each` token blocks.
+    """Batches for `fit_by_adam`: number -> activations of `each` token blocks, kept in memory or read anew.
 
-    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model. keep: hold batches in
-    memory after the first epoch; otherwise they are read anew.
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model.
     """
 
     def batch(number: int) -> tuple[Tensor, Tensor]:

@@ -95,10 +95,8 @@ def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Pa
 def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
     """Pearson r over tokens t of f_i(t) v_{i, next(t)} in the source and in the target, for every feature i (eq. 10).
 
-    v are the logit weights of the decoder's rows by the direct path: through the gain of the final norm, but not its
-    scale, and centered over the vocabulary, which the paper leaves open (see `lm.logit_attribution.logit_weights`).
-    blocks: tokens [n, context] of a tokenizer both models use; the last of each block has no next token and is left
-    out. Raises ValueError when the SAEs differ in size, and as `logit_weights` does.
+    v: see `lm.logit_attribution.logit_weights`. blocks: tokens [n, context] of a tokenizer both models use; the last of
+    each block has no next token and is left out. Raises ValueError when the SAEs differ in size, and as that does.
     """
     pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)
     return paired_pearson(pairs, source.sae.d_sae)
@@ -183,8 +181,8 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
 
     k_BOS is the head's key at the first position, where the model reads token `bos`. The gain of the norm before the
     attention is folded in, its scale is not. With rotary embeddings the score is the mean over the first `context`
-    positions of the query. A heuristic that finds candidates for `path_ablation`. Raises ValueError for a decoder of
-    another kind than Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
+    positions of the query. Finds candidates for `path_ablation`. Raises ValueError for a decoder of another kind than
+    Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
     """
     resolve(model, hook_point)
     layer, _, name = hook_point.removeprefix("blocks.").partition(".")

@@ -102,16 +102,12 @@ def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> tuple[float, fl
 def calibrate(
     sae: SAE, batches: Iterable[Tensor], refit: Literal["bias", "decoder"] = "bias", ridge: float = 1e-3
 ) -> SAE:
-    """An SAE with the same codes on every x, whose decoder fits these activations best in the mean square.
+    """An SAE with the same codes on every x, whose decoder fits x [n, d_in] of one pass best in the mean square.
 
-    refit:
-        bias       b_dec = mean of x − acts W_dec.
-        decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
-                   that hardly fires keeps its direction. Reaches all dimensions, a transferred decoder only as many as
-                   the source has. Rows have any norm.
-
-    batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ acts². Not in the
-    paper. Raises ValueError when there are no vectors.
+    refit: bias, the mean of x − acts W_dec; or decoder, b_dec and W_dec at the minimum of ‖x − acts W_dec − b_dec‖² +
+    λ ‖W_dec − old W_dec‖², where features that hardly fire keep their direction. Refitted rows have any norm, and reach
+    all dimensions, a transferred decoder only as many as the source has. ridge: λ relative to the mean over live
+    features of Σ acts². Not in the paper. Raises ValueError when there are no vectors.
     """
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
@@ -143,9 +139,9 @@ def calibrate(
 def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     """An SAE whose every feature fires on a wanted share of the vectors x [n, d_in].
 
-    density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
-    batchtopk, which becomes a jumprelu: by the threshold, at least 0. A feature wanted on less than one of the vectors
-    stays unchanged. Not in the paper. Raises ValueError for topk, which has no threshold.
+    density: float [d_sae]. relu: by the encoder's bias; jumprelu and batchtopk, which becomes a jumprelu: by the
+    threshold, at least 0. A feature wanted on less than one of the vectors stays. Not in the paper. Raises ValueError
+    for topk, which has no threshold.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
@@ -176,8 +172,7 @@ def repaired(
     spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT` features or fewer than two vectors per
     feature were read. Nothing is revived on fewer than `SILENT` vectors.
     """
-    count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
-    batches = [batch(step) for step in range(count)]
+    batches = [batch(step) for step in range(min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size)))]
     vectors = sum(map(len, batches))
     decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
     sae = _unit_norm(calibrate(sae, batches, "decoder" if decoder else "bias"))
@@ -224,20 +219,15 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
     moved, rows = turn.T @ w_enc, w_dec @ turn
     spread = np.sum(w_enc * (moments.aa @ w_enc)), np.sum(moved * (moments.bb @ moved))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    weights = (
-        moved * scale * np.sqrt(spread[0] / spread[1]),
-        scale * (b_enc + (moments.mean_a - b_dec) @ w_enc),
-        rows / np.where(norms > 0, norms, 1),
-        moments.mean_b,
-    )
-    return _made(sae, *map(torch.from_numpy, weights), scale=scale)
+    encoder = moved * scale * np.sqrt(spread[0] / spread[1]), scale * (b_enc + (moments.mean_a - b_dec) @ w_enc)
+    decoder = rows / np.where(norms > 0, norms, 1), moments.mean_b
+    return _made(sae, *map(torch.from_numpy, (*encoder, *decoder)), scale=scale)
 
 
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     """The SAE with the activation function that the settings train.
 
-    Only a batchtopk needs it, which normalizing made a jumprelu: its one threshold is set to keep k features per vector
-    on some of x [n, d_in].
+    A batchtopk, which normalizing made a jumprelu, gets one threshold that keeps k features per vector on some of x.
     """
     k = config.k if config.activation in RANKED else None
     if (sae.activation, sae.k) == (config.activation, k):
@@ -246,9 +236,8 @@ def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     if config.activation == "batchtopk" and ready.threshold is not None:
         some = x[:_CUT_ROWS].to(ready.W_dec.device)
         values = ready.encode_sparse(some)[2]
-        kept = min(len(values), config.k * len(some))
-        if 0 < kept < len(values):
-            ready.threshold.fill_(float(np.partition(values, len(values) - kept - 1)[len(values) - kept - 1]))
+        if config.k * len(some) < len(values):
+            ready.threshold.fill_(float(np.sort(values)[-config.k * len(some) - 1]))
     return ready
 
 
