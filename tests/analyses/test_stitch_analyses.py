@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -148,10 +149,9 @@ def test_a_native_sae_needs_nothing_of_the_source_and_all_arms_read_the_same_vec
 
 
 def test_every_stage_is_estimated(world: World, tmp_path):
-    rows = {row["stage"]: row for row in plan(world.pipeline, Store(tmp_path))["plan_stages"]}
-    for label, row in rows.items():
-        if label.split("/")[0] in (KINDS | {"lineage_by_maps"}) - {"savings"}:
-            assert row["flops"] > 0 and row["tokens"] > 0 and not row["cached"], label
+    for row in plan(world.pipeline, Store(tmp_path))["plan_stages"]:
+        if row["stage"].split("/")[0] in (KINDS | {"lineage_by_maps"}) - {"savings"}:
+            assert row["flops"] > 0 and row["tokens"] > 0 and not row["cached"], row["stage"]
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,13 @@ def test_a_transferred_sae_explains_less_than_at_home_and_repairs_help(world: Wo
 
 
 def test_transferred_saes_are_folders_that_can_be_read(world: World):
-    folder = world.artifacts[f"sae_transfer/pair@{WIDTH}"].folder
-    saes = {name: read_sae(folder / name) for name in ("transferred", "normalized", "bias", "decoder")}
-    for name, (sae, metadata) in saes.items():
+    for name in ("transferred", "normalized", "bias", "decoder"):
+        sae, metadata = read_sae(world.artifacts[f"sae_transfer/pair@{WIDTH}"] / name)
         assert (sae.d_in, sae.d_sae, sae.activation, sae.k) == (48, WIDTH, "topk", K)
         assert metadata["model_name"] == "large" and metadata["transferred_from"] == "small"
         assert metadata["variant"] == name and metadata["hook_name"] == TARGET_HOOK
-    torch.testing.assert_close(saes["normalized"][0].W_dec.norm(dim=1), torch.ones(WIDTH))
+        if name == "normalized":
+            torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(WIDTH))
     source, metadata = read_sae(world.artifacts[f"source_sae/pair@{WIDTH}"] / "sae")
     assert (source.d_in, source.d_sae) == (32, WIDTH) and metadata["hook_name"] == HOOK
 
@@ -350,26 +350,23 @@ def test_a_killed_training_resumes_with_the_same_curve(world: World, tmp_path, m
 
 
 def test_savings_count_the_maps_and_the_sources_sae(world: World):
-    rows = world.rows("savings")
-    assert [(row["arm"], row["threshold"]) for row in rows] == [
-        (a, level) for a in STARTS[1:] for level in (0.5, 0.9999)
-    ]
-    ends = {row["arm"]: row for row in world.rows("warm_starts")}
+    rows, begun = world.rows("savings"), {row["arm"]: row["start_flops"] for row in world.rows("warm_starts")}
+    for (arm, level), row in zip(product(STARTS[1:], (0.5, 0.9999)), rows, strict=True):
+        assert (row["arm"], row["threshold"]) == (arm, level)
+        if level == 0.9999:
+            assert (
+                row["never"] == f"{arm}, random" and row["saved_flops"] is row["flops"] is row["saved_seconds"] is None
+            )
+        else:
+            assert row["never"] == "" and None not in row.values()
     curve = world.rows("warm_start_curves", arm="random")
     reached = next(row["flops"] for row in curve if row["explained_variance"] >= 0.5)
-    for row in rows:
-        if row["threshold"] == 0.9999:
-            assert row["never"] == f"{row['arm']}, random" and row["saved_flops"] is row["flops"] is None
-            assert row["saved_seconds"] is None
-            continue
-        assert row["never"] == "" and None not in row.values()
-        assert row["arm"] == "geometry" or row["flops"] <= reached
-    one, turned = rows[0], rows[4]
+    one, repaired, turned = rows[0], rows[2], rows[4]
+    assert max(one["flops"], repaired["flops"]) <= reached
     other = dense_flops(32, WIDTH, 256 * STEPS) / (one["saved_flops"] - one["saved_flops_with_source"])
-    maps = world.row("stitch_fits", in_use=True)["flops"]
-    spent = one["flops"] + maps + ends["transferred"]["start_flops"]
+    spent = one["flops"] + world.row("stitch_fits", in_use=True)["flops"] + begun["transferred"]
     assert 1 - spent / other == pytest.approx(one["saved_flops"])
-    spent = turned["flops"] + ends["geometry"]["start_flops"]
+    spent = turned["flops"] + begun["geometry"]
     assert 1 - spent / other == pytest.approx(turned["saved_flops"]), "a turn needs no maps"
 
 
@@ -396,16 +393,14 @@ def test_each_class_is_told_from_the_rest_by_every_arm_at_every_size(world: Worl
 def test_means_are_those_of_the_classes_and_draws_those_of_the_large_table(world: World):
     draws = table_of(world.artifacts["probes/pair@origin"], "probe_draws").to_pylist()
     rows, means = world.rows("probes", task="origin"), world.rows("probe_means", task="origin")
-    assert len(draws) == 3 * (len(SIZES) * (4 + 5) + 3)
+    assert len(draws) == 3 * (len(SIZES) * (4 + 5) + 3) and len(means) == len(SPARSE) * len(SIZES) + len(DENSE)
     for row in rows:
         own = [one for one in draws if all(one[name] == row[name] for name in ("label", "arm", "k"))]
         assert [one["draw"] for one in own] == list(range(row["draws"]))
-        assert row["balanced_accuracy"] == pytest.approx(np.mean([one["balanced_accuracy"] for one in own]))
-        for end in ("low", "high"):
-            assert row[f"auc_{end}"] == pytest.approx(np.mean([one[f"auc_{end}"] for one in own]))
+        for name in ("balanced_accuracy", "auc_low", "auc_high"):
+            assert row[name] == pytest.approx(np.mean([one[name] for one in own]))
         if row["spread"] is not None:
             assert row["spread"] == pytest.approx(np.std([one["balanced_accuracy"] for one in own], ddof=1))
-    assert len(means) == len(SPARSE) * len(SIZES) + len(DENSE)
     for mean in means:
         own = [row["balanced_accuracy"] for row in rows if (row["arm"], row["k"]) == (mean["arm"], mean["k"])]
         assert mean["balanced_accuracy"] == pytest.approx(np.mean(own)) and mean["classes"] == len(own) == 3
@@ -580,19 +575,22 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
 
 
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
-    row, spaces = world.row("feature_transfer"), world.rows("transfer_null_space")
-    push = column["null_share"] * column["source_peak"]  # trained decoder rows have unit norm
-    order = [i for i in np.argsort(-push, kind="stable") if column["judged"][i]]
+    row, spaces, judged = world.row("feature_transfer"), world.rows("transfer_null_space"), column["judged"]
+
+    def best(values: np.ndarray) -> list[int]:
+        return [i for i in np.argsort(-values, kind="stable") if judged[i]][:2]
+
     entropy = world.rows("entropy_features")
-    assert [each["feature"] for each in entropy] == order[:2]
-    assert entropy[0]["share"] == pytest.approx(column["null_share"][order[0]])
+    expected = best(column["null_share"] * column["source_peak"])  # trained decoder rows have unit norm
+    assert [each["feature"] for each in entropy] == expected
+    assert entropy[0]["share"] == pytest.approx(column["null_share"][expected[0]])
     assert [space["dimensions"] for space in spaces] == [1, 1]
     assert [space["by_chance"] for space in spaces] == pytest.approx([32**-0.5, 48**-0.5])
-    shares = (column[name][column["judged"]] for name in ("null_share", "carried_null_share"))
-    assert row["null_share_rank"] == pytest.approx(rank_correlation(*shares))
-    best = [i for i in np.argsort(-column["head_score"], kind="stable") if column["judged"][i]]
-    heads = world.rows("deactivation_features")
-    assert [each["feature"] for each in heads] == [best[0], best[0], best[1], best[1]] and row["first_token"] == "bos"
+    for rank, name in (("null_share_rank", "null_share"), ("head_score_rank", "head_score")):
+        both = (column[each][judged] for each in (name, f"carried_{name}"))
+        assert row[rank] == pytest.approx(rank_correlation(*both))
+    heads, (first, second) = world.rows("deactivation_features"), best(column["head_score"])
+    assert [each["feature"] for each in heads] == [first, first, second, second] and row["first_token"] == "bos"
     for each in heads:
         source = each["end"] == "source"
         score = column["head_score" if source else "carried_head_score"][each["feature"]]
@@ -612,14 +610,11 @@ def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
     assert np.isfinite(column["null_share"]).all()
 
 
-def test_prose_is_found_or_named(world: World):
+def test_prose_is_found_or_named_and_few_values_have_quantiles(world: World):
     corpora = {name: world.artifacts[f"corpus/{name}"] for name in ("code", "words")}
     assert prose_corpus(corpora, None) == "words" and prose_corpus(corpora, "code") == "code"
     with pytest.raises(ValueError, match="of the common corpora, code, none is prose"):
         prose_corpus({"code": corpora["code"]}, None)
-
-
-def test_quantiles_of_few_values():
     assert set(quantiles(np.array([np.nan])).values()) == {None}
     assert quantiles(np.array([2.0, np.nan]))["q05"] == 2
 

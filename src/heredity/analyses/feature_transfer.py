@@ -25,7 +25,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import Sides, StitchSettings, corpus_needs, ends_of, pass_cost, percent, stitch_needs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Study
@@ -194,8 +194,7 @@ _TABLES = (
 def _needs(study: Study, item: Item) -> Needs:
     name, config = item["stitch"], study.config.stitch[item["stitch"]]
     corpora = [config.features.corpus] if config.features.corpus else study.stitch_corpora(name)
-    needs = stitch_needs(study, item) | {"corpus": corpus_needs(corpora)}
-    return needs | {"source_sae": source_sae_need(name, config.widths[0])}
+    return stitch_needs(study, item, corpora, source_sae=source_sae_need(name, config.widths[0]))
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
@@ -382,9 +381,7 @@ def quantiles(values: np.ndarray) -> dict[str, float | None]:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "feature_transfer"):
-        name = row["stitch"]
-        source, target = ends_of(tables, name)
+    for name, (source, target), (row,) in by_stitch(tables, "feature_transfer"):
         correlations = rows_of(tables, "transfer_correlations", stitch=name)
         medians = {(one["measure"], one["features"]): one["median"] for one in correlations}
         for gap in rows_of(tables, "transfer_gaps", stitch=name):

@@ -86,10 +86,10 @@ def _edge(study: Study, name: str) -> Edge | None:
 
 def _needs(study: Study, item: Item) -> Needs:
     config = study.config.stitch[item["stitch"]]
-    edge = {"edge": Edge(config.source, config.target).name}
-    match = {"instrument": study.instrument, "site": study.config.hook_point, **edge}
+    edge = Edge(config.source, config.target).name
+    match = {"instrument": study.instrument, "site": study.config.hook_point, "edge": edge}
     parent = sae_need(study, config.source, study.instrument)
-    return stitch_needs(study, item) | {"match": ("match", match), "parent_sae": parent}
+    return stitch_needs(study, item, match=("match", match), parent_sae=parent)
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:

@@ -21,7 +21,7 @@ import numpy as np
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import Sides, corpus_needs, ends_of, pass_cost, percent, stitch_needs
+from heredity.analyses.stitch_maps import Sides, by_stitch, pass_cost, percent, stitch_needs
 from heredity.analyses.warm_starts import warm_start_need
 from heredity.engine.stage import Work
 from heredity.format import listed
@@ -53,9 +53,7 @@ PROBE_TASKS = Table(
     (
         _TASK,
         Column("reason", "text", "Reason why the task cannot be made of the corpora; empty where it can."),
-        Column(
-            "origin", "text", "validation, with train where held-out documents were too few; or data set and revision."
-        ),
+        Column("origin", "text", "validation, and train where held-out documents were few; or data set and revision."),
         Column("classes", "text", "Names of the classes."),
         Column("fitted", "count", "Texts to fit on, all classes together."),
         Column("tested", "count", "Texts to judge on."),
@@ -158,13 +156,9 @@ def _settings(study: Study, item: Item) -> ProbeSettings:
 def _needs(study: Study, item: Item) -> Needs:
     name = item["stitch"]
     config = study.config.stitch[name]
-    needs: Needs = {
-        **stitch_needs(study, item),
-        "source_sae": source_sae_need(name, config.widths[0]),
-        "native_sae": warm_start_need(name, config.widths[0], "random"),
-    }
-    of_corpora = item["task"] not in config.probes.hub
-    return needs | {"corpus": corpus_needs(study.stitch_corpora(name))} if of_corpora else needs
+    saes = source_sae_need(name, config.widths[0]), warm_start_need(name, config.widths[0], "random")
+    corpora = () if item["task"] in config.probes.hub else study.stitch_corpora(name)
+    return stitch_needs(study, item, corpora, source_sae=saes[0], native_sae=saes[1])
 
 
 def _run(work: Work, settings: ProbeSettings) -> Results:
@@ -194,14 +188,13 @@ def _run(work: Work, settings: ProbeSettings) -> Results:
     by_arm: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         by_arm.setdefault((row["arm"], row["k"]), []).append(row["balanced_accuracy"])
-    task = {"reason": "", "origin": origin, "classes": ", ".join(texts.names)}
-    task |= {"fitted": int((~texts.test).sum()), "tested": int(texts.test.sum())}
-    task |= {"least_share": float(np.bincount(texts.y).min() / len(texts.y))}
     means = [
         {"arm": arm, "k": k, "balanced_accuracy": float(np.mean(own)), "classes": len(own)}
         for (arm, k), own in by_arm.items()
     ]
-    task["left_out"] = ", ".join(map(str, sorted(left_out)))
+    tested, least = int(texts.test.sum()), float(np.bincount(texts.y).min() / len(texts.y))
+    task = {"reason": "", "origin": origin, "classes": ", ".join(texts.names), "least_share": least, "tested": tested}
+    task |= {"fitted": len(texts.y) - tested, "left_out": ", ".join(map(str, sorted(left_out)))}
     return {"probe_tasks": [task], "probes": rows, "probe_means": means, "probe_draws": draws}
 
 
@@ -250,15 +243,12 @@ def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    stitches: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows_of(tables, "probe_means"):
-        stitches.setdefault(row["stitch"], []).append(row)
-    for name, rows in stitches.items():
+    for name, (source, target), rows in by_stitch(tables, "probe_means"):
         sizes = {row["k"] for row in rows if row["arm"] == "source"}
         if not sizes:
             continue
         k = min(sizes, key=lambda size: (abs(size - _PROBED), size))
-        (source, target), tasks = ends_of(tables, name), list(dict.fromkeys(row["task"] for row in rows))
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
 
         def at(arm: str, *own: str, rows: Sequence[Mapping[str, Any]] = rows, k: int = k) -> str:
             some = [row for row in rows if (row["arm"], row["k"]) == (arm, k) and (not own or row["task"] in own)]

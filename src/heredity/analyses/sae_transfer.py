@@ -22,7 +22,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
-from heredity.analyses.stitch_maps import Sides, StitchSettings, ends_of, pass_cost, percent, sizes, stitch_needs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import SAEConfig, Study
@@ -45,9 +45,7 @@ SAE_TRANSFER = Table(
     "The source's SAE on held-out text of its own model and, without training, of the target.",
     ("stitch", "d_sae", "variant"),
     (
-        Column(
-            "variant", "text", "source, at home; transferred, normalized, bias, decoder, density, unchanged, aligned."
-        ),
+        Column("variant", "text", "source, transferred, normalized, bias, decoder, density, unchanged or aligned."),
         Column("left_out", "text", "Reason why there is no such variant; null where there is one."),
         Column("l0", "number", "Mean number of active features per token."),
         Column("fvu", "share", "Fraction of variance unexplained."),
@@ -193,11 +191,7 @@ def variants(
 
 def _say(tables: Tables) -> Iterable[Statement]:
     """One finding per stitch, at its first width."""
-    first: dict[str, Any] = {}
-    for row in rows_of(tables, "sae_folding"):
-        first.setdefault(row["stitch"], row)
-    for name, check in first.items():
-        source, target = ends_of(tables, name)
+    for name, (source, target), (check, *_) in by_stitch(tables, "sae_folding"):
         rows = rows_of(tables, "sae_transfer", stitch=name, d_sae=check["d_sae"])
         figures = {row["variant"]: row for row in rows if row["left_out"] is None}
         own, moved = figures["source"], figures["transferred"]
@@ -233,7 +227,7 @@ ANALYSIS = Analysis(
     title="SAEs transferred without training",
     items=width_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "carried", "evaluation"),
-    needs=lambda study, item: {**stitch_needs(study, item), "sae": source_sae_need(item["stitch"], item["d_sae"])},
+    needs=lambda study, item: stitch_needs(study, item, sae=source_sae_need(item["stitch"], item["d_sae"])),
     run=_run,
     tables=(SAE_TRANSFER, SAE_FOLDING),
     cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 20, item["d_sae"]),

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
 from heredity.analyses.probes import require_sklearn
 from heredity.analyses.reading import packs
-from heredity.analyses.stitch_maps import Sides, StitchSettings, corpus_needs, ends_of, pass_cost, percent, stitch_needs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
@@ -98,12 +98,8 @@ def _items(study: Study) -> Iterable[Item]:
             yield {"stitch": name}
 
 
-def _needs(study: Study, item: Item) -> Needs:
-    return {**stitch_needs(study, item), "corpus": corpus_needs(study.stitch_corpora(item["stitch"]))}
-
-
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.probe import estimated, proportion
+    from heredity.stitch.probe import proportion
     from heredity.stitch.steer import change, generate, interleave, steering_arms, transfer_gap
 
     corpora, config, seed = settings.corpora, settings.config.steering, settings.seed
@@ -115,7 +111,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         return results
     sides, total = Sides.of(work), 2 + 2 * len(corpora)
     classify, accuracy, fitted, tested = _classifier(work, sides, config.max_tokens, seed)
-    classifier |= {"fitted": fitted, "tested": tested, **estimated("accuracy", accuracy)}
+    classifier |= {"fitted": fitted, "tested": tested, **accuracy.columns("accuracy")}
     work.progress(1, total)
     moments = _moments(work, settings, sides)
     work.progress(2, total)
@@ -136,15 +132,16 @@ def _run(work: Work, settings: StitchSettings) -> Results:
                     arm: generate(model, sides.tokenizer, prompts, hook_point, steering, **how)
                     for arm, steering in arms.items()
                 }
+                right = {arm: int((classify(some) == number).sum()) for arm, some in texts.items()}
+                shares = {arm: proportion(hits, len(prompts)) for arm, hits in right.items()}
             except ValueError as error:
                 raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
-            key, shares = {"model": name, "wanted": wanted}, {}
+            key = {"model": name, "wanted": wanted}
             ids = sides.tokenizer(prompts[:_EXAMPLES], verbose=False)["input_ids"]
             read = [sides.tokenizer.decode(row[: config.prompt_tokens]) for row in ids]
             for arm, steering in arms.items():
-                shares[arm] = proportion(int((classify(texts[arm]) == number).sum()), len(texts[arm]))
                 moved = 0.0 if steering is None else change(steering, others.mean_a, others.aa)
-                row = {**key, "arm": arm, "n": len(prompts), "change": moved, **estimated("share", shares[arm])}
+                row = {**key, "arm": arm, "n": len(prompts), "change": moved, **shares[arm].columns("share")}
                 results["steering"].append(row)
                 results["steering_examples"] += [
                     {**key, "arm": arm, "number": at, "prompt": prompt, "text": text}
@@ -209,12 +206,10 @@ def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "steering_classifiers"):
-        name = row["stitch"]
+    for name, ends, (row,) in by_stitch(tables, "steering_classifiers"):
         if row["reason"]:
             yield Statement(f"stitch {name}", "note", f"nothing was steered: {row['reason']}")
             continue
-        ends = ends_of(tables, name)
         for model, other in (ends, ends[::-1]):
             shares: dict[str, list[float]] = {}
             for one in rows_of(tables, "steering", stitch=name, model=model):
@@ -237,7 +232,7 @@ ANALYSIS = Analysis(
     title="Steering across a stitch",
     items=_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "steering", "steering"),
-    needs=_needs,
+    needs=lambda study, item: stitch_needs(study, item, study.stitch_corpora(item["stitch"])),
     run=_run,
     tables=_TABLES,
     cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 8),

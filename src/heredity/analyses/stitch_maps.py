@@ -167,14 +167,11 @@ def _needs(study: Study, item: Item) -> Needs:
     return models | {"tokenizer": tokenizer_need(study), "tokens": tokens}
 
 
-def stitch_needs(study: Study, item: Item) -> Needs:
-    """Inputs of `Sides.of` and `StitchSettings.blocks`."""
-    return {**_needs(study, item), "stitch": ("stitch", {"stitch": item["stitch"]})}
-
-
-def corpus_needs(corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
-    """Documents of some corpora, by name."""
-    return {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
+def stitch_needs(study: Study, item: Item, corpora: Iterable[str] = (), **others: Any) -> Needs:
+    """Inputs of `Sides.of` and `StitchSettings.blocks`, the documents of some corpora, and others by role."""
+    documents = {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
+    maps: Needs = {**_needs(study, item), "stitch": ("stitch", {"stitch": item["stitch"]}), **others}
+    return maps | {"corpus": documents} if documents else maps
 
 
 class Sides(NamedTuple):
@@ -393,15 +390,15 @@ def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int |
     return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
 
 
-def ends_of(tables: Tables, name: str) -> tuple[str, str]:
-    """Source and target of a stitch."""
-    row = rows_of(tables, "stitch_maps", stitch=name)[0]
-    return row["source"], row["target"]
+def by_stitch(tables: Tables, table: str) -> Iterable[tuple[str, tuple[str, str], list[Mapping[str, Any]]]]:
+    """Stitches that a table has, their source and target, and their rows."""
+    for maps in rows_of(tables, "stitch_maps"):
+        if rows := rows_of(tables, table, stitch=maps["stitch"]):
+            yield maps["stitch"], (maps["source"], maps["target"]), rows
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "stitch_maps"):
-        name, source, target = row["stitch"], row["source"], row["target"]
+    for name, (source, target), (row,) in by_stitch(tables, "stitch_maps"):
         fit = rows_of(tables, "stitch_fits", stitch=name, in_use=True)[0]
         rise = {way["way"]: way["increase"] for way in rows_of(tables, "stitched_models", stitch=name)}
         text = (

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, seed_of
 from heredity.analyses.reading import sampler_of, state_of
 from heredity.analyses.sae import SAESettings, Stream, activation_store, train_sae
 from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost, width_items
-from heredity.analyses.stitch_maps import ends_of, maps_of, percent, read_rows
+from heredity.analyses.stitch_maps import by_stitch, maps_of, percent, read_rows
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import Precision, SAEConfig, Study
@@ -230,15 +230,11 @@ def _savings(work: Work, settings: SavingsSettings) -> Results:
 
 def _say(tables: Tables) -> Iterable[Statement]:
     """The highest level that a transferred and the random start both reach, at the first width of each stitch."""
-    stitches: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows_of(tables, "savings"):
-        stitches.setdefault(row["stitch"], []).append(row)
-    for name, every in stitches.items():
+    for name, (source, target), every in by_stitch(tables, "savings"):
         first = [row for row in every if row["d_sae"] == every[0]["d_sae"]]
         rows = [row for row in first if row["arm"] in _STARTS]
         if not rows:
             continue
-        source, target = ends_of(tables, name)
         width = f"{rows[0]['d_sae']:,} features"
         reached = [row for row in rows if row["saved_flops"] is not None]
         if not reached:

@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_array, vstack
 from scipy.stats import binomtest, norm, rankdata
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from heredity.lm.activations import activations, blocks_at_once
 from heredity.sae.model import SAE
@@ -60,12 +61,11 @@ def text_vectors(
     while order:
         longest = len(ids[order[0]])
         some, order = order[: blocks_at_once(longest)], order[blocks_at_once(longest) :]
-        blocks, kept = np.zeros((len(some), longest), np.int64), np.zeros((len(some), longest), bool)
-        for row, number in enumerate(some):
-            blocks[row, : len(ids[number])] = ids[number]
-            kept[row, : len(ids[number])] = ~np.isin(ids[number], special)
-        x = torch.cat(list(activations(model, hook_point, blocks, precision)))
-        yield x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1))
+        rows = [torch.from_numpy(ids[number]) for number in some]
+        parts = [torch.from_numpy(~np.isin(ids[number], special)) for number in some]
+        blocks, kept = (pad_sequence(each, batch_first=True) for each in (rows, parts))
+        x = torch.cat(list(activations(model, hook_point, blocks.numpy(), precision)))
+        yield x[kept.flatten().to(x.device)], np.repeat(some, kept.sum(1).numpy())
 
 
 def means(stream: Iterable[Vectors], texts: int, *read: Codes) -> tuple[np.ndarray, list[csr_array]]:
@@ -145,12 +145,10 @@ def fit_probe(X: Any, y: np.ndarray, features: np.ndarray | None = None) -> Prob
     """Logistic regression on some columns of X [texts, width], all of them unless `features` int [k] are given.
 
     Columns are standardized for the fit, with an L2 penalty of strength 1; weights are those for X itself. The fit has
-    no random part. Raises ValueError when a class is missing; ImportError without scikit-learn.
+    no random part. Raises ValueError when a class is missing.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ImportError("probes need scikit-learn; pip install 'heredity[stitch]'") from None
+    from sklearn.linear_model import LogisticRegression  # an extra
+
     y = _labels(y, X.shape[0])
     features = np.arange(X.shape[1]) if features is None else np.asarray(features, np.int64)
     columns = _columns(X, features)
@@ -168,10 +166,9 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-
-def estimated(name: str, estimate: Estimate) -> dict[str, float]:
-    """An estimate as columns of a table: `name`, `name_low` and `name_high`."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    def columns(self, name: str) -> dict[str, float]:
+        """As columns of a table: `name`, `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -182,8 +179,9 @@ def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> dict[str, f
     scores = probe.scores(X)
     y = _labels(y, len(scores))
     guess = scores > 0
-    of_class = estimated("accuracy", proportion(int((guess == y).sum()), len(y)))
-    return of_class | estimated("balanced_accuracy", balanced_accuracy(guess, y)) | estimated("auc", roc_auc(scores, y))
+    found = {"balanced_accuracy": balanced_accuracy(guess, y), "auc": roc_auc(scores, y)}
+    found["accuracy"] = proportion(int((guess == y).sum()), len(y))
+    return {column: value for name, each in found.items() for column, value in each.columns(name).items()}
 
 
 def probing(
@@ -229,7 +227,9 @@ def mean_over_draws(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["arm"], row["k"]), []).append(row)
     averaged = []
     for (arm, k), own in groups.items():
-        means = {name: float(np.mean([row[name] for row in own])) for name in own[0].keys() - {"arm", "k", "draw"}}
+        means = {
+            name: float(np.mean([row[name] for row in own])) for name in own[0] if name not in ("arm", "k", "draw")
+        }
         spread = float(np.std([row["balanced_accuracy"] for row in own], ddof=1)) if len(own) > 1 else None
         averaged.append({"arm": arm, "k": k, "draws": len(own), "spread": spread, **means})
     return averaged

@@ -145,21 +145,17 @@ def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[s
     """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
 
     texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
-    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn.
+    likely class of each text, int64 [n], `NONE` for a blank one.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
+    from sklearn.feature_extraction.text import TfidfVectorizer  # an extra
+    from sklearn.linear_model import LogisticRegression
+
     weigh = TfidfVectorizer(
         analyzer="char", ngram_range=(1, 3), max_features=50_000, sublinear_tf=True, lowercase=False
     )
     classes = LogisticRegression(C=10.0, max_iter=1000).fit(weigh.fit_transform(texts), np.asarray(y, np.int64))
 
     def classify(some: Sequence[str]) -> np.ndarray:
-        if not len(some):
-            return np.zeros(0, np.int64)
         guess = np.asarray(classes.predict(weigh.transform(some)), np.int64)
         return np.where([bool(text.strip()) for text in some], guess, NONE)
 
