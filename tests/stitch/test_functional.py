@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor
+from torch import Tensor, nn
 
 from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
@@ -196,40 +196,48 @@ def model(family: str) -> Any:
     return made
 
 
-def block(made: Any, layer: int) -> Any:
-    return (made.transformer.h if hasattr(made, "transformer") else made.model.layers)[layer]
+def block(made: Any, layer: int) -> tuple[Any, Any]:
+    """A layer and the norm before its attention."""
+    at = (made.transformer.h if hasattr(made, "transformer") else made.model.layers)[layer]
+    return at, at.ln_1 if hasattr(at, "ln_1") else at.input_layernorm
 
 
-def blocks(number: int = 10) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, VOCAB, (number, CONTEXT))
+def blocks() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, VOCAB, (10, CONTEXT))
 
 
-def attention_of(made: Any, layer: int, ids: Tensor, less: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def heads_of(at: Any, normed: Tensor) -> list[Tensor]:
+    """Queries, keys and values of a layer, [batch, context, heads, d_head]."""
+    if hasattr(at, "attn"):
+        return [part.unflatten(-1, (4, -1)) for part in at.attn.c_attn(normed).split(D, -1)]
+    own, found = at.self_attn, []
+    for name in "qkv":
+        part = getattr(own, f"{name}_proj")(normed).unflatten(-1, (-1, own.head_dim))
+        found.append(getattr(own, f"{name}_norm", nn.Identity())(part))
+    return found
+
+
+def rotated(made: Any, x: Tensor) -> Tensor:
+    """Queries or keys [batch, context, heads, d_head] turned by their positions, where the family does."""
+    from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
+
+    if hasattr(made, "transformer"):
+        return x
+    cos, sin = made.model.rotary_emb(x, torch.arange(x.shape[1])[None])
+    return apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)[0]
+
+
+def attention_of(made: Any, layer: int, ids: Tensor, less: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Plain reference: weights [batch, heads, query, key] and outputs z [batch, query, heads, d_head] of one layer,
     with `less` [batch, context, d_model] taken from the stream that queries are made of."""
-    at, x = block(made, layer), capture(made, f"blocks.{layer}.hook_resid_pre", ids)
-    less = torch.zeros_like(x) if less is None else less
+    (at, norm), x = block(made, layer), capture(made, f"blocks.{layer}.hook_resid_pre", ids)
     with torch.no_grad():
-        if hasattr(at, "attn"):
-            q = at.attn.c_attn(at.ln_1(x - less)).split(D, -1)[0]
-            k, v = at.attn.c_attn(at.ln_1(x)).split(D, -1)[1:]
-            q, k, v = (part.unflatten(-1, (4, -1)).transpose(1, 2) for part in (q, k, v))
-        else:
-            from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
-
-            attn, heads = at.self_attn, at.self_attn.head_dim
-            normed, own = at.input_layernorm(x), at.input_layernorm(x - less)
-            q, k, v = attn.q_proj(own), attn.k_proj(normed), attn.v_proj(normed)
-            q, k, v = (part.unflatten(-1, (-1, heads)) for part in (q, k, v))
-            if hasattr(attn, "q_norm"):
-                q, k = attn.q_norm(q), attn.k_norm(k)
-            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-            q, k = apply_rotary_pos_emb(q, k, *made.model.rotary_emb(x, torch.arange(ids.shape[1])[None]))
-            k, v = (part.repeat_interleave(2, 1) for part in (k, v))
-        scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
-        weights = scores.softmax(-1)
-        return weights, (weights @ v).transpose(1, 2)
+        q, (_, k, v) = heads_of(at, norm(x - less))[0], heads_of(at, norm(x))
+        q, k = rotated(made, q), rotated(made, k)
+        k, v = (part.repeat_interleave(q.shape[2] // part.shape[2], 2) for part in (k, v))
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf).softmax(-1)
+        return weights, torch.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 def switch(direction: Tensor, level: float) -> SAE:
@@ -265,24 +273,13 @@ def test_scores_are_how_a_push_moves_the_attention_logit(family: str):
     assert found.layers == (1, 2) and found.scores.shape == (4, 2, 4)
     ids = torch.full((1, CONTEXT), BOS)
     for place, layer in enumerate(found.layers):
-        at, x = block(made, layer), capture(made, f"blocks.{layer}.hook_resid_pre", ids)
-        norm = at.ln_1 if family == "gpt2" else at.input_layernorm
+        (at, norm), x = block(made, layer), capture(made, f"blocks.{layer}.hook_resid_pre", ids)
         center = directions - directions.mean(1, keepdim=True) if family == "gpt2" else directions
         with torch.no_grad():
-            if family == "gpt2":
-                q = (center * norm.weight @ at.attn.c_attn.weight[:, :D]).view(4, 4, -1)
-                keys = at.attn.c_attn(norm(x))[0, 0, D : 2 * D].view(4, -1)
-                expected = (q * keys).sum(-1) / q.shape[-1] ** 0.5
-            else:
-                from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
-
-                q = at.self_attn.q_proj(center * norm.weight).view(4, 1, 4, -1).transpose(1, 2)
-                k = at.self_attn.k_proj(norm(x))[:, :1].view(1, 1, 2, -1).transpose(1, 2)
-                cos, sin = made.model.rotary_emb(x, torch.arange(CONTEXT)[None])
-                k, _ = apply_rotary_pos_emb(k, k, cos[:, :1], sin[:, :1])
-                turned, _ = apply_rotary_pos_emb(q.expand(-1, -1, CONTEXT, -1), q, cos, sin)
-                keys = k[0].repeat_interleave(2, 0)
-                expected = (turned * keys).sum(-1).mean(-1) / q.shape[-1] ** 0.5
+            push, none, k = center * norm.weight, torch.zeros(1, D), heads_of(at, norm(x))[1][0, 0]
+            q = heads_of(at, push[:, None])[0] - heads_of(at, none[:, None])[0]
+            q = rotated(made, q.expand(-1, CONTEXT, -1, -1))
+            expected = (q * k.repeat_interleave(4 // len(k), 0)).sum(-1).mean(1) / q.shape[-1] ** 0.5
         np.testing.assert_allclose(found.scores[:, place], expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
@@ -298,7 +295,7 @@ def test_path_ablation_is_that_of_the_layer_computed_by_hand(family: str):
     assert 10 < int(fires.sum()) < 60
     for layer, head in ((1, 3), (2, 0)):
         activation, *effects = path_ablation(made, HOOK, sae, 0, layer, head, blocks(), skip=2)
-        clean, changed = (attention_of(made, layer, ids, less) for less in (None, acts[..., None] * sae.W_dec[0]))
+        clean, changed = (attention_of(made, layer, ids, less) for less in (0.0, acts[..., None] * sae.W_dec[0]))
         np.testing.assert_allclose(activation, acts[fires].numpy(), rtol=1e-4, atol=1e-6)
         for (weights, z), attention, norm in zip((clean, changed), effects[:2], effects[2:], strict=True):
             np.testing.assert_allclose(attention, weights[:, head, :, 0][fires].numpy(), rtol=2e-4, atol=1e-6)
@@ -310,8 +307,7 @@ def test_path_ablation_is_that_of_the_layer_computed_by_hand(family: str):
 def test_a_planted_switch_stands_out_and_turns_its_head_to_the_first_token():
     """A direction made of one head's own query weights and first key."""
     made = model("gpt2")
-    at = block(made, 2)
-    tokens = blocks()
+    at, tokens = block(made, 2)[0], blocks()
     tokens[:, 0] = BOS
     keys = capture(made, "transformer.h.2.attn.c_attn:output", torch.tensor([[BOS]]))[0, 0, D : 2 * D].view(4, -1)
     planted = (at.attn.c_attn.weight[:, :D].view(D, 4, -1)[:, 1] @ keys[1] / at.ln_1.weight).detach()

@@ -17,25 +17,13 @@ from heredity.sae.train import start
 from heredity.stitch.savings import Curve, dense_flops, fold_flops, reached, refit_flops, saving_row, sparse_flops
 
 
-class PlainTopK(nn.Module):
-    """f = topk(x W_e + b_e), x̂ = f W_d + b_d (Chen et al. 2025, eq. 4-5), with torch's own gradients."""
-
-    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
-        super().__init__()
-        self.k = k
-        self.W_e, self.b_e = nn.Parameter(torch.randn(d_in, d_sae)), nn.Parameter(torch.zeros(d_sae))
-        self.W_d, self.b_d = nn.Parameter(torch.randn(d_sae, d_in)), nn.Parameter(torch.zeros(d_in))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        top = (x @ self.W_e + self.b_e).relu().topk(self.k, dim=-1)
-        acts = torch.zeros(len(x), len(self.b_e)).scatter(-1, top.indices, top.values)
-        return acts @ self.W_d + self.b_d
-
-
 def test_dense_operations_are_those_torch_counts():
-    module, x = PlainTopK(12, 40, 4), torch.randn(24, 12)
+    """f = topk(x W_e), x̂ = f W_d (Chen et al. 2025, eq. 4-5), with torch's own gradients."""
+    x, w_e, w_d = torch.randn(24, 12), nn.Parameter(torch.randn(12, 40)), nn.Parameter(torch.randn(40, 12))
     with FlopCounterMode(display=False) as counter:
-        (module(x) - x).square().mean().backward()
+        top = (x @ w_e).relu().topk(4, dim=-1)
+        acts = torch.zeros(24, 40).scatter(-1, top.indices, top.values)
+        (acts @ w_d - x).square().mean().backward()
     assert counter.get_total_flops() == dense_flops(12, 40, 24)
 
 

@@ -95,15 +95,11 @@ def test_unit_rows_change_what_topk_selects_unless_all_rows_are_alike():
     assert same_selection(plain, made, [x]) > 0.999
 
 
-def test_maps_of_the_wrong_width_are_refused():
+def test_directions_and_probes_read_through_the_map_and_maps_of_the_wrong_width_are_refused():
     up, down = maps()
     for wrong in ((down, up), (up, up)):
         with pytest.raises(ValueError, match=r"the SAE reads width 12, up is .* give up \[12, d_target\]"):
             transfer_sae(source("topk"), *wrong)
-
-
-def test_directions_and_probes_read_through_the_map():
-    up, down = maps()
     v, x = random(3, SMALL, seed=1), random(50, LARGE, seed=2)
     moved = transfer_direction(v, up)
     torch.testing.assert_close(moved.norm(dim=1), torch.ones(3))
@@ -140,10 +136,18 @@ def least_squares(x: Tensor, y: Tensor) -> Affine:
     return Affine(solution[:-1], solution[-1])
 
 
-def test_calibration_raises_explained_variance_without_a_change_of_codes():
+def folded(silent: int | None = None) -> tuple[SAE, Tensor]:
+    """That SAE as the maps carry it, a feature of it silenced, and the activations of B."""
     sae, up, down, _, b = planted()
+    made = transfer_sae(sae, up, down)
+    if silent is not None and made.threshold is not None:
+        made.threshold[silent] = 1e6
+    return made, b
+
+
+def test_calibration_raises_explained_variance_without_a_change_of_codes():
+    plain, b = folded()
     fit, held = b[:3000], b[3000:]
-    plain = transfer_sae(sae, up, down)
     found = [calibrate(plain, fit.split(700), refit) for refit in ("bias", "decoder")]
     before, bias, decoder = (quality(each, [held]) for each in (plain, *found))
     for each in found:
@@ -154,10 +158,7 @@ def test_calibration_raises_explained_variance_without_a_change_of_codes():
 
 
 def test_the_refitted_decoder_is_the_least_squares_one_and_dead_features_keep_their_direction():
-    sae, up, down, _, b = planted()
-    plain = transfer_sae(sae, up, down)
-    assert plain.threshold is not None
-    plain.threshold[7] = 1e6
+    plain, b = folded(silent=7)
     made = calibrate(plain, [b], "decoder", ridge=1e-9)
     acts = torch.cat([plain.encode(b), torch.ones(len(b), 1)], 1).double()
     live = torch.arange(FEATURES + 1) != 7
@@ -191,13 +192,8 @@ def test_densities_are_matched_and_weakened_features_live_again(activation: Acti
 
 def world(large: int = LARGE) -> tuple[SAE, Tensor, Tensor]:
     """An SAE of A, activations of A, and unrelated ones of B on another scale and with another mean."""
-    sae = new_sae(SMALL, FEATURES, "jumprelu", None, torch.Generator().manual_seed(5))
-    sae.b_dec.copy_(random(SMALL, seed=6))
-    sae.b_enc.copy_(0.3 * random(FEATURES, seed=7))
-    assert sae.threshold is not None
-    sae.threshold += 0.5
     a = 2 + random(4000, SMALL, seed=8) * torch.linspace(0.5, 2, SMALL)
-    return sae, a, 7 - 9 * random(4000, large, seed=9)
+    return source("jumprelu").unit_norm(), a, 7 - 9 * random(4000, large, seed=9)
 
 
 @pytest.mark.parametrize("large", [LARGE, 8])
@@ -214,8 +210,7 @@ def test_a_turned_dictionary_keeps_what_it_can(large: int):
     torch.testing.assert_close(pre_b.var(0).sum(), scale**2 * pre_a.var(0).sum(), rtol=1e-3, atol=0)
     torch.testing.assert_close(pre_b.mean(0), scale * pre_a.mean(0), rtol=1e-3, atol=1e-3 * float(scale))
     torch.testing.assert_close(made.b_dec, b.mean(0), rtol=1e-4, atol=1e-4)
-    assert sae.threshold is not None and made.threshold is not None
-    torch.testing.assert_close(made.threshold, scale * sae.threshold, rtol=1e-3, atol=0)
+    torch.testing.assert_close(made.threshold, scale * sae.threshold, rtol=1e-3, atol=0)  # type: ignore[operator]
     again, other = turned(sae, moments, 3), turned(sae, moments, 4)
     assert torch.equal(again.W_dec, made.W_dec) and not torch.allclose(other.W_dec, made.W_dec, atol=0.1)
 
@@ -265,14 +260,14 @@ def test_a_batchtopk_start_is_one_again_and_keeps_k():
 
 def test_folding_is_exact_and_something_else_is_not():
     stitch, (sae, _, x) = Stitch(*maps()), world()
-    folded = transfer_sae(sae, *stitch)
-    error, other = folding(sae, folded, stitch, x)
+    made, rms = transfer_sae(sae, *stitch), float(x.square().mean().sqrt())
+    error, other = folding(sae, made, stitch, x)
     assert error < 1e-5 and other < 0.001
-    folded.b_dec += float(x.square().mean().sqrt())
-    folded.b_enc += folded.W_enc.sum(0) * float(x.square().mean().sqrt())
-    assert folding(sae, folded, stitch, x)[0] == pytest.approx(1, abs=1e-3), "another center, the same codes"
-    folded.W_enc *= -1
-    assert folding(sae, folded, stitch, x)[1] > 0.5
+    made.b_dec += rms
+    made.b_enc += made.W_enc.sum(0) * rms
+    assert folding(sae, made, stitch, x)[0] == pytest.approx(1, abs=1e-3), "another center, the same codes"
+    made.W_enc *= -1
+    assert folding(sae, made, stitch, x)[1] > 0.5
 
 
 def test_an_exact_affine_image_is_explained_as_the_source_is():
@@ -290,20 +285,17 @@ def test_an_exact_affine_image_is_explained_as_the_source_is():
 
 
 def test_a_repaired_start_explains_more_and_has_no_dead_features():
-    sae, up, down, _, b = planted()
-    folded = transfer_sae(sae, up, down)
-    assert folded.threshold is not None
-    folded.threshold[7] = 1e6
+    plain, b = folded(silent=7)
     asked = []
 
     def batch(step: int) -> Tensor:
         asked.append(step)
         return b[(400 * step) % len(b) :][:400]
 
-    ready, given, flops = repaired(folded, batch, 400, 300, 0)
+    ready, given, flops = repaired(plain, batch, 400, 300, 0)
     assert asked == list(range(SILENT // 400)) and given == 1 and flops > 0
     torch.testing.assert_close(ready.W_dec.norm(dim=1), torch.ones(FEATURES))
-    before, after = (quality(each, [b]) for each in (folded, ready))
+    before, after = (quality(each, [b]) for each in (plain, ready))
     assert after.explained_variance > before.explained_variance + 0.1 and before.density[7] == 0 < after.density[7]
-    few, given, _ = repaired(folded, batch, 400, 3, 0)
+    few, given, _ = repaired(plain, batch, 400, 3, 0)
     assert given == 0 and quality(few, [b]).density[7] == 0, "on few vectors a rare feature looks dead"
