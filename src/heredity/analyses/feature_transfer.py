@@ -7,10 +7,9 @@ transferred alike. Features that fire on fewer than 30 tokens in the source are 
 Structural features fire in all versions of a text whose content words are swapped, in at least half of the texts that
 they fire in; the others that fire are semantic (the paper rewrites by a language model, here words are swapped within
 word classes of the corpus). Classes are compared by the two-sided Mann-Whitney test. Functional features (section 5.2)
-write where the unembedding hardly reads (entropy features), or turn a head to the first token, that is, off (attention
-deactivation features); heads are then run with and without the feature. Shares are of a direction's length in the
-effective null space of the unembedding; a head's score is the attention logit of the first token for an activation of
-1, before the norm divides by its scale.
+write where the unembedding hardly reads (entropy features: share of the direction's length in its effective null
+space), or turn a head to the first token, that is, off (attention deactivation features; a head's score is the first
+token's attention logit for an activation of 1, before the norm's scale); heads are then run with and without them.
 """
 
 from __future__ import annotations

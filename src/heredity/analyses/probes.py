@@ -179,7 +179,7 @@ def _run(work: Work, settings: ProbeSettings) -> Results:
     rows: list[dict[str, Any]] = []
     left_out = set[int]()
     for done, (label, (chosen, y, test)) in enumerate(tasks.items(), 3):
-        train, held = ((Views(*(part[chosen[of]] for part in seen)), y[of]) for of in (~test, test))
+        train, held = ((Views._make(part[chosen[of]] for part in seen), y[of]) for of in (~test, test))
         own = probing(train, held, settings.sizes, settings.draws, settings.seed)
         draws += [{"label": label, **row} for row in own]
         rows += [{"label": label, **row} for row in mean_over_draws(own)]
@@ -209,7 +209,8 @@ def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts,
             for corpus, artifact in work.inputs["corpus"].items()
         }
 
-    choose = partial(labeled, task=settings.task, most=settings.texts, seed=settings.seed)
+    task: Any = settings.task
+    choose = partial(labeled, task=task, most=settings.texts, seed=settings.seed)
     held_out = documents("validation")
     with suppress(LabelError):
         texts = choose(held_out)

@@ -125,10 +125,10 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.transfer import folding, same_selection
 
     config, sides = settings.config, Sides.of(work)
-    source = sides.read_sae(work.inputs["sae"])
+    ends, source = {"source": sides.source, "target": sides.target}, sides.read_sae(work.inputs["sae"])
 
     def read(end: str, blocks: np.ndarray) -> Iterable[Tensor]:
-        return activations(*getattr(sides, end), blocks, settings.precision)
+        return activations(*ends[end], blocks, settings.precision)
 
     blocks = settings.blocks(work, "train", CALIBRATING)
     x, density = torch.cat(list(read("target", blocks))), quality(source, read("source", blocks)).density
@@ -138,7 +138,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
         end = "source" if variant == "source" else "target"
         own = quality(sae, read(end, held))
-        clean, spliced, zero = spliced_losses(*getattr(sides, end), sae, held, settings.precision)
+        clean, spliced, zero = spliced_losses(*ends[end], sae, held, settings.precision)
         row = {"variant": variant, "l0": own.l0, "dead_share": own.dead_share, "ce_clean": clean, "ce_spliced": spliced}
         row |= {"fvu": 1 - own.explained_variance, "explained_variance": own.explained_variance}
         recovered = ce_loss_recovered(clean, spliced, zero)

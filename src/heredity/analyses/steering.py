@@ -184,12 +184,12 @@ def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tu
     from heredity.stitch.aligned import Points, aligned
     from heredity.text.tokens import BlockSampler, distinct_blocks
 
-    points = [Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target)]
+    a, b = (Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target))
     own: dict[str, Moments] = {}
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
         sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
         blocks = distinct_blocks(sampler, settings.config.steering.vectors)
-        own[corpus] = MomentStream().extend(aligned(*points, blocks, sides.special, settings.precision)).pair()
+        own[corpus] = MomentStream().extend(aligned(a, b, blocks, sides.special, settings.precision)).pair()
     return {name: (each, pooled([own[other] for other in own if other != name])) for name, each in own.items()}
 
 

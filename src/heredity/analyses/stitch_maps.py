@@ -169,7 +169,7 @@ def _needs(study: Study, item: Item) -> Needs:
 
 def stitch_needs(study: Study, item: Item, corpora: Iterable[str] = (), **others: Any) -> Needs:
     """Inputs of `Sides.of` and `StitchSettings.blocks`, the documents of some corpora, and others by role."""
-    documents = {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
+    documents: dict[str, tuple[str, Item]] = {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
     maps: Needs = {**_needs(study, item), "stitch": ("stitch", {"stitch": item["stitch"]}), **others}
     return maps | {"corpus": documents} if documents else maps
 

@@ -12,7 +12,7 @@ saving.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity import format
@@ -112,19 +112,16 @@ def _items(study: Study) -> Iterable[Item]:
 
 
 def _settings(study: Study, item: Item) -> WarmStartSettings:
-    name, d_sae, arm = item["stitch"], item["d_sae"], item["arm"]
-    target, seed = study.config.stitch[name].target, seed_of(study, "beginning", name, d_sae)
-    others = study.config.precision, seed, seed_of(study, "beginning", name)
-    return WarmStartSettings(new_sae_config(study), d_sae, arm, target, *others)
+    name, d_sae, target = item["stitch"], item["d_sae"], study.config.stitch[item["stitch"]].target
+    seed, held_out_seed = seed_of(study, "beginning", name, d_sae), seed_of(study, "beginning", name)
+    given = new_sae_config(study), d_sae, item["arm"], target, study.config.precision
+    return WarmStartSettings(*given, seed, held_out_seed)
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    name = item["stitch"]
-    needs: Needs = {
-        "model": ("model", {"model": study.config.stitch[name].target}),
-        "stitch": ("stitch", {"stitch": name}),
-        "tokens": tokens_needs(study.stitch_corpora(name)),
-    }
+    name, target = item["stitch"], study.config.stitch[item["stitch"]].target
+    needs: Needs = {"model": ("model", {"model": target}), "stitch": ("stitch", {"stitch": name})}
+    needs["tokens"] = tokens_needs(study.stitch_corpora(name))
     return needs if item["arm"] == "random" else needs | {"source": source_sae_need(name, item["d_sae"])}
 
 
@@ -249,16 +246,14 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{_STARTS[best['arm']]} takes {_fewer(best['saved_flops'])} FLOPs than one from a random start, the maps "
             "included."
         )
-        yield Statement(f"stitch {name}", "training", text, tuple(_evidence(first, best, source)))
-
-
-def _evidence(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], source: str) -> Iterable[str]:
-    for row in rows:
-        if row["threshold"] == best["threshold"]:
-            outcome = f"{row['never']} never" if row["never"] else _fewer(row["saved_flops"])
-            yield f"{row['arm']} to {row['threshold']:g}: {outcome}"
-    if best["saved_flops_with_source"] is not None:
-        yield f"with the training of {source}'s SAE: {_fewer(best['saved_flops_with_source'])}"
+        level, sourced = best["threshold"], best["saved_flops_with_source"]
+        evidence = [
+            f"{row['arm']} to {level:g}: " + (f"{row['never']} never" if row["never"] else _fewer(row["saved_flops"]))
+            for row in first
+            if row["threshold"] == level
+        ]
+        evidence += [] if sourced is None else [f"with the training of {source}'s SAE: {_fewer(sourced)}"]
+        yield Statement(f"stitch {name}", "training", text, tuple(evidence))
 
 
 def _fewer(saved: float | None) -> str:

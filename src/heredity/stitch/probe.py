@@ -46,10 +46,9 @@ def text_vectors(
     context_size: int,
     precision: Precision = "float32",
 ) -> Iterator[Vectors]:
-    """Vectors at all but the special tokens among the first `context_size` of each text, the longest texts first.
+    """Vectors of a causal model at all but the special tokens of each text's first `context_size`, longest texts first.
 
-    The model must be causal: shorter texts of a batch are padded at the end, invisible to their own tokens. Raises
-    ValueError for a text without tokens, and as `activations` does.
+    Raises ValueError for a text without tokens.
     """
     special = list(tokenizer.all_special_ids)
     encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
@@ -108,8 +107,7 @@ def views(
 ) -> Views:
     """Views of texts for all arms, in one pass through each model. Raises as `means` does.
 
-    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, from
-    vectors [n, d_B] to A's space.
+    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, B to A.
     """
     ours, theirs = (partial(sparse_codes, sae) for sae in saes)
     a, (of_source,) = means(source(texts), len(texts), ours)
@@ -189,10 +187,9 @@ def probing(
 ) -> list[dict[str, Any]]:
     """Every arm at every possible size, fitted on the training texts and judged on the test texts.
 
-    train, test: views of the texts, and bool [texts]. draws: sets of random features per size, drawn with `seed` from
-    those of A's SAE that fire on a training text in B. Sizes beyond their number, or that of native features, are left
-    out. Rows hold arm, k (features, or dimensions of a dense probe), draw (0 but for `random`), and the columns of
-    `judge`. Raises as `fit_probe` does.
+    train, test: views of the texts, and bool [texts]. draws: sets of random features per size, of those of A's SAE that
+    fire on a training text in B. Sizes beyond their number, or that of native features, are left out. Rows hold arm, k
+    (features, or dimensions of a dense probe), draw (0 but for `random`), and the columns of `judge`.
     """
     (seen, y), (held, truth) = train, test
     rng, rows = np.random.default_rng(seed), []

@@ -35,7 +35,7 @@ def sparse_flops(d_in: int, d_sae: int, l0: float, vectors: float) -> float:
     """FLOPs of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
 
     Only the encoder's product is dense. The reconstruction, the gradients of the activations and those of both matrices
-    take 2 d_in each per active entry. Work done once per step, by Adam and for b_dec, is left out of both counts.
+    take 2 d_in each per active entry. Work once per step, by Adam and for b_dec, is left out of both counts.
     """
     return 2.0 * d_in * (d_sae + 4 * l0) * vectors
 
@@ -77,9 +77,9 @@ def saving_row(
 ) -> dict[str, float | None]:
     """Cost of an explained variance from one start and the share saved over the random start; None where never reached.
 
-    arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: those of
-    training the source's SAE. Keys, of FLOPs: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted,
-    `saved_flops_with_source` with both counted; the same of `seconds`. Shares are negative where the arm costs more.
+    arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: of training the
+    source's SAE. Keys: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted, and with both
+    `saved_flops_with_source`; the same of `seconds`. Shares are negative where the arm costs more.
     """
     row: dict[str, float | None] = {}
     for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):

@@ -51,8 +51,8 @@ def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> floa
 def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covariance: np.ndarray) -> Steering:
     """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
-    The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
-    their covariance [d_in, d_in] alone makes clamping move them further.
+    The level lies above that of the vectors' mean, or equals it, which moves them least, when their covariance alone
+    makes clamping move them further.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
@@ -65,8 +65,8 @@ def steering_arms(
     """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
 
     wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
-    the map b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`);
-    `random` moves the vectors of the other corpora as far as `native` does.
+    b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`); `random`
+    moves the vectors of the other corpora as far as `native` does.
     """
     # Levels are means, so one vector, the mean, gives the same as all vectors.
     native = leveled(wanted.mean_a - others.mean_a, wanted.mean_a[None])
@@ -113,26 +113,22 @@ def generate(
         if context is not None and len(row) + max_tokens > context:
             exceeds = f"{len(row)} tokens, and {max_tokens} more exceed the model's context of {context}"
             raise ValueError(f"prompt {number} has {exceeds}; lower max_tokens or prompt_tokens")
-    device, texts, training = next(model.parameters()).device, [], model.training
+    device, texts = next(model.parameters()).device, []
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
     how: Any = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1, "do_sample": True}
     how |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
-    written: Any = model.generate
-    try:
-        model.eval()
-        with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for start in range(0, len(ids), _BATCH):
-                some = ids[start : start + _BATCH]
-                longest = max(map(len, some))
-                # Padded in front, so that every prompt ends where the continuation begins.
-                rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
-                mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
-                out = written(rows, attention_mask=mask, **how)
-                texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-    finally:
-        model.train(training)
+    written: Any = model.eval().generate
+    with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(ids), _BATCH):
+            some = ids[start : start + _BATCH]
+            longest = max(map(len, some))
+            # Padded in front, so that every prompt ends where the continuation begins.
+            rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
+            out = written(rows, attention_mask=mask, **how)
+            texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
 
 
@@ -142,10 +138,9 @@ def transfer_gap(transferred: float, native: float) -> float:
 
 
 def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
-    """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
+    """A classifier of texts into classes y, int [n] >= 0: logistic regression on runs of one to three characters.
 
-    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
-    likely class of each text, int64 [n], `NONE` for a blank one.
+    Runs are weighted by TF-IDF. It gives the most likely class of each text, int64 [n], `NONE` for a blank one.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # an extra
     from sklearn.linear_model import LogisticRegression

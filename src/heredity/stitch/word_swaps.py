@@ -102,8 +102,8 @@ def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
         words[kinds[word]].append(word)
     if not kinds:
         raise ValueError(f"no content word occurs {least} times in the texts; give more text")
-    counts = {kind: np.array([seen[word] for word in some]) for kind, some in words.items()}
-    chance = {kind: count / count.sum() for kind, count in counts.items()}
+    counts: dict[Kind, np.ndarray] = {kind: np.array([seen[word] for word in some]) for kind, some in words.items()}
+    chance: dict[Kind, np.ndarray] = {kind: count / count.sum() for kind, count in counts.items()}
     return Lexicon(kinds, dict(words), chance, {word: frozenset(places[word]) for word in kinds})
 
 
