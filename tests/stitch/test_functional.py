@@ -269,10 +269,10 @@ def test_the_null_space_is_that_of_the_logits():
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
 def test_scores_are_how_a_push_moves_the_attention_logit(family: str):
     made, directions = model(family), random(4, D, seed=5)
-    found = head_scores(made, HOOK, directions, BOS, CONTEXT)
-    assert found.layers == (1, 2) and found.scores.shape == (4, 2, 4)
+    found, layers = head_scores(made, HOOK, directions, BOS, CONTEXT)
+    assert layers == (1, 2) and found.shape == (4, 2, 4)
     ids = torch.full((1, CONTEXT), BOS)
-    for place, layer in enumerate(found.layers):
+    for place, layer in enumerate(layers):
         (at, norm), x = block(made, layer), capture(made, f"blocks.{layer}.hook_resid_pre", ids)
         center = directions - directions.mean(1, keepdim=True) if family == "gpt2" else directions
         with torch.no_grad():
@@ -280,7 +280,7 @@ def test_scores_are_how_a_push_moves_the_attention_logit(family: str):
             q = heads_of(at, push[:, None])[0] - heads_of(at, none[:, None])[0]
             q = rotated(made, q.expand(-1, CONTEXT, -1, -1))
             expected = (q * k.repeat_interleave(4 // len(k), 0)).sum(-1).mean(1) / q.shape[-1] ** 0.5
-        np.testing.assert_allclose(found.scores[:, place], expected.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found[:, place], expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "qwen3"])
@@ -313,7 +313,7 @@ def test_a_planted_switch_stands_out_and_turns_its_head_to_the_first_token():
     planted = (at.attn.c_attn.weight[:, :D].view(D, 4, -1)[:, 1] @ keys[1] / at.ln_1.weight).detach()
     planted = torch.nn.functional.normalize(planted, dim=0)
     others = torch.nn.functional.normalize(random(50, D, seed=1), dim=1)
-    scores = head_scores(made, HOOK, torch.cat([planted[None], others]), BOS).scores
+    scores, _ = head_scores(made, HOOK, torch.cat([planted[None], others]), BOS)
     assert scores[0].argmax() == 1 * 4 + 1  # layer 2, the second one meant; head 1
     assert scores[0, 1, 1] > 1.5 * scores[1:, 1, 1].max()
     x = capture(made, HOOK, torch.from_numpy(tokens))
@@ -329,4 +329,4 @@ def test_what_is_not_known_is_refused():
         head_scores(model("gpt_neox"), HOOK, one, BOS)
     with pytest.raises(ValueError, match="no attention follows blocks.2.hook_resid_post"):
         head_scores(model("gpt2"), "blocks.2.hook_resid_post", one, BOS)
-    assert head_scores(model("gpt2"), "blocks.0.hook_resid_post", one, BOS).layers == (1, 2)
+    assert head_scores(model("gpt2"), "blocks.0.hook_resid_post", one, BOS)[1] == (1, 2)

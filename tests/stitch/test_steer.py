@@ -193,7 +193,7 @@ def test_arms_are_those_of_two_models_that_a_map_joins_exactly():
     assert moved[0] == pytest.approx(np.hypot(distance, 0.5))
 
 
-def test_prompts_are_taken_from_the_corporainterleave():
+def test_prompts_are_taken_from_the_corpora_in_turn():
     assert interleave([["a", "b", "c"], ["x"], ["u", "v"]]) == ["a", "x", "u", "b", "v", "c"]
 
 

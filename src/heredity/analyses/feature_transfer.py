@@ -339,7 +339,7 @@ class _Inquiry:
         bos = int(getattr(self.sides.tokenizer, f"{first}_token_id"))
         sides = {"source": self.source, "target": self.target}
         scores = {end: head_scores(side.model, side.hook_point, side.sae.W_dec, bos) for end, side in sides.items()}
-        own, carried = (each.scores.max((1, 2)) for each in scores.values())
+        own, carried = (each.max((1, 2)) for each, _ in scores.values())
         self.columns |= {"head_score": own, "carried_head_score": carried}
         rank = rank_correlation(own[self.judged], carried[self.judged])
         self.row |= {"first_token": first, "head_score_rank": rank}

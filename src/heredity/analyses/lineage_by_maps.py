@@ -78,10 +78,10 @@ MAPPED_FEATURES = Table(
 )
 
 
-def _edge(study: Study, name: str) -> Edge | None:
-    """The edge along which a stitch goes, from parent to child; None if there is none."""
-    edge = Edge(study.config.stitch[name].source, study.config.stitch[name].target)
-    return edge if edge in study.edges else None
+def _items(study: Study) -> Iterable[Item]:
+    """Stitches along an edge, from parent to child."""
+    stitches = study.config.stitch.items() if study.instruments else ()
+    return ({"stitch": name} for name, stitch in stitches if Edge(stitch.source, stitch.target) in study.edges)
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -161,9 +161,7 @@ ANALYSIS = Analysis(
     kind="lineage_by_maps",
     version=1,
     title="Lineage by maps",
-    items=lambda study: (
-        {"stitch": name} for name in study.config.stitch if _edge(study, name) is not None and study.instruments
-    ),
+    items=_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "bridge", "evaluation"),
     needs=_needs,
     run=_run,

@@ -167,7 +167,7 @@ def _classifier(
         for pack in packs(work.inputs["tokens"], split).values():
             sampler = BlockSampler({"corpus": pack}, min(size, len(pack.tokens)), seed)
             blocks = distinct_blocks(sampler, count * sampler.context_size)
-            parts.append(longest_pieces(blocks, sides.tokenizer, sides.special))
+            parts.append(longest_pieces(blocks, sides.tokenizer, sides.tokenizer.all_special_ids))
         least = min(map(len, parts))
         return [text for own in parts for text in own[:least]], np.repeat(np.arange(len(parts)), least)
 
@@ -189,7 +189,9 @@ def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tu
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
         sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
         blocks = distinct_blocks(sampler, settings.config.steering.vectors)
-        own[corpus] = MomentStream().extend(aligned(a, b, blocks, sides.special, settings.precision)).pair()
+        own[corpus] = (
+            MomentStream().extend(aligned(a, b, blocks, sides.tokenizer.all_special_ids, settings.precision)).pair()
+        )
     return {name: (each, pooled([own[other] for other in own if other != name])) for name, each in own.items()}
 
 

@@ -192,11 +192,6 @@ class Sides(NamedTuple):
         stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
         return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
 
-    @property
-    def special(self) -> list[int]:
-        """Ids of special tokens."""
-        return list(self.tokenizer.all_special_ids)
-
     def read_sae(self, artifact: Artifact) -> SAE:
         """The SAE of an artifact, on the device."""
         from heredity.sae.formats import read_sae

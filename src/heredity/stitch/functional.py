@@ -169,11 +169,9 @@ def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: fl
     return NullSpace(share.cpu().numpy(), lengths.cpu().numpy(), dimensions, chance)
 
 
-class HeadScores(NamedTuple):
-    """How strongly directions turn the queries of later heads to the first token."""
-
-    scores: np.ndarray  # float64 [n, layers, heads]: attention logit for an activation of 1, before the norm's scale
-    layers: tuple[int, ...]  # of the second axis: all whose attention reads the hook point's output
+HeadScores = tuple[np.ndarray, tuple[int, ...]]
+"""How strongly directions turn the queries of later heads to the first token: attention logit for an activation of 1,
+before the norm's scale, float64 [n, layers, heads]; and the layers, all whose attention reads the hook point."""
 
 
 def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int, context: int = 64) -> HeadScores:
@@ -202,7 +200,7 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
             key = _first_key(model, at, ids[:, :1] if at.fused else ids)
             key = key.repeat_interleave(query.shape[1] // len(key), 0)
             scores.append((query.double() * key.double()).sum(-1) * at.scaling)
-    return HeadScores(torch.stack(scores, 1).cpu().numpy(), layers)
+    return torch.stack(scores, 1).cpu().numpy(), layers
 
 
 def path_ablation(
@@ -245,9 +243,9 @@ def strongest_head(side: Side, scores: HeadScores, feature: int, blocks: np.ndar
     Gives layer, head, score, tokens where the feature fires, and means over them, None without any: attention to the
     first token, norm of the output, and by how much each drops without the feature.
     """
-    row = scores.scores[feature]
+    row, layers = scores[0][feature], scores[1]
     place, head = (int(i) for i in np.unravel_index(row.argmax(), row.shape))
-    layer = scores.layers[place]
+    layer = layers[place]
     acts, attention, without, norm, without_norm = path_ablation(*side[:3], feature, layer, head, blocks)
     columns = {"attention": attention, "attention_drop": attention - without}
     columns |= {"norm": norm, "norm_drop": norm - without_norm}
