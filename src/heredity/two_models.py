@@ -161,10 +161,9 @@ def fit_stitch(
     Raises ValueError for tokenizers that differ, and for fewer tokens than dimensions.
     """
     from heredity.analyses.reading import on_device
-    from heredity.stitch.affine import stitch_quality
+    from heredity.stitch.affine import MomentStream, stitch_quality
     from heredity.stitch.aligned import Points, aligned
     from heredity.stitch.fit import fit
-    from heredity.stitch.moments import MomentStream
     from heredity.text.tokens import distinct_blocks
 
     tokenizer = _tokenizer((source, target), tokenizer)

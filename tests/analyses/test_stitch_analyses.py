@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,14 +18,13 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from artifacts import table_of
-from heredity.analyses import Pipeline, statements_of
-from heredity.analyses.analysis import Need, seed_of
+from heredity.analyses import Pipeline, feature_transfer, lineage_by_maps, statements_of
 from heredity.analyses.feature_transfer import prose_corpus, quantiles
 from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import variants
-from heredity.analyses.stitch_maps import Sides, sides_of, stitch_blocks
+from heredity.analyses.stitch_maps import Sides
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
@@ -42,6 +42,7 @@ from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
 from heredity.stitch.steer import transfer_gap
 from heredity.stitch.transfer import transfer_sae
 from heredity.study import Study, StudyError, load_study
+from stitch.test_affine import random
 from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
 from tiny import command
 
@@ -64,11 +65,8 @@ class World(NamedTuple):
     tables: dict[str, list[Row]]
 
     def rows(self, table: str, stitch: str = "pair", **key: Any) -> list[Row]:
-        return [
-            row
-            for row in self.tables[table]
-            if row["stitch"] == stitch and all(row[name] == value for name, value in key.items())
-        ]
+        key["stitch"] = stitch
+        return [row for row in self.tables[table] if all(row[name] == value for name, value in key.items())]
 
     def row(self, table: str, stitch: str = "pair", **key: Any) -> Row:
         (row,) = self.rows(table, stitch, **key)
@@ -78,9 +76,14 @@ class World(NamedTuple):
         read = table_of(self.artifacts[label], table)
         return {name: read[name].to_numpy() for name in read.column_names}
 
-    def work(self, label: str, folder: Path) -> Work:
-        stage = self.pipeline.stages[label]
+    def work(self, stage: Stage | str, folder: Path) -> Work:
+        stage = self.pipeline.stages[stage] if isinstance(stage, str) else stage
         return Work(folder, inputs_of(stage, self.store), stage.config, lambda *_: None, Here())
+
+    def changed(self, label: str, **pair: Any) -> Stage:
+        """A stage of the study with other settings of the stitch."""
+        made = values(self.study.root, **pair)
+        return Pipeline(Study.of(made, name="s", root=self.study.root)).stages[label]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,19 @@ def world(stitch) -> World:
     run = stitch.run
     tables = {name: table.to_pylist() for name, table in run.tables.items()}
     return World(run.study, run.pipeline, Store(run.folder), run.artifacts, tables)
+
+
+def texts_of(world: World, corpus: str) -> list[str]:
+    """Held-out documents."""
+    return pq.read_table(world.artifacts[f"corpus/{corpus}"] / "validation.parquet")["text"].to_pylist()
+
+
+def pearson(found: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """That r of all live features are numpy's."""
+    live = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
+    expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
+    assert len(live) > 30
+    np.testing.assert_allclose(found[live], expected, atol=1e-4)
 
 
 # -- stages -----------------------------------------------------------------------------------------------------------
@@ -112,12 +128,10 @@ def test_keys_follow_what_matters(tmp_path):
         "feature_transfer/pair",
     ]
     assert [label for label in first if "lineage" in label] == ["lineage_by_maps/along", "lineage_by_maps/elsewhere"]
+    probed = {"tasks": ["origin", "kind", "test"], "texts": 41}
     for changes, labels in (
         ({"thresholds": [0.5]}, {"savings/pair"}),
-        (
-            {"probes": {"tasks": ["origin", "kind", "test"], "texts": 41}},
-            {label for label in pair if "probes" in label},
-        ),
+        ({"probes": probed}, {label for label in pair if "probes" in label}),
         ({"steering": {"prompts": 5}}, {"steering/pair"}),
         ({"evaluation": 1_400}, {*pair} - {f"source_sae/pair@{WIDTH}"}),
     ):
@@ -135,10 +149,9 @@ def test_a_native_sae_needs_nothing_of_the_source_and_all_arms_read_the_same_vec
 
 
 def test_every_stage_is_estimated(world: World, tmp_path):
-    rows = {row["stage"]: row for row in plan(world.pipeline, Store(tmp_path))["plan_stages"]}
-    for label, row in rows.items():
-        if label.split("/")[0] in (KINDS | {"lineage_by_maps"}) - {"savings"}:
-            assert row["flops"] > 0 and row["tokens"] > 0 and not row["cached"], label
+    for row in plan(world.pipeline, Store(tmp_path))["plan_stages"]:
+        if row["stage"].split("/")[0] in (KINDS | {"lineage_by_maps"}) - {"savings"}:
+            assert row["flops"] > 0 and row["tokens"] > 0 and not row["cached"], row["stage"]
 
 
 @pytest.mark.parametrize(
@@ -167,25 +180,12 @@ def test_scikit_learn_is_required_before_anything_runs(tmp_path, monkeypatch):
     assert keys(tmp_path, probes={"tasks": []}, steering={"prompts": 0})
 
 
-@pytest.mark.parametrize(
-    ("point", "residual"),
-    [
-        ("blocks.1.hook_resid_pre", True),
-        ("blocks.0.hook_resid_mid", True),
-        ("model.layers.3", True),
-        ("model.layers.3:input", True),
-        ("model.layers.3.post_attention_layernorm:input", True),
-        ("transformer.h.2.ln_1:input", True),
-        ("model.norm:input", True),
-        ("blocks.1.mlp.hook_post", False),
-        ("blocks.1.hook_mlp_out", False),
-        ("model.layers.3.mlp", False),
-        ("model.layers.3.input_layernorm", False),
-        ("model.layers.3.self_attn.q_norm:input", False),
-    ],
-)
-def test_a_stitch_stands_where_all_of_the_residual_stream_passes(point, residual):
-    assert is_residual(point) == residual
+def test_a_stitch_stands_where_all_of_the_residual_stream_passes():
+    points = "blocks.1.hook_resid_pre blocks.0.hook_resid_mid model.layers.3 model.layers.3:input model.norm:input "
+    points += "model.layers.3.post_attention_layernorm:input transformer.h.2.ln_1:input"
+    parts = "blocks.1.mlp.hook_post blocks.1.hook_mlp_out model.layers.3.mlp model.layers.3.input_layernorm "
+    parts += "model.layers.3.self_attn.q_norm:input"
+    assert [point for point in f"{points} {parts}".split() if is_residual(point)] == points.split()
 
 
 @pytest.mark.parametrize(
@@ -246,43 +246,40 @@ def test_a_transferred_sae_explains_less_than_at_home_and_repairs_help(world: Wo
 
 
 def test_transferred_saes_are_folders_that_can_be_read(world: World):
-    folder = world.artifacts[f"sae_transfer/pair@{WIDTH}"].folder
-    saes = {name: read_sae(folder / name) for name in ("transferred", "normalized", "bias", "decoder")}
-    for name, (sae, metadata) in saes.items():
+    for name in ("transferred", "normalized", "bias", "decoder"):
+        sae, metadata = read_sae(world.artifacts[f"sae_transfer/pair@{WIDTH}"] / name)
         assert (sae.d_in, sae.d_sae, sae.activation, sae.k) == (48, WIDTH, "topk", K)
         assert metadata["model_name"] == "large" and metadata["transferred_from"] == "small"
         assert metadata["variant"] == name and metadata["hook_name"] == TARGET_HOOK
-    torch.testing.assert_close(saes["normalized"][0].W_dec.norm(dim=1), torch.ones(WIDTH))
+        if name == "normalized":
+            torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(WIDTH))
     source, metadata = read_sae(world.artifacts[f"source_sae/pair@{WIDTH}"] / "sae")
     assert (source.d_in, source.d_sae) == (32, WIDTH) and metadata["hook_name"] == HOOK
 
 
 def test_an_sae_of_a_model_of_the_same_width_is_also_used_as_it_is(tmp_path):
     """B is A turned: unchanged the SAE is worth little there, through maps that only turn all of it."""
-    normal = torch.randn(400, 12, generator=torch.Generator().manual_seed(0))
-    a = normal * torch.linspace(0.2, 3, 12) + 1
-    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1))).Q
+    a = random(400, 12, seed=0) * torch.linspace(0.2, 3, 12) + 1
+    turn = torch.linalg.qr(random(12, 12, seed=1)).Q
     exact = Stitch(Affine(turn, torch.ones(12)), Affine(turn.T, -(torch.ones(12) @ turn.T)))
-    exact.save(tmp_path / "procrustes")
+    exact.save(tmp_path)
     sae = new_sae(12, 48, "jumprelu", None, torch.Generator().manual_seed(2))
     sae.b_dec.copy_(a.mean(0))
     sae.W_enc *= 0.3
     assert sae.threshold is not None
     sae.threshold += 0.1
     weak = Stitch(exact.up, Affine(0.8 * exact.down.weight, 0.8 * exact.down.bias + 0.2 * a.mean(0)))
-    b, density = exact.up(a), quality(sae, [a]).density
-    sides = Sides(None, None, "", "", weak, [])
-    work = Work(tmp_path, {"stitch": Artifact(tmp_path, "")}, {}, lambda *_: None, Here())
-    made, left_out = variants(sae, transfer_sae(sae, *weak), b, density, sides, work)
+    b, own = exact.up(a), quality(sae, [a])
+    made, left_out = variants(sae, weak, b, own.density, tmp_path)
     assert left_out == {}
-    figures = {name: quality(each, [b]) for name, each in {**made, "source": sae}.items()}
     assert list(made) == ["transferred", "normalized", "bias", "decoder", "density", "unchanged", "aligned"]
-    home = quality(sae, [a]).explained_variance
-    ev = {name: own.explained_variance for name, own in figures.items()}
+    figures = {name: quality(each, [b]) for name, each in made.items()}
+    home, ev = own.explained_variance, {name: each.explained_variance for name, each in figures.items()}
     assert ev["aligned"] == pytest.approx(home, abs=1e-4) and ev["unchanged"] < home - 0.2
-    assert ev["unchanged"] == ev["source"] and ev["decoder"] > ev["bias"] > ev["transferred"] < home
-    np.testing.assert_allclose(figures["density"].density, density, atol=1.5 / len(b))
-    few, left_out = variants(sae, transfer_sae(sae, *weak), b[:90], density, sides, work)
+    assert ev["unchanged"] == quality(sae, [b]).explained_variance
+    assert ev["decoder"] > ev["bias"] > ev["transferred"] < home
+    np.testing.assert_allclose(figures["density"].density, own.density, atol=1.5 / len(b))
+    few, left_out = variants(sae, weak, b[:90], own.density, tmp_path)
     assert left_out == {"decoder": "90 vectors are fewer than two per feature"} and "decoder" not in few
 
 
@@ -317,10 +314,10 @@ class Killer(Watcher):
     """Interrupts the run at a step of a stage."""
 
     def __init__(self, label: str, step: int) -> None:
-        self.label, self.step = label, step
+        self.at = label, step
 
     def progress(self, stage: Stage, done: int, total: int) -> None:
-        if (stage.label, done) == (self.label, self.step):
+        if (stage.label, done) == self.at:
             raise KeyboardInterrupt
 
 
@@ -329,7 +326,7 @@ def test_a_killed_training_resumes_with_the_same_curve(world: World, tmp_path, m
 
     name = f"pair@{WIDTH}@repaired"
     label, whole = f"warm_start/{name}", world.rows("warm_start_curves", arm="repaired")
-    store, stages = Store(tmp_path / "runs"), world.pipeline.closure([f"warm_start/{name}"])
+    store, stages = Store(tmp_path / "runs"), world.pipeline.closure([label])
     shutil.copytree(world.store.root, store.root, ignore=shutil.ignore_patterns(f"{name}-*", ".lock"))
     monkeypatch.setattr(room, "train", partial(room.train, checkpoint_seconds=0))
     stop = whole[-4]["step"]
@@ -340,42 +337,36 @@ def test_a_killed_training_resumes_with_the_same_curve(world: World, tmp_path, m
     assert kept[-1]["step"] == stop, "the row of a step after the checkpoint's, to be dropped"
     assert (folder / "clock").stat().st_size == 8 * (stop + 1)
     artifact = run(stages, store)[label]
-    again = {table: table_of(artifact, table).to_pylist() for table in ("warm_starts", "warm_start_curves")}
-    timed = ("seconds", "start_seconds")
 
     def untimed(rows: list[Row]) -> list[Row]:
-        return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+        return [{key: value for key, value in row.items() if key not in ("seconds", "start_seconds")} for row in rows]
 
-    assert untimed(again["warm_start_curves"]) == untimed(whole)
-    assert untimed(again["warm_starts"]) == untimed(world.rows("warm_starts", arm="repaired"))
-    seconds = [row["seconds"] for row in again["warm_start_curves"]]
-    assert seconds == sorted(seconds)
+    for table in ("warm_starts", "warm_start_curves"):
+        assert untimed(table_of(artifact, table).to_pylist()) == untimed(world.rows(table, arm="repaired"))
+    seconds = [row["seconds"] for row in table_of(artifact, "warm_start_curves").to_pylist()]
     before = [row["seconds"] for row in kept if row["step"] < stop]
-    assert seconds[: len(before)] == before, "seconds before the kill are kept"
+    assert seconds == sorted(seconds) and seconds[: len(before)] == before, "seconds before the kill are kept"
     assert {path.name for path in artifact.folder.glob("c*")} == {"config.json"}
 
 
 def test_savings_count_the_maps_and_the_sources_sae(world: World):
-    rows = world.rows("savings")
-    assert [(row["arm"], row["threshold"]) for row in rows] == [
-        (a, level) for a in STARTS[1:] for level in (0.5, 0.9999)
-    ]
-    ends = {row["arm"]: row for row in world.rows("warm_starts")}
+    rows, begun = world.rows("savings"), {row["arm"]: row["start_flops"] for row in world.rows("warm_starts")}
+    for (arm, level), row in zip(product(STARTS[1:], (0.5, 0.9999)), rows, strict=True):
+        assert (row["arm"], row["threshold"]) == (arm, level)
+        if level == 0.9999:
+            assert (
+                row["never"] == f"{arm}, random" and row["saved_flops"] is row["flops"] is row["saved_seconds"] is None
+            )
+        else:
+            assert row["never"] == "" and None not in row.values()
     curve = world.rows("warm_start_curves", arm="random")
     reached = next(row["flops"] for row in curve if row["explained_variance"] >= 0.5)
-    for row in rows:
-        if row["threshold"] == 0.9999:
-            assert row["never"] == f"{row['arm']}, random" and row["saved_flops"] is row["flops"] is None
-            assert row["saved_seconds"] is None
-            continue
-        assert row["never"] == "" and None not in row.values()
-        assert row["arm"] == "geometry" or row["flops"] <= reached
-    one, turned = rows[0], rows[4]
+    one, repaired, turned = rows[0], rows[2], rows[4]
+    assert max(one["flops"], repaired["flops"]) <= reached
     other = dense_flops(32, WIDTH, 256 * STEPS) / (one["saved_flops"] - one["saved_flops_with_source"])
-    maps = world.row("stitch_fits", in_use=True)["flops"]
-    spent = one["flops"] + maps + ends["transferred"]["start_flops"]
+    spent = one["flops"] + world.row("stitch_fits", in_use=True)["flops"] + begun["transferred"]
     assert 1 - spent / other == pytest.approx(one["saved_flops"])
-    spent = turned["flops"] + ends["geometry"]["start_flops"]
+    spent = turned["flops"] + begun["geometry"]
     assert 1 - spent / other == pytest.approx(turned["saved_flops"]), "a turn needs no maps"
 
 
@@ -402,16 +393,14 @@ def test_each_class_is_told_from_the_rest_by_every_arm_at_every_size(world: Worl
 def test_means_are_those_of_the_classes_and_draws_those_of_the_large_table(world: World):
     draws = table_of(world.artifacts["probes/pair@origin"], "probe_draws").to_pylist()
     rows, means = world.rows("probes", task="origin"), world.rows("probe_means", task="origin")
-    assert len(draws) == 3 * (len(SIZES) * (4 + 5) + 3)
+    assert len(draws) == 3 * (len(SIZES) * (4 + 5) + 3) and len(means) == len(SPARSE) * len(SIZES) + len(DENSE)
     for row in rows:
         own = [one for one in draws if all(one[name] == row[name] for name in ("label", "arm", "k"))]
         assert [one["draw"] for one in own] == list(range(row["draws"]))
-        assert row["balanced_accuracy"] == pytest.approx(np.mean([one["balanced_accuracy"] for one in own]))
-        for end in ("low", "high"):
-            assert row[f"auc_{end}"] == pytest.approx(np.mean([one[f"auc_{end}"] for one in own]))
+        for name in ("balanced_accuracy", "auc_low", "auc_high"):
+            assert row[name] == pytest.approx(np.mean([one[name] for one in own]))
         if row["spread"] is not None:
             assert row["spread"] == pytest.approx(np.std([one["balanced_accuracy"] for one in own], ddof=1))
-    assert len(means) == len(SPARSE) * len(SIZES) + len(DENSE)
     for mean in means:
         own = [row["balanced_accuracy"] for row in rows if (row["arm"], row["k"]) == (mean["arm"], mean["k"])]
         assert mean["balanced_accuracy"] == pytest.approx(np.mean(own)) and mean["classes"] == len(own) == 3
@@ -426,11 +415,7 @@ def test_two_classes_are_told_apart_once(world: World):
 
 def test_texts_are_held_out_ones_if_there_are_enough(world: World, tmp_path):
     work = world.work("probes/pair@origin", tmp_path)
-    held_out = {
-        text
-        for name in CORPORA
-        for text in pq.read_table(world.artifacts[f"corpus/{name}"] / "validation.parquet")["text"].to_pylist()
-    }
+    held_out = {text for name in CORPORA for text in texts_of(world, name)}
     for wanted, origin in ((3, "validation"), (60, "validation and train")):
         settings: Any = SimpleNamespace(task="origin", texts=wanted, seed=0)
         texts, splits = texts_of_corpora(work, settings)
@@ -445,26 +430,23 @@ def test_a_task_that_the_corpora_do_not_give_is_left_out_with_a_reason(world: Wo
     assert any("no probes of test: class 'test'" in note.text for note in statements_of(world.tables))
 
 
-def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World):
+def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World, tmp_path):
     task = world.row("probe_tasks", task="topics")
     assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("hub: topics", "0, 1", 44, 16)
-    need: Need = ("probes", {"stitch": "pair", "task": "topics"})
-    key = world.pipeline.stage(need).key
+
+    def key() -> str:
+        return Pipeline(world.study).stages["probes/pair@topics"].key
+
     file = world.study.root / "topics" / "train.jsonl"
-    before = file.read_text()
-    assert Pipeline(world.study).stage(need).key == key
-    file.write_text(before + '\n{"body": "one more", "topic": 1}')
-    assert Pipeline(world.study).stage(need).key != key
-    file.write_text(before)
-
-
-def test_a_set_that_cannot_be_read_is_an_error_by_its_name(world: World, tmp_path):
-    made = values(world.study.root)
-    made["stitch"]["pair"]["probes"]["hub"] = hub(world.study.root, text="no_such")
-    stage = Pipeline(Study.of(made, name="s", root=world.study.root)).stages["probes/pair@topics"]
-    work = Work(tmp_path, inputs_of(stage, world.store), stage.config, lambda *_: None, Here())
+    before, text = key(), file.read_text()
+    assert before == world.pipeline.stages["probes/pair@topics"].key
+    file.write_text(text + '\n{"body": "one more", "topic": 1}')
+    assert key() != before
+    file.write_text(text)
+    probes = {"tasks": [], "hub": hub(world.study.root, text="no_such")}
+    stage = world.changed("probes/pair@topics", probes=probes)
     with pytest.raises(StudyError, match=r"s: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
-        stage.make(work)
+        stage.make(world.work(stage, tmp_path))
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------
@@ -473,14 +455,13 @@ def test_a_set_that_cannot_be_read_is_an_error_by_its_name(world: World, tmp_pat
 def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
     judge, rows, gaps = world.row("steering_classifiers"), world.rows("steering"), world.rows("steering_gaps")
     assert judge["classes"] == "code, words, sums" and judge["reason"] == ""
-    places = [(model, wanted) for model in ("small", "large") for wanted in CORPORA]
-    assert [(row["model"], row["wanted"], row["arm"]) for row in rows] == [
-        (*at, arm) for at in places for arm in STEERED
-    ]
+    places, of = [(model, wanted) for model in ("small", "large") for wanted in CORPORA], {}
+    for row in rows:
+        of[row["model"], row["wanted"], row["arm"]] = row
+    assert list(of) == [(*at, arm) for at in places for arm in STEERED] and len(of) == len(rows)
     assert [(gap["model"], gap["wanted"]) for gap in gaps] == places
     assert judge["accuracy"] > 0.9, "the corpora differ in every character"
     assert judge["fitted"] % 3 == judge["tested"] % 3 == 0 and judge["fitted"] > judge["tested"] > 0
-    of = {(row["model"], row["wanted"], row["arm"]): row for row in rows}
     for row in rows:
         ends = row["share"], row["share_low"], row["share_high"]
         assert row["n"] == 6 and ends == pytest.approx(proportion(round(row["share"] * 6), 6))
@@ -492,12 +473,8 @@ def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
 
 
 def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
-    texts = {
-        name: pq.read_table(world.artifacts[f"corpus/{name}"] / "validation.parquet")["text"].to_pylist()
-        for name in CORPORA
-    }
     for wanted in CORPORA:
-        others = [text for name in CORPORA if name != wanted for text in texts[name]]
+        others = [text for name in CORPORA if name != wanted for text in texts_of(world, name)]
         for row in world.rows("steering_examples", wanted=wanted):
             assert row["prompt"] and any(other.startswith(row["prompt"]) for other in others)
             whole = row["prompt"] + row["text"]
@@ -513,16 +490,15 @@ def test_one_corpus_leaves_nothing_to_steer_between(world: World, tmp_path):
     made = values(world.study.root)
     made["model"]["large"]["train"]["corpora"] = ["words"]
     pipeline = Pipeline(Study.of(made, name="s", root=world.study.root))
-    work = world.work("steering/pair", tmp_path)
-    pipeline.stages["steering/pair"].make(work)
+    pipeline.stages["steering/pair"].make(world.work("steering/pair", tmp_path))
     judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
     assert "both models have read words only" in judge["reason"] and judge["classes"] == "words"
     assert judge["accuracy"] is None and pq.read_table(tmp_path / "steering.parquet").num_rows == 0
 
 
 def test_a_text_longer_than_the_models_context_is_an_error_by_its_place(world: World, tmp_path):
-    made = values(world.study.root, steering={"prompts": 6, "prompt_tokens": 5, "max_tokens": 2045, "vectors": 500})
-    stage = Pipeline(Study.of(made, name="s", root=world.study.root)).stages["steering/pair"]
+    long = {"prompts": 6, "prompt_tokens": 5, "max_tokens": 2045, "vectors": 500}
+    stage = world.changed("steering/pair", steering=long)
     with pytest.raises(StudyError, match=r"s: stitch.pair.steering: small to code: .*; lower max_tokens"):
         stage.make(world.work("steering/pair", tmp_path))
 
@@ -546,16 +522,15 @@ def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
     row, work = world.row("feature_transfer"), world.work("feature_transfer/pair", tmp_path)
     assert not world.rows("transfer_gaps") and row["d_sae"] == WIDTH and 20 < row["judged"] <= WIDTH
     assert SEEN / 2 < row["tokens"] < SEEN + CONTEXT, "whole blocks"
-    sides, (sae, _) = sides_of(work), read_sae(work.inputs["source_sae"] / "sae")
-    ids = torch.from_numpy(stitch_blocks(work, "validation", SEEN, CONTEXT, seed_of(world.study, "kept", "pair")))
-    moved = transfer_sae(sae, *sides.stitch)
-    a = sae.encode(capture(sides.source, sides.source_hook_point, ids).flatten(0, 1)).double().numpy()
-    b = moved.encode(capture(sides.target, sides.target_hook_point, ids).flatten(0, 1)).double().numpy()
+    settings = feature_transfer.ANALYSIS.settings(world.study, {"stitch": "pair"})
+    sides = Sides.of(work)
+    sae = sides.read_sae(work.inputs["source_sae"])
+    ids, moved = torch.from_numpy(settings.blocks(work, "validation", SEEN)), transfer_sae(sae, *sides.stitch)
+    a = sae.encode(capture(*sides.source, ids).flatten(0, 1)).double().numpy()
+    b = moved.encode(capture(*sides.target, ids).flatten(0, 1)).double().numpy()
     assert ids.numel() == row["tokens"] and np.array_equal(column["source_firings"], (a > 0).sum(0))
     assert np.array_equal(column["judged"], (a > 0).sum(0) >= RARE_FIRINGS) and column["judged"].sum() == row["judged"]
-    live = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
-    expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
-    np.testing.assert_allclose(column["activation_r"][live], expected, atol=1e-4)
+    pearson(column["activation_r"], a, b)
     np.testing.assert_allclose(column["source_peak"], a.max(0), rtol=1e-4)
     known = column["activation_r"][column["judged"] & np.isfinite(column["activation_r"])]
     spread = world.row("transfer_correlations", measure="activation", features="judged")
@@ -563,7 +538,7 @@ def test_activations_correlate_as_numpy_says(world: World, column, tmp_path):
     assert spread["n"] == len(known) == sum(row["n"] for row in bins) and len(bins) == 40
     names = ("q05", "q25", "median", "q75", "q95")
     np.testing.assert_allclose([spread[name] for name in names], np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95]))
-    share = null_share(sides.target, sides.target_hook_point, moved.W_dec).share
+    share = null_share(*sides.target, moved.W_dec).share
     np.testing.assert_allclose(column["carried_null_share"], share, rtol=1e-5)
 
 
@@ -600,19 +575,22 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
 
 
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
-    row, spaces = world.row("feature_transfer"), world.rows("transfer_null_space")
-    push = column["null_share"] * column["source_peak"]  # trained decoder rows have unit norm
-    order = [i for i in np.argsort(-push, kind="stable") if column["judged"][i]]
+    row, spaces, judged = world.row("feature_transfer"), world.rows("transfer_null_space"), column["judged"]
+
+    def best(values: np.ndarray) -> list[int]:
+        return [i for i in np.argsort(-values, kind="stable") if judged[i]][:2]
+
     entropy = world.rows("entropy_features")
-    assert [each["feature"] for each in entropy] == order[:2]
-    assert entropy[0]["share"] == pytest.approx(column["null_share"][order[0]])
+    expected = best(column["null_share"] * column["source_peak"])  # trained decoder rows have unit norm
+    assert [each["feature"] for each in entropy] == expected
+    assert entropy[0]["share"] == pytest.approx(column["null_share"][expected[0]])
     assert [space["dimensions"] for space in spaces] == [1, 1]
     assert [space["by_chance"] for space in spaces] == pytest.approx([32**-0.5, 48**-0.5])
-    shares = (column[name][column["judged"]] for name in ("null_share", "carried_null_share"))
-    assert row["null_share_rank"] == pytest.approx(rank_correlation(*shares))
-    best = [i for i in np.argsort(-column["head_score"], kind="stable") if column["judged"][i]]
-    heads = world.rows("deactivation_features")
-    assert [each["feature"] for each in heads] == [best[0], best[0], best[1], best[1]] and row["first_token"] == "bos"
+    for rank, name in (("null_share_rank", "null_share"), ("head_score_rank", "head_score")):
+        both = (column[each][judged] for each in (name, f"carried_{name}"))
+        assert row[rank] == pytest.approx(rank_correlation(*both))
+    heads, (first, second) = world.rows("deactivation_features"), best(column["head_score"])
+    assert [each["feature"] for each in heads] == [first, first, second, second] and row["first_token"] == "bos"
     for each in heads:
         source = each["end"] == "source"
         score = column["head_score" if source else "carried_head_score"][each["feature"]]
@@ -632,14 +610,11 @@ def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
     assert np.isfinite(column["null_share"]).all()
 
 
-def test_prose_is_found_or_named(world: World):
+def test_prose_is_found_or_named_and_few_values_have_quantiles(world: World):
     corpora = {name: world.artifacts[f"corpus/{name}"] for name in ("code", "words")}
     assert prose_corpus(corpora, None) == "words" and prose_corpus(corpora, "code") == "code"
     with pytest.raises(ValueError, match="of the common corpora, code, none is prose"):
         prose_corpus({"code": corpora["code"]}, None)
-
-
-def test_quantiles_of_few_values():
     assert set(quantiles(np.array([np.nan])).values()) == {None}
     assert quantiles(np.array([2.0, np.nan]))["q05"] == 2
 
@@ -650,24 +625,21 @@ def test_quantiles_of_few_values():
 def test_lineage_by_maps_is_that_of_a_plain_computation(world: World, tmp_path):
     edge, work = world.row("mapped_edges", "along"), world.work("lineage_by_maps/along", tmp_path)
     assert (edge["edge"], edge["reason"], edge["one_sae"], edge["hook_point"]) == ("small->child", "", True, HOOK)
-    sides, (sae, _) = sides_of(work), read_sae(work.inputs["parent_sae"] / "sae")
-    ids = torch.from_numpy(stitch_blocks(work, "validation", 1_500, CONTEXT, seed_of(world.study, "bridge", "along")))
+    settings = lineage_by_maps.ANALYSIS.settings(world.study, {"stitch": "along"})
+    sides = Sides.of(work)
+    sae = sides.read_sae(work.inputs["parent_sae"])
+    ids = torch.from_numpy(settings.blocks(work, "validation", 1_500))
     assert edge["tokens"] == ids.numel() > 750
-    x, y = (capture(model, HOOK, ids).flatten(0, 1) for model in (sides.source, sides.target))
+    x, y = (capture(*end, ids).flatten(0, 1) for end in (sides.source, sides.target))
     column = world.columns("lineage_by_maps/along", "mapped_features")
     arms = {row["arm"]: row for row in world.rows("lineage_by_maps", "along")}
-    a = sae.encode(x).double().numpy()
-    for arm, reader in (("carried", transfer_sae(sae, *sides.stitch)), ("unchanged", sae)):
-        b = reader.encode(y).double().numpy()
-        live = np.flatnonzero((a.std(0) > 0) & (b.std(0) > 0))
-        expected = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in live]
-        assert len(live) > 30
-        np.testing.assert_allclose(column[f"{arm}_r"][live], expected, atol=1e-4)
-        explained = Variance().update(y, reader(y)).result().explained_variance
-        assert arms[arm]["explained_variance"] == pytest.approx(explained, abs=1e-4)
-    assert edge["explained_variance"] == pytest.approx(
-        Variance().update(x, sae(x)).result().explained_variance, abs=1e-4
-    )
+    explained = [(edge, x, sae), (arms["unchanged"], y, sae), (arms["carried"], y, transfer_sae(sae, *sides.stitch))]
+    for row, read, reader in explained:
+        variance = Variance().update(read, reader(read)).result().explained_variance
+        assert row["explained_variance"] == pytest.approx(variance, abs=1e-4)
+        if row is not edge:
+            codes = (each.encode(part).double().numpy() for each, part in ((sae, x), (reader, y)))
+            pearson(column[f"{row['arm']}_r"], *codes)
     best = read_matches(work.inputs["match"]).parent_r[:, 0]
     np.testing.assert_array_equal(column["matched_r"], best)
     assert edge["threshold"] == edge_row(work.inputs["match"])["threshold"]
@@ -692,9 +664,8 @@ def test_every_question_about_a_stitch_has_a_finding(world: World):
     pair = ["maps", "SAEs", "training", "probes", "note", "steering", "steering", "features"]
     assert [question for about, question in asked if about == "stitch pair"] == pair
     assert ("stitch along", "lineage") in asked and ("stitch elsewhere", "note") in asked
-    text = next(
-        one.text for one in statements_of(world.tables) if one.question == "SAEs" and one.about == "stitch pair"
-    )
+    said = statements_of(world.tables)
+    text = next(one.text for one in said if (one.about, one.question) == ("stitch pair", "SAEs"))
     fvu = world.row("sae_transfer", variant="transferred")["fvu"]
     assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
 

@@ -26,8 +26,8 @@ from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
 from heredity.features.collect import encoded
 from heredity.lm.load import load_model
+from heredity.stitch.affine import MomentStream
 from heredity.stitch.aligned import Points, aligned
-from heredity.stitch.moments import MomentStream
 from heredity.study import load_study
 from heredity.text.tokenizer import load_tokenizer
 from heredity.text.tokens import PackedTokens

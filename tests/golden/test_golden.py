@@ -25,9 +25,8 @@ from heredity.analyses.hypotheses import case_of
 from heredity.analyses.sample import Sample
 from heredity.features.correlate import correlate
 from heredity.features.null import floor
-from heredity.stitch.affine import MapQuality, stitch_quality
+from heredity.stitch.affine import MapQuality, Moments, stitch_quality
 from heredity.stitch.fit import fit
-from heredity.stitch.moments import Moments
 from heredity.study import CaseConfig, ExplainConfig
 from heredity.synthetic import validation
 from heredity.synthetic.saes import judge, noisy_code, noisy_codes

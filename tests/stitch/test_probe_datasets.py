@@ -38,10 +38,14 @@ def test_texts_come_with_the_corpus_they_are_from_as_many_of_each():
     assert again.texts == found.texts != other.texts and np.array_equal(again.y, found.y)
 
 
-def test_prose_and_code_are_told_apart_by_the_corpora():
-    found = labeled(CORPORA, "kind")
-    assert found.names == ("prose", "code") and np.bincount(found.y).tolist() == [30, 30]
-    assert all((text in PROSE) == (label == 0) for text, label in zip(found.texts, found.y, strict=True))
+@pytest.mark.parametrize(
+    ("task", "names", "inside"), [("kind", ("code", "prose"), PROSE), ("test", ("other", "test"), TESTS)]
+)
+def test_texts_of_two_kinds_are_told_apart(task, names, inside):
+    found = labeled(CORPORA, task)
+    of = found.names.index(names[1])
+    assert set(found.names) == set(names) and np.bincount(found.y).tolist() == [len(inside)] * 2
+    assert all((text in inside) == (label == of) for text, label in zip(found.texts, found.y, strict=True))
 
 
 def test_languages_are_the_corpora_of_code():
@@ -50,27 +54,17 @@ def test_languages_are_the_corpora_of_code():
         labeled({"stories": PROSE, "lua": LUA}, "language")
 
 
-def test_tests_are_told_from_other_files():
-    found = labeled(CORPORA, "test")
-    assert found.names == ("other", "test") and np.bincount(found.y).tolist() == [20, 20]
-    assert all((text in TESTS) == bool(label) for text, label in zip(found.texts, found.y, strict=True))
-
-
-@pytest.mark.parametrize(("text", "code"), [(PROSE[0], False), (PYTHON[0], True), (LUA[0], True), ("", False)])
-def test_code_is_known_by_its_lines(text: str, code: bool):
-    assert looks_like_code(text) == code
-
-
-def test_words_about_tests_are_no_tests():
+def test_code_is_known_by_its_lines_and_tests_by_their_marks():
+    assert [looks_like_code(text) for text in (PROSE[0], PYTHON[0], LUA[0], "")] == [False, True, True, False]
+    assert mostly_code(PYTHON + PROSE) and not mostly_code(PYTHON[:30] + PROSE) and not mostly_code([])
     assert not looks_like_a_test("-- the latest test results\nlocal it = describe")
     assert looks_like_a_test("describe('a stack', function()\nend)")
 
 
 def test_repeats_count_once_and_what_two_classes_share_counts_for_none():
     shared, a = ["in both"], [f"a {i}" for i in range(12)]
-    found = balanced(
-        {"a": a + [text.upper() + "  " for text in a] + shared, "b": [f"b {i}" for i in range(12)] + shared}
-    )
+    twice = a + [text.upper() + "  " for text in a]
+    found = balanced({"a": twice + shared, "b": [f"b {i}" for i in range(12)] + shared})
     assert len(found.texts) == 24 and "in both" not in found.texts
     # What is equal in the part that is used is a repeat.
     with pytest.raises(LabelError, match="class 'a' has 1 different texts of its own, 10 are needed"):
@@ -102,10 +96,6 @@ def test_one_class_against_the_rest_is_balanced_too():
     two = labeled(CORPORA, "kind")
     ((texts, y, _),) = binary_tasks(two, seed=0).values()
     assert np.array_equal(y, two.y == 1) and np.array_equal(texts, np.arange(len(two.texts)))
-
-
-def test_a_corpus_is_code_when_most_of_its_documents_are():
-    assert mostly_code(PYTHON + PROSE) and not mostly_code(PYTHON[:30] + PROSE) and not mostly_code([])
 
 
 def test_a_data_set_is_read_by_its_columns(tmp_path: Path):

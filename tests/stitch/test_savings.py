@@ -13,36 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from heredity.sae.evaluate import quality
 from heredity.sae.model import new_sae
 from heredity.sae.train import Step, start
-from heredity.stitch.savings import (
-    Curve,
-    dense_flops,
-    fold_flops,
-    reached,
-    refit_flops,
-    saving_row,
-    sparse_flops,
-)
-
-
-class PlainTopK(nn.Module):
-    """f = topk(x W_e + b_e), x̂ = f W_d + b_d (Chen et al. 2025, eq. 4-5), with torch's own gradients."""
-
-    def __init__(self, d_in: int, d_sae: int, k: int) -> None:
-        super().__init__()
-        self.k = k
-        self.W_e, self.b_e = nn.Parameter(torch.randn(d_in, d_sae)), nn.Parameter(torch.zeros(d_sae))
-        self.W_d, self.b_d = nn.Parameter(torch.randn(d_sae, d_in)), nn.Parameter(torch.zeros(d_in))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        top = (x @ self.W_e + self.b_e).relu().topk(self.k, dim=-1)
-        acts = torch.zeros(len(x), len(self.b_e)).scatter(-1, top.indices, top.values)
-        return acts @ self.W_d + self.b_d
+from heredity.stitch.savings import Curve, dense_flops, fold_flops, reached, refit_flops, saving_row, sparse_flops
 
 
 def test_dense_operations_are_those_torch_counts():
-    module, x = PlainTopK(12, 40, 4), torch.randn(24, 12)
+    """f = topk(x W_e), x̂ = f W_d (Chen et al. 2025, eq. 4-5), with torch's own gradients."""
+    x, w_e, w_d = torch.randn(24, 12), nn.Parameter(torch.randn(12, 40)), nn.Parameter(torch.randn(40, 12))
     with FlopCounterMode(display=False) as counter:
-        (module(x) - x).square().mean().backward()
+        top = (x @ w_e).relu().topk(4, dim=-1)
+        acts = torch.zeros(24, 40).scatter(-1, top.indices, top.values)
+        (acts @ w_d - x).square().mean().backward()
     assert counter.get_total_flops() == dense_flops(12, 40, 24)
 
 
@@ -79,7 +59,7 @@ def test_a_level_is_reached_between_points_on_a_logarithmic_axis():
     assert reached(costs, values, 0.3) == pytest.approx(0.5), "linear after a point without cost"
     assert reached(costs, values, 0.05) == 0.0, "there from the start"
     assert reached(costs, values, 0.71) is None
-    assert reached(costs, [float("nan"), 0.1, float("nan"), 0.9], 0.5) == pytest.approx(100.0)
+    assert reached(costs, [float("nan"), 0.1, None, 0.9], 0.5) == pytest.approx(100.0)
 
 
 def curve(values: list[float]) -> list[dict[str, float | None]]:
@@ -89,24 +69,24 @@ def curve(values: list[float]) -> list[dict[str, float | None]]:
 
 
 def test_a_saving_is_read_off_two_curves_and_is_none_where_one_never_gets_there():
-    random, arm = curve([0.0, 0.2, 0.4, 0.8]), curve([0.3, 0.5, 0.6, 0.7])
-    row = saving_row(arm, random, 0.6, (10.0, 1.0), (100.0, 2.0))
-    half = 10**2.5
-    assert row["flops"] == pytest.approx(100) and row["random_flops"] == pytest.approx(half)
-    assert row["saved_flops"] == pytest.approx(1 - 110 / half)
-    assert row["saved_flops_with_source"] == pytest.approx(1 - 210 / half)
-    seconds = 3 * (4 / 3) ** 0.5
-    assert row["saved_seconds"] == pytest.approx(1 - 4 / seconds)
-    assert row["saved_seconds_with_source"] == pytest.approx(1 - 6 / seconds)
-    dear = saving_row(arm, random, 0.6, (0.0, 0.0), (1e4, 0.0))
-    assert dear["saved_flops"] == pytest.approx(1 - 100 / half) and dear["saved_flops_with_source"] < -30
-    assert saving_row(arm, arm, 0.2, (0.0, 0.0), (0.0, 0.0))["saved_flops"] is None, "there at no cost"
-    late = saving_row(arm, random, 0.75, (10.0, 1.0), (100.0, 2.0))
-    assert late["saved_flops"] is late["flops"] is None is not late["random_flops"]
-    both = saving_row(arm, random, 0.9, (10.0, 1.0), (100.0, 2.0))
-    assert both["flops"] is both["random_flops"] is None
-    only = saving_row(curve([0.9, 0.95]), random, 0.9, (0.0, 0.0), (0.0, 0.0))
-    assert only["flops"] == 0 and only["random_flops"] is only["saved_flops"] is None
+    random, arm, half = curve([0.0, 0.2, 0.4, 0.8]), curve([0.3, 0.5, 0.6, 0.7]), 10**2.5
+    row, seconds = saving_row(arm, random, 0.6, (10.0, 1.0), (100.0, 2.0)), 3 * (4 / 3) ** 0.5
+    expected = {"flops": 100, "random_flops": half, "saved_flops": 1 - 110 / half}
+    expected |= {"saved_flops_with_source": 1 - 210 / half, "seconds": 3, "random_seconds": seconds}
+    assert row == pytest.approx(
+        expected | {"saved_seconds": 1 - 4 / seconds, "saved_seconds_with_source": 1 - 6 / seconds}
+    )
+    free = (0.0, 0.0)
+    assert saving_row(arm, random, 0.6, free, (1e4, 0.0))["saved_flops_with_source"] < -30  # type: ignore[operator]
+    assert saving_row(arm, arm, 0.2, free, free)["saved_flops"] is None, "there at no cost"
+    for begun, level, missing in (
+        (arm, 0.75, {"flops"}),
+        (arm, 0.9, {"flops", "random_flops"}),
+        (curve([0.9, 0.95]), 0.9, {"random_flops"}),
+    ):
+        row = saving_row(begun, random, level, free, free)
+        assert row["saved_flops"] is None
+        assert {name for name in ("flops", "random_flops") if row[name] is None} == missing
 
 
 def test_a_curve_goes_on_from_the_step_of_the_checkpoint(tmp_path: Path):

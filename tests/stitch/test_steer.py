@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from heredity.stitch.affine import Affine
-from heredity.stitch.moments import Moments
+from heredity.stitch.affine import Affine, Moments
 from heredity.stitch.steer import (
     NONE,
     Steering,
     change,
     clamped,
-    effect,
     generate,
     interleave,
     leveled,
@@ -65,14 +64,10 @@ def test_how_far_clamping_moves_vectors_is_told_and_can_be_chosen():
 
     steering = leveled(v, h[:20] + 5)
     assert change(steering, mean, covariance) == pytest.approx(moved(steering), rel=1e-5)
-    strong = with_change(v, 20.0, mean, covariance)
+    strong, weak = (with_change(v, wanted, mean, covariance) for wanted in (20.0, 0.01))
     assert moved(strong) == pytest.approx(20.0, rel=1e-5) and strong.level > mean @ strong.direction
-    weak = with_change(v, 0.01, mean, covariance)
     assert weak.level == pytest.approx(mean @ weak.direction)
     assert moved(weak) < moved(weak._replace(level=weak.level + 0.1)), "held anywhere else it moves them further"
-
-
-def test_vectors_that_say_nothing_are_refused():
     with pytest.raises(ValueError, match="length 0.0"):
         leveled(np.zeros(3), np.ones((4, 3)))
 
@@ -89,7 +84,7 @@ def test_kinds_of_text_are_learned_from_their_characters():
     code = [f"x_{i} = f(y[{i}]) + 1" for i in range(30)]
     classify = text_classifier(prose[:20] + code[:20], np.repeat([0, 1], 20))
     assert classify(prose[20:] + code[20:]).tolist() == [0] * 10 + [1] * 10
-    assert classify([" \n", prose[0]]).tolist() == [NONE, 0] and len(classify([])) == 0
+    assert classify([" \n", prose[0]]).tolist() == [NONE, 0]
     with pytest.raises(ValueError, match="at least 2 classes"):
         text_classifier(prose, np.zeros(30))
 
@@ -117,65 +112,53 @@ def truth() -> torch.Tensor:
     return direction
 
 
-def marks(texts: Any) -> np.ndarray:
-    """1 for a text that is mostly "=", 0 for one that is mostly "m"."""
-    return np.array([int(text.count("=") > text.count("m")) for text in texts])
-
-
 PROMPTS = ["the cat", "a", "x = y + 1", "on the mat = 3; the cat", "sat", "cat on cat"]
 
 
+@pytest.fixture(scope="module")
+def sure(writer: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The same without any chance: what is drawn is the likeliest token."""
+    model = copy.deepcopy(writer[0])
+    with torch.no_grad():
+        model.lm_head.weight *= 1e5
+    return model, writer[1]
+
+
 def test_steering_decides_what_is_written_and_a_random_direction_does_not(writer: tuple[Any, Any]):
-    model, tokenizer = writer
     rng, v = np.random.default_rng(1), truth().double().numpy()
     base = rng.standard_normal((500, 16)) * 0.1
-    native = leveled(4 * v, base + 2 * v)
-    rest = rng.standard_normal(16)
-    arms = {
-        "unsteered": None,
-        "native": native,
-        "against": Steering(native.direction, -native.level),
-        "random": leveled(rest - (rest @ v) * v, base + 2 * v),
-    }
-    found = effect(lambda s: generate(model, tokenizer, PROMPTS, HOOK, s, max_tokens=6), arms, marks, wanted=1)
-    assert found.shares["native"].value == 1 and found.shares["native"].low > 0.5
-    assert found.shares["against"].value == 0
-    assert found.texts["native"] == ["=" * 6] * 6 and found.texts["against"] == ["m" * 6] * 6
-    assert found.shares["random"].high > 0 and found.shares["random"].value < 1
-    assert transfer_gap(found.shares["against"].value, found.shares["native"].value) == 0
+    native, rest = leveled(4 * v, base + 2 * v), rng.standard_normal(16)
+    random = leveled(rest - (rest @ v) * v, base + 2 * v)
+
+    def written(steering: Steering) -> list[str]:
+        return generate(*writer, PROMPTS, HOOK, steering, max_tokens=6)
+
+    assert written(native) == ["=" * 6] * 6 and written(native._replace(level=-native.level)) == ["m" * 6] * 6
+    assert not all(text.count("=") > text.count("m") for text in written(random))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_writing_follows_from_the_seed_and_leaves_chance_and_model_alone(writer: tuple[Any, Any], temperature: float):
-    model, tokenizer = writer
+def test_writing_follows_from_the_seed_and_leaves_chance_and_model_alone(writer: tuple[Any, Any]):
     state = torch.random.get_rng_state()
-
-    def write(seed: int, **options: Any) -> list[str]:
-        return generate(model, tokenizer, PROMPTS, HOOK, max_tokens=8, temperature=temperature, seed=seed, **options)
-
-    assert write(0) == write(0)
-    assert (write(0) == write(1)) == (temperature == 0)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    if temperature == 0:
-        # Prompts of different lengths are padded to one; each goes on as it does alone.
-        assert write(0) == [generate(model, tokenizer, [p], HOOK, max_tokens=8, temperature=0)[0] for p in PROMPTS]
+    first, again, other = (generate(*writer, PROMPTS, HOOK, max_tokens=8, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other and torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_greedy_text_is_that_of_whole_passes_with_the_direction_held(writer: tuple[Any, Any]):
-    """Without a cache of keys and values, and with the hook put in by hand."""
-    model, tokenizer = writer
+def test_a_text_is_that_of_whole_passes_with_the_direction_held(sure: tuple[Any, Any]):
+    """Without padding to the longest prompt, without a cache of keys and values, and with the hook put in by hand."""
+    model, tokenizer = sure
     steering = Steering(np.eye(16)[2], 0.01)
-    ids = tokenizer(PROMPTS[3])["input_ids"]
-    length = len(ids)
+    found = generate(model, tokenizer, PROMPTS, HOOK, steering, max_tokens=8)
     handle = model.model.layers[0].register_forward_hook(
         lambda _m, _a, out: (clamped(out[0], steering), *out[1:]) if isinstance(out, tuple) else clamped(out, steering)
     )
-    with torch.no_grad():
-        for _ in range(8):
-            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        length = len(ids)
+        with torch.no_grad():
+            for _ in range(8):
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert text == tokenizer.decode(ids[length:])
     handle.remove()
-    (found,) = generate(model, tokenizer, [PROMPTS[3]], HOOK, steering, max_tokens=8, temperature=0)
-    assert found == tokenizer.decode(ids[length:])
 
 
 def test_prompts_that_cannot_be_continued_are_refused(writer: tuple[Any, Any]):
@@ -210,7 +193,7 @@ def test_arms_are_those_of_two_models_that_a_map_joins_exactly():
     assert moved[0] == pytest.approx(np.hypot(distance, 0.5))
 
 
-def test_prompts_are_taken_from_the_corporainterleave():
+def test_prompts_are_taken_from_the_corpora_in_turn():
     assert interleave([["a", "b", "c"], ["x"], ["u", "v"]]) == ["a", "x", "u", "b", "v", "c"]
 
 

@@ -24,23 +24,10 @@ def lexicon() -> Lexicon:
     return read_lexicon(DOCUMENTS, least=1)
 
 
-@pytest.mark.parametrize(
-    ("word", "kind"),
-    [
-        ("sailor", "noun"),
-        ("roses", "nouns"),
-        ("hungry", "adjective"),
-        ("slowly", "adverb"),
-        ("repair", "verb"),
-        ("saw", "past"),
-        ("likes", "verbs"),
-        ("mended", "ed"),
-        ("running", "ing"),
-        ("peter", "name"),
-    ],
-)
-def test_kinds_are_guessed_by_ending_and_place(lexicon: Lexicon, word: str, kind: str):
-    assert lexicon.kind[word] == kind
+def test_kinds_are_guessed_by_ending_and_place(lexicon: Lexicon):
+    kinds = {"sailor": "noun", "roses": "nouns", "hungry": "adjective", "slowly": "adverb", "repair": "verb"}
+    kinds |= {"saw": "past", "likes": "verbs", "mended": "ed", "running": "ing", "peter": "name"}
+    assert {word: lexicon.kind[word] for word in kinds} == kinds
 
 
 def test_function_words_and_rare_words_are_no_part_of_a_lexicon(lexicon: Lexicon):
@@ -57,38 +44,27 @@ TEXT = "The OLD sailor's net, in 1905, was 7 feet; an engine hurt the sailor. Th
 def test_a_rewrite_swaps_content_words_and_keeps_all_else(lexicon: Lexicon):
     versions = rewrites(TEXT, lexicon, k=5, seed=3)
     assert len(set(versions)) == 5
-    kept = ["The", "'s", ",", "in", "was", ";", "an", "the", "Then", "\n\t", "!"]
     shape = re.compile(
         r"The [A-Z]+ (\w+)'s [a-z]+, in [1-9]\d{3}, was [1-9] [a-z]+; an [aeiou]\w+ [a-z]+ the (\w+)\. "
         r"Then [A-Z][a-z]+ [a-z]+ed\n\t[a-z]+ly!"
     )
+    gone = {"OLD", "sailor", "net", "1905", "engine", "Martha", "smiled", "slowly"}
     for version in versions:
         found = shape.fullmatch(version)
-        assert found, version
-        assert found[1] == found[2]  # one stand-in for one word
-        assert all(part in version for part in kept)
-        assert not {"OLD", "sailor", "net", "1905", "engine", "Martha", "smiled", "slowly"} & set(
-            re.findall(r"\w+", version)
-        )
+        assert found and found[1] == found[2], version  # one stand-in for one word
+        assert not gone & set(re.findall(r"\w+", version))
 
 
-def test_stand_ins_come_from_documents_that_the_word_is_not_in(lexicon: Lexicon):
+def test_stand_ins_come_from_documents_that_the_word_is_not_in_and_follow_from_the_seed(lexicon: Lexicon):
     (version,) = rewrites("the doctor", lexicon, k=1, seed=0)
     other = version.split()[1]
     assert lexicon.kind[other] == "noun" and not lexicon.documents[other] & lexicon.documents["doctor"]
-
-
-def test_rewrites_follow_from_the_seed_and_earlier_ones_from_their_number(lexicon: Lexicon):
     assert rewrites(TEXT, lexicon, 2, 1) == rewrites(TEXT, lexicon, 4, 1)[:2] != rewrites(TEXT, lexicon, 2, 2)
 
 
-def test_signs_pass_through_as_they_are(lexicon: Lexicon):
-    assert rewrites("'' … _“’\r\n 007", lexicon, 1, 0)[0].startswith("'' … _“’\r\n 0") and rewrites("", lexicon, 1) == [
-        ""
-    ]
-
-
-def test_a_word_of_a_kind_without_others_stays():
+def test_signs_and_words_of_a_kind_without_others_stay(lexicon: Lexicon):
+    assert rewrites("'' … _“’\r\n 007", lexicon, 1, 0)[0].startswith("'' … _“’\r\n 0")
+    assert rewrites("", lexicon, 1) == [""]
     alone = read_lexicon(["the king"], least=1)
     assert rewrites("the king, the queen", alone, 1) == ["the king, the queen"]
 
@@ -132,11 +108,8 @@ def test_shares_are_intersections_over_unions():
 
 
 def test_snippets_are_different_sentences():
-    texts = [
-        "One two three four five. Too short. " + "word " * 80,
-        "One two three four five.",
-        "six\nseven eight nine ten",
-    ]
+    texts = ["One two three four five. Too short. " + "word " * 80, "One two three four five."]
+    texts.append("six\nseven eight nine ten")
     some = snippets(texts, 10, seed=0)
     assert sorted(map(len, map(str.split, some))) == [5, 5, 60] and len(set(some)) == 3
     assert "six\nseven eight nine ten" in some, "white space stays as it is"

@@ -7,41 +7,28 @@ transferred alike. Features that fire on fewer than 30 tokens in the source are 
 Structural features fire in all versions of a text whose content words are swapped, in at least half of the texts that
 they fire in; the others that fire are semantic (the paper rewrites by a language model, here words are swapped within
 word classes of the corpus). Classes are compared by the two-sided Mann-Whitney test. Functional features (section 5.2)
-write where the unembedding hardly reads (entropy features), or turn a head to the first token, that is, off (attention
-deactivation features); heads are then run with and without the feature. Shares are of a direction's length in the
-effective null space of the unembedding; a head's score is the attention logit of the first token for an activation of
-1, before the norm divides by its scale.
+write where the unembedding hardly reads (entropy features: share of the direction's length in its effective null
+space), or turn a head to the first token, that is, off (attention deactivation features; a head's score is the first
+token's attention logit for an activation of 1, before the norm's scale); heads are then run with and without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
-from heredity.analyses.reading import tokenizer_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import (
-    StitchSettings,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Study
 from heredity.tables import Column, Plot, Table
-
-if TYPE_CHECKING:
-    from heredity.stitch.attribution import Paired
 
 _READ = 5_000  # documents in which words are counted, and from which texts are taken
 _ABLATED = 10_000  # tokens, at most, on which heads are run with and without a feature
@@ -123,9 +110,7 @@ TRANSFER_CLASS_TESTS = Table(
     (
         Column("measure", "text", "activation or attribution r, or density."),
         Column("p", "number", "Mann-Whitney test, two-sided; null unless both classes have values."),
-        Column(
-            "effect", "share", "Probability that the value of a structural feature is the larger, ties half.", ci=True
-        ),
+        Column("effect", "share", "Probability that a structural feature has the larger value, ties half.", ci=True),
     ),
 )
 TRANSFER_NULL_SPACE = Table(
@@ -190,23 +175,30 @@ TRANSFERRED_FEATURES = Table(
     ),
     large=True,
 )
+_TABLES = (
+    FEATURE_TRANSFER,
+    TRANSFER_GAPS,
+    TRANSFER_CORRELATIONS,
+    TRANSFER_HISTOGRAMS,
+    TRANSFER_SPLIT,
+    TRANSFER_CLASSES,
+    TRANSFER_CLASS_TESTS,
+    TRANSFER_NULL_SPACE,
+    ENTROPY_FEATURES,
+    DEACTIVATION_FEATURES,
+    TRANSFERRED_FEATURES,
+)
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    name = item["stitch"]
-    config = study.config.stitch[name]
-    prose = config.features.corpus
-    corpora = [prose] if prose else study.stitch_corpora(name)
-    return {
-        **stitch_needs(study, name),
-        "corpus": {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora},
-        "source_sae": source_sae_need(name, config.widths[0]),
-    }
+    name, config = item["stitch"], study.config.stitch[item["stitch"]]
+    corpora = [config.features.corpus] if config.features.corpus else study.stitch_corpora(name)
+    return stitch_needs(study, item, corpora, source_sae=source_sae_need(name, config.widths[0]))
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     inquiry = _Inquiry(work, settings)
-    parts = {"attribution": inquiry.attribution, "split": inquiry.split}
+    parts: dict[str, Callable[[], None]] = {"attribution": inquiry.attribution, "split": inquiry.split}
     if settings.config.features.functional:
         parts |= {"entropy": inquiry.entropy, "deactivation": inquiry.deactivation}
     for done, (part, answer) in enumerate(parts.items(), 1):
@@ -223,30 +215,24 @@ class _Inquiry:
 
     def __init__(self, work: Work, settings: StitchSettings) -> None:
         from heredity.features.fates import RARE_FIRINGS
-        from heredity.sae.formats import read_sae
-        from heredity.stitch.attribution import Side, activation_correlation
+        from heredity.stitch.functional import Side, activation_correlation
         from heredity.stitch.transfer import transfer_sae
 
-        self.work, self.config, self.seed = work, settings.config.features, settings.seed
-        self.context = settings.config.context_size
-        sides = sides_of(work)
-        self.stitch, self.tokenizer = sides.stitch, tokenizer_of(work.inputs["tokenizer"])
-        sae = read_sae(work.inputs["source_sae"] / "sae")[0].to(sides.stitch.up.weight.device)
-        self.source = Side(sides.source, sides.source_hook_point, sae, settings.precision)
-        moved = transfer_sae(sae, *sides.stitch)
-        self.target = Side(sides.target, sides.target_hook_point, moved, settings.precision)
-        self.blocks = stitch_blocks(work, "validation", self.config.tokens, self.context, self.seed)
-        self.paired: Paired = activation_correlation(self.source, self.target, self.blocks)
+        self.work, self.settings, self.config, self.sides = work, settings, settings.config.features, Sides.of(work)
+        sae = self.sides.read_sae(work.inputs["source_sae"])
+        self.source = Side(*self.sides.source, sae, settings.precision)
+        self.target = Side(*self.sides.target, transfer_sae(sae, *self.sides.stitch), settings.precision)
+        self.blocks = settings.blocks(work, "validation", self.config.tokens)
+        self.paired = activation_correlation(self.source, self.target, self.blocks)
         self.judged = self.paired.source_firings >= RARE_FIRINGS
         arrays = self.paired._asdict()
         tokens, r = arrays.pop("tokens"), arrays.pop("r")
         # Columns of parts that turn out to have no result stay null.
-        self.columns: dict[str, Any] = dict.fromkeys(
-            (name for name in TRANSFERRED_FEATURES.schema.names if name != "stitch"), [None] * sae.d_sae
-        )
+        names = [name for name in TRANSFERRED_FEATURES.schema.names if name != "stitch"]
+        self.columns: dict[str, Any] = dict.fromkeys(names, [None] * sae.d_sae)
         self.columns |= {"feature": np.arange(sae.d_sae), "judged": self.judged, "activation_r": r, **arrays}
         self.row = {"d_sae": sae.d_sae, "judged": int(self.judged.sum()), "tokens": tokens}
-        self.rows: dict[str, Any] = {name: [] for name in _SMALL}
+        self.rows: dict[str, Any] = {table.name: [] for table in _TABLES}
         self._correlated("activation", "judged", r[self.judged])
 
     def _correlated(self, measure: str, features: str, r: np.ndarray) -> None:
@@ -261,56 +247,52 @@ class _Inquiry:
     def attribution(self) -> None:
         """Whether features push the same next tokens in both models, beside random directions."""
         from heredity.features.fates import RARE_FIRINGS
-        from heredity.stitch.attribution import attribution_correlation, random_baseline
+        from heredity.stitch.functional import attribution_correlation, random_baseline
 
         paired = attribution_correlation(self.source, self.target, self.blocks)
         k = max(1, round(float(paired.source_firings.sum()) / paired.tokens))
-        chance = random_baseline(self.source, self.target[:2], *self.stitch, self.blocks, k, self.seed)
+        chance = random_baseline(self.source, self.target[:2], *self.sides.stitch, self.blocks, k, self.settings.seed)
         self.columns["attribution_r"] = paired.r
         own, other = paired.r[self.judged], chance.r[chance.source_firings >= RARE_FIRINGS]
-        own = own[np.isfinite(own)]
-        cut = quantiles(other)["q95"]
+        own, cut = own[np.isfinite(own)], quantiles(other)["q95"]
         self._correlated("attribution", "judged", own)
         self._correlated("attribution", "random", other)
-        self.row |= {
-            "attribution_tokens": paired.tokens,
-            "k": k,
-            "cut": cut,
-            "above": float((own > cut).mean()) if len(own) and cut is not None else None,
-            "negative": float((own < 0).mean()) if len(own) else None,
-        }
+        above = float((own > cut).mean()) if len(own) and cut is not None else None
+        negative = float((own < 0).mean()) if len(own) else None
+        self.row |= {"attribution_tokens": paired.tokens, "k": k, "cut": cut, "above": above, "negative": negative}
 
     def split(self) -> None:
         """Structural and semantic features, and how they differ."""
         from heredity.explain.scores import compare
         from heredity.features.correlate import median
+        from heredity.stitch.probe import means, text_vectors
+        from heredity.stitch.transfer import sparse_codes
         from heredity.stitch.word_swaps import split_features
 
         corpus = prose_corpus(self.work.inputs["corpus"], self.config.corpus)
         texts, unchanged = self._versions(self.work.inputs["corpus"][corpus])
-        split = split_features(self._fired(texts))._asdict()
+        flat, (model, hook_point, sae, precision) = [text for versions in texts for text in versions], self.source
+        context = self.settings.config.context_size
+        vectors = text_vectors(model, hook_point, self.sides.tokenizer, flat, context, precision)
+        _, (acts,) = means(vectors, len(flat), partial(sparse_codes, sae))
+        fired = acts.astype(bool).toarray().reshape(len(texts), len(texts[0]), -1)
+        split = split_features(fired)._asdict()
         self.columns |= {"share_by_chance": split.pop("by_chance"), **split}
-        classes = {name: split[name] & self.judged for name in ("structural", "semantic")}
-        values = {
-            "attribution": np.array(self.columns["attribution_r"], np.float64),
-            "activation": self.paired.r,
-            "density": self.paired.source_firings / self.paired.tokens,
-        }
         prompts = {"corpus": corpus, "prompts": len(texts), "versions": len(texts[0]), "unchanged": unchanged}
         neither = int((self.judged & (split["prompts"] == 0)).sum())
         self.rows["transfer_split"].append(prompts | {"neither": neither})
-        for name, own in classes.items():
-            silent = int((own & (self.paired.target_firings == 0)).sum())
-            density = median(values["density"][own])
-            self.rows["transfer_classes"].append(
-                {"features": name, "n": int(own.sum()), "silent": silent, "density": density}
-            )
-            for measure in ("attribution", "activation"):
-                self._correlated(measure, name, values[measure][own])
-        for measure, each in values.items():
-            test = compare(each[classes["structural"]], each[classes["semantic"]], seed=self.seed)
-            ends = {"effect_low": test.low, "effect_high": test.high}
-            self.rows["transfer_class_tests"].append({"measure": measure, "p": test.p, "effect": test.effect, **ends})
+        classes = [split[name] & self.judged for name in ("structural", "semantic")]
+        density, silent = self.paired.source_firings / self.paired.tokens, self.paired.target_firings == 0
+        values = {"attribution": np.array(self.columns["attribution_r"], np.float64), "activation": self.paired.r}
+        for name, own in zip(("structural", "semantic"), classes, strict=True):
+            row = {"features": name, "n": int(own.sum()), "silent": int((own & silent).sum())}
+            self.rows["transfer_classes"].append(row | {"density": median(density[own])})
+            for measure, r in values.items():
+                self._correlated(measure, name, r[own])
+        for measure, each in {**values, "density": density}.items():
+            test = compare(*(each[own] for own in classes), seed=self.settings.seed)
+            row = {"measure": measure, "p": test.p, "effect": test.effect}
+            self.rows["transfer_class_tests"].append(row | {"effect_low": test.low, "effect_high": test.high})
 
     def _versions(self, corpus: Artifact) -> tuple[list[list[str]], int]:
         """Held-out texts with their rewrites, and the number without a word to swap. Raises ValueError for none."""
@@ -322,25 +304,13 @@ class _Inquiry:
             [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
             for split in ("train", "validation")
         )
-        lexicon = read_lexicon(train)
-        chosen = snippets(held_out, self.config.prompts, self.seed)
-        made = [
-            [text, *rewrites(text, lexicon, self.config.rewrites, self.seed + number)]
-            for number, text in enumerate(chosen)
-        ]
+        lexicon, seed = read_lexicon(train), self.settings.seed
+        chosen = enumerate(snippets(held_out, self.config.prompts, seed))
+        made = [[text, *rewrites(text, lexicon, self.config.rewrites, seed + number)] for number, text in chosen]
         kept = [versions for versions in made if len(set(versions)) > 1]
         if not kept:
             raise ValueError(f"none of {len(made)} held-out texts has a word that could be swapped; give more prose")
         return kept, len(made) - len(kept)
-
-    def _fired(self, texts: list[list[str]]) -> np.ndarray:
-        """Whether each feature fires in the source on any token: bool [prompts, versions, d_sae]."""
-        from heredity.stitch.probe import Dictionary, means, text_vectors
-
-        flat, source = [text for versions in texts for text in versions], self.source
-        read = text_vectors(source.model, self.tokenizer, source.hook_point, flat, self.context, source.precision)
-        (activations,) = means(read, len(flat), [Dictionary(source.sae)]).features
-        return activations.astype(bool).toarray().reshape(len(texts), len(texts[0]), -1)
 
     def entropy(self) -> None:
         """Shares of features in the null space of the unembedding, in both models."""
@@ -354,14 +324,9 @@ class _Inquiry:
         for end, space in (("source", before), ("target", after)):
             figures = {"by_chance": space.by_chance, "dimensions": space.dimensions}
             self.rows["transfer_null_space"].append({"end": end, **figures, **quantiles(space.share[self.judged])})
+        columns = {"share": before.share, "carried": after.share, "push": push, "carried_push": later}
         self.rows["entropy_features"] += [
-            {
-                "feature": i,
-                "share": before.share[i],
-                "carried": after.share[i],
-                "push": push[i],
-                "carried_push": later[i],
-            }
+            {"feature": i} | {name: values[i] for name, values in columns.items()}
             for i in self._best(before.share * push)
         ]
 
@@ -370,21 +335,19 @@ class _Inquiry:
         from heredity.features.correlate import rank_correlation
         from heredity.stitch.functional import head_scores, strongest_head
 
-        first = "bos" if self.tokenizer.bos_token_id is not None else "eos"
-        bos = int(getattr(self.tokenizer, f"{first}_token_id"))
+        first = "bos" if self.sides.tokenizer.bos_token_id is not None else "eos"
+        bos = int(getattr(self.sides.tokenizer, f"{first}_token_id"))
         sides = {"source": self.source, "target": self.target}
         scores = {end: head_scores(side.model, side.hook_point, side.sae.W_dec, bos) for end, side in sides.items()}
-        best = [each.scores.max((1, 2)) for each in scores.values()]
-        self.columns |= {"head_score": best[0], "carried_head_score": best[1]}
-        self.row |= {
-            "first_token": first,
-            "head_score_rank": rank_correlation(best[0][self.judged], best[1][self.judged]),
-        }
-        blocks = self.blocks[: max(1, _ABLATED // self.context)].copy()
+        own, carried = (each.max((1, 2)) for each, _ in scores.values())
+        self.columns |= {"head_score": own, "carried_head_score": carried}
+        rank = rank_correlation(own[self.judged], carried[self.judged])
+        self.row |= {"first_token": first, "head_score_rank": rank}
+        blocks = self.blocks[: max(1, _ABLATED // self.blocks.shape[1])].copy()
         blocks[:, 0] = bos
         self.rows["deactivation_features"] += [
-            {"feature": i, "end": end, **strongest_head(*side[:3], scores[end], i, blocks)._asdict()}
-            for i in self._best(best[0])
+            {"feature": i, "end": end, **strongest_head(side, scores[end], i, blocks)}
+            for i in self._best(own)
             for end, side in sides.items()
         ]
 
@@ -417,18 +380,13 @@ def quantiles(values: np.ndarray) -> dict[str, float | None]:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "feature_transfer"):
-        name = row["stitch"]
-        source, target = ends_of(tables, name)
-        groups = {
-            (one["measure"], one["features"]): one for one in rows_of(tables, "transfer_correlations", stitch=name)
-        }
-        median = groups["activation", "judged"]["median"]
+    for name, (source, target), (row,) in by_stitch(tables, "feature_transfer"):
+        correlations = rows_of(tables, "transfer_correlations", stitch=name)
+        medians = {(one["measure"], one["features"]): one["median"] for one in correlations}
         for gap in rows_of(tables, "transfer_gaps", stitch=name):
-            yield Statement(
-                f"stitch {name}", "note", f"features of {source}: {gap['part']} is left out: {gap['reason']}"
-            )
-        if median is None:
+            note = f"features of {source}: {gap['part']} is left out: {gap['reason']}"
+            yield Statement(f"stitch {name}", "note", note)
+        if (median := medians["activation", "judged"]) is None:
             continue
         text = (
             f"Half of the {row['judged']:,} judged features of {source} correlate with their transfers in {target} "
@@ -440,7 +398,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
             evidence.append(f"{percent(row['negative'])} below 0 in attributions, {row['attribution_tokens']:,} tokens")
         if classes := rows_of(tables, "transfer_classes", stitch=name):
             halves = (
-                f"{one['features']} {format.value('r', groups['attribution', one['features']]['median']) or 'unknown'} "
+                f"{one['features']} {format.value('r', medians['attribution', one['features']]) or 'unknown'} "
                 f"({one['n']:,})"
                 for one in classes
             )
@@ -448,27 +406,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
         yield Statement(f"stitch {name}", "features", f"{text}.", tuple(evidence))
 
 
-_TABLES = (
-    FEATURE_TRANSFER,
-    TRANSFER_GAPS,
-    TRANSFER_CORRELATIONS,
-    TRANSFER_HISTOGRAMS,
-    TRANSFER_SPLIT,
-    TRANSFER_CLASSES,
-    TRANSFER_CLASS_TESTS,
-    TRANSFER_NULL_SPACE,
-    ENTROPY_FEATURES,
-    DEACTIVATION_FEATURES,
-    TRANSFERRED_FEATURES,
-)
-_SMALL = [table.name for table in _TABLES]
-
 ANALYSIS = Analysis(
     kind="feature_transfer",
     version=1,
     title="Single features across a stitch",
     items=lambda study: ({"stitch": name} for name, stitch in study.config.stitch.items() if stitch.features.tokens),
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "kept", "features"),
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "kept", "features"),
     needs=_needs,
     run=_run,
     tables=_TABLES,

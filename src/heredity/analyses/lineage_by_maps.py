@@ -9,7 +9,7 @@ a joint SAE the child's SAE is the parent's, and `unchanged` is what matching ea
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,21 +17,13 @@ from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.sae import sae_need
-from heredity.analyses.stitch_maps import (
-    StitchSettings,
-    maps_of,
-    pass_cost,
-    sides_of,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, maps_of, pass_cost, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Edge, Study
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
-    from heredity.stitch.attribution import Side
+    from heredity.stitch.functional import Side
 
 MAPPED_EDGES = Table(
     "mapped_edges",
@@ -86,33 +78,29 @@ MAPPED_FEATURES = Table(
 )
 
 
-def _edge(study: Study, name: str) -> Edge | None:
-    """The edge along which a stitch goes, from parent to child; None if there is none."""
-    edge = Edge(study.config.stitch[name].source, study.config.stitch[name].target)
-    return edge if edge in study.edges else None
+def _items(study: Study) -> Iterable[Item]:
+    """Stitches along an edge, from parent to child."""
+    stitches = study.config.stitch.items() if study.instruments else ()
+    return ({"stitch": name} for name, stitch in stitches if Edge(stitch.source, stitch.target) in study.edges)
 
 
 def _needs(study: Study, item: Item) -> Needs:
     config = study.config.stitch[item["stitch"]]
-    edge = {"edge": Edge(config.source, config.target).name}
-    match = {"instrument": study.instrument, "site": study.config.hook_point, **edge}
-    return {
-        **stitch_needs(study, item["stitch"]),
-        "match": ("match", match),
-        "parent_sae": sae_need(study, config.source, study.instrument),
-    }
+    edge = Edge(config.source, config.target).name
+    match = {"instrument": study.instrument, "site": study.config.hook_point, "edge": edge}
+    parent = sae_need(study, config.source, study.instrument)
+    return stitch_needs(study, item, match=("match", match), parent_sae=parent)
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.features.criteria import agreement
     from heredity.lm.activations import activations
     from heredity.sae.evaluate import quality
-    from heredity.sae.formats import read_sae
-    from heredity.stitch.attribution import Side, activation_correlation
+    from heredity.stitch.functional import Side, activation_correlation
     from heredity.stitch.transfer import transfer_sae
 
     config = settings.config
-    row, maps = {"edge": Edge(config.source, config.target).name, "reason": ""}, maps_of(work.inputs["stitch"])
+    maps, row = maps_of(work.inputs["stitch"]), dict[str, Any](edge=Edge(config.source, config.target).name, reason="")
     points, wanted = (maps["source_hook_point"], maps["target_hook_point"]), settings.hook_point
     if points != (wanted, wanted):
         row["reason"] = (
@@ -120,12 +108,11 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             f'source_hook_point = target_hook_point = "{wanted}"'
         )
         return {"mapped_edges": [row], "lineage_by_maps": [], "mapped_features": []}
-    sides = sides_of(work)
-    blocks = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed)
-    sae = read_sae(work.inputs["parent_sae"] / "sae")[0].to(sides.stitch.up.weight.device)
-    parent = Side(sides.source, sides.source_hook_point, sae, settings.precision)
-    carried = transfer_sae(sae, *sides.stitch)
-    readers = {"carried": Side(sides.target, sides.target_hook_point, carried, settings.precision)}
+    sides = Sides.of(work)
+    blocks = settings.blocks(work, "validation", config.evaluation)
+    sae = sides.read_sae(work.inputs["parent_sae"])
+    parent, carried = Side(*sides.source, sae, settings.precision), transfer_sae(sae, *sides.stitch)
+    readers = {"carried": Side(*sides.target, carried, settings.precision)}
     if carried.d_in == sae.d_in:
         readers["unchanged"] = readers["carried"]._replace(sae=sae)
 
@@ -133,44 +120,29 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         return quality(side.sae, activations(side.model, side.hook_point, blocks, side.precision)).explained_variance
 
     matches, edge = read_matches(work.inputs["match"]), edge_row(work.inputs["match"])
-    threshold = edge["threshold"]
-    best = matches.parent_r[:, 0]
-    live, none = np.isfinite(best), [None] * len(best)
-    of_parent, rows = explained(parent), []
-    columns = {
-        "feature": np.arange(len(best)),
-        "match": matches.parent_match[:, 0].astype(np.int64),
-        "matched_r": best,
-        "density": matches.parent_density,
-        "matched": best > threshold,
-        "unchanged_r": none,
-        "unchanged": none,
-    }
+    best, threshold = matches.parent_r[:, 0], edge["threshold"]
+    live, matched = np.isfinite(best), best > threshold
+    row |= {"hook_point": wanted, "threshold": threshold, "tokens": blocks.size, "one_sae": edge["one_dictionary"]}
+    row |= {"live": int(live.sum()), "matched": int(matched.sum()), "explained_variance": explained(parent)}
+    columns = {"feature": np.arange(len(best)), "match": matches.parent_match[:, 0].astype(np.int64), "matched_r": best}
+    columns |= {"density": matches.parent_density, "matched": matched}
+    columns |= dict.fromkeys(("unchanged_r", "unchanged"), [None] * len(best))
+    rows = []
     for done, (arm, reader) in enumerate(readers.items(), 1):
         work.progress(done, len(readers) + 1)
         r = activation_correlation(parent, reader, blocks).r
         columns |= {f"{arm}_r": r, arm: r > threshold}
         agreed = agreement(best[live], r[live], threshold)._asdict()
         rows.append({"arm": arm, **agreed, "explained_variance": explained(reader)})
-    figures = {
-        "hook_point": sides.source_hook_point,
-        "threshold": threshold,
-        "tokens": blocks.size,
-        "live": int(live.sum()),
-        "matched": int((best > threshold).sum()),
-        "one_sae": edge["one_dictionary"],
-        "explained_variance": of_parent,
-    }
-    return {"mapped_edges": [row | figures], "lineage_by_maps": rows, "mapped_features": columns}
+    return {"mapped_edges": [row], "lineage_by_maps": rows, "mapped_features": columns}
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
     for edge in rows_of(tables, "mapped_edges"):
         name = edge["stitch"]
         if edge["reason"]:
-            yield Statement(
-                f"stitch {name}", "note", f"edge {edge['edge']}: maps and matches are not compared: {edge['reason']}"
-            )
+            note = f"edge {edge['edge']}: maps and matches are not compared: {edge['reason']}"
+            yield Statement(f"stitch {name}", "note", note)
             continue
         arms = {row["arm"]: row for row in rows_of(tables, "lineage_by_maps", stitch=name)}
         carried = arms["carried"]
@@ -189,10 +161,8 @@ ANALYSIS = Analysis(
     kind="lineage_by_maps",
     version=1,
     title="Lineage by maps",
-    items=lambda study: (
-        {"stitch": name} for name in study.config.stitch if _edge(study, name) is not None and study.instruments
-    ),
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "bridge", "evaluation"),
+    items=_items,
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "bridge", "evaluation"),
     needs=_needs,
     run=_run,
     tables=(MAPPED_EDGES, LINEAGE_BY_MAPS, MAPPED_FEATURES),

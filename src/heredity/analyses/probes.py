@@ -11,18 +11,17 @@ against as many texts of the others in turn, of two classes the second against t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.reading import tokenizer_of
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import ends_of, pass_cost, percent, sides_of, stitch_needs
+from heredity.analyses.stitch_maps import Sides, by_stitch, pass_cost, percent, stitch_needs
 from heredity.analyses.warm_starts import warm_start_need
 from heredity.engine.stage import Work
 from heredity.format import listed
@@ -31,7 +30,7 @@ from heredity.study.stitch import HubTaskConfig, ProbeTask, Sizes
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
-    from heredity.stitch.probe import Row, Score, Views
+    from heredity.stitch.probe import Views
     from heredity.stitch.probe_datasets import LabeledTexts
 
 KEY = ("stitch", "task")
@@ -39,11 +38,7 @@ _READ = 20  # documents per corpus that are looked at for each text wanted: test
 _PROBED = 10  # features read by the probes of the finding, or the next size
 _TASK = Column("task", "text", "What is classified: origin, kind, language, test, or a data set of the study file.")
 _LABEL = Column("label", "text", "Class to tell from the others, or from the only other one.")
-_ARM = Column(
-    "arm",
-    "text",
-    "source, native, unchanged, refitted or random; dense_source, dense_native or dense_unchanged on all dimensions.",
-)
+_ARM = Column("arm", "text", "source, native, unchanged, refitted, random; dense_* on all dimensions of the vectors.")
 _K = Column("k", "count", "Features read, or dimensions.")
 _SCORES = (
     Column("accuracy", "share", "Share of right answers.", ci=True),
@@ -58,11 +53,7 @@ PROBE_TASKS = Table(
     (
         _TASK,
         Column("reason", "text", "Reason why the task cannot be made of the corpora; empty where it can."),
-        Column(
-            "origin",
-            "text",
-            "validation; validation and train, where held-out documents were too few; or a hub data set and revision.",
-        ),
+        Column("origin", "text", "validation, and train where held-out documents were few; or data set and revision."),
         Column("classes", "text", "Names of the classes."),
         Column("fitted", "count", "Texts to fit on, all classes together."),
         Column("tested", "count", "Texts to judge on."),
@@ -149,45 +140,29 @@ def require_sklearn(study: Study, name: str, without: str) -> None:
 
 
 def _settings(study: Study, item: Item) -> ProbeSettings:
-    name, task = item["stitch"], item["task"]
-    config = study.config.stitch[name].probes
-    hub = config.hub.get(task)
-    return ProbeSettings(
-        task,
-        hub,
-        _content(study.root / hub.dataset) if hub else None,
-        config.sizes,
-        config.texts,
-        config.context_size,
-        config.draws,
-        study.config.precision,
-        seed_of(study, "probes", name, task),
-        Aside(f"{study.name}: stitch.{name}.probes.hub.{task}"),
-        Aside(study.root),
-    )
-
-
-def _content(path: Path) -> str | None:
     from heredity.text.corpora import file_digest
 
-    return file_digest(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else None
+    name, task = item["stitch"], item["task"]
+    config = study.config.stitch[name].probes
+    hub, content = config.hub.get(task), None
+    if hub and (study.root / hub.dataset).is_dir():
+        content = file_digest(sorted(file for file in (study.root / hub.dataset).rglob("*") if file.is_file()))
+    amounts = (config.sizes, config.texts, config.context_size, config.draws)
+    place = Aside(f"{study.name}: stitch.{name}.probes.hub.{task}")
+    others = study.config.precision, seed_of(study, "probes", name, task), place, Aside(study.root)
+    return ProbeSettings(task, hub, content, *amounts, *others)
 
 
 def _needs(study: Study, item: Item) -> Needs:
     name = item["stitch"]
     config = study.config.stitch[name]
-    needs: Needs = {
-        **stitch_needs(study, name),
-        "source_sae": source_sae_need(name, config.widths[0]),
-        "native_sae": warm_start_need(name, config.widths[0], "random"),
-    }
-    if item["task"] not in config.probes.hub:
-        needs["corpus"] = {corpus: ("corpus", {"corpus": corpus}) for corpus in study.stitch_corpora(name)}
-    return needs
+    saes = source_sae_need(name, config.widths[0]), warm_start_need(name, config.widths[0], "random")
+    corpora = () if item["task"] in config.probes.hub else study.stitch_corpora(name)
+    return stitch_needs(study, item, corpora, source_sae=saes[0], native_sae=saes[1])
 
 
 def _run(work: Work, settings: ProbeSettings) -> Results:
-    from heredity.stitch.probe import mean_over_draws, probe_task
+    from heredity.stitch.probe import Views, mean_over_draws, probing
     from heredity.stitch.probe_datasets import LabelError, binary_tasks
 
     try:
@@ -200,50 +175,27 @@ def _run(work: Work, settings: ProbeSettings) -> Results:
     work.progress(1, len(texts.names) + 2)
     seen, tasks = _views(work, texts.texts, settings), binary_tasks(texts, settings.seed)
     work.progress(2, len(tasks) + 2)
-    draws: dict[str, list[Row]] = {}
+    draws: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     left_out = set[int]()
-    for done, (label, task) in enumerate(tasks.items(), 3):
-        draws[label], missing = probe_task(seen, *task, settings.sizes, settings.draws, settings.seed)
-        left_out |= set(missing)
+    for done, (label, (chosen, y, test)) in enumerate(tasks.items(), 3):
+        train, held = ((Views._make(part[chosen[of]] for part in seen), y[of]) for of in (~test, test))
+        own = probing(train, held, settings.sizes, settings.draws, settings.seed)
+        draws += [{"label": label, **row} for row in own]
+        rows += [{"label": label, **row} for row in mean_over_draws(own)]
+        left_out |= {*settings.sizes} - {row["k"] for row in own if row["arm"] == "source"}
         work.progress(done, len(tasks) + 2)
-    rows = [
-        {"label": label, "arm": row.arm, "k": row.k, "draws": row.draws, "spread": row.spread, **_scores(row.score)}
-        for label, own in draws.items()
-        for row in mean_over_draws(own)
-    ]
     by_arm: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         by_arm.setdefault((row["arm"], row["k"]), []).append(row["balanced_accuracy"])
-    row = {
-        "reason": "",
-        "origin": origin,
-        "classes": ", ".join(texts.names),
-        "fitted": int((~texts.test).sum()),
-        "tested": int(texts.test.sum()),
-        "least_share": float(np.bincount(texts.y).min() / len(texts.y)),
-        "left_out": ", ".join(map(str, sorted(left_out))),
-    }
-    return {
-        "probe_tasks": [row],
-        "probes": rows,
-        "probe_means": [
-            {"arm": arm, "k": k, "balanced_accuracy": float(np.array(own).mean()), "classes": len(own)}
-            for (arm, k), own in by_arm.items()
-        ],
-        "probe_draws": [
-            {"label": label, "arm": row.arm, "k": row.k, "draw": row.draw, **_scores(row.score)}
-            for label, own in draws.items()
-            for row in own
-        ],
-    }
-
-
-def _scores(score: Score) -> dict[str, float]:
-    return {
-        f"{name}{end}": value
-        for name, estimate in score._asdict().items()
-        for end, value in zip(("", "_low", "_high"), estimate, strict=True)
-    }
+    means = [
+        {"arm": arm, "k": k, "balanced_accuracy": float(np.mean(own)), "classes": len(own)}
+        for (arm, k), own in by_arm.items()
+    ]
+    tested, least = int(texts.test.sum()), float(np.bincount(texts.y).min() / len(texts.y))
+    task = {"reason": "", "origin": origin, "classes": ", ".join(texts.names), "least_share": least, "tested": tested}
+    task |= {"fitted": len(texts.y) - tested, "left_out": ", ".join(map(str, sorted(left_out)))}
+    return {"probe_tasks": [task], "probes": rows, "probe_means": means, "probe_draws": draws}
 
 
 def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts, str]:
@@ -260,12 +212,10 @@ def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts,
     task: Any = settings.task
     choose = partial(labeled, task=task, most=settings.texts, seed=settings.seed)
     held_out = documents("validation")
-    try:
+    with suppress(LabelError):
         texts = choose(held_out)
-    except LabelError:
-        texts = None
-    if texts is not None and len(texts.texts) == settings.texts * len(texts.names):
-        return texts, "validation"
+        if len(texts.texts) == settings.texts * len(texts.names):
+            return texts, "validation"
     train = documents("train")
     return choose({corpus: held_out[corpus] + train[corpus] for corpus in held_out}), "validation and train"
 
@@ -282,33 +232,28 @@ def _of_hub(settings: ProbeSettings, hub: HubTaskConfig) -> tuple[LabeledTexts, 
 
 def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
     """Mean activations that the arms read."""
-    from heredity.sae.formats import read_sae
     from heredity.stitch.probe import text_vectors, views
 
-    sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
-    device = next(sides.target.parameters()).device
-    saes = tuple(read_sae(work.inputs[role] / "sae")[0].to(device) for role in ("source_sae", "native_sae"))
-    shape = {"context_size": settings.context_size, "precision": settings.precision}
-    source, target = (
-        partial(text_vectors, model, tokenizer, point, **shape)
-        for model, point in ((sides.source, sides.source_hook_point), (sides.target, sides.target_hook_point))
-    )
-    return views(texts, source, target, (saes[0], saes[1]), sides.stitch.down)
+    sides = Sides.of(work)
+
+    def vectors(end: tuple[Any, str], some: Sequence[str]) -> Any:
+        return text_vectors(*end, sides.tokenizer, some, settings.context_size, settings.precision)
+
+    saes = sides.read_sae(work.inputs["source_sae"]), sides.read_sae(work.inputs["native_sae"])
+    return views(texts, partial(vectors, sides.source), partial(vectors, sides.target), saes, sides.stitch.down)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    stitches: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows_of(tables, "probe_means"):
-        stitches.setdefault(row["stitch"], []).append(row)
-    for name, rows in stitches.items():
+    for name, (source, target), rows in by_stitch(tables, "probe_means"):
         sizes = {row["k"] for row in rows if row["arm"] == "source"}
         if not sizes:
             continue
         k = min(sizes, key=lambda size: (abs(size - _PROBED), size))
-        (source, target), tasks = ends_of(tables, name), list(dict.fromkeys(row["task"] for row in rows))
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
 
-        def at(arm: str, rows: Sequence[Mapping[str, Any]] = rows, k: int = k) -> str:
-            values = [row["balanced_accuracy"] for row in rows if (row["arm"], row["k"]) == (arm, k)]
+        def at(arm: str, *own: str, rows: Sequence[Mapping[str, Any]] = rows, k: int = k) -> str:
+            some = [row for row in rows if (row["arm"], row["k"]) == (arm, k) and (not own or row["task"] in own)]
+            values = [row["balanced_accuracy"] for row in some]
             return percent(sum(values) / len(values) if values else None)
 
         text = (
@@ -318,9 +263,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
         )
         evidence = [f"in {source} itself {at('source')}"]
         for task in tasks:
-            own = [row for row in rows if row["task"] == task]
             tested = rows_of(tables, "probe_tasks", stitch=name, task=task)[0]["tested"]
-            figures = ", ".join(f"{at(arm, own)} {arm}" for arm in ("unchanged", "refitted", "native"))
+            figures = ", ".join(f"{at(arm, task)} {arm}" for arm in ("unchanged", "refitted", "native"))
             evidence.append(f"{task}: {figures}, {tested:,} texts")
         yield Statement(f"stitch {name}", "probes", text, tuple(evidence))
     for row in rows_of(tables, "probe_tasks"):

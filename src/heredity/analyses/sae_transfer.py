@@ -14,6 +14,7 @@ models are of one width also `unchanged`, the SAE as it is, and `aligned`, folde
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,18 +22,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
-from heredity.analyses.stitch_maps import (
-    Sides,
-    StitchSettings,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    sizes,
-    stitch_blocks,
-    stitch_needs,
-    stitch_settings,
-)
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import SAEConfig, Study
@@ -43,6 +33,7 @@ if TYPE_CHECKING:
 
     from heredity.analyses.plan import Shapes
     from heredity.sae.model import SAE
+    from heredity.stitch.affine import Stitch
 
 CALIBRATING = 50_000
 """Training vectors of the target on which SAEs are refitted."""
@@ -54,11 +45,7 @@ SAE_TRANSFER = Table(
     "The source's SAE on held-out text of its own model and, without training, of the target.",
     ("stitch", "d_sae", "variant"),
     (
-        Column(
-            "variant",
-            "text",
-            "source (in its own model), transferred, normalized, bias, decoder, density, unchanged or aligned.",
-        ),
+        Column("variant", "text", "source, transferred, normalized, bias, decoder, density, unchanged or aligned."),
         Column("left_out", "text", "Reason why there is no such variant; null where there is one."),
         Column("l0", "number", "Mean number of active features per token."),
         Column("fvu", "share", "Fraction of variance unexplained."),
@@ -103,22 +90,15 @@ def new_sae_config(study: Study) -> SAEConfig:
 
 def _source_settings(study: Study, item: Item) -> SAESettings:
     name, d_sae = item["stitch"], item["d_sae"]
-    return SAESettings(
-        new_sae_config(study),
-        study.config.stitch[name].source_hook_point or study.config.hook_point,
-        study.config.precision,
-        seed_of(study, "sae", f"{name}-source-{d_sae}"),
-        {study.config.stitch[name].source: study.stitch_corpora(name)},
-        d_sae,
-    )
+    stitch, corpora = study.config.stitch[name], study.stitch_corpora(name)
+    point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
+    return SAESettings(new_sae_config(study), point, study.config.precision, seed, {stitch.source: corpora}, d_sae)
 
 
 def _source_needs(study: Study, item: Item) -> Needs:
     source = study.config.stitch[item["stitch"]].source
-    return {
-        "model": {source: ("model", {"model": source})},
-        "tokens": tokens_needs(study.stitch_corpora(item["stitch"])),
-    }
+    corpora = study.stitch_corpora(item["stitch"])
+    return {"model": {source: ("model", {"model": source})}, "tokens": tokens_needs(corpora)}
 
 
 def _train_source(work: Work, settings: SAESettings) -> Results:
@@ -135,89 +115,67 @@ def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
     return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, 0.6 if end == "source" else 0.35)
 
 
-def _needs(study: Study, item: Item) -> Needs:
-    return {**stitch_needs(study, item["stitch"]), "sae": source_sae_need(item["stitch"], item["d_sae"])}
-
-
 def _run(work: Work, settings: StitchSettings) -> Results:
     import torch
 
     from heredity.lm.activations import activations
-    from heredity.sae.evaluate import quality
-    from heredity.sae.formats import read_sae, write_sae
-    from heredity.stitch.transfer import folding, same_selection, transfer_sae, zero_shot
+    from heredity.metrics import ce_loss_recovered
+    from heredity.sae.evaluate import quality, spliced_losses
+    from heredity.sae.formats import write_sae
+    from heredity.stitch.transfer import folding, same_selection
 
-    config, sides, source = settings.config, sides_of(work), read_sae(work.inputs["sae"] / "sae")[0]
-    source = source.to(next(sides.source.parameters()).device)
-    ends = {"source": (sides.source, sides.source_hook_point), "target": (sides.target, sides.target_hook_point)}
+    config, sides = settings.config, Sides.of(work)
+    ends, source = {"source": sides.source, "target": sides.target}, sides.read_sae(work.inputs["sae"])
 
-    def read(end: str, blocks: np.ndarray) -> Any:
+    def read(end: str, blocks: np.ndarray) -> Iterable[Tensor]:
         return activations(*ends[end], blocks, settings.precision)
 
-    blocks = stitch_blocks(work, "train", CALIBRATING, config.context_size, settings.seed)
-    x = torch.cat(list(read("target", blocks)))
-    density = quality(source, read("source", blocks)).density
-    folded = transfer_sae(source, *sides.stitch)
-    saes, left_out = variants(source, folded, x, density, sides, work)
-    held = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
+    blocks = settings.blocks(work, "train", CALIBRATING)
+    x, density = torch.cat(list(read("target", blocks))), quality(source, read("source", blocks)).density
+    saes, left_out = variants(source, sides.stitch, x, density, work.inputs["stitch"] / "procrustes")
+    held = settings.blocks(work, "validation", config.evaluation, 1)
     rows: list[dict[str, Any]] = []
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
-        figures = zero_shot(*ends["source" if variant == "source" else "target"], sae, held, settings.precision)
-        rows.append(
-            {
-                "variant": variant,
-                "l0": figures.quality.l0,
-                "fvu": 1 - figures.quality.explained_variance,
-                "explained_variance": figures.quality.explained_variance,
-                "dead_share": figures.quality.dead_share,
-                **{
-                    name: getattr(figures, name)
-                    for name in ("ce_clean", "ce_spliced", "delta_loss", "ce_loss_recovered")
-                },
-            }
-        )
+        end = "source" if variant == "source" else "target"
+        own = quality(sae, read(end, held))
+        clean, spliced, zero = spliced_losses(*ends[end], sae, held, settings.precision)
+        row = {"variant": variant, "l0": own.l0, "dead_share": own.dead_share, "ce_clean": clean, "ce_spliced": spliced}
+        row |= {"fvu": 1 - own.explained_variance, "explained_variance": own.explained_variance}
+        recovered = ce_loss_recovered(clean, spliced, zero)
+        rows.append(row | {"delta_loss": spliced - clean, "ce_loss_recovered": recovered})
         work.progress(done, len(saes) + 1)
-    metadata = {
-        "model_name": config.target,
-        "hook_name": sides.target_hook_point,
-        "context_size": config.context_size,
-        "transferred_from": config.source,
-        "transferred_hook_name": sides.source_hook_point,
-    }
+    metadata = {"model_name": config.target, "hook_name": sides.target[1], "context_size": config.context_size}
+    metadata |= {"transferred_from": config.source, "transferred_hook_name": sides.source[1]}
     for variant in saes.keys() - {"unchanged"}:
         write_sae(saes[variant], work.folder / variant, metadata | {"variant": variant})
-    some = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)])))
-    exact = folding(source, folded, sides.stitch, some)
-    check = {
-        "tokens": held.size,
-        "calibrated_on": len(x),
-        "folding_error": exact.error,
-        "other_features": exact.other_features,
-        "same_selection": same_selection(folded, saes["normalized"], [some]),
-    }
+    some, folded = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)]))), saes["transferred"]
+    error, other = folding(source, folded, sides.stitch, some)
+    check = {"tokens": held.size, "calibrated_on": len(x), "folding_error": error, "other_features": other}
+    check["same_selection"] = same_selection(folded, saes["normalized"], [some])
     reasons = [{"variant": variant, "left_out": reason} for variant, reason in left_out.items()]
     return {"sae_transfer": rows + reasons, "sae_folding": [check]}
 
 
 def variants(
-    source: SAE, folded: SAE, x: Tensor, density: np.ndarray, sides: Sides, work: Work
+    source: SAE, stitch: Stitch, x: Tensor, density: np.ndarray, aligned: Path
 ) -> tuple[dict[str, SAE], dict[str, str]]:
     """SAEs of the target by name, and reasons for those left out.
 
-    folded: `source` through the maps of `sides`. x: training vectors of the target [n, d_b]. density: share of tokens
-    of the same text on which each source feature fires.
+    x: training vectors of the target [n, d_b]. density: share of tokens of the same text on which each source feature
+    fires. aligned: folder of maps that only turn and scale, for models of one width.
     """
     from heredity.stitch.affine import Stitch
     from heredity.stitch.transfer import LARGEST_REFIT, calibrate, match_density, transfer_sae
 
+    folded = transfer_sae(source, *stitch)
     recipes: dict[str, Callable[[], SAE] | str] = {
         "transferred": lambda: folded,
-        "normalized": lambda: transfer_sae(source, *sides.stitch, normalize=True),
+        "normalized": lambda: transfer_sae(source, *stitch, normalize=True),
         "bias": lambda: calibrate(folded, [x], "bias"),
         "decoder": lambda: calibrate(folded, [x], "decoder"),
         "density": lambda: match_density(folded, x, density),
         "unchanged": lambda: source,
-        "aligned": lambda: transfer_sae(source, *Stitch.load(work.inputs["stitch"] / "procrustes")),
+        "aligned": lambda: transfer_sae(source, *Stitch.load(aligned)),
     }
     if source.d_sae > LARGEST_REFIT:
         recipes["decoder"] = f"{source.d_sae} features are more than the {LARGEST_REFIT} that are refitted"
@@ -233,11 +191,7 @@ def variants(
 
 def _say(tables: Tables) -> Iterable[Statement]:
     """One finding per stitch, at its first width."""
-    first: dict[str, Any] = {}
-    for row in rows_of(tables, "sae_folding"):
-        first.setdefault(row["stitch"], row)
-    for name, check in first.items():
-        source, target = ends_of(tables, name)
+    for name, (source, target), (check, *_) in by_stitch(tables, "sae_folding"):
         rows = rows_of(tables, "sae_transfer", stitch=name, d_sae=check["d_sae"])
         figures = {row["variant"]: row for row in rows if row["left_out"] is None}
         own, moved = figures["source"], figures["transferred"]
@@ -272,8 +226,8 @@ ANALYSIS = Analysis(
     version=1,
     title="SAEs transferred without training",
     items=width_items,
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "carried", "evaluation"),
-    needs=_needs,
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "carried", "evaluation"),
+    needs=lambda study, item: stitch_needs(study, item, sae=source_sae_need(item["stitch"], item["d_sae"])),
     run=_run,
     tables=(SAE_TRANSFER, SAE_FOLDING),
     cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 20, item["d_sae"]),

@@ -10,41 +10,29 @@ Transfer gap (equation 16): share by the carried direction over share by the nat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
 from heredity.analyses.probes import require_sklearn
-from heredity.analyses.reading import packs, tokenizer_of
-from heredity.analyses.stitch_maps import (
-    Sides,
-    StitchSettings,
-    ends_of,
-    pass_cost,
-    percent,
-    sides_of,
-    stitch_needs,
-    stitch_settings,
-    stream_of,
-)
+from heredity.analyses.reading import packs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
-    from heredity.stitch.moments import Moments
+    from heredity.stitch.affine import Moments
     from heredity.stitch.probe import Estimate
 
 _PIECES, _TESTED = 2_000, 500  # per corpus, on which the classifier is fitted, and tested
 _READ = 20  # documents from which each prompt is drawn
 _CHARACTERS = 40  # read of a document for each token of a prompt
-_BATCH = 64  # texts written at a time
 _EXAMPLES = 2
 _WANTED = Column("wanted", "text", "Corpus that its texts should be like.")
 _ARM = Column("arm", "text", "none, native, carried (direction of the other model) or random.")
@@ -98,6 +86,7 @@ STEERING_EXAMPLES = Table(
         Column("text", "text", "What the model wrote after it."),
     ),
 )
+_TABLES = (STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_EXAMPLES)
 
 
 def _items(study: Study) -> Iterable[Item]:
@@ -109,89 +98,65 @@ def _items(study: Study) -> Iterable[Item]:
             yield {"stitch": name}
 
 
-def _needs(study: Study, item: Item) -> Needs:
-    documents = {corpus: ("corpus", {"corpus": corpus}) for corpus in study.stitch_corpora(item["stitch"])}
-    return {**stitch_needs(study, item["stitch"]), "corpus": documents}
-
-
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.steer import change, effect, generate, interleave, steering_arms, transfer_gap
+    from heredity.stitch.probe import proportion
+    from heredity.stitch.steer import change, generate, interleave, steering_arms, transfer_gap
 
     corpora, config, seed = settings.corpora, settings.config.steering, settings.seed
-    rows: list[dict[str, Any]] = []
-    gaps: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
     classifier: dict[str, Any] = {"reason": "", "classes": ", ".join(corpora), "fitted": 0, "tested": 0}
-    results = {
-        "steering_classifiers": [classifier],
-        "steering": rows,
-        "steering_gaps": gaps,
-        "steering_examples": examples,
-    }
+    results: dict[str, list[dict[str, Any]]] = {table.name: [] for table in _TABLES}
+    results["steering_classifiers"].append(classifier)
     if len(corpora) < 2:
         classifier["reason"] = f"both models have read {', '.join(corpora)} only; a direction lies between two corpora"
         return results
-    sides, tokenizer = sides_of(work), tokenizer_of(work.inputs["tokenizer"])
-    total = 2 + 2 * len(corpora)
-    classify, accuracy, fitted, tested = _classifier(work, tokenizer, sides.masked, config.max_tokens, seed)
-    classifier |= {"fitted": fitted, "tested": tested, **_estimated("accuracy", accuracy)}
+    sides, total = Sides.of(work), 2 + 2 * len(corpora)
+    classify, accuracy, fitted, tested = _classifier(work, sides, config.max_tokens, seed)
+    classifier |= {"fitted": fitted, "tested": tested, **accuracy.columns("accuracy")}
     work.progress(1, total)
     moments = _moments(work, settings, sides)
     work.progress(2, total)
     starts = _starts(work, config, seed)
     both = (
-        (settings.config.source, sides.source, sides.source_hook_point, sides.stitch.down),
-        (settings.config.target, sides.target, sides.target_hook_point, sides.stitch.up),
+        (settings.config.source, sides.source, sides.stitch.down),
+        (settings.config.target, sides.target, sides.stitch.up),
     )
-    for place, (name, model, hook_point, arriving) in enumerate(both):
+    for place, (name, (model, hook_point), arriving) in enumerate(both):
         for number, wanted in enumerate(corpora):
             own, others = (part.swapped() if place else part for part in moments[wanted])
             prompts = interleave([starts[corpus] for corpus in corpora if corpus != wanted])[: config.prompts]
+            how: dict[str, Any] = {"max_tokens": config.max_tokens, "prompt_tokens": config.prompt_tokens}
+            how["seed"] = seed + number
             try:
                 arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
-                write = partial(
-                    generate,
-                    model,
-                    tokenizer,
-                    prompts,
-                    hook_point,
-                    max_tokens=config.max_tokens,
-                    prompt_tokens=config.prompt_tokens,
-                    seed=seed + number,
-                    batch_size=_BATCH,
-                )
-                texts = effect(write, arms, classify, number)
+                texts = {
+                    arm: generate(model, sides.tokenizer, prompts, hook_point, steering, **how)
+                    for arm, steering in arms.items()
+                }
+                right = {arm: int((classify(some) == number).sum()) for arm, some in texts.items()}
+                shares = {arm: proportion(hits, len(prompts)) for arm, hits in right.items()}
             except ValueError as error:
                 raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
             key = {"model": name, "wanted": wanted}
-            read = [
-                tokenizer.decode(tokenizer(prompt, verbose=False)["input_ids"][: config.prompt_tokens])
-                for prompt in prompts[:_EXAMPLES]
-            ]
+            ids = sides.tokenizer(prompts[:_EXAMPLES], verbose=False)["input_ids"]
+            read = [sides.tokenizer.decode(row[: config.prompt_tokens]) for row in ids]
             for arm, steering in arms.items():
                 moved = 0.0 if steering is None else change(steering, others.mean_a, others.aa)
-                own = texts.texts[arm]
-                share = _estimated("share", texts.shares[arm])
-                rows.append({**key, "arm": arm, "n": len(own), "change": moved, **share})
-                examples += [
+                row = {**key, "arm": arm, "n": len(prompts), "change": moved, **shares[arm].columns("share")}
+                results["steering"].append(row)
+                results["steering_examples"] += [
                     {**key, "arm": arm, "number": at, "prompt": prompt, "text": text}
-                    for at, (prompt, text) in enumerate(zip(read, own, strict=False))
+                    for at, (prompt, text) in enumerate(zip(read, texts[arm], strict=False))
                 ]
-            native, carried = arms["native"], arms["carried"]
-            assert native is not None and carried is not None
-            gap = transfer_gap(texts.shares["carried"].value, texts.shares["native"].value)
-            gaps.append({**key, "gap": gap, "cosine": float(native.direction @ carried.direction)})
+            gap = transfer_gap(shares["carried"].value, shares["native"].value)
+            cosine = float(arms["native"].direction @ arms["carried"].direction)  # type: ignore[union-attr]
+            results["steering_gaps"].append({**key, "gap": gap, "cosine": cosine})
             work.progress(3 + place * len(corpora) + number, total)
     return results
 
 
-def _estimated(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def _classifier(
-    work: Work, tokenizer: Any, special: Sequence[int], size: int, seed: int
-) -> tuple[Callable[[Sequence[str]], np.ndarray], Estimate, int, int]:
+    work: Work, sides: Sides, size: int, seed: int
+) -> tuple[Callable[[list[str]], np.ndarray], Estimate, int, int]:
     """A classifier of pieces of `size` tokens by corpus, its accuracy, and the pieces it is fitted and tested on."""
     from heredity.stitch.probe import proportion
     from heredity.stitch.steer import longest_pieces, text_classifier
@@ -202,7 +167,7 @@ def _classifier(
         for pack in packs(work.inputs["tokens"], split).values():
             sampler = BlockSampler({"corpus": pack}, min(size, len(pack.tokens)), seed)
             blocks = distinct_blocks(sampler, count * sampler.context_size)
-            parts.append(longest_pieces(blocks, tokenizer, special))
+            parts.append(longest_pieces(blocks, sides.tokenizer, sides.tokenizer.all_special_ids))
         least = min(map(len, parts))
         return [text for own in parts for text in own[:least]], np.repeat(np.arange(len(parts)), least)
 
@@ -215,24 +180,19 @@ def _classifier(
 
 def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tuple[Moments, Moments]]:
     """Moments of the activations of both models on each corpus, and on all others."""
+    from heredity.stitch.affine import MomentStream, pooled
     from heredity.stitch.aligned import Points, aligned
-    from heredity.stitch.moments import MomentStream
     from heredity.text.tokens import BlockSampler, distinct_blocks
 
-    points = Points(sides.source, [sides.source_hook_point]), Points(sides.target, [sides.target_hook_point])
-    streams: dict[str, MomentStream] = {}
+    a, b = (Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target))
+    own: dict[str, Moments] = {}
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
         sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
         blocks = distinct_blocks(sampler, settings.config.steering.vectors)
-        streams[corpus] = stream_of(aligned(*points, blocks, sides.masked, settings.precision))
-    moments: dict[str, tuple[Moments, Moments]] = {}
-    for corpus, stream in streams.items():
-        rest = MomentStream()
-        for other in streams.values():
-            if other is not stream:
-                rest.merge(other)
-        moments[corpus] = stream.pair(0, 0), rest.pair(0, 0)
-    return moments
+        own[corpus] = (
+            MomentStream().extend(aligned(a, b, blocks, sides.tokenizer.all_special_ids, settings.precision)).pair()
+        )
+    return {name: (each, pooled([own[other] for other in own if other != name])) for name, each in own.items()}
 
 
 def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str]]:
@@ -248,12 +208,10 @@ def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "steering_classifiers"):
-        name = row["stitch"]
+    for name, ends, (row,) in by_stitch(tables, "steering_classifiers"):
         if row["reason"]:
             yield Statement(f"stitch {name}", "note", f"nothing was steered: {row['reason']}")
             continue
-        ends = ends_of(tables, name)
         for model, other in (ends, ends[::-1]):
             shares: dict[str, list[float]] = {}
             for one in rows_of(tables, "steering", stitch=name, model=model):
@@ -275,10 +233,10 @@ ANALYSIS = Analysis(
     version=1,
     title="Steering across a stitch",
     items=_items,
-    settings=lambda study, item: stitch_settings(study, item["stitch"], "steering", "steering"),
-    needs=_needs,
+    settings=lambda study, item: StitchSettings.of(study, item["stitch"], "steering", "steering"),
+    needs=lambda study, item: stitch_needs(study, item, study.stitch_corpora(item["stitch"])),
     run=_run,
-    tables=(STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_EXAMPLES),
+    tables=_TABLES,
     cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 8),
     say=_say,
 )

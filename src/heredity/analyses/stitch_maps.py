@@ -19,7 +19,7 @@ after its own front, mapped there and back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +38,8 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
-    from heredity.stitch.affine import Stitch
-    from heredity.stitch.moments import Moments, MomentStream
+    from heredity.sae.model import SAE
+    from heredity.stitch.affine import Moments, Pairs, Stitch
 
 COMPARED = 50_000
 """Tokens on which layers are compared."""
@@ -116,12 +116,7 @@ STITCHED_MODELS = Table(
     "Next-token prediction by both models and by the back of one after the front of the other.",
     ("stitch", "way"),
     (
-        Column(
-            "way",
-            "text",
-            "source, target, up (front of A, back of B), down (front of B, back of A), source_round_trip (A through B) "
-            "or target_round_trip (B through A).",
-        ),
+        Column("way", "text", "source, target, up (A's front, B's back), down, source_round_trip, target_round_trip."),
         Column("ce_loss", "nats", "Cross-entropy, nats per token."),
         Column("accuracy", "share", "Accuracy."),
         Column("increase", "share", "Increase of the cross-entropy over the model of the back; null for whole models."),
@@ -145,64 +140,63 @@ class StitchSettings(NamedTuple):
     def source_hook_point(self) -> str:
         return self.config.source_hook_point or self.hook_point
 
+    @staticmethod
+    def of(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
+        """With the stitch's source, target, context_size and what else is `used`. seed: name the seed is made from."""
+        given, place = study.config.stitch[name], Aside(f"{study.name}: stitch.{name}")
+        config = StitchConfig(**{key: getattr(given, key) for key in ("source", "target", "context_size", *used)})
+        read = study.config.hook_point, study.stitch_corpora(name), study.config.precision
+        return StitchSettings(config, *read, seed_of(study, seed, name), place)
 
-def stitch_settings(study: Study, name: str, seed: str, *used: str) -> StitchSettings:
-    """Settings that any analysis of a stitch reads, with those of the stitch that this one uses.
+    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0) -> np.ndarray:
+        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
+        from heredity.text.tokens import distinct_blocks
 
-    seed: name from which the seed is made. used: names of settings, besides source, target and context_size.
-    """
-    config = study.config.stitch[name]
-    return StitchSettings(
-        StitchConfig(**{key: getattr(config, key) for key in ("source", "target", "context_size", *used)}),
-        study.config.hook_point,
-        study.stitch_corpora(name),
-        study.config.precision,
-        seed_of(study, seed, name),
-        Aside(f"{study.name}: stitch.{name}"),
-    )
+        sampler = sampler_of(work.inputs["tokens"], split, self.config.context_size, self.seed + draw)
+        return distinct_blocks(sampler, tokens)
 
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
-    return stitch_settings(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
+    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    config = study.config.stitch[item["stitch"]]
-    return {
-        "source": ("model", {"model": config.source}),
-        "target": ("model", {"model": config.target}),
-        "tokenizer": tokenizer_need(study),
-        "tokens": tokens_needs(study.stitch_corpora(item["stitch"])),
-    }
+    config, tokens = study.config.stitch[item["stitch"]], tokens_needs(study.stitch_corpora(item["stitch"]))
+    models: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
+    return models | {"tokenizer": tokenizer_need(study), "tokens": tokens}
 
 
-def stitch_needs(study: Study, name: str) -> Needs:
-    """Inputs of `sides_of` and `stitch_blocks`."""
-    return {**_needs(study, {"stitch": name}), "stitch": ("stitch", {"stitch": name})}
+def stitch_needs(study: Study, item: Item, corpora: Iterable[str] = (), **others: Any) -> Needs:
+    """Inputs of `Sides.of` and `StitchSettings.blocks`, the documents of some corpora, and others by role."""
+    documents: dict[str, tuple[str, Item]] = {corpus: ("corpus", {"corpus": corpus}) for corpus in corpora}
+    maps: Needs = {**_needs(study, item), "stitch": ("stitch", {"stitch": item["stitch"]}), **others}
+    return maps | {"corpus": documents} if documents else maps
 
 
 class Sides(NamedTuple):
-    """Both models of a stitch and the maps between them, on the device."""
+    """Both ends of a stitch, a model on the device and its hook point each, and what lies between them."""
 
-    source: Any
-    target: Any
-    source_hook_point: str
-    target_hook_point: str
+    source: tuple[Any, str]
+    target: tuple[Any, str]
     stitch: Stitch
-    masked: list[int]
-    """Ids of special tokens."""
+    tokenizer: Any
 
+    @staticmethod
+    def of(work: Work) -> Sides:
+        """Those of the inputs of `stitch_needs`, with the maps in use."""
+        from heredity.stitch.affine import Stitch
 
-def sides_of(work: Work) -> Sides:
-    """Both models of a stitch, on the device, with the maps in use."""
-    from heredity.stitch.affine import Stitch
+        folder, maps = work.inputs["stitch"], maps_of(work.inputs["stitch"])
+        source, target = ((on_device(load(work.inputs[e])), maps[f"{e}_hook_point"]) for e in ("source", "target"))
+        stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
+        return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
 
-    source, target = (on_device(load(work.inputs[end])) for end in ("source", "target"))
-    maps = maps_of(work.inputs["stitch"])
-    stitch = Stitch.load(work.inputs["stitch"] / maps["method"]).to(next(target.parameters()).device)
-    special = tokenizer_of(work.inputs["tokenizer"]).all_special_ids
-    return Sides(source, target, maps["source_hook_point"], maps["target_hook_point"], stitch, list(special))
+    def read_sae(self, artifact: Artifact) -> SAE:
+        """The SAE of an artifact, on the device."""
+        from heredity.sae.formats import read_sae
+
+        return read_sae(artifact / "sae")[0].to(self.stitch.up.weight.device)
 
 
 def maps_of(artifact: Artifact) -> dict[str, Any]:
@@ -215,33 +209,24 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
     return pq.read_table(artifact / f"{table}.parquet").to_pylist()
 
 
-def stitch_blocks(work: Work, split: str, tokens: int, context_size: int, seed: int) -> np.ndarray:
-    """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
-    from heredity.text.tokens import distinct_blocks
-
-    return distinct_blocks(sampler_of(work.inputs["tokens"], split, context_size, seed), tokens)
-
-
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.affine import Stitch
-    from heredity.stitch.aligned import Points, aligned
-    from heredity.stitch.moments import nested_moments
-    from heredity.stitch.stitched import stitched_losses
+    from heredity.stitch.affine import MomentStream, nested_moments
+    from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
 
     config, first = settings.config, settings.source_hook_point
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
     special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
 
-    def read(a: list[str], b: list[str], some: np.ndarray) -> Iterable[Any]:
-        """Chunks of activations at points of both models."""
+    def read(a: list[str], b: list[str], some: np.ndarray) -> Pairs:
         return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
 
-    blocks = stitch_blocks(work, "train", config.tokens, config.context_size, settings.seed)
+    blocks = settings.blocks(work, "train", config.tokens)
     layers, second, compared = _layers(settings, models, read, blocks)
     pairs = partial(read, [first], [second])
     work.progress(1, 5)
     start = time.monotonic()
-    *parts, moments = nested_moments(pairs, blocks)
+    parts = nested_moments(pairs, blocks)
+    moments = parts[-1]
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
         raise StudyError(
@@ -251,68 +236,52 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     check_method(settings.place.value, config, *widths)
     shared = time.monotonic() - start
     work.progress(2, 5)
-    held = stitch_blocks(work, "validation", config.held_out, config.context_size, settings.seed)
-    tuning, held_out = (stream_of(pairs(half)).pair(0, 0) for half in (held[::2], held[1::2]))
+    blocks_held = settings.blocks(work, "validation", config.held_out)
+    held = [MomentStream().extend(pairs(half)).pair() for half in (blocks_held[::2], blocks_held[1::2])]
     moments.save(work.folder / "moments.safetensors")
-    fits: dict[str, dict[str, Any]] = {}
-    for method in ("ridge", "joint", *(["procrustes"] if widths[0] <= widths[1] else [])):
-        stitch, fits[method] = _fitted(config, moments, method, (tuning, held_out), shared)
-        stitch.save(work.folder / method)
-    curves = {"joint": [_fitted(config, part, "joint", (tuning, held_out), 0.0)[1] for part in parts] + [fits["joint"]]}
+    fitted = partial(_fitted, config, held=held, shared=shared)
+    curves = {"ridge": [fitted(moments, "ridge")], "joint": [fitted(part, "joint") for part in parts]}
+    if widths[0] <= widths[1]:
+        curves["procrustes"] = [fitted(moments, "procrustes")]
     work.progress(3, 5)
     if config.adam.epochs:
-        stitch, curves["adam"] = _by_adam(config, pairs, blocks, held_out, settings.seed)
-        stitch.save(work.folder / "adam")
-        fits["adam"] = curves["adam"][-1]
+        curves["adam"] = _by_adam(config, pairs, blocks, held[1], settings.seed)
+    for name, fits in curves.items():
+        fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
-    chosen = Stitch.load(work.folder / config.method).to(next(models[1].parameters()).device)
-    judged = stitch_blocks(work, "validation", config.evaluation, config.context_size, settings.seed + 1)
+    stitch = curves[config.method][-1][0].to(next(models[1].parameters()).device)
+    judged = settings.blocks(work, "validation", config.evaluation, 1)
     source, target = zip(models, (first, second), strict=True)
-    losses = stitched_losses(source, target, *chosen, judged, special, settings.precision)
-    row = {
-        "source": config.source,
-        "target": config.target,
-        "source_hook_point": first,
-        "target_hook_point": second,
-        "source_width": widths[0],
-        "target_width": widths[1],
-        "corpora": ", ".join(settings.corpora),
-        "method": config.method,
-        "alpha": config.alpha,
-        "held_out": held_out.tokens,
-        "compared": compared,
-    }
-    costs = ("tokens", "flops", "loss")
+    ways = stitched_losses(source, target, *stitch, judged, special, settings.precision)
+    backs = {way: ways[back].ce_loss for way, back in BACKS.items()}
+    row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
+    row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
+    row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
     return {
         "stitch_maps": [row],
-        "stitch_fits": [{"method": name, "in_use": name == config.method} | fit for name, fit in fits.items()],
+        "stitch_fits": [
+            {"method": name, "in_use": name == config.method} | fits[-1][1] for name, fits in curves.items()
+        ],
         "stitch_costs": [
-            {"method": name} | {key: point[key] for key in costs} for name, points in curves.items() for point in points
+            {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
+            for name in ("joint", "adam")
+            for _, row in curves.get(name, ())
         ],
         "stitch_layers": layers,
         "stitched_models": [
-            {"way": way, "ce_loss": own.ce_loss, "accuracy": own.accuracy, "increase": losses.increases.get(way)}
-            for way, own in losses._asdict().items()
+            {"way": way, "ce_loss": own.ce_loss, "accuracy": own.accuracy}
+            | {"increase": own.ce_loss / backs[way] - 1 if way in backs else None}
+            for way, own in ways.items()
         ],
     }
 
 
-def stream_of(pairs: Iterable[Any]) -> MomentStream:
-    """Moments of aligned activations of two models; pairs: chunks of `stitch.aligned.aligned`."""
-    from heredity.stitch.moments import MomentStream
-
-    stream = MomentStream()
-    for of_a, of_b in pairs:
-        stream.add(of_a, of_b)
-    return stream
-
-
 def _layers(
-    settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Iterable[Any]], blocks: np.ndarray
+    settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Pairs], blocks: np.ndarray
 ) -> tuple[list[dict[str, Any]], str, int]:
     """Similarity of all layers; the target's hook point, given or of highest SVCCA; and the tokens compared."""
     from heredity.lm.hooks import HookPointError, resolve
-    from heredity.stitch.moments import all_layers, similarity
+    from heredity.stitch.affine import MomentStream, all_layers, similarity
 
     first, second = settings.source_hook_point, settings.config.target_hook_point
     sides: list[list[str]] = []
@@ -328,74 +297,69 @@ def _layers(
     widths = [model.config.get_text_config().hidden_size for model in models]
     if not all_layers(*widths, *map(len, sides))[0]:
         sides[0] = [first]
-    alike = similarity(stream_of(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])])))
-    second = second or sides[1][int(np.argmax(np.nan_to_num(alike.svcca[sides[0].index(first)])))]
+    stream = MomentStream().extend(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])]))
+    svcca, cka = similarity(stream)
+    second = second or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
     rows = [
-        {"source_layer": a, "target_layer": b, "svcca": alike.svcca[i, j], "cka": alike.cka[i, j]}
+        {"source_layer": a, "target_layer": b, "svcca": svcca[i, j], "cka": cka[i, j]}
         for i, a in enumerate(sides[0])
         for j, b in enumerate(sides[1])
     ]
-    return rows, second, alike.tokens
+    return rows, second, stream.tokens
 
 
 def _fitted(
-    config: StitchConfig, moments: Moments, method: Any, held: tuple[Moments, Moments], shared: float
+    config: StitchConfig, moments: Moments, method: Any, held: Sequence[Moments], shared: float
 ) -> tuple[Stitch, dict[str, Any]]:
     """A fit that reads moments alone, and its figures.
 
     held: moments to choose the ridge on, and to judge by. shared: seconds of the pass that took the moments.
     """
+    from heredity.stitch.affine import moment_flops
     from heredity.stitch.fit import fit, joint_flops
-    from heredity.stitch.moments import moment_flops
 
-    widths, start = (len(moments.mean_a), len(moments.mean_b)), time.monotonic()
+    start, widths = time.monotonic() - shared, moments.ab.shape
     fitted = fit(moments, method, config.alpha, held_out=held[0])
-    flops, converged = moment_flops(moments.tokens, *widths), None
+    flops = moment_flops(moments.tokens, *widths)
     if method == "joint":
-        flops, converged = flops + joint_flops(len(fitted.losses) - 1, *widths), fitted.converged
-    row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, shared + time.monotonic() - start)
-    return fitted.stitch, row | {"converged": converged}
+        flops += joint_flops(len(fitted.losses) - 1, *widths)
+    row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, start)
+    return fitted.stitch, row | {"converged": fitted.converged if method == "joint" else None}
 
 
 def _by_adam(
-    config: StitchConfig, pairs: Callable[[np.ndarray], Iterable[Any]], blocks: np.ndarray, held_out: Moments, seed: int
-) -> tuple[Stitch, list[dict[str, Any]]]:
-    """The published fit on the same tokens, and figures of whole trainings of fewer epochs up to all."""
+    config: StitchConfig, pairs: Callable[[np.ndarray], Pairs], blocks: np.ndarray, held_out: Moments, seed: int
+) -> list[tuple[Stitch, dict[str, Any]]]:
+    """The published fit on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
     from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
 
     each = max(1, config.adam.batch_tokens // blocks.shape[1])
-    widths = len(held_out.mean_a), len(held_out.mean_b)
-    keep = 4 * blocks.size * sum(widths) <= _KEPT
-    batch = block_batches(pairs, blocks, each, keep)
-    epochs = [config.adam.epochs]
-    while epochs[0] > 1:
-        epochs.insert(0, epochs[0] // 2)
-    stitch, rows = None, []
-    for number in epochs:
-        start = time.monotonic()
-        fitted = fit_by_adam(batch, max(1, len(blocks) // each), number, config.alpha, config.adam.lr, seed=seed)
-        flops, stitch = adam_flops(fitted.tokens, *widths), fitted.stitch.to("cpu")
-        rows.append(_figures(stitch, held_out, config.alpha, fitted.tokens, flops, time.monotonic() - start))
-    assert stitch is not None
-    return stitch, rows
+    keep = 4 * blocks.size * sum(held_out.ab.shape) <= _KEPT
+    batch, fits = block_batches(pairs, blocks, each, keep), []
+    for halvings in reversed(range(config.adam.epochs.bit_length())):
+        start, epochs = time.monotonic(), config.adam.epochs >> halvings
+        stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, config.alpha, config.adam.lr, seed)
+        flops, stitch = adam_flops(tokens, *held_out.ab.shape), stitch.to("cpu")
+        fits.append((stitch, _figures(stitch, held_out, config.alpha, tokens, flops, start)))
+    return fits
 
 
 def _figures(
-    stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, seconds: float
+    stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, start: float
 ) -> dict[str, Any]:
+    """A row of `stitch_fits`, of a fit begun at `start`."""
     from heredity.stitch.affine import stitch_quality
 
-    quality = stitch_quality(stitch, held_out, alpha)
-    row: dict[str, Any] = {"loss": quality.loss, "tokens": tokens, "flops": flops, "seconds": round(seconds, 2)}
-    for way in ("up", "down", "there_and_back", "back_and_there"):
-        row[f"r2_{way}"] = getattr(quality, way).r2
+    seconds, quality = round(time.monotonic() - start, 2), stitch_quality(stitch, held_out, alpha)
+    row: dict[str, Any] = {"loss": quality.loss, "tokens": tokens, "flops": flops, "seconds": seconds}
+    row |= {f"r2_{way}": getattr(quality, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}
     for name in ("condition", "effective_rank"):
         row |= {f"{name}_{end}": value for end, value in zip(("up", "down"), getattr(quality, name), strict=True)}
     return row
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    from heredity.stitch.moments import all_layers
+    from heredity.stitch.affine import all_layers
 
     config = study.config.stitch[item["stitch"]]
     a, b, weights, gib = sizes(study, item["stitch"], shapes)
@@ -416,21 +380,20 @@ def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, flo
 
 def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int | None = None) -> Cost:
     """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
-    config = study.config.stitch[name]
-    _, b, weights, gib = sizes(study, name, shapes)
+    config, (_, b, weights, gib) = study.config.stitch[name], sizes(study, name, shapes)
     tokens = passes * config.evaluation
     return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
 
 
-def ends_of(tables: Tables, name: str) -> tuple[str, str]:
-    """Source and target of a stitch."""
-    row = rows_of(tables, "stitch_maps", stitch=name)[0]
-    return row["source"], row["target"]
+def by_stitch(tables: Tables, table: str) -> Iterable[tuple[str, tuple[str, str], list[Mapping[str, Any]]]]:
+    """Stitches that a table has, their source and target, and their rows."""
+    for maps in rows_of(tables, "stitch_maps"):
+        if rows := rows_of(tables, table, stitch=maps["stitch"]):
+            yield maps["stitch"], (maps["source"], maps["target"]), rows
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "stitch_maps"):
-        name, source, target = row["stitch"], row["source"], row["target"]
+    for name, (source, target), (row,) in by_stitch(tables, "stitch_maps"):
         fit = rows_of(tables, "stitch_fits", stitch=name, in_use=True)[0]
         rise = {way["way"]: way["increase"] for way in rows_of(tables, "stitched_models", stitch=name)}
         text = (
@@ -457,9 +420,8 @@ def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
             curves[row["method"]].append(row)
     if not all(curves.values()):
         return
-    levels = {"the joint fit's loss": curves["joint"][-1]["loss"]}
-    levels["the descent's best loss"] = min(row["loss"] for row in curves["adam"])
-    for number, (words, level) in enumerate(levels.items()):
+    best = curves["joint"][-1]["loss"], min(row["loss"] for row in curves["adam"])
+    for words, level in zip(("the joint fit's loss", "the descent's best loss"), best, strict=True):
         joint, adam = (
             min((row["flops"] for row in rows if row["loss"] <= 1.01 * level), default=None) for rows in curves.values()
         )
@@ -468,7 +430,7 @@ def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
                 f"to within 1 % of {words} ({level:.4g}): {format.value('flops', joint)} by the joint fit, "
                 f"{format.value('flops', adam)} by descent, {adam / joint:,.1f} times as many"
             )
-        elif not number:
+        elif level == best[0]:
             yield f"the descent never came within 1 % of {words}, {level:.4g}"
 
 

@@ -12,15 +12,15 @@ saving.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, seed_of
 from heredity.analyses.reading import sampler_of, state_of
 from heredity.analyses.sae import SAESettings, Stream, activation_store, train_sae
-from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost
-from heredity.analyses.stitch_maps import ends_of, maps_of, percent, read_rows
+from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost, width_items
+from heredity.analyses.stitch_maps import by_stitch, maps_of, percent, read_rows
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import Precision, SAEConfig, Study
@@ -108,34 +108,20 @@ def warm_start_need(name: str, d_sae: int, arm: str) -> Need:
 
 
 def _items(study: Study) -> Iterable[Item]:
-    return (
-        {"stitch": name, "d_sae": d_sae, "arm": arm}
-        for name, stitch in study.config.stitch.items()
-        for d_sae in stitch.widths
-        for arm in stitch.arms
-    )
+    return ({**item, "arm": arm} for item in width_items(study) for arm in study.config.stitch[item["stitch"]].arms)
 
 
 def _settings(study: Study, item: Item) -> WarmStartSettings:
-    name, d_sae, arm = item["stitch"], item["d_sae"], item["arm"]
-    return WarmStartSettings(
-        new_sae_config(study),
-        d_sae,
-        arm,
-        study.config.stitch[name].target,
-        study.config.precision,
-        seed_of(study, "beginning", name, d_sae),
-        seed_of(study, "beginning", name),
-    )
+    name, d_sae, target = item["stitch"], item["d_sae"], study.config.stitch[item["stitch"]].target
+    seed, held_out_seed = seed_of(study, "beginning", name, d_sae), seed_of(study, "beginning", name)
+    given = new_sae_config(study), d_sae, item["arm"], target, study.config.precision
+    return WarmStartSettings(*given, seed, held_out_seed)
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    name = item["stitch"]
-    needs: Needs = {
-        "model": ("model", {"model": study.config.stitch[name].target}),
-        "stitch": ("stitch", {"stitch": name}),
-        "tokens": tokens_needs(study.stitch_corpora(name)),
-    }
+    name, target = item["stitch"], study.config.stitch[item["stitch"]].target
+    needs: Needs = {"model": ("model", {"model": target}), "stitch": ("stitch", {"stitch": name})}
+    needs["tokens"] = tokens_needs(study.stitch_corpora(name))
     return needs if item["arm"] == "random" else needs | {"source": source_sae_need(name, item["d_sae"])}
 
 
@@ -177,8 +163,7 @@ def _start(work: Work, settings: WarmStartSettings, stream: Stream) -> tuple[SAE
     if settings.arm == "random":
         return None, {"start_flops": 0.0, "start_seconds": 0.0, "revived": 0}
     from heredity.sae.formats import read_sae
-    from heredity.stitch.affine import Stitch
-    from heredity.stitch.moments import Moments
+    from heredity.stitch.affine import Moments, Stitch
     from heredity.stitch.savings import fold_flops
     from heredity.stitch.transfer import repaired, trainable, transfer_sae, turned
 
@@ -242,15 +227,11 @@ def _savings(work: Work, settings: SavingsSettings) -> Results:
 
 def _say(tables: Tables) -> Iterable[Statement]:
     """The highest level that a transferred and the random start both reach, at the first width of each stitch."""
-    stitches: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows_of(tables, "savings"):
-        stitches.setdefault(row["stitch"], []).append(row)
-    for name, every in stitches.items():
+    for name, (source, target), every in by_stitch(tables, "savings"):
         first = [row for row in every if row["d_sae"] == every[0]["d_sae"]]
         rows = [row for row in first if row["arm"] in _STARTS]
         if not rows:
             continue
-        source, target = ends_of(tables, name)
         width = f"{rows[0]['d_sae']:,} features"
         reached = [row for row in rows if row["saved_flops"] is not None]
         if not reached:
@@ -265,16 +246,14 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{_STARTS[best['arm']]} takes {_fewer(best['saved_flops'])} FLOPs than one from a random start, the maps "
             "included."
         )
-        yield Statement(f"stitch {name}", "training", text, tuple(_evidence(first, best, source)))
-
-
-def _evidence(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], source: str) -> Iterable[str]:
-    for row in rows:
-        if row["threshold"] == best["threshold"]:
-            outcome = f"{row['never']} never" if row["never"] else _fewer(row["saved_flops"])
-            yield f"{row['arm']} to {row['threshold']:g}: {outcome}"
-    if best["saved_flops_with_source"] is not None:
-        yield f"with the training of {source}'s SAE: {_fewer(best['saved_flops_with_source'])}"
+        level, sourced = best["threshold"], best["saved_flops_with_source"]
+        evidence = [
+            f"{row['arm']} to {level:g}: " + (f"{row['never']} never" if row["never"] else _fewer(row["saved_flops"]))
+            for row in first
+            if row["threshold"] == level
+        ]
+        evidence += [] if sourced is None else [f"with the training of {source}'s SAE: {_fewer(sourced)}"]
+        yield Statement(f"stitch {name}", "training", text, tuple(evidence))
 
 
 def _fewer(saved: float | None) -> str:

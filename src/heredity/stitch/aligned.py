@@ -1,4 +1,4 @@
-"""Aligned activations of two models at several hook points, from one forward pass of each.
+"""Two models on the same text: aligned activations, and each model going on from the other's front through a map.
 
 Models of one tokenizer are aligned by token (`aligned`). Those of different tokenizers are aligned at the characters
 where a token of both ends (`aligned_texts`): causal models that have read up to one character know the same of a text.
@@ -7,7 +7,7 @@ where a token of both ends (`aligned_texts`): causal models that have read up to
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,14 +17,19 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
-from heredity.lm.hooks import HookPointError, replaced
-from heredity.lm.loss import arithmetic
+from heredity.lm.evaluate import Quality
+from heredity.lm.hooks import HookPointError, capture, replaced
+from heredity.lm.loss import arithmetic, chunk_rows
+from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEAST = 0.01  # least share of aligned positions among those of the coarser tokenizer, for texts to be compared
+
+Place = tuple[nn.Module, str]
+"""A model, which runs on its own device in evaluation mode, and a hook point."""
 
 
 class Points(NamedTuple):
@@ -43,9 +48,8 @@ def aligned(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
-    masked: ids of tokens left out of both, such as special ones (Chen et al. 2025, appendix A). Each model runs on its
-    device in evaluation mode, no further than its last point; activations come on A's device. Raises HookPointError
-    for an unknown point or one that the forward pass never reaches.
+    masked: ids of tokens left out of both. Each model runs no further than its last point; activations come on A's
+    device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
     """
     device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
@@ -57,6 +61,7 @@ def aligned(
 
 
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
+    """Activations [*ids.shape, d] at each point, of a forward pass that ends at the last one."""
     model, seen = points.model, dict[str, Tensor]()
     device, training = next(model.parameters()).device, model.training
 
@@ -91,10 +96,9 @@ def aligned_texts(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
-    For models of different tokenizers (which Chen et al. 2025 leave to later work). Of each text, at most the first
-    `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at the ends are read and left out.
-    Raises ValueError for a tokenizer without offsets or one that its model does not know, and as soon as less than 1 %
-    of the positions have a counterpart; HookPointError for an unknown point.
+    Of each text, at most the first `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at
+    the ends are read and left out. Raises ValueError for a tokenizer without offsets or one that its model does not
+    know, and as soon as less than 1 % of the positions have a counterpart; HookPointError for an unknown point.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
@@ -161,3 +165,77 @@ def _read(points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places:
         raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
     at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
     return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]
+
+
+def stitched_loss(
+    front: Place,
+    through: Callable[[Tensor], Tensor],
+    back: Place,
+    blocks: np.ndarray,
+    special: Collection[int] = (),
+    precision: Precision = "float32",
+) -> Quality:
+    """Next-token prediction of the back model with through(the front model's activation) in place of its own.
+
+    All of the back model's residual stream must pass its hook point. through: float32 [tokens, d_front] -> [tokens,
+    d_back]. blocks: tokens [n, context] of a tokenizer both models use. special: tokens read, but not predicted. Raises
+    ValueError for blocks without anything to predict, unknown tokens, and a map to another width than the back model's.
+    """
+    (front_model, front_hook), (back_model, back_hook) = front, back
+    sizes = [model.get_input_embeddings().num_embeddings for model in (back_model, front_model)]  # type: ignore[operator]
+    if int(blocks.max()) >= min(sizes) or int(blocks.min()) < 0:
+        raise ValueError(f"blocks hold token {blocks.max()} of {min(sizes)} known; both models must share a tokenizer")
+    counted = ~np.isin(blocks[:, 1:], list(special))  # [n, context - 1]
+    if not counted.any():
+        raise ValueError(f"blocks {list(blocks.shape)} hold nothing to predict but special tokens; give other tokens")
+    device, front_device = (next(model.parameters()).device for model in (back_model, front_model))
+    step = max(1, chunk_rows(sizes[0], device) // blocks.shape[1])
+    total, hits, training = 0.0, np.zeros(len(blocks), np.int64), back_model.training
+    back_model.eval()
+    try:
+        for start in range(0, len(blocks), step):
+            ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + step], np.int64))
+            keep = torch.from_numpy(counted[start : start + step]).to(device)
+            with arithmetic(front_device, precision):
+                before = capture(front_model, front_hook, ids.to(front_device))
+            with torch.no_grad():
+                x = through(before.flatten(0, 1)).view(*ids.shape, -1).to(device)
+                with replaced(back_model, back_hook, lambda _, x=x: x), arithmetic(device, precision):
+                    logits = back_model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
+            logits, labels = logits.flatten(0, 1).float(), ids[:, 1:].flatten().to(device)
+            ce = nn.functional.cross_entropy(logits, labels, reduction="none")
+            total += float(ce[keep.flatten()].sum(dtype=torch.float64))
+            right = (logits.argmax(-1) == labels).view(keep.shape) & keep
+            hits[start : start + step] = right.sum(1).cpu().numpy()
+    finally:
+        back_model.train(training)
+    tokens = int(counted.sum())
+    return Quality(total / tokens, int(hits.sum()) / tokens, tokens, hits)
+
+
+BACKS = {"up": "target", "down": "source", "source_round_trip": "source", "target_round_trip": "target"}
+"""The model whose back half predicts, by way through the maps."""
+
+
+def stitched_losses(
+    source: Place,
+    target: Place,
+    up: Affine,
+    down: Affine,
+    blocks: np.ndarray,
+    special: Collection[int] = (),
+    precision: Precision = "float32",
+) -> dict[str, Quality]:
+    """Both models, `source` and `target`, and the four ways of `BACKS` (table 1), on the same tokens and one device.
+
+    A round trip is a model's own front, mapped there and back. Raises as `stitched_loss` does.
+    """
+    ways: dict[str, tuple[Place, Callable[[Tensor], Tensor], Place]] = {
+        "source": (source, lambda x: x, source),
+        "target": (target, lambda x: x, target),
+        "up": (source, up, target),
+        "down": (target, down, source),
+        "source_round_trip": (source, lambda x: down(up(x)), source),
+        "target_round_trip": (target, lambda x: up(down(x)), target),
+    }
+    return {way: stitched_loss(*places, blocks, special, precision) for way, places in ways.items()}

@@ -8,7 +8,7 @@ other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -17,8 +17,7 @@ import torch
 from scipy.linalg import cholesky, solve_triangular
 from torch import Tensor, nn
 
-from heredity.stitch.affine import Affine, Stitch, map_quality
-from heredity.stitch.moments import Moments
+from heredity.stitch.affine import Affine, Moments, Pairs, Stitch, map_quality
 
 Method = Literal["ridge", "joint", "procrustes"]
 
@@ -33,7 +32,7 @@ class Fit(NamedTuple):
     stitch: Stitch
     ridge: tuple[float, float]  # of A and B: share of a dimension's mean variance added to each; 0 for procrustes
     losses: np.ndarray  # float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round
-    converged: bool  # whether the gradient fell below the tolerance; True for methods in closed form
+    converged: bool  # whether the gradient fell below the tolerance; True for methods in closed form, without losses
 
 
 def fit(
@@ -48,9 +47,8 @@ def fit(
     method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
     minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
     down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal; None chooses among `RIDGES`
-    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for an unknown
-    method, a negative alpha or ridge, constant activations, procrustes from a wider to a narrower model, and
-    covariances that are singular in spite of the ridge.
+    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for settings out
+    of range, constant activations, procrustes to a narrower model, and covariances singular in spite of the ridge.
     """
     if method not in ("ridge", "joint", "procrustes"):
         raise ValueError(f"method={method!r} is not known; choose one of ridge, joint, procrustes")
@@ -59,9 +57,8 @@ def fit(
     for name, square in (("A", moments.aa), ("B", moments.bb)):
         if not np.trace(square) > 0:
             raise ValueError(f"activations of {name} are constant: nothing to fit; check the hook point")
-    ridges, noisy, converged = (0.0, 0.0), moments, True
+    ridges, losses, converged, (d_a, d_b) = (0.0, 0.0), np.zeros(0), True, moments.ab.shape
     if method == "procrustes":
-        d_a, d_b = moments.ab.shape
         if d_a > d_b:
             raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a wider space: swap the models")
         left, values, right = np.linalg.svd(moments.ab, full_matrices=False)
@@ -71,15 +68,12 @@ def fit(
         up, ridge_a = _ridge(moments, ridge, held_out)
         down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
         ridges = ridge_a, ridge_b
+    if method == "joint":
         aa, bb = (
             square + share * np.trace(square) / len(square) * np.eye(len(square))
             for square, share in zip((moments.aa, moments.bb), ridges, strict=True)
         )
-        noisy = moments._replace(aa=aa, bb=bb)
-    if method == "joint":
-        up, down, losses, converged = minimize_joint(noisy, up, down, alpha)
-    else:
-        losses = np.array([joint_loss(noisy, up, down, alpha)])
+        up, down, losses, converged = minimize_joint(moments._replace(aa=aa, bb=bb), up, down, alpha)
     return Fit(Stitch(_affine(moments, up), _affine(moments.swapped(), down)), ridges, losses, converged)
 
 
@@ -94,10 +88,10 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
         safe = raised > len(values) * np.finfo(float).eps * values[-1]
         return vectors @ (turned * np.where(safe, 1 / np.where(safe, raised, 1), 0)[:, None])
 
-    chosen = RIDGE if ridge is None else ridge
     if ridge is None and held_out is not None:
-        chosen = min(RIDGES, key=lambda share: map_quality(_affine(moments, weights(share)), held_out).mse)
-    return weights(chosen), chosen
+        ridge = min(RIDGES, key=lambda share: map_quality(_affine(moments, weights(share)), held_out).mse)
+    ridge = RIDGE if ridge is None else ridge
+    return weights(ridge), ridge
 
 
 def _affine(moments: Moments, weight: np.ndarray) -> Affine:
@@ -105,20 +99,10 @@ def _affine(moments: Moments, weight: np.ndarray) -> Affine:
     return Affine.of(weight, moments.mean_b - moments.mean_a @ weight)
 
 
-def joint_loss(moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float) -> float:
-    """L of centered weights up [d_a, d_b] and down [d_b, d_a] with their best biases."""
-    aa, ab, bb = moments.aa, moments.ab, moments.bb
-    d_a, d_b = ab.shape
-    there, back = up @ down - np.eye(d_a), down @ up - np.eye(d_b)
-    of_b = np.trace(bb) - 2 * np.sum(up * ab) + np.sum(up * (aa @ up)) + alpha * np.sum(back * (bb @ back))
-    of_a = np.trace(aa) - 2 * np.sum(down * ab.T) + np.sum(down * (bb @ down)) + alpha * np.sum(there * (aa @ there))
-    return float(of_a / d_a + of_b / d_b)
-
-
 def minimize_joint(
     moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float, tolerance: float = 1e-8, rounds: int = 500
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Minimize `joint_loss` from a start, by exact minimization over one map and then the other, accelerated.
+    """Minimize the joint loss with the best biases by exact steps in one map and then the other, accelerated.
 
     In coordinates in which inputs are white each half is a Sylvester equation with symmetric coefficients, solved by
     their eigenvectors. Rounds are extrapolated from the last few (Anderson acceleration: Walker & Ni 2011, SIAM J.
@@ -126,8 +110,8 @@ def minimize_joint(
     rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
 
     up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: on the norm of the gradient in white
-    coordinates, relative to that at zero maps. rounds: upper limit. Returns up, down, the losses at the start and after
-    each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
+    coordinates, relative to that at zero maps. Returns up, down, the losses at the start and after each round, and
+    whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
     problem, other = _White(moments, alpha), _White(moments.swapped(), alpha)
     up, down = problem.root_a.T @ up, problem.root_b.T @ down
@@ -213,14 +197,6 @@ class _White:
         return up @ (self.inverse_b.T @ down) - self.root_a.T, down @ (self.inverse_a.T @ up) - self.root_b.T
 
 
-class AdamFit(NamedTuple):
-    """A stitch and its training."""
-
-    stitch: Stitch  # on the device of the batches
-    losses: np.ndarray  # float64 [steps]: joint loss of each batch before its step
-    tokens: int  # rows seen, repeats counted
-
-
 def fit_by_adam(
     batches: Callable[[int], tuple[Tensor, Tensor]],
     count: int,
@@ -228,12 +204,12 @@ def fit_by_adam(
     alpha: float = 1.0,
     lr: float = 1e-4,
     seed: int = 0,
-) -> AdamFit:
+) -> tuple[Stitch, np.ndarray, int]:
     """Train both maps on the joint loss: Adam, gradient norm clipped to 1, cosine learning rate, several epochs.
 
     The recipe of Chen et al. 2025 (appendix A); weights start as those of `nn.Linear`, biases at 0. batches: batches(i)
-    for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch. Raises ValueError when
-    the loss is not finite.
+    for 0 <= i < count, aligned float32 rows a [n, d_a] and b [n, d_b]; called anew each epoch. Returns the maps, the
+    loss of each batch before its step, and the rows seen. Raises ValueError when a loss is not finite.
     """
     a, b = batches(0)
     generator, parameters = torch.Generator().manual_seed(seed), []
@@ -256,19 +232,15 @@ def fit_by_adam(
         optimizer.step()
         schedule.step()
         tokens += len(a)
-    return AdamFit(Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch)), np.array(losses), tokens)
+    return Stitch(*(Affine(*(part.detach() for part in each)) for each in stitch)), np.array(losses), tokens
 
 
 def block_batches(
-    pairs: Callable[[np.ndarray], Iterable[tuple[Sequence[Tensor], Sequence[Tensor]]]],
-    blocks: np.ndarray,
-    each: int,
-    keep: bool,
+    pairs: Callable[[np.ndarray], Pairs], blocks: np.ndarray, each: int, keep: bool
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Batches for `fit_by_adam`: number -> activations of `each` token blocks.
+    """Batches for `fit_by_adam`: number -> activations of `each` token blocks, kept in memory or read anew.
 
-    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model. keep: hold batches in
-    memory after the first epoch; otherwise they are read anew.
+    pairs: gives chunks of aligned activations of token blocks [n, context], one point per model.
     """
 
     def batch(number: int) -> tuple[Tensor, Tensor]:

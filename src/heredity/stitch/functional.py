@@ -1,27 +1,142 @@
-"""Functional features, and whether they keep their function in another model (Chen et al. 2025, section 5.2).
+"""What single features do in two models: what they fire on and push, and whether they keep a function.
 
-Entropy features write where the unembedding does not read. Attention deactivation features make heads attend to the
-first token, that is, to nothing. Measures of Stolfo et al. 2024 ("Confidence Regulation Neurons in Language Models")
-and Gurnee et al. 2024 ("Universal Neurons in GPT2 Language Models").
+Feature i of both models is one feature: an SAE and its transfer, or one SAE that reads two models. Compared are, by
+Pearson's r over tokens, activations, and attributions (Chen et al. 2025, eq. 10): activation times the feature's logit
+weight for the token that follows.
+
+Functional features (section 5.2): entropy features write where the unembedding does not read; attention deactivation
+features make heads attend to the first token, that is, to nothing. Measures of Stolfo et al. 2024 ("Confidence
+Regulation Neurons in Language Models") and Gurnee et al. 2024 ("Universal Neurons in GPT2 Language Models").
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from heredity.lm.activations import blocks_at_once
+from heredity.lm.activations import activations, blocks_at_once
 from heredity.lm.hooks import capture, replaced, resolve
 from heredity.lm.logit_attribution import linear_part, norm_and_head, through_norm, to_stream, unembedding
-from heredity.sae.model import SAE
-from heredity.stitch.transfer import sparse_codes
+from heredity.sae.model import SAE, new_sae
+from heredity.stitch.affine import Affine
+from heredity.stitch.transfer import sparse_codes, transfer_sae
+from heredity.study import Precision
 
+_CHUNK = 1 << 22  # numbers computed at a time
 _ROWS = 8192  # of the unembedding, in float64 at a time
+
+
+class Side(NamedTuple):
+    """A model in evaluation mode and the SAE that reads it, on one device."""
+
+    model: nn.Module
+    hook_point: str
+    sae: SAE
+    precision: Precision = "float32"  # of the model's matrix products
+
+
+class Paired(NamedTuple):
+    """Activations, or attributions, of each feature in two models, on the same tokens; arrays [d_sae]."""
+
+    r: np.ndarray  # float64: Pearson over tokens, zeros included; nan where either is constant
+    source_firings: np.ndarray  # int64: tokens on which the feature fires
+    target_firings: np.ndarray
+    source_peak: np.ndarray  # float64: largest value, 0 at least
+    target_peak: np.ndarray
+    tokens: int
+
+
+def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> Paired:
+    """Pearson's r of column i of one sparse matrix with column i of another, streamed; sums are float64.
+
+    parts: rows of both matrices for the same tokens, [n, d_sae], with a value stored wherever a feature fires. Raises
+    ValueError when shapes differ.
+    """
+    tokens, sums, firings, peaks = 0, np.zeros((5, d_sae)), np.zeros((2, d_sae), np.int64), np.zeros((2, d_sae))
+    for pair in parts:
+        sides: list[Any] = [part.astype(np.float64) for part in pair]
+        x, y = sides
+        if x.shape != y.shape or x.shape[1] != d_sae:
+            sizes = f"{list(x.shape)} and {list(y.shape)} for {d_sae} features"
+            raise ValueError(f"activations are {sizes}; give the same tokens and SAEs of the same size")
+        tokens += x.shape[0]
+        sums += [m.sum(0) for m in (x, y, x.multiply(x), y.multiply(y), x.multiply(y))]
+        firings += [np.bincount(m.indices, minlength=d_sae) for m in sides]
+        for peak, m in zip(peaks, sides, strict=True):
+            np.maximum.at(peak, m.indices, m.data)
+    a, b, aa, bb, ab = sums
+    spread = [square - np.square(total) / tokens for square, total in ((aa, a), (bb, b))]
+    varies = (spread[0] > 1e-12 * aa) & (spread[1] > 1e-12 * bb)  # rounding leaves a constant some spread
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.clip((ab - a * b / tokens) / np.sqrt(spread[0] * spread[1]), -1, 1)
+    return Paired(np.where(varies, r, np.nan), firings[0], firings[1], peaks[0], peaks[1], tokens)
+
+
+def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
+    """r between the activations of feature i of the source's SAE on the source and of the target's on the target.
+
+    blocks: tokens [n, context] of a tokenizer both models use; all positions count. Raises ValueError when the SAEs
+    differ in size.
+    """
+
+    def codes(side: Side) -> Iterator[csr_array]:
+        x = activations(side.model, side.hook_point, blocks, side.precision)
+        return (sparse_codes(side.sae, part) for part in x)
+
+    return paired_pearson(zip(codes(source), codes(target), strict=True), source.sae.d_sae)
+
+
+def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
+    """Pearson r over tokens t of f_i(t) v_{i, next(t)} in the source and in the target, for every feature i (eq. 10).
+
+    v: see `lm.logit_attribution.logit_weights`. blocks: tokens [n, context] of a tokenizer both models use; the last of
+    each block has no next token and is left out. Raises ValueError when the SAEs differ in size, and as that does.
+    """
+    pairs = zip(_attributions(source, blocks), _attributions(target, blocks), strict=True)
+    return paired_pearson(pairs, source.sae.d_sae)
+
+
+def random_baseline(
+    source: Side, target: tuple[nn.Module, str], up: Affine, down: Affine, blocks: np.ndarray, k: int, seed: int
+) -> Paired:
+    """`attribution_correlation` of a topk SAE of random directions and its transfer: the effect of the maps alone.
+
+    k: the L0 of the source's SAE, so that both are equally sparse. The center is that of the source's SAE.
+    """
+    sae = new_sae(source.sae.d_in, source.sae.d_sae, "topk", k, torch.Generator().manual_seed(seed))
+    sae.b_dec.copy_(source.sae.b_dec)
+    sae.to(source.sae.W_dec.device)
+    moved = transfer_sae(sae, up, down).to(next(target[0].parameters()).device)
+    return attribution_correlation(source._replace(sae=sae), Side(*target, moved, source.precision), blocks)
+
+
+def _attributions(side: Side, blocks: np.ndarray) -> Iterator[csr_array]:
+    """f_i(t) v_{i, next(t)}, float64 [tokens, d_sae] in chunks; logit weights are computed for firing features only."""
+    norm, _ = norm_and_head(side.model)
+    with torch.no_grad():
+        # Rows [d_sae, d_model] and [vocab, d_model], whose products are logit weights.
+        pushed = through_norm(norm, to_stream(side.model, side.hook_point, side.sae.W_dec.detach())).float()
+        rows = unembedding(side.model)
+    done, step = 0, max(1, _CHUNK // pushed.shape[1])
+    for x in activations(side.model, side.hook_point, blocks, side.precision):
+        some = blocks[done : done + len(x) // blocks.shape[1]]
+        done += len(some)
+        x = x.view(*some.shape, -1)[:, :-1].flatten(0, 1)
+        indptr, indices, values = side.sae.encode_sparse(x)
+        after = np.repeat(some[:, 1:].ravel(), np.diff(indptr)).astype(np.int64)
+        feature, token = (torch.from_numpy(ids).to(pushed.device) for ids in (indices.astype(np.int64), after))
+        effect = np.empty(len(values))
+        for start in range(0, len(values), step):
+            part = slice(start, start + step)
+            products = pushed[feature[part]] * rows[token[part]]
+            effect[part] = products.sum(1, dtype=torch.float64).cpu().numpy()
+        yield csr_array((effect * values, indices, indptr), shape=(len(x), side.sae.d_sae))
 
 
 class NullSpace(NamedTuple):
@@ -54,11 +169,9 @@ def null_share(model: nn.Module, hook_point: str, directions: Tensor, bottom: fl
     return NullSpace(share.cpu().numpy(), lengths.cpu().numpy(), dimensions, chance)
 
 
-class HeadScores(NamedTuple):
-    """How strongly directions turn the queries of later heads to the first token."""
-
-    scores: np.ndarray  # float64 [n, layers, heads]: attention logit for an activation of 1, before the norm's scale
-    layers: tuple[int, ...]  # of the second axis: all whose attention reads the hook point's output
+HeadScores = tuple[np.ndarray, tuple[int, ...]]
+"""How strongly directions turn the queries of later heads to the first token: attention logit for an activation of 1,
+before the norm's scale, float64 [n, layers, heads]; and the layers, all whose attention reads the hook point."""
 
 
 def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int, context: int = 64) -> HeadScores:
@@ -66,8 +179,8 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
 
     k_BOS is the head's key at the first position, where the model reads token `bos`. The gain of the norm before the
     attention is folded in, its scale is not. With rotary embeddings the score is the mean over the first `context`
-    positions of the query. A heuristic that finds candidates for `path_ablation`. Raises ValueError for a decoder of
-    another kind than Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
+    positions of the query. Finds candidates for `path_ablation`. Raises ValueError for a decoder of another kind than
+    Llama, Mistral, Qwen, Gemma and GPT-2, and when no attention follows the hook point.
     """
     resolve(model, hook_point)
     layer, _, name = hook_point.removeprefix("blocks.").partition(".")
@@ -87,7 +200,7 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
             key = _first_key(model, at, ids[:, :1] if at.fused else ids)
             key = key.repeat_interleave(query.shape[1] // len(key), 0)
             scores.append((query.double() * key.double()).sum(-1) * at.scaling)
-    return HeadScores(torch.stack(scores, 1).cpu().numpy(), layers)
+    return torch.stack(scores, 1).cpu().numpy(), layers
 
 
 def path_ablation(
@@ -124,31 +237,20 @@ def path_ablation(
     return (torch.cat(parts, 1) if parts else torch.zeros(5, 0).double()).cpu().numpy()
 
 
-class HeadEffect(NamedTuple):
-    """The effect of one feature on the head it scores highest on: means over the tokens where the feature fires."""
+def strongest_head(side: Side, scores: HeadScores, feature: int, blocks: np.ndarray) -> dict[str, float | None]:
+    """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows.
 
-    layer: int
-    head: int
-    score: float  # see `HeadScores.scores`
-    tokens: int  # tokens where the feature fires; means are None without any
-    attention: float | None
-    attention_drop: float | None  # by the ablation; above 0, with `norm_drop` below 0: the feature turns the head off
-    norm: float | None
-    norm_drop: float | None
-
-
-def strongest_head(
-    model: nn.Module, hook_point: str, sae: SAE, scores: HeadScores, feature: int, blocks: np.ndarray
-) -> HeadEffect:
-    """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows."""
-    row = scores.scores[feature]
+    Gives layer, head, score, tokens where the feature fires, and means over them, None without any: attention to the
+    first token, norm of the output, and by how much each drops without the feature.
+    """
+    row, layers = scores[0][feature], scores[1]
     place, head = (int(i) for i in np.unravel_index(row.argmax(), row.shape))
-    acts, attention, without, norm, without_norm = path_ablation(
-        model, hook_point, sae, feature, scores.layers[place], head, blocks
-    )
-    columns = (attention, attention - without, norm, norm - without_norm)
-    means = (float(column.mean()) if len(acts) else None for column in columns)
-    return HeadEffect(scores.layers[place], head, float(row[place, head]), len(acts), *means)
+    layer = layers[place]
+    acts, attention, without, norm, without_norm = path_ablation(*side[:3], feature, layer, head, blocks)
+    columns = {"attention": attention, "attention_drop": attention - without}
+    columns |= {"norm": norm, "norm_drop": norm - without_norm}
+    means = {name: float(column.mean()) if len(acts) else None for name, column in columns.items()}
+    return {"layer": layer, "head": head, "score": float(row[place, head]), "tokens": len(acts), **means}
 
 
 class _Attention(NamedTuple):
@@ -209,10 +311,7 @@ def _attending(model: nn.Module, at: _Attention, query: Tensor | None, first_onl
         return own if query is None else query
 
     def values(own: Tensor) -> Tensor:
-        if first_only:
-            own = torch.zeros_like(own)
-            own[:, 0] = 1
-        return own
+        return torch.eye(1, own.shape[1], dtype=own.dtype, device=own.device).T.expand_as(own) if first_only else own
 
     def all_three(own: Tensor) -> Tensor:
         old, keys, v = own.split(at.width, -1)

@@ -7,6 +7,7 @@ vectors mapped down to A and through A's SAE, or refitted there on the same feat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_array, vstack
 from scipy.stats import binomtest, norm, rankdata
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from heredity.lm.activations import activations, blocks_at_once
 from heredity.sae.model import SAE
@@ -32,32 +34,21 @@ Vectors = tuple[Tensor, np.ndarray]
 """At the tokens of some whole texts: vectors, float32 [tokens, d_in], and each one's text by number, int64 [tokens]."""
 
 
-class Dictionary(NamedTuple):
-    """An SAE whose activations are averaged, and the map to its space for vectors of another one."""
-
-    sae: SAE
-    through: Callable[[Tensor], Tensor] | None = None
-
-
-class Means(NamedTuple):
-    """Means over the tokens of each text."""
-
-    x: np.ndarray  # float64 [texts, d_in]: of the vectors
-    features: list[csr_array]  # float64 [texts, d_sae] per dictionary: of the feature activations, zeros not stored
+Codes = Callable[[Tensor], csr_array]
+"""An SAE as it is read: vectors [n, d_in] -> activations [n, d_sae], zeros not stored."""
 
 
 def text_vectors(
     model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
     hook_point: str,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     context_size: int,
     precision: Precision = "float32",
 ) -> Iterator[Vectors]:
-    """Vectors at all but the special tokens among the first `context_size` of each text, the longest texts first.
+    """Vectors of a causal model at all but the special tokens of each text's first `context_size`, longest texts first.
 
-    The model must be causal: shorter texts of a batch are padded at the end, invisible to their own tokens. Raises
-    ValueError for a text without tokens, and as `activations` does.
+    Raises ValueError for a text without tokens.
     """
     special = list(tokenizer.all_special_ids)
     encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
@@ -69,29 +60,31 @@ def text_vectors(
     while order:
         longest = len(ids[order[0]])
         some, order = order[: blocks_at_once(longest)], order[blocks_at_once(longest) :]
-        blocks, kept = np.zeros((len(some), longest), np.int64), np.zeros((len(some), longest), bool)
-        for row, number in enumerate(some):
-            blocks[row, : len(ids[number])] = ids[number]
-            kept[row, : len(ids[number])] = ~np.isin(ids[number], special)
-        x = torch.cat(list(activations(model, hook_point, blocks, precision)))
-        yield x[torch.from_numpy(kept.ravel()).to(x.device)], np.repeat(some, kept.sum(1))
+        rows = [torch.from_numpy(ids[number]) for number in some]
+        parts = [torch.from_numpy(~np.isin(ids[number], special)) for number in some]
+        blocks, kept = (pad_sequence(each, batch_first=True) for each in (rows, parts))
+        x = torch.cat(list(activations(model, hook_point, blocks.numpy(), precision)))
+        yield x[kept.flatten().to(x.device)], np.repeat(some, kept.sum(1).numpy())
 
 
-def means(stream: Iterable[Vectors], texts: int, dictionaries: Sequence[Dictionary] = ()) -> Means:
-    """Means over each of `texts` texts of vectors and dictionaries' activations; ValueError for one without vectors."""
-    order, dense, sparse = [], [], [[] for _ in dictionaries]
+def means(stream: Iterable[Vectors], texts: int, *read: Codes) -> tuple[np.ndarray, list[csr_array]]:
+    """Means over the tokens of each text: of vectors, float64 [texts, d_in], and of what each of `read` gives.
+
+    Raises ValueError for a text without vectors.
+    """
+    order, dense, sparse = [], [], [[] for _ in read]
     for x, text in stream:
         present, row, count = np.unique(text, return_inverse=True, return_counts=True)
         average = csr_array((1 / count[row], (row, np.arange(len(row)))), shape=(len(present), len(row)))
         order.append(present)
         dense.append(average @ x.double().cpu().numpy())
-        for (sae, through), part in zip(dictionaries, sparse, strict=True):
-            part.append(average @ sparse_codes(sae, x if through is None else through(x)))
-    read = np.concatenate(order) if order else np.zeros(0, np.int64)
-    if not np.array_equal(np.sort(read), np.arange(texts)) or not texts:
-        raise ValueError(f"vectors of {len(read)} texts were given for {texts} texts; give each text once and whole")
-    place = np.argsort(read)
-    return Means(np.concatenate(dense)[place], [csr_array(csr_array(vstack(part))[place]) for part in sparse])
+        for codes, part in zip(read, sparse, strict=True):
+            part.append(average @ codes(x))
+    seen = np.concatenate(order) if order else np.zeros(0, np.int64)
+    if not np.array_equal(np.sort(seen), np.arange(texts)) or not texts:
+        raise ValueError(f"vectors of {len(seen)} texts were given for {texts} texts; give each text once and whole")
+    place = np.argsort(seen)
+    return np.concatenate(dense)[place], [csr_array(csr_array(vstack(part))[place]) for part in sparse]
 
 
 class Views(NamedTuple):
@@ -114,15 +107,14 @@ def views(
 ) -> Views:
     """Views of texts for all arms, in one pass through each model. Raises as `means` does.
 
-    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, from
-    vectors [n, d_B] to A's space.
+    source, target: give the vectors of A and of B at the tokens of texts. saes: of A and of B. down: affine, B to A.
     """
-    ours, theirs = saes
-    a = means(source(texts), len(texts), [Dictionary(ours)])
-    b = means(target(texts), len(texts), [Dictionary(ours, down), Dictionary(theirs)])
+    ours, theirs = (partial(sparse_codes, sae) for sae in saes)
+    a, (of_source,) = means(source(texts), len(texts), ours)
+    b, (carried, native) = means(target(texts), len(texts), lambda x: ours(down(x)), theirs)
     # The mean of affine images is the image of the mean.
-    mapped = down(torch.from_numpy(b.x).to(ours.W_enc)).double().cpu().numpy()
-    return Views(a.features[0], b.features[0], b.features[1], a.x, mapped, b.x)
+    mapped = down(torch.from_numpy(b).to(saes[0].W_enc)).double().cpu().numpy()
+    return Views(of_source, carried, native, a, mapped, b)
 
 
 class Probe(NamedTuple):
@@ -151,12 +143,10 @@ def fit_probe(X: Any, y: np.ndarray, features: np.ndarray | None = None) -> Prob
     """Logistic regression on some columns of X [texts, width], all of them unless `features` int [k] are given.
 
     Columns are standardized for the fit, with an L2 penalty of strength 1; weights are those for X itself. The fit has
-    no random part. Raises ValueError when a class is missing; ImportError without scikit-learn.
+    no random part. Raises ValueError when a class is missing.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ImportError("probes need scikit-learn; pip install 'heredity[stitch]'") from None
+    from sklearn.linear_model import LogisticRegression  # an extra
+
     y = _labels(y, X.shape[0])
     features = np.arange(X.shape[1]) if features is None else np.asarray(features, np.int64)
     columns = _columns(X, features)
@@ -174,49 +164,41 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
-
-class Score(NamedTuple):
-    """Accuracy of a probe on held-out texts."""
-
-    accuracy: Estimate  # share of right answers, with the interval of Clopper & Pearson
-    balanced_accuracy: Estimate  # mean over both classes of the share of right answers
-    auc: Estimate  # area under the ROC curve, independent of where the scores are cut
+    def columns(self, name: str) -> dict[str, float]:
+        """As columns of a table: `name`, `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> Score:
-    """Scores of a probe on means X [texts, width] with the truth y bool [texts]."""
+def judge(probe: Probe, X: csr_array | np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Columns of a probe's `accuracy`, `balanced_accuracy` and `auc`, the area under the ROC curve, each with its CI.
+
+    X: means of held-out texts [texts, width]. y: the truth, bool [texts].
+    """
     scores = probe.scores(X)
     y = _labels(y, len(scores))
     guess = scores > 0
-    return Score(proportion(int((guess == y).sum()), len(y)), balanced_accuracy(guess, y), roc_auc(scores, y))
-
-
-class Row(NamedTuple):
-    """One probe of one arm."""
-
-    arm: Arm
-    k: int  # features read, or dimensions of a dense probe
-    draw: int  # number of the draw of random features; 0 for all other arms
-    score: Score  # on the test texts
+    found = {"balanced_accuracy": balanced_accuracy(guess, y), "auc": roc_auc(scores, y)}
+    found["accuracy"] = proportion(int((guess == y).sum()), len(y))
+    return {column: value for name, each in found.items() for column, value in each.columns(name).items()}
 
 
 def probing(
     train: tuple[Views, np.ndarray], test: tuple[Views, np.ndarray], sizes: Sequence[int], draws: int, seed: int
-) -> list[Row]:
-    """Every arm at every size, fitted on the training texts and judged on the test texts.
+) -> list[dict[str, Any]]:
+    """Every arm at every possible size, fitted on the training texts and judged on the test texts.
 
-    train, test: views of the texts, and bool [texts]. draws: sets of random features per size, drawn with `seed` from
-    those of A's SAE that fire on a training text in B. Raises as `fit_probe` does, and ValueError when fewer features
-    than the largest size fire.
+    train, test: views of the texts, and bool [texts]. draws: sets of random features per size, of those of A's SAE that
+    fire on a training text in B. Sizes beyond their number, or that of native features, are left out. Rows hold arm, k
+    (features, or dimensions of a dense probe), draw (0 but for `random`), and the columns of `judge`.
     """
     (seen, y), (held, truth) = train, test
     rng, rows = np.random.default_rng(seed), []
     live = np.flatnonzero(np.diff(seen.carried.tocsc().indptr))
 
     def add(arm: Arm, probe: Probe, X: csr_array | np.ndarray, draw: int = 0) -> None:
-        rows.append(Row(arm, len(probe.features), draw, judge(probe, X, truth)))
+        rows.append({"arm": arm, "k": len(probe.features), "draw": draw, **judge(probe, X, truth)})
 
-    for k in sizes:
+    for k in (size for size in sizes if size <= min(len(live), seen.native.shape[1])):  # type: ignore[index]
         ours = fit_probe(seen.source, y, select(seen.source, y, k))
         add("source", ours, held.source)
         add("unchanged", ours, held.carried)
@@ -232,42 +214,21 @@ def probing(
     return rows
 
 
-def probe_task(
-    seen: Views, texts: np.ndarray, y: np.ndarray, test: np.ndarray, sizes: Sequence[int], draws: int, seed: int
-) -> tuple[list[Row], list[int]]:
-    """`probing` of one class against others, and the sizes left out for want of features.
+def mean_over_draws(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `probing` with the draws of each arm and size averaged, in the order of their first row.
 
-    seen: views of a set of texts. texts, y, test: one of `binary_tasks`. The largest possible size is the number of
-    source features that fire in the target, or of all native features if there are fewer.
+    `draws` is their number, `spread` the standard deviation of their balanced accuracies, None for fewer than two.
     """
-    every: list[Any] = list(seen)
-    train, held = ((Views._make(part[texts[which]] for part in every), y[which]) for which in (~test, test))
-    live, (_, native) = int((np.diff(train[0].carried.tocsc().indptr) > 0).sum()), every[2].shape
-    possible = [k for k in sizes if k <= min(live, native)]
-    return probing(train, held, possible, draws, seed), sorted(set(sizes) - set(possible))
-
-
-class MeanRow(NamedTuple):
-    """The probes of one arm at one size, averaged over draws of random features."""
-
-    arm: Arm
-    k: int
-    score: Score  # means of the values and of the ends of their intervals
-    draws: int  # probes averaged; 1 for all arms but `random`
-    spread: float | None  # standard deviation of the balanced accuracy between draws; None for fewer than two
-
-
-def mean_over_draws(rows: Sequence[Row]) -> list[MeanRow]:
-    """Rows of one class with the draws of each arm and size averaged, in the order of their first row."""
-    groups: dict[tuple[Arm, int], list[Score]] = {}
+    groups: dict[tuple[Arm, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row.arm, row.k), []).append(row.score)
+        groups.setdefault((row["arm"], row["k"]), []).append(row)
     averaged = []
-    for (arm, k), scores in groups.items():
-        means = (np.array([getattr(score, name) for score in scores]).mean(0).tolist() for name in Score._fields)
-        balanced = [score.balanced_accuracy.value for score in scores]
-        spread = float(np.std(balanced, ddof=1)) if len(scores) > 1 else None
-        averaged.append(MeanRow(arm, k, Score(*(Estimate(*mean) for mean in means)), len(scores), spread))
+    for (arm, k), own in groups.items():
+        means = {
+            name: float(np.mean([row[name] for row in own])) for name in own[0] if name not in ("arm", "k", "draw")
+        }
+        spread = float(np.std([row["balanced_accuracy"] for row in own], ddof=1)) if len(own) > 1 else None
+        averaged.append({"arm": arm, "k": k, "draws": len(own), "spread": spread, **means})
     return averaged
 
 
@@ -285,24 +246,19 @@ def _labels(y: np.ndarray, texts: int) -> np.ndarray:
     return y
 
 
-def proportion(hits: int, n: int) -> Estimate:
-    """hits / n with the exact interval of Clopper & Pearson (1934). Raises ValueError unless 0 <= hits <= n, n >= 1."""
-    ends = binomtest(hits, n).proportion_ci(LEVEL, method="exact")
+def proportion(hits: int, n: int, method: Literal["exact", "wilson"] = "exact") -> Estimate:
+    """hits / n with the interval of Clopper & Pearson (1934) or of Wilson. Raises ValueError for n = 0."""
+    ends = binomtest(hits, n).proportion_ci(LEVEL, method=method)
     return Estimate(hits / n, float(ends.low), float(ends.high))
 
 
 def balanced_accuracy(guess: np.ndarray, y: np.ndarray) -> Estimate:
     """Mean over both classes of the share guessed right, bool [n]; Wilson intervals combined (Zou & Donner 2008)."""
     y = _labels(y, len(guess))
-    values, below, above = [], 0.0, 0.0
-    for members in (y, ~y):
-        hits, n = int((guess == y)[members].sum()), int(members.sum())
-        ends = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
-        values.append(hits / n)
-        below += ((hits / n - ends.low) / 2) ** 2
-        above += ((ends.high - hits / n) / 2) ** 2
-    value = sum(values) / 2
-    return Estimate(value, max(0.0, value - float(below) ** 0.5), min(1.0, value + float(above) ** 0.5))
+    each = [proportion(int((guess == y)[of].sum()), int(of.sum()), "wilson") for of in (y, ~y)]
+    value = sum(one.value for one in each) / 2
+    below, above = (sum((one.value - one[end]) ** 2 for one in each) ** 0.5 / 2 for end in (1, 2))
+    return Estimate(value, max(0.0, value - below), min(1.0, value + above))
 
 
 def roc_auc(scores: np.ndarray, y: np.ndarray) -> Estimate:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import filterfalse
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Task = Literal["origin", "kind", "language", "test"]
-"""Classes: `origin`, the corpora; `kind`, prose and code; `language`, corpora of code; `test`, tests among code."""
+from heredity.study.stitch import ProbeTask
+
 CHARACTERS = 2000  # length of the beginning of a document that is used
 LOOKED_AT = 200  # documents by which a corpus counts as prose or code
 _LEAST = 10  # texts of a class
@@ -62,10 +62,11 @@ def binary_tasks(texts: LabeledTexts, seed: int) -> dict[str, tuple[np.ndarray, 
     return tasks
 
 
-def labeled(corpora: Mapping[str, Sequence[str]], task: Task, *, most: int = 1000, seed: int = 0) -> LabeledTexts:
+def labeled(corpora: Mapping[str, Sequence[str]], task: ProbeTask, *, most: int = 1000, seed: int = 0) -> LabeledTexts:
     """The set of one task, from documents of corpora by name.
 
-    A corpus is of code when most of its documents look like it, and a file of code is a test when anything in it marks
+    Classes: `origin`, the corpora; `kind`, prose and code; `language`, corpora of code; `test`, tests among code. A
+    corpus is of code when most of its documents look like it, and a file of code is a test when anything in it marks
     one: rules, not annotations. most: texts per class. Raises LabelError when a class is missing or too small.
     """
     if task == "origin":

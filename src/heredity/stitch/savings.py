@@ -34,7 +34,7 @@ def sparse_flops(d_in: int, d_sae: int, l0: float, vectors: float) -> float:
     """FLOPs of a training step that works on active entries alone: vectors times (2 d_in d_sae + 8 d_in L0).
 
     Only the encoder's product is dense. The reconstruction, the gradients of the activations and those of both matrices
-    take 2 d_in each per active entry. Work done once per step, by Adam and for b_dec, is left out of both counts.
+    take 2 d_in each per active entry. Work once per step, by Adam and for b_dec, is left out of both counts.
     """
     return 2.0 * d_in * (d_sae + 4 * l0) * vectors
 
@@ -46,52 +46,44 @@ def fold_flops(d_source: int, d_target: int, d_sae: int) -> float:
 
 def refit_flops(d_in: int, d_sae: int, l0: float, vectors: float, decoder: bool) -> float:
     """Approximate FLOPs of `transfer.calibrate`: codes; for the decoder sparse moments and a Cholesky solution too."""
-    encoding = 2.0 * d_in * d_sae * vectors
-    if not decoder:
-        return encoding
-    return encoding + 2 * l0 * (l0 + d_in) * vectors + d_sae**3 / 3 + 2.0 * d_in * d_sae**2
+    solving = 2 * l0 * (l0 + d_in) * vectors + d_sae**3 / 3 + 2.0 * d_in * d_sae**2
+    return 2.0 * d_in * d_sae * vectors + (solving if decoder else 0)
 
 
-def reached(costs: Sequence[float], values: Sequence[float], level: float) -> float | None:
+def reached(costs: Sequence[float], values: Sequence[float | None], level: float) -> float | None:
     """The cost at which a curve first reaches a level; None when it never does.
 
     costs: ascending, from 0 on. Between two points the value is interpolated linearly in the logarithm of the cost, and
-    linearly in the cost itself after a point of cost 0. A value that is not finite reaches nothing.
+    linearly in the cost itself after a point of cost 0. A value that is None or not finite reaches nothing.
     """
-    low = least = None
-    for cost, value in zip(costs, values, strict=True):
-        if not math.isfinite(value):
-            continue
-        if value >= level:
-            if low is None or least is None or value == level:
-                return float(cost)
-            part = (level - least) / (value - least)
-            return low + part * (cost - low) if low == 0 else float(low * (cost / low) ** part)
-        low, least = cost, value
-    return None
+    cost, value = np.array([costs, values], np.float64)
+    cost, value = cost[np.isfinite(value)], value[np.isfinite(value)]
+    if not (value >= level).any():
+        return None
+    at = int(np.argmax(value >= level))
+    if at == 0:
+        return float(cost[0])
+    low, part = cost[at - 1], (level - value[at - 1]) / (value[at] - value[at - 1])
+    return float(part * cost[at] if low == 0 else low * (cost[at] / low) ** part)
 
 
 def saving_row(
-    arm: Sequence[Mapping[str, float | None]],
-    random: Sequence[Mapping[str, float | None]],
+    arm: Sequence[Mapping[str, Any]],
+    random: Sequence[Mapping[str, Any]],
     level: float,
     extra: tuple[float, float],
     source: tuple[float, float],
 ) -> dict[str, float | None]:
     """Cost of an explained variance from one start and the share saved over the random start; None where never reached.
 
-    arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: those of
-    training the source's SAE. Keys, of FLOPs: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted,
-    `saved_flops_with_source` with both counted; the same of `seconds`. Shares are negative where the arm costs more.
+    arm, random: rows of both trainings' `Curve`. extra: FLOPs and seconds of making the start, source: of training the
+    source's SAE. Keys: `flops` of the arm, `random_flops`, `saved_flops` with `extra` counted, and with both
+    `saved_flops_with_source`; the same of `seconds`. Shares are negative where the arm costs more.
     """
     row: dict[str, float | None] = {}
     for cost, start, trained in zip(("flops", "seconds"), extra, source, strict=True):
         of_arm, of_random = (
-            reached(
-                [point[cost] or 0.0 for point in curve],
-                [math.nan if (value := point["explained_variance"]) is None else value for point in curve],
-                level,
-            )
+            reached([point[cost] for point in curve], [point["explained_variance"] for point in curve], level)
             for curve in (arm, random)
         )
         row |= {cost: of_arm, f"random_{cost}": of_random}
@@ -114,8 +106,7 @@ class Curve:
         self._curve, self._clock = folder / "curve.json", folder / "clock"
         self._size, self._spare, self._held = batch_size, spare, held
         self._steps = {0, *np.rint(np.geomspace(1, steps, POINTS)).astype(int).tolist()}
-        self._seconds, self._begun = 0.0, False
-        self._mark = time.monotonic()
+        self._seconds, self._begun, self._mark = 0.0, False, time.monotonic()
 
     def __call__(self, state: TrainingState) -> None:
         """Take in the state after a step, or before the first one."""
@@ -137,13 +128,11 @@ class Curve:
     def _resume(self, step: int) -> None:
         """Continue from the files, up to a step."""
         self._begun = True
-        if step and self._clock.exists():
-            known = np.fromfile(self._clock, np.float64)[: step + 1]
-            known = np.append(known, np.full(step + 1 - len(known), known[-1] if len(known) else 0.0))
-            self._seconds = float(known[-1])
-            known[:step].tofile(self._clock)  # that of the step itself is written again
-        else:
-            self._clock.unlink(missing_ok=True)
+        known = np.fromfile(self._clock, np.float64)[: step + 1] if step and self._clock.exists() else np.zeros(0)
+        # A step that was not written down takes no time; that of the step itself is written again.
+        known = np.append(known, np.full(step + 1 - len(known), known[-1] if len(known) else self._seconds))
+        self._seconds = float(known[-1])
+        known[:step].tofile(self._clock)
         if step and self._curve.exists():
             self.rows = [row for row in json.loads(self._curve.read_text()) if row["step"] <= step]
 

@@ -6,7 +6,7 @@ of a direction carried over from another model is measured anew in the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,15 +17,14 @@ from torch import Tensor
 
 from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
-from heredity.stitch.affine import Affine
-from heredity.stitch.moments import Moments
-from heredity.stitch.probe import Estimate, proportion
+from heredity.stitch.affine import Affine, Moments
 from heredity.stitch.transfer import transfer_direction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NONE = -1  # class of a blank text
+_BATCH = 64  # texts written at a time
 
 
 class Steering(NamedTuple):
@@ -52,8 +51,8 @@ def change(steering: Steering, mean: np.ndarray, covariance: np.ndarray) -> floa
 def with_change(direction: np.ndarray, wanted: float, mean: np.ndarray, covariance: np.ndarray) -> Steering:
     """A direction [d_in] of any length, at the level where it moves vectors by the wanted distance (see `change`).
 
-    The level lies above that of the vectors' mean [d_in]; it equals that of the mean, which moves them least, when
-    their covariance [d_in, d_in] alone makes clamping move them further.
+    The level lies above that of the vectors' mean, or equals it, which moves them least, when their covariance alone
+    makes clamping move them further.
     """
     still = leveled(direction, mean[None])
     beyond = wanted**2 - change(still, mean, covariance) ** 2
@@ -66,8 +65,8 @@ def steering_arms(
     """The ways to steer a model towards a corpus: `none`, `native`, `carried` and `random`.
 
     wanted, others: moments of the wanted corpus and of all others; a is the model to steer, b the other one. arriving:
-    the map b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`);
-    `random` moves the vectors of the other corpora as far as `native` does.
+    b -> a. Directions are unit(mean of the wanted - mean of the others), in a (`native`) or in b (`carried`); `random`
+    moves the vectors of the other corpora as far as `native` does.
     """
     # Levels are means, so one vector, the mean, gives the same as all vectors.
     native = leveled(wanted.mean_a - others.mean_a, wanted.mean_a[None])
@@ -98,14 +97,12 @@ def generate(
     *,
     max_tokens: int = 48,
     prompt_tokens: int | None = None,
-    temperature: float = 1.0,
     seed: int = 0,
-    batch_size: int = 16,
 ) -> list[str]:
-    """Continuations of the prompts by a model, steered at the hook point from the prompt's first token on.
+    """Continuations of the prompts, drawn from a model that is steered at the hook point from the first token on.
 
-    prompt_tokens: only so many of a prompt are read. temperature: 0 takes the most likely token. The global random
-    state is left alone. Raises ValueError for an empty prompt, and for one that leaves no room in the model's context.
+    prompt_tokens: only so many of a prompt are read. The global random state is left alone. Raises ValueError for an
+    empty prompt, and for one that leaves no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
@@ -116,48 +113,23 @@ def generate(
         if context is not None and len(row) + max_tokens > context:
             exceeds = f"{len(row)} tokens, and {max_tokens} more exceed the model's context of {context}"
             raise ValueError(f"prompt {number} has {exceeds}; lower max_tokens or prompt_tokens")
-    device, texts, training = next(model.parameters()).device, [], model.training
+    device, texts = next(model.parameters()).device, []
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if isinstance(x, int)), 0)
-    how: dict[str, Any] = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1}
-    how |= {"do_sample": temperature > 0, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        how |= {"temperature": temperature, "top_p": 1.0, "top_k": 0}
+    how: Any = {"max_new_tokens": max_tokens, "pad_token_id": pad, "num_beams": 1, "do_sample": True}
+    how |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
-    written: Any = model.generate
-    try:
-        model.eval()
-        with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for start in range(0, len(ids), batch_size):
-                some = ids[start : start + batch_size]
-                longest = max(map(len, some))
-                # Padded in front, so that every prompt ends where the continuation begins.
-                rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
-                mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
-                out = written(rows, attention_mask=mask, **how)
-                texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-    finally:
-        model.train(training)
+    written: Any = model.eval().generate
+    with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(ids), _BATCH):
+            some = ids[start : start + _BATCH]
+            longest = max(map(len, some))
+            # Padded in front, so that every prompt ends where the continuation begins.
+            rows = torch.tensor([[pad] * (longest - len(row)) + row for row in some], device=device)
+            mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in some], device=device)
+            out = written(rows, attention_mask=mask, **how)
+            texts += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
     return texts
-
-
-class Effect(NamedTuple):
-    """The effect of steering on a model's texts, by arm."""
-
-    shares: dict[str, Estimate]  # share of texts of the wanted class, with the interval of Clopper & Pearson
-    texts: dict[str, list[str]]  # texts written, in the order of the prompts
-
-
-def effect(
-    write: Callable[[Steering | None], Sequence[str]],
-    arms: Mapping[str, Steering | None],
-    classify: Callable[[Sequence[str]], np.ndarray],
-    wanted: int,
-) -> Effect:
-    """Texts that `write` gives for each arm, and the share of them that `classify` puts into the wanted class."""
-    texts = {arm: list(write(steering)) for arm, steering in arms.items()}
-    hits = {arm: np.asarray(classify(some)) == wanted for arm, some in texts.items()}
-    return Effect({arm: proportion(int(row.sum()), len(row)) for arm, row in hits.items()}, texts)
 
 
 def transfer_gap(transferred: float, native: float) -> float:
@@ -166,24 +138,19 @@ def transfer_gap(transferred: float, native: float) -> float:
 
 
 def text_classifier(texts: Sequence[str], y: np.ndarray) -> Callable[[Sequence[str]], np.ndarray]:
-    """A classifier of texts: logistic regression on runs of one to three characters, weighted by TF-IDF.
+    """A classifier of texts into classes y, int [n] >= 0: logistic regression on runs of one to three characters.
 
-    texts, y: training texts, best about as long as those to judge, and their classes, int [n] >= 0. It gives the most
-    likely class of each text, int64 [n], `NONE` for a blank one. Raises ImportError without scikit-learn.
+    Runs are weighted by TF-IDF. It gives the most likely class of each text, int64 [n], `NONE` for a blank one.
     """
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise ImportError("a text classifier needs scikit-learn; pip install 'heredity[stitch]'") from None
+    from sklearn.feature_extraction.text import TfidfVectorizer  # an extra
+    from sklearn.linear_model import LogisticRegression
+
     weigh = TfidfVectorizer(
         analyzer="char", ngram_range=(1, 3), max_features=50_000, sublinear_tf=True, lowercase=False
     )
     classes = LogisticRegression(C=10.0, max_iter=1000).fit(weigh.fit_transform(texts), np.asarray(y, np.int64))
 
     def classify(some: Sequence[str]) -> np.ndarray:
-        if not len(some):
-            return np.zeros(0, np.int64)
         guess = np.asarray(classes.predict(weigh.transform(some)), np.int64)
         return np.where([bool(text.strip()) for text in some], guess, NONE)
 

@@ -8,24 +8,21 @@ and a dictionary turned at random instead, to measure the worth of its shape wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.linalg import solve
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import Tensor
 
-from heredity import metrics
-from heredity.lm.activations import activations
-from heredity.sae.evaluate import SAEQuality, quality, spliced_losses
+from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, Activation
 from heredity.sae.step import Rule
 from heredity.sae.train import POOL_BATCHES, Step, resample, start, write_back
-from heredity.stitch.affine import Affine, Stitch
-from heredity.stitch.moments import Moments
+from heredity.stitch.affine import Affine, Moments, Stitch
 from heredity.stitch.savings import refit_flops
-from heredity.study import RANKED, Precision, SAEConfig
+from heredity.study import RANKED, SAEConfig
 
 SILENT = 50_000  # training vectors on which a feature must have been silent to be revived
 LARGEST_REFIT = 8192  # features of the widest SAE whose decoder is refitted: a float64 matrix [d_sae, d_sae] is held
@@ -76,33 +73,6 @@ def transfer_probe(w: Tensor, c: Tensor | float, through: Affine) -> tuple[Tenso
     return w @ weight.T, c + w @ bias
 
 
-class ZeroShot(NamedTuple):
-    """Figures of an SAE at a hook point it was not trained at (table 2 of the paper); cross-entropies in nats."""
-
-    quality: SAEQuality  # on the target's activations
-    ce_clean: float  # of the unchanged model
-    ce_spliced: float  # with the SAE's reconstruction at the hook point
-    ce_zero: float  # with zeros at the hook point
-
-    @property
-    def delta_loss(self) -> float:
-        """Increase of the cross-entropy by splicing the SAE in."""
-        return self.ce_spliced - self.ce_clean
-
-    @property
-    def ce_loss_recovered(self) -> float:
-        """See `metrics.ce_loss_recovered`."""
-        return metrics.ce_loss_recovered(self.ce_clean, self.ce_spliced, self.ce_zero)
-
-
-def zero_shot(
-    model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
-) -> ZeroShot:
-    """Figures of an SAE on token blocks [n, context]. Raises ValueError when it lacks the width of the hook point."""
-    figures = quality(sae, activations(model, hook_point, blocks, precision))
-    return ZeroShot(figures, *spliced_losses(model, hook_point, sae, blocks, precision))
-
-
 def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
     """Share of the active features of one SAE that are active in another too, pooled over x [n, d_in]; nan for none."""
     both = active = 0
@@ -113,37 +83,30 @@ def same_selection(sae: SAE, other: SAE, batches: Iterable[Tensor]) -> float:
     return both / active if active else float("nan")
 
 
-class Folding(NamedTuple):
-    """Agreement of a folded SAE with the SAE and maps it was folded from."""
+def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> tuple[float, float]:
+    """Compare the two sides of eq. 6 on vectors x [n, d_b] of the target; all on one device.
 
-    error: float  # largest element of folded(x) − up(SAE(down(x))) over the root mean square of x; nan without vectors
-    other_features: float  # share of vectors left out of it, where rounding made another feature active
-
-
-def folding(sae: SAE, folded: SAE, stitch: Stitch, x: Tensor) -> Folding:
-    """Compare the two sides of eq. 6 on vectors x [n, d_b] of the target; all on one device."""
+    Gives the largest element of folded(x) − up(SAE(down(x))) over the root mean square of x, nan without vectors; and
+    the share of vectors left out of it, where rounding made another feature active.
+    """
     codes, given = folded.encode_sparse(x), sae.encode_sparse(stitch.down(x))
     chosen = [np.split(of[1], of[0][1:-1]) for of in (codes, given)]
     same = np.array([np.array_equal(*pair) for pair in zip(*chosen, strict=True)])
     kept = torch.from_numpy(same).to(x.device)
     off = (folded.decode_sparse(*codes) - stitch.up(sae.decode_sparse(*given)))[kept]
     rms = float(x.double().square().mean().sqrt())
-    return Folding(float(off.abs().max()) / rms if same.any() else float("nan"), float(1 - same.mean()))
+    return float(off.abs().max()) / rms if same.any() else float("nan"), float(1 - same.mean())
 
 
 def calibrate(
     sae: SAE, batches: Iterable[Tensor], refit: Literal["bias", "decoder"] = "bias", ridge: float = 1e-3
 ) -> SAE:
-    """An SAE with the same codes on every x, whose decoder fits these activations best in the mean square.
+    """An SAE with the same codes on every x, whose decoder fits x [n, d_in] of one pass best in the mean square.
 
-    refit:
-        bias       b_dec = mean of x − acts W_dec.
-        decoder    b_dec and W_dec: the minimum of ‖x − acts W_dec − b_dec‖² + λ ‖W_dec − old W_dec‖², so that a feature
-                   that hardly fires keeps its direction. Reaches all dimensions, a transferred decoder only as many as
-                   the source has. Rows have any norm.
-
-    batches: x [n, d_in] each, of one pass. ridge: λ relative to the mean over live features of Σ acts². Not in the
-    paper. Raises ValueError when there are no vectors.
+    refit: bias, the mean of x − acts W_dec; or decoder, b_dec and W_dec at the minimum of ‖x − acts W_dec − b_dec‖² +
+    λ ‖W_dec − old W_dec‖², where features that hardly fire keep their direction. Refitted rows have any norm, and reach
+    all dimensions, a transferred decoder only as many as the source has. ridge: λ relative to the mean over live
+    features of Σ acts². Not in the paper. Raises ValueError when there are no vectors.
     """
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
@@ -175,13 +138,13 @@ def calibrate(
 def match_density(sae: SAE, x: Tensor, density: np.ndarray) -> SAE:
     """An SAE whose every feature fires on a wanted share of the vectors x [n, d_in].
 
-    density: float [d_sae], such as that of the source's SAE on the same text. relu: by the encoder's bias; jumprelu and
-    batchtopk, which becomes a jumprelu: by the threshold, at least 0. A feature wanted on less than one of the vectors
-    stays unchanged. Not in the paper. Raises ValueError for topk, which has no threshold.
+    density: float [d_sae]. relu: by the encoder's bias; jumprelu and batchtopk, which becomes a jumprelu: by the
+    threshold, at least 0. A feature wanted on less than one of the vectors stays. Not in the paper. Raises ValueError
+    for topk, which has no threshold.
     """
     if sae.activation == "topk":
         raise ValueError("a topk SAE has no thresholds to match densities by; calibrate its decoder, or train it on")
-    matched = _recast(sae, "relu" if sae.activation == "relu" else "jumprelu")
+    matched = _made(sae, activation="relu" if sae.activation == "relu" else "jumprelu")
     x = x.to(sae.W_enc.device, torch.float32)
     wanted = torch.from_numpy(np.rint(density * len(x)).astype(np.int64)).to(x.device)
     for features in torch.arange(sae.d_sae, device=x.device).split(max(1, _CHUNK // len(x))):
@@ -208,8 +171,7 @@ def repaired(
     spent. Only b_dec is refitted where the SAE has more than `LARGEST_REFIT` features or fewer than two vectors per
     feature were read. Nothing is revived on fewer than `SILENT` vectors.
     """
-    count = min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size))
-    batches = [batch(step) for step in range(count)]
+    batches = [batch(step) for step in range(min(steps, -(-max(SILENT, 2 * sae.d_sae) // batch_size)))]
     vectors = sum(map(len, batches))
     decoder = sae.d_sae <= min(LARGEST_REFIT, vectors // 2)
     sae = _unit_norm(calibrate(sae, batches, "decoder" if decoder else "bias"))
@@ -232,7 +194,7 @@ def revived(sae: SAE, dead: np.ndarray, batches: Sequence[Tensor], seed: int) ->
     state.rows = [Step(number + 1, nan, nan, nan, nan, 0, None, None, 0) for number in range(len(batches))]
     mask, rule = torch.from_numpy(dead).to(sae.W_dec.device), Rule(sae.activation, sae.k or 0)
     count = resample(state, mask, batches.__getitem__, rule, 20 * POOL_BATCHES, seed)
-    alive = _recast(sae, sae.activation)
+    alive = _made(sae)
     write_back(state, alive)
     return alive, count
 
@@ -256,31 +218,25 @@ def turned(sae: SAE, moments: Moments, seed: int) -> SAE:
     moved, rows = turn.T @ w_enc, w_dec @ turn
     spread = np.sum(w_enc * (moments.aa @ w_enc)), np.sum(moved * (moments.bb @ moved))
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    weights = (
-        moved * scale * np.sqrt(spread[0] / spread[1]),
-        scale * (b_enc + (moments.mean_a - b_dec) @ w_enc),
-        rows / np.where(norms > 0, norms, 1),
-        moments.mean_b,
-    )
-    return _made(sae, *map(torch.from_numpy, weights), scale=scale)
+    encoder = moved * scale * np.sqrt(spread[0] / spread[1]), scale * (b_enc + (moments.mean_a - b_dec) @ w_enc)
+    decoder = rows / np.where(norms > 0, norms, 1), moments.mean_b
+    return _made(sae, *map(torch.from_numpy, (*encoder, *decoder)), scale=scale)
 
 
 def trainable(sae: SAE, config: SAEConfig, x: Tensor) -> SAE:
     """The SAE with the activation function that the settings train.
 
-    Only a batchtopk needs it, which normalizing made a jumprelu: its one threshold is set to keep k features per vector
-    on some of x [n, d_in].
+    A batchtopk, which normalizing made a jumprelu, gets one threshold that keeps k features per vector on some of x.
     """
     k = config.k if config.activation in RANKED else None
     if (sae.activation, sae.k) == (config.activation, k):
         return sae
-    ready = _recast(_recast(sae, "relu"), config.activation, k)  # in between, thresholds are forgotten
+    ready = _made(_made(sae, activation="relu"), activation=config.activation, k=k)  # in between, no thresholds
     if config.activation == "batchtopk" and ready.threshold is not None:
         some = x[:_CUT_ROWS].to(ready.W_dec.device)
         values = ready.encode_sparse(some)[2]
-        kept = min(len(values), config.k * len(some))
-        if 0 < kept < len(values):
-            ready.threshold.fill_(float(np.partition(values, len(values) - kept - 1)[len(values) - kept - 1]))
+        if config.k * len(some) < len(values):
+            ready.threshold.fill_(float(np.sort(values)[-config.k * len(some) - 1]))
     return ready
 
 
@@ -297,19 +253,16 @@ def _parts(sae: SAE, batches: Iterable[Tensor]) -> Iterator[Tensor]:
 def _unit_norm(sae: SAE) -> SAE:
     """A copy with decoder rows of unit norm; a batchtopk becomes a jumprelu, and topk keeps its k."""
     if sae.activation == "topk":
-        return _recast(_recast(sae, "relu").unit_norm(), "topk", sae.k)
-    return _recast(sae, "relu" if sae.activation == "relu" else "jumprelu").unit_norm()
-
-
-def _recast(sae: SAE, activation: Activation, k: int | None = None) -> SAE:
-    """A copy with another activation function, which keeps the threshold if it has one."""
-    return _made(sae, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, activation=activation, k=k)
+        return _made(_made(sae, activation="relu").unit_norm(), activation="topk", k=sae.k)
+    return _made(sae, activation="relu" if sae.activation == "relu" else "jumprelu").unit_norm()
 
 
 def _made(
     like: SAE, *weights: Tensor, scale: float = 1.0, activation: Activation | None = None, k: int | None = None
 ) -> SAE:
-    """An SAE of the given W_enc, b_enc, W_dec and b_dec; activation, k and `scale` times the threshold of another."""
+    """A copy with other weights (W_enc, b_enc, W_dec and b_dec, if given), `scale` times the threshold if it has one,
+    and another activation function."""
+    weights = weights or tuple(getattr(like, name) for name in _WEIGHTS)
     made = SAE(len(weights[0]), like.d_sae, activation or like.activation, k or like.k).to(like.W_dec.device)
     for name, part in zip(_WEIGHTS, weights, strict=True):
         getattr(made, name).copy_(part)

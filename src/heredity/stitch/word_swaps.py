@@ -102,10 +102,8 @@ def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
         words[kinds[word]].append(word)
     if not kinds:
         raise ValueError(f"no content word occurs {least} times in the texts; give more text")
-    chance: dict[Kind, np.ndarray] = {}
-    for kind, some in words.items():
-        count = np.array([seen[word] for word in some], np.float64)
-        chance[kind] = count / count.sum()
+    counts: dict[Kind, np.ndarray] = {kind: np.array([seen[word] for word in some]) for kind, some in words.items()}
+    chance: dict[Kind, np.ndarray] = {kind: count / count.sum() for kind, count in counts.items()}
     return Lexicon(kinds, dict(words), chance, {word: frozenset(places[word]) for word in kinds})
 
 
@@ -174,11 +172,7 @@ class _Place(NamedTuple):
 def _content(pieces: list[str]) -> dict[int, _Place]:
     """Content words of a text by the number of their piece."""
     # A word counts without its ending after an apostrophe; only white space may separate neighbors.
-    tokens = [
-        (at, re.split("['’]", piece, maxsplit=1)[0] if piece[0].isalpha() else piece)
-        for at, piece in enumerate(pieces)
-        if not piece.isspace()
-    ]
+    tokens = [(at, re.split(r"(?<=\w)['’]", piece)[0]) for at, piece in enumerate(pieces) if not piece.isspace()]
     lower = ["", *(word.lower() if word[0].isalpha() else "" for _, word in tokens), ""]
     content, inside = {}, False
     for number, (at, word) in enumerate(tokens, 1):
