@@ -67,8 +67,7 @@ def test_an_artifact_without_its_manifest_is_made_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "value"),
-    [("key", "a" * 63 + "b"), ("key", "b" * 64), ("stage", "model"), ("name", "child")],
+    ("entry", "value"), [("key", "a" * 63 + "b"), ("key", "b" * 64), ("stage", "model"), ("name", "child")]
 )
 def test_an_artifact_of_another_recipe_is_refused(tmp_path, entry, value):
     folder = write_one(Store(tmp_path))

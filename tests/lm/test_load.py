@@ -10,15 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from heredity.lm.load import (
-    ModelError,
-    load_model,
-    mistral_config,
-    new_model,
-    quiet,
-    save_model,
-    state_hash,
-)
+from heredity.lm.load import ModelError, load_model, mistral_config, new_model, quiet, save_model, state_hash
 from heredity.study import ArchitectureConfig
 
 ARCHITECTURE = ArchitectureConfig(d_model=32, d_mlp=48, n_layers=2, n_heads=4)

@@ -10,16 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from heredity.lm.merge import (
-    MergeError,
-    compare_states,
-    cosine,
-    linear,
-    merge_states,
-    slerp,
-    task_arithmetic,
-    ties,
-)
+from heredity.lm.merge import MergeError, compare_states, cosine, linear, merge_states, slerp, task_arithmetic, ties
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -53,10 +53,7 @@ def planted(first: Curve, second: Curve, seen: list[float] | None = None, noise:
 
 
 def blocks(n: int = 50) -> dict[str, dict[str, np.ndarray]]:
-    return {
-        "lua": {"lua": np.zeros((n, CTX), np.int64)},
-        "stories": {"stories": np.ones((n, CTX), np.int64)},
-    }
+    return {"lua": {"lua": np.zeros((n, CTX), np.int64)}, "stories": {"stories": np.ones((n, CTX), np.int64)}}
 
 
 def swept(
