@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -11,20 +12,11 @@ from heredity.lm.hooks import BLOCK_NAMES, HookPointError, capture, replaced, re
 transformers = pytest.importorskip("transformers")
 
 VOCAB, LAYERS = 61, 3
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-HEAD = {**SMALL, "head_dim": 8}  # heads * head_dim differs from d_model
+SMALL = dict(vocab_size=VOCAB, hidden_size=24, intermediate_size=40, num_hidden_layers=LAYERS, num_attention_heads=4)
+SMALL |= dict(num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0)
+HEAD = SMALL | {"head_dim": 8}  # heads * head_dim differs from d_model
 NEOX = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
-GPT2 = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}
+GPT2 = dict(vocab_size=VOCAB, n_embd=24, n_layer=LAYERS, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
 
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
@@ -33,20 +25,19 @@ CONFIGS = {
     "qwen3": lambda: transformers.Qwen3Config(**HEAD),
     "gemma2": lambda: transformers.Gemma2Config(**HEAD, pad_token_id=None),
     "gemma3": lambda: transformers.Gemma3TextConfig(**HEAD, pad_token_id=None),
-    "gpt2": lambda: transformers.GPT2Config(**GPT2, bos_token_id=0, eos_token_id=0),
-    "gpt2_inner": lambda: transformers.GPT2Config(**GPT2, n_inner=56, bos_token_id=0, eos_token_id=0),
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "gpt2_inner": lambda: transformers.GPT2Config(**GPT2, n_inner=56),
     "neox": lambda: transformers.GPTNeoXConfig(**NEOX),
     "neox_serial": lambda: transformers.GPTNeoXConfig(**NEOX, use_parallel_residual=False),
 }
-FAMILIES = sorted(CONFIGS)
-_MADE: dict[str, nn.Module] = {}
+each_family = pytest.mark.parametrize("family", sorted(CONFIGS))
+POST = "blocks.0.hook_resid_post"
 
 
+@cache
 def made(family: str) -> nn.Module:
-    if family not in _MADE:
-        torch.manual_seed(0)
-        _MADE[family] = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
-    return _MADE[family]
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
 
 
 @pytest.fixture
@@ -67,8 +58,8 @@ def hooks_on(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residual_stream_equals_the_hidden_states_of_the_model(family: str, ids: torch.Tensor):
+@each_family
+def test_residual_stream_is_the_hidden_states_and_the_sum_of_what_is_added_to_it(family: str, ids: torch.Tensor):
     model = made(family)
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
@@ -76,21 +67,14 @@ def test_residual_stream_equals_the_hidden_states_of_the_model(family: str, ids:
         torch.testing.assert_close(capture(model, f"blocks.{layer}.hook_resid_pre", ids), states[layer])
     for layer in range(LAYERS - 1):  # the last hidden state of a model is after the final norm
         torch.testing.assert_close(capture(model, f"blocks.{layer}.hook_resid_post", ids), states[layer + 1])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residual_stream_is_the_sum_of_what_is_added_to_it(family: str, ids: torch.Tensor):
-    model = made(family)
-    pre, post, attn, mlp = (
-        capture(model, f"blocks.1.{name}", ids)
-        for name in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
-    )
-    torch.testing.assert_close(post, pre + attn + mlp, rtol=1e-4, atol=1e-5)
+    attn, mlp = (capture(model, f"blocks.1.{name}", ids) for name in ("hook_attn_out", "hook_mlp_out"))
+    torch.testing.assert_close(states[2], states[1] + attn + mlp, rtol=1e-4, atol=1e-5)
     if "hook_resid_mid" in names(family):
-        torch.testing.assert_close(capture(model, "blocks.1.hook_resid_mid", ids), pre + attn, rtol=1e-4, atol=1e-5)
+        middle = capture(model, "blocks.1.hook_resid_mid", ids)
+        torch.testing.assert_close(middle, states[1] + attn, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_hook_post_is_the_activation_of_hook_pre_times_the_gated_value(family: str, ids: torch.Tensor):
     model = made(family)
     mlp = layers_of(model)[1].mlp
@@ -111,7 +95,7 @@ def stack(family: str) -> str:
     return "gpt_neox.layers" if "neox" in family else "model.layers"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_projected_hook_z_is_what_attention_gives(family: str, ids: torch.Tensor):
     model = made(family)
     z = capture(model, "blocks.2.attn.hook_z", ids)
@@ -124,23 +108,18 @@ def test_projected_hook_z_is_what_attention_gives(family: str, ids: torch.Tensor
     torch.testing.assert_close(out.detach(), capture(model, "blocks.2.hook_attn_out", ids))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_hook_embed_is_the_embedding_of_the_tokens(family: str, ids: torch.Tensor):
-    model = made(family)
-    with torch.no_grad():
-        torch.testing.assert_close(capture(model, "hook_embed", ids), model.get_input_embeddings()(ids))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_width_equals_the_width_of_what_is_captured(family: str, ids: torch.Tensor):
     model = made(family)
     for name in ["hook_embed", *(f"blocks.2.{name}" for name in names(family))]:
         got = capture(model, name, ids)
         assert got.shape == (2, 9, width(model.config, name)), name
-        assert got.dtype == torch.float32
+        assert got.dtype == torch.float32 and not got.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(capture(model, "hook_embed", ids), model.get_input_embeddings()(ids))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_forward_stops_at_the_hook_point(family: str, ids: torch.Tensor):
     model = made(family)
     calls: list[str] = []
@@ -161,7 +140,7 @@ def test_forward_stops_at_the_hook_point(family: str, ids: torch.Tensor):
             handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each_family
 def test_replacing_a_value_by_itself_changes_nothing_and_zeroing_it_does(family: str, ids: torch.Tensor):
     model = made(family)
     before = hooks_on(model)
@@ -177,28 +156,26 @@ def test_replacing_a_value_by_itself_changes_nothing_and_zeroing_it_does(family:
 
 def test_zeroing_the_mlp_output_equals_a_model_whose_down_projection_is_zero(ids: torch.Tensor):
     model = made("mistral")
-    weight = model.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad(), replaced(model, "blocks.1.hook_mlp_out", torch.zeros_like):
+        spliced = model(ids).logits
+    other = transformers.AutoModelForCausalLM.from_config(model.config).eval()
+    other.load_state_dict(model.state_dict())
     with torch.no_grad():
-        with replaced(model, "blocks.1.hook_mlp_out", torch.zeros_like):
-            spliced = model(ids).logits
-        kept = weight.clone()
-        weight.zero_()
-        expected = model(ids).logits
-        weight.copy_(kept)
-    torch.testing.assert_close(spliced, expected)
+        other.model.layers[1].mlp.down_proj.weight.zero_()
+        torch.testing.assert_close(spliced, other(ids).logits)
 
 
 def test_capture_sees_what_replaced_put_upstream(ids: torch.Tensor):
-    model = made("llama")
-    with replaced(model, "blocks.0.hook_resid_post", lambda x: x + 1):
-        shifted = capture(model, "blocks.1.hook_resid_pre", ids)
-    torch.testing.assert_close(shifted, capture(model, "blocks.1.hook_resid_pre", ids) + 1)
+    model, next_block = made("llama"), "blocks.1.hook_resid_pre"
+    with replaced(model, POST, lambda x: x + 1):
+        shifted = capture(model, next_block, ids)
+    torch.testing.assert_close(shifted, capture(model, next_block, ids) + 1)
 
 
 def test_gradients_flow_through_a_replacement(ids: torch.Tensor):
     model = made("qwen3")
     shift = torch.zeros(24, requires_grad=True)
-    with replaced(model, "blocks.0.hook_resid_post", lambda x: x + shift):
+    with replaced(model, POST, lambda x: x + shift):
         model(ids).logits.sum().backward()
     assert shift.grad is not None and bool(shift.grad.abs().sum() > 0)
     model.zero_grad()
@@ -220,11 +197,8 @@ def test_hooks_are_gone_after_an_exception(ids: torch.Tensor):
 
 
 def test_a_replacement_of_another_shape_is_refused(ids: torch.Tensor):
-    model = made("llama")
-    with (
-        pytest.raises(ValueError, match=r"shape \[2, 9, 23\]; it must be \[2, 9, 24\]"),
-        replaced(model, "blocks.0.hook_resid_post", lambda x: x[..., :-1]),
-    ):
+    model, message = made("llama"), r"shape \[2, 9, 23\]; it must be \[2, 9, 24\]"
+    with pytest.raises(ValueError, match=message), replaced(model, POST, lambda x: x[..., :-1]):
         model(ids)
 
 
@@ -258,10 +232,6 @@ def test_capture_turns_dropout_off_and_puts_the_mode_back(ids: torch.Tensor):
         model.eval()
 
 
-def test_capture_needs_no_gradient(ids: torch.Tensor):
-    assert not capture(made("llama"), "blocks.0.hook_resid_post", ids).requires_grad
-
-
 def test_any_module_is_reached_by_its_path(ids: torch.Tensor):
     model = made("mistral")
     named = capture(model, "blocks.1.mlp.hook_post", ids)
@@ -273,41 +243,36 @@ def test_any_module_is_reached_by_its_path(ids: torch.Tensor):
     torch.testing.assert_close(capture(model, "lm_head:output", ids), logits)
 
 
-def test_inputs_passed_by_keyword_are_captured(ids: torch.Tensor):
-    model = made("llama")
-    torch.testing.assert_close(
-        capture(model, "model.layers.0.self_attn:input", ids),
-        capture(model, "model.layers.0.input_layernorm:output", ids),
-    )
+def test_inputs_passed_by_keyword_and_models_without_a_head_are_captured(ids: torch.Tensor):
+    model, norm = made("llama"), "model.layers.0.input_layernorm:output"
+    torch.testing.assert_close(capture(model, "model.layers.0.self_attn:input", ids), capture(model, norm, ids))
+    torch.testing.assert_close(capture(model.model, POST, ids), capture(model, POST, ids))
 
 
-def test_models_without_a_head_are_hooked_too(ids: torch.Tensor):
-    model = made("llama")
-    torch.testing.assert_close(
-        capture(model.model, "blocks.1.hook_resid_post", ids), capture(model, "blocks.1.hook_resid_post", ids)
-    )
+BOTH = (resolve, lambda model, name: width(model.config, name))
 
 
-def test_unknown_names_list_the_valid_ones():
-    model = made("llama")
-    for call in (lambda name: resolve(model, name), lambda name: width(model.config, name)):
-        with pytest.raises(HookPointError, match=r"'blocks.0.mlp.hook_pots' is unknown.*blocks.L.mlp.hook_post"):
-            call("blocks.0.mlp.hook_pots")
-        with pytest.raises(HookPointError, match=r"layer 3 is out of range, the model has 3 \(blocks.0 to blocks.2\)"):
-            call("blocks.3.hook_resid_pre")
-        with pytest.raises(HookPointError, match="write ':input' or ':output'"):
-            call("model.norm:out")
-    with pytest.raises(HookPointError, match="no module 'model.layer.0.mlp'; did you mean model.layers.0.mlp"):
-        resolve(model, "model.layer.0.mlp:output")
+@pytest.mark.parametrize(
+    ("family", "calls", "name", "message"),
+    [
+        ("llama", BOTH, "blocks.0.mlp.hook_pots", r"'blocks.0.mlp.hook_pots' is unknown.*blocks.L.mlp.hook_post"),
+        ("llama", BOTH, "blocks.3.hook_resid_pre", r"layer 3 is out of range, the model has 3 \(blocks.0 to blocks.2"),
+        ("llama", BOTH, "model.norm:out", "write ':input' or ':output'"),
+        ("neox", BOTH, "blocks.0.hook_resid_mid", "valid names: blocks.0.hook_resid_pre, blocks.0.hook_resid_post"),
+        ("llama", [resolve], "model.layer.0.mlp:output", "no module 'model.layer.0.mlp'; did you mean model.layers.0"),
+    ],
+)
+def test_unknown_names_and_places_the_family_lacks_list_the_valid_ones(family, calls, name, message):
+    for call in calls:
+        with pytest.raises(HookPointError, match=message):
+            call(made(family), name)
+
+
+def test_a_module_without_layers_is_refused():
     with pytest.raises(HookPointError, match="no decoder layers found in Linear"):
-        resolve(nn.Linear(2, 2), "blocks.0.hook_resid_pre")
-
-
-def test_a_place_the_family_lacks_lists_the_valid_ones():
-    model = made("neox")
-    for call in (lambda name: resolve(model, name), lambda name: width(model.config, name)):
-        with pytest.raises(HookPointError, match=r"valid names: blocks.0.hook_resid_pre, blocks.0.hook_resid_post"):
-            call("blocks.0.hook_resid_mid")
+        resolve(nn.Linear(2, 2), POST)
+    with pytest.raises(HookPointError, match="no attribute 'hidden_size'; name the place"):
+        width(object(), POST)
 
 
 def test_a_module_the_forward_pass_never_calls_is_reported(ids: torch.Tensor):
