@@ -81,7 +81,7 @@ def whole(path: Path) -> Iterator[Path]:
             yield partial
             for file in [*partial.rglob("*"), partial]:
                 if file.is_file():
-                    _flush(file)
+                    flush(file)
             if path.is_dir() and not path.is_symlink():
                 if partial.is_file():
                     raise ValueError(f"{path}: is a folder, and what is written there is a file; give a file's name")
@@ -166,7 +166,7 @@ class Store:
             "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         }
         write_json(partial / MANIFEST, manifest)
-        _flush(partial)
+        flush(partial)
         _remove(final)
         partial.rename(final)
         self._verified.add(final)
@@ -245,7 +245,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

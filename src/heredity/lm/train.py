@@ -6,17 +6,16 @@ import json
 import math
 import shutil
 import time
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from heredity.engine.store import flush
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm.load import quiet, random_state_kept, state_hash
 from heredity.lm.loss import dtype_of, next_token_loss, trunk_and_head
@@ -26,6 +25,7 @@ from heredity.text.tokens import BlockSampler
 Progress = Callable[[int, int], None]
 
 _LOSSES = 200  # points of the loss curve
+_WHOLE = "whole"  # a file of this name is the last thing written into a checkpoint
 _EAGER_SCORES = 2**27  # attention scores of a batch that may be held at once (512 MiB in float32)
 
 
@@ -93,7 +93,7 @@ def train_model(
                 callbacks=[_Follow(steps, tokens, lr, save_seconds, progress)],
             )
             trainer.remove_callback(PrinterCallback)
-            checkpoint = newest_checkpoint(folder, () if lora else {name for name, _ in model.named_parameters()})
+            checkpoint = newest_checkpoint(folder)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
             if lora:
@@ -144,6 +144,14 @@ class _Follow(TrainerCallback):
         if control.should_save:
             self.saved = time.monotonic()
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        made = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        for file in made.iterdir():
+            flush(file)
+        (made / _WHOLE).touch()
+        for path in set(made.parent.glob("checkpoint-*")) - {made}:
+            shutil.rmtree(path)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={self.lr:g}")
@@ -191,7 +199,6 @@ def _arguments(
         logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
@@ -231,38 +238,15 @@ def _fast_attention(model: PreTrainedModel, config: TrainingConfig) -> Iterator[
         model.set_attn_implementation(before)
 
 
-def newest_checkpoint(folder: Path, tensors: Collection[str] = ()) -> Path | None:
-    """The last whole checkpoint in `folder`; broken ones are deleted on the way.
-
-    `tensors`: names that its weights must hold. Whole means: every file is there, the safetensors have the length
-    their header states, the archives pass their checksums, and the trainer's state, written last, names this step.
-    """
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
-    for path in sorted((path for path in steps if steps[path].isdecimal()), key=lambda p: int(steps[p]), reverse=True):
-        if is_whole(path, tensors):
-            return path
-        shutil.rmtree(path, ignore_errors=True)
-    return None
-
-
-def is_whole(checkpoint: Path, tensors: Collection[str] = ()) -> bool:
-    """Whether a checkpoint was written to its end (see `newest_checkpoint`)."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        names: set[str] = set()
-        for file in checkpoint.glob("*.safetensors"):
-            with safe_open(file, framework="pt") as opened:
-                names.update(opened.keys())
-        for archive in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            with zipfile.ZipFile(checkpoint / archive) as opened:
-                if opened.testzip() is not None:
-                    return False
-        index = checkpoint / "model.safetensors.index.json"
-        if index.is_file():
-            tensors = {*tensors, *json.loads(index.read_text(encoding="utf-8"))["weight_map"]}
-        return bool(names) and names.issuperset(tensors) and f"checkpoint-{state['global_step']}" == checkpoint.name
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile):
-        return False
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in `folder`; those that a kill cut short are deleted on the way."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _WHOLE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:
