@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from heredity.lm.hooks import evaluating
 from heredity.lm.loss import arithmetic, chunk_rows, trunk_and_head
 from heredity.study import Precision
 
@@ -37,21 +38,16 @@ def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precisi
     if int(blocks.max()) >= known or int(blocks.min()) < 0:
         raise ValueError(f"blocks hold token {int(blocks.max())}, the model knows {known}; use the model's tokenizer")
     hits, total = np.zeros(len(blocks), dtype=np.int64), 0.0
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model), torch.inference_mode():
         parts = trunk_and_head(model)
         for start in range(0, len(blocks), batch_size):
             ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + batch_size], dtype=np.int64)).to(device)
             correct, ce = [], torch.zeros((), dtype=torch.float64, device=device)
-            with torch.inference_mode():
-                for logits, labels in _logits(model, parts, ids, precision):
-                    correct.append(logits.argmax(-1) == labels)
-                    ce += cross_entropy(logits, labels, reduction="none").sum(dtype=torch.float64)
+            for logits, labels in _logits(model, parts, ids, precision):
+                correct.append(logits.argmax(-1) == labels)
+                ce += cross_entropy(logits, labels, reduction="none").sum(dtype=torch.float64)
             hits[start : start + batch_size] = torch.cat(correct).view(len(ids), -1).sum(1).cpu().numpy()
             total += float(ce)
-    finally:
-        model.train(training)
     tokens = len(blocks) * (blocks.shape[1] - 1)
     return Quality(total / tokens, int(hits.sum()) / tokens, tokens, hits)
 

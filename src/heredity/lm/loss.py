@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from heredity.kernels.torch_forms import linear, native_bfloat16
+from heredity.lm.hooks import evaluating
 from heredity.study import Precision
 
 _CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27  # logits per chunk: 16 and 512 MiB in float32
@@ -61,14 +62,9 @@ def trunk_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     if not isinstance(trunk, nn.Module) or trunk is model or type(head) is not nn.Linear or head.bias is not None:
         return None
     ids = torch.arange(8, device=head.weight.device).remainder(head.out_features)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
-            direct = model(input_ids=ids, use_cache=False).logits
-            through = head(trunk(input_ids=ids, use_cache=False).last_hidden_state)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+        direct = model(input_ids=ids, use_cache=False).logits
+        through = head(trunk(input_ids=ids, use_cache=False).last_hidden_state)
     same = direct.shape == through.shape and torch.allclose(direct.float(), through.float(), rtol=1e-4, atol=1e-5)
     return (trunk, head) if same else None
 
