@@ -90,19 +90,17 @@ def write_corpus(
     Raises CorpusError, with the corpus's name, for a source that is unknown, missing or broken and for an empty split.
     """
     count, size, licenses, origins = Counter[str](), Counter[str](), Counter[str](), set[str]()
-    total = hashlib.sha256()
+    total, waiting = hashlib.sha256(), Counter[str]()
+    groups: dict[str, list[Document]] = {"train": [], "validation": []}
     with contextlib.ExitStack() as stack:
         files = {
             split: stack.enter_context(pq.ParquetWriter(folder / f"{split}.parquet", _SCHEMA, compression="zstd"))
-            for split in ("train", "validation")
+            for split in groups
         }
-        groups: dict[str, list[Document]] = {split: [] for split in files}
-        waiting = Counter[str]()
 
         def flush(split: str) -> None:
-            if groups[split]:
-                rows = [document._asdict() for document in groups[split]]
-                files[split].write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            rows = [document._asdict() for document in groups[split]]
+            files[split].write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
             groups[split], waiting[split] = [], 0
 
         stack.enter_context(_naming(name))
