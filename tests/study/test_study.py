@@ -126,7 +126,7 @@ def broken(path: str, value: object) -> dict:
         ("corpus.english.share", None, "corpus.english: has no share, but other corpora of model base have; give all"),
         ("model.lua.parent", "bse", "model.lua: 'bse' is no model of this study; did you mean 'base'? (parent)"),
         ("model.lua.corpora", ["luas"], "model.lua.corpora: 'luas' is no corpus of this study; did you mean 'lua'?"),
-        ("model.lua.parent", "lua_stories", "model.lua: lua -> lua_stories -> lua is a cycle"),
+        ("model.lua.parent", "lua_stories", ": lua_stories -> lua -> lua_stories is a cycle"),
         ("model.lua.parent", "lua", "is its own parent"),
         ("model.lua", {}, "model.lua: says neither train, load, merge nor parent"),
         ("model.lua", {"parent": "base"}, "model.lua: has a parent but no corpora"),

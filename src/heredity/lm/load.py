@@ -95,17 +95,15 @@ def load_model(
             config = AutoConfig.from_pretrained(name, **options)
         except Exception as error:
             raise ModelError(f"{name}: cannot read its config: {reason(error)}") from error
-        kinds = getattr(config, "architectures", None) or []
+        kinds = getattr(config, "architectures", None) or [type(config).__name__]
         remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
         known = type(config) in AutoModelForCausalLM._model_mapping
-        headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
-        if getattr(config, "is_encoder_decoder", False) or not (known or remote) or (headless and not remote):
-            kind = kinds[0] if kinds else type(config).__name__
-            raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
+        headless = bool(getattr(config, "architectures", None)) and not any(kind.endswith(_HEADS) for kind in kinds)
+        if getattr(config, "is_encoder_decoder", False) or not (remote or (known and not headless)):
+            raise ModelError(f"{name}: {kinds[0]} is not a decoder with a language-model head; give a causal one")
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
-            model, info = loaded
+            model, info = AutoModelForCausalLM.from_pretrained(name, **options)
         except SafetensorError as error:
             raise ModelError(f"{name}: its safetensors are damaged ({_line(error)}); copy the model again") from error
         except Exception as error:
@@ -179,11 +177,10 @@ def _is_folder(name: str) -> bool:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json there; give the folder that model.save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-        if pickles:
+        reason = "no *.safetensors there; save the model in that format"
+        if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")):
             reason = f"its weights are pickled ({pickles[0]}), which can run code; save the model as safetensors"
-            raise ModelError(f"{name}: {reason}")
-        raise ModelError(f"{name}: no *.safetensors there; save the model in that format")
+        raise ModelError(f"{name}: {reason}")
     return True
 
 
