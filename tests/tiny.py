@@ -103,7 +103,7 @@ def save_tiny_model(
 ) -> Path:
     """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
     from heredity.lm.load import mistral_config, new_model, save_model
-    from heredity.text.tokenizer import train_tokenizer
+    from heredity.text.tokens import train_tokenizer
 
     tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
     shape = ArchitectureConfig(d_model=d_model, d_mlp=2 * d_model, n_layers=1, n_heads=4)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from heredity.lm.activations import ActivationStore, activations, blocks_at_once
+from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
-from heredity.lm.loss import arithmetic
 from heredity.study import ArchitectureConfig
 from heredity.text.tokens import BlockSampler, PackedTokens
 
@@ -96,7 +96,7 @@ def small_model(n_layers: int = 2):
 @pytest.fixture
 def bf16_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 even where the processor has to take it apart."""
-    monkeypatch.setattr("heredity.lm.loss.native_bfloat16", lambda: True)
+    monkeypatch.setattr("heredity.lm.evaluate.native_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("hook_point", ["blocks.0.mlp.hook_post", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"])

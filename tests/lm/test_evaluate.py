@@ -6,10 +6,8 @@ import torch
 import transformers
 
 from heredity.kernels.torch_forms import native_bfloat16
-from heredity.lm import loss
-from heredity.lm.evaluate import evaluate, unigram_accuracy
+from heredity.lm.evaluate import LinearCrossEntropy, dtype_of, evaluate, trunk_and_head, unigram_accuracy
 from heredity.lm.load import mistral_config, new_model
-from heredity.lm.loss import dtype_of
 from heredity.study import ArchitectureConfig
 
 VOCAB = 83
@@ -17,8 +15,8 @@ VOCAB = 83
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loss, "_CPU_LOGITS", 1)
-    monkeypatch.setattr(loss, "_MIN_ROWS", 7)  # divides nothing here, so that chunks end in odd places
+    monkeypatch.setattr("heredity.lm.evaluate._CPU_LOGITS", 1)
+    monkeypatch.setattr("heredity.lm.evaluate._MIN_ROWS", 7)  # divides nothing here, so that chunks end in odd places
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def gemma2() -> torch.nn.Module:
 @pytest.mark.parametrize(("make", "plain"), [(mistral, True), (gemma2, False)])
 def test_loss_and_accuracy_equal_those_of_the_library_in_float32(make, plain: bool, blocks: np.ndarray):
     model = make().eval()
-    assert (loss.trunk_and_head(model) is not None) == plain  # soft-capped logits are no plain product
+    assert (trunk_and_head(model) is not None) == plain  # soft-capped logits are no plain product
     found = evaluate(model, blocks, batch_size=4, precision="float32")
     ids = torch.from_numpy(blocks)
     with torch.no_grad():
@@ -74,7 +72,7 @@ def test_bf16_is_close_to_float32(blocks: np.ndarray):
 
 def test_bf16_is_taken_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch):
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("heredity.lm.loss.native_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("heredity.lm.evaluate.native_bfloat16", lambda native=native: native)
         assert dtype_of("bf16", torch.device("cpu")) is expected
         assert dtype_of("float32", torch.device("cpu")) is torch.float32
 
@@ -131,7 +129,7 @@ def gradients(kind: str, rows: int, width: int) -> tuple[torch.Tensor, ...]:
     exact = "float32" in kind
     with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
         if "chunked" in kind:
-            value = loss.linear_cross_entropy(x, w, labels, torch.float32 if exact else torch.bfloat16)
+            value = LinearCrossEntropy.apply(x, w, labels, torch.float32 if exact else torch.bfloat16)
         else:
             value = torch.nn.functional.cross_entropy((x @ w.T).float(), labels)
     (value * 3).backward()
@@ -141,5 +139,5 @@ def gradients(kind: str, rows: int, width: int) -> tuple[torch.Tensor, ...]:
 
 def test_frozen_parts_get_no_gradient():
     hidden, weight = torch.randn(9, 4, requires_grad=True), torch.randn(VOCAB, 4)
-    loss.linear_cross_entropy(hidden, weight, torch.zeros(9, dtype=torch.int64), torch.float32).backward()
+    LinearCrossEntropy.apply(hidden, weight, torch.zeros(9, dtype=torch.int64), torch.float32).backward()
     assert hidden.grad is not None and weight.grad is None

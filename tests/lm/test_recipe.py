@@ -17,7 +17,7 @@ from heredity.lm.load import ModelError, load_model, mistral_config, new_model, 
 from heredity.lm.merge import MergeError, Method, merge_states
 from heredity.lm.recipe import RecipeError, merge_recipe, parents_of, read_recipe, recipe_of
 from heredity.study import ArchitectureConfig
-from heredity.text.tokenizer import load_tokenizer, train_tokenizer
+from heredity.text.tokens import load_tokenizer, train_tokenizer
 
 by_mergekit = pytest.mark.interop
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -19,8 +19,8 @@ import transformers
 
 import heredity
 from heredity.kernels.processors import keep_large_buffers
-from heredity.lm import loss, train
-from heredity.lm.evaluate import evaluate
+from heredity.lm import train
+from heredity.lm.evaluate import evaluate, trunk_and_head
 from heredity.lm.load import mistral_config, new_model, state_hash
 from heredity.lm.train import TrainingError, TrainingRecord, newest_checkpoint, train_model
 from heredity.study import ArchitectureConfig, LoraConfig, TrainingConfig
@@ -128,7 +128,7 @@ def test_model_whose_logits_are_no_plain_product_is_trained_by_its_own_loss(tmp_
     small |= dict(vocab_size=VOCAB, num_key_value_heads=2, pad_token_id=None, final_logit_softcapping=2.0)
     config = transformers.Gemma2Config(**small)
     model = new_model(config, 0)
-    assert loss.trunk_and_head(model) is None
+    assert trunk_and_head(model) is None
     before = evaluate(model, Sampler().take(0, 40)).ce_loss
     run(model, tmp_path)
     assert evaluate(model, Sampler().take(0, 40)).ce_loss < before

@@ -19,7 +19,7 @@ from heredity.stitch.aligned import Points, aligned, aligned_texts, common_ends
 from heredity.stitch.fit import fit
 from heredity.stitch.moments import MomentStream, similarity
 from heredity.study import ArchitectureConfig
-from heredity.text.tokenizer import train_tokenizer
+from heredity.text.tokens import train_tokenizer
 
 CONTEXT, D_A, D_B = 24, 24, 32
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "every", "child", "sang", "about", "trees", "and", "water"]

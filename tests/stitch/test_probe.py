@@ -154,7 +154,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reader(folder: Path, hook_point: str = HOOK):
     from heredity.lm.load import load_model
-    from heredity.text.tokenizer import load_tokenizer
+    from heredity.text.tokens import load_tokenizer
 
     loaded, tokenizer = load_model(folder), load_tokenizer(str(folder))
     return lambda texts: text_vectors(loaded, tokenizer, hook_point, texts, 64)
@@ -163,7 +163,7 @@ def reader(folder: Path, hook_point: str = HOOK):
 def test_means_are_those_of_each_text_read_alone(model: Path):
     from heredity.lm.hooks import capture
     from heredity.lm.load import load_model
-    from heredity.text.tokenizer import load_tokenizer
+    from heredity.text.tokens import load_tokenizer
 
     loaded, tokenizer = load_model(model), load_tokenizer(str(model))
     sae = new_sae(32, 128, "topk", 4, torch.Generator().manual_seed(0))

@@ -8,8 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heredity.demo.stories import stories
-from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer, train_tokenizer
-from heredity.text.tokens import BlockSampler, PackedTokens, distinct_blocks, pack, permuted
+from heredity.text.tokens import (
+    BlockSampler,
+    PackedTokens,
+    distinct_blocks,
+    fingerprint_tokenizer,
+    load_tokenizer,
+    pack,
+    permuted,
+    train_tokenizer,
+)
 
 SIZE = 800
 CODE = "def f(x):\n        return x == 12345\n    except ValueError as e:\n\tx = 'text' + \"it's\"  # naïve\n"

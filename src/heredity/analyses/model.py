@@ -207,7 +207,7 @@ def _train(work: Work, settings: Training) -> dict[str, Any]:
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.lm.load import load_model, state_hash
-    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
     tokenizer = load_tokenizer(settings.load, settings.revision, settings.trust_remote_code)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
-from heredity.lm.loss import arithmetic
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
 

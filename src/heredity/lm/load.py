@@ -95,12 +95,13 @@ def load_model(
             config = AutoConfig.from_pretrained(name, **options)
         except Exception as error:
             raise ModelError(f"{name}: cannot read its config: {reason(error)}") from error
-        kinds = getattr(config, "architectures", None) or [type(config).__name__]
+        kinds = getattr(config, "architectures", None) or []
         remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
         known = type(config) in AutoModelForCausalLM._model_mapping
-        headless = bool(getattr(config, "architectures", None)) and not any(kind.endswith(_HEADS) for kind in kinds)
+        headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
         if getattr(config, "is_encoder_decoder", False) or not (remote or (known and not headless)):
-            raise ModelError(f"{name}: {kinds[0]} is not a decoder with a language-model head; give a causal one")
+            kind = [*kinds, type(config).__name__][0]
+            raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(name, **options)

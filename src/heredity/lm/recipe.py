@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from heredity.engine.store import whole, write_json
 from heredity.lm.load import load_model, quiet, random_state_kept, save_model
 from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
-from heredity.text.tokenizer import load_tokenizer
+from heredity.text.tokens import load_tokenizer
 
 
 class RecipeError(ValueError):

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from heredity.engine.store import flush
 from heredity.kernels.processors import keep_large_buffers
+from heredity.lm.evaluate import dtype_of, next_token_loss, trunk_and_head
 from heredity.lm.load import quiet, random_state_kept, state_hash
-from heredity.lm.loss import dtype_of, next_token_loss, trunk_and_head
 from heredity.study import LoraConfig, TrainingConfig
 from heredity.text.tokens import BlockSampler
 

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
+from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import HookPointError, replaced
-from heredity.lm.loss import arithmetic
 from heredity.study import Precision
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.lm.evaluate import Quality
+from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
 from heredity.lm.hooks import capture, replaced
-from heredity.lm.loss import arithmetic, chunk_rows
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
