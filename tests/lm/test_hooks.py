@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import cache
 
@@ -54,6 +55,11 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return trunk.h if hasattr(trunk, "h") else trunk.layers
 
 
+def part(module: nn.Module, *names: str) -> nn.Module:
+    """The first of these submodules that there is."""
+    return next(getattr(module, name) for name in names if hasattr(module, name))
+
+
 def hooks_on(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
@@ -78,31 +84,21 @@ def test_residual_stream_is_the_hidden_states_and_the_sum_of_what_is_added_to_it
 def test_hook_post_is_the_activation_of_hook_pre_times_the_gated_value(family: str, ids: torch.Tensor):
     model = made(family)
     mlp = layers_of(model)[1].mlp
+    stack = next(name for name, module in model.named_modules() if module is layers_of(model))
     pre, post = (capture(model, f"blocks.1.mlp.{name}", ids) for name in ("hook_pre", "hook_post"))
-    entering = capture(model, f"{'transformer.h' if 'gpt2' in family else stack(family)}.1.mlp:input", ids)
-    act = getattr(mlp, "act_fn", None) or mlp.act
+    entering, act = capture(model, f"{stack}.1.mlp:input", ids), part(mlp, "act_fn", "act")
     with torch.no_grad():
-        if hasattr(mlp, "gate_proj"):
-            expected = act(mlp.gate_proj(entering)) * mlp.up_proj(entering)
-            torch.testing.assert_close(pre, mlp.gate_proj(entering))
-        else:
-            expected = act((mlp.c_fc if hasattr(mlp, "c_fc") else mlp.dense_h_to_4h)(entering))
-            torch.testing.assert_close(act(pre), post)
-    torch.testing.assert_close(post, expected)
-
-
-def stack(family: str) -> str:
-    return "gpt_neox.layers" if "neox" in family else "model.layers"
+        expected = part(mlp, "gate_proj", "c_fc", "dense_h_to_4h")(entering)
+        torch.testing.assert_close(pre, expected)
+        torch.testing.assert_close(post, act(pre) * (mlp.up_proj(entering) if hasattr(mlp, "up_proj") else 1))
 
 
 @each_family
 def test_projected_hook_z_is_what_attention_gives(family: str, ids: torch.Tensor):
     model = made(family)
-    z = capture(model, "blocks.2.attn.hook_z", ids)
     block = layers_of(model)[2]
-    attention = next(getattr(block, name) for name in ("self_attn", "attn", "attention") if hasattr(block, name))
-    project = next(getattr(attention, name) for name in ("o_proj", "c_proj", "dense") if hasattr(attention, name))
-    out = project(z)
+    project = part(part(block, "self_attn", "attn", "attention"), "o_proj", "c_proj", "dense")
+    out = project(capture(model, "blocks.2.attn.hook_z", ids))
     if family in ("gemma2", "gemma3"):
         out = block.post_attention_layernorm(out)
     torch.testing.assert_close(out.detach(), capture(model, "blocks.2.hook_attn_out", ids))
@@ -121,23 +117,14 @@ def test_width_equals_the_width_of_what_is_captured(family: str, ids: torch.Tens
 
 @each_family
 def test_forward_stops_at_the_hook_point(family: str, ids: torch.Tensor):
-    model = made(family)
+    model = copy.deepcopy(made(family))
     calls: list[str] = []
-    layers = layers_of(model)
-    watched = {"head": model.get_output_embeddings(), **{f"layer{i}": layers[i] for i in range(LAYERS)}}
-    handles = [
-        module.register_forward_pre_hook(lambda _m, _a, name=name: calls.append(name))
-        for name, module in watched.items()
-    ]
-    try:
-        capture(model, "blocks.1.mlp.hook_post", ids)
-        assert calls == ["layer0", "layer1"]
-        calls.clear()
-        capture(model, "hook_embed", ids)
-        assert calls == []
-    finally:
-        for handle in handles:
-            handle.remove()
+    for i, module in enumerate([*layers_of(model), model.get_output_embeddings()]):
+        module.register_forward_pre_hook(lambda _m, _a, name=f"layer{i}": calls.append(name))
+    capture(model, "blocks.1.mlp.hook_post", ids)
+    assert calls == ["layer0", "layer1"]
+    capture(model, "hook_embed", ids)
+    assert calls == ["layer0", "layer1"]
 
 
 @each_family
@@ -158,8 +145,7 @@ def test_zeroing_the_mlp_output_equals_a_model_whose_down_projection_is_zero(ids
     model = made("mistral")
     with torch.no_grad(), replaced(model, "blocks.1.hook_mlp_out", torch.zeros_like):
         spliced = model(ids).logits
-    other = transformers.AutoModelForCausalLM.from_config(model.config).eval()
-    other.load_state_dict(model.state_dict())
+    other = copy.deepcopy(model)
     with torch.no_grad():
         other.model.layers[1].mlp.down_proj.weight.zero_()
         torch.testing.assert_close(spliced, other(ids).logits)
@@ -210,26 +196,16 @@ def test_capture_under_bf16_autocast_is_float32_and_close(family: str, ids: torc
         rough = capture(model, "blocks.1.mlp.hook_post", ids)
         with replaced(model, "blocks.1.mlp.hook_post", lambda x: x.float() * 0):
             assert torch.isfinite(model(ids).logits).all()
-    assert rough.dtype == torch.float32
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert rough.dtype == capture(half, POST, ids).dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.1, atol=0.02)
     assert not torch.equal(rough, exact)
 
 
-def test_capture_of_a_bf16_model_is_float32(ids: torch.Tensor):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).to(torch.bfloat16)
-    assert capture(model, "blocks.0.hook_resid_post", ids).dtype == torch.float32
-
-
 def test_capture_turns_dropout_off_and_puts_the_mode_back(ids: torch.Tensor):
-    model = made("gpt2")
-    expected = capture(model, "blocks.2.hook_resid_post", ids)
-    model.train()
-    try:
-        torch.testing.assert_close(capture(model, "blocks.2.hook_resid_post", ids), expected)
-        assert model.training
-    finally:
-        model.eval()
+    model = copy.deepcopy(made("gpt2")).train()
+    torch.testing.assert_close(capture(model, POST, ids), capture(made("gpt2"), POST, ids))
+    assert model.training and not made("gpt2").training
 
 
 def test_any_module_is_reached_by_its_path(ids: torch.Tensor):
@@ -276,13 +252,10 @@ def test_a_module_without_layers_is_refused():
 
 
 def test_a_module_the_forward_pass_never_calls_is_reported(ids: torch.Tensor):
-    model = made("llama")
+    model = copy.deepcopy(made("llama"))
     model.spare = nn.Linear(2, 2)
-    try:
-        with pytest.raises(HookPointError, match="never reaches it"):
-            capture(model, "spare:output", ids)
-    finally:
-        del model.spare
+    with pytest.raises(HookPointError, match="never reaches it"):
+        capture(model, "spare:output", ids)
 
 
 def test_width_reads_the_text_part_of_a_multimodal_configuration():
