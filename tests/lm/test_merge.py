@@ -273,13 +273,13 @@ class TestStates:
         ("method", "arguments", "message"),
         [
             ("slurp", {"t": 0.5}, "method='slurp' is unknown"),
-            ("slerp", {}, "slerp takes t"),
-            ("slerp", {"t": 0.5, "weights": [1, 1]}, "no weights"),
-            ("slerp", {"t": 0.5, "base": state(3)}, "takes no base"),
-            ("linear", {}, "either t or weights"),
+            ("slerp", {}, "slerp takes exactly two parents and t.*; given are 2 parents, t=None"),
+            ("slerp", {"t": 0.5, "weights": [1, 1]}, r"neither weights nor base; .*weights=\[1, 1\]"),
+            ("slerp", {"t": 0.5, "base": state(3)}, "neither weights nor base; .*a base"),
+            ("linear", {}, "either exactly two parents and t, or"),
             ("linear", {"t": 2.0}, r"t=2.0 is outside \[0, 1\]"),
-            ("ties", {"weights": [1, 1]}, "needs base"),
-            ("ties", {"base": state(3)}, "takes weights"),
+            ("ties", {"weights": [1, 1]}, "and a base, the model that its parents descend from; .*no base"),
+            ("ties", {"base": state(3)}, "ties takes one weight per parent"),
             ("ties", {"base": state(3), "weights": [1, 1], "density": 0}, "density=0 is outside"),
             ("ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
             ("dare_ties", {"base": state(3), "weights": [1, 1]}, "method='dare_ties' is unknown.*merge with mergekit"),
@@ -292,9 +292,9 @@ class TestStates:
     @pytest.mark.parametrize(
         ("count", "method", "message"),
         [
-            (3, "slerp", "exactly two parents, not 3"),
-            (1, "linear", "at least 2, not 1"),
-            (3, "linear", "linear with t takes exactly two"),
+            (3, "slerp", "exactly two parents.* given are 3 parents"),
+            (1, "linear", "at least two.* given are 1 parents"),
+            (3, "linear", "exactly two parents and t.* given are 3 parents, t=0.5"),
         ],
     )
     def test_the_number_of_parents_must_fit_the_method(self, three, count: int, method, message: str):

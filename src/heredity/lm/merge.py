@@ -11,13 +11,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
+_TAKES = {
+    "slerp": "exactly two parents and t, between 0 (first parent) and 1 (second), and neither weights nor base",
+    "linear": "either exactly two parents and t, or at least two and one weight per parent, and no base",
+    "task_arithmetic": "one weight per parent, no t, and a base, the model that its parents descend from",
+    "ties": "one weight per parent, no t, and a base, the model that its parents descend from",
+}
 PARALLEL = 0.9995  # |cos| of two tensors above which slerp interpolates linearly (about 1.81 degrees)
 _NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
 _CHUNK = 1 << 20  # elements converted to float64 at a time
@@ -67,6 +73,7 @@ def merge_states(
     everyone |= {"base": base} if base is not None else {}
     tied = _check_states(everyone)
     mix = (1 - t, t) if t is not None else tuple(weights or ())
+    options = {} if normalize is None else {"normalize": normalize}
     shares = [1 / len(states)] * len(states)
     if method in ("slerp", "linear"):
         total = sum(mix) if t is None and normalize is not False else 1.0
@@ -84,11 +91,11 @@ def merge_states(
             elif method == "slerp":
                 result, used = slerp(a, b, mix[1], cos), "linear" if abs(cos) > PARALLEL else "slerp"
             elif method == "linear":
-                result = linear(parents, mix, normalize=normalize is not False)
+                result = linear(parents, mix, **options)
             elif method == "task_arithmetic":
-                result = task_arithmetic(start, parents, mix, normalize=normalize is True)
+                result = task_arithmetic(start, parents, mix, **options)
             else:
-                result = ties(start, parents, mix, density, normalize=normalize is not False)
+                result = ties(start, parents, mix, density, **options)
             reports.append(_report(name, result, labeled, cos, used, shares))
         merged[name] = result
     return {name: merged[tied.get(name, name)] for name in states[0]}, reports
@@ -256,25 +263,17 @@ def _report(
 
 
 def _check_arguments(method: str, parents: int, t: float | None, weights: Sequence[float] | None, base: object) -> None:
-    if method not in get_args(Method):
-        known = ", ".join(get_args(Method))
-        raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
-    between, few = method in ("slerp", "linear"), 2 if method in ("slerp", "linear") else 1
-    if parents < few or (method == "slerp" and parents > 2):
-        wanted = "exactly two parents" if method == "slerp" else f"at least {few}"
-        raise MergeError(f"{method} takes {wanted}, not {parents}; change the parents or the method")
-    if between and base is not None:
-        raise MergeError(f"{method} takes no base; leave base out or use a task-vector method")
-    if not between and base is None:
-        raise MergeError(f"{method} needs base, the model its parents descend from; give one")
-    if method == "slerp" and (t is None or weights is not None):
-        raise MergeError("slerp takes t and no weights; give t between 0 (first parent) and 1 (second)")
-    if method == "linear" and (t is None) == (weights is None):
-        raise MergeError("linear takes either t or weights; give one of the two")
-    if method == "linear" and t is not None and parents > 2:
-        raise MergeError(f"linear with t takes exactly two parents, not {parents}; give one weight per parent")
-    if not between and (weights is None or t is not None):
-        raise MergeError(f"{method} takes weights, one per parent, and no t; give weights")
+    if method not in _TAKES:
+        raise MergeError(f"method={method!r} is unknown; choose one of {', '.join(_TAKES)}, or merge with mergekit")
+    between = parents == 2 and t is not None and weights is None
+    weighted = parents > 0 and t is None and weights is not None
+    if method in ("slerp", "linear"):
+        fits = base is None and (between or (method == "linear" and weighted and parents > 1))
+    else:
+        fits = base is not None and weighted
+    if not fits:
+        given = f"{parents} parents, t={t}, weights={weights} and {'no' if base is None else 'a'} base"
+        raise MergeError(f"{method} takes {_TAKES[method]}; given are {given}")
     if t is not None:
         _check_t(t)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from heredity.engine.store import flush
+from heredity.engine.store import flush, write_json
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm.evaluate import dtype_of, next_token_loss, trunk_and_head
 from heredity.lm.load import quiet, random_state_kept, state_hash
@@ -34,8 +34,6 @@ class TrainingError(ValueError):
 
 
 class TrainingRecord(NamedTuple):
-    """What a training run did."""
-
     steps: int  # optimizer steps
     tokens: int  # tokens read
     losses: list[tuple[int, float]]  # (step, mean loss in nats per token since the point before)
@@ -60,9 +58,9 @@ def train_model(
     is a plain model before and after. `total_tokens` is rounded up to whole blocks; the last batch may be short.
 
     A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and initial
-    weights after a kill, training resumes from the newest whole checkpoint and ends in the same weights, bit by bit, as
-    an uninterrupted run (on a GPU as far as its kernels are deterministic). The global random state, log levels and
-    warning filters are left as they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
+    weights after a kill, training resumes from it and ends in the same weights, bit by bit, as an uninterrupted run (on
+    a GPU as far as its kernels are deterministic). The global random state, log levels and warning filters are left as
+    they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
 
     Raises TrainingError when the loss is not finite, ValueError for arguments that leave nothing to train on and for
     a folder with checkpoints of another run.
@@ -255,15 +253,11 @@ def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     note, now = folder / "run.json", json.loads(json.dumps(dict(settings)))
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if before is None:  # nothing says whose the checkpoints are: they are not trusted
+    except (OSError, ValueError):  # nothing says whose the checkpoints are: they are not trusted
+        before = {}
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
-    elif before != now and newest_checkpoint(folder) is not None:
-        differ = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        run = f"another run ({', '.join(differ)} differ)"
-        raise ValueError(f"{folder} holds checkpoints of {run}; delete it or take another")
-    partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps(now), encoding="utf-8")
-    partial.replace(note)
+    if before != now and newest_checkpoint(folder) is not None:
+        differ = ", ".join(key for key in now if before.get(key) != now[key])
+        raise ValueError(f"{folder} holds checkpoints of another run ({differ} differ); delete it or take another")
+    write_json(note, now)
