@@ -69,8 +69,7 @@ def test_a_long_text_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     text = "\n\n".join(f"paragraph {number} " + "word " * 50 for number in range(2000))
     (tmp_path / "book.txt").write_text(text)
     pieces = texts_of("local:book.txt", tmp_path)
-    assert len(pieces) > 3
-    assert "".join(pieces) == text
+    assert len(pieces) > 3 and "".join(pieces) == text
     assert all(piece.endswith("\n\n") for piece in pieces[:-1])
 
 
@@ -161,10 +160,9 @@ def test_sources_that_cannot_be_are_refused_and_the_corpus_is_named(tmp_path, so
 @pytest.mark.parametrize("kind", ["text", "records"])
 def test_max_bytes_is_met_exactly_and_the_seed_picks_the_documents(tmp_path, kind):
     texts = many(200)
-    if kind == "text":
-        for number, text in enumerate(texts):
-            (tmp_path / f"{number:03}.txt").write_text(text)
-    else:
+    for number, text in enumerate(texts if kind == "text" else []):
+        (tmp_path / f"{number:03}.txt").write_text(text)
+    if kind == "records":
         (tmp_path / "a.jsonl").write_bytes(json_lines(*texts))
     first = texts_of("local:.", tmp_path, seed=1, max_bytes=1000)
     assert sum(len(text.encode()) for text in first) == 1000
@@ -181,17 +179,6 @@ def test_shuffling_in_little_memory_keeps_every_document():
     mixed = list(shuffled(rows, 0, capacity=500))
     assert sorted(mixed) == sorted(rows)
     assert mixed != rows
-
-
-def test_exact_duplicates_and_empty_documents_are_left_out(tmp_path):
-    texts = many(100)
-    (tmp_path / "a.jsonl").write_bytes(json_lines(*texts, "", " \n", *texts[:30]))
-    record = write_corpus("mine", CorpusConfig(source="local:a.jsonl"), tmp_path, 0, tmp_path)
-    assert record.duplicates == 30
-    assert record.documents_train + record.documents_validation == 100
-    written = [*read_corpus(tmp_path, "train"), *read_corpus(tmp_path, "validation")]
-    assert sorted(written) == sorted(texts)
-    assert record.bytes_train + record.bytes_validation == sum(map(len, texts))
 
 
 def test_the_split_of_a_document_does_not_change_when_others_are_added(tmp_path):
@@ -229,16 +216,20 @@ def test_a_small_corpus_always_holds_out_a_document_and_a_split_without_one_is_r
         write_corpus("mine", CorpusConfig(source="local:in/0.txt"), tmp_path, 0, tmp_path)
 
 
-def test_the_record_is_json_counts_licenses_and_reports_progress(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json_lines(*many(150), license="MIT") + json_lines("other", source="elsewhere"))
+def test_duplicates_are_left_out_and_the_record_counts_what_is_written(tmp_path):
+    texts = [*many(150), "other"]
+    lines = json_lines(*texts[:-1], *texts[:30], "", " \n", license="MIT") + json_lines("other", source="elsewhere")
+    (tmp_path / "a.jsonl").write_bytes(lines)
     with pytest.raises(CorpusError, match=r"train\.parquet: cannot be read"):
         list(read_corpus(tmp_path, "train"))
     calls = []
     config = CorpusConfig(source="local:a.jsonl", max_bytes=10_000, license="CC0-1.0")
     record = write_corpus("mine", config, tmp_path, 0, tmp_path, lambda done, total: calls.append((done, total)))
     assert json.loads(json.dumps(record._asdict()))["corpus"] == "mine"
-    assert record.licenses == {"MIT": 150, "CC0-1.0": 1}
-    assert record.sources == 2
+    assert sorted([*read_corpus(tmp_path, "train"), *read_corpus(tmp_path, "validation")]) == sorted(texts)
+    assert record.documents_train + record.documents_validation == 151 and record.duplicates == 30
+    assert record.bytes_train + record.bytes_validation == sum(map(len, texts))
+    assert record.licenses == {"MIT": 150, "CC0-1.0": 1} and record.sources == 2
     assert record.source == "local:a.jsonl"
     assert calls
     assert all(done <= total == 10_000 for done, total in calls)
@@ -320,15 +311,14 @@ def hub(monkeypatch):
 
 def test_a_hub_preset_is_pinned_streamed_and_filtered(hub, tmp_path):
     good = {"content": "local x = 1", "avg_line_length": 11, "max_line_length": 11, "alphanum_fraction": 0.6}
-    minified = {**good, "content": "y", "max_line_length": 5000}
     named = {**good, "content": "z", "max_stars_repo_licenses": ["MIT", "Zlib"], "max_stars_repo_name": "a/b"}
-    hub.rows = Rows([good, minified, named])
-    config = CorpusConfig(source="hub:stack-lua", revision="abc")
-    assert list(documents(config, 0, tmp_path)) == [
-        ("local x = 1", "bigcode/the-stack-dedup", "permissive (The Stack)"),
-        ("z", "bigcode/the-stack-dedup/a/b", "MIT AND Zlib"),
+    hub.rows = Rows([good, {**good, "content": "minified", "max_line_length": 5000}, named])
+    stack = "bigcode/the-stack-dedup"
+    assert list(documents(CorpusConfig(source="hub:stack-lua", revision="abc"), 0, tmp_path)) == [
+        ("local x = 1", stack, "permissive (The Stack)"),
+        ("z", f"{stack}/a/b", "MIT AND Zlib"),
     ]
-    options = dict(path="bigcode/the-stack-dedup", name=None, data_dir="data/lua", split="train")
+    options = dict(path=stack, name=None, data_dir="data/lua", split="train")
     assert hub.call == {**options, "revision": "abc", "streaming": True}
 
 
@@ -339,9 +329,6 @@ def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
     assert (hub.call["name"], hub.call["data_dir"]) == ("small", None)
     with pytest.raises(CorpusError, match=r'hub:me/mine, row 0: no column "text" \(it has body\)'):
         texts_of("hub:me/mine", tmp_path)
-
-
-def test_a_hub_that_cannot_be_reached_is_an_error_with_a_way_out(hub, tmp_path):
     hub.rows = ConnectionError("no\nroute")
     with pytest.raises(CorpusError, match=r"nilq/babylm-100M cannot be read \(no route\); .* or use local:PATH"):
         texts_of("hub:babylm", tmp_path)

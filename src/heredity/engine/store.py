@@ -185,9 +185,8 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                writer = f"process {file.read().strip() or 'unknown'}"
-                reason = f"is being written by {writer}; wait for it, or choose another folder with --runs"
-                raise ArtifactError(f"{self.root} {reason}") from None
+                reason = f"is being written by process {file.read().strip() or 'unknown'}; wait for it, or choose"
+                raise ArtifactError(f"{self.root} {reason} another folder with --runs") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -117,10 +117,8 @@ class _SharedJob(Job[S]):
                     return
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise WorkerError(
-                f"one of {self._processes.count} worker processes was killed, perhaps for want of memory; "
-                "run with fewer workers"
-            ) from error
+            killed = f"one of {self._processes.count} worker processes was killed, perhaps for want of memory"
+            raise WorkerError(f"{killed}; run with fewer workers") from error
 
 
 @contextlib.contextmanager

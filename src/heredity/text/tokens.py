@@ -43,8 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     if vocab_size <= len(alphabet):
         raise ValueError(f"vocab_size={vocab_size} is less than {len(alphabet)} bytes and one special token; raise it")
     texts = iter(texts)
-    first = next(texts, None)
-    if first is None:
+    if (first := next(texts, None)) is None:
         raise ValueError("no text to train a tokenizer on; give the start model a corpus that holds documents")
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
@@ -57,13 +56,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.train_from_iterator(_prefix(chain([first], texts), _TRAINING_CHARACTERS), trainer)
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        bos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    ends = dict.fromkeys(("eos_token", "bos_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **ends)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
@@ -78,10 +72,8 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     except (OSError, ValueError, KeyError) as error:
         reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
-            reason = (
-                "it ships code, which is not run; read that code, then set trust_remote_code = true for the model in "
-                "the study"
-            )
+            code = "it ships code, which is not run; read that code"
+            reason = f"{code}, then set trust_remote_code = true for the model in the study"
         raise ValueError(f"tokenizer {name}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
@@ -163,21 +155,17 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -
     dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
     lengths: list[int] = []
     path.mkdir(parents=True, exist_ok=True)
+    # The header has one length for any count: numpy reserves 21 digits.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     with (path / "tokens.npy").open("wb") as file:
-
-        def write_header(count: int) -> None:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-            np.lib.format.write_array_header_1_0(file, header)  # of one length for any count: numpy reserves 21 digits
-
-        write_header(0)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
         for batch in _batches(texts):
             for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
-                ids = encoding.ids
-                ids.append(eos)
+                ids = [*encoding.ids, eos]
                 lengths.append(len(ids))
                 file.write(np.array(ids, dtype).tobytes())
         file.seek(0)
-        write_header(sum(lengths))
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
     return PackedTokens.open(path)
 
@@ -195,8 +183,8 @@ class BlockSampler:
     ) -> None:
         """Without `shares`, a pass is one permutation of the union of all blocks, so that corpora count by their size.
 
-        With them, each 10,000 positions hold every corpus in its share (to the nearest 1/10,000; shares are taken
-        relative to their sum) at random places, and each corpus goes through passes of its own.
+        With them (relative to their sum), each 10,000 positions hold every corpus in its share, to the nearest
+        1/10,000, at random places, and each corpus goes through passes of its own.
         Raises ValueError for no corpus, one without a whole block, or shares that do not belong to the corpora.
         """
         if not packs:
@@ -218,11 +206,9 @@ class BlockSampler:
         """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
-        steps = np.arange(self.context_size)
         for corpus, pack in enumerate(self._packs):
-            here = corpora == corpus
-            if here.any():
-                blocks[here] = pack.tokens[offsets[here, None] + steps]
+            if (here := corpora == corpus).any():
+                blocks[here] = pack.tokens[offsets[here, None] + np.arange(self.context_size)]
         return blocks
 
     def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,8 +236,7 @@ class BlockSampler:
         Numbers are unique over the corpora. Documents are whole texts; a block may run on into the next one.
         """
         corpora, offsets = self.origin(start, stop)
-        numbers = np.empty(stop - start, dtype=np.int64)
-        first = 0
+        numbers, first = np.empty(stop - start, dtype=np.int64), 0
         for corpus, pack in enumerate(self._packs):
             here = corpora == corpus
             numbers[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
@@ -296,10 +281,9 @@ def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
 def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Values at `places` of a random permutation of 0..size-1 picked by `key`, int64 of the shape of `places`.
 
-    Nothing but these values is computed or stored. A balanced Feistel network over the smallest even number of bits
-    that holds `size`; values that fall outside are sent through again until they fall inside (cycle walking; Black and
-    Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of SplitMix64. The
-    result is the same on every machine and version. ValueError for a place outside 0..size-1.
+    Nothing but these values is computed or stored: a balanced Feistel network over the smallest even number of bits
+    that holds `size`, with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002) and the
+    finalizer of SplitMix64 as round function; the same on every machine. ValueError for a place outside 0..size-1.
     """
     values = np.asarray(places, dtype=np.int64)
     if values.size and not (values.min() >= 0 and values.max() < size):
