@@ -4,10 +4,7 @@ import logging
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +14,6 @@ import pytest
 import torch
 import transformers
 
-import heredity
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm import train
 from heredity.lm.evaluate import evaluate, trunk_and_head
@@ -29,7 +25,6 @@ VOCAB, CONTEXT, BATCH, STEPS = 64, 16, 4, 12
 CONFIG = TrainingConfig(batch_size=BATCH, context_size=CONTEXT)
 TOKENS = STEPS * BATCH * CONTEXT
 LORA = LoraConfig(r=2, alpha=4.0)
-SOURCE = str(Path(heredity.__path__[0]).parent)
 
 
 class Sampler:
@@ -163,45 +158,6 @@ def test_interrupted_and_resumed_run_ends_in_identical_weights(tmp_path: Path, c
     assert state_hash(resumed.state_dict()) == state_hash(straight.state_dict()) != state_hash(make().state_dict())
     assert got == expected
     assert min(start for start, stop in sampler.read if stop > 1) >= 5 * BATCH  # nothing is read twice
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from test_train import mistral, run
-import torch
-
-torch.set_num_threads(2)
-
-def progress(done, total):
-    time.sleep(0.05)
-
-run(mistral(), Path(sys.argv[1]), progress=progress, save_seconds=0)
-"""
-
-
-def test_run_killed_by_the_system_and_resumed_ends_in_identical_weights(tmp_path: Path):
-    torch.set_num_threads(2)
-    straight = mistral()
-    expected = run(straight, tmp_path / "a")
-    folder = tmp_path / "b"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCE, str(Path(__file__).parent)])}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
-    try:
-        until = time.monotonic() + 120
-        while not (folder / "checkpoint-4").is_dir() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder / f"checkpoint-{STEPS}").exists()
-    found = newest_checkpoint(folder)
-    assert found is not None
-    resumed, sampler = mistral(), Sampler()
-    assert run(resumed, folder, blocks=sampler) == expected
-    assert sampler.read[1] == (start := int(found.name.split("-")[1]) * BATCH, start + BATCH)
-    assert state_hash(resumed.state_dict()) == state_hash(straight.state_dict())
 
 
 def test_half_written_checkpoint_is_not_used(tmp_path: Path):

@@ -300,24 +300,22 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
+    how = {
+        True: ", where it predicts the text of both parents equally well",
+        False: "; the parents' accuracies never cross, so this is where they come nearest",
+        None: "",
+    }
     for row in rows_of(tables, "merges"):
-        if row["t"] is None:
-            yield Statement(row["model"], "merge", f"{row['model']} is a {row['method']} merge.")
-            continue
-        mixture = f"{1 - row['t']:.0%} {row['first']} / {row['t']:.0%} {row['second']}".replace("%", " %")
-        evidence = [f"t = {row['t']:.3f} from {row['first']} (0) to {row['second']} (1)"]
-        if row["t_low"] is not None:
-            evidence.append(f"95 % CI {row['t_low']:.3f}–{row['t_high']:.3f}, bootstrap over validation blocks")
-        if row["linear_fallback"]:
-            evidence.append(f"{row['linear_fallback']:,} tensors interpolated linearly")
-        how = {
-            True: ", where it predicts the text of both parents equally well",
-            False: "; the parents' accuracies never cross, so this is where they come nearest",
-            None: "",
-        }[row["crossed"]]
-        yield Statement(
-            row["model"], "merge", f"{row['model']} is a {row['method']} merge of {mixture}{how}.", tuple(evidence)
-        )
+        model, first, second, t = (row[name] for name in ("model", "first", "second", "t"))
+        of, evidence = "", []
+        if t is not None:
+            of = f" of {1 - t:.0%} {first} / {t:.0%} {second}".replace("%", " %") + how[row["crossed"]]
+            evidence.append(f"t = {t:.3f} from {first} (0) to {second} (1)")
+            if row["t_low"] is not None:
+                evidence.append(f"95 % CI {row['t_low']:.3f}–{row['t_high']:.3f}, bootstrap over validation blocks")
+            if row["linear_fallback"]:
+                evidence.append(f"{row['linear_fallback']:,} tensors interpolated linearly")
+        yield Statement(model, "merge", f"{model} is a {row['method']} merge{of}.", tuple(evidence))
 
 
 class SweepSettings(NamedTuple):

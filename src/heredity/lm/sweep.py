@@ -28,7 +28,7 @@ Evaluate = Callable[[nn.Module, np.ndarray, int, Precision], Quality]
 class SweepPoint(NamedTuple):
     """Both parents' validation sets at one t; figures by the parent's name, pooled over the tokens of its corpora."""
 
-    t: float  # position between the first (0) and the second parent (1)
+    t: float
     accuracy: dict[str, float]  # next-token accuracy
     ce_loss: dict[str, float]  # cross-entropy in nats per token
     interval: dict[str, tuple[float, float]]  # 95 % CI of each accuracy, bootstrap over blocks
@@ -103,13 +103,13 @@ class Bench:
             raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
         memory = {targets[name].data_ptr() for name in first}
         for name, target in targets.items():
-            wrong = None
             if target.data_ptr() not in memory:  # a tied tensor is stored once, under either name
                 wrong = "in the model but not in the parents"
             elif name in first and target.shape != first[name].shape:
                 wrong = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
-            if wrong:
-                raise MergeError(f"{name} is {wrong}; give a model of their architecture")
+            else:
+                continue
+            raise MergeError(f"{name} is {wrong}; give a model of their architecture")
         self._parts = []
         for report in reports:
             target = targets[report.name]
@@ -122,10 +122,8 @@ class Bench:
         for target, a, b, report in self._parts:
             if report.method == "copied":
                 target.copy_(a)
-            elif self._method == "slerp":
-                target.copy_(slerp(a, b, t, report.cosine))
             else:
-                target.copy_(linear([a, b], [1 - t, t]))
+                target.copy_(slerp(a, b, t, report.cosine) if self._method == "slerp" else linear([a, b], [1 - t, t]))
         self._t = t
 
     def measure(self, place: Place) -> Quality:
