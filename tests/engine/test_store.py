@@ -47,12 +47,11 @@ def test_an_artifact_is_found_after_it_was_written_and_records_its_recipe(tmp_pa
 
 
 def test_nothing_is_found_when_writing_was_interrupted_but_the_work_is_kept(tmp_path):
-    store = Store(tmp_path)
-    with pytest.raises(KeyboardInterrupt), writing(store) as folder:
+    with pytest.raises(KeyboardInterrupt), writing(Store(tmp_path)) as folder:
         (folder / "checkpoint").write_text("half")
         raise KeyboardInterrupt
     assert find(tmp_path) is None
-    with writing(store) as folder:
+    with writing(Store(tmp_path)) as folder:
         assert (folder / "checkpoint").read_text() == "half"
 
 

@@ -61,7 +61,7 @@ def test_saved_model_loads_to_the_same_weights_and_nothing_is_printed(folder: Pa
 
 
 def test_tied_embeddings_are_saved_once_and_stay_tied(tmp_path: Path):
-    tied = ArchitectureConfig(d_model=32, d_mlp=48, n_heads=4, tie_embeddings=True)
+    tied = ARCHITECTURE.model_copy(update={"tie_embeddings": True})
     save_model(new_model(mistral_config(tied, 97, 64, 0), 0), None, tmp_path)
     model = load_model(tmp_path)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -69,18 +69,12 @@ def test_tied_embeddings_are_saved_once_and_stay_tied(tmp_path: Path):
 
 
 def test_hash_does_not_depend_on_order_and_sees_name_type_shape_and_bytes():
-    state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
-    base = state_hash(state)
-    assert state_hash({"b": state["b"], "a": state["a"]}) == base
-    assert state_hash({"a": state["a"], "b": state["b"].T.contiguous().T}) == base  # memory layout is not content
-    variants = [
-        {"a": state["a"], "c": state["b"]},
-        {"a": state["a"].int(), "b": state["b"]},
-        {"a": state["a"].view(2, 3), "b": state["b"]},
-        {"a": state["a"] + 1, "b": state["b"]},
-        {"a": state["a"].bfloat16(), "b": state["b"]},
-    ]
-    assert len({base, *map(state_hash, variants)}) == 6
+    a, b = torch.arange(6.0), torch.ones(2, 3)
+    base = state_hash({"a": a, "b": b})
+    assert base == state_hash({"b": b, "a": a})
+    assert base == state_hash({"a": a, "b": b.T.contiguous().T})  # memory layout is not content
+    others = [{"a": other, "b": b} for other in (a.int(), a.view(2, 3), a + 1, a.bfloat16())]
+    assert len({base, *map(state_hash, [*others, {"a": a, "c": b}])}) == 6
 
 
 def test_a_missing_folder_and_one_without_config_are_refused(tmp_path: Path):

@@ -46,21 +46,15 @@ def test_any_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_nothing_is_added_and_the_special_token_is_the_only_one(tokenizer):
+def test_digits_are_single_signs_indents_and_words_apart_and_the_special_token_the_only_one(tokenizer):
     assert tokenizer.encode("") == []
     assert tokenizer.eos_token_id == tokenizer.bos_token_id == tokenizer.pad_token_id == 0
     assert set(tokenizer.special_tokens_map.values()) == {"<|endoftext|>"}
     assert tokenizer.decode(tokenizer.encode("a<|endoftext|> b .")) == "a<|endoftext|> b ."
-
-
-def test_digits_are_single_and_signs_indents_and_words_are_apart(tokenizer):
     pieces = [tokenizer.decode([token]) for token in tokenizer.encode("x=1; y = 234\n        return 'text'")]
     assert "".join(pieces) == "x=1; y = 234\n        return 'text'"
-    for piece in ("=", " =", "1", "2", "3", "4", "\n"):
-        assert piece in pieces
+    assert {"=", " =", "1", "2", "3", "4", "\n", " " * 7} <= set(pieces) and "'t" not in pieces
     assert not any(piece.strip() and "\n" in piece for piece in pieces)
-    assert " " * 7 in pieces
-    assert "'t" not in pieces
 
 
 def test_training_twice_and_saving_give_the_same_tokenizer(texts, tokenizer, tmp_path):
@@ -110,19 +104,13 @@ def test_code_that_a_tokenizer_ships_runs_only_when_trusted(tokenizer, tmp_path,
 
 
 def test_packed_documents_decode_to_the_texts_and_end_in_end_of_text(tokenizer, texts, tmp_path):
+    texts = [*texts, "a<|endoftext|>b"]  # inside a text it is no document boundary
     found = pack(iter(texts), tokenizer, tmp_path / "new")
-    assert found.tokens.dtype == np.uint16
-    assert isinstance(found.tokens, np.memmap)
+    assert found.tokens.dtype == np.uint16 and isinstance(found.tokens, np.memmap)
     assert len(found.documents) == len(texts) + 1
     for text, start, stop in zip(texts, found.documents[:-1], found.documents[1:], strict=True):
         assert tokenizer.decode(found.tokens[start : stop - 1]) == text
     assert np.flatnonzero(found.tokens == tokenizer.eos_token_id).tolist() == (found.documents[1:] - 1).tolist()
-
-
-def test_end_of_text_inside_a_text_is_no_document_boundary(tokenizer, tmp_path):
-    found = pack(["a<|endoftext|>b"], tokenizer, tmp_path)
-    assert np.count_nonzero(found.tokens == tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(found.tokens[:-1]) == "a<|endoftext|>b"
     assert tokenizer.encode("<|endoftext|>") == [0]  # the caller's tokenizer is left as it was
 
 
@@ -140,9 +128,7 @@ def test_tokens_do_not_depend_on_the_batches_and_take_four_bytes_in_a_large_voca
 def test_counts_and_blocks_are_those_of_the_tokens(tokenizer, texts, tmp_path):
     found = pack(texts, tokenizer, tmp_path)
     counts = found.counts(900)
-    assert counts.shape == (900,)
-    assert counts[0] == len(texts)
-    assert counts.sum() == len(found.tokens)
+    assert counts.shape == (900,) and counts[0] == len(texts) and counts.sum() == len(found.tokens)
     assert found.n_blocks(24) == len(found.tokens) // 24
     assert np.array_equal(found.block(3, 24), found.tokens[72:96])
     with pytest.raises(IndexError, match="block -1 of"):
@@ -218,12 +204,10 @@ def test_blocks_know_the_document_they_begin_in():
 def test_without_shares_a_pass_is_every_block_of_the_union_once():
     sampler = BlockSampler(PACKS, 10, 5)
     assert sampler.names == ("long", "short")
-    size = sampler.blocks_per_pass
-    assert size == 730 + 41
-    first, second = sampler.take(0, size)[:, 0], sampler.take(size, 2 * size)[:, 0]
+    assert (size := sampler.blocks_per_pass) == 730 + 41
+    first, second = sampler.take(0, 2 * size)[:, 0].reshape(2, size)
     every = np.concatenate([np.arange(0, 7300, 10), np.arange(100_000, 100_410, 10)])
-    assert np.array_equal(np.sort(first), every)
-    assert np.array_equal(np.sort(second), every)
+    assert np.array_equal(np.sort(first), every) and np.array_equal(np.sort(second), every)
     assert not np.array_equal(first, second)
 
 

@@ -202,8 +202,11 @@ def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
         "mlp.hook_post": ("input", ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")),
         "attn.hook_z": ("input", ("self_attn.o_proj", "attn.c_proj", "attention.dense")),
     }
-    found = ((name, _find(block, *paths), side) for name, (side, paths) in candidates.items())
-    return {name: (module, side) for name, module, side in found if module is not None}
+    places: dict[str, tuple[nn.Module, Side]] = {}
+    for name, (side, paths) in candidates.items():
+        if (module := _find(block, *paths)) is not None:
+            places[name] = module, side
+    return places
 
 
 def _parse(hook_point: str, n_layers: int) -> tuple[int | None, str]:

@@ -104,7 +104,8 @@ def load_model(
             raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(name, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+            model, info = loaded
         except SafetensorError as error:
             raise ModelError(f"{name}: its safetensors are damaged ({_line(error)}); copy the model again") from error
         except Exception as error:

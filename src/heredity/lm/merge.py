@@ -292,9 +292,9 @@ def _check_weights(weights: Sequence[float], count: int, divide: bool) -> None:
         raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
 
 
-def _densities(density: float | Sequence[float], count: int) -> list[float]:
+def _densities(density: float | Sequence[float], count: int) -> Sequence[float]:
     """One density for each of `count` tensors."""
-    densities = [density] * count if isinstance(density, int | float) else list(density)
+    densities = [density] * count if isinstance(density, int | float) else density
     if len(densities) != count:
         raise MergeError(f"density={densities} are {len(densities)} for {count} parents; give one, or one per parent")
     if not all(0 < share <= 1 for share in densities):

@@ -102,7 +102,7 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
     mixed = config.max_bytes is not None
     if mixed and not records:
         random.Random(seed).shuffle(files)
-    documents = (
+    documents: Iterator[tuple[Document, Split | None]] = (
         (document, splits.get(file))
         for file in files
         for document in _documents(file, file.relative_to(folder).as_posix(), config)
