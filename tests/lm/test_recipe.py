@@ -174,13 +174,11 @@ def test_the_child_is_a_whole_model_with_its_tokenizer_and_relative_paths_start_
 
 @by_mergekit
 def test_the_seed_decides_what_dare_drops(lineage: dict[str, str], tmp_path: Path):
-    key = "model.embed_tokens.weight"
     merged = []
-    for run, seed in enumerate((3, 3, 4, 2**32 + 3)):
+    for run, seed in enumerate((3, 2**32 + 3, 4)):
         merge_recipe(dare(lineage), tmp_path / str(run), seed)
-        merged.append(weights_of(tmp_path / str(run))[key])
-    assert torch.equal(merged[0], merged[1]) and torch.equal(merged[0], merged[3])
-    assert not torch.equal(merged[0], merged[2])
+        merged.append(weights_of(tmp_path / str(run))["model.embed_tokens.weight"])
+    assert torch.equal(merged[0], merged[1]) and not torch.equal(merged[0], merged[2])
 
 
 @by_mergekit
@@ -206,16 +204,12 @@ def test_a_folder_that_changed_between_two_merges_is_read_again(lineage: dict[st
         torch.testing.assert_close(weights_of(tmp_path / name)[key], weights_of(lineage[name])[key])
 
 
-def without(key: str) -> Callable[[dict[str, Any]], object]:
-    return lambda recipe: recipe.pop(key)
-
-
 @by_mergekit
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("merge_method"), "r.yaml: mergekit cannot read it: merge_method: Field required"),
-        (without("models"), "r.yaml: mergekit cannot .*Exactly one of 'models'"),
+        (lambda recipe: recipe.pop("merge_method"), "r.yaml: mergekit cannot read it: merge_method: Field required"),
+        (lambda recipe: recipe.pop("models"), "r.yaml: mergekit cannot .*Exactly one of 'models'"),
         (lambda recipe: recipe.update(merge_method="blend"), "r.yaml: mergekit cannot follow it: .*blend"),
         (lambda recipe: recipe["models"].append({"modle": "c"}), r"r.yaml: .*models.2.model: Field required"),
         (lambda recipe: recipe["models"][0]["parameters"].pop("weight"), "r.yaml: mergekit cannot follow it: .*weight"),
