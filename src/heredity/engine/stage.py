@@ -58,14 +58,11 @@ class Work:
 class Watcher:
     """Follows a run. This one ignores it; the command line draws progress bars with its own."""
 
-    def start(self, stage: Stage) -> None:
-        """A stage begins."""
+    def start(self, stage: Stage) -> None: ...
 
-    def progress(self, stage: Stage, done: int, total: int) -> None:
-        """A stage has come this far."""
+    def progress(self, stage: Stage, done: int, total: int) -> None: ...
 
-    def end(self, stage: Stage, seconds: float, cached: bool) -> None:
-        """A stage is complete."""
+    def end(self, stage: Stage, seconds: float, cached: bool) -> None: ...
 
 
 def run(

@@ -2,8 +2,8 @@
 
 An artifact's key is the hash of its recipe: the stage, the settings that matter to it and the keys of its inputs.
 `manifest.json` in its folder records that recipe, a checksum of every file, versions, seconds and peak memory. A folder
-is filled under a hidden name, gets its manifest last and is then renamed, so that a half-written artifact cannot be
-mistaken for a whole one; the hidden folder stays after a kill and a long stage resumes from it.
+is filled under a hidden name, gets its manifest last and is then renamed; the hidden folder stays after a kill, and a
+long stage resumes from it.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def digest(value: object) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it becomes `path` when the block ends well.
 
-    After an error it is deleted and `path` is as before; what a killed process left under such a name is deleted too.
-    A file never replaces a folder: ValueError.
-    A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill between them leaves none.
+    After an error it is deleted and `path` is as before; so is what a killed process left. A file never replaces a
+    folder: ValueError. A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill
+    between them leaves none.
     """
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _TEMPORARY.fullmatch(stray.name)

@@ -51,7 +51,6 @@ class Here:
     """All work in this process."""
 
     def job(self, opened: Callable[[], S]) -> Job[S]:
-        """Units of work that all need the result of `opened`."""
         return Job(opened)
 
 

@@ -29,12 +29,12 @@ _Placed = tuple[Document, Literal["train", "validation", "duplicate"], bytes, in
 
 
 class CorpusRecord(NamedTuple):
-    """Contents of a corpus on disk."""
+    """Contents of a corpus on disk; bytes are those of UTF-8."""
 
     corpus: str  # its name in the study
     documents_train: int
     documents_validation: int
-    bytes_train: int  # UTF-8 bytes
+    bytes_train: int
     bytes_validation: int
     duplicates: int  # documents left out because an earlier one has the same text
     sha256: str  # SHA-256 over the SHA-256 of every text, in order
@@ -57,8 +57,8 @@ def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
     """SHA-256 in hex that changes whenever the content of the corpus would: cheap, nothing is fetched or generated.
 
     It covers the content of local files, id, revision, subset and column of a hub data set, versions of installed
-    packages or of the generator, and the settings that choose documents; not the name of the corpus, its share or the
-    place of its files. Raises CorpusError, with the corpus's name, for an unknown source or missing files.
+    packages or of the generator, and the settings that choose documents; not the corpus's name, share or place.
+    Raises CorpusError, with the corpus's name, for an unknown source or missing files.
     """
     with _naming(name):
         scheme, spec = _parts(config.source)
@@ -126,18 +126,9 @@ def write_corpus(
                     f"{size.total()} bytes); both splits need one: add documents (each .txt file is one, each line of "
                     f"a .jsonl), or change validation={config.validation}"
                 )
-    return CorpusRecord(
-        corpus=name,
-        documents_train=count["train"],
-        documents_validation=count["validation"],
-        bytes_train=size["train"],
-        bytes_validation=size["validation"],
-        duplicates=count["duplicate"],
-        sha256=total.hexdigest(),
-        licenses=dict(licenses.most_common()),
-        sources=len(origins),
-        source=config.source,
-    )
+    sizes = count["train"], count["validation"], size["train"], size["validation"], count["duplicate"]
+    found = dict(licenses.most_common())
+    return CorpusRecord(name, *sizes, total.hexdigest(), found, len(origins), config.source)
 
 
 def read_corpus(folder: Path, split: Split) -> Iterator[str]:

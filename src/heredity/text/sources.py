@@ -84,8 +84,8 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
 
     A folder is searched recursively, hidden files aside. If it holds record files (JSON lines, Parquet), only those
     are read, and if their names start with `train` and `validation` these are the splits (others, such as `test`,
-    are left out). Otherwise every file with a known text suffix is a document; a file of more than 200,000
-    characters is cut at blank lines into several. The order is random, by `seed`, when `config.max_bytes` is set.
+    are left out). Otherwise every file with a known text suffix is a document, a long one several, cut at blank lines.
+    The order is random, by `seed`, when `config.max_bytes` is set.
     Raises CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
     """
     path = _resolve(spec, root)
@@ -120,10 +120,9 @@ def local_digest(spec: str, root: Path) -> str:
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 in hex of a file's content, computed once per process unless the file changes.
+    """SHA-256 in hex of a file's content, computed once per process while size, inode and dates stay the same.
 
-    A file is taken as unchanged while path, size, inode and the times of its last changes stay the same. Within two
-    seconds of a change these times may not tell it from the next, and the content is read again.
+    Within two seconds of a change its date may not tell it from the next, and the content is read again.
     """
     stat = file.stat()
     state = (stat.st_size, stat.st_ino, stat.st_dev, stat.st_mtime_ns, stat.st_ctime_ns)
