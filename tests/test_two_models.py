@@ -14,7 +14,7 @@ import tiny
 from heredity.lm.load import load_model, save_model
 from heredity.sae.formats import read_sae, write_sae
 from heredity.sae.model import new_sae
-from heredity.text.tokenizer import load_tokenizer, train_tokenizer
+from heredity.text.tokens import load_tokenizer, train_tokenizer
 from heredity.two_models import EdgeResult, compare, fit_stitch
 
 HOOK, RESIDUAL = tiny.HOOK, "blocks.0.hook_resid_post"

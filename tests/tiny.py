@@ -100,7 +100,7 @@ def save_tiny_model(
 ) -> Path:
     """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
     from heredity.lm.load import save_model
-    from heredity.text.tokenizer import train_tokenizer
+    from heredity.text.tokens import train_tokenizer
 
     tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
     model = tiny_model(seed, len(tokenizer), d_model, 2 * d_model, end=tokenizer.eos_token_id)

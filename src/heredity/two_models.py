@@ -214,7 +214,7 @@ def _models(*given: Model) -> list[Any]:
 
 def _tokenizer(models: tuple[Model, Model], tokenizer: Any) -> Any:
     """The tokenizer that both models share, read from their folders where these are given."""
-    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
     read = [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
     known = [*([tokenizer] if tokenizer is not None else []), *read]

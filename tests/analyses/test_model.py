@@ -12,10 +12,7 @@ from heredity.engine.store import Store
 from heredity.study import Study, StudyError
 from heredity.text.sources import CorpusError
 
-POINTS = [
-    {"t": 0.0, "accuracy": {"lua": 0.29, "stories": 0.3}},
-    {"t": 1.0, "accuracy": {"lua": 0.24, "stories": 0.34}},
-]
+POINTS = [{"t": 0.0, "accuracy": {"lua": 0.29, "stories": 0.3}}, {"t": 1.0, "accuracy": {"lua": 0.24, "stories": 0.34}}]
 
 
 def sweep(t: float) -> dict:

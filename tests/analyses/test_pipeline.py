@@ -22,51 +22,27 @@ AFTER_MERGE = "model quality sae sae_quality match flow newness acts features cl
 AFTER_MODELS = f"model sweep quality {AFTER_SAES}"
 ALL = f"corpus tokenizer tokens {AFTER_MODELS}"
 
-SETTINGS = [
-    ("seed=2", ALL),
-    ("hook_point='blocks.0.hook_resid_post'", AFTER_SAES),
-    ("precision='bf16'", AFTER_SAES),
-    ("tokenizer.vocab_size=330", f"tokenizer tokens {AFTER_MODELS}"),
-    ("corpus.sums.max_bytes=1000", f"corpus tokens {AFTER_MODELS}"),
-    ("corpus.sums.validation=0.1", f"corpus tokens {AFTER_MODELS}"),
-    ("model.base.train.lr=0.004", AFTER_MODELS),
-    ("model.base.train.d_mlp=40", AFTER_MODELS),
-    ("model.sums.tokens=8001", AFTER_MODELS),
-    ("model.both.merge.sweep_points=4", f"sweep {AFTER_MERGE}"),
-    ("model.both.merge.tolerance=0.2", f"sweep {AFTER_MERGE}"),
-    ("model.both.merge.t=0.5", AFTER_MERGE),
-    ("evaluation.tokens=1000", f"sweep {AFTER_MERGE}"),
-    ("sae.k=7", AFTER_SAES),
-    ("sae.expansion=3", AFTER_SAES),
-    ("sae.tokens=16_001", AFTER_SAES),
-    ("sae.continue_tokens=5001", AFTER_SAES),
-    ("sae.lr=0.003", AFTER_SAES),
-    ("sae.decay=true", AFTER_SAES),
-    ("sae.batch_blocks=8", AFTER_SAES),
-    ("sae.context_size=8", AFTER_SAES),
-    ("sae.resample_every=50", AFTER_SAES),
-    ("sae.mix='equal'", AFTER_SAES),
-    ("sae.evaluation_tokens=1000", "sae_quality"),
-    ("sae.l0=[5, 13]", ""),  # of relu and jumprelu, as the next two
-    ("sae.calibration=0.5", ""),
-    ("sae.l1_coefficient=0.1", ""),
-    ("lineage.tokens=4001", AFTER_MATCH),
-    ("lineage.top=4", AFTER_MATCH),
-    ("lineage.threshold=0.7", AFTER_MATCH),
-    ("controls.passes=2", AFTER_MATCH),
-    ("controls.rate=0.02", AFTER_MATCH),
-    ("controls.resamples=200", AFTER_MATCH),
-    ("controls.level=0.9", AFTER_MATCH),
-    ("controls.newness=2000", "newness"),
-    ("report.tokens=5000", "acts features classes explain"),
-    ("report.features=2", "features explain"),
-    ("report.contexts=1", "features explain"),
-    ("case.assignment.tokens=['=']", "features explain"),
-    ("explain.features=20", "explain"),
-    ("explain.drop=0.2", "explain"),
-    ("explain.radius=4", "explain"),
-]
-"""A changed setting, and the kinds of stages that it makes anew."""
+# Settings that are changed, by the kinds of stages that this makes anew; none has a space.
+ANEW = {
+    ALL: "seed=2",
+    f"tokenizer tokens {AFTER_MODELS}": "tokenizer.vocab_size=330",
+    f"corpus tokens {AFTER_MODELS}": "corpus.sums.max_bytes=1000 corpus.sums.validation=0.1",
+    AFTER_MODELS: "model.base.train.lr=0.004 model.base.train.d_mlp=40 model.sums.tokens=8001",
+    f"sweep {AFTER_MERGE}": "model.both.merge.sweep_points=4 model.both.merge.tolerance=0.2 evaluation.tokens=1000",
+    AFTER_MERGE: "model.both.merge.t=0.5",
+    AFTER_SAES: "hook_point='blocks.0.hook_resid_post' precision='bf16' sae.k=7 sae.expansion=3 sae.tokens=16_001 "
+    "sae.continue_tokens=5001 sae.lr=0.003 sae.decay=true sae.batch_blocks=8 sae.context_size=8 sae.resample_every=50 "
+    "sae.mix='equal'",
+    "sae_quality": "sae.evaluation_tokens=1000",
+    "": "sae.l0=[5,13] sae.calibration=0.5 sae.l1_coefficient=0.1",  # of relu and jumprelu
+    AFTER_MATCH: "lineage.tokens=4001 lineage.top=4 lineage.threshold=0.7 controls.passes=2 controls.rate=0.02 "
+    "controls.resamples=200 controls.level=0.9",
+    "newness": "controls.newness=2000",
+    "acts features classes explain": "report.tokens=5000",
+    "features explain": "report.features=2 report.contexts=1 case.assignment.tokens=['=']",
+    "explain": "explain.features=20 explain.drop=0.2 explain.radius=4",
+}
+SETTINGS = [(override, kinds) for kinds, overrides in ANEW.items() for override in overrides.split()]
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +114,8 @@ def test_edges_whose_names_run_together_have_folders_of_their_own(tmp_path):
     values = tiny.study_values(tmp_path)
     base = values["model"]["base"]
     fine = {name: values["model"]["sums"][name] for name in ("corpora", "tokens", "batch_size", "context_size", "lr")}
-    values["model"] = {
-        "base": base,
-        "base-to-b": {"parent": "base", **fine},
-        "b-to-c": {"parent": "base", **fine},
-        "c": {"parent": "base-to-b", **fine},
-    }
+    fine = {name: {"parent": parent, **fine} for name, parent in (("base-to-b", "base"), ("b-to-c", "base"))}
+    values["model"] = {"base": base, **fine, "c": {**fine["b-to-c"], "parent": "base-to-b"}}
     stages = stages_of(load_study(str(tiny.toml(values, tmp_path / "s.toml"))))
     edges = [stage.name for stage in stages if stage.kind == "match"]
     assert len(set(edges)) == len(edges) == 3
@@ -184,11 +156,8 @@ def test_the_closure_of_a_stage_is_all_that_it_is_made_from_in_order(graph):
     assert "model/both" in closure and not {"acts", "shift", "sae_quality"} & set(kinds)
 
 
-def test_settings_as_json_hold_everything_but_asides():
+def test_settings_as_json_hold_everything_but_asides_and_names_are_given_once():
     assert plain({"a": (1, {"b": Aside("/home")}), "c": Aside(3)}) == {"a": [1, {"b": None}], "c": None}
-
-
-def test_tables_and_kinds_have_names_of_their_own():
     assert len(TABLES) == sum(len(analysis.tables) for analysis in ANALYSES)
     assert len({analysis.kind for analysis in ANALYSES}) == len(ANALYSES)
 
@@ -309,10 +278,6 @@ def test_each_step_changes_one_thing(graph):
     assert recipe("model") == (["sums"], "sae/base@scratch", old)
     assert recipe("model-then-data") == (["sums"], "shift_sae/base+sums@model", old | {"sums"})
     assert stages["sae/sums@parent"].config["seed"] == seed_of(study, "sae", "sums-parent")
-
-
-def test_the_step_to_other_weights_has_the_token_order_of_the_noise(graph):
-    stages = {stage.label: stage for stage in stages_of(load_study(str(graph)))}
-    control = stages["sae/base@control1-from-base"].config["seed"]
+    control = stages["sae/base@control1-from-base"].config["seed"]  # the noise has the token order of the other weights
     assert stages["shift_sae/base+sums@model"].config["seed"] == control
     assert stages["shift_sae/base+sums@data"].config["seed"] != control

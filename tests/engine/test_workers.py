@@ -64,26 +64,16 @@ def test_results_come_in_the_order_of_the_units_and_each_process_opens_a_job_onc
         assert len(lines) == len(set(lines)) and len(lines) <= 2 * count
 
 
-def test_threads_are_divided_and_wait_without_spinning():
+def test_threads_are_divided_and_wait_without_spinning_and_units_are_drawn_only_a_little_ahead():
     import torch
 
+    drawn: list[int] = []
     with Processes(2) as workers:
         found = set(workers.job(partial(int, 0)).map(settings, range(4)))
-    assert found == {(max(1, torch.get_num_threads() // 2), "PASSIVE")}
-
-
-def test_units_are_drawn_only_a_little_ahead():
-    drawn: list[int] = []
-
-    def units():
-        for unit in range(50):
-            drawn.append(unit)
-            yield unit
-
-    with Processes(2) as workers:
-        results = workers.job(partial(int, 0)).map(plus, units())
+        results = workers.job(partial(int, 0)).map(plus, (drawn.append(unit) or unit for unit in range(50)))
         assert next(results) == 0
         assert len(drawn) <= 4
+    assert found == {(max(1, torch.get_num_threads() // 2), "PASSIVE")}
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -99,14 +89,11 @@ def test_a_process_that_is_killed_is_named_and_none_is_left():
     assert multiprocessing.active_children() == []
 
 
-def test_fewer_than_one_worker_is_refused():
-    with pytest.raises(ValueError, match="workers=0: at least one"), shards(0):
-        pass
-
-
-def test_one_worker_is_this_process():
+def test_one_worker_is_this_process_and_fewer_are_refused():
     with shards(1) as workers:
         assert isinstance(workers, Here)
+    with pytest.raises(ValueError, match="workers=0: at least one"), shards(0):
+        pass
 
 
 SCRIPT = """

@@ -13,8 +13,7 @@ from heredity.analyses.sample import SampleSettings
 from heredity.engine.store import Artifact, write_json
 from heredity.features.acts import FeatureActs
 from heredity.study import Edge
-from heredity.text.tokenizer import load_tokenizer
-from heredity.text.tokens import BlockSampler, PackedTokens
+from heredity.text.tokens import BlockSampler, PackedTokens, load_tokenizer
 
 FOLDER = Path(__file__).parent
 CORPORA = ("words", "code", "sums", "stories")

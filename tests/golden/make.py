@@ -29,8 +29,7 @@ from heredity.lm.load import load_model
 from heredity.stitch.affine import MomentStream
 from heredity.stitch.aligned import Points, aligned
 from heredity.study import load_study
-from heredity.text.tokenizer import load_tokenizer
-from heredity.text.tokens import PackedTokens
+from heredity.text.tokens import PackedTokens, load_tokenizer
 from heredity.two_models import sampler_of
 
 from golden.inputs import CONTEXT, CORPORA, FOLDER, MODELS, blocks_of  # isort: skip - a folder of the tests

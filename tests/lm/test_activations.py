@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from heredity.lm.activations import ActivationStore, activations, blocks_at_once
+from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
-from heredity.lm.loss import arithmetic
 from heredity.study import ArchitectureConfig
 from heredity.text.tokens import BlockSampler, PackedTokens
 
@@ -33,41 +33,28 @@ class Names(nn.Module):
 def origins(first: int, second: int, batches: int) -> tuple[np.ndarray, int]:
     """Block that each vector of a stream over two corpora of so many blocks comes from, [batches, batch size]."""
     total = first + second
-    tokens = np.repeat(np.arange(total), CONTEXT)
-    documents = np.arange(0, total + DOCUMENT, DOCUMENT) * CONTEXT
-    packs = {
-        "a": PackedTokens(tokens[: first * CONTEXT], documents),
-        "b": PackedTokens(tokens[first * CONTEXT :], documents),
-    }
-    sampler = BlockSampler(packs, CONTEXT, 5)
-    store = ActivationStore(Names(total), "embed:output", sampler, BATCH_BLOCKS, 3, BUFFER)
+    tokens, documents = np.repeat(np.arange(total), CONTEXT), np.arange(0, total + DOCUMENT, DOCUMENT) * CONTEXT
+    parts = {"a": tokens[: first * CONTEXT], "b": tokens[first * CONTEXT :]}
+    packs = {name: PackedTokens(part, documents) for name, part in parts.items()}
+    store = ActivationStore(Names(total), "embed:output", BlockSampler(packs, CONTEXT, 5), BATCH_BLOCKS, 3, BUFFER)
     return np.stack([store.batch(number)[:, 0].numpy().astype(int) for number in range(batches)]), total
 
 
 def same(labels: np.ndarray) -> float:
     """Mean share of the pairs of a batch that have the same label."""
-    shares = []
-    for row in labels:
-        counts = np.bincount(row)
-        shares.append((counts * (counts - 1)).sum() / (len(row) * (len(row) - 1)))
-    return float(np.mean(shares))
+    counts = [np.bincount(row) for row in labels]
+    return float(np.mean([(n * (n - 1)).sum() / (n.sum() * (n.sum() - 1)) for n in counts]))
 
 
-def test_a_batch_holds_as_few_vectors_of_one_block_as_its_group_allows():
-    found, _ = origins(3000, 3000, 64)
-    ideal = (CONTEXT - 1) / (GROUP * CONTEXT - 1)
+def test_a_batch_holds_as_few_vectors_of_one_block_as_its_group_allows_and_of_one_document_as_by_chance():
+    found, total = origins(3000, 3000, 64)
+    ideal, unshuffled = ((CONTEXT - 1) / (blocks * CONTEXT - 1) for blocks in (GROUP, BATCH_BLOCKS))
     assert same(found) == pytest.approx(ideal, rel=0.05)
-    unshuffled = (CONTEXT - 1) / (BATCH_BLOCKS * CONTEXT - 1)
     assert same(found) < unshuffled / 14
     touched = np.mean([len(np.unique(row)) for row in found])
     assert touched > 0.75 * GROUP, "a batch comes from most blocks of its group, not from BATCH_BLOCKS of them"
-
-
-def test_documents_are_met_no_more_often_than_by_chance():
-    found, total = origins(3000, 3000, 64)
-    by_block, by_document = same(found), same(found // DOCUMENT)
     chance = (DOCUMENT - 1) / (total - 1)  # of another block of the same document
-    assert by_document - by_block == pytest.approx(chance, rel=0.15)
+    assert same(found // DOCUMENT) - same(found) == pytest.approx(chance, rel=0.15)
 
 
 @pytest.mark.parametrize(("first", "second"), [(3000, 3000), (5400, 600)])
@@ -96,34 +83,18 @@ def small_model(n_layers: int = 2):
 @pytest.fixture
 def bf16_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 even where the processor has to take it apart."""
-    monkeypatch.setattr("heredity.lm.loss.native_bfloat16", lambda: True)
+    monkeypatch.setattr("heredity.lm.evaluate.native_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize("hook_point", ["blocks.0.mlp.hook_post", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"])
-def test_bf16_activations_are_within_two_percent_of_float32(hook_point, bf16_anywhere):
+def test_float32_activations_are_those_of_the_plain_model_and_bf16_within_two_percent(hook_point, bf16_anywhere):
     blocks = np.random.default_rng(0).integers(0, 300, (64, CONTEXT))
     exact, rounded = (torch.cat(list(activations(small_model(), hook_point, blocks, p))) for p in ("float32", "bf16"))
     error = (rounded - exact).norm(dim=1) / exact.norm(dim=1)
+    plain = capture(small_model(), hook_point, torch.from_numpy(blocks)).flatten(0, 1)
+    torch.testing.assert_close(exact, plain, rtol=1e-4, atol=1e-6)
     assert exact.dtype == rounded.dtype == torch.float32
     assert 1e-4 < float(error.mean()) < 0.02 and float(error.max()) < 0.05
-
-
-def test_float32_activations_are_those_of_the_plain_model():
-    model = small_model()
-    blocks = np.random.default_rng(0).integers(0, 300, (3, CONTEXT))
-    plain = capture(model, "blocks.1.mlp.hook_post", torch.from_numpy(blocks)).flatten(0, 1)
-    found = torch.cat(list(activations(model, "blocks.1.mlp.hook_post", blocks)))
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_nothing_after_the_hook_point_is_computed():
-    model, called = small_model(), []
-    for name, module in model.named_modules():
-        if not list(module.children()):
-            module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
-    capture(model, "blocks.0.mlp.hook_post", torch.zeros(1, CONTEXT, dtype=torch.int64))
-    assert any("layers.0.mlp.up_proj" in name for name in called)
-    assert not [name for name in called if "layers.1" in name or "lm_head" in name or "model.norm" in name]
 
 
 def test_chunks_are_forward_passes_of_whole_blocks():

@@ -10,15 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from heredity.lm.load import (
-    ModelError,
-    load_model,
-    mistral_config,
-    new_model,
-    quiet,
-    save_model,
-    state_hash,
-)
+from heredity.lm.load import ModelError, load_model, mistral_config, new_model, quiet, save_model, state_hash
 from heredity.study import ArchitectureConfig
 
 ARCHITECTURE = ArchitectureConfig(d_model=32, d_mlp=48, n_layers=2, n_heads=4)
@@ -55,24 +47,21 @@ def test_new_model_follows_from_its_seed_and_leaves_the_random_state_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert state_hash(first.state_dict()) == state_hash(again.state_dict()) != state_hash(other.state_dict())
     assert {p.dtype for p in first.parameters()} == {torch.float32}
+    embedding = first.get_input_embeddings()
+    assert embedding.padding_idx is None and bool(embedding.weight[0].abs().sum() > 0), "the end token is no padding"
 
 
-def test_embedding_of_the_end_token_is_not_a_padding_row():
-    model = new_model(mistral_config(ARCHITECTURE, 97, 64, 0), 0)
-    embedding = model.get_input_embeddings()
-    assert embedding.padding_idx is None and bool(embedding.weight[0].abs().sum() > 0)
-
-
-def test_saved_model_loads_to_the_same_weights(folder: Path):
+def test_saved_model_loads_to_the_same_weights_and_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]):
     model = load_model(folder)
     assert not model.training
     assert state_hash(model.state_dict()) == state_hash(load_file(folder / "model.safetensors"))
     assert load_model(str(folder), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert capfd.readouterr() == ("", "")
     assert list(folder.glob("*.safetensors")) and not list(folder.glob("*.bin"))
 
 
 def test_tied_embeddings_are_saved_once_and_stay_tied(tmp_path: Path):
-    tied = ArchitectureConfig(d_model=32, d_mlp=48, n_heads=4, tie_embeddings=True)
+    tied = ARCHITECTURE.model_copy(update={"tie_embeddings": True})
     save_model(new_model(mistral_config(tied, 97, 64, 0), 0), None, tmp_path)
     model = load_model(tmp_path)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -80,53 +69,34 @@ def test_tied_embeddings_are_saved_once_and_stay_tied(tmp_path: Path):
 
 
 def test_hash_does_not_depend_on_order_and_sees_name_type_shape_and_bytes():
-    state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
-    base = state_hash(state)
-    assert state_hash({"b": state["b"], "a": state["a"]}) == base
-    assert state_hash({"a": state["a"], "b": state["b"].T.contiguous().T}) == base  # memory layout is not content
-    variants = [
-        {"a": state["a"], "c": state["b"]},
-        {"a": state["a"].int(), "b": state["b"]},
-        {"a": state["a"].view(2, 3), "b": state["b"]},
-        {"a": state["a"] + 1, "b": state["b"]},
-        {"a": state["a"].bfloat16(), "b": state["b"]},
-    ]
-    assert len({base, *map(state_hash, variants)}) == 6
+    a, b = torch.arange(6.0), torch.ones(2, 3)
+    base = state_hash({"a": a, "b": b})
+    assert base == state_hash({"b": b, "a": a})
+    assert base == state_hash({"a": a, "b": b.T.contiguous().T})  # memory layout is not content
+    others = [{"a": other, "b": b} for other in (a.int(), a.view(2, 3), a + 1, a.bfloat16())]
+    assert len({base, *map(state_hash, [*others, {"a": a, "c": b}])}) == 6
 
 
-def test_missing_folder_is_named(tmp_path: Path):
-    assert refused(tmp_path / "nowhere") == (
-        f"{tmp_path / 'nowhere'}: no such folder; give a folder with config.json and *.safetensors, or a hub id"
-    )
+def test_a_missing_folder_and_one_without_config_are_refused(tmp_path: Path):
+    message = "no such folder; give a folder with config.json and *.safetensors, or a hub id"
+    assert refused(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: {message}"
     assert "no such folder" in refused("./models/mine")
-
-
-def test_folder_without_config_is_refused(tmp_path: Path):
     assert "no config.json there" in refused(tmp_path)
 
 
-def test_pickled_weights_are_never_read(folder: Path):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "its weights are pickled (pytorch_model.bin)" in refused(folder)
-    (folder / "pytorch_model.bin").unlink()
-    assert "no *.safetensors there" in refused(folder)
-
-
-def test_damaged_weights_are_refused(folder: Path):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert "safetensors are damaged" in refused(folder)
-
-
-def test_incomplete_weights_are_refused_instead_of_made_up(folder: Path):
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.down_proj.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def test_pickled_incomplete_damaged_and_missing_weights_are_refused(folder: Path):
+    file, tensors = folder / "model.safetensors", load_file(folder / "model.safetensors")
+    first = tensors.pop("model.layers.1.mlp.down_proj.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
     assert "1 tensors are missing from its weights, model.layers.1.mlp.down_proj.weight first" in refused(folder)
-
-
-def test_damaged_config_is_refused(folder: Path):
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "safetensors are damaged" in refused(folder)
+    pickled = file.rename(folder / "pytorch_model.bin")
+    assert "its weights are pickled (pytorch_model.bin)" in refused(folder)
+    pickled.unlink()
+    assert "no *.safetensors there" in refused(folder)
     (folder / "config.json").write_text("{")
+    save_file({"first": first}, file)
     assert "cannot read its config" in refused(folder)
 
 
@@ -165,8 +135,3 @@ def test_quiet_puts_log_levels_filters_and_progress_bars_back():
         warnings.warn("not heard", stacklevel=1)
         raise RuntimeError
     assert (logger.level, hf_logging.is_progress_bar_enabled(), warnings.filters) == (level, bars, filters)
-
-
-def test_loading_and_saving_print_nothing(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    save_model(load_model(folder), None, tmp_path / "again")
-    assert capfd.readouterr() == ("", "")

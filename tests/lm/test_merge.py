@@ -10,16 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from heredity.lm.merge import (
-    MergeError,
-    compare_states,
-    cosine,
-    linear,
-    merge_states,
-    slerp,
-    task_arithmetic,
-    ties,
-)
+from heredity.lm.merge import MergeError, compare_states, cosine, linear, merge_states, slerp, task_arithmetic, ties
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -28,23 +19,19 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 def at_angle(degrees: float, n: int = 64) -> tuple[Tensor, Tensor]:
     """Two float64 vectors of lengths 2 and 3 at a known angle."""
-    a = torch.zeros(n, dtype=torch.float64)
-    b = torch.zeros(n, dtype=torch.float64)
+    a, b = torch.zeros(2, n, dtype=torch.float64)
     a[0] = 2
     b[0], b[1] = 3 * math.cos(math.radians(degrees)), 3 * math.sin(math.radians(degrees))
     return a, b
 
 
 class TestSlerp:
-    def test_orthogonal_vectors_meet_at_45_degrees_with_their_own_lengths(self):
-        merged = slerp(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 6.0]), 0.5)
-        assert_close(merged, torch.tensor([2.0, 6.0]) * math.sin(math.pi / 4))
-
     def test_weights_come_from_the_normalized_angle_and_apply_to_the_raw_tensors(self):
-        a, b = at_angle(60)
-        theta, t = math.radians(60), 0.3
-        expected = math.sin((1 - t) * theta) / math.sin(theta) * a + math.sin(t * theta) / math.sin(theta) * b
-        assert_close(slerp(a, b, t), expected)
+        for degrees, t in ((60, 0.3), (90, 0.5)):
+            a, b = at_angle(degrees)
+            theta = math.radians(degrees)
+            expected = math.sin((1 - t) * theta) / math.sin(theta) * a + math.sin(t * theta) / math.sin(theta) * b
+            assert_close(slerp(a, b, t), expected)
 
     def test_a_tensor_is_one_vector_whatever_its_shape(self):
         a, b = normal(6, 4, seed=1), normal(6, 4, seed=2)
@@ -76,13 +63,9 @@ class TestSlerp:
             line = 0.7 * a + 0.3 * b
             assert torch.allclose(slerp(a, b, 0.3), line, rtol=1e-12, atol=1e-12) == straight
 
-    def test_equal_tensors_are_returned_unchanged(self):
-        a = normal(100)
-        assert torch.equal(slerp(a, a.clone(), 0.3), a)
-
     def test_zero_tensors_have_no_direction_but_a_merge(self):
         zero, b = torch.zeros(10), normal(10)
-        assert torch.equal(slerp(zero, zero, 0.5), zero)
+        assert torch.equal(slerp(zero, zero, 0.5), zero) and torch.equal(slerp(b, b.clone(), 0.3), b)
         assert_close(slerp(zero, b, 0.25), math.sin(math.pi / 8) * b)
         assert torch.equal(slerp(zero, b, 0), zero) and torch.equal(slerp(zero, b, 1), b)
         assert slerp(torch.zeros(0, 4), torch.zeros(0, 4), 0.5).shape == (0, 4)
@@ -90,21 +73,20 @@ class TestSlerp:
     def test_half_precision_is_merged_in_float32_and_cast_back(self):
         a, b = normal(4096, seed=1).bfloat16(), normal(4096, seed=2).bfloat16()
         assert torch.equal(slerp(a, b, 0.3), slerp(a.float(), b.float(), 0.3).bfloat16())
+        huge = torch.full((4096,), 60000.0, dtype=torch.float16)
+        assert torch.isfinite(slerp(huge, huge.flip(0) / 2, 0.5)).all()
 
-    def test_huge_half_precision_tensors_do_not_overflow_the_angle(self):
-        a = torch.full((4096,), 60000.0, dtype=torch.float16)
-        assert torch.isfinite(slerp(a, a.flip(0) / 2, 0.5)).all()
-
-    @pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
-    def test_t_outside_its_range_is_refused(self, t: float):
-        with pytest.raises(MergeError, match=r"outside \[0, 1\]"):
-            slerp(normal(3), normal(3), t)
-
-    def test_shapes_and_integers_are_refused(self):
-        with pytest.raises(MergeError, match=r"\[3\] and \[4\]"):
-            slerp(normal(3), normal(4), 0.5)
-        with pytest.raises(MergeError, match=r"torch.int64"):
-            slerp(torch.arange(3), torch.arange(3), 0.5)
+    @pytest.mark.parametrize(
+        ("a", "b", "t", "message"),
+        [
+            *((normal(3), normal(3), t, r"outside \[0, 1\]") for t in (-0.1, 1.1, math.nan)),
+            (normal(3), normal(4), 0.5, r"\[3\] and \[4\]"),
+            (torch.arange(3), torch.arange(3), 0.5, "torch.int64"),
+        ],
+    )
+    def test_what_lies_outside_or_does_not_fit_is_refused(self, a: Tensor, b: Tensor, t: float, message: str):
+        with pytest.raises(MergeError, match=message):
+            slerp(a, b, t)
 
 
 class TestLinear:
@@ -118,13 +100,13 @@ class TestLinear:
         xs[0][0] = -0.0
         assert torch.equal(linear(xs, [0.3, 0]).view(torch.int32), xs[0].view(torch.int32))
 
-    def test_weights_that_do_not_fit_are_refused(self):
-        with pytest.raises(MergeError, match="2 for 1 parents"):
-            linear([normal(3)], [1, 2])
-        with pytest.raises(MergeError, match="sum to 0"):
-            linear([normal(3), normal(3)], [1, -1])
-        with pytest.raises(MergeError, match="not all finite"):
-            linear([normal(3)], [math.inf])
+    @pytest.mark.parametrize(
+        ("count", "weights", "message"),
+        [(1, [1, 2], "2 for 1 parents"), (2, [1, -1], "sum to 0"), (1, [math.inf], "not all finite")],
+    )
+    def test_weights_that_do_not_fit_are_refused(self, count: int, weights: list[float], message: str):
+        with pytest.raises(MergeError, match=message):
+            linear([normal(3)] * count, weights)
 
 
 class TestTaskVectors:
@@ -170,25 +152,23 @@ class TestTaskVectors:
 
 
 def state(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
-    return {
-        "embed.weight": normal(7, 4, seed=seed, scale=scale),
-        "norm.weight": torch.ones(4),
-        "layers.0.mlp.weight": normal(4, 4, seed=seed + 100, scale=scale),
-        "steps": torch.tensor(3),
-    }
+    embed, mlp = normal(7, 4, seed=seed, scale=scale), normal(4, 4, seed=seed + 100, scale=scale)
+    return {"embed.weight": embed, "norm.weight": torch.ones(4), "layers.0.mlp.weight": mlp, "steps": torch.tensor(3)}
+
+
+@pytest.fixture
+def three() -> list[dict[str, Tensor]]:
+    return [state(seed) for seed in (1, 2, 3)]
 
 
 class TestStates:
-    def test_merged_model_at_t0_is_first_parent_and_at_t1_the_second(self):
-        a, b = state(1), state(2)
+    def test_merged_model_at_t0_is_first_parent_and_at_t1_the_second_and_swapping_them_mirrors_t(self, three):
+        a, b, _ = three
         for t, parent in ((0.0, a), (1.0, b)):
             for method in ("slerp", "linear"):
                 merged, _ = merge_states([a, b], method, t)
                 assert list(merged) == list(a)
                 assert all(torch.equal(merged[name], parent[name]) for name in a)
-
-    def test_swapping_parents_mirrors_t(self):
-        a, b = state(1), state(2)
         there, back = merge_states([a, b], "slerp", 0.3)[0], merge_states([b, a], "slerp", 0.7)[0]
         assert all(torch.allclose(there[name], back[name], atol=1e-6) for name in a)
 
@@ -196,78 +176,54 @@ class TestStates:
         a, b = state(1), state(2, scale=3)
         b["layers.0.mlp.weight"] = a["layers.0.mlp.weight"] + 0.001
         merged, reports = merge_states([a, b], "slerp", 0.25)
-        found = {report.name: report for report in reports}
-        assert set(found) == set(a)
-        methods = {name: report.method for name, report in found.items()}
-        assert methods == {
-            "embed.weight": "slerp",
-            "layers.0.mlp.weight": "linear",
-            "norm.weight": "linear",
-            "steps": "copied",
-        }
-        embed = found["embed.weight"]
-        assert embed.cosine == pytest.approx(cosine(a["embed.weight"], b["embed.weight"]))
+        assert [report.name for report in reports] == sorted(a)
+        assert [report.method for report in reports] == ["slerp", "linear", "linear", "copied"]
+        embed, name = reports[0], "embed.weight"
+        assert embed.cosine == pytest.approx(cosine(a[name], b[name]))
         assert embed.angle_degrees == pytest.approx(math.degrees(math.acos(embed.cosine)))
-        assert embed.norm_b == pytest.approx(float(b["embed.weight"].norm()), rel=1e-6)
+        assert embed.norm_b == pytest.approx(float(b[name].norm()), rel=1e-6)
         expected = 0.75 * embed.norm_a + 0.25 * embed.norm_b
-        assert embed.norm_ratio == pytest.approx(float(merged["embed.weight"].norm()) / expected, rel=1e-6)
-        assert found["norm.weight"].norm_ratio == pytest.approx(1)
+        assert embed.norm_ratio == pytest.approx(float(merged[name].norm()) / expected, rel=1e-6)
+        assert reports[2].norm_ratio == pytest.approx(1)
 
     def test_zero_tensors_are_reported_without_nan(self):
-        a, b = {"bias": torch.zeros(3)}, {"bias": torch.zeros(3)}
-        (report,) = merge_states([a, b], "slerp", 0.5)[1]
+        (report,) = merge_states([{"bias": torch.zeros(3)}] * 2, "slerp", 0.5)[1]
         assert report[1:] == (0.0, 1.0, "linear", 1.0, 0.0, 0.0)
 
-    def test_integer_buffers_are_copied_and_must_be_equal(self):
-        a, b = state(1), state(2)
-        merged, _ = merge_states([a, b], "linear", 0.5)
-        assert merged["steps"] == 3 and merged["steps"].data_ptr() != a["steps"].data_ptr()
-        b["steps"] = torch.tensor(4)
-        with pytest.raises(
-            MergeError, match="steps holds torch.int64 values that differ between parent 1 and parent 2"
-        ):
-            merge_states([a, b], "slerp", 0.5)
+    def test_integer_buffers_are_copied(self, three):
+        merged, _ = merge_states(three[:2], "linear", 0.5)
+        assert merged["steps"] == 3 and merged["steps"].data_ptr() != three[0]["steps"].data_ptr()
 
-    def test_tied_embeddings_stay_tied(self):
-        a, b = state(1), state(2)
+    def test_tied_embeddings_stay_tied_and_are_refused_when_tied_in_one_parent_only(self, three):
+        a, b, untied = three
         for each in (a, b):
             each["lm_head.weight"] = each["embed.weight"]
         merged, reports = merge_states([a, b], "slerp", 0.5)
         assert merged["lm_head.weight"].data_ptr() == merged["embed.weight"].data_ptr()
         assert len(reports) == 4
-
-    def test_embeddings_tied_in_one_parent_only_are_refused(self):
-        a, b = state(1), state(2)
-        a["lm_head.weight"] = a["embed.weight"]
-        b["lm_head.weight"] = b["embed.weight"].clone()
-        for pair in ([a, b], [b, a]):
-            with pytest.raises(
-                MergeError, match="lm_head.weight shares its storage with embed.weight in parent . but not"
-            ):
+        untied["lm_head.weight"] = untied["embed.weight"].clone()
+        for pair in ([a, untied], [untied, a]):
+            message = "lm_head.weight shares its storage with embed.weight in parent . but not"
+            with pytest.raises(MergeError, match=message):
                 merge_states(pair, "slerp", 0.5)
 
-    def test_a_key_in_one_parent_only_is_refused_by_name(self):
-        a, b = state(1), state(2)
-        b["lm_head.weight"] = normal(7, 4)
-        with pytest.raises(MergeError, match="lm_head.weight is in parent 2 but not in parent 1; merge models of one"):
-            merge_states([a, b], "slerp", 0.5)
-        with pytest.raises(MergeError, match="lm_head.weight is in base but not in parent 1"):
-            merge_states([a, state(2)], "ties", weights=[1, 1], base=b)
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("steps", torch.tensor(4), "steps holds torch.int64 values that differ between parent 1 and parent 2"),
+            ("lm_head", normal(7, 4), "lm_head is in parent 2 but not in parent 1; merge models of one"),
+            ("embed.weight", normal(8, 4), r"embed.weight is \[7, 4\] in parent 1 but \[8, 4\] in parent 2"),
+            ("norm.weight", torch.full((4,), math.nan), "norm.weight: NaN or infinity in parent 2"),
+        ],
+    )
+    def test_states_that_do_not_fit_each_other_are_refused_by_name(self, three, key, value, message):
+        with pytest.raises(MergeError, match=message):
+            merge_states([three[0], three[1] | {key: value}], "slerp", 0.5)
+        with pytest.raises(MergeError, match=message.replace("parent 2", "base")):
+            merge_states([three[0], three[2]], "ties", weights=[1, 1], base=three[1] | {key: value})
 
-    def test_shapes_that_differ_are_named(self):
-        a, b = state(1), state(2)
-        b["embed.weight"] = normal(8, 4)
-        with pytest.raises(MergeError, match=r"embed.weight is \[7, 4\] in parent 1 but \[8, 4\] in parent 2"):
-            merge_states([a, b], "linear", 0.5)
-
-    def test_weights_that_are_not_finite_are_named(self):
-        a, b = state(1), state(2)
-        b["embed.weight"][0, 0] = math.nan
-        with pytest.raises(MergeError, match="embed.weight: NaN or infinity in parent 2"):
-            merge_states([a, b], "slerp", 0.5)
-
-    def test_inputs_are_left_alone(self):
-        a, b, base = state(1), state(2), state(3)
+    def test_inputs_are_left_alone(self, three):
+        a, b, base = three
         before = [{name: tensor.clone() for name, tensor in each.items()} for each in (a, b, base)]
         for method in ("task_arithmetic", "ties"):
             merge_states([a, b], method, weights=[1, 1], base=base)
@@ -275,30 +231,21 @@ class TestStates:
         for each, old in zip((a, b, base), before, strict=True):
             assert all(torch.equal(each[name], old[name]) for name in old)
 
-    def test_task_vector_methods_work_tensor_by_tensor(self):
-        a, b, base = state(1), state(2), state(3)
-        merged, reports = merge_states([a, b], "ties", weights=[1, 2], density=0.5, base=base)
-        name = "embed.weight"
-        assert torch.equal(merged[name], ties(base[name], [a[name], b[name]], [1, 2], 0.5))
-        assert Counter(report.method for report in reports) == {"ties": 3, "copied": 1}
-        one, _ = merge_states([a], "task_arithmetic", weights=[1.0], base=base)
-        assert_close(one[name], a[name])
-
-    def test_three_parents_are_averaged_by_their_weights(self):
-        states = [state(seed) for seed in (1, 2, 3)]
-        merged, _ = merge_states(states, "linear", weights=[1, 1, 2])
-        name = "embed.weight"
-        assert_close(merged[name], (states[0][name] + states[1][name] + 2 * states[2][name]) / 4)
-
-    def test_normalize_goes_before_the_methods_default(self):
-        a, b, base = state(1), state(2), state(3)
-        name, pair = "embed.weight", [0.4, 0.7]
-        summed, _ = merge_states([a, b], "linear", weights=pair, normalize=False)
-        assert torch.equal(summed[name], linear([a[name], b[name]], pair, normalize=False))
-        agreed, _ = merge_states([a, b], "ties", weights=pair, base=base, normalize=False)
-        assert torch.equal(agreed[name], ties(base[name], [a[name], b[name]], pair, 0.5, normalize=False))
-        mean, _ = merge_states([a, b], "task_arithmetic", weights=pair, base=base, normalize=True)
-        assert torch.equal(mean[name], task_arithmetic(base[name], [a[name], b[name]], pair, normalize=True))
+    def test_whole_states_are_merged_tensor_by_tensor(self, three):
+        a, b, base = (each["embed.weight"] for each in three)
+        pair, task = [0.4, 0.7], {"weights": [0.4, 0.7], "base": three[2]}
+        for method, more, expected in (
+            ("linear", {"weights": pair, "normalize": False}, linear([a, b], pair, normalize=False)),
+            ("ties", task | {"density": 0.3}, ties(base, [a, b], pair, 0.3)),
+            ("ties", task | {"normalize": False}, ties(base, [a, b], pair, 0.5, normalize=False)),
+            ("task_arithmetic", task, task_arithmetic(base, [a, b], pair)),
+            ("task_arithmetic", task | {"normalize": True}, task_arithmetic(base, [a, b], pair, normalize=True)),
+        ):
+            merged, reports = merge_states(three[:2], method, **more)
+            assert torch.equal(merged["embed.weight"], expected)
+            assert Counter(report.method for report in reports) == {method: 3, "copied": 1}
+        assert_close(merge_states(three, "linear", weights=[1, 1, 2])[0]["embed.weight"], (a + b + 2 * base) / 4)
+        assert_close(merge_states(three[:1], "task_arithmetic", weights=[1.0], base=three[2])[0]["embed.weight"], a)
 
     def test_a_child_merged_elsewhere_is_compared_with_its_parents(self):
         a, b, base = state(1), state(2, scale=3), state(3)
@@ -314,32 +261,27 @@ class TestStates:
             compare_states(merged, [a, b], "ties")
 
     @pytest.mark.parametrize(
-        ("method", "arguments", "message"),
+        ("count", "method", "arguments", "message"),
         [
-            ("slurp", {"t": 0.5}, "method='slurp' is unknown"),
-            ("slerp", {}, "slerp takes t"),
-            ("slerp", {"t": 0.5, "weights": [1, 1]}, "no weights"),
-            ("slerp", {"t": 0.5, "base": state(3)}, "takes no base"),
-            ("linear", {}, "either t or weights"),
-            ("linear", {"t": 2.0}, r"t=2.0 is outside \[0, 1\]"),
-            ("ties", {"weights": [1, 1]}, "needs base"),
-            ("ties", {"base": state(3)}, "takes weights"),
-            ("ties", {"base": state(3), "weights": [1, 1], "density": 0}, "density=0 is outside"),
-            ("ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
-            ("dare_ties", {"base": state(3), "weights": [1, 1]}, "method='dare_ties' is unknown.*merge with mergekit"),
+            (2, "slurp", {"t": 0.5}, "method='slurp' is unknown"),
+            (2, "slerp", {}, "slerp takes exactly two parents and t.*; given are 2 parents, t=None"),
+            (2, "slerp", {"t": 0.5, "weights": [1, 1]}, r"neither weights nor base; .*weights=\[1, 1\]"),
+            (2, "slerp", {"t": 0.5, "base": state(3)}, "neither weights nor base; .*a base"),
+            (3, "slerp", {"t": 0.5}, "exactly two parents.* given are 3 parents"),
+            (2, "linear", {}, "either exactly two parents and t, or"),
+            (2, "linear", {"t": 2.0}, r"t=2.0 is outside \[0, 1\]"),
+            (1, "linear", {"t": 0.5}, "at least two.* given are 1 parents"),
+            (3, "linear", {"t": 0.5}, "exactly two parents and t.* given are 3 parents, t=0.5"),
+            (2, "ties", {"weights": [1, 1]}, "and a base, the model that its parents descend from; .*no base"),
+            (2, "ties", {"base": state(3)}, "ties takes one weight per parent"),
+            (2, "ties", {"base": state(3), "weights": [1, 1], "density": 0}, "density=0 is outside"),
+            (2, "ties", {"base": state(3), "weights": [1]}, "1 for 2 parents"),
+            (2, "dare_ties", {"base": state(3), "weights": [1, 1]}, "'dare_ties' is unknown.*merge with mergekit"),
         ],
     )
-    def test_settings_that_a_method_does_not_take_are_refused(self, method: str, arguments: dict, message: str):
+    def test_what_a_method_does_not_take_is_refused(self, three, count: int, method, arguments: dict, message: str):
         with pytest.raises(MergeError, match=message):
-            merge_states([state(1), state(2)], method, **arguments)  # pyright: ignore[reportArgumentType]
-
-    def test_the_number_of_parents_must_fit_the_method(self):
-        with pytest.raises(MergeError, match="exactly two parents, not 3"):
-            merge_states([state(1), state(2), state(3)], "slerp", 0.5)
-        with pytest.raises(MergeError, match="at least 2, not 1"):
-            merge_states([state(1)], "linear", 0.5)
-        with pytest.raises(MergeError, match="linear with t takes exactly two"):
-            merge_states([state(1), state(2), state(3)], "linear", 0.5)
+            merge_states(three[:count], method, **arguments)
 
     def test_an_overflow_is_named_with_its_tensor(self):
         big = {"w": torch.full((4,), 60000.0, dtype=torch.float16)}

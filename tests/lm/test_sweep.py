@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from heredity.lm.evaluate import Quality
 from heredity.lm.merge import MergeError, merge_states
 from heredity.lm.sweep import Bench, Sweep, crossing, sweep
 
 CTX = 101
-
-
-class Judged(NamedTuple):
-    ce_loss: float
-    accuracy: float
-    tokens: int
-    hits: np.ndarray
 
 
 class Position(nn.Module):
@@ -39,7 +32,7 @@ Curve = Callable[[float], float]
 def planted(first: Curve, second: Curve, seen: list[float] | None = None, noise: float = 0.0):
     """An `evaluate` whose accuracy on blocks of 0 follows `first` and on blocks of 1 `second`."""
 
-    def evaluate(model: Position, blocks: np.ndarray, batch_size: int, precision: str) -> Judged:
+    def evaluate(model: Position, blocks: np.ndarray, batch_size: int, precision: str) -> Quality:
         assert (batch_size, precision) == (32, "float32")
         t = float(model.t.detach())
         if seen is not None:
@@ -47,16 +40,13 @@ def planted(first: Curve, second: Curve, seen: list[float] | None = None, noise:
         share = (first, second)[int(blocks[0, 0])](t)
         wobble = noise * np.random.default_rng(int(blocks[0, 0])).standard_normal(len(blocks))
         hits = (share + wobble - wobble.mean()) * (CTX - 1)
-        return Judged(-math.log(share), share, len(blocks) * (CTX - 1), hits)
+        return Quality(-math.log(share), share, len(blocks) * (CTX - 1), hits)
 
     return evaluate
 
 
 def blocks(n: int = 50) -> dict[str, dict[str, np.ndarray]]:
-    return {
-        "lua": {"lua": np.zeros((n, CTX), np.int64)},
-        "stories": {"stories": np.ones((n, CTX), np.int64)},
-    }
+    return {"lua": {"lua": np.zeros((n, CTX), np.int64)}, "stories": {"stories": np.ones((n, CTX), np.int64)}}
 
 
 def swept(
@@ -87,9 +77,14 @@ def test_the_planted_crossing_is_found_within_the_tolerance():
     assert (found.first, found.second) == ("lua", "stories")
 
 
-def test_the_grid_includes_both_parents_and_no_t_is_evaluated_twice():
+def test_the_grid_includes_both_parents_no_t_is_evaluated_twice_and_the_model_ends_at_the_equilibrium():
     seen: list[float] = []
-    found = swept(falling, rising, seen=seen, points=5)
+    calls: list[tuple[int, int]] = []
+    model, judge = Position(0.5), planted(falling, rising, seen)
+    follow = {"precision": "float32", "progress": lambda *call: calls.append(call)}
+    found = sweep(model, FIRST, SECOND, "linear", blocks(), points=5, evaluate=judge, **follow)
+    assert float(model.t.detach()) == pytest.approx(found.t, abs=1e-12), "the model ends at the equilibrium"
+    assert calls == sorted(calls) and calls[-1][0] == calls[-1][1] and len({total for _, total in calls}) == 1
     positions = [point.t for point in found.points]
     assert positions == sorted(set(positions))
     assert {0.0, 0.25, 0.5, 0.75, 1.0} <= set(positions)
@@ -98,33 +93,41 @@ def test_the_grid_includes_both_parents_and_no_t_is_evaluated_twice():
     assert found.points[-1].ce_loss["lua"] == pytest.approx(-math.log(0.2))
 
 
-def test_a_crossing_on_the_grid_needs_no_bisection():
-    found = swept(lambda t: 0.75 - t / 2, lambda t: 0.25 + t / 2)
-    assert (found.t, found.crossed, len(found.points)) == (0.5, True, 11)
+@pytest.mark.parametrize(
+    ("first", "second", "t", "crossed"),
+    [
+        (lambda t: 0.75 - t / 2, lambda t: 0.25 + t / 2, 0.5, True),  # on the grid: no bisection
+        (lambda t: 0.6 + (t - 0.7) ** 2, lambda t: 0.5, 0.7, False),  # never: where they differ least
+        (lambda t: 0.5 + (t - 0.12) * (t - 0.43) * (t - 0.88), lambda t: 0.5, 0.43, True),  # nearest the middle
+    ],
+)
+def test_the_equilibrium_is_the_crossing_nearest_the_middle_or_the_smallest_difference(first, second, t, crossed):
+    found = swept(first, second)
+    assert found.crossed == crossed and found.t == pytest.approx(t, abs=0.005)
+    assert (len(found.points) == 11) == (t in (0.5, 0.7))
 
 
-def test_curves_that_never_cross_give_the_smallest_difference_and_say_so():
-    found = swept(lambda t: 0.6 + (t - 0.7) ** 2, lambda t: 0.5)  # noqa: ARG005
-    assert (found.t, found.crossed) == (0.7, False)
-
-
-def test_of_several_crossings_the_one_nearest_the_middle_is_taken():
-    found = swept(lambda t: 0.5 + (t - 0.12) * (t - 0.43) * (t - 0.88), lambda t: 0.5)  # noqa: ARG005
-    assert found.crossed and found.t == pytest.approx(0.43, abs=0.005)
-
-
-def test_crossing_is_read_off_a_piecewise_linear_curve():
-    assert crossing([0, 0.5, 1], [3, 1, -1]) == (0.75, True)
-    assert crossing([0, 0.5, 1], [-3, -1, 1]) == (0.75, True)
-    assert crossing([0, 0.4, 0.6, 1], [1, 0, 0, -1]) == (0.4, True)
-    assert crossing([0, 0.2, 0.8, 1], [2, -1, -1, 2]) == (pytest.approx(2 / 15), True)
-    assert crossing([0, 0.4, 1], [0, 2, 1]) == (0, True)
-    assert crossing([0, 0.4, 1], [3, 2, 1]) == (1, False)
-    assert crossing([0, 0.4, 0.6, 1], [3, 2, 2, 3]) == (0.4, False)
+@pytest.mark.parametrize(
+    ("positions", "differences", "t", "crossed"),
+    [
+        ([0, 0.5, 1], [3, 1, -1], 0.75, True),
+        ([0, 0.5, 1], [-3, -1, 1], 0.75, True),
+        ([0, 0.4, 0.6, 1], [1, 0, 0, -1], 0.4, True),
+        ([0, 0.2, 0.8, 1], [2, -1, -1, 2], pytest.approx(2 / 15), True),
+        ([0, 0.4, 1], [0, 2, 1], 0, True),
+        ([0, 0.4, 1], [3, 2, 1], 1, False),
+        ([0, 0.4, 0.6, 1], [3, 2, 2, 3], 0.4, False),
+    ],
+)
+def test_crossing_is_read_off_a_piecewise_linear_curve(positions, differences, t, crossed):
+    assert crossing(positions, differences) == (t, crossed)
 
 
 def test_intervals_hold_the_estimates_and_narrow_with_more_blocks():
-    wide, narrow = (swept(falling, rising, n=n, noise=0.1) for n in (25, 2500))
+    wide, narrow, again, other = (
+        swept(falling, rising, n=n, noise=0.1, seed=seed) for n, seed in ((25, 0), (2500, 0), (25, 0), (25, 1))
+    )
+    assert wide == again and wide.interval != other.interval and wide.t == other.t
     truth = math.sqrt(0.3 / 0.7)
     for found in (wide, narrow):
         assert found.interval[0] < truth < found.interval[1]
@@ -143,12 +146,6 @@ def test_the_equilibrium_interval_follows_from_noise_and_slope():
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.2)
 
 
-def test_the_same_seed_gives_the_same_intervals():
-    first, again, other = (swept(falling, rising, noise=0.1, seed=seed) for seed in (3, 3, 4))
-    assert first == again
-    assert first.interval != other.interval and first.t == other.t
-
-
 def test_corpora_of_a_parent_are_pooled_by_their_tokens():
     mixed = blocks(10)
     mixed["lua"] = {"lua": np.zeros((30, CTX), np.int64), "more": np.ones((10, CTX), np.int64)}
@@ -156,19 +153,6 @@ def test_corpora_of_a_parent_are_pooled_by_their_tokens():
     found = sweep(Position(0), FIRST, SECOND, "linear", mixed, 2, 0.1, "float32", evaluate=judge)
     assert found.points[0].accuracy == {"lua": pytest.approx(0.7), "stories": pytest.approx(0.4)}
     assert found.points[0].ce_loss["lua"] == pytest.approx(-0.75 * math.log(0.8) - 0.25 * math.log(0.4))
-
-
-def test_progress_rises_to_the_total():
-    calls: list[tuple[int, int]] = []
-    swept(falling, rising, progress=lambda done, total: calls.append((done, total)))
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-    assert calls[-1][0] == calls[-1][1] and len({total for _, total in calls}) == 1
-
-
-def test_the_model_ends_at_the_equilibrium():
-    model = Position(0.5)
-    found = sweep(model, FIRST, SECOND, "linear", blocks(), precision="float32", evaluate=planted(falling, rising))
-    assert float(model.t.detach()) == pytest.approx(found.t, abs=1e-12)
 
 
 class Tied(nn.Module):
@@ -198,28 +182,25 @@ def test_a_blend_in_memory_equals_the_merged_state(method: str, from_file: bool)
 
 def test_states_that_do_not_fit_the_model_are_refused():
     a, b = Tied(1).state_dict(), Tied(2).state_dict()
-    for name, message in (
-        ("extra", "extra is in the parents but not"),
-        ("norm.bias", "norm.bias is in the model but not"),
-    ):
-        first, second = dict(a), dict(b)
-        for each in (first, second):
-            if each.pop(name, None) is None:
-                each[name] = torch.zeros(2)
-        with pytest.raises(MergeError, match=message):
-            Bench(Tied(3), first, second, "slerp", {})
+    with pytest.raises(MergeError, match="extra is in the parents but not"):
+        Bench(Tied(3), a | {"extra": torch.zeros(2)}, b | {"extra": torch.zeros(2)}, "slerp", {})
+    fewer = [{name: each for name, each in state.items() if name != "norm.bias"} for state in (a, b)]
+    with pytest.raises(MergeError, match="norm.bias is in the model but not"):
+        Bench(Tied(3), *fewer, "slerp", {})
     narrow = {name: each[..., :2] if name == "norm.bias" else each for name, each in a.items()}
     with pytest.raises(MergeError, match=r"norm.bias is \[4\] in the model but \[2\] in the parents"):
         Bench(Tied(3), narrow, dict(narrow), "slerp", {})
 
 
-def test_methods_and_parents_without_an_equilibrium_are_refused():
-    three = blocks() | {"python": {"python": np.zeros((1, CTX), np.int64)}}
-    with pytest.raises(MergeError, match=r"between two parents, not 3 \(lua, stories, python\)"):
-        sweep(Position(0), FIRST, SECOND, "linear", three)
-    with pytest.raises(MergeError, match="ties has no t to sweep"):
-        sweep(Position(0), FIRST, SECOND, "ties", blocks())
-    with pytest.raises(MergeError, match="parent lua has no validation blocks"):
-        sweep(Position(0), FIRST, SECOND, "linear", blocks() | {"lua": {"lua": np.zeros((0, CTX), np.int64)}})
-    with pytest.raises(MergeError, match="points=1"):
-        swept(falling, rising, points=1)
+@pytest.mark.parametrize(
+    ("method", "corpora", "more", "message"),
+    [
+        ("linear", {"python": {}}, {}, r"between two parents, not 3 \(lua, stories, python\)"),
+        ("ties", {}, {}, "ties has no t to sweep"),
+        ("linear", {"lua": {"lua": np.zeros((0, CTX), np.int64)}}, {}, "parent lua has no validation blocks"),
+        ("linear", {}, {"points": 1}, "points=1"),
+    ],
+)
+def test_methods_and_parents_without_an_equilibrium_are_refused(method, corpora, more, message):
+    with pytest.raises(MergeError, match=message):
+        sweep(Position(0), FIRST, SECOND, method, blocks() | corpora, **more)

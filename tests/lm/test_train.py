@@ -4,10 +4,7 @@ import logging
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,19 +14,17 @@ import pytest
 import torch
 import transformers
 
-import heredity
 from heredity.kernels.processors import keep_large_buffers
-from heredity.lm import loss, train
-from heredity.lm.evaluate import evaluate
+from heredity.lm import train
+from heredity.lm.evaluate import evaluate, trunk_and_head
 from heredity.lm.load import mistral_config, new_model, state_hash
-from heredity.lm.train import TrainingError, TrainingRecord, is_whole, newest_checkpoint, train_model
+from heredity.lm.train import TrainingError, TrainingRecord, newest_checkpoint, train_model
 from heredity.study import ArchitectureConfig, LoraConfig, TrainingConfig
 
 VOCAB, CONTEXT, BATCH, STEPS = 64, 16, 4, 12
 CONFIG = TrainingConfig(batch_size=BATCH, context_size=CONTEXT)
 TOKENS = STEPS * BATCH * CONTEXT
 LORA = LoraConfig(r=2, alpha=4.0)
-SOURCE = str(Path(heredity.__path__[0]).parent)
 
 
 class Sampler:
@@ -38,13 +33,14 @@ class Sampler:
     blocks_per_pass = 40
     context_size = CONTEXT
 
-    def __init__(self) -> None:
+    def __init__(self, shift: int = 0) -> None:
+        self.shift = shift
         self.read: list[tuple[int, int]] = []
 
     def take(self, start: int, stop: int) -> np.ndarray:
         self.read.append((start, stop))
         positions = np.arange(start, stop) % self.blocks_per_pass
-        return (7 * positions[:, None] + np.arange(CONTEXT)[None]) % VOCAB
+        return (7 * positions[:, None] + np.arange(CONTEXT)[None]) % VOCAB + self.shift
 
 
 class Killed(Exception):
@@ -65,9 +61,7 @@ def mistral(seed: int = 0) -> transformers.PreTrainedModel:
 
 
 def gpt2() -> transformers.PreTrainedModel:
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
-    )
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0)
     assert config.resid_pdrop == 0.1  # dropout draws random numbers, which a resumed run must draw again
     return new_model(config, 0)
 
@@ -85,23 +79,23 @@ def killed_after(step: int):
     return progress
 
 
-def test_training_lowers_the_loss_and_reports_it(tmp_path: Path):
-    model, calls = mistral(), []
+def test_training_lowers_the_loss_reports_it_and_keeps_one_checkpoint(tmp_path: Path):
+    model, calls, tokens = mistral(), [], 60 * BATCH * CONTEXT
     blocks = Sampler().take(0, 40)
     before = evaluate(model, blocks).ce_loss
-    record = run(model, tmp_path, total_tokens=60 * BATCH * CONTEXT, progress=lambda *call: calls.append(call))
-    after = evaluate(model, blocks).ce_loss
-    assert after < before / 3
-    assert (record.steps, record.tokens) == (60, 60 * BATCH * CONTEXT)
+    record = run(model, tmp_path, total_tokens=tokens, progress=lambda *call: calls.append(call), save_seconds=0)
+    assert evaluate(model, blocks).ce_loss < before / 3
+    assert (record.steps, record.tokens) == (60, tokens)
     assert [step for step, _ in record.losses] == list(range(1, 61))
     assert record.losses[0][1] == pytest.approx(before, rel=0.02)
-    assert calls[-1] == (record.tokens, record.tokens) and calls == sorted(calls)
+    assert calls[-1] == (tokens, tokens) and calls == sorted(calls)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-60", "run.json"]
 
 
 def test_blocks_are_read_once_in_order_and_the_last_batch_may_be_short(tmp_path: Path):
     sampler = Sampler()
     record = run(mistral(), tmp_path, blocks=sampler, total_tokens=9 * CONTEXT + 1)
-    assert [span for span in sampler.read if span != (0, 1)] == [(0, 4), (4, 8), (8, 10)]
+    assert sampler.read == [(0, 1), (0, 4), (4, 8), (8, 10)]
     assert (record.steps, record.tokens) == (3, 10 * CONTEXT)
 
 
@@ -125,19 +119,11 @@ def test_equals_a_plain_torch_loop_in_float32(tmp_path: Path):
 
 
 def test_model_whose_logits_are_no_plain_product_is_trained_by_its_own_loss(tmp_path: Path):
-    config = transformers.Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        pad_token_id=None,
-        final_logit_softcapping=2.0,
-    )
+    small = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, head_dim=8)
+    small |= dict(vocab_size=VOCAB, num_key_value_heads=2, pad_token_id=None, final_logit_softcapping=2.0)
+    config = transformers.Gemma2Config(**small)
     model = new_model(config, 0)
-    assert loss.trunk_and_head(model) is None
+    assert trunk_and_head(model) is None
     before = evaluate(model, Sampler().take(0, 40)).ce_loss
     run(model, tmp_path)
     assert evaluate(model, Sampler().take(0, 40)).ce_loss < before
@@ -158,11 +144,6 @@ def test_lora_changes_only_the_targeted_weights_and_leaves_a_plain_model(tmp_pat
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
-def test_unknown_lora_modules_are_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"lora.target_modules=\('query',\)"):
-        run(mistral(), tmp_path, lora=LoraConfig(target_modules=("query",)))
-
-
 @pytest.mark.parametrize("case", ["mistral", "lora", "gpt2"])
 def test_interrupted_and_resumed_run_ends_in_identical_weights(tmp_path: Path, case: str):
     make, lora = (gpt2 if case == "gpt2" else mistral), (LORA if case == "lora" else None)
@@ -171,6 +152,7 @@ def test_interrupted_and_resumed_run_ends_in_identical_weights(tmp_path: Path, c
     with pytest.raises(Killed):
         run(resumed, tmp_path / "b", lora=lora, progress=killed_after(7), save_seconds=0)
     assert newest_checkpoint(tmp_path / "b") is not None
+    assert resumed.config.use_cache and resumed.config._attn_implementation == "sdpa"  # as before, though it failed
     resumed, sampler = make(), Sampler()
     got = run(resumed, tmp_path / "b", lora=lora, blocks=sampler)
     assert state_hash(resumed.state_dict()) == state_hash(straight.state_dict()) != state_hash(make().state_dict())
@@ -178,73 +160,15 @@ def test_interrupted_and_resumed_run_ends_in_identical_weights(tmp_path: Path, c
     assert min(start for start, stop in sampler.read if stop > 1) >= 5 * BATCH  # nothing is read twice
 
 
-def test_finished_run_called_again_trains_no_more(tmp_path: Path):
-    first, second = mistral(), mistral()
-    record = run(first, tmp_path)
-    sampler = Sampler()
-    assert run(second, tmp_path, blocks=sampler) == record
-    assert state_hash(first.state_dict()) == state_hash(second.state_dict())
-    assert sampler.read == [(0, 1)]
-
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from test_train import mistral, run
-import torch
-
-torch.set_num_threads(2)
-
-def progress(done, total):
-    time.sleep(0.05)
-
-run(mistral(), Path(sys.argv[1]), progress=progress, save_seconds=0)
-"""
-
-
-def test_run_killed_by_the_system_and_resumed_ends_in_identical_weights(tmp_path: Path):
-    torch.set_num_threads(2)
-    straight = mistral()
-    expected = run(straight, tmp_path / "a")
-    folder = tmp_path / "b"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCE, str(Path(__file__).parent)])}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment)
-    try:
-        until = time.monotonic() + 120
-        while not (folder / "checkpoint-4").is_dir() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (folder / f"checkpoint-{STEPS}").exists()
-    found = newest_checkpoint(folder)
-    assert found is not None
-    resumed, sampler = mistral(), Sampler()
-    assert run(resumed, folder, blocks=sampler) == expected
-    assert sampler.read[1] == (start := int(found.name.split("-")[1]) * BATCH, start + BATCH)
-    assert state_hash(resumed.state_dict()) == state_hash(straight.state_dict())
-
-
-@pytest.mark.parametrize("damage", ["trainer_state.json", "optimizer.pt", "model.safetensors", "rng_state.pth", "gone"])
-def test_half_written_checkpoint_is_not_used(tmp_path: Path, damage: str):
+def test_half_written_checkpoint_is_not_used(tmp_path: Path):
     straight = mistral()
     run(straight, tmp_path / "a")
     folder = tmp_path / "b"
     with pytest.raises(Killed):
         run(mistral(), folder, progress=killed_after(5), save_seconds=0)
     whole = newest_checkpoint(folder)
-    assert whole is not None
-    broken = folder / "checkpoint-9"
-    shutil.copytree(whole, broken)
-    state = (broken / "trainer_state.json").read_text()
-    (broken / "trainer_state.json").write_text(state.replace('"global_step": 4', '"global_step": 9'))
-    assert is_whole(broken)
-    if damage == "gone":
-        (broken / "scheduler.pt").unlink()
-    else:
-        file = broken / damage
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert whole is not None and whole.name == "checkpoint-4"
+    shutil.copytree(whole, broken := folder / "checkpoint-9", ignore=shutil.ignore_patterns("whole", "*.pt"))
     assert newest_checkpoint(folder) == whole
     assert not broken.exists()
     resumed = mistral()
@@ -252,28 +176,25 @@ def test_half_written_checkpoint_is_not_used(tmp_path: Path, damage: str):
     assert state_hash(resumed.state_dict()) == state_hash(straight.state_dict())
 
 
-def test_without_a_whole_checkpoint_training_starts_anew(tmp_path: Path):
-    straight, again = mistral(), mistral()
-    run(straight, tmp_path / "a")
-    with pytest.raises(Killed):
-        run(mistral(), tmp_path / "b", progress=killed_after(5), save_seconds=0)
-    for file in (tmp_path / "b").glob("checkpoint-*/optimizer.pt"):
-        file.unlink()
-    run(again, tmp_path / "b")
-    assert state_hash(again.state_dict()) == state_hash(straight.state_dict())
+def test_of_two_whole_checkpoints_the_later_is_used_and_without_one_training_starts_anew(tmp_path: Path):
+    for step in (2, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / "whole").touch()
+    (tmp_path / "checkpoint-10" / "whole").touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_checkpoints_of_another_run_are_refused(tmp_path: Path):
-    run(mistral(), tmp_path)
+def test_a_finished_run_called_again_trains_no_more_and_checkpoints_of_another_are_refused(tmp_path: Path):
+    first, second, sampler = mistral(), mistral(), Sampler()
+    record = run(first, tmp_path)
+    assert run(second, tmp_path, blocks=sampler) == record
+    assert state_hash(first.state_dict()) == state_hash(second.state_dict())
+    assert sampler.read == [(0, 1)]
     with pytest.raises(ValueError, match=r"checkpoints of another run \(lr differ\); delete it"):
         run(mistral(), tmp_path, lr=1e-3)
     with pytest.raises(ValueError, match=r"\(weights differ\)"):
         run(mistral(seed=1), tmp_path)
-
-
-def test_only_one_checkpoint_is_kept(tmp_path: Path):
-    run(mistral(), tmp_path, save_seconds=0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{STEPS}", "run.json"]
 
 
 def test_nothing_is_printed_and_nothing_global_is_changed(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -281,17 +202,10 @@ def test_nothing_is_printed_and_nothing_global_is_changed(tmp_path: Path, capfd:
 
     def world() -> tuple[object, ...]:
         levels = [logging.getLogger(name).level for name in ("transformers", "accelerate", "peft", "huggingface_hub")]
-        legacy = np.random.get_state()
-        return (
-            levels,
-            hf_logging.is_progress_bar_enabled(),
-            warnings.filters[:],
-            random.getstate(),
-            (legacy[1].tolist(), legacy[2:]),  # type: ignore[union-attr]
-            torch.random.get_rng_state().tolist(),
-            dict(os.environ),
-            torch.get_num_threads(),
-        )
+        legacy, python, generator = np.random.get_state(), random.getstate(), torch.random.get_rng_state().tolist()
+        drawn = (legacy[1].tolist(), legacy[2:], python, generator)  # type: ignore[union-attr]
+        bars, filters = hf_logging.is_progress_bar_enabled(), warnings.filters[:]
+        return levels, bars, filters, drawn, dict(os.environ), torch.get_num_threads()
 
     model = mistral()
     model.eval()
@@ -303,43 +217,34 @@ def test_nothing_is_printed_and_nothing_global_is_changed(tmp_path: Path, capfd:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_tokens": 0}, "total_tokens=0 leaves nothing"),
+        ({"blocks": Sampler(shift=1)}, "hold token 64, the model knows 64"),
+        ({"lora": LoraConfig(target_modules=("query",))}, r"lora.target_modules=\('query',\)"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        run(mistral(), tmp_path, **changes)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path):
-    model = mistral()
-    with torch.no_grad():
-        model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(TrainingError, match="loss is nan at step 1; lower lr=0.01"):
-        run(model, tmp_path)
-
-
-def test_arguments_that_leave_nothing_to_train_on_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="total_tokens=0 leaves nothing"):
-        run(mistral(), tmp_path, total_tokens=0)
-
-
-def test_tokens_the_model_does_not_know_are_refused(tmp_path: Path):
-    sampler = Sampler()
-    take = sampler.take
-    sampler.take = lambda start, stop: take(start, stop) + 1  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="hold token 64, the model knows 64"):
-        run(mistral(), tmp_path, blocks=sampler)
-
-
-def test_failed_training_leaves_settings_as_they_were(tmp_path: Path):
-    model = mistral()
-    with pytest.raises(Killed):
-        run(model, tmp_path, progress=killed_after(2))
-    assert model.config.use_cache and model.config._attn_implementation == "sdpa"
+    with pytest.raises(TrainingError, match=r"loss is nan at step \d; lower lr=1e[+]30"):
+        run(mistral(), tmp_path, lr=1e30)
 
 
 def test_long_contexts_keep_the_fused_attention(monkeypatch: pytest.MonkeyPatch):
     model = mistral()
-    with train._fast_attention(model, CONFIG):
-        assert model.config._attn_implementation == "eager"
-    with train._fast_attention(model, CONFIG.model_copy(update={"context_size": 1024})):
-        assert model.config._attn_implementation == "sdpa"
+
+    def attention(**changes: int) -> str:
+        with train._fast_attention(model, CONFIG.model_copy(update=changes)):
+            return model.config._attn_implementation
+
+    assert (attention(), attention(context_size=1024)) == ("eager", "sdpa")
     monkeypatch.setattr(train, "_EAGER_SCORES", 10)
-    with train._fast_attention(model, CONFIG):
-        assert model.config._attn_implementation == "sdpa"
+    assert attention() == "sdpa"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc thresholds are set on Linux only")

@@ -21,7 +21,7 @@ from heredity.stitch.affine import Affine, MomentStream, similarity, stitch_qual
 from heredity.stitch.aligned import Points, aligned, aligned_texts, common_ends, stitched_loss, stitched_losses
 from heredity.stitch.fit import fit
 from heredity.study import ArchitectureConfig
-from heredity.text.tokenizer import train_tokenizer
+from heredity.text.tokens import train_tokenizer
 from stitch.test_affine import random
 
 CONTEXT, D_A, D_B = 24, 24, 32

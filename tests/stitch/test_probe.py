@@ -29,7 +29,7 @@ from heredity.stitch.probe import (
     views,
 )
 from heredity.stitch.transfer import sparse_codes
-from heredity.text.tokenizer import load_tokenizer
+from heredity.text.tokens import load_tokenizer
 from tiny import HOOK, save_tiny_model
 
 MARKS = 7

@@ -25,7 +25,7 @@ from heredity.stitch.steer import (
     transfer_gap,
     with_change,
 )
-from heredity.text.tokenizer import train_tokenizer
+from heredity.text.tokens import train_tokenizer
 from tiny import save_tiny_model
 
 HOOK = "blocks.0.hook_resid_post"
@@ -93,7 +93,7 @@ def test_kinds_of_text_are_learned_from_their_characters():
 def writer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """A model whose head says "=" where a planted direction is high, and "m" where it is low; nothing else is read."""
     from heredity.lm.load import load_model
-    from heredity.text.tokenizer import load_tokenizer
+    from heredity.text.tokens import load_tokenizer
 
     folder: Path = save_tiny_model(tmp_path_factory.mktemp("models") / "a", d_model=16)
     model: Any = load_model(folder)

@@ -45,10 +45,14 @@ def test_every_local_format_gives_the_same_texts(tmp_path):
     frames = b"".join(zstandard.compress(json_lines(text)) for text in texts)
     (tmp_path / "c.zst").write_bytes(frames)
     parquet(tmp_path / "d.parquet", text=texts)
-    folder = tmp_path / "e"
-    (folder / "deep").mkdir(parents=True)
-    for name, text in zip(("1.txt", "2.md", "deep/3.lua"), texts, strict=True):
-        (folder / name).write_bytes(text.encode())
+    (tmp_path / "e" / "deep").mkdir(parents=True)
+    marked = [b"\xef\xbb\xbfone\r\ntwo", *(text.encode() for text in texts[1:])]  # a byte order mark; carriage returns
+    for name, content in zip(("1.txt", "2.md", "deep/3.lua"), marked, strict=True):
+        (tmp_path / "e" / name).write_bytes(content)
+    (tmp_path / "README.md").write_text("about")  # ignored beside record files, like what is hidden
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.jsonl").write_bytes(json_lines("hidden"))
+    assert set(texts_of("local:.", tmp_path)) == set(texts)
     for name in ("a.jsonl", "b.jsonl.zst", "c.zst", "d.parquet", "e"):
         assert texts_of(f"local:{name}", tmp_path) == texts, name
 
@@ -61,41 +65,23 @@ def test_documents_state_their_source_and_license_or_take_the_given_ones(tmp_pat
     assert found == [("x", "book", "CC0-1.0"), ("y", "a.jsonl", "MIT"), ("z", "a.jsonl", "mine")]
 
 
-def test_a_folder_of_record_files_ignores_its_readme_and_hidden_files(tmp_path):
-    (tmp_path / "README.md").write_text("about")
-    (tmp_path / ".cache").mkdir()
-    (tmp_path / ".cache" / "x.jsonl").write_bytes(json_lines("hidden"))
-    (tmp_path / "a.jsonl").write_bytes(json_lines("kept"))
-    assert texts_of("local:.", tmp_path) == ["kept"]
-
-
-def test_text_files_lose_byte_order_mark_and_carriage_returns(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
-    assert texts_of("local:a.txt", tmp_path) == ["one\ntwo\n"]
-
-
 def test_a_long_text_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     text = "\n\n".join(f"paragraph {number} " + "word " * 50 for number in range(2000))
     (tmp_path / "book.txt").write_text(text)
     pieces = texts_of("local:book.txt", tmp_path)
-    assert len(pieces) > 3
-    assert "".join(pieces) == text
+    assert len(pieces) > 3 and "".join(pieces) == text
     assert all(piece.endswith("\n\n") for piece in pieces[:-1])
 
 
-def test_environment_variables_expand_in_both_spellings(tmp_path, monkeypatch):
-    (tmp_path / "a.txt").write_text("hello")
-    monkeypatch.setenv("MY_TEXTS", str(tmp_path))
-    assert texts_of("local:$MY_TEXTS/a.txt", Path("/")) == texts_of("local:${MY_TEXTS}/a.txt", Path("/")) == ["hello"]
-
-
-def test_heredity_data_has_a_default_below_the_working_directory(tmp_path, monkeypatch):
+def test_environment_variables_expand_and_heredity_data_has_a_default(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     (tmp_path / "shared" / "data").mkdir(parents=True)
     (tmp_path / "shared" / "data" / "a.txt").write_text("hello")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("HEREDITY_DATA", raising=False)
-    assert texts_of("local:$HEREDITY_DATA/a.txt", Path("/")) == ["hello"]
+    monkeypatch.setenv("MY_TEXTS", str(tmp_path / "shared"))
+    for source in ("$MY_TEXTS/data/a.txt", "${MY_TEXTS}/data/a.txt", "$HEREDITY_DATA/a.txt"):
+        assert texts_of(f"local:{source}", Path("/")) == ["hello"]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +118,11 @@ def test_a_line_without_end_is_refused_before_memory_is_full(tmp_path, monkeypat
         texts_of("local:a.zst", tmp_path)
 
 
-def test_parquet_that_is_not_utf8_names_its_file(tmp_path):
+def test_parquet_that_is_not_utf8_or_lacks_the_column_names_its_file(tmp_path):
     strings = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     parquet(tmp_path / "a.parquet", text=strings)
     with pytest.raises(CorpusError, match=r"a\.parquet: broken Parquet \('utf-8' codec"):
         texts_of("local:a.parquet", tmp_path)
-
-
-def test_parquet_without_the_column_names_those_it_has(tmp_path):
     parquet(tmp_path / "a.parquet", body=["x"], id=[1])
     with pytest.raises(CorpusError, match=r'a\.parquet: no column "text" \(it has body, id\)'):
         texts_of("local:a.parquet", tmp_path)
@@ -177,10 +160,9 @@ def test_sources_that_cannot_be_are_refused_and_the_corpus_is_named(tmp_path, so
 @pytest.mark.parametrize("kind", ["text", "records"])
 def test_max_bytes_is_met_exactly_and_the_seed_picks_the_documents(tmp_path, kind):
     texts = many(200)
-    if kind == "text":
-        for number, text in enumerate(texts):
-            (tmp_path / f"{number:03}.txt").write_text(text)
-    else:
+    for number, text in enumerate(texts if kind == "text" else []):
+        (tmp_path / f"{number:03}.txt").write_text(text)
+    if kind == "records":
         (tmp_path / "a.jsonl").write_bytes(json_lines(*texts))
     first = texts_of("local:.", tmp_path, seed=1, max_bytes=1000)
     assert sum(len(text.encode()) for text in first) == 1000
@@ -188,11 +170,8 @@ def test_max_bytes_is_met_exactly_and_the_seed_picks_the_documents(tmp_path, kin
     assert first != texts[: len(first)]
     assert first == texts_of("local:.", tmp_path, seed=1, max_bytes=1000)
     assert first != texts_of("local:.", tmp_path, seed=2, max_bytes=1000)
-
-
-def test_a_cut_never_splits_a_character(tmp_path):
-    (tmp_path / "a.txt").write_text("é" * 10)
-    assert texts_of("local:a.txt", tmp_path, max_bytes=5) == ["éé"]
+    (tmp_path / "b.md").write_text("é" * 10)
+    assert texts_of("local:b.md", tmp_path, max_bytes=5) == ["éé"], "a cut never splits a character"
 
 
 def test_shuffling_in_little_memory_keeps_every_document():
@@ -200,17 +179,6 @@ def test_shuffling_in_little_memory_keeps_every_document():
     mixed = list(shuffled(rows, 0, capacity=500))
     assert sorted(mixed) == sorted(rows)
     assert mixed != rows
-
-
-def test_exact_duplicates_and_empty_documents_are_left_out(tmp_path):
-    texts = many(100)
-    (tmp_path / "a.jsonl").write_bytes(json_lines(*texts, "", " \n", *texts[:30]))
-    record = write_corpus("mine", CorpusConfig(source="local:a.jsonl"), tmp_path, 0, tmp_path)
-    assert record.duplicates == 30
-    assert record.documents_train + record.documents_validation == 100
-    written = [*read_corpus(tmp_path, "train"), *read_corpus(tmp_path, "validation")]
-    assert sorted(written) == sorted(texts)
-    assert record.bytes_train + record.bytes_validation == sum(map(len, texts))
 
 
 def test_the_split_of_a_document_does_not_change_when_others_are_added(tmp_path):
@@ -227,43 +195,45 @@ def test_the_split_of_a_document_does_not_change_when_others_are_added(tmp_path)
 
 def test_a_folder_with_splits_of_its_own_keeps_them(tmp_path):
     texts = many(60)
-    folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "train-0.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[:25])))
-    (folder / "train-1.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[25:50])))
-    (folder / "validation.jsonl.zst").write_bytes(zstandard.compress(json_lines(*texts[50:], texts[0])))
-    (folder / "test.jsonl.zst").write_bytes(zstandard.compress(json_lines("never read")))
+    (tmp_path / "own").mkdir()
+    parts = {"train-0": texts[:25], "train-1": texts[25:50], "validation": [*texts[50:], texts[0]], "test": ["unread"]}
+    for name, part in parts.items():
+        (tmp_path / "own" / f"{name}.jsonl.zst").write_bytes(zstandard.compress(json_lines(*part)))
     record = write_corpus("mine", CorpusConfig(source="local:own"), tmp_path, 0, tmp_path)
     assert list(read_corpus(tmp_path, "train")) == texts[:50]
     assert list(read_corpus(tmp_path, "validation")) == texts[50:]
     assert record.duplicates == 1
 
 
-def test_a_split_that_would_be_empty_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text("only one")
-    with pytest.raises(
-        CorpusError, match=r"corpus mine: no (train|validation) document in local:a\.txt .*add documents"
-    ):
-        write_corpus("mine", CorpusConfig(source="local:a.txt"), tmp_path, 0, tmp_path)
+def test_a_small_corpus_always_holds_out_a_document_and_a_split_without_one_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        (tmp_path / "in" / f"{number}.txt").write_text(f"text number {number}")
+    record = write_corpus("few", CorpusConfig(source="local:in", validation=0.0001), tmp_path, 0, tmp_path)
+    assert (record.documents_train, record.documents_validation) == (4, 1)
+    message = r"corpus mine: no (train|validation) document in local:in/0\.txt .*add documents"
+    with pytest.raises(CorpusError, match=message):
+        write_corpus("mine", CorpusConfig(source="local:in/0.txt"), tmp_path, 0, tmp_path)
 
 
-def test_the_record_is_json_counts_licenses_and_reports_progress(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(json_lines(*many(150), license="MIT") + json_lines("other", source="elsewhere"))
+def test_duplicates_are_left_out_and_the_record_counts_what_is_written(tmp_path):
+    texts = [*many(150), "other"]
+    lines = json_lines(*texts[:-1], *texts[:30], "", " \n", license="MIT") + json_lines("other", source="elsewhere")
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    with pytest.raises(CorpusError, match=r"train\.parquet: cannot be read"):
+        list(read_corpus(tmp_path, "train"))
     calls = []
     config = CorpusConfig(source="local:a.jsonl", max_bytes=10_000, license="CC0-1.0")
     record = write_corpus("mine", config, tmp_path, 0, tmp_path, lambda done, total: calls.append((done, total)))
     assert json.loads(json.dumps(record._asdict()))["corpus"] == "mine"
-    assert record.licenses == {"MIT": 150, "CC0-1.0": 1}
-    assert record.sources == 2
+    assert sorted([*read_corpus(tmp_path, "train"), *read_corpus(tmp_path, "validation")]) == sorted(texts)
+    assert record.documents_train + record.documents_validation == 151 and record.duplicates == 30
+    assert record.bytes_train + record.bytes_validation == sum(map(len, texts))
+    assert record.licenses == {"MIT": 150, "CC0-1.0": 1} and record.sources == 2
     assert record.source == "local:a.jsonl"
     assert calls
     assert all(done <= total == 10_000 for done, total in calls)
     assert pq.read_schema(tmp_path / "train.parquet").names == ["text", "source", "license"]
-
-
-def test_reading_a_corpus_that_was_not_written_names_the_file(tmp_path):
-    with pytest.raises(CorpusError, match=r"train\.parquet: cannot be read"):
-        list(read_corpus(tmp_path, "train"))
 
 
 # -- fingerprints ------------------------------------------------------------------------------------------------
@@ -281,6 +251,10 @@ def test_a_fingerprint_follows_content_and_settings_but_not_the_place(tmp_path):
     assert first != fingerprint("mine", config, tmp_path)
     (tmp_path / "one" / "a.txt").rename(tmp_path / "one" / "b.txt")
     assert local_digest("one", tmp_path) != local_digest("two", tmp_path)
+    files = [tmp_path / "one" / "b.txt", tmp_path / "two" / "a.txt"]
+    before = file_digest(files)
+    files[1].write_text("hellO")
+    assert file_digest(files[:1]) != file_digest(files[1:]) and file_digest(files) != before
 
 
 def test_a_file_at_rest_is_hashed_once_per_process_and_a_changed_one_again(tmp_path, monkeypatch):
@@ -310,16 +284,6 @@ def test_fingerprints_of_all_schemes_differ_and_need_no_network(tmp_path):
         fingerprint("mine", CorpusConfig(source="installed:x"), tmp_path)
 
 
-def test_a_file_digest_follows_names_and_content(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("x")
-    two.write_text("x")
-    assert file_digest([one]) != file_digest([two])
-    before = file_digest([one, two])
-    two.write_text("y")
-    assert file_digest([one, two]) != before
-
-
 # -- hub, without a network --------------------------------------------------------------------------------------
 
 
@@ -347,22 +311,15 @@ def hub(monkeypatch):
 
 def test_a_hub_preset_is_pinned_streamed_and_filtered(hub, tmp_path):
     good = {"content": "local x = 1", "avg_line_length": 11, "max_line_length": 11, "alphanum_fraction": 0.6}
-    minified = {**good, "content": "y", "max_line_length": 5000}
     named = {**good, "content": "z", "max_stars_repo_licenses": ["MIT", "Zlib"], "max_stars_repo_name": "a/b"}
-    hub.rows = Rows([good, minified, named])
-    config = CorpusConfig(source="hub:stack-lua", revision="abc")
-    assert list(documents(config, 0, tmp_path)) == [
-        ("local x = 1", "bigcode/the-stack-dedup", "permissive (The Stack)"),
-        ("z", "bigcode/the-stack-dedup/a/b", "MIT AND Zlib"),
+    hub.rows = Rows([good, {**good, "content": "minified", "max_line_length": 5000}, named])
+    stack = "bigcode/the-stack-dedup"
+    assert list(documents(CorpusConfig(source="hub:stack-lua", revision="abc"), 0, tmp_path)) == [
+        ("local x = 1", stack, "permissive (The Stack)"),
+        ("z", f"{stack}/a/b", "MIT AND Zlib"),
     ]
-    assert hub.call == {
-        "path": "bigcode/the-stack-dedup",
-        "name": None,
-        "data_dir": "data/lua",
-        "split": "train",
-        "revision": "abc",
-        "streaming": True,
-    }
+    options = dict(path=stack, name=None, data_dir="data/lua", split="train")
+    assert hub.call == {**options, "revision": "abc", "streaming": True}
 
 
 def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
@@ -372,19 +329,6 @@ def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
     assert (hub.call["name"], hub.call["data_dir"]) == ("small", None)
     with pytest.raises(CorpusError, match=r'hub:me/mine, row 0: no column "text" \(it has body\)'):
         texts_of("hub:me/mine", tmp_path)
-
-
-def test_a_hub_that_cannot_be_reached_is_an_error_with_a_way_out(hub, tmp_path):
     hub.rows = ConnectionError("no\nroute")
     with pytest.raises(CorpusError, match=r"nilq/babylm-100M cannot be read \(no route\); .* or use local:PATH"):
         texts_of("hub:babylm", tmp_path)
-
-
-def test_a_small_corpus_always_holds_out_a_document(tmp_path):
-    for number in range(5):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / f"{number}.txt").write_text(f"text number {number}")
-    (tmp_path / "out").mkdir()
-    config = CorpusConfig(source=f"local:{tmp_path / 'in'}", validation=0.0001)
-    record = write_corpus("few", config, tmp_path / "out", 0, tmp_path)
-    assert (record.documents_train, record.documents_validation) == (4, 1)

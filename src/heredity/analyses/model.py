@@ -31,7 +31,6 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
-    from heredity.lm.merge import Method
     from heredity.lm.sweep import Bench
 
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
@@ -92,19 +91,16 @@ SWEEPS = Table(
 
 
 class Training(NamedTuple):
-    """A model trained from scratch or fine-tuned from its parent."""
-
     training: TrainingConfig
     shares: dict[str, float]
     seed: int
     lora: Any
     architecture: ScratchConfig | None
+    """None for a fine-tune."""
     parents: tuple[str, ...]
 
 
 class Loading(NamedTuple):
-    """A model taken from a folder or a hub."""
-
     load: str
     revision: str | None
     trust_remote_code: bool
@@ -115,8 +111,6 @@ class Loading(NamedTuple):
 
 
 class Merging(NamedTuple):
-    """A model made from the weights of others."""
-
     merge: MergeConfig
     place: Aside
     has_t: bool
@@ -130,35 +124,23 @@ def model_items(study: Study) -> Iterable[Item]:
 
 def _settings(study: Study, item: Item) -> Training | Loading | Merging:
     name = item["model"]
-    config, parents = study.config.model[name], study.parents[name]
+    config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
         path = study.root / config.load
-        return Loading(
-            str(path) if path.exists() else config.load,
-            config.revision,
-            config.trust_remote_code,
-            weights_digest(path),
-            Aside(f"{study.name}: model.{name}"),
-            study.starts[0],
-            parents,
-        )
+        folder = str(path) if path.exists() else config.load
+        content, start = weights_digest(path), study.starts[0]
+        return Loading(folder, config.revision, config.trust_remote_code, content, Aside(place), start, parents)
     if config.merge is not None:
         if config.merge.method.startswith("dare"):
             from heredity.lm.recipe import require_mergekit
 
-            require_mergekit(f"{study.name}: model.{name}.merge.method")
-        merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})
-        return Merging(
-            merge,
-            Aside(f"{study.name}: model.{name}.merge"),
-            has_t(config.merge),
-            seed_of(study, "merge", name),
-            parents,
-        )
-    training = TrainingConfig.model_validate(
-        (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
-    )
-    return Training(training, study.shares(name), seed_of(study, "model", name), config.lora, config.train, parents)
+            require_mergekit(f"{place}.merge.method")
+        merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})  # those of the sweep alone
+        seed = seed_of(study, "merge", name)
+        return Merging(merge, Aside(f"{place}.merge"), has_t(merge), seed, parents)
+    fields = (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
+    training, seed = TrainingConfig.model_validate(fields), seed_of(study, "model", name)
+    return Training(training, study.shares(name), seed, config.lora, config.train, parents)
 
 
 def has_t(merge: MergeConfig) -> bool:
@@ -168,24 +150,24 @@ def has_t(merge: MergeConfig) -> bool:
 
 def _needs(study: Study, item: Item) -> Needs:
     name = item["model"]
-    config, tokenizer = study.config.model[name], tokenizer_need(study)
-    if config.load is not None:
-        return {"tokenizer": tokenizer}
-    if (merge := config.merge) is not None:
-        needs: Needs = {
-            "tokenizer": tokenizer,
-            "parent": {parent: ("model", {"model": parent}) for parent in merge.parents},
-        }
-        base = study.merge_base(name)
+    config = study.config.model[name]
+    needs: Needs = {"tokenizer": tokenizer_need(study)}
+    if config.merge is not None:
+        merge, base = config.merge, study.merge_base(name)
+        needs["parent"] = _models(merge.parents)
         if merge.method not in ("slerp", "linear") and base:
             needs["base"] = ("model", {"model": base})
         if merge.t == "equilibrium" and has_t(merge):
             needs["sweep"] = ("sweep", item)
-        return needs
-    needs = {"tokenizer": tokenizer, "tokens": tokens_needs(study.shares(name))}
-    if config.parent:
-        needs["parent"] = ("model", {"model": config.parent})
+    elif config.load is None:
+        needs["tokens"] = tokens_needs(study.shares(name))
+        if config.parent:
+            needs["parent"] = ("model", {"model": config.parent})
     return needs
+
+
+def _models(names: Iterable[str]) -> dict[str, Any]:
+    return {name: ("model", {"model": name}) for name in names}
 
 
 def _run(work: Work, settings: Training | Loading | Merging) -> Results:
@@ -198,10 +180,8 @@ def _run(work: Work, settings: Training | Loading | Merging) -> Results:
         case Training():
             kind, record = "train" if settings.architecture else "finetune", _train(work, settings)
     write_json(work.folder / RECORD, record)
-    row = {"kind": kind, "parents": ", ".join(settings.parents)} | {
-        key: record[key] for key in ("parameters", "tokens")
-    }
-    return rows | {"models": [row]}
+    row = {"kind": kind, "parents": ", ".join(settings.parents)}
+    return rows | {"models": [row | {key: record[key] for key in ("parameters", "tokens")}]}
 
 
 def _train(work: Work, settings: Training) -> dict[str, Any]:
@@ -227,7 +207,7 @@ def _train(work: Work, settings: Training) -> dict[str, Any]:
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.lm.load import load_model, state_hash
-    from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
     tokenizer = load_tokenizer(settings.load, settings.revision, settings.trust_remote_code)
@@ -237,12 +217,8 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
             "of one study must read the same tokens (maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
         )
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
-    return {
-        "parameters": model.num_parameters(),
-        "tokens": 0,
-        "state": state_hash(model.state_dict()),
-        "reference": reference,
-    }
+    state = state_hash(model.state_dict())
+    return {"parameters": model.num_parameters(), "tokens": 0, "state": state, "reference": reference}
 
 
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
@@ -267,13 +243,14 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         model = load(parents[merge.parents[0]])
         model.load_state_dict(merged)
     tensors = [row._asdict() for row in report]
+    low, high = sweep["interval"] if sweep else (None, None)
     row = {
         "method": merge.method,
         "first": merge.parents[0],
         "second": merge.parents[1] if len(merge.parents) == 2 else None,
         "t": t,
-        "t_low": sweep["interval"][0] if sweep else None,
-        "t_high": sweep["interval"][1] if sweep else None,
+        "t_low": low,
+        "t_high": high,
         "crossed": sweep["crossed"] if sweep else None,
         "linear_fallback": sum(tensor["method"] == "linear" for tensor in tensors) if merge.method == "slerp" else 0,
         "weights": ", ".join(map(str, merge.weights)) if merge.weights else None,
@@ -323,28 +300,29 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
+    how = {
+        True: ", where it predicts the text of both parents equally well",
+        False: "; the parents' accuracies never cross, so this is where they come nearest",
+        None: "",
+    }
     for row in rows_of(tables, "merges"):
-        if row["t"] is None:
-            yield Statement(row["model"], "merge", f"{row['model']} is a {row['method']} merge.")
-            continue
-        mixture = f"{1 - row['t']:.0%} {row['first']} / {row['t']:.0%} {row['second']}".replace("%", " %")
-        evidence = [f"t = {row['t']:.3f} from {row['first']} (0) to {row['second']} (1)"]
-        if row["t_low"] is not None:
-            evidence.append(f"95 % CI {row['t_low']:.3f}–{row['t_high']:.3f}, bootstrap over validation blocks")
-        if row["linear_fallback"]:
-            evidence.append(f"{row['linear_fallback']:,} tensors interpolated linearly")
-        how = {
-            True: ", where it predicts the text of both parents equally well",
-            False: "; the parents' accuracies never cross, so this is where they come nearest",
-            None: "",
-        }[row["crossed"]]
-        yield Statement(
-            row["model"], "merge", f"{row['model']} is a {row['method']} merge of {mixture}{how}.", tuple(evidence)
-        )
+        model, first, second, t = (row[name] for name in ("model", "first", "second", "t"))
+        of, evidence = "", []
+        if t is not None:
+            of = f" of {1 - t:.0%} {first} / {t:.0%} {second}".replace("%", " %") + how[row["crossed"]]
+            evidence.append(f"t = {t:.3f} from {first} (0) to {second} (1)")
+            if row["t_low"] is not None:
+                evidence.append(f"95 % CI {row['t_low']:.3f}–{row['t_high']:.3f}, bootstrap over validation blocks")
+            if row["linear_fallback"]:
+                evidence.append(f"{row['linear_fallback']:,} tensors interpolated linearly")
+        yield Statement(model, "merge", f"{model} is a {row['method']} merge{of}.", tuple(evidence))
 
 
 class SweepSettings(NamedTuple):
-    merge: MergeConfig
+    method: str
+    parents: tuple[str, ...]
+    points: int
+    tolerance: float
     corpora: dict[str, tuple[str, ...]]
     """Corpora that each parent is judged on."""
     tokens: int
@@ -366,13 +344,13 @@ def _specialty(study: Study, name: str) -> tuple[str, ...]:
 
 
 def _sweep_settings(study: Study, item: Item) -> SweepSettings:
-    merge = study.config.model[item["model"]].merge
-    assert merge is not None
+    merge: Any = study.config.model[item["model"]].merge
     training = training_of(study, merge.parents[0])
     return SweepSettings(
-        MergeConfig(
-            method=merge.method, parents=merge.parents, sweep_points=merge.sweep_points, tolerance=merge.tolerance
-        ),
+        merge.method,
+        merge.parents,
+        merge.sweep_points,
+        merge.tolerance,
         {parent: _specialty(study, parent) for parent in merge.parents},
         study.config.evaluation.tokens,
         training.context_size,
@@ -382,75 +360,47 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
 
 
 def _sweep_needs(study: Study, item: Item) -> Needs:
-    merge = study.config.model[item["model"]].merge
-    assert merge is not None
-    corpora = sorted({corpus for parent in merge.parents for corpus in _specialty(study, parent)})
-    return {
-        "parent": {parent: ("model", {"model": parent}) for parent in merge.parents},
-        "tokens": tokens_needs(corpora),
-    }
+    parents = study.parents[item["model"]]
+    corpora = sorted({corpus for parent in parents for corpus in _specialty(study, parent)})
+    return {"parent": _models(parents), "tokens": tokens_needs(corpora)}
 
 
 def _sweep(work: Work, settings: SweepSettings) -> Results:
     from heredity.lm.sweep import Bench, follow
 
-    merge = settings.merge
-    parents = [work.inputs["parent"][parent] for parent in merge.parents]
-    opened = partial(
-        _bench,
-        parents,
-        work.inputs["tokens"],
-        settings.corpora,
-        merge.method,  # pyright: ignore[reportArgumentType]
-        settings.precision,
-        settings.context_size,
-        settings.tokens,
-    )
-    benches = work.shards.job(opened)
-    result = follow(
-        lambda places: benches.map(Bench.measure, places),
-        merge.sweep_points,
-        merge.tolerance,
-        settings.seed,
-        settings.corpora,
-        work.progress,
-    )
+    parents = [work.inputs["parent"][parent] for parent in settings.parents]
+    benches = work.shards.job(partial(_bench, parents, work.inputs["tokens"], settings))
+    figures = settings.points, settings.tolerance, settings.seed, settings.corpora
+    result = follow(lambda places: benches.map(Bench.measure, places), *figures, work.progress)
     points = [point._asdict() for point in result.points]
     write_json(work.folder / "sweep.json", {**result._asdict(), "points": points})
     rows = [
         {
-            "t": point["t"],
+            "t": point.t,
             "parent": parent,
             "accuracy": accuracy,
-            "accuracy_low": point["interval"].get(parent, (None, None))[0],
-            "accuracy_high": point["interval"].get(parent, (None, None))[1],
-            "ce_loss": point["ce_loss"].get(parent),
+            "accuracy_low": point.interval[parent][0],
+            "accuracy_high": point.interval[parent][1],
+            "ce_loss": point.ce_loss[parent],
         }
-        for point in points
-        for parent, accuracy in point["accuracy"].items()
+        for point in result.points
+        for parent, accuracy in point.accuracy.items()
     ]
     return {"sweeps": rows}
 
 
-def _bench(
-    parents: Sequence[Artifact],
-    tokens: Mapping[str, Artifact],
-    corpora: Mapping[str, Sequence[str]],
-    method: Method,
-    precision: Precision,
-    context_size: int,
-    limit: int,
-) -> Bench:
+def _bench(parents: Sequence[Artifact], tokens: Mapping[str, Artifact], settings: SweepSettings) -> Bench:
     """The merge of two parents with their validation sets, in whichever process it is measured."""
     from heredity.lm.sweep import Bench
 
-    validation = packs(tokens, "validation")
+    packed, size = packs(tokens, "validation"), (settings.context_size, settings.tokens)
     blocks = {
-        parent: {corpus: validation_blocks(validation[corpus], context_size, limit) for corpus in names}
-        for parent, names in corpora.items()
+        parent: {corpus: validation_blocks(packed[corpus], *size) for corpus in names}
+        for parent, names in settings.corpora.items()
     }
     first, second = (load(parent).state_dict() for parent in parents)
-    return Bench(on_device(load(parents[0])), first, second, method, blocks, precision)
+    method: Any = settings.method
+    return Bench(on_device(load(parents[0])), first, second, method, blocks, settings.precision)
 
 
 def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Cost:

@@ -21,7 +21,7 @@ RECORD = "record.json"
 
 def tokenizer_of(artifact: Artifact) -> Any:
     """The tokenizer of a tokenizer artifact."""
-    from heredity.text.tokenizer import load_tokenizer
+    from heredity.text.tokens import load_tokenizer
 
     trusted = artifact.json(CONFIG).get("trust_remote_code", False)
     return load_tokenizer(str(artifact / "tokenizer"), trust_remote_code=trusted)

@@ -101,7 +101,7 @@ def _tokenizer_needs(study: Study, item: Item) -> Needs:
 
 def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokenizer import load_tokenizer, train_tokenizer
+    from heredity.text.tokens import load_tokenizer, train_tokenizer
 
     if settings.source is not None:
         tokenizer = load_tokenizer(settings.source, trust_remote_code=settings.trust_remote_code)
@@ -126,8 +126,7 @@ def _alternate(parts: list[Iterator[str]]) -> Iterator[str]:
 def _write_tokens(work: Work, _: Any) -> Results:
     from heredity.analyses.reading import tokenizer_of
     from heredity.text.corpora import read_corpus
-    from heredity.text.tokenizer import fingerprint_tokenizer
-    from heredity.text.tokens import pack
+    from heredity.text.tokens import fingerprint_tokenizer, pack
 
     tokenizer = tokenizer_of(work.inputs["tokenizer"])
     record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(tokenizer)}

@@ -77,8 +77,8 @@ def versions(name: str) -> str:
         parts.append(f"{platform.python_implementation()} {platform.python_version()}")
     if name != "python-stdlib":
         wanted = _HEADER_PACKAGES if name == "cpp-headers" else _requirements()
-        packages = {(package.name, package.version) for package in importlib.metadata.distributions()}
-        parts += sorted(f"{package} {version}" for package, version in packages if _plain(package) in wanted)
+        packages = {f"{package.name} {package.version}": package.name for package in importlib.metadata.distributions()}
+        parts += sorted(package for package, own in packages.items() if _plain(own) in wanted)
     return "; ".join(parts)
 
 
@@ -102,13 +102,11 @@ def _items(name: str) -> list[_Item]:
         items = _files(stdlib, (".py",), _STDLIB_SKIPPED, _english, "python/")
         items += _of_requirements((".py", ".md", ".rst", ".txt", "/METADATA"), _english)
         return items + [(f"python/topics/{topic}", partial(prose, text)) for topic, text in topics.items()]
-    return [
-        item
-        for package in _HEADER_PACKAGES
-        if (include := _include_folder(package)) is not None
-        for item in _files(include, (".h", ".hpp", ".cuh"), _HEADERS_SKIPPED, _source, f"{package}/include/")
-        if item[0].count("/") > 2  # single files at the top belong to C libraries that torch passes on
-    ]
+    folders = {package: folder for package in _HEADER_PACKAGES if (folder := _include_folder(package)) is not None}
+    endings = (".h", ".hpp", ".cuh")
+    headers = [_files(folder, endings, _HEADERS_SKIPPED, _source, f"{p}/include/") for p, folder in folders.items()]
+    # Single files at the top belong to C libraries that torch passes on.
+    return [item for items in headers for item in items if item[0].count("/") > 2]
 
 
 def _files(

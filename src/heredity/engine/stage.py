@@ -58,14 +58,11 @@ class Work:
 class Watcher:
     """Follows a run. This one ignores it; the command line draws progress bars with its own."""
 
-    def start(self, stage: Stage) -> None:
-        """A stage begins."""
+    def start(self, stage: Stage) -> None: ...
 
-    def progress(self, stage: Stage, done: int, total: int) -> None:
-        """A stage has come this far."""
+    def progress(self, stage: Stage, done: int, total: int) -> None: ...
 
-    def end(self, stage: Stage, seconds: float, cached: bool) -> None:
-        """A stage is complete."""
+    def end(self, stage: Stage, seconds: float, cached: bool) -> None: ...
 
 
 def run(
@@ -80,7 +77,6 @@ def run(
     `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
     stage; by default this process does all of it. Raises ArtifactError when `until` names no stage.
     """
-    watcher = watcher or Watcher()
     if until is not None:
         last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
         if not last:
@@ -88,7 +84,7 @@ def run(
             raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
         stages = stages[: last[-1] + 1]
     with store.lock():
-        return {stage.label: _one(stage, store, watcher, shards or Here()) for stage in stages}
+        return {stage.label: _one(stage, store, watcher or Watcher(), shards or Here()) for stage in stages}
 
 
 def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifact:

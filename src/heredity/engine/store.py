@@ -2,8 +2,8 @@
 
 An artifact's key is the hash of its recipe: the stage, the settings that matter to it and the keys of its inputs.
 `manifest.json` in its folder records that recipe, a checksum of every file, versions, seconds and peak memory. A folder
-is filled under a hidden name, gets its manifest last and is then renamed, so that a half-written artifact cannot be
-mistaken for a whole one; the hidden folder stays after a kill and a long stage resumes from it.
+is filled under a hidden name, gets its manifest last and is then renamed; the hidden folder stays after a kill, and a
+long stage resumes from it.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def digest(value: object) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it becomes `path` when the block ends well.
 
-    After an error it is deleted and `path` is as before; what a killed process left under such a name is deleted too.
-    A file never replaces a folder: ValueError.
-    A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill between them leaves none.
+    After an error it is deleted and `path` is as before; so is what a killed process left. A file never replaces a
+    folder: ValueError. A full disk raises OSError with `path` in it. Replacing a folder takes two renames: a kill
+    between them leaves none.
     """
     for stray in path.parent.glob(f".{glob.escape(path.name)}.*"):
         match = _TEMPORARY.fullmatch(stray.name)
@@ -81,7 +81,7 @@ def whole(path: Path) -> Iterator[Path]:
             yield partial
             for file in [*partial.rglob("*"), partial]:
                 if file.is_file():
-                    _flush(file)
+                    flush(file)
             if path.is_dir() and not path.is_symlink():
                 if partial.is_file():
                     raise ValueError(f"{path}: is a folder, and what is written there is a file; give a file's name")
@@ -166,7 +166,7 @@ class Store:
             "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         }
         write_json(partial / MANIFEST, manifest)
-        _flush(partial)
+        flush(partial)
         _remove(final)
         partial.rename(final)
         self._verified.add(final)
@@ -185,9 +185,8 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                writer = f"process {file.read().strip() or 'unknown'}"
-                reason = f"is being written by {writer}; wait for it, or choose another folder with --runs"
-                raise ArtifactError(f"{self.root} {reason}") from None
+                reason = f"is being written by process {file.read().strip() or 'unknown'}; wait for it, or choose"
+                raise ArtifactError(f"{self.root} {reason} another folder with --runs") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -245,7 +244,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -51,7 +51,6 @@ class Here:
     """All work in this process."""
 
     def job(self, opened: Callable[[], S]) -> Job[S]:
-        """Units of work that all need the result of `opened`."""
         return Job(opened)
 
 
@@ -117,10 +116,8 @@ class _SharedJob(Job[S]):
                     return
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise WorkerError(
-                f"one of {self._processes.count} worker processes was killed, perhaps for want of memory; "
-                "run with fewer workers"
-            ) from error
+            killed = f"one of {self._processes.count} worker processes was killed, perhaps for want of memory"
+            raise WorkerError(f"{killed}; run with fewer workers") from error
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from heredity.features.collect import Reader, encoded
 from heredity.features.correlate import median
+from heredity.lm.evaluate import arithmetic, chunk_rows, dtype_of
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
-from heredity.lm.loss import arithmetic, chunk_rows, dtype_of
 
 _CHUNK = 1 << 22  # numbers in a temporary array
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
-from heredity.lm.loss import arithmetic
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
 
@@ -20,11 +20,8 @@ _FORWARD_TOKENS = 12_288  # tokens per forward pass: enough to fill two cores, s
 
 
 class ActivationStore:
-    """Shuffled batches of activations.
-
-    The sampler already draws blocks from all over the corpora in random order; `buffer` batches at a time are run
-    through the model and their positions permuted, so that the positions of one block spread over many batches.
-    """
+    """Shuffled batches of activations: `buffer` batches at a time are run through the model and their positions
+    permuted, so that the positions of one block, drawn from all over the corpora, spread over many batches."""
 
     def __init__(
         self,
@@ -59,7 +56,6 @@ class ActivationStore:
 
 
 def blocks_at_once(context_size: int) -> int:
-    """Blocks per forward pass."""
     return max(1, _FORWARD_TOKENS // context_size)
 
 

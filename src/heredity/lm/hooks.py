@@ -10,22 +10,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 if TYPE_CHECKING:  # hook points are checked against shapes before anything heavy is loaded
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 Side = Literal["input", "output"]
 
 # What may follow `blocks.L.`; `hook_embed` stands alone.
 BLOCK_NAMES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 BLOCK_NAMES += ("mlp.hook_pre", "mlp.hook_post", "attn.hook_z")
-# Layers of Llama, Mistral, Qwen and Gemma; of GPT-2; of GPT-NeoX and Pythia; of Gemma 3 with a vision tower; then the
-# same models without a language-model head.
-_STACKS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.language_model.layers")
-_STACKS += ("layers", "h", "language_model.layers")
+# What holds the layers of Llama, Mistral, Qwen and Gemma; of GPT-2; of GPT-NeoX and Pythia; of Gemma 3 with a vision
+# tower; then of the same models without a language-model head.
+_TRUNKS = ("model", "transformer", "gpt_neox", "model.language_model", "", "language_model")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -52,26 +50,24 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     kind = type(model).__name__
     if ":" in hook_point:
         path, side = _split(hook_point)
-        module = _find(model, path)
-        if module is None:
-            near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
-            raise HookPointError(f"hook_point {hook_point!r}: {kind} has no module {path!r}; {hint}")
-        return module, side
-    stacks = {path: stack for path in _STACKS if isinstance(stack := _find(model, path), nn.ModuleList)}
+        if (module := _find(model, path)) is not None:
+            return module, side
+        near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
+        raise HookPointError(f"hook_point {hook_point!r}: {kind} has no module {path!r}; {hint}")
+    trunks = [trunk for path in _TRUNKS if (trunk := _find(model, path)) is not None]
+    stacks = [(stack, trunk) for trunk in trunks if isinstance(stack := _find(trunk, "layers", "h"), nn.ModuleList)]
     if not stacks:
         raise HookPointError(
             f"hook_point {hook_point!r}: no decoder layers found in {kind}; name the module itself, as in "
             "'module.path:output'"
         )
-    stack_path, stack = next(iter(stacks.items()))
+    stack, trunk = stacks[0]
     layer, name = _parse(hook_point, len(stack))
     if layer is None:
-        trunk = model.get_submodule(stack_path.rpartition(".")[0])
-        embeddings = [module for path in _EMBEDDINGS if (module := _find(trunk, path)) is not None]
-        if not embeddings:
+        if (embedding := _find(trunk, *_EMBEDDINGS)) is None:
             raise HookPointError(f"hook_point 'hook_embed': {kind} has none of {', '.join(_EMBEDDINGS)}")
-        return embeddings[0], "output"
+        return embedding, "output"
     places = _places(stack[layer])
     if name not in places:
         valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other in places)
@@ -90,8 +86,11 @@ def width(config: Any, hook_point: str) -> int | None:
         _split(hook_point)
         return None
     config = getattr(config, "text_config", None) or config
-    d_model = _attribute(config, "hidden_size", "n_embd", "d_model")
-    layer, name = _parse(hook_point, _attribute(config, "num_hidden_layers", "n_layer", "n_layers"))
+    try:  # whatever a family calls them, transformers knows them by these names too
+        d_model, heads, n_layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    except AttributeError as error:
+        raise HookPointError(f"{error}; name the place 'module.path:side'") from None
+    layer, name = _parse(hook_point, n_layers)
     if name == "hook_resid_mid" and getattr(config, "use_parallel_residual", False):
         valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name)
         raise HookPointError(
@@ -102,45 +101,47 @@ def width(config: Any, hook_point: str) -> int | None:
         inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
         return int(inner) if inner else 4 * d_model
     if name == "attn.hook_z":
-        heads = _attribute(config, "num_attention_heads", "n_head")
         return heads * int(getattr(config, "head_dim", None) or d_model // heads)
     return d_model
 
 
-def capture(model: nn.Module, hook_point: str, input_ids: torch.Tensor) -> torch.Tensor:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (dropout off) while open; the model then returns to the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def capture(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
     """Activations [batch, context, d_in] at a hook point for token ids [batch, context]; always float32.
 
     The forward pass ends as soon as the value is known: later layers and the output head never run. The model runs
-    in evaluation mode (dropout off) and without gradients, and returns to the mode it was in.
+    in evaluation mode and without gradients.
     Raises HookPointError when the hook point is unknown, or when the forward pass never reaches it.
     """
     import torch
 
-    caught: list[torch.Tensor] = []
+    caught: list[Tensor] = []
 
-    def keep(x: torch.Tensor) -> torch.Tensor:
+    def keep(x: Tensor) -> Tensor:
         caught.append(x)
         raise _Stop
 
-    training = model.training
-    handle = _attach(model, hook_point, keep)
-    try:
-        if training:
-            model.eval()
-        with torch.no_grad():
-            # A model that keeps keys and values would fill its cache for nothing.
-            model(input_ids, **({"use_cache": False} if hasattr(model, "config") else {}))
-    except _Stop:
-        return caught[0].float()
-    finally:
-        handle.remove()
-        if training:
-            model.train()
-    raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never reaches it")
+    # A model that keeps keys and values would fill its cache for nothing.
+    options = {"use_cache": False} if hasattr(model, "config") else {}
+    with _attached(model, hook_point, keep), evaluating(model), torch.no_grad(), suppress(_Stop):
+        model(input_ids, **options)
+    if not caught:
+        raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never reaches it")
+    return caught[0].float()
 
 
 @contextmanager
-def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def replaced(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While open, every forward pass continues with `fn(x)` in place of the x at the hook point.
 
     `fn` gets the tensor as the model computed it, [batch, context, d_in] in the model's type, and returns one of the
@@ -148,56 +149,54 @@ def replaced(model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], tor
     forward pass, ValueError when `fn` changes the shape.
     """
 
-    def swap(x: torch.Tensor) -> torch.Tensor:
+    def swap(x: Tensor) -> Tensor:
         new = fn(x)
         if new.shape != x.shape:
             raise ValueError(f"replacement at {hook_point} has shape {list(new.shape)}; it must be {list(x.shape)}")
         return new.to(x.dtype)
 
-    handle = _attach(model, hook_point, swap)
-    try:
+    with _attached(model, hook_point, swap):
         yield
-    finally:
-        handle.remove()
 
 
-def _attach(
-    model: nn.Module, hook_point: str, fn: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.utils.hooks.RemovableHandle:
-    """Let `fn` replace the tensor that passes the hook point, in a tuple of values the first."""
+@contextmanager
+def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, `fn` replaces the tensor that passes the hook point, in a tuple of values the first."""
     import torch
 
     module, side = resolve(model, hook_point)
 
     def changed(value: Any) -> Any:
-        x = value[0] if isinstance(value, tuple) else value
+        x, *rest = value if isinstance(value, tuple) else (value,)
         if not isinstance(x, torch.Tensor):
             raise HookPointError(f"hook_point {hook_point!r}: a {type(x).__name__} passes there, not a tensor")
-        return (fn(x), *value[1:]) if isinstance(value, tuple) else fn(x)
+        return (fn(x), *rest) if isinstance(value, tuple) else fn(x)
 
-    if side == "output":
-        return module.register_forward_hook(lambda _module, _args, output: changed(output))
-
-    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
-            return (changed(args[0]), *args[1:]), kwargs
+            return changed(args), kwargs
         name = next(key for key, value in kwargs.items() if isinstance(value, torch.Tensor))
         return args, {**kwargs, name: changed(kwargs[name])}
 
-    return module.register_forward_pre_hook(before, with_kwargs=True)
+    if side == "output":
+        handle = module.register_forward_hook(lambda _module, _args, output: changed(output))
+    else:
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    with handle:
+        yield
 
 
 def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
     """The places that this block has, by name."""
     if _find(block, "post_feedforward_layernorm") is not None:  # Gemma 2 and 3
-        middle, attn_out = ("pre_feedforward_layernorm", "mlp"), ("post_attention_layernorm",)
+        middle, attention = ("pre_feedforward_layernorm", "mlp"), ("post_attention_layernorm",)
     else:
-        middle, attn_out = ("post_attention_layernorm", "ln_2"), ("self_attn", "attn", "attention")
+        middle, attention = ("post_attention_layernorm", "ln_2"), ("self_attn", "attn", "attention")
     candidates: dict[str, tuple[Side, tuple[str, ...]]] = {
         "hook_resid_pre": ("input", ("",)),
         "hook_resid_mid": ("input", () if getattr(block, "use_parallel_residual", False) else middle),
         "hook_resid_post": ("output", ("",)),
-        "hook_attn_out": ("output", attn_out),
+        "hook_attn_out": ("output", attention),
         "hook_mlp_out": ("output", ("post_feedforward_layernorm", "mlp")),
         "mlp.hook_pre": ("output", ("mlp.gate_proj", "mlp.c_fc", "mlp.dense_h_to_4h")),
         "mlp.hook_post": ("input", ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h")),
@@ -205,8 +204,8 @@ def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:
     }
     places: dict[str, tuple[nn.Module, Side]] = {}
     for name, (side, paths) in candidates.items():
-        if modules := [module for path in paths if (module := _find(block, path)) is not None]:
-            places[name] = modules[0], side
+        if (module := _find(block, *paths)) is not None:
+            places[name] = module, side
     return places
 
 
@@ -235,17 +234,9 @@ def _split(hook_point: str) -> tuple[str, Side]:
     return path, cast(Side, side)
 
 
-def _find(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _attribute(config: Any, *names: str) -> int:
-    value = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-    if value is None:
-        raise HookPointError(
-            f"{type(config).__name__} has none of {', '.join(names)}; name the place 'module.path:side'"
-        )
-    return int(value)
+def _find(module: nn.Module, *paths: str) -> nn.Module | None:
+    """The first of these submodules that there is."""
+    for path in paths:
+        with suppress(AttributeError):
+            return module.get_submodule(path)
+    return None

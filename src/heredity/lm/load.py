@@ -99,8 +99,8 @@ def load_model(
         remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
         known = type(config) in AutoModelForCausalLM._model_mapping
         headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
-        if getattr(config, "is_encoder_decoder", False) or not (known or remote) or (headless and not remote):
-            kind = kinds[0] if kinds else type(config).__name__
+        if getattr(config, "is_encoder_decoder", False) or not (remote or (known and not headless)):
+            kind = [*kinds, type(config).__name__][0]
             raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
@@ -179,11 +179,10 @@ def _is_folder(name: str) -> bool:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name}: no config.json there; give the folder that model.save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-        if pickles:
+        reason = "no *.safetensors there; save the model in that format"
+        if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")):
             reason = f"its weights are pickled ({pickles[0]}), which can run code; save the model as safetensors"
-            raise ModelError(f"{name}: {reason}")
-        raise ModelError(f"{name}: no *.safetensors there; save the model in that format")
+        raise ModelError(f"{name}: {reason}")
     return True
 
 

@@ -8,14 +8,22 @@ mergekit's: `heredity.lm.recipe`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
+_TAKES = {
+    "slerp": "exactly two parents and t, between 0 (first parent) and 1 (second), and neither weights nor base",
+    "linear": "either exactly two parents and t, or at least two and one weight per parent, and no base",
+    "task_arithmetic": "one weight per parent, no t, and a base, the model that its parents descend from",
+    "ties": "one weight per parent, no t, and a base, the model that its parents descend from",
+}
 PARALLEL = 0.9995  # |cos| of two tensors above which slerp interpolates linearly (about 1.81 degrees)
 _NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
 _CHUNK = 1 << 20  # elements converted to float64 at a time
@@ -29,8 +37,8 @@ class TensorReport(NamedTuple):
     """What merging did to one tensor; with one parent, the base takes the place of the second."""
 
     name: str  # key in the state dict; of tied tensors, the first name in alphabetical order
-    angle_degrees: float  # angle between the first two parents' tensors, flattened
-    cosine: float  # cosine of that angle; 0 if one of them is zero, 1 if both are
+    angle_degrees: float  # between the first two parents' tensors, flattened
+    cosine: float  # of that angle; 0 if one of them is zero, 1 if both are
     method: str  # the merge's method, `linear` where slerp fell back to it, `copied` for integers and booleans
     norm_ratio: float
     """‖merged‖ over the parents' norms averaged with the weights of the merge: (1 − t)‖a‖ + t‖b‖ for slerp and linear,
@@ -61,10 +69,11 @@ def merge_states(
     that are not finite; and for arguments that the method does not take.
     """
     _check_arguments(method, len(states), t, weights, base)
-    labels = [f"parent {i}" for i in range(1, len(states) + 1)] + (["base"] if base is not None else [])
-    everyone = [*states, base] if base is not None else list(states)
-    tied = _check_states(everyone, labels)
+    everyone = {f"parent {i}": state for i, state in enumerate(states, start=1)}
+    everyone |= {"base": base} if base is not None else {}
+    tied = _check_states(everyone)
     mix = (1 - t, t) if t is not None else tuple(weights or ())
+    options = {} if normalize is None else {"normalize": normalize}
     shares = [1 / len(states)] * len(states)
     if method in ("slerp", "linear"):
         total = sum(mix) if t is None and normalize is not False else 1.0
@@ -72,23 +81,22 @@ def merge_states(
     merged: dict[str, Tensor] = {}
     reports = []
     for name in sorted(set(states[0]) - set(tied)):
-        tensors = [state[name] for state in everyone]
-        a, parents, used = tensors[0], tensors[: len(states)], str(method)
-        try:
-            cos = cosine(a, tensors[1])
+        labeled, used = {label: state[name] for label, state in everyone.items()}, str(method)
+        a, b, *_ = tensors = list(labeled.values())
+        parents, start = tensors[: len(states)], tensors[-1]
+        with _naming(name):
+            cos = cosine(a, b)
             if not a.is_floating_point():
                 result, used = a.clone(), "copied"
             elif method == "slerp":
-                result, used = slerp(a, tensors[1], mix[1], cos), "linear" if abs(cos) > PARALLEL else "slerp"
+                result, used = slerp(a, b, mix[1], cos), "linear" if abs(cos) > PARALLEL else "slerp"
             elif method == "linear":
-                result = linear(parents, mix, normalize=normalize is not False)
+                result = linear(parents, mix, **options)
             elif method == "task_arithmetic":
-                result = task_arithmetic(tensors[-1], parents, mix, normalize=normalize is True)
+                result = task_arithmetic(start, parents, mix, **options)
             else:
-                result = ties(tensors[-1], parents, mix, density, normalize=normalize is not False)
-            reports.append(_report(name, result, dict(zip(labels, tensors, strict=True)), cos, used, shares))
-        except MergeError as error:
-            raise MergeError(f"{name}: {error}") from None
+                result = ties(start, parents, mix, density, **options)
+            reports.append(_report(name, result, labeled, cos, used, shares))
         merged[name] = result
     return {name: merged[tied.get(name, name)] for name in states[0]}, reports
 
@@ -107,13 +115,10 @@ def compare_states(
     shares, reports = [1 / max(1, len(states))] * len(states), []
     for name in sorted(set(merged) - set(_ties(merged))):
         tensors = [state[name] for state in everyone if name in state and state[name].shape == merged[name].shape]
-        if len(tensors) < max(2, len(everyone)):
-            continue
-        try:
+        if len(tensors) == len(everyone) > 1:
             labeled = {f"model {i}": tensor for i, tensor in enumerate(tensors, start=1)}
-            reports.append(_report(name, merged[name], labeled, cosine(*tensors[:2]), method, shares))
-        except MergeError as error:
-            raise MergeError(f"{name}: {error}") from None
+            with _naming(name):
+                reports.append(_report(name, merged[name], labeled, cosine(*tensors[:2]), method, shares))
     return reports
 
 
@@ -163,12 +168,9 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     """
     _check_tensors(tensors)
     _check_weights(weights, len(tensors), normalize)
-    total, merged = sum(weights) if normalize else 1.0, None
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if weight:
-            term = tensor.to(_working(tensors[0])) * (weight / total)
-            merged = term if merged is None else merged + term
-    return torch.zeros_like(tensors[0]) if merged is None else merged.to(tensors[0].dtype)
+    total, kind = sum(weights) if normalize else 1.0, _working(tensors[0])
+    terms = [x.to(kind) * (weight / total) for x, weight in zip(tensors, weights, strict=True) if weight]
+    return reduce(torch.add, terms).to(tensors[0].dtype) if terms else torch.zeros_like(tensors[0])
 
 
 def task_arithmetic(
@@ -179,8 +181,7 @@ def task_arithmetic(
     Source: Ilharco et al. 2023, section 2. Raises `MergeError` as `linear` does.
     """
     _check_weights(weights, len(tensors), normalize)
-    vectors = _task_vectors(base, tensors, weights)
-    total: Tensor = sum(vectors[1:], start=vectors[0])
+    total = _task_vectors(base, tensors, weights).sum(0)
     return (base.to(total.dtype) + (total / sum(weights) if normalize else total)).to(base.dtype)
 
 
@@ -204,29 +205,33 @@ def ties(
     """
     _check_weights(weights, len(tensors), divide=False)
     weighted = _task_vectors(base, tensors, weights, _densities(density, len(tensors)))
-    total: Tensor = sum(weighted[1:], start=weighted[0])
-    elected = torch.where(total >= 0, 1.0, -1.0).to(total.dtype)
-    agree = [(vector.sign() == elected).to(total.dtype) for vector in weighted]
-    total = sum((v * a for v, a in zip(weighted, agree, strict=True)), start=torch.zeros_like(total))
-    divisor = sum((a * w for a, w in zip(agree, weights, strict=True)), start=torch.zeros_like(total))
-    divisor = torch.where(divisor == 0, 1.0, divisor)
-    return (base.to(total.dtype) + (total / divisor if normalize else total)).to(base.dtype)
+    elected = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
+    agree = (weighted.sign() == elected).to(weighted.dtype)
+    total = (weighted * agree).sum(0)
+    if normalize:
+        divisor = torch.tensordot(agree.new_tensor(weights), agree, dims=1)
+        total = total / torch.where(divisor == 0, 1.0, divisor)
+    return (base.to(total.dtype) + total).to(base.dtype)
 
 
 def _task_vectors(
-    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], densities: Sequence[float] | None = None
-) -> list[Tensor]:
-    """wᵢ (xᵢ − base), each trimmed to its density first."""
+    base: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], densities: Sequence[float] = ()
+) -> Tensor:
+    """wᵢ (xᵢ − base), each trimmed to its density first, [tensors, *shape]."""
     _check_tensors([base, *tensors])
-    vectors = [tensor.to(_working(base)) - base.to(_working(base)) for tensor in tensors]
-    for i, density in enumerate(densities or ()):
-        vector = vectors[i].reshape(-1)
-        if density < 1 and vector.numel():
-            largest = vector.abs().argsort(descending=True, stable=True)[: max(1, int(density * vector.numel()))]
-            kept = torch.zeros_like(vector)
-            kept[largest] = vector[largest]
-            vectors[i] = kept.reshape(base.shape)
-    return [vector * weight for vector, weight in zip(vectors, weights, strict=True)]
+    vectors = [(tensor.to(_working(base)) - base.to(_working(base))).contiguous() for tensor in tensors]
+    for vector, density in zip(vectors, densities, strict=bool(densities)):
+        if density < 1 and (flat := vector.view(-1)).numel():
+            flat[flat.abs().argsort(descending=True, stable=True)[max(1, int(density * flat.numel())) :]] = 0
+    return torch.stack([vector * weight for vector, weight in zip(vectors, weights, strict=True)])
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    try:
+        yield
+    except MergeError as error:
+        raise MergeError(f"{tensor}: {error}") from None
 
 
 def _working(tensor: Tensor) -> torch.dtype:
@@ -258,25 +263,17 @@ def _report(
 
 
 def _check_arguments(method: str, parents: int, t: float | None, weights: Sequence[float] | None, base: object) -> None:
-    if method not in get_args(Method):
-        known = ", ".join(get_args(Method))
-        raise MergeError(f"method={method!r} is unknown; choose one of {known}, or merge with mergekit")
-    between, few = method in ("slerp", "linear"), 2 if method in ("slerp", "linear") else 1
-    if parents < few or (method == "slerp" and parents > 2):
-        wanted = "exactly two parents" if method == "slerp" else f"at least {few}"
-        raise MergeError(f"{method} takes {wanted}, not {parents}; change the parents or the method")
-    if between and base is not None:
-        raise MergeError(f"{method} takes no base; leave base out or use a task-vector method")
-    if not between and base is None:
-        raise MergeError(f"{method} needs base, the model its parents descend from; give one")
-    if method == "slerp" and (t is None or weights is not None):
-        raise MergeError("slerp takes t and no weights; give t between 0 (first parent) and 1 (second)")
-    if method == "linear" and (t is None) == (weights is None):
-        raise MergeError("linear takes either t or weights; give one of the two")
-    if method == "linear" and t is not None and parents > 2:
-        raise MergeError(f"linear with t takes exactly two parents, not {parents}; give one weight per parent")
-    if not between and (weights is None or t is not None):
-        raise MergeError(f"{method} takes weights, one per parent, and no t; give weights")
+    if method not in _TAKES:
+        raise MergeError(f"method={method!r} is unknown; choose one of {', '.join(_TAKES)}, or merge with mergekit")
+    between = parents == 2 and t is not None and weights is None
+    weighted = parents > 0 and t is None and weights is not None
+    if method in ("slerp", "linear"):
+        fits = base is None and (between or (method == "linear" and weighted and parents > 1))
+    else:
+        fits = base is not None and weighted
+    if not fits:
+        given = f"{parents} parents, t={t}, weights={weights} and {'no' if base is None else 'a'} base"
+        raise MergeError(f"{method} takes {_TAKES[method]}; given are {given}")
     if t is not None:
         _check_t(t)
 
@@ -295,9 +292,9 @@ def _check_weights(weights: Sequence[float], count: int, divide: bool) -> None:
         raise MergeError(f"weights={list(weights)} sum to 0; choose weights with another sum or turn normalize off")
 
 
-def _densities(density: float | Sequence[float], count: int) -> list[float]:
+def _densities(density: float | Sequence[float], count: int) -> Sequence[float]:
     """One density for each of `count` tensors."""
-    densities = [float(density)] * count if isinstance(density, int | float) else [float(share) for share in density]
+    densities = [density] * count if isinstance(density, int | float) else density
     if len(densities) != count:
         raise MergeError(f"density={densities} are {len(densities)} for {count} parents; give one, or one per parent")
     if not all(0 < share <= 1 for share in densities):
@@ -314,17 +311,15 @@ def _check_tensors(tensors: Sequence[Tensor]) -> None:
             raise MergeError(f"tensors of shapes {shapes} cannot be merged; merge models of one architecture")
 
 
-def _check_states(states: Sequence[Mapping[str, Tensor]], labels: Sequence[str]) -> dict[str, str]:
+def _check_states(everyone: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     """Refuse state dicts that do not fit each other; return each tied name with the name it is tied to."""
-    first, tied, here = states[0], _ties(states[0]), labels[0]
-    for state, there in zip(states[1:], labels[1:], strict=True):
-        if first.keys() != state.keys():
-            extra, holder, other = sorted(first.keys() - state.keys()), here, there
-            if not extra:
-                extra, holder, other = sorted(state.keys() - first.keys()), there, here
-            names = ", ".join(extra[:3]) + (f" and {len(extra) - 3} more" if len(extra) > 3 else "")
+    (here, first), *others = everyone.items()
+    tied = _ties(first)
+    for there, state in others:
+        for name in sorted(first.keys() ^ state.keys()):
+            pair = (here, there) if name in first else (there, here)
             raise MergeError(
-                f"{names} is in {holder} but not in {other}; merge models of one architecture (both with tied "
+                f"{name} is in {' but not in '.join(pair)}; merge models of one architecture (both with tied "
                 "embeddings or both without)"
             )
         for name in sorted(first):

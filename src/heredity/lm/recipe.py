@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from heredity.engine.store import whole, write_json
 from heredity.lm.load import load_model, quiet, random_state_kept, save_model
 from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
-from heredity.text.tokenizer import load_tokenizer
+from heredity.text.tokens import load_tokenizer
 
 
 class RecipeError(ValueError):
@@ -39,8 +39,7 @@ def merge_folders(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"-o {out}: the folder is not empty; choose another, nothing is overwritten")
     result = {"method": method, "models": list(models), "t": t, "weights": list(weights) if weights else None}
-    ours, place = recipe is None and method in get_args(Method), str(recipe or f"--method {method}")
-    configuration = None
+    ours, configuration = recipe is None and method in get_args(Method), None
     if recipe is not None:
         if models or t is not None or weights is not None:
             raise ValueError("--config holds the models and numbers itself; leave the arguments and --t, --weights out")
@@ -63,7 +62,7 @@ def merge_folders(
             save_model(model, load_tokenizer(models[0]), partial)
         else:
             configuration = configuration or recipe_of(method, models, weights, density, base)
-            report = merge_recipe(configuration, partial, seed, place)
+            report = merge_recipe(configuration, partial, seed, str(recipe or f"--method {method}"))
         result |= {"out": str(out), "tensors": [row._asdict() for row in report]}
         write_json(partial / "merge.json", result)
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ Evaluate = Callable[[nn.Module, np.ndarray, int, Precision], Quality]
 class SweepPoint(NamedTuple):
     """Both parents' validation sets at one t; figures by the parent's name, pooled over the tokens of its corpora."""
 
-    t: float  # position between the first (0) and the second parent (1)
+    t: float
     accuracy: dict[str, float]  # next-token accuracy
     ce_loss: dict[str, float]  # cross-entropy in nats per token
     interval: dict[str, tuple[float, float]]  # 95 % CI of each accuracy, bootstrap over blocks
@@ -102,13 +103,13 @@ class Bench:
             raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
         memory = {targets[name].data_ptr() for name in first}
         for name, target in targets.items():
-            place = None
             if target.data_ptr() not in memory:  # a tied tensor is stored once, under either name
-                place = "in the model but not in the parents"
+                wrong = "in the model but not in the parents"
             elif name in first and target.shape != first[name].shape:
-                place = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
-            if place:
-                raise MergeError(f"{name} is {place}; give a model of their architecture")
+                wrong = f"{list(target.shape)} in the model but {list(first[name].shape)} in the parents"
+            else:
+                continue
+            raise MergeError(f"{name} is {wrong}; give a model of their architecture")
         self._parts = []
         for report in reports:
             target = targets[report.name]
@@ -121,10 +122,8 @@ class Bench:
         for target, a, b, report in self._parts:
             if report.method == "copied":
                 target.copy_(a)
-            elif self._method == "slerp":
-                target.copy_(slerp(a, b, t, report.cosine))
             else:
-                target.copy_(linear([a, b], [1 - t, t]))
+                target.copy_(slerp(a, b, t, report.cosine) if self._method == "slerp" else linear([a, b], [1 - t, t]))
         self._t = t
 
     def measure(self, place: Place) -> Quality:
@@ -186,7 +185,17 @@ def follow(
 
     grid = [i / (points - 1) for i in range(points)]
     evaluate_at(grid)
-    t, crossed = _equilibrium(grid, difference, tolerance)
+    t, crossed = crossing(grid, list(map(difference, grid)))
+    if crossed and t not in grid:
+        low, high = max(p for p in grid if p < t), min(p for p in grid if p > t)
+        while high - low > tolerance:
+            middle = (low + high) / 2
+            here = difference(middle)
+            if here == 0:
+                low = high = middle
+            else:
+                low, high = (middle, high) if here * difference(low) > 0 else (low, middle)
+        t, _ = crossing([low, high], [difference(low), difference(high)])
     difference(t)
     positions, rng = sorted(curves), np.random.default_rng(seed)
     replicates = {parent: _resample([curves[t][parent] for t in positions], rng) for parent in corpora}
@@ -217,17 +226,13 @@ def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[
     def from_middle(t: float) -> tuple[float, float]:
         return round(abs(t - 0.5), 12), t  # rounded, so that 0.4 and 0.6 are equally near
 
-    roots = []
-    for i, (t, d) in enumerate(zip(positions, differences, strict=True)):
-        if d == 0:
-            roots.append(t)
-        elif i and d * differences[i - 1] < 0:
-            before, change = positions[i - 1], differences[i - 1]
-            roots.append(before + (t - before) * change / (change - d))
+    points = list(zip(positions, differences, strict=True))
+    roots = [t for t, d in points if d == 0]
+    roots += [t + (later - t) * d / (d - next_d) for (t, d), (later, next_d) in pairwise(points) if d * next_d < 0]
     if roots:
         return min(roots, key=from_middle), True
     least = min(map(abs, differences))
-    return min((t for t, d in zip(positions, differences, strict=True) if abs(d) == least), key=from_middle), False
+    return min((t for t, d in points if abs(d) == least), key=from_middle), False
 
 
 def _pool(qualities: Sequence[Quality]) -> _Pooled:
@@ -242,27 +247,10 @@ def _pool(qualities: Sequence[Quality]) -> _Pooled:
 def _resample(curve: Sequence[_Pooled], rng: np.random.Generator) -> np.ndarray:
     """Accuracy of each bootstrap replicate at each t, float64 [replicates, points]."""
     hits, tokens = np.stack([pooled.hits for pooled in curve], axis=1), curve[0].tokens
-    n, parts = len(tokens), []
-    size = max(1, _CHUNK // n)
-    for start in range(0, _REPLICATES, size):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, _REPLICATES - start)).astype(np.float64)
-        parts.append(counts @ hits / (counts @ tokens)[:, None])
-    return np.concatenate(parts)
-
-
-def _equilibrium(grid: Sequence[float], difference: Callable[[float], float], tolerance: float) -> tuple[float, bool]:
-    t, crossed = crossing(grid, [difference(position) for position in grid])
-    if not crossed or t in grid:
-        return t, crossed
-    low = max(position for position in grid if position < t)
-    high = min(position for position in grid if position > t)
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        here = difference(middle)
-        if here == 0:
-            return middle, True
-        low, high = (middle, high) if here * difference(low) > 0 else (low, middle)
-    return crossing([low, high], [difference(low), difference(high)])
+    n, size = len(tokens), max(1, _CHUNK // len(tokens))
+    draws = [min(size, _REPLICATES - start) for start in range(0, _REPLICATES, size)]
+    counts = (rng.multinomial(n, np.full(n, 1 / n), size=draw).astype(np.float64) for draw in draws)
+    return np.concatenate([drawn @ hits / (drawn @ tokens)[:, None] for drawn in counts])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:

@@ -6,26 +6,26 @@ import json
 import math
 import shutil
 import time
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from heredity.engine.store import flush, write_json
 from heredity.kernels.processors import keep_large_buffers
+from heredity.lm.evaluate import dtype_of, next_token_loss, trunk_and_head
 from heredity.lm.load import quiet, random_state_kept, state_hash
-from heredity.lm.loss import dtype_of, next_token_loss, trunk_and_head
 from heredity.study import LoraConfig, TrainingConfig
 from heredity.text.tokens import BlockSampler
 
 Progress = Callable[[int, int], None]
 
 _LOSSES = 200  # points of the loss curve
+_WHOLE = "whole"  # a file of this name is the last thing written into a checkpoint
 _EAGER_SCORES = 2**27  # attention scores of a batch that may be held at once (512 MiB in float32)
 
 
@@ -34,8 +34,6 @@ class TrainingError(ValueError):
 
 
 class TrainingRecord(NamedTuple):
-    """What a training run did."""
-
     steps: int  # optimizer steps
     tokens: int  # tokens read
     losses: list[tuple[int, float]]  # (step, mean loss in nats per token since the point before)
@@ -60,9 +58,9 @@ def train_model(
     is a plain model before and after. `total_tokens` is rounded up to whole blocks; the last batch may be short.
 
     A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and initial
-    weights after a kill, training resumes from the newest whole checkpoint and ends in the same weights, bit by bit, as
-    an uninterrupted run (on a GPU as far as its kernels are deterministic). The global random state, log levels and
-    warning filters are left as they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
+    weights after a kill, training resumes from it and ends in the same weights, bit by bit, as an uninterrupted run (on
+    a GPU as far as its kernels are deterministic). The global random state, log levels and warning filters are left as
+    they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
 
     Raises TrainingError when the loss is not finite, ValueError for arguments that leave nothing to train on and for
     a folder with checkpoints of another run.
@@ -93,7 +91,7 @@ def train_model(
                 callbacks=[_Follow(steps, tokens, lr, save_seconds, progress)],
             )
             trainer.remove_callback(PrinterCallback)
-            checkpoint = newest_checkpoint(folder, () if lora else {name for name, _ in model.named_parameters()})
+            checkpoint = newest_checkpoint(folder)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             losses = [(int(row["step"]), float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
             if lora:
@@ -144,6 +142,14 @@ class _Follow(TrainerCallback):
         if control.should_save:
             self.saved = time.monotonic()
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        made = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        for file in made.iterdir():
+            flush(file)
+        (made / _WHOLE).touch()
+        for path in set(made.parent.glob("checkpoint-*")) - {made}:
+            shutil.rmtree(path)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={self.lr:g}")
@@ -191,7 +197,6 @@ def _arguments(
         logging_strategy="no",
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         dataloader_num_workers=0,
@@ -231,38 +236,15 @@ def _fast_attention(model: PreTrainedModel, config: TrainingConfig) -> Iterator[
         model.set_attn_implementation(before)
 
 
-def newest_checkpoint(folder: Path, tensors: Collection[str] = ()) -> Path | None:
-    """The last whole checkpoint in `folder`; broken ones are deleted on the way.
-
-    `tensors`: names that its weights must hold. Whole means: every file is there, the safetensors have the length
-    their header states, the archives pass their checksums, and the trainer's state, written last, names this step.
-    """
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
-    for path in sorted((path for path in steps if steps[path].isdecimal()), key=lambda p: int(steps[p]), reverse=True):
-        if is_whole(path, tensors):
-            return path
-        shutil.rmtree(path, ignore_errors=True)
-    return None
-
-
-def is_whole(checkpoint: Path, tensors: Collection[str] = ()) -> bool:
-    """Whether a checkpoint was written to its end (see `newest_checkpoint`)."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        names: set[str] = set()
-        for file in checkpoint.glob("*.safetensors"):
-            with safe_open(file, framework="pt") as opened:
-                names.update(opened.keys())
-        for archive in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            with zipfile.ZipFile(checkpoint / archive) as opened:
-                if opened.testzip() is not None:
-                    return False
-        index = checkpoint / "model.safetensors.index.json"
-        if index.is_file():
-            tensors = {*tensors, *json.loads(index.read_text(encoding="utf-8"))["weight_map"]}
-        return bool(names) and names.issuperset(tensors) and f"checkpoint-{state['global_step']}" == checkpoint.name
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile):
-        return False
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in `folder`; those that a kill cut short are deleted on the way."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _WHOLE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
 def _claim(folder: Path, settings: Mapping[str, object]) -> None:
@@ -271,15 +253,11 @@ def _claim(folder: Path, settings: Mapping[str, object]) -> None:
     note, now = folder / "run.json", json.loads(json.dumps(dict(settings)))
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if before is None:  # nothing says whose the checkpoints are: they are not trusted
+    except (OSError, ValueError):  # nothing says whose the checkpoints are: they are not trusted
+        before = {}
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
-    elif before != now and newest_checkpoint(folder) is not None:
-        differ = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
-        run = f"another run ({', '.join(differ)} differ)"
-        raise ValueError(f"{folder} holds checkpoints of {run}; delete it or take another")
-    partial = note.with_suffix(".partial")
-    partial.write_text(json.dumps(now), encoding="utf-8")
-    partial.replace(note)
+    if before != now and newest_checkpoint(folder) is not None:
+        differ = ", ".join(key for key in now if before.get(key) != now[key])
+        raise ValueError(f"{folder} holds checkpoints of another run ({differ} differ); delete it or take another")
+    write_json(note, now)

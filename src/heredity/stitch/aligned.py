@@ -17,9 +17,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
-from heredity.lm.evaluate import Quality
+from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
 from heredity.lm.hooks import HookPointError, capture, replaced
-from heredity.lm.loss import arithmetic, chunk_rows
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 

@@ -1,4 +1,5 @@
 """The study file: every setting, frozen and documented field by field, and the model graph that follows from it."""
+# ruff: noqa: F401 (all of these are public)
 
 from heredity.study.graph import Edge, Study, StudyError, load_study
 from heredity.study.models import (
@@ -35,9 +36,3 @@ from heredity.study.stitch import (
     SteeringConfig,
     StitchConfig,
 )
-
-__all__ = ["RANKED", "AdamConfig", "ArchitectureConfig", "Arm", "CarriedFeaturesConfig", "CaseConfig", "Config"]
-__all__ += ["ControlsConfig", "CorpusConfig", "Edge", "EvaluationConfig", "ExplainConfig", "HubTaskConfig", "Init"]
-__all__ += ["LineageConfig", "LoraConfig", "MergeConfig", "ModelConfig", "Precision", "ProbesConfig", "RepeatConfig"]
-__all__ += ["ReportConfig", "SAEConfig", "ScratchConfig", "SteeringConfig", "StitchConfig", "Study", "StudyConfig"]
-__all__ += ["StudyError", "TokenizerConfig", "TrainingConfig", "load_study"]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
-from heredity.study.models import Init, MergeConfig, ModelConfig
+from heredity.study.models import Init, MergeConfig
 from heredity.study.settings import StudyConfig
 
 _SHARE_TOLERANCE = 1e-6
@@ -66,20 +67,21 @@ class Study:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Parents of every model, in the order of the file."""
-        return {name: _parents(model) for name, model in self.config.model.items()}
+        models = self.config.model.items()
+        return {name: m.merge.parents if m.merge else (m.parent,) if m.parent else () for name, m in models}
 
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Models in an order in which every parent comes before its children."""
-        done: list[str] = []
-        waiting = list(self.config.model)
-        while waiting:
-            ready = [name for name in waiting if all(parent in done for parent in self.parents[name])]
-            if not ready:
-                raise self._fault(f"model.{waiting[0]}", f"{' -> '.join(self._cycle(waiting))} is a cycle")
-            done += ready
-            waiting = [name for name in waiting if name not in ready]
-        return tuple(done)
+        sorter, order, names = TopologicalSorter(self.parents), [], list(self.config.model)
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            raise self._fault(f"model.{error.args[1][0]}", f"{' -> '.join(error.args[1])} is a cycle") from None
+        while ready := sorted(sorter.get_ready(), key=names.index):
+            order += ready
+            sorter.done(*ready)
+        return tuple(order)
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -172,90 +174,84 @@ class Study:
     # -- what cannot be ----------------------------------------------------------------------------------------
 
     def _check(self) -> None:
+        for place, reason in self._faults():
+            raise self._fault(place, reason)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the study, each with its place; a fault may rest on the absence of those before it."""
         config = self.config
         tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
         for table, names in tables.items():
             for name in names:  # names become folders and parts of file names
                 if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-                    raise self._fault(
-                        f"{table}.{name}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
-                    )
+                    yield f"{table}.{name}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
         if not config.model:
-            raise self._fault("model", "names no model; add a table [model.NAME]")
+            yield "model", "names no model; add a table [model.NAME]"
         for name, model in config.model.items():
             for corpus in self.own_corpora(name):
-                self._check_known(f"model.{name}.corpora", corpus, config.corpus, "corpus")
+                yield from _unknown(f"model.{name}.corpora", corpus, config.corpus, "corpus")
             bases = (model.merge.base,) if model.merge and model.merge.base else ()
-            for parent in (*_parents(model), *bases):
-                self._check_known(f"model.{name}", parent, config.model, "model", " (parent)")
+            for parent in (*self.parents[name], *bases):
+                yield from _unknown(f"model.{name}", parent, config.model, "model", " (parent)")
                 if parent == name:
-                    raise self._fault(f"model.{name}", "is its own parent; name another model")
+                    yield f"model.{name}", "is its own parent; name another model"
         _ = self.order
         for name, model in config.model.items():
-            self._check_shares(name)
+            yield from self._faults_of_shares(name)
             if not self.trace(name):
-                reason = "has no corpora in its trace; add corpora = [...] to say what it read"
-                raise self._fault(f"model.{name}", reason)
+                yield f"model.{name}", "has no corpora in its trace; add corpora = [...] to say what it read"
             if model.merge:
-                self._check_merge(name, model.merge)
+                for reason in self._faults_of_merge(name, model.merge):
+                    yield f"model.{name}.merge", reason
         for name in config.controls.models or ():
-            self._check_known("controls.models", name, config.model, "model")
+            yield from _unknown("controls.models", name, config.model, "model")
         for name, stitch in config.stitch.items():
             for end in (stitch.source, stitch.target):
-                self._check_known(f"stitch.{name}", end, config.model, "model")
+                yield from _unknown(f"stitch.{name}", end, config.model, "model")
             common, prose = self.stitch_corpora(name), stitch.features.corpus
             if not common:
-                reason = f"{stitch.source} and {stitch.target} have read no common corpus; a stitch is fitted on one"
-                raise self._fault(f"stitch.{name}", reason)
+                ends = f"{stitch.source} and {stitch.target}"
+                yield f"stitch.{name}", f"{ends} have read no common corpus; a stitch is fitted on one"
             if prose is not None and prose not in common:
-                reason = f"{prose!r} is none that both have read: {', '.join(common)}"
-                raise self._fault(f"stitch.{name}.features.corpus", reason)
+                yield f"stitch.{name}.features.corpus", f"{prose!r} is none that both have read: {', '.join(common)}"
         if self.instruments and not self.edges and len(config.model) > 1:
-            raise self._fault("model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch")
+            yield "model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch"
 
-    def _check_shares(self, name: str) -> None:
+    def _faults_of_shares(self, name: str) -> Iterator[tuple[str, str]]:
         given = {corpus: self.config.corpus[corpus].share for corpus in self.own_corpora(name)}
         shares = {corpus: share for corpus, share in given.items() if share is not None}
         if len(given) < 2 or not shares:
             return
-        if missing := [corpus for corpus in given if corpus not in shares]:
-            reason = f"has no share, but other corpora of model {name} have; give all or none"
-            raise self._fault(f"corpus.{missing[0]}", reason)
+        for corpus in (corpus for corpus in given if corpus not in shares):
+            yield f"corpus.{corpus}", f"has no share, but other corpora of model {name} have; give all or none"
         if abs(sum(shares.values()) - 1) > _SHARE_TOLERANCE:
             parts = " + ".join(f"{corpus} {share:g}" for corpus, share in shares.items())
-            total = f"{sum(shares.values()):g} ({parts})"
-            raise self._fault("corpus", f"shares of model {name} sum to {total}; make them sum to 1")
+            yield "corpus", f"shares of model {name} sum to {sum(shares.values()):g} ({parts}); make them sum to 1"
 
-    def _check_merge(self, name: str, merge: MergeConfig) -> None:
-        place, method, count = f"model.{name}.merge", merge.method, len(merge.parents)
+    def _faults_of_merge(self, name: str, merge: MergeConfig) -> Iterator[str]:
+        method, count, weights = merge.method, len(merge.parents), merge.weights
         if len(set(merge.parents)) != count:
-            raise self._fault(place, f"parents={list(merge.parents)} names a model twice; merge different models")
+            yield f"parents={list(merge.parents)} names a model twice; merge different models"
         if method == "slerp" and count != 2:
-            raise self._fault(place, f"slerp takes exactly two parents, not {count}; use linear for more")
+            yield f"slerp takes exactly two parents, not {count}; use linear for more"
         if method == "linear" and count < 2:
-            raise self._fault(place, "linear takes at least two parents; add one")
-        if merge.weights is not None and len(merge.weights) != count:
-            raise self._fault(place, f"{len(merge.weights)} weights for {count} parents; give one weight per parent")
-        if method == "slerp" and merge.weights is not None:
-            raise self._fault(place, "slerp has no weights; give t, from 0 (first parent) to 1 (second parent)")
-        uses_t = method in ("slerp", "linear") and count == 2 and merge.weights is None
+            yield "linear takes at least two parents; add one"
+        if weights is not None and len(weights) != count:
+            yield f"{len(weights)} weights for {count} parents; give one weight per parent"
+        if method == "slerp" and weights is not None:
+            yield "slerp has no weights; give t, from 0 (first parent) to 1 (second parent)"
+        uses_t = method in ("slerp", "linear") and count == 2 and weights is None
         if not uses_t and "t" in merge.model_fields_set:
-            raise self._fault(place, f"t={merge.t} has no effect on {method} with weights; remove t or weights")
-        if not uses_t and merge.weights is None:
-            raise self._fault(place, f"{method} of {count} parents needs weights = [...]")
+            yield f"t={merge.t} has no effect on {method} with weights; remove t or weights"
+        if not uses_t and weights is None:
+            yield f"{method} of {count} parents needs weights = [...]"
         if method not in ("slerp", "linear") and self.merge_base(name) is None:
-            raise self._fault(place, f"{method} needs the model its parents descend from; add base = ...")
+            yield f"{method} needs the model its parents descend from; add base = ..."
         shapes = [(parent, shape) for parent in merge.parents if (shape := self._architecture(parent)) is not None]
         for parent, shape in shapes:
             if shape != shapes[0][1]:
-                reason = f"{shapes[0][0]} is {shapes[0][1]} but {parent} is {shape}"
-                raise self._fault(place, f"{reason}; only models of one shape can be merged")
-
-    def _check_known(self, place: str, name: str, known: Mapping[str, object], table: str, role: str = "") -> None:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"defined are {', '.join(known)}"
-            raise self._fault(place, f"{name!r} is no {table} of this study; {hint}{role}")
+                difference = f"{shapes[0][0]} is {shapes[0][1]} but {parent} is {shape}"
+                yield f"{difference}; only models of one shape can be merged"
 
     def _architecture(self, name: str) -> str | None:
         """Shape of a model as far as the study itself says (None below a loaded model)."""
@@ -268,13 +264,14 @@ class Study:
     def _fault(self, place: str, message: str) -> StudyError:
         return StudyError(f"{self.name}: {place}: {message}")
 
-    def _cycle(self, waiting: Sequence[str]) -> list[str]:
-        path = [waiting[0]]
-        while True:
-            step = next(parent for parent in self.parents[path[-1]] if parent in waiting)
-            if step in path:
-                return [*path[path.index(step) :], step][::-1]
-            path.append(step)
+
+def _unknown(
+    place: str, name: str, known: Mapping[str, object], table: str, role: str = ""
+) -> Iterator[tuple[str, str]]:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"defined are {', '.join(known)}"
+        yield place, f"{name!r} is no {table} of this study; {hint}{role}"
 
 
 def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
@@ -283,26 +280,20 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     `overrides` are `dotted.key=value` strings, the value in TOML syntax (a bare word is taken as a string).
     Raises StudyError when there is no such file, it is not TOML, or the study is not valid.
     """
-    path = Path(name_or_path)
+    path, root = Path(name_or_path), None
     if path.suffix != ".toml" and not path.is_file():
-        builtin = resources.files("heredity.demo") / f"{name_or_path}.toml"
-        if not builtin.is_file():
-            raise StudyError(f"{name_or_path}: no such file, and no built-in study of that name; built in is: demo")
-        text, name, root = builtin.read_text(), name_or_path, Path.cwd()
-    else:
-        if not path.is_file():
-            raise StudyError(f"{path}: no such study file; give the path of a .toml file, or `demo`")
-        try:
-            text, name, root = path.read_text(encoding="utf-8"), path.stem, path.resolve().parent
-        except UnicodeDecodeError as error:
-            raise StudyError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        path, root = Path(str(resources.files("heredity.demo"))) / f"{name_or_path}.toml", Path.cwd()
+    if not path.is_file():
+        raise StudyError(f"{name_or_path}: no such study file; give the path of a .toml file; built in is: demo")
     try:
-        values = tomllib.loads(text)
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{name_or_path}: is not valid TOML: {error}") from None
     for override in overrides:
         _set_value(values, override)
-    return Study.of(values, name=name, root=root)
+    return Study.of(values, name=path.stem, root=root or path.resolve().parent)
 
 
 def first_fault(error: ValidationError) -> str:
@@ -355,9 +346,3 @@ def _set_value(values: dict[str, Any], override: str) -> None:
         values.pop("init", None)
         last = "instruments"
     values[last] = value
-
-
-def _parents(model: ModelConfig) -> tuple[str, ...]:
-    if model.merge:
-        return model.merge.parents
-    return (model.parent,) if model.parent else ()

@@ -29,12 +29,12 @@ _Placed = tuple[Document, Literal["train", "validation", "duplicate"], bytes, in
 
 
 class CorpusRecord(NamedTuple):
-    """Contents of a corpus on disk."""
+    """Contents of a corpus on disk; bytes are those of UTF-8."""
 
     corpus: str  # its name in the study
     documents_train: int
     documents_validation: int
-    bytes_train: int  # UTF-8 bytes
+    bytes_train: int
     bytes_validation: int
     duplicates: int  # documents left out because an earlier one has the same text
     sha256: str  # SHA-256 over the SHA-256 of every text, in order
@@ -57,8 +57,8 @@ def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
     """SHA-256 in hex that changes whenever the content of the corpus would: cheap, nothing is fetched or generated.
 
     It covers the content of local files, id, revision, subset and column of a hub data set, versions of installed
-    packages or of the generator, and the settings that choose documents; not the name of the corpus, its share or the
-    place of its files. Raises CorpusError, with the corpus's name, for an unknown source or missing files.
+    packages or of the generator, and the settings that choose documents; not the corpus's name, share or place.
+    Raises CorpusError, with the corpus's name, for an unknown source or missing files.
     """
     with _naming(name):
         scheme, spec = _parts(config.source)
@@ -90,19 +90,17 @@ def write_corpus(
     Raises CorpusError, with the corpus's name, for a source that is unknown, missing or broken and for an empty split.
     """
     count, size, licenses, origins = Counter[str](), Counter[str](), Counter[str](), set[str]()
-    total = hashlib.sha256()
+    total, waiting = hashlib.sha256(), Counter[str]()
+    groups: dict[str, list[Document]] = {"train": [], "validation": []}
     with contextlib.ExitStack() as stack:
         files = {
             split: stack.enter_context(pq.ParquetWriter(folder / f"{split}.parquet", _SCHEMA, compression="zstd"))
-            for split in ("train", "validation")
+            for split in groups
         }
-        groups: dict[str, list[Document]] = {split: [] for split in files}
-        waiting = Counter[str]()
 
         def flush(split: str) -> None:
-            if groups[split]:
-                rows = [document._asdict() for document in groups[split]]
-                files[split].write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            rows = [document._asdict() for document in groups[split]]
+            files[split].write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
             groups[split], waiting[split] = [], 0
 
         stack.enter_context(_naming(name))
@@ -128,18 +126,9 @@ def write_corpus(
                     f"{size.total()} bytes); both splits need one: add documents (each .txt file is one, each line of "
                     f"a .jsonl), or change validation={config.validation}"
                 )
-    return CorpusRecord(
-        corpus=name,
-        documents_train=count["train"],
-        documents_validation=count["validation"],
-        bytes_train=size["train"],
-        bytes_validation=size["validation"],
-        duplicates=count["duplicate"],
-        sha256=total.hexdigest(),
-        licenses=dict(licenses.most_common()),
-        sources=len(origins),
-        source=config.source,
-    )
+    sizes = count["train"], count["validation"], size["train"], size["validation"], count["duplicate"]
+    found = dict(licenses.most_common())
+    return CorpusRecord(name, *sizes, total.hexdigest(), found, len(origins), config.source)
 
 
 def read_corpus(folder: Path, split: Split) -> Iterator[str]:

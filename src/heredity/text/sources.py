@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,36 +84,30 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
 
     A folder is searched recursively, hidden files aside. If it holds record files (JSON lines, Parquet), only those
     are read, and if their names start with `train` and `validation` these are the splits (others, such as `test`,
-    are left out). Otherwise every file with a known text suffix is a document; a file of more than 200,000
-    characters is cut at blank lines into several. The order is random, by `seed`, when `config.max_bytes` is set.
+    are left out). Otherwise every file with a known text suffix is a document, a long one several, cut at blank lines.
+    The order is random, by `seed`, when `config.max_bytes` is set.
     Raises CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
     """
     path = _resolve(spec, root)
-    folder = path if path.is_dir() else path.parent
-    files = _files(path)
+    folder, files = path if path.is_dir() else path.parent, _files(path)
     if not files:
         raise CorpusError(
             f"local:{spec}: {path} holds no text, JSON lines or Parquet file; name one file, or give files a suffix "
             f"such as .txt, .jsonl, .jsonl.zst or .parquet"
         )
     records = [file for file in files if _is_record(file)]
-    splits: dict[Path, Split] = {
-        file: "train" if match[1].lower() == "train" else "validation"
-        for file in records
-        if (match := _SPLIT_NAME.match(file.name))
-    }
-    if len(set(splits.values())) == 2:
-        files = list(splits)
-    else:
-        splits = {}
-    if config.max_bytes is not None and not records:
+    named = {file: match[1].lower() for file in records if (match := _SPLIT_NAME.match(file.name))}
+    splits = cast(dict[Path, Split], named if len(set(named.values())) == 2 else {})
+    files = list(splits) or files
+    mixed = config.max_bytes is not None
+    if mixed and not records:
         random.Random(seed).shuffle(files)
     documents: Iterator[tuple[Document, Split | None]] = (
         (document, splits.get(file))
         for file in files
         for document in _documents(file, file.relative_to(folder).as_posix(), config)
     )
-    return shuffled(documents, seed, _SHUFFLED_CHARACTERS) if config.max_bytes is not None and records else documents
+    return shuffled(documents, seed, _SHUFFLED_CHARACTERS) if mixed and records else documents
 
 
 def local_digest(spec: str, root: Path) -> str:
@@ -126,10 +120,9 @@ def local_digest(spec: str, root: Path) -> str:
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 in hex of a file's content, computed once per process unless the file changes.
+    """SHA-256 in hex of a file's content, computed once per process while size, inode and dates stay the same.
 
-    A file is taken as unchanged while path, size, inode and the times of its last changes stay the same. Within two
-    seconds of a change these times may not tell it from the next, and the content is read again.
+    Within two seconds of a change its date may not tell it from the next, and the content is read again.
     """
     stat = file.stat()
     state = (stat.st_size, stat.st_ino, stat.st_dev, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -148,11 +141,9 @@ def hub_preset(config: CorpusConfig, spec: str) -> Preset:
 
     Raises CorpusError for what is neither a preset nor an `owner/name`.
     """
-    preset = PRESETS.get(spec)
-    if preset is None:
-        if spec.count("/") != 1:
-            raise CorpusError(f"hub:{spec}: unknown name; use one of {', '.join(PRESETS)} or hub:OWNER/NAME")
-        preset = Preset(spec)
+    preset = PRESETS.get(spec, Preset(spec))
+    if spec not in PRESETS and spec.count("/") != 1:
+        raise CorpusError(f"hub:{spec}: unknown name; use one of {', '.join(PRESETS)} or hub:OWNER/NAME")
     return preset._replace(
         subset=config.subset or preset.subset,
         column=preset.column if config.column == "text" else config.column,
@@ -250,9 +241,8 @@ def _files(path: Path) -> list[Path]:
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = [name for name in subfolders if name[0] != "." and name not in _SKIPPED_FOLDERS]
         everything += [Path(folder, name) for name in names if name[0] != "."]
-    everything.sort()
-    records = [file for file in everything if _is_record(file)]
-    return records or [file for file in everything if file.suffix.lower() in _TEXT_SUFFIXES]
+    records = list(filter(_is_record, everything))
+    return sorted(records or [file for file in everything if file.suffix.lower() in _TEXT_SUFFIXES])
 
 
 def _documents(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
@@ -329,16 +319,14 @@ def _document(record: Mapping[str, Any], column: str, place: str, source: str, l
     """Document of a row or JSON object; its `source` and `license` (or `licence`) win over those given."""
     if column not in record:
         raise _no_column(column, record, place)
-    text, stated = record[column], (record.get("source"), record.get("licence") or record.get("license"))
+    text = record[column]
     if not isinstance(text, str):
         raise CorpusError(
             f'{place}: column "{column}" is {type(text).__name__}, not text; set column = "..." in the corpus or '
             f"drop that record"
         )
-    given = source, license or "unknown"
-    document = Document(
-        text, *(own if isinstance(own, str) and own else other for own, other in zip(stated, given, strict=True))
-    )
+    stated = [(record.get("source"), source), (record.get("licence") or record.get("license"), license or "unknown")]
+    document = Document(text, *(own if isinstance(own, str) and own else given for own, given in stated))
     try:
         for value in document:
             value.encode()

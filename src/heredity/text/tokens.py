@@ -1,22 +1,102 @@
-"""Documents packed into one row of tokens, and fixed blocks of it in a random order."""
+"""The tokenizer that every model of a study shares (byte-level BPE), and documents packed into one row of its tokens:
+fixed blocks of it in a random order."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+END_OF_TEXT = "<|endoftext|>"
+
+_TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
 _FEISTEL_ROUNDS = 6
+
+# Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
+# own, so that "=" and " =" are tokens in any context. English endings such as 's only where a word ends, since
+# 'text' is more often a string than a contraction.
+_PIECES = (
+    r"'(?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)(?!\p{L})| ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, on the first 32 million characters of `texts` when there are more.
+
+    Any text survives encoding and decoding. Digits are tokens of their own, no space is put in front, nothing is added
+    at either end; `<|endoftext|>` (id 0) is the only special token: end, beginning and padding at once.
+    Raises ValueError for no text, and a `vocab_size` that does not hold the 256 bytes and the special token.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size <= len(alphabet):
+        raise ValueError(f"vocab_size={vocab_size} is less than {len(alphabet)} bytes and one special token; raise it")
+    texts = iter(texts)
+    if (first := next(texts, None)) is None:
+        raise ValueError("no text to train a tokenizer on; give the start model a corpus that holds documents")
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_prefix(chain([first], texts), _TRAINING_CHARACTERS), trainer)
+    from transformers import PreTrainedTokenizerFast
+
+    ends = dict.fromkeys(("eos_token", "bos_token", "pad_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **ends)
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
+    """Tokenizer of a local folder or hub id; code that it ships is run only with `trust_remote_code`.
+
+    Raises ValueError where it cannot be loaded, needs that code, is not of the fast kind, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            code = "it ships code, which is not run; read that code"
+            reason = f"{code}, then set trust_remote_code = true for the model in the study"
+        raise ValueError(f"tokenizer {name}: {reason}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {name}: has no end-of-text token; set eos_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 in hex of vocabulary, merges and special tokens: equal for tokenizers that mean the same by an id."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(json.dumps([vocabulary, merges, sorted(special.items())]).encode()).hexdigest()
+
+
+def _prefix(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
 
 
 @dataclass(frozen=True)
@@ -75,21 +155,17 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -
     dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
     lengths: list[int] = []
     path.mkdir(parents=True, exist_ok=True)
+    # The header has one length for any count: numpy reserves 21 digits.
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     with (path / "tokens.npy").open("wb") as file:
-
-        def write_header(count: int) -> None:
-            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
-            np.lib.format.write_array_header_1_0(file, header)  # of one length for any count: numpy reserves 21 digits
-
-        write_header(0)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
         for batch in _batches(texts):
             for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
-                ids = encoding.ids
-                ids.append(eos)
+                ids = [*encoding.ids, eos]
                 lengths.append(len(ids))
                 file.write(np.array(ids, dtype).tobytes())
         file.seek(0)
-        write_header(sum(lengths))
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
     return PackedTokens.open(path)
 
@@ -107,8 +183,8 @@ class BlockSampler:
     ) -> None:
         """Without `shares`, a pass is one permutation of the union of all blocks, so that corpora count by their size.
 
-        With them, each 10,000 positions hold every corpus in its share (to the nearest 1/10,000; shares are taken
-        relative to their sum) at random places, and each corpus goes through passes of its own.
+        With them (relative to their sum), each 10,000 positions hold every corpus in its share, to the nearest
+        1/10,000, at random places, and each corpus goes through passes of its own.
         Raises ValueError for no corpus, one without a whole block, or shares that do not belong to the corpora.
         """
         if not packs:
@@ -130,11 +206,9 @@ class BlockSampler:
         """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
-        steps = np.arange(self.context_size)
         for corpus, pack in enumerate(self._packs):
-            here = corpora == corpus
-            if here.any():
-                blocks[here] = pack.tokens[offsets[here, None] + steps]
+            if (here := corpora == corpus).any():
+                blocks[here] = pack.tokens[offsets[here, None] + np.arange(self.context_size)]
         return blocks
 
     def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,8 +236,7 @@ class BlockSampler:
         Numbers are unique over the corpora. Documents are whole texts; a block may run on into the next one.
         """
         corpora, offsets = self.origin(start, stop)
-        numbers = np.empty(stop - start, dtype=np.int64)
-        first = 0
+        numbers, first = np.empty(stop - start, dtype=np.int64), 0
         for corpus, pack in enumerate(self._packs):
             here = corpora == corpus
             numbers[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
@@ -208,10 +281,9 @@ def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
 def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     """Values at `places` of a random permutation of 0..size-1 picked by `key`, int64 of the shape of `places`.
 
-    Nothing but these values is computed or stored. A balanced Feistel network over the smallest even number of bits
-    that holds `size`; values that fall outside are sent through again until they fall inside (cycle walking; Black and
-    Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of SplitMix64. The
-    result is the same on every machine and version. ValueError for a place outside 0..size-1.
+    Nothing but these values is computed or stored: a balanced Feistel network over the smallest even number of bits
+    that holds `size`, with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002) and the
+    finalizer of SplitMix64 as round function; the same on every machine. ValueError for a place outside 0..size-1.
     """
     values = np.asarray(places, dtype=np.int64)
     if values.size and not (values.min() >= 0 and values.max() < size):
