@@ -7,7 +7,6 @@ from typing import Any
 
 from heredity import format
 from heredity.show.docs import markdown
-from heredity.show.layout import laid_out
 from heredity.synthetic.validation import TABLES
 
 Recorded = dict[str, Any]
@@ -164,5 +163,5 @@ def planted(recorded: Recorded) -> str:
         made = recorded[table.name]
         for init in dict.fromkeys(row.get("init") for row in made):
             own = [row for row in made if row.get("init") == init]
-            parts.append(f"{laid_out(table, own).title}:\n\n{markdown(table, own)}")
+            parts.append(f"{format.laid_out(table, own).title}:\n\n{markdown(table, own)}")
     return "\n\n".join(parts) + "\n"

@@ -215,11 +215,7 @@ CASES = [
     # the study file
     Case("missing study", lambda _: ["run", "nowhere.toml"], "nowhere.toml: no such study file"),
     Case("unknown built-in study", lambda _: ["run", "dmo"], "built in is: demo"),
-    Case(
-        "not TOML",
-        not_toml,
-        "is not valid TOML",
-    ),
+    Case("not TOML", not_toml, "is not valid TOML"),
     Case("unknown key", study(set_("sae.expnsion", 4)), "sae.expnsion: unknown key; did you mean 'expansion'?"),
     Case(
         "corpus named like a path",
@@ -259,11 +255,7 @@ CASES = [
     Case("slerp without t", merge("a", "b"), "slerp needs --t"),
     Case("one model", merge("a", more=("--t", "0.5")), "at least two models"),
     Case("unknown method", merge("a", "b", more=("--method", "average", "--t", "0.5")), "average"),
-    Case(
-        "NaN in the weights",
-        track_broken(poisoned_model),
-        "finite",
-    ),
+    Case("NaN in the weights", track_broken(poisoned_model), "finite"),
     Case("identical weights", track(child="a"), "identical weights"),
     Case("tokenizers differ", track(child="other"), "different tokenizers"),
     Case("tokenizers in a study differ", loaded("other"), "models of one study must read the same tokens"),
@@ -276,11 +268,7 @@ CASES = [
     # disk
     Case("damaged artifact", damaged_artifact, "differs from its recorded checksum"),
     Case("results folder is a file", runs_is_a_file, "runs"),
-    Case(
-        "report before run",
-        lambda p: [*study(same, "report")(p), "-o", p.folder / "r.html"],
-        "run `heredity run",
-    ),
+    Case("report before run", lambda p: [*study(same, "report")(p), "-o", p.folder / "r.html"], "run `heredity run"),
     Case("verify before run", study(same, "verify"), "holds no artifacts"),
     Case("stitch of a study without one", study(same, "stitch"), "has no stitch; add a table [stitch.NAME]"),
     Case(

@@ -10,13 +10,7 @@ import pytest
 
 from explain.server import excerpt
 from heredity.explain.language import echo_prompt
-from heredity.explain.parse import (
-    read_echo,
-    read_explanation,
-    read_intruder,
-    read_levels,
-    read_verdicts,
-)
+from heredity.explain.parse import read_echo, read_explanation, read_intruder, read_levels, read_verdicts
 from heredity.explain.protocol import Answer, Failure
 
 

@@ -20,7 +20,7 @@ def test_it_comes_back_as_it_was_written(run):
     read = summary.read(run.folder)
     assert read == json.loads(json.dumps(written)) and read["schema"] == 2 and read["study"] == "small"
     assert set(read) == {
-        *("heredity", "schema", "study", "seconds", "created", "machine", "tables", "statements", "notes"),
+        *("heredity", "schema", "study", "seconds", "created", "machine", "tables", "statements", "notes")
     }
     assert read["tables"]["edges"]["rows"] == run.tables["edges"].to_pylist()
     assert {"kind", "doc", "of"} == set(read["tables"]["edges"]["columns"]["persist"])

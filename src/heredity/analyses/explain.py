@@ -189,10 +189,7 @@ def selection_of(sample: Sample, settings: ExplainSettings) -> Selection:
 
 
 def _compared(
-    labels: Sequence[Label],
-    edges: Sequence[Edge],
-    chosen: Mapping[tuple[str, str], Chosen],
-    settings: ExplainSettings,
+    labels: Sequence[Label], edges: Sequence[Edge], chosen: Mapping[tuple[str, str], Chosen], settings: ExplainSettings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     from heredity.explain.propagate import TOO_RARE, simulation_scores
     from heredity.explain.scores import compare

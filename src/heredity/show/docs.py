@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from heredity.format import laid_out
 from heredity.show import summary
-from heredity.show.layout import Row, laid_out
 from heredity.tables import Table
 
 MARKED = re.compile(r"<!-- (\w+) ([\w./-]+\.json)((?: \S+?=\S+)*) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
-def markdown(table: Table, rows: Sequence[Row], names: Sequence[str] = ()) -> str:
+def markdown(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
     """A Markdown table; text columns to the left."""
     layout = laid_out(table, rows, names)
     lines = [
@@ -58,12 +58,8 @@ def _recorded(name: str, recorded: Mapping[str, Any], file: str, options: dict[s
     known = {column.name: column for column in table.all_columns}
     if wrong := [column for column in (*names, *options) if column not in known]:
         raise ValueError(f"{file}: table {name} has no column {wrong[0]}; columns are {', '.join(known)}")
-    rows = [
-        row
-        for row in recorded["tables"][name]["rows"]
-        if all(str(row[column]) == value for column, value in options.items())
-    ]
-    return markdown(table, rows, names)
+    rows = recorded["tables"][name]["rows"]
+    return markdown(table, [row for row in rows if all(str(row[key]) == text for key, text in options.items())], names)
 
 
 def method() -> str:
@@ -88,10 +84,8 @@ def _table_page(table: Table) -> str:
     for column in table.all_columns:
         of = f" Shown as a share of `{column.of}`." if column.of else ""
         ci = f" With its interval: `{column.name}_low`, `{column.name}_high`." if column.ci else ""
-        rows.append(
-            f"| {'**' * (column.name in table.key)}`{column.name}`{'**' * (column.name in table.key)} "
-            f"| {column.kind} | {column.doc}{of}{ci} |"
-        )
+        bold = "**" if column.name in table.key else ""
+        rows.append(f"| {bold}`{column.name}`{bold} | {column.kind} | {column.doc}{of}{ci} |")
     return head + "\n".join(rows)
 
 

@@ -58,12 +58,9 @@ def declared(name: str, recorded: Mapping[str, Any]) -> Table:
     """The declaration of a recorded table; its brief columns are those of this version, as far as it has them."""
     fields = recorded["columns"]
     ends = {f"{field}_{end}" for field in fields for end in ("low", "high") if f"{field}_low" in fields}
-    columns = tuple(
-        Column(field, **values, ci=f"{field}_low" in fields) for field, values in fields.items() if field not in ends
-    )
-    brief = TABLES[name].brief if name in TABLES else ()
-    known = tuple(column for column in brief if column in fields)
-    return Table(name, recorded["doc"], tuple(recorded["key"]), columns, brief=known)
+    columns = [Column(field, **fields[field], ci=f"{field}_low" in fields) for field in fields if field not in ends]
+    brief = tuple(column for column in (TABLES[name].brief if name in TABLES else ()) if column in fields)
+    return Table(name, recorded["doc"], tuple(recorded["key"]), tuple(columns), brief)
 
 
 def write(run: Run) -> dict[str, Any]:
@@ -97,10 +94,10 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def machine() -> str:
     """This machine in words; what trained models give differs in its digits between kinds of processors."""
-    torch = sys.modules.get("torch")  # loaded wherever anything was computed
-    if torch is None:
-        return f"{platform.machine()}, {os.cpu_count()} processors"
+    torch, processors = sys.modules.get("torch"), f"{os.cpu_count()} processors"
+    if torch is None:  # nothing was computed
+        return f"{platform.machine()}, {processors}"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{kind}, {os.cpu_count()} processors, torch {torch.__version__}"
+    return f"{kind}, {processors}, torch {torch.__version__}"
