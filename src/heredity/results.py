@@ -133,7 +133,7 @@ class Run:
 
     def acts(self, model: str, instrument: str | None = None) -> FeatureActs:
         """Feature activations of a model on the study's token sample, sparse; rows align between models."""
-        from heredity.analyses.acts import acts_of
+        from heredity.analyses.sample import acts_of
 
         return acts_of(self.artifact(("acts", self.item(instrument, model=model))))
 

@@ -119,8 +119,8 @@ def test_as_many_others_as_persisting_ones_are_chosen_live_and_often_enough():
 def test_every_edge_has_its_share_and_last_models_are_selected_by_their_own_matches():
     counting = {edge: matches([0, 1, -1, -1], [0.9, 0.8, np.nan, np.nan]) for edge in (("a", "b"), ("a", "c"))}
     firings = {name: np.full(4, 50) for name in "abc"}
-    found = selection([*counting], counting, dict.fromkeys("abc", 4), firings, 0, 4)
-    for chosen in found.edges.values():
+    features, edges = selection([*counting], counting, firings, 0, 4)
+    for chosen in edges.values():
         assert len(chosen.persisting) == len(chosen.others) == 1, "half of four, by two edges"
-    assert set(found.features["a"]) == {n for own in found.edges.values() for n in (*own.persisting, *own.others)}
-    assert found.features["b"] == found.features["c"] == [0, 1, 2, 3], "one edge each"
+    assert set(features["a"]) == {n for own in edges.values() for n in (*own.persisting, *own.others)}
+    assert features["b"] == features["c"] == [0, 1, 2, 3], "one edge each"

@@ -115,7 +115,7 @@ def test_a_judge_asks_every_question_and_reads_every_answer(tmp_path):
             lambda planner: (planner.explain("lua/1", TEXTS), planner.simulate("lua/1", "other", TEXTS))
         )
         assert [request.question for request in planned] == ["explain", "simulate", "simulate"]
-        assert judge.estimate(planned).requests == 2
+        assert ledger.estimate(planned, judge.completer).requests == 2
 
 
 def test_hostile_text_changes_no_answer(tmp_path):

@@ -205,7 +205,8 @@ def test_budgets_that_make_no_sense_are_refused(arguments, words):
 def test_a_second_writer_and_a_foreign_file_are_refused(tmp_path):
     with Ledger(tmp_path / "l.sqlite"), pytest.raises(LedgerError, match="another process"):
         Ledger(tmp_path / "l.sqlite")
-    Ledger(tmp_path / "l.sqlite").close()
+    with Ledger(tmp_path / "l.sqlite"):
+        pass
     (tmp_path / "text").write_text("no ledger at all, but long enough to be taken for one" * 100)
     with pytest.raises(LedgerError, match="is no ledger"):
         Ledger(tmp_path / "text")

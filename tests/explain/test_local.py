@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from explain.server import excerpt
 from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
-from heredity.explain.local import Local
+from heredity.explain.endpoint import Local
 from heredity.explain.protocol import Answer, Failure, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture()
 def local(folder):
-    found = Local.load(folder)
+    found = Local(folder)
     found._model.config.max_position_embeddings = 4096
     return found
 
@@ -77,5 +77,5 @@ def test_a_chat_template_frames_the_prompt(local):
 
 
 def test_a_prompt_longer_than_the_context_is_refused(folder):
-    failure, _ = Local.load(folder).complete(Request("f", "explain", "the cat " * 60, 20))
+    failure, _ = Local(folder).complete(Request("f", "explain", "the cat " * 60, 20))
     assert isinstance(failure, Failure) and failure.kind == "refused" and "context of 64" in failure.detail

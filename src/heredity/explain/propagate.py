@@ -86,27 +86,13 @@ class Label(NamedTuple):
 
     model: str
     feature: int
-    description: str | None  # None where explaining failed
     origin: Feature  # the feature the description was made for
-    carried: bool  # the description of a matched feature, kept here
-    re_explained: bool  # explained anew because a matched feature's description scores lower here than at its origin
-    scores: Scores | None  # on this model's activations; None where explaining failed or the feature is too rare
-    failure: str  # why there is no description; empty otherwise
+    description: str | None = None  # None where explaining failed
+    carried: bool = False  # the description of a matched feature, kept here
+    re_explained: bool = False  # explained anew as a matched feature's description scores lower here than at its origin
+    scores: Scores | None = None  # on this model's activations; None where explaining failed or the feature is too rare
+    failure: str = ""  # why there is no description
     tried: float | None = None  # simulation score of the matched feature's description here
-
-
-class Counts(NamedTuple):
-    """Labels by what became of them; features too rare to be explained are left out of all but `too_rare`."""
-
-    features: int
-    explained: int  # explanations requested
-    carried: int  # features a label was handed down to
-    kept: int  # of these, keep it
-    re_explained: int  # explained anew because the score fell; some keep the label all the same
-    failed: int  # explanations
-    too_rare: int
-    saved: int  # explanations not needed
-    saved_cost: float  # their cost, less that of scoring labels given up; negative if that was more
 
 
 def hand_down(
@@ -146,14 +132,14 @@ def hand_down(
         return None
 
     def labeled(model: str, feature: int) -> Label:
-        label = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
+        label = Label(model, feature, (model, feature), failure=TOO_RARE)
         above, inherited, tried = inherited_by(model, feature), None, NAN
         if above and above.description:
             scores = score(model, feature, above.description)
             if scores is None:
                 return label
             tried = scores.simulation.score
-            inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
+            inherited = Label(model, feature, above.origin, above.description, True, scores=scores, tried=tried)
             first = known[above.origin].scores
             if first is None or not tried < first.simulation.score - drop:
                 return inherited
@@ -177,15 +163,26 @@ def hand_down(
     return list(known.values())
 
 
-def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> Counts:
-    """Count labels. cost, scoring: of one explanation and of its scores, in any currency."""
-    explained = [label for label in labels if label.failure != TOO_RARE]
-    again = sum(label.re_explained for label in explained)
-    saved = sum(label.carried and not label.re_explained for label in explained)
-    carried = sum(label.tried is not None for label in explained)
-    kept, failed = sum(label.carried for label in explained), sum(bool(label.failure) for label in explained)
-    rare, saved_cost = len(labels) - len(explained), saved * cost - again * scoring
-    return Counts(len(explained), len(explained) - saved, carried, kept, again, failed, rare, saved, saved_cost)
+def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> dict[str, Any]:
+    """Labels by what became of them, as table labels declares it; those too rare are in no other count.
+
+    cost, scoring: of one explanation and of its scores, in any currency. `saved_cost`: of the explanations not needed,
+    less that of scoring labels given up; negative if that was more.
+    """
+    asked = [label for label in labels if label.failure != TOO_RARE]
+    again = sum(label.re_explained for label in asked)
+    saved = sum(label.carried and not label.re_explained for label in asked)
+    return {
+        "features": len(asked),
+        "explained": len(asked) - saved,
+        "carried": sum(label.tried is not None for label in asked),
+        "kept": sum(label.carried for label in asked),
+        "re_explained": again,
+        "failed": sum(bool(label.failure) for label in asked),
+        "too_rare": len(labels) - len(asked),
+        "saved": saved,
+        "saved_cost": saved * cost - again * scoring,
+    }
 
 
 def failures_of(labels: Sequence[Label]) -> dict[str, int]:
@@ -194,11 +191,6 @@ def failures_of(labels: Sequence[Label]) -> dict[str, int]:
     for label in labels:
         failures.update(label.scores.failures if label.scores else {})
     return dict(sorted(failures.items()))
-
-
-def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
-    """Simulation score of every feature; nan without one."""
-    return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
 
 
 _SCORES = {
@@ -219,24 +211,13 @@ def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | Non
     """
     rows = []
     for label in labels:
-        words, scores = label.description, label.scores
-        missing = {name: 0 if name.endswith("_n") else None for name in _SCORES}
-        values = {name: attrgetter(place)(scores) for name, place in _SCORES.items()} if scores else missing
-        rows.append(
-            {
-                "model": label.model,
-                "feature": label.feature,
-                "description": None if words is None else str(words),
-                "by": by,
-                "origin_model": label.origin[0],
-                "origin_feature": label.origin[1],
-                "carried": label.carried,
-                "re_explained": label.re_explained,
-                "inherited_simulation": label.tried,
-                **values,
-                "failure": label.failure,
-                "rule": words.rule.to_json() if isinstance(words, Explanation) and not label.carried else "",
-                "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0),
-            }
-        )
+        words, scores, (origin_model, origin_feature) = label.description, label.scores, label.origin
+        row = {"model": label.model, "feature": label.feature, "description": words and str(words), "by": by}
+        row |= {"origin_model": origin_model, "origin_feature": origin_feature, "carried": label.carried}
+        row |= {"re_explained": label.re_explained, "inherited_simulation": label.tried}
+        for name, place in _SCORES.items():
+            row[name] = attrgetter(place)(scores) if scores else 0 if name.endswith("_n") else None
+        row["failure"] = label.failure
+        row["rule"] = words.rule.to_json() if isinstance(words, Explanation) and not label.carried else ""
+        rows.append(row | {"cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0)})
     return rows
