@@ -8,9 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 from explain.server import excerpt
+from heredity.explain.endpoint import Local
 from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
-from heredity.explain.endpoint import Local
 from heredity.explain.protocol import Answer, Failure, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model

@@ -47,7 +47,7 @@ class Asked:
             return None
         score = self.scores.get((model, feature, description), 0.9)
         told = Agreement(score, score, 10)
-        return Scores(Simulation(score, score, score, score, NAN, 5, 50), told, told, Odd(score, 5), {"truncated": 1})
+        return Scores(Simulation(score, score, score, score, NAN, 5), told, told, Odd(score, 5), {"truncated": 1})
 
 
 def label(asked: Asked, selected: dict[str, list[int]], drop: float = 0.1):

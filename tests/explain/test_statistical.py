@@ -10,7 +10,7 @@ import pytest
 from explain import planted
 from explain.planted import AFTER_SELF, ASSIGN, FIRST, KINDS, LUA, NOISE, NUMBER, World, drawn_of, world
 from heredity.explain.protocol import Failure, Judge
-from heredity.explain.statistical import FORMS, Explanation, Statistics, chain
+from heredity.explain.statistical import FORMS, Explanation, chain
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,7 @@ def test_an_excerpt_of_another_text_is_refused(found: World):
         found.judge.detect("0", said, [excerpt._replace(ids=excerpt.ids[::-1] + 1)])
 
 
-def test_statistics_need_a_number_for_every_token_and_block_and_a_feature_that_fires(found: World):
-    with pytest.raises(ValueError, match="do not fit 62 tokens and 500 blocks"):
-        Statistics(found.text, KINDS[:-1], found.corpora)
+def test_a_feature_that_does_not_fire_has_no_rule(found: World):
     with pytest.raises(ValueError, match="does not fire on the explaining half"):
         found.judge.statistics.fit(np.empty(0, np.int64), np.empty(0))
 

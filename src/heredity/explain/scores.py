@@ -38,7 +38,6 @@ class Simulation(NamedTuple):
     top_random: float  # Pearson r on the top and the random excerpts only (Bills et al.)
     random: float  # Pearson r on the random excerpts only
     excerpts: int  # answered
-    tokens: int  # of these
 
 
 class Agreement(NamedTuple):
@@ -100,13 +99,8 @@ def scored(
 
 
 def correlation(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Pearson r of two arrays, float64 sums; 0 for a constant prediction, nan for a constant truth, no tokens or nan.
-
-    Raises `ValueError` where their lengths differ.
-    """
+    """Pearson r, float64 sums; 0 for a constant prediction, nan for a constant truth, no tokens or nan."""
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
-    if true.shape != predicted.shape:
-        raise ValueError(f"{true.shape} activations and {predicted.shape} predictions; give one prediction per token")
     if not len(true) or not np.isfinite(true).all() or not np.isfinite(predicted).all() or np.ptp(true) == 0:
         return NAN
     if np.ptp(predicted) == 0:
@@ -132,19 +126,13 @@ def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -
     ranks = (rankdata(true), rankdata(levels)) if np.isfinite(levels).all() else (true, levels)
     score, level_score = correlation(true, levels), correlation(quantized(true, highest), levels)
     by_kind = correlation(*joined("top", "random")), correlation(*joined("random"))
-    return Simulation(score, level_score, correlation(*ranks), *by_kind, len(pairs), len(true))
+    return Simulation(score, level_score, correlation(*ranks), *by_kind, len(pairs))
 
 
 def agreement(truth: np.ndarray, answers: np.ndarray | Failure) -> Agreement:
-    """Score answers between 0 and 1. truth: bool [n]. answers: float64 [n]; nan ones are left out.
-
-    Raises `ValueError` where their lengths differ.
-    """
+    """Score answers between 0 and 1. truth: bool [n]. answers: float64 [n]; nan ones are left out."""
     if isinstance(answers, Failure):
         return Agreement(NAN, NAN, 0)
-    truth, answers = np.asarray(truth, bool), np.asarray(answers, np.float64)
-    if truth.shape != answers.shape:
-        raise ValueError(f"{len(answers)} answers to {len(truth)} questions; give one each")
     truth, answers = truth[np.isfinite(answers)], answers[np.isfinite(answers)]
     if not truth.any() or truth.all():
         return Agreement(NAN, NAN, len(truth))
@@ -162,13 +150,11 @@ def effect(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def intruder_score(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
-    """Score answers to intruder questions; int64 [n] both. Raises `ValueError` where their lengths differ."""
+    """Score answers to intruder questions; int64 [n] both."""
     if isinstance(answers, Failure) or not len(places):
         return Odd(NAN, 0)
-    if len(places) != len(answers):
-        raise ValueError(f"{len(answers)} answers about {len(places)} groups; give one each")
     # From integers, so that guessing one place in balanced groups is exactly 0.
-    hits, n = int((np.asarray(places) == np.asarray(answers)).sum()), len(places)
+    hits, n = int((places == answers).sum()), len(places)
     return Odd((GROUP * hits - n) / ((GROUP - 1) * n), n)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -63,16 +63,12 @@ class _Table(NamedTuple):
 class Statistics:
     """The keys of all positions of a text, which every rule is fitted to and evaluated with.
 
-    categories: int [vocab], of each token. corpora: int [blocks], of each block. Raises `ValueError` where their
-    lengths differ from those of the text.
+    categories: int [vocab], of each token. corpora: int [blocks], of each block.
     """
 
     def __init__(self, text: Text, categories: np.ndarray, corpora: Sequence[int]):
         (blocks, context), vocab = text.ids.shape, len(text.vocabulary)
         categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
-        if categories.shape != (vocab,) or origin.shape != (blocks,):
-            shapes = f"categories {categories.shape} and corpora {origin.shape}"
-            raise ValueError(f"{shapes} do not fit {vocab} tokens and {blocks} blocks; give one number each")
         self.text, self.categories, self.corpora = text, categories, origin
         kinds, token, corpus = int(categories.max()) + 1, text.ids.ravel(), np.repeat(origin, context)
         self.before = np.concatenate([np.full((blocks, 1), vocab), text.ids[:, :-1]], axis=1).ravel()
@@ -113,7 +109,8 @@ class Statistics:
             raise ValueError("the feature does not fire on the explaining half of the sample; draw returns None for it")
         form, gain = self._best(rows, values)
         sums = []
-        for table in map(self._tables.__getitem__, chain(form)):
+        for level in chain(form):
+            table = self._tables[level]
             total = np.bincount(table.at[rows], values, len(table.keys))
             seen = np.flatnonzero(total)
             sums.append(dict(zip(table.keys[seen].tolist(), total[seen].tolist(), strict=True)))
@@ -123,8 +120,7 @@ class Statistics:
 
     def _best(self, rows: np.ndarray, values: np.ndarray) -> tuple[Form, float]:
         """The form with the highest held-out gain, and the gain; a more complex form must add `_MARGIN`."""
-        error = dict.fromkeys(FORMS, 0.0)
-        fold = self.fold[rows]
+        error, fold = dict.fromkeys(FORMS, 0.0), self.fold[rows]
         size = np.bincount(self.fold[self.places], minlength=_FOLDS)
         for held in range(_FOLDS):
             fitting, testing = fold != held, fold == held
@@ -229,26 +225,25 @@ class Offline:
 
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, 0 to 9, not rounded."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        return [*self._levels(description.rule, excerpts)]
+        return self._levels(description, excerpts)
 
     def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Highest expected level h of each excerpt against the rule's cut c: h / (h + c), which is 0.5 at the cut."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        highest = np.array([levels.max() for levels in self._levels(description.rule, excerpts)])
-        total = highest + description.rule.cut
+        predicted = self._levels(description, excerpts)
+        if isinstance(predicted, Failure):
+            return predicted
+        highest = np.array([levels.max() for levels in predicted])
+        total = highest + description.rule.cut  # pyright: ignore[reportAttributeAccessIssue]
         return np.divide(highest, total, out=np.full(len(highest), 0.5), where=total > 0)
 
     def fuzz(
         self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
     ) -> np.ndarray | Failure:
         """Sum of the expected levels of the marked tokens over that of as many best ones."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        answers = []
-        for levels, marks in zip(self._levels(description.rule, excerpts), marked, strict=True):
+        predicted, answers = self._levels(description, excerpts), []
+        if isinstance(predicted, Failure):
+            return predicted
+        for levels, marks in zip(predicted, marked, strict=True):
             best = np.sort(levels)[len(levels) - int(marks.sum()) :].sum()
             answers.append(levels[marks].sum() / best if best > 0 else 0.5)
         return np.array(answers)
@@ -272,11 +267,13 @@ class Offline:
             places.append(int(strength.argmax()))
         return np.array(places, np.int64)
 
-    def _levels(self, rule: Rule, excerpts: Sequence[Excerpt]) -> list[np.ndarray]:
-        if not excerpts:
-            return []
-        levels = self.statistics.levels(rule, np.concatenate([self._rows(excerpt) for excerpt in excerpts]))
-        return np.split(levels, np.cumsum([len(excerpt.ids) for excerpt in excerpts])[:-1])
+    def _levels(self, description: str, excerpts: Sequence[Excerpt]) -> Any:
+        """Expected levels, float64 [n] for each excerpt; a `Failure` for a description without a rule."""
+        if not isinstance(description, Explanation):
+            return Failure("unparsed", f"{description[:80]!r} is not a description by this judge; it carries no rule")
+        rows = [self._rows(excerpt) for excerpt in excerpts]
+        levels = self.statistics.levels(description.rule, np.concatenate(rows))
+        return np.split(levels, np.cumsum([len(own) for own in rows])[:-1])
 
     def _rows(self, excerpt: Excerpt) -> np.ndarray:
         """Positions of an excerpt's tokens in the text; the first of its block with these tokens in this order."""
@@ -351,7 +348,3 @@ def _quoted(vocabulary: Sequence[str], token: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} % of its activation"
-
-
-def _ruleless(description: str) -> Failure:
-    return Failure("unparsed", f"{str(description)[:80]!r} is not a description by this judge; it carries no rule")
