@@ -16,7 +16,6 @@ import documents
 import heredity
 from heredity import study
 from heredity.cli import app
-from heredity.show import docs
 
 SETTINGS = [
     ("(top level)", study.StudyConfig),
@@ -42,8 +41,6 @@ SETTINGS = [
     ("[stitch.NAME.features]", study.CarriedFeaturesConfig),
 ]
 
-PARTS = {name: getattr(documents, name) for name in ("beside_paper", "first_row", "planted", "protocols")}
-"""Parts of documents that are no table of a summary."""
 ROOT = Path(__file__).parent.parent
 MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,10 +65,14 @@ def commands() -> dict[str, str]:
 _KEYS = "Every key, with its default. An unknown key is refused by name."
 _TABLES = "Every analysis: its definition, and the tables it fills. Key columns in bold."
 PAGES = {
-    "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: docs.commands(commands())),
-    "api.md": ("Public names", "`import heredity` loads none of them before it is used.", lambda: docs.names(heredity)),
-    "study.md": ("The study file", _KEYS, lambda: docs.settings(SETTINGS)),
-    "tables.md": ("Results", _TABLES, docs.method),
+    "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: documents.commands(commands())),
+    "api.md": (
+        "Public names",
+        "`import heredity` loads none of them before it is used.",
+        lambda: documents.names(heredity),
+    ),
+    "study.md": ("The study file", _KEYS, lambda: documents.settings(SETTINGS)),
+    "tables.md": ("Results", _TABLES, documents.results),
 }
 """Pages made whole from the code: title, first line, text."""
 
@@ -129,11 +130,11 @@ def test_the_readme_shows_the_two_commands_first():
 )
 def test_figures_are_those_of_the_recorded_runs(document: Path):
     """Marked parts are made from the summaries in docs/, each of a run of the study that the document names."""
-    text = docs.refreshed(document.read_text(), ROOT / "docs", PARTS)
+    text = documents.refreshed(document.read_text(), ROOT / "docs")
     same(document, text)
     marks = re.findall(r"^<!-- .* -->$", text, flags=re.M)
-    assert len(marks) == 2 * len(docs.MARKED.findall(text)), "a mark that nothing refreshes"
-    assert all(len(body.strip()) > 0 for *_, body in docs.MARKED.findall(text))
+    assert len(marks) == 2 * len(documents.MARKED.findall(text)), "a mark that nothing refreshes"
+    assert all(len(body.strip()) > 0 for *_, body in documents.MARKED.findall(text))
 
 
 def test_the_picture_of_savings_is_of_the_recorded_run():
@@ -155,4 +156,4 @@ def test_nothing_names_a_machine():
 
 
 def test_every_setting_is_documented():
-    assert "|  |  |" not in docs.settings(SETTINGS)
+    assert "|  |  |" not in documents.settings(SETTINGS)

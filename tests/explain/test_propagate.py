@@ -6,7 +6,7 @@ import numpy as np
 
 from heredity.explain.propagate import TOO_RARE, counts_of, failures_of, hand_down
 from heredity.explain.protocol import Failure
-from heredity.explain.scores import Agreement, Odd, Scores, Simulation
+from heredity.explain.scores import Scores
 from heredity.features.correlate import Matches
 
 EDGES = [("base", "left"), ("base", "right"), ("left", "merge"), ("right", "merge")]
@@ -46,8 +46,7 @@ class Asked:
         if (model, feature) in self.rare:
             return None
         score = self.scores.get((model, feature, description), 0.9)
-        told = Agreement(score, score, 10)
-        return Scores(Simulation(score, score, score, score, NAN, 5), told, told, Odd(score, 5), {"truncated": 1})
+        return Scores({"simulation": score}, {"truncated": 1})
 
 
 def label(asked: Asked, selected: dict[str, list[int]], drop: float = 0.1):
@@ -94,7 +93,7 @@ def test_the_score_at_the_origin_is_what_a_label_is_measured_by():
 def test_an_undefined_score_gives_no_label_up():
     for model in ("left", "base"):
         found = label(Asked({(model, 0, "base/0"): NAN}), EVERYTHING)
-        assert found["left", 0].carried and np.isnan(found[model, 0].scores.simulation.score)
+        assert found["left", 0].carried and np.isnan(found[model, 0].scores.columns["simulation"])
 
 
 def test_a_label_passes_through_models_where_the_feature_was_not_selected():

@@ -12,6 +12,7 @@ from explain.planted import AFTER_SELF, ASSIGN, NUMBER, TOKEN, World, drawn_of, 
 from heredity.explain.protocol import Excerpt, Failure, quantized
 from heredity.explain.scores import (
     BINS,
+    UNSCORED,
     Scores,
     agreement,
     compare,
@@ -72,9 +73,9 @@ def scores(found: World, feature: int, explained: int, seed: int = 0) -> Scores:
 @pytest.mark.parametrize("feature", PLANTED)
 def test_a_right_explanation_scores_high(found: World, feature: int):
     told = scores(found, feature, feature)
-    assert min(told.simulation.score, told.simulation.levels, told.simulation.top_random) > 0.95
-    assert min(told.detection.score, told.fuzzing.score, told.intruder.score) > 0.9
-    assert min(told.detection.auc, told.fuzzing.auc) > 0.95 and not told.failures
+    names = ("simulation", "simulation_levels", "simulation_top_random", "detection_auc", "fuzzing_auc")
+    assert min(told.columns[name] for name in names) > 0.95 and not told.failures
+    assert min(told.columns[name] for name in ("detection", "fuzzing", "intruder")) > 0.9
 
 
 def test_a_wrong_explanation_scores_about_nothing(found: World):
@@ -86,24 +87,26 @@ def test_a_wrong_explanation_scores_about_nothing(found: World):
         for seed in range(3)
     ]
     for sort in ("simulation", "detection", "fuzzing"):
-        assert abs(np.mean([getattr(told, sort).score for told in wrong])) < 0.15
+        assert abs(np.mean([told.columns[sort] for told in wrong])) < 0.15
 
 
 def test_a_constant_answer_scores_exactly_0(found: World):
     told = scored(Stubborn(), "0", "", drawn_of(found, ASSIGN), 0)
-    assert told.simulation[:4] == (0, 0, 0, 0) and told.detection[:2] == told.fuzzing[:2] == (0, 0.5)
-    assert told.intruder == (0, 20)
+    zero = ("simulation", "simulation_levels", "simulation_top_random", "spearman", "detection", "fuzzing", "intruder")
+    assert all(told.columns[name] == 0 for name in zero) and told.columns["intruder_n"] == 20
+    assert told.columns["detection_auc"] == told.columns["fuzzing_auc"] == 0.5
 
 
 def test_an_answer_that_did_not_come_is_counted_and_not_scored(found: World):
     drawn = drawn_of(found, ASSIGN)
     told = scored(Broken(), "0", "", drawn, 0)
-    assert told.simulation.excerpts == 1 and told.simulation.score == pytest.approx(1)
+    assert told.columns["simulation_n"] == 1 and told.columns["simulation"] == pytest.approx(1)
     assert told.failures == {"truncated": 1, "refused": 3}, "one request failed for many excerpts"
-    for rest in (told.detection, told.fuzzing, told.intruder):
-        assert np.isnan(rest.score) and rest.n == 0
+    for sort in ("detection", "fuzzing", "intruder"):
+        assert np.isnan(told.columns[sort]) and told.columns[f"{sort}_n"] == 0
     nothing = simulation(drawn.scoring, Failure("budget", ""), 1.0)
-    assert np.isnan(nothing[:5]).all() and nothing.excerpts == 0
+    assert nothing.pop("simulation_n") == 0 and np.isnan([*nothing.values()]).all()
+    assert {name for name, value in UNSCORED.items() if value == 0} == {name for name in UNSCORED if name[-2:] == "_n"}
 
 
 def test_correlation_is_numpys_and_nan_never_becomes_0():
@@ -126,20 +129,20 @@ def test_simulation_is_over_the_concatenated_excerpts_and_by_kind():
     chance = np.isin(np.repeat(kinds, 5), ["random"])
     wide = chance | np.isin(np.repeat(kinds, 5), ["top"])
     pairs = [(true, told), (quantized(true, 0.8), told), (true[wide], told[wide]), (true[chance], told[chance])]
-    expected = [np.corrcoef(*pair)[0, 1] for pair in pairs]
-    assert [found.score, found.levels, found.top_random, found.random] == pytest.approx(expected)
-    assert found.spearman == pytest.approx(spearmanr(true, told).statistic)
+    expected = [*(np.corrcoef(*pair)[0, 1] for pair in pairs), spearmanr(true, told).statistic, 4]
+    assert [*found.values()] == pytest.approx(expected)
     silent = [excerpt._replace(values=np.zeros(5)) if excerpt.kind == "random" else excerpt for excerpt in excerpts]
-    assert np.isnan(simulation(silent, levels, 0.8).random)
+    assert np.isnan(simulation(silent, levels, 0.8)["simulation_random"])
 
 
 def test_agreement_is_informedness_and_the_area_under_the_curve():
     truth = np.array([True, True, True, False, False, False])
-    found = agreement(truth, np.array([0.9, 0.5, 0.1, 0.6, 0.2, 0.1]))
-    assert found.score == pytest.approx(2 / 3 - 1 / 3) and found.n == 6
-    assert found.auc == pytest.approx((3 + 2 + 0.5) / 9)
-    assert agreement(truth, np.array([0.9, 0.8, np.nan, 0.1, 0.2, np.nan])) == (1, 1, 4)
-    assert np.isnan(agreement(truth[:3], np.ones(3)).score)
+    for answers, expected in (
+        ([0.9, 0.5, 0.1, 0.6, 0.2, 0.1], [2 / 3 - 1 / 3, (3 + 2 + 0.5) / 9, 6]),
+        ([0.9, 0.8, np.nan, 0.1, 0.2, np.nan], [1, 1, 4]),
+    ):
+        assert [*agreement("detection", truth, np.array(answers)).values()] == pytest.approx(expected)
+    assert np.isnan(agreement("detection", truth[:3], np.ones(3))["detection"])
 
 
 def test_effect_counts_pairs():
@@ -151,10 +154,9 @@ def test_effect_counts_pairs():
 
 def test_intruders_are_corrected_for_chance():
     places = np.arange(20) % 5
-    assert intruder_score(places, places) == (1, 20)
-    assert intruder_score(places, np.full(20, 3)) == (0, 20)
-    assert intruder_score(places, (places + 1) % 5).score == pytest.approx(-0.25)
-    assert np.isnan(intruder_score(places[:0], places[:0]).score)
+    for answers, score in ((places, 1), (np.full(20, 3), 0), ((places + 1) % 5, -0.25)):
+        assert intruder_score(places, answers) == {"intruder": score, "intruder_n": 20}
+    assert np.isnan(intruder_score(places[:0], places[:0])["intruder"])
 
 
 def test_questions_are_balanced_and_true(found: World):

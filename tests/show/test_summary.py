@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from heredity.show import docs, summary, terminal
+import documents
+from heredity.show import summary, terminal
 from show.runs import run_of
 
 
@@ -51,25 +52,16 @@ def test_a_document_is_made_anew_from_a_summary(run, tmp_path):
     (tmp_path / "small.json").write_text((run.folder / "summary.json").read_text())
     marked = "<!-- edges small.json instrument=joint rule=evidence columns=edge,persist,ceiling -->"
     text = f"before\n{marked}\nold\n<!-- end -->\nafter"
-    made = docs.refreshed(text, tmp_path)
-    assert docs.refreshed(made, tmp_path) == made
+    made = documents.refreshed(text, tmp_path)
+    assert documents.refreshed(made, tmp_path) == made
     assert "| base->sums | 90 (70 %) [87–93] | 90 % |" in made and "old" not in made
     assert made.startswith("before\n<!-- edges") and made.endswith("<!-- end -->\nafter")
-    other = docs.refreshed("<!-- mine small.json -->\n<!-- end -->", tmp_path, {"mine": lambda data: data["study"]})
-    assert "\nsmall\n" in other
+    assert "\nRead the first row so: 90 of 128" in documents.refreshed(
+        "<!-- first_row small.json -->\n<!-- end -->", tmp_path
+    )
     for wrong, words in (("edge small.json", "has no table edge"), ("edges small.json ege=1", "no column ege")):
         with pytest.raises(ValueError, match=words):
-            docs.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)
-
-
-def test_every_result_is_defined_in_the_method():
-    text = docs.method()
-    from heredity.analyses import ANALYSES, TABLES
-
-    for analysis in ANALYSES:
-        assert f"## {analysis.title}\n" in text
-    for name, table in TABLES.items():
-        assert f"**`{name}`** {table.doc}" in text
+            documents.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)
 
 
 def test_the_end_of_a_run_on_the_terminal(run, capsys, monkeypatch):

@@ -2,9 +2,9 @@
 
 A feature is explained from excerpts of one half of the sample and scored on the other half. By default a judge without
 a language model explains by statistics of the text; `heredity explain` puts the same questions to a language model.
-Simulation score: Pearson r of predicted and true activations, a constant scores 0; detection and fuzzing: balanced
-accuracy; intruder: share of odd ones out that are found. A label is handed down along matches above the threshold, and
-kept where its score falls by no more than `explain.drop`.
+Simulation score: Pearson r of predicted and true activations, a constant scores 0; detection and fuzzing: true-positive
+rate minus false-positive rate; intruder: odd ones out found, corrected for chance. A label is handed down along matches
+above the threshold, and kept where its score falls by no more than `explain.drop`.
 
 Features that persist are compared with as many others (Horn & Elliott 2024, figure 6): the effect is the probability
 that a persisting feature scores higher, ties counted half; Mann-Whitney test; intervals: bootstrap over features.
@@ -103,11 +103,11 @@ EXPLANATIONS = Table(
         Column("simulation_top_random", "r", "Simulation score over top and random excerpts."),
         Column("simulation_random", "r", "Simulation score over random excerpts."),
         Column("spearman", "r", "Rank correlation of predicted and true activations."),
-        Column("detection", "share", "Detection: balanced accuracy."),
+        Column("detection", "share", "Detection: true-positive rate minus false-positive rate."),
         Column("detection_auc", "share", "Detection: area under the ROC curve."),
-        Column("fuzzing", "share", "Fuzzing: balanced accuracy."),
+        Column("fuzzing", "share", "Fuzzing: true-positive rate minus false-positive rate."),
         Column("fuzzing_auc", "share", "Fuzzing: area under the ROC curve."),
-        Column("intruder", "share", "Intruder: share of odd ones out that are found."),
+        Column("intruder", "share", "Intruder: odd ones out found, corrected for chance (0 by chance, 1 for all)."),
         Column("simulation_n", "count", "Excerpts simulated."),
         Column("detection_n", "count", "Excerpts in the detection set."),
         Column("fuzzing_n", "count", "Excerpts in the fuzzing set."),

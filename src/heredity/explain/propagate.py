@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.language import LanguageJudge
 from heredity.explain.protocol import Failure, Judge, Request
-from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
+from heredity.explain.scores import NAN, SORTS, UNSCORED, Scores, Sort, scored
 from heredity.explain.statistical import Explanation, Offline, Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Columns
@@ -138,10 +137,10 @@ def hand_down(
             scores = score(model, feature, above.description)
             if scores is None:
                 return label
-            tried = scores.simulation.score
+            tried = scores.columns["simulation"]
             inherited = Label(model, feature, above.origin, above.description, True, scores=scores, tried=tried)
             first = known[above.origin].scores
-            if first is None or not tried < first.simulation.score - drop:
+            if first is None or not tried < first.columns["simulation"] - drop:
                 return inherited
             label = label._replace(re_explained=True, tried=tried)
         description = explain(model, feature)
@@ -150,7 +149,7 @@ def hand_down(
         if isinstance(description, Failure):
             return label._replace(failure=description.kind)
         scores = score(model, feature, description)
-        if inherited and scores and scores.simulation.score <= tried:
+        if inherited and scores and scores.columns["simulation"] <= tried:
             return inherited._replace(re_explained=True)
         return label._replace(description=description, scores=scores, failure="")
 
@@ -193,19 +192,8 @@ def failures_of(labels: Sequence[Label]) -> dict[str, int]:
     return dict(sorted(failures.items()))
 
 
-_SCORES = {
-    "simulation": "simulation.score", "simulation_levels": "simulation.levels",
-    "simulation_top_random": "simulation.top_random", "simulation_random": "simulation.random",
-    "spearman": "simulation.spearman", "detection": "detection.score", "detection_auc": "detection.auc",
-    "fuzzing": "fuzzing.score", "fuzzing_auc": "fuzzing.auc", "intruder": "intruder.score",
-    "simulation_n": "simulation.excerpts", "detection_n": "detection.n", "fuzzing_n": "fuzzing.n",
-    "intruder_n": "intruder.n",
-}  # fmt: skip
-"""Columns of `label_rows` by their place in `Scores`."""
-
-
 def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per feature, as table explanations declares them; undefined scores are nan, missing ones None.
+    """One row per feature, as table explanations declares them; undefined and missing scores are nan.
 
     by: name of the judge. cost: USD by feature (`model/index`).
     """
@@ -215,9 +203,8 @@ def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | Non
         row = {"model": label.model, "feature": label.feature, "description": words and str(words), "by": by}
         row |= {"origin_model": origin_model, "origin_feature": origin_feature, "carried": label.carried}
         row |= {"re_explained": label.re_explained, "inherited_simulation": label.tried}
-        for name, place in _SCORES.items():
-            row[name] = attrgetter(place)(scores) if scores else 0 if name.endswith("_n") else None
-        row["failure"] = label.failure
+        row |= scores.columns if scores else UNSCORED
+        row |= {"failure": label.failure, "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0)}
         row["rule"] = words.rule.to_json() if isinstance(words, Explanation) and not label.carried else ""
-        rows.append(row | {"cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0)})
+        rows.append(row)
     return rows

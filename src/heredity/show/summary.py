@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from heredity import __version__
 from heredity.analyses import TABLES
 from heredity.engine.store import write_json
-from heredity.tables import Column, Table
+from heredity.tables import Table
 
 if TYPE_CHECKING:
     from heredity.results import Run
@@ -52,15 +52,6 @@ def record(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         meta = {key.decode(): value.decode() for key, value in field.metadata.items()}
         columns[field.name] = {key: meta[key] for key in ("kind", "doc", "of")}
     return {"doc": table.doc, "key": list(table.key), "columns": columns, "rows": list(rows)}
-
-
-def declared(name: str, recorded: Mapping[str, Any]) -> Table:
-    """The declaration of a recorded table; its brief columns are those of this version, as far as it has them."""
-    fields = recorded["columns"]
-    ends = {f"{field}_{end}" for field in fields for end in ("low", "high") if f"{field}_low" in fields}
-    columns = [Column(field, **fields[field], ci=f"{field}_low" in fields) for field in fields if field not in ends]
-    brief = tuple(column for column in (TABLES[name].brief if name in TABLES else ()) if column in fields)
-    return Table(name, recorded["doc"], tuple(recorded["key"]), tuple(columns), brief)
 
 
 def write(run: Run) -> dict[str, Any]:
