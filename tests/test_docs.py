@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import documents
+import documents as docs
 import heredity
 from heredity import study
 from heredity.cli import app
@@ -65,14 +65,14 @@ def commands() -> dict[str, str]:
 _KEYS = "Every key, with its default. An unknown key is refused by name."
 _TABLES = "Every analysis: its definition, and the tables it fills. Key columns in bold."
 PAGES = {
-    "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: documents.commands(commands())),
+    "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: docs.commands(commands())),
     "api.md": (
         "Public names",
         "`import heredity` loads none of them before it is used.",
-        lambda: documents.names(heredity),
+        lambda: docs.names(heredity),
     ),
-    "study.md": ("The study file", _KEYS, lambda: documents.settings(SETTINGS)),
-    "tables.md": ("Results", _TABLES, documents.results),
+    "study.md": ("The study file", _KEYS, lambda: docs.settings(SETTINGS)),
+    "tables.md": ("Results", _TABLES, docs.results),
 }
 """Pages made whole from the code: title, first line, text."""
 
@@ -130,16 +130,16 @@ def test_the_readme_shows_the_two_commands_first():
 )
 def test_figures_are_those_of_the_recorded_runs(document: Path):
     """Marked parts are made from the summaries in docs/, each of a run of the study that the document names."""
-    text = documents.refreshed(document.read_text(), ROOT / "docs")
+    text = docs.refreshed(document.read_text(), ROOT / "docs")
     same(document, text)
     marks = re.findall(r"^<!-- .* -->$", text, flags=re.M)
-    assert len(marks) == 2 * len(documents.MARKED.findall(text)), "a mark that nothing refreshes"
-    assert all(len(body.strip()) > 0 for *_, body in documents.MARKED.findall(text))
+    assert len(marks) == 2 * len(docs.MARKED.findall(text)), "a mark that nothing refreshes"
+    assert all(len(body.strip()) > 0 for *_, body in docs.MARKED.findall(text))
 
 
 def test_the_picture_of_savings_is_of_the_recorded_run():
     recorded = json.loads((ROOT / "docs" / "stitching.json").read_text())
-    same(ROOT / "docs" / "stitching.svg", documents.picture(recorded, "small-large"))
+    same(ROOT / "docs" / "stitching.svg", docs.picture(recorded, "small-large"))
 
 
 @pytest.mark.parametrize("name", ["demo", *map(str, sorted((ROOT / "studies").glob("*.toml")))])
@@ -156,4 +156,4 @@ def test_nothing_names_a_machine():
 
 
 def test_every_setting_is_documented():
-    assert "|  |  |" not in documents.settings(SETTINGS)
+    assert "|  |  |" not in docs.settings(SETTINGS)

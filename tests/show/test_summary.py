@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
 import documents
 from heredity.show import summary, terminal
@@ -56,17 +57,14 @@ def test_a_document_is_made_anew_from_a_summary(run, tmp_path):
     assert documents.refreshed(made, tmp_path) == made
     assert "| base->sums | 90 (70 %) [87–93] | 90 % |" in made and "old" not in made
     assert made.startswith("before\n<!-- edges") and made.endswith("<!-- end -->\nafter")
-    assert "\nRead the first row so: 90 of 128" in documents.refreshed(
-        "<!-- first_row small.json -->\n<!-- end -->", tmp_path
-    )
+    first = documents.refreshed("<!-- first_row small.json -->\n<!-- end -->", tmp_path)
+    assert "\nRead the first row so: 90 of 128" in first
     for wrong, words in (("edge small.json", "has no table edge"), ("edges small.json ege=1", "no column ege")):
         with pytest.raises(ValueError, match=words):
             documents.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)
 
 
-def test_the_end_of_a_run_on_the_terminal(run, capsys, monkeypatch):
-    from rich.console import Console
-
+def test_the_end_of_a_run_on_the_terminal(run, monkeypatch):
     console = Console(width=100, record=True, highlight=False, emoji=False, color_system=None)
     monkeypatch.setattr(terminal, "out", console)
     terminal.print_run(run, run.folder / "report.html")

@@ -92,22 +92,18 @@ def find(
 def show(run: Run, model: str, feature: int) -> dict[str, Any]:
     """All that is known of one feature, as a JSON object.
 
-    - `study`, `instrument`, `model`, `feature`; `positions`, `context_size`: tokens of the sample, and of a block.
+    - `positions`, `context_size`: tokens of the sample, and of a block.
     - `class`: a row of table `feature_classes`; null where that stage is not done.
-    - `explanation`: a row of table `explanations` without its rule, with `on_the_spot`: whether the run did not explain
-      the feature, so that statistics did just now.
-    - `firings`, `density`, `max`, `histogram` (firings in equal bins of activation from 0 to `max`).
-    - `tokens`: those it fires on, the largest share first: `token`, `share` of its activation, `firings`, `mean`
-      activation, `fired` (share of the token's occurrences).
+    - `explanation`: a row of table `explanations` without its rule; `on_the_spot`: made by statistics just now.
+    - `histogram`: firings in equal bins of activation from 0 to `max`.
+    - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences.
     - `promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
-    - `matches`: best match along every edge of its model: `edge`, `model`, `feature`, `r`, `threshold`, `persists`.
-    - `family`: `model`, `feature`, `r`, `via`, `density`, `max`; itself first.
-    - `top`: strongest firings, each with `corpus`, `tokens` of its block, `position` in it, `values` (activations)
-      and `family` (those of the other members, by model). `levels`: intervals of activation, the strongest first, with
-      `low`, `high` and `examples`; `drawn`: firings at random; `silent`: blocks without a firing.
+    - `matches`: best match along every edge of its model. `family`: itself first.
+    - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations) and
+      `family` (those of the other members, by model). `levels`: examples by interval of activation, the strongest
+      first. `drawn`: firings at random. `silent`: blocks without a firing.
 
-    Everything up to acts and match must be done. Raises ValueError for a stage that is missing, an unknown model, and a
-    number that its SAE does not have.
+    Raises ValueError for a stage up to acts and match that is missing, an unknown model, and a number beyond its SAE.
     """
     from heredity.features.cards import Sizes, cards
     from heredity.features.families import family

@@ -189,11 +189,6 @@ class Explanation(str):
 
     rule: Rule
 
-    def __new__(cls, words: str, rule: Rule) -> Explanation:
-        explanation = super().__new__(cls, words)
-        explanation.rule = rule
-        return explanation
-
 
 class Offline:
     """A `Judge` of statistics, fitted to all firings on the explaining blocks rather than to excerpts.
@@ -221,7 +216,9 @@ class Offline:
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""
         rows, values = self.firings(feature)
         rule = self.statistics.fit(rows, values)
-        return Explanation(self._words(rule, rows, values), rule)
+        explanation = Explanation(self._words(rule, rows, values))
+        explanation.rule = rule
+        return explanation
 
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, 0 to 9, not rounded."""
@@ -293,28 +290,23 @@ class Offline:
         preceding = _shares(self.statistics.before[rows], values)
         category, category_share = _shares(self.statistics.categories[token], values)[0]
         corpus, corpus_share = _shares(self.statistics.corpora[rows // context], values)[0]
+        position, position_share = _shares(rows % context, values)[0]
         kind = f"of the kind {self.categories[category]} ({_percent(category_share)})"
         in_corpus = f"in {self.corpora[corpus]} ({_percent(corpus_share)})"
         preceded, preceded_share = _named(preceding, text.vocabulary)
-        after = f"after {preceded} ({_percent(preceded_share)})"
-        match rule.form:
-            case "constant":
-                words = f"follows no simple rule; fires most on {tokens} ({_percent(total)})"
-            case "corpus":
-                words = f"fires {in_corpus}, most on {tokens}"
-            case "position":
-                position, share = _shares(rows % context, values)[0]
-                words = f"fires at place {position + 1} of a block ({_percent(share)})"
-            case "previous":
-                words = f"fires {after}"
-            case "category" | "corpus_category":
-                words = f"fires on tokens {kind}, most on {tokens}"
-            case "after":
-                words = f"fires on tokens {kind}, most on {tokens}; {after}"
-            case _ if total < _MANY:
-                words = f"fires on many tokens, most {kind}, such as {tokens} ({_percent(total)})"
-            case _:
-                words = f"fires on {tokens} ({_percent(total)})"
+        after, most = f"after {preceded} ({_percent(preceded_share)})", f"{tokens} ({_percent(total)})"
+        on_kind = f"fires on tokens {kind}, most on {tokens}"
+        any_tokens = f"fires on many tokens, most {kind}, such as {most}" if total < _MANY else f"fires on {most}"
+        forms = {
+            "constant": f"follows no simple rule; fires most on {most}",
+            "corpus": f"fires {in_corpus}, most on {tokens}",
+            "position": f"fires at place {position + 1} of a block ({_percent(position_share)})",
+            "previous": f"fires {after}",
+            "category": on_kind,
+            "corpus_category": on_kind,
+            "after": f"{on_kind}; {after}",
+        }
+        words = forms.get(rule.form, any_tokens)
         if rule.form == "pair" and preceding[0][1] >= _STRONGEST:
             words += f"; strongest after {_quoted(text.vocabulary, preceding[0][0])}"
         if rule.form != "corpus" and len(self.corpora) > 1 and corpus_share >= _CORPUS:
