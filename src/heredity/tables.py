@@ -132,7 +132,7 @@ class Table(NamedTuple):
 def _columns(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     """Columns by name; of dict rows a key that a row lacks is null there."""
     if isinstance(rows, pa.Table):
-        return dict(zip(rows.column_names, rows.columns, strict=True))
+        return {name: rows[name] for name in rows.column_names}  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(rows, Mapping):
         return dict(rows)
     known = dict.fromkeys(name for row in rows for name in row) | dict.fromkeys(names)

@@ -88,7 +88,7 @@ def compare(
     place = hook_point or saes[0][1].get("hook_name")
     if place is None:
         raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
-    models, tokenizer = _models(parent, child), _tokenizer((parent, child), tokenizer)
+    models, tokenizer = _opened((parent, child), tokenizer)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
     states = [state_hash(model.state_dict()) for model in models]
@@ -161,8 +161,8 @@ def fit_stitch(
     from heredity.stitch.moments import MomentStream
     from heredity.text.tokens import distinct_blocks
 
-    tokenizer = _tokenizer((source, target), tokenizer)
-    first, second = (on_device(model) for model in _models(source, target))
+    models, tokenizer = _opened((source, target), tokenizer)
+    first, second = map(on_device, models)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         blocks = distinct_blocks(sampler, sampler.blocks_per_pass * context_size)
@@ -197,23 +197,19 @@ def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size:
     return BlockSampler({"texts": packed}, context_size, seed, None)
 
 
-def _models(*given: Model) -> list[Any]:
+def _opened(models: tuple[Model, Model], tokenizer: Any) -> tuple[list[Any], Any]:
+    """Two models and the tokenizer that they share, read from their folders where these are given."""
     from heredity.lm.load import load_model
-
-    return [load_model(str(model)) if isinstance(model, str | Path) else model for model in given]
-
-
-def _tokenizer(models: tuple[Model, Model], tokenizer: Any) -> Any:
-    """The tokenizer that both models share, read from their folders where these are given."""
     from heredity.text.tokenizer import fingerprint_tokenizer, load_tokenizer
 
+    opened = [load_model(str(model)) if isinstance(model, str | Path) else model for model in models]
     known = [] if tokenizer is None else [tokenizer]
     known += [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
     if not known:
         raise ValueError("tokenizer: is needed for models given as objects; pass the one they were trained with")
     if len({fingerprint_tokenizer(one) for one in known}) > 1:
         raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; their positions cannot be aligned")
-    return known[0]
+    return opened, known[0]
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

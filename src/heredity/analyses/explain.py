@@ -201,7 +201,8 @@ def _compared(
             scores.append(np.array([known[feature] for feature in features if feature in known], np.float64))
             few = [chosen[edge].rare[side == "others"] for edge in own]
             rare.append(sum(few, len(features) - len(scores[-1])))
-        result = compare(*scores, (rare[0], rare[1]), settings.seed, settings.resamples, settings.level)
+        first, second = scores
+        result = compare(first, second, (rare[0], rare[1]), settings.seed, settings.resamples, settings.level)
         row = {"subject": subject, "p": result.p}
         row |= {"effect": result.effect, "effect_low": result.low, "effect_high": result.high}
         for name, group in (("persisting", result.persisting), ("others", result.others)):

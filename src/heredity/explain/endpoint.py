@@ -152,7 +152,7 @@ def _answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
     """Read a body of `/chat/completions`, or of `/completions` for an echo; raises for another form."""
     choice, usage = body["choices"][0], body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    used = [count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts]
+    used, made = (count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts)
     if echo:
         logprobs = choice.get("logprobs") or {}
         # Values that are not numbers count as not reported.
@@ -160,13 +160,13 @@ def _answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
             {token: float(value) for token, value in (likely or {}).items() if isinstance(value, (int, float))}
             for likely in logprobs.get("top_logprobs") or ()
         ]
-        return Answer("", "stop", *used, tuple(map(str, logprobs.get("tokens") or ())), tuple(top))
+        return Answer("", "stop", used, made, tuple(map(str, logprobs.get("tokens") or ())), tuple(top))
     message, finish = choice["message"], choice.get("finish_reason")
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     refused = finish == "content_filter" or (not text and message.get("refusal"))
-    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", *used)
+    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", used, made)
 
 
 def _provider_and_key(base_url: str, variable: str) -> tuple[str, str]:

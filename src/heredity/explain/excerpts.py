@@ -50,10 +50,9 @@ class Drawn(NamedTuple):
 
 
 def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
-    """Deal the blocks of a sample into a half that explains and one that scores.
+    """Deal the blocks of a sample, int [blocks, context], into a half that explains and one that scores.
 
-    ids: int [blocks, context]. vocabulary: text of each token. Raises `ValueError` for fewer than two blocks, and for
-    ids beyond the vocabulary.
+    Raises `ValueError` for fewer than two blocks, and for ids beyond the vocabulary.
     """
     ids = np.asarray(ids, np.int64)
     if ids.ndim != 2 or len(ids) < 2:
@@ -74,10 +73,9 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
 def draw(
     text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe | None = None, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
-    """Draw the excerpts of one feature from its firings (see `features.cards.Columns`).
+    """Draw the excerpts of one feature from its firings; rows: int64 [n], rising, values: float64 [n].
 
-    rows: int64 [n], rising. values: float64 [n]. None for a feature with fewer than `LEAST_FIRINGS`, or with none in
-    one half: too rare to be judged. The cost depends on its own firings only.
+    None for a feature with fewer than `LEAST_FIRINGS`, or with none in one half: too rare to be judged.
     """
     recipe, context = recipe or Recipe(), text.ids.shape[1]
     explains = text.explains[rows // context]

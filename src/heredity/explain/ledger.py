@@ -250,7 +250,7 @@ class Ledger:
             requests, tokens_in, tokens_out, cost = self._base.execute(totals).fetchone()
             failures = dict(self._base.execute(by_kind)) | ({"budget": self._refused} if self._refused else {})
             by_feature, *by_question = (dict(self._base.execute(by.format(*names))) for names in groups)
-            reasons = dict(self._unanswered.values())
+            reasons: dict[str, str] = {kind: detail for kind, detail in self._unanswered.values()}
         counts = (requests, self._cached, failures, tokens_in, tokens_out, cost)
         return LedgerSummary(*counts, by_feature, reasons, *by_question)
 

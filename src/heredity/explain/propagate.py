@@ -111,10 +111,9 @@ def hand_down(
     one at its origin, the feature is explained anew and keeps the better description; where either is undefined the
     label is kept.
 
-    selected: features by model, parents before children. edges: parent -> child. matches: only those above the
-    threshold (`Matches.above`). explain: requests a description, None for a feature too rare to be explained. score: of
-    a description on a model's activations, None likewise. over: yields the labels of one model's features in order,
-    several at a time if it likes; they do not depend on each other.
+    selected: features by model, parents before children. matches: only those above the threshold (`Matches.above`).
+    explain, score: None for a feature too rare. over: yields the labels of one model's features in order; they do not
+    depend on each other.
     """
     known: dict[Feature, Label] = {}
 
