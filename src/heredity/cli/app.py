@@ -42,13 +42,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_Version = Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")]
+
+
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] =  # noqa: ARG001 - its callback does it
-    False,
-) -> None: ...
+def _options(version: _Version = False) -> None: ...  # noqa: ARG001 - its callback does it
 
 
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
