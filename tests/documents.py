@@ -1,16 +1,129 @@
-"""Parts of the documents that are no table of a summary: a sentence, figures beside the paper's, and one picture."""
+"""Documents: tables and figures of recorded summaries, and pages made from declarations, settings and signatures.
+
+A part of a document between `<!-- TABLE FILE.json [COLUMN=VALUE ...] -->` and `<!-- end -->` is a table of a recorded
+summary, brief columns unless `columns=a,b,c` names others; `COLUMN=VALUE` keeps the rows with that value. Other parts,
+by name, are functions of the file (`PARTS`).
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from heredity import format
-from heredity.show.docs import markdown
-from heredity.show.layout import laid_out
-from heredity.synthetic.validation import TABLES
+from heredity.analyses import ANALYSES, TABLES
+from heredity.show import summary
+from heredity.synthetic import validation
+from heredity.tables import Column, Table
 
 Recorded = dict[str, Any]
+MARKED = re.compile(r"<!-- (\w+) ([\w./-]+\.json)((?: \S+?=\S+)*) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def markdown(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    """A Markdown table; text columns to the left."""
+    layout = format.laid_out(table, rows, names)
+    lines = [
+        [column.name.replace("_", " ") for column in layout.columns],
+        ["---" if column.kind in ("text", "flag") else "--:" for column in layout.columns],
+        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in layout.cells),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def refreshed(text: str, folder: Path) -> str:
+    """The document with every marked part made anew from the summaries in `folder`.
+
+    Raises ValueError for a table or column that the file does not have.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        name, file, options = match[1], match[2], dict(part.split("=", 1) for part in match[3].split())
+        if name in PARTS:
+            part = PARTS[name](json.loads((folder / file).read_text(encoding="utf-8")))
+        else:
+            part = _recorded(name, summary.read(folder / file), file, options)
+        return f"<!-- {name} {file}{match[3]} -->\n{part}\n<!-- end -->"
+
+    return MARKED.sub(made, text)
+
+
+def _recorded(name: str, recorded: Recorded, file: str, options: dict[str, str]) -> str:
+    if name not in recorded["tables"]:
+        raise ValueError(f"{file}: has no table {name}; tables are {', '.join(recorded['tables'])}")
+    part = recorded["tables"][name]
+    table = declared(name, part)
+    names = [column for column in options.pop("columns", "").split(",") if column]
+    known = {column.name for column in table.all_columns}
+    if wrong := [column for column in (*names, *options) if column not in known]:
+        raise ValueError(f"{file}: table {name} has no column {wrong[0]}; columns are {', '.join(known)}")
+    own = [row for row in part["rows"] if all(str(row[key]) == text for key, text in options.items())]
+    return markdown(table, own, names)
+
+
+def declared(name: str, recorded: Mapping[str, Any]) -> Table:
+    """The declaration of a recorded table; its brief columns are those of this version, as far as it has them."""
+    fields = recorded["columns"]
+    ends = {f"{field}_{end}" for field in fields for end in ("low", "high") if f"{field}_low" in fields}
+    columns = [Column(field, **fields[field], ci=f"{field}_low" in fields) for field in fields if field not in ends]
+    brief = tuple(column for column in (TABLES[name].brief if name in TABLES else ()) if column in fields)
+    return Table(name, recorded["doc"], tuple(recorded["key"]), tuple(columns), brief)
+
+
+def results() -> str:
+    """docs/tables.md: definitions of every result, from the analyses' docstrings and table declarations."""
+    parts, defined = [], set()
+    for analysis in ANALYSES:
+        module = analysis.run.__module__
+        parts.append(f"\n## {analysis.title}\n")
+        if module not in defined:
+            parts.append(f"\n{inspect.cleandoc(sys.modules[module].__doc__ or '')}\n")
+        defined.add(module)
+        for table in analysis.tables:
+            where = " Exported only: one row per feature or more." if table.large else ""
+            parts.append(f"\n**`{table.name}`** {table.doc}{where}\n\n| column | kind | meaning |\n|---|---|---|\n")
+            for column in table.all_columns:
+                of = f" Shown as a share of `{column.of}`." if column.of else ""
+                ci = f" With its interval: `{column.name}_low`, `{column.name}_high`." if column.ci else ""
+                bold = "**" if column.name in table.key else ""
+                parts.append(f"| {bold}`{column.name}`{bold} | {column.kind} | {column.doc}{of}{ci} |\n")
+    return "".join(parts)
+
+
+def settings(tables: Iterable[tuple[str, Any]]) -> str:
+    """docs/study.md: every key of the study file with its default; tables: titles and settings classes."""
+    parts = []
+    for title, config in tables:
+        parts.append(f"\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n")
+        for name, field in config.model_fields.items():
+            plain = isinstance(field.default, str | int | float | tuple)
+            default = "needed" if field.is_required() else f"`{json.dumps(field.default)}`" if plain else ""
+            parts.append(f"| `{name}` | {default} | {' '.join((field.description or '').split())} |\n")
+    return "".join(parts)
+
+
+def commands(helps: Mapping[str, str]) -> str:
+    """docs/cli.md; helps: what `heredity COMMAND --help` prints, by command."""
+    parts = [f"\n## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in helps.items()]
+    return re.sub(r"[ \t]+$", "", "".join(parts), flags=re.M)
+
+
+def names(module: Any) -> str:
+    """docs/api.md: signature and docstring of every public name of a module."""
+    parts = []
+    for name in sorted((name for name in module.__all__ if not name.startswith("_")), key=str.lower):
+        value = getattr(module, name)
+        kind = "class " if inspect.isclass(value) else ""
+        signature = "" if kind and hasattr(value, "model_fields") else str(inspect.signature(value))
+        text = f"{kind}{name}{signature}\n\n{inspect.getdoc(value)}"
+        parts.append(f"\n## {name}\n\n`{value.__module__}`\n\n```text\n{text}\n```\n")
+    return "".join(parts)
 
 
 def rows(recorded: Recorded, name: str, **key: Any) -> list[dict[str, Any]]:
@@ -160,9 +273,15 @@ def _panel(left: int, width: int, arms: dict[str, list[dict[str, Any]]], thresho
 def planted(recorded: Recorded) -> str:
     """Tables of `heredity validate`; those of rules and worlds by origin of the SAEs."""
     parts = []
-    for table in (table for table in TABLES if table.brief):
+    for table in (table for table in validation.TABLES if table.brief):
         made = recorded[table.name]
         for init in dict.fromkeys(row.get("init") for row in made):
             own = [row for row in made if row.get("init") == init]
-            parts.append(f"{laid_out(table, own).title}:\n\n{markdown(table, own)}")
+            parts.append(f"{format.laid_out(table, own).title}:\n\n{markdown(table, own)}")
     return "\n\n".join(parts) + "\n"
+
+
+PARTS: dict[str, Callable[[Recorded], str]] = {
+    "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "protocols": protocols,
+}  # fmt: skip
+"""Parts of documents that are no table of a summary."""

@@ -55,9 +55,8 @@ def test_status_verify_and_check_agree_that_all_is_done(lineage):
     plan = ask(lineage, "check")
     assert plan["tokens"] == 0 and plan["seconds"] == 0 and plan["d_in"] == 32
     assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
-    changed = {row["stage"].partition("/")[0] for row in ask(lineage, "status", "--set", "report.features=1")["stages"]
-               if row["state"] == "missing"}  # fmt: skip
-    assert changed == {"features", "explain"}
+    rows = ask(lineage, "status", "--set", "report.features=1")["stages"]
+    assert {row["stage"].partition("/")[0] for row in rows if row["state"] == "missing"} == {"features", "explain"}
 
 
 def test_a_damaged_file_is_found(lineage, tmp_path):
@@ -75,20 +74,19 @@ def test_tables_are_exported_in_every_format(lineage, tmp_path, kind):
     files = {Path(file).stem: Path(file) for file in ask(lineage, "export", "--format", kind, "-o", tmp_path)["files"]}
     assert set(files) >= {*lineage.run.tables, "matches", "fates", "explanations"}
     if kind == "parquet":
-        matches = pq.read_table(files["matches"])
-        assert matches.schema.equals(TABLES["matches"].schema, check_metadata=True)
-        assert matches.equals(lineage.run["matches"])
+        assert pq.read_table(files["matches"]).equals(lineage.run["matches"], check_metadata=True)
     if kind == "json":
         assert json.loads(files["edges"].read_text()) == lineage.rows("edges")
     if kind == "csv":
         assert files["edges"].read_text().splitlines()[0].startswith(("instrument,", '"instrument"'))
 
 
-def test_the_report_is_one_file_that_loads_nothing_from_the_network(lineage, tmp_path):
+def test_the_report_is_one_file_that_loads_nothing_from_the_network_and_never_replaces_a_folder(lineage, tmp_path):
     ask(lineage, "report", "-o", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert 'src="http' not in page and 'href="http' not in page and "@import" not in page
     assert "base" in page and len(page) < 5_000_000
+    assert "is a folder" in ask(lineage, "report", "-o", tmp_path, code=2) and (tmp_path / "r.html").read_text() == page
 
 
 def test_features_are_found_and_shown(lineage):
@@ -101,20 +99,8 @@ def test_features_are_found_and_shown(lineage):
     text = command("show", lineage.path, name, "--top", 2, "--runs", lineage.runs).stdout
     assert " ".join(shown["explanation"]["description"].split()) in " ".join(text.split())
     assert name in text and "«" in text
-
-
-@pytest.mark.parametrize(
-    ("feature", "message"),
-    [
-        ("nowhere/1", "nowhere/1: no model of study s; models are base, sums, stories, both"),
-        ("base/99999", "base/99999: its SAE has 128 features, counted from 0"),
-        ("base", "error: feature 'base': must be a model, a slash and a number, such as base/12"),
-        ("base/-1", "must be a model, a slash and a number"),
-        ("base/1,base/2", "one feature is shown at a time; give one of these 2"),
-    ],
-)
-def test_what_cannot_be_shown_is_refused(lineage, feature, message):
-    assert message in ask(lineage, "show", feature, code=2)
+    assert "one feature is shown at a time; give one of these 2" in ask(lineage, "show", "base/1,base/2", code=2)
+    assert "error: feature 'base': must be a model, a slash" in ask(lineage, "show", "base", code=2)
 
 
 def test_chosen_features_are_explained(lineage, tmp_path):
@@ -135,22 +121,15 @@ def test_chosen_features_are_explained(lineage, tmp_path):
 @pytest.mark.parametrize(("limit", "code"), [("100%", 0), ("0", 1)])
 def test_the_gate_reads_the_edges_of_the_run(lineage, limit, code):
     (edge,) = lineage.rows("edges", instrument="parent", edge="base->sums", rule="evidence")
-    verdict = ask(lineage, "gate", "--max-lost", limit, code=code)["edges"]["base->sums"]
-    assert set(ask(lineage, "gate", "--max-lost", limit, code=code)) >= {"instrument", "notes"}
-    assert verdict["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
+    result = ask(lineage, "gate", "--max-lost", limit, code=code)
+    assert set(result) >= {"instrument", "notes"}
+    assert result["edges"]["base->sums"]["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
 
 
 def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(lineage, tmp_path):
     for words in (["--runs", tmp_path], ["--set", "sae.tokens=2049"]):
         line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
         assert "is not done" in line and "heredity run" in line
-
-
-def test_a_report_never_replaces_a_folder(lineage, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "texts.txt").write_text("precious")
-    assert "is a folder" in ask(lineage, "report", "-o", tmp_path / "data", code=2)
-    assert (tmp_path / "data" / "texts.txt").read_text() == "precious"
 
 
 def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):

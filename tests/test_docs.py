@@ -12,69 +12,45 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-import documents
+import documents as docs
 import heredity
+from heredity import study
 from heredity.cli import app
-from heredity.show import docs
-from heredity.study import (
-    AdamConfig,
-    CarriedFeaturesConfig,
-    CaseConfig,
-    ControlsConfig,
-    CorpusConfig,
-    EvaluationConfig,
-    ExplainConfig,
-    HubTaskConfig,
-    LineageConfig,
-    LoraConfig,
-    MergeConfig,
-    ModelConfig,
-    ProbesConfig,
-    RepeatConfig,
-    ReportConfig,
-    SAEConfig,
-    ScratchConfig,
-    SteeringConfig,
-    StitchConfig,
-    StudyConfig,
-    TokenizerConfig,
-    load_study,
-)
 
 SETTINGS = [
-    ("(top level)", StudyConfig),
-    ("[corpus] NAME = {...}", CorpusConfig),
-    ("[model.NAME]", ModelConfig),
-    ("train = {...}", ScratchConfig),
-    ("merge = {...}", MergeConfig),
-    ("lora = {...}", LoraConfig),
-    ("[tokenizer]", TokenizerConfig),
-    ("[sae]", SAEConfig),
-    ("[lineage]", LineageConfig),
-    ("[controls]", ControlsConfig),
-    ("[evaluation]", EvaluationConfig),
-    ("[case.NAME]", CaseConfig),
-    ("[report]", ReportConfig),
-    ("[explain]", ExplainConfig),
-    ("[repeat]", RepeatConfig),
-    ("[stitch.NAME]", StitchConfig),
-    ("[stitch.NAME.adam]", AdamConfig),
-    ("[stitch.NAME.probes]", ProbesConfig),
-    ("[stitch.NAME.probes.hub.TASK]", HubTaskConfig),
-    ("[stitch.NAME.steering]", SteeringConfig),
-    ("[stitch.NAME.features]", CarriedFeaturesConfig),
+    ("(top level)", study.StudyConfig),
+    ("[corpus] NAME = {...}", study.CorpusConfig),
+    ("[model.NAME]", study.ModelConfig),
+    ("train = {...}", study.ScratchConfig),
+    ("merge = {...}", study.MergeConfig),
+    ("lora = {...}", study.LoraConfig),
+    ("[tokenizer]", study.TokenizerConfig),
+    ("[sae]", study.SAEConfig),
+    ("[lineage]", study.LineageConfig),
+    ("[controls]", study.ControlsConfig),
+    ("[evaluation]", study.EvaluationConfig),
+    ("[case.NAME]", study.CaseConfig),
+    ("[report]", study.ReportConfig),
+    ("[explain]", study.ExplainConfig),
+    ("[repeat]", study.RepeatConfig),
+    ("[stitch.NAME]", study.StitchConfig),
+    ("[stitch.NAME.adam]", study.AdamConfig),
+    ("[stitch.NAME.probes]", study.ProbesConfig),
+    ("[stitch.NAME.probes.hub.TASK]", study.HubTaskConfig),
+    ("[stitch.NAME.steering]", study.SteeringConfig),
+    ("[stitch.NAME.features]", study.CarriedFeaturesConfig),
 ]
 
-PARTS = {
-    "beside_paper": documents.beside_paper,
-    "first_row": documents.first_row,
-    "planted": documents.planted,
-    "protocols": documents.protocols,
-}
-"""Parts of documents that are no table of a summary."""
 ROOT = Path(__file__).parent.parent
 MADE_BY = "\nMade by `HEREDITY_UPDATE_DOCS=1 pytest tests/test_docs.py`.\n"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def same(path: Path, made: str) -> None:
+    """A file holds what is made now; HEREDITY_UPDATE_DOCS=1 writes it."""
+    if os.environ.get("HEREDITY_UPDATE_DOCS"):
+        path.write_text(made)
+    assert path.read_text() == made
 
 
 def commands() -> dict[str, str]:
@@ -86,19 +62,17 @@ def commands() -> dict[str, str]:
     return {name: runner.invoke(app, [name, "--help"], env=environment).output for name in names}
 
 
+_KEYS = "Every key, with its default. An unknown key is refused by name."
+_TABLES = "Every analysis: its definition, and the tables it fills. Key columns in bold."
 PAGES = {
     "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: docs.commands(commands())),
-    "api.md": ("Public names", "`import heredity` loads none of them before it is used.", lambda: docs.names(heredity)),
-    "study.md": (
-        "The study file",
-        "Every key, with its default. An unknown key is refused by name.",
-        lambda: docs.settings(SETTINGS),
+    "api.md": (
+        "Public names",
+        "`import heredity` loads none of them before it is used.",
+        lambda: docs.names(heredity),
     ),
-    "tables.md": (
-        "Results",
-        "Every analysis: its definition, and the tables it fills. Key columns in bold.",
-        docs.method,
-    ),
+    "study.md": ("The study file", _KEYS, lambda: docs.settings(SETTINGS)),
+    "tables.md": ("Results", _TABLES, docs.results),
 }
 """Pages made whole from the code: title, first line, text."""
 
@@ -106,10 +80,7 @@ PAGES = {
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_made_from_the_code_is_what_the_code_says(name):
     title, first, text = PAGES[name]
-    page, made = ROOT / "docs" / name, f"# {title}\n\n{first}\n{MADE_BY}{text()}"
-    if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        page.write_text(made)
-    assert page.read_text() == made
+    same(ROOT / "docs" / name, f"# {title}\n\n{first}\n{MADE_BY}{text()}")
 
 
 def test_every_command_takes_json_and_debug():
@@ -159,10 +130,8 @@ def test_the_readme_shows_the_two_commands_first():
 )
 def test_figures_are_those_of_the_recorded_runs(document: Path):
     """Marked parts are made from the summaries in docs/, each of a run of the study that the document names."""
-    text = docs.refreshed(document.read_text(), ROOT / "docs", PARTS)
-    if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        document.write_text(text)
-    assert document.read_text() == text
+    text = docs.refreshed(document.read_text(), ROOT / "docs")
+    same(document, text)
     marks = re.findall(r"^<!-- .* -->$", text, flags=re.M)
     assert len(marks) == 2 * len(docs.MARKED.findall(text)), "a mark that nothing refreshes"
     assert all(len(body.strip()) > 0 for *_, body in docs.MARKED.findall(text))
@@ -170,15 +139,12 @@ def test_figures_are_those_of_the_recorded_runs(document: Path):
 
 def test_the_picture_of_savings_is_of_the_recorded_run():
     recorded = json.loads((ROOT / "docs" / "stitching.json").read_text())
-    drawn, made = ROOT / "docs" / "stitching.svg", documents.picture(recorded, "small-large")
-    if os.environ.get("HEREDITY_UPDATE_DOCS"):
-        drawn.write_text(made)
-    assert drawn.read_text() == made
+    same(ROOT / "docs" / "stitching.svg", docs.picture(recorded, "small-large"))
 
 
 @pytest.mark.parametrize("name", ["demo", *map(str, sorted((ROOT / "studies").glob("*.toml")))])
 def test_the_studies_that_travel_with_the_project_are_valid(name):
-    assert load_study(name).edges
+    assert study.load_study(name).edges
 
 
 def test_nothing_names_a_machine():

@@ -58,9 +58,5 @@ def test_counts_in_prose():
 
 
 def test_lists_in_prose():
-    assert [format.listed(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
-        "",
-        "a",
-        "a and b",
-        "a, b and c",
-    ]
+    lists = {"": [], "a": ["a"], "a and b": ["a", "b"], "a, b and c": ["a", "b", "c"]}
+    assert {format.listed(words): words for words in lists.values()} == lists

@@ -16,26 +16,19 @@ from heredity.results import open as open_run
 from heredity.study import StudyError
 
 
-def test_a_run_names_its_study_and_counts_its_time(lineage):
+def test_every_small_table_is_there_and_the_large_ones_by_name(lineage):
     run = lineage.run
     assert run.name == "s" and run.study.order == ("base", "sums", "stories", "both") and run.seconds > 0
     assert repr(run).startswith("<Run s: corpora, ") and "missing" not in repr(run)
-
-
-def test_every_small_table_is_there_and_the_large_ones_by_name(lineage):
-    run = lineage.run
     assert all(isinstance(table, pa.Table) for table in run.tables.values())
     assert not {name for name in run.tables if TABLES[name].large}
     for name, table in run.tables.items():
         assert table.schema.equals(TABLES[name].schema, check_metadata=True), name
         assert run[name].equals(table)
     assert "matches" not in run.tables and len(run.table("matches")) == 12 * 2 * 128 * 5
-    with pytest.raises(KeyError, match="run s has no table 'edge'; did you mean edges"):
-        run.table("edge")
-    with pytest.raises(KeyError, match=r"run s has no table 'zzzzzz'; it has .*edges, "):
-        run.table("zzzzzz")
-    with pytest.raises(KeyError, match="run s has no table 'repeats'"):
-        run["repeats"]
+    for name, hint in (("edge", "; did you mean edges"), ("zzzzzz", "; it has .*edges, "), ("repeats", "")):
+        with pytest.raises(KeyError, match=f"run s has no table '{name}'{hint}"):
+            run[name]
 
 
 def test_matches_are_those_of_the_table(lineage):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,18 +21,9 @@ HOOK, RESIDUAL = tiny.HOOK, "blocks.0.hook_resid_post"
 TEXTS = [f"the cat sat on the mat = {number}; x = y + {number % 7}\n" * 3 for number in range(120)]
 
 
-class Saved(NamedTuple):
-    """Folders of two models, another of its own tokenizer, and SAEs of the first."""
-
-    parent: Path
-    child: Path
-    other: Path
-    sae: Path
-    control: Path
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Saved:
+def saved(tmp_path_factory) -> SimpleNamespace:
+    """Folders of two models, another of its own tokenizer, a wider one, and SAEs of the first."""
     folder = tmp_path_factory.mktemp("models")
     parent = tiny.save_tiny_model(folder / "parent")
     model, tokenizer = load_model(str(parent)), load_tokenizer(str(parent))
@@ -41,17 +32,19 @@ def saved(tmp_path_factory) -> Saved:
         mlp.up_proj.weight[:4] = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
     save_model(model, tokenizer, folder / "child")
     other = tiny.save_tiny_model(folder / "other", text="a text of another kind altogether, with other words\n")
+    wider = tiny.save_tiny_model(folder / "wider", seed=4, d_model=24)
     sae = new_sae(32, 64, "relu")  # a feature for each unit and sign
     sae.W_enc.copy_(torch.cat([torch.eye(32), -torch.eye(32)], dim=1))
     sae.W_dec.copy_(sae.W_enc.T)
     write_sae(sae, folder / "sae", {"hook_name": HOOK})
-    return Saved(parent, folder / "child", other, folder / "sae", tiny.save_tiny_sae(folder / "control", seed=1))
+    control = tiny.save_tiny_sae(folder / "control", seed=1)
+    models = {"parent": parent, "child": folder / "child", "other": other, "wider": wider}
+    return SimpleNamespace(**models, sae=folder / "sae", control=control)
 
 
-def asked(saved: Saved, **more: Any) -> EdgeResult:
-    given = {"parent": saved.parent, "child": saved.child, "sae": saved.sae, "tokens": 2_000, "context_size": 16}
-    given |= {"texts": TEXTS} | more
-    return compare(given.pop("parent"), given.pop("child"), given.pop("sae"), given.pop("texts"), **given)
+def asked(saved: SimpleNamespace, **more: Any) -> EdgeResult:
+    ends: Any = {"parent": saved.parent, "child": saved.child, "sae": saved.sae, "texts": TEXTS}
+    return compare(**ends | {"tokens": 2_000, "context_size": 16} | more)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +71,9 @@ def test_features_of_an_edge_are_matched_and_called(edge):
     assert {"matches", "fates", "strata", "curves", "chance"} < set(edge.tables)
 
 
-def test_findings_are_sentences(edge):
+def test_findings_are_sentences_and_tables_files(edge, tmp_path):
     assert {statement.question for statement in edge.statements} >= {"inherited", "lost", "new", "sure"}
     assert str(edge).startswith("child inherited ") and " live features of parent." in str(edge)
-
-
-def test_tables_are_written_one_file_each(edge, tmp_path):
     edge.write(tmp_path / "out")
     assert {path.stem for path in (tmp_path / "out").iterdir()} == set(edge.tables)
     assert pq.read_table(tmp_path / "out/matches.parquet").equals(edge.tables["matches"])
@@ -111,8 +101,10 @@ def test_an_sae_of_the_child_and_a_given_threshold(saved):
 def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
     wide = tiny.save_tiny_sae(tmp_path / "wide", d_in=48)
     owned = tiny.save_tiny_sae(tmp_path / "owned", model_state="another")
+    save_model(load_model(str(saved.parent)), load_tokenizer(str(saved.parent)), tmp_path / "again")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"child": saved.parent}, "parent and child have identical weights"),
+        ({"child": tmp_path / "again"}, "identical weights"),
         ({"child": saved.other}, "have different tokenizers"),
         ({"sae": owned}, "owned was trained on other weights than the model it is given for"),
         ({"controls": [owned]}, "owned was trained on other weights"),
@@ -120,63 +112,40 @@ def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
         ({"parent": load_model(str(saved.parent)), "child": load_model(str(saved.child))}, "tokenizer: is needed"),
         ({"texts": ["too short"]}, "texts hold .* tokens, fewer than two blocks of 16"),
         ({"sae": wide}, "48"),
+        ({"texts": "data/web"}, "is one string; give a list"),
+        ({"texts": [*TEXTS, None]}, r"texts\[120\] is of type NoneType"),
+        ({"texts": [{"text": "a"}]}, "is of type dict.*one column"),
+        ({"threshold": 2.0}, "threshold=2.0 must lie between 0 and 1"),
     ]
     for given, message in cases:
         with pytest.raises(ValueError, match=message):
             asked(saved, **given)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"texts": "data/web"}, "is one string; give a list"),
-        ({"texts": [*TEXTS, None]}, r"texts\[120\] is of type NoneType"),
-        ({"texts": [{"text": "a"}]}, "is of type dict.*one column"),
-        ({"threshold": 2.0}, "threshold=2.0 must lie between 0 and 1"),
-    ],
-)
-def test_texts_and_thresholds_of_another_kind_are_refused(saved, more, message):
-    with pytest.raises(ValueError, match=message):
-        asked(saved, **more)
-
-
-def test_a_child_that_keeps_its_weights_in_another_file_is_still_the_parent(saved, tmp_path):
-    save_model(load_model(str(saved.parent)), load_tokenizer(str(saved.parent)), tmp_path / "again")
-    with pytest.raises(ValueError, match="identical weights"):
-        asked(saved, child=tmp_path / "again")
-
-
-# -- maps between two models -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def wider(tmp_path_factory) -> Path:
-    return tiny.save_tiny_model(tmp_path_factory.mktemp("wider") / "model", seed=4, d_model=24)
+POINTS: dict[str, Any] = {"source_hook_point": RESIDUAL, "target_hook_point": RESIDUAL, "context_size": 16}
 
 
 @pytest.mark.parametrize("method", ["joint", "ridge", "procrustes"])
-def test_maps_are_fitted_between_models_of_different_width(saved, wider, method):
-    points = {"source_hook_point": RESIDUAL, "target_hook_point": RESIDUAL}
-    result = fit_stitch(saved.parent, wider, TEXTS, **points, method=method, context_size=16)
+def test_maps_are_fitted_between_models_of_different_width(saved, method):
+    result = fit_stitch(saved.parent, saved.wider, TEXTS, **POINTS, method=method)
     assert result.stitch.up.weight.shape == (16, 24) and result.stitch.down.weight.shape == (24, 16)
     assert result.tokens > 1_000
     up, down = result.quality.up, result.quality.down
     assert 0 < up.r2 <= 1 and 0 < down.r2 <= 1 and result.quality.tokens < result.tokens
-    same = fit_stitch(
-        load_model(str(saved.parent)), load_model(str(wider)), TEXTS, **points, method=method, context_size=16,
-        tokenizer=load_tokenizer(str(wider)),
-    )  # fmt: skip
+    models, tokenizer = [load_model(str(one)) for one in (saved.parent, saved.wider)], load_tokenizer(str(saved.wider))
+    same = fit_stitch(*models, TEXTS, **POINTS, method=method, tokenizer=tokenizer)
     assert same.stitch.up.weight.equal(result.stitch.up.weight) and same.quality.up.mse == up.mse
 
 
-def test_what_cannot_be_stitched_is_refused_by_name(saved, wider):
-    points = {"source_hook_point": RESIDUAL, "target_hook_point": RESIDUAL, "context_size": 16}
-    with pytest.raises(ValueError, match="have different tokenizers"):
-        fit_stitch(saved.parent, saved.other, TEXTS, **points)
-    with pytest.raises(ValueError, match="tokens, and maps between 16 and 24 dimensions fit any so few"):
-        fit_stitch(saved.parent, wider, TEXTS[:1], **points | {"context_size": 4}, held_out=0.4)
-    with pytest.raises(ValueError, match="texts hold .* fewer than two blocks"):
-        fit_stitch(saved.parent, wider, ["x"], **points)
+def test_what_cannot_be_stitched_is_refused_by_name(saved):
     other = train_tokenizer(["quite another text"] * 20 + [chr(code) for code in range(32, 127)], 300)
-    with pytest.raises(ValueError, match="have different tokenizers"):
-        fit_stitch(saved.parent, wider, TEXTS, **points, tokenizer=other)
+    few = {"context_size": 4, "held_out": 0.4}
+    for target, texts, more, message in (
+        (saved.other, TEXTS, {}, "have different tokenizers"),
+        (saved.wider, TEXTS, {"tokenizer": other}, "have different tokenizers"),
+        (saved.wider, TEXTS[:1], few, "tokens, and maps between 16 and 24 dimensions fit any so few"),
+        (saved.wider, ["x"], {}, "texts hold .* fewer than two blocks"),
+        (saved.wider, TEXTS, {"held_out": 1.5}, "held_out=1.5 must be a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_stitch(saved.parent, target, texts, **POINTS | more)

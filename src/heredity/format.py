@@ -1,11 +1,12 @@
-"""How a value is written, by the kind of its column: the one formatter of terminal, documents and page."""
+"""How a value is written, by the kind of its column, and how a table is laid out: the one formatter of terminal,
+documents and page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from heredity.tables import Column, Kind
+from heredity.tables import Column, Kind, Table
 
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
@@ -15,12 +16,10 @@ def value(kind: Kind, given: Any) -> str:
     if given is None or given != given:
         return ""
     match kind:
-        case "text":
+        case "text" | "feature":
             return str(given)
         case "flag":
             return "yes" if given else "no"
-        case "feature":
-            return str(given)
         case "count":
             return f"{given:,.0f}"
         case "share":
@@ -80,3 +79,31 @@ def of(count: int, whole: int, low: float | None = None, high: float | None = No
 def listed(words: Sequence[str]) -> str:
     """`a, b and c`."""
     return "".join(words) if len(words) < 2 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+class Layout(NamedTuple):
+    """A table ready to be drawn."""
+
+    title: str  # what the table holds, with the key values that all of its rows share
+    columns: tuple[Column, ...]  # those that differ between rows
+    cells: list[list[str]]  # rows as text
+
+
+def laid_out(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> Layout:
+    """Lay out the named columns, by default the brief ones, or all where a table has no brief ones.
+
+    A key column with one value throughout moves into the title (one key column always stays); a column without any
+    value is left out.
+    """
+    known = {column.name: column for column in table.all_columns}
+    columns = [known[name] for name in names or table.brief or known]
+    keys = [column.name for column in columns if column.name in table.key]
+    shared = [name for name in keys if len({row.get(name) for row in rows}) == 1]
+    if len(shared) == len(keys):
+        shared = shared[:-1]
+    title = table.doc.removesuffix(".")
+    if values := [cell(known[name], rows[0]) for name in shared]:
+        title += f" ({', '.join(filter(None, values))})"
+    texts = {column: [cell(column, row) for row in rows] for column in columns if column.name not in shared}
+    shown = tuple(column for column, cells in texts.items() if any(cells) or column.name in table.key)
+    return Layout(title, shown, [list(row) for row in zip(*(texts[column] for column in shown), strict=True)])

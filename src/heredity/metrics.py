@@ -29,8 +29,7 @@ class Variance:
 
     def __init__(self) -> None:
         self._tokens, self._error = 0, 0.0
-        self._mean: Tensor | None = None
-        self._deviation: Tensor | None = None
+        self._mean = self._deviation = torch.zeros(0)
 
     def update(self, x: Tensor, x_hat: Tensor) -> Variance:
         """Add vectors x and their reconstructions, both [..., d_in]; return the accumulator.
@@ -40,13 +39,13 @@ class Variance:
         if x.shape != x_hat.shape or x.ndim < 1:
             raise ValueError(f"x is {list(x.shape)} and x_hat {list(x_hat.shape)}; both must be [..., d_in]")
         width = x.shape[-1]
-        if self._mean is not None and len(self._mean) != width:
+        if self._tokens and len(self._mean) != width:
             raise ValueError(f"x is {width} wide after batches of {len(self._mean)}; use one per hook point")
         rows = max(1, _CHUNK // max(1, width))
         pieces = zip(x.reshape(-1, width).split(rows), x_hat.reshape(-1, width).split(rows), strict=True)
         for part, part_hat in ((part.double(), part_hat.double()) for part, part_hat in pieces if len(part)):
             n, mean = len(part), part.mean(0)
-            if self._mean is None or self._deviation is None:
+            if not self._tokens:
                 self._mean, self._deviation = torch.zeros_like(mean), torch.zeros_like(mean)
             shift, total = mean - self._mean, self._tokens + n
             deviation = (part - mean).square().sum(0)
@@ -59,7 +58,7 @@ class Variance:
 
     def result(self) -> Reconstruction:
         """Reconstruction of all vectors so far; `ValueError` if there were none."""
-        if self._mean is None or self._deviation is None:
+        if not self._tokens:
             raise ValueError("no vectors were given; call update at least once")
         variance = float(self._deviation.sum())
         fvu = self._error / variance if variance > 0 else math.nan

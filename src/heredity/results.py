@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -58,19 +57,16 @@ class Run:
     def table(self, name: str) -> pa.Table:
         """One table by name, also a large one. Raises KeyError, by name, for a table that the run does not have."""
         tables = read_tables(self.artifacts, [name])
-        if name not in tables:
-            if name in TABLES:
-                hint = (
-                    f"; {len(self.missing)} stages are not done with the inputs as they are now" if self.missing else ""
-                )
-            else:
-                near = difflib.get_close_matches(name, TABLES)
-                hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(self.tables)}"
-            raise KeyError(f"run {self.name} has no table {name!r}{hint}")
-        return tables[name]
+        if name in tables:
+            return tables[name]
+        if name in TABLES:
+            hint = f"; {len(self.missing)} stages are not done with the inputs as they are now" if self.missing else ""
+        else:
+            near = difflib.get_close_matches(name, TABLES)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(self.tables)}"
+        raise KeyError(f"run {self.name} has no table {name!r}{hint}")
 
-    def __getitem__(self, name: str) -> pa.Table:
-        return self.table(name)
+    __getitem__ = table
 
     @cached_property
     def statements(self) -> list[Statement]:
@@ -92,16 +88,13 @@ class Run:
 
         Raises StudyError for an instrument, model or edge that the study does not have.
         """
-        known = {
-            "instrument": self.study.instruments,
-            "model": self.study.followed,
-            "edge": tuple(edge.name for edge in self.study.edges),
-        }
-        item = {"instrument": instrument or self.study.instrument, **key}
+        study, edges = self.study, [edge.name for edge in self.study.edges]
+        known = {"instrument": study.instruments, "model": study.followed, "edge": edges}
+        item = {"instrument": instrument or study.instrument, **key}
         for name, value in item.items():
             if value not in known[name]:
                 raise StudyError(f"{name} {value!r}: study {self.name} has {', '.join(known[name]) or 'none'}")
-        return item | {"site": self.study.config.hook_point}
+        return item | {"site": study.config.hook_point}
 
     def matches(self, edge: str, instrument: str | None = None) -> Matches:
         """Best matches of every feature along `parent->child`, both ways."""
@@ -133,7 +126,7 @@ class Run:
 
     def acts(self, model: str, instrument: str | None = None) -> FeatureActs:
         """Feature activations of a model on the study's token sample, sparse; rows align between models."""
-        from heredity.analyses.acts import acts_of
+        from heredity.analyses.sample import acts_of
 
         return acts_of(self.artifact(("acts", self.item(instrument, model=model))))
 
@@ -149,37 +142,35 @@ class Feature(NamedTuple):
 
     values: dict[str, Any]
 
+    @property
+    def _name(self) -> str:
+        return f"{self.values['model']}/{self.values['feature']}"
+
     def __repr__(self) -> str:
-        explanation = (self.values.get("explanation") or {}).get("description") or "not explained"
-        return f"<Feature {self.values['model']}/{self.values['feature']}: {explanation}>"
+        return f"<Feature {self._name}: {self.values['explanation']['description'] or 'not explained'}>"
 
     def _repr_html_(self) -> str:
-        card = self.values
-        explanation = escape(str((card.get("explanation") or {}).get("description") or ""))
-        rows = "".join(
-            f"<tr><td>{escape(m['edge'])}</td><td>{m['model']}/{m['feature']}</td><td>"
-            f"{'' if m['r'] is None else format(m['r'], '.3f')}</td><td>{'persists' if m['persists'] else ''}</td></tr>"
-            for m in card["matches"]
-        )
-        lines = "".join(f"<p style='font-family:monospace'>{_shaded(row, card['max'])}</p>" for row in card["top"][:6])
-        title = f"{escape(card['model'])}/{card['feature']}"
-        return f"<h4>{title}</h4><p>{explanation}</p><table>{rows}</table>{lines}"
-
-
-def _shaded(row: Mapping[str, Any], highest: float, reach: int = 12) -> str:
-    """A firing in its text, each token shaded by activation."""
-    start, end = max(0, row["position"] - reach), row["position"] + reach + 1
-    return "".join(
-        f"<span style='background:rgba(255,140,0,{min(1.0, value / (highest or 1)):.2f})'>{escape(token)}</span>"
-        for token, value in zip(row["tokens"][start:end], row["values"][start:end], strict=True)
-    )
+        rows = ""
+        for match in self.values["matches"]:
+            r, persists = "" if match["r"] is None else f"{match['r']:.3f}", "persists" if match["persists"] else ""
+            cells = (match["edge"], f"{match['model']}/{match['feature']}", r, persists)
+            rows += f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        lines = ""
+        for example in self.values["top"][:6]:
+            start, end = max(0, example["position"] - 12), example["position"] + 13
+            lines += "<p style='font-family:monospace'>"
+            for token, value in zip(example["tokens"][start:end], example["values"][start:end], strict=True):
+                shade = f"rgba(255,140,0,{min(1.0, value / (self.values['max'] or 1)):.2f})"
+                lines += f"<span style='background:{shade}'>{escape(token)}</span>"
+            lines += "</p>"
+        explanation = escape(self.values["explanation"]["description"] or "")
+        return f"<h4>{escape(self._name)}</h4><p>{explanation}</p><table>{rows}</table>{lines}"
 
 
 def record(study: Study, folder: Path) -> None:
     """Write what `open` needs into a run's folder: the study as it was run."""
-    write_json(
-        folder / RUN, {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()}
-    )
+    values = {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()}
+    write_json(folder / RUN, values)
 
 
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
@@ -187,10 +178,9 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
 
     Raises ArtifactError for a folder that holds no run, or one of version 0.1.0.
     """
-    folder = Path(folder)
-    path = folder / RUN
+    path = Path(folder) / RUN
     if not path.is_file():
-        if (folder / "summary.json").exists():
+        if (path.parent / "summary.json").exists():
             raise ArtifactError(f"{folder}: holds a run of heredity 0.1.0 (there is no {RUN}); run its study again")
         raise ArtifactError(f"{folder}: holds no run (there is no {RUN}); give a folder such as runs/demo")
     try:
@@ -199,4 +189,4 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no key {error}" if isinstance(error, KeyError) else error
         raise ArtifactError(f"{path}: cannot be read ({reason}); run the study again") from None
-    return Run(study, folder)
+    return Run(study, Path(folder))

@@ -28,33 +28,19 @@ class Column(NamedTuple):
     """One declared column."""
 
     name: str
-    """Its name in every medium."""
-    kind: Kind
-    """What a value is: decides its Arrow type and how it is written."""
-    doc: str
-    """One sentence: tooltip, documentation, Parquet field metadata."""
-    of: str = ""
-    """Column that a count is a part of; the share is shown beside it."""
-    ci: bool = False
-    """Whether `name_low` and `name_high` hold an interval."""
-
-    @property
-    def type(self) -> pa.DataType:
-        """Arrow type of the values."""
-        return _TYPES.get(self.kind, pa.float64())
+    kind: Kind  # what a value is: decides its Arrow type and how it is written
+    doc: str  # one sentence: tooltip, documentation, Parquet field metadata
+    of: str = ""  # column that a count is a part of; the share is shown beside it
+    ci: bool = False  # whether `name_low` and `name_high` hold an interval
 
 
 class Plot(NamedTuple):
     """A simple picture of a table, one for each value of the key columns that it does not name."""
 
-    kind: Literal["histogram", "lines", "bars", "heat"]
-    """Bars over bins of x, lines over x, bars by category, or a heat map of `y` over x and `by`."""
-    x: str
-    """Column along the horizontal axis."""
-    y: str
-    """Column of the values."""
-    by: str = ""
-    """Column that tells lines, groups of bars, or rows of a heat map apart."""
+    kind: Literal["histogram", "lines", "bars", "heat"]  # a heat map shows `y` over x and `by`
+    x: str  # column along the horizontal axis
+    y: str  # column of the values
+    by: str = ""  # column that tells lines, groups of bars, or rows of a heat map apart
 
 
 KEYS = {
@@ -78,22 +64,14 @@ KEYS = {
 class Table(NamedTuple):
     """The declaration of one table."""
 
-    name: str
-    """File, key of `summary.json`, name in a `Run`, anchor in the documentation."""
-    doc: str
-    """One sentence."""
-    key: tuple[str, ...]
-    """Columns that identify a row: of `KEYS`, or declared among `columns`."""
-    columns: tuple[Column, ...]
-    """All further columns."""
-    brief: tuple[str, ...] = ()
-    """What a terminal and a README show, key columns included; empty shows the table on the page alone."""
-    plot: Plot | None = None
-    """A picture for the page."""
-    large: bool = False
-    """One row per feature or more: Parquet only, not in `summary.json`."""
-    sums: tuple[tuple[str, ...], ...] = ()
-    """Counts that add up: the first column is the sum of the others, in every row that has all of them."""
+    name: str  # file, key of `summary.json`, name in a `Run`, anchor in the documentation
+    doc: str  # one sentence
+    key: tuple[str, ...]  # columns that identify a row: of `KEYS`, or declared among `columns`
+    columns: tuple[Column, ...]  # all further columns
+    brief: tuple[str, ...] = ()  # shown by a terminal and a README, keys included; empty: by the page alone
+    plot: Plot | None = None  # a picture for the page
+    large: bool = False  # one row per feature or more: Parquet only, not in `summary.json`
+    sums: tuple[tuple[str, ...], ...] = ()  # counts, the first the sum of the others in rows that have all of them
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
@@ -106,16 +84,14 @@ class Table(NamedTuple):
     def schema(self) -> pa.Schema:
         """Arrow schema with the declaration in its metadata."""
         fields = []
-        for column in self.all_columns:
-            meta = {"kind": column.kind, "doc": column.doc, "of": column.of}
-            fields.append(pa.field(column.name, column.type, metadata=meta))
-            if column.ci:
-                ends = {"low": "Lower", "high": "Upper"}
-                for end, word in ends.items():
-                    meta = {"kind": column.kind, "doc": f"{word} end of the interval of {column.name}.", "of": ""}
-                    fields.append(pa.field(f"{column.name}_{end}", pa.float64(), metadata=meta))
+        for name, kind, doc, of, ci in self.all_columns:
+            fields.append((name, _TYPES.get(kind, pa.float64()), {"kind": kind, "doc": doc, "of": of}))
+            for end, word in (("low", "Lower"), ("high", "Upper")) if ci else ():
+                meta = {"kind": kind, "doc": f"{word} end of the interval of {name}.", "of": ""}
+                fields.append((f"{name}_{end}", pa.float64(), meta))
         declaration = {"name": self.name, "doc": self.doc, "key": list(self.key), "brief": list(self.brief)}
-        return pa.schema(fields, metadata={"heredity": json.dumps(declaration)})
+        metadata = {"heredity": json.dumps(declaration)}
+        return pa.schema([pa.field(name, kind, metadata=meta) for name, kind, meta in fields], metadata=metadata)
 
     def check(self, rows: Rows, **constants: Any) -> pa.Table:
         """Rows as an Arrow table of exactly this schema; floats that are not finite become null.
@@ -124,43 +100,33 @@ class Table(NamedTuple):
         unknown, a value of the wrong type, a repeated key, a negative count, a count above its whole, and counts that
         do not add up.
         """
-        columns, schema = _columns(rows, [name for name in self.schema.names if name not in constants]), self.schema
+        schema, keys = self.schema, list(self.key)
+        columns = _columns(rows, [name for name in schema.names if name not in constants])
         length = len(next(iter(columns.values()), ()))
         columns |= {name: [value] * length for name, value in constants.items() if name not in columns}
         if wrong := set(columns) ^ set(schema.names):
             name = sorted(wrong)[0]
             raise TableError(f"table {self.name}: column {name} is {'missing' if name in schema.names else 'unknown'}")
         arrays = []
-        for name in schema.names:
+        for field in schema:
             try:
-                arrays.append(_array(columns[name], schema.field(name).type))
+                arrays.append(_array(columns[field.name], field.type))
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise TableError(f"table {self.name}: column {name}: {error}") from None
+                raise TableError(f"table {self.name}: column {field.name}: {error}") from None
         table = pa.Table.from_arrays(arrays, schema=schema)
-        self._check_counts(table)
-        keys = list(self.key)
+        counted = [column for column in self.all_columns if column.kind == "count"]
+        counts = {column.name: table[column.name].to_numpy().astype(np.float64) for column in counted}
+        for column in counted:
+            if (counts[column.name] < 0).any():
+                raise TableError(f"table {self.name}: column {column.name} has a negative count")
+            if column.of in counts and (counts[column.name] > counts[column.of]).any():
+                raise TableError(f"table {self.name}: {column.name} exceeds {column.of}, the whole it is a part of")
+        for total, *parts in self.sums:
+            if (np.abs(sum(counts[part] for part in parts) - counts[total]) > 0).any():
+                raise TableError(f"table {self.name}: {' + '.join(parts)} do not add up to {total}")
         if keys and not self.large and len(table.group_by(keys).aggregate([])) < len(table):
             raise TableError(f"table {self.name}: two rows have the same {', '.join(keys)}")
         return table
-
-    def _check_counts(self, table: pa.Table) -> None:
-        counts = {
-            column.name: table[column.name].to_numpy().astype(np.float64)
-            for column in self.all_columns
-            if column.kind == "count"
-        }
-        for column in self.all_columns:
-            values = counts.get(column.name)
-            if values is None:
-                continue
-            if (values < 0).any():
-                raise TableError(f"table {self.name}: column {column.name} has a negative count")
-            if column.of in counts and (values > counts[column.of]).any():
-                raise TableError(f"table {self.name}: {column.name} exceeds {column.of}, the whole it is a part of")
-        for total, *parts in self.sums:
-            added = np.sum([counts[part] for part in parts], axis=0)
-            if (np.abs(added - counts[total]) > 0).any():
-                raise TableError(f"table {self.name}: {' + '.join(parts)} do not add up to {total}")
 
 
 def _columns(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
@@ -168,7 +134,7 @@ def _columns(rows: Rows, names: Sequence[str]) -> dict[str, Any]:
     if isinstance(rows, pa.Table):
         return {name: rows[name] for name in rows.column_names}  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(rows, Mapping):
-        return dict(rows.items())
+        return dict(rows)
     known = dict.fromkeys(name for row in rows for name in row) | dict.fromkeys(names)
     return {name: [row.get(name) for row in rows] for name in known}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,10 +27,8 @@ Model = Any
 class EdgeResult(NamedTuple):
     """What became of features from a parent to a child."""
 
-    tables: dict[str, pa.Table]
-    """The tables of an edge, as in a run: `edges`, `matches`, `fates`, `strata` ..."""
-    matches: Matches
-    """Best matches of every feature, both ways."""
+    tables: dict[str, pa.Table]  # of an edge, as in a run: `edges`, `matches`, `fates`, `strata` ...
+    matches: Matches  # best matches of every feature, both ways
 
     @property
     def statements(self) -> list[Statement]:
@@ -80,32 +78,31 @@ def compare(
     Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few texts.
     """
     from heredity.analyses.reading import device, on_device
+    from heredity.analyses.sae import trained_on
     from heredity.features.collect import Reader
     from heredity.lm.load import state_hash
+    from heredity.sae.formats import read_sae
 
-    saes = [_sae(one) for one in (sae, sae if sae_child is None else sae_child, *controls)]
+    given = [sae, sae if sae_child is None else sae_child, *controls]
+    saes = [read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}) for one in given]
     place = hook_point or saes[0][1].get("hook_name")
     if place is None:
         raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
-    models, tokenizer = _models(parent, child), _tokenizer((parent, child), tokenizer)
+    models, tokenizer = _opened((parent, child), tokenizer)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
     states = [state_hash(model.state_dict()) for model in models]
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
-    from heredity.analyses.sae import trained_on
-
-    owners = [states[0], states[0] if sae_child is None else states[1], *[states[0]] * len(controls)]
-    for (_, metadata), owner, given in zip(saes, owners, (sae, sae_child or sae, *controls), strict=True):
+    for at, ((_, metadata), one) in enumerate(zip(saes, given, strict=True)):
+        owner = states[at == 1 and sae_child is not None]
         if owner not in (trained_on(metadata) or [owner]):
-            raise ValueError(
-                f"SAE {given} was trained on other weights than the model it is given for; check the pairing"
-            )
-    at = device()
-    own = [one.to(at) for one, _ in saes]
-    ends = [on_device(model) for model in models]
-    readers = Reader(ends[0], place, [own[0], *own[2:]]), Reader(ends[1], place, [own[1]])
-    jobs = Here().job(lambda: readers[0]), Here().job(lambda: readers[1])
+            wrong = f"SAE {one} was trained on other weights than the model it is given for"
+            raise ValueError(f"{wrong}; check the pairing")
+    own = [one.to(device()) for one, _ in saes]
+    parent_reader = Reader(on_device(models[0]), place, [own[0], *own[2:]])
+    child_reader = Reader(on_device(models[1]), place, [own[1]])
+    jobs = Here().job(lambda: parent_reader), Here().job(lambda: child_reader)
     config = ControlsConfig()
     settings = match.MatchSettings(
         edge=Edge(*names),
@@ -132,12 +129,9 @@ def compare(
 class StitchResult(NamedTuple):
     """Affine maps between the residual streams of two models."""
 
-    stitch: Stitch
-    """`up` (source to target) and `down`."""
-    quality: StitchQuality
-    """Loss and R2 of both maps and both round trips, on held-out blocks."""
-    tokens: int
-    """Aligned tokens that the maps are fitted to."""
+    stitch: Stitch  # `up` (source to target) and `down`
+    quality: StitchQuality  # loss and R2 of both maps and both round trips, on held-out blocks
+    tokens: int  # aligned tokens that the maps are fitted to
 
 
 def fit_stitch(
@@ -166,8 +160,8 @@ def fit_stitch(
     from heredity.stitch.fit import fit
     from heredity.text.tokens import distinct_blocks
 
-    tokenizer = _tokenizer((source, target), tokenizer)
-    first, second = (on_device(model) for model in _models(source, target))
+    models, tokenizer = _opened((source, target), tokenizer)
+    first, second = map(on_device, models)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         blocks = distinct_blocks(sampler, sampler.blocks_per_pass * context_size)
@@ -185,10 +179,8 @@ def fit_stitch(
     fitted_on, tuning, judged = moments(blocks[count:]), moments(blocks[:count:2]), moments(blocks[1:count:2])
     widths = len(fitted_on.mean_a), len(fitted_on.mean_b)
     if fitted_on.tokens <= sum(widths):
-        raise ValueError(
-            f"{fitted_on.tokens} tokens, and maps between {widths[0]} and {widths[1]} dimensions fit any so few; give "
-            "many times as many texts"
-        )
+        maps = f"{fitted_on.tokens} tokens, and maps between {widths[0]} and {widths[1]} dimensions"
+        raise ValueError(f"{maps} fit any so few; give many times as many texts")
     stitch = fit(fitted_on, method, alpha, held_out=tuning).stitch  # pyright: ignore[reportArgumentType]
     return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
 
@@ -199,38 +191,24 @@ def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size:
 
     packed = pack(_checked(texts), tokenizer, folder / "tokens")
     if packed.n_blocks(context_size) < 2:
-        raise ValueError(
-            f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}; give more text, or "
-            "lower context_size"
-        )
+        few = f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}"
+        raise ValueError(f"{few}; give more text, or lower context_size")
     return BlockSampler({"texts": packed}, context_size, seed, None)
 
 
-def _models(*given: Model) -> list[Any]:
+def _opened(models: tuple[Model, Model], tokenizer: Any) -> tuple[list[Any], Any]:
+    """Two models and the tokenizer that they share, read from their folders where these are given."""
     from heredity.lm.load import load_model
-
-    return [load_model(str(model)) if isinstance(model, str | Path) else model for model in given]
-
-
-def _tokenizer(models: tuple[Model, Model], tokenizer: Any) -> Any:
-    """The tokenizer that both models share, read from their folders where these are given."""
     from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
-    read = [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
-    known = [*([tokenizer] if tokenizer is not None else []), *read]
+    opened = [load_model(str(model)) if isinstance(model, str | Path) else model for model in models]
+    known = [] if tokenizer is None else [tokenizer]
+    known += [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
     if not known:
-        raise ValueError(
-            "tokenizer: is needed for models that are given as objects; pass the one they were trained with"
-        )
+        raise ValueError("tokenizer: is needed for models given as objects; pass the one they were trained with")
     if len({fingerprint_tokenizer(one) for one in known}) > 1:
         raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; their positions cannot be aligned")
-    return known[0]
-
-
-def _sae(given: SAE | str | Path) -> tuple[SAE, Mapping[str, Any]]:
-    from heredity.sae.formats import read_sae
-
-    return read_sae(Path(given)) if isinstance(given, str | Path) else (given, {})
+    return opened, known[0]
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
@@ -239,8 +217,6 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         raise ValueError(f"texts={texts[:40]!r}: is one string; give a list of texts, or a column of a data set")
     for place, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(
-                f"texts[{place}] is of type {type(text).__name__}, not a string; of a data set give one column, such "
-                'as data["text"]'
-            )
+            wrong = f"texts[{place}] is of type {type(text).__name__}, not a string"
+            raise ValueError(f'{wrong}; of a data set give one column, such as data["text"]')
         yield text

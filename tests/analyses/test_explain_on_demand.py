@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ def reader(path: str, body: dict[str, Any]) -> Any:
     """A model that says which token is the strongest, and predicts by that one token."""
     prompt, data = body["messages"][0]["content"], data_of(body)
     if '"explanation": "..."' in prompt:
-        levels: dict[str, int] = {}
-        for excerpt in data:
-            for token, level in excerpt["active"]:
-                levels[token] = levels.get(token, 0) + level
-        return chat(json.dumps({"explanation": f"on [{max(levels, key=lambda token: levels[token])}]"}))
+        levels: Counter[str] = Counter()
+        for token, level in (active for excerpt in data for active in excerpt["active"]):
+            levels[token] += level
+        return chat(json.dumps({"explanation": f"on [{levels.most_common(1)[0][0]}]"}))
     if '"intruder"' in prompt:
         return chat('{"intruder": 1}')
     token = data["explanation"][4:-1]
@@ -64,6 +64,8 @@ def test_statistics_explain_the_studys_own_choice(lineage, tmp_path):
     pairs = [(row, run[row["model"], row["feature"]]) for row in rows]
     first = [pair for pair in pairs if all(row["inherited_simulation"] is None for row in pair)]
     assert first and all(one == other for one, other in first), "the run explained them in the same words"
+    with pytest.raises(ValueError, match="statistics cost nothing"):
+        estimate(lineage.run, "study", Ask(), tmp_path)
 
 
 @pytest.mark.parametrize("which", ["persisting", "all"])
@@ -145,26 +147,21 @@ def test_features_are_named_by_model_and_number():
 
 
 @pytest.mark.parametrize(
-    ("features", "ask", "message"),
+    ("feature", "ask", "message"),
     [
-        ({"nowhere": [1]}, Ask(), "no model of study"),
-        ({"base": [99_999]}, Ask(), "counted from 0"),
-        ({"base": [1]}, Ask(mode="echo"), "--mode: means nothing"),
-        ({"base": [1]}, Ask(max_cost=1), "--max-cost: means nothing"),
-        ({"base": [1]}, Ask(base_url="http://127.0.0.1:1/v1"), "--base-url: means nothing"),
-        ({"base": [1]}, Ask(prices=(1, 0)), "--price-in: means nothing"),
-        ({"base": [1]}, Ask(model="m", mode="loud"), "--mode loud: must be one of"),
-        ({"base": [1]}, Ask(model="m", local="m"), "exclude each other"),
-        ({"base": [1]}, Ask(model="m", base_url="http://127.0.0.1:1/v1", max_cost=1), "prices of 0"),
-        ({"base": [1]}, Ask(scores=("beauty",)), "--scores beauty"),
-        ({"base": [1]}, Ask(model="m", base_url="nowhere"), "is no http address"),
+        ("nowhere/1", {}, "no model of study"),
+        ("base/99999", {}, "counted from 0"),
+        ("base/1", {"mode": "echo"}, "--mode: means nothing"),
+        ("base/1", {"max_cost": 1}, "--max-cost: means nothing"),
+        ("base/1", {"base_url": "http://127.0.0.1:1/v1"}, "--base-url: means nothing"),
+        ("base/1", {"prices": (1, 0)}, "--price-in: means nothing"),
+        ("base/1", {"model": "m", "mode": "loud"}, "--mode loud: must be one of"),
+        ("base/1", {"model": "m", "local": "m"}, "exclude each other"),
+        ("base/1", {"model": "m", "base_url": "http://127.0.0.1:1/v1", "max_cost": 1}, "prices of 0"),
+        ("base/1", {"scores": ("beauty",)}, "--scores beauty"),
+        ("base/1", {"model": "m", "base_url": "nowhere"}, "is no http address"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_by_name(lineage, tmp_path, features, ask, message):
+def test_what_cannot_be_asked_is_refused_by_name(lineage, tmp_path, feature, ask, message):
     with pytest.raises(ValueError, match=message):
-        explain(lineage.run, features, ask, tmp_path)
-
-
-def test_statistics_need_no_estimate(lineage, tmp_path):
-    with pytest.raises(ValueError, match="statistics cost nothing"):
-        estimate(lineage.run, {"base": [1]}, Ask(), tmp_path)
+        explain(lineage.run, named(feature), Ask(**ask), tmp_path)

@@ -17,7 +17,6 @@ from heredity.study import CaseConfig
 
 @pytest.fixture(scope="module")
 def sample(lineage) -> Sample:
-    """What the features are shown on."""
     return sample_of(lineage.run, lineage.run.study.order)
 
 
@@ -53,10 +52,9 @@ def test_features_are_found_by_what_they_fire_on(lineage):
 def test_counts_tokens_and_histogram_are_those_of_the_activations(sample, shown):
     values, ids = dense(sample, shown["model"], shown["feature"]), sample.ids
     firing = values[values > 0]
-    assert len(firing) >= 20
-    assert shown["positions"] == ids.size and shown["context_size"] == ids.shape[1]
-    assert shown["firings"] == len(firing) and shown["density"] == len(firing) / ids.size
-    assert shown["max"] == values.max()
+    expected = {"positions": ids.size, "context_size": ids.shape[1], "firings": len(firing), "max": values.max()}
+    expected["density"] = len(firing) / ids.size
+    assert {name: shown[name] for name in expected} == expected and len(firing) >= 20
     counts, _ = np.histogram(firing.astype(np.float64), 50, (0, float(values.max())))
     assert shown["histogram"] == counts.tolist()
     totals = np.bincount(ids.ravel(), values.ravel().astype(np.float64), len(sample.vocabulary))
@@ -105,8 +103,7 @@ def test_examples_carry_the_activations_of_their_text(sample, shown):
 
 def test_the_run_holds_the_same(lineage, shown, listed):
     """Of the features that the page lists it holds predictions, families, classes and explanations already."""
-    for name in ("density", "max", "family"):
-        assert shown[name] == listed[name]
+    assert all(shown[name] == listed[name] for name in ("density", "max", "family"))
     for name in ("promoted", "suppressed"):
         sides = [[[row[key] for row in side[name]] for side in (shown, listed["card"])] for key in ("token", "weight")]
         assert sides[0][0] == sides[0][1]
@@ -144,9 +141,8 @@ def test_what_the_run_did_not_explain_is_explained_on_the_spot(lineage, sample):
     assert explanation["on_the_spot"] and explanation["description"] and explanation["by"] == "offline"
     assert (explanation["origin_model"], explanation["origin_feature"]) == ("base", other)
     assert -1 <= explanation["simulation"] <= 1
-    silent = [(name, int(index)) for name, own in sample.firings.items() for index in np.flatnonzero(own == 0)]
-    assert len(silent), "the tiny study has silent features"
-    shown = show(lineage.run, *silent[0])
+    silent = next((name, int(own.argmin())) for name, own in sample.firings.items() if own.min() == 0)
+    shown = show(lineage.run, *silent)
     assert shown["class"]["class"] == "silent" and shown["explanation"]["failure"] == "too_rare"
     assert shown["firings"] == 0 and shown["max"] == 0 and shown["tokens"] == shown["top"] == []
     assert len(shown["silent"]) == 10
@@ -169,14 +165,12 @@ def test_what_is_not_there_is_left_out_or_named(lineage, shown, tmp_path):
 
 
 def test_what_cannot_be_shown_or_found(lineage):
-    for model, feature, part in (
-        ("nowhere", 1, "nowhere/1: no model of study s; models are base, sums, stories, both"),
-        ("base", 99_999, "base/99999: its SAE has 128 features, counted from 0"),
-        ("base", -1, "base/-1: its SAE has 128 features"),
+    for ask, *more, part in (
+        (show, "nowhere", 1, "nowhere/1: no model of study s; models are base, sums, stories, both"),
+        (show, "base", 99_999, "base/99999: its SAE has 128 features, counted from 0"),
+        (show, "base", -1, "base/-1: its SAE has 128 features"),
+        (find, CaseConfig(tokens=("=",)), ["nowhere"], "--model nowhere: no model of study s"),
+        (find, CaseConfig(tokens=("no such token",)), r"0 of .* not in the vocabulary: \['no such token'\]"),
     ):
         with pytest.raises(ValueError, match=part):
-            show(lineage.run, model, feature)
-    with pytest.raises(ValueError, match="--model nowhere: no model of study s"):
-        find(lineage.run, CaseConfig(tokens=("=",)), ["nowhere"])
-    with pytest.raises(ValueError, match=r"0 of the sample's .* not in the vocabulary: \['no such token'\]"):
-        find(lineage.run, CaseConfig(tokens=("no such token",)))
+            ask(lineage.run, *more)

@@ -22,16 +22,11 @@ from heredity.explain.protocol import Excerpt
 class Reply(NamedTuple):
     """What the server sends."""
 
-    body: dict[str, Any] | str
-    """JSON, or text as it is."""
+    body: dict[str, Any] | str  # JSON, or text as it is
     status: int = 200
-    """HTTP status."""
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
-    """Further headers."""
-    seconds: float = 0.0
-    """How long it takes."""
-    cut: bool = False
-    """Half of the body is sent and the connection closed."""
+    seconds: float = 0.0  # how long it takes
+    cut: bool = False  # half of the body is sent and the connection closed
 
 
 class Server:
@@ -39,7 +34,6 @@ class Server:
 
     def __init__(self, respond: Callable[[str, dict[str, Any]], Reply], port: int = 0):
         self.respond = respond
-        self.asked: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
         self.bodies: list[dict[str, Any]] = []
@@ -63,22 +57,14 @@ class Server:
             def handle_error(self, *_: Any) -> None:
                 pass  # a client that gave up
 
-        self._http = Quiet(("127.0.0.1", port), Handler)
-        self.port = self._http.server_address[1]
+        self.http = Quiet(("127.0.0.1", port), Handler)
+        self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         raw = handler.rfile.read(int(handler.headers["Content-Length"]))
         body, name = json.loads(raw), hashlib.sha256(raw).hexdigest()
         with self._lock:
-            self.asked[name] += 1
             self.headers.append({name.lower(): value for name, value in handler.headers.items()})
             self.bodies.append(body)
             self.times.append(time.monotonic())
@@ -103,10 +89,14 @@ class Server:
 @contextlib.contextmanager
 def serving(respond: Callable[[str, dict[str, Any]], Reply], port: int = 0) -> Iterator[Server]:
     server = Server(respond, port)
-    try:
-        yield server
-    finally:
-        server.close()
+    with server.http:
+        thread = threading.Thread(target=server.http.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.http.shutdown()
+            thread.join()
 
 
 def chat(text: str | None, finish: str = "stop", usage: tuple[int, int] | None = (100, 10), **choice: Any) -> Reply:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from explain.planted import ASSIGN, FEATURES, LUA, NOISE, RARE, VOCABULARY, World, drawn_of, world
+from explain.planted import ASSIGN, FEATURES, NOISE, RARE, VOCABULARY, World, drawn_of, world
 from heredity.explain.excerpts import Recipe, choose, draw, priorities, selection, split
 from heredity.explain.protocol import quantized
 from heredity.features.correlate import Matches
@@ -21,17 +21,13 @@ def test_every_excerpt_holds_the_activations_of_a_dense_reference(found: World):
     for feature in set(range(FEATURES)) - {RARE}:
         drawn = drawn_of(found, feature)
         for excerpt in (*drawn.explaining, *drawn.scoring, *drawn.silent):
-            block, size = found.text.ids[excerpt.block], len(excerpt.ids)
-            starts = [at for at in range(len(block) - size + 1) if np.array_equal(block[at : at + size], excerpt.ids)]
-            values = dense[excerpt.block, :, feature]
+            values, size = dense[excerpt.block, :, feature], len(excerpt.ids)
+            windows = np.lib.stride_tricks.sliding_window_view(found.text.ids[excerpt.block], size)
+            starts = np.flatnonzero((windows == excerpt.ids).all(1)).tolist()
             assert any(np.allclose(values[at : at + size], excerpt.values) for at in starts)
             assert excerpt.tokens == tuple(VOCABULARY[token] for token in excerpt.ids)
             assert 9 <= size <= 17 and 0 <= excerpt.center < size
-
-
-def test_no_block_gives_excerpts_to_both_sides(found: World):
-    for feature in (ASSIGN, NOISE, LUA):
-        drawn = drawn_of(found, feature)
+        # No block gives excerpts to both sides.
         explaining = {excerpt.block for excerpt in drawn.explaining}
         scoring = {excerpt.block for excerpt in (*drawn.scoring, *drawn.silent)}
         assert explaining and scoring and not explaining & scoring
@@ -48,10 +44,9 @@ def test_each_kind_is_what_it_is_called_and_as_many_as_asked(found: World):
         assert (len(top), len(by_kind["random"]), len(by_kind["elsewhere"])) == (4, 3, 6)
         firing = [excerpt.block for excerpt in (*top, *lower)]
         assert len(set(firing)) == len(firing), "one a block"
-        least = min(excerpt.values[excerpt.center] for excerpt in top)
-        highest = max(excerpt.values[excerpt.center] for excerpt in top)
-        levels = [int(quantized(excerpt.values[excerpt.center], highest)) for excerpt in lower]
-        assert all(0 < excerpt.values[excerpt.center] <= least for excerpt in lower)
+        strongest, weaker = (np.array([e.values[e.center] for e in kind]) for kind in (top, lower))
+        levels = quantized(weaker, strongest.max()).tolist()
+        assert (weaker > 0).all() and weaker.max() <= strongest.min()
         assert all(levels.count(level) <= 2 and level < 9 for level in levels)
     assert len(drawn.silent) == 5 and not any(excerpt.values.any() for excerpt in drawn.silent)
     rows, values = found.columns.of(NOISE)
@@ -64,10 +59,8 @@ def test_elsewhere_shows_the_tokens_that_activate_a_feature_most(found: World):
 
 
 def test_the_same_seed_draws_the_same_and_another_one_does_not(found: World):
-    def places(seed: int) -> list[tuple[int, int]]:
-        return [(excerpt.block, excerpt.center) for excerpt in drawn_of(found, NOISE, seed).scoring]
-
-    assert places(1) == places(1) != places(2)
+    places = [[(e.block, e.center) for e in drawn_of(found, NOISE, seed).scoring] for seed in (1, 1, 2)]
+    assert places[0] == places[1] != places[2]
 
 
 def test_features_too_rare_on_either_side_are_none(found: World):
@@ -119,8 +112,8 @@ def test_as_many_others_as_persisting_ones_are_chosen_live_and_often_enough():
 def test_every_edge_has_its_share_and_last_models_are_selected_by_their_own_matches():
     counting = {edge: matches([0, 1, -1, -1], [0.9, 0.8, np.nan, np.nan]) for edge in (("a", "b"), ("a", "c"))}
     firings = {name: np.full(4, 50) for name in "abc"}
-    found = selection([*counting], counting, dict.fromkeys("abc", 4), firings, 0, 4)
-    for chosen in found.edges.values():
+    features, edges = selection([*counting], counting, firings, 0, 4)
+    for chosen in edges.values():
         assert len(chosen.persisting) == len(chosen.others) == 1, "half of four, by two edges"
-    assert set(found.features["a"]) == {n for own in found.edges.values() for n in (*own.persisting, *own.others)}
-    assert found.features["b"] == found.features["c"] == [0, 1, 2, 3], "one edge each"
+    assert set(features["a"]) == {n for own in edges.values() for n in (*own.persisting, *own.others)}
+    assert features["b"] == features["c"] == [0, 1, 2, 3], "one edge each"

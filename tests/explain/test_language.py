@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,26 +17,23 @@ from heredity.explain.ledger import Budget, Ledger, Prices
 from heredity.explain.protocol import Failure
 
 
-@pytest.fixture()
-def asked(tmp_path):
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "l.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def asked(ledger):
     """The prompt of the one request that a question takes."""
-    with Ledger(tmp_path / "never.sqlite") as ledger:
-        judge = LanguageJudge(Nobody(), ledger)
+    judge: Any = LanguageJudge(SimpleNamespace(name="m"), ledger)  # pyright: ignore[reportArgumentType]
 
-        def prompt(question, *arguments):
-            [request] = judge.plan(lambda planner: getattr(planner, question)("f", *arguments))
-            assert request.prompt.startswith(INSTRUCTIONS[question])
-            return request.prompt
+    def prompt(question, *arguments):
+        [request] = judge.plan(lambda planner: getattr(planner, question)("f", *arguments))
+        assert request.prompt.startswith(INSTRUCTIONS[question])
+        return request.prompt
 
-        yield prompt
-
-
-class Nobody:
-    """A completer that is never asked."""
-
-    name, concurrency, identity = "m", 1, {}  # noqa: RUF012 - never changed
-
-    complete = stop = None
+    return prompt
 
 
 def data(prompt: str):
@@ -65,25 +64,20 @@ def test_explaining_tells_active_tokens_with_levels_of_the_strongest(asked):
 
 
 def test_simulation_numbers_tokens_through_all_excerpts_and_shows_no_activation(asked):
-    near, far = (
-        asked("simulate", "x", [excerpt("a", "b", active={0: v}), excerpt("c", active={0: v})]) for v in (1, 7)
-    )
-    assert near == far
-    assert data(near)["excerpts"] == [[[0, "a"], [1, "b"]], [[2, "c"]]]
+    for value in (1, 7):
+        prompt = asked("simulate", "x", [excerpt("a", "b", active={0: value}), excerpt("c", active={0: value})])
+        assert data(prompt) == {"explanation": "x", "excerpts": [[[0, "a"], [1, "b"]], [[2, "c"]]]}
 
 
 def test_fuzzing_marks_with_signs_that_no_text_holds(asked):
     texts = [excerpt("a", "b", "c"), excerpt("d", "e")]
+    assert data(asked("intruder", [texts])) == [[1, "abc"], [2, "de"]]
     shown = data(asked("fuzz", "x", texts, [np.array([0, 1, 1], bool), np.array([0, 0], bool)]))
     assert shown["marks"] == ["«", "»"] and shown["texts"] == [[1, "a«b»«c»"], [2, "de"]]
     assert marks(["«"]) == ("⟦", "⟧")
     start, end = marks([*HOSTILE, "2"])
     joined = "".join((*HOSTILE, "2"))
     assert start not in joined and end not in joined and start != end
-
-
-def test_intruders_are_numbered_from_one(asked):
-    assert data(asked("intruder", [[excerpt("a"), excerpt("b", "c")]])) == [[1, "a"], [2, "bc"]]
 
 
 def test_the_echo_prompt_is_ascii_and_its_places_are_its_levels():
@@ -103,50 +97,44 @@ def test_a_judge_asks_every_question_and_reads_every_answer(tmp_path):
         judge = LanguageJudge(fast(server), ledger, batch=2)
         assert judge.explain("lua/1", TEXTS) == "equals signs"
         simulated = judge.simulate("lua/1", "equals signs", TEXTS)
-        for own, expected in zip(simulated, ([0, 9, 0], [0, 0], [9, 9]), strict=True):
-            np.testing.assert_array_equal(own, expected)
+        assert [own.tolist() for own in simulated] == [[0, 9, 0], [0, 0], [9, 9]]
         np.testing.assert_array_equal(judge.detect("lua/1", "equals signs", TEXTS), [1, 0, 1])
         marked = [np.array([0, 1, 0], bool), np.array([1, 0], bool), np.array([0, 1], bool)]
         np.testing.assert_array_equal(judge.fuzz("lua/1", "equals signs", TEXTS, marked), [1, 0, 0])
         np.testing.assert_array_equal(judge.intruder("lua/1", [TEXTS, TEXTS[1:]]), [1, 0])
         assert ledger.summary().requests == sum(server.paid.values()) == 1 + 2 + 2 + 2 + 2
         assert {body["temperature"] for body in server.bodies} == {0}
-        planned = judge.plan(
-            lambda planner: (planner.explain("lua/1", TEXTS), planner.simulate("lua/1", "other", TEXTS))
-        )
+        planned = judge.plan(lambda own: (own.explain("lua/1", TEXTS), own.simulate("lua/1", "other", TEXTS)))
         assert [request.question for request in planned] == ["explain", "simulate", "simulate"]
-        assert judge.estimate(planned).requests == 2
+        assert ledger.estimate(planned, judge.completer).requests == 2
 
 
-def test_hostile_text_changes_no_answer(tmp_path):
+def test_hostile_text_changes_no_answer(ledger):
     texts = [excerpt(*HOSTILE), excerpt(*HOSTILE, "=", active={8: 1.0}), *(excerpt(text) for text in HOSTILE)]
-    with serving(knowing) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+    with serving(knowing) as server:
         judge = LanguageJudge(fast(server), ledger, batch=20)
         for description in ("equals signs", *HOSTILE):
             np.testing.assert_array_equal(judge.detect("f", description, texts), [0, 1] + [0] * len(HOSTILE))
-            simulated = judge.simulate("f", description, texts)
-            assert np.concatenate(simulated).sum() == np.concatenate(simulated)[16] == 9
+            simulated = np.concatenate(judge.simulate("f", description, texts))
+            assert simulated.sum() == simulated[16] == 9
         assert judge.explain("f", texts) == "equals signs"
 
 
-def test_results_come_in_order_and_leaving_early_asks_no_more(tmp_path):
-    def slow(path, body):
-        return knowing(path, body)._replace(seconds=0.02)
-
+def test_results_come_in_order_and_leaving_early_asks_no_more(ledger):
     questions = [(f"f/{n}", [excerpt(f"={n}", active={0: 1.0})]) for n in range(40)]
-    with serving(slow) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+    with serving(lambda *asked: knowing(*asked)._replace(seconds=0.02)) as server:
         judge = LanguageJudge(fast(server, concurrency=3), ledger)
         assert list(judge.over(lambda n: time.sleep((9 - n) / 500) or n, range(9))) == list(range(9))
         with pytest.raises(KeyboardInterrupt):
             for done, _ in enumerate(judge.over(lambda question: judge.explain(*question), questions)):
                 if done == 4:
                     raise KeyboardInterrupt
-        asked = sum(server.asked.values())
+        asked = len(server.bodies)
         assert 5 <= asked < 20 and ledger.summary().requests == asked == sum(server.paid.values())
         assert judge.explain("f", [excerpt("z")]) == Failure("unreachable", "stopped before it was asked")
 
 
-def test_echoed_prompts_are_read_and_never_ask_for_no_tokens(tmp_path):
+def test_echoed_prompts_are_read_and_never_ask_for_no_tokens(ledger):
     def echo(path, body):
         assert path == "/v1/completions" and body["echo"] and body["max_tokens"] == 1
         tokens, top, at = [], [], 0
@@ -159,10 +147,10 @@ def test_echoed_prompts_are_read_and_never_ask_for_no_tokens(tmp_path):
                     tokens, top, at = [*tokens, part], [*top, likely], at + len(part)
         return Reply({"choices": [{"text": "", "logprobs": {"tokens": [*tokens, "7"], "top_logprobs": [*top, {}]}}]})
 
-    with serving(echo) as server, Ledger(tmp_path / "l.sqlite") as ledger:
+    with serving(echo) as server:
         judge = LanguageJudge(fast(server), ledger, mode="echo")
-        first, second, third = judge.simulate("f", "equals signs", TEXTS)
-        np.testing.assert_allclose(np.concatenate([first, second, third]), [0.9, 8.1, 0.9, 0.9, 0.9, 8.1, 8.1])
+        levels = np.concatenate(judge.simulate("f", "equals signs", TEXTS))
+        np.testing.assert_allclose(levels, [0.9, 8.1, 0.9, 0.9, 0.9, 8.1, 8.1])
         server.respond = lambda *_: chat("no echo here")
         [failure] = judge.simulate("f", "other", TEXTS[:1])
         assert isinstance(failure, Failure) and failure.kind == "empty"

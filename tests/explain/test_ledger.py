@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from heredity.explain.parse import read_explanation
 from heredity.explain.protocol import Answer, Failure, Request
 
 GOOD = Answer('{"explanation": "x"}', "stop", 100, 10, ("a",), ({"a": -1.0},))
+COSTS = Prices(1.0, 2.0)  # a good answer costs 100 + 20 in millionths
 
 
 class Asked:
@@ -28,8 +28,7 @@ class Asked:
     name, concurrency = "m", 8
 
     def __init__(self, answer=lambda request: GOOD, **parameters):
-        self.answer = answer
-        self.prompts: list[str] = []
+        self.answer, self.prompts = answer, []
         self.identity = {"provider": "here", "model": "m", "parameters": parameters}
 
     def complete(self, request):
@@ -37,8 +36,7 @@ class Asked:
         reply = self.answer(request)
         return reply if isinstance(reply, list) else (reply, 2)
 
-    def stop(self):
-        pass
+    stop = None
 
 
 def question(prompt="p", feature="lua/1", **rest):
@@ -49,13 +47,30 @@ def whole(answer):
     return answer
 
 
-def test_the_same_request_is_paid_once_also_by_another_process_run(tmp_path):
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "l.sqlite"
+
+
+@pytest.fixture
+def ledger(path):
+    with Ledger(path, Budget(COSTS)) as opened:
+        yield opened
+
+
+def at_once(ledger, asked, prompts):
+    """Answers to questions that sixteen threads ask."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda prompt: ledger.ask(question(prompt), asked, whole), prompts))
+
+
+def test_the_same_request_is_paid_once_also_by_another_process_run(path):
     asked = Asked()
-    with Ledger(tmp_path / "l.sqlite") as ledger:
+    with Ledger(path) as ledger:
         assert ledger.ask(question(), asked, whole) == GOOD
         assert ledger.ask(question(feature="lua/2"), asked, whole) == GOOD
         assert ledger.summary()[:2] == (1, 1)
-    with Ledger(tmp_path / "l.sqlite") as ledger:
+    with Ledger(path) as ledger:
         assert ledger.ask(question(), asked, whole) == GOOD
         assert ledger.summary()[:2] == (1, 1) and asked.prompts == ["p"]
 
@@ -70,122 +85,108 @@ def test_everything_that_decides_an_answer_is_in_the_key():
     assert key_of(question(), Asked()) == key_of(question(feature="other"), Asked())
 
 
-def test_identical_requests_at_once_are_one(tmp_path):
+def test_identical_requests_at_once_are_one(ledger):
     asked = Asked(lambda request: time.sleep(0.05) or GOOD)
-    with Ledger(tmp_path / "l.sqlite") as ledger, ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda n: ledger.ask(question(f"p{n % 2}"), asked, whole), range(16)))
-        assert found == [GOOD] * 16 and sorted(asked.prompts) == ["p0", "p1"]
-        assert ledger.summary()[:2] == (2, 14)
+    assert at_once(ledger, asked, ["p0", "p1"] * 8) == [GOOD] * 16 and sorted(asked.prompts) == ["p0", "p1"]
+    assert ledger.summary()[:2] == (2, 14)
 
 
-def test_an_answer_is_on_disk_before_it_is_read(tmp_path):
+def test_an_answer_is_on_disk_before_it_is_read(ledger, path):
     def crash(answer):
-        with sqlite3.connect(f"file:{tmp_path / 'l.sqlite'}?mode=ro", uri=True) as other:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as other:
             assert other.execute("SELECT COUNT(*) FROM answers").fetchone() == (1,)
         other.close()
         raise RuntimeError("reading went wrong")
 
     asked = Asked()
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        with pytest.raises(RuntimeError, match="reading"):
-            ledger.ask(question(), asked, crash)
-        assert ledger.ask(question(), asked, whole) == GOOD and len(asked.prompts) == 1
+    with pytest.raises(RuntimeError, match="reading"):
+        ledger.ask(question(), asked, crash)
+    assert ledger.ask(question(), asked, whole) == GOOD and len(asked.prompts) == 1
 
 
-def test_failures_stand_apart_and_are_asked_again(tmp_path):
-    replies = [[Failure("unreachable", "gone"), 6], Failure("refused", "HTTP 500"), GOOD]
+def test_failures_stand_apart_and_are_asked_again(ledger, path):
+    gone, refused = Failure("unreachable", "gone"), Failure("refused", "HTTP 500")
+    replies = [[gone, 6], refused, GOOD]
     asked = Asked(lambda request: replies.pop(0))
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        assert ledger.ask(question(), asked, whole) == Failure("unreachable", "gone")
-        assert ledger.summary() == (0, 0, {"unreachable": 1}, 0, 0, 0.0, {}, {"unreachable": "gone"}, {}, {})
-        assert ledger.ask(question(), asked, whole) == Failure("refused", "HTTP 500")
-        assert ledger.summary().failures == {"refused": 1}
-        assert ledger.ask(question(), asked, whole) == GOOD
-        assert ledger.summary().failures == ledger.summary().reasons == {} and ledger.summary().requests == 1
-    with sqlite3.connect(tmp_path / "l.sqlite") as base:
-        assert base.execute("SELECT failure, attempts FROM failures").fetchall() == [("refused", 8)]
-    base.close()
+    assert ledger.ask(question(), asked, whole) == gone
+    assert ledger.summary() == (0, 0, {"unreachable": 1}, 0, 0, 0.0, {}, {"unreachable": "gone"}, {}, {})
+    assert ledger.ask(question(), asked, whole) == refused and ledger.summary().failures == {"refused": 1}
+    assert ledger.ask(question(), asked, whole) == GOOD
+    assert ledger.summary().failures == ledger.summary().reasons == {} and ledger.summary().requests == 1
+    assert [*ledger._base.execute("SELECT failure, attempts FROM failures")] == [("refused", 8)]
 
 
-def test_answers_that_cannot_be_read_are_counted_until_they_can(tmp_path):
+def test_answers_that_cannot_be_read_are_counted_until_they_can(ledger):
     asked = Asked(lambda request: GOOD._replace(text='{"explana'))
-    with Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 2.0))) as ledger:
-        failure = ledger.ask(question(), asked, read_explanation)
-        assert isinstance(failure, Failure) and failure.kind == "truncated"
-        found = ledger.summary()
-        assert found.failures == {"truncated": 1} and (found.tokens_in, found.tokens_out) == (100, 10)
-        assert found.cost == pytest.approx(120e-6) and found.cost_by_feature == {"lua/1": pytest.approx(120e-6)}
-        assert found.by_question == {"explain": 1} and found.cost_by_question == {"explain": found.cost}
-        assert ledger.ask(question(), asked, whole).text == '{"explana'
-        assert ledger.summary().failures == {} and len(asked.prompts) == 1
+    failure, cost = ledger.ask(question(), asked, read_explanation), pytest.approx(120e-6)
+    assert isinstance(failure, Failure) and failure.kind == "truncated"
+    counts = (1, 0, {"truncated": 1}, 100, 10, cost, {"lua/1": cost}, {}, {"explain": 1}, {"explain": cost})
+    assert ledger.summary() == counts
+    assert ledger.ask(question(), asked, whole).text == '{"explana'
+    assert ledger.summary().failures == {} and len(asked.prompts) == 1
 
 
-def test_a_completer_that_raises_leaves_no_trace(tmp_path):
-    asked = Asked(lambda request: 1 / 0)
-    with Ledger(tmp_path / "l.sqlite", Budget(max_requests=1)) as ledger:
+def test_a_completer_that_raises_leaves_no_trace(path):
+    with Ledger(path, Budget(max_requests=1)) as ledger:
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
-                ledger.ask(question(), asked, whole)
+                ledger.ask(question(), Asked(lambda request: 1 / 0), whole)
         assert ledger.ask(question(), Asked(), whole) == GOOD
 
 
-def test_the_number_of_requests_is_kept_under_concurrency_and_over_runs(tmp_path):
+def test_the_number_of_requests_is_kept_under_concurrency_and_over_runs(path):
     asked = Asked(lambda request: time.sleep(0.001) or GOOD)
-    path = tmp_path / "l.sqlite"
     for limit in (7, 7, 12):
-        with Ledger(path, Budget(max_requests=limit)) as ledger, ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(lambda n: ledger.ask(question(f"p{n}"), asked, whole), range(30)))
+        with Ledger(path, Budget(max_requests=limit)) as ledger:
+            found = at_once(ledger, asked, [f"p{n}" for n in range(30)])
             assert len(asked.prompts) == limit == sum(answer == GOOD for answer in found)
             assert {answer.kind for answer in found if answer != GOOD} == {"budget"}
             assert ledger.summary().failures == {"budget": 30 - limit}
 
 
-def test_one_budget_opened_twice_counts_earlier_requests_once(tmp_path):
-    asked, budget = Asked(), Budget(max_requests=2)
+def test_one_budget_opened_twice_counts_earlier_requests_once(path):
+    budget = Budget(max_requests=2)
     for prompt in ("p", "q"):
-        with Ledger(tmp_path / "l.sqlite", budget) as ledger:
-            assert ledger.ask(question(prompt), asked, whole) == GOOD
+        with Ledger(path, budget) as ledger:
+            assert ledger.ask(question(prompt), Asked(), whole) == GOOD
 
 
-def test_the_cost_is_never_above_its_limit_under_concurrency(tmp_path):
-    """Each costs 100 + 20 in millionths; a first reservation is for 300 bytes, a frame and all of the answer."""
-    most, lock, state = [0.0], threading.Lock(), {"under_way": 0}
+def test_the_cost_is_never_above_its_limit_under_concurrency(path):
+    """A first reservation is for 300 bytes, a frame and all of the answer."""
+    lock, under_way = threading.Lock(), [0, 0]  # now, at most
 
     def answer(request):
         with lock:
-            state["under_way"] += 1
-            most[0] = max(most[0], state["under_way"])
+            under_way[:] = under_way[0] + 1, max(under_way[1], under_way[0] + 1)
         time.sleep(0.002)
         with lock:
-            state["under_way"] -= 1
+            under_way[0] -= 1
         return GOOD
 
     asked, limit = Asked(answer), 1500e-6
-    with Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 2.0), limit)) as ledger, ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(lambda n: ledger.ask(question(f"{n:300}"), asked, whole), range(60)))
+    with Ledger(path, Budget(COSTS, limit)) as ledger:
+        found = at_once(ledger, asked, [f"{n:300}" for n in range(60)])
         spent = ledger.summary().cost
-        assert spent == pytest.approx(len(asked.prompts) * 120e-6) and spent <= limit
-        # No request was refused that fitted: a reservation is by then 125 + 64 + 100 millionths at most.
-        assert spent > limit - (1.25 * 100 + FRAME + 100) * 1e-6
-        assert most[0] > 1 and any(isinstance(answer, Failure) for answer in found)
+    assert spent == pytest.approx(len(asked.prompts) * 120e-6) and spent <= limit
+    # No request was refused that fitted: a reservation is by then 125 + 64 + 100 millionths at most.
+    assert spent > limit - (1.25 * 100 + FRAME + 100) * 1e-6
+    assert under_way[1] > 1 and any(isinstance(answer, Failure) for answer in found)
 
 
-def test_answers_that_do_not_tell_their_tokens_cost_what_was_reserved(tmp_path):
+def test_answers_that_do_not_tell_their_tokens_cost_what_was_reserved(ledger):
     asked = Asked(lambda request: GOOD._replace(tokens_in=None, tokens_out=None))
-    with Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 2.0))) as ledger:
-        ledger.ask(question("x" * 36), asked, whole)
-        assert ledger.summary().cost == pytest.approx((36 + FRAME + 2 * 50) * 1e-6)
+    ledger.ask(question("x" * 36), asked, whole)
+    assert ledger.summary().cost == pytest.approx((36 + FRAME + 2 * 50) * 1e-6)
 
 
-def test_estimates_learn_from_what_was_paid_and_leave_out_what_is(tmp_path):
+def test_estimates_learn_from_what_was_paid_and_leave_out_what_is(ledger):
     asked = Asked()
-    with Ledger(tmp_path / "l.sqlite", Budget(Prices(1.0, 2.0))) as ledger:
-        two = [question("x" * 300), question("y" * 300), question("y" * 300)]
-        assert ledger.estimate(two, asked) == Estimate(2, 200, 100, pytest.approx(400e-6))
-        ledger.ask(question("z" * 50), asked, whole)  # two tokens a byte, a fifth of what it may answer
-        assert ledger.estimate(two, asked) == Estimate(2, 1200, 20, pytest.approx(1240e-6))
-        ledger.ask(two[0], asked, whole)
-        assert ledger.estimate(two, asked).requests == 1
+    two = [question("x" * 300), question("y" * 300), question("y" * 300)]
+    assert ledger.estimate(two, asked) == Estimate(2, 200, 100, pytest.approx(400e-6))
+    ledger.ask(question("z" * 50), asked, whole)  # two tokens a byte, a fifth of what it may answer
+    assert ledger.estimate(two, asked) == Estimate(2, 1200, 20, pytest.approx(1240e-6))
+    ledger.ask(two[0], asked, whole)
+    assert ledger.estimate(two, asked).requests == 1
 
 
 @pytest.mark.parametrize(
@@ -202,16 +203,15 @@ def test_budgets_that_make_no_sense_are_refused(arguments, words):
         Budget(**arguments)
 
 
-def test_a_second_writer_and_a_foreign_file_are_refused(tmp_path):
-    with Ledger(tmp_path / "l.sqlite"), pytest.raises(LedgerError, match="another process"):
-        Ledger(tmp_path / "l.sqlite")
-    Ledger(tmp_path / "l.sqlite").close()
-    (tmp_path / "text").write_text("no ledger at all, but long enough to be taken for one" * 100)
+def test_a_second_writer_and_a_foreign_file_are_refused(path):
+    with Ledger(path), pytest.raises(LedgerError, match="another process"):
+        Ledger(path)
+    with Ledger(path):
+        path.with_name("text").write_text("no ledger at all, but long enough to be taken for one" * 100)
     with pytest.raises(LedgerError, match="is no ledger"):
-        Ledger(tmp_path / "text")
-    (tmp_path / "file").write_text("")
+        Ledger(path.with_name("text"))
     with pytest.raises(LedgerError, match="cannot be written"):
-        Ledger(tmp_path / "file" / "l.sqlite")
+        Ledger(path / "l.sqlite")
 
 
 KILLED = """
@@ -232,17 +232,12 @@ for n in range(100000):
 """
 
 
-def test_a_kill_loses_no_answer(tmp_path):
-    path = tmp_path / "l.sqlite"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    told = [int(process.stdout.readline()) for _ in range(20)]
-    os.kill(process.pid, signal.SIGKILL)
-    told += [int(line) for line in process.stdout.read().split()]
-    process.wait()
-    process.stdout.close()
+def test_a_kill_loses_no_answer(path):
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        told = [int(process.stdout.readline()) for _ in range(20)]
+        os.kill(process.pid, signal.SIGKILL)
+        told += [int(line) for line in process.stdout.read().split()]
     asked = Asked()
-    asked.identity["parameters"] = {}
     with Ledger(path) as ledger:
         assert ledger.summary().requests >= len(told)
         for n in told:
@@ -250,14 +245,10 @@ def test_a_kill_loses_no_answer(tmp_path):
     assert asked.prompts == []
 
 
-def test_the_file_says_what_was_asked_and_answered(tmp_path):
-    path: Path = tmp_path / "l.sqlite"
-    with Ledger(path) as ledger:
-        ledger.ask(question(), Asked(seed=3), whole)
-    with sqlite3.connect(path) as base:
-        base.row_factory = sqlite3.Row
-        row = dict(base.execute("SELECT * FROM answers").fetchone())
-    base.close()
+def test_the_file_says_what_was_asked_and_answered(ledger):
+    ledger.ask(question(), Asked(seed=3), whole)
+    ledger._base.row_factory = sqlite3.Row
+    row = dict(ledger._base.execute("SELECT * FROM answers").fetchone())
     assert json.loads(row["answer"]) == ['{"explanation": "x"}', "stop", ["a"], [{"a": -1.0}]]
     assert json.loads(row["parameters"])["set"] == {"seed": 3}
     assert row["attempts"] == 2 and row["prompt"] == "p" and row["question"] == "explain" and row["provider"] == "here"

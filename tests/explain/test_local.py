@@ -8,9 +8,9 @@ import torch
 from transformers import AutoTokenizer
 
 from explain.server import excerpt
+from heredity.explain.endpoint import Local
 from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
-from heredity.explain.local import Local
 from heredity.explain.protocol import Answer, Failure, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
@@ -23,9 +23,9 @@ def folder(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("local") / "tiny", seed=3)
 
 
-@pytest.fixture()
+@pytest.fixture
 def local(folder):
-    found = Local.load(folder)
+    found = Local(folder)
     found._model.config.max_position_embeddings = 4096
     return found
 
@@ -68,14 +68,14 @@ def test_nonsense_is_a_failure_and_is_kept(local, tmp_path):
 
 
 def test_a_chat_template_frames_the_prompt(local):
-    plain, _ = local.complete(Request("f", "explain", "the cat", 1))
+    request = Request("f", "explain", "the cat", 1)
+    plain, _ = local.complete(request)
     local._tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}answer:"
-    framed, _ = local.complete(Request("f", "explain", "the cat", 1))
-    assert framed.tokens_in > plain.tokens_in
-    assert local._framed(Request("f", "explain", "the cat", 1)) == "<user>the cat" + "answer:"
-    assert local._framed(Request("f", "simulate", "the cat", 1, echo=True)) == "the cat"
+    assert local.complete(request)[0].tokens_in > plain.tokens_in
+    assert local._framed(request) == "<user>the cat" + "answer:"
+    assert local._framed(request._replace(echo=True)) == "the cat"
 
 
 def test_a_prompt_longer_than_the_context_is_refused(folder):
-    failure, _ = Local.load(folder).complete(Request("f", "explain", "the cat " * 60, 20))
+    failure, _ = Local(folder).complete(Request("f", "explain", "the cat " * 60, 20))
     assert isinstance(failure, Failure) and failure.kind == "refused" and "context of 64" in failure.detail

@@ -49,29 +49,20 @@ def lineage() -> dict[str, pa.Table]:
         key = {"instrument": instrument, **PLACE}
         for place, edge in enumerate(edges):
             rows["edges"] += [fates(edge, instrument, rule, 90 - 9 * place) for rule in ("evidence", "paper")]
-            rows["best_r"] += [
-                {**key, "edge": edge, "end": end, "r": round(0.02 * step, 2), "features": 128 / 50}
-                for end in ("parent", "child", "floor")
-                for step in range(50)
-            ]
+            for end in ("parent", "child", "floor"):
+                bins = [{"end": end, "r": round(0.02 * step, 2), "features": 128 / 50} for step in range(50)]
+                rows["best_r"] += [{**key, "edge": edge, **row} for row in bins]
         flow = {"from_base": 80, "emerged_in_sums": 10, "emerged_in_stories": 20, "emerged_in_both": 4, "novel": 14}
         rows["flow"] += [{**key, "model": "both", "origin": o, "features": n, "live": 128} for o, n in flow.items()]
         for parent in ("sums", "stories"):
-            links = {"base": (60, 20), parent: (10, 0), "both": (4, 4)}
-            rows["flow_links"] += [
-                {**key, "source": parent, "model": "both", "origin": origin, "features": n, "shared": shared}
-                for origin, (n, shared) in links.items()
-            ]
-            rows["reach"].append({**key, "model": parent, "features": 70})
-        rows["reach"].append({**key, "model": "base", "features": 100})
+            for origin, n, shared in (("base", 60, 20), (parent, 10, 0), ("both", 4, 4)):
+                link = {**key, "source": parent, "model": "both", "origin": origin, "features": n, "shared": shared}
+                rows["flow_links"].append(link)
+        rows["reach"] += [{**key, "model": n, "features": c} for n, c in (("sums", 70), ("stories", 70), ("base", 100))]
+    models = [("base", "train", ""), *((name, "finetune", "base") for name in ("sums", "stories"))]
     rows["models"] = [
         {"model": name, "kind": kind, "parents": parents, "parameters": 10_000, "tokens": 20_000}
-        for name, kind, parents in (
-            ("base", "train", ""),
-            ("sums", "finetune", "base"),
-            ("stories", "finetune", "base"),
-            ("both", "merge", "sums, stories"),
-        )
+        for name, kind, parents in [*models, ("both", "merge", "sums, stories")]
     ]
     return {name: TABLES[name].check(part) for name, part in rows.items()}
 

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import documents
 import examples
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.analyses.plan import PLAN_TABLES
-from heredity.show import docs, export, page, summary, terminal
+from heredity.show import export, page, summary, terminal
 from heredity.show.gate import GATE
 
 DECLARED = {table.name: table for table in (*TABLES.values(), *PLAN_TABLES, GATE)}
@@ -50,7 +51,7 @@ def test_the_terminal_shows_it_within_its_width(table, rows, screen):
 def test_the_summary_keeps_rows_and_declaration(table, rows):
     recorded = json.loads(json.dumps(summary.record(table, rows.to_pylist()), allow_nan=False))
     assert recorded["rows"] == rows.to_pylist()
-    assert summary.declared(table.name, recorded).all_columns == table.all_columns
+    assert documents.declared(table.name, recorded).all_columns == table.all_columns
 
 
 @pytest.mark.parametrize("format_", export.FORMATS)
@@ -68,7 +69,7 @@ def test_it_is_exported_whole_from_several_parts(table, rows, format_, tmp_path)
 
 
 def test_a_document_shows_it(table, rows):
-    lines = docs.markdown(table, rows.to_pylist()).splitlines()
+    lines = documents.markdown(table, rows.to_pylist()).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
-from heredity.show import docs, summary, terminal
+import documents
+from heredity.show import summary, terminal
 from show.runs import run_of
 
 
@@ -20,7 +22,7 @@ def test_it_comes_back_as_it_was_written(run):
     read = summary.read(run.folder)
     assert read == json.loads(json.dumps(written)) and read["schema"] == 2 and read["study"] == "small"
     assert set(read) == {
-        *("heredity", "schema", "study", "seconds", "created", "machine", "tables", "statements", "notes"),
+        *("heredity", "schema", "study", "seconds", "created", "machine", "tables", "statements", "notes")
     }
     assert read["tables"]["edges"]["rows"] == run.tables["edges"].to_pylist()
     assert {"kind", "doc", "of"} == set(read["tables"]["edges"]["columns"]["persist"])
@@ -51,30 +53,18 @@ def test_a_document_is_made_anew_from_a_summary(run, tmp_path):
     (tmp_path / "small.json").write_text((run.folder / "summary.json").read_text())
     marked = "<!-- edges small.json instrument=joint rule=evidence columns=edge,persist,ceiling -->"
     text = f"before\n{marked}\nold\n<!-- end -->\nafter"
-    made = docs.refreshed(text, tmp_path)
-    assert docs.refreshed(made, tmp_path) == made
+    made = documents.refreshed(text, tmp_path)
+    assert documents.refreshed(made, tmp_path) == made
     assert "| base->sums | 90 (70 %) [87–93] | 90 % |" in made and "old" not in made
     assert made.startswith("before\n<!-- edges") and made.endswith("<!-- end -->\nafter")
-    other = docs.refreshed("<!-- mine small.json -->\n<!-- end -->", tmp_path, {"mine": lambda data: data["study"]})
-    assert "\nsmall\n" in other
+    first = documents.refreshed("<!-- first_row small.json -->\n<!-- end -->", tmp_path)
+    assert "\nRead the first row so: 90 of 128" in first
     for wrong, words in (("edge small.json", "has no table edge"), ("edges small.json ege=1", "no column ege")):
         with pytest.raises(ValueError, match=words):
-            docs.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)
+            documents.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)
 
 
-def test_every_result_is_defined_in_the_method():
-    text = docs.method()
-    from heredity.analyses import ANALYSES, TABLES
-
-    for analysis in ANALYSES:
-        assert f"## {analysis.title}\n" in text
-    for name, table in TABLES.items():
-        assert f"**`{name}`** {table.doc}" in text
-
-
-def test_the_end_of_a_run_on_the_terminal(run, capsys, monkeypatch):
-    from rich.console import Console
-
+def test_the_end_of_a_run_on_the_terminal(run, monkeypatch):
     console = Console(width=100, record=True, highlight=False, emoji=False, color_system=None)
     monkeypatch.setattr(terminal, "out", console)
     terminal.print_run(run, run.folder / "report.html")

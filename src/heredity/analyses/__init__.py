@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heredity.analyses import (
-    acts,
     classes,
     density_change,
     explain,
@@ -29,6 +28,7 @@ from heredity.analyses import (
     repeats,
     sae,
     sae_transfer,
+    sample,
     shift,
     steering,
     stitch_maps,
@@ -57,7 +57,7 @@ ANALYSES: tuple[Analysis, ...] = (
     shift.SHIFT_SAE,
     shift.SHIFT,
     repeats.ANALYSIS,
-    acts.ANALYSIS,
+    sample.ANALYSIS,
     features.ANALYSIS,
     classes.ANALYSIS,
     explain.ANALYSIS,

@@ -2,9 +2,9 @@
 
 A feature is explained from excerpts of one half of the sample and scored on the other half. By default a judge without
 a language model explains by statistics of the text; `heredity explain` puts the same questions to a language model.
-Simulation score: Pearson r of predicted and true activations, a constant scores 0; detection and fuzzing: balanced
-accuracy; intruder: share of odd ones out that are found. A label is handed down along matches above the threshold, and
-kept where its score falls by no more than `explain.drop`.
+Simulation score: Pearson r of predicted and true activations, a constant scores 0; detection and fuzzing: true-positive
+rate minus false-positive rate; intruder: odd ones out found, corrected for chance. A label is handed down along matches
+above the threshold, and kept where its score falls by no more than `explain.drop`.
 
 Features that persist are compared with as many others (Horn & Elliott 2024, figure 6): the effect is the probability
 that a persisting feature scores higher, ties counted half; Mann-Whitney test; intervals: bootstrap over features.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.features import FEATURES as SHOWN
 from heredity.analyses.sample import Sample, SampleSettings, instrument_items, sample_needs, sample_settings
 from heredity.engine.stage import Work
@@ -26,11 +26,10 @@ from heredity.study import Edge, ExplainConfig, Study
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
-    from heredity.explain.excerpts import Chosen, Selection
-    from heredity.explain.propagate import Asking, Label
+    from heredity.explain.excerpts import Chosen
+    from heredity.explain.propagate import Asking
 
 KEY = ("instrument", "site")
-_BIN, _FIRST_BIN = 0.05, -0.2
 
 COMPARISONS = Table(
     "explained",
@@ -46,9 +45,7 @@ COMPARISONS = Table(
         Column("others_median", "r", "Their median score.", ci=True),
         Column("others_unscored", "count", "Other features that were asked about and have no score."),
         Column("others_rare", "count", "Other features too rare to be asked about."),
-        Column(
-            "effect", "share", "Probability that a persisting feature scores higher; 50 % is no difference.", ci=True
-        ),
+        Column("effect", "share", "Probability that a persisting feature scores higher; 50 %: no difference.", ci=True),
         Column("p", "number", "Mann-Whitney test, two-sided."),
     ),
     brief=("instrument", "subject", "persisting", "persisting_median", "others", "others_median", "effect", "p"),
@@ -89,22 +86,6 @@ FAILURES = Table(
     (*KEY, "failure"),
     (Column("failure", "text", "Kind of failure."), Column("answers", "count", "Answers.")),
 )
-_SCORE_COLUMNS = (
-    Column("simulation", "r", "Simulation score over all excerpts."),
-    Column("simulation_levels", "r", "Simulation score over excerpts of all strengths."),
-    Column("simulation_top_random", "r", "Simulation score over top and random excerpts."),
-    Column("simulation_random", "r", "Simulation score over random excerpts."),
-    Column("spearman", "r", "Rank correlation of predicted and true activations."),
-    Column("detection", "share", "Detection: balanced accuracy."),
-    Column("detection_auc", "share", "Detection: area under the ROC curve."),
-    Column("fuzzing", "share", "Fuzzing: balanced accuracy."),
-    Column("fuzzing_auc", "share", "Fuzzing: area under the ROC curve."),
-    Column("intruder", "share", "Intruder: share of odd ones out that are found."),
-    Column("simulation_n", "count", "Excerpts simulated."),
-    Column("detection_n", "count", "Excerpts in the detection set."),
-    Column("fuzzing_n", "count", "Excerpts in the fuzzing set."),
-    Column("intruder_n", "count", "Groups in the intruder set."),
-)
 EXPLANATIONS = Table(
     "explanations",
     "Explanations of features and their scores.",
@@ -117,7 +98,20 @@ EXPLANATIONS = Table(
         Column("carried", "flag", "The description of a matched feature, kept here."),
         Column("re_explained", "flag", "Explained anew, because a matched feature's description scores lower here."),
         Column("inherited_simulation", "r", "Simulation score of the matched feature's description here."),
-        *_SCORE_COLUMNS,
+        Column("simulation", "r", "Simulation score over all excerpts."),
+        Column("simulation_levels", "r", "Simulation score over excerpts of all strengths."),
+        Column("simulation_top_random", "r", "Simulation score over top and random excerpts."),
+        Column("simulation_random", "r", "Simulation score over random excerpts."),
+        Column("spearman", "r", "Rank correlation of predicted and true activations."),
+        Column("detection", "share", "Detection: true-positive rate minus false-positive rate."),
+        Column("detection_auc", "share", "Detection: area under the ROC curve."),
+        Column("fuzzing", "share", "Fuzzing: true-positive rate minus false-positive rate."),
+        Column("fuzzing_auc", "share", "Fuzzing: area under the ROC curve."),
+        Column("intruder", "share", "Intruder: odd ones out found, corrected for chance (0 by chance, 1 for all)."),
+        Column("simulation_n", "count", "Excerpts simulated."),
+        Column("detection_n", "count", "Excerpts in the detection set."),
+        Column("fuzzing_n", "count", "Excerpts in the fuzzing set."),
+        Column("intruder_n", "count", "Groups in the intruder set."),
         Column("failure", "text", "Why there is no description."),
         Column("rule", "text", "Rule behind an offline description, as JSON."),
         Column("cost", "number", "USD."),
@@ -137,37 +131,32 @@ class ExplainSettings(NamedTuple):
 
 def explain_settings(study: Study, item: Item | None = None) -> ExplainSettings:
     """How a study's features are explained."""
-    config = study.config
+    config, seed = study.config, seed_of(study, "explain")
     merges = tuple(name for name in study.followed if config.model[name].merge)
-    controls = config.controls
-    return ExplainSettings(
-        sample_settings(study), config.explain, seed_of(study, "explain"), controls.resamples, controls.level, merges
-    )
-
-
-def _needs(study: Study, item: Item) -> Needs:
-    return {**sample_needs(study, item), "shown": ("features", item)}
+    controls = config.controls.resamples, config.controls.level
+    return ExplainSettings(sample_settings(study), config.explain, seed, *controls, merges)
 
 
 def _run(work: Work, settings: ExplainSettings) -> Results:
     from heredity.explain.propagate import counts_of, failures_of, hand_down, label_rows
 
     sample = Sample(work.inputs, settings.sample)
-    chosen, asking = selection_of(sample, settings), asking_of(sample, settings)
-    features = {name: set(own) for name, own in chosen.features.items()}
+    asking, (features, chosen) = asking_of(sample, settings), selection_of(sample, settings)
+    wanted = {name: set(own) for name, own in features.items()}
     for row in work.inputs["shown"].json(SHOWN):
         for member in (row, *row["family"]):
-            features[member["model"]].add(member["feature"])
-    wanted = {name: sorted(own) for name, own in features.items()}
+            wanted[member["model"]].add(member["feature"])
+    asked = {name: sorted(own) for name, own in wanted.items()}
     drop = settings.explain.drop
-    labels = hand_down(wanted, sample.edges, sample.above, asking.explain, asking.score, drop, work.progress)
-    rows, histogram = _compared(labels, sample.edges, chosen.edges, settings)
+    labels = hand_down(asked, sample.edges, sample.above, asking.explain, asking.score, drop, work.progress)
+    explanations = label_rows(labels, asking.judge.name)
+    rows, histogram = _compared(explanations, sample.edges, chosen, settings)
     return {
         "explained": rows,
         "explained_scores": histogram,
-        "labels": [{"judge": asking.judge.name, **counts_of(labels)._asdict()}],
+        "labels": [{"judge": asking.judge.name, **counts_of(labels)}],
         "label_failures": [{"failure": kind, "answers": count} for kind, count in failures_of(labels).items()],
-        "explanations": label_rows(labels, asking.judge.name),
+        "explanations": explanations,
     }
 
 
@@ -180,49 +169,47 @@ def asking_of(sample: Sample, settings: ExplainSettings) -> Asking:
     return Asking(sample.acts, sample.ids, sample.vocabulary, sample.origin, sample.corpora, recipe, settings.seed)
 
 
-def selection_of(sample: Sample, settings: ExplainSettings) -> Selection:
+def selection_of(
+    sample: Sample, settings: ExplainSettings
+) -> tuple[dict[str, list[int]], dict[tuple[str, str], Chosen]]:
     """Features to explain: along every edge those that persist, and as many others."""
     from heredity.explain.excerpts import selection
 
-    sizes = {name: sample.acts[name].d_sae for name in sample.models}
-    return selection(sample.edges, sample.above, sizes, sample.firings, settings.seed, settings.explain.features)
+    firings = {name: sample.firings[name] for name in sample.models}
+    return selection(sample.edges, sample.above, firings, settings.seed, settings.explain.features)
 
 
 def _compared(
-    labels: Sequence[Label],
+    explanations: Sequence[Mapping[str, Any]],
     edges: Sequence[Edge],
     chosen: Mapping[tuple[str, str], Chosen],
     settings: ExplainSettings,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    from heredity.explain.propagate import TOO_RARE, simulation_scores
-    from heredity.explain.scores import compare
+    """Rows of `explained` and `explained_scores`."""
+    from heredity.explain.propagate import TOO_RARE
+    from heredity.explain.scores import BINS, compare
 
-    rare = {(label.model, label.feature) for label in labels if label.failure == TOO_RARE}
-    known = {feature: score for feature, score in simulation_scores(labels).items() if feature not in rare}
+    asked = [row for row in explanations if row["failure"] != TOO_RARE]
+    known = {(row["model"], row["feature"]): row["simulation"] for row in asked}
     subjects = {edge.name: [edge] for edge in edges}
     subjects |= {name: [edge for edge in edges if edge.child == name] for name in settings.merges}
     rows, histogram = [], []
     for subject, own in subjects.items():
-        groups: list[list[float]] = [[], []]
-        few = [0, 0]
-        for edge in own:
-            for side, features in enumerate((chosen[edge].persisting, chosen[edge].others)):
-                asked = [(edge.parent, feature) for feature in features.tolist()]
-                groups[side] += [known[feature] for feature in asked if feature in known]
-                few[side] += chosen[edge].rare[side] + sum(feature not in known for feature in asked)
-        first, second = (np.array(group) for group in groups)
-        result = compare(first, second, (few[0], few[1]), settings.seed, settings.resamples, settings.level)
-        row: dict[str, Any] = {"subject": subject, "p": result.p}
+        scores, rare = [], []
+        for side in ("persisting", "others"):
+            features = [(edge.parent, feature) for edge in own for feature in getattr(chosen[edge], side).tolist()]
+            scores.append(np.array([known[feature] for feature in features if feature in known], np.float64))
+            few = [chosen[edge].rare[side == "others"] for edge in own]
+            rare.append(sum(few, len(features) - len(scores[-1])))
+        first, second = scores
+        result = compare(first, second, (rare[0], rare[1]), settings.seed, settings.resamples, settings.level)
+        row = {"subject": subject, "p": result.p}
         row |= {"effect": result.effect, "effect_low": result.low, "effect_high": result.high}
-        for name in ("persisting", "others"):
-            group = getattr(result, name)
+        for name, group in (("persisting", result.persisting), ("others", result.others)):
             row |= {name: group.n, f"{name}_unscored": group.unscored, f"{name}_rare": group.rare}
             row |= {f"{name}_median": group.median, f"{name}_median_low": group.low, f"{name}_median_high": group.high}
-            histogram += [
-                {"subject": subject, "group": name, "score": round(_FIRST_BIN + at * _BIN, 2), "features": int(count)}
-                for at, count in enumerate(group.histogram)
-                if count
-            ]
+            bins = {float(score): int(count) for score, count in zip(BINS, group.histogram, strict=False) if count}
+            histogram += [{"subject": subject, "group": name, "score": x, "features": n} for x, n in bins.items()]
         rows.append(row)
     return rows, histogram
 
@@ -254,7 +241,7 @@ ANALYSIS = Analysis(
     title="What features mean",
     items=lambda study: instrument_items(study) if study.config.explain.features else (),
     settings=explain_settings,
-    needs=_needs,
+    needs=lambda study, item: {**sample_needs(study, item), "shown": ("features", item)},
     run=_run,
     tables=(COMPARISONS, SCORES, LABELS, FAILURES, EXPLANATIONS),
     say=_say,

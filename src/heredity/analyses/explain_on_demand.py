@@ -17,16 +17,16 @@ from heredity.analyses.query import check_followed, sample_of
 from heredity.analyses.sample import MIN_FIRINGS
 from heredity.engine.store import digest, whole, write_json
 from heredity.engine.workers import Progress
+from heredity.explain.endpoint import OPENAI, Endpoint, Local
 from heredity.explain.language import LanguageJudge, Mode
 from heredity.explain.ledger import Budget, Ledger, Prices
-from heredity.explain.propagate import Asking, Label, counts_of, failures_of, hand_down, label_rows
+from heredity.explain.propagate import Asking, counts_of, failures_of, hand_down, label_rows
 from heredity.explain.scores import SORTS
 from heredity.features.correlate import Matches
 
 if TYPE_CHECKING:
     from heredity.results import Run
 
-LEDGER = "ledger.sqlite"
 Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
 """The study's own choice, all that persist along an edge, all that fire often enough, or features by model."""
 
@@ -34,28 +34,17 @@ Which = Literal["study", "persisting", "all"] | Mapping[str, Sequence[int]]
 class Ask(NamedTuple):
     """Who is asked, and at what limits."""
 
-    model: str | None = None
-    """Model of an endpoint."""
-    base_url: str | None = None
-    """The endpoint; None for OpenAI's."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds its key."""
-    local: str | None = None
-    """A transformers model instead: folder or hub id."""
-    mode: str = "sparse"
-    """How activations are simulated."""
-    prices: tuple[float, float] = (0.0, 0.0)
-    """USD per million tokens in and out."""
-    max_cost: float | None = None
-    """USD, of all runs with the same ledger."""
-    max_requests: int | None = None
-    """Requests, likewise."""
-    concurrency: int = 8
-    """Requests at a time."""
-    timeout: float = 120.0
-    """Seconds."""
-    scores: tuple[str, ...] = SORTS
-    """Questions put about each description."""
+    model: str | None = None  # of an endpoint
+    base_url: str | None = None  # the endpoint; None for OpenAI's
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds its key
+    local: str | None = None  # a transformers model instead: folder or hub id
+    mode: str = "sparse"  # how activations are simulated
+    prices: tuple[float, float] = (0.0, 0.0)  # USD per million tokens in and out
+    max_cost: float | None = None  # USD, of all runs with the same ledger
+    max_requests: int | None = None  # likewise
+    concurrency: int = 8  # requests at a time
+    timeout: float = 120.0  # seconds
+    scores: tuple[str, ...] = SORTS  # questions put about each description
 
 
 def named(features: str) -> dict[str, list[int]]:
@@ -79,36 +68,44 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
     """
     asking, selected, matches = _prepared(run, which, ask)
     out, study = out or _folder(run, ask), run.study
+    over, paid, costs, cost, scoring = map, None, {}, 0.0, 0.0
     with _judge(ask, out) as judge:
         if judge is not None:
-            asking.judge = judge
-        over = judge.over if judge is not None else map
+            asking.judge, over = judge, judge.over
         drop, edges = study.config.explain.drop, list(study.edges)
         labels = hand_down(selected, edges, matches, asking.explain, asking.score, drop, progress, over)
-        paid = judge.ledger.summary() if judge is not None else None
-    cost = paid.cost_by_question.get("explain", 0.0) / max(paid.by_question.get("explain", 0), 1) if paid else 0.0
-    scored = sum(1 + (label.re_explained and not label.carried) for label in labels if label.scores is not None)
-    scoring = (paid.cost - paid.cost_by_question.get("explain", 0.0)) / max(scored, 1) if paid else 0.0
-    finite = [score for label in labels if np.isfinite(score := _simulation(label))]
+        if judge is not None:
+            paid = judge.ledger.summary()
+    if paid is not None:
+        costs, explaining = paid.cost_by_feature, paid.cost_by_question.get("explain", 0.0)
+        scored = sum(1 + (label.re_explained and not label.carried) for label in labels if label.scores is not None)
+        cost = explaining / max(paid.by_question.get("explain", 0), 1)
+        scoring = (paid.cost - explaining) / max(scored, 1)
+    rows = label_rows(labels, asking.judge.name, costs)
+    table = EXPLANATIONS.check(rows, instrument=study.instrument, site=study.config.hook_point)
+    simulation = table["simulation"].drop_null().to_numpy()
     result: dict[str, Any] = {
         "study": study.name,
         "judge": asking.judge.name,
         "out": str(out),
-        **counts_of(labels, cost, scoring)._asdict(),
+        **counts_of(labels, cost, scoring),
         "failures": failures_of(labels),
-        "median_simulation": float(np.median(finite)) if finite else None,
+        "median_simulation": float(np.median(simulation)) if len(simulation) else None,
         "ledger": None if paid is None else paid._asdict(),
         "complete": paid is None or not paid.reasons,
     }
     out.mkdir(parents=True, exist_ok=True)
-    item = {"instrument": study.instrument, "site": study.config.hook_point}
-    rows = label_rows(labels, asking.judge.name, paid.cost_by_feature if paid else {})
-    _write_rows(EXPLANATIONS.check(rows, **item), out / "explanations.parquet")
+    _add(table, out / "explanations.parquet")
     write_json(out / "explained.json", result)
-    return result | {"examples": [_example(label) for label in labels[:10]]}
+    examples = []
+    for row in table.slice(0, 10).to_pylist():
+        origin = f"{row['origin_model']}/{row['origin_feature']}"
+        shown = {name: row[name] for name in ("description", "carried", "simulation", "failure")}
+        examples.append({"feature": f"{row['model']}/{row['feature']}", "origin": origin} | shown)
+    return result | {"examples": examples}
 
 
-def _write_rows(made: pa.Table, path: Path) -> None:
+def _add(made: pa.Table, path: Path) -> None:
     """Write explanations, whole or not at all; features that were asked about before and not now stay."""
     if path.exists():
         before = pq.read_table(path)
@@ -130,20 +127,22 @@ def estimate(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progr
         if judge is None:
             raise ValueError("--estimate: statistics cost nothing; name a language model with --model or --local")
         total, requests = sum(map(len, selected.values())), []
+        children = {edge.child for edge in run.study.edges}
         for model, features in selected.items():
             for feature in features:
                 own = asking.requests(judge, model, feature)
                 requests += own
-                if any(edge.child == model for edge in run.study.edges):
+                if model in children:
                     # the label that is tried on it differs from its own, so none of these is the same request
                     requests += [one._replace(prompt=f"{one.prompt} ") for one in own if one.question != "explain"]
                 if progress:
                     progress(len(requests), max(total, len(requests)))
-        bound = judge.estimate(requests)
+        bound = judge.ledger.estimate(requests, judge.completer)
     return {"study": run.study.name, "judge": judge.name, "features": total, "at_most": bound._asdict()}
 
 
 def _prepared(run: Run, which: Which, ask: Ask) -> tuple[Asking, dict[str, list[int]], dict[Any, Matches]]:
+    """Questions, features by model, and the matches above each edge's threshold."""
     if unknown := [name for name in ask.scores if name not in SORTS]:
         raise ValueError(f"--scores {unknown[0]}: must be of {', '.join(SORTS)}, with commas between them")
     study, settings = run.study, explain_settings(run.study)
@@ -152,17 +151,17 @@ def _prepared(run: Run, which: Which, ask: Ask) -> tuple[Asking, dict[str, list[
     asking = asking_of(sample, settings)
     asking.sorts = [sort for sort in SORTS if sort in ask.scores]
     if which == "study":
-        return asking, selection_of(sample, settings).features, matches
-    often = {name: np.flatnonzero(sample.firings[name] >= MIN_FIRINGS) for name in study.followed}
-    if which == "all":
-        return asking, {name: features.tolist() for name, features in often.items()}, matches
-    if which == "persisting":
-        held = {name: np.zeros(0, np.int64) for name in study.followed}
-        for edge in study.edges:
-            for end, name in (("parent", edge.parent), ("child", edge.child)):
-                matched = np.flatnonzero(getattr(matches[edge], f"{end}_match")[:, 0] >= 0)
-                held[name] = np.union1d(held[name], matched)
-        return asking, {name: np.intersect1d(own, often[name]).tolist() for name, own in held.items()}, matches
+        return asking, selection_of(sample, settings)[0], matches
+    if which in ("all", "persisting"):
+        chosen = {name: sample.firings[name] >= MIN_FIRINGS for name in study.followed}
+        if which == "persisting":
+            held = {name: np.zeros(len(often), bool) for name, often in chosen.items()}
+            for edge, pair in matches.items():
+                held[edge.parent] |= pair.parent_match[:, 0] >= 0
+                held[edge.child] |= pair.child_match[:, 0] >= 0
+            chosen = {name: often & held[name] for name, often in chosen.items()}
+        return asking, {name: np.flatnonzero(own).tolist() for name, own in chosen.items()}, matches
+    assert isinstance(which, Mapping)
     for model, features in which.items():
         check_followed(study, model, f"--features {model}/...")
         size = sample.acts[model].d_sae
@@ -192,31 +191,10 @@ def _judge(ask: Ask, out: Path) -> Iterator[LanguageJudge | None]:
     mode = next((mode for mode in get_args(Mode) if mode == ask.mode), None)
     if mode is None:
         raise ValueError(f"--mode {ask.mode}: must be one of {', '.join(get_args(Mode))}")
-    if ask.local:
-        from heredity.explain.local import Local
-
-        completer: Any = Local.load(ask.local)
+    if ask.model:
+        options: Any = {"concurrency": ask.concurrency, "timeout": ask.timeout}
+        completer = Endpoint(ask.model, ask.base_url or OPENAI, ask.key_variable, **options)
     else:
-        from heredity.explain.endpoint import OPENAI, Endpoint
-
-        assert ask.model
-        limits = {"concurrency": ask.concurrency, "timeout": ask.timeout}
-        completer = Endpoint(ask.model, ask.base_url or OPENAI, ask.key_variable, **limits)  # pyright: ignore[reportArgumentType]
-    with Ledger(out / LEDGER, Budget(Prices(*ask.prices), ask.max_cost, ask.max_requests)) as ledger:
+        completer = Local(str(ask.local))
+    with Ledger(out / "ledger.sqlite", Budget(Prices(*ask.prices), ask.max_cost, ask.max_requests)) as ledger:
         yield LanguageJudge(completer, ledger, mode=mode)
-
-
-def _simulation(label: Label) -> float:
-    return label.scores.simulation.score if label.scores is not None else float("nan")
-
-
-def _example(label: Label) -> dict[str, Any]:
-    score = _simulation(label)
-    return {
-        "feature": f"{label.model}/{label.feature}",
-        "description": None if label.description is None else str(label.description),
-        "origin": f"{label.origin[0]}/{label.origin[1]}",
-        "carried": label.carried,
-        "simulation": float(score) if np.isfinite(score) else None,
-        "failure": label.failure,
-    }

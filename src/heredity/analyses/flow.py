@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
 from heredity.analyses.match import read_matches, threshold_of
+from heredity.analyses.sample import instrument_items, match_needs
 from heredity.engine.stage import Work
 from heredity.study import Edge, Study
 from heredity.tables import Column, Table
@@ -78,19 +79,15 @@ def _run(work: Work, settings: FlowSettings) -> Results:
     rows, links = [], []
     for merge, (bases, edges) in settings.merges.items():
         into = {edge.parent: matches[edge] for edge in edges if edge.child == merge}
-        before = {parent: [matches[edge] for edge in edges if edge.child == parent] for parent in into}
-        before: dict[str, list[Matches]] = {parent: lines for parent, lines in before.items() if lines}
+        before: dict[str, list[Matches]] = {}
+        for edge in edges:
+            if edge.child in into:
+                before.setdefault(edge.child, []).append(matches[edge])
         result = flow(before, into, 0.0, bases)
-        counts = {
-            "from_base": result.from_base,
-            **{f"emerged_in_{parent}": count for parent, count in result.emerged.items()},
-            "emerged_in_both": result.emerged_in_both,
-            "novel": result.novel,
-        }
-        rows += [
-            {"model": merge, "origin": origin, "features": count, "live": result.live}
-            for origin, count in counts.items()
-        ]
+        emerged = {f"emerged_in_{parent}": count for parent, count in result.emerged.items()}
+        last = {"emerged_in_both": result.emerged_in_both, "novel": result.novel}
+        for origin, count in ({"from_base": result.from_base} | emerged | last).items():
+            rows.append({"model": merge, "origin": origin, "features": count, "live": result.live})
         links += _links(merge, result.inherited_through, result.from_base_through)
     kept: dict[str, list[np.ndarray]] = {}
     for edge, lines in matches.items():
@@ -123,13 +120,13 @@ def _say(tables: Tables) -> Iterable[Statement]:
     for (instrument, name), counts in by_merge.items():
         live, novel = sum(counts.values()), counts["novel"]
         start = _start(parents_of, name)
-        words = {"from_base": f"{{}} go back to {start}"}
+        words = {"from_base": f"go back to {start}"}
         for parent in parents_of[name]:
             words[f"emerged_in_{parent}"] = (
-                f"{{}} emerged in {parent}" if parents_of[parent] else f"{{}} come from {parent} alone"
+                f"emerged in {parent}" if parents_of[parent] else f"come from {parent} alone"
             )
-        words["emerged_in_both"] = f"{{}} are in both parents, but not in {start}"
-        sources = [text.format(f"{counts[key]:,}") for key, text in words.items() if counts.get(key)]
+        words["emerged_in_both"] = f"are in both parents, but not in {start}"
+        sources = [f"{counts[key]:,} {text}" for key, text in words.items() if counts.get(key)]
         colon = ": " if sources else ""
         yield Statement(
             name,
@@ -151,19 +148,13 @@ def _start(parents: Mapping[str, list[str]], name: str) -> str:
     return next(iter(starts)) if len(starts) == 1 else "their common ancestors"
 
 
-def _needs(study: Study, item: Item) -> Needs:
-    return {"match": {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.edges}}
-
-
 ANALYSIS = Analysis(
     kind="flow",
     version=1,
     title="Where features go",
-    items=lambda study: (
-        {"instrument": name, "site": study.config.hook_point} for name in study.instruments if study.edges
-    ),
+    items=lambda study: instrument_items(study) if study.edges else (),
     settings=_settings,
-    needs=_needs,
+    needs=lambda study, item: {"match": match_needs(study, item)},
     run=_run,
     tables=(FLOW, FLOW_LINKS, REACH),
     say=_say,

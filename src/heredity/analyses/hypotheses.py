@@ -18,7 +18,7 @@ from heredity.text.corpora import file_digest
 if TYPE_CHECKING:
     from heredity.analyses.sample import Sample
     from heredity.features.acts import FeatureActs
-    from heredity.features.families import Course, Place
+    from heredity.features.families import Place
     from heredity.features.hypothesis import LLR, Hits, Hypothesis, Predicate
 
 _SHOWN_TOKENS = 12  # of a set that is given by a pattern or a script
@@ -51,8 +51,7 @@ def described(case: CaseConfig, found: Hits, ids: np.ndarray, vocabulary: list[s
     tokens of the vocabulary and is null for a predicate, which chooses positions.
     """
     ((kind, value),) = case.model_dump(exclude_none=True).items()
-    chosen = found.vocabulary
-    shown = list(case.tokens or ())
+    chosen, shown = found.vocabulary, list(case.tokens or ())
     if chosen is not None and case.tokens is None:
         count = np.where(chosen, np.bincount(ids.ravel(), minlength=len(vocabulary)), 0)
         order = np.argsort(-count, kind="stable")[:_SHOWN_TOKENS]
@@ -72,31 +71,21 @@ def measured(found: LLR, feature: int) -> dict[str, Any]:
     """How well one feature fits; a number that is not finite is null."""
     from heredity.features.hypothesis import fitting
 
-    return {
-        "feature": feature,
-        "llr": _finite(found.weighted[feature]),
-        "llr_counted": _finite(found.counted[feature]),
-        "sensitivity": _finite(found.sensitivity[feature]),
-        "elsewhere": _finite(found.elsewhere[feature]),
-        "elsewhere_mean": _finite(found.elsewhere_mean[feature]),
-        "firings": int(found.firings[feature]),
-        "hits": int(found.hits[feature]),
-        "fits": bool(fitting(found)[feature]),
-        "base_rate": found.base_rate,
-    }
+    ratios = {"llr": found.weighted, "llr_counted": found.counted, "sensitivity": found.sensitivity}
+    ratios |= {"elsewhere": found.elsewhere, "elsewhere_mean": found.elsewhere_mean}
+    counts = {"firings": int(found.firings[feature]), "hits": int(found.hits[feature])}
+    fits = {"fits": bool(fitting(found)[feature]), "base_rate": found.base_rate}
+    return {"feature": feature, **{name: _finite(own[feature]) for name, own in ratios.items()}, **counts, **fits}
 
 
-def top_tokens(
-    acts: FeatureActs, feature: int, ids: np.ndarray, vocabulary: list[str], count: int = 5
-) -> list[dict[str, Any]]:
+def top_tokens(acts: FeatureActs, feature: int, ids: np.ndarray, vocabulary: list[str]) -> list[dict[str, Any]]:
     """The tokens that a feature is most active on, each with its share of the activation and its own LLR."""
     from heredity.features.hypothesis import token_shares
 
-    shares = token_shares(acts, feature, ids.ravel(), count)
-    rows = zip(*(column.tolist() for column in shares), strict=True)
+    columns = (column.tolist() for column in token_shares(acts, feature, ids.ravel(), 5))
     return [
         {"token": vocabulary[token], "share": share, "llr": _finite(ratio), "firings": firings}
-        for token, share, ratio, firings in rows
+        for token, share, ratio, firings in zip(*columns, strict=True)
     ]
 
 
@@ -106,24 +95,30 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     folder: the study file's.
     """
     from heredity.features.families import follow
-    from heredity.features.hypothesis import hits, llr
+    from heredity.features.hypothesis import agreement, hits, llr
 
     order = sample.models
     held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary)
     result = described(case, held, sample.ids, sample.vocabulary)
-    empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "top_tokens": []}
     if not 0 < result["hits"] < result["positions"]:
+        empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "top_tokens": []}
         which = "nothing" if not result["hits"] else "every token"
         return {**result, **empty, "mean_r": None, "lost": [], "verdict": f"{which} in the sample fits"}, []
     found = {model: llr(sample.acts[model], held.mask) for model in order}
     course = follow(order, sample.edges, sample.matches, sample.threshold, found)
     places = course.places
     lost = [place for place in places.values() if place.status in ("lost", "absent")]
+    best: dict[str, dict[str, Any] | None] = dict.fromkeys(order)  # with its r to the family's feature there
+    for model in order:
+        if (feature := course.best[model]) is not None:
+            place = places.get(model)
+            r = None if place is None else _finite(agreement(sample.acts[model], feature, place.feature))
+            best[model] = measured(found[model], feature) | {"r": r}
     result |= {
         "start": course.start,
         "emerges": course.emerges,
         "models": {model: measured(found[model], place.feature) | place._asdict() for model, place in places.items()},
-        "best": {model: _best(sample, course, found[model], model) for model in order},
+        "best": best,
         "misses": [_miss(sample, found[place.model], place) for place in lost],
         "top_tokens": [],
         "mean_r": course.mean_r,
@@ -139,28 +134,12 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     return result, [(course.start, feature), *others]
 
 
-def _best(sample: Sample, course: Course, found: LLR, model: str) -> dict[str, Any] | None:
-    """The feature that fits best in a model, with its r to the family's there; None where none fits."""
-    from heredity.features.hypothesis import agreement
-
-    feature = course.best[model]
-    if feature is None:
-        return None
-    place = course.places.get(model)
-    r = None if place is None else _finite(agreement(sample.acts[model], feature, place.feature))
-    return measured(found, feature) | {"r": r}
-
-
 def _miss(sample: Sample, found: LLR, place: Place) -> dict[str, Any]:
     """What came nearest to a family that ends, and the threshold it stayed below."""
     down, up = (place.via or "", place.model), (place.model, place.via or "")
     edge = down if down in sample.threshold else up
-    return measured(found, place.feature) | {
-        "edge": "->".join(edge),
-        "model": place.model,
-        "r": place.r,
-        "threshold": sample.threshold[edge],
-    }
+    missed = {"edge": "->".join(edge), "model": place.model, "r": place.r, "threshold": sample.threshold[edge]}
+    return measured(found, place.feature) | missed
 
 
 def _imported(name: str, folder: Path) -> Predicate:
@@ -179,7 +158,6 @@ def _imported(name: str, folder: Path) -> Predicate:
         sys.path.remove(str(folder))
     if not callable(function):
         raise StudyError(f"predicate {name!r}: {module} has no function {attribute}; write it, or correct the name")
-
     found = cast("Predicate", function)
 
     @functools.wraps(function)

@@ -35,9 +35,9 @@ class QualitySettings(NamedTuple):
 
 
 def _settings(study: Study, item: Item) -> QualitySettings:
-    training = training_of(study, item["model"])
+    training, tokens = training_of(study, item["model"]), study.config.evaluation.tokens
     place = Aside(f"{study.name}: model {item['model']}")
-    return QualitySettings(training.context_size, study.config.evaluation.tokens, training.precision, place)
+    return QualitySettings(training.context_size, tokens, training.precision, place)
 
 
 def _run(work: Work, settings: QualitySettings) -> Results:
@@ -50,10 +50,8 @@ def _run(work: Work, settings: QualitySettings) -> Results:
         blocks = validation_blocks(pack, settings.context_size, settings.tokens)
         figures = evaluate(model, blocks, precision=settings.precision)
         if not math.isfinite(figures.ce_loss):
-            raise StudyError(
-                f"{settings.place} predicts NaN or infinity on {corpus}; look for values that are not finite in its "
-                "weights"
-            )
+            wrong = f"{settings.place} predicts NaN or infinity on {corpus}"
+            raise StudyError(f"{wrong}; look for values that are not finite in its weights")
         unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
         rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
     return {"accuracy": rows}

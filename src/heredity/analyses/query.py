@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,9 +30,8 @@ def check_followed(study: Study, name: str, place: str) -> None:
     if name not in study.order:
         raise ValueError(f"{place}: no model of study {study.name}; models are {', '.join(study.order)}")
     if study.followed and name not in study.followed:
-        raise ValueError(
-            f"{place}: {name} is on no edge, so its features are not followed; those of {', '.join(study.followed)} are"
-        )
+        own = ", ".join(study.followed)
+        raise ValueError(f"{place}: {name} is on no edge, so its features are not followed; those of {own} are")
 
 
 def sample_of(run: Run, models: Sequence[str], matched: bool = False) -> Sample:
@@ -48,11 +48,8 @@ def sample_of(run: Run, models: Sequence[str], matched: bool = False) -> Sample:
     inputs["tokens"] = {name: run.artifact(need) for name, need in needs["tokens"].items()}
     inputs["acts"] = {name: run.artifact(needs["acts"][name]) for name in models}
     for name, need in needs["match"].items():
-        try:
+        with nullcontext() if matched else suppress(ArtifactError):
             inputs["match"][name] = run.artifact(need)
-        except ArtifactError:
-            if matched:
-                raise
     return Sample(inputs, sample_settings(study))
 
 
@@ -80,19 +77,14 @@ def find(
             f"{asked['hits']} of the sample's {asked['positions']:,} tokens fit {kind_of(asked['hypothesis'])}{absent}"
             "; give tokens that occur in some places, as they are written in this vocabulary"
         )
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for model in models:
         acts = sample.acts[model]
         ratios = llr(acts, held.mask)
-        rows[model] = [
-            measured(ratios, feature)
-            | {
-                "density": int(ratios.firings[feature]) / acts.tokens,
-                "matches": _matches(sample, model, feature),
-                "top_tokens": top_tokens(acts, feature, sample.ids, sample.vocabulary),
-            }
-            for feature in ranked(ratios, by, top).tolist()
-        ]
+        for feature in ranked(ratios, by, top).tolist():
+            row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.tokens}
+            tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)
+            rows[model].append(row | {"matches": _matches(sample, model, feature), "top_tokens": tokens})
     head = {"study": study.name, "instrument": study.instrument, "by": by, "minimum_firings": MINIMUM_FIRINGS}
     return head | asked | {"models": rows}
 
@@ -100,22 +92,18 @@ def find(
 def show(run: Run, model: str, feature: int) -> dict[str, Any]:
     """All that is known of one feature, as a JSON object.
 
-    - `study`, `instrument`, `model`, `feature`; `positions`, `context_size`: tokens of the sample, and of a block.
+    - `positions`, `context_size`: tokens of the sample, and of a block.
     - `class`: a row of table `feature_classes`; null where that stage is not done.
-    - `explanation`: a row of table `explanations` without its rule, with `on_the_spot`: whether the run did not explain
-      the feature, so that statistics did just now.
-    - `firings`, `density`, `max`, `histogram` (firings in equal bins of activation from 0 to `max`).
-    - `tokens`: those it fires on, the largest share first: `token`, `share` of its activation, `firings`, `mean`
-      activation, `fired` (share of the token's occurrences).
+    - `explanation`: a row of table `explanations` without its rule; `on_the_spot`: made by statistics just now.
+    - `histogram`: firings in equal bins of activation from 0 to `max`.
+    - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences.
     - `promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
-    - `matches`: best match along every edge of its model: `edge`, `model`, `feature`, `r`, `threshold`, `persists`.
-    - `family`: `model`, `feature`, `r`, `via`, `density`, `max`; itself first.
-    - `top`: strongest firings, each with `corpus`, `tokens` of its block, `position` in it, `values` (activations)
-      and `family` (those of the other members, by model). `levels`: intervals of activation, the strongest first, with
-      `low`, `high` and `examples`; `drawn`: firings at random; `silent`: blocks without a firing.
+    - `matches`: best match along every edge of its model. `family`: itself first.
+    - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations) and
+      `family` (those of the other members, by model). `levels`: examples by interval of activation, the strongest
+      first. `drawn`: firings at random. `silent`: blocks without a firing.
 
-    Everything up to acts and match must be done. Raises ValueError for a stage that is missing, an unknown model, and a
-    number that its SAE does not have.
+    Raises ValueError for a stage up to acts and match that is missing, an unknown model, and a number beyond its SAE.
     """
     from heredity.features.cards import Sizes, cards
     from heredity.features.families import family
@@ -155,7 +143,7 @@ def _examples(sample: Sample, card: Card, members: Sequence[Member]) -> dict[str
     from heredity.features.cards import contexts
 
     known = {member.model: (sample.acts[member.model], member.feature) for member in members}
-    top, count = [], len(card.levels)
+    top, levels, count = [], [], len(card.levels)
     for context in contexts(card.top.rows.tolist(), known, sample.ids.shape[1]):
         others = dict(context.values)
         values = others.pop(members[0].model)
@@ -165,18 +153,12 @@ def _examples(sample: Sample, card: Card, members: Sequence[Member]) -> dict[str
         rows = []
         for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
             block, position = divmod(row, sample.ids.shape[1])
-            rounded = [round(float(value), 4) for value in values]
-            rows.append(sample.block(block) | {"position": position, "values": rounded})
+            rows.append(sample.block(block) | {"position": position, "values": [round(value, 4) for value in values]})
         return rows
 
-    levels = [
-        {
-            "low": card.highest * (count - 1 - place) / count,
-            "high": card.highest * (count - place) / count,
-            "examples": blocks(places),
-        }
-        for place, places in enumerate(card.levels)
-    ]
+    for place, places in enumerate(card.levels):
+        low, high = (card.highest * (count - step - place) / count for step in (1, 0))
+        levels.append({"low": low, "high": high, "examples": blocks(places)})
     silent = [sample.block(block) for block in card.silent.tolist()]
     return {"top": top, "levels": levels, "drawn": blocks(card.drawn), "silent": silent}
 
@@ -194,28 +176,22 @@ def _logits(run: Run, model: str, features: np.ndarray) -> LogitTokens | str:
 def _class(run: Run, model: str, feature: int) -> dict[str, Any] | None:
     rows = _rows(run, "classes", "feature_classes", model, feature)
     silent = {"class": "silent", "single_token": False, "domain": None, "domain_share": None, "top_token": None}
-    if rows is None:
-        return None
-    return {name: rows[0][name] for name in silent} if rows else silent
+    return None if rows is None else {name: rows[0][name] for name in silent} if rows else silent
 
 
 def _explanation(run: Run, sample: Sample, model: str, feature: int) -> dict[str, Any]:
     from heredity.explain.propagate import hand_down, label_rows
 
-    known = _rows(run, "explain", "explanations", model, feature)
-    rows = known
+    rows = known = _rows(run, "explain", "explanations", model, feature)
     if not rows:
         settings = explain_settings(run.study)
         asking = asking_of(sample, settings)
         labels = hand_down({model: [feature]}, (), {}, asking.explain, asking.score, settings.explain.drop)
         rows = label_rows(labels, asking.judge.name)
     left_out = ("instrument", "site", "model", "feature", "rule")
-    row = {name: _finite(value) for name, value in rows[0].items() if name not in left_out}
-    return row | {"on_the_spot": not known}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    row = {name: value for name, value in rows[0].items() if name not in left_out}
+    undefined = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return row | undefined | {"on_the_spot": not known}
 
 
 def _rows(run: Run, kind: str, table: str, model: str, feature: int) -> list[dict[str, Any]] | None:
@@ -236,14 +212,7 @@ def _matches(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
                 continue
             matches, threshold = sample.matches[edge], sample.threshold[edge]
             match, r = getattr(matches, f"{end}_match")[feature, 0], getattr(matches, f"{end}_r")[feature, 0]
-            rows.append(
-                {
-                    "edge": edge.name,
-                    "model": getattr(edge, other),
-                    "feature": int(match) if match >= 0 else None,
-                    "r": float(r) if match >= 0 else None,
-                    "threshold": threshold,
-                    "persists": bool(r > threshold),
-                }
-            )
+            found = {"feature": int(match), "r": float(r)} if match >= 0 else {"feature": None, "r": None}
+            row = {"edge": edge.name, "model": getattr(edge, other)} | found
+            rows.append(row | {"threshold": threshold, "persists": bool(r > threshold)})
     return rows

@@ -41,8 +41,7 @@ def sampler_of(
     from heredity.text.tokens import BlockSampler
 
     packed = packs(tokens, split)
-    shares = {name: 1 / len(packed) for name in packed} if mix == "equal" else None
-    return BlockSampler(packed, context_size, seed, shares)
+    return BlockSampler(packed, context_size, seed, dict.fromkeys(packed, 1 / len(packed)) if mix == "equal" else None)
 
 
 def validation_blocks(pack: PackedTokens, context_size: int, tokens: int) -> np.ndarray:
@@ -57,9 +56,8 @@ def weights_digest(folder: Path) -> str | None:
     """Digest of the weights and the configuration in a local model folder; None for anything else."""
     from heredity.text.corpora import file_digest
 
-    if not folder.is_dir():
-        return None
-    return file_digest(sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]))
+    files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
+    return file_digest(sorted(files)) if folder.is_dir() else None
 
 
 def load(artifact: Artifact) -> Any:

@@ -1,4 +1,5 @@
-"""The text that features are shown on: every model's activations on it, and the matches between the models."""
+"""Feature activations of every model on one token sample from all corpora, in equal parts: what features are shown on,
+and what cases, classes and explanations read."""
 
 from __future__ import annotations
 
@@ -8,18 +9,73 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.analyses.acts import acts_of
-from heredity.analyses.analysis import Item, Needs, seed_of
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match import read_matches, threshold_of
-from heredity.analyses.reading import sampler_of, tokenizer_of
+from heredity.analyses.reading import reader_of, sampler_of, tokenizer_of
+from heredity.analyses.sae import encode_flops, sae_items, sae_need
 from heredity.analyses.text import tokenizer_need, tokens_needs
-from heredity.study import Edge, Study
+from heredity.engine.stage import Work
+from heredity.engine.store import Artifact
+from heredity.study import Edge, Precision, Study
 
 if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+    from heredity.features.acts import FeatureActs
     from heredity.features.correlate import Matches
 
-MIN_FIRINGS = 20
-"""A feature seen less often on the sample is not shown as an example of anything."""
+MIN_FIRINGS = 20  # a feature seen less often on the sample is not shown as an example of anything
+
+
+class ActsSettings(NamedTuple):
+    hook_point: str
+    precision: Precision
+    tokens: int
+    context_size: int
+    seed: int
+
+
+def _settings(study: Study, item: Item) -> ActsSettings:
+    config, sample = study.config, sample_settings(study)
+    return ActsSettings(config.hook_point, config.precision, sample.tokens, sample.context_size, sample.seed)
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    sae = sae_need(study, item["model"], item["instrument"])
+    return {"model": ("model", {"model": item["model"]}), "sae": sae, "tokens": tokens_needs(study.config.corpus)}
+
+
+def _run(work: Work, settings: ActsSettings) -> Results:
+    from heredity.features.collect import collected
+
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed)
+    opened = reader_of(work.inputs["model"], [work.inputs["sae"]], settings.hook_point, settings.precision)
+    (acts,) = collected(work.shards.job(opened), sampler, settings.tokens, work.progress)
+    acts.save(work.folder / "acts.safetensors")
+    return {}
+
+
+def acts_of(artifact: Artifact) -> FeatureActs:
+    """The feature activations of an acts artifact."""
+    from heredity.features.acts import FeatureActs
+
+    return FeatureActs.load(artifact / "acts.safetensors")
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    tokens = study.config.report.tokens
+    return Cost(tokens, tokens * encode_flops(study, item["model"], shapes), shapes.sae_gib(item["model"], tokens))
+
+
+ANALYSIS = Analysis(
+    kind="acts",
+    version=1,
+    title="Feature activations",
+    items=sae_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    cost=_cost,
+)
 
 
 class SampleSettings(NamedTuple):
@@ -28,17 +84,14 @@ class SampleSettings(NamedTuple):
     tokens: int
     context_size: int
     seed: int
-    models: tuple[str, ...]
-    """Models whose features are followed, parents before children."""
+    models: tuple[str, ...]  # whose features are followed, parents before children
     edges: tuple[Edge, ...]
 
 
 def sample_settings(study: Study) -> SampleSettings:
     """The study's token sample; `seed` is also that of the `acts` stages."""
-    config = study.config
-    return SampleSettings(
-        config.report.tokens, config.sae.context_size, seed_of(study, "sample"), study.followed, study.edges
-    )
+    tokens, context = study.config.report.tokens, study.config.sae.context_size
+    return SampleSettings(tokens, context, seed_of(study, "sample"), study.followed, study.edges)
 
 
 def sample_needs(study: Study, item: Item) -> Needs:
@@ -46,9 +99,14 @@ def sample_needs(study: Study, item: Item) -> Needs:
     return {
         "tokenizer": tokenizer_need(study),
         "acts": {name: ("acts", {**item, "model": name}) for name in study.followed},
-        "match": {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.edges},
+        "match": match_needs(study, item),
         "tokens": tokens_needs(study.config.corpus),
     }
+
+
+def match_needs(study: Study, item: Item) -> dict[str, tuple[str, Item]]:
+    """Matches along every edge, by its name; item: instrument and site."""
+    return {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.edges}
 
 
 def instrument_items(study: Study) -> list[Item]:

@@ -5,16 +5,16 @@ Documents are deduplicated, split by the hash of their text, and packed into one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results
+from heredity.analyses.reading import RECORD, tokenizer_of
 from heredity.engine.stage import Work
 from heredity.engine.store import write_json
 from heredity.study import CorpusConfig, Study
 from heredity.tables import Column, Table
-
-RECORD = "record.json"
 
 CORPORA = Table(
     "corpora",
@@ -41,8 +41,8 @@ class CorpusSettings(NamedTuple):
     root: Aside
 
 
-def _corpora(study: Study) -> Iterable[Item]:
-    return ({"corpus": name} for name in study.config.corpus)
+def _corpora(study: Study) -> list[Item]:
+    return [{"corpus": name} for name in study.config.corpus]
 
 
 def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
@@ -60,20 +60,17 @@ def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
     name, corpus, root = settings.name, settings.corpus, settings.root.value
     record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress)._asdict()
     if fingerprint(name, corpus, root) != settings.fingerprint:
-        raise CorpusError(
-            f"corpus {name}: {corpus.source} changed while the study ran; run again when it stays as it is"
-        )
+        source = f"corpus {name}: {corpus.source}"
+        raise CorpusError(f"{source} changed while the study ran; run again when it stays as it is")
     write_json(work.folder / RECORD, record)
-    columns = {name: record[name] for name in CORPORA.schema.names if name in record}
     licenses = ", ".join(f"{name} {count}" for name, count in record["licenses"].items())
+    columns = {name: record[name] for name in CORPORA.schema.names if name in record}
     return {"corpora": [columns | {"licenses": licenses}]}
 
 
 class TokenizerSettings(NamedTuple):
-    source: str | None
-    """Folder or hub id; None to train one."""
-    content: str | None
-    """Digest of a local folder's tokenizer files; a hub id identifies itself."""
+    source: str | None  # folder or hub id; None to train one
+    content: str | None  # digest of a local folder's tokenizer files; a hub id identifies itself
     vocab_size: int
     trust_remote_code: bool
 
@@ -83,13 +80,11 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     source = study.config.tokenizer.load or start.load
     if source is None:
         return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False)
-    path = study.root / source
-    content = None
+    path, content = study.root / source, None
     if path.is_dir():
         from heredity.text.corpora import file_digest
 
-        files = [file for file in sorted(path.glob("*")) if "token" in file.name or file.name == "vocab.json"]
-        content = file_digest(files)
+        content = file_digest([f for f in sorted(path.glob("*")) if "token" in f.name or f.name == "vocab.json"])
     return TokenizerSettings(str(path) if path.exists() else source, content, 0, start.trust_remote_code)
 
 
@@ -106,25 +101,15 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     if settings.source is not None:
         tokenizer = load_tokenizer(settings.source, trust_remote_code=settings.trust_remote_code)
     else:
-        parts = [read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()]
-        tokenizer = train_tokenizer(_alternate(parts), settings.vocab_size)
+        # one text of each corpus in turn, so that a prefix of the stream is a mixture
+        turns = zip_longest(*(read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()))
+        texts = (text for turn in turns for text in turn if text is not None)
+        tokenizer = train_tokenizer(texts, settings.vocab_size)
     tokenizer.save_pretrained(work.folder / "tokenizer")
     return {}
 
 
-def _alternate(parts: list[Iterator[str]]) -> Iterator[str]:
-    """One text of each corpus in turn, so that a prefix of the stream is a mixture."""
-    while parts:
-        for part in list(parts):
-            text = next(part, None)
-            if text is None:
-                parts.remove(part)
-            else:
-                yield text
-
-
 def _write_tokens(work: Work, _: Any) -> Results:
-    from heredity.analyses.reading import tokenizer_of
     from heredity.text.corpora import read_corpus
     from heredity.text.tokens import fingerprint_tokenizer, pack
 

@@ -1,10 +1,8 @@
 """The command line: reads arguments, draws progress on stderr, prints results on stdout. Thin."""
 
 from heredity.cli import study as study  # isort: skip - commands are listed in the order they are made in
-from heredity.cli import explain as explain
 from heredity.cli import look as look
 from heredity.cli import single as single
-from heredity.cli import stitch as stitch
 from heredity.cli.app import app as app
 from heredity.kernels.processors import share_processors
 

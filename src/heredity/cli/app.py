@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer import Argument, Option
 
 from heredity import __version__
+from heredity.show import seen
 
 if TYPE_CHECKING:
     from heredity.results import Run
@@ -38,43 +42,62 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+_Version = Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")]
+
+
 @app.callback()
-def _options(
-    version: Annotated[  # noqa: ARG001 - its callback does it
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None: ...
+def _options(version: _Version = False) -> None: ...  # noqa: ARG001 - its callback does it
 
 
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
-StudyArg = Annotated[str, typer.Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder that results are kept in.")]
-Workers = Annotated[
-    int,
-    typer.Option(
-        "--workers",
-        min=1,
-        help="Processes that share the work of a stage, at most one per processor; no number depends on it.",
-    ),
-]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+StudyArg = Annotated[str, Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]
+Runs = Annotated[Path, Option("--runs", help="Folder that results are kept in.")]
+RUNS = Path("runs")
+_SHARE = "Processes that share the work of a stage, at most one per processor; no number depends on it."
+Workers = Annotated[int, Option("--workers", min=1, help=_SHARE)]
+Sets = Annotated[list[str] | None, Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
+_JSON = Annotated[bool, Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
+_DEBUG = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
+
+
+class Result(NamedTuple):
+    """What a command ends with."""
+
+    value: object  # printed as JSON under --json
+    show: Callable[[], object]  # prints it for people
+    passed: bool = True  # exit code 1 otherwise
+
+
+def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Make a command of a function, with --json and --debug; what the user can mend is one line and exit code 2."""
+
+    def register(work: Callable[..., Result]) -> Callable[..., Result]:
+        @functools.wraps(work)
+        def run(*, as_json: bool, debug: bool, **options: Any) -> None:
+            with errors(debug):
+                value, show, passed = work(**options)
+                if as_json:
+                    typer.echo(json.dumps(value, allow_nan=False))
+                else:
+                    show()
+                if not passed:
+                    raise typer.Exit(1)
+
+        signature, only = inspect.signature(work, eval_str=True), inspect.Parameter.KEYWORD_ONLY
+        shared = {"as_json": _JSON, "debug": _DEBUG}
+        more = [inspect.Parameter(name, only, default=False, annotation=kind) for name, kind in shared.items()]
+        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # pyright: ignore[reportAttributeAccessIssue]
+        app.command(name, hidden=hidden)(run)
+        return work
+
+    return register
 
 
 def setting(config: Any, name: str, more: str = "") -> str:
     """Help of an option that means the same as a setting: the first sentence of the setting's documentation."""
     first = " ".join(config.model_fields[name].description.split()).split(". ")[0].removesuffix(".")
     return f"{first}{more}."
-
-
-def emit(as_json: bool, value: object, show: Callable[[], object]) -> None:
-    """Print a result: as JSON, or as `show` does."""
-    if as_json:
-        typer.echo(json.dumps(value, allow_nan=False))
-    else:
-        show()
 
 
 def text() -> Any:
@@ -99,16 +122,19 @@ def study_of(name: str, overrides: list[str] | None = None) -> Study:
     return load_study(name, overrides or ())
 
 
-def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
-    """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
+def run_of(name: str, runs: Path, overrides: list[str] | None) -> Run:
+    """The run of a study, as far as it is done."""
     from heredity.results import Run
 
     study = study_of(name, overrides)
-    run = Run(study, runs / study.name)
+    return Run(study, runs / study.name)
+
+
+def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
+    """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
+    run = run_of(name, runs, overrides)
     if run.missing:
-        raise ValueError(
-            f"{run.missing[0]} of study {study.name} is not done in {runs}; run `heredity run {name}` first"
-        )
+        raise ValueError(f"{run.missing[0]} of study {run.name} is not done in {runs}; run `heredity run {name}` first")
     return run
 
 
@@ -168,9 +194,4 @@ def one_line(error: Exception) -> str | None:
         line = message
     else:
         return None
-    return printable(" ".join(line.split()))
-
-
-def printable(line: str) -> str:
-    """A line as it is, control characters as escapes."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+    return seen(" ".join(line.split()))

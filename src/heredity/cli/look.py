@@ -5,74 +5,105 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, get_args
 
-import typer
 from pydantic import ValidationError
+from typer import Argument, Option
 
-from heredity.cli.app import AsJson, Debug, Runs, Sets, StudyArg, app, emit, errors, setting, study_of, text
+from heredity.cli.app import RUNS, Result, Runs, Sets, StudyArg, command, run_of, setting, text, watcher
 from heredity.study import CaseConfig
 from heredity.study.graph import first_fault
 
 
-@app.command()
+@command()
 def find(
     study: StudyArg,
-    tokens: Annotated[list[str] | None, typer.Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
-    regex: Annotated[str | None, typer.Option(help=setting(CaseConfig, "regex"))] = None,
-    script: Annotated[str | None, typer.Option(help=setting(CaseConfig, "script"))] = None,
-    predicate: Annotated[str | None, typer.Option(help=setting(CaseConfig, "predicate"))] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only features of this model. Repeatable.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Features shown for each model.")] = 10,
-    by: Annotated[str, typer.Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
-    runs: Runs = Path("runs"),
+    tokens: Annotated[list[str] | None, Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
+    regex: Annotated[str | None, Option(help=setting(CaseConfig, "regex"))] = None,
+    script: Annotated[str | None, Option(help=setting(CaseConfig, "script"))] = None,
+    predicate: Annotated[str | None, Option(help=setting(CaseConfig, "predicate"))] = None,
+    model: Annotated[list[str] | None, Option(help="Only features of this model. Repeatable.")] = None,
+    top: Annotated[int, Option(min=1, help="Features shown for each model.")] = 10,
+    by: Annotated[str, Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
+    runs: Runs = RUNS,
     set_: Sets = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     """Find the features of a study that has been run which mean some tokens, and what became of them."""
-    with errors(debug):
-        from heredity.analyses import query
-        from heredity.features.hypothesis import Ranking
-        from heredity.results import Run
+    from heredity.analyses import query
+    from heredity.features.hypothesis import Ranking
 
-        ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
-        if ranking is None:
-            raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
-        options = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
-        given = {name: value for name, value in options.items() if value is not None}
-        if len(given) != 1:
-            count = " and ".join(f"--{name}" for name in given) or "nothing to look for"
-            raise ValueError(f"{count} is given; give exactly one of {', '.join(f'--{name}' for name in options)}")
-        loaded = study_of(study, set_)
-        try:
-            case = CaseConfig.model_validate(given)
-        except ValidationError as error:
-            raise ValueError(f"--{first_fault(error)}") from None
-        result = query.find(Run(loaded, runs / loaded.name), case, model or (), ranking, top)
-        emit(as_json, result, lambda: text().print_found(result))
+    ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
+    if ranking is None:
+        raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
+    options = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(given) != 1:
+        count = " and ".join(f"--{name}" for name in given) or "nothing to look for"
+        raise ValueError(f"{count} is given; give exactly one of {', '.join(f'--{name}' for name in options)}")
+    run = run_of(study, runs, set_)
+    try:
+        case = CaseConfig.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"--{first_fault(error)}") from None
+    result = query.find(run, case, model or (), ranking, top)
+    return Result(result, lambda: text().print_found(result))
 
 
-@app.command()
+@command()
 def show(
     study: StudyArg,
-    feature: Annotated[str, typer.Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`.")],
-    top: Annotated[
-        int, typer.Option(min=1, help="Examples of each sort; at least one of each interval of activation.")
-    ] = 5,
-    runs: Runs = Path("runs"),
+    feature: Annotated[str, Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`.")],
+    top: Annotated[int, Option(min=1, help="Examples of each sort; at least one of each interval of activation.")] = 5,
+    runs: Runs = RUNS,
     set_: Sets = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
-    with errors(debug):
-        from heredity.analyses import query
-        from heredity.analyses.explain_on_demand import named
-        from heredity.results import Run
-        from heredity.show.feature import print_shown
+    from heredity.analyses import query
+    from heredity.analyses.explain_on_demand import named
+    from heredity.show.feature import print_shown
 
-        chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
-        if len(chosen) != 1:
-            raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-        loaded = study_of(study, set_)
-        result = query.show(Run(loaded, runs / loaded.name), *chosen[0])
-        emit(as_json, result, lambda: print_shown(result, top))
+    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
+    if len(chosen) != 1:
+        raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
+    result = query.show(run_of(study, runs, set_), *chosen[0])
+    return Result(result, lambda: print_shown(result, top))
+
+
+@command()
+def explain(
+    study: StudyArg,
+    features: Annotated[str | None, Option(help="Only these, separated by commas: `base/12,lua/345`.")] = None,
+    persisting: Annotated[bool, Option("--persisting", help="All that persist along an edge.")] = False,
+    all_: Annotated[bool, Option("--all", help="All that fire often enough on the sample.")] = False,
+    model: Annotated[
+        str | None, Option(help="Model of an OpenAI-compatible endpoint; default: no language model.")
+    ] = None,
+    base_url: Annotated[str | None, Option(help="The endpoint, such as http://127.0.0.1:8000/v1.")] = None,
+    key_variable: Annotated[str, Option(help="Environment variable with the key; '' for none.")] = "OPENAI_API_KEY",
+    local: Annotated[str | None, Option(help="Transformers model to ask instead, a folder or a hub id.")] = None,
+    mode: Annotated[str, Option(help="How activations are simulated: sparse, or echo (log-probabilities).")] = "sparse",
+    scores: Annotated[str, Option(help="Of these, separated by commas.")] = "simulation,detection,fuzzing,intruder",
+    price_in: Annotated[float, Option(help="USD per million tokens of prompts.")] = 0.0,
+    price_out: Annotated[float, Option(help="USD per million tokens of answers.")] = 0.0,
+    max_cost: Annotated[float | None, Option(help="Limit in USD, earlier runs with the same folder included.")] = None,
+    max_requests: Annotated[int | None, Option(help="Limit of answered requests, likewise.")] = None,
+    concurrency: Annotated[int, Option(min=1, help="Requests at a time.")] = 8,
+    timeout: Annotated[float, Option(help="Seconds to wait for an answer.")] = 120.0,
+    estimate: Annotated[bool, Option("--estimate", help="Only estimate requests, tokens and cost.")] = False,
+    out: Annotated[Path | None, Option("-o", "--out", help="Folder; default explanations/JUDGE in the run.")] = None,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
+    when answers are missing that the same command would fetch."""
+    from heredity.analyses import explain_on_demand
+
+    if sum((features is not None, persisting, all_)) > 1:
+        raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")
+    named = None if features is None else explain_on_demand.named(features)
+    which = named or ("persisting" if persisting else "all" if all_ else "study")
+    prices, limits = (price_in, price_out), (max_cost, max_requests, concurrency, timeout)
+    ask = explain_on_demand.Ask(model, base_url, key_variable, local, mode, prices, *limits, tuple(scores.split(",")))
+    work = explain_on_demand.estimate if estimate else explain_on_demand.explain
+    with watcher() as bars:
+        progress = bars.plain("estimate" if estimate else "explain")
+        result = work(run_of(study, runs, set_), which, ask, out, progress)
+    return Result(result, lambda: text().print_explained(result), passed=result.get("complete", True))

@@ -1,4 +1,4 @@
-"""Any endpoint that speaks OpenAI's protocol: a provider, or a server on this machine."""
+"""Who completes prompts: an endpoint that speaks OpenAI's protocol, or a language model in this process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import re
 import threading
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from heredity.explain.protocol import Answer, Failure, Request
+from heredity.explain.protocol import LEVELS, Answer, Failure, Request
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 3  # requests in a row without a connection after which each further one is tried once, until one is answered
@@ -53,8 +54,7 @@ class Endpoint:
             wrong = f"retries={retries}, concurrency={concurrency}, timeout={timeout}"
             raise EndpointError(f"{wrong}: must be at least 0, at least 1 and above 0")
         self.name, self.concurrency = model, concurrency
-        self.provider, local = _provider(base_url)
-        self._key = _key(key_variable, self.provider, local)
+        self.provider, self._key = _provider_and_key(base_url, key_variable)
         try:
             import openai
         except ImportError:
@@ -70,15 +70,12 @@ class Endpoint:
         weakref.finalize(self, http.close)
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, http_client=http)
         self._retries, self._limit = retries, limit
-        self._parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
+        # Host and port without user, path or key.
+        parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
+        self.identity = {"provider": self.provider, "model": model, "parameters": parameters}
         self._slots = threading.Semaphore(concurrency)
         self._missed = 0
         self._denied: Failure | None = None
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Host and port without user, path or key; model; parameters."""
-        return {"provider": self.provider, "model": self.name, "parameters": self._parameters}
 
     def stop(self) -> None:
         """Send nothing more; a pause before a retry runs out first."""
@@ -101,16 +98,16 @@ class Endpoint:
     def _ask(self, request: Request, retries: int) -> tuple[Answer | Failure, int]:
         import openai
 
-        client = self._client.with_options(max_retries=retries)
+        client, parameters = self._client.with_options(max_retries=retries), self.identity["parameters"]
         if request.echo:
             # A limit of 0 means no limit to some servers: one token is requested and ignored.
             create: Any = client.completions.with_raw_response.create
             prompt: Any = {"prompt": request.prompt}
-            body = self._parameters | {"echo": True, "logprobs": request.logprobs, "max_tokens": 1}
+            body = parameters | {"echo": True, "logprobs": request.logprobs, "max_tokens": 1}
         else:
             create = client.chat.completions.with_raw_response.create
             prompt = {"messages": [{"role": "user", "content": request.prompt}]}
-            body = self._parameters | {self._limit: request.max_tokens}
+            body = parameters | {self._limit: request.max_tokens}
         given = {name: value for name, value in body.items() if value is not None}
         try:
             sent = create(model=self.name, **prompt, extra_body=given)
@@ -138,12 +135,12 @@ class Endpoint:
         except (LookupError, TypeError, ValueError, AttributeError):
             return self._failure("refused", json.dumps(body))
         # An endpoint may send the key back, in JSON escapes as well: it is searched after they are decoded.
-        tokens = tuple(self._redacted(token) for token in answer.tokens)
+        tokens = tuple(map(self._redacted, answer.tokens))
         top = tuple({self._redacted(token): value for token, value in likely.items()} for likely in answer.top)
         return answer._replace(text=self._redacted(answer.text), tokens=tokens, top=top)
 
     def _redacted(self, text: str) -> str:
-        if not self._key or len(self._key) < _SECRET:
+        if len(self._key) < _SECRET:
             return text
         text = text.replace(self._key, "(key)")
         # JSON escapes that spell the key would become the key once they are decoded.
@@ -155,26 +152,25 @@ def _answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
     """Read a body of `/chat/completions`, or of `/completions` for an echo; raises for another form."""
     choice, usage = body["choices"][0], body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    used = [count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts]
+    used, made = (count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts)
     if echo:
         logprobs = choice.get("logprobs") or {}
-        tokens = tuple(str(token) for token in logprobs.get("tokens") or ())
         # Values that are not numbers count as not reported.
-        top = tuple(
+        top = [
             {token: float(value) for token, value in (likely or {}).items() if isinstance(value, (int, float))}
             for likely in logprobs.get("top_logprobs") or ()
-        )
-        return Answer("", "stop", used[0], used[1], tokens, top)
+        ]
+        return Answer("", "stop", used, made, tuple(map(str, logprobs.get("tokens") or ())), tuple(top))
     message, finish = choice["message"], choice.get("finish_reason")
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
     refused = finish == "content_filter" or (not text and message.get("refusal"))
-    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", used[0], used[1])
+    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", used, made)
 
 
-def _provider(base_url: str) -> tuple[str, bool]:
-    """Host and port of an address, and whether that is this machine."""
+def _provider_and_key(base_url: str, variable: str) -> tuple[str, str]:
+    """Host and port of an address, and its key; empty where it needs none."""
     try:
         parts = urlsplit(base_url)
         host, port = parts.hostname or "", parts.port
@@ -186,14 +182,100 @@ def _provider(base_url: str) -> tuple[str, bool]:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = False
-    return (host if port is None else f"{host}:{port}"), local
-
-
-def _key(variable: str, provider: str, local: bool) -> str | None:
+    provider = host if port is None else f"{host}:{port}"
     key = os.environ.get(variable, "").strip() if variable else ""
     if not key.isascii():
         raise EndpointError(f"{variable}: holds characters that no key has; put the API key there")
     if not key and variable and not local:
         where = f"put the API key of {provider} there, name another variable, or name none if it needs no key"
         raise EndpointError(f'{variable}: is not set; {where} ("")')
-    return key or None
+    return provider, key
+
+
+class Local:
+    """A `Completer` around a causal language model of transformers, greedy, one request at a time; no key, no cost.
+
+    Prompts go through the tokenizer's chat template where it has one, echoed prompts never; for these the ten digits
+    are reported as likely tokens. path_or_id: a folder or a hub id, loaded with its tokenizer; raises as `load_model`
+    does. It names the model in results and the ledger; one name must mean one set of weights.
+    """
+
+    concurrency = 1
+
+    def __init__(self, path_or_id: str | Path):
+        from transformers import AutoTokenizer
+
+        from heredity.lm.load import load_model, quiet
+
+        self.name = str(path_or_id)
+        self.identity = {"provider": "local", "model": self.name, "parameters": {"temperature": 0}}
+        self._model: Any = load_model(path_or_id)
+        with quiet():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(self.name)
+        self._lock = threading.Lock()
+        self._stopped = False
+        before = self._ids("\t", False)
+        ids = [self._ids(f"\t{digit}", False) for digit in range(LEVELS)]
+        # None where a digit is not one token: then it has no probability.
+        self._digits = [digit[-1] if digit[:-1] == before else None for digit in ids]
+
+    def stop(self) -> None:
+        """Refuse further requests."""
+        self._stopped = True
+
+    def complete(self, request: Request) -> tuple[Answer | Failure, int]:
+        """Greedy decoding, or the log-probabilities of the prompt; refused where the context leaves no room."""
+        import torch
+
+        with self._lock, torch.inference_mode():
+            if self._stopped:
+                return Failure("unreachable", "stopped"), 0
+            ids = self._ids(self._framed(request), True)
+            context = getattr(self._model.config, "max_position_embeddings", None)
+            limit = 0 if request.echo else request.max_tokens
+            if context is not None and len(ids) + limit > context:
+                detail = f"{len(ids)} tokens and {limit} for the answer exceed its context of {context}"
+                return Failure("refused", f"{self.name}: {detail}; lower the batch"), 1
+            prompt = torch.tensor([ids], device=self._model.device)
+            return (self._echo(prompt, ids) if request.echo else self._generate(prompt, limit)), 1
+
+    def _generate(self, prompt: Any, limit: int) -> Answer:
+        from heredity.lm.load import quiet
+
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        mask, size = prompt.new_ones(prompt.shape), prompt.shape[1]
+        with quiet():
+            out = self._model.generate(prompt, attention_mask=mask, max_new_tokens=limit, pad_token_id=0, **greedy)
+        new = out[0, size:].tolist()
+        ends = self._model.generation_config.eos_token_id
+        ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
+        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        return Answer(text, "stop" if ended else "length", size, len(new))
+
+    def _echo(self, prompt: Any, ids: list[int]) -> Answer:
+        logits = self._model(prompt).logits[0].float()
+        total = logits.logsumexp(-1)
+        top: list[dict[str, float]] = [{} for _ in ids]
+        for digit, token in enumerate(self._digits):
+            if token is not None:
+                # A token is predicted by the logits one position before.
+                for at, logprob in enumerate((logits[:-1, token] - total[:-1]).tolist(), 1):
+                    top[at][str(digit)] = logprob
+
+        def decoded(start: int, stop: int) -> str:
+            return self._tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+
+        # Text of every token after the one before it; some tokenizers drop a leading space otherwise.
+        pieces = [decoded(max(at - 1, 0), at + 1)[len(decoded(at - 1, at)) if at else 0 :] for at in range(len(ids))]
+        return Answer("", "stop", len(ids), 0, tuple(pieces), tuple(top))
+
+    def _framed(self, request: Request) -> str:
+        if request.echo or not getattr(self._tokenizer, "chat_template", None):
+            return request.prompt
+        message = [{"role": "user", "content": request.prompt}]
+        return self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        # A chat template writes its own special tokens.
+        special = special and not getattr(self._tokenizer, "chat_template", None)
+        return self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]

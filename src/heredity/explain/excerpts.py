@@ -16,6 +16,7 @@ from heredity.features.correlate import Matches
 LEAST_FIRINGS = 20  # firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)
 _LEADING = 5  # most activating tokens whose other occurrences make up "elsewhere"
 _TRIES = 8  # positions tried per silent excerpt
+Edge = tuple[str, str]  # parent and child
 
 
 class Recipe(NamedTuple):
@@ -35,8 +36,8 @@ class Text(NamedTuple):
     ids: np.ndarray  # int64 [blocks, context]
     vocabulary: tuple[str, ...]  # text of each token, decoded alone
     explains: np.ndarray  # bool [blocks]: whether the block explains; the others score
-    rows: tuple[np.ndarray, np.ndarray]  # int64: positions of the scoring and the explaining half, sorted by token
-    starts: tuple[np.ndarray, np.ndarray]  # int64 [vocab + 1], likewise: token t is at `rows[starts[t]:starts[t + 1]]`
+    rows: list[np.ndarray]  # int64: positions of the scoring and the explaining half, sorted by token
+    starts: list[np.ndarray]  # int64 [vocab + 1], likewise: token t is at `rows[starts[t]:starts[t + 1]]`
 
 
 class Drawn(NamedTuple):
@@ -49,10 +50,9 @@ class Drawn(NamedTuple):
 
 
 def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
-    """Deal the blocks of a sample into a half that explains and one that scores.
+    """Deal the blocks of a sample, int [blocks, context], into a half that explains and one that scores.
 
-    ids: int [blocks, context]. vocabulary: text of each token. Raises `ValueError` for fewer than two blocks, and for
-    ids beyond the vocabulary.
+    Raises `ValueError` for fewer than two blocks, and for ids beyond the vocabulary.
     """
     ids = np.asarray(ids, np.int64)
     if ids.ndim != 2 or len(ids) < 2:
@@ -67,16 +67,15 @@ def split(ids: np.ndarray, vocabulary: Sequence[str], seed: int) -> Text:
         tokens = np.flatnonzero(halves == half)
         rows.append(tokens[np.argsort(flat[tokens], kind="stable")])
         starts.append(np.concatenate([[0], np.cumsum(np.bincount(flat[tokens], minlength=len(vocabulary)))]))
-    return Text(ids, tuple(vocabulary), explains, (rows[0], rows[1]), (starts[0], starts[1]))
+    return Text(ids, tuple(vocabulary), explains, rows, starts)
 
 
 def draw(
     text: Text, rows: np.ndarray, values: np.ndarray, recipe: Recipe | None = None, seed: int | Sequence[int] = 0
 ) -> Drawn | None:
-    """Draw the excerpts of one feature from its firings (see `features.cards.Columns`).
+    """Draw the excerpts of one feature from its firings; rows: int64 [n], rising, values: float64 [n].
 
-    rows: int64 [n], rising. values: float64 [n]. None for a feature with fewer than `LEAST_FIRINGS`, or with none in
-    one half: too rare to be judged. The cost depends on its own firings only.
+    None for a feature with fewer than `LEAST_FIRINGS`, or with none in one half: too rare to be judged.
     """
     recipe, context = recipe or Recipe(), text.ids.shape[1]
     explains = text.explains[rows // context]
@@ -157,47 +156,35 @@ class Chosen(NamedTuple):
     rare: tuple[int, int]  # features of either group that fire too seldom on the sample to be chosen
 
 
-class Selection(NamedTuple):
-    """Features to explain."""
-
-    features: dict[str, list[int]]  # indices, rising, by model
-    edges: dict[tuple[str, str], Chosen]  # by edge, of the parent's features: the groups to compare
-
-
 def selection(
-    edges: Sequence[tuple[str, str]],
-    matches: Mapping[tuple[str, str], Matches],
-    sizes: Mapping[str, int],
-    firings: Mapping[str, np.ndarray],
-    seed: int,
-    limit: int,
-) -> Selection:
+    edges: Sequence[Edge], matches: Mapping[Edge, Matches], firings: Mapping[str, np.ndarray], seed: int, limit: int
+) -> tuple[dict[str, list[int]], dict[Edge, Chosen]]:
     """Choose features along every edge: persisting ones, and as many others.
 
-    Features are those of the parent; those of the child as well where the child has no children. matches: only those
-    above the threshold (`Matches.above`). sizes: d_sae by model, parents before children. firings: int64 [d_sae] by
-    model, on the sample. limit: features per model, shared evenly by its edges.
+    Returns features to explain, rising, by model: those of the parent, and of a child without children; and the groups
+    of the parent's features to compare, by edge. matches: only those above the threshold (`Matches.above`). firings:
+    int64 [d_sae] on the sample by model, parents before children. limit: features per model, shared by its edges.
     """
-    ranks = priorities(edges, matches, sizes, seed)
+    ranks = priorities(edges, matches, {name: len(own) for name, own in firings.items()}, seed)
 
-    def chosen(edge: tuple[str, str], end: int) -> Chosen:
+    def chosen(edge: Edge, end: int) -> Chosen:
         model, pair = edge[end], matches[edge]
         match, density = ((pair.parent_match, pair.parent_density), (pair.child_match, pair.child_density))[end]
         shared = sum(other[end] == model for other in edges)
         return choose(match[:, 0], density, firings[model], ranks[model], limit // shared)
 
     by_edge = {edge: chosen(edge, 0) for edge in edges}
-    groups = [(edge[0], group) for edge, group in by_edge.items()]
     parents = {parent for parent, _ in edges}
+    groups = [(edge[0], group) for edge, group in by_edge.items()]
     groups += [(edge[1], chosen(edge, 1)) for edge in edges if edge[1] not in parents]
-    features: dict[str, set[int]] = {name: set() for name in sizes}
+    features: dict[str, set[int]] = {name: set() for name in firings}
     for model, group in groups:
         features[model].update(group.persisting.tolist(), group.others.tolist())
-    return Selection({name: sorted(indices) for name, indices in features.items()}, by_edge)
+    return {name: sorted(indices) for name, indices in features.items()}, by_edge
 
 
 def priorities(
-    edges: Sequence[tuple[str, str]], matches: Mapping[tuple[str, str], Matches], sizes: Mapping[str, int], seed: int
+    edges: Sequence[Edge], matches: Mapping[Edge, Matches], sizes: Mapping[str, int], seed: int
 ) -> dict[str, np.ndarray]:
     """A random number per feature, float64 [d_sae] by model; the lowest are chosen first.
 

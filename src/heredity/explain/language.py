@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from heredity.explain import parse
-from heredity.explain.ledger import Estimate, Ledger
+from heredity.explain.ledger import Ledger
 from heredity.explain.protocol import LEVELS, Answer, Completer, Excerpt, Failure, Levels, Question, Request, quantized
 
 SENTENCE = 120  # tokens an explanation may have, its JSON included
@@ -133,7 +133,8 @@ class LanguageJudge:
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, float64 [n] per excerpt; tokens are numbered through all of a request."""
         asked: list[Asked] = []
-        for batch in self._batches(excerpts):
+        batches = self._batches(excerpts)
+        for batch in batches:
             lengths = [len(excerpt.tokens) for excerpt in batch]
             if self._mode == "echo":
                 prompt = echo_prompt(description, batch)
@@ -146,7 +147,7 @@ class LanguageJudge:
                 read = partial(parse.read_levels, lengths=lengths)
                 asked.append(self._asked(feature, "simulate", data, 16 + 8 * sum(lengths), read))
         levels: list[np.ndarray | Failure] = []
-        for value, batch in zip(self._answers(asked), self._batches(excerpts), strict=True):
+        for value, batch in zip(self._answers(asked), batches, strict=True):
             levels += [value] * len(batch) if isinstance(value, Failure) else value
         return levels
 
@@ -185,15 +186,6 @@ class LanguageJudge:
         ask(planner)
         return planner.planned
 
-    def estimate(self, requests: Iterable[Request]) -> Estimate:
-        """Cost of requests, without those the ledger has answers to."""
-        return self.ledger.estimate(requests, self.completer)
-
-    def stop(self) -> None:
-        """Stop asking; requests in flight may end and go into the ledger."""
-        self._stopped = True
-        self.completer.stop()
-
     def over(self, ask: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """As `map`, but several items at a time, as many as the completer takes; results come in order.
 
@@ -206,7 +198,8 @@ class LanguageJudge:
                 for future in waiting:
                     yield future.result()
             except BaseException:
-                self.stop()
+                self._stopped = True
+                self.completer.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -236,13 +229,12 @@ class LanguageJudge:
         return values
 
     def _verdicts(self, feature: str, question: Question, shown: Sequence[dict[str, Any]]) -> np.ndarray | Failure:
-        sizes = [len(data["texts"]) for data in shown]
-        values = self._all(
-            [
-                self._asked(feature, question, data, 16 + 4 * size, partial(parse.read_verdicts, texts=size))
-                for data, size in zip(shown, sizes, strict=True)
-            ]
-        )
+        asked = []
+        for data in shown:
+            size = len(data["texts"])
+            read = partial(parse.read_verdicts, texts=size)
+            asked.append(self._asked(feature, question, data, 16 + 4 * size, read))
+        values = self._all(asked)
         return values if isinstance(values, Failure) else np.concatenate([np.zeros(0), *values])
 
     def _batches(self, items: Sequence[Item]) -> list[Sequence[Item]]:

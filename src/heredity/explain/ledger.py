@@ -1,7 +1,5 @@
-"""Every request that was paid for, on disk before its answer is read, so that nothing is paid for twice.
-
-And what requests cost: estimates beforehand, and limits that hold under concurrency.
-"""
+"""Every request that was paid for, on disk before its answer is read, so that nothing is paid for twice; and what
+requests cost: estimates beforehand, and limits that hold under concurrency."""
 
 from __future__ import annotations
 
@@ -101,15 +99,15 @@ class Budget:
         self.load(())
 
     def load(self, answered: Iterable[tuple[int, int, float, int | None, int | None]]) -> None:
-        """Start from these answered requests; fields as the arguments of `count`."""
+        """Start from these answered requests; fields as the arguments of `_count`."""
         self._requests, self._cost = 0, 0.0
         # Of those that reported their tokens: bytes and tokens of prompts, tokens of answers and their limits.
         self._bytes = self._tokens_in = self._tokens_out = self._allowed = 0
         self._highest: float | None = None  # tokens per byte of a prompt
         for row in answered:
-            self.count(*row)
+            self._count(*row)
 
-    def count(self, size: int, allowed: int, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
+    def _count(self, size: int, allowed: int, cost: float, tokens_in: int | None, tokens_out: int | None) -> None:
         """Count an answered request. size: of its prompt in bytes. allowed: tokens of its answer."""
         self._requests += 1
         self._cost += cost
@@ -148,7 +146,7 @@ class Budget:
             cost, tokens_in, tokens_out = held, answer.tokens_in, answer.tokens_out
             if tokens_in is not None and tokens_out is not None:
                 cost = self.prices.cost(tokens_in, tokens_out)
-            self.count(_size(request), request.max_tokens, cost, tokens_in, tokens_out)
+            self._count(_size(request), request.max_tokens, cost, tokens_in, tokens_out)
             return cost
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
@@ -162,7 +160,7 @@ class Budget:
 
 
 class Ledger:
-    """An SQLite file with a row per answered request and, apart, one per request without an answer.
+    """An SQLite file with a row per answered request and, apart, one per request without an answer; a context.
 
     A request is identified by the SHA-256 of its prompt and limits and the completer's provider, model and parameters.
     The same request is answered from the file; while it is in flight, others like it wait for its answer. An answer is
@@ -188,8 +186,7 @@ class Ledger:
                 base.execute("PRAGMA journal_mode=WAL")
                 base.execute("PRAGMA synchronous=FULL")
                 base.executescript(_TABLES)
-                paid = "SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"
-                self.budget.load(base.execute(paid))
+                self.budget.load(base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
@@ -202,10 +199,6 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; every answer is committed before."""
         self._opened.close()
 
     def ask(self, request: Request, completer: Completer, read: Callable[[Answer], Read | Failure]) -> Read | Failure:
@@ -243,8 +236,7 @@ class Ledger:
         """Expected size and cost of the requests without an answer in the file; equal ones count once."""
         by_key = {key_of(request, completer): request for request in requests}
         with self._lock:
-            new = [request for key, request in by_key.items() if self._stored(key) is None]
-        return self.budget.estimate(new)
+            return self.budget.estimate([request for key, request in by_key.items() if self._stored(key) is None])
 
     def summary(self) -> LedgerSummary:
         """Counts and costs."""
@@ -258,7 +250,7 @@ class Ledger:
             requests, tokens_in, tokens_out, cost = self._base.execute(totals).fetchone()
             failures = dict(self._base.execute(by_kind)) | ({"budget": self._refused} if self._refused else {})
             by_feature, *by_question = (dict(self._base.execute(by.format(*names))) for names in groups)
-            reasons = {kind: detail for kind, detail in self._unanswered.values()}
+            reasons: dict[str, str] = {kind: detail for kind, detail in self._unanswered.values()}
         counts = (requests, self._cached, failures, tokens_in, tokens_out, cost)
         return LedgerSummary(*counts, by_feature, reasons, *by_question)
 
@@ -276,11 +268,11 @@ class Ledger:
             answer = reply if isinstance(reply, Answer) else None
         finally:
             cost = self.budget.settle(request, held, answer)
-        identity = completer.identity
+        identity, now = completer.identity, datetime.now(UTC).isoformat(timespec="seconds")
         row = {
             "key": key, "provider": identity["provider"], "model": identity["model"], "feature": request.feature,
             "question": request.question, "seconds": round(time.monotonic() - start, 3), "attempts": attempts,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": now,
         }  # fmt: skip
         if isinstance(reply, Answer):
             table, again = "answers", ""
@@ -295,13 +287,12 @@ class Ledger:
                 " ON CONFLICT (key) DO UPDATE SET failure = excluded.failure, detail = excluded.detail, "
                 "seconds = seconds + excluded.seconds, attempts = attempts + excluded.attempts, time = excluded.time"
             )
-        names = ", ".join(row), ", ".join(f":{name}" for name in row)
+        names, values = ", ".join(row), ", ".join(f":{name}" for name in row)
         with self._lock:
-            if isinstance(reply, Answer):
-                self._unanswered.pop(key, None)
-            else:
+            self._unanswered.pop(key, None)
+            if isinstance(reply, Failure):
                 self._unanswered[key] = reply
-            self._base.execute(f"INSERT INTO {table} ({names[0]}) VALUES ({names[1]}){again}", row)
+            self._base.execute(f"INSERT INTO {table} ({names}) VALUES ({values}){again}", row)
         return reply
 
     def _stored(self, key: str) -> Answer | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from heredity.explain.excerpts import Drawn, Recipe, draw, split
 from heredity.explain.language import LanguageJudge
 from heredity.explain.protocol import Failure, Judge, Request
-from heredity.explain.scores import NAN, SORTS, Scores, Sort, scored
+from heredity.explain.scores import NAN, SORTS, UNSCORED, Scores, Sort, scored
 from heredity.explain.statistical import Explanation, Offline, Statistics
 from heredity.features.acts import FeatureActs
 from heredity.features.cards import Columns
@@ -86,27 +85,13 @@ class Label(NamedTuple):
 
     model: str
     feature: int
-    description: str | None  # None where explaining failed
     origin: Feature  # the feature the description was made for
-    carried: bool  # the description of a matched feature, kept here
-    re_explained: bool  # explained anew because a matched feature's description scores lower here than at its origin
-    scores: Scores | None  # on this model's activations; None where explaining failed or the feature is too rare
-    failure: str  # why there is no description; empty otherwise
+    description: str | None = None  # None where explaining failed
+    carried: bool = False  # the description of a matched feature, kept here
+    re_explained: bool = False  # explained anew as a matched feature's description scores lower here than at its origin
+    scores: Scores | None = None  # on this model's activations; None where explaining failed or the feature is too rare
+    failure: str = ""  # why there is no description
     tried: float | None = None  # simulation score of the matched feature's description here
-
-
-class Counts(NamedTuple):
-    """Labels by what became of them; features too rare to be explained are left out of all but `too_rare`."""
-
-    features: int
-    explained: int  # explanations requested
-    carried: int  # features a label was handed down to
-    kept: int  # of these, keep it
-    re_explained: int  # explained anew because the score fell; some keep the label all the same
-    failed: int  # explanations
-    too_rare: int
-    saved: int  # explanations not needed
-    saved_cost: float  # their cost, less that of scoring labels given up; negative if that was more
 
 
 def hand_down(
@@ -126,10 +111,9 @@ def hand_down(
     one at its origin, the feature is explained anew and keeps the better description; where either is undefined the
     label is kept.
 
-    selected: features by model, parents before children. edges: parent -> child. matches: only those above the
-    threshold (`Matches.above`). explain: requests a description, None for a feature too rare to be explained. score: of
-    a description on a model's activations, None likewise. over: yields the labels of one model's features in order,
-    several at a time if it likes; they do not depend on each other.
+    selected: features by model, parents before children. matches: only those above the threshold (`Matches.above`).
+    explain, score: None for a feature too rare. over: yields the labels of one model's features in order; they do not
+    depend on each other.
     """
     known: dict[Feature, Label] = {}
 
@@ -146,16 +130,16 @@ def hand_down(
         return None
 
     def labeled(model: str, feature: int) -> Label:
-        label = Label(model, feature, None, (model, feature), False, False, None, TOO_RARE)
+        label = Label(model, feature, (model, feature), failure=TOO_RARE)
         above, inherited, tried = inherited_by(model, feature), None, NAN
         if above and above.description:
             scores = score(model, feature, above.description)
             if scores is None:
                 return label
-            tried = scores.simulation.score
-            inherited = Label(model, feature, above.description, above.origin, True, False, scores, "", tried)
+            tried = scores.columns["simulation"]
+            inherited = Label(model, feature, above.origin, above.description, True, scores=scores, tried=tried)
             first = known[above.origin].scores
-            if first is None or not tried < first.simulation.score - drop:
+            if first is None or not tried < first.columns["simulation"] - drop:
                 return inherited
             label = label._replace(re_explained=True, tried=tried)
         description = explain(model, feature)
@@ -164,7 +148,7 @@ def hand_down(
         if isinstance(description, Failure):
             return label._replace(failure=description.kind)
         scores = score(model, feature, description)
-        if inherited and scores and scores.simulation.score <= tried:
+        if inherited and scores and scores.columns["simulation"] <= tried:
             return inherited._replace(re_explained=True)
         return label._replace(description=description, scores=scores, failure="")
 
@@ -177,15 +161,26 @@ def hand_down(
     return list(known.values())
 
 
-def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> Counts:
-    """Count labels. cost, scoring: of one explanation and of its scores, in any currency."""
-    explained = [label for label in labels if label.failure != TOO_RARE]
-    again = sum(label.re_explained for label in explained)
-    saved = sum(label.carried and not label.re_explained for label in explained)
-    carried = sum(label.tried is not None for label in explained)
-    kept, failed = sum(label.carried for label in explained), sum(bool(label.failure) for label in explained)
-    rare, saved_cost = len(labels) - len(explained), saved * cost - again * scoring
-    return Counts(len(explained), len(explained) - saved, carried, kept, again, failed, rare, saved, saved_cost)
+def counts_of(labels: Sequence[Label], cost: float = 0.0, scoring: float = 0.0) -> dict[str, Any]:
+    """Labels by what became of them, as table labels declares it; those too rare are in no other count.
+
+    cost, scoring: of one explanation and of its scores, in any currency. `saved_cost`: of the explanations not needed,
+    less that of scoring labels given up; negative if that was more.
+    """
+    asked = [label for label in labels if label.failure != TOO_RARE]
+    again = sum(label.re_explained for label in asked)
+    saved = sum(label.carried and not label.re_explained for label in asked)
+    return {
+        "features": len(asked),
+        "explained": len(asked) - saved,
+        "carried": sum(label.tried is not None for label in asked),
+        "kept": sum(label.carried for label in asked),
+        "re_explained": again,
+        "failed": sum(bool(label.failure) for label in asked),
+        "too_rare": len(labels) - len(asked),
+        "saved": saved,
+        "saved_cost": saved * cost - again * scoring,
+    }
 
 
 def failures_of(labels: Sequence[Label]) -> dict[str, int]:
@@ -196,47 +191,19 @@ def failures_of(labels: Sequence[Label]) -> dict[str, int]:
     return dict(sorted(failures.items()))
 
 
-def simulation_scores(labels: Sequence[Label]) -> dict[Feature, float]:
-    """Simulation score of every feature; nan without one."""
-    return {(label.model, label.feature): label.scores.simulation.score if label.scores else NAN for label in labels}
-
-
-_SCORES = {
-    "simulation": "simulation.score", "simulation_levels": "simulation.levels",
-    "simulation_top_random": "simulation.top_random", "simulation_random": "simulation.random",
-    "spearman": "simulation.spearman", "detection": "detection.score", "detection_auc": "detection.auc",
-    "fuzzing": "fuzzing.score", "fuzzing_auc": "fuzzing.auc", "intruder": "intruder.score",
-    "simulation_n": "simulation.excerpts", "detection_n": "detection.n", "fuzzing_n": "fuzzing.n",
-    "intruder_n": "intruder.n",
-}  # fmt: skip
-"""Columns of `label_rows` by their place in `Scores`."""
-
-
 def label_rows(labels: Sequence[Label], by: str, cost: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
-    """One row per feature, as table explanations declares them; undefined scores are nan, missing ones None.
+    """One row per feature, as table explanations declares them; undefined and missing scores are nan.
 
     by: name of the judge. cost: USD by feature (`model/index`).
     """
     rows = []
     for label in labels:
-        words, scores = label.description, label.scores
-        missing = {name: 0 if name.endswith("_n") else None for name in _SCORES}
-        values = {name: attrgetter(place)(scores) for name, place in _SCORES.items()} if scores else missing
-        rows.append(
-            {
-                "model": label.model,
-                "feature": label.feature,
-                "description": None if words is None else str(words),
-                "by": by,
-                "origin_model": label.origin[0],
-                "origin_feature": label.origin[1],
-                "carried": label.carried,
-                "re_explained": label.re_explained,
-                "inherited_simulation": label.tried,
-                **values,
-                "failure": label.failure,
-                "rule": words.rule.to_json() if isinstance(words, Explanation) and not label.carried else "",
-                "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0),
-            }
-        )
+        words, scores, (origin_model, origin_feature) = label.description, label.scores, label.origin
+        row = {"model": label.model, "feature": label.feature, "description": words and str(words), "by": by}
+        row |= {"origin_model": origin_model, "origin_feature": origin_feature, "carried": label.carried}
+        row |= {"re_explained": label.re_explained, "inherited_simulation": label.tried}
+        row |= scores.columns if scores else UNSCORED
+        row |= {"failure": label.failure, "cost": (cost or {}).get(f"{label.model}/{label.feature}", 0.0)}
+        row["rule"] = words.rule.to_json() if isinstance(words, Explanation) and not label.carried else ""
+        rows.append(row)
     return rows

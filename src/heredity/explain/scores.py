@@ -25,44 +25,14 @@ Sort = Literal["simulation", "detection", "fuzzing", "intruder"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 
 
-class Simulation(NamedTuple):
-    """Agreement of predicted and true activations over the concatenated excerpts.
-
-    nan where undefined: no excerpt was answered, or the feature is constant on those that were. A constant prediction
-    of a feature that varies scores 0.
-    """
-
-    score: float  # Pearson r with the activations
-    levels: float  # Pearson r with the activations as levels 0 to 9
-    spearman: float  # rank correlation with the activations
-    top_random: float  # Pearson r on the top and the random excerpts only (Bills et al.)
-    random: float  # Pearson r on the random excerpts only
-    excerpts: int  # answered
-    tokens: int  # of these
-
-
-class Agreement(NamedTuple):
-    """Agreement of yes-or-no answers with the truth; nan without both true and false questions."""
-
-    score: float  # informedness: true-positive rate minus false-positive rate
-    auc: float  # area under the ROC curve; ties count half
-    n: int  # questions answered
-
-
-class Odd(NamedTuple):
-    """Success at finding the intruder."""
-
-    score: float  # (accuracy - 1/5) / (1 - 1/5); nan without an answer
-    n: int  # groups answered
+Columns = dict[str, float]
+"""Score columns of table explanations; nan where a score is undefined, such as without an answer."""
 
 
 class Scores(NamedTuple):
     """Quality of one description of one feature."""
 
-    simulation: Simulation  # of activations
-    detection: Agreement  # of excerpts that activate the feature against silent ones
-    fuzzing: Agreement  # of the active tokens against others
-    intruder: Odd  # does not depend on the description
+    columns: Columns
     failures: Mapping[str, int]  # failed requests by kind
 
 
@@ -90,23 +60,14 @@ def scored(
     parts = [simulated] if isinstance(simulated, Failure) else simulated
     # A failed request fails all of its excerpts by one Failure object, which counts once.
     answers = {id(answer): answer for answer in (*parts, detected, fuzzed, intruders)}.values()
-    return Scores(
-        simulation(excerpts, simulated, drawn.highest),
-        agreement(truth, detected),
-        agreement(right, fuzzed),
-        intruder_score(places, intruders),
-        Counter(answer.kind for answer in answers if isinstance(answer, Failure)),
-    )
+    columns = simulation(excerpts, simulated, drawn.highest) | agreement("detection", truth, detected)
+    columns |= agreement("fuzzing", right, fuzzed) | intruder_score(places, intruders)
+    return Scores(columns, Counter(answer.kind for answer in answers if isinstance(answer, Failure)))
 
 
 def correlation(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Pearson r of two arrays, float64 sums; 0 for a constant prediction, nan for a constant truth, no tokens or nan.
-
-    Raises `ValueError` where their lengths differ.
-    """
+    """Pearson r, float64 sums; 0 for a constant prediction, nan for a constant truth, no tokens or nan."""
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
-    if true.shape != predicted.shape:
-        raise ValueError(f"{true.shape} activations and {predicted.shape} predictions; give one prediction per token")
     if not len(true) or not np.isfinite(true).all() or not np.isfinite(predicted).all() or np.ptp(true) == 0:
         return NAN
     if np.ptp(predicted) == 0:
@@ -115,42 +76,56 @@ def correlation(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
 
 
-def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -> Simulation:
-    """Score predicted levels against the excerpts' activations; excerpts without an answer are left out.
+def simulation(excerpts: Sequence[Excerpt], predicted: Levels, highest: float) -> Columns:
+    """Agreement of predicted levels with the activations over the concatenated excerpts that were answered.
 
-    highest: activation that levels are relative to.
+    Pearson r with the activations, with these as levels relative to `highest`, on top and random excerpts (Bills et
+    al.), and on random ones; rank correlation; excerpts. A constant prediction of a feature that varies scores 0.
     """
     answers = [] if isinstance(predicted, Failure) else list(zip(excerpts, predicted, strict=True))
     pairs = [(excerpt, levels) for excerpt, levels in answers if not isinstance(levels, Failure)]
 
     def joined(*kinds: Kind) -> tuple[np.ndarray, np.ndarray]:
-        chosen = [(excerpt.values, levels) for excerpt, levels in pairs if not kinds or excerpt.kind in kinds]
+        chosen = [(excerpt.values, levels) for excerpt, levels in pairs if excerpt.kind in kinds]
         true, levels = zip(*chosen, strict=True) if chosen else ([np.empty(0)], [np.empty(0)])
         return np.concatenate(true), np.concatenate(levels)
 
-    true, levels = joined()
+    true, levels = joined(*get_args(Kind))
     ranks = (rankdata(true), rankdata(levels)) if np.isfinite(levels).all() else (true, levels)
-    score, level_score = correlation(true, levels), correlation(quantized(true, highest), levels)
-    by_kind = correlation(*joined("top", "random")), correlation(*joined("random"))
-    return Simulation(score, level_score, correlation(*ranks), *by_kind, len(pairs), len(true))
+    return {
+        "simulation": correlation(true, levels),
+        "simulation_levels": correlation(quantized(true, highest), levels),
+        "simulation_top_random": correlation(*joined("top", "random")),
+        "simulation_random": correlation(*joined("random")),
+        "spearman": correlation(*ranks),
+        "simulation_n": len(pairs),
+    }
 
 
-def agreement(truth: np.ndarray, answers: np.ndarray | Failure) -> Agreement:
-    """Score answers between 0 and 1. truth: bool [n]. answers: float64 [n]; nan ones are left out.
+def agreement(sort: str, truth: np.ndarray, answers: np.ndarray | Failure) -> Columns:
+    """Agreement of answers between 0 and 1 with the truth, by informedness (true-positive minus false-positive rate)
+    and by area under the ROC curve; nan without both true and false questions.
 
-    Raises `ValueError` where their lengths differ.
+    sort: name of the columns. truth: bool [n]. answers: float64 [n]; nan ones are left out.
     """
-    if isinstance(answers, Failure):
-        return Agreement(NAN, NAN, 0)
-    truth, answers = np.asarray(truth, bool), np.asarray(answers, np.float64)
-    if truth.shape != answers.shape:
-        raise ValueError(f"{len(answers)} answers to {len(truth)} questions; give one each")
-    truth, answers = truth[np.isfinite(answers)], answers[np.isfinite(answers)]
-    if not truth.any() or truth.all():
-        return Agreement(NAN, NAN, len(truth))
-    yes = answers >= THRESHOLD
-    score = float(yes[truth].mean() - yes[~truth].mean())
-    return Agreement(score, effect(answers[truth], answers[~truth]), len(truth))
+    score, auc, n = NAN, NAN, 0
+    if not isinstance(answers, Failure):
+        truth, answers = truth[np.isfinite(answers)], answers[np.isfinite(answers)]
+        n = len(truth)
+        if truth.any() and not truth.all():
+            yes = answers >= THRESHOLD
+            score = float(yes[truth].mean() - yes[~truth].mean())
+            auc = effect(answers[truth], answers[~truth])
+    return {sort: score, f"{sort}_auc": auc, f"{sort}_n": n}
+
+
+def intruder_score(places: np.ndarray, answers: np.ndarray | Failure) -> Columns:
+    """Success at finding the intruders, (accuracy - 1/5) / (1 - 1/5); int64 [n] both."""
+    if isinstance(answers, Failure) or not len(places):
+        return {"intruder": NAN, "intruder_n": 0}
+    # From integers, so that guessing one place in balanced groups is exactly 0.
+    hits, n = int((places == answers).sum()), len(places)
+    return {"intruder": (GROUP * hits - n) / ((GROUP - 1) * n), "intruder_n": n}
 
 
 def effect(first: np.ndarray, second: np.ndarray) -> float:
@@ -159,17 +134,6 @@ def effect(first: np.ndarray, second: np.ndarray) -> float:
     ordered = np.sort(second)
     below, up_to = np.searchsorted(ordered, first, "left"), np.searchsorted(ordered, first, "right")
     return float((below + up_to).sum() / (2 * len(first) * len(second)))
-
-
-def intruder_score(places: np.ndarray, answers: np.ndarray | Failure) -> Odd:
-    """Score answers to intruder questions; int64 [n] both. Raises `ValueError` where their lengths differ."""
-    if isinstance(answers, Failure) or not len(places):
-        return Odd(NAN, 0)
-    if len(places) != len(answers):
-        raise ValueError(f"{len(answers)} answers about {len(places)} groups; give one each")
-    # From integers, so that guessing one place in balanced groups is exactly 0.
-    hits, n = int((np.asarray(places) == np.asarray(answers)).sum()), len(places)
-    return Odd((GROUP * hits - n) / ((GROUP - 1) * n), n)
 
 
 def detection_set(
@@ -223,6 +187,12 @@ def intruder_set(
         group = [active[other] for other in rng.permutation(len(active))[: GROUP - 1]]
         groups.append((*group[:place], silent[at], *group[place:]))
     return tuple(groups), places
+
+
+_NO_ANSWER = Failure("unreachable", "")
+UNSCORED = simulation((), _NO_ANSWER, 1.0) | agreement("detection", np.empty(0, bool), _NO_ANSWER)
+UNSCORED |= agreement("fuzzing", np.empty(0, bool), _NO_ANSWER) | intruder_score(np.empty(0), _NO_ANSWER)
+"""Score columns of a feature that nothing was asked about."""
 
 
 class Distribution(NamedTuple):

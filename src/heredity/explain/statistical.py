@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -63,16 +63,12 @@ class _Table(NamedTuple):
 class Statistics:
     """The keys of all positions of a text, which every rule is fitted to and evaluated with.
 
-    categories: int [vocab], of each token. corpora: int [blocks], of each block. Raises `ValueError` where their
-    lengths differ from those of the text.
+    categories: int [vocab], of each token. corpora: int [blocks], of each block.
     """
 
     def __init__(self, text: Text, categories: np.ndarray, corpora: Sequence[int]):
         (blocks, context), vocab = text.ids.shape, len(text.vocabulary)
         categories, origin = np.asarray(categories, np.int64), np.asarray(corpora, np.int64)
-        if categories.shape != (vocab,) or origin.shape != (blocks,):
-            shapes = f"categories {categories.shape} and corpora {origin.shape}"
-            raise ValueError(f"{shapes} do not fit {vocab} tokens and {blocks} blocks; give one number each")
         self.text, self.categories, self.corpora = text, categories, origin
         kinds, token, corpus = int(categories.max()) + 1, text.ids.ravel(), np.repeat(origin, context)
         self.before = np.concatenate([np.full((blocks, 1), vocab), text.ids[:, :-1]], axis=1).ravel()
@@ -113,7 +109,8 @@ class Statistics:
             raise ValueError("the feature does not fire on the explaining half of the sample; draw returns None for it")
         form, gain = self._best(rows, values)
         sums = []
-        for table in map(self._tables.__getitem__, chain(form)):
+        for level in chain(form):
+            table = self._tables[level]
             total = np.bincount(table.at[rows], values, len(table.keys))
             seen = np.flatnonzero(total)
             sums.append(dict(zip(table.keys[seen].tolist(), total[seen].tolist(), strict=True)))
@@ -123,8 +120,7 @@ class Statistics:
 
     def _best(self, rows: np.ndarray, values: np.ndarray) -> tuple[Form, float]:
         """The form with the highest held-out gain, and the gain; a more complex form must add `_MARGIN`."""
-        error = dict.fromkeys(FORMS, 0.0)
-        fold = self.fold[rows]
+        error, fold = dict.fromkeys(FORMS, 0.0), self.fold[rows]
         size = np.bincount(self.fold[self.places], minlength=_FOLDS)
         for held in range(_FOLDS):
             fitting, testing = fold != held, fold == held
@@ -193,11 +189,6 @@ class Explanation(str):
 
     rule: Rule
 
-    def __new__(cls, words: str, rule: Rule) -> Explanation:
-        explanation = super().__new__(cls, words)
-        explanation.rule = rule
-        return explanation
-
 
 class Offline:
     """A `Judge` of statistics, fitted to all firings on the explaining blocks rather than to excerpts.
@@ -225,30 +216,31 @@ class Offline:
         """The best predicting form in words, such as: fires on "=" and " =" (91 % of its activation)."""
         rows, values = self.firings(feature)
         rule = self.statistics.fit(rows, values)
-        return Explanation(self._words(rule, rows, values), rule)
+        explanation = Explanation(self._words(rule, rows, values))
+        explanation.rule = rule
+        return explanation
 
     def simulate(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> Levels:
         """Expected level of every token, 0 to 9, not rounded."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        return [*self._levels(description.rule, excerpts)]
+        return self._levels(description, excerpts)
 
     def detect(self, feature: str, description: str, excerpts: Sequence[Excerpt]) -> np.ndarray | Failure:
         """Highest expected level h of each excerpt against the rule's cut c: h / (h + c), which is 0.5 at the cut."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        highest = np.array([levels.max() for levels in self._levels(description.rule, excerpts)])
-        total = highest + description.rule.cut
+        predicted = self._levels(description, excerpts)
+        if isinstance(predicted, Failure):
+            return predicted
+        highest = np.array([levels.max() for levels in predicted])
+        total = highest + description.rule.cut  # pyright: ignore[reportAttributeAccessIssue]
         return np.divide(highest, total, out=np.full(len(highest), 0.5), where=total > 0)
 
     def fuzz(
         self, feature: str, description: str, excerpts: Sequence[Excerpt], marked: Sequence[np.ndarray]
     ) -> np.ndarray | Failure:
         """Sum of the expected levels of the marked tokens over that of as many best ones."""
-        if not isinstance(description, Explanation):
-            return _ruleless(description)
-        answers = []
-        for levels, marks in zip(self._levels(description.rule, excerpts), marked, strict=True):
+        predicted, answers = self._levels(description, excerpts), []
+        if isinstance(predicted, Failure):
+            return predicted
+        for levels, marks in zip(predicted, marked, strict=True):
             best = np.sort(levels)[len(levels) - int(marks.sum()) :].sum()
             answers.append(levels[marks].sum() / best if best > 0 else 0.5)
         return np.array(answers)
@@ -272,11 +264,13 @@ class Offline:
             places.append(int(strength.argmax()))
         return np.array(places, np.int64)
 
-    def _levels(self, rule: Rule, excerpts: Sequence[Excerpt]) -> list[np.ndarray]:
-        if not excerpts:
-            return []
-        levels = self.statistics.levels(rule, np.concatenate([self._rows(excerpt) for excerpt in excerpts]))
-        return np.split(levels, np.cumsum([len(excerpt.ids) for excerpt in excerpts])[:-1])
+    def _levels(self, description: str, excerpts: Sequence[Excerpt]) -> Any:
+        """Expected levels, float64 [n] for each excerpt; a `Failure` for a description without a rule."""
+        if not isinstance(description, Explanation):
+            return Failure("unparsed", f"{description[:80]!r} is not a description by this judge; it carries no rule")
+        rows = [self._rows(excerpt) for excerpt in excerpts]
+        levels = self.statistics.levels(description.rule, np.concatenate(rows))
+        return np.split(levels, np.cumsum([len(own) for own in rows])[:-1])
 
     def _rows(self, excerpt: Excerpt) -> np.ndarray:
         """Positions of an excerpt's tokens in the text; the first of its block with these tokens in this order."""
@@ -296,28 +290,23 @@ class Offline:
         preceding = _shares(self.statistics.before[rows], values)
         category, category_share = _shares(self.statistics.categories[token], values)[0]
         corpus, corpus_share = _shares(self.statistics.corpora[rows // context], values)[0]
+        position, position_share = _shares(rows % context, values)[0]
         kind = f"of the kind {self.categories[category]} ({_percent(category_share)})"
         in_corpus = f"in {self.corpora[corpus]} ({_percent(corpus_share)})"
         preceded, preceded_share = _named(preceding, text.vocabulary)
-        after = f"after {preceded} ({_percent(preceded_share)})"
-        match rule.form:
-            case "constant":
-                words = f"follows no simple rule; fires most on {tokens} ({_percent(total)})"
-            case "corpus":
-                words = f"fires {in_corpus}, most on {tokens}"
-            case "position":
-                position, share = _shares(rows % context, values)[0]
-                words = f"fires at place {position + 1} of a block ({_percent(share)})"
-            case "previous":
-                words = f"fires {after}"
-            case "category" | "corpus_category":
-                words = f"fires on tokens {kind}, most on {tokens}"
-            case "after":
-                words = f"fires on tokens {kind}, most on {tokens}; {after}"
-            case _ if total < _MANY:
-                words = f"fires on many tokens, most {kind}, such as {tokens} ({_percent(total)})"
-            case _:
-                words = f"fires on {tokens} ({_percent(total)})"
+        after, most = f"after {preceded} ({_percent(preceded_share)})", f"{tokens} ({_percent(total)})"
+        on_kind = f"fires on tokens {kind}, most on {tokens}"
+        any_tokens = f"fires on many tokens, most {kind}, such as {most}" if total < _MANY else f"fires on {most}"
+        forms = {
+            "constant": f"follows no simple rule; fires most on {most}",
+            "corpus": f"fires {in_corpus}, most on {tokens}",
+            "position": f"fires at place {position + 1} of a block ({_percent(position_share)})",
+            "previous": f"fires {after}",
+            "category": on_kind,
+            "corpus_category": on_kind,
+            "after": f"{on_kind}; {after}",
+        }
+        words = forms.get(rule.form, any_tokens)
         if rule.form == "pair" and preceding[0][1] >= _STRONGEST:
             words += f"; strongest after {_quoted(text.vocabulary, preceding[0][0])}"
         if rule.form != "corpus" and len(self.corpora) > 1 and corpus_share >= _CORPUS:
@@ -351,7 +340,3 @@ def _quoted(vocabulary: Sequence[str], token: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} % of its activation"
-
-
-def _ruleless(description: str) -> Failure:
-    return Failure("unparsed", f"{str(description)[:80]!r} is not a description by this judge; it carries no rule")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +22,10 @@ from heredity.tables import Table
 if TYPE_CHECKING:
     from heredity.results import Run
 
-Format = Literal["parquet", "csv", "json"]
-FORMATS: tuple[Format, ...] = ("csv", "parquet", "json")
+FORMATS = ("csv", "parquet", "json")
 
 
-def export(run: Run, out: Path, format_: Format, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def export(run: Run, out: Path, format_: str, progress: Callable[[int, int], None]) -> list[Path]:
     """Write every table of a run as `out/NAME.FORMAT`; returns the paths.
 
     Raises ValueError for `out` that is a file.
@@ -39,17 +38,14 @@ def export(run: Run, out: Path, format_: Format, progress: Callable[[int, int], 
         if "~" not in label:
             for table in BY_KIND[label.partition("/")[0]].tables:
                 sources[table.name].append(artifact / f"{table.name}.parquet")
-    written = {name: files for name, files in sources.items() if files}
-    paths = []
-    for done, (name, files) in enumerate(written.items()):
-        paths.append(out / f"{name}.{format_}")
-        write(TABLES[name], map(pq.read_table, files), paths[-1], format_)
-        if progress is not None:
-            progress(done + 1, len(written))
-    return paths
+    written = {out / f"{name}.{format_}": (name, files) for name, files in sources.items() if files}
+    for done, (path, (name, files)) in enumerate(written.items(), 1):
+        write(TABLES[name], map(pq.read_table, files), path, format_)
+        progress(done, len(written))
+    return list(written)
 
 
-def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: Format) -> None:
+def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: str) -> None:
     """Write the parts of one table, one in memory at a time; the file is whole or not there."""
     with whole(path) as unfinished:
         if format_ == "json":

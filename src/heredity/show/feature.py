@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, zip_longest
 from typing import Any
 
 from rich.padding import Padding
@@ -66,19 +67,17 @@ def print_shown(card: Mapping[str, Any], top: int) -> None:
     """
     width = min(terminal.out.width, terminal.WIDTH)
     terminal.out.print(*_head(card), sep="\n", width=width)
-    pushed = [(card["promoted"], "promotes", "logit"), (card["suppressed"], "suppresses", "logit_")]
-    rows: list[dict[str, Any]] = []
-    for place in range(min(_ROWS, max(map(len, (card["tokens"], *(tokens for tokens, _, _ in pushed)))))):
-        row = dict(card["tokens"][place]) if place < len(card["tokens"]) else {}
-        rows.append({"activation": row.get("share"), "occurrences": row.get("fired"), **row})
-        rows[-1]["fires_on"] = _visible(row["token"], True) if row else None
-        for tokens, name, weight in pushed:
-            if place < len(tokens):
-                rows[-1] |= {name: _visible(tokens[place]["token"], True), weight: tokens[place]["weight"]}
+    rows = []
+    for fired, up, down in islice(zip_longest(card["tokens"], card["promoted"], card["suppressed"]), _ROWS):
+        row = fired | {"activation": fired["share"], "occurrences": fired["fired"]} if fired else {}
+        for token, name, weight in ((fired, "fires_on", ""), (up, "promotes", "logit"), (down, "suppresses", "logit_")):
+            if token:
+                row |= {name: _visible(token["token"], True)} | ({weight: token["weight"]} if weight else {})
+        rows.append(row)
     if rows:
         terminal.print_table(TOKENS, rows)
     if card["no_logits"]:
-        terminal.say(f"what it predicts is not known: {terminal.seen(card['no_logits'])}")
+        terminal.say(f"what it predicts is not known: {card['no_logits']}")
     matches = [row | {"match": _id(row) if row["feature"] is not None else "none"} for row in card["matches"]]
     family = [row | {"feature": _id(row)} for row in card["family"]]
     for table, part in ((MATCHES, matches), (FAMILY, family if len(family) > 1 else [])):
@@ -86,11 +85,10 @@ def print_shown(card: Mapping[str, Any], top: int) -> None:
             terminal.print_table(table, part)
     filled = [level["examples"] for level in card["levels"] if level["examples"]]
     each = -(-top // max(len(filled), 1))
+    intervals = f"From each of {len(card['levels'])} intervals of activation"
     sorts = {
         "Where it is strongest, and its family there": card["top"][:top],
-        f"From each of {len(card['levels'])} intervals of activation": [
-            example for level in filled for example in level[:each]
-        ],
+        intervals: [example for level in filled for example in level[:each]],
         "Firings at random": card["drawn"][:top],
         "Text where it is silent": card["silent"][:top],
     }
@@ -112,8 +110,6 @@ def _head(card: Mapping[str, Any]) -> list[Text]:
         kind = sort["class"]
         kind += f", nearly all on {_visible(sort['top_token'], True)}" if sort["single_token"] else ""
         kind += f", {sort['domain_share']:.0%} in {sort['domain']}" if sort["domain"] else ""
-    missing = f"no description: {(label['failure'] or '').replace('_', ' ')}"
-    described = Text(_seen(label["description"] or missing, False), "italic" if label["description"] else "dim")
     origin = "its own"
     if label["carried"]:
         origin = f"handed down from {label['origin_model']}/{label['origin_feature']}"
@@ -121,48 +117,43 @@ def _head(card: Mapping[str, Any]) -> list[Text]:
         origin = "its own, as a match's fell short"
     elif label["on_the_spot"]:
         origin = "made just now, as the run did not explain this feature"
-    scores = [name for name in ("simulation", "detection", "fuzzing", "intruder") if label[name] is not None]
-    judged = ", ".join([f"{name} {label[name]:.2f}" for name in scores] + [f"by {label['by']}", origin])
+    described, judged = Text(f"no description: {(label['failure'] or '').replace('_', ' ')}", "dim"), origin
+    if label["description"]:
+        described = Text(_seen(label["description"], False), "italic")
+        scores = [name for name in ("simulation", "detection", "fuzzing", "intruder") if label[name] is not None]
+        judged = ", ".join([*(f"{name} {label[name]:.2f}" for name in scores), f"by {label['by']}", origin])
+    head = [Text.assemble((_id(card), "bold"), "  ", kind), described, Text(judged, "dim"), Text("")]
     count, positions, highest = card["firings"], card["positions"], _figure(card["max"])
+    if not count:
+        return [*head, Text(f"never fires on {positions:,} tokens of the sample")]
     often = f"fires on {card['density']:.3%} of {positions:,} tokens of the sample ({count:,}), at most {highest}"
-    head = [
-        Text.assemble((_id(card), "bold"), "  ", kind),
-        described,
-        Text(judged if label["description"] else origin, "dim"),
-        Text(""),
-        Text(often if count else f"never fires on {positions:,} tokens of the sample"),
-    ]
-    if count:  # firings by activation as characters of eight heights; a bin with a firing is never blank
-        most = max(card["histogram"])
-        drawn = "".join(_BARS[-(-size * (len(_BARS) - 1) // most)] for size in card["histogram"])
-        ends = ("0 ", "dim"), (drawn, "yellow"), (f" {highest}", "dim")
-        head.append(Text.assemble(*ends, f"  fullest bin {most:,}"))
-    return head
+    # firings by activation as characters of eight heights; a bin with a firing is never blank
+    most = max(card["histogram"])
+    drawn = "".join(_BARS[-(-size * (len(_BARS) - 1) // most)] for size in card["histogram"])
+    ends = ("0 ", "dim"), (drawn, "yellow"), (f" {highest}", "dim")
+    return [*head, Text(often), Text.assemble(*ends, f"  fullest bin {most:,}")]
 
 
 def _lines(examples: Iterable[Mapping[str, Any]], highest: float, corpora: int, width: int) -> Iterable[Text | Padding]:
     """Each example on a line, its firing below that of the others; below a strongest one what its family does there."""
     for example in examples:
-        silent = "position" not in example
-        value = "" if silent else _figure(example["values"][example["position"]])
+        at = example.get("position")
+        value = "" if at is None else _figure(example["values"][at])
         start = f"  {value:>6}  {example['corpus']:<{corpora}}  "
-        room = width - len(start)
-        if silent:
-            text = Text.assemble(*_fitting([_piece(token, 0.0) for token in example["tokens"]], room))
-        else:
-            text = _around(example, highest, room)
-        yield Text.assemble((start, "dim"), text)
+        yield Text.assemble((start, "dim"), _running(example, at, highest, width - len(start)))
         if example.get("family"):
-            others = [f"{model} {_figure(values[example['position']])}" for model, values in example["family"].items()]
+            others = [f"{model} {_figure(values[at])}" for model, values in example["family"].items()]
             yield Padding(Text(" · ".join(others), "dim"), (0, 0, 0, len(start)), expand=False)
 
 
-def _around(example: Mapping[str, Any], highest: float, width: int) -> Text:
-    """The firing an example was chosen for, with as many whole tokens around it as there is room for."""
-    at, strength = example["position"], [value / highest if highest > 0 else 0.0 for value in example["values"]]
+def _running(example: Mapping[str, Any], at: int | None, highest: float, width: int) -> Text:
+    """The text of an example: the firing it was chosen for, `at`, with as many whole tokens as there is room for."""
+    if at is None:
+        return Text.assemble(*_fitting([_piece(token, 0.0) for token in example["tokens"]], width))
+    strength = [value / highest if highest > 0 else 0.0 for value in example["values"]]
     pieces = [_piece(*row) for row in zip(example["tokens"], strength, strict=True)]
     room = width * 5 // 9
-    before = list(reversed(_fitting(list(reversed(pieces[:at])), room)))
+    before = _fitting(pieces[:at][::-1], room)[::-1]
     padding = " " * (room - sum(piece.cell_len for piece in before))
     after = _fitting(pieces[at + 1 :], width - room - pieces[at].cell_len)
     return Text.assemble(padding, *before, pieces[at], *after)
@@ -199,16 +190,14 @@ def _visible(token: str, spaces: bool) -> str:
 
 def _seen(text: str, spaces: bool) -> str:
     """Characters that can be seen and do nothing to a terminal; `spaces`: the blank as well is made visible."""
-    return "".join(one if one == " " and not spaces else _character(one) for one in text)
+
+    def shown(character: str) -> str:
+        if character.isprintable() or character in _SHAPES:
+            return character if character == " " and not spaces else _SHAPES.get(character, character)
+        return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "�"
+
+    return "".join(map(shown, text))
 
 
 def _figure(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
-
-
-def _character(character: str) -> str:
-    if character in _SHAPES:
-        return _SHAPES[character]
-    if character.isprintable():
-        return character
-    return chr(0x2400 + ord(character)) if ord(character) < 0x20 else "�"

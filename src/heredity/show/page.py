@@ -14,7 +14,6 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,19 +43,19 @@ def write(run: Run, out: Path) -> None:
 
 def page_data(run: Run) -> dict[str, Any]:
     """Everything the page shows, as JSON."""
-    summary = summarize(run)
+    summary, config = summarize(run), run.study.config
     tables = {name: table_data(TABLES[name], part["rows"]) for name, part in summary.pop("tables").items()}
     manifests = {label: artifact.manifest for label, artifact in run.artifacts.items()}
     return {
         **summary,
         "tables": {name: table for name, table in tables.items() if table["rows"]},
-        "sections": sections(run),
-        "graph": graph(run.study),
+        "sections": _sections(run),
+        "graph": _graph(run.study),
         "instruments": list(run.study.instruments),
-        "inspector": inspector(run),
-        "toml": run.study.config.to_toml(),
-        "hook_point": run.study.config.hook_point,
-        "seed": run.study.config.seed,
+        "inspector": _inspector(run),
+        "toml": config.to_toml(),
+        "hook_point": config.hook_point,
+        "seed": config.seed,
         "versions": next(iter(manifests.values()), {}).get("versions", {}),
         "artifacts": [
             {"stage": label, "key": manifest["key"], "seconds": format.value("seconds", manifest["seconds"])}
@@ -67,12 +66,11 @@ def page_data(run: Run) -> dict[str, Any]:
 
 def table_data(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A table for the page: values and text by column."""
-    columns = [column._asdict() | {"key": column.name in table.key} for column in table.all_columns]
     text = {column.name: [format.cell(column, row) for row in rows] for column in table.all_columns}
     return {
         "name": table.name,
         "doc": table.doc,
-        "columns": columns,
+        "columns": [column._asdict() | {"key": column.name in table.key} for column in table.all_columns],
         "brief": list(table.brief),
         "plot": table.plot._asdict() if table.plot else None,
         "rows": len(rows),
@@ -90,7 +88,7 @@ _LABEL += ["re_explained", "simulation", "detection", "fuzzing"]
 _BETWEEN = {"edge", "origin", "about", "case", "subject", "stitch"}  # key columns of what relates models
 
 
-def sections(run: Run) -> list[dict[str, Any]]:
+def _sections(run: Run) -> list[dict[str, Any]]:
     """Analyses with rows to show: title, definition and names of tables.
 
     Findings between models come first, then what describes single models and SAEs.
@@ -107,7 +105,7 @@ def sections(run: Run) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: not part["finds"])
 
 
-def graph(study: Study) -> list[dict[str, Any]]:
+def _graph(study: Study) -> list[dict[str, Any]]:
     """Models, parents before children."""
     nodes = []
     for name in study.order:
@@ -118,28 +116,21 @@ def graph(study: Study) -> list[dict[str, Any]]:
     return nodes
 
 
-def inspector(run: Run) -> dict[str, dict[str, Any]]:
+def _inspector(run: Run) -> dict[str, dict[str, Any]]:
     """Feature cards and cases by instrument, with the explanation of each feature where there is one."""
+    try:
+        rows = run.table("explanations").select(_LABEL).to_pylist()
+    except KeyError:
+        rows = []
+    labels = {(row["instrument"], row["model"], row["feature"]): row for row in rows}
     shown = {}
     for label, artifact in run.artifacts.items():
         kind, _, instrument = label.partition("/")
         if kind == "features" and "~" not in label:
             cards = artifact.json("features.json")
-            labels = _labels(run, instrument, {(card["model"], card["feature"]) for card in cards})
-            for card in cards:
-                card["label"] = labels.get((card["model"], card["feature"]))
+            cards = [card | {"label": labels.get((instrument, card["model"], card["feature"]))} for card in cards]
             shown[instrument] = {"cards": cards, "cases": artifact.json("cases.json")}
     return shown
-
-
-def _labels(run: Run, instrument: str, chosen: set[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Explanations of the chosen features; none where the run has no explanations."""
-    try:
-        rows = run.table("explanations").select(_LABEL).to_pylist()
-    except KeyError:
-        return {}
-    wanted = {(row["model"], row["feature"]): row for row in rows if row["instrument"] == instrument}
-    return {key: row for key, row in wanted.items() if key in chosen}
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -148,7 +139,8 @@ def render(data: Mapping[str, Any]) -> str:
     Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
     page forbids itself every script but its own, by hash, and every request.
     """
-    script = _script()
+    code = "\n".join(map(_file, _SCRIPTS))
+    script = f'(() => {{\n"use strict";\n{code}\n}})();\n'
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "title": html.escape(data["study"]),
@@ -173,19 +165,16 @@ def embedded(value: object) -> str:
 def _plain(data: Mapping[str, Any]) -> str:
     """Findings for a reader without scripts."""
     first = (*data["instruments"][:1], "")
-    lines = [f"<p>Note: {html.escape(note)}</p>" for note in data["notes"]]
-    for row in data["statements"]:
-        if row["instrument"] in first:
-            lines.append(f"<p>{html.escape(row['text'])} <small>{html.escape('; '.join(row['evidence']))}</small></p>")
-    return "\n".join(lines)
+    notes = [f"<p>Note: {html.escape(note)}</p>" for note in data["notes"]]
+    return "\n".join(
+        notes
+        + [
+            f"<p>{html.escape(row['text'])} <small>{html.escape('; '.join(row['evidence']))}</small></p>"
+            for row in data["statements"]
+            if row["instrument"] in first
+        ]
+    )
 
 
-@cache
-def _script() -> str:
-    text = "\n".join(_file(name) for name in _SCRIPTS)
-    return f'(() => {{\n"use strict";\n{text}\n}})();\n'
-
-
-@cache
 def _file(name: str) -> str:
     return (resources.files("heredity.show") / "page" / name).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from heredity import __version__
 from heredity.analyses import TABLES
 from heredity.engine.store import write_json
-from heredity.tables import Column, Table
+from heredity.tables import Table
 
 if TYPE_CHECKING:
     from heredity.results import Run
@@ -54,18 +54,6 @@ def record(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"doc": table.doc, "key": list(table.key), "columns": columns, "rows": list(rows)}
 
 
-def declared(name: str, recorded: Mapping[str, Any]) -> Table:
-    """The declaration of a recorded table; its brief columns are those of this version, as far as it has them."""
-    fields = recorded["columns"]
-    ends = {f"{field}_{end}" for field in fields for end in ("low", "high") if f"{field}_low" in fields}
-    columns = tuple(
-        Column(field, **values, ci=f"{field}_low" in fields) for field, values in fields.items() if field not in ends
-    )
-    brief = TABLES[name].brief if name in TABLES else ()
-    known = tuple(column for column in brief if column in fields)
-    return Table(name, recorded["doc"], tuple(recorded["key"]), columns, brief=known)
-
-
 def write(run: Run) -> dict[str, Any]:
     """Write `summary.json` into the run's folder, whole or not at all."""
     summary, path = summarize(run), run.folder / SUMMARY
@@ -97,10 +85,10 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def machine() -> str:
     """This machine in words; what trained models give differs in its digits between kinds of processors."""
-    torch = sys.modules.get("torch")  # loaded wherever anything was computed
-    if torch is None:
-        return f"{platform.machine()}, {os.cpu_count()} processors"
+    torch, processors = sys.modules.get("torch"), f"{os.cpu_count()} processors"
+    if torch is None:  # nothing was computed
+        return f"{platform.machine()}, {processors}"
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     kind = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return f"{kind}, {os.cpu_count()} processors, torch {torch.__version__}"
+    return f"{kind}, {processors}, torch {torch.__version__}"

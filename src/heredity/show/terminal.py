@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,29 +14,26 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from heredity import format
+from heredity.analyses import ANALYSES, BY_KIND, TABLES
 from heredity.engine.stage import Watcher
-from heredity.show.gate import GATE, Gate
-from heredity.show.layout import Row, laid_out
+from heredity.show import seen
+from heredity.show.gate import GATE, row_of
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
     from heredity.results import Run
 
+Row = Mapping[str, Any]
 WIDTH = 100  # of tables; longer lines are hard to read
 out = Console(highlight=False, emoji=False)
 if not out.is_terminal:
     out.width = max(out.width, WIDTH)  # a file or a pipe has no width that tables would have to be cut to
 
 
-def seen(text: str) -> str:
-    """Text that does nothing to a terminal: control and invisible characters as escapes."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def say(*lines: str) -> None:
-    """Lines of text as they are."""
+    """Lines of text, as `seen`."""
     for line in lines:
-        out.print(Text(line), soft_wrap=True)
+        out.print(Text(seen(line)), soft_wrap=True)
 
 
 def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), title: str = "") -> None:
@@ -46,7 +42,7 @@ def print_table(table: Table, rows: Sequence[Row], names: Sequence[str] = (), ti
     Where it does not fit, there is one for each value of the first key column (the instrument), intervals stand below
     their values, and headings and edges are broken.
     """
-    layout, room = laid_out(table, rows, names), min(out.width, WIDTH)
+    layout, room = format.laid_out(table, rows, names), min(out.width, WIDTH)
     cells = [[seen(cell) for cell in row] for row in layout.cells]
     heads = [column.name.replace("_", " ") for column in layout.columns]
     if _width(heads, cells) > room:
@@ -77,40 +73,19 @@ def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
     return 2 + sum(2 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns)
 
 
-def print_run(run: Run, page: Path | None = None) -> None:
-    """The end of `heredity run`: brief tables by analysis, notes, time and page."""
-    print_tables(run)
-    for note in dict.fromkeys(statement.text for statement in run.statements if statement.question == "note"):
-        say(f"Note: {seen(note)}")
-    say(f"{format.duration(run.seconds)} of work." + (f" The report: {page}" if page else ""))
-
-
-def print_tables(run: Run, kinds: Sequence[str] | None = None, **key: str) -> None:
-    """Brief tables of a run under the titles of their analyses.
-
-    kinds: of analyses; all by default. key: values that key columns must have in the rows.
-    """
-    from heredity.analyses import ANALYSES
-
+def print_run(run: Run, page: Path) -> None:
+    """The end of `heredity run`: brief tables under the titles of their analyses, notes, time and page."""
     for analysis in ANALYSES:
-        if kinds is not None and analysis.kind not in kinds:
-            continue
-        shown = {}
-        for table in analysis.tables:
-            if table.brief and table.name in run.tables:
-                rows = [
-                    row
-                    for row in run.tables[table.name].to_pylist()
-                    if all(row.get(name, value) == value for name, value in key.items())
-                ]
-                shown |= {table: rows} if rows else {}
+        shown = [table for table in analysis.tables if table.brief and len(run.tables.get(table.name, ()))]
         if shown:
             out.rule(Text(analysis.title, "bold"), align="left", style="dim")
-        for table, rows in shown.items():
-            print_table(table, rows)
+        for table in shown:
+            print_table(table, run.tables[table.name].to_pylist())
+    say(*dict.fromkeys(f"Note: {found.text}" for found in run.statements if found.question == "note"))
+    say(f"{format.duration(run.seconds)} of work. The report: {page}")
 
 
-def print_plan(plan: Mapping[str, Any]) -> None:
+def print_plan(plan: Row) -> None:
     """`heredity check`."""
     from heredity.analyses.plan import PLAN_TABLES
 
@@ -127,9 +102,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     left = [row for row in plan["plan_stages"] if not row["cached"]]
     if left and plan["memory_gib"] > here:
         most = max(left, key=lambda row: row["memory_gib"])
-        say(
-            f"This machine has {here:.0f} GiB: {most['stage']} may not fit; choose narrower SAEs or fewer tokens",
-        )
+        say(f"This machine has {here:.0f} GiB: {most['stage']} may not fit; choose narrower SAEs or fewer tokens")
 
 
 STATUS = Table(
@@ -170,39 +143,28 @@ EXPLAINED = Table(
 )
 
 
-def print_status(rows: Sequence[Row]) -> None:
-    """`heredity status`."""
-    print_table(STATUS, rows)
-
-
 def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
     """`heredity verify`."""
-    say(*(seen(f"{folder}: {line}") for folder, lines in damage.items() for line in lines))
+    say(*(f"{folder}: {line}" for folder, lines in damage.items() for line in lines))
     say(f"{count} artifacts verified, {len(damage)} damaged")
 
 
-def print_gate(gate: Gate, instrument: str, notes: Sequence[str]) -> None:
+def print_gate(gate: Row) -> None:
     """`heredity gate`, with what to know before relying on it."""
-    whole = "loss relative to the ceiling" if gate.relative_to_ceiling else "share of the parent's live features"
-    print_table(
-        GATE, [verdict.row() for verdict in gate.verdicts], title=f"{whole.capitalize()} (instrument {instrument})"
-    )
-    for note in notes:
-        say(f"Note: {seen(note)}")
+    whole = "Loss relative to the ceiling" if gate["relative_to_ceiling"] else "Share of the parent's live features"
+    rows = [row_of(edge, verdict) for edge, verdict in gate["edges"].items()]
+    print_table(GATE, rows, title=f"{whole} (instrument {gate['instrument']})")
+    say(*(f"Note: {note}" for note in gate["notes"]))
 
 
-def print_merge(result: Mapping[str, Any]) -> None:
+def print_merge(result: Row) -> None:
     """`heredity merge`."""
-    from heredity.analyses import TABLES
-
     print_table(TABLES["merge_tensors"], result["tensors"], ("name", "angle_degrees", "method", "norm_ratio"))
-    say(seen(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}"))
+    say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
 
 
-def print_edge(result: Mapping[str, Any]) -> None:
+def print_edge(result: Row) -> None:
     """`heredity track`."""
-    from heredity.analyses import BY_KIND
-
     for table in BY_KIND["match"].tables:
         if rows := result["tables"].get(table.name):
             names = [column for column in table.brief if column not in ("instrument", "edge")]
@@ -211,10 +173,10 @@ def print_edge(result: Mapping[str, Any]) -> None:
     edge = result["tables"]["edges"][0]
     if edge["ceiling"] is None:
         say("ceiling not measured: give --sae-control")
-    say(seen(f"{edge['tokens']:,} tokens; written to {result['out']}"))
+    say(f"{edge['tokens']:,} tokens; written to {result['out']}")
 
 
-def print_found(result: Mapping[str, Any]) -> None:
+def print_found(result: Row) -> None:
     """`heredity find`: for each model the features that fit, best first."""
     base = format.percent(result["base_rate"])
     say(f"{result['hits']:,} of {result['positions']:,} tokens of the sample fit ({base})")
@@ -238,12 +200,12 @@ def _match(match: Row) -> str:
     return f"{match['model']}/{match['feature']} r {match['r']:.2f}{'' if match['persists'] else ' (no match)'}"
 
 
-def print_explained(result: Mapping[str, Any]) -> None:
+def print_explained(result: Row) -> None:
     """`heredity explain`: what was explained, or with `--estimate` what it would take."""
     if "at_most" in result:
         most = result["at_most"]
         say(
-            f"{result['features']:,} features of study {result['study']}, by {seen(result['judge'])}: at most "
+            f"{result['features']:,} features of study {result['study']}, by {result['judge']}: at most "
             f"{most['requests']:,} requests; about {most['tokens_in']:,} tokens in and {most['tokens_out']:,} out for "
             f"all of them, ${most['cost']:,.2f} at the prices given"
         )
@@ -255,29 +217,27 @@ def print_explained(result: Mapping[str, Any]) -> None:
         rows.append(row | {"label": label, "description": row["description"] or failure})
     if rows:
         print_table(EXPLAINED, rows, title=f"By {result['judge']}")
-    saved = f"{result['saved']:,} explanations saved"
-    if result["saved_cost"]:
-        saved += f" (${result['saved_cost']:.2f})"
-    lines = [
+    saved = f" (${result['saved_cost']:.2f})" if result["saved_cost"] else ""
+    say(
         f"{result['features']:,} features selected, {result['too_rare']:,} more too rare; {result['explained']:,} "
         f"explained, {result['carried']:,} tried with a match's label: {result['kept']:,} keep it, "
-        f"{result['re_explained']:,} explained anew; {saved}; {result['failed']:,} failed"
-    ]
+        f"{result['re_explained']:,} explained anew; {result['saved']:,} explanations saved{saved}; "
+        f"{result['failed']:,} failed"
+    )
     if result["median_simulation"] is not None:
-        lines.append(f"median simulation score {result['median_simulation']:.3f}")
+        say(f"median simulation score {result['median_simulation']:.3f}")
     if result["failures"]:
         kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in result["failures"].items())
-        lines.append(f"answers that did not come: {kinds}")
+        say(f"answers that did not come: {kinds}")
     if ledger := result["ledger"]:
-        lines.append(
+        say(
             f"{ledger['requests']:,} requests in the ledger, {ledger['cached']:,} answers of this run were there "
             f"already; {ledger['tokens_in']:,} tokens in, {ledger['tokens_out']:,} out, ${ledger['cost']:,.2f}"
         )
+        say(*(f"{kind}: {reason}" for kind, reason in ledger["reasons"].items()))
     if not result["complete"]:
-        reasons = ledger["reasons"] if ledger else {}
-        lines += [f"{kind}: {reason}" for kind, reason in reasons.items()]
-        lines.append("not complete: raise the limit or mend the refusal, and run the same command to go on")
-    say(*map(seen, lines), seen(f"written to {result['out']}"))
+        say("not complete: raise the limit or mend the refusal, and run the same command to go on")
+    say(f"written to {result['out']}")
 
 
 class Bars(Watcher):
@@ -285,33 +245,20 @@ class Bars(Watcher):
 
     def __init__(self, console: Console):
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description:<32}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
+        share, left = TextColumn("{task.percentage:>3.0f} %"), TextColumn("left")
+        columns = (TextColumn("{task.description:<32}"), BarColumn(), share, TimeElapsedColumn(), left)
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task: TaskID | None = None
-        self._count = self._stages = 0
-        self.stage = ""
-        """Label of the stage at work."""
+        self._count = 0
+        self.stages = 0  # how many there are
+        self.stage = ""  # label of the one at work
 
     def __enter__(self) -> Bars:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-    def expect(self, stages: int) -> None:
-        """How many stages there are."""
-        self._stages = stages
 
     def start(self, stage: Any) -> None:
         """A stage begins."""
@@ -330,7 +277,7 @@ class Bars(Watcher):
         if self._task is not None:
             self._progress.remove_task(self._task)
         if not cached:
-            place = f"{self._count:>{len(str(self._stages))}}/{self._stages}"
+            place = f"{self._count:>{len(str(self.stages))}}/{self.stages}"
             self._console.print(f"  {place}  {stage.label:<44} {seconds:6.1f} s")
 
     def plain(self, label: str) -> Callable[[int, int], None]:
