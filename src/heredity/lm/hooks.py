@@ -86,11 +86,8 @@ def width(config: Any, hook_point: str) -> int | None:
         _split(hook_point)
         return None
     config = getattr(config, "text_config", None) or config
-    try:  # whatever a family calls them, transformers knows them by these names too
-        d_model, heads, n_layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    except AttributeError as error:
-        raise HookPointError(f"{error}; name the place 'module.path:side'") from None
-    layer, name = _parse(hook_point, n_layers)
+    d_model = _attribute(config, "hidden_size", "n_embd", "d_model")
+    layer, name = _parse(hook_point, _attribute(config, "num_hidden_layers", "n_layer", "n_layers"))
     if name == "hook_resid_mid" and getattr(config, "use_parallel_residual", False):
         valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name)
         raise HookPointError(
@@ -101,6 +98,7 @@ def width(config: Any, hook_point: str) -> int | None:
         inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
         return int(inner) if inner else 4 * d_model
     if name == "attn.hook_z":
+        heads = _attribute(config, "num_attention_heads", "n_head")
         return heads * int(getattr(config, "head_dim", None) or d_model // heads)
     return d_model
 
@@ -240,3 +238,12 @@ def _find(module: nn.Module, *paths: str) -> nn.Module | None:
         with suppress(AttributeError):
             return module.get_submodule(path)
     return None
+
+
+def _attribute(config: Any, *names: str) -> int:
+    """The first that the configuration has: a file knows a family's own names only."""
+    value = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    if value is None:
+        kind = type(config).__name__
+        raise HookPointError(f"{kind} has none of {', '.join(names)}; name the place 'module.path:side'")
+    return int(value)
