@@ -101,6 +101,11 @@ def sae_need(study: Study, model: str, instrument: str) -> Need:
     return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
 
 
+def second_need(model: str, instrument: str) -> Need:
+    """An SAE of a model of another seed: what tells stable features from those that follow nothing."""
+    return ("sae", {"sae": "joint-1"} if instrument == "joint" else {"model": model, "sae": "control1-independent"})
+
+
 def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
     """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for a joint SAE."""
     count = 1 if instrument == "joint" else study.controls(model)
@@ -117,6 +122,8 @@ def _items(study: Study) -> list[Item]:
     needs: list[Need] = []
     for instrument in study.instruments:
         needs += [sae_need(study, name, instrument) for name in study.followed]
+        if study.config.verdicts.tokens and study.edges:
+            needs += [second_need(name, instrument) for name in study.followed]
         for edge in study.edges:
             needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
@@ -137,8 +144,8 @@ def _source(study: Study, item: Item) -> Need | None:
 
 
 def _settings(study: Study, item: Item) -> SAESettings:
-    names = study.followed if item["sae"] == "joint" else (item["model"],)
-    label = f"{item['model']}-{item['sae']}" if "model" in item else "joint"
+    names = (item["model"],) if "model" in item else study.followed
+    label = f"{item['model']}-{item['sae']}" if "model" in item else item["sae"]
     return SAESettings(
         without_effect(study.config.sae, continued=_source(study, item) is not None),
         study.config.hook_point,
@@ -295,7 +302,7 @@ def trained_on(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    names = study.followed if item["sae"] == "joint" else (item["model"],)
+    names = (item["model"],) if "model" in item else study.followed
     config, source = study.config.sae, _source(study, item)
     costs = []
     for name in names:

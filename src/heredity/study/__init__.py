@@ -20,11 +20,13 @@ from heredity.study.settings import (
     EvaluationConfig,
     ExplainConfig,
     LineageConfig,
+    ReferencesConfig,
     RepeatConfig,
     ReportConfig,
     SAEConfig,
     StudyConfig,
     TokenizerConfig,
+    VerdictsConfig,
 )
 from heredity.study.stitch import (
     AdamConfig,
@@ -39,5 +41,14 @@ from heredity.study.stitch import (
 __all__ = ["RANKED", "AdamConfig", "ArchitectureConfig", "Arm", "CarriedFeaturesConfig", "CaseConfig", "Config"]
 __all__ += ["ControlsConfig", "CorpusConfig", "Edge", "EvaluationConfig", "ExplainConfig", "HubTaskConfig", "Init"]
 __all__ += ["LineageConfig", "LoraConfig", "MergeConfig", "ModelConfig", "Precision", "ProbesConfig", "RepeatConfig"]
-__all__ += ["ReportConfig", "SAEConfig", "ScratchConfig", "SteeringConfig", "StitchConfig", "Study", "StudyConfig"]
-__all__ += ["StudyError", "TokenizerConfig", "TrainingConfig", "load_study"]
+__all__ += [
+    "ReferencesConfig",
+    "ReportConfig",
+    "SAEConfig",
+    "ScratchConfig",
+    "SteeringConfig",
+    "StitchConfig",
+    "Study",
+    "StudyConfig",
+]
+__all__ += ["StudyError", "TokenizerConfig", "TrainingConfig", "VerdictsConfig", "load_study"]
