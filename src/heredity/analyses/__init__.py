@@ -33,6 +33,7 @@ from heredity.analyses import (
     steering,
     stitch_maps,
     text,
+    verdicts,
     warm_starts,
 )
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
@@ -50,6 +51,7 @@ ANALYSES: tuple[Analysis, ...] = (
     quality.ANALYSIS,
     sae.SAE,
     sae.SAE_QUALITY,
+    verdicts.ANALYSIS,
     match.ANALYSIS,
     density_change.ANALYSIS,
     flow.ANALYSIS,

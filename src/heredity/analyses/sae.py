@@ -98,6 +98,11 @@ def sae_need(study: Study, model: str, instrument: str) -> Need:
     return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
 
 
+def second_need(model: str, instrument: str) -> Need:
+    """An SAE of a model of another seed: what tells stable features from those that follow nothing."""
+    return ("sae", {"sae": "joint-1"} if instrument == "joint" else {"model": model, "sae": "control1-independent"})
+
+
 def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
     """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for a joint SAE."""
     count = 1 if instrument == "joint" else study.controls(model)
@@ -114,6 +119,8 @@ def _items(study: Study) -> list[Item]:
     needs: list[Need] = []
     for instrument in study.instruments:
         needs += [sae_need(study, name, instrument) for name in study.followed]
+        if study.config.verdicts.tokens and study.edges:
+            needs += [second_need(name, instrument) for name in study.followed]
         for edge in study.edges:
             needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
@@ -132,11 +139,11 @@ def _source(study: Study, item: Item) -> Need | None:
 
 
 def _models(study: Study, item: Item) -> tuple[str, ...]:
-    return study.followed if item["sae"] == "joint" else (item["model"],)
+    return (item["model"],) if "model" in item else study.followed
 
 
 def _settings(study: Study, item: Item) -> SAESettings:
-    config, label = study.config, f"{item['model']}-{item['sae']}" if "model" in item else "joint"
+    config, label = study.config, f"{item['model']}-{item['sae']}" if "model" in item else item["sae"]
     sae, seed = without_effect(config.sae, _source(study, item) is not None), seed_of(study, "sae", label)
     corpora = {name: study.trace(name) for name in _models(study, item)}
     return SAESettings(sae, config.hook_point, config.precision, seed, corpora)

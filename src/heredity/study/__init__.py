@@ -21,11 +21,13 @@ from heredity.study.settings import (
     EvaluationConfig,
     ExplainConfig,
     LineageConfig,
+    ReferencesConfig,
     RepeatConfig,
     ReportConfig,
     SAEConfig,
     StudyConfig,
     TokenizerConfig,
+    VerdictsConfig,
 )
 from heredity.study.stitch import (
     AdamConfig,

@@ -152,6 +152,25 @@ class ControlsConfig(Config):
     more SAEs per edge, each continued for `sae.continue_tokens` vectors."""
 
 
+class VerdictsConfig(Config):
+    """What became of each feature: kept, changed, lost or undecided."""
+
+    tokens: Annotated[int, Field(ge=0)] = 60_000
+    """Aligned tokens on which features of every edge are judged; as many more fit the maps between both models'
+    activations. Each model gets a second SAE, which tells features from what only one SAE has. 0 leaves them out."""
+
+
+class ReferencesConfig(Config):
+    """Edges and instruments whose answer is known, judged beside every edge."""
+
+    edit: bool = True
+    """The parent with a random change in every tensor, of the size of the edge's own."""
+    codebook: bool = True
+    """An untrained dictionary of random tokens' activations."""
+    token_identity: bool = True
+    """One feature per frequent token of the vocabulary."""
+
+
 class EvaluationConfig(Config):
     """Next-token prediction of the models."""
 
@@ -255,6 +274,10 @@ class StudyConfig(Config):
     """[lineage]"""
     controls: ControlsConfig = ControlsConfig()
     """[controls]"""
+    verdicts: VerdictsConfig = VerdictsConfig()
+    """[verdicts]"""
+    references: ReferencesConfig = ReferencesConfig()
+    """[references]"""
     evaluation: EvaluationConfig = EvaluationConfig()
     """[evaluation]"""
     case: dict[str, CaseConfig] = {}

@@ -1,0 +1,464 @@
+"""What became of each feature along an edge, as far as the evidence carries: kept, changed, lost or undecided.
+
+Only stable features are judged: those that a second SAE of the same model, of another seed, has too (best r > 0.7); the
+others are listed as unstable and are in no share. How a verdict is reached: `features.verdicts`. Parent features are
+kept, changed, lost or undecided; for child features, read in the parent, the same are inherited, changed, new or
+undecided. Reference edges stand beside every edge: the parent with a random change of the same size in every tensor,
+and instruments without training (a codebook of random tokens' activations, and token identity). Intervals: Wilson's,
+for features of other SAE seeds, and as wide as the shares under the two seeds; not over training seeds of the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from heredity import format
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.match_findings import KEY
+from heredity.analyses.reading import load, on_device, reader_of, sampler_of
+from heredity.analyses.sae import encode_flops, sae_need, second_need
+from heredity.analyses.text import tokens_needs
+from heredity.engine.stage import Work
+from heredity.study import Edge, Precision, ReferencesConfig, Study
+from heredity.tables import Column, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from heredity.analyses.plan import Shapes
+    from heredity.features.acts import FeatureActs
+    from heredity.features.collect import Reader
+    from heredity.features.verdicts import Effects, Judged
+    from heredity.sae.model import SAE
+
+WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
+"""What verdicts are called at each end, where it is not their own name."""
+_LISTED = 10  # features in the ranking of what changed most
+_FEW_STABLE = 0.3  # share of live features below which verdicts speak of too few
+_LEAST_FIRINGS = 30  # of a token that counts as a feature
+_COUNTS = ("kept", "changed", "lost", "undecided")
+
+VERDICTS = Table(
+    "verdicts",
+    "Verdicts on the features of both ends of every edge. Intervals: 95 %, over SAE seeds and features.",
+    (*KEY, "end"),
+    (
+        Column("end", "text", "Whose features: parent (read in the child) or child (read in the parent)."),
+        Column("live", "count", "Features that fired on the aligned tokens."),
+        Column("stable", "count", "Live features that a second SAE of the same model has too; only they are judged."),
+        Column("kept", "count", "Kept; of the child, inherited.", of="stable"),
+        Column("changed", "count", "Still there, but not the same: moved, fainter, blurred, split.", of="stable"),
+        Column("lost", "count", "Lost; of the child, new.", of="stable"),
+        Column("undecided", "count", "The evidence does not decide.", of="stable"),
+        Column("kept_share", "share", "Kept over stable.", ci=True),
+        Column("lost_share", "share", "Lost (new) over stable.", ci=True),
+        Column("scale", "number", "Size of effects in the other model over the own, median of shared features."),
+        Column("tokens", "count", "Aligned tokens; as many more fitted the maps."),
+        Column("pairs", "count", "Features judged under both SAE seeds that are each other's best match."),
+        Column("agreement", "share", "Share of them with the same verdict."),
+        Column("kappa", "number", "Cohen's kappa of these verdicts; null where all are the same."),
+        Column("other_seed_lost", "share", "lost_share under the other SAE seed."),
+        Column("other_seed_kept", "share", "kept_share under the other SAE seed."),
+    ),
+    brief=("instrument", "edge", "end", "live", "stable", *_COUNTS, "agreement"),
+    sums=(("stable", *_COUNTS),),
+)
+REFERENCES = Table(
+    "references",
+    "The same verdicts where the answer is known: on edges, and by instruments, that no training made.",
+    (*KEY, "reference"),
+    (
+        Column("reference", "text", "edit (random change of the edge's size), codebook, or token identity."),
+        Column("stable", "count", "Parent features that are judged."),
+        *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
+        Column("kept_difference", "share", "Kept share of the edge itself less this one.", ci=True),
+    ),
+    brief=("instrument", "edge", "reference", "stable", *_COUNTS),
+    sums=(("stable", *_COUNTS),),
+)
+CHANGED_MOST = Table(
+    "changed_most",
+    "Stable features whose effect on the other model differs most from their own, and those of the random edit.",
+    (*KEY, "end", "rank"),
+    (
+        Column("end", "text", "Whose features: parent or child."),
+        Column("rank", "count", "1 differs most."),
+        Column("feature", "feature", "Index of the SAE feature."),
+        Column("verdict", "text", "Its verdict."),
+        Column("transmission", "number", "Effect along its own direction, relative to scale; 1: unchanged.", ci=True),
+        Column("strength", "number", "Size of its effect, relative to scale."),
+        Column("match_r", "r", "Best r in the SAEs of the other model."),
+        Column("map_r", "r", "r with itself, read from the other model's activations through a map."),
+        Column("beyond_edit", "flag", "Whether it differs more than 95 % of features do under the random edit."),
+    ),
+    brief=("instrument", "edge", "end", "rank", "feature", "verdict", "transmission", "match_r"),
+)
+EVIDENCE = Table(
+    "evidence",
+    "Evidence and verdict of every feature.",
+    (*KEY, "end", "feature"),
+    (
+        Column("end", "text", "Whose features: parent or child."),
+        Column("verdict", "text", "kept, changed or lost (child: inherited, changed or new), undecided, unstable."),
+        Column("firings", "count", "Aligned tokens on which it fires."),
+        Column("stability", "r", "Best r in the second SAE of the same model."),
+        Column("owned", "flag", "At least 30 % of its energy lies in its own model; true of an SAE that reads one."),
+        Column("match_r", "r", "Best r in the SAEs of the other model."),
+        Column("map_r", "r", "r with itself, read from the other model's activations through an affine map."),
+        Column("strength", "number", "Size of its effect in the other model over its own, other features fixed."),
+        Column("strength_error", "number", "Standard error (jackknife over documents)."),
+        Column("direction", "r", "Cosine of the effect with the image of its own."),
+        Column("direction_error", "number", "Standard error."),
+        Column("transmission", "number", "strength times direction."),
+        Column("transmission_error", "number", "Standard error."),
+        Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
+    ),
+    large=True,
+)
+
+
+class VerdictSettings(NamedTuple):
+    edge: Edge
+    hook_point: str
+    precision: Precision
+    tokens: int
+    context_size: int
+    mix: str
+    references: ReferencesConfig
+    one_dictionary: bool
+    seed: int
+
+
+def _items(study: Study) -> Iterable[Item]:
+    if not study.config.verdicts.tokens:
+        return ()
+    return (
+        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
+        for instrument in study.instruments
+        for edge in study.edges
+    )
+
+
+def _settings(study: Study, item: Item) -> VerdictSettings:
+    config = study.config
+    return VerdictSettings(
+        study.edge(item["edge"]),
+        config.hook_point,
+        config.precision,
+        config.verdicts.tokens,
+        config.sae.context_size,
+        config.sae.mix,
+        config.references,
+        item["instrument"] == "joint",
+        seed_of(study, "verdicts", item["edge"]),
+    )
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    needs: Needs = {"tokens": tokens_needs(study.common_trace(edge))}
+    for end, model in (("parent", edge.parent), ("child", edge.child)):
+        needs[end] = ("model", {"model": model})
+        needs[f"{end}_saes"] = {
+            "0": sae_need(study, model, instrument),
+            "1": second_need(model, instrument),
+        }
+    return needs
+
+
+class _End(NamedTuple):
+    """One model on the aligned tokens."""
+
+    saes: Sequence[SAE]
+    acts: Sequence[FeatureActs]  # of each SAE
+    x: np.ndarray  # float32 [tokens, d]
+    fitting: np.ndarray  # float32 [tokens, d], on other tokens
+
+
+def _run(work: Work, settings: VerdictSettings) -> Results:
+    from heredity.features.verdicts import VERDICTS as NAMES
+    from heredity.features.verdicts import owned, share_interval
+
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    count = max(2, min(settings.tokens // settings.context_size, sampler.blocks_per_pass // 2))
+    blocks, fitting = sampler.take(0, count), sampler.take(count, 2 * count)
+    documents = np.repeat(sampler.documents(0, count), settings.context_size)
+    readers, ends = {}, {}
+    for end in ("parent", "child"):
+        saes = list(work.inputs[f"{end}_saes"].values())
+        readers[end] = reader_of(work.inputs[end], saes, settings.hook_point, settings.precision)()
+        ends[end] = _end(readers[end], blocks, fitting)
+    steps = _counter(work, 4 + sum(settings.references.model_dump().values()))
+    rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "changed_most")}
+    columns: list[dict[str, Any]] = []
+    edited = _edited(work, settings, readers["parent"], blocks, fitting) if settings.references.edit else None
+    reference = None
+    for end, other in (("parent", "child"), ("child", "parent")):
+        judged, evidence = [], []
+        for seed in (0, 1):
+            mine = None
+            if settings.one_dictionary:
+                mine = owned(ends[end].acts[seed], _encode(ends[end].saes[seed], ends[other].x))
+            judged.append(None)
+            judged[seed], found = _judged(ends[end], ends[other], seed, documents, settings.seed, mine)
+            evidence.append(found)
+            steps()
+        counts = [_counts(one) for one in judged]
+        stable = [max(1, sum(each[name] for name in _COUNTS)) for each in counts]
+        shares = {name: [each[name] / of for each, of in zip(counts, stable, strict=True)] for name in ("kept", "lost")}
+        row = {"end": end, "live": int((ends[end].acts[0].firings() > 0).sum()), **counts[0]}
+        row |= {"scale": judged[0].scale, "tokens": len(documents), **_agreement(ends[end], judged)}
+        for name, (own, second) in shares.items():
+            low, high = share_interval(counts[0][name], counts[0]["stable"], (second,) if counts[1]["stable"] else ())
+            row |= {f"{name}_share": own, f"{name}_share_low": low, f"{name}_share_high": high}
+            row[f"other_seed_{name}"] = second
+        rows["verdicts"].append(row)
+        if end == "parent":
+            reference = _references(ends, edited, settings, blocks, documents, row, rows["references"], steps)
+        words = {name: WORDS[end].get(name, name) for name in NAMES}
+        verdict = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
+        columns.append({"end": [end] * len(verdict), "feature": np.arange(len(verdict)), "verdict": verdict})
+        columns[-1] |= evidence[0] | {"p_lost": judged[0].p_lost}
+        rows["changed_most"] += _changed_most(end, columns[-1], judged[0].scale, reference)
+    evidence = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    return rows | {"evidence": evidence}
+
+
+def _counter(work: Work, total: int) -> Callable[[], None]:
+    done = iter(range(1, total + 1))
+    return lambda: work.progress(next(done, total), total)
+
+
+def _end(reader: Reader, blocks: np.ndarray, fitting: np.ndarray) -> _End:
+    x, other = _read(reader, blocks), _read(reader, fitting)
+    return _End(reader.saes, [_encode(sae, x) for sae in reader.saes], x, other)
+
+
+def _read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
+    from heredity.lm.activations import activations
+
+    parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
+    return np.concatenate([x.cpu().numpy() for x in parts])
+
+
+def _encode(sae: SAE, x: np.ndarray) -> FeatureActs:
+    import torch
+
+    from heredity.features.acts import FeatureActs
+
+    parts = (torch.from_numpy(part).to(sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // 8192)))
+    return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
+
+
+def _judged(
+    own: _End, other: _End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None
+) -> tuple[Judged, dict[str, np.ndarray]]:
+    """Verdicts on the features of one SAE of an end, and the evidence they rest on."""
+    from heredity.features.correlate import correlate
+    from heredity.features.verdicts import STABLE, effects, judge, least_squares, same_r
+
+    acts, sae = own.acts[seed], own.saes[seed]
+    stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
+    match_r = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in other.acts])
+    forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
+    map_r = same_r(acts, _encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
+    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups)
+    mine = np.ones(acts.d_sae, bool) if mine is None else mine
+    evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
+    evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
+    return judge(effect, (stability > STABLE) & mine, match_r, map_r), evidence
+
+
+def _counts(judged: Judged) -> dict[str, int]:
+    from heredity.features.verdicts import VERDICTS as NAMES
+
+    counts = {name: int((judged.verdict == NAMES.index(name)).sum()) for name in _COUNTS}
+    return {"stable": sum(counts.values()), **counts}
+
+
+def _agreement(end: _End, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Whether the same features have the same verdict under both SAE seeds."""
+    from heredity.features.correlate import correlate
+    from heredity.features.criteria import one_to_one
+    from heredity.features.verdicts import VERDICTS as NAMES
+
+    pairs, _ = one_to_one(*correlate(end.acts[0], end.acts[1], 1)[:4])
+    a, b = judged[0].verdict[pairs[:, 0]], judged[1].verdict[pairs[:, 1]]
+    both = (a != NAMES.index("unstable")) & (b != NAMES.index("unstable"))
+    a, b = a[both], b[both]
+    if not len(a):
+        return {"pairs": 0, "agreement": None, "kappa": None}
+    same = float((a == b).mean())
+    chance = sum(float((a == v).mean() * (b == v).mean()) for v in range(len(NAMES)))
+    return {"pairs": len(a), "agreement": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else None}
+
+
+def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.ndarray, fitting: np.ndarray) -> _End:
+    """The parent with a random change in every tensor that has the norm of the edge's own change there, read by the
+    parent's second SAE alone: an unchanged model's SAE of another seed."""
+    import torch
+
+    model, child = load(work.inputs["parent"]), load(work.inputs["child"]).state_dict()
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in child and tensor.is_floating_point() and child[name].shape == tensor.shape:
+                noise = torch.randn(tensor.shape, generator=generator)
+                size = (child[name].float() - tensor.float()).norm() / max(float(noise.norm()), 1e-30)
+                tensor += (noise * size).to(tensor.dtype)
+    return _end(parent._replace(model=on_device(model), saes=parent.saes[1:]), blocks, fitting)
+
+
+def _references(
+    ends: dict[str, _End],
+    edited: _End | None,
+    settings: VerdictSettings,
+    blocks: np.ndarray,
+    documents: np.ndarray,
+    row: dict[str, Any],
+    rows: list[dict[str, Any]],
+    steps: Callable[[], None],
+) -> np.ndarray | None:
+    """Add the verdicts of the reference edges; returns how far effects differ under the random edit."""
+    from heredity.features.verdicts import effects, judge, least_squares
+
+    parent, child = ends["parent"], ends["child"]
+    differs = None
+
+    def add(reference: str, judged: Judged) -> None:
+        counts, of = _counts(judged), max(1, row["stable"])
+        share, null = row["kept"] / of, counts["kept"] / max(1, counts["stable"])
+        spread = np.sqrt(share * (1 - share) / of + null * (1 - null) / max(1, counts["stable"]))
+        ends = {
+            "kept_difference_low": share - null - 1.96 * spread,
+            "kept_difference_high": share - null + 1.96 * spread,
+        }
+        known = {"kept_difference": share - null, **ends} if counts["stable"] else {}
+        rows.append({"reference": reference, **counts, **known})
+        steps()
+
+    if edited is not None:
+        judged, evidence = _judged(parent, edited, 0, documents, settings.seed)
+        stable = judged.verdict != 4
+        differs = np.abs(evidence["transmission"][stable] / judged.scale - 1)
+        add("edit", judged)
+    if settings.references.codebook:
+        books = [_codebook(parent, settings.seed + number) for number in (0, 1)]
+        null = _End(books, [_encode(book, parent.x) for book in books], parent.x, parent.fitting)
+        others = _End(books, [_encode(book, child.x) for book in books], child.x, child.fitting)
+        add("codebook", _judged(null, others, 0, documents, settings.seed)[0])
+    if settings.references.token_identity:
+        acts = _token_identity(blocks)
+        weight, bias = least_squares(parent.fitting, child.fitting)
+        effect = effects(acts, parent.x, parent.x @ weight + bias, child.x, documents, settings.seed)
+        same = np.ones(acts.d_sae)  # a token is itself in both models
+        add("token identity", judge(effect, same > 0, same, same))
+    return differs
+
+
+def _codebook(end: _End, seed: int) -> SAE:
+    """An untrained dictionary of as many random tokens' activations, of the same activation function and L0."""
+    import torch
+
+    from heredity.sae.model import SAE
+
+    like, l0 = end.saes[0], max(1, round(end.acts[0].l0))
+    chosen = np.random.default_rng(seed).choice(len(end.fitting), like.d_sae, replace=len(end.fitting) < like.d_sae)
+    mean = end.fitting.mean(0)
+    rows = end.fitting[chosen] - mean
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    sae = SAE(like.d_in, like.d_sae, "topk", min(l0, like.d_sae))
+    sae.W_dec.copy_(torch.from_numpy(rows))
+    sae.W_enc.copy_(torch.from_numpy(rows.T.copy()))
+    sae.b_dec.copy_(torch.from_numpy(mean))
+    return sae.to(like.W_enc.device)
+
+
+def _token_identity(blocks: np.ndarray) -> FeatureActs:
+    """One feature per token of the vocabulary that is frequent enough: 1 where it stands."""
+    from heredity.features.acts import FeatureActs
+
+    ids = blocks.ravel()
+    values, place, count = np.unique(ids, return_inverse=True, return_counts=True)
+    number = np.where(count >= _LEAST_FIRINGS, np.cumsum(count >= _LEAST_FIRINGS) - 1, -1)[place]
+    kept = number >= 0
+    indptr = np.concatenate([[0], np.cumsum(kept)])
+    return FeatureActs(indptr, number[kept], np.ones(int(kept.sum())), max(1, int((count >= _LEAST_FIRINGS).sum())))
+
+
+def _changed_most(
+    end: str, columns: dict[str, Any], scale: float, reference: np.ndarray | None
+) -> list[dict[str, Any]]:
+    change = np.abs(columns["transmission"] / scale - 1)
+    stable = (columns["verdict"] != "unstable") & np.isfinite(change)
+    order = np.argsort(-np.where(stable, change, -np.inf), kind="stable")[: min(_LISTED, int(stable.sum()))]
+    usual = float(np.quantile(reference, 0.95)) if reference is not None and len(reference) else None
+    rows = []
+    for rank, i in enumerate(order, 1):
+        value, error = columns["transmission"][i] / scale, 1.96 * columns["transmission_error"][i] / scale
+        row = {"end": end, "rank": rank, "feature": int(i), "verdict": columns["verdict"][i], "transmission": value}
+        row |= {"transmission_low": value - error, "transmission_high": value + error}
+        row |= {"strength": columns["strength"][i] / scale, "beyond_edit": None if usual is None else change[i] > usual}
+        rows.append(row | {name: columns[name][i] for name in ("match_r", "map_r")})
+    return rows
+
+
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    parent, tokens = study.edge(item["edge"]).parent, study.config.verdicts.tokens
+    d_in, weights = shapes.width(parent), shapes.parameters(parent)
+    d_sae = study.config.sae.expansion * d_in
+    solved = 7 * (d_sae**3 / 3 + 6 * 17 * d_in * d_sae**2)
+    flops = 6 * tokens * 2 * weights + 16 * tokens * encode_flops(study, parent, shapes) + solved
+    return Cost(6 * tokens, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
+
+
+def _say(tables: Tables) -> Iterable[Statement]:
+    for row in rows_of(tables, "verdicts"):
+        parent, child = row["edge"].split("->")
+        own, other = (parent, child) if row["end"] == "parent" else (child, parent)
+        question = "lost" if row["end"] == "parent" else "new"
+        key = {name: row[name] for name in KEY}
+        if row["stable"] < _FEW_STABLE * max(1, row["live"]):
+            yield Statement(
+                own,
+                "note",
+                f"Only {format.of(row['stable'], row['live'])} live features of {own}'s SAE are stable between seeds: "
+                "too few to speak for the model. Train its SAEs longer, or with smaller batches.",
+                (),
+                row["instrument"],
+            )
+        if not row["stable"]:
+            continue
+        kept, lost = (WORDS[row["end"]].get(name, name) for name in ("kept", "lost"))
+        interval = format.interval("share", row["lost_share_low"], row["lost_share_high"])
+        text = (
+            f"Of {row['stable']:,} stable features of {own}, {row['kept']:,} are {kept}, {row['changed']:,} changed, "
+            f"{format.of(row['lost'], row['stable'])} {lost} {'in' if row['end'] == 'parent' else 'to'} {other} "
+            f"(95 % CI {interval}, over SAE seeds and features); {row['undecided']:,} are undecided."
+        )
+        evidence = [f"{row['live'] - row['stable']:,} of {row['live']:,} live features are unstable, in no share"]
+        if row["pairs"]:
+            evidence.append(f"under another SAE seed {format.value('share', row['agreement'])} have the same verdict")
+        if row["end"] == "parent":
+            evidence += [
+                f"reference {one['reference']}: {one['kept']:,} kept, {one['lost']:,} lost of {one['stable']:,}"
+                for one in rows_of(tables, "references", **key)
+            ]
+        yield Statement(child, question, text, tuple(evidence), row["instrument"])
+
+
+ANALYSIS = Analysis(
+    kind="verdicts",
+    version=1,
+    title="Verdicts",
+    items=_items,
+    settings=_settings,
+    needs=_needs,
+    run=_run,
+    tables=(VERDICTS, REFERENCES, CHANGED_MOST, EVIDENCE),
+    cost=_cost,
+    say=_say,
+)
