@@ -139,16 +139,19 @@ def grid(names: list[str], lines: list[list[str]]) -> str:
 
 
 def first_row(recorded: Recorded) -> str:
-    """The first edge in words."""
-    row = next(row for row in rows(recorded, "edges") if row["rule"] == "evidence")
+    """The first edge in words: its verdicts, and what the first paper counts."""
+    row = rows(recorded, "verdicts")[0]
+    edge = next(one for one in rows(recorded, "edges", edge=row["edge"], instrument=row["instrument"]))
     paper = rows(recorded, "edges", rule="paper", edge=row["edge"], instrument=row["instrument"])[0]
-    counts = format.of(row["persist"], row["parent_live"], row["persist_low"], row["persist_high"])
+    kept = format.of(row["kept"], row["stable"])
+    interval = format.interval("share", row["lost_share_low"], row["lost_share_high"])
     return (
-        f"Read the first row so: {counts} live features of {row['parent']} have a match in {row['child']} above\n"
-        f"r = {row['threshold']:.2f}, a threshold between what chance reaches and what an unchanged model reaches.\n"
-        "The interval covers documents, not training seeds. By chance "
-        f"{format.percent(row['floor'])} would persist; at the paper's threshold of {paper['threshold']:g}, "
-        f"{paper['persist']:,} do."
+        f"Read the first row so: of {row['live']:,} live features of {edge['parent']}'s SAE, {row['stable']:,} are stable: "
+        f"a second SAE of the\nsame model has them too. Of these {kept} are kept in {edge['child']}, "
+        f"{row['changed']:,} are there but changed, {row['lost']:,} are\nlost (95 % CI {interval}, over SAE seeds and "
+        f"features), and on {row['undecided']:,} the evidence does not decide. By matches alone,\nunstable features "
+        f"included, {edge['persist']:,} of {edge['parent_live']:,} persist at r > {edge['threshold']:.2f}, and "
+        f"{paper['persist']:,} at the paper's {paper['threshold']:g}."
     )
 
 

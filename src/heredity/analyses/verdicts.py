@@ -114,6 +114,7 @@ EVIDENCE = Table(
         Column("direction_error", "number", "Standard error."),
         Column("transmission", "number", "strength times direction."),
         Column("transmission_error", "number", "Standard error."),
+        Column("remainder", "number", "Strength that is left where exactly its decoder direction is gone."),
         Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
     ),
     large=True,
@@ -265,7 +266,8 @@ def _judged(
     match_r = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in other.acts])
     forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
     map_r = same_r(acts, _encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
-    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups)
+    rows = sae.W_dec.detach().cpu().numpy()
+    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, rows)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}

@@ -8,7 +8,9 @@ which takes one SAE's word:
   coefficients is how far a model's activations move per unit of feature i while all other features stay as they are, so
   that what features that fire together with it do is not counted as its own. `strength` is the length of the row in the
   other model over that in its own; `direction` its cosine with the image of the own row under the affine map that fits
-  all activations best, so that a change of basis is no change; `transmission` their product.
+  all activations best, so that a change of basis is no change; `transmission` their product. `remainder` is the
+  strength that would be left if exactly the feature's decoder direction were gone: SAEs do not write all that goes with
+  a feature.
 - map_r: Pearson r of the feature with itself, read by its own encoder from the other model's activations through the
   affine map back.
 - match_r: best r in the SAEs of the other model, the best over their seeds.
@@ -36,8 +38,9 @@ RATE = 0.1
 LEVEL = 0.95
 """Of the one-sided bounds behind kept and changed."""
 LOST_TRANSMISSION, LOST_STRENGTH, LOST_MATCH = 0.2, 0.6, 0.5
-"""A lost feature lies below all three: the activations no longer move its way, nor much in any other, and no feature of
-the other model follows it."""
+"""A lost feature is followed by no feature of the other model (match_r below the last), and either the activations no
+longer move its way nor much in any other (below the first two), or they move by no more than its remainder: the root of
+the sum of squares of remainder and the first bounds its strength. p-values are doubled for the choice."""
 KEPT_TRANSMISSION, KEPT_DIRECTION, KEPT_R = 0.5, 0.7, 0.6
 """Margins of equivalence: a kept feature has a transmission between this and its inverse, a direction and an r (by map
 or match) above these."""
@@ -60,6 +63,7 @@ class Effects(NamedTuple):
     direction_error: np.ndarray
     transmission: np.ndarray
     transmission_error: np.ndarray
+    remainder: np.ndarray
     groups: int  # of documents
 
 
@@ -86,13 +90,20 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def effects(
-    acts: FeatureActs, own: np.ndarray, image: np.ndarray, other: np.ndarray, documents: np.ndarray, seed: int = 0
+    acts: FeatureActs,
+    own: np.ndarray,
+    image: np.ndarray,
+    other: np.ndarray,
+    documents: np.ndarray,
+    seed: int = 0,
+    directions: np.ndarray | None = None,
 ) -> Effects:
     """Effects of features in another model, relative to their own.
 
     acts: [tokens, d_sae] of an SAE on its own model. own [tokens, d_own], other [tokens, d_other]: activations of both
     models on the same tokens; image [tokens, d_other]: `own` under the affine map that fits `other` best, fitted on
-    other tokens. documents: int [tokens]. Memory: 8 d_sae² bytes of the features that fire, and 3 · 16 · 128 · 8 of
+    other tokens. documents: int [tokens]. directions: [d_sae, d_own], the SAE's decoder rows, for `remainder`, which is
+    nan without them. Memory: 8 d_sae² bytes of the features that fire, and 3 · 16 · 128 · 8 of
     each. Raises ValueError for samples of different length or fewer than two documents.
     """
     if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
@@ -112,6 +123,7 @@ def effects(
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
+    along = np.full(len(seen), np.nan) if directions is None else np.zeros(len(seen))
     for start in range(0, max(own.shape[1], other.shape[1]) if factor else 0, _COLUMNS):
         rows, moved = {}, {}
         for name, x in (("own", own), ("image", image), ("other", other)):
@@ -125,6 +137,8 @@ def effects(
             ]
             solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
             moved[name] = solved.reshape(len(seen), count, -1).transpose(1, 0, 2)  # what each group adds to the rows
+        if directions is not None:
+            along += (rows["own"] * directions[seen, start : start + _COLUMNS]).sum(1)
         for name, (a, b) in _PAIRS.items():
             products[name] += (rows[a] * rows[b]).sum(1)
             noise[name] += (moved[a] * moved[b]).sum((0, 2))
@@ -142,8 +156,11 @@ def effects(
     estimates = ratios(free)
     left_out = np.stack([ratios({name: free[name] + without[name][g] for name in _PAIRS}) for g in range(count)])
     errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    columns = np.full((6, acts.d_sae), np.nan)
-    columns[:, seen] = np.stack([estimates, errors], axis=1).reshape(6, -1)
+    length = np.ones(len(seen)) if directions is None else np.linalg.norm(directions[seen].astype(np.float64), axis=1)
+    along = np.square(along / np.where(length > 0, length, np.nan)) / np.maximum(free["own"], least)
+    columns = np.full((7, acts.d_sae), np.nan)
+    columns[:6, seen] = np.stack([estimates, errors], axis=1).reshape(6, -1)
+    columns[6, seen] = np.sqrt(np.clip(1 - along, 0, 1))
     return Effects(*columns, groups=count)
 
 
@@ -178,6 +195,8 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
         p = np.fmax(
             t.cdf((transmission - LOST_TRANSMISSION) / error), t.cdf((strength - LOST_STRENGTH) / strength_error)
         )
+        bound = np.hypot(effect.remainder, LOST_TRANSMISSION)
+        p = np.minimum(2 * np.fmin(p, t.cdf((strength - bound) / strength_error)), 1.0)
         p = np.where(judged, np.where(match_r > LOST_MATCH, 1.0, p), np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
