@@ -146,8 +146,8 @@ def first_row(recorded: Recorded) -> str:
     kept = format.of(row["kept"], row["stable"])
     interval = format.interval("share", row["lost_share_low"], row["lost_share_high"])
     return (
-        f"Read the first row so: of {row['live']:,} live features of {edge['parent']}'s SAE, {row['stable']:,} are stable: "
-        f"a second SAE of the\nsame model has them too. Of these {kept} are kept in {edge['child']}, "
+        f"Read the first row so: of {row['live']:,} live features of {edge['parent']}'s SAE, {row['stable']:,} are "
+        f"stable: a second SAE of the\nsame model has them too. Of these {kept} are kept in {edge['child']}, "
         f"{row['changed']:,} are there but changed, {row['lost']:,} are\nlost (95 % CI {interval}, over SAE seeds and "
         f"features), and on {row['undecided']:,} the evidence does not decide. By matches alone,\nunstable features "
         f"included, {edge['persist']:,} of {edge['parent_live']:,} persist at r > {edge['threshold']:.2f}, and "
