@@ -1,0 +1,130 @@
+"""Verdicts on an edge are what was done to the child's weights; references stand beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import artifacts
+from heredity.analyses import verdicts
+from heredity.analyses.verdicts import VerdictSettings
+from heredity.lm.load import mistral_config, new_model
+from heredity.sae.model import SAE, new_sae
+from heredity.study import ArchitectureConfig, Edge, ReferencesConfig
+
+VOCAB, D_MODEL, UNITS, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
+SILENT, SWAPPED, FAINT, UNSTABLE = (2, 5, 11), (20, 21), (7, 8), (30, 31)
+"""Units of the child that are off, changed places, are weaker; and units that only one SAE of the parent reads."""
+
+
+def model() -> Any:
+    shape = ArchitectureConfig(d_model=D_MODEL, d_mlp=UNITS, n_layers=2, n_heads=4)
+    return new_model(mistral_config(shape, VOCAB, 64, 0), 0).eval()
+
+
+def child_model() -> Any:
+    made = model()
+    mlp = made.model.layers[1].mlp
+    a, b = list(SWAPPED), list(SWAPPED[::-1])
+    with torch.no_grad():
+        mlp.up_proj.weight[list(SILENT)] = 0
+        mlp.up_proj.weight[list(FAINT)] *= 0.3
+        mlp.gate_proj.weight[a], mlp.up_proj.weight[a] = mlp.gate_proj.weight[b], mlp.up_proj.weight[b]
+    return made
+
+
+def units(seed: int, unread: tuple[int, ...] = ()) -> SAE:
+    """One feature for each unit and sign, in an order of its own, but none for some units."""
+    sae = new_sae(UNITS, 2 * UNITS, "relu")
+    order = np.random.default_rng(seed).permutation(2 * UNITS) if seed else np.arange(2 * UNITS)
+    sae.W_enc.copy_(torch.cat([torch.eye(UNITS), -torch.eye(UNITS)], dim=1)[:, order])
+    sae.W_dec.copy_(sae.W_enc.T)
+    for unit in unread:
+        sae.b_enc[torch.from_numpy(np.isin(order, [unit, unit + UNITS]))] = -1e6
+    return sae
+
+
+def both(unit: tuple[int, ...]) -> list[int]:
+    return [*unit, *(UNITS + one for one in unit)]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> dict[str, Any]:
+    folder, rng = tmp_path_factory.mktemp("verdicts"), np.random.default_rng(0)
+    ids, documents = rng.integers(0, VOCAB, 16 * 1200), np.arange(0, 16 * 1200 + 1, 64)
+    sae = {
+        f"{end}{n}": artifacts.sae_artifact(folder / f"{end}{n}", units(seed, unread))
+        for end, n, seed, unread in (("p", 0, 0, ()), ("p", 1, 1, UNSTABLE), ("c", 0, 2, ()), ("c", 1, 3, ()))
+    }
+    inputs = {
+        "parent": artifacts.model_artifact(folder / "parent", model()),
+        "child": artifacts.model_artifact(folder / "child", child_model()),
+        "parent_saes": {"0": sae["p0"], "1": sae["p1"]},
+        "child_saes": {"0": sae["c0"], "1": sae["c1"]},
+        "tokens": {"words": artifacts.tokens_artifact(folder / "tokens", ids, documents)},
+    }
+    steps: list[tuple[int, int]] = []
+    work = artifacts.work_of(folder / "work", inputs, lambda *step: steps.append(step))
+    edge = Edge("base", "tuned")
+    settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", ReferencesConfig(), False, 4)
+    rows = verdicts.ANALYSIS.run(work, settings)
+    assert steps == [(done, 7) for done in range(1, 8)]
+    item = {**artifacts.SITE, "edge": edge.name}
+    checked = {table.name: table.check(rows[table.name], **item) for table in verdicts.ANALYSIS.tables}
+    return {name: table.to_pylist() for name, table in checked.items()}
+
+
+def of(tables: dict[str, Any], end: str) -> np.ndarray:
+    return np.array([row["verdict"] for row in tables["evidence"] if row["end"] == end])
+
+
+def test_verdicts_on_parent_features_are_what_was_done_to_the_child(tables):
+    verdict = of(tables, "parent")
+    assert set(verdict[both(SILENT)]) == {"lost"} and set(verdict[both(FAINT)]) == {"changed"}
+    assert set(verdict[both(UNSTABLE)]) == {"unstable"}
+    left = np.setdiff1d(np.arange(2 * UNITS), [*both(SILENT), *both(FAINT), *both(UNSTABLE)])
+    assert set(verdict[left]) == {"kept"}, "units that changed places among them: the same in another basis"
+    parent = next(row for row in tables["verdicts"] if row["end"] == "parent")
+    assert (parent["stable"], parent["lost"], parent["changed"], parent["undecided"]) == (60, 6, 4, 0)
+    assert parent["lost_share_low"] < 0.1 < parent["lost_share_high"] and parent["agreement"] == 1
+
+
+def test_child_features_have_their_own_words(tables):
+    # What is silent in the child is no feature of it; what it has weaker, the parent has three times as strong.
+    child = next(row for row in tables["verdicts"] if row["end"] == "child")
+    assert child["live"] == 2 * UNITS - 2 * len(SILENT) and child["lost"] == 0
+    assert set(of(tables, "child")) == {"inherited", "changed", "unstable"}
+
+
+def test_references_keep_what_nothing_was_done_to(tables):
+    by_name = {row["reference"]: row for row in tables["references"]}
+    assert set(by_name) == {"edit", "codebook", "token identity"}
+    assert all(row["lost"] == 0 for row in by_name.values()), "a random change of the same size loses nothing"
+
+
+def test_what_changed_most_is_what_was_changed_most(tables):
+    ranked = [row["feature"] for row in tables["changed_most"] if row["end"] == "parent"]
+    assert set(ranked) == {*both(SILENT), *both(FAINT)}
+    assert all(row["transmission_low"] <= row["transmission"] for row in tables["changed_most"])
+
+
+def test_statements_hold_counts_intervals_and_references(tables):
+    said = list(verdicts.ANALYSIS.say(tables))
+    lost = next(one for one in said if one.question == "lost")
+    assert "60 stable" in lost.text and "6 of 60 (10 %)" in lost.text
+    assert any("edit" in line for line in lost.evidence)
+
+
+def test_verdicts_of_a_study_add_up_for_every_instrument(lineage):
+    rows = lineage.run["verdicts"].to_pylist()
+    assert {row["instrument"] for row in rows} == {"parent", "independent", "joint"}
+    evidence = lineage.run["evidence"].to_pandas()
+    for row in rows:
+        mine = evidence[(evidence.instrument == row["instrument"]) & (evidence.edge == row["edge"])]
+        mine = mine[mine.end == row["end"]]
+        word = "kept" if row["end"] == "parent" else "inherited"
+        assert (mine.verdict == word).sum() == row["kept"] and (mine.verdict != "unstable").sum() == row["stable"]
+        assert mine.owned.all() or row["instrument"] == "joint"
