@@ -114,7 +114,8 @@ EVIDENCE = Table(
         Column("direction_error", "number", "Standard error."),
         Column("transmission", "number", "strength times direction."),
         Column("transmission_error", "number", "Standard error."),
-        Column("remainder", "number", "Strength that is left where exactly its decoder direction is gone."),
+        Column("retained", "number", "Effect along its decoder row in the other model over that in its own."),
+        Column("retained_error", "number", "Standard error."),
         Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
     ),
     large=True,
@@ -259,7 +260,7 @@ def _judged(
 ) -> tuple[Judged, dict[str, np.ndarray]]:
     """Verdicts on the features of one SAE of an end, and the evidence they rest on."""
     from heredity.features.correlate import correlate
-    from heredity.features.verdicts import STABLE, effects, judge, least_squares, same_r
+    from heredity.features.verdicts import STABLE, effects, judge, least_squares, orthogonal, same_r
 
     acts, sae = own.acts[seed], own.saes[seed]
     stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
@@ -267,7 +268,8 @@ def _judged(
     forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
     map_r = same_r(acts, _encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
     rows = sae.W_dec.detach().cpu().numpy()
-    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, rows)
+    directions = rows, rows @ orthogonal(own.fitting, other.fitting)
+    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, directions)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}

@@ -8,9 +8,9 @@ which takes one SAE's word:
   coefficients is how far a model's activations move per unit of feature i while all other features stay as they are, so
   that what features that fire together with it do is not counted as its own. `strength` is the length of the row in the
   other model over that in its own; `direction` its cosine with the image of the own row under the affine map that fits
-  all activations best, so that a change of basis is no change; `transmission` their product. `remainder` is the
-  strength that would be left if exactly the feature's decoder direction were gone: SAEs do not write all that goes with
-  a feature.
+  all activations best, so that a change of basis is no change; `transmission` their product. Such a map forgets
+  directions that the other model lost; `retained` looks along the feature's own decoder row instead, turned by an
+  orthogonal map: the part of the other model's row that lies along it over the part of its own.
 - map_r: Pearson r of the feature with itself, read by its own encoder from the other model's activations through the
   affine map back.
 - match_r: best r in the SAEs of the other model, the best over their seeds.
@@ -38,9 +38,9 @@ RATE = 0.1
 LEVEL = 0.95
 """Of the one-sided bounds behind kept and changed."""
 LOST_TRANSMISSION, LOST_STRENGTH, LOST_MATCH = 0.2, 0.6, 0.5
-"""A lost feature is followed by no feature of the other model (match_r below the last), and either the activations no
-longer move its way nor much in any other (below the first two), or they move by no more than its remainder: the root of
-the sum of squares of remainder and the first bounds its strength. p-values are doubled for the choice."""
+"""A lost feature is followed by no feature of the other model (match_r below the last), and the activations no longer
+move its way (transmission or retained below the first; p-values are doubled for the choice), nor much in any other
+(strength)."""
 KEPT_TRANSMISSION, KEPT_DIRECTION, KEPT_R = 0.5, 0.7, 0.6
 """Margins of equivalence: a kept feature has a transmission between this and its inverse, a direction and an r (by map
 or match) above these."""
@@ -63,7 +63,8 @@ class Effects(NamedTuple):
     direction_error: np.ndarray
     transmission: np.ndarray
     transmission_error: np.ndarray
-    remainder: np.ndarray
+    retained: np.ndarray
+    retained_error: np.ndarray
     groups: int  # of documents
 
 
@@ -89,6 +90,18 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return weight, mean_y - mean_x @ weight
 
 
+def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The orthogonal map from x [tokens, d_in] to y [tokens, d_out] of least squared error, up to scale (Procrustes):
+    [d_in, d_out], float64. The identity where widths are equal and it fits nearly as well: models of one family share
+    their basis, and directions that hardly vary say nothing about a map."""
+    a, b = x - x.mean(0, dtype=np.float64), y - y.mean(0, dtype=np.float64)
+    product = a.T @ b
+    left, values, right = np.linalg.svd(product, full_matrices=False)
+    if x.shape[1] == y.shape[1] and float(np.trace(product)) >= 0.9 * float(values.sum()):
+        return np.eye(x.shape[1])
+    return left @ right
+
+
 def effects(
     acts: FeatureActs,
     own: np.ndarray,
@@ -96,15 +109,16 @@ def effects(
     other: np.ndarray,
     documents: np.ndarray,
     seed: int = 0,
-    directions: np.ndarray | None = None,
+    directions: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Effects:
     """Effects of features in another model, relative to their own.
 
     acts: [tokens, d_sae] of an SAE on its own model. own [tokens, d_own], other [tokens, d_other]: activations of both
     models on the same tokens; image [tokens, d_other]: `own` under the affine map that fits `other` best, fitted on
-    other tokens. documents: int [tokens]. directions: [d_sae, d_own], the SAE's decoder rows, for `remainder`, which is
-    nan without them. Memory: 8 d_sae² bytes of the features that fire, and 3 · 16 · 128 · 8 of
-    each. Raises ValueError for samples of different length or fewer than two documents.
+    other tokens. documents: int [tokens]. directions: the SAE's decoder rows [d_sae, d_own] and their images
+    [d_sae, d_other] under an orthogonal map, for `retained`, which is nan without them. Memory: 8 d_sae² bytes of the
+    features that fire, and 3 · 16 · 128 · 8 of each. Raises ValueError for samples of different length or fewer than
+    two documents.
     """
     if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
         sizes = ", ".join(str(len(part)) for part in (own, image, other, documents))
@@ -123,7 +137,7 @@ def effects(
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
-    along = np.full(len(seen), np.nan) if directions is None else np.zeros(len(seen))
+    along = {name: np.zeros((count + 1, len(seen))) for name in ("own", "other")}  # the last without no group
     for start in range(0, max(own.shape[1], other.shape[1]) if factor else 0, _COLUMNS):
         rows, moved = {}, {}
         for name, x in (("own", own), ("image", image), ("other", other)):
@@ -137,8 +151,10 @@ def effects(
             ]
             solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
             moved[name] = solved.reshape(len(seen), count, -1).transpose(1, 0, 2)  # what each group adds to the rows
-        if directions is not None:
-            along += (rows["own"] * directions[seen, start : start + _COLUMNS]).sum(1)
+        for name, written in zip(along, directions or (), strict=False):
+            part = written[seen, start : start + _COLUMNS]
+            along[name] += (rows[name] * part).sum(1)
+            along[name][:count] -= (moved[name] * part).sum(2)
         for name, (a, b) in _PAIRS.items():
             products[name] += (rows[a] * rows[b]).sum(1)
             noise[name] += (moved[a] * moved[b]).sum((0, 2))
@@ -155,12 +171,12 @@ def effects(
 
     estimates = ratios(free)
     left_out = np.stack([ratios({name: free[name] + without[name][g] for name in _PAIRS}) for g in range(count)])
+    retained = along["other"] / np.where(along["own"] == 0, np.nan, along["own"])
+    estimates = np.concatenate([estimates, retained[-1:]])
+    left_out = np.concatenate([left_out, retained[:count, None]], axis=1)
     errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    length = np.ones(len(seen)) if directions is None else np.linalg.norm(directions[seen].astype(np.float64), axis=1)
-    along = np.square(along / np.where(length > 0, length, np.nan)) / np.maximum(free["own"], least)
-    columns = np.full((7, acts.d_sae), np.nan)
-    columns[:6, seen] = np.stack([estimates, errors], axis=1).reshape(6, -1)
-    columns[6, seen] = np.sqrt(np.clip(1 - along, 0, 1))
+    columns = np.full((8, acts.d_sae), np.nan)
+    columns[:, seen] = np.stack([estimates, errors], axis=1).reshape(8, -1)
     return Effects(*columns, groups=count)
 
 
@@ -192,11 +208,10 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
     t = stats.t(effect.groups - 1)
     margin = float(t.ppf(LEVEL))
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = np.fmax(
-            t.cdf((transmission - LOST_TRANSMISSION) / error), t.cdf((strength - LOST_STRENGTH) / strength_error)
-        )
-        bound = np.hypot(effect.remainder, LOST_TRANSMISSION)
-        p = np.minimum(2 * np.fmin(p, t.cdf((strength - bound) / strength_error)), 1.0)
+        p = t.cdf((transmission - LOST_TRANSMISSION) / error)
+        retained, retained_error = effect.retained / scale, effect.retained_error / scale
+        p = np.minimum(2 * np.fmin(p, t.cdf((retained - LOST_TRANSMISSION) / retained_error)), 1.0)
+        p = np.fmax(p, t.cdf((strength - LOST_STRENGTH) / strength_error))
         p = np.where(judged, np.where(match_r > LOST_MATCH, 1.0, p), np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
