@@ -303,16 +303,9 @@ def _agreement(end: _End, judged: Sequence[Judged]) -> dict[str, Any]:
 def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.ndarray, fitting: np.ndarray) -> _End:
     """The parent with a random change in every tensor that has the norm of the edge's own change there, read by the
     parent's second SAE alone: an unchanged model's SAE of another seed."""
-    import torch
+    from heredity.synthetic.surgery import shaken
 
-    model, child = load(work.inputs["parent"]), load(work.inputs["child"]).state_dict()
-    generator = torch.Generator().manual_seed(settings.seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name in child and tensor.is_floating_point() and child[name].shape == tensor.shape:
-                noise = torch.randn(tensor.shape, generator=generator)
-                size = (child[name].float() - tensor.float()).norm() / max(float(noise.norm()), 1e-30)
-                tensor += (noise * size).to(tensor.dtype)
+    model = shaken(load(work.inputs["parent"]), load(work.inputs["child"]), settings.seed)
     return _end(parent._replace(model=on_device(model), saes=parent.saes[1:]), blocks, fitting)
 
 
