@@ -50,7 +50,7 @@ def rotated(model: Model, seed: int = 0) -> Model:
 
 
 def projected(model: Model, directions: np.ndarray, keep: float = 0.0) -> Model:
-    """Directions [n, d_model] of the residual stream scaled by `keep` in all that writes into it, at 0 projected out."""
+    """Directions [n, d_model] of the residual stream scaled by `keep` in all that writes to it, at 0 projected out."""
     made = _copied(model)
     basis = torch.linalg.qr(torch.from_numpy(np.asarray(directions, np.float32)).T)[0]
     left = torch.eye(len(basis)) - (1 - keep) * basis @ basis.T
