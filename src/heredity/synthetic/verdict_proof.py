@@ -63,6 +63,13 @@ EDGE_CONDITIONS = (
 )  # fmt: skip
 """From what the rule was chosen on to what only proves it."""
 
+_SMALL = EdgeConfig(features=300, d=64, l0=6, topics=10)
+SMALL_CONDITIONS = tuple(
+    EdgeCondition(name, replace(_SMALL, **changes), "choice", Training(tokens=50_000, k=6, expansion=6))
+    for name, changes in (("small trees", {"structure": "trees"}), ("small, nothing lost", _NO_FATES))
+)
+"""Two that take a quarter of a minute each."""
+
 _QUALITY = (
     Column("explained_variance", "r", "Explained variance of the SAE that is judged, on held-out tokens."),
     Column("recovered", "share", "Share of true features that either SAE follows at r >= 0.8."),
