@@ -19,7 +19,7 @@ from typing import Any
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.show import summary
-from heredity.synthetic import validation
+from heredity.synthetic import validation, verdict_proof
 from heredity.tables import Column, Table
 
 Recorded = dict[str, Any]
@@ -284,7 +284,15 @@ def planted(recorded: Recorded) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def proof(recorded: Recorded) -> str:
+    """Tables of `heredity validate --only verdicts`."""
+    brief = [table for table in verdict_proof.TABLES if table.brief]
+    parts = [f"{table.doc.removesuffix('.')}:\n\n{markdown(table, recorded[table.name])}" for table in brief]
+    return "\n\n".join(parts) + "\n"
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
-    "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "protocols": protocols,
+    "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
+    "protocols": protocols,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""

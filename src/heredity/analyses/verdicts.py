@@ -10,7 +10,7 @@ for features of other SAE seeds, and as wide as the shares under the two seeds; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
     from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
-    from heredity.features.verdicts import Effects, Judged
+    from heredity.features.ends import End
+    from heredity.features.verdicts import Judged
     from heredity.sae.model import SAE
 
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
@@ -171,16 +172,8 @@ def _needs(study: Study, item: Item) -> Needs:
     return needs
 
 
-class _End(NamedTuple):
-    """One model on the aligned tokens."""
-
-    saes: Sequence[SAE]
-    acts: Sequence[FeatureActs]  # of each SAE
-    x: np.ndarray  # float32 [tokens, d]
-    fitting: np.ndarray  # float32 [tokens, d], on other tokens
-
-
 def _run(work: Work, settings: VerdictSettings) -> Results:
+    from heredity.features.ends import agreement, encode, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, share_interval
 
@@ -203,16 +196,16 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
         for seed in (0, 1):
             mine = None
             if settings.one_dictionary:
-                mine = owned(ends[end].acts[seed], _encode(ends[end].saes[seed], ends[other].x))
+                mine = owned(ends[end].acts[seed], encode(ends[end].saes[seed], ends[other].x))
             judged.append(None)
-            judged[seed], found = _judged(ends[end], ends[other], seed, documents, settings.seed, mine)
+            judged[seed], found = judge_end(ends[end], ends[other], seed, documents, settings.seed, mine)
             evidence.append(found)
             steps()
-        counts = [_counts(one) for one in judged]
+        counts = [tally(one) for one in judged]
         stable = [max(1, sum(each[name] for name in _COUNTS)) for each in counts]
         shares = {name: [each[name] / of for each, of in zip(counts, stable, strict=True)] for name in ("kept", "lost")}
         row = {"end": end, "live": int((ends[end].acts[0].firings() > 0).sum()), **counts[0]}
-        row |= {"scale": judged[0].scale, "tokens": len(documents), **_agreement(ends[end], judged)}
+        row |= {"scale": judged[0].scale, "tokens": len(documents), **agreement(ends[end], judged)}
         for name, (own, second) in shares.items():
             low, high = share_interval(counts[0][name], counts[0]["stable"], (second,) if counts[1]["stable"] else ())
             row |= {f"{name}_share": own, f"{name}_share_low": low, f"{name}_share_high": high}
@@ -234,9 +227,10 @@ def _counter(work: Work, total: int) -> Callable[[], None]:
     return lambda: work.progress(next(done, total), total)
 
 
-def _end(reader: Reader, blocks: np.ndarray, fitting: np.ndarray) -> _End:
-    x, other = _read(reader, blocks), _read(reader, fitting)
-    return _End(reader.saes, [_encode(sae, x) for sae in reader.saes], x, other)
+def _end(reader: Reader, blocks: np.ndarray, fitting: np.ndarray) -> End:
+    from heredity.features.ends import end_of
+
+    return end_of(reader.saes, _read(reader, blocks), _read(reader, fitting))
 
 
 def _read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
@@ -246,61 +240,7 @@ def _read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
     return np.concatenate([x.cpu().numpy() for x in parts])
 
 
-def _encode(sae: SAE, x: np.ndarray) -> FeatureActs:
-    import torch
-
-    from heredity.features.acts import FeatureActs
-
-    parts = (torch.from_numpy(part).to(sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // 8192)))
-    return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
-
-
-def _judged(
-    own: _End, other: _End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None
-) -> tuple[Judged, dict[str, np.ndarray]]:
-    """Verdicts on the features of one SAE of an end, and the evidence they rest on."""
-    from heredity.features.correlate import correlate
-    from heredity.features.verdicts import STABLE, effects, judge, least_squares, orthogonal, same_r
-
-    acts, sae = own.acts[seed], own.saes[seed]
-    stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
-    match_r = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in other.acts])
-    forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
-    map_r = same_r(acts, _encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
-    rows = sae.W_dec.detach().cpu().numpy()
-    directions = rows, rows @ orthogonal(own.fitting, other.fitting)
-    effect: Effects = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, directions)
-    mine = np.ones(acts.d_sae, bool) if mine is None else mine
-    evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
-    evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
-    return judge(effect, (stability > STABLE) & mine, match_r, map_r), evidence
-
-
-def _counts(judged: Judged) -> dict[str, int]:
-    from heredity.features.verdicts import VERDICTS as NAMES
-
-    counts = {name: int((judged.verdict == NAMES.index(name)).sum()) for name in _COUNTS}
-    return {"stable": sum(counts.values()), **counts}
-
-
-def _agreement(end: _End, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Whether the same features have the same verdict under both SAE seeds."""
-    from heredity.features.correlate import correlate
-    from heredity.features.criteria import one_to_one
-    from heredity.features.verdicts import VERDICTS as NAMES
-
-    pairs, _ = one_to_one(*correlate(end.acts[0], end.acts[1], 1)[:4])
-    a, b = judged[0].verdict[pairs[:, 0]], judged[1].verdict[pairs[:, 1]]
-    both = (a != NAMES.index("unstable")) & (b != NAMES.index("unstable"))
-    a, b = a[both], b[both]
-    if not len(a):
-        return {"pairs": 0, "agreement": None, "kappa": None}
-    same = float((a == b).mean())
-    chance = sum(float((a == v).mean() * (b == v).mean()) for v in range(len(NAMES)))
-    return {"pairs": len(a), "agreement": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else None}
-
-
-def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.ndarray, fitting: np.ndarray) -> _End:
+def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.ndarray, fitting: np.ndarray) -> End:
     """The parent with a random change in every tensor that has the norm of the edge's own change there, read by the
     parent's second SAE alone: an unchanged model's SAE of another seed."""
     from heredity.synthetic.surgery import shaken
@@ -310,8 +250,8 @@ def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.nd
 
 
 def _references(
-    ends: dict[str, _End],
-    edited: _End | None,
+    ends: dict[str, End],
+    edited: End | None,
     settings: VerdictSettings,
     blocks: np.ndarray,
     documents: np.ndarray,
@@ -320,13 +260,14 @@ def _references(
     steps: Callable[[], None],
 ) -> np.ndarray | None:
     """Add the verdicts of the reference edges; returns how far effects differ under the random edit."""
+    from heredity.features.ends import End, encode, judge_end, tally
     from heredity.features.verdicts import effects, judge, least_squares
 
     parent, child = ends["parent"], ends["child"]
     differs = None
 
     def add(reference: str, judged: Judged) -> None:
-        counts, of = _counts(judged), max(1, row["stable"])
+        counts, of = tally(judged), max(1, row["stable"])
         share, null = row["kept"] / of, counts["kept"] / max(1, counts["stable"])
         spread = np.sqrt(share * (1 - share) / of + null * (1 - null) / max(1, counts["stable"]))
         ends = {
@@ -338,15 +279,15 @@ def _references(
         steps()
 
     if edited is not None:
-        judged, evidence = _judged(parent, edited, 0, documents, settings.seed)
+        judged, evidence = judge_end(parent, edited, 0, documents, settings.seed)
         stable = judged.verdict != 4
         differs = np.abs(evidence["transmission"][stable] / judged.scale - 1)
         add("edit", judged)
     if settings.references.codebook:
         books = [_codebook(parent, settings.seed + number) for number in (0, 1)]
-        null = _End(books, [_encode(book, parent.x) for book in books], parent.x, parent.fitting)
-        others = _End(books, [_encode(book, child.x) for book in books], child.x, child.fitting)
-        add("codebook", _judged(null, others, 0, documents, settings.seed)[0])
+        null = End(books, [encode(book, parent.x) for book in books], parent.x, parent.fitting)
+        others = End(books, [encode(book, child.x) for book in books], child.x, child.fitting)
+        add("codebook", judge_end(null, others, 0, documents, settings.seed)[0])
     if settings.references.token_identity:
         acts = _token_identity(blocks)
         weight, bias = least_squares(parent.fitting, child.fitting)
@@ -356,7 +297,7 @@ def _references(
     return differs
 
 
-def _codebook(end: _End, seed: int) -> SAE:
+def _codebook(end: End, seed: int) -> SAE:
     """An untrained dictionary of as many random tokens' activations, of the same activation function and L0."""
     import torch
 

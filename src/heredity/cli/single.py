@@ -85,18 +85,23 @@ def track(
 @command("plant", hidden=True)
 def validate(
     context: Context,
-    small: Annotated[bool, Option("--small", help="Two worlds and few seeds, whatever --seeds says.")] = False,
+    small: Annotated[
+        bool, Option("--small", help="Few and small worlds and one seed, whatever --seeds says: about a minute.")
+    ] = False,
+    only: Annotated[
+        str | None, Option(help="rules (matching rules and error rates) or verdicts; default both.")
+    ] = None,
     init: Annotated[
-        list[str] | None, Option(help="joint, parent or independent; default all three. Repeatable.")
+        list[str] | None, Option(help="Of rules: joint, parent or independent; default all three. Repeatable.")
     ] = None,
     seeds: Annotated[int, Option(min=1, help="Repetitions of every world.")] = 3,
     rate_seeds: Annotated[int, Option(min=1, help="Worlds behind the error rates.")] = 20,
     out: Annotated[Path | None, Option("-o", "--out", help="Also write the result here as JSON.")] = None,
 ) -> Result:
-    """Validate every rule and test on worlds whose truth is planted: precision, recall, error rates."""
+    """Validate every rule, test and verdict on worlds whose truth is planted: precision, recall, error rates."""
     from heredity.engine.store import write_json
     from heredity.show.terminal import print_table
-    from heredity.synthetic.validation import CONDITIONS, TABLES, prove
+    from heredity.synthetic import validation, verdict_proof
 
     if context.info_name == "plant":
         err.print("`heredity plant` is now called `heredity validate`", style="yellow")
@@ -105,12 +110,23 @@ def validate(
     inits: list[Any] = list(dict.fromkeys(init or (["joint"] if small else ["joint", "parent", "independent"])))
     if unknown := [name for name in inits if name not in get_args(Init)]:
         raise ValueError(f"--init {unknown[0]}: is not known; choose from {', '.join(get_args(Init))}")
-    worlds = [row for row in CONDITIONS if row.name in ("well trained", "under-trained")] if small else CONDITIONS
+    if only not in (None, "rules", "verdicts"):
+        raise ValueError(f"--only {only}: is not known; choose rules or verdicts")
+    tables, shown = {}, []
     with watcher() as bars:
-        counts = (1, 3) if small else (seeds, rate_seeds)
-        tables = prove(worlds, inits, *counts, progress=bars.plain("validate"))
+        if only != "verdicts":
+            names = ("well trained", "under-trained")
+            worlds = [row for row in validation.CONDITIONS if not small or row.name in names]
+            counts = (1, 3) if small else (seeds, rate_seeds)
+            tables |= validation.prove(worlds, inits, *counts, progress=bars.plain("rules"))
+            shown += validation.TABLES
+        if only != "rules":
+            edges = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
+            repeats = 1 if small else seeds
+            tables |= verdict_proof.prove_verdicts(edges, repeats, progress=bars.plain("verdicts"))
+            shown += verdict_proof.TABLES
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, tables)
-    brief = [table for table in TABLES if table.brief]
+    brief = [table for table in shown if table.brief]
     return Result(tables, lambda: [print_table(table, tables[table.name]) for table in brief])

@@ -77,13 +77,13 @@ def train_pair(world: World, init: Init, training: Training, tokens_eval: int, s
     x = {end: torch.from_numpy(world.x(end, training.tokens, text)) for end in get_args(End)}
     if init == "joint":
         both = torch.cat([x["parent"], x["child"]])
-        one = _trained(both, replace(training, expansion=2 * training.expansion), (seed, 0))
+        one = train_sae(both, replace(training, expansion=2 * training.expansion), (seed, 0))
         saes = {"parent": one, "child": one}
     else:
-        first = _trained(x["parent"], training, (seed, 0))
+        first = train_sae(x["parent"], training, (seed, 0))
         source = first if init == "parent" else None
-        saes = {"parent": first, "child": _trained(x["child"], training, (seed, 2), source)}
-        saes["parent_control"] = _trained(x["parent"], training, (seed, 1), source)
+        saes = {"parent": first, "child": train_sae(x["child"], training, (seed, 2), source)}
+        saes["parent_control"] = train_sae(x["parent"], training, (seed, 1), source)
     x = {end: torch.from_numpy(world.x(end, tokens_eval, held_out)) for end in get_args(End)}
     acts: dict[str, FeatureActs] = {}
     explained: dict[str, float] = {}
@@ -98,8 +98,8 @@ def train_pair(world: World, init: Init, training: Training, tokens_eval: int, s
     return TrainedPair(acts["parent"], acts["child"], acts.get("parent_control"), ends, sample, explained)
 
 
-def _trained(x: Tensor, training: Training, seed: tuple[int, int], source: SAE | None = None) -> SAE:
-    """A new SAE, or a copy of the source continued."""
+def train_sae(x: Tensor, training: Training, seed: tuple[int, int], source: SAE | None = None) -> SAE:
+    """A new SAE trained on x, float32 [tokens, d], or a copy of the source continued on it; on a CPU."""
     weights, order, resampling = (int(number) for number in np.random.SeedSequence(seed).generate_state(3))
     if source is None:
         d, generator = x.shape[1], torch.Generator().manual_seed(weights)

@@ -117,14 +117,8 @@ class World:
         rng = np.random.default_rng(seed)
         self._sources = _draw_sources(config, rng)
         self.parent, self.child = _draw_models(config, self._sources, rng)
-        # Overlap and burst as far as the densities leave room for them.
-        density = self._sources.density
-        room = np.maximum(_MAX_CHANCE / density, 1.0)
-        overlap = np.minimum(config.overlap, (room - 1) / max(1, config.topics - 1))
-        gain = 1 - overlap + overlap * config.topics
-        burst = np.minimum(config.burst, np.maximum(_MAX_CHANCE / (density * gain), 1.0))
-        within, outside = -np.log1p(-density * gain * burst), -np.log1p(-density * (1 - overlap) * burst)
-        self._rates = Rates(self._sources.topic, within, outside, burst)
+        sources = self._sources
+        self._rates = rates(sources.density, sources.topic, config.overlap, config.topics, config.burst)
 
     def draw(self, tokens: int, seed: int) -> Sample:
         """True activations on the first `tokens` tokens of the text of a seed; memory grows with tokens × l0.
@@ -301,6 +295,17 @@ class Rates(NamedTuple):
     within: np.ndarray  # float64 [sources]: draws per token, in documents of the source's topic
     outside: np.ndarray  # float64 [sources]: draws per token, in other documents
     burst: np.ndarray  # float64 [sources]: 1 or more
+
+
+def rates(density: np.ndarray, topic: np.ndarray, overlap: float, topics: int, burst: float) -> Rates:
+    """Rates of sources with these densities, float64 [sources], 0 for sources that never fire, and topics, with overlap
+    and burst as far as the densities leave room for them."""
+    room = np.maximum(_MAX_CHANCE / np.maximum(density, 1e-12), 1.0)
+    overlaps = np.minimum(overlap, (room - 1) / max(1, topics - 1))
+    gain = 1 - overlaps + overlaps * topics
+    bursts = np.minimum(burst, np.maximum(_MAX_CHANCE / np.maximum(density * gain, 1e-12), 1.0))
+    within, outside = -np.log1p(-density * gain * bursts), -np.log1p(-density * (1 - overlaps) * bursts)
+    return Rates(topic, within, outside, bursts)
 
 
 def fire(rates: Rates, topic: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,83 @@
+"""Evidence and verdicts on the features of one end of an edge, from activations of both models and SAEs of two seeds.
+
+What the evidence means and how it is judged: `features.verdicts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from heredity.features.acts import FeatureActs
+from heredity.features.correlate import correlate
+from heredity.features.criteria import one_to_one
+from heredity.features.verdicts import STABLE, VERDICTS, Judged, effects, judge, least_squares, orthogonal, same_r
+from heredity.sae.model import SAE
+
+_COUNTED = VERDICTS[:4]  # verdicts on stable features
+_ENCODED = 8192  # tokens at a time
+
+
+class End(NamedTuple):
+    """One model on the aligned tokens, with its SAEs."""
+
+    saes: Sequence[SAE]
+    acts: Sequence[FeatureActs]  # of each SAE
+    x: np.ndarray  # float32 [tokens, d]
+    fitting: np.ndarray  # float32 [tokens, d], on other tokens
+
+
+def end_of(saes: Sequence[SAE], x: np.ndarray, fitting: np.ndarray) -> End:
+    """An end with its activations encoded by each of its SAEs."""
+    return End(saes, [encode(sae, x) for sae in saes], x, fitting)
+
+
+def encode(sae: SAE, x: np.ndarray) -> FeatureActs:
+    """Feature activations of x, float32 [tokens, d], a part of the tokens at a time."""
+    parts = (torch.from_numpy(part).to(sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // _ENCODED)))
+    return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
+
+
+def judge_end(
+    own: End, other: End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None
+) -> tuple[Judged, dict[str, np.ndarray]]:
+    """Verdicts on the features of one SAE of an end, and the evidence they rest on, by column.
+
+    seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable. documents: int [tokens].
+    groups: seed of the groups of documents. mine: bool [d_sae], features to judge; None: all that are stable.
+    """
+    acts, sae = own.acts[seed], own.saes[seed]
+    stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
+    match_r = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in other.acts])
+    forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
+    map_r = same_r(acts, encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
+    rows = sae.W_dec.detach().cpu().numpy()
+    directions = rows, rows @ orthogonal(own.fitting, other.fitting)
+    effect = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, directions)
+    mine = np.ones(acts.d_sae, bool) if mine is None else mine
+    evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
+    evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
+    return judge(effect, (stability > STABLE) & mine, match_r, map_r), evidence
+
+
+def tally(judged: Judged) -> dict[str, int]:
+    """Stable features, and how many of them have each verdict."""
+    each = {name: int((judged.verdict == VERDICTS.index(name)).sum()) for name in _COUNTED}
+    return {"stable": sum(each.values()), **each}
+
+
+def agreement(end: End, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Whether the same features have the same verdict under both SAE seeds: pairs of each other's best match that are
+    judged under both, the share of them with one verdict, and Cohen's kappa; None where it does not exist."""
+    pairs, _ = one_to_one(*correlate(end.acts[0], end.acts[1], 1)[:4])
+    a, b = judged[0].verdict[pairs[:, 0]], judged[1].verdict[pairs[:, 1]]
+    both = (a != VERDICTS.index("unstable")) & (b != VERDICTS.index("unstable"))
+    a, b = a[both], b[both]
+    if not len(a):
+        return {"pairs": 0, "agreement": None, "kappa": None}
+    same = float((a == b).mean())
+    chance = sum(float((a == v).mean() * (b == v).mean()) for v in range(len(VERDICTS)))
+    return {"pairs": len(a), "agreement": same, "kappa": (same - chance) / (1 - chance) if chance < 1 else None}

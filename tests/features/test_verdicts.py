@@ -1,0 +1,216 @@
+"""Effects against dense least squares and known edits; verdicts at their margins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from heredity.features.acts import FeatureActs
+from heredity.features.verdicts import (
+    CHANGED_R,
+    KEPT_R,
+    LOST_MATCH,
+    VERDICTS,
+    Effects,
+    effects,
+    judge,
+    least_squares,
+    owned,
+    same_r,
+    share_interval,
+)
+
+TOKENS, FEATURES, D, DOCUMENT = 12_000, 40, 16, 40
+RNG = np.random.default_rng(0)
+DOCUMENTS = np.arange(TOKENS) // DOCUMENT
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def dense_acts(seed: int = 0, tokens: int = TOKENS) -> np.ndarray:
+    """Independent features of density .08 with lognormal magnitudes."""
+    rng = np.random.default_rng(seed)
+    return (rng.random((tokens, FEATURES)) < 0.08) * rng.lognormal(0, 0.5, (tokens, FEATURES))
+
+
+def noise(seed: int, tokens: int = TOKENS) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal((tokens, D))
+
+
+DIRECTIONS = unit(RNG.standard_normal((FEATURES, D)))
+DENSE = dense_acts()
+ACTS = FeatureActs.from_dense(DENSE)
+OWN = DENSE @ DIRECTIONS + noise(1)
+
+
+def relative(other_directions: np.ndarray, image: np.ndarray | None = None) -> Effects:
+    """Effects in another model that writes these directions, with noise of its own."""
+    other = DENSE @ other_directions + noise(2)
+    return effects(ACTS, OWN, OWN if image is None else image, other, DOCUMENTS)
+
+
+def test_effects_equal_a_dense_regression_with_the_same_ridge():
+    other = DENSE @ (DIRECTIONS * np.linspace(0, 2, FEATURES)[:, None]) + noise(2)
+    result = effects(ACTS, OWN, OWN, other, DOCUMENTS)
+    x = DENSE.astype(np.float32).astype(np.float64)
+    x = x - x.mean(0)
+    gram = x.T @ x
+    rows = {}
+    for name, y in (("own", OWN), ("other", other)):
+        rows[name] = np.linalg.solve(gram + 1e-3 * np.median(np.diag(gram)) * np.eye(FEATURES), x.T @ (y - y.mean(0)))
+    length = {name: np.linalg.norm(each, axis=1) for name, each in rows.items()}
+    cosine = (rows["own"] * rows["other"]).sum(1) / (length["own"] * length["other"])
+    large = np.arange(FEATURES) > 4  # of the others a squared length is mostly its variance, which is taken off
+    np.testing.assert_allclose(result.strength[large], (length["other"] / length["own"])[large], rtol=2e-3)
+    np.testing.assert_allclose(result.direction[large], cosine[large], atol=2e-3)
+    np.testing.assert_allclose(result.transmission, result.strength * result.direction)
+
+
+def test_errors_are_the_spread_over_other_documents():
+    scales = np.linspace(0.5, 1.5, FEATURES)[:, None]
+    estimates, errors = [], []
+    for seed in range(30):
+        dense = dense_acts(100 + seed, 4000)
+        own, other = dense @ DIRECTIONS + noise(200 + seed, 4000), dense @ (DIRECTIONS * scales) + noise(seed, 4000)
+        result = effects(FeatureActs.from_dense(dense), own, own, other, DOCUMENTS[:4000], seed)
+        estimates.append([result.strength, result.transmission])
+        errors.append([result.strength_error, result.transmission_error])
+    ratio = np.sqrt(np.square(errors).mean((0, 2))) / np.sqrt(np.var(estimates, axis=0, ddof=1).mean(1))
+    np.testing.assert_allclose(ratio, 1, atol=0.15)
+
+
+def test_a_rotation_of_the_other_models_space_is_no_change():
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D)))[0]
+    weight, bias = least_squares(OWN, OWN @ turn)
+    np.testing.assert_allclose(weight, turn, atol=1e-4)
+    result = relative(DIRECTIONS @ turn, OWN @ weight + bias)
+    np.testing.assert_allclose(result.transmission, 1, atol=0.03)
+
+
+def test_scaling_a_feature_gives_its_strength_and_removing_it_no_transmission():
+    edited = DIRECTIONS.copy()
+    edited[3] *= 0.4
+    edited[5] = 0
+    edited[7] = unit(np.random.default_rng(4).standard_normal((1, D)) - DIRECTIONS[7])
+    result = relative(edited)
+    assert result.strength[3] == pytest.approx(0.4, abs=0.02) and result.direction[3] > 0.98
+    assert result.strength[5] < 0.05 and abs(result.transmission[5]) < 0.02
+    cosine = float(edited[7] @ DIRECTIONS[7])
+    assert result.strength[7] == pytest.approx(1, abs=0.02) and result.direction[7] == pytest.approx(cosine, abs=0.03)
+    rest = np.setdiff1d(np.arange(FEATURES), [3, 5, 7])
+    np.testing.assert_allclose(result.transmission[rest], 1, atol=0.03)
+
+
+def test_the_lost_half_of_a_pair_that_fires_together_is_lost():
+    rng = np.random.default_rng(5)
+    dense = DENSE.copy()
+    dense[:, 1] = np.where(rng.random(TOKENS) < 0.85, dense[:, 0] > 0, False) * rng.lognormal(0, 0.5, TOKENS)
+    acts, edited = FeatureActs.from_dense(dense), DIRECTIONS.copy()
+    edited[1] = 0
+    own, other = dense @ DIRECTIONS + noise(1), dense @ edited + noise(2)
+    result = effects(acts, own, own, other, DOCUMENTS)
+    ones = np.ones(FEATURES)
+    follows = np.where(np.arange(FEATURES) == 1, 0.4, 1.0)
+    verdict = judge(result, ones > 0, follows, follows).verdict
+    assert verdict[1] == VERDICTS.index("lost") and (np.delete(verdict, 1) == VERDICTS.index("kept")).all()
+    assert abs(result.transmission[1]) < 0.05
+
+
+def test_a_feature_that_hardly_fires_has_no_effect():
+    dense = DENSE.copy()
+    dense[:, 0] = 0
+    dense[:9, 0] = 1
+    result = effects(FeatureActs.from_dense(dense), OWN, OWN, OWN, DOCUMENTS)
+    assert np.isnan(result.strength[0]) and np.isfinite(result.strength[1:]).all()
+    silent = FeatureActs.from_dense(np.zeros((TOKENS, 3)))
+    assert np.isnan(effects(silent, OWN, OWN, OWN, DOCUMENTS).transmission).all()
+
+
+def test_effects_refuse_samples_that_do_not_fit():
+    with pytest.raises(ValueError, match="give the same"):
+        effects(ACTS, OWN[1:], OWN, OWN, DOCUMENTS)
+    with pytest.raises(ValueError, match="of one document"):
+        effects(ACTS, OWN, OWN, OWN, np.zeros(TOKENS))
+
+
+def test_least_squares_leaves_constant_dimensions_at_zero():
+    x = np.concatenate([OWN, np.full((TOKENS, 1), 3.0)], axis=1)
+    weight, bias = least_squares(x, OWN + 1)
+    np.testing.assert_allclose(weight[-1], 0, atol=1e-9)
+    np.testing.assert_allclose(x @ weight + bias, OWN + 1, atol=1e-3)
+
+
+GROUPS = 16
+T = float(stats.t(GROUPS - 1).ppf(0.95))
+
+
+def judged(
+    strength: float = 1, direction: float = 1, error: float = 0.01, match_r: float = 0.9, map_r: float = 0.9
+) -> str:
+    """The verdict on one feature among forty that are as they were."""
+    many = np.ones(41)
+    s, c = many.copy(), many.copy()
+    s[0], c[0] = strength, direction
+    errors = np.full(41, error)
+    effect = Effects(s, errors, c, errors, s * c, errors, groups=GROUPS)
+    r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
+    return VERDICTS[judge(effect, many > 0, *r).verdict[0]]
+
+
+def test_verdicts_at_their_margins():
+    assert judged() == "kept"
+    assert judged(strength=0.5 + 0.01 * T + 0.001) == "kept" and judged(strength=0.5 + 0.01 * T - 0.001) == "changed"
+    assert judged(strength=2 - 0.01 * T - 0.001) == "kept" and judged(strength=2 - 0.01 * T + 0.001) == "changed"
+    assert judged(direction=0.7 + 0.01 * T + 0.001) == "kept"
+    assert judged(direction=0.7 + 0.01 * T - 0.001) == "changed"
+    assert judged(error=0.4) == "undecided"
+    above, below = KEPT_R + 0.01, CHANGED_R - 0.01
+    assert judged(match_r=above, map_r=0) == "kept" and judged(match_r=np.nan, map_r=above) == "kept"
+    assert judged(match_r=0.55, map_r=0.55) == "undecided" and judged(match_r=below, map_r=below) == "changed"
+    assert judged(strength=0.1, match_r=0, map_r=0) == "lost"
+    assert judged(strength=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "changed"
+    assert judged(strength=1, direction=0, match_r=0, map_r=0) == "changed", "moved in another direction"
+    assert judged(strength=0.1, error=0.2, match_r=0, map_r=0) == "changed", "too uncertain to be lost"
+
+
+def test_what_is_not_stable_or_hardly_fires_is_unstable():
+    value = np.array([1.0, np.nan, 1.0])
+    error = np.full(3, 0.01)
+    effect = Effects(value, error, value, error, value, error, groups=GROUPS)
+    result = judge(effect, np.array([True, True, False]), value, value)
+    assert [VERDICTS[i] for i in result.verdict] == ["kept", "unstable", "unstable"]
+    assert np.isfinite(result.p_lost).tolist() == [True, False, False] and result.scale == 1
+
+
+def test_effects_are_judged_relative_to_those_of_shared_features():
+    value, error = np.full(30, 3.0), np.full(30, 0.01)
+    ones = np.ones(30)
+    result = judge(Effects(value, error, ones, error, value, error, groups=GROUPS), ones > 0, ones, ones)
+    assert result.scale == 3 and (result.verdict == VERDICTS.index("kept")).all()
+
+
+def test_same_r_is_pearson_r_column_by_column():
+    other = np.where(np.random.default_rng(6).random(DENSE.shape) < 0.7, DENSE, 0.0)
+    other[:, 4] = 0
+    r = same_r(ACTS, FeatureActs.from_dense(other))
+    expected = [np.corrcoef(DENSE[:, i], other[:, i])[0, 1] for i in (0, 1, 2)]
+    np.testing.assert_allclose(r[:3], expected, atol=1e-6)
+    assert np.isnan(r[4])
+
+
+def test_a_feature_is_owned_where_enough_of_its_energy_lies():
+    own = FeatureActs.from_dense(np.array([[1.0, 1.0, 0.0, 1.0]]))
+    other = FeatureActs.from_dense(np.array([[0.0, 1.5, 1.0, 1.6]]))
+    assert owned(own, other).tolist() == [True, True, False, False]
+    assert owned(own, other, least=0.25).tolist() == [True, True, False, True]
+
+
+def test_an_interval_holds_its_share_and_those_of_other_seeds():
+    low, high = share_interval(8, 10)
+    assert (low, high) == pytest.approx(stats.binomtest(8, 10).proportion_ci(method="wilson"))
+    assert share_interval(8, 10, (0.2, 0.99)) == (0.2, 0.99) and share_interval(8, 10, (0.7,)) == (low, high)
+    assert share_interval(0, 50)[0] == 0 and share_interval(50, 50)[1] == pytest.approx(1)
+    assert np.isnan(share_interval(0, 0)).all()
