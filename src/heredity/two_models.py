@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heredity.analyses import match
+from heredity.analyses import match, verdicts
 from heredity.analyses.analysis import Aside, Statement
 from heredity.engine.workers import Here, Progress
-from heredity.study import ControlsConfig, Edge, LineageConfig
+from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,12 @@ Model = Any
 """A decoder with its weights, or the folder or hub id of one."""
 
 
+_ONE_SAE = (
+    "One SAE of the parent: which of its features are stable is unknown, so there are no verdicts. Features that one "
+    "SAE has alone look lost or new below; give a second SAE of another seed (controls, --sae-control)."
+)
+
+
 class EdgeResult(NamedTuple):
     """What became of features from a parent to a child."""
 
@@ -33,8 +40,11 @@ class EdgeResult(NamedTuple):
     @property
     def statements(self) -> list[Statement]:
         """Findings in sentences, each with the figures it rests on."""
-        small = {name: rows.to_pylist() for name, rows in self.tables.items() if name not in ("matches", "fates")}
-        return list(match.ANALYSIS.say(small))
+        large = ("matches", "fates", "evidence")
+        small = {name: rows.to_pylist() for name, rows in self.tables.items() if name not in large}
+        if "verdicts" in small:
+            return [*verdicts.ANALYSIS.say(small), *match.ANALYSIS.say(small)]
+        return [Statement("", "note", _ONE_SAE), *match.ANALYSIS.say(small)]
 
     def __str__(self) -> str:
         return "\n".join(statement.text for statement in self.statements)
@@ -60,6 +70,7 @@ def compare(
     *,
     sae_child: SAE | str | Path | None = None,
     controls: Sequence[SAE | str | Path] = (),
+    child_control: SAE | str | Path | None = None,
     tokenizer: Any = None,
     hook_point: str | None = None,
     names: tuple[str, str] = ("parent", "child"),
@@ -69,10 +80,12 @@ def compare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EdgeResult:
-    """Match the features of two models on the same texts, and call what persists, disappears and emerges.
+    """Judge the features of two models on the same texts: kept, changed, lost or new; and match them.
 
     parent, child: decoders, or folders or hub ids of them, that read the same tokens. sae: of the parent; it reads the
-    child as well unless `sae_child` is given. controls: further SAEs of the parent, for the ceiling. texts: strings,
+    child as well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells
+    which features are stable and can be judged, all give the ceiling of matches. child_control: the same of the child,
+    whose features are judged then too. Without controls there are matches and no verdicts. texts: strings,
     such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a folder or hub id.
     hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by evidence.
     Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few texts.
@@ -82,8 +95,12 @@ def compare(
     from heredity.features.collect import Reader
     from heredity.lm.load import state_hash
     from heredity.sae.formats import read_sae
+    from heredity.synthetic import surgery
 
+    if child_control is not None and (sae_child is None or not controls):
+        raise ValueError("child_control: is a second SAE of the child; give sae_child and controls with it")
     given = [sae, sae if sae_child is None else sae_child, *controls]
+    given += [] if child_control is None else [child_control]
     saes = [read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}) for one in given]
     place = hook_point or saes[0][1].get("hook_name")
     if place is None:
@@ -95,12 +112,13 @@ def compare(
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
     for at, ((_, metadata), one) in enumerate(zip(saes, given, strict=True)):
-        owner = states[at == 1 and sae_child is not None]
+        owner = states[(at == 1 and sae_child is not None) or (child_control is not None and at == len(given) - 1)]
         if owner not in (trained_on(metadata) or [owner]):
             wrong = f"SAE {one} was trained on other weights than the model it is given for"
             raise ValueError(f"{wrong}; check the pairing")
     own = [one.to(device()) for one, _ in saes]
-    parent_reader = Reader(on_device(models[0]), place, [own[0], *own[2:]])
+    spare = own[2 : 2 + len(controls)]
+    parent_reader = Reader(on_device(models[0]), place, [own[0], *spare])
     child_reader = Reader(on_device(models[1]), place, [own[1]])
     jobs = Here().job(lambda: parent_reader), Here().job(lambda: child_reader)
     config = ControlsConfig()
@@ -121,8 +139,22 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         rows = match.match_edge(jobs, match.directions_of(own[0], own[1]), sampler, settings, progress)
+        declared = [*match.TABLES]
+        if controls:
+            seconds = [own[-1]] if child_control is not None else spare[:1] if sae_child is None else []
+            readers = {
+                "parent": parent_reader._replace(saes=[own[0], spare[0]]),
+                "child": child_reader._replace(saes=[own[1], *seconds]),
+            }
+            sample = verdicts.sample_of(sampler, tokens)
+            asked = verdicts.VerdictSettings(
+                settings.edge, place, "float32", tokens, context_size, "tokens", ReferencesConfig(), not sae_child, seed
+            )
+            shaken = partial(surgery.shaken, models[0], models[1], seed)
+            rows |= verdicts.rows_of_ends(readers, sample, asked, shaken, progress)
+            declared += verdicts.ANALYSIS.tables
     item = {"instrument": "loaded", "site": place, "edge": settings.edge.name}
-    tables = {table.name: table.check(rows[table.name], **item) for table in match.TABLES}
+    tables = {table.name: table.check(rows[table.name], **item) for table in declared}
     return EdgeResult(tables, match.matches_from(tables))
 
 

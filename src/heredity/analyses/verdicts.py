@@ -10,7 +10,8 @@ for features of other SAE seeds, and as wide as the shares under the two seeds; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from heredity.analyses.plan import Shapes
+    from heredity.engine.workers import Progress
     from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
     from heredity.features.ends import End
     from heredity.features.verdicts import Judged
     from heredity.sae.model import SAE
+    from heredity.text.tokens import BlockSampler
 
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
@@ -173,93 +176,125 @@ def _needs(study: Study, item: Item) -> Needs:
 
 
 def _run(work: Work, settings: VerdictSettings) -> Results:
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    sample = sample_of(sampler, settings.tokens)
+    readers = {
+        end: reader_of(
+            work.inputs[end], list(work.inputs[f"{end}_saes"].values()), settings.hook_point, settings.precision
+        )()
+        for end in ("parent", "child")
+    }
+    shaken = partial(_shaken, work, settings.seed) if settings.references.edit else None
+    return rows_of_ends(readers, sample, settings, shaken, work.progress)
+
+
+class Sample(NamedTuple):
+    """Aligned token blocks: those on which features are judged, and as many more to fit maps on."""
+
+    blocks: np.ndarray  # int64 [blocks, context]
+    fitting: np.ndarray
+    documents: np.ndarray  # int64 [tokens]: the document of each token of `blocks`
+
+
+def sample_of(sampler: BlockSampler, tokens: int) -> Sample:
+    """The first blocks of a sampler's order: so many tokens to judge on, or half of what there is, and as many more."""
+    count = max(2, min(tokens // sampler.context_size, sampler.blocks_per_pass // 2))
+    documents = np.repeat(sampler.documents(0, count), sampler.context_size)
+    return Sample(sampler.take(0, count), sampler.take(count, 2 * count), documents)
+
+
+def rows_of_ends(
+    readers: Mapping[str, Reader],
+    sample: Sample,
+    settings: VerdictSettings,
+    shaken: Callable[[], Any] | None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Rows of all tables of one edge.
+
+    readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged.
+    shaken: makes the parent with a random change of its weights; None leaves this reference out.
+    """
     from heredity.features.ends import agreement, encode, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, share_interval
 
-    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
-    count = max(2, min(settings.tokens // settings.context_size, sampler.blocks_per_pass // 2))
-    blocks, fitting = sampler.take(0, count), sampler.take(count, 2 * count)
-    documents = np.repeat(sampler.documents(0, count), settings.context_size)
-    readers, ends = {}, {}
-    for end in ("parent", "child"):
-        saes = list(work.inputs[f"{end}_saes"].values())
-        readers[end] = reader_of(work.inputs[end], saes, settings.hook_point, settings.precision)()
-        ends[end] = _end(readers[end], blocks, fitting)
-    steps = _counter(work, 4 + sum(settings.references.model_dump().values()))
+    ends = {end: _end(reader, sample) for end, reader in readers.items()}
+    judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
+    steps = _counter(progress, 2 * len(judges) + sum(settings.references.model_dump().values()))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "changed_most")}
     columns: list[dict[str, Any]] = []
-    edited = _edited(work, settings, readers["parent"], blocks, fitting) if settings.references.edit else None
-    reference = None
-    for end, other in (("parent", "child"), ("child", "parent")):
+    usual = None
+    for end, other in judges:
         judged, evidence = [], []
         for seed in (0, 1):
             mine = None
             if settings.one_dictionary:
                 mine = owned(ends[end].acts[seed], encode(ends[end].saes[seed], ends[other].x))
-            judged.append(None)
-            judged[seed], found = judge_end(ends[end], ends[other], seed, documents, settings.seed, mine)
+            verdict, found = judge_end(ends[end], ends[other], seed, sample.documents, settings.seed, mine)
+            judged.append(verdict)
             evidence.append(found)
             steps()
         counts = [tally(one) for one in judged]
-        stable = [max(1, sum(each[name] for name in _COUNTS)) for each in counts]
-        shares = {name: [each[name] / of for each, of in zip(counts, stable, strict=True)] for name in ("kept", "lost")}
         row = {"end": end, "live": int((ends[end].acts[0].firings() > 0).sum()), **counts[0]}
-        row |= {"scale": judged[0].scale, "tokens": len(documents), **agreement(ends[end], judged)}
-        for name, (own, second) in shares.items():
+        row |= {"scale": judged[0].scale, "tokens": len(sample.documents), **agreement(ends[end], judged)}
+        for name in ("kept", "lost"):
+            own, second = (each[name] / max(1, each["stable"]) for each in counts)
             low, high = share_interval(counts[0][name], counts[0]["stable"], (second,) if counts[1]["stable"] else ())
             row |= {f"{name}_share": own, f"{name}_share_low": low, f"{name}_share_high": high}
             row[f"other_seed_{name}"] = second
         rows["verdicts"].append(row)
         if end == "parent":
-            reference = _references(ends, edited, settings, blocks, documents, row, rows["references"], steps)
+            edited = (
+                _end(readers["parent"]._replace(model=shaken(), saes=readers["parent"].saes[1:]), sample)
+                if shaken
+                else None
+            )
+            usual = _references(ends, edited, settings, sample, row, rows["references"], steps)
         words = {name: WORDS[end].get(name, name) for name in NAMES}
-        verdict = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
-        columns.append({"end": [end] * len(verdict), "feature": np.arange(len(verdict)), "verdict": verdict})
+        named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
+        columns.append({"end": [end] * len(named), "feature": np.arange(len(named)), "verdict": named})
         columns[-1] |= evidence[0] | {"p_lost": judged[0].p_lost}
-        rows["changed_most"] += _changed_most(end, columns[-1], judged[0].scale, reference)
-    evidence = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
-    return rows | {"evidence": evidence}
+        rows["changed_most"] += _changed_most(end, columns[-1], judged[0].scale, usual)
+    return rows | {"evidence": {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}}
 
 
-def _counter(work: Work, total: int) -> Callable[[], None]:
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
     done = iter(range(1, total + 1))
-    return lambda: work.progress(next(done, total), total)
+    return lambda: progress(next(done), total) if progress else None
 
 
-def _end(reader: Reader, blocks: np.ndarray, fitting: np.ndarray) -> End:
+def _end(reader: Reader, sample: Sample) -> End:
     from heredity.features.ends import end_of
-
-    return end_of(reader.saes, _read(reader, blocks), _read(reader, fitting))
-
-
-def _read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
     from heredity.lm.activations import activations
 
-    parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
-    return np.concatenate([x.cpu().numpy() for x in parts])
+    def read(blocks: np.ndarray) -> np.ndarray:
+        parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
+        return np.concatenate([x.cpu().numpy() for x in parts])
+
+    return end_of(reader.saes, read(sample.blocks), read(sample.fitting))
 
 
-def _edited(work: Work, settings: VerdictSettings, parent: Reader, blocks: np.ndarray, fitting: np.ndarray) -> End:
-    """The parent with a random change in every tensor that has the norm of the edge's own change there, read by the
-    parent's second SAE alone: an unchanged model's SAE of another seed."""
+def _shaken(work: Work, seed: int) -> Any:
+    """The parent with a random change in every tensor that has the norm of the edge's own change there."""
     from heredity.synthetic.surgery import shaken
 
-    model = shaken(load(work.inputs["parent"]), load(work.inputs["child"]), settings.seed)
-    return _end(parent._replace(model=on_device(model), saes=parent.saes[1:]), blocks, fitting)
+    return on_device(shaken(load(work.inputs["parent"]), load(work.inputs["child"]), seed))
 
 
 def _references(
     ends: dict[str, End],
     edited: End | None,
     settings: VerdictSettings,
-    blocks: np.ndarray,
-    documents: np.ndarray,
+    sample: Sample,
     row: dict[str, Any],
     rows: list[dict[str, Any]],
     steps: Callable[[], None],
 ) -> np.ndarray | None:
-    """Add the verdicts of the reference edges; returns how far effects differ under the random edit."""
+    """Add the verdicts of the reference edges; returns how far effects differ under the random edit.
+
+    edited: the parent under that edit, read by its second SAE alone, as an unchanged model's SAE of another seed.
+    """
     from heredity.features.ends import End, encode, judge_end, tally
     from heredity.features.verdicts import effects, judge, least_squares
 
@@ -279,7 +314,7 @@ def _references(
         steps()
 
     if edited is not None:
-        judged, evidence = judge_end(parent, edited, 0, documents, settings.seed)
+        judged, evidence = judge_end(parent, edited, 0, sample.documents, settings.seed)
         stable = judged.verdict != 4
         differs = np.abs(evidence["transmission"][stable] / judged.scale - 1)
         add("edit", judged)
@@ -287,11 +322,11 @@ def _references(
         books = [_codebook(parent, settings.seed + number) for number in (0, 1)]
         null = End(books, [encode(book, parent.x) for book in books], parent.x, parent.fitting)
         others = End(books, [encode(book, child.x) for book in books], child.x, child.fitting)
-        add("codebook", judge_end(null, others, 0, documents, settings.seed)[0])
+        add("codebook", judge_end(null, others, 0, sample.documents, settings.seed)[0])
     if settings.references.token_identity:
-        acts = _token_identity(blocks)
+        acts = _token_identity(sample.blocks)
         weight, bias = least_squares(parent.fitting, child.fitting)
-        effect = effects(acts, parent.x, parent.x @ weight + bias, child.x, documents, settings.seed)
+        effect = effects(acts, parent.x, parent.x @ weight + bias, child.x, sample.documents, settings.seed)
         same = np.ones(acts.d_sae)  # a token is itself in both models
         add("token identity", judge(effect, same > 0, same, same))
     return differs

@@ -48,7 +48,13 @@ def track(
     out: Annotated[Path, Option("-o", "--out", help="Folder to write matches and counts into.")],
     hook_point: Annotated[str | None, Option(help="Default: the one the parent's SAE names.")] = None,
     sae_control: Annotated[
-        list[Path] | None, Option(help="Another SAE of the parent, for the ceiling. Repeatable.")
+        list[Path] | None,
+        Option(
+            help="Another SAE of the parent, of another seed: needed for verdicts, and for the ceiling. Repeatable."
+        ),
+    ] = None,
+    sae_child_control: Annotated[
+        Path | None, Option(help="Another SAE of the child, of another seed: its features are judged then too.")
     ] = None,
     column: Annotated[str, Option(help=setting(CorpusConfig, "column"))] = "text",
     tokens: Annotated[int, Option(min=1, help=setting(LineageConfig, "tokens"))] = 1_000_000,
@@ -59,7 +65,7 @@ def track(
     context_size: Annotated[int, Option(min=2, help="Tokens per block.")] = 128,
     seed: Annotated[int, Option(help="Seed of the token sample.")] = 0,
 ) -> Result:
-    """Match the features of one edge between existing models and SAEs."""
+    """Judge and match the features of one edge between existing models and SAEs."""
     from heredity.analyses import TABLES
     from heredity.engine.store import whole
     from heredity.text.corpora import documents
@@ -70,7 +76,8 @@ def track(
     # 12 bytes per token is more than any text needs
     source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
     texts = (document.text for document in documents(source, seed, Path.cwd()))
-    ends = {"sae_child": sae_child, "controls": sae_control or (), "hook_point": hook_point, "names": (parent, child)}
+    ends = {"sae_child": sae_child, "controls": sae_control or (), "child_control": sae_child_control}
+    ends |= {"hook_point": hook_point, "names": (parent, child)}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     with watcher() as bars:
         edge = compare(parent, child, sae_parent, texts, **ends, **options, progress=bars.plain("match"))

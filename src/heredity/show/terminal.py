@@ -165,14 +165,14 @@ def print_merge(result: Row) -> None:
 
 def print_edge(result: Row) -> None:
     """`heredity track`."""
-    for table in BY_KIND["match"].tables:
+    for table in (*BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
         if rows := result["tables"].get(table.name):
             names = [column for column in table.brief if column not in ("instrument", "edge")]
             if names or table.name in ("chance", "criteria"):
                 print_table(table, rows, names)
     edge = result["tables"]["edges"][0]
     if edge["ceiling"] is None:
-        say("ceiling not measured: give --sae-control")
+        say("no verdicts and no ceiling: give --sae-control, a second SAE of the parent")
     say(f"{edge['tokens']:,} tokens; written to {result['out']}")
 
 
