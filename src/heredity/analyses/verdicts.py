@@ -115,6 +115,8 @@ EVIDENCE = Table(
         Column("direction_error", "number", "Standard error."),
         Column("transmission", "number", "strength times direction."),
         Column("transmission_error", "number", "Standard error."),
+        Column("remainder", "number", "strength without what stable features of the other model alone carry."),
+        Column("remainder_error", "number", "Standard error."),
         Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
     ),
     large=True,
