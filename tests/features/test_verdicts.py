@@ -119,6 +119,26 @@ def test_the_lost_half_of_a_pair_that_fires_together_is_lost():
     assert abs(result.transmission[1]) < 0.05
 
 
+def test_what_fires_together_in_the_other_model_alone_is_left_out_of_the_remainder():
+    rng = np.random.default_rng(7)
+    edited, new = DIRECTIONS.copy(), rng.standard_normal((1, D))
+    new = unit(new - new @ DIRECTIONS[2] * DIRECTIONS[2])
+    edited[2] = 0
+    fires = ((DENSE[:, 2] > 0) & (rng.random(TOKENS) < 0.9)) * 1.0
+    alone = fires[:, None] * new
+    other = DENSE @ edited + alone + noise(2)
+    result = effects(ACTS, OWN, OWN, other, DOCUMENTS, alone=alone)
+    without = effects(ACTS, OWN, OWN, other, DOCUMENTS)
+    assert result.strength[2] > 0.6 and result.remainder[2] < 0.05
+    np.testing.assert_array_equal(without.remainder, without.strength)
+    np.testing.assert_array_equal(without.strength, result.strength)
+    ones = np.ones(FEATURES)
+    follows = np.where(np.arange(FEATURES) == 2, 0.2, 1.0)
+    for effect, called in ((result, "lost"), (without, "changed")):
+        verdict = judge(effect, ones > 0, follows, follows).verdict
+        assert verdict[2] == VERDICTS.index(called) and (np.delete(verdict, 2) == VERDICTS.index("kept")).all()
+
+
 def test_a_feature_that_hardly_fires_has_no_effect():
     dense = DENSE.copy()
     dense[:, 0] = 0
@@ -155,7 +175,7 @@ def judged(
     s, c = many.copy(), many.copy()
     s[0], c[0] = strength, direction
     errors = np.full(41, error)
-    effect = Effects(s, errors, c, errors, s * c, errors, groups=GROUPS)
+    effect = Effects(s, errors, c, errors, s * c, errors, s, errors, s * np.nan, errors, s * 0 + 1, groups=GROUPS)
     r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
     return VERDICTS[judge(effect, many > 0, *r).verdict[0]]
 
@@ -179,7 +199,7 @@ def test_verdicts_at_their_margins():
 def test_what_is_not_stable_or_hardly_fires_is_unstable():
     value = np.array([1.0, np.nan, 1.0])
     error = np.full(3, 0.01)
-    effect = Effects(value, error, value, error, value, error, groups=GROUPS)
+    effect = Effects(value, error, value, error, value, error, value, error, value, error, np.ones(3), groups=GROUPS)
     result = judge(effect, np.array([True, True, False]), value, value)
     assert [VERDICTS[i] for i in result.verdict] == ["kept", "unstable", "unstable"]
     assert np.isfinite(result.p_lost).tolist() == [True, False, False] and result.scale == 1
@@ -188,7 +208,12 @@ def test_what_is_not_stable_or_hardly_fires_is_unstable():
 def test_effects_are_judged_relative_to_those_of_shared_features():
     value, error = np.full(30, 3.0), np.full(30, 0.01)
     ones = np.ones(30)
-    result = judge(Effects(value, error, ones, error, value, error, groups=GROUPS), ones > 0, ones, ones)
+    result = judge(
+        Effects(value, error, ones, error, value, error, value, error, value, error, ones, groups=GROUPS),
+        ones > 0,
+        ones,
+        ones,
+    )
     assert result.scale == 3 and (result.verdict == VERDICTS.index("kept")).all()
 
 
@@ -214,3 +239,15 @@ def test_an_interval_holds_its_share_and_those_of_other_seeds():
     assert share_interval(8, 10, (0.2, 0.99)) == (0.2, 0.99) and share_interval(8, 10, (0.7,)) == (low, high)
     assert share_interval(0, 50)[0] == 0 and share_interval(50, 50)[1] == pytest.approx(1)
     assert np.isnan(share_interval(0, 0)).all()
+
+
+def test_a_feature_that_others_explain_has_no_effect_of_its_own():
+    rng = np.random.default_rng(8)
+    dense = np.where(rng.random((3_000, 3)) < 0.2, rng.lognormal(0, 0.5, (3_000, 3)), 0).astype(np.float32)
+    dense = np.column_stack([dense, dense[:, 0] + 1e-3 * (dense[:, 0] > 0)])  # a twin of the first
+    x = dense @ rng.normal(size=(4, 6)).astype(np.float32)
+    effect = effects(FeatureActs.from_dense(dense), x, x, x, np.arange(3_000) // 50)
+    assert (effect.apart[[0, 3]] < 0.05).all() and (effect.apart[[1, 2]] > 0.9).all()
+    result = judge(effect, np.ones(4, bool), np.ones(4), np.ones(4))
+    assert [VERDICTS[i] for i in result.verdict] == ["undecided", "kept", "kept", "undecided"]
+    assert np.isnan(result.p_lost[[0, 3]]).all()

@@ -10,11 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
-from heredity.features.verdicts import STABLE, VERDICTS, Judged, effects, judge, least_squares, orthogonal, same_r
+from heredity.features.verdicts import (
+    ALONE,
+    STABLE,
+    VERDICTS,
+    Judged,
+    effects,
+    judge,
+    least_squares,
+    orthogonal,
+    same_r,
+)
 from heredity.sae.model import SAE
 
 _COUNTED = VERDICTS[:4]  # verdicts on stable features
@@ -56,11 +67,27 @@ def judge_end(
     map_r = same_r(acts, encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
     rows = sae.W_dec.detach().cpu().numpy()
     directions = rows, rows @ orthogonal(own.fitting, other.fitting)
-    effect = effects(acts, own.x, own.x @ forth[0] + forth[1], other.x, documents, groups, directions)
+    image, alone = own.x @ forth[0] + forth[1], _alone(own, other)
+    effect = effects(acts, own.x, image, other.x, documents, groups, alone, directions)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
     return judge(effect, (stability > STABLE) & mine, match_r, map_r), evidence
+
+
+def _alone(own: End, other: End) -> np.ndarray | None:
+    """What stable features of the other end that nothing at this end follows add to its activations, float32 [tokens,
+    d]; None without a second SAE there, or without such features."""
+    if len(other.acts) < 2:
+        return None
+    acts, sae = other.acts[0], other.saes[0]
+    follows = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in own.acts])
+    chosen = (correlate(acts, other.acts[1], 1).parent_r[:, 0] > STABLE) & ~(follows > ALONE)
+    if not chosen.any():
+        return None
+    values = np.where(chosen[acts.indices], acts.values, 0)
+    rows = csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
+    return np.asarray(rows @ sae.W_dec.detach().cpu().float().numpy())
 
 
 def tally(judged: Judged) -> dict[str, int]:

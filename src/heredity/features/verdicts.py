@@ -10,7 +10,9 @@ which takes one SAE's word:
   other model over that in its own; `direction` its cosine with the image of the own row under the affine map that fits
   all activations best, so that a change of basis is no change; `transmission` their product. Such a map forgets
   directions that the other model lost; `retained` looks along the feature's own decoder row instead, turned by an
-  orthogonal map: the part of the other model's row that lies along it over the part of its own.
+  orthogonal map: the part of the other model's row that lies along it over the part of its own. Features that only the
+  other model has may fire together with a feature (the child of a new root, half of a new pair) and count as its own,
+  since no regressor stands for them; `remainder` is the strength in what they leave of the other model's activations.
 - map_r: Pearson r of the feature with itself, read by its own encoder from the other model's activations through the
   affine map back.
 - match_r: best r in the SAEs of the other model, the best over their seeds.
@@ -40,17 +42,29 @@ LEVEL = 0.95
 LOST_TRANSMISSION, LOST_STRENGTH, LOST_MATCH = 0.2, 0.6, 0.5
 """A lost feature is followed by no feature of the other model (match_r below the last), and the activations no longer
 move its way (transmission or retained below the first; p-values are doubled for the choice), nor much in any other
-(strength)."""
+(strength, or its remainder, below the second)."""
+ALONE = 0.4
+"""Best r in the SAEs of this model below which a stable feature of the other model is that one's alone. Lower than
+`LOST_MATCH`: a feature that moved must not be taken for one that left and one that came."""
 KEPT_TRANSMISSION, KEPT_DIRECTION, KEPT_R = 0.5, 0.7, 0.6
 """Margins of equivalence: a kept feature has a transmission between this and its inverse, a direction and an r (by map
 or match) above these."""
 CHANGED_TRANSMISSION, CHANGED_DIRECTION, CHANGED_R = 0.6, 0.75, 0.5
 """A feature is changed where it lies outside of these by more than its standard errors."""
+LEAST_APART = 0.05
+"""Share of a feature's variance that other features do not explain, below which no effect can be called its own."""
 _LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _SAME_R, _LEAST_SAME = 0.7, 20  # features that set the scale between both models' activations, and the fewest that can
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
-_PAIRS = {"own": ("own", "own"), "image": ("image", "image"), "other": ("other", "other"), "across": ("image", "other")}
+_BLOCK = 1024  # features whose Gram matrix is made at a time
+_PAIRS = {
+    "own": ("own", "own"),
+    "image": ("image", "image"),
+    "other": ("other", "other"),
+    "across": ("image", "other"),
+    "rest": ("rest", "rest"),
+}
 
 
 class Effects(NamedTuple):
@@ -63,8 +77,11 @@ class Effects(NamedTuple):
     direction_error: np.ndarray
     transmission: np.ndarray
     transmission_error: np.ndarray
+    remainder: np.ndarray
+    remainder_error: np.ndarray
     retained: np.ndarray
     retained_error: np.ndarray
+    apart: np.ndarray  # share of a feature's variance that the other features do not explain
     groups: int  # of documents
 
 
@@ -109,16 +126,20 @@ def effects(
     other: np.ndarray,
     documents: np.ndarray,
     seed: int = 0,
+    alone: np.ndarray | None = None,
     directions: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Effects:
     """Effects of features in another model, relative to their own.
 
     acts: [tokens, d_sae] of an SAE on its own model. own [tokens, d_own], other [tokens, d_other]: activations of both
     models on the same tokens; image [tokens, d_other]: `own` under the affine map that fits `other` best, fitted on
-    other tokens. documents: int [tokens]. directions: the SAE's decoder rows [d_sae, d_own] and their images
-    [d_sae, d_other] under an orthogonal map, for `retained`, which is nan without them. Memory: 8 d_sae² bytes of the
-    features that fire, and 3 · 16 · 128 · 8 of each. Raises ValueError for samples of different length or fewer than
-    two documents.
+    other tokens. documents: int [tokens]. alone [tokens, d_other]: what features that only the other model has add to
+    its activations; None: nothing. directions: the SAE's decoder rows [d_sae, d_own] and their images [d_sae, d_other]
+    under an orthogonal map, for `retained`, which is nan without them.
+
+    On one core 4,096 features of 512 dimensions take about a minute; time grows like d_sae² d. Memory in bytes:
+    8 d_sae² of the features that fire, and about 100,000 for each of them, 4 GiB at 16,384 features, beside copies of
+    the activations. Raises ValueError for samples of different length or fewer than two documents.
     """
     if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
         sizes = ", ".join(str(len(part)) for part in (own, image, other, documents))
@@ -131,16 +152,17 @@ def effects(
     seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
-    gram = (features.T @ features).toarray() - acts.tokens * np.outer(mean, mean)
-    gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram))) if len(seen) else 0.0
-    factor = linalg.cho_factor(gram, lower=True, overwrite_a=True) if len(seen) else None
+    factor, apart = _factor(features, mean) if len(seen) else (None, np.empty(0))
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
     along = {name: np.zeros((count + 1, len(seen))) for name in ("own", "other")}  # the last without no group
+    parts = {"own": own, "image": image, "other": other}
+    if alone is not None:
+        parts["rest"] = other - alone
     for start in range(0, max(own.shape[1], other.shape[1]) if factor else 0, _COLUMNS):
         rows, moved = {}, {}
-        for name, x in (("own", own), ("image", image), ("other", other)):
+        for name, x in parts.items():
             y = x[:, start : start + _COLUMNS].astype(np.float64)[order]
             y -= y.mean(0)
             rows[name] = linalg.cho_solve(factor, features.T @ y)
@@ -155,6 +177,8 @@ def effects(
             part = written[seen, start : start + _COLUMNS]
             along[name] += (rows[name] * part).sum(1)
             along[name][:count] -= (moved[name] * part).sum(2)
+        if alone is None:
+            rows["rest"], moved["rest"] = rows["other"], moved["other"]
         for name, (a, b) in _PAIRS.items():
             products[name] += (rows[a] * rows[b]).sum(1)
             noise[name] += (moved[a] * moved[b]).sum((0, 2))
@@ -165,9 +189,10 @@ def effects(
     least = 1e-12 * np.maximum(products["own"], 1e-30)
 
     def ratios(parts: dict[str, np.ndarray]) -> np.ndarray:
-        at_own, at_image, at_other = (np.maximum(parts[name], least) for name in ("own", "image", "other"))
-        strength, direction = np.sqrt(at_other / at_own), parts["across"] / np.sqrt(at_image * at_other)
-        return np.stack([strength, direction, strength * direction])
+        lengths = (np.sqrt(np.maximum(parts[name], least)) for name in ("own", "image", "other", "rest"))
+        at_own, at_image, at_other, at_rest = lengths
+        strength, direction = at_other / at_own, parts["across"] / (at_image * at_other)
+        return np.stack([strength, direction, strength * direction, at_rest / at_own])
 
     estimates = ratios(free)
     left_out = np.stack([ratios({name: free[name] + without[name][g] for name in _PAIRS}) for g in range(count)])
@@ -175,9 +200,27 @@ def effects(
     estimates = np.concatenate([estimates, retained[-1:]])
     left_out = np.concatenate([left_out, retained[:count, None]], axis=1)
     errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    columns = np.full((8, acts.d_sae), np.nan)
-    columns[:, seen] = np.stack([estimates, errors], axis=1).reshape(8, -1)
+    columns = np.full((11, acts.d_sae), np.nan)
+    columns[:10, seen] = np.stack([estimates, errors], axis=1).reshape(10, -1)
+    columns[10, seen] = apart
     return Effects(*columns, groups=count)
+
+
+def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
+    """Cholesky factor of the features' centered Gram matrix with its ridge, and the share of each feature's variance
+    that the others do not explain: 1 / (Gram_ii (Gram⁻¹)_ii)."""
+    tokens, count = features.shape
+    gram = np.empty((count, count), order="F")
+    transposed = features.T.tocsr()
+    for start in range(0, count, _BLOCK):  # whole, the sparse product takes more than the matrix it becomes
+        block = slice(start, start + _BLOCK)
+        gram[:, block] = (transposed @ features[:, block]).toarray()
+        gram[:, block] -= np.outer(tokens * mean, mean[block])
+    gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram)))
+    own = np.diag(gram).copy()
+    factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)
+    inverse, _ = linalg.lapack.dpotri(factor[0], lower=True)
+    return factor, 1 / (own * np.diag(inverse))
 
 
 def same_r(first: FeatureActs, second: FeatureActs) -> np.ndarray:
@@ -196,14 +239,15 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
 
     stable: bool [d_sae], which features to judge. match_r, map_r: float64 [d_sae], nan where there is none.
     Lost features are discoveries at a false discovery rate of `RATE`; kept is an equivalence within the margins above;
-    changed is outside of them beyond the errors; all else that is stable is undecided.
+    changed is outside of them beyond the errors; all else that is stable is undecided, as are features that others
+    explain but for `LEAST_APART`.
     """
     followed, judged = np.fmax(match_r, map_r), stable & np.isfinite(effect.transmission)
+    alone = effect.apart >= LEAST_APART
     same = judged & (followed > _SAME_R)
     scale = float(np.median(effect.transmission[same])) if same.sum() >= _LEAST_SAME else 1.0
     scale = scale if scale > 0 else 1.0
     transmission, error = effect.transmission / scale, effect.transmission_error / scale
-    strength, strength_error = effect.strength / scale, effect.strength_error / scale
     direction = effect.direction
     t = stats.t(effect.groups - 1)
     margin = float(t.ppf(LEVEL))
@@ -211,8 +255,9 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
         p = t.cdf((transmission - LOST_TRANSMISSION) / error)
         retained, retained_error = effect.retained / scale, effect.retained_error / scale
         p = np.minimum(2 * np.fmin(p, t.cdf((retained - LOST_TRANSMISSION) / retained_error)), 1.0)
-        p = np.fmax(p, t.cdf((strength - LOST_STRENGTH) / strength_error))
-        p = np.where(judged, np.where(match_r > LOST_MATCH, 1.0, p), np.nan)
+        sizes = (effect.strength, effect.strength_error), (effect.remainder, effect.remainder_error)
+        p = np.fmax(p, np.fmin(*(t.cdf((size / scale - LOST_STRENGTH) / (spread / scale)) for size, spread in sizes)))
+        p = np.where(judged & alone, np.where(match_r > LOST_MATCH, 1.0, p), np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
         away, toward = direction + margin * effect.direction_error, direction - margin * effect.direction_error
@@ -221,7 +266,12 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
         changed = (high < CHANGED_TRANSMISSION) | (low > 1 / CHANGED_TRANSMISSION) | (away < CHANGED_DIRECTION)
         changed |= followed < CHANGED_R
     verdict = np.full(len(stable), VERDICTS.index("undecided"), np.int8)
-    for name, chosen in (("changed", changed & ~kept), ("kept", kept), ("lost", lost), ("unstable", ~judged)):
+    for name, chosen in (
+        ("changed", changed & ~kept & alone),
+        ("kept", kept & alone),
+        ("lost", lost),
+        ("unstable", ~judged),
+    ):
         verdict[chosen] = VERDICTS.index(name)
     return Judged(verdict, p, scale)
 
