@@ -1,5 +1,6 @@
 // The page: sections in order, their list, the choice of instrument, the threshold.
 const SAES = { joint: "joint", parent: "continued", independent: "independent" };
+const LABELS = { matches: "by matches" };
 const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "new", sure: "how sure" };
 
 function findings() {
@@ -10,7 +11,7 @@ function findings() {
   // the last child first: what the whole study leads up to; what is no model after that
   const models = GRAPH.map((node) => node.name).filter((name) => names.includes(name)).reverse();
   const lines = (rows) => h("dl", null, rows.map((one, place) => [
-    h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || one.question),
+    h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || LABELS[one.question] || one.question),
     h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))]));
   const more = (title, parts) => (parts.length ? h("details", null, h("summary", null, title), parts) : null);
   const block = (name) => {
