@@ -131,11 +131,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
         yield Statement(
             name,
             "inherited",
-            f"By matches alone, {name} inherited {format.of(live - novel, live)} of its live features{colon}{format.listed(sources)}.",
+            f"By matches alone, {name} inherited {format.of(live - novel, live)} of its live features{colon}"
+            f"{format.listed(sources)}.",
             (f"{live - novel:,} = " + " + ".join(f"{counts[k]:,} {k}" for k in counts if k != "novel"),),
             instrument,
         )
-        text = f"By matches alone, {format.of(novel, live)} of the live features of {name} match nothing in its parents."
+        text = f"By matches alone, {format.of(novel, live)} live features of {name} match nothing in its parents."
         yield Statement(name, "new", text, (f"novel {novel:,} of {live:,} live",), instrument)
 
 

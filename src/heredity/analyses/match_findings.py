@@ -69,7 +69,7 @@ def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Statement:
 
 
 def _new(row: Mapping[str, Any]) -> Statement:
-    text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} emerge: no feature of {row['parent']} matches."
+    text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} emerge, without a match in {row['parent']}."
     return Statement(row["child"], "new", text, (_both(row, "emerge", "child"),), row["instrument"])
 
 

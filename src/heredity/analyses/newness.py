@@ -277,8 +277,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
             child,
             "new",
             f"Of the {row['judged']:,} features that emerge in {child} by matches and fire often enough to judge, "
-            f"{row['new'] - row['turned']:,} are in no direction of the activations of {parent}, {row['turned']:,} only in "
-            f"other directions, and {row['missed']:,} are there as they are, missed by its SAE.",
+            f"{row['new'] - row['turned']:,} are in no direction of the activations of {parent}, {row['turned']:,} "
+            f"only in other directions, and {row['missed']:,} are there as they are, missed by its SAE.",
             mistaken,
             row["instrument"],
         )

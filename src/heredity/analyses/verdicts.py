@@ -433,8 +433,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
                 own,
                 "note",
                 f"only {format.of(stable, row['live'])} live features of {own} are stable (found again by an SAE of "
-                f"another seed), less than {format.percent(FEW_STABLE)}: too few to speak for the model; train its SAEs "
-                "longer, or with smaller batches",
+                f"another seed), less than {format.percent(FEW_STABLE)}: too few to speak for the model; train its "
+                "SAEs longer, or with smaller batches",
                 (),
                 row["instrument"],
             )
@@ -449,8 +449,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
             }
         else:
             texts = {
-                "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}; "
-                f"{row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
+                "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
+                f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
             }
         unstable = (
             f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (an SAE of another seed "

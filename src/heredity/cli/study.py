@@ -87,7 +87,7 @@ def verify(study: StudyArg, runs: Runs = RUNS) -> Result:
 @command()
 def report(
     study: StudyArg,
-    out: Annotated[Path | None, Option("-o", "--out", help="File to write; Markdown goes to stdout by default.")] = None,
+    out: Annotated[Path | None, Option("-o", "--out", help="File to write; default of Markdown: stdout.")] = None,
     format_: Annotated[
         str, Option("--format", help="html, or md: findings, evidence and limits as one text to read whole.")
     ] = "html",
@@ -115,7 +115,8 @@ def gate(
     max_lost: Annotated[str, Option("--max-lost", help="Most that an edge may lose: `5%` or `0.05`.")],
     edge: Annotated[list[str] | None, Option(help="Only this edge: 'base->lua'. Repeatable.")] = None,
     undecided: Annotated[
-        str | None, Option("--undecided", help="pass or fail: what an edge without a verdict does; default: exit code 3.")
+        str | None,
+        Option("--undecided", help="pass or fail: what an edge without a verdict does; default: exit code 3."),
     ] = None,
     by: Annotated[
         str, Option("--by", help="verdicts, or matches: all live features without a match, unstable ones included.")
@@ -140,13 +141,13 @@ def gate(
         raise ValueError(f"--undecided {undecided}: must be pass or fail")
     if by == "verdicts" and relative_to_ceiling:
         raise ValueError(
-            "--relative-to-ceiling: verdicts judge stable features only, so that nothing is divided by a ceiling; leave "
-            "it out, or add --by matches"
+            "--relative-to-ceiling: verdicts judge stable features only, so that nothing is divided by a ceiling; "
+            "leave it out, or add --by matches"
         )
     if by == "verdicts" and sure:
         raise ValueError(
-            "--sure: by verdicts an edge fails only when the whole interval is over the limit; leave it out (--undecided "
-            "pass lets edges pass that the evidence does not decide), or add --by matches"
+            "--sure: by verdicts an edge fails only when the whole interval is over the limit; leave it out "
+            "(--undecided pass lets edges pass that the evidence does not decide), or add --by matches"
         )
     if by == "matches" and undecided:
         raise ValueError("--undecided: by matches no edge is undecided; use --sure, or leave out --by matches")

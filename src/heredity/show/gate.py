@@ -15,7 +15,9 @@ from heredity.analyses.verdicts import FEW_STABLE
 
 _ROUNDING = 1e-9  # a loss of exactly the limit passes, however its quotient is rounded
 _FEWEST = 30  # stable features whose share is held to a limit
+_MANY = 0.1  # share of stable features that the evidence leaves undecided, from which on more tokens help most
 _LONGER = "train the SAEs longer (sae.tokens), so that more of their features are stable"
+_TOKENS = "judge features on more tokens (verdicts.tokens), so that fewer of them are undecided"
 _WORDS = {"pass": "passes", "fail": "FAILS", "undecided": "cannot tell"}
 
 
@@ -74,7 +76,7 @@ def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
     judged |= {"stable": stable, "undecided": row["undecided"]}
     if stable:
         judged |= {"lost": row["lost_share"], "interval": (max(0.0, low), high)}
-    why, mend = "", _LONGER
+    mend = _LONGER
     if stable < FEW_STABLE * max(1, live):
         why = f"only {format.of(stable, live)} live features are stable, less than {format.percent(FEW_STABLE)}"
     elif stable < _FEWEST:
@@ -85,8 +87,7 @@ def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
         return judged | {"verdict": "pass", "why": "", "mend": ""}
     else:
         why = "the interval includes the limit"
-        if row["undecided"] / stable > high - low:  # more features than the interval is wide
-            mend = "judge features on more tokens (verdicts.tokens), so that fewer of them are undecided"
+        mend = _TOKENS if row["undecided"] > _MANY * stable else _LONGER
     return judged | {"verdict": "undecided", "why": why, "mend": mend}
 
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _STUDIED = ("models", "corpora", "merges", "accuracy", "saes")
 _FOUND = ("verdicts", "references", "changed_most", "edges")
+_FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
+_VERDICTS_FIRST = (
+    "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
+    "model. Counts by matches are of all live features."
+)
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure")
 """In the order in which a model's findings are read; others follow."""
 _HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
@@ -43,35 +48,35 @@ def render(run: Run) -> str:
     """The text for a run, as far as it is done: by the study's first instrument."""
     study, first = run.study, run.study.instrument
     rows = {name: _own(table.to_pylist(), first) for name, table in run.tables.items()}
-    shown = [name for name in (*_STUDIED, *_FOUND) if rows.get(name)]
+    studied, found = ([name for name in names if rows.get(name)] for names in (_STUDIED, _FOUND))
     others = [name for name in study.instruments if name != first]
+    made = [f"heredity {__version__}; seed {study.config.seed}; {format.duration(run.seconds)} of work"]
+    made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]
+    made += [f"also measured, in summary.json: {format.listed(others)}"] if others else []
     edges = [f"- {edge.name}: {', '.join(study.common_trace(edge))}" for edge in study.edges]
-    made = f"heredity {__version__}; seed {study.config.seed}; {format.duration(run.seconds)} of work on {machine_of(run)}"
     statements = [one for one in run.statements if one.instrument in (first, "")]
-    notes = dict.fromkeys(one.text for one in statements if one.question == "note")
+    notes = dict.fromkeys(f"- {one.text}" for one in statements if one.question == "note")
     parts = [
-        f"# Study {run.name}: what was inherited, lost and new",
-        f"{made}. SAEs of instrument {first} at `{study.config.hook_point}`"
-        + (f"; also measured, in the other reports: {format.listed(others)}." if others else "."),
+        f"# Study {run.name}: what was inherited, what was lost, what is new, and how sure that is",
+        f"{'; '.join(made)}.",
         "## What was studied",
-        *(_block(name, rows[name]) for name in _STUDIED if name in shown),
-        *(["Edges, with the corpora that both ends have read, on which their features are compared:"] if edges else []),
-        *(["\n".join(edges)] if edges else []),
+        *(_block(name, rows[name]) for name in studied),
+        "### Edges, with the corpora that features are compared on: those that both ends have read" if edges else "",
+        "\n".join(edges),
         "## Findings",
-        "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
-        "model. Counts by matches are of all live features.",
-        *_findings(statements, [name for name in reversed(study.order)]),
+        _VERDICTS_FIRST if "verdicts" in found else "",
+        *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join(f"- {text}" for text in notes) or "The run raised no notes.",
+        "\n".join(notes) or "The run raised no notes.",
         "## Figures",
-        *(_block(name, rows[name]) for name in _FOUND if name in shown),
+        *(_block(name, rows[name]) for name in found),
         "## What the columns mean",
         "A count is followed by its share of the whole in parentheses, and by its interval in brackets.",
-        *_columns(shown),
+        _columns([*studied, *found]),
         "## How figures are made, and what intervals cover",
-        *_definitions(shown),
+        *_definitions(found),
     ]
-    return "\n\n".join("\n".join(map(seen, part.split("\n"))) for part in parts) + "\n"
+    return "\n\n".join("\n".join(map(seen, part.split("\n"))) for part in parts if part) + "\n"
 
 
 def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
@@ -104,9 +109,9 @@ def _block(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def _findings(statements: Sequence[Statement], models: Sequence[str]) -> list[str]:
     """By model, the last child first, as on the page; what is about no model after that."""
     found = [one for one in statements if one.question != "note"]
-    about = dict.fromkeys([name for name in models if any(one.about == name for one in found)])
+    about = [name for name in models if any(one.about == name for one in found)]
     parts = []
-    for name in about | dict.fromkeys(one.about for one in found):
+    for name in dict.fromkeys([*about, *(one.about for one in found)]):
         rows = [one for one in found if one.about == name]
         rows.sort(key=lambda one: _QUESTIONS.index(one.question) if one.question in _QUESTIONS else len(_QUESTIONS))
         parts.append(f"### {name}\n\n" + "\n".join(map(_line, rows)))
@@ -115,23 +120,25 @@ def _findings(statements: Sequence[Statement], models: Sequence[str]) -> list[st
 
 def _line(one: Statement) -> str:
     """A finding with its evidence; that of matches is in the table of edges."""
-    evidence = f" ({'; '.join(one.evidence)})" if one.evidence and one.question != "matches" else ""
+    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question != "matches" else ""
     return f"- {one.question}: {one.text}{evidence}"
 
 
-def _columns(names: Sequence[str]) -> list[str]:
-    """Definitions of the columns of some tables; columns that tables share are defined once."""
-    lines = {
-        f"- {'' if column.name in KEYS else f'{name}: '}*{column.name.replace('_', ' ')}*: {column.doc}": None
-        for name in names
-        for column in TABLES[name].all_columns
-        if column.name in _names(name)
-    }
-    return ["\n".join(sorted(lines, key=lambda line: not line.startswith("- *")))]
+def _columns(names: Sequence[str]) -> str:
+    """Definitions of the columns of some tables; key columns that tables share are defined once."""
+    columns = {name: [one for one in TABLES[name].all_columns if one.name in _names(name)] for name in names}
+    shared = {column.name: column for each in columns.values() for column in each if KEYS.get(column.name) == column}
+    lines = {"all": list(shared.values())}
+    lines |= {name: [column for column in each if column.name not in shared] for name, each in columns.items()}
+    return "\n".join(
+        f"- {name}: " + " ".join(f"*{column.name.replace('_', ' ')}*: {column.doc}" for column in each)
+        for name, each in lines.items()
+        if each
+    )
 
 
 def _definitions(names: Sequence[str]) -> list[str]:
-    """Definitions of the analyses that made some tables of findings."""
-    found = [one for one in ANALYSES if any(table.name in names and table.name in _FOUND for table in one.tables)]
+    """Definitions of the analyses that made some tables."""
+    found = [one for one in ANALYSES if any(table.name in names for table in one.tables)]
     docs = dict.fromkeys(inspect.cleandoc(sys.modules[one.run.__module__].__doc__ or "") for one in found)
     return [re.sub(r"(?<!\n)\n(?!\n)", " ", doc) for doc in docs]
