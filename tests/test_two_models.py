@@ -73,7 +73,7 @@ def test_features_of_an_edge_are_matched_and_called(edge):
 
 def test_findings_are_sentences_and_tables_files(edge, tmp_path):
     assert {statement.question for statement in edge.statements} >= {"inherited", "lost", "new", "sure"}
-    assert str(edge).startswith("child inherited ") and " live features of parent." in str(edge)
+    assert str(edge).startswith("By matches alone (r > ") and " live features of parent persist in child." in str(edge)
     edge.write(tmp_path / "out")
     assert {path.stem for path in (tmp_path / "out").iterdir()} == set(edge.tables)
     assert pq.read_table(tmp_path / "out/matches.parquet").equals(edge.tables["matches"])

@@ -453,8 +453,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
                 f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
             }
         unstable = (
-            f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (an SAE of another seed "
-            "does not find them again) and not judged"
+            f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
+            "SAE of another seed) and not judged"
         )
         for question, text in texts.items():
             yield Statement(child, question, text, (unstable,) if question != "lost" else (), row["instrument"])
