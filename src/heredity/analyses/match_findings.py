@@ -28,14 +28,19 @@ def findings(tables: Tables) -> Iterable[Statement]:
         rare = next(iter(rows_of(tables, "strata", end="parent", stratum="rare", **key)), None)
         merged = row["child"] in merges
         statements = [_inherited(row, paper), _lost(row, rare), _new(row), _sure(row, chance)]
-        judged = any(one["stable"] for one in rows_of(tables, "verdicts", **key))
         counted = f"By matches alone (r > {row['threshold']:.2f}, all live features, unstable ones included): "
         for one in statements:
             if merged and one.question in ("inherited", "new"):  # the flow into a merge answers these
                 continue
-            question = "matches" if judged else one.question
-            yield one._replace(question=question, text=counted + one.text)
+            yield beside_verdicts(one._replace(text=counted + one.text), tables)
         yield from _notes(row, rare)
+
+
+def beside_verdicts(statement: Statement, tables: Tables) -> Statement:
+    """A statement by matches about a child: it answers no question of its own where verdicts on the child do."""
+    verdicts = rows_of(tables, "verdicts", instrument=statement.instrument)
+    judged = any(row["stable"] and row["edge"].endswith(f"->{statement.about}") for row in verdicts)
+    return statement._replace(question="matches") if judged else statement
 
 
 def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> Statement:

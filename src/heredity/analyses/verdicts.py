@@ -417,24 +417,27 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 
 _REFERENCES = {
-    "edit": "{parent} with random changes as large as the edge's own",
+    "edit": "{parent} with random weight changes of the same size",
     "codebook": "an untrained dictionary on this edge",
     "token identity": "token identity on this edge",
 }
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
+    noted = set()
     for row in rows_of(tables, "verdicts"):
         parent, child = row["edge"].split("->")
-        stable, undecided = row["stable"], f"{row['undecided']:,} {'is' if row['undecided'] == 1 else 'are'} undecided"
         own = parent if row["end"] == "parent" else child
-        if stable < FEW_STABLE * max(1, row["live"]):
+        stable = row["stable"]
+        undecided = f"{row['undecided'] or 'none'} {'is' if row['undecided'] == 1 else 'are'} undecided"
+        if stable < FEW_STABLE * max(1, row["live"]) and (own, row["instrument"]) not in noted:
+            noted.add((own, row["instrument"]))
             yield Statement(
                 own,
                 "note",
-                f"only {format.of(stable, row['live'])} live features of {own} are stable (found again by an SAE of "
-                f"another seed), less than {format.percent(FEW_STABLE)}: too few to speak for the model; train its "
-                "SAEs longer, or with smaller batches",
+                f"SAEs of {own} (instrument {row['instrument']}): {format.of(stable, row['live'])} live features are "
+                f"stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too few to "
+                "speak for the model; train them longer, or with smaller batches",
                 (),
                 row["instrument"],
             )

@@ -28,9 +28,11 @@ _FOUND = ("verdicts", "references", "changed_most", "edges")
 _FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
 _VERDICTS_FIRST = (
     "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
-    "model. Counts by matches are of all live features."
+    "model. Kept or inherited: the same feature acts in the other model, within margins of equivalence. Changed: still "
+    "there, but moved, fainter, blurred or split. Lost or new: neither the activations nor any feature of the other "
+    "model follow it. Undecided: the evidence carries none of these. Counts by matches are of all live features."
 )
-_QUESTIONS = ("merge", "inherited", "lost", "new", "sure")
+_QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
 _HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
 _RANKS = 2  # of a ranking
@@ -67,7 +69,9 @@ def render(run: Run) -> str:
         _VERDICTS_FIRST if "verdicts" in found else "",
         *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join(notes) or "The run raised no notes.",
+        "\n".join(
+            [*(notes or ["- The run raised no notes."]), "- What intervals cover, and what not, is told at the end."]
+        ),
         "## Figures",
         *(_block(name, rows[name]) for name in found),
         "## What the columns mean",

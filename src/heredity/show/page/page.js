@@ -46,7 +46,7 @@ function byInstrument() {
   const label_ = "Edges by instrument";
   return [h("h3", null, "By instrument"), plainTable(columns, Object.keys(edgesNow()), { label: label_ }),
     note(Object.keys(edgesNow()).some((name) => MEASURED.some((one) => judgedNow(one, name)))
-      ? "Share of the parent’s stable features that the child kept, and beside it the share that it lost, by verdicts."
+      ? "Share of the parent’s stable features that the child kept, and beside it the share it lost, by verdicts."
       : "Share of the parent’s live features that persist, and beside it that share over the ceiling.")];
 }
 
@@ -118,8 +118,9 @@ const MEASURED = DATA.instruments.filter((name) =>
 const hasEdges = Boolean(DATA.tables.edges);
 const DASHED = "Dashed: models that are stitched to each other.";
 const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
+const FIRST = ["flow", "verdicts"]; // the last of these leads
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
-  .sort((a, b) => (b.kind === "flow") - (a.kind === "flow"))
+  .sort((a, b) => FIRST.indexOf(b.kind) - FIRST.indexOf(a.kind))
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
