@@ -32,8 +32,6 @@ function findings() {
     MEASURED.length > 1 && hasEdges ? byInstrument() : null, DATA.notes.length ? notes : null];
 }
 
-const judgedNow = (instrument, edge) =>
-  rowsOf("verdicts", { instrument, edge, end: "parent" }).find((row) => row.stable);
 function byInstrument() {
   const cell = (one) => (name) => {
     const edge = edgesNow(one)[name];
