@@ -54,7 +54,7 @@ function studyGraph() {
       const name = `${parent}->${node.name}`;
       const [edge, judged] = [edges[name], judgedNow(state.instrument, name)];
       const at = [a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]) + 4];
-      const words = judged ? `${share(judged.kept, judged.stable)} kept`
+      const words = judged ? `${textOf(DATA.tables.verdicts, "kept_share", judged).split(" [")[0]} kept`
         : edge && `${share(edge.persist, edge.parent_live)} persist`;
       if (words) labels.push(label(...at, words, "soft halo", "middle"));
     }
