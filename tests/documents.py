@@ -12,29 +12,19 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.show import summary
+from heredity.show.markdown import table as markdown
 from heredity.synthetic import validation, verdict_proof
 from heredity.tables import Column, Table
 
 Recorded = dict[str, Any]
 MARKED = re.compile(r"<!-- (\w+) ([\w./-]+\.json)((?: \S+?=\S+)*) -->\n(.*?)<!-- end -->", re.DOTALL)
-
-
-def markdown(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
-    """A Markdown table; text columns to the left."""
-    layout = format.laid_out(table, rows, names)
-    lines = [
-        [column.name.replace("_", " ") for column in layout.columns],
-        ["---" if column.kind in ("text", "flag") else "--:" for column in layout.columns],
-        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in layout.cells),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def refreshed(text: str, folder: Path) -> str:

@@ -118,12 +118,30 @@ def test_chosen_features_are_explained(lineage, tmp_path):
         assert message in ask(lineage, "explain", *words, code=2)
 
 
-@pytest.mark.parametrize(("limit", "code"), [("100%", 0), ("0", 1)])
-def test_the_gate_reads_the_edges_of_the_run(lineage, limit, code):
+def test_the_gate_reads_the_verdicts_of_the_run_or_its_matches(lineage):
+    rows = {row["edge"]: row for row in lineage.rows("verdicts", instrument="parent", end="parent")}
+    result = ask(lineage, "gate", "--max-lost", "100%", "--undecided", "pass")
+    assert list(result["edges"]) == list(rows) and set(result) >= {"instrument", "notes"}
+    for name, judged in result["edges"].items():
+        assert judged["stable"] == rows[name]["stable"] and judged["verdict"] in ("pass", "undecided")
+        assert judged["lost"] == (rows[name]["lost_share"] if rows[name]["stable"] else None)
     (edge,) = lineage.rows("edges", instrument="parent", edge="base->sums", rule="evidence")
-    result = ask(lineage, "gate", "--max-lost", limit, code=code)
-    assert set(result) >= {"instrument", "notes"}
+    result = ask(lineage, "gate", "--max-lost", "0", "--by", "matches", code=1)
     assert result["edges"]["base->sums"]["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
+
+
+def test_the_report_in_markdown_goes_to_stdout_or_a_file(lineage, tmp_path):
+    text = command("report", lineage.path, "--runs", lineage.runs, "--format", "md").stdout
+    ask(lineage, "report", "--format", "md", "-o", tmp_path / "r.md")
+    assert (tmp_path / "r.md").read_text() == text == ask(lineage, "report", "--format", "md")["text"]
+    assert text.startswith("# Study s: ") and all(statement.text in text for statement in lineage.run.statements[:3])
+    assert "-o: give the HTML file" in ask(lineage, "report", code=2)
+    assert "--format pdf: must be html or md" in ask(lineage, "report", "--format", "pdf", code=2)
+
+
+def test_the_summary_tells_runs_on_other_text_apart(lineage):
+    rows = summary_of(lineage)["tables"]["corpora"]["rows"]
+    assert len({row["sha256"] for row in rows}) == len(rows) and all(len(row["sha256"]) == 64 for row in rows)
 
 
 def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(lineage, tmp_path):

@@ -26,6 +26,8 @@ SETTINGS = [
     ("lora = {...}", study.LoraConfig),
     ("[tokenizer]", study.TokenizerConfig),
     ("[sae]", study.SAEConfig),
+    ("[verdicts]", study.VerdictsConfig),
+    ("[references]", study.ReferencesConfig),
     ("[lineage]", study.LineageConfig),
     ("[controls]", study.ControlsConfig),
     ("[evaluation]", study.EvaluationConfig),

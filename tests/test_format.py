@@ -16,6 +16,7 @@ from heredity.tables import Column
         ("count", 1517, "1,517"), ("count", None, ""), ("count", math.nan, ""),
         ("share", 0.7412, "74 %"), ("share", 0.0432, "4.3 %"), ("share", 0.05, "5 %"), ("share", 0.0004, "<0.1 %"),
         ("share", 0, "0 %"), ("share", 1, "100 %"), ("share", -0.031, "-3.1 %"),
+        ("share", 0.9953, "99.5 %"), ("share", 0.9999, ">99.9 %"), ("share", -4e-19, "0 %"),
         ("r", 0.81249, "0.812"), ("nats", 2.5, "2.500"), ("degrees", 12.34, "12.3°"),
         ("number", 0.123456, "0.1235"), ("number", 12_345.6, "12,346"), ("number", 3.0, "3"), ("number", 2e-7, "2e-07"),
         ("seconds", 0.25, "0.2 s"), ("seconds", 0, "0 s"), ("seconds", 42.4, "42 s"), ("seconds", 600, "10 min"),

@@ -38,9 +38,11 @@ def value(kind: Kind, given: Any) -> str:
 
 def percent(share: float) -> str:
     """A share as `74 %`, `4.3 %` or `<0.1 %`."""
-    points = 100 * share
+    points = 100 * share if abs(share) > 1e-12 else 0.0  # a zero with an error of rounding has no sign
     if 0 < points < 0.1:
         return "<0.1 %"
+    if 99.5 <= points < 100:  # not all
+        return f"{points:.1f} %" if points < 99.95 else ">99.9 %"
     return f"{points:.1f} %" if abs(points) < 10 and round(points, 1) % 1 else f"{points:.0f} %"
 
 

@@ -272,7 +272,7 @@ def test_findings_answer_each_question_for_every_child(lineage):
     statements = lineage.run.statements
     for question, subjects in {
         "inherited": MODELS[1:], "lost": MODELS[1:], "new": MODELS[1:], "sure": MODELS[1:], "merge": ("both",),
-        "case": ("assignment",), "meaning": (), "kinds": (),
+        "matches": MODELS[1:], "case": ("assignment",), "meaning": (), "kinds": (),
     }.items():  # fmt: skip
         about = {statement.about for statement in statements if statement.question == question}
         assert about >= set(subjects), question

@@ -1,4 +1,5 @@
-"""The gate lets through what stays within the limit, and says how sure it is of what does not."""
+"""The gate lets through what the evidence shows to be within the limit, stops what it shows to be beyond it, and says
+where it cannot tell."""
 
 from __future__ import annotations
 
@@ -11,14 +12,35 @@ import pytest
 from typer.testing import CliRunner
 
 from heredity.analyses.analysis import Statement
+from heredity.analyses.verdicts import FEW_STABLE
 from heredity.cli import app, study
-from heredity.show.gate import judge, limit_of, row_of
+from heredity.show.gate import judge, judge_matches, limit_of, line_of
 
 Row = dict[str, Any]
 
 
+def judged_edge(name: str, lost: float, low: float, high: float, **counts: int) -> Row:
+    """A row of the table `verdicts` of an edge from `base`, of its parent."""
+    row = {"instrument": "parent", "edge": f"base->{name}", "end": "parent"}
+    row |= {"live": 1000, "stable": 600, "undecided": 6} | counts
+    return row | {"lost_share": lost, "lost_share_low": low, "lost_share_high": high}
+
+
+VERDICTS = [
+    judged_edge("good", 0.01, 0.004, 0.02),
+    judged_edge("doubtful", 0.04, 0.03, 0.06),
+    judged_edge("bad", 0.09, 0.07, 0.12),
+]
+
+
+def verdict(row: Row, limit: float = 0.05) -> Row:
+    """Of one edge."""
+    (found,) = judge("s", [row], [row["edge"]], limit)["edges"].values()
+    return found
+
+
 def edge(name: str, persist: int, live: int = 100, ceiling: float | None = 0.9, **intervals: Any) -> Row:
-    """A row of an edge from `base`; intervals: of `persist` or `relative`."""
+    """A row of the table `edges` of an edge from `base`; intervals: of `persist` or `relative`."""
     row = {"instrument": "parent", "rule": "evidence", "edge": f"base->{name}"}
     row |= {"parent_live": live, "persist": persist, "ceiling": ceiling}
     for column, (low, high) in intervals.items():
@@ -26,9 +48,9 @@ def edge(name: str, persist: int, live: int = 100, ceiling: float | None = 0.9, 
     return row
 
 
-def verdict(row: Row, limit: float = 0.05, **options: Any) -> Row:
-    """Of one edge."""
-    (found,) = judge("s", [row], limit, **options)["edges"].values()
+def by_matches(row: Row, limit: float = 0.05, **options: Any) -> Row:
+    """Of one edge, by matches."""
+    (found,) = judge_matches("s", [row], limit, **options)["edges"].values()
     return found
 
 
@@ -56,14 +78,74 @@ def test_other_limits_are_refused_by_name(texts: tuple[str, ...], reason: str):
             limit_of(text)
 
 
-def test_an_edge_passes_up_to_the_limit_and_fails_beyond_it():
+@pytest.mark.parametrize(("limit", "words"), [(0.05, ("pass", "undecided", "fail")), (0.2, ("pass",) * 3)])
+def test_the_whole_interval_decides(limit: float, words: tuple[str, ...]):
+    found = judge("s", VERDICTS, [row["edge"] for row in VERDICTS], limit)
+    assert tuple(one["verdict"] for one in found["edges"].values()) == words
+    assert found["verdict"] == ("fail" if "fail" in words else "pass") and found["passed"] == (words[-1] == "pass")
+    some = judge("s", VERDICTS, [row["edge"] for row in VERDICTS], limit, ["base->doubtful", "base->doubtful"])
+    assert list(some["edges"]) == ["base->doubtful"] and some["verdict"] == words[1]
+
+
+def test_an_interval_that_ends_at_the_limit_passes_and_one_that_begins_there_is_undecided():
+    assert verdict(judged_edge("a", 0.03, 0.01, 0.1 + 0.2), 0.3)["verdict"] == "pass", "whatever the rounding"
+    assert verdict(judged_edge("a", 0.4, 0.1 + 0.2, 0.5), 0.3)["verdict"] == "undecided"
+    assert verdict(judged_edge("a", 0.0, -1e-19, 0.01))["interval"] == (0.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("row", "why", "mend"),
+    [
+        (judged_edge("a", 0.04, 0.03, 0.06), "the interval includes the limit", "sae.tokens"),
+        (judged_edge("a", 0.04, 0.03, 0.06, undecided=100), "the interval includes the limit", "verdicts.tokens"),
+        (
+            judged_edge("a", 0.5, 0.4, 0.6, stable=299),
+            "only 299 of 1,000 (30 %) live features are stable",
+            "sae.tokens",
+        ),
+        (judged_edge("a", 0.0, 0.0, 0.01, stable=299), "only 299 of 1,000", "sae.tokens"),
+        (
+            judged_edge("a", 0.9, 0.8, 1.0, live=40, stable=29),
+            "only 29 features are stable, fewer than 30",
+            "sae.tokens",
+        ),
+    ],
+)
+def test_what_the_evidence_does_not_carry_is_undecided_and_says_what_would_help(row: Row, why: str, mend: str):
+    found = verdict(row)
+    assert found["verdict"] == "undecided" and found["why"].startswith(why) and mend in found["mend"]
+    line = line_of("base->a", found)
+    assert line.startswith("base->a: cannot tell; lost ") and "limit 5 %" in line
+    assert line.endswith(f"{found['why']}; {found['mend']}")
+
+
+def test_an_edge_without_verdicts_or_stable_features_is_undecided():
+    found = judge("s", [], ["base->a"], 0.05)
+    assert found["verdict"] == "undecided" and not found["passed"]
+    assert "loss not measured" in line_of("base->a", found["edges"]["base->a"])
+    nan = float("nan")
+    none = verdict(judged_edge("a", 0.0, nan, nan, stable=0, undecided=0))
+    assert none["interval"] is None and none["verdict"] == "undecided"
+    few = judged_edge("a", 0.0, 0.0, 0.01, stable=round(FEW_STABLE * 1000))
+    assert verdict(few)["verdict"] == "pass", "at the share from which on notes are silent"
+
+
+def test_a_line_says_loss_interval_limit_and_verdict():
+    lines = [line_of(row["edge"], verdict(row)) for row in VERDICTS]
+    assert lines[0] == "base->good: passes; lost 1 % (95 % CI 0.4–2 %) of 600 stable features, 6 undecided; limit 5 %"
+    assert lines[2] == "base->bad: FAILS; lost 9 % (95 % CI 7–12 %) of 600 stable features, 6 undecided; limit 5 %"
+
+
+def test_by_matches_an_edge_passes_up_to_the_limit_and_fails_beyond_it():
     rows = [edge("less", 96), edge("just", 95), edge("more", 94)]
-    found = judge("s", rows, 0.05)
+    found = judge_matches("s", rows, 0.05)
     lost = {"base->less": (0.04, True), "base->just": (0.05, True), "base->more": (0.06, False)}
-    assert {name: (one["lost"], one["passed"]) for name, one in found["edges"].items()} == lost
-    assert not found["passed"] and judge("s", rows[:2], 0.05)["passed"]
-    some = judge("s", rows, 0.05, ["base->just", "base->just"])
-    assert list(some["edges"]) == ["base->just"] and some["passed"], "only those that are asked for, and each once"
+    assert {name: (one["lost"], one["verdict"] == "pass") for name, one in found["edges"].items()} == lost
+    assert found["verdict"] == "fail" and judge_matches("s", rows[:2], 0.05)["verdict"] == "pass"
+    some = judge_matches("s", rows, 0.05, ["base->just", "base->just"])
+    assert list(some["edges"]) == ["base->just"] and some["verdict"] == "pass", (
+        "only those that are asked for, and each once"
+    )
 
 
 @pytest.mark.parametrize("live", [3, 7, 49, 1000, 4096])
@@ -71,9 +153,9 @@ def test_a_loss_of_exactly_the_limit_passes_whatever_the_rounding(live: int):
     for lost in range(0, live + 1, max(1, live // 50)):
         for ceiling in (1.0, 0.9, 0.7):
             row = edge("a", live - lost, live, ceiling)
-            assert verdict(row, lost / live)["passed"]
-            assert verdict(row, max(0.0, 1 - (1 - lost / live) / ceiling), relative=True)["passed"]
-            assert lost == 0 or not verdict(row, (lost - 0.5) / live)["passed"]
+            assert by_matches(row, lost / live)["verdict"] == "pass"
+            assert by_matches(row, max(0.0, 1 - (1 - lost / live) / ceiling), relative=True)["verdict"] == "pass"
+            assert lost == 0 or by_matches(row, (lost - 0.5) / live)["verdict"] == "fail"
 
 
 @pytest.mark.parametrize(
@@ -88,9 +170,9 @@ def test_a_loss_of_exactly_the_limit_passes_whatever_the_rounding(live: int):
 )
 def test_what_cannot_be_judged_is_refused_with_a_way_out(row: Row, options: Row, words: str):
     with pytest.raises(ValueError, match=words):
-        verdict(row, **options)
+        by_matches(row, **options)
     with pytest.raises(ValueError, match="study s has no parent -> child edge"):
-        judge("s", [], 0.05)
+        judge("s", [], [], 0.05)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +188,7 @@ def test_what_cannot_be_judged_is_refused_with_a_way_out(row: Row, options: Row,
     ],
 )
 def test_the_loss_and_its_interval_are_of_all_live_features_or_of_the_ceiling(row, relative, lost, interval):
-    found = verdict(row, relative=relative)
+    found = by_matches(row, relative=relative)
     assert found["lost"] == pytest.approx(lost) and found["interval"] == (interval and pytest.approx(interval))
 
 
@@ -125,57 +207,93 @@ INTERVALS = [
         (True, ("passes (sure)", "passes (not sure)", "passes: over the limit (not sure)", "FAILS (sure)")),
     ],
 )
-def test_a_verdict_is_sure_when_the_whole_interval_stands_on_its_side_of_the_limit(only_sure, words):
-    found = judge("s", INTERVALS, 0.05, only_sure=only_sure)["edges"]
-    assert [row_of(name, one)["verdict"] for name, one in found.items()] == list(words)
-    assert [one["passed"] for one in found.values()] == [word.startswith("passes") for word in words]
-    assert row_of("a", verdict(edge("a", 90)))["verdict"] == "FAILS", "without an interval"
+def test_by_matches_a_verdict_is_sure_when_the_whole_interval_stands_on_its_side_of_the_limit(only_sure, words):
+    found = judge_matches("s", INTERVALS, 0.05, only_sure=only_sure)["edges"]
+    lines = [line_of(name, one) for name, one in found.items()]
+    assert [line.split(": ", 1)[1].split("; ")[0] for line in lines] == list(words)
+    assert [one["verdict"] == "pass" for one in found.values()] == [word.startswith("passes") for word in words]
+    assert line_of("a", by_matches(edge("a", 90))) == "a: FAILS; lost 10 % of live features; limit 5 %"
 
 
 @pytest.fixture
 def command(monkeypatch):
     """The command on made-up edges, as if that study had been run."""
     paper = [row | {"rule": "paper", "persist": 0} for row in INTERVALS]
-    other = [row | {"instrument": "joint", "persist": 0} for row in INTERVALS]
-    table = pa.Table.from_pylist([*INTERVALS, *paper, *other])
+    joint = [row | {"instrument": "joint", "persist": 0} for row in INTERVALS]
+    other = [row | {"end": "child", "lost_share_low": 0.9} for row in VERDICTS]
+    tables = {"edges": [*INTERVALS, *paper, *joint], "verdicts": [*VERDICTS, *other]}
+    edges = [SimpleNamespace(name=row["edge"]) for row in VERDICTS]
     said = [Statement("base", "note", "train longer"), Statement("base", "lost", "much")]
     run = SimpleNamespace(
-        name="s", tables={"edges": table}, study=SimpleNamespace(instrument="parent"), statements=said
+        name="s",
+        tables={name: pa.Table.from_pylist(rows) for name, rows in tables.items()},
+        study=SimpleNamespace(instrument="parent", edges=edges),
+        statements=said,
     )
     monkeypatch.setattr(study, "complete", lambda *_: run)
     environment = {"COLUMNS": "120", "TERM": "dumb", "NO_COLOR": "1"}
     return lambda *words: CliRunner().invoke(app, ["gate", "s.toml", *words], env=environment)
 
 
-def test_exit_codes_are_0_1_and_2(command):
-    assert command("--max-lost", "25%").exit_code == 0
-    assert command("--max-lost", "5%").exit_code == 1
-    assert command("--max-lost", "5 %", "--edge", "base->good", "--edge", "base->doubtful").exit_code == 0
-    assert command("--max-lost", "5%", "--sure", "--edge", "base->bad").exit_code == 0
-    wrong = command("--max-lost", "-5%")
-    assert wrong.exit_code == 2 and "--max-lost -5%: is negative" in wrong.stderr and not wrong.stdout
+DOUBTFUL = ("--max-lost", "5%", "--edge", "base->doubtful")
 
 
-def test_the_table_names_edge_loss_limit_and_verdict(command):
-    rows = command("--max-lost", "5%").stdout.splitlines()
-    (worse,) = [row.split("  ") for row in rows if "base->worse" in row]
-    assert "(instrument parent)" in rows[0] and rows[-1] == "Note: train longer"
-    words = [word.strip() for word in worse if word.strip()]
-    assert words == ["base->worse", "20 % [15–25 %]", "5 %", "FAILS (sure)"]
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--max-lost", "25%"), 0),
+        (("--max-lost", "5%"), 1),
+        (("--max-lost", "5%", "--undecided", "pass"), 1),
+        (DOUBTFUL, 3),
+        ((*DOUBTFUL, "--undecided", "pass"), 0),
+        ((*DOUBTFUL, "--undecided", "fail"), 1),
+        ((*DOUBTFUL, "--by", "matches"), 0),
+        (("--by", "matches", "--max-lost", "5%"), 1),
+        (("--by", "matches", "--max-lost", "5%", "--sure", "--edge", "base->bad"), 0),
+    ],
+)
+def test_exit_codes(command, words, code):
+    assert command(*words).exit_code == code
+    result = command(*words, "--json")
+    assert result.exit_code == code and json.loads(result.stdout)["passed"] == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-lost", "-5%"), "--max-lost -5%: is negative"),
+        ((*DOUBTFUL, "--by", "energy"), "--by energy: must be verdicts or matches"),
+        ((*DOUBTFUL, "--undecided", "maybe"), "--undecided maybe: must be pass or fail"),
+        ((*DOUBTFUL, "--sure"), "--sure: by verdicts an edge fails only when the whole interval is over the limit"),
+        ((*DOUBTFUL, "--relative-to-ceiling"), "--relative-to-ceiling: verdicts judge stable features only"),
+        ((*DOUBTFUL, "--by", "matches", "--undecided", "pass"), "--undecided: by matches no edge is undecided"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name_with_what_replaces_them(command, words, message):
+    wrong = command(*words)
+    assert wrong.exit_code == 2 and message in wrong.stderr and not wrong.stdout
+
+
+def test_every_edge_has_a_line_and_notes_follow(command):
+    lines = command("--max-lost", "5%").stdout.splitlines()
+    assert lines[0] == "Stable features of the parent, by verdicts (instrument parent)"
+    assert [line.partition(":")[0] for line in lines[1:4]] == [row["edge"] for row in VERDICTS]
+    assert lines[4:] == ["Note: train longer"]
 
 
 def test_json_is_one_object(command):
-    result = command("--max-lost", "0.05", "--sure", "--json")
-    found = json.loads(result.stdout)
-    assert result.exit_code == 1
+    found = json.loads(command(*DOUBTFUL, "--json").stdout)
     assert {name: value for name, value in found.items() if name != "edges"} == {
         "study": "s",
         "instrument": "parent",
-        "notes": ["train longer"],
+        "by": "verdicts",
+        "verdict": "undecided",
         "passed": False,
         "max_lost": 0.05,
-        "relative_to_ceiling": False,
-        "only_sure": True,
+        "undecided": None,
+        "notes": ["train longer"],
     }
-    numbers = {"lost": pytest.approx(0.06), "limit": 0.05, "interval": pytest.approx([0.03, 0.09])}
-    assert found["edges"]["base->bad"] == numbers | {"passed": True, "sure": False}
+    numbers = {"lost": 0.04, "interval": [0.03, 0.06], "limit": 0.05, "stable": 600, "undecided": 6}
+    words = {"verdict": "undecided", "why": "the interval includes the limit"}
+    edge = found["edges"]["base->doubtful"]
+    assert edge == {**numbers, **words, "mend": edge["mend"]}

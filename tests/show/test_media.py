@@ -16,9 +16,8 @@ from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.analyses.plan import PLAN_TABLES
 from heredity.show import export, page, summary, terminal
-from heredity.show.gate import GATE
 
-DECLARED = {table.name: table for table in (*TABLES.values(), *PLAN_TABLES, GATE)}
+DECLARED = {table.name: table for table in (*TABLES.values(), *PLAN_TABLES)}
 
 
 @pytest.fixture(params=DECLARED)

@@ -250,25 +250,28 @@ def _paths(edges: list[Edge], matches: Mapping[tuple[str, str], Matches]) -> Ite
 
 
 def _say(tables: Tables) -> list[Statement]:
-    """Groups whose share among persisting features differs from that among lost ones, the interval clear of zero."""
-    statements = []
+    """Groups whose share among persisting features differs from that among disappearing ones, the interval clear of
+    zero: one statement per edge for those that persist more often, one for those that persist less often."""
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in rows_of(tables, "group_gaps"):
-        if row["gap_low"] is None or row["gap_low"] <= 0 <= row["gap_high"]:
-            continue
-        more, child = ("more" if row["gap"] > 0 else "less"), row["edge"].split("->")[1]
+        if row["gap_low"] is not None and not row["gap_low"] <= 0 <= row["gap_high"]:
+            more = "more" if row["gap"] > 0 else "less"
+            found.setdefault((row["instrument"], row["edge"], more), []).append(row)
+    statements = []
+    for (instrument, edge, more), rows in found.items():
+        groups = [
+            f"{row['class']} ({format.percent(row['persist'])} of persisting, {format.percent(row['disappear'])} of "
+            "disappearing)"
+            for row in rows
+        ]
+        gaps = [
+            f"{row['class']} {100 * row['gap']:.1f} ({100 * row['gap_low']:.1f} to {100 * row['gap_high']:.1f})"
+            for row in rows
+        ]
+        text = f"Along {edge}, by matches, some groups of features persist {more} often than others: "
+        evidence = f"gaps in points, with CIs (bootstrap over features): {', '.join(gaps)}"
         statements.append(
-            Statement(
-                child,
-                "kinds",
-                f"Along {row['edge']}, features of the group {row['class']} persist {more} often than others: "
-                f"{format.percent(row['persist'])} of persisting and {format.percent(row['disappear'])} of lost "
-                "features belong to it.",
-                (
-                    f"gap {100 * row['gap']:.1f} points, CI {100 * row['gap_low']:.1f} to {100 * row['gap_high']:.1f}, "
-                    "bootstrap over features",
-                ),
-                row["instrument"],
-            )
+            Statement(edge.split("->")[1], "kinds", f"{text}{format.listed(groups)}.", (evidence,), instrument)
         )
     return statements
 

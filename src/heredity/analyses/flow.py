@@ -15,6 +15,7 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
 from heredity.analyses.match import read_matches, threshold_of
+from heredity.analyses.match_findings import beside_verdicts
 from heredity.analyses.sample import instrument_items, match_needs
 from heredity.engine.stage import Work
 from heredity.study import Edge, Study
@@ -128,15 +129,17 @@ def _say(tables: Tables) -> Iterable[Statement]:
         words["emerged_in_both"] = f"are in both parents, but not in {start}"
         sources = [f"{counts[key]:,} {text}" for key, text in words.items() if counts.get(key)]
         colon = ": " if sources else ""
-        yield Statement(
+        inherited = Statement(
             name,
             "inherited",
-            f"{name} inherited {format.of(live - novel, live)} of its live features{colon}{format.listed(sources)}.",
+            f"By matches alone, {name} inherited {format.of(live - novel, live)} of its live features{colon}"
+            f"{format.listed(sources)}.",
             (f"{live - novel:,} = " + " + ".join(f"{counts[k]:,} {k}" for k in counts if k != "novel"),),
             instrument,
         )
-        text = f"{format.of(novel, live)} of the live features of {name} match nothing in its parents."
-        yield Statement(name, "new", text, (f"novel {novel:,} of {live:,} live",), instrument)
+        text = f"By matches alone, {format.of(novel, live)} live features of {name} match nothing in its parents."
+        novelty = Statement(name, "new", text, (f"novel {novel:,} of {live:,} live",), instrument)
+        yield from (beside_verdicts(one, tables) for one in (inherited, novelty))
 
 
 def _start(parents: Mapping[str, list[str]], name: str) -> str:

@@ -19,6 +19,7 @@ def own_rows(tables: Tables) -> list[Mapping[str, Any]]:
 
 
 def findings(tables: Tables) -> Iterable[Statement]:
+    """What matches count. Where an edge has verdicts, these come first, and this is what stands beside them."""
     merges = {row["model"] for row in rows_of(tables, "merges")}
     for row in own_rows(tables):
         key = {name: row[name] for name in KEY}
@@ -26,14 +27,20 @@ def findings(tables: Tables) -> Iterable[Statement]:
         chance = next(iter(rows_of(tables, "chance", **key)), None)
         rare = next(iter(rows_of(tables, "strata", end="parent", stratum="rare", **key)), None)
         merged = row["child"] in merges
-        if not merged:
-            yield _inherited(row, paper)
-        yield _lost(row, rare, merged)
-        if not merged:
-            text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} have no match in {row['parent']}."
-            yield Statement(row["child"], "new", text, (_both(row, "emerge", "child"),), row["instrument"])
-        yield _sure(row, chance)
+        statements = [_inherited(row, paper), _lost(row, rare), _new(row), _sure(row, chance)]
+        counted = f"By matches alone (r > {row['threshold']:.2f}, all live features, unstable ones included): "
+        for one in statements:
+            if merged and one.question in ("inherited", "new"):  # the flow into a merge answers these
+                continue
+            yield beside_verdicts(one._replace(text=counted + one.text), tables)
         yield from _notes(row, rare)
+
+
+def beside_verdicts(statement: Statement, tables: Tables) -> Statement:
+    """A statement by matches about a child: it answers no question of its own where verdicts on the child do."""
+    verdicts = rows_of(tables, "verdicts", instrument=statement.instrument)
+    judged = any(row["stable"] and row["edge"].endswith(f"->{statement.about}") for row in verdicts)
+    return statement._replace(question="matches") if judged else statement
 
 
 def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> Statement:
@@ -43,28 +50,32 @@ def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> State
         f"{threshold_words(row)}, over {row['tokens']:,} tokens",
         *_paper(row, paper),
     ]
-    text = f"{row['child']} inherited {_of(row, 'persist', 'parent')} live features of {row['parent']}."
+    text = f"{_of(row, 'persist', 'parent')} live features of {row['parent']} persist in {row['child']}."
     return Statement(row["child"], "inherited", text, tuple(evidence), row["instrument"])
 
 
-def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None, merged: bool) -> Statement:
-    opening = f"Of the live features of {row['parent']}, {row['child']}" if merged else row["child"]
+def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Statement:
     noise = ""
     if row["ceiling"] is not None and row["disappear"]:
         expected = round((1 - row["ceiling"]) * row["parent_live"])
         if row["one_dictionary"]:
-            noise = "; an unchanged model loses none"
+            noise = "; none would in an unchanged model"
         elif expected >= row["disappear"]:
-            noise = ", no more than a second SAE of the same model loses"
+            noise = ", no more than between two SAEs of the same model"
         else:
-            noise = f"; {expected:,} would look lost between two SAEs of the same model"
+            noise = f"; {expected:,} would between two SAEs of the same model"
     evidence = [_both(row, "disappear", "parent")]
     if rare and rare["features"] > rare["matched"]:
         evidence.append(
             f"{rare['features'] - rare['matched']:,} of these fire on fewer than 30 tokens, too few to be sure"
         )
-    text = f"{opening} lost {_of(row, 'disappear', 'parent')}{noise}."
+    text = f"{_of(row, 'disappear', 'parent')} live features of {row['parent']} disappear in {row['child']}{noise}."
     return Statement(row["child"], "lost", text, tuple(evidence), row["instrument"])
+
+
+def _new(row: Mapping[str, Any]) -> Statement:
+    text = f"{_of(row, 'emerge', 'child')} live features of {row['child']} emerge, without a match in {row['parent']}."
+    return Statement(row["child"], "new", text, (_both(row, "emerge", "child"),), row["instrument"])
 
 
 def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement:
@@ -72,14 +83,14 @@ def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement
     share = format.percent(row["persist"] / live) if live else "nothing"
     floor = "" if row["floor"] is None else f"; by chance alone it would be {format.percent(row['floor'])}"
     if row["ceiling"] is None:
-        text = f"No second SAE of {parent} was trained: how much of the loss is the instrument's is unknown{floor}."
+        text = f"no second SAE of {parent} was trained: how much of the loss is the instrument's is unknown{floor}."
     elif row["one_dictionary"]:
         text = (
             f"{share} of {parent} persists in {child}, where an unchanged model keeps everything: one SAE reads both "
             f"models, so the ceiling is 1 by construction{floor}."
         )
     elif row["ceiling"] <= 0:
-        text = f"Two SAEs of {parent} share no feature at this threshold: the instrument cannot tell{floor}."
+        text = f"two SAEs of {parent} share no feature at this threshold: the instrument cannot tell{floor}."
     else:
         reach = min(row["relative"], 1.0)
         ends = (

@@ -46,6 +46,7 @@ MODELS = Table(
         Column("parameters", "count", "Parameters, tied ones counted once."),
         Column("tokens", "count", "Tokens it was trained on in this study; 0 for a merge or a loaded model."),
     ),
+    brief=("model", "kind", "parents", "parameters", "tokens"),
 )
 MERGES = Table(
     "merges",

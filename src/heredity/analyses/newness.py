@@ -23,6 +23,7 @@ import numpy as np
 
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.match import KEY, edge_items, read_matches, threshold_of
+from heredity.analyses.match_findings import beside_verdicts
 from heredity.analyses.reading import reader_of, sampler_of
 from heredity.analyses.sae import encode_flops, expected_l0, sae_need
 from heredity.analyses.text import tokens_needs
@@ -269,19 +270,16 @@ def _say(tables: Tables) -> Iterable[Statement]:
         parent, child = row["edge"].split("->")
         same = rows_of(tables, "newness", fate="inherited", **{name: row[name] for name in KEY})[0]
         mistaken = (
-            (f"of inherited features the test calls {same['new']:,} of {same['judged']:,} new",)
+            f"; the same test calls {same['new']:,} of {same['judged']:,} inherited features new"
             if same["judged"]
-            else ()
+            else ""
         )
-        yield Statement(
-            child,
-            "new",
-            f"Of the {row['judged']:,} features that emerged in {child} and fire often enough to judge, "
-            f"{row['new'] - row['turned']:,} are in no direction of {parent}'s activations, {row['turned']:,} only in "
-            f"other directions, and {row['missed']:,} are there as they are, missed by its SAE.",
-            mistaken,
-            row["instrument"],
+        text = (
+            f"Of the {row['judged']:,} features that emerge in {child} by matches and fire often enough to judge, "
+            f"{row['new'] - row['turned']:,} are in no direction of the activations of {parent}, {row['turned']:,} "
+            f"only in other directions, and {row['missed']:,} are there as they are, missed by its SAE{mistaken}."
         )
+        yield beside_verdicts(Statement(child, "new", text, (), row["instrument"]), tables)
 
 
 ANALYSIS = Analysis(

@@ -10,7 +10,7 @@ for features of other SAE seeds, and as wide as the shares under the two seeds; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
 _LISTED = 10  # features in the ranking of what changed most
-_FEW_STABLE = 0.3  # share of live features below which verdicts speak of too few
+FEW_STABLE = 0.3
+"""Share of live features below which too few are stable for a verdict on the model."""
 _LEAST_FIRINGS = 30  # of a token that counts as a feature
 _COUNTS = ("kept", "changed", "lost", "undecided")
 
@@ -391,39 +392,75 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     return Cost(6 * tokens, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
 
 
+_REFERENCES = {
+    "edit": "{parent} with random weight changes of the same size",
+    "codebook": "an untrained dictionary on this edge",
+    "token identity": "token identity on this edge",
+}
+
+
 def _say(tables: Tables) -> Iterable[Statement]:
+    noted = set()
     for row in rows_of(tables, "verdicts"):
         parent, child = row["edge"].split("->")
-        own, other = (parent, child) if row["end"] == "parent" else (child, parent)
-        question = "lost" if row["end"] == "parent" else "new"
-        key = {name: row[name] for name in KEY}
-        if row["stable"] < _FEW_STABLE * max(1, row["live"]):
+        own = parent if row["end"] == "parent" else child
+        stable = row["stable"]
+        undecided = f"{row['undecided'] or 'none'} {'is' if row['undecided'] == 1 else 'are'} undecided"
+        if stable < FEW_STABLE * max(1, row["live"]) and (own, row["instrument"]) not in noted:
+            noted.add((own, row["instrument"]))
             yield Statement(
                 own,
                 "note",
-                f"Only {format.of(row['stable'], row['live'])} live features of {own}'s SAE are stable between seeds: "
-                "too few to speak for the model. Train its SAEs longer, or with smaller batches.",
+                f"SAEs of {own} (instrument {row['instrument']}): {format.of(stable, row['live'])} live features are "
+                f"stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too few to "
+                "speak for the model; train them longer, or with smaller batches",
                 (),
                 row["instrument"],
             )
-        if not row["stable"]:
+        if not stable:
             continue
-        kept, lost = (WORDS[row["end"]].get(name, name) for name in ("kept", "lost"))
-        interval = format.interval("share", row["lost_share_low"], row["lost_share_high"])
-        text = (
-            f"Of {row['stable']:,} stable features of {own}, {row['kept']:,} are {kept}, {row['changed']:,} changed, "
-            f"{format.of(row['lost'], row['stable'])} {lost} {'in' if row['end'] == 'parent' else 'to'} {other} "
-            f"(95 % CI {interval}, over SAE seeds and features); {row['undecided']:,} are undecided."
-        )
-        evidence = [f"{row['live'] - row['stable']:,} of {row['live']:,} live features are unstable, in no share"]
-        if row["pairs"]:
-            evidence.append(f"under another SAE seed {format.value('share', row['agreement'])} have the same verdict")
+        lost = f"({_share(row, 'lost')})"
         if row["end"] == "parent":
-            evidence += [
-                f"reference {one['reference']}: {one['kept']:,} kept, {one['lost']:,} lost of {one['stable']:,}"
-                for one in rows_of(tables, "references", **key)
-            ]
-        yield Statement(child, question, text, tuple(evidence), row["instrument"])
+            texts = {
+                "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
+                f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
+                "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
+            }
+        else:
+            texts = {
+                "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
+                f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
+            }
+        unstable = (
+            f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
+            "SAE of another seed) and not judged"
+        )
+        for question, text in texts.items():
+            yield Statement(child, question, text, (unstable,) if question != "lost" else (), row["instrument"])
+        if row["end"] == "parent":
+            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in KEY}))
+
+
+def _share(row: Mapping[str, Any], verdict: str) -> str:
+    """`0.5 %, 95 % CI 0.1–1.2 % over SAE seeds and features`."""
+    share, low, high = (row[f"{verdict}_share{end}"] for end in ("", "_low", "_high"))
+    return f"{format.percent(share)}, 95 % CI {format.interval('share', low, high)} over SAE seeds and features"
+
+
+def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> Iterable[Statement]:
+    """Agreement between SAE seeds, and the same verdicts where the answer is known."""
+    parent, child = row["edge"].split("->")
+    text = f"No feature of {parent} was judged under two SAE seeds, so that their agreement is unknown."
+    if row["pairs"]:
+        same = f"{format.percent(row['agreement'])} of {row['pairs']:,} features of {parent}"
+        text = f"Judged with SAEs of another seed, {same} get the same verdict in {child}."
+    known = [
+        f"reference, {_REFERENCES[one['reference']].format(parent=parent)}: {format.of(one['kept'], one['stable'])} "
+        f"kept, {one['lost']:,} lost"
+        for one in references
+    ]
+    if row["pairs"] or known:
+        yield Statement(child, "sure", text, tuple(known), row["instrument"])
 
 
 ANALYSIS = Analysis(

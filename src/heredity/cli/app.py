@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
     value: object  # printed as JSON under --json
     show: Callable[[], object]  # prints it for people
-    passed: bool = True  # exit code 1 otherwise
+    code: int = 0  # exit code
 
 
 def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
@@ -76,13 +76,13 @@ def command(name: str | None = None, hidden: bool = False) -> Callable[[Callable
         @functools.wraps(work)
         def run(*, as_json: bool, debug: bool, **options: Any) -> None:
             with errors(debug):
-                value, show, passed = work(**options)
+                value, show, code = work(**options)
                 if as_json:
                     typer.echo(json.dumps(value, allow_nan=False))
                 else:
                     show()
-                if not passed:
-                    raise typer.Exit(1)
+                if code:
+                    raise typer.Exit(code)
 
         signature, only = inspect.signature(work, eval_str=True), inspect.Parameter.KEYWORD_ONLY
         shared = {"as_json": _JSON, "debug": _DEBUG}

@@ -106,4 +106,4 @@ def explain(
     with watcher() as bars:
         progress = bars.plain("estimate" if estimate else "explain")
         result = work(run_of(study, runs, set_), which, ask, out, progress)
-    return Result(result, lambda: text().print_explained(result), passed=result.get("complete", True))
+    return Result(result, lambda: text().print_explained(result), int(not result.get("complete", True)))

@@ -81,20 +81,31 @@ def verify(study: StudyArg, runs: Runs = RUNS) -> Result:
         raise ValueError(f"{runs / loaded.name} holds no artifacts; run the study first")
     damage = {str(folder): lines for folder in folders if (lines := faults(folder))}
     result = {"study": loaded.name, "artifacts": len(folders), "damaged": damage}
-    return Result(result, lambda: text().print_verified(len(folders), damage), passed=not damage)
+    return Result(result, lambda: text().print_verified(len(folders), damage), int(bool(damage)))
 
 
 @command()
 def report(
     study: StudyArg,
-    out: Annotated[Path, Option("-o", "--out", help="HTML file to write.")],
+    out: Annotated[Path | None, Option("-o", "--out", help="File to write; default of Markdown: stdout.")] = None,
+    format_: Annotated[
+        str, Option("--format", help="html, or md: findings, evidence and limits as one text to read whole.")
+    ] = "html",
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
-    """Write the one-file HTML report of a study that has been run."""
-    from heredity.show import page
+    """Write the report of a study that has been run, as one HTML page or one Markdown text."""
+    from heredity.show import markdown, page
 
-    page.write(complete(study, runs, set_), out)
+    if format_ not in ("html", "md"):
+        raise ValueError(f"--format {format_}: must be html or md")
+    if out is None and format_ == "html":
+        raise ValueError("-o: give the HTML file to write, or --format md, which goes to stdout")
+    done = complete(study, runs, set_)
+    if out is None:
+        content = markdown.render(done)
+        return Result({"report": None, "text": content}, lambda: typer.echo(content, nl=False))
+    (page if format_ == "html" else markdown).write(done, out)
     return Result({"report": str(out)}, lambda: typer.echo(out))
 
 
@@ -102,25 +113,59 @@ def report(
 def gate(
     study: StudyArg,
     max_lost: Annotated[str, Option("--max-lost", help="Most that an edge may lose: `5%` or `0.05`.")],
-    relative_to_ceiling: Annotated[
-        bool, Option("--relative-to-ceiling", help="Count only what is lost beyond the ceiling.")
-    ] = False,
     edge: Annotated[list[str] | None, Option(help="Only this edge: 'base->lua'. Repeatable.")] = None,
-    sure: Annotated[bool, Option("--sure", help="Fail only when the whole interval is over the limit.")] = False,
+    undecided: Annotated[
+        str | None,
+        Option("--undecided", help="pass or fail: what an edge without a verdict does; default: exit code 3."),
+    ] = None,
+    by: Annotated[
+        str, Option("--by", help="verdicts, or matches: all live features without a match, unstable ones included.")
+    ] = "verdicts",
+    relative_to_ceiling: Annotated[
+        bool, Option("--relative-to-ceiling", help="By matches: count only what is lost beyond the ceiling.")
+    ] = False,
+    sure: Annotated[
+        bool, Option("--sure", help="By matches: fail only when the whole interval is over the limit.")
+    ] = False,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
-    """Hold the loss of features along the edges of a study that has been run to a limit. Exit code 1 beyond it."""
-    from heredity.show.gate import judge, limit_of
+    """Hold the share of stable parent features that edges lose to a limit, in a study that has been run. Exit code 0:
+    every edge is within the limit; 1: an edge is over it; 3: the evidence cannot tell."""
+    from heredity.show.gate import judge, judge_matches, limit_of
 
     limit = limit_of(max_lost)
+    if by not in ("verdicts", "matches"):
+        raise ValueError(f"--by {by}: must be verdicts or matches")
+    if undecided not in (None, "pass", "fail"):
+        raise ValueError(f"--undecided {undecided}: must be pass or fail")
+    if by == "verdicts" and relative_to_ceiling:
+        raise ValueError(
+            "--relative-to-ceiling: verdicts judge stable features only, so that nothing is divided by a ceiling; "
+            "leave it out, or add --by matches"
+        )
+    if by == "verdicts" and sure:
+        raise ValueError(
+            "--sure: by verdicts an edge fails only when the whole interval is over the limit; leave it out "
+            "(--undecided pass lets edges pass that the evidence does not decide), or add --by matches"
+        )
+    if by == "matches" and undecided:
+        raise ValueError("--undecided: by matches no edge is undecided; use --sure, or leave out --by matches")
     done = complete(study, runs, set_)
-    edges = done.tables["edges"].to_pylist() if "edges" in done.tables else []
-    own = [row for row in edges if row["instrument"] == done.study.instrument and row["rule"] != "paper"]
-    verdicts = judge(done.name, own, limit, edge or (), relative_to_ceiling, sure)
+    first, name = done.study.instrument, "verdicts" if by == "verdicts" else "edges"
+    rows = done.tables[name].to_pylist() if name in done.tables else []
+    rows = [row for row in rows if row["instrument"] == first]
+    if by == "verdicts":
+        own = [row for row in rows if row["end"] == "parent"]
+        judged = judge(done.name, own, [edge.name for edge in done.study.edges], limit, edge or ())
+    else:
+        own = [row for row in rows if row["rule"] != "paper"]
+        judged = judge_matches(done.name, own, limit, edge or (), relative_to_ceiling, sure)
     notes = list(dict.fromkeys(one.text for one in done.statements if one.question == "note"))
-    result = {"study": done.name, "instrument": done.study.instrument, **verdicts, "notes": notes}
-    return Result(result, lambda: text().print_gate(result), passed=result["passed"])
+    result = {"study": done.name, "instrument": first, **judged, "undecided": undecided, "notes": notes}
+    code = {"pass": 0, "fail": 1, "undecided": {"pass": 0, "fail": 1}.get(undecided or "", 3)}[judged["verdict"]]
+    result["passed"] = code == 0
+    return Result(result, lambda: text().print_gate(result), code)
 
 
 @command()

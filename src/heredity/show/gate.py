@@ -1,4 +1,8 @@
-"""A limit on what the edges of a study may lose, for people who ship fine-tunes and want to be stopped in time."""
+"""A limit on what the edges of a study may lose, for people who ship fine-tunes and want to be stopped in time.
+
+By verdicts, an edge fails where the whole interval of its lost share is over the limit, passes where the whole interval
+is within it, and is undecided otherwise. By matches, it fails where the count itself is over the limit.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,15 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from heredity.tables import Column, Table
+from heredity import format
+from heredity.analyses.verdicts import FEW_STABLE
 
 _ROUNDING = 1e-9  # a loss of exactly the limit passes, however its quotient is rounded
-
-GATE = Table(
-    "gate",
-    "Features lost along every edge, and the limit.",
-    ("edge",),
-    (
-        Column("lost", "share", "Share of the parent's live features, or of the ceiling.", ci=True),
-        Column("limit", "share", "Largest loss that passes."),
-        Column("verdict", "text", "Whether the edge passes."),
-    ),
-    brief=("edge", "lost", "limit", "verdict"),
-)
+_FEWEST = 30  # stable features whose share is held to a limit
+_MANY = 0.1  # share of stable features that the evidence leaves undecided, from which on more tokens help most
+_LONGER = "train the SAEs longer (sae.tokens), so that more of their features are stable"
+_TOKENS = "judge features on more tokens (verdicts.tokens), so that fewer of them are undecided"
+_WORDS = {"pass": "passes", "fail": "FAILS", "undecided": "cannot tell"}
 
 
 def limit_of(text: str) -> float:
@@ -44,6 +42,77 @@ def limit_of(text: str) -> float:
 
 
 def judge(
+    study: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], limit: float, edges: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Hold the lost share of stable parent features to a limit; the object that `heredity gate --json` prints.
+
+    rows: of the table `verdicts`, of parents, at most one per edge. names: edges of the study. edges: those to judge,
+    all by default. The verdict of an edge is `pass`, `fail` or `undecided`; an undecided one has `why` and `mend`. The
+    verdict of all is `fail` where one edge fails, `undecided` where one is and none fails, and `pass` otherwise.
+
+    Raises ValueError for an unknown edge and for a study without edges.
+    """
+    by_name = {row["edge"]: row for row in rows}
+    judged = {name: _by_verdicts(by_name.get(name), limit) for name in _chosen(study, names, edges)}
+    found = {one["verdict"] for one in judged.values()}
+    verdict = next((word for word in ("fail", "undecided") if word in found), "pass")
+    return {"by": "verdicts", "verdict": verdict, "passed": verdict == "pass", "max_lost": limit, "edges": judged}
+
+
+def _chosen(study: str, names: Sequence[str], edges: Sequence[str]) -> list[str]:
+    if not names:
+        raise ValueError(f"study {study} has no parent -> child edge; there is no loss to hold to a limit")
+    if unknown := [name for name in edges if name not in names]:
+        raise ValueError(f"--edge {unknown[0]}: is no edge of study {study}; edges are {', '.join(names)}")
+    return list(dict.fromkeys(edges or names))
+
+
+def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
+    judged: dict[str, Any] = {"lost": None, "interval": None, "limit": limit, "stable": 0, "undecided": 0}
+    if row is None:
+        why, mend = "no verdicts were made", "set verdicts.tokens above 0 and run the study again"
+        return judged | {"verdict": "undecided", "why": why, "mend": mend}
+    live, stable, low, high = (row[name] for name in ("live", "stable", "lost_share_low", "lost_share_high"))
+    judged |= {"stable": stable, "undecided": row["undecided"]}
+    if stable:
+        judged |= {"lost": row["lost_share"], "interval": (max(0.0, low), high)}
+    mend = _LONGER
+    if stable < FEW_STABLE * max(1, live):
+        why = f"only {format.of(stable, live)} live features are stable, less than {format.percent(FEW_STABLE)}"
+    elif stable < _FEWEST:
+        why = f"only {stable} features are stable, fewer than {_FEWEST}"
+    elif low > limit + _ROUNDING:
+        return judged | {"verdict": "fail", "why": "", "mend": ""}
+    elif high <= limit + _ROUNDING:
+        return judged | {"verdict": "pass", "why": "", "mend": ""}
+    else:
+        why = "the interval includes the limit"
+        mend = _TOKENS if row["undecided"] > _MANY * stable else _LONGER
+    return judged | {"verdict": "undecided", "why": why, "mend": mend}
+
+
+def line_of(edge: str, judged: Mapping[str, Any]) -> str:
+    """The verdict on an edge in one line."""
+    verdict, limit = _WORDS[judged["verdict"]], f"limit {format.percent(judged['limit'])}"
+    if "sure" in judged:
+        whole, doubt = "live features", {True: " (sure)", False: " (not sure)", None: ""}[judged["sure"]]
+        if judged["verdict"] == "pass" and judged["lost"] > judged["limit"] + _ROUNDING:
+            doubt = f": over the limit{doubt}"
+    else:
+        whole, doubt = f"{judged['stable']:,} stable features", ""
+    if judged["lost"] is None:
+        lost = "loss not measured"
+    else:
+        ends = judged["interval"]
+        interval = f" (95 % CI {format.interval('share', *ends)})" if ends else ""
+        lost = f"lost {format.percent(judged['lost'])}{interval} of {whole}"
+        if judged.get("undecided"):
+            lost += f", {judged['undecided']:,} undecided"
+    reason = f": {judged['why']}; {judged['mend']}" if judged.get("why") else ""
+    return f"{edge}: {verdict}{doubt}; {lost}; {limit}{reason}"
+
+
+def judge_matches(
     study: str,
     rows: Sequence[Mapping[str, Any]],
     limit: float,
@@ -51,7 +120,7 @@ def judge(
     relative: bool = False,
     only_sure: bool = False,
 ) -> dict[str, Any]:
-    """Hold the loss along edges to a limit; the object that `heredity gate --json` prints.
+    """Hold the count of live parent features without a match to a limit, unstable features included.
 
     rows: of the table `edges`, one per edge. The loss of an edge is disappear / parent_live; with `relative` it is
     1 - (persist / parent_live) / ceiling, but not below 0: the loss beyond what two SAEs of one model lose already. Its
@@ -63,33 +132,18 @@ def judge(
     Raises ValueError for an unknown edge, for an edge without a live parent feature, without a ceiling where it is
     needed, or without an interval under `only_sure`, and for a study without edges.
     """
-    by_name = {row["edge"]: row for row in rows}
-    if not by_name:
-        raise ValueError(f"study {study} has no parent -> child edge; there is no loss to hold to a limit")
-    judged = {}
-    for name in edges or by_name:
-        if name not in by_name:
-            raise ValueError(f"--edge {name}: is no edge of study {study}; edges are {', '.join(by_name)}")
+    by_name, judged = {row["edge"]: row for row in rows}, {}
+    for name in _chosen(study, list(by_name), edges):
         lost, interval = _loss(by_name[name], relative)
         if only_sure and interval is None:
             raise ValueError(f"edge {name}: has no interval of persist, so that no failure is sure; leave --sure out")
         beyond = lost > limit + _ROUNDING
         sure = None if interval is None else all((end > limit + _ROUNDING) == beyond for end in interval)
-        passed = not (beyond and (sure or not only_sure))
-        judged[name] = {"lost": lost, "limit": limit, "interval": interval, "passed": passed, "sure": sure}
-    passed = all(verdict["passed"] for verdict in judged.values())
+        verdict = "fail" if beyond and (sure or not only_sure) else "pass"
+        judged[name] = {"lost": lost, "interval": interval, "limit": limit, "verdict": verdict, "sure": sure}
+    passed = all(one["verdict"] == "pass" for one in judged.values())
     options = {"max_lost": limit, "relative_to_ceiling": relative, "only_sure": only_sure}
-    return {"passed": passed, **options, "edges": judged}
-
-
-def row_of(edge: str, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of `GATE`, with the verdict as people read it."""
-    doubt = {True: " (sure)", False: " (not sure)", None: ""}[verdict["sure"]]
-    words = f"{'passes' if verdict['passed'] else 'FAILS'}{doubt}"
-    if verdict["passed"] and verdict["lost"] > verdict["limit"] + _ROUNDING:
-        words = f"passes: over the limit{doubt}"
-    low, high = verdict["interval"] or (None, None)
-    return {"edge": edge, **verdict, "lost_low": low, "lost_high": high, "verdict": words}
+    return {"by": "matches", "verdict": "pass" if passed else "fail", "passed": passed, **options, "edges": judged}
 
 
 def _loss(row: Mapping[str, Any], relative: bool) -> tuple[float, tuple[float, float] | None]:

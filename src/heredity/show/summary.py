@@ -38,7 +38,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "study": run.name,
         "seconds": round(run.seconds, 3),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "machine": machine(),
+        "machine": machine_of(run),
         "tables": {name: record(TABLES[name], rows.to_pylist()) for name, rows in run.tables.items()},
         "statements": [statement for statement in statements if statement["question"] != "note"],
         "notes": list(dict.fromkeys(row["text"] for row in statements if row["question"] == "note")),
@@ -56,11 +56,8 @@ def record(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def write(run: Run) -> dict[str, Any]:
     """Write `summary.json` into the run's folder, whole or not at all."""
-    summary, path = summarize(run), run.folder / SUMMARY
-    if "torch" not in sys.modules and path.is_file():  # nothing was computed now: the machine is that of before
-        with suppress(ValueError):
-            summary["machine"] = read(path)["machine"]
-    write_json(path, summary)
+    summary = summarize(run)
+    write_json(run.folder / SUMMARY, summary)
     return summary
 
 
@@ -81,6 +78,15 @@ def read(path: str | Path) -> dict[str, Any]:
         made_by = f"heredity {summary.get('heredity', '0.1.0')} (schema {summary.get('schema', 1)})"
         raise ValueError(f"{path}: was written by {made_by}, this version reads schema 2; run the study again")
     return summary
+
+
+def machine_of(run: Run) -> str:
+    """The machine that computed a run: this one, or where nothing was computed now the one of before."""
+    path = run.folder / SUMMARY
+    if "torch" not in sys.modules and path.is_file():
+        with suppress(ValueError):
+            return read(path)["machine"]
+    return machine()
 
 
 def machine() -> str:

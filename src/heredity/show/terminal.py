@@ -17,7 +17,7 @@ from heredity import format
 from heredity.analyses import ANALYSES, BY_KIND, TABLES
 from heredity.engine.stage import Watcher
 from heredity.show import seen
-from heredity.show.gate import GATE, row_of
+from heredity.show.gate import line_of
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -150,10 +150,13 @@ def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
 
 
 def print_gate(gate: Row) -> None:
-    """`heredity gate`, with what to know before relying on it."""
-    whole = "Loss relative to the ceiling" if gate["relative_to_ceiling"] else "Share of the parent's live features"
-    rows = [row_of(edge, verdict) for edge, verdict in gate["edges"].items()]
-    print_table(GATE, rows, title=f"{whole} (instrument {gate['instrument']})")
+    """`heredity gate`: one line per edge, then what to know before relying on it."""
+    whole = "Stable features of the parent, by verdicts"
+    if gate["by"] == "matches":
+        relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
+        whole = f"Live features of the parent, by matches{relative}"
+    say(f"{whole} (instrument {gate['instrument']})")
+    say(*(line_of(edge, judged) for edge, judged in gate["edges"].items()))
     say(*(f"Note: {note}" for note in gate["notes"]))
 
 

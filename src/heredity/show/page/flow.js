@@ -19,6 +19,9 @@ const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** Edges of the chosen instrument at their own thresholds, by name. */
 const edgesNow = (instrument = state.instrument) =>
   Object.fromEntries(rowsOf("edges", { instrument }).flatMap((row) => (row.rule === "paper" ? [] : [[row.edge, row]])));
+/** Verdicts on the parent's features of an edge, where there are stable ones. */
+const judgedNow = (instrument, edge) =>
+  rowsOf("verdicts", { instrument, edge, end: "parent" }).find((row) => row.stable);
 const STITCHES = rowsOf("stitch_maps").filter((row) => NODE[row.source] && NODE[row.target]);
 
 function studyGraph() {
@@ -48,9 +51,12 @@ function studyGraph() {
       // crossing edges have the same middle: there the labels move towards the parent or the child
       const [rows, columns] = [layers[depths[parent]], layers[depths[node.name]]];
       const t = rows[1] && columns[1] ? 0.5 + 0.16 * Math.sign(rows.indexOf(parent) - columns.indexOf(node.name)) : 0.5;
-      const edge = edges[`${parent}->${node.name}`];
+      const name = `${parent}->${node.name}`;
+      const [edge, judged] = [edges[name], judgedNow(state.instrument, name)];
       const at = [a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]) + 4];
-      if (edge) labels.push(label(...at, `${share(edge.persist, edge.parent_live)} kept`, "soft halo", "middle"));
+      const words = judged ? `${textOf(DATA.tables.verdicts, "kept_share", judged).split(" [")[0]} kept`
+        : edge && `${share(edge.persist, edge.parent_live)} persist`;
+      if (words) labels.push(label(...at, words, "soft halo", "middle"));
     }
     for (const { source, target, stitch } of STITCHES) {
       // bent to the right of the boxes, or below them, where no edge runs
@@ -124,14 +130,14 @@ function flowModel(models, whole) {
       const base = () => add("base", edge.child_live - edge.emerge, color(parent), `from ${parent}`);
       const below = NODE[childrenOf(name)[0] || name].parents.indexOf(name) > 0;
       if (below) base();
-      const text = whole ? `emerged in ${name}` : "emerged and kept";
+      const text = whole ? `emerged in ${name}` : "emerged and persist";
       add("own", whole ? edge.emerge : Math.min(edge.emerge, kept), color(name), text);
       if (!below) base();
     } else if (out.length) {
       const live = Math.max(...out.map((edge) => edge.parent_live));
       const going = rowsOf("reach", { model: name })[0]?.features
         ?? Math.min(live, out.reduce((sum, edge) => sum + edge.persist, 0));
-      add("base", going, color(name), out.length > 1 ? "kept by a child" : "kept");
+      add("base", going, color(name), out.length > 1 ? "persist in a child" : "persist");
       if (whole) add("lost", live - going, "var(--lost)", out.length > 1 ? "lost by every child" : "lost");
     } else continue;
     nodes[name] = { name, segments, size: segments.reduce((sum, segment) => sum + segment.size, 0) };

@@ -1,6 +1,7 @@
 // The page: sections in order, their list, the choice of instrument, the threshold.
 const SAES = { joint: "joint", parent: "continued", independent: "independent" };
 const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "new", sure: "how sure" };
+const LABELS = { ...QUESTIONS, matches: "by matches" }; // what matches count is folded where an edge has verdicts
 
 function findings() {
   const mine = DATA.statements.filter((one) => [state.instrument, ""].includes(one.instrument));
@@ -10,7 +11,7 @@ function findings() {
   // the last child first: what the whole study leads up to; what is no model after that
   const models = GRAPH.map((node) => node.name).filter((name) => names.includes(name)).reverse();
   const lines = (rows) => h("dl", null, rows.map((one, place) => [
-    h("dt", null, rows[place - 1]?.question === one.question ? "" : QUESTIONS[one.question] || one.question),
+    h("dt", null, rows[place - 1]?.question === one.question ? "" : LABELS[one.question] || one.question),
     h("dd", null, bound(one.text), h("small", null, bound(one.evidence.join(" · "))))]));
   const more = (title, parts) => (parts.length ? h("details", null, h("summary", null, title), parts) : null);
   const block = (name) => {
@@ -35,12 +36,16 @@ function byInstrument() {
   const cell = (one) => (name) => {
     const edge = edgesNow(one)[name];
     if (!edge) return "–";
+    const row = judgedNow(one, name);
+    if (row) return [share(row.kept, row.stable), h("small", null, ` ${share(row.lost, row.stable)} lost`)];
     return [share(edge.persist, edge.parent_live), h("small", null, ` ${percent(edge.relative)} of ceiling`)];
   };
   const columns = [["edge", arrow, true], ...MEASURED.map((one) => [`SAEs ${SAES[one] || one}`, cell(one)])];
   const label_ = "Edges by instrument";
   return [h("h3", null, "By instrument"), plainTable(columns, Object.keys(edgesNow()), { label: label_ }),
-    note("Share of the parent’s live features that persist, and beside it that share over the ceiling.")];
+    note(Object.keys(edgesNow()).some((name) => MEASURED.some((one) => judgedNow(one, name)))
+      ? "Share of the parent’s stable features that the child kept, and beside it the share it lost, by verdicts."
+      : "Share of the parent’s live features that persist, and beside it that share over the ceiling.")];
 }
 
 /** The threshold that counts along every edge, and the fates that follow from it. */
@@ -111,8 +116,9 @@ const MEASURED = DATA.instruments.filter((name) =>
 const hasEdges = Boolean(DATA.tables.edges);
 const DASHED = "Dashed: models that are stitched to each other.";
 const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
+const FIRST = ["flow", "verdicts"]; // the last of these leads
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
-  .sort((a, b) => (b.kind === "flow") - (a.kind === "flow"))
+  .sort((a, b) => FIRST.indexOf(b.kind) - FIRST.indexOf(a.kind))
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },

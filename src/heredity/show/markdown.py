@@ -1,0 +1,148 @@
+"""The report as one Markdown text: findings, evidence and limits, for a person or a language model to read whole.
+
+Everything in it is a statement, a note, a declared table with its brief columns, or an analysis' own definition.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity import __version__, format
+from heredity.analyses import ANALYSES, TABLES
+from heredity.analyses.analysis import Statement
+from heredity.engine.store import whole
+from heredity.show import seen
+from heredity.show.summary import machine_of
+from heredity.tables import KEYS, Table
+
+if TYPE_CHECKING:
+    from heredity.results import Run
+
+_STUDIED = ("models", "corpora", "merges", "accuracy", "saes")
+_FOUND = ("verdicts", "references", "changed_most", "edges")
+_FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
+_VERDICTS_FIRST = (
+    "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
+    "model. Kept or inherited: the same feature acts in the other model, within margins of equivalence. Changed: still "
+    "there, but moved, fainter, blurred or split. Lost or new: neither the activations nor any feature of the other "
+    "model follow it. Undecided: the evidence carries none of these. Counts by matches are of all live features."
+)
+_QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
+"""In the order in which a model's findings are read; others follow."""
+_HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
+_RANKS = 2  # of a ranking
+_ROWS = 40  # of a table
+
+
+def write(run: Run, out: Path) -> None:
+    """Write the text for a run, whole or not at all."""
+    text = render(run)
+    with whole(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def render(run: Run) -> str:
+    """The text for a run, as far as it is done: by the study's first instrument."""
+    study, first = run.study, run.study.instrument
+    rows = {name: _own(table.to_pylist(), first) for name, table in run.tables.items()}
+    studied, found = ([name for name in names if rows.get(name)] for names in (_STUDIED, _FOUND))
+    others = [name for name in study.instruments if name != first]
+    made = [f"heredity {__version__}; seed {study.config.seed}; {format.duration(run.seconds)} of work"]
+    made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]
+    made += [f"also measured, in summary.json: {format.listed(others)}"] if others else []
+    edges = [f"- {edge.name}: {', '.join(study.common_trace(edge))}" for edge in study.edges]
+    statements = [one for one in run.statements if one.instrument in (first, "")]
+    notes = dict.fromkeys(f"- {one.text}" for one in statements if one.question == "note")
+    parts = [
+        f"# Study {run.name}: what was inherited, what was lost, what is new, and how sure that is",
+        f"{'; '.join(made)}.",
+        "## What was studied",
+        *(_block(name, rows[name]) for name in studied),
+        "### Edges, with the corpora that features are compared on: those that both ends have read" if edges else "",
+        "\n".join(edges),
+        "## Findings",
+        _VERDICTS_FIRST if "verdicts" in found else "",
+        *_findings(statements, study.order[::-1]),
+        "## Limits",
+        "\n".join(
+            [*(notes or ["- The run raised no notes."]), "- What intervals cover, and what not, is told at the end."]
+        ),
+        "## Figures",
+        *(_block(name, rows[name]) for name in found),
+        "## What the columns mean",
+        "A count is followed by its share of the whole in parentheses, and by its interval in brackets.",
+        _columns([*studied, *found]),
+        "## How figures are made, and what intervals cover",
+        *_definitions(found),
+    ]
+    return "\n\n".join("\n".join(map(seen, part.split("\n"))) for part in parts if part) + "\n"
+
+
+def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
+    """A Markdown table; text columns to the left."""
+    layout = format.laid_out(table, rows, names)
+    lines = [
+        [column.name.replace("_", " ") for column in layout.columns],
+        ["---" if column.kind in ("text", "flag") else "--:" for column in layout.columns],
+        *([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in layout.cells),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str, Any]]:
+    """Rows of an instrument, where rows have one; of a ranking the first, and of several seeds the plain study's."""
+    own = [row for row in rows if row.get("instrument", instrument) == instrument]
+    return [row for row in own if row.get("rank", 1) <= _RANKS and not row.get("seed")]
+
+
+def _names(name: str) -> tuple[str, ...]:
+    return TABLES[name].brief or _HASHES
+
+
+def _block(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    more = f"\n\n{len(rows) - _ROWS:,} more rows are in summary.json." if len(rows) > _ROWS else ""
+    title = format.laid_out(TABLES[name], rows, _names(name)).title
+    return f"### {title}\n\n{table(TABLES[name], rows[:_ROWS], _names(name))}{more}"
+
+
+def _findings(statements: Sequence[Statement], models: Sequence[str]) -> list[str]:
+    """By model, the last child first, as on the page; what is about no model after that."""
+    found = [one for one in statements if one.question != "note"]
+    about = [name for name in models if any(one.about == name for one in found)]
+    parts = []
+    for name in dict.fromkeys([*about, *(one.about for one in found)]):
+        rows = [one for one in found if one.about == name]
+        rows.sort(key=lambda one: _QUESTIONS.index(one.question) if one.question in _QUESTIONS else len(_QUESTIONS))
+        parts.append(f"### {name}\n\n" + "\n".join(map(_line, rows)))
+    return parts or ["None."]
+
+
+def _line(one: Statement) -> str:
+    """A finding with its evidence; that of matches is in the table of edges."""
+    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question != "matches" else ""
+    return f"- {one.question}: {one.text}{evidence}"
+
+
+def _columns(names: Sequence[str]) -> str:
+    """Definitions of the columns of some tables; key columns that tables share are defined once."""
+    columns = {name: [one for one in TABLES[name].all_columns if one.name in _names(name)] for name in names}
+    shared = {column.name: column for each in columns.values() for column in each if KEYS.get(column.name) == column}
+    lines = {"all": list(shared.values())}
+    lines |= {name: [column for column in each if column.name not in shared] for name, each in columns.items()}
+    return "\n".join(
+        f"- {name}: " + " ".join(f"*{column.name.replace('_', ' ')}*: {column.doc}" for column in each)
+        for name, each in lines.items()
+        if each
+    )
+
+
+def _definitions(names: Sequence[str]) -> list[str]:
+    """Definitions of the analyses that made some tables."""
+    found = [one for one in ANALYSES if any(table.name in names for table in one.tables)]
+    docs = dict.fromkeys(inspect.cleandoc(sys.modules[one.run.__module__].__doc__ or "") for one in found)
+    return [re.sub(r"(?<!\n)\n(?!\n)", " ", doc) for doc in docs]
