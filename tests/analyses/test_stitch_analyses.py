@@ -35,6 +35,7 @@ from heredity.metrics import Variance
 from heredity.sae.evaluate import quality
 from heredity.sae.formats import read_sae
 from heredity.sae.model import new_sae
+from heredity.show import markdown
 from heredity.stitch.affine import Affine, Stitch
 from heredity.stitch.functional import null_share
 from heredity.stitch.probe import proportion
@@ -679,6 +680,8 @@ def test_a_study_of_stitches_is_summarized_exported_and_drawn(stitch, tmp_path):
     assert "stitch_maps" in summary["tables"] and set(summary["tables"]) == set(stitch.run.tables)
     texts = [statement.text for statement in stitch.run.statements if statement.question != "note"]
     assert [row["text"] for row in summary["statements"]] == texts
+    report = markdown.render(stitch.run)
+    assert all(text in report for text in texts) and "### Stitches: pairs of models" in report and len(report) < 50_000
     files = json.loads(command("export", *asked, "-o", tmp_path, "--json").stdout)["files"]
     assert {Path(file).stem for file in files} >= set(stitch.run.tables)
     page = (stitch.run.folder / "report.html").read_text()

@@ -69,9 +69,7 @@ def render(run: Run) -> str:
         _VERDICTS_FIRST if "verdicts" in found else "",
         *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join(
-            [*(notes or ["- The run raised no notes."]), "- What intervals cover, and what not, is told at the end."]
-        ),
+        "\n".join([*(notes or ["- The run raised no notes."]), "- The last section states what the intervals cover."]),
         "## Figures",
         *(_block(name, rows[name]) for name in found),
         "## What the columns mean",
