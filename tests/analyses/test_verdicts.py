@@ -114,8 +114,8 @@ def test_what_changed_most_is_what_was_changed_most(tables):
 def test_statements_hold_counts_intervals_and_references(tables):
     said = list(verdicts.ANALYSIS.say(tables))
     lost = next(one for one in said if one.question == "lost")
-    assert "60 stable" in lost.text and "6 of 60 (10 %)" in lost.text
-    assert any("edit" in line for line in lost.evidence)
+    assert "lost 6 of 60 stable features of base (10 %, 95 % CI " in lost.text and "none are undecided" in lost.text
+    assert any("random change" in line for one in said for line in one.evidence)
 
 
 def test_verdicts_of_a_study_add_up_for_every_instrument(lineage):

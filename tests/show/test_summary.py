@@ -58,7 +58,7 @@ def test_a_document_is_made_anew_from_a_summary(run, tmp_path):
     assert "| base->sums | 90 (70 %) [87–93] | 90 % |" in made and "old" not in made
     assert made.startswith("before\n<!-- edges") and made.endswith("<!-- end -->\nafter")
     first = documents.refreshed("<!-- first_row small.json -->\n<!-- end -->", tmp_path)
-    assert "\nRead the first row so: 90 of 128" in first
+    assert "\nRead the first row so: of 128 live features of base's SAE, 100 are stable" in first
     for wrong, words in (("edge small.json", "has no table edge"), ("edges small.json ege=1", "no column ege")):
         with pytest.raises(ValueError, match=words):
             documents.refreshed(f"<!-- {wrong} -->\n<!-- end -->", tmp_path)

@@ -291,7 +291,7 @@ def share_interval(count: int, of: int, others: Sequence[float] = (), level: flo
     z, share = float(stats.norm.ppf((1 + level) / 2)), count / of
     middle = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z * np.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
-    return min(middle - half, share, *others), max(middle + half, share, *others)
+    return max(0.0, min(middle - half, share, *others)), min(1.0, max(middle + half, share, *others))
 
 
 def _discoveries(p: np.ndarray, rate: float) -> np.ndarray:
