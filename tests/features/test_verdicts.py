@@ -234,3 +234,14 @@ def test_an_interval_holds_its_share_and_those_of_other_seeds():
     assert share_interval(8, 10, (0.2, 0.99)) == (0.2, 0.99) and share_interval(8, 10, (0.7,)) == (low, high)
     assert share_interval(0, 50)[0] == 0 and share_interval(50, 50)[1] == pytest.approx(1)
     assert np.isnan(share_interval(0, 0)).all()
+
+
+def test_models_may_differ_in_width():
+    wide = np.linalg.qr(np.random.default_rng(8).standard_normal((150, D)))[0].T
+    weight, bias = least_squares(OWN, OWN @ wide)
+    result = effects(ACTS, OWN, OWN @ weight + bias, OWN @ wide, DOCUMENTS)
+    np.testing.assert_allclose(result.transmission, 1, atol=1e-3)
+    back, bias = least_squares(OWN @ wide, OWN)
+    np.testing.assert_allclose(
+        effects(ACTS, OWN @ wide, OWN @ wide @ back + bias, OWN, DOCUMENTS).transmission, 1, atol=1e-3
+    )

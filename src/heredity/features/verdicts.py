@@ -127,17 +127,20 @@ def effects(
     if count < 2:
         raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
     bounds = np.searchsorted(group[order], np.arange(count + 1))
+    columns = np.full((8, acts.d_sae), np.nan)
     seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+    if not len(seen):
+        return Effects(*columns, groups=count)
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
-    factor = _factor(features, mean) if len(seen) else None
+    factor = _factor(features, mean)
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
     parts = {"own": own, "image": image, "other": other}
     if alone is not None:
         parts["rest"] = other - alone
-    for start in range(0, max(own.shape[1], other.shape[1]) if factor else 0, _COLUMNS):
+    for start in range(0, max(own.shape[1], other.shape[1]), _COLUMNS):
         rows, moved = {}, {}
         for name, x in parts.items():
             y = x[:, start : start + _COLUMNS].astype(np.float64)[order]
@@ -149,7 +152,9 @@ def effects(
                 for low, high in zip(bounds, bounds[1:], strict=False)
             ]
             solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
-            moved[name] = solved.reshape(len(seen), count, -1).transpose(1, 0, 2)  # what each group adds to the rows
+            moved[name] = solved.reshape(len(seen), count, y.shape[1]).transpose(
+                1, 0, 2
+            )  # what each group adds to the rows
         if alone is None:
             rows["rest"], moved["rest"] = rows["other"], moved["other"]
         for name, (a, b) in _PAIRS.items():
@@ -170,7 +175,6 @@ def effects(
     estimates = ratios(free)
     left_out = np.stack([ratios({name: free[name] + without[name][g] for name in _PAIRS}) for g in range(count)])
     errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    columns = np.full((8, acts.d_sae), np.nan)
     columns[:, seen] = np.stack([estimates, errors], axis=1).reshape(8, -1)
     return Effects(*columns, groups=count)
 
