@@ -133,7 +133,7 @@ def effects(
         return Effects(*columns, groups=count)
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
-    factor = _factor(features, mean)
+    factor = _factor(features, mean, acts.tokens)
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
@@ -179,9 +179,9 @@ def effects(
     return Effects(*columns, groups=count)
 
 
-def _factor(features: csr_array, mean: np.ndarray) -> tuple[np.ndarray, bool]:
+def _factor(features: csr_array, mean: np.ndarray, tokens: int) -> tuple[np.ndarray, bool]:
     """Cholesky factor of the features' centered Gram matrix with its ridge, in place of that matrix."""
-    tokens, count = features.shape
+    count = len(mean)
     gram = np.empty((count, count), order="F")
     transposed = features.T.tocsr()
     for start in range(0, count, _BLOCK):  # whole, the sparse product takes more than the matrix it becomes
