@@ -251,3 +251,14 @@ def test_a_feature_that_others_explain_has_no_effect_of_its_own():
     result = judge(effect, np.ones(4, bool), np.ones(4), np.ones(4))
     assert [VERDICTS[i] for i in result.verdict] == ["undecided", "kept", "kept", "undecided"]
     assert np.isnan(result.p_lost[[0, 3]]).all()
+
+
+def test_models_may_differ_in_width():
+    wide = np.linalg.qr(np.random.default_rng(8).standard_normal((150, D)))[0].T
+    weight, bias = least_squares(OWN, OWN @ wide)
+    result = effects(ACTS, OWN, OWN @ weight + bias, OWN @ wide, DOCUMENTS)
+    np.testing.assert_allclose(result.transmission, 1, atol=1e-3)
+    back, bias = least_squares(OWN @ wide, OWN)
+    np.testing.assert_allclose(
+        effects(ACTS, OWN @ wide, OWN @ wide @ back + bias, OWN, DOCUMENTS).transmission, 1, atol=1e-3
+    )

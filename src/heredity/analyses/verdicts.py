@@ -393,7 +393,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     parent, tokens = study.edge(item["edge"]).parent, study.config.verdicts.tokens
     d_in, weights = shapes.width(parent), shapes.parameters(parent)
     d_sae = study.config.sae.expansion * d_in
-    solved = 7 * (d_sae**3 / 3 + 6 * 17 * d_in * d_sae**2)
+    solved = 7 * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
     flops = 6 * tokens * 2 * weights + 16 * tokens * encode_flops(study, parent, shapes) + solved
     return Cost(6 * tokens, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
 
@@ -471,7 +471,7 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=1,
+    version=2,
     title="Verdicts",
     items=_items,
     settings=_settings,

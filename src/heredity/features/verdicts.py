@@ -149,10 +149,13 @@ def effects(
     if count < 2:
         raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
     bounds = np.searchsorted(group[order], np.arange(count + 1))
+    columns = np.full((11, acts.d_sae), np.nan)
     seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+    if not len(seen):
+        return Effects(*columns, groups=count)
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
-    factor, apart = _factor(features, mean) if len(seen) else (None, np.empty(0))
+    factor, apart = _factor(features, mean)
     products = {name: np.zeros(len(seen)) for name in _PAIRS}
     noise = {name: np.zeros(len(seen)) for name in _PAIRS}
     without = {name: np.zeros((count, len(seen))) for name in _PAIRS}
@@ -160,7 +163,7 @@ def effects(
     parts = {"own": own, "image": image, "other": other}
     if alone is not None:
         parts["rest"] = other - alone
-    for start in range(0, max(own.shape[1], other.shape[1]) if factor else 0, _COLUMNS):
+    for start in range(0, max(own.shape[1], other.shape[1]), _COLUMNS):
         rows, moved = {}, {}
         for name, x in parts.items():
             y = x[:, start : start + _COLUMNS].astype(np.float64)[order]
@@ -172,7 +175,8 @@ def effects(
                 for low, high in zip(bounds, bounds[1:], strict=False)
             ]
             solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
-            moved[name] = solved.reshape(len(seen), count, -1).transpose(1, 0, 2)  # what each group adds to the rows
+            # What each group adds to the rows.
+            moved[name] = solved.reshape(len(seen), count, y.shape[1]).transpose(1, 0, 2)
         for name, written in zip(along, directions or (), strict=False):
             part = written[seen, start : start + _COLUMNS]
             along[name] += (rows[name] * part).sum(1)
@@ -200,7 +204,6 @@ def effects(
     estimates = np.concatenate([estimates, retained[-1:]])
     left_out = np.concatenate([left_out, retained[:count, None]], axis=1)
     errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    columns = np.full((11, acts.d_sae), np.nan)
     columns[:10, seen] = np.stack([estimates, errors], axis=1).reshape(10, -1)
     columns[10, seen] = apart
     return Effects(*columns, groups=count)

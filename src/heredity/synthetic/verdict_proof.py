@@ -43,30 +43,31 @@ class EdgeCondition(NamedTuple):
     init: Literal["independent", "joint"] = "independent"
 
 
-_NO_FATES = dict.fromkeys(("rotated", "turned", "faint", "narrowed", "split", "absorbed", "lost", "new"), 0.0)
+_KEPT = EdgeConfig(rotated=0, turned=0, faint=0, narrowed=0, split=0, absorbed=0, lost=0, new=0)  # all of them
 EDGE_CONDITIONS = (
     EdgeCondition("flat", EdgeConfig(), "choice"),
     EdgeCondition("trees", EdgeConfig(structure="trees"), "choice"),
     EdgeCondition("pairs", EdgeConfig(structure="pairs"), "choice"),
-    EdgeCondition("nothing lost", EdgeConfig(**_NO_FATES), "choice"),
-    EdgeCondition("mostly lost", EdgeConfig(**_NO_FATES | {"lost": 0.67, "new": 0.67}), "choice"),
+    EdgeCondition("nothing lost", _KEPT, "choice"),
+    EdgeCondition("mostly lost", replace(_KEPT, lost=0.67, new=0.67), "choice"),
     EdgeCondition("2,000 in 128", EdgeConfig(features=2000, l0=16), "choice"),
-    EdgeCondition("few lost", EdgeConfig(**_NO_FATES | {"lost": 0.02, "new": 0.02})),
-    EdgeCondition("space rotated", EdgeConfig(**_NO_FATES, rotate_space=True)),
+    EdgeCondition("few lost", replace(_KEPT, lost=0.02, new=0.02)),
+    EdgeCondition("space rotated", replace(_KEPT, rotate_space=True)),
     EdgeCondition("nested trees", EdgeConfig(structure="nested")),
     EdgeCondition("chains", EdgeConfig(structure="chains")),
     EdgeCondition("heavy bursts", EdgeConfig(sigma=1.0, burst=16)),
     EdgeCondition("4,000 in 256", EdgeConfig(features=4000, d=256, l0=20), training=Training(
         tokens=100_000, k=20, expansion=8)),
     EdgeCondition("flat, joint", EdgeConfig(), init="joint"),
-    EdgeCondition("nothing lost, joint", EdgeConfig(**_NO_FATES), init="joint"),
+    EdgeCondition("nothing lost, joint", _KEPT, init="joint"),
 )  # fmt: skip
 """From what the rule was chosen on to what only proves it."""
 
-_SMALL = EdgeConfig(features=300, d=64, l0=6, topics=10)
-SMALL_CONDITIONS = tuple(
-    EdgeCondition(name, replace(_SMALL, **changes), "choice", Training(tokens=50_000, k=6, expansion=6))
-    for name, changes in (("small trees", {"structure": "trees"}), ("small, nothing lost", _NO_FATES))
+_SMALL = {"features": 300, "d": 64, "l0": 6, "topics": 10}
+_SHORT = Training(tokens=40_000, k=6, expansion=6)
+SMALL_CONDITIONS = (
+    EdgeCondition("small flat", replace(EdgeConfig(), **_SMALL), "choice", _SHORT),
+    EdgeCondition("small trees, nothing lost", replace(_KEPT, **_SMALL, structure="trees"), "choice", _SHORT),
 )
 """Two that take a quarter of a minute each."""
 
