@@ -20,7 +20,7 @@ from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
-from heredity.synthetic import validation, verdict_proof
+from heredity.synthetic import edit_proof, validation, verdict_proof
 from heredity.tables import Column, Table
 
 Recorded = dict[str, Any]
@@ -281,8 +281,13 @@ def proof(recorded: Recorded) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def edits(recorded: Recorded) -> str:
+    """The table of `heredity validate --edits`."""
+    return markdown(edit_proof.EDITS, recorded["proof_of_edits"]) + "\n"
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
-    "protocols": protocols,
+    "protocols": protocols, "edits": edits,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""

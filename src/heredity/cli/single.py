@@ -101,6 +101,9 @@ def validate(
     init: Annotated[
         list[str] | None, Option(help="Of rules: joint, parent or independent; default all three. Repeatable.")
     ] = None,
+    edits: Annotated[
+        str | None, Option(help="A run: verdicts on edits of its first model's weights instead of planted worlds.")
+    ] = None,
     seeds: Annotated[int, Option(min=1, help="Repetitions of every world.")] = 3,
     rate_seeds: Annotated[int, Option(min=1, help="Worlds behind the error rates.")] = 20,
     out: Annotated[Path | None, Option("-o", "--out", help="Also write the result here as JSON.")] = None,
@@ -108,7 +111,7 @@ def validate(
     """Validate every rule, test and verdict on worlds whose truth is planted: precision, recall, error rates."""
     from heredity.engine.store import write_json
     from heredity.show.terminal import print_table
-    from heredity.synthetic import validation, verdict_proof
+    from heredity.synthetic import edit_proof, validation, verdict_proof
 
     if context.info_name == "plant":
         err.print("`heredity plant` is now called `heredity validate`", style="yellow")
@@ -121,13 +124,15 @@ def validate(
         raise ValueError(f"--only {only}: is not known; choose rules or verdicts")
     tables, shown = {}, []
     with watcher() as bars:
-        if only != "verdicts":
+        if edits is not None:
+            tables, shown, only = _edits(edits, bars.plain("edits")), [edit_proof.EDITS], "edits"
+        if only not in ("verdicts", "edits"):
             names = ("well trained", "under-trained")
             worlds = [row for row in validation.CONDITIONS if not small or row.name in names]
             counts = (1, 3) if small else (seeds, rate_seeds)
             tables |= validation.prove(worlds, inits, *counts, progress=bars.plain("rules"))
             shown += validation.TABLES
-        if only != "rules":
+        if only not in ("rules", "edits"):
             edges = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
             repeats = 1 if small else seeds
             tables |= verdict_proof.prove_verdicts(edges, repeats, progress=bars.plain("verdicts"))
@@ -137,3 +142,20 @@ def validate(
         write_json(out, tables)
     brief = [table for table in shown if table.brief]
     return Result(tables, lambda: [print_table(table, tables[table.name]) for table in brief])
+
+
+def _edits(folder: str, progress: Any) -> dict[str, Any]:
+    """Verdicts on edits of the first model of a run, read on the text that it has in common with its first child."""
+    from heredity.analyses.reading import sampler_of
+    from heredity.results import open as opened
+    from heredity.synthetic.edit_proof import prove_edits
+
+    run = opened(folder)
+    if not run.study.edges:
+        raise ValueError(f"--edits {folder}: the study has no edge; give a run of a lineage")
+    edge, context = run.study.edges[0], run.study.config.sae.context_size
+    tokens = {name: run.artifact(("tokens", {"corpus": name})) for name in run.study.common_trace(edge)}
+    sampler = sampler_of(tokens, "train", context, run.study.config.seed, run.study.config.sae.mix)
+    count = min(600_000 // context, sampler.blocks_per_pass)
+    models = run.model(edge.parent), run.model(edge.child)
+    return prove_edits(*models, sampler.take(0, count), sampler.documents(0, count), progress=progress)
