@@ -191,7 +191,10 @@ def test_verdicts_at_their_margins():
     assert judged(match_r=above, map_r=0) == "kept" and judged(match_r=np.nan, map_r=above) == "kept"
     assert judged(match_r=0.55, map_r=0.55) == "undecided" and judged(match_r=below, map_r=below) == "changed"
     assert judged(strength=0.1, match_r=0, map_r=0) == "lost"
-    assert judged(strength=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "changed"
+    # What follows it may be the other half of a pair: then its own effect must be smaller.
+    assert judged(strength=0.55, direction=0.1, match_r=LOST_MATCH - 0.01, map_r=0) == "lost"
+    assert judged(strength=0.55, direction=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "changed"
+    assert judged(strength=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "lost"
     assert judged(strength=1, direction=0, match_r=0, map_r=0) == "changed", "moved in another direction"
     assert judged(strength=0.1, error=0.2, match_r=0, map_r=0) == "changed", "too uncertain to be lost"
 

@@ -39,10 +39,11 @@ RATE = 0.1
 """False discovery rate of lost features (Benjamini and Hochberg 1995)."""
 LEVEL = 0.95
 """Of the one-sided bounds behind kept and changed."""
-LOST_TRANSMISSION, LOST_STRENGTH, LOST_MATCH = 0.2, 0.6, 0.5
-"""A lost feature is followed by no feature of the other model (match_r below the last), and the activations no longer
-move its way (transmission or retained below the first; p-values are doubled for the choice), nor much in any other
-(strength, or its remainder, below the second)."""
+LOST_TRANSMISSION, LOST_STRENGTH, LOST_FOLLOWED, LOST_MATCH = 0.2, 0.6, 0.5, 0.5
+"""Of a lost feature the activations no longer move its way (transmission or retained below the first; p-values are
+doubled for the choice), nor much in any other (strength, or its remainder, below the second). Where a feature of the
+other model follows it (match_r above the last), strength must be below the third: what is left may then fire with it,
+as the other half of a pair does, but has no such effect."""
 ALONE = 0.4
 """Best r in the SAEs of this model below which a stable feature of the other model is that one's alone. Lower than
 `LOST_MATCH`: a feature that moved must not be taken for one that left and one that came."""
@@ -259,8 +260,9 @@ def judge(effect: Effects, stable: np.ndarray, match_r: np.ndarray, map_r: np.nd
         retained, retained_error = effect.retained / scale, effect.retained_error / scale
         p = np.minimum(2 * np.fmin(p, t.cdf((retained - LOST_TRANSMISSION) / retained_error)), 1.0)
         sizes = (effect.strength, effect.strength_error), (effect.remainder, effect.remainder_error)
-        p = np.fmax(p, np.fmin(*(t.cdf((size / scale - LOST_STRENGTH) / (spread / scale)) for size, spread in sizes)))
-        p = np.where(judged & alone, np.where(match_r > LOST_MATCH, 1.0, p), np.nan)
+        most = np.where(match_r > LOST_MATCH, LOST_FOLLOWED, LOST_STRENGTH)
+        p = np.fmax(p, np.fmin(*(t.cdf((size / scale - most) / (spread / scale)) for size, spread in sizes)))
+        p = np.where(judged & alone, p, np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
         away, toward = direction + margin * effect.direction_error, direction - margin * effect.direction_error
