@@ -115,7 +115,7 @@ def test_statements_hold_counts_intervals_and_references(tables):
     said = list(verdicts.ANALYSIS.say(tables))
     lost = next(one for one in said if one.question == "lost")
     assert "lost 6 of 60 stable features of base (10 %, 95 % CI " in lost.text and "none are undecided" in lost.text
-    assert any("random change" in line for one in said for line in one.evidence)
+    assert any("random weight changes" in line for one in said for line in one.evidence)
 
 
 def test_verdicts_of_a_study_add_up_for_every_instrument(lineage):
