@@ -139,7 +139,7 @@ def effects(
     under an orthogonal map, for `retained`, which is nan without them.
 
     On one core 4,096 features of 512 dimensions take about a minute; time grows like d_sae² d. Memory in bytes:
-    8 d_sae² of the features that fire, and about 100,000 for each of them, 4 GiB at 16,384 features, beside copies of
+    16 d_sae² of the features that fire, and about 100,000 for each of them, 6 GiB at 16,384 features, beside copies of
     the activations. Raises ValueError for samples of different length or fewer than two documents.
     """
     if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
@@ -213,7 +213,7 @@ def effects(
 def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
     """Cholesky factor of the features' centered Gram matrix with its ridge, and the share of each feature's variance
     that the others do not explain: 1 / (Gram_ii (Gram⁻¹)_ii)."""
-    tokens, count = features.shape
+    tokens, count = len(features.indptr) - 1, len(mean)
     gram = np.empty((count, count), order="F")
     transposed = features.T.tocsr()
     for start in range(0, count, _BLOCK):  # whole, the sparse product takes more than the matrix it becomes
@@ -223,7 +223,7 @@ def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bo
     gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram)))
     own = np.diag(gram).copy()
     factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)
-    inverse, _ = linalg.lapack.dpotri(factor[0], lower=True)
+    inverse, _ = linalg.get_lapack_funcs(("potri",), (factor[0],))[0](factor[0], lower=True)
     return factor, 1 / (own * np.diag(inverse))
 
 
