@@ -71,7 +71,7 @@ def tables(tmp_path_factory) -> dict[str, Any]:
     edge = Edge("base", "tuned")
     settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", ReferencesConfig(), False, 4)
     rows = verdicts.ANALYSIS.run(work, settings)
-    assert steps == [(done, 7) for done in range(1, 8)]
+    assert steps == [(done, 8) for done in range(1, 9)]
     item = {**artifacts.SITE, "edge": edge.name}
     checked = {table.name: table.check(rows[table.name], **item) for table in verdicts.ANALYSIS.tables}
     return {name: table.to_pylist() for name, table in checked.items()}
@@ -101,8 +101,10 @@ def test_child_features_have_their_own_words(tables):
 
 def test_references_keep_what_nothing_was_done_to(tables):
     by_name = {row["reference"]: row for row in tables["references"]}
-    assert set(by_name) == {"edit", "codebook", "token identity"}
+    assert set(by_name) == {"edit", "removal", "codebook", "token identity"}
+    removal = by_name.pop("removal")
     assert all(row["lost"] == 0 for row in by_name.values()), "a random change of the same size loses nothing"
+    assert removal["removed"] == removal["removed_lost"] == 8 <= removal["lost"] <= 16, "and their other signs"
 
 
 def test_what_changed_most_is_what_was_changed_most(tables):

@@ -129,6 +129,9 @@ FEATURES = Table(
 )
 
 
+_MOST_MISTAKEN = 0.1  # share of inherited features called new above which the test says nothing
+
+
 class NewnessSettings(NamedTuple):
     hook_point: str
     precision: Precision
@@ -269,16 +272,17 @@ def _say(tables: Tables) -> Iterable[Statement]:
             continue
         parent, child = row["edge"].split("->")
         same = rows_of(tables, "newness", fate="inherited", **{name: row[name] for name in KEY})[0]
-        mistaken = (
-            f"; the same test calls {same['new']:,} of {same['judged']:,} inherited features new"
-            if same["judged"]
-            else ""
-        )
+        mistaken = f"the test calls {same['new']:,} of {same['judged']:,} inherited features new"
         text = (
             f"Of the {row['judged']:,} features that emerge in {child} by matches and fire often enough to judge, "
             f"{row['new'] - row['turned']:,} are in no direction of the activations of {parent}, {row['turned']:,} "
-            f"only in other directions, and {row['missed']:,} are there as they are, missed by its SAE{mistaken}."
+            f"only in other directions, and {row['missed']:,} are there as they are, missed by its SAE; {mistaken} too."
         )
+        if same["new"] > _MOST_MISTAKEN * same["judged"]:
+            text = (
+                f"Whether features that emerge in {child} by matches are new to {parent}, latent scaling cannot tell "
+                f"here: {mistaken}."
+            )
         yield beside_verdicts(Statement(child, "new", text, (), row["instrument"]), tables)
 
 

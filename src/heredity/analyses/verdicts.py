@@ -44,6 +44,7 @@ _LISTED = 10  # features in the ranking of what changed most
 FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
 _LEAST_FIRINGS = 30  # of a token that counts as a feature
+_REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least
 _COUNTS = ("kept", "changed", "lost", "undecided")
 
 VERDICTS = Table(
@@ -73,21 +74,23 @@ VERDICTS = Table(
 )
 REFERENCES = Table(
     "references",
-    "What the same verdicts say of a parent with a random change of its weights, and of features that nobody trained. "
-    "A kept share means something only beside these.",
+    "What the same verdicts say where the answer is known: the parent with a random change of its weights, the parent "
+    "with some features removed, and dictionaries that nobody trained. Shares mean something only beside these.",
     (*KEY, "reference"),
     (
-        Column("reference", "text", "edit (random change of the edge's size), codebook, or token identity."),
+        Column("reference", "text", "edit (random change of the edge's size), removal, codebook, or token identity."),
         Column("stable", "count", "Parent features that are judged."),
         *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
+        Column("removed", "count", "removal: stable features whose directions were taken out of the activations."),
+        Column("removed_lost", "count", "Of them lost.", of="removed"),
         Column("kept_difference", "share", "Kept share of the edge itself less this one.", ci=True),
     ),
-    brief=("instrument", "edge", "reference", "stable", *_COUNTS),
+    brief=("instrument", "edge", "reference", "stable", *_COUNTS, "removed_lost"),
     sums=(("stable", *_COUNTS),),
 )
 CHANGED_MOST = Table(
     "changed_most",
-    "Stable features whose effect on the other model differs most from their own, and those of the random edit.",
+    "Stable features whose effect in the other model differs most from that in their own; 1 is no difference.",
     (*KEY, "end", "rank"),
     (
         Column("end", "text", "Whose features: parent or child."),
@@ -260,7 +263,8 @@ def rows_of_ends(
                 if shaken
                 else None
             )
-            usual = _references(ends, edited, settings, sample, row, rows["references"], steps)
+            stable = judged[0].verdict != NAMES.index("unstable")
+            usual = _references(ends, edited, settings, sample, stable, row, rows["references"], steps)
         words = {name: WORDS[end].get(name, name) for name in NAMES}
         named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
         columns.append({"end": [end] * len(named), "feature": np.arange(len(named)), "verdict": named})
@@ -297,6 +301,7 @@ def _references(
     edited: End | None,
     settings: VerdictSettings,
     sample: Sample,
+    stable_parent: np.ndarray,
     row: dict[str, Any],
     rows: list[dict[str, Any]],
     steps: Callable[[], None],
@@ -304,14 +309,16 @@ def _references(
     """Add the verdicts of the reference edges; returns how far effects differ under the random edit.
 
     edited: the parent under that edit, read by its second SAE alone, as an unchanged model's SAE of another seed.
+    stable_parent: bool [d_sae], the features that are judged.
     """
-    from heredity.features.ends import End, encode, judge_end, tally
+    from heredity.features.ends import End, encode, end_of, judge_end, tally
+    from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import effects, judge, least_squares
 
     parent, child = ends["parent"], ends["child"]
     differs = None
 
-    def add(reference: str, judged: Judged) -> None:
+    def add(reference: str, judged: Judged, **more: int) -> None:
         counts, of = tally(judged), max(1, row["stable"])
         share, null = row["kept"] / of, counts["kept"] / max(1, counts["stable"])
         spread = np.sqrt(share * (1 - share) / of + null * (1 - null) / max(1, counts["stable"]))
@@ -320,14 +327,26 @@ def _references(
             "kept_difference_high": share - null + 1.96 * spread,
         }
         known = {"kept_difference": share - null, **ends} if counts["stable"] else {}
-        rows.append({"reference": reference, **counts, **known})
+        rows.append({"reference": reference, **counts, **known, **more})
         steps()
 
     if edited is not None:
         judged, evidence = judge_end(parent, edited, 0, sample.documents, settings.seed)
-        stable = judged.verdict != 4
+        stable = judged.verdict != NAMES.index("unstable")
         differs = np.abs(evidence["transmission"][stable] / judged.scale - 1)
         add("edit", judged)
+    if settings.references.removal:
+        judgeable = (parent.acts[0].firings() >= _REMOVED_FIRINGS) & stable_parent
+        chosen = np.random.default_rng(settings.seed).permutation(np.flatnonzero(judgeable))[:_REMOVED]
+        directions = np.linalg.qr(parent.saes[0].W_dec.detach().cpu().double().numpy()[chosen].T)[0]
+        left = [(x - (x @ directions) @ directions.T).astype(np.float32) for x in (parent.x, parent.fitting)]
+        judged, _ = judge_end(parent, end_of(parent.saes[1:], *left), 0, sample.documents, settings.seed)
+        add(
+            "removal",
+            judged,
+            removed=len(chosen),
+            removed_lost=int((judged.verdict[chosen] == NAMES.index("lost")).sum()),
+        )
     if settings.references.codebook:
         books = [_codebook(parent, settings.seed + number) for number in (0, 1)]
         null = End(books, [encode(book, parent.x) for book in books], parent.x, parent.fitting)
@@ -399,6 +418,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 
 _REFERENCES = {
+    "removal": "{parent} with some features' directions taken out",
     "edit": "{parent} with random weight changes of the same size",
     "codebook": "an untrained dictionary on this edge",
     "token identity": "token identity on this edge",
@@ -437,12 +457,17 @@ def _say(tables: Tables) -> Iterable[Statement]:
                 "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
                 f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
             }
+        power = tuple(
+            f"the test finds losses: of {one['removed']} features whose directions were taken out of {parent}'s "
+            f"activations, {one['removed_lost']} are called lost"
+            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in KEY})
+        )
         unstable = (
             f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
             "SAE of another seed) and not judged"
         )
         for question, text in texts.items():
-            yield Statement(child, question, text, (unstable,) if question != "lost" else (), row["instrument"])
+            yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
         if row["end"] == "parent":
             yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in KEY}))
 

@@ -28,9 +28,18 @@ _FOUND = ("verdicts", "references", "changed_most", "edges")
 _FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
 _VERDICTS_FIRST = (
     "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
-    "model. Kept or inherited: the same feature acts in the other model, within margins of equivalence. Changed: still "
-    "there, but moved, fainter, blurred or split. Lost or new: neither the activations nor any feature of the other "
-    "model follow it. Undecided: the evidence carries none of these. Counts by matches are of all live features."
+    "model. What a feature does to activations while all other features are fixed is its effect; transmission is its "
+    "effect in the other model over that in its own, along its direction. Kept or inherited: transmission between 0.5 "
+    "and 2, direction within 45 degrees, and r above 0.6, all beyond their errors. Changed: there, but outside of these: "
+    "moved, fainter, stronger, blurred or split. Lost or new: transmission below 0.2 at a false discovery rate of 10 %. "
+    "Undecided: the evidence carries none of these. Counts by matches ask something else: whether an SAE of the other "
+    "model has a feature of the same firings; they are of all live features."
+)
+_LIMITS = (
+    "- Verdicts are of the text that both models have read: what a child learned from text of its own is not judged.\n"
+    "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are in "
+    "them. Verdicts on unstable features do not exist, and stable features may be the more robust ones.\n"
+    "- A share of kept features is high for untrained dictionaries, too; the references say how high."
 )
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
@@ -69,7 +78,9 @@ def render(run: Run) -> str:
         _VERDICTS_FIRST if "verdicts" in found else "",
         *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join([*(notes or ["- The run raised no notes."]), "- The last section states what the intervals cover."]),
+        "\n".join(
+            [*notes, *([_LIMITS] if "verdicts" in found else []), "- The last section says how figures are made."]
+        ),
         "## Figures",
         *(_block(name, rows[name]) for name in found),
         "## What the columns mean",

@@ -165,6 +165,8 @@ class ReferencesConfig(Config):
 
     edit: bool = True
     """The parent with a random change in every tensor, of the size of the edge's own."""
+    removal: bool = True
+    """The parent's activations without the directions of eight of its features: how many of them are called lost."""
     codebook: bool = True
     """An untrained dictionary of random tokens' activations."""
     token_identity: bool = True
