@@ -69,5 +69,7 @@ def test_a_run_without_verdicts_or_findings_is_told_as_it_is(run, tmp_path):
     bare = run_of(tmp_path, whole=False)
     bare.tables, bare.statements = {"models": bare.tables["models"]}, []
     text = markdown.render(bare)
-    assert "None." in section(text, "Findings") and "The run raised no notes." in section(text, "Limits")
+    assert "None." in section(text, "Findings") and "The last section says how figures are made." in section(
+        text, "Limits"
+    )
     assert "## Figures\n\n## What" in text

@@ -31,7 +31,7 @@ _VERDICTS_FIRST = (
     "model. What a feature does to activations while all other features are fixed is its effect; transmission is its "
     "effect in the other model over that in its own, along its direction. Kept or inherited: transmission between 0.5 "
     "and 2, direction within 45 degrees, and r above 0.6, all beyond errors. Changed: there, outside of these: "
-    "moved, fainter, stronger, blurred or split. Lost or new: transmission below 0.2 at a false discovery rate of 10 %. "
+    "moved, fainter, stronger, blurred, split. Lost or new: transmission below 0.2, at a false discovery rate of 10 %. "
     "Undecided: the evidence carries none of these. Counts by matches ask something else: whether an SAE of the other "
     "model has a feature of the same firings; they are of all live features."
 )

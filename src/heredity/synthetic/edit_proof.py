@@ -7,7 +7,7 @@ lost and nothing else is; a scaled one is changed. Two models of random weights 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class _Edit(NamedTuple):
     truth: str
     made: Callable[[Model], Model]
     hook: str = "hook_resid_post"
-    planted: Sequence[int] = ()
+    planted: np.ndarray = np.empty(0, np.int64)
     right: str = ""
 
 
