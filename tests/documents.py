@@ -139,9 +139,9 @@ def first_row(recorded: Recorded) -> str:
         f"Read the first row so: of {row['live']:,} live features of {edge['parent']}'s SAE, {row['stable']:,} are "
         f"stable: a second SAE of the\nsame model has them too. Of these {kept} are kept in {edge['child']}, "
         f"{row['changed']:,} are there but changed, {row['lost']:,} are\nlost (95 % CI {interval}, over SAE seeds and "
-        f"features), and on {row['undecided']:,} the evidence does not decide. By matches alone,\nunstable features "
-        f"included, {edge['persist']:,} of {edge['parent_live']:,} persist at r > {edge['threshold']:.2f}, and "
-        f"{paper['persist']:,} at the paper's {paper['threshold']:g}."
+        f"features), and on {row['undecided']:,} the evidence does not decide. By matches alone,\non a sample "
+        f"of its own and unstable features included, {edge['persist']:,} of {edge['parent_live']:,} persist "
+        f"at r > {edge['threshold']:.2f},\nand {paper['persist']:,} at the paper's {paper['threshold']:g}."
     )
 
 

@@ -71,6 +71,13 @@ def test_features_of_an_edge_are_matched_and_called(edge):
     assert {"matches", "fates", "strata", "curves", "chance"} < set(edge.tables)
 
 
+def test_an_sae_is_no_control_of_itself(saved):
+    with pytest.raises(ValueError, match="a control is the SAE itself"):
+        asked(saved, controls=[saved.sae])
+    with pytest.raises(ValueError, match="tokens=0 must be 1 or more"):
+        asked(saved, tokens=0)
+
+
 def test_findings_are_sentences_and_tables_files(edge, tmp_path):
     assert {statement.question for statement in edge.statements} >= {"inherited", "lost", "new", "sure"}
     assert "stable features of parent" in str(edge) and " live features of parent" in str(edge)

@@ -106,6 +106,8 @@ def compare(
     if place is None:
         raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
     models, tokenizer = _opened((parent, child), tokenizer)
+    if tokens < 1:
+        raise ValueError(f"tokens={tokens} must be 1 or more")
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
     states = [state_hash(model.state_dict()) for model in models]
@@ -118,6 +120,9 @@ def compare(
             raise ValueError(f"{wrong}; check the pairing")
     own = [one.to(device()) for one, _ in saes]
     spare = own[2 : 2 + len(controls)]
+    pairs = [(own[0], control) for control in spare] + ([(own[1], own[-1])] if child_control is not None else [])
+    if any(a.W_dec.shape == b.W_dec.shape and bool((a.W_dec == b.W_dec).all()) for a, b in pairs):
+        raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
     parent_reader = Reader(on_device(models[0]), place, [own[0], *spare])
     child_reader = Reader(on_device(models[1]), place, [own[1]])
     jobs = Here().job(lambda: parent_reader), Here().job(lambda: child_reader)

@@ -69,7 +69,7 @@ VERDICTS = Table(
         Column("other_seed_lost", "share", "lost_share under the other SAE seed."),
         Column("other_seed_kept", "share", "kept_share under the other SAE seed."),
     ),
-    brief=("instrument", "edge", "end", "live", "stable", *_COUNTS, "agreement"),
+    brief=("instrument", "edge", "end", "live", "stable", *_COUNTS, "lost_share", "agreement"),
     sums=(("stable", *_COUNTS),),
 )
 REFERENCES = Table(
@@ -126,7 +126,7 @@ EVIDENCE = Table(
         Column("strength_error", "number", "Standard error (jackknife over documents)."),
         Column("direction", "r", "Cosine of the effect with the image of its own."),
         Column("direction_error", "number", "Standard error."),
-        Column("transmission", "number", "strength times direction."),
+        Column("transmission", "number", "strength times direction, not yet relative to scale."),
         Column("transmission_error", "number", "Standard error."),
         Column("remainder", "number", "strength without what stable features of the other model alone carry."),
         Column("remainder_error", "number", "Standard error."),
@@ -458,8 +458,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
                 f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
             }
         power = tuple(
-            f"the test finds losses: of {one['removed']} features whose directions were taken out of {parent}'s "
-            f"activations, {one['removed_lost']} are called lost"
+            f"of {one['removed']} features whose directions were taken out of {parent}'s activations for comparison, "
+            f"{one['removed_lost']} are called lost"
+            + ("" if 2 * one["removed_lost"] > one["removed"] else ": losses are easily missed here")
             for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in KEY})
         )
         unstable = (

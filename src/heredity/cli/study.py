@@ -38,7 +38,7 @@ def run(
     study: StudyArg,
     runs: Runs = RUNS,
     set_: Sets = None,
-    until: Annotated[str | None, Option(help="End after this stage: `model`, `sae` or `sae/base`.")] = None,
+    until: Annotated[str | None, Option(help="End after these stages: `model`, `sae`, `sae/base@scratch` ...")] = None,
     workers: Workers = 1,
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
@@ -105,6 +105,7 @@ def report(
     if out is None:
         content = markdown.render(done)
         return Result({"report": None, "text": content}, lambda: typer.echo(content, nl=False))
+    out.parent.mkdir(parents=True, exist_ok=True)
     (page if format_ == "html" else markdown).write(done, out)
     return Result({"report": str(out)}, lambda: typer.echo(out))
 

@@ -159,6 +159,13 @@ class VerdictsConfig(Config):
     """Aligned tokens on which features of every edge are judged; as many more fit the maps between both models'
     activations. Each model gets a second SAE, which tells features from what only one SAE has. 0 leaves them out."""
 
+    @field_validator("tokens")
+    @classmethod
+    def _enough(cls, tokens: int) -> int:
+        if 0 < tokens < 1000:
+            raise ValueError("are too few to judge features on; give at least 1000, or 0 for no verdicts")
+        return tokens
+
 
 class ReferencesConfig(Config):
     """Edges and instruments whose answer is known, judged beside every edge."""
