@@ -27,7 +27,8 @@ Model = Any
 
 _ONE_SAE = (
     "One SAE of the parent: which of its features are stable is unknown, so there are no verdicts. Features that one "
-    "SAE has alone look lost or new below; give a second SAE of another seed (controls, --sae-control)."
+    "SAE has alone look lost or new by matches, and the threshold is chosen without knowing what an unchanged model "
+    "keeps; give a second SAE of another seed (controls, --sae-control)."
 )
 
 

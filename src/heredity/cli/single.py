@@ -84,7 +84,8 @@ def track(
     with whole(out) as partial:
         edge.write(partial)
     tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
-    result = {"parent": parent, "child": child, "tables": tables, "out": str(out)}
+    notes = [statement.text for statement in edge.statements if statement.question == "note"]
+    result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "out": str(out)}
     return Result(result, lambda: text().print_edge(result))
 
 

@@ -173,10 +173,8 @@ def print_edge(result: Row) -> None:
             names = [column for column in table.brief if column not in ("instrument", "edge")]
             if names or table.name in ("chance", "criteria"):
                 print_table(table, rows, names)
-    edge = result["tables"]["edges"][0]
-    if edge["ceiling"] is None:
-        say("no verdicts and no ceiling: give --sae-control, a second SAE of the parent")
-    say(f"{edge['tokens']:,} tokens; written to {result['out']}")
+    say(*(f"Note: {note}" for note in result["notes"]))
+    say(f"{result['tables']['edges'][0]['tokens']:,} tokens; written to {result['out']}")
 
 
 def print_found(result: Row) -> None:
