@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from heredity.analyses import match_findings, statements_of, verdicts
-from heredity.analyses.verdicts import FEW_STABLE
+from heredity.analyses.verdict_findings import FEW_STABLE
 from show.runs import fates, judged
 
 EDGE = "base->sums"

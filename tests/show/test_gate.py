@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from heredity.analyses.analysis import Statement
-from heredity.analyses.verdicts import FEW_STABLE
+from heredity.analyses.verdict_findings import FEW_STABLE
 from heredity.cli import app, study
 from heredity.show.gate import judge, judge_matches, limit_of, line_of
 

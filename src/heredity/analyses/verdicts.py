@@ -10,14 +10,14 @@ for features of other SAE seeds, and as wide as the shares under the two seeds; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity import format
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses import verdict_findings
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of
 from heredity.analyses.sae import encode_flops, sae_need, second_need
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
 _LISTED = 10  # features in the ranking of what changed most
-FEW_STABLE = 0.3
-"""Share of live features below which too few are stable for a verdict on the model."""
 _LEAST_FIRINGS = 30  # of a token that counts as a feature
 _REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least
 _COUNTS = ("kept", "changed", "lost", "undecided")
@@ -417,84 +415,6 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     return Cost(6 * tokens, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
 
 
-_REFERENCES = {
-    "removal": "{parent} with some features' directions taken out",
-    "edit": "{parent} with random weight changes of the same size",
-    "codebook": "an untrained dictionary on this edge",
-    "token identity": "token identity on this edge",
-}
-
-
-def _say(tables: Tables) -> Iterable[Statement]:
-    noted = set()
-    for row in rows_of(tables, "verdicts"):
-        parent, child = row["edge"].split("->")
-        own = parent if row["end"] == "parent" else child
-        stable = row["stable"]
-        undecided = f"{row['undecided'] or 'none'} {'is' if row['undecided'] == 1 else 'are'} undecided"
-        if stable < FEW_STABLE * max(1, row["live"]) and (own, row["instrument"]) not in noted:
-            noted.add((own, row["instrument"]))
-            yield Statement(
-                own,
-                "note",
-                f"SAEs of {own} (instrument {row['instrument']}): {format.of(stable, row['live'])} live features are "
-                f"stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too few to "
-                "speak for the model; train them longer, or with smaller batches",
-                (),
-                row["instrument"],
-            )
-        if not stable:
-            continue
-        lost = f"({_share(row, 'lost')})"
-        if row["end"] == "parent":
-            texts = {
-                "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
-                f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
-                "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
-            }
-        else:
-            texts = {
-                "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
-                f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
-            }
-        power = tuple(
-            f"of {one['removed']} features whose directions were taken out of {parent}'s activations for comparison, "
-            f"{one['removed_lost']} are called lost"
-            + ("" if 2 * one["removed_lost"] > one["removed"] else ": losses are easily missed here")
-            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in KEY})
-        )
-        unstable = (
-            f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
-            "SAE of another seed) and not judged"
-        )
-        for question, text in texts.items():
-            yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
-        if row["end"] == "parent":
-            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in KEY}))
-
-
-def _share(row: Mapping[str, Any], verdict: str) -> str:
-    """`0.5 %, 95 % CI 0.1–1.2 % over SAE seeds and features`."""
-    share, low, high = (row[f"{verdict}_share{end}"] for end in ("", "_low", "_high"))
-    return f"{format.percent(share)}, 95 % CI {format.interval('share', low, high)} over SAE seeds and features"
-
-
-def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> Iterable[Statement]:
-    """Agreement between SAE seeds, and the same verdicts where the answer is known."""
-    parent, child = row["edge"].split("->")
-    text = f"No feature of {parent} was judged under two SAE seeds, so that their agreement is unknown."
-    if row["pairs"]:
-        same = f"{format.percent(row['agreement'])} of {row['pairs']:,} features of {parent}"
-        text = f"Judged with SAEs of another seed, {same} get the same verdict in {child}."
-    known = [
-        f"reference, {_REFERENCES[one['reference']].format(parent=parent)}: {format.of(one['kept'], one['stable'])} "
-        f"kept, {one['lost']:,} lost"
-        for one in references
-    ]
-    if row["pairs"] or known:
-        yield Statement(child, "sure", text, tuple(known), row["instrument"])
-
-
 ANALYSIS = Analysis(
     kind="verdicts",
     version=2,
@@ -505,5 +425,5 @@ ANALYSIS = Analysis(
     run=_run,
     tables=(VERDICTS, REFERENCES, CHANGED_MOST, EVIDENCE),
     cost=_cost,
-    say=_say,
+    say=verdict_findings.findings,
 )

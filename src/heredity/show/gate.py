@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from heredity import format
-from heredity.analyses.verdicts import FEW_STABLE
+from heredity.analyses.verdict_findings import FEW_STABLE
 
 _ROUNDING = 1e-9  # a loss of exactly the limit passes, however its quotient is rounded
 _FEWEST = 30  # stable features whose share is held to a limit

@@ -1,0 +1,90 @@
+"""What verdicts on the features of an edge say, in sentences: inherited, lost, new, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from heredity import format
+from heredity.analyses.analysis import Statement, Tables, rows_of
+from heredity.analyses.match_findings import KEY
+
+FEW_STABLE = 0.3
+"""Share of live features below which too few are stable for a verdict on the model."""
+
+_REFERENCES = {
+    "removal": "{parent} with some features' directions taken out",
+    "edit": "{parent} with random weight changes of the same size",
+    "codebook": "an untrained dictionary on this edge",
+    "token identity": "token identity on this edge",
+}
+
+
+def findings(tables: Tables) -> Iterable[Statement]:
+    noted = set()
+    for row in rows_of(tables, "verdicts"):
+        parent, child = row["edge"].split("->")
+        own = parent if row["end"] == "parent" else child
+        stable = row["stable"]
+        undecided = f"{row['undecided'] or 'none'} {'is' if row['undecided'] == 1 else 'are'} undecided"
+        if stable < FEW_STABLE * max(1, row["live"]) and (own, row["instrument"]) not in noted:
+            noted.add((own, row["instrument"]))
+            yield Statement(
+                own,
+                "note",
+                f"SAEs of {own} (instrument {row['instrument']}): {format.of(stable, row['live'])} live features are "
+                f"stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too few to "
+                "speak for the model; train them longer, or with smaller batches",
+                (),
+                row["instrument"],
+            )
+        if not stable:
+            continue
+        lost = f"({_share(row, 'lost')})"
+        if row["end"] == "parent":
+            texts = {
+                "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
+                f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
+                "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
+            }
+        else:
+            texts = {
+                "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
+                f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
+            }
+        power = tuple(
+            f"of {one['removed']} features whose directions were taken out of {parent}'s activations for comparison, "
+            f"{one['removed_lost']} are called lost"
+            + ("" if 2 * one["removed_lost"] > one["removed"] else ": losses are easily missed here")
+            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in KEY})
+        )
+        unstable = (
+            f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
+            "SAE of another seed) and not judged"
+        )
+        for question, text in texts.items():
+            yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
+        if row["end"] == "parent":
+            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in KEY}))
+
+
+def _share(row: Mapping[str, Any], verdict: str) -> str:
+    """`0.5 %, 95 % CI 0.1–1.2 % over SAE seeds and features`."""
+    share, low, high = (row[f"{verdict}_share{end}"] for end in ("", "_low", "_high"))
+    return f"{format.percent(share)}, 95 % CI {format.interval('share', low, high)} over SAE seeds and features"
+
+
+def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> Iterable[Statement]:
+    """Agreement between SAE seeds, and the same verdicts where the answer is known."""
+    parent, child = row["edge"].split("->")
+    text = f"No feature of {parent} was judged under two SAE seeds, so that their agreement is unknown."
+    if row["pairs"]:
+        same = f"{format.percent(row['agreement'])} of {row['pairs']:,} features of {parent}"
+        text = f"Judged with SAEs of another seed, {same} get the same verdict in {child}."
+    known = [
+        f"reference, {_REFERENCES[one['reference']].format(parent=parent)}: {format.of(one['kept'], one['stable'])} "
+        f"kept, {one['lost']:,} lost"
+        for one in references
+    ]
+    if row["pairs"] or known:
+        yield Statement(child, "sure", text, tuple(known), row["instrument"])
