@@ -189,8 +189,24 @@ def effects(
             noise[name] += (moved[a] * moved[b]).sum((0, 2))
             change = (moved[a] * moved[b]).sum(2) - (rows[a] * moved[b]).sum(2) - (moved[a] * rows[b]).sum(2)
             without[name] += change
+    retained = along["other"] / np.where(along["own"] == 0, np.nan, along["own"])
+    estimates, errors = _ratios(products, noise, without, retained)
+    columns[:10, seen] = np.stack([estimates, errors], axis=1).reshape(10, -1)
+    columns[10, seen] = apart
+    return Effects(*columns, groups=count)
+
+
+def _ratios(
+    products: dict[str, np.ndarray], noise: dict[str, np.ndarray], without: dict[str, np.ndarray], retained: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strength, direction, transmission, remainder and retained of every feature, and their standard errors, each
+    float64 [5, features].
+
+    products: inner products of rows by pair of `_PAIRS`; noise: their variance; without: what leaving out each group
+    adds to them, [groups, features]; retained: without each group in turn, and last without none.
+    """
     # A squared length of an estimate holds its variance, which the jackknife knows.
-    free = {name: products[name] - noise[name] for name in _PAIRS}
+    free, count = {name: products[name] - noise[name] for name in _PAIRS}, len(retained) - 1
     least = 1e-12 * np.maximum(products["own"], 1e-30)
 
     def ratios(parts: dict[str, np.ndarray]) -> np.ndarray:
@@ -199,15 +215,10 @@ def effects(
         strength, direction = at_other / at_own, parts["across"] / (at_image * at_other)
         return np.stack([strength, direction, strength * direction, at_rest / at_own])
 
-    estimates = ratios(free)
     left_out = np.stack([ratios({name: free[name] + without[name][g] for name in _PAIRS}) for g in range(count)])
-    retained = along["other"] / np.where(along["own"] == 0, np.nan, along["own"])
-    estimates = np.concatenate([estimates, retained[-1:]])
+    estimates = np.concatenate([ratios(free), retained[-1:]])
     left_out = np.concatenate([left_out, retained[:count, None]], axis=1)
-    errors = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
-    columns[:10, seen] = np.stack([estimates, errors], axis=1).reshape(10, -1)
-    columns[10, seen] = apart
-    return Effects(*columns, groups=count)
+    return estimates, np.sqrt((count - 1) / count * np.square(left_out - left_out.mean(0)).sum(0))
 
 
 def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
