@@ -310,8 +310,9 @@ def _references(
     stable_parent: bool [d_sae], the features that are judged.
     """
     from heredity.features.ends import End, encode, end_of, judge_end, tally
+    from heredity.features.transmission import effects, least_squares
     from heredity.features.verdicts import VERDICTS as NAMES
-    from heredity.features.verdicts import effects, judge, least_squares
+    from heredity.features.verdicts import judge
 
     parent, child = ends["parent"], ends["child"]
     differs = None

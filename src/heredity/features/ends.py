@@ -15,17 +15,8 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
-from heredity.features.verdicts import (
-    ALONE,
-    STABLE,
-    VERDICTS,
-    Judged,
-    effects,
-    judge,
-    least_squares,
-    orthogonal,
-    same_r,
-)
+from heredity.features.transmission import effects, least_squares, orthogonal
+from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Judged, judge, same_r
 from heredity.sae.model import SAE
 
 _COUNTED = VERDICTS[:4]  # verdicts on stable features
@@ -62,17 +53,18 @@ def judge_end(
     """
     acts, sae = own.acts[seed], own.saes[seed]
     stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
-    match_r = np.fmax.reduce([correlate(acts, each, 1).parent_r[:, 0] for each in other.acts])
     forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
     map_r = same_r(acts, encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
-    rows = sae.W_dec.detach().cpu().numpy()
-    directions = rows, rows @ orthogonal(own.fitting, other.fitting)
-    image, alone = own.x @ forth[0] + forth[1], _alone(own, other)
-    effect = effects(acts, own.x, image, other.x, documents, groups, alone, directions)
+    rows, turn = sae.W_dec.detach().cpu().numpy(), orthogonal(own.fitting, other.fitting)
+    image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
+    there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
+    match_r, elsewhere = _matched(acts, other.acts, there)
+    shared = _shared(other.saes, there, turn)
+    effect = effects(acts, own.x, image, other.x, documents, groups, alone, (rows, rows @ turn), shared)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
-    return judge(effect, (stability > STABLE) & mine, match_r, map_r), evidence
+    return judge(effect, (stability > STABLE) & mine, match_r, map_r, elsewhere), evidence
 
 
 def _alone(own: End, other: End) -> np.ndarray | None:
@@ -88,6 +80,34 @@ def _alone(own: End, other: End) -> np.ndarray | None:
     values = np.where(chosen[acts.indices], acts.values, 0)
     rows = csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
     return np.asarray(rows @ sae.W_dec.detach().cpu().float().numpy())
+
+
+def _matched(
+    acts: FeatureActs, others: Sequence[FeatureActs], there: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best r of each feature in SAEs of the other model, float64 [d_sae], and how well this model has the matched one.
+
+    there: r of each feature of these SAEs with itself, read in this model, float64 [d_sae] each.
+    """
+    r, elsewhere = np.full((2, acts.d_sae), np.nan)
+    for each, own in zip(others, there, strict=True):
+        found = correlate(acts, each, 1)
+        better = found.parent_r[:, 0] > np.nan_to_num(r, nan=-1)
+        r = np.where(better, found.parent_r[:, 0], r)
+        elsewhere = np.where(better, own[found.parent_match[:, 0]], elsewhere)
+    return r, elsewhere
+
+
+def _shared(saes: Sequence[SAE], there: Sequence[np.ndarray], turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Directions of the other model's features that this model has too, here [n, d_own] and there [n, d_other].
+
+    there: as for `_matched`; turn: the orthogonal map from this model's activations to the other's.
+    """
+    rows = [
+        sae.W_dec.detach().cpu().numpy()[np.nan_to_num(own) > SHARED_R] for sae, own in zip(saes, there, strict=True)
+    ]
+    joined = np.concatenate(rows)
+    return joined @ turn.T, joined
 
 
 def tally(judged: Judged) -> dict[str, int]:

@@ -1,0 +1,310 @@
+"""How far a model's activations move with a feature of another model, all its other features fixed.
+
+Activations of both models are regressed on all features of the feature's own SAE at once. Row i of the coefficients is
+how far a model's activations move per unit of feature i while all other features stay as they are, so that what
+features that fire together with it do is not counted as its own. `strength` is the length of the row in the other model
+over that in its own; `direction` its cosine with the image of the own row under the affine map that fits all
+activations best, so that a change of basis is no change; `transmission` their product. Such a map forgets directions
+that the other model lost; `retained` looks along the feature's own decoder row instead, turned by an orthogonal map:
+the part of the other model's row that lies along it over the part of its own.
+
+Two things beside a lost feature leave something in its row. Features that only the other model has may fire together
+with it (the child of a new root, half of a new pair) and count as its own, since no regressor stands for them;
+`remainder` is the strength in what they leave of the other model's activations. And a latent often writes what fires
+with its feature as well (an ancestor that it absorbed, a neighbor that the SAE has no feature for), which the other
+model still has: `residual_strength` and `residual_retained` are `remainder` and `retained` off the directions, two at
+most, of other features of both models that the other model's row lies along.
+
+Standard errors: jackknife over groups of documents, to first order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import linalg
+from scipy.sparse import csr_array
+
+from heredity.features.acts import FeatureActs
+from heredity.features.bootstrap import document_groups
+
+LEAST_RESIDUAL = 0.3
+"""Share of its own row's squared length that the residual of a feature must keep; it has none otherwise."""
+SHARED_STRENGTH = 0.5
+"""Strength above which a feature is one of both models."""
+_OWN_COSINE = 0.7  # with its own row, above which a direction is the feature's own
+_MOST_DIRECTIONS = 2  # that a residual is taken off
+_BEYOND_CHANCE = 1.25  # cosine of a row with such a direction, over the largest expected of as many random ones
+_LEAST_NEW = 0.1  # length of a direction off those before it, below which it is none
+_LEAST_FIRINGS = 10  # of a feature whose effect is estimated
+_RIDGE = 1e-3  # of the median variance, against features that never fire apart
+_COLUMNS = 128  # of the activations regressed at a time
+_BLOCK = 1024  # features whose Gram matrix is made at a time
+_PAIRS = {
+    "own": ("own", "own"),
+    "image": ("image", "image"),
+    "other": ("other", "other"),
+    "across": ("image", "other"),
+    "rest": ("rest", "rest"),
+}
+
+
+class Effects(NamedTuple):
+    """Effects of every feature in another model relative to its own, float64 [d_sae]; nan for features that fired on
+    fewer than 10 tokens. Errors are standard errors."""
+
+    strength: np.ndarray
+    strength_error: np.ndarray
+    direction: np.ndarray
+    direction_error: np.ndarray
+    transmission: np.ndarray
+    transmission_error: np.ndarray
+    remainder: np.ndarray
+    remainder_error: np.ndarray
+    retained: np.ndarray
+    retained_error: np.ndarray
+    residual_strength: np.ndarray  # nan where less than `LEAST_RESIDUAL` of its own row is left
+    residual_strength_error: np.ndarray
+    residual_retained: np.ndarray
+    residual_retained_error: np.ndarray
+    apart: np.ndarray  # share of a feature's variance that the other features do not explain
+    groups: int  # of documents
+
+
+def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The affine map from x [tokens, d_in] to y [tokens, d_out] of least squared error: weight [d_in, d_out], bias
+    [d_out], both float64. A ridge of 1e-6 of the mean variance keeps dimensions that never vary at 0."""
+    mean_x, mean_y = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
+    centered = x - mean_x
+    covariance = centered.T @ centered
+    ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
+    weight = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centered.T @ (y - mean_y))
+    return weight, mean_y - mean_x @ weight
+
+
+def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The orthogonal map from x [tokens, d_in] to y [tokens, d_out] of least squared error, up to scale (Procrustes):
+    [d_in, d_out], float64. The identity where widths are equal and it fits nearly as well: models of one family share
+    their basis, and directions that hardly vary say nothing about a map."""
+    a, b = x - x.mean(0, dtype=np.float64), y - y.mean(0, dtype=np.float64)
+    product = a.T @ b
+    left, values, right = np.linalg.svd(product, full_matrices=False)
+    if x.shape[1] == y.shape[1] and float(np.trace(product)) >= 0.9 * float(values.sum()):
+        return np.eye(x.shape[1])
+    return left @ right
+
+
+def effects(
+    acts: FeatureActs,
+    own: np.ndarray,
+    image: np.ndarray,
+    other: np.ndarray,
+    documents: np.ndarray,
+    seed: int = 0,
+    alone: np.ndarray | None = None,
+    directions: tuple[np.ndarray, np.ndarray] | None = None,
+    shared: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Effects:
+    """Effects of features in another model, relative to their own.
+
+    acts: [tokens, d_sae] of an SAE on its own model. own [tokens, d_own], other [tokens, d_other]: activations of both
+    models on the same tokens; image [tokens, d_other]: `own` under the affine map that fits `other` best, fitted on
+    other tokens. documents: int [tokens]. alone [tokens, d_other]: what features that only the other model has add to
+    its activations; None: nothing. directions: the SAE's decoder rows [d_sae, d_own] and their images [d_sae, d_other]
+    under an orthogonal map, for `retained`, which is nan without them. shared: directions [n, d_own] and [n, d_other]
+    of features of the other model's SAEs that both models have, for residuals, beside those of the SAE itself.
+
+    On one core 4,096 features of 512 dimensions take about a minute; time grows like d_sae² d. Memory in bytes:
+    16 d_sae² of the features that fire, and about 100,000 for each of them, 6 GiB at 16,384 features, beside copies of
+    the activations. Raises ValueError for samples of different length or fewer than two documents.
+    """
+    if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
+        sizes = ", ".join(str(len(part)) for part in (own, image, other, documents))
+        raise ValueError(f"{acts.tokens} tokens of features, and {sizes} of activations and documents; give the same")
+    group = document_groups(documents, 16, seed)
+    order, count = np.argsort(group, kind="stable"), int(group.max()) + 1
+    if count < 2:
+        raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
+    columns = np.full((len(Effects._fields) - 1, acts.d_sae), np.nan)
+    seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+    if not len(seen):
+        return Effects(*columns, groups=count)
+    features = _matrix(acts)[order][:, seen]
+    mean = np.asarray(features.mean(0)).ravel()
+    factor, apart = _factor(features, mean)
+    parts = {"own": own, "image": image, "other": other, "rest": other if alone is None else other - alone}
+    parts = {name: x[order] for name, x in parts.items()}
+    rows = {name: _rows(factor, features, x) for name, x in parts.items()}
+    bases = _bases(rows["own"], rows["other"], shared)
+    lines = {f"{of} {k}": (of, each) for of in ("own", "rest") for k, each in enumerate(bases[of])}
+    for end, written in zip(("own", "other"), directions or (), strict=False):
+        along = written[seen].astype(np.float64)
+        lines |= {f"{end} retained": (end, along)}
+        lines |= {f"{end} residual": (end, _off(along, bases["own" if end == "own" else "rest"]))}
+    sums = _Sums(count, len(seen), lines)
+    bounds = np.searchsorted(group[order], np.arange(count + 1))
+    for start in range(0, max(own.shape[1], other.shape[1]), _COLUMNS):
+        at = slice(start, start + _COLUMNS)
+        part = {name: each[:, at] for name, each in rows.items()}
+        moved = {name: _moved(factor, features, mean, x[:, at], part[name], bounds) for name, x in parts.items()}
+        sums.add(part, moved, at)
+    estimates, errors = sums.result()
+    columns[:-1, seen] = np.stack([estimates, errors], axis=1).reshape(len(columns) - 1, -1)
+    columns[-1, seen] = apart
+    return Effects(*columns, groups=count)
+
+
+class _Sums:
+    """Inner products of rows, summed over columns, with what leaving out each group of documents makes of them."""
+
+    def __init__(self, groups: int, features: int, lines: dict[str, tuple[str, np.ndarray]]) -> None:
+        """lines: by name, the rows to take and what along, a direction for each feature [features, d]."""
+        self._groups, self._lines = groups, lines
+        self._products = {name: np.zeros(features) for name in _PAIRS}
+        self._noise = {name: np.zeros(features) for name in _PAIRS}
+        self._without = {name: np.zeros((groups, features)) for name in _PAIRS}
+        self._along = {name: np.zeros((groups + 1, features)) for name in lines}  # the last without no group
+
+    def add(self, rows: dict[str, np.ndarray], moved: dict[str, np.ndarray], at: slice) -> None:
+        """Add some columns: rows [features, columns] by name, and what each group adds to them [groups, ...]."""
+        for name, (a, b) in _PAIRS.items():
+            both = (moved[a] * moved[b]).sum(2)
+            self._products[name] += (rows[a] * rows[b]).sum(1)
+            self._noise[name] += both.sum(0)
+            self._without[name] += both - (rows[a] * moved[b]).sum(2) - (moved[a] * rows[b]).sum(2)
+        for name, (of, direction) in self._lines.items():
+            self._along[name] += (rows[of] * direction[:, at]).sum(1)
+            self._along[name][: self._groups] -= (moved[of] * direction[:, at]).sum(2)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Estimates in the order of `Effects`, and their standard errors, each float64 [estimates, features]."""
+        groups = self._groups
+        each = np.stack([self._ratios(group) for group in (*range(groups), None)])
+        left_out = each[:groups]
+        return each[-1], np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean(0)).sum(0))
+
+    def _ratios(self, group: int | None) -> np.ndarray:
+        """Estimates without a group of documents."""
+        at = self._groups if group is None else group
+        # A squared length of an estimate holds its variance, which the jackknife knows.
+        free = {name: self._products[name] - self._noise[name] for name in _PAIRS}
+        if group is not None:
+            free = {name: value + self._without[name][group] for name, value in free.items()}
+        least = 1e-12 * np.maximum(self._products["own"], 1e-30)
+        own, image, other, rest = (np.sqrt(np.maximum(free[name], least)) for name in ("own", "image", "other", "rest"))
+        residual_own, residual_rest = (
+            np.sqrt(np.maximum(free[of] - sum(self._squared(f"{of} {k}", at) for k in range(_MOST_DIRECTIONS)), least))
+            for of in ("own", "rest")
+        )
+        left = np.where(residual_own**2 >= LEAST_RESIDUAL * own**2, residual_own, np.nan)
+        strength, direction = other / own, free["across"] / (image * other)
+        retained, residual = (self._part(name, at) for name in ("retained", "residual"))
+        estimates = strength, direction, strength * direction, rest / own, retained, residual_rest / left, residual
+        return np.stack(estimates)
+
+    def _squared(self, line: str, at: int) -> np.ndarray | float:
+        """Squared length of rows along a direction, free of its variance."""
+        if line not in self._along:
+            return 0.0
+        along = self._along[line]
+        return along[at] ** 2 - np.square(along[-1] - along[:-1]).sum(0)
+
+    def _part(self, line: str, at: int) -> np.ndarray:
+        """Part of the other model's rows along a direction over that of its own; nan without directions."""
+        if f"own {line}" not in self._along:
+            return np.full(len(self._products["own"]), np.nan)
+        own = self._along[f"own {line}"][at]
+        return self._along[f"other {line}"][at] / np.where(own == 0, np.nan, own)
+
+
+def _rows(factor: tuple[np.ndarray, bool], features: csr_array, x: np.ndarray) -> np.ndarray:
+    """Regression coefficients of activations [tokens, d] on all features: float64 [features, d]."""
+    rows = []
+    for start in range(0, x.shape[1], _COLUMNS):
+        y = x[:, start : start + _COLUMNS].astype(np.float64)
+        rows.append(linalg.cho_solve(factor, features.T @ (y - y.mean(0))))
+    return np.concatenate(rows, axis=1)
+
+
+def _moved(
+    factor: tuple[np.ndarray, bool],
+    features: csr_array,
+    mean: np.ndarray,
+    x: np.ndarray,
+    rows: np.ndarray,
+    bounds: np.ndarray,
+) -> np.ndarray:
+    """What each group of documents adds to the rows, to first order: float64 [groups, features, d]."""
+    y = x.astype(np.float64)
+    error = y - y.mean(0) - (features @ rows - mean @ rows)
+    score = [
+        features[low:high].T @ error[low:high] - np.outer(mean, error[low:high].sum(0))
+        for low, high in zip(bounds, bounds[1:], strict=False)
+    ]
+    solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
+    return solved.reshape(len(rows), len(score), y.shape[1]).transpose(1, 0, 2)
+
+
+def _bases(
+    own: np.ndarray, other: np.ndarray, shared: tuple[np.ndarray, np.ndarray] | None
+) -> dict[str, list[np.ndarray]]:
+    """What the residual of each feature is taken off, at both ends (`own`, `rest`): orthonormal directions [features,
+    d], rows of zeros where there are fewer.
+
+    They are the directions of other features of both models that its row in the other model lies along, greedily, and
+    more than the largest of as many random directions would; none is its own (a cosine of 0.7 in its own model).
+    """
+    there = np.linalg.norm(other, axis=1) > SHARED_STRENGTH * np.linalg.norm(own, axis=1)
+    candidates = own[there], other[there]
+    if shared is not None:
+        candidates = tuple(np.concatenate(pair) for pair in zip(candidates, shared, strict=True))
+    at_own, at_other = (_unit(each).astype(np.float32) for each in candidates)
+    bases: dict[str, list[np.ndarray]] = {"own": [], "rest": []}
+    if not len(at_own):
+        return bases
+    least = _BEYOND_CHANCE * np.sqrt(2 * np.log(max(2, len(at_own))) / other.shape[1])
+    for _ in range(_MOST_DIRECTIONS):
+        best, cosine, residual = np.zeros(len(own), np.int64), np.zeros(len(own)), _unit(_off(other, bases["rest"]))
+        for start in range(0, len(own), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            along = np.abs(residual[block].astype(np.float32) @ at_other.T)
+            along[np.abs(_unit(own[block]).astype(np.float32) @ at_own.T) > _OWN_COSINE] = 0
+            best[block], cosine[block] = along.argmax(1), along.max(1)
+        for end, directions in (("own", at_own), ("rest", at_other)):
+            new = _off(directions[best].astype(np.float64), bases[end])
+            usable = (cosine > least) & (np.linalg.norm(new, axis=1) > _LEAST_NEW)
+            bases[end].append(np.where(usable[:, None], _unit(new), 0))
+    return bases
+
+
+def _off(rows: np.ndarray, basis: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows without their parts along orthonormal directions."""
+    return rows - sum((rows * each).sum(1, keepdims=True) * each for each in basis) if basis else rows
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
+    """Cholesky factor of the features' centered Gram matrix with its ridge, and the share of each feature's variance
+    that the others do not explain: 1 / (Gram_ii (Gram⁻¹)_ii)."""
+    tokens, count = len(features.indptr) - 1, len(mean)
+    gram = np.empty((count, count), order="F")
+    transposed = features.T.tocsr()
+    for start in range(0, count, _BLOCK):  # whole, the sparse product takes more than the matrix it becomes
+        block = slice(start, start + _BLOCK)
+        gram[:, block] = (transposed @ features[:, block]).toarray()
+        gram[:, block] -= np.outer(tokens * mean, mean[block])
+    gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram)))
+    own = np.diag(gram).copy()
+    factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)
+    inverse, _ = linalg.get_lapack_funcs(("potri",), (factor[0],))[0](factor[0], lower=True)
+    return factor, 1 / (own * np.diag(inverse))
+
+
+def _matrix(acts: FeatureActs) -> csr_array:
+    values = acts.values.astype(np.float64)
+    return csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
