@@ -78,3 +78,21 @@ def test_models_for_reference_are_trained_once_per_recipe_and_where_there_is_one
     assert references() == twins | two | {"loaded+tuned twin": "tuned@twin"}, "of unknown training"
     values["verdicts"] = {"tokens": 0}
     assert references() == {}
+
+
+def test_a_sham_and_a_twin_are_trained_as_long_as_the_child_to_other_weights(tmp_path):
+    values = tiny.study_values(tmp_path, references={"twin": True})
+    values["model"] = {name: values["model"][name] for name in ("base", "sums")}
+    values["model"]["base"]["train"]["tokens"] = 2_000
+    del values["model"]["sums"]["tokens"]  # by passes over its corpora, of which the sham reads none
+    values["model"]["sums"]["epochs"] = 0.2
+    pipeline, labels = (
+        Pipeline(Study.of(values, root=tmp_path)),
+        ["reference_model/sums@sham", "reference_model/sums@twin"],
+    )
+    made = run(pipeline.closure(["model/sums", *labels]), Store(tmp_path / "runs"))
+    records = [made[label].json("record.json") for label in ("model/base", "model/sums", *labels)]
+    assert len({record["state"] for record in records}) == 4
+    assert len({record["tokens"] for record in records[1:]}) == 1 and records[1]["tokens"] > 0
+    read = {label: set(made[label].manifest["inputs"]) for label in labels}
+    assert {"tokens:words", "tokens:code"} < read[labels[0]] and "tokens:sums" in read[labels[1]]

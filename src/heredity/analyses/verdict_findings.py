@@ -109,8 +109,9 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
         shares = {name: [_interval(row, name, again) for again in ("", "_retrained")] for name in ("lost", "kept")}
         yield said(
             f"The lost share of {parent} is {shares['lost'][0]} over SAE seeds and features of these two models, and "
-            f"{shares['lost'][1]} where {child} is trained again with another seed.",
-            f"kept share: {shares['kept'][0]}, and {shares['kept'][1]}; both 95 %; the second rests on two trainings",
+            f"{shares['lost'][1]} where {child} is trained again with another seed as well; the kept share "
+            f"{shares['kept'][0]} and {shares['kept'][1]}.",
+            "both 95 %; the second takes the difference between two trainings, of features one by one",
         )
     for one in (one for one in references if one["reference"] == "sham"):
         yield said(
