@@ -156,8 +156,8 @@ def compare(
             asked = verdicts.VerdictSettings(
                 settings.edge, place, "float32", tokens, context_size, "tokens", ReferencesConfig(), not sae_child, seed
             )
-            shaken = partial(surgery.shaken, models[0], models[1], seed)
-            rows |= verdicts.rows_of_ends(readers, sample, asked, shaken, progress)
+            made = {"edit": partial(surgery.shaken, models[0], models[1], seed)}
+            rows |= verdicts.rows_of_ends(readers, sample, asked, made, progress)
             declared += verdicts.ANALYSIS.tables
     item = {"instrument": "loaded", "site": place, "edge": settings.edge.name}
     tables = {table.name: table.check(rows[table.name], **item) for table in declared}

@@ -17,7 +17,7 @@ def rows(**changes: Any) -> dict[str, list[dict[str, Any]]]:
     """Tables of one edge, with verdicts on both of its ends."""
     ends = [judged(EDGE, "joint", end, 80, 5) | changes for end in ("parent", "child")]
     known = {"instrument": "joint", "site": ends[0]["site"], "edge": EDGE, "stable": 50, "changed": 0, "undecided": 0}
-    known |= {"kept": 45, "lost": 0}
+    known |= {"kept": 45, "lost": 0, "kept_difference_low": 0.01}
     references = [known | {"reference": name} for name in ("edit", "codebook", "token identity")]
     return {"verdicts": ends, "references": references, "edges": [fates(EDGE, "joint", "evidence", 90)]}
 

@@ -48,3 +48,51 @@ def test_a_corpus_that_changes_while_the_study_runs_is_refused_by_name(tmp_path)
     assert stage().key != planned.key
     file.write_text(before)
     run([stage()], Store(tmp_path / "runs"))
+
+
+def test_models_for_reference_are_trained_once_per_recipe_and_where_there_is_one(tmp_path):
+    values = tiny.study_values(tmp_path, references={"twin": True})
+    models = values["model"]
+
+    def references() -> dict[str, str]:
+        stages = Pipeline(Study.of(values, root=tmp_path)).stages
+        edges = {label: stage for label, stage in stages.items() if stage.kind == "verdicts"}
+        names = {
+            f"{label.partition('/')[2].partition('@')[0]} {role}": source.name
+            for label, stage in edges.items()
+            for role, source in stage.sources()
+            if source.kind == "reference_model"
+        }
+        assert set(names.values()) == {stage.name for stage in stages.values() if stage.kind == "reference_model"}
+        return names
+
+    twins = {"base+sums twin": "sums@twin", "base+stories twin": "stories@twin"}
+    one = {"base+sums sham": "sums@sham", "base+stories sham": "sums@sham"}
+    assert references() == twins | one, "none into the merge; children of one recipe share a sham"
+    two = one | {"base+stories sham": "stories@sham"}
+    models["stories"]["lr"] = 1e-3
+    assert references() == twins | two
+    del models["stories"]["lr"], models["sums"]["lr"], models["stories"]["tokens"], models["sums"]["tokens"]
+    assert references() == twins | two, "one pass over other corpora is not as long"
+    models |= {"loaded": {"load": "nowhere", "parent": "base"}, "tuned": {"parent": "loaded", "corpora": ["sums"]}}
+    assert references() == twins | two | {"loaded+tuned twin": "tuned@twin"}, "of unknown training"
+    values["verdicts"] = {"tokens": 0}
+    assert references() == {}
+
+
+def test_a_sham_and_a_twin_are_trained_as_long_as_the_child_to_other_weights(tmp_path):
+    values = tiny.study_values(tmp_path, references={"twin": True})
+    values["model"] = {name: values["model"][name] for name in ("base", "sums")}
+    values["model"]["base"]["train"]["tokens"] = 2_000
+    del values["model"]["sums"]["tokens"]  # by passes over its corpora, of which the sham reads none
+    values["model"]["sums"]["epochs"] = 0.2
+    pipeline, labels = (
+        Pipeline(Study.of(values, root=tmp_path)),
+        ["reference_model/sums@sham", "reference_model/sums@twin"],
+    )
+    made = run(pipeline.closure(["model/sums", *labels]), Store(tmp_path / "runs"))
+    records = [made[label].json("record.json") for label in ("model/base", "model/sums", *labels)]
+    assert len({record["state"] for record in records}) == 4
+    assert len({record["tokens"] for record in records[1:]}) == 1 and records[1]["tokens"] > 0
+    read = {label: set(made[label].manifest["inputs"]) for label in labels}
+    assert {"tokens:words", "tokens:code"} < read[labels[0]] and "tokens:sums" in read[labels[1]]

@@ -63,6 +63,7 @@ def lineage() -> dict[str, pa.Table]:
             rows["edges"] += [fates(edge, instrument, rule, 90 - 9 * place) for rule in ("evidence", "paper")]
             rows["verdicts"] += [judged(edge, instrument, end, 80, 5 + place) for end in ("parent", "child")]
             known = {"reference": "codebook", "stable": 50, "kept": 45, "changed": 5, "lost": 0, "undecided": 0}
+            known |= {"kept_difference": -0.1, "kept_difference_low": -0.2, "kept_difference_high": 0.0}
             rows["references"].append({**key, "edge": edge, **known})
             most = {"verdict": "changed", "transmission": 2.0, "strength": 2.1, "match_r": 0.9, "map_r": 0.8}
             ranks = [{"end": "parent", "rank": rank, "feature": 7 * rank, **most} for rank in (1, 2, 3)]

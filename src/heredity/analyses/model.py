@@ -139,9 +139,14 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging:
         merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})  # those of the sweep alone
         seed = seed_of(study, "merge", name)
         return Merging(merge, Aside(f"{place}.merge"), has_t(merge), seed, parents)
-    fields = (config.train or config).model_dump(include=set(TrainingConfig.model_fields))
-    training, seed = TrainingConfig.model_validate(fields), seed_of(study, "model", name)
-    return Training(training, study.shares(name), seed, config.lora, config.train, parents)
+    seed = seed_of(study, "model", name)
+    return Training(training_settings(study, name), study.shares(name), seed, config.lora, config.train, parents)
+
+
+def training_settings(study: Study, name: str) -> TrainingConfig:
+    """How a model is trained, without what else its table says."""
+    config = study.config.model[name]
+    return TrainingConfig.model_validate((config.train or config).model_dump(include=set(TrainingConfig.model_fields)))
 
 
 def has_t(merge: MergeConfig) -> bool:
@@ -179,13 +184,14 @@ def _run(work: Work, settings: Training | Loading | Merging) -> Results:
         case Merging():
             kind, (record, rows["merges"], rows["merge_tensors"]) = "merge", _merge(work, settings)
         case Training():
-            kind, record = "train" if settings.architecture else "finetune", _train(work, settings)
+            kind, record = "train" if settings.architecture else "finetune", train(work, settings)
     write_json(work.folder / RECORD, record)
     row = {"kind": kind, "parents": ", ".join(settings.parents)}
     return rows | {"models": [row | {key: record[key] for key in ("parameters", "tokens")}]}
 
 
-def _train(work: Work, settings: Training) -> dict[str, Any]:
+def train(work: Work, settings: Training) -> dict[str, Any]:
+    """Train a model, from scratch or from its parent, and save it; returns its record."""
     from heredity.lm.load import mistral_config, new_model
     from heredity.lm.train import train_model
     from heredity.text.tokens import BlockSampler
@@ -289,7 +295,8 @@ def _reseeded(study: Study, item: Item) -> bool:
     return model.kind == "finetune" or (model.merge is not None and model.merge.method.startswith("dare"))
 
 
-def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+def training_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    """Cost of training a model; nothing for one that is loaded or merged."""
     model = study.config.model[item["model"]]
     if model.kind not in ("train", "finetune"):
         return Cost()
@@ -438,7 +445,7 @@ MODEL = Analysis(
     needs=_needs,
     run=_run,
     tables=(MODELS, MERGES, MERGE_TENSORS),
-    cost=_cost,
+    cost=training_cost,
     say=_say,
     reseeded=_reseeded,
 )

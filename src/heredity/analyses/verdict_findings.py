@@ -13,11 +13,24 @@ FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
 
 _REFERENCES = {
-    "removal": "{parent} with some features' directions taken out",
+    "unchanged": "{parent} itself",
     "edit": "{parent} with random weight changes of the same size",
+    "sham": "{parent} trained on with its own text",
+    "twin": "{child} trained again with another seed",
+    "frozen": "{child} read by the same SAEs of {parent} as these",
+    "removal": "{parent} with some features' directions taken out",
     "codebook": "an untrained dictionary on this edge",
+    "random decoder": "random directions on this edge",
+    "neurons": "single neurons on this edge",
     "token identity": "token identity on this edge",
 }
+_UNTRAINED = {
+    "codebook": "random tokens' activations",
+    "random decoder": "random directions",
+    "neurons": "single neurons",
+    "token identity": "frequent tokens",
+}
+_LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept share says something
 
 
 def findings(tables: Tables) -> Iterable[Statement]:
@@ -75,16 +88,48 @@ def _share(row: Mapping[str, Any], verdict: str) -> str:
 
 
 def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> Iterable[Statement]:
-    """Agreement between SAE seeds, and the same verdicts where the answer is known."""
+    """Agreement between SAE seeds, what intervals cover, and the same verdicts where the answer is known."""
     parent, child = row["edge"].split("->")
+
+    def said(text: str, *evidence: str) -> Statement:
+        return Statement(child, "sure", text, evidence, row["instrument"])
+
     text = f"No feature of {parent} was judged under two SAE seeds, so that their agreement is unknown."
     if row["pairs"]:
         same = f"{format.percent(row['agreement'])} of {row['pairs']:,} features of {parent}"
         text = f"Judged with SAEs of another seed, {same} get the same verdict in {child}."
     known = [
-        f"reference, {_REFERENCES[one['reference']].format(parent=parent)}: {format.of(one['kept'], one['stable'])} "
-        f"kept, {one['lost']:,} lost"
+        f"reference, {_REFERENCES[one['reference']].format(parent=parent, child=child)}: "
+        f"{format.of(one['kept'], one['stable'])} kept, {one['lost']:,} lost"
         for one in references
     ]
     if row["pairs"] or known:
-        yield Statement(child, "sure", text, tuple(known), row["instrument"])
+        yield said(text, *known)
+    if row["lost_share_retrained_low"] is not None:
+        shares = {name: [_interval(row, name, again) for again in ("", "_retrained")] for name in ("lost", "kept")}
+        yield said(
+            f"The lost share of {parent} is {shares['lost'][0]} over SAE seeds and features of these two models, and "
+            f"{shares['lost'][1]} where {child} is trained again with another seed as well; the kept share "
+            f"{shares['kept'][0]} and {shares['kept'][1]}.",
+            "both 95 %; the second takes the difference between two trainings, of features one by one",
+        )
+    for one in (one for one in references if one["reference"] == "sham"):
+        yield said(
+            f"Of {one['stable']:,} stable features of {parent}, training on with its own text, by the recipe of "
+            f"{child}, loses {one['lost']:,} and changes {one['changed']:,}."
+        )
+    as_often = [
+        f"{_UNTRAINED[one['reference']]} ({format.percent(one['kept'] / one['stable'])})"
+        for one in references
+        if one["reference"] in _UNTRAINED and one["stable"] >= _LEAST_UNTRAINED and one["kept_difference_low"] <= 0
+    ]
+    if as_often:
+        yield said(
+            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}, not "
+            f"measurably more than of dictionaries that nobody trained: {format.listed(as_often)}. That features "
+            "are kept here says little about what SAEs learned."
+        )
+
+
+def _interval(row: Mapping[str, Any], verdict: str, again: str) -> str:
+    return format.interval("share", *(row[f"{verdict}_share{again}_{end}"] for end in ("low", "high")))

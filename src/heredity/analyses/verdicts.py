@@ -3,9 +3,11 @@
 Only stable features are judged: those that a second SAE of the same model, of another seed, has too (best r > 0.7); the
 others are listed as unstable and are in no share. How a verdict is reached: `features.verdicts`. Parent features are
 kept, changed, lost or undecided; for child features, read in the parent, the same are inherited, changed, new or
-undecided. Reference edges stand beside every edge: the parent with a random change of the same size in every tensor,
-and instruments without training (a codebook of random tokens' activations, and token identity). Intervals: Wilson's,
-for features of other SAE seeds, and as wide as the shares under the two seeds; not over training seeds of the models.
+undecided. Reference edges stand beside every edge: the parent itself, with a random change of the same size in every
+tensor, trained on with its own text (sham), and the child trained again (twin), each read by the parent's second SAE;
+and instruments without training (a codebook of random tokens' activations, random directions, neurons, token identity).
+Intervals: Wilson's, for features of other SAE seeds, and as wide as the shares under the two seeds; not over training
+seeds of the models. A second interval, where there is a twin, adds the variance between two trainings of the child.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from heredity.analyses import verdict_findings
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of
+from heredity.analyses.reference_models import reference_need
 from heredity.analyses.sae import encode_flops, sae_need, second_need
 from heredity.analyses.text import tokens_needs
+from heredity.analyses.verdict_references import MODELS, EdgeJudged, judge_references, names_of
 from heredity.engine.stage import Work
 from heredity.study import Edge, Precision, ReferencesConfig, Study
 from heredity.tables import Column, Table
@@ -31,18 +35,13 @@ if TYPE_CHECKING:
 
     from heredity.analyses.plan import Shapes
     from heredity.engine.workers import Progress
-    from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
     from heredity.features.ends import End
-    from heredity.features.verdicts import Judged
-    from heredity.sae.model import SAE
     from heredity.text.tokens import BlockSampler
 
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
 _LISTED = 10  # features in the ranking of what changed most
-_LEAST_FIRINGS = 30  # of a token that counts as a feature
-_REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least
 _COUNTS = ("kept", "changed", "lost", "undecided")
 
 VERDICTS = Table(
@@ -59,6 +58,16 @@ VERDICTS = Table(
         Column("undecided", "count", "The evidence does not decide.", of="stable"),
         Column("kept_share", "share", "Kept over stable.", ci=True),
         Column("lost_share", "share", "Lost (new) over stable.", ci=True),
+        *(
+            Column(
+                f"{name}_share_retrained_{end}",
+                "share",
+                f"{word} end of an interval of {name}_share that covers "
+                "another training of the child as well; null without a twin.",
+            )
+            for name in ("kept", "lost")
+            for end, word in (("low", "Lower"), ("high", "Upper"))
+        ),
         Column("scale", "number", "Size of effects in the other model over the own, median of shared features."),
         Column("tokens", "count", "Aligned tokens; as many more fitted the maps."),
         Column("pairs", "count", "Features judged under both SAE seeds that are each other's best match."),
@@ -72,11 +81,18 @@ VERDICTS = Table(
 )
 REFERENCES = Table(
     "references",
-    "What the same verdicts say where the answer is known: the parent with a random change of its weights, the parent "
-    "with some features removed, and dictionaries that nobody trained. Shares mean something only beside these.",
+    "What the same verdicts say where the answer is known: the parent unchanged, with a random change of its weights, "
+    "trained on with its own text, and with some features removed; the child trained again; and dictionaries that "
+    "nobody trained. Shares mean something only beside these.",
     (*KEY, "reference"),
     (
-        Column("reference", "text", "edit (random change of the edge's size), removal, codebook, or token identity."),
+        Column(
+            "reference",
+            "text",
+            "Read by the parent's second SAE: unchanged, edit (random change of the edge's size), sham (the parent "
+            "trained on with its own text), twin (the child trained with another seed), frozen (the child itself), "
+            "removal. Read by dictionaries that nobody trained: codebook, random decoder, neurons, token identity.",
+        ),
         Column("stable", "count", "Parent features that are judged."),
         *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
         Column("removed", "count", "removal: stable features whose directions were taken out of the activations."),
@@ -130,6 +146,10 @@ EVIDENCE = Table(
         Column("remainder_error", "number", "Standard error."),
         Column("retained", "number", "Effect along its decoder row in the other model over that in its own."),
         Column("retained_error", "number", "Standard error."),
+        Column("residual_strength", "number", "remainder off directions of other features that both models have."),
+        Column("residual_strength_error", "number", "Standard error."),
+        Column("residual_retained", "number", "retained off these directions."),
+        Column("residual_retained_error", "number", "Standard error."),
         Column("apart", "share", "Share of its variance that other features do not explain; below 5 %, undecided."),
         Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
     ),
@@ -183,6 +203,9 @@ def _needs(study: Study, item: Item) -> Needs:
             "0": sae_need(study, model, instrument),
             "1": second_need(model, instrument),
         }
+    for reference in ("sham", "twin"):
+        if need := reference_need(study, edge, reference):
+            needs[reference] = need
     return needs
 
 
@@ -195,8 +218,9 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
         )()
         for end in ("parent", "child")
     }
-    shaken = partial(_shaken, work, settings.seed) if settings.references.edit else None
-    return rows_of_ends(readers, sample, settings, shaken, work.progress)
+    models = {name: partial(_reference_model, work, name, settings.seed) for name in MODELS}
+    there = {name: make for name, make in models.items() if name == "edit" or name in work.inputs}
+    return rows_of_ends(readers, sample, settings, there, work.progress)
 
 
 class Sample(NamedTuple):
@@ -218,21 +242,25 @@ def rows_of_ends(
     readers: Mapping[str, Reader],
     sample: Sample,
     settings: VerdictSettings,
-    shaken: Callable[[], Any] | None,
+    models: Mapping[str, Callable[[], Any]],
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Rows of all tables of one edge.
 
     readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged.
-    shaken: makes the parent with a random change of its weights; None leaves this reference out.
+    models: make the reference models that there are, by name: edit, sham, twin.
     """
     from heredity.features.ends import agreement, encode, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, share_interval
 
+    def read(name: str) -> End:
+        return _end(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
+
     ends = {end: _end(reader, sample) for end, reader in readers.items()}
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
-    steps = _counter(progress, 2 * len(judges) + sum(settings.references.model_dump().values()))
+    references = names_of(settings.references, models)
+    steps = _counter(progress, 2 * len(judges) + len(references))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "changed_most")}
     columns: list[dict[str, Any]] = []
     usual = None
@@ -256,13 +284,10 @@ def rows_of_ends(
             row[f"other_seed_{name}"] = second
         rows["verdicts"].append(row)
         if end == "parent":
-            edited = (
-                _end(readers["parent"]._replace(model=shaken(), saes=readers["parent"].saes[1:]), sample)
-                if shaken
-                else None
-            )
-            stable = judged[0].verdict != NAMES.index("unstable")
-            usual = _references(ends, edited, settings, sample, stable, row, rows["references"], steps)
+            given = judged[0], evidence[0], read, sample.blocks, sample.documents, settings.seed
+            known = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
+            rows["references"], usual = known.rows, known.usual
+            row |= known.retrained
         words = {name: WORDS[end].get(name, name) for name in NAMES}
         named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
         columns.append({"end": [end] * len(named), "feature": np.arange(len(named)), "verdict": named})
@@ -287,107 +312,14 @@ def _end(reader: Reader, sample: Sample) -> End:
     return end_of(reader.saes, read(sample.blocks), read(sample.fitting))
 
 
-def _shaken(work: Work, seed: int) -> Any:
-    """The parent with a random change in every tensor that has the norm of the edge's own change there."""
+def _reference_model(work: Work, name: str, seed: int) -> Any:
+    """The sham or twin of an edge; or edit: the parent with a random change in every tensor that has the norm of the
+    edge's own change there."""
     from heredity.synthetic.surgery import shaken
 
-    return on_device(shaken(load(work.inputs["parent"]), load(work.inputs["child"]), seed))
-
-
-def _references(
-    ends: dict[str, End],
-    edited: End | None,
-    settings: VerdictSettings,
-    sample: Sample,
-    stable_parent: np.ndarray,
-    row: dict[str, Any],
-    rows: list[dict[str, Any]],
-    steps: Callable[[], None],
-) -> np.ndarray | None:
-    """Add the verdicts of the reference edges; returns how far effects differ under the random edit.
-
-    edited: the parent under that edit, read by its second SAE alone, as an unchanged model's SAE of another seed.
-    stable_parent: bool [d_sae], the features that are judged.
-    """
-    from heredity.features.ends import End, encode, end_of, judge_end, tally
-    from heredity.features.transmission import effects, least_squares
-    from heredity.features.verdicts import VERDICTS as NAMES
-    from heredity.features.verdicts import judge
-
-    parent, child = ends["parent"], ends["child"]
-    differs = None
-
-    def add(reference: str, judged: Judged, **more: int) -> None:
-        counts, of = tally(judged), max(1, row["stable"])
-        share, null = row["kept"] / of, counts["kept"] / max(1, counts["stable"])
-        spread = np.sqrt(share * (1 - share) / of + null * (1 - null) / max(1, counts["stable"]))
-        ends = {
-            "kept_difference_low": share - null - 1.96 * spread,
-            "kept_difference_high": share - null + 1.96 * spread,
-        }
-        known = {"kept_difference": share - null, **ends} if counts["stable"] else {}
-        rows.append({"reference": reference, **counts, **known, **more})
-        steps()
-
-    if edited is not None:
-        judged, evidence = judge_end(parent, edited, 0, sample.documents, settings.seed)
-        stable = judged.verdict != NAMES.index("unstable")
-        differs = np.abs(evidence["transmission"][stable] / judged.scale - 1)
-        add("edit", judged)
-    if settings.references.removal:
-        judgeable = (parent.acts[0].firings() >= _REMOVED_FIRINGS) & stable_parent
-        chosen = np.random.default_rng(settings.seed).permutation(np.flatnonzero(judgeable))[:_REMOVED]
-        directions = np.linalg.qr(parent.saes[0].W_dec.detach().cpu().double().numpy()[chosen].T)[0]
-        left = [(x - (x @ directions) @ directions.T).astype(np.float32) for x in (parent.x, parent.fitting)]
-        judged, _ = judge_end(parent, end_of(parent.saes[1:], *left), 0, sample.documents, settings.seed)
-        add(
-            "removal",
-            judged,
-            removed=len(chosen),
-            removed_lost=int((judged.verdict[chosen] == NAMES.index("lost")).sum()),
-        )
-    if settings.references.codebook:
-        books = [_codebook(parent, settings.seed + number) for number in (0, 1)]
-        null = End(books, [encode(book, parent.x) for book in books], parent.x, parent.fitting)
-        others = End(books, [encode(book, child.x) for book in books], child.x, child.fitting)
-        add("codebook", judge_end(null, others, 0, sample.documents, settings.seed)[0])
-    if settings.references.token_identity:
-        acts = _token_identity(sample.blocks)
-        weight, bias = least_squares(parent.fitting, child.fitting)
-        effect = effects(acts, parent.x, parent.x @ weight + bias, child.x, sample.documents, settings.seed)
-        same = np.ones(acts.d_sae)  # a token is itself in both models
-        add("token identity", judge(effect, same > 0, same, same))
-    return differs
-
-
-def _codebook(end: End, seed: int) -> SAE:
-    """An untrained dictionary of as many random tokens' activations, of the same activation function and L0."""
-    import torch
-
-    from heredity.sae.model import SAE
-
-    like, l0 = end.saes[0], max(1, round(end.acts[0].l0))
-    chosen = np.random.default_rng(seed).choice(len(end.fitting), like.d_sae, replace=len(end.fitting) < like.d_sae)
-    mean = end.fitting.mean(0)
-    rows = end.fitting[chosen] - mean
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    sae = SAE(like.d_in, like.d_sae, "topk", min(l0, like.d_sae))
-    sae.W_dec.copy_(torch.from_numpy(rows))
-    sae.W_enc.copy_(torch.from_numpy(rows.T.copy()))
-    sae.b_dec.copy_(torch.from_numpy(mean))
-    return sae.to(like.W_enc.device)
-
-
-def _token_identity(blocks: np.ndarray) -> FeatureActs:
-    """One feature per token of the vocabulary that is frequent enough: 1 where it stands."""
-    from heredity.features.acts import FeatureActs
-
-    ids = blocks.ravel()
-    values, place, count = np.unique(ids, return_inverse=True, return_counts=True)
-    number = np.where(count >= _LEAST_FIRINGS, np.cumsum(count >= _LEAST_FIRINGS) - 1, -1)[place]
-    kept = number >= 0
-    indptr = np.concatenate([[0], np.cumsum(kept)])
-    return FeatureActs(indptr, number[kept], np.ones(int(kept.sum())), max(1, int((count >= _LEAST_FIRINGS).sum())))
+    if name == "edit":
+        return on_device(shaken(load(work.inputs["parent"]), load(work.inputs["child"]), seed))
+    return on_device(load(work.inputs[name]))
 
 
 def _changed_most(
@@ -408,17 +340,20 @@ def _changed_most(
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    parent, tokens = study.edge(item["edge"]).parent, study.config.verdicts.tokens
-    d_in, weights = shapes.width(parent), shapes.parameters(parent)
+    edge, tokens = study.edge(item["edge"]), study.config.verdicts.tokens
+    d_in, weights = shapes.width(edge.parent), shapes.parameters(edge.parent)
+    made = [name for name in MODELS if name == "edit" or reference_need(study, edge, name)]
+    names = names_of(study.config.references, made)
+    read, judged = 2 * (2 + sum(name in MODELS for name in names)) * tokens, 4 + len(names)
     d_sae = study.config.sae.expansion * d_in
-    solved = 7 * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
-    flops = 6 * tokens * 2 * weights + 16 * tokens * encode_flops(study, parent, shapes) + solved
-    return Cost(6 * tokens, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
+    solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
+    flops = read * 2 * weights + 2 * judged * tokens * encode_flops(study, edge.parent, shapes) + solved
+    return Cost(read, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
 
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=2,
+    version=3,
     title="Verdicts",
     items=_items,
     settings=_settings,

@@ -38,7 +38,8 @@ _VERDICTS_FIRST = (
 _LIMITS = (
     "- Verdicts are of the text that both models have read: what a child learned from text of its own is not judged.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
-    "in them. Verdicts on unstable features do not exist, and stable features may be the more robust ones.\n"
+    "in them, but for second intervals, which findings give where a fine-tune was trained twice. Verdicts on "
+    "unstable features do not exist, and stable features may be the more robust ones.\n"
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
 )
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")

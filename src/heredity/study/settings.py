@@ -170,12 +170,24 @@ class VerdictsConfig(Config):
 class ReferencesConfig(Config):
     """Edges and instruments whose answer is known, judged beside every edge."""
 
+    unchanged: bool = True
+    """The parent against itself, read by its second SAE."""
     edit: bool = True
     """The parent with a random change in every tensor, of the size of the edge's own."""
+    sham: bool = True
+    """The parent trained on with its own corpora by the recipe of the child; one for all children of a parent that have
+    the same recipe. For fine-tunes that the study trains."""
+    twin: bool = False
+    """The child trained again with another seed: how far the counts vary between fine-tunes, in a second interval. For
+    fine-tunes that the study trains."""
     removal: bool = True
     """The parent's activations without the directions of eight of its features: how many of them are called lost."""
     codebook: bool = True
     """An untrained dictionary of random tokens' activations."""
+    random_decoder: bool = False
+    """An untrained dictionary of random directions."""
+    neurons: bool = False
+    """The neurons (dimensions) at the hook point themselves, above and below their means."""
     token_identity: bool = True
     """One feature per frequent token of the vocabulary."""
 

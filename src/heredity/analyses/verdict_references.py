@@ -1,0 +1,149 @@
+"""The same verdicts where the answer is known: reference edges and untrained dictionaries beside an edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from heredity.study import ReferencesConfig
+
+if TYPE_CHECKING:
+    from heredity.features.ends import End
+    from heredity.features.verdicts import Judged
+
+MODELS = ("edit", "sham", "twin")
+"""References that are models of their own."""
+_REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least
+
+
+class EdgeJudged(NamedTuple):
+    """An edge whose parent features were judged, and what its references are read from."""
+
+    parent: End
+    child: End
+    judged: Judged
+    evidence: Mapping[str, np.ndarray]
+    read: Callable[[str], End]
+    """Reads the reference model of a name with the parent's second SAE."""
+    blocks: np.ndarray  # int64 [blocks, context], the aligned tokens
+    documents: np.ndarray  # int64 [tokens]
+    seed: int
+
+
+class Reference(NamedTuple):
+    """Verdicts on a reference."""
+
+    judged: Judged
+    evidence: Mapping[str, np.ndarray] = {}
+    removed: np.ndarray | None = None  # features whose directions were taken out
+
+
+def names_of(wanted: ReferencesConfig, models: Container[str]) -> list[str]:
+    """References of an edge, in the order of the table. models: those of `MODELS` that there are."""
+    names = []
+    for name in (name.replace("_", " ") for name, is_wanted in wanted.model_dump().items() if is_wanted):
+        if name not in MODELS or name in models:
+            names += [name, "frozen"] if name == "twin" else [name]  # a twin is compared with the child, read alike
+    return names
+
+
+class References(NamedTuple):
+    """What the references of an edge say."""
+
+    rows: list[dict[str, Any]]
+    """Of the table `references`."""
+    retrained: dict[str, float]
+    """Second intervals of the parent's row of `verdicts`; none without a twin."""
+    usual: np.ndarray | None
+    """How far the transmission of each judged feature is from 1 under the random edit, float64 [stable]."""
+
+
+def judge_references(
+    names: Sequence[str], edge: EdgeJudged, row: Mapping[str, Any], step: Callable[[], None]
+) -> References:
+    """Judge the references of these names. row: that of the edge's parent features in `verdicts`; step: called after
+    each."""
+    found: dict[str, Reference] = {}
+    for name in names:
+        found[name] = _judge(name, edge)
+        step()
+    rows = [_row(name, reference, row) for name, reference in found.items()]
+    again = _retrained(row, found["frozen"].judged, found["twin"].judged) if "twin" in found else {}
+    return References(rows, again, _differences(found["edit"]) if "edit" in found else None)
+
+
+def _judge(name: str, edge: EdgeJudged) -> Reference:
+    """Verdicts on a reference. Where it is read by the parent's SAEs, the features that are judged on the edge are."""
+    from heredity.features import reference_edges
+    from heredity.features.ends import end_of, judge_end
+    from heredity.features.verdicts import VERDICTS
+
+    parent, child, given = edge.parent, edge.child, (0, edge.documents, edge.seed)
+
+    def against(end: End, removed: np.ndarray | None = None) -> Reference:
+        return Reference(*judge_end(parent, end, *given, edge.evidence["owned"]), removed)
+
+    match name:
+        case "unchanged":
+            return against(reference_edges.unchanged(parent))
+        case "edit" | "sham" | "twin":
+            return against(edge.read(name))
+        case "frozen":
+            return against(end_of(parent.saes[1:], child.x, child.fitting))
+        case "removal":
+            judgeable = (edge.judged.verdict != VERDICTS.index("unstable")) & (
+                edge.evidence["firings"] >= _REMOVED_FIRINGS
+            )
+            removed = np.random.default_rng(edge.seed).permutation(np.flatnonzero(judgeable))[:_REMOVED]
+            return against(reference_edges.without(parent, removed), removed)
+        case "token identity":
+            return Reference(reference_edges.judge_tokens(parent, child, edge.blocks, *given[1:]))
+    kinds = {
+        "codebook": reference_edges.codebook,
+        "random decoder": reference_edges.random_decoder,
+        "neurons": reference_edges.neurons,
+    }
+    return Reference(*judge_end(*reference_edges.untrained(parent, child, kinds[name], edge.seed), *given))
+
+
+def _row(name: str, reference: Reference, row: Mapping[str, Any]) -> dict[str, Any]:
+    from heredity.features.ends import tally
+    from heredity.features.verdicts import VERDICTS
+
+    counts = tally(reference.judged)
+    made = {"reference": name, **counts}
+    if reference.removed is not None:
+        lost = reference.judged.verdict[reference.removed] == VERDICTS.index("lost")
+        made |= {"removed": len(lost), "removed_lost": int(lost.sum())}
+    if not counts["stable"]:
+        return made
+    sizes = np.array([max(1, row["stable"]), counts["stable"]])
+    shares = np.array([row["kept"], counts["kept"]]) / sizes
+    difference, spread = shares[0] - shares[1], 1.96 * np.sqrt((shares * (1 - shares) / sizes).sum())
+    ends = {"kept_difference_low": difference - spread, "kept_difference_high": difference + spread}
+    return made | {"kept_difference": difference, **ends}
+
+
+def _retrained(row: Mapping[str, Any], frozen: Judged, twin: Judged) -> dict[str, float]:
+    """Second intervals of a row of `verdicts`, from the child and its twin, both read by the parent's SAEs alone."""
+    from heredity.features.reference_edges import retrained_interval
+    from heredity.features.verdicts import VERDICTS
+
+    judged = frozen.verdict != VERDICTS.index("unstable")
+    made = {}
+    for name in ("kept", "lost"):
+        counted = [one.verdict[judged] == VERDICTS.index(name) for one in (frozen, twin)]
+        share, *ends = (row[f"{name}_share{end}"] for end in ("", "_low", "_high"))
+        low, high = retrained_interval(share, (ends[0], ends[1]), *counted)
+        made |= {f"{name}_share_retrained_low": low, f"{name}_share_retrained_high": high}
+    return made
+
+
+def _differences(reference: Reference) -> np.ndarray:
+    """How far the transmission of each judged feature is from 1, float64 [stable]."""
+    from heredity.features.verdicts import VERDICTS
+
+    stable = reference.judged.verdict != VERDICTS.index("unstable")
+    return np.abs(reference.evidence["transmission"][stable] / reference.judged.scale - 1)
