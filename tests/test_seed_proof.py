@@ -32,7 +32,9 @@ def artifact(folder: Any, ends: Ends, **more: Any) -> Any:
     for end, (own, other) in ends._asdict().items():
         row = {"end": end, "stable": 100, "lost_share": own, "lost_share_low": 0.1, "lost_share_high": 0.2}
         row |= {"other_seed_lost": other, "kept_share": 0.5, "kept_share_low": 0.4, "kept_share_high": 0.6}
-        rows.append(row | {"other_seed_kept": 0.55, "agreement": 0.98, "kappa": 0.9 if end == "parent" else None, **more})
+        rows.append(
+            row | {"other_seed_kept": 0.55, "agreement": 0.98, "kappa": 0.9 if end == "parent" else None, **more}
+        )
     pq.write_table(pa.Table.from_pylist(rows), folder / "verdicts.parquet")
     return folder
 
@@ -75,14 +77,16 @@ def test_shares_under_other_seeds_are_counted_inside_the_interval_of_the_study(t
 def test_edges_are_judged_by_pairs_of_new_seeds_and_only_trained_children_are_trained_again(tmp_path, instrument):
     values = tiny.study_values(tmp_path)
     made = plan(study(tmp_path, sae=values["sae"] | {"instruments": [instrument]}), 4, 2)
-    stages = {stage.label: stage for stage in made.stages}
+    stages: dict[str, Any] = {stage.label: stage for stage in made.stages}
     edges = {one.edge: one for one in made.edges}
     assert {edge: [len(labels) for labels in one.others.values()] for edge, one in edges.items()} == {
         "base->sums": [2, 2], "base->stories": [2, 2], "sums->both": [2, 0], "stories->both": [2, 0],
     }  # fmt: skip
     one = edges["base->sums"]
     judges = [stages[label] for label in (one.headline, *one.others["SAE seeds"])]
-    used = [{sae.key for end in ("parent", "child") for sae in stage.inputs[f"{end}_saes"].values()} for stage in judges]
+    used = [
+        {sae.key for end in ("parent", "child") for sae in stage.inputs[f"{end}_saes"].values()} for stage in judges
+    ]
     assert len(set.union(*used)) == sum(map(len, used)), "no two pairs share an SAE"
     assert len({stage.inputs["child"].key for stage in judges}) == 1
     again = [stages[label] for label in one.others["retrained"]]

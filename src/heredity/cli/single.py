@@ -156,7 +156,9 @@ def validate(
             every = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
             edges, repeats = verdict_proof.installed(every), 1 if small else seeds
             if len(edges) < len(every):
-                err.print("SynthSAEBench is left out; it needs SAELens: pip install 'heredity[interop]'", style="yellow")
+                err.print(
+                    "SynthSAEBench is left out; it needs SAELens: pip install 'heredity[interop]'", style="yellow"
+                )
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
             kept = out.with_name(f"{out.name}.partial") if out is not None else None

@@ -1,9 +1,9 @@
 """Planted edges on SAELens' generator: SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687), made smaller.
 
-Structure and statistics are those of SynthSAEBench-16k, with as many features per tree: densities fall like the root of the rank, features form trees
-of three levels below a root, children fire only with their parent and exclude each other, their magnitudes follow it,
-firings have a correlation of low rank, and directions are pushed apart. Tokens are independent of each other, so that a
-document is only a group of them.
+Structure and statistics are those of SynthSAEBench-16k, with as many features per tree: densities fall like the root of
+the rank, features form trees of three levels below a root, children fire only with their parent and exclude each other,
+their magnitudes follow it, firings have a correlation of low rank, and directions are pushed apart. Tokens are
+independent of each other, so that a document is only a group of them.
 
 Fates are planted on the features in trees, parents and siblings alike; features outside of trees are all kept. Both
 ends have the same firings: what is lost is silent in the child, what is new in the parent, whatever becomes of the
@@ -12,6 +12,7 @@ features above and below it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ class SynthSAEBenchEdge:
 def _model(config: SynthSAEBenchConfig, seed: int) -> Any:
     """SAELens' synthetic model, configured as SynthSAEBench-16k but for its sizes and densities."""
     try:
-        from sae_lens import synthetic
+        synthetic = importlib.import_module("sae_lens.synthetic")
     except ImportError:
         raise ImportError("planted edges of SynthSAEBench need SAELens: pip install 'heredity[interop]'") from None
     made = synthetic.SyntheticModelConfig(
