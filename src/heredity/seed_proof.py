@@ -96,7 +96,8 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
         raise ValueError(f"--sae-seeds {sae_seeds}: must be even: features are judged with pairs of SAEs")
     if model_seeds < 0 or not sae_seeds + model_seeds:
         raise ValueError(f"--model-seeds {model_seeds}: give one or more, or two or more --sae-seeds")
-    off = ReferencesConfig.model_validate(dict.fromkeys(ReferencesConfig.model_fields, False))
+    switches = [name for name, field in ReferencesConfig.model_fields.items() if field.annotation is bool]
+    off = study.config.references.model_copy(update=dict.fromkeys(switches, False))
     bare = replace(study, config=study.config.model_copy(update={"references": off}))
     more = [
         second_need(model, instrument, number)
@@ -104,7 +105,7 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
         for model in study.followed
         for number in range(2, 2 + sae_seeds)
     ]
-    first, second = Pipeline(study), Pipeline(bare, more)
+    first, second = Pipeline(study), Pipeline(bare, more)  # references move no verdict: other seeds do without
     edges, needed = [], {}
     for instrument in study.instruments:
         for edge in study.edges:
