@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from heredity import format
+from heredity import format, seed_proof
 from heredity.analyses import ANALYSES, TABLES
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
@@ -286,8 +286,16 @@ def edits(recorded: Recorded) -> str:
     return markdown(edit_proof.EDITS, recorded["proof_of_edits"]) + "\n"
 
 
+def seeds(recorded: Recorded) -> str:
+    """Tables of `heredity validate --retrain`."""
+    parts = [
+        f"{table.doc.removesuffix('.')}:\n\n{markdown(table, recorded[table.name])}" for table in seed_proof.TABLES
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
-    "protocols": protocols, "edits": edits,
+    "protocols": protocols, "edits": edits, "seeds": seeds,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""

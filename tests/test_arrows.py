@@ -33,7 +33,7 @@ ROOMS = [
     ["explain", "synthetic", "stitch"],
     ["engine"],
     ["analyses"],
-    ["results", "two_models"],
+    ["results", "two_models", "seed_proof"],
     ["show"],
     ["cli"],
 ]

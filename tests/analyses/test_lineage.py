@@ -52,6 +52,13 @@ def test_every_edge_is_measured_by_every_instrument(lineage):
     assert first | {"instrument": ""} == second | {"instrument": ""}, "a start model has one SAE"
 
 
+def test_every_sae_is_compared_with_a_second_one(lineage):
+    for row in lineage.rows("saes"):
+        assert row["live"] == round((1 - row["dead_share"]) * row["d_sae"])
+        assert row["stable_share"] == pytest.approx(1 - row["unstable"] / row["live"])
+        assert row["stable_share_low"] <= row["stable_share"] <= row["stable_share_high"] and 0 < row["pw_mcc"] < 1
+
+
 def test_counts_add_up_and_stand_between_floor_and_ceiling(lineage):
     for row in lineage.rows("edges"):
         assert row["persist"] + row["disappear"] == row["parent_live"] <= row["parent_features"] == 128

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from heredity.features import directions
-from heredity.features.directions import Turns, causes, cosine_matches, quartiles, rotation, shared, turns
+from heredity.features.directions import Turns, causes, cosine_matches, pw_mcc, quartiles, rotation, shared, turns
 from worlds import best_of
 
 
@@ -38,6 +38,19 @@ def test_a_permutation_is_found_and_scale_does_not_matter():
     np.testing.assert_array_equal(order[found.parent_match[:, 0]], np.arange(40))
     np.testing.assert_array_equal(found.child_match[:, 0], order)
     np.testing.assert_allclose(found.parent_cosine, 1, atol=1e-6)
+
+
+def test_pw_mcc_is_the_mean_cosine_of_the_planted_pairs():
+    rng = np.random.default_rng(0)
+    a = np.linalg.qr(rng.standard_normal((40, 40)))[0][:30]
+    b = 0.6 * a + 0.8 * np.roll(a, 1, 0)  # its own row at 0.6, the one before it at 0.8
+    scale = rng.uniform(0.5, 2, (30, 1))
+    assert pw_mcc(a, (scale * a)[rng.permutation(30)]) == pytest.approx(1, abs=1e-6)
+    assert pw_mcc(a, b) == pytest.approx(0.8, abs=1e-6) and pw_mcc(a[:10], b) == pytest.approx(0.8, abs=1e-6)
+    assert pw_mcc(a, -a) == pytest.approx(0, abs=1e-6), "an opposite direction is another one"
+    assert pw_mcc(np.zeros((directions._ASSIGNED + 1, 2)), a) is None
+    with pytest.raises(ValueError, match="30 and 40 wide"):
+        pw_mcc(a[:, :30], a)
 
 
 def test_a_direction_of_zeros_has_no_partner_and_directions_that_cannot_be_compared_are_refused():

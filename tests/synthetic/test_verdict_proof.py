@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,21 @@ import torch
 from typer.testing import CliRunner
 
 from heredity.cli import app
+from heredity.engine.workers import Processes
 from heredity.features.acts import FeatureActs
 from heredity.features.verdicts import VERDICTS, Judged
 from heredity.synthetic import verdict_proof
 from heredity.synthetic.planted_edges import PLANTED, EdgeEnd
-from heredity.synthetic.verdict_proof import SMALL_CONDITIONS, TABLES, compared, prove_verdicts, targets
+from heredity.synthetic.saes import Training
+from heredity.synthetic.verdict_proof import (
+    SMALL_CONDITIONS,
+    TABLES,
+    EdgeCondition,
+    compared,
+    prove_verdicts,
+    proven,
+    targets,
+)
 
 Row = dict[str, Any]
 
@@ -64,6 +75,28 @@ def test_the_command_writes_what_it_prints(results, monkeypatch, tmp_path):
     assert run.exit_code == 0
     assert json.loads(run.stdout) == results == json.loads((tmp_path / "out.json").read_text())
     assert CliRunner().invoke(app, ["validate", "--only", "nothing"]).exit_code != 0
+
+
+def test_an_interrupted_proof_goes_on_and_processes_change_no_number(monkeypatch, tmp_path):
+    tiny = EdgeCondition("tiny", replace(SMALL_CONDITIONS[0].edge, features=60, d=24, l0=3), "choice", Training(
+        tokens=4_000, k=3, expansion=3, epochs=1))  # fmt: skip
+    whole, kept, done = prove_verdicts([tiny], 3, 4_000), tmp_path / "out.json.partial", []
+
+    def cut(condition: EdgeCondition, seed: int, tokens: int) -> dict[str, list[Row]]:
+        if seed == 2:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return proven(condition, seed, tokens)
+
+    monkeypatch.setattr(verdict_proof, "proven", cut)
+    with pytest.raises(KeyboardInterrupt):
+        prove_verdicts([tiny], 3, 4_000, kept=kept)
+    kept.write_text(kept.read_text() + '\n{"key": "cut off')
+    monkeypatch.undo()
+    steps: list[tuple[int, int]] = []
+    with Processes(2) as shared:
+        assert prove_verdicts([tiny], 3, 4_000, lambda *step: steps.append(step), shared, kept) == whole
+    assert done == [0, 1] and steps == [(3, 3)] and not kept.exists()
 
 
 def test_a_spare_latent_that_is_listed_counts_as_an_error():

@@ -82,8 +82,9 @@ TABLES = {table.name: table for analysis in ANALYSES for table in analysis.table
 class Pipeline:
     """The stages of one study."""
 
-    def __init__(self, study: Study) -> None:
-        """Raises StudyError for what cannot work, before anything runs."""
+    def __init__(self, study: Study, more: Iterable[Need] = ()) -> None:
+        """more: what may be made besides the study's own stages. Raises StudyError for what cannot work, before
+        anything runs."""
         from heredity.analyses.plan import check_shapes
 
         check_shapes(study)
@@ -95,6 +96,8 @@ class Pipeline:
         self._repeats: dict[int, Study] = {0: study}
         self._known: dict[tuple[str, str, int], Stage] = {}
         self._declared = {analysis.kind: {_frozen(item) for item in analysis.items(study)} for analysis in ANALYSES}
+        for kind, item in more:
+            self._declared[kind].add(_frozen(item))
         for analysis in ANALYSES:
             for item in analysis.items(study):
                 self.stage((analysis.kind, item))

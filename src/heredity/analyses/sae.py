@@ -5,14 +5,16 @@ Instruments: `joint` trains one SAE on the activations of all models, `parent` c
 persists into one of them is the ceiling of an edge. A joint SAE needs none: its ceiling is 1 by construction.
 
 Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens; cross-entropy recovered compares with
-zero ablation at the hook point.
+zero ablation at the hook point. Where verdicts need a second SAE of every model, of another seed, two figures compare
+them: the share of live features that are stable (best r in the second SAE above 0.7 on held-out text), and PW-MCC, the
+mean cosine of the decoder rows of both, each row paired with one other so that the sum is largest.
 """
 
 from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -63,10 +65,27 @@ SAES = Table(
         Column("explained_variance", "r", "1 - FVU, pooled over tokens."),
         Column("ce_loss_recovered", "r", "(CE zero - CE SAE) / (CE zero - CE clean), by zero ablation."),
         Column("dead_share", "share", "Share of features that never fired on the held-out text."),
+        Column("live", "count", "Features that fired on it; null without a second SAE, as are the next three."),
+        Column("unstable", "count", "Live features whose best r in the second SAE is 0.7 or less.", of="live"),
+        Column(
+            "stable_share",
+            "share",
+            "Live features that the second SAE has too. Interval: Wilson's, widened to the second SAE's share.",
+            ci=True,
+        ),
+        Column(
+            "pw_mcc",
+            "r",
+            "Mean cosine of the decoder rows of both SAEs under the best one-to-one pairing (Song et al. 2025); 1: the "
+            "same dictionary. Null beyond 16,384 features, where the pairing takes minutes and gigabytes.",
+        ),
         Column("l1_coefficient", "number", "Coefficient of the penalty at the end of the training (relu, jumprelu)."),
         Column("random_seed", "text", "Seed of its initialization and data order."),
     ),
-    brief=("instrument", "model", "l0", "explained_variance", "ce_loss_recovered", "dead_share"),
+    brief=(
+        *("instrument", "model", "l0", "explained_variance", "ce_loss_recovered", "dead_share"),
+        *("stable_share", "pw_mcc"),
+    ),
 )
 DENSITY = Table(
     "density",
@@ -98,9 +117,19 @@ def sae_need(study: Study, model: str, instrument: str) -> Need:
     return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
 
 
-def second_need(model: str, instrument: str) -> Need:
-    """An SAE of a model of another seed: what tells stable features from those that follow nothing."""
-    return ("sae", {"sae": "joint-1"} if instrument == "joint" else {"model": model, "sae": "control1-independent"})
+def second_need(model: str, instrument: str, number: int = 1) -> Need:
+    """An SAE of a model of another seed: what tells stable features from those that follow nothing.
+
+    number: 1 is the one that studies train; proofs train more.
+    """
+    if instrument == "joint":
+        return ("sae", {"sae": f"joint-{number}"})
+    return ("sae", {"model": model, "sae": f"control{number}-independent"})
+
+
+def has_seconds(study: Study) -> bool:
+    """Whether the study trains a second SAE of every model."""
+    return bool(study.config.verdicts.tokens and study.edges)
 
 
 def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
@@ -119,7 +148,7 @@ def _items(study: Study) -> list[Item]:
     needs: list[Need] = []
     for instrument in study.instruments:
         needs += [sae_need(study, name, instrument) for name in study.followed]
-        if study.config.verdicts.tokens and study.edges:
+        if has_seconds(study):
             needs += [second_need(name, instrument) for name in study.followed]
         for edge in study.edges:
             needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
@@ -298,11 +327,12 @@ def _quality_settings(study: Study, item: Item) -> QualitySettings:
 
 
 def _quality_needs(study: Study, item: Item) -> Needs:
-    return {
+    needs: Needs = {
         "model": ("model", {"model": item["model"]}),
         "sae": sae_need(study, item["model"], item["instrument"]),
         "tokens": tokens_needs(study.trace(item["model"])),
     }
+    return needs | ({"second": second_need(item["model"], item["instrument"])} if has_seconds(study) else {})
 
 
 def _quality(work: Work, settings: QualitySettings) -> Results:
@@ -314,9 +344,11 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
     sampler = sampler_of(work.inputs["tokens"], "validation", settings.context_size, settings.seed, settings.mix)
     count = min(max(1, settings.tokens // settings.context_size), sampler.blocks_per_pass)
     blocks = sampler.take(0, count)
-    opened = reader_of(work.inputs["model"], [work.inputs["sae"]], settings.hook_point, settings.precision)
-    # Two whole measurements are the units: parts of one would have to be summed in another order.
-    quality, recovered = work.shards.job(opened).map(_measure, [("quality", blocks), ("recovered", blocks)])
+    saes = [work.inputs[role] for role in ("sae", "second") if role in work.inputs]
+    opened = reader_of(work.inputs["model"], saes, settings.hook_point, settings.precision)
+    # Whole measurements are the units: parts of one would have to be summed in another order.
+    units = ("quality", "recovered", *(("stability",) if len(saes) > 1 else ()))
+    quality, recovered, *stability = work.shards.job(opened).map(_measure, [(unit, blocks) for unit in units])
     density = quality.density
     np.save(work.folder / "density.npy", density)
     row = {
@@ -329,6 +361,7 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
         "l1_coefficient": metadata.get("l1_coefficient"),
         "random_seed": str(metadata["seed"]),
         **{name: getattr(quality, name) for name in ("l0", "mse", "explained_variance", "dead_share")},
+        **(stability[0] if stability else {}),
     }
     edges, counts = np.unique(np.floor(np.log10(density[density > 0]) / BIN) * BIN, return_counts=True)
     histogram = [{"log10_density": float(edge), "features": int(n)} for edge, n in zip(edges, counts, strict=True)]
@@ -342,7 +375,28 @@ def _measure(reader: Reader, unit: tuple[str, np.ndarray]) -> Any:
     wanted, blocks = unit
     if wanted == "quality":
         return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
+    if wanted == "stability":
+        return _stability(reader.saes, activations(reader.model, reader.hook_point, blocks, reader.precision))
     return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks, reader.precision)
+
+
+def _stability(saes: Sequence[sae_model.SAE], batches: Iterable[Any]) -> dict[str, Any]:
+    """Columns of the `saes` table that compare an SAE with a second one of the same model, on the same vectors."""
+    from heredity.features.acts import FeatureActs
+    from heredity.features.correlate import correlate
+    from heredity.features.directions import pw_mcc
+    from heredity.features.verdicts import STABLE, share_interval
+
+    parts = [[FeatureActs(*sae.encode_sparse(x.float()), sae.d_sae) for sae in saes] for x in batches]
+    acts = [FeatureActs.concatenate(own) for own in zip(*parts, strict=True)]
+    best = correlate(acts[0], acts[1], 1)
+    stable = [int((r[:, 0] > STABLE).sum()) for r in (best.parent_r, best.child_r)]
+    live, other = (int((own.firings() > 0).sum()) for own in acts)
+    row: dict[str, Any] = {"live": live, "unstable": live - stable[0], "pw_mcc": pw_mcc(saes[0].W_dec, saes[1].W_dec)}
+    if live:
+        low, high = share_interval(stable[0], live, (stable[1] / other,) if other else ())
+        row |= {"stable_share": stable[0] / live, "stable_share_low": low, "stable_share_high": high}
+    return row
 
 
 def encode_flops(study: Study, model: str, shapes: Shapes) -> float:
@@ -389,7 +443,7 @@ SAE = Analysis(
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",
-    version=1,
+    version=2,
     title="Quality of the SAEs",
     items=sae_items,
     settings=_quality_settings,

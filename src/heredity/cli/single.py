@@ -105,12 +105,26 @@ def validate(
     edits: Annotated[
         str | None, Option(help="A run: verdicts on edits of its first model's weights instead of planted worlds.")
     ] = None,
+    retrain: Annotated[
+        str | None,
+        Option(help="A run: whether its intervals hold the verdicts of other training seeds, kept in its folder."),
+    ] = None,
+    sae_seeds: Annotated[int, Option(min=0, help="Of --retrain: further SAEs of every model, an even number.")] = 4,
+    model_seeds: Annotated[int, Option(min=0, help="Of --retrain: further fine-tunes of every child.")] = 2,
     seeds: Annotated[int, Option(min=1, help="Repetitions of every world.")] = 3,
     rate_seeds: Annotated[int, Option(min=1, help="Worlds behind the error rates.")] = 20,
-    out: Annotated[Path | None, Option("-o", "--out", help="Also write the result here as JSON.")] = None,
+    workers: Annotated[
+        int, Option(min=1, help="Processes that share the edges of verdicts, and the stages of --retrain.")
+    ] = 1,
+    out: Annotated[
+        Path | None,
+        Option("-o", "--out", help="Also write the result here as JSON; an interrupted proof of verdicts goes on."),
+    ] = None,
 ) -> Result:
     """Validate every rule, test and verdict on worlds whose truth is planted: precision, recall, error rates."""
+    from heredity import seed_proof
     from heredity.engine.store import write_json
+    from heredity.engine.workers import shards
     from heredity.show.terminal import print_table
     from heredity.synthetic import edit_proof, validation, verdict_proof
 
@@ -123,20 +137,32 @@ def validate(
         raise ValueError(f"--init {unknown[0]}: is not known; choose from {', '.join(get_args(Init))}")
     if only not in (None, "rules", "verdicts"):
         raise ValueError(f"--only {only}: is not known; choose rules or verdicts")
+    if edits is not None and retrain is not None:
+        raise ValueError("--edits and --retrain are proofs of their own; give one of them")
     tables, shown = {}, []
-    with watcher() as bars:
+    with watcher() as bars, shards(workers) as shared:
         if edits is not None:
-            tables, shown, only = _edits(edits, bars.plain("edits")), [edit_proof.EDITS], "edits"
-        if only not in ("verdicts", "edits"):
+            tables, shown, only = _edits(edits, bars.plain("edits")), [edit_proof.EDITS], "a run"
+        if retrain is not None:
+            tables, only = _retrained(retrain, sae_seeds, model_seeds, bars, shared), "a run"
+            shown += seed_proof.TABLES
+        if only not in ("verdicts", "a run"):
             names = ("well trained", "under-trained")
             worlds = [row for row in validation.CONDITIONS if not small or row.name in names]
             counts = (1, 3) if small else (seeds, rate_seeds)
             tables |= validation.prove(worlds, inits, *counts, progress=bars.plain("rules"))
             shown += validation.TABLES
-        if only not in ("rules", "edits"):
-            edges = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
-            repeats = 1 if small else seeds
-            tables |= verdict_proof.prove_verdicts(edges, repeats, progress=bars.plain("verdicts"))
+        if only not in ("rules", "a run"):
+            every = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
+            edges, repeats = verdict_proof.installed(every), 1 if small else seeds
+            if len(edges) < len(every):
+                err.print(
+                    "SynthSAEBench is left out; it needs SAELens: pip install 'heredity[interop]'", style="yellow"
+                )
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+            kept = out.with_name(f"{out.name}.partial") if out is not None else None
+            tables |= verdict_proof.prove_verdicts(edges, repeats, 60_000, bars.plain("verdicts"), shared, kept)
             shown += verdict_proof.TABLES
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,3 +186,15 @@ def _edits(folder: str, progress: Any) -> dict[str, Any]:
     count = min(600_000 // context, sampler.blocks_per_pass)
     models = run.model(edge.parent), run.model(edge.child)
     return prove_edits(*models, sampler.take(0, count), sampler.documents(0, count), progress=progress)
+
+
+def _retrained(folder: str, sae_seeds: int, model_seeds: int, bars: Any, shared: Any) -> dict[str, Any]:
+    """Verdicts of a run compared with those under other training seeds; all that is trained is kept in its folder."""
+    from heredity import seed_proof
+    from heredity.engine import stage as engine
+    from heredity.engine.store import Store
+    from heredity.results import open as opened
+
+    plan = seed_proof.plan(opened(folder).study, sae_seeds, model_seeds)
+    bars.stages = len(plan.stages)
+    return seed_proof.compared(plan, engine.run(plan.stages, Store(Path(folder)), bars, None, shared))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from heredity.features.criteria import one_to_one
@@ -14,6 +15,7 @@ from heredity.kernels.pairs import ranked
 from heredity.kernels.torch_forms import linear
 
 Matrix = np.ndarray | Tensor
+_ASSIGNED = 16_384  # rows that are paired one to one at most
 _ROWS, _PAIRS = 1024, 1 << 9  # rows whose cosines with all others exist at a time; pairs of rows
 
 
@@ -57,6 +59,22 @@ def cosine_matches(a: Matrix, b: Matrix, top: int = 5) -> Cosines:
 
     best = ranked(blocks(), (len(parent), len(child)), top)
     return Cosines(*_exact(best.parent_match, parent, child), *_exact(best.child_match, child, parent))
+
+
+def pw_mcc(a: Matrix, b: Matrix) -> float | None:
+    """PW-MCC of two dictionaries (Song et al. 2025): the mean cosine of the rows of a [m, d] and b [n, d], paired one
+    to one so that the sum is largest, over min(m, n) pairs. Signs count, and dead features do, as in the authors' code.
+
+    One core takes 2 s for 4,096 features, 9 s for 8,192 and a minute for 16,384, with 12 bytes per pair of rows; None
+    beyond, as time grows faster than the square. Raises ValueError as `cosine_matches` does.
+    """
+    if max(len(a), len(b)) > _ASSIGNED:
+        return None
+    first, second = _unit(a, "a"), _unit(b, "b")
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(f"dictionaries are {first.shape[1]} and {second.shape[1]} wide; give two of one width")
+    cosines = linear(first.float(), second.float()).numpy()
+    return float(cosines[linear_sum_assignment(cosines, maximize=True)].mean(dtype=np.float64))
 
 
 def _unit(directions: Matrix, name: str) -> Tensor:

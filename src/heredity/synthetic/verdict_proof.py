@@ -7,13 +7,17 @@ listed as lost or new is an error. Features that are undecided or unstable are m
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from heredity.engine.workers import Here, Shards
 from heredity.features.acts import FeatureActs
 from heredity.features.ends import agreement, encode, end_of, judge_end, tally
 from heredity.features.verdicts import RATE, VERDICTS, Judged, owned, share_interval
@@ -21,6 +25,7 @@ from heredity.metrics import Variance
 from heredity.sae.model import SAE
 from heredity.synthetic.planted_edges import PLANTED, EdgeConfig, EdgeEnd, PlantedEdge
 from heredity.synthetic.saes import Training, label, train_sae
+from heredity.synthetic.synthsaebench import SynthSAEBenchConfig, SynthSAEBenchEdge, available
 from heredity.tables import Column, Table
 
 Row = dict[str, Any]
@@ -36,7 +41,7 @@ class EdgeCondition(NamedTuple):
     """A planted edge, the training of its SAEs, and what it was used for."""
 
     name: str
-    edge: EdgeConfig = EdgeConfig()
+    edge: EdgeConfig | SynthSAEBenchConfig = EdgeConfig()
     use: Literal["choice", "proof"] = "proof"
     """choice: the rule's margins were chosen on edges of this kind, of other seeds; proof: none was ever looked at."""
     training: Training = Training(tokens=100_000, k=12, expansion=8)
@@ -60,6 +65,7 @@ EDGE_CONDITIONS = (
         tokens=100_000, k=20, expansion=8)),
     EdgeCondition("flat, joint", EdgeConfig(), init="joint"),
     EdgeCondition("nothing lost, joint", _KEPT, init="joint"),
+    EdgeCondition("SynthSAEBench", SynthSAEBenchConfig(), training=Training(tokens=100_000, k=8, expansion=8)),
 )  # fmt: skip
 """From what the rule was chosen on to what only proves it."""
 
@@ -168,20 +174,55 @@ def prove_verdicts(
     seeds: int,
     tokens: int = 60_000,
     progress: Callable[[int, int], None] | None = None,
+    shards: Shards | None = None,
+    kept: Path | None = None,
 ) -> dict[str, list[Row]]:
     """Judge both ends of each condition and seed, and compare with the truth.
 
-    tokens: held-out aligned tokens; as many more fit the maps. Rows by name of the table, see `TABLES`; a share without
-    a denominator is None.
+    tokens: held-out aligned tokens; as many more fit the maps. shards: processes that share the edges. kept: file for
+    the rows of edges as they are done, from which an interrupted proof by the same code goes on; it is removed at the
+    end. Rows by name of the table, see `TABLES`; a share without a denominator is None.
     """
-    tables: dict[str, list[Row]] = {"proof_edges": [], "proof_fates": []}
-    jobs = [(condition, seed) for condition in conditions for seed in range(seeds)]
-    for done, (condition, seed) in enumerate(jobs, 1):
-        for name, rows in proven(condition, seed, tokens).items():
-            tables[name] += rows
+    jobs = [(condition, seed, tokens) for condition in conditions for seed in range(seeds)]
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    keys = [f"{job} {code}" for job in jobs]
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+    done = {line["key"]: line["tables"] for line in map(_line, lines) if line.get("key") in keys}
+    waiting = {key: job for key, job in zip(keys, jobs, strict=True) if key not in done}
+    results = (shards or Here()).job(_nothing).map(_proven, waiting.values())
+    for key, made in zip(waiting, results, strict=True):
+        done[key] = made
+        if kept:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"key": key, "tables": made}))  # the line before may have been cut off
         if progress:
-            progress(done, len(jobs))
-    return summarized(tables)
+            progress(len(done), len(jobs))
+    if kept:
+        kept.unlink(missing_ok=True)
+    names = "proof_edges", "proof_fates"
+    return summarized({name: [row for key in keys for row in done[key][name]] for name in names})
+
+
+def _line(text: str) -> dict[str, Any]:
+    """One line of kept rows; nothing for one that a killed process did not finish."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+
+
+def _nothing() -> None:
+    """What edges share between them."""
+
+
+def _proven(_: None, job: tuple[EdgeCondition, int, int]) -> dict[str, list[Row]]:
+    return proven(*job)
+
+
+def installed(conditions: Sequence[EdgeCondition]) -> list[EdgeCondition]:
+    """The conditions without those whose generator is not installed."""
+    return [one for one in conditions if available() or not isinstance(one.edge, SynthSAEBenchConfig)]
 
 
 def summarized(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
@@ -192,7 +233,8 @@ def summarized(tables: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 def proven(condition: EdgeCondition, seed: int, tokens: int = 60_000) -> dict[str, list[Row]]:
     """Train the SAEs of one planted edge, judge both its ends and compare them with the truth."""
-    edge, training = PlantedEdge(condition.edge, seed), condition.training
+    made, training = condition.edge, condition.training
+    edge = PlantedEdge(made, seed) if isinstance(made, EdgeConfig) else SynthSAEBenchEdge(made, seed)
     joint = condition.init == "joint"
     x = [torch.from_numpy(part) for part in edge.draw(training.tokens, _DRAWS["training"]).x]
     if joint:
