@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from heredity.sae.model import SAE
 
 RUN = "run.json"
+TRACKED = "track.json"
+"""What `heredity track` leaves beside its tables."""
 
 
 class Run:
@@ -176,10 +178,15 @@ def record(study: Study, folder: Path) -> None:
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
     """The run in a folder such as `runs/demo`.
 
-    Raises ArtifactError for a folder that holds no run, or one of version 0.1.0.
+    Raises ArtifactError for a folder that holds no run, one of version 0.1.0, or what `heredity track` wrote.
     """
     path = Path(folder) / RUN
     if not path.is_file():
+        if (path.parent / TRACKED).exists():
+            raise ArtifactError(
+                f"{folder}: holds the tables of one edge that `heredity track` wrote, and no run of a study; read each "
+                f"by itself, such as pandas.read_parquet({str(path.parent / 'evidence.parquet')!r})"
+            )
         if (path.parent / "summary.json").exists():
             raise ArtifactError(f"{folder}: holds a run of heredity 0.1.0 (there is no {RUN}); run its study again")
         raise ArtifactError(f"{folder}: holds no run (there is no {RUN}); give a folder such as runs/demo")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 Row = Mapping[str, Any]
+_FIRST = 10  # of many rows
 WIDTH = 100  # of tables; longer lines are hard to read
 out = Console(highlight=False, emoji=False)
 if not out.is_terminal:
@@ -166,15 +167,28 @@ def print_merge(result: Row) -> None:
     say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
 
 
-def print_edge(result: Row) -> None:
-    """`heredity track`."""
-    for table in (*BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
+def print_edge(result: Row, evidence: Sequence[Row]) -> None:
+    """`heredity track`. evidence: rows of that table; the features that differ most, where there are no verdicts."""
+    judged = "verdicts" in result["tables"]
+    if not judged:
+        names = ("end", "feature", "firings", "match_r", "map_r", "strength", "transmission")
+        known = [row for row in evidence if row["transmission"] is not None]
+        known.sort(key=lambda row: abs(row["transmission"] - 1), reverse=True)
+        title = f"The {min(len(known), _FIRST)} features of which the effect differs most"
+        print_table(TABLES["evidence"], known[:_FIRST], names, title)
+    for table in (BY_KIND["sae_quality"].tables[0], *BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
         if rows := result["tables"].get(table.name):
             names = [column for column in table.brief if column not in ("instrument", "edge")]
             if names or table.name in ("chance", "criteria"):
                 print_table(table, rows, names)
+    for row in result["tables"].get("verdicts", ()):
+        own, stable = result[row["end"]], format.of(row["stable"], row["live"])
+        say(f"{own}: {stable} live features are stable, found again by an SAE of another seed")
     say(*(f"Note: {note}" for note in result["notes"]))
-    say(f"{result['tables']['edges'][0]['tokens']:,} tokens; written to {result['out']}")
+    for end, folder in result["second_saes"].items():
+        option = "--sae-control" if end == "parent" else "--sae-child-control"
+        say(f"The second SAE of the {end} is kept: {option} {folder} spares its training")
+    say(f"Tables, one Parquet file each, and this result as JSON: {result['out']}")
 
 
 def print_found(result: Row) -> None:
