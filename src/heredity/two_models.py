@@ -108,13 +108,11 @@ def compare(
         raise ValueError("child_control: is a second SAE of the child; give sae_child and controls with it")
     if save_second is not None and save_second.exists() and (not save_second.is_dir() or any(save_second.iterdir())):
         raise ValueError(f"{save_second}: is a file or a folder with content; choose another for the second SAE")
+    parents: list[Given] = [sae, *(() if isinstance(controls, str) else controls)]
+    children = [one for one in (sae_child, child_control) if one not in (None, "train")]
+    saes = {"parent": _saes(parents), "child": _saes(children)}
     models, tokenizer = _opened((parent, child), tokenizer)
-    given = {
-        "parent": [sae, *(() if isinstance(controls, str) else controls)],
-        "child": [] if sae_child is None else [sae_child],
-    }
-    given["child"] += [] if child_control in (None, "train") else [child_control]
-    readers = _readers(models, given, hook_point, names)
+    readers = _readers(models, saes, hook_point, names)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -191,8 +189,20 @@ def fit_stitch(
     return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
 
 
+class _Opened(NamedTuple):
+    given: Given
+    sae: SAE
+    metadata: Mapping[str, Any]
+
+
+def _saes(given: Iterable[Given]) -> list[_Opened]:
+    from heredity.sae.formats import read_sae
+
+    return [_Opened(one, *(read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}))) for one in given]
+
+
 def _readers(
-    models: Sequence[Any], given: Mapping[str, Sequence[Given]], hook_point: str | None, names: tuple[str, str]
+    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], hook_point: str | None, names: tuple[str, str]
 ) -> dict[str, Reader]:
     """Both models with their SAEs; a child without one is read by the parent's first.
 
@@ -201,30 +211,27 @@ def _readers(
     from heredity.analyses.reading import device, on_device
     from heredity.features.collect import Reader
     from heredity.lm.load import state_hash
-    from heredity.sae.formats import read_sae
 
     states = [state_hash(model.state_dict()) for model in models]
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
-    saes: dict[str, list[SAE]] = {}
-    for (end, some), state in zip(given.items(), states, strict=True):
-        saes[end] = []
+    place = hook_point or saes["parent"][0].metadata.get("hook_name")
+    if place is None:
+        first = saes["parent"][0].given
+        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
+    readers: dict[str, Reader] = {}
+    for (end, some), state, model in zip(saes.items(), states, models, strict=True):
         for one in some:
-            made, metadata = read_sae(Path(one)) if isinstance(one, str | Path) else (one, {})
-            hook_point = hook_point or metadata.get("hook_name")
-            if hook_point is None:
-                raise ValueError(
-                    f"sae {one}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post"
-                )
-            if state not in (sae_analysis.trained_on(metadata) or [state]):
-                wrong = f"SAE {one} was trained on other weights than the model it is given for"
+            if state not in (sae_analysis.trained_on(one.metadata) or [state]):
+                wrong = f"SAE {one.given} was trained on other weights than the model it is given for"
                 raise ValueError(f"{wrong}; check the pairing")
-            saes[end].append(made.to(device()))
-        first, *others = [one.W_dec for one in saes[end]] or [None]
-        if any(first.shape == other.shape and bool((first == other).all()) for other in others if first is not None):
-            raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
-    saes["child"] = saes["child"] or saes["parent"][:1]
-    return {end: Reader(on_device(model), str(hook_point), saes[end]) for end, model in zip(saes, models, strict=True)}
+        for one in some[1:]:
+            a, b = some[0].sae.W_dec, one.sae.W_dec
+            if a.shape == b.shape and bool((a == b).all()):
+                raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
+        own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
+        readers[end] = Reader(on_device(model), place, own)
+    return readers
 
 
 def _settings(

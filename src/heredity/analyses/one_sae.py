@@ -68,6 +68,9 @@ def train_second(
     started = time.perf_counter()
     x = store.batch(0)
     read = (time.perf_counter() - started) / store.buffer
+    if x.shape[1] != like.d_in:
+        widths = f"the SAE reads vectors of width {like.d_in}, but {reader.hook_point} gives {x.shape[1]}"
+        raise ValueError(f"{widths}; use an SAE trained at this hook point")
     l0 = float(np.diff(like.encode_sparse(x)[0]).mean())
     activation, k = (like.activation, like.k) if like.activation in RANKED else ("topk", max(1, round(l0)))
     config = SAEConfig(activation=activation, k=k or 1, lr=_RATE * (_RATE_AT / like.d_sae) ** 0.5, decay=True)

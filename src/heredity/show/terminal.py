@@ -129,6 +129,7 @@ FOUND = Table(
         Column("firings", "count", "All firings."),
         Column("density", "share", "Share of all tokens on which it fires."),
         Column("best_match", "text", "Best match along every edge."),
+        Column("verdict", "text", "What became of it along every edge, by evidence."),
     ),
 )
 EXPLAINED = Table(
@@ -200,7 +201,9 @@ def print_found(result: Row) -> None:
         say(f"not single tokens here, and so left out of the search: {absent}")
     for model, features in result["models"].items():
         rows = [
-            row | {"counted": row["llr_counted"], "best_match": ", ".join(map(_match, row["matches"]))}
+            row
+            | {"counted": row["llr_counted"], "best_match": ", ".join(map(_match, row["matches"]))}
+            | {"verdict": ", ".join(f"{one['model']}: {one['verdict']}" for one in row["verdicts"])}
             for row in features
         ]
         if rows:
