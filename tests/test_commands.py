@@ -147,7 +147,10 @@ def test_the_summary_tells_runs_on_other_text_apart(lineage):
 def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(lineage, tmp_path):
     for words in (["--runs", tmp_path], ["--set", "sae.tokens=2049"]):
         line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
-        assert "is not done" in line and "heredity run" in line
+        again = f"heredity run {lineage.path} --runs {words[1] if words[0] == '--runs' else lineage.runs}"
+        again += f" --set {words[1]}" if words[0] == "--set" else ""
+        assert "is not done" in line and f"run `{again}` first" in line
+        assert f"run `{again}` first" in ask(lineage, "show", "base/1", *words, code=2)
 
 
 def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):

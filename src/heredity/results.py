@@ -31,8 +31,11 @@ TRACKED = "track.json"
 class Run:
     """A study that has been run, as far as it is done."""
 
-    def __init__(self, study: Study, folder: Path, pipeline: Pipeline | None = None) -> None:
-        """folder: `runs/<study>`. Raises StudyError for a study that cannot work."""
+    def __init__(
+        self, study: Study, folder: Path, pipeline: Pipeline | None = None, again: str = "heredity run"
+    ) -> None:
+        """folder: `runs/<study>`. again: the command that runs it. Raises StudyError for a study that cannot work."""
+        self.again = again
         self.study, self.folder, self.name = study, Path(folder), study.name
         self.pipeline = pipeline or Pipeline(study)
         store = Store(self.folder)
@@ -80,8 +83,8 @@ class Run:
         stage = self.pipeline.stage(need)
         if stage.label not in self.artifacts:
             raise ArtifactError(
-                f"{stage.label} of study {self.name} is not done in {self.folder}; `heredity run` the study first, "
-                f"until {stage.kind} at least"
+                f"{stage.label} of study {self.name} is not done in {self.folder}; run `{self.again}` first, until "
+                f"{stage.kind} at least"
             )
         return self.artifacts[stage.label]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+from rich.text import Text
 from typer import Argument, Context, Option
 
 from heredity.cli.app import Result, command, err, setting, text, watcher
@@ -97,7 +98,8 @@ def track(
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     with watcher() as bars:
-        edge = compare(parent, child, sae_parent, texts, **ends, **options, progress=bars.plain("track"), say=err.print)
+        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
+        edge = compare(parent, child, sae_parent, texts, **ends, **options)
     tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
     notes = [statement.text for statement in edge.statements if statement.question == "note"]
     trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]

@@ -152,14 +152,13 @@ def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
 
 
 def print_gate(gate: Row) -> None:
-    """`heredity gate`: one line per edge, then what to know before relying on it."""
+    """`heredity gate`: one line per edge."""
     whole = "Stable features of the parent, by verdicts"
     if gate["by"] == "matches":
         relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
         whole = f"Live features of the parent, by matches{relative}"
     say(f"{whole} (instrument {gate['instrument']})")
     say(*(line_of(edge, judged) for edge, judged in gate["edges"].items()))
-    say(*(f"Note: {note}" for note in gate["notes"]))
 
 
 def print_merge(result: Row) -> None:
