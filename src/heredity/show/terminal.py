@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,14 +170,17 @@ def print_merge(result: Row) -> None:
 
 def print_edge(result: Row, evidence: Sequence[Row]) -> None:
     """`heredity track`. evidence: rows of that table; the features that differ most, where there are no verdicts."""
-    judged = "verdicts" in result["tables"]
-    if not judged:
+    if "verdicts" not in result["tables"]:
         names = ("end", "feature", "firings", "match_r", "map_r", "strength", "transmission")
         known = [row for row in evidence if row["transmission"] is not None]
-        known.sort(key=lambda row: abs(row["transmission"] - 1), reverse=True)
-        title = f"The {min(len(known), _FIRST)} features of which the effect differs most"
+        middle = statistics.median([row["transmission"] for row in known] or [1.0])
+        known.sort(key=lambda row: abs(row["transmission"] - middle), reverse=True)
+        title = f"The {min(len(known), _FIRST)} features of which the effect differs most from the median"
         print_table(TABLES["evidence"], known[:_FIRST], names, title)
-    for table in (BY_KIND["sae_quality"].tables[0], *BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
+    if rows := result["tables"].get("saes"):
+        here = TABLES["saes"]._replace(doc="Sparse autoencoders on this text; seed 0 is the one that was given.")
+        print_table(here, rows, ("model", "seed", *here.brief[2:]))
+    for table in (*BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
         if rows := result["tables"].get(table.name):
             names = [column for column in table.brief if column not in ("instrument", "edge")]
             if names or table.name in ("chance", "criteria"):
