@@ -246,7 +246,7 @@ def _told(sample: Sample, row: Mapping[str, Any], card: Card) -> dict[str, Any]:
     for window in _windows(sample, card.top)[:1]:
         at, pieces = window["position"], window["tokens"]
         example = "".join([*pieces[:at], f"«{pieces[at]}»", *pieces[at + 1 :]])
-    texts = {"tokens": " ".join(f"{one['token']!r} {format.percent(one['share'])}" for one in tokens)}
+    texts = {"tokens": ", ".join(f"{one['token']!r} {format.percent(one['share'])}" for one in tokens)}
     return {name: row[name] for name in names} | texts | {"example": example, "p": row["p_lost"]}
 
 
