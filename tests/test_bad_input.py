@@ -83,6 +83,21 @@ def loaded(child: str) -> Arguments:
     return arguments
 
 
+def checked(load: str, column: str = "text") -> Arguments:
+    """Arguments that check a study of two loaded models, the child at a path below the study's folder."""
+
+    def arguments(place: Place) -> list[Any]:
+        shutil.copytree(place.models / "a", place.folder / "models/a")
+        shutil.copytree(place.models / "a", place.folder / "models/again")
+        ends = {"base": {"load": "models/a"}, "child": {"load": load, "parent": "base"}}
+        (place.folder / "x.jsonl").write_text('{"text": "a"}\n')
+        corpus = {"words": {"source": "local:x.jsonl", "column": column}}
+        models = {name: model | {"corpora": ["words"]} for name, model in ends.items()}
+        return study(lambda values: values.update(model=models, corpus=corpus, case={}), "check")(place)
+
+    return arguments
+
+
 def with_file(name: str, content: bytes) -> Arguments:
     """Arguments that run the tiny study with one corpus read from a bad file."""
 
@@ -182,6 +197,11 @@ CASES: dict[str, tuple[Arguments, str]] = {
         study(lambda values: values["sae"].update(context_size=8192, batch_blocks=32)),
         "262,144 vectors per batch",
     ),
+    "check: missing model": (checked("models/nowhere"), "s: model.child.load: models/nowhere: "),
+    "check: missing path": (checked("./models/nowhere"), "s: model.child.load: ./models/nowhere: no such folder"),
+    "check: no model there": (checked("models"), "s: model.child.load: "),
+    "check: identical models": (checked("models/again"), "edge base->child: parent and child have identical weights"),
+    "check: wrong column": (checked("models/again", "body"), 's: corpus.words: '),
     "unknown activation": (set_("sae.activation", "gated"), "'batchtopk' or 'jumprelu'"),
     "t without effect": (set_("model.both.merge", TIES_WITH_T), "t=0.5 has no effect on ties with weights"),
     "slerp with weights": (set_("model.both.merge.weights", [1, 2]), "slerp has no weights; give t"),

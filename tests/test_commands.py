@@ -147,7 +147,10 @@ def test_the_summary_tells_runs_on_other_text_apart(lineage):
 def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missing(lineage, tmp_path):
     for words in (["--runs", tmp_path], ["--set", "sae.tokens=2049"]):
         line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
-        assert "is not done" in line and "heredity run" in line
+        again = f"heredity run {lineage.path} --runs {words[1] if words[0] == '--runs' else lineage.runs}"
+        again += f" --set {words[1]}" if words[0] == "--set" else ""
+        assert "is not done" in line and f"run `{again}` first" in line
+        assert f"run `{again}` first" in ask(lineage, "show", "base/1", *words, code=2)
 
 
 def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):
@@ -157,10 +160,23 @@ def test_a_saved_sae_and_model_are_tracked_without_a_study(lineage, tmp_path):
         *("--sae-parent", folders["sae/base@scratch"] / "sae", "--sae-child", folders["sae/sums@parent"] / "sae"),
         *("--corpus", f"local:{lineage.path.with_name('words')}", "--tokens", 2000, "--context-size", 16),
     ]
-    edge = json.loads(command(*words, "-o", tmp_path / "out", "--json").stdout)["tables"]["edges"][0]
+    told = command(*words, "-o", tmp_path / "alone", "--second-sae", "none").stdout
+    assert "One SAE: stability unknown" in told and "differs most" in told and " live features" not in told
+    assert not (tmp_path / "alone" / "edges.parquet").exists()
+    kept = tmp_path / "second"
+    trained = ("--second-sae-tokens", 2000, "--save-second-sae", kept, "--json", "-o", tmp_path / "out")
+    done = command(*words, *trained)
+    assert "training a second SAE of" in done.stderr and ": about" in done.stderr
+    result = json.loads(done.stdout)
+    edge, quality = result["tables"]["edges"][0], result["tables"]["saes"]
     assert edge["persist"] + edge["disappear"] == edge["parent_live"] > 0
     assert pq.read_table(tmp_path / "out" / "edges.parquet").to_pylist()[0]["persist"] == edge["persist"]
-    assert "persist" in command(*words, "-o", tmp_path / "again").stdout
+    assert [row["seed"] for row in quality] == [0, 1, 0] and all(row["explained_variance"] < 1 for row in quality)
+    assert json.loads((tmp_path / "out" / "track.json").read_text()) == result
+    shown = command(*words, "--sae-control", kept / "parent", "-o", tmp_path / "again").stdout
+    assert "persist" in shown and "live features are stable" in shown and str(tmp_path / "again") in shown
+    refused = command(*words[:4], *words[6:], "--second-sae", "both", "-o", tmp_path / "b", code=2).stderr
+    assert "the child has no SAE of its own" in " ".join(refused.split())
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):

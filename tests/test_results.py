@@ -94,7 +94,10 @@ def test_what_is_not_done_is_named_and_the_rest_is_there(lineage, tmp_path):
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="holds no run .*give a folder such as runs/demo"):
         open_run(tmp_path)
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "track.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="tables of one edge that `heredity track` wrote, .*evidence.parquet"):
+        open_run(tmp_path)
+    (tmp_path / "track.json").rename(tmp_path / "summary.json")
     with pytest.raises(ArtifactError, match=r"a run of heredity 0\.1\.0 .*; run its study again"):
         open_run(tmp_path)
     for broken in ("no json", "{}", '{"toml": "x = [", "study": "s", "root": "."}', "[1]"):

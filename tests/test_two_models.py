@@ -78,6 +78,32 @@ def test_an_sae_is_no_control_of_itself(saved):
         asked(saved, tokens=0)
 
 
+def test_with_one_sae_every_feature_has_evidence_and_none_a_verdict_or_a_share(saved):
+    result = asked(saved)
+    assert set(result.tables) == {"evidence", "matches", "saes"}
+    assert str(result).startswith("One SAE: stability unknown.") and "%" not in str(result)
+    rows = result.tables["evidence"].to_pylist()
+    assert {row["verdict"] for row in rows} == {"stability unknown"} and len(rows) == 64
+    assert {row["stability"] for row in rows} == {None}
+    quality = result.tables["saes"].to_pylist()
+    assert [row["model"] for row in quality] == ["parent", "child"] and quality[0]["explained_variance"] > 0.99
+
+
+def test_a_second_sae_is_trained_after_its_cost_is_said_and_kept(saved, tmp_path):
+    said: list[str] = []
+    ends = {"sae_child": saved.control, "child_control": "train"}
+    options = {"second_tokens": 4_000, "save_second": tmp_path / "second", "say": said.append}
+    result = asked(saved, controls="train", **ends, **options)
+    assert len(said) == 2 and "second SAE of parent (64 features, topk with k = " in said[0] and ": about " in said[0]
+    made, metadata = read_sae(tmp_path / "second/parent")
+    assert made.W_enc.shape == (32, 64) and metadata["training_tokens"] == 4_096
+    kept = {"controls": [tmp_path / "second/parent"], "child_control": tmp_path / "second/child"}
+    again = asked(saved, **ends | kept)
+    assert again.tables["evidence"].equals(result.tables["evidence"]) and "verdicts" in again.tables
+    with pytest.raises(ValueError, match="a folder with content; choose another for the second SAE"):
+        asked(saved, controls="train", **options)
+
+
 def test_findings_are_sentences_and_tables_files(edge, tmp_path):
     assert {statement.question for statement in edge.statements} >= {"inherited", "lost", "new", "sure"}
     assert "stable features of parent" in str(edge) and " live features of parent" in str(edge)

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from heredity.sae.model import SAE
 
 RUN = "run.json"
+TRACKED = "track.json"
+"""What `heredity track` leaves beside its tables."""
 
 
 class Run:
     """A study that has been run, as far as it is done."""
 
-    def __init__(self, study: Study, folder: Path, pipeline: Pipeline | None = None) -> None:
-        """folder: `runs/<study>`. Raises StudyError for a study that cannot work."""
+    def __init__(
+        self, study: Study, folder: Path, pipeline: Pipeline | None = None, again: str = "heredity run"
+    ) -> None:
+        """folder: `runs/<study>`. again: the command that runs it. Raises StudyError for a study that cannot work."""
+        self.again = again
         self.study, self.folder, self.name = study, Path(folder), study.name
         self.pipeline = pipeline or Pipeline(study)
         store = Store(self.folder)
@@ -78,8 +83,8 @@ class Run:
         stage = self.pipeline.stage(need)
         if stage.label not in self.artifacts:
             raise ArtifactError(
-                f"{stage.label} of study {self.name} is not done in {self.folder}; `heredity run` the study first, "
-                f"until {stage.kind} at least"
+                f"{stage.label} of study {self.name} is not done in {self.folder}; run `{self.again}` first, until "
+                f"{stage.kind} at least"
             )
         return self.artifacts[stage.label]
 
@@ -176,10 +181,15 @@ def record(study: Study, folder: Path) -> None:
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
     """The run in a folder such as `runs/demo`.
 
-    Raises ArtifactError for a folder that holds no run, or one of version 0.1.0.
+    Raises ArtifactError for a folder that holds no run, one of version 0.1.0, or what `heredity track` wrote.
     """
     path = Path(folder) / RUN
     if not path.is_file():
+        if (path.parent / TRACKED).exists():
+            raise ArtifactError(
+                f"{folder}: holds the tables of one edge that `heredity track` wrote, and no run of a study; read each "
+                f"by itself, such as pandas.read_parquet({str(path.parent / 'evidence.parquet')!r})"
+            )
         if (path.parent / "summary.json").exists():
             raise ArtifactError(f"{folder}: holds a run of heredity 0.1.0 (there is no {RUN}); run its study again")
         raise ArtifactError(f"{folder}: holds no run (there is no {RUN}); give a folder such as runs/demo")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
-from heredity.analyses import match, verdicts
+from heredity.analyses import TABLES, match, one_sae, verdicts
+from heredity.analyses import sae as sae_analysis
 from heredity.analyses.analysis import Aside, Statement
 from heredity.engine.workers import Here, Progress
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
@@ -16,6 +18,7 @@ from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from heredity.features.collect import Reader
     from heredity.features.correlate import Matches
     from heredity.sae.model import SAE
     from heredity.stitch.affine import Stitch, StitchQuality
@@ -23,36 +26,36 @@ if TYPE_CHECKING:
 
 Model = Any
 """A decoder with its weights, or the folder or hub id of one."""
-
-
-_ONE_SAE = (
-    "One SAE of the parent: which of its features are stable is unknown, so there are no verdicts. Features that one "
-    "SAE has alone look lost or new by matches, and the threshold is chosen without knowing what an unchanged model "
-    "keeps; give a second SAE of another seed (controls, --sae-control)."
-)
+Given = Union["SAE", str, Path]
+"""An SAE, or the folder of one."""
+_QUALITY = 50_000  # tokens behind the figures of quality
 
 
 class EdgeResult(NamedTuple):
     """What became of features from a parent to a child."""
 
-    tables: dict[str, pa.Table]  # of an edge, as in a run: `edges`, `matches`, `fates`, `strata` ...
+    tables: dict[str, pa.Table]
+    """Of an edge, as in a run: `verdicts`, `evidence`, `edges`, `matches` ...; with one SAE `evidence`, `matches` and
+    `saes` alone, since no share means anything then."""
     matches: Matches  # best matches of every feature, both ways
 
     @property
     def statements(self) -> list[Statement]:
         """Findings in sentences, each with the figures it rests on."""
-        large = ("matches", "fates", "evidence")
-        small = {name: rows.to_pylist() for name, rows in self.tables.items() if name not in large}
-        if "verdicts" in small:
-            return [*verdicts.ANALYSIS.say(small), *match.ANALYSIS.say(small)]
-        return [Statement("", "note", _ONE_SAE), *match.ANALYSIS.say(small)]
+        small = {name: rows.to_pylist() for name, rows in self.tables.items() if not TABLES[name].large}
+        if "verdicts" not in small:
+            return [Statement("", "note", one_sae.ONE_SAE), *sae_analysis.SAE_QUALITY.say(small)]
+        return [
+            statement
+            for analysis in (verdicts.ANALYSIS, match.ANALYSIS, sae_analysis.SAE_QUALITY)
+            for statement in analysis.say(small)
+        ]
 
     def __str__(self) -> str:
         return "\n".join(statement.text for statement in self.statements)
 
     def __repr__(self) -> str:
-        row = self.tables["edges"].to_pylist()[0]
-        return f"<EdgeResult {row['edge']}: {', '.join(self.tables)}>"
+        return f"<EdgeResult {self.tables['matches']['edge'][0]}: {', '.join(self.tables)}>"
 
     def write(self, folder: Path) -> None:
         """Write every table as `NAME.parquet` into a folder."""
@@ -66,12 +69,14 @@ class EdgeResult(NamedTuple):
 def compare(
     parent: Model,
     child: Model,
-    sae: SAE | str | Path,
+    sae: Given,
     texts: Iterable[str],
     *,
-    sae_child: SAE | str | Path | None = None,
-    controls: Sequence[SAE | str | Path] = (),
-    child_control: SAE | str | Path | None = None,
+    sae_child: Given | None = None,
+    controls: Sequence[Given] | Literal["train"] = (),
+    child_control: Given | Literal["train"] | None = None,
+    second_tokens: int = 1_000_000,
+    save_second: Path | None = None,
     tokenizer: Any = None,
     hook_point: str | None = None,
     names: tuple[str, str] = ("parent", "child"),
@@ -80,88 +85,49 @@ def compare(
     context_size: int = 128,
     seed: int = 0,
     progress: Progress | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> EdgeResult:
     """Judge the features of two models on the same texts: kept, changed, lost or new; and match them.
 
     parent, child: decoders, or folders or hub ids of them, that read the same tokens. sae: of the parent; it reads the
     child as well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells
-    which features are stable and can be judged, all give the ceiling of matches. child_control: the same of the child,
-    whose features are judged then too. Without controls there are matches and no verdicts. texts: strings,
-    such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a folder or hub id.
-    hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by evidence.
-    Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few texts.
+    which features are stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens`
+    activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
+    of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
+    `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
+    texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
+    folder or hub id. hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by
+    evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
+    texts.
     """
-    from heredity.analyses.reading import device, on_device
-    from heredity.analyses.sae import trained_on
-    from heredity.features.collect import Reader
-    from heredity.lm.load import state_hash
-    from heredity.sae.formats import read_sae
-    from heredity.synthetic import surgery
-
-    if child_control is not None and (sae_child is None or not controls):
-        raise ValueError("child_control: is a second SAE of the child; give sae_child and controls with it")
-    given = [sae, sae if sae_child is None else sae_child, *controls]
-    given += [] if child_control is None else [child_control]
-    saes = [read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}) for one in given]
-    place = hook_point or saes[0][1].get("hook_name")
-    if place is None:
-        raise ValueError(f"sae {sae}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
-    models, tokenizer = _opened((parent, child), tokenizer)
-    if tokens < 1:
-        raise ValueError(f"tokens={tokens} must be 1 or more")
+    if tokens < 1 or second_tokens < 1:
+        raise ValueError(f"{f'{tokens=}' if tokens < 1 else f'{second_tokens=}'} must be 1 or more")
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
-    states = [state_hash(model.state_dict()) for model in models]
-    if states[0] == states[1]:
-        raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
-    for at, ((_, metadata), one) in enumerate(zip(saes, given, strict=True)):
-        owner = states[(at == 1 and sae_child is not None) or (child_control is not None and at == len(given) - 1)]
-        if owner not in (trained_on(metadata) or [owner]):
-            wrong = f"SAE {one} was trained on other weights than the model it is given for"
-            raise ValueError(f"{wrong}; check the pairing")
-    own = [one.to(device()) for one, _ in saes]
-    spare = own[2 : 2 + len(controls)]
-    pairs = [(own[0], control) for control in spare] + ([(own[1], own[-1])] if child_control is not None else [])
-    if any(a.W_dec.shape == b.W_dec.shape and bool((a.W_dec == b.W_dec).all()) for a, b in pairs):
-        raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
-    parent_reader = Reader(on_device(models[0]), place, [own[0], *spare])
-    child_reader = Reader(on_device(models[1]), place, [own[1]])
-    jobs = Here().job(lambda: parent_reader), Here().job(lambda: child_reader)
-    config = ControlsConfig()
-    settings = match.MatchSettings(
-        edge=Edge(*names),
-        hook_point=place,
-        precision="float32",
-        lineage=LineageConfig(threshold="evidence" if threshold is None else threshold, tokens=tokens),
-        passes=config.passes,
-        rate=config.rate,
-        resamples=config.resamples,
-        level=config.level,
-        context_size=context_size,
-        mix="tokens",
-        seed=seed,
-        place=Aside("compare"),
-    )
+    if child_control is not None and (sae_child is None or not controls):
+        raise ValueError("child_control: is a second SAE of the child; give sae_child and controls with it")
+    if save_second is not None and save_second.exists() and (not save_second.is_dir() or any(save_second.iterdir())):
+        raise ValueError(f"{save_second}: is a file or a folder with content; choose another for the second SAE")
+    parents: list[Given] = [sae, *(() if isinstance(controls, str) else controls)]
+    children = [one for one in (sae_child, child_control) if one not in (None, "train")]
+    saes = {"parent": _saes(parents), "child": _saes(children)}
+    models, tokenizer = _opened((parent, child), tokenizer)
+    readers = _readers(models, saes, hook_point, names)
+    wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
+    settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
-        rows = match.match_edge(jobs, match.directions_of(own[0], own[1]), sampler, settings, progress)
-        declared = [*match.TABLES]
-        if controls:
-            seconds = [own[-1]] if child_control is not None else spare[:1] if sae_child is None else []
-            readers = {
-                "parent": parent_reader._replace(saes=[own[0], spare[0]]),
-                "child": child_reader._replace(saes=[own[1], *seconds]),
-            }
-            sample = verdicts.sample_of(sampler, tokens)
-            asked = verdicts.VerdictSettings(
-                settings.edge, place, "float32", tokens, context_size, "tokens", ReferencesConfig(), not sae_child, seed
-            )
-            made = {"edit": partial(surgery.shaken, models[0], models[1], seed)}
-            rows |= verdicts.rows_of_ends(readers, sample, asked, made, progress)
-            declared += verdicts.ANALYSIS.tables
-    item = {"instrument": "loaded", "site": place, "edge": settings.edge.name}
-    tables = {table.name: table.check(rows[table.name], **item) for table in declared}
-    return EdgeResult(tables, match.matches_from(tables))
+        for end, name in zip(readers, names, strict=True):
+            if wanted[end]:
+                told, kept = say or partial(print, file=sys.stderr), save_second and save_second / end
+                second = one_sae.train_second(
+                    readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress
+                )
+                readers[end] = readers[end]._replace(saes=[*readers[end].saes, second])
+        tables = _tables_of(readers, models, sampler, settings, progress)
+    matches = match.matches_from(tables)
+    shown = tables if "verdicts" in tables else {name: tables[name] for name in ("evidence", "matches", "saes")}
+    return EdgeResult(shown, matches)
 
 
 class StitchResult(NamedTuple):
@@ -221,6 +187,125 @@ def fit_stitch(
         raise ValueError(f"{maps} fit any so few; give many times as many texts")
     stitch = fit(fitted_on, method, alpha, held_out=tuning).stitch  # pyright: ignore[reportArgumentType]
     return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
+
+
+class _Opened(NamedTuple):
+    given: Given
+    sae: SAE
+    metadata: Mapping[str, Any]
+
+
+def _saes(given: Iterable[Given]) -> list[_Opened]:
+    from heredity.sae.formats import read_sae
+
+    return [_Opened(one, *(read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}))) for one in given]
+
+
+def _readers(
+    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], hook_point: str | None, names: tuple[str, str]
+) -> dict[str, Reader]:
+    """Both models with their SAEs; a child without one is read by the parent's first.
+
+    Raises ValueError for identical models, an SAE that was trained on other weights, and one given twice.
+    """
+    from heredity.analyses.reading import device, on_device
+    from heredity.features.collect import Reader
+    from heredity.lm.load import state_hash
+
+    states = [state_hash(model.state_dict()) for model in models]
+    if states[0] == states[1]:
+        raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
+    place = hook_point or saes["parent"][0].metadata.get("hook_name")
+    if place is None:
+        first = saes["parent"][0].given
+        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
+    readers: dict[str, Reader] = {}
+    for (end, some), state, model in zip(saes.items(), states, models, strict=True):
+        for one in some:
+            if state not in (sae_analysis.trained_on(one.metadata) or [state]):
+                wrong = f"SAE {one.given} was trained on other weights than the model it is given for"
+                raise ValueError(f"{wrong}; check the pairing")
+        for one in some[1:]:
+            a, b = some[0].sae.W_dec, one.sae.W_dec
+            if a.shape == b.shape and bool((a == b).all()):
+                raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
+        own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
+        readers[end] = Reader(on_device(model), place, own)
+    return readers
+
+
+def _settings(
+    names: tuple[str, str], place: str, tokens: int, threshold: float | None, context_size: int, seed: int
+) -> match.MatchSettings:
+    config = ControlsConfig()
+    return match.MatchSettings(
+        edge=Edge(*names),
+        hook_point=place,
+        precision="float32",
+        lineage=LineageConfig(threshold="evidence" if threshold is None else threshold, tokens=tokens),
+        passes=config.passes,
+        rate=config.rate,
+        resamples=config.resamples,
+        level=config.level,
+        context_size=context_size,
+        mix="tokens",
+        seed=seed,
+        place=Aside("compare"),
+    )
+
+
+def _tables_of(
+    readers: Mapping[str, Reader],
+    models: Sequence[Any],
+    sampler: BlockSampler,
+    settings: match.MatchSettings,
+    progress: Progress | None,
+) -> dict[str, pa.Table]:
+    """Matches, then verdicts where the parent has two SAEs and evidence where it has one, and the SAEs' quality."""
+    from heredity.synthetic import surgery
+
+    parent, child = readers["parent"], readers["child"]
+    jobs = Here().job(lambda: parent), Here().job(lambda: child._replace(saes=child.saes[:1]))
+    directions = match.directions_of(parent.saes[0], child.saes[0])
+    rows = match.match_edge(jobs, directions, sampler, settings, progress)
+    sample = verdicts.sample_of(sampler, settings.lineage.tokens)
+    declared = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES]
+    if len(parent.saes) > 1:
+        shared = child.saes[0] is parent.saes[0]
+        ends = {
+            "parent": parent._replace(saes=parent.saes[:2]),
+            "child": child._replace(saes=parent.saes[:2]) if shared else child,
+        }
+        asked = verdicts.VerdictSettings(
+            settings.edge, parent.hook_point, "float32", settings.lineage.tokens, sampler.context_size, "tokens",
+            ReferencesConfig(), shared, settings.seed
+        )  # fmt: skip
+        made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
+        rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
+        declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
+    else:
+        rows["evidence"] = one_sae.evidence(readers, sample, settings.seed)
+    blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
+    rows["saes"] = [
+        row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
+    ]
+    item = {"instrument": "loaded", "site": parent.hook_point, "edge": settings.edge.name}
+    return {
+        table.name: table.check(rows[table.name], **{key: item[key] for key in table.key if key in item})
+        for table in declared
+    }
+
+
+def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:
+    """Rows of the table `saes` on token blocks; what its own training was like is not known."""
+    from heredity.lm.activations import activations
+    from heredity.sae.evaluate import ce_loss_recovered, quality
+
+    for number, sae in enumerate(reader.saes):
+        found = quality(sae, activations(reader.model, reader.hook_point, blocks))
+        row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
+        row |= {one: getattr(found, one) for one in ("l0", "mse", "explained_variance", "dead_share")}
+        yield row | {"ce_loss_recovered": ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)}
 
 
 def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size: int, seed: int) -> BlockSampler:

@@ -7,9 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from heredity.analyses.features import _case_rows, _verdict_row, fired_on, predicted
+import artifacts
+from heredity.analyses import verdicts as evidence
+from heredity.analyses.features import (
+    ANALYSIS,
+    LOST_AND_NEW,
+    _case_rows,
+    _lost_and_new,
+    _told,
+    _verdict_row,
+    fired_on,
+    predicted,
+)
 from heredity.analyses.features import _windows as windows_of
 from heredity.analyses.hypotheses import case_of, hypothesis_of, recipe_of
 from heredity.features.acts import FeatureActs
@@ -156,6 +168,31 @@ def test_weaker_firings_lie_in_their_interval_and_carry_the_text_around():
             assert low <= context["values"][context["position"]] + 1e-4 <= high + 2e-4
             assert (context["corpus"], tuple(context["tokens"])) in around
             assert context["tokens"][context["position"]] in (" =", "=")
+
+
+def test_lost_and_new_features_are_the_surest_with_their_tokens_and_text(tmp_path):
+    given, edge = firing(), Edge("base", "tuned")
+    absent = dict.fromkeys(evidence.EVIDENCE.schema.names) | artifacts.SITE | {"edge": edge.name}
+    rows = [
+        absent | {"end": end, "feature": feature, "verdict": verdict, "firings": 9, "strength": 0.1, "p_lost": p}
+        for end, feature, verdict, p in [
+            *(("parent", feature, "lost", 0.01 / (feature + 1)) for feature in range(12)),
+            ("parent", 12, "kept", 0.9), ("child", 0, "new", 0.02), ("child", 1, "inherited", 0.8),
+        ]
+    ]  # fmt: skip
+    made = artifacts.artifact(tmp_path / "verdicts")
+    pq.write_table(evidence.EVIDENCE.check(rows), made / "evidence.parquet")
+    found = _lost_and_new(edge, made)
+    assert [row["feature"] for row in found] == [*range(11, 1, -1), 0], "ten by their p-value, and what is new"
+    names = [("base", "lost on base->tuned"), ("tuned", "new on base->tuned")]
+    assert [(row["model"], row["list"]) for row in found[-2:]] == names
+    told = [_told(given, found[-1], card_of(given, feature)) for feature in (0, 1)]  # pyright: ignore[reportArgumentType]
+    assert told[0]["tokens"].startswith("' =' ") and "=»" in told[0]["example"]
+    assert told[1]["tokens"] == "" and told[1]["example"] == "never fires on the sample"
+    table = LOST_AND_NEW.check([told[0], told[1] | {"feature": 1}], **artifacts.SITE).to_pylist()
+    (said,) = ANALYSIS.say({"lost_and_new": table})
+    assert (said.about, said.question) == ("tuned", "new") and "tuned/0 on ' =' " in said.text
+    assert said.evidence[0] == "tuned/0: p 0.02, strength 0.10"
 
 
 def test_predictions_are_text_even_beyond_the_vocabulary_and_else_a_reason_stands():

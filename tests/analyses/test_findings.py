@@ -57,6 +57,13 @@ def test_verdicts_come_first_and_matches_say_what_they_count():
         assert one.text.startswith("By matches alone (r > 0.50, all live features, unstable ones included): ")
 
 
+def test_no_interval_of_what_the_instrument_can_show_reaches_beyond_all_of_it():
+    own = {"persist": 110, "disappear": 18, "ceiling": 0.88, "relative": 0.977, "relative_low": 0.97}
+    for high, words in ((1.03, "98 % (95 % CI 97–100 %) of what"), (0.99, "98 % (95 % CI 97–99 %) of what")):
+        tables = {"edges": [fates(EDGE, "joint", "evidence", 90) | own | {"relative_high": high}]}
+        assert any(words in one.text for one in statements_of(tables))
+
+
 def test_matches_answer_the_questions_where_there_are_no_verdicts():
     for tables in ({"edges": rows()["edges"]}, rows(stable=0)):
         said = list(match_findings.findings(tables))

@@ -13,6 +13,7 @@ from heredity.analyses.query import find, sample_of, show
 from heredity.analyses.sample import Sample
 from heredity.results import Run, open
 from heredity.study import CaseConfig
+from tiny import command
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,20 @@ def test_matches_are_listed_along_every_edge_of_the_model(lineage, sample):
         assert row["persists"] == bool(r > row["threshold"])
         if row["feature"] is not None:
             assert row["r"] == float(r) and row["feature"] == matches[parent, "both"].child_match[feature, 0]
+
+
+def test_verdicts_are_those_of_the_evidence_along_every_edge(lineage):
+    edge, instrument = "base->sums", lineage.run.study.instrument
+    rows = lineage.rows("evidence", edge=edge, instrument=instrument, end="parent")
+    row = next(row for row in rows if row["transmission"] is not None and row["verdict"] != "unstable")
+    scale = lineage.rows("verdicts", edge=edge, instrument=instrument, end="parent")[0]["scale"]
+    said = show(lineage.run, "base", row["feature"])["verdicts"]
+    assert [one["model"] for one in said] == ["sums", "stories"] and said[0]["verdict"] == row["verdict"]
+    assert said[0]["transmission"] == row["transmission"] / scale and said[0]["stability"] == row["stability"]
+    text = command("show", lineage.path, f"base/{row['feature']}", "--runs", lineage.runs).stdout
+    assert f"verdict in sums: {row['verdict']} (transmission {said[0]['transmission']:.2f}, match r " in text
+    best = find(lineage.run, CaseConfig(tokens=(" =", "=")), ["both"])["models"]["both"][0]
+    assert best["verdicts"] == show(lineage.run, "both", best["feature"])["verdicts"] != []
 
 
 def test_what_the_run_did_not_explain_is_explained_on_the_spot(lineage, sample):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import artifacts
-from heredity.analyses import verdicts
+from heredity.analyses import one_sae, verdicts
 from heredity.analyses.verdicts import VerdictSettings
+from heredity.features.collect import Reader
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
 from heredity.study import ArchitectureConfig, Edge, ReferencesConfig
@@ -135,6 +136,19 @@ def test_what_changed_most_is_what_was_changed_most(tables):
     ranked = [row["feature"] for row in tables["changed_most"] if row["end"] == "parent"]
     assert set(ranked) == {*both(SILENT), *both(FAINT)}
     assert all(row["transmission_low"] <= row["transmission"] for row in tables["changed_most"])
+
+
+def test_with_one_sae_the_evidence_is_told_without_verdicts():
+    ids, documents = np.random.default_rng(0).integers(0, VOCAB, (1200, 16)), np.repeat(np.arange(300), 64)
+    sample = verdicts.Sample(ids[:600], ids[600:], documents[: 600 * 16])
+    sae = units(0)
+    readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
+    columns = one_sae.evidence(readers, sample, 4)
+    verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned")
+    assert set(columns["verdict"]) == {"stability unknown"} and set(columns["end"]) == {"parent"}
+    left = np.setdiff1d(np.arange(2 * UNITS), [*both(SILENT), *both(FAINT), *both(SWAPPED)])
+    assert (columns["p_lost"][both(SILENT)] < 0.01).all() and (columns["p_lost"][left] > 0.9).all()
+    assert np.abs(columns["transmission"][left] - 1).max() < 0.1 and columns["transmission"][both(FAINT)].max() < 0.5
 
 
 def test_statements_hold_counts_intervals_and_references(tables):

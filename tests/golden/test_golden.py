@@ -126,9 +126,7 @@ def test_a_lineage(tmp_path):
         "match": edges,
         "flow": made(flow.ANALYSIS, given, incoming, tmp_path / "flow"),
         "features": {name: columns(TABLES[name].check(own, **artifacts.SITE)) for name, own in rows.items()},
-        "classes": made(
-            classes.ANALYSIS, given, classes.ClassesSettings(inputs.SAMPLE, 100, 0.95), tmp_path / "classes"
-        ),
+        "classes": made(classes.ANALYSIS, given, classes.ClassesSettings(inputs.SAMPLE, 0.95), tmp_path / "classes"),
         "explain": made(explain.ANALYSIS, given, explaining, tmp_path / "explain"),
     }
     check(inputs.FOLDER / "lineage.json", numbers)

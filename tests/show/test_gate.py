@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from heredity.analyses.analysis import Statement
 from heredity.analyses.verdict_findings import FEW_STABLE
 from heredity.cli import app, study
-from heredity.show.gate import judge, judge_matches, limit_of, line_of
+from heredity.show.gate import doubts_of, judge, judge_matches, limit_of, line_of
 
 Row = dict[str, Any]
 
@@ -215,6 +215,18 @@ def test_by_matches_a_verdict_is_sure_when_the_whole_interval_stands_on_its_side
     assert line_of("a", by_matches(edge("a", 90))) == "a: FAILS; lost 10 % of live features; limit 5 %"
 
 
+def test_by_matches_nothing_is_sure_where_the_saes_are_unusable():
+    judged = [judged_edge("good", 0, 0, 0), judged_edge("worse", 0, 0, 0, stable=200), judged_edge("bad", 0, 0, 0)]
+    doubts = doubts_of([judged, [{"model": "bad", "explained_variance": 0.5}]])
+    assert set(doubts) == {"base->worse", "base->bad"}
+    found = judge_matches("s", INTERVALS, 0.05, only_sure=True, doubts=doubts)["edges"]
+    assert [found[f"base->{name}"]["sure"] for name in ("good", "worse", "bad")] == [True, False, False]
+    assert found["base->worse"]["verdict"] == "pass", "a failure that is not sure"
+    line = line_of("base->worse", found["base->worse"])
+    assert "(not sure)" in line and "only 200 of 1,000 (20 %) live features are stable; train the SAEs longer" in line
+    assert "the SAE of bad explains only 0.50" in line_of("base->bad", found["base->bad"])
+
+
 @pytest.fixture
 def command(monkeypatch):
     """The command on made-up edges, as if that study had been run."""
@@ -274,11 +286,13 @@ def test_options_that_make_no_sense_are_refused_by_name_with_what_replaces_them(
     assert wrong.exit_code == 2 and message in wrong.stderr and not wrong.stdout
 
 
-def test_every_edge_has_a_line_and_notes_follow(command):
-    lines = command("--max-lost", "5%").stdout.splitlines()
+def test_every_edge_has_a_line_and_notes_go_to_stderr_but_not_beside_json(command):
+    result = command("--max-lost", "5%")
+    lines = result.stdout.splitlines()
     assert lines[0] == "Stable features of the parent, by verdicts (instrument parent)"
     assert [line.partition(":")[0] for line in lines[1:4]] == [row["edge"] for row in VERDICTS]
-    assert lines[4:] == ["Note: train longer"]
+    assert not lines[4:] and result.stderr == "Note: train longer\n"
+    assert command("--max-lost", "5%", "--json").stderr == ""
 
 
 def test_json_is_one_object(command):

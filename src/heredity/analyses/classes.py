@@ -4,8 +4,8 @@ Each feature has the first class that fits: position, a mark (punctuation, white
 token, previous or next token, a kind of word, domain (a corpus), mixed; rare features fire on fewer than 20 tokens of
 the sample, silent ones never. Groups take classes together (punctuation, formatting, code, single-token) and overlap.
 Shares are of judged features, with Wilson's score interval; gaps are shares among persisting features less shares among
-lost ones, with a bootstrap over features. Paths are features of a grandchild that flow in from the first model, by
-matches above the thresholds of both edges (Horn & Elliott 2024, section 4.1).
+lost ones, with Newcombe's interval (1998), which holds where a group has none. Paths are features of a grandchild that
+flow in from the first model, by matches above the thresholds of both edges (Horn & Elliott 2024, section 4.1).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CLASSES = Table(
 )
 GAPS = Table(
     "class_gaps",
-    "Classes of features by fate: shares of judged features. Intervals: bootstrap over features.",
+    "Classes of features by fate: shares of judged features. Intervals: Newcombe's.",
     (*KEY, "edge", "kind", "class"),
     (
         _KIND,
@@ -78,7 +78,7 @@ GAPS = Table(
 )
 GROUP_GAPS = GAPS._replace(
     name="group_gaps",
-    doc="Kinds of features by fate: shares of judged features. Intervals: bootstrap over features.",
+    doc="Kinds of features by fate: shares of judged features. Intervals: Newcombe's.",
     brief=("instrument", "edge", "class", "persist", "disappear", "emerge", "gap"),
     plot=None,
 )
@@ -112,13 +112,11 @@ FEATURES = Table(
 
 class ClassesSettings(NamedTuple):
     sample: SampleSettings
-    resamples: int
     level: float
 
 
 def _settings(study: Study, item: Item) -> ClassesSettings:
-    controls = study.config.controls
-    return ClassesSettings(sample_settings(study), controls.resamples, controls.level)
+    return ClassesSettings(sample_settings(study), study.config.controls.level)
 
 
 def _run(work: Work, settings: ClassesSettings) -> Results:
@@ -197,7 +195,7 @@ class _Tally:
         from heredity.features.classes import class_gaps
         from heredity.features.fates import fates
 
-        fate, settings = fates(matches, threshold), self.settings
+        fate = fates(matches, threshold)
         self.count(edge.name, "live", edge.parent, fate.persist | fate.disappear)
         shares = {
             name: self.count(edge.name, name, model, getattr(fate, name))
@@ -205,11 +203,11 @@ class _Tally:
         }
         self.count(edge.name, "child_live", edge.child, fate.inherited | fate.emerge)
         shares["emerge"] = self.count(edge.name, "emerge", edge.child, fate.emerge)
-        judged, seed = self.found[edge.parent].judged, settings.sample.seed
+        judged = self.found[edge.parent].judged
         for kind in ("class", "group"):
             members = self.members[edge.parent][kind]
             ends = fate.persist & judged, fate.disappear & judged
-            for name, gap, low, high in class_gaps(members, *ends, settings.resamples, seed, settings.level):
+            for name, gap, low, high in class_gaps(members, *ends, self.settings.level):
                 row = {one: shares[one].get((kind, name)) for one in ("persist", "disappear", "emerge")}
                 row |= {"gap": gap, "gap_low": low, "gap_high": high}
                 self.gaps.append({"edge": edge.name, "kind": kind, "class": name, **row})
@@ -269,7 +267,7 @@ def _say(tables: Tables) -> list[Statement]:
             for row in rows
         ]
         text = f"Along {edge}, by matches, some groups of features persist {more} often than others: "
-        evidence = f"gaps in points, with CIs (bootstrap over features): {', '.join(gaps)}"
+        evidence = f"gaps in points, with CIs (Newcombe's): {', '.join(gaps)}"
         statements.append(
             Statement(edge.split("->")[1], "kinds", f"{text}{format.listed(groups)}.", (evidence,), instrument)
         )
@@ -278,7 +276,7 @@ def _say(tables: Tables) -> list[Statement]:
 
 ANALYSIS = Analysis(
     kind="classes",
-    version=1,
+    version=2,
     title="Kinds of features",
     items=instrument_items,
     settings=_settings,

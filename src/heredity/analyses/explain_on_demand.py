@@ -123,7 +123,7 @@ def estimate(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progr
     Raises as `explain` does, and ValueError where nothing would be asked.
     """
     asking, selected, _ = _prepared(run, which, ask)
-    with _judge(ask, out or _folder(run, ask)) as judge:
+    with _judge(ask, out or _folder(run, ask), asks=False) as judge:
         if judge is None:
             raise ValueError("--estimate: statistics cost nothing; name a language model with --model or --local")
         total, requests = sum(map(len, selected.values())), []
@@ -177,8 +177,8 @@ def _folder(run: Run, ask: Ask) -> Path:
 
 
 @contextlib.contextmanager
-def _judge(ask: Ask, out: Path) -> Iterator[LanguageJudge | None]:
-    """The language model to ask, with its ledger open; None for statistics."""
+def _judge(ask: Ask, out: Path, asks: bool = True) -> Iterator[LanguageJudge | None]:
+    """The language model to ask, or of which only the cost is asked, with its ledger open; None for statistics."""
     if ask.model and ask.local:
         raise ValueError("--model and --local exclude each other; give one of them")
     if not ask.model and not ask.local:
@@ -192,7 +192,7 @@ def _judge(ask: Ask, out: Path) -> Iterator[LanguageJudge | None]:
     if mode is None:
         raise ValueError(f"--mode {ask.mode}: must be one of {', '.join(get_args(Mode))}")
     if ask.model:
-        options: Any = {"concurrency": ask.concurrency, "timeout": ask.timeout}
+        options: Any = {"concurrency": ask.concurrency, "timeout": ask.timeout, "asks": asks}
         completer = Endpoint(ask.model, ask.base_url or OPENAI, ask.key_variable, **options)
     else:
         completer = Local(str(ask.local))

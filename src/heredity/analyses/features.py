@@ -1,10 +1,11 @@
 """The features worth looking at, each with the text it fires on, its tokens and logits, and its matches in every model.
 
-Lists: most persistent and most changed features of the first parent, features that emerged in each child, and those of
-the case studies. Cases: a hypothesis (tokens, regular expression, script, or a function of the user's) is put to every
-model. LLR = log( P_act(token in set) / P_data(token in set) ), activation-weighted; sensitivity is the Pearson r of a
-feature's activation and the indicator of the set. The best feature of the start model is followed along its best
-matches; the verdict says where the concept persists, disappears or emerges.
+Lists: most persistent and most changed features of the first parent, features that emerged in each child, up to ten of
+each edge that are lost or new by verdicts, the surest first, and those of the case studies. Cases: a hypothesis
+(tokens, regular expression, script, or a function of the user's) is put to every model. LLR = log( P_act(token in set)
+/ P_data(token in set) ), activation-weighted; sensitivity is the Pearson r of a feature's activation and the indicator
+of the set. The best feature of the start model is followed along its best matches; the verdict says where the concept
+persists, disappears or emerges.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.analysis import Analysis, Aside, Item, Need, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.hypotheses import case_of, kind_of, recipe_of
 from heredity.analyses.reading import reader_of
 from heredity.analyses.sae import sae_need
@@ -29,7 +31,7 @@ from heredity.analyses.sample import (
 )
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
-from heredity.study import CaseConfig, Precision, ReportConfig, Study
+from heredity.study import CaseConfig, Edge, Precision, ReportConfig, Study
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 FEATURES, CASES_JSON = "features.json", "cases.json"
 _TOKENS, _LEVELS, _EACH, _BINS = 10, 5, 2, 30  # of a card
+_LISTED, _TOLD = 10, 4  # features of an edge that are lost or new, and tokens of each in the table
 _REACH = 9  # tokens on either side of a weaker firing: one more than are shown, which tells that the text goes on
 KEY = ("instrument", "site")
 
@@ -99,6 +102,23 @@ MISSES = Table(
     ),
 )
 
+LOST_AND_NEW = Table(
+    "lost_and_new",
+    "Features that are lost or new by verdicts, with the text they fire on: up to ten of each edge, the surest first.",
+    (*KEY, "edge", "verdict", "feature"),
+    (
+        Column("verdict", "text", "lost (a feature of the parent) or new (one of the child)."),
+        Column("tokens", "text", "Tokens that carry most of its activation, with the share of it on each."),
+        Column("example", "text", "Text around its strongest firing on the sample, which stands in « »."),
+        Column("firings", "count", "Aligned tokens on which it fires."),
+        Column("stability", "r", "Best r in the second SAE of its model."),
+        Column("match_r", "r", "Best r in the SAEs of the other model."),
+        Column("strength", "number", "Size of its effect in the other model over that in its own."),
+        Column("p", "number", "p-value of the hypothesis that it is not lost (new)."),
+    ),
+    brief=("instrument", "edge", "verdict", "feature", "tokens", "match_r", "strength", "p"),
+)
+
 Chosen = tuple[str, int]
 """A model and the index of a feature there."""
 
@@ -131,12 +151,17 @@ def _settings(study: Study, item: Item) -> FeaturesSettings:
 def _needs(study: Study, item: Item) -> Needs:
     models = {name: ("model", {"model": name}) for name in study.followed}
     saes = {name: sae_need(study, name, item["instrument"]) for name in study.followed}
-    return {**sample_needs(study, item), "model": models, "sae": saes}
+    judged = study.edges if study.config.verdicts.tokens else ()
+    verdicts: dict[str, Need] = {edge.name: ("verdicts", item | {"edge": edge.name}) for edge in judged}
+    return {**sample_needs(study, item), "model": models, "sae": saes, "verdicts": verdicts}
 
 
 def _run(work: Work, settings: FeaturesSettings) -> Results:
     sample = Sample(work.inputs, settings.sample)
     lists, cases = _lists(sample, settings.report.features), {}
+    judged = [row for edge in sample.edges for row in _lost_and_new(edge, work.inputs["verdicts"].get(edge.name))]
+    for row in judged:
+        lists.setdefault(row["list"], []).append((row["model"], row["feature"]))
     configs: Mapping[str, CaseConfig] = settings.configs.value
     for name, case in configs.items():
         work.progress(len(cases), len(configs))
@@ -154,6 +179,7 @@ def _run(work: Work, settings: FeaturesSettings) -> Results:
             for name, case in cases.items()
             for miss in case["misses"]
         ],
+        "lost_and_new": [_told(sample, row, drawn[row["model"], row["feature"]]) for row in judged],
     }
 
 
@@ -195,6 +221,33 @@ def _lists(sample: Sample, count: int) -> dict[str, list[Chosen]]:
             new = np.where(fresh, -np.max(list(r.values()), axis=0), -2.0)
             lists[f"emerged in {child}"] = _best(child, new, count)
     return lists
+
+
+def _lost_and_new(edge: Edge, verdicts: Artifact | None) -> list[dict[str, Any]]:
+    """Evidence of the features that are surest to be lost or new along an edge, with their model and list."""
+    rows = []
+    columns = ["feature", "verdict", "firings", "stability", "match_r", "strength", "p_lost"]
+    ends = (("lost", edge.parent, f"lost on {edge.name}"), ("new", edge.child, f"new on {edge.name}"))
+    if verdicts is None:
+        return rows
+    for verdict, model, name in ends:
+        only = [("verdict", "=", verdict)]
+        found = pq.read_table(verdicts / "evidence.parquet", columns=columns, filters=only).to_pylist()
+        found.sort(key=lambda row: (row["p_lost"], row["feature"]))
+        rows += [row | {"edge": edge.name, "model": model, "list": name} for row in found[:_LISTED]]
+    return rows
+
+
+def _told(sample: Sample, row: Mapping[str, Any], card: Card) -> dict[str, Any]:
+    """A row of the table `lost_and_new`."""
+    names = ("edge", "verdict", "feature", "firings", "stability", "match_r", "strength")
+    tokens = fired_on(sample, card)[:_TOLD] if card.firings else []
+    example = "never fires on the sample"
+    for window in _windows(sample, card.top)[:1]:
+        at, pieces = window["position"], window["tokens"]
+        example = "".join([*pieces[:at], f"«{pieces[at]}»", *pieces[at + 1 :]])
+    texts = {"tokens": ", ".join(f"{one['token']!r} {format.percent(one['share'])}" for one in tokens)}
+    return {name: row[name] for name in names} | texts | {"example": example, "p": row["p_lost"]}
 
 
 def _best(model: str, score: np.ndarray, count: int) -> list[Chosen]:
@@ -323,6 +376,20 @@ def member_of(sample: Sample, member: Member) -> dict[str, Any]:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
+    named: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows_of(tables, "lost_and_new"):
+        named.setdefault((row["instrument"], row["edge"], row["verdict"]), []).append(row)
+    for (instrument, edge, verdict), rows in named.items():
+        parent, child = edge.split("->")
+        own, other = (parent, child) if verdict == "lost" else (child, parent)
+        some = "; ".join(f"{own}/{row['feature']} on {row['tokens'] or 'no token of the sample'}" for row in rows[:3])
+        text = f"Surest {verdict} features of {own}, compared with {other}: {some}."
+        evidence = tuple(
+            f"{own}/{row['feature']}: p {row['p']:.2g}, strength {row['strength']:.2f}"
+            + ("" if row["match_r"] is None else f", best match r {row['match_r']:.2f}")
+            for row in rows[:3]
+        )
+        yield Statement(child, verdict, text, evidence, instrument)
     for row in rows_of(tables, "case_verdicts"):
         case, instrument = row["case"], row["instrument"]
         members = rows_of(tables, "cases", case=case, instrument=instrument)
@@ -341,12 +408,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="features",
-    version=1,
+    version=2,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,
     needs=_needs,
     run=_run,
-    tables=(VERDICTS, CASES, MISSES),
+    tables=(LOST_AND_NEW, VERDICTS, CASES, MISSES),
     say=_say,
 )

@@ -67,7 +67,12 @@ EDGES = Table(
         Column("one_to_one", "count", "Matched pairs that are each other's best match."),
         Column("ceiling", "share", "Share that persists into another SAE of the parent; null without one.", ci=True),
         Column("floor", "share", "Share that persists under shifted alignment."),
-        Column("relative", "share", "Share that persists over the ceiling.", ci=True),
+        Column(
+            "relative",
+            "share",
+            "Share that persists over the ceiling; above 1 by the chance in both.",
+            ci=True,
+        ),
         Column("parent_features", "count", "All features of the parent's SAE."),
         Column("child_features", "count", "All features of the child's SAE."),
         Column("one_dictionary", "flag", "Whether one SAE reads both ends; the ceiling is then 1 by construction."),

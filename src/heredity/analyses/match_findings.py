@@ -93,9 +93,10 @@ def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement
         text = f"two SAEs of {parent} share no feature at this threshold: the instrument cannot tell{floor}."
     else:
         reach = min(row["relative"], 1.0)
-        ends = (
-            f" ({_ci(row, 'relative')})" if row["relative_low"] is not None and row["relative_high"] is not None else ""
-        )
+        low, high = (row[f"relative_{end}"] for end in ("low", "high"))
+        ends = ""
+        if low is not None and high is not None and low < 1:  # more than all is the ceiling's own chance
+            ends = f" ({_ci({**row, 'relative_high': min(high, 1.0)}, 'relative')})"
         seen = ("all" if reach == 1 else format.percent(reach)) + ends
         text = (
             f"{share} of {parent} persists in {child}, against {format.percent(row['ceiling'])} between two SAEs of "

@@ -187,6 +187,38 @@ def check_shapes(study: Study) -> Shapes:
     return shapes
 
 
+def check_inputs(study: Study) -> None:
+    """That what a study reads is there and can be read, before hours of work end on it: folders of models and of the
+    XX Nothing is fetched. Raises StudyError."""
+    from heredity.lm.load import ModelError, is_folder
+    from heredity.text.corpora import file_digest
+    from heredity.text.sources import CorpusError, check_local
+
+    loads = {name: model.load for name, model in study.config.model.items() if model.load}
+    for name, load in loads.items():
+        path, place = study.root / load, f"{study.name}: model.{name}.load"
+        try:
+            local = is_folder(str(path) if path.exists() else load)
+        except ModelError as error:
+            raise StudyError(f"{place}: {error}") from None
+        if not local and "/" in load and path.parent.is_dir():
+            raise StudyError(f"{place}: {load}: {path.parent} has no folder {path.name}; correct the path")
+    for name, corpus in study.config.corpus.items():
+        scheme, _, spec = corpus.source.partition(":")
+        try:
+            if scheme == "local":
+                check_local(corpus, spec, study.root)
+        except CorpusError as error:
+            raise StudyError(f"{study.name}: corpus.{name}: {error}") from None
+    for edge in study.edges:
+        files = [sorted((study.root / loads[end]).glob("*.safetensors")) for end in edge if end in loads]
+        if len(files) == 2 and all(files) and file_digest(files[0]) == file_digest(files[1]):
+            raise StudyError(
+                f"{study.name}: edge {edge.name}: parent and child have identical weights; nothing was inherited or "
+                "lost between a model and itself: check the child's path or revision"
+            )
+
+
 def _most_active(study: Study) -> tuple[float, str]:
     sae = study.config.sae
     return (sae.k, "sae.k") if sae.activation in RANKED else (sae.l0[1], "sae.l0")
@@ -253,7 +285,8 @@ def is_residual(hook_point: str) -> bool:
 
 
 def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
-    """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name."""
+    """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name. Raises StudyError."""
+    check_inputs(pipeline.study)
     study, shapes, rate = pipeline.study, Shapes(pipeline.study), measured_rate()
     stages = []
     for label, stage in pipeline.stages.items():

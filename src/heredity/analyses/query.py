@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from heredity.analyses.analysis import name_of
 from heredity.analyses.explain import asking_of, explain_settings
 from heredity.analyses.features import fired_on, logits_of, member_of, predicted
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
@@ -84,7 +85,8 @@ def find(
         for feature in ranked(ratios, by, top).tolist():
             row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.tokens}
             tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)
-            rows[model].append(row | {"matches": _matches(sample, model, feature), "top_tokens": tokens})
+            row |= {"matches": _matches(sample, model, feature), "verdicts": _verdicts(run, model, feature)}
+            rows[model].append(row | {"top_tokens": tokens})
     head = {"study": study.name, "instrument": study.instrument, "by": by, "minimum_firings": MINIMUM_FIRINGS}
     return head | asked | {"models": rows}
 
@@ -98,7 +100,8 @@ def show(run: Run, model: str, feature: int) -> dict[str, Any]:
     - `histogram`: firings in equal bins of activation from 0 to `max`.
     - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences.
     - `promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
-    - `matches`: best match along every edge of its model. `family`: itself first.
+    - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, as far
+      as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
     - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations) and
       `family` (those of the other members, by model). `levels`: examples by interval of activation, the strongest
       first. `drawn`: firings at random. `silent`: blocks without a firing.
@@ -133,6 +136,7 @@ def show(run: Run, model: str, feature: int) -> dict[str, Any]:
         "tokens": fired_on(sample, card)[: Sizes().tokens],
         **predicted(sample, card),
         "matches": _matches(sample, model, feature),
+        "verdicts": _verdicts(run, model, feature),
         "family": [member_of(sample, member) for member in members],
         **_examples(sample, card, members),
     }
@@ -215,4 +219,23 @@ def _matches(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
             found = {"feature": int(match), "r": float(r)} if match >= 0 else {"feature": None, "r": None}
             row = {"edge": edge.name, "model": getattr(edge, other)} | found
             rows.append(row | {"threshold": threshold, "persists": bool(r > threshold)})
+    return rows
+
+
+def _verdicts(run: Run, model: str, feature: int) -> list[dict[str, Any]]:
+    """Verdict on a feature and its evidence along each edge of its model that has them: child features first."""
+    rows = []
+    for end, other in (("parent", "child"), ("child", "parent")):
+        for edge in (edge for edge in run.study.edges if getattr(edge, end) == model):
+            item = {"instrument": run.study.instrument, "edge": edge.name}
+            artifact = run.artifacts.get(f"verdicts/{name_of(item)}")
+            if artifact is None:
+                continue
+            filters = [("end", "=", end), ("feature", "=", feature)]
+            judged = pq.read_table(artifact / "verdicts.parquet", filters=filters[:1]).to_pylist()
+            for row in pq.read_table(artifact / "evidence.parquet", filters=filters).to_pylist() if judged else ():
+                found = {name: row[name] for name in ("verdict", "stability", "match_r", "map_r", "p_lost")}
+                for name in ("transmission", "strength"):
+                    found[name] = None if row[name] is None else row[name] / judged[0]["scale"]
+                rows.append({"edge": edge.name, "model": getattr(edge, other), "end": end, **found})
     return rows

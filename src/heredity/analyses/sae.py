@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from heredity.sae import model as sae_model
     from heredity.sae.train import TrainingState
 
-_LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
+LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 
@@ -418,13 +418,13 @@ def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 def _say(tables: Tables) -> Iterable[Statement]:
     poor: dict[str, list[Any]] = {}
     for row in rows_of(tables, "saes"):
-        if row["explained_variance"] is not None and row["explained_variance"] < _LEAST_EXPLAINED:
+        if row["explained_variance"] is not None and row["explained_variance"] < LEAST_EXPLAINED:
             poor.setdefault(row["instrument"], []).append(row)
     for instrument, rows in poor.items():
         models, least = ", ".join(row["model"] for row in rows), min(row["explained_variance"] for row in rows)
         text = (
             f"SAEs of {models} (instrument {instrument}) explain as little as {least:.2f} of the variance: in planted "
-            f"worlds, SAEs that were trained too little, and explain less than {_LEAST_EXPLAINED:g}, call kept "
+            f"worlds, SAEs that were trained too little, and explain less than {LEAST_EXPLAINED:g}, call kept "
             "features lost; train longer"
         )
         yield Statement("SAEs", "note", text, instrument=instrument)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import logging
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -127,14 +128,16 @@ def run_of(name: str, runs: Path, overrides: list[str] | None) -> Run:
     from heredity.results import Run
 
     study = study_of(name, overrides)
-    return Run(study, runs / study.name)
+    words = ["heredity", "run", name, *(("--runs", str(runs)) if runs != RUNS else ())]
+    again = shlex.join([*words, *(word for one in overrides or () for word in ("--set", one))])
+    return Run(study, runs / study.name, again=again)
 
 
 def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
     """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
     run = run_of(name, runs, overrides)
     if run.missing:
-        raise ValueError(f"{run.missing[0]} of study {run.name} is not done in {runs}; run `heredity run {name}` first")
+        raise ValueError(f"{run.missing[0]} of study {run.name} is not done in {runs}; run `{run.again}` first")
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
+from rich.text import Text
 from typer import Argument, Context, Option
 
 from heredity.cli.app import Result, command, err, setting, text, watcher
@@ -43,18 +44,27 @@ def track(
     parent: Annotated[str, Argument(help="Parent model: folder or hub id.")],
     child: Annotated[str, Argument(help="Child model: folder or hub id.")],
     sae_parent: Annotated[Path, Option(help="SAE of the parent (SAELens, sparsify or dictionary_learning folder).")],
-    sae_child: Annotated[Path, Option(help="SAE of the child.")],
     corpus: Annotated[str, Option(help="Text to compare on: local:PATH, hub:NAME, installed:NAME ...")],
-    out: Annotated[Path, Option("-o", "--out", help="Folder to write matches and counts into.")],
+    out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
+    sae_child: Annotated[Path | None, Option(help="SAE of the child; default: the parent's reads both.")] = None,
     hook_point: Annotated[str | None, Option(help="Default: the one the parent's SAE names.")] = None,
     sae_control: Annotated[
         list[Path] | None,
-        Option(
-            help="Another SAE of the parent, of another seed: needed for verdicts, and for the ceiling. Repeatable."
-        ),
+        Option(help="Another SAE of the parent, of another seed: tells which features are stable. Repeatable."),
     ] = None,
     sae_child_control: Annotated[
         Path | None, Option(help="Another SAE of the child, of another seed: its features are judged then too.")
+    ] = None,
+    second_sae: Annotated[
+        str,
+        Option(
+            help="Whose second SAE to train where none is given: parent, both, or none (evidence without verdicts). "
+            "What it costs is said first."
+        ),
+    ] = "parent",
+    second_sae_tokens: Annotated[int, Option(min=1, help="Activations that a second SAE is trained on.")] = 1_000_000,
+    save_second_sae: Annotated[
+        Path | None, Option(help="Folder to keep it in, as `parent` and `child`: then it is paid for once.")
     ] = None,
     column: Annotated[str, Option(help=setting(CorpusConfig, "column"))] = "text",
     tokens: Annotated[int, Option(min=1, help=setting(LineageConfig, "tokens"))] = 1_000_000,
@@ -67,26 +77,38 @@ def track(
 ) -> Result:
     """Judge and match the features of one edge between existing models and SAEs."""
     from heredity.analyses import TABLES
-    from heredity.engine.store import whole
+    from heredity.engine.store import whole, write_json
+    from heredity.results import TRACKED
     from heredity.text.corpora import documents
     from heredity.two_models import compare
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")
+    if second_sae not in ("parent", "both", "none"):
+        raise ValueError(f"--second-sae {second_sae}: must be parent, both or none")
+    if second_sae == "both" and sae_child is None:
+        raise ValueError("--second-sae both: the child has no SAE of its own; give --sae-child, or leave this out")
     # 12 bytes per token is more than any text needs
     source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
     texts = (document.text for document in documents(source, seed, Path.cwd()))
-    ends = {"sae_child": sae_child, "controls": sae_control or (), "child_control": sae_child_control}
+    controls: Any = sae_control or (() if second_sae == "none" else "train")
+    child_control: Any = sae_child_control or ("train" if second_sae == "both" else None)
+    ends: dict[str, Any] = {"sae_child": sae_child, "controls": controls, "child_control": child_control}
     ends |= {"hook_point": hook_point, "names": (parent, child)}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
+    options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     with watcher() as bars:
-        edge = compare(parent, child, sae_parent, texts, **ends, **options, progress=bars.plain("match"))
-    with whole(out) as partial:
-        edge.write(partial)
+        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
+        edge = compare(parent, child, sae_parent, texts, **ends, **options)
     tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
     notes = [statement.text for statement in edge.statements if statement.question == "note"]
-    result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "out": str(out)}
-    return Result(result, lambda: text().print_edge(result))
+    trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]
+    kept = {name: str(save_second_sae / name) for name in trained if save_second_sae}
+    result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "second_saes": kept, "out": str(out)}
+    with whole(out) as partial:
+        edge.write(partial)
+        write_json(partial / TRACKED, result)
+    return Result(result, lambda: text().print_edge(result, edge.tables["evidence"].to_pylist()))
 
 
 @command()

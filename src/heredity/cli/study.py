@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from typer import Option
 
-from heredity.cli.app import RUNS, Result, Runs, Sets, StudyArg, Workers, command, complete, study_of, text, watcher
+from heredity.cli.app import (
+    RUNS,
+    Result,
+    Runs,
+    Sets,
+    StudyArg,
+    Workers,
+    command,
+    complete,
+    err,
+    study_of,
+    text,
+    watcher,
+)
 
 if TYPE_CHECKING:
     from heredity.analyses import Pipeline
@@ -43,12 +57,14 @@ def run(
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     from heredity.analyses import Pipeline
+    from heredity.analyses.plan import check_inputs
     from heredity.engine.store import Store
     from heredity.results import Run
     from heredity.show import page, summary
 
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
+    check_inputs(loaded)
     done = _worked(pipeline, store, list(pipeline.stages), workers, until)
     if until is not None:
         return Result({"study": loaded.name, "done": list(done)}, lambda: typer.echo(f"done up to {until}"))
@@ -133,7 +149,7 @@ def gate(
 ) -> Result:
     """Hold the share of stable parent features that edges lose to a limit, in a study that has been run. Exit code 0:
     every edge is within the limit; 1: an edge is over it; 3: the evidence cannot tell."""
-    from heredity.show.gate import judge, judge_matches, limit_of
+    from heredity.show.gate import doubts_of, judge, judge_matches, limit_of
 
     limit = limit_of(max_lost)
     if by not in ("verdicts", "matches"):
@@ -161,12 +177,22 @@ def gate(
         judged = judge(done.name, own, [edge.name for edge in done.study.edges], limit, edge or ())
     else:
         own = [row for row in rows if row["rule"] != "paper"]
-        judged = judge_matches(done.name, own, limit, edge or (), relative_to_ceiling, sure)
+        doubts = doubts_of(
+            [row for row in done.tables[one].to_pylist() if row["instrument"] == first] if one in done.tables else []
+            for one in ("verdicts", "saes")
+        )
+        judged = judge_matches(done.name, own, limit, edge or (), relative_to_ceiling, sure, doubts)
     notes = list(dict.fromkeys(one.text for one in done.statements if one.question == "note"))
     result = {"study": done.name, "instrument": first, **judged, "undecided": undecided, "notes": notes}
     code = {"pass": 0, "fail": 1, "undecided": {"pass": 0, "fail": 1}.get(undecided or "", 3)}[judged["verdict"]]
     result["passed"] = code == 0
-    return Result(result, lambda: text().print_gate(result), code)
+
+    def show() -> None:
+        text().print_gate(result)
+        for note in notes:
+            err.print(Text(f"Note: {note}"))
+
+    return Result(result, show, code)
 
 
 @command()

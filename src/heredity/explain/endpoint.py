@@ -33,7 +33,8 @@ class Endpoint:
     409, 429, 5xx, a timeout, a broken connection or a broken body, with growing pauses or those of `Retry-After` (up to
     two minutes; longer ones are not waited for). timeout: seconds without a byte. concurrency: requests at a time.
     limit: the endpoint's name for the limit of an answer's tokens. extra: further parameters of the request body; None
-    removes one, such as `{"temperature": None}`.
+    removes one, such as `{"temperature": None}`. asks: False for one that only names what would be asked, and so needs
+    no client.
 
     Raises `EndpointError` when the client is not installed, the key is missing, or base_url is not an http address.
     """
@@ -49,12 +50,18 @@ class Endpoint:
         concurrency: int = 8,
         limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
         extra: Mapping[str, Any] | None = None,
+        asks: bool = True,
     ):
         if retries < 0 or concurrency < 1 or not timeout > 0:
             wrong = f"retries={retries}, concurrency={concurrency}, timeout={timeout}"
             raise EndpointError(f"{wrong}: must be at least 0, at least 1 and above 0")
         self.name, self.concurrency = model, concurrency
         self.provider, self._key = _provider_and_key(base_url, key_variable)
+        # Host and port without user, path or key.
+        parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
+        self.identity = {"provider": self.provider, "model": model, "parameters": parameters}
+        if not asks:
+            return
         try:
             import openai
         except ImportError:
@@ -70,9 +77,6 @@ class Endpoint:
         weakref.finalize(self, http.close)
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, http_client=http)
         self._retries, self._limit = retries, limit
-        # Host and port without user, path or key.
-        parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
-        self.identity = {"provider": self.provider, "model": model, "parameters": parameters}
         self._slots = threading.Semaphore(concurrency)
         self._missed = 0
         self._denied: Failure | None = None

@@ -6,6 +6,7 @@ and corpora.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from keyword import kwlist
@@ -253,20 +254,18 @@ def class_shares(
 
 
 def class_gaps(
-    members: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, resamples: int, seed: int, level: float
+    members: Mapping[str, np.ndarray], first: np.ndarray, second: np.ndarray, level: float = 0.95
 ) -> list[tuple[str, float, float, float]]:
     """(name, value, low, high) of each of `members` (see `memberships`): share among the first judged features, bool
     [d_sae], less share among the second; nan where one is empty.
 
-    CIs by the bootstrap over the features of each group (percentiles), nan where no resample differs from another.
-    Classes are drawn apart from each other: of a share, resampled features are binomial.
+    Newcombe's interval of a difference of shares, from Wilson's of both (1998, Statistics in Medicine 17:873, method
+    10): unlike a bootstrap it knows that none of 51 may still be several in a hundred.
     """
-    rng, belongs = np.random.default_rng(seed), np.stack(list(members.values()), axis=1)
-    if not first.any() or not second.any():
-        return [(name, float("nan"), float("nan"), float("nan")) for name in members]
-    sizes = [int(group.sum()) for group in (first, second)]
-    shares = [belongs[group].mean(0, dtype=np.float64) for group in (first, second)]
-    drawn = [rng.binomial(n, share, (resamples, len(share))) / n for n, share in zip(sizes, shares, strict=True)]
-    ends = np.quantile(drawn[0] - drawn[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low, high = np.where(np.isin(shares[0], (0, 1)) & np.isin(shares[1], (0, 1)), np.nan, ends)
-    return list(zip(members, *(column.tolist() for column in (shares[0] - shares[1], low, high)), strict=True))
+    rows = []
+    for (name, _, p, *a), (_, _, q, *b) in zip(
+        class_shares(members, first, level), class_shares(members, second, level), strict=True
+    ):
+        low, high = p - q - math.hypot(p - a[0], b[1] - q), p - q + math.hypot(a[1] - p, q - b[0])
+        rows.append((name, p - q, low, high))
+    return rows

@@ -76,7 +76,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = str(path_or_id)
-    local = _is_folder(name)
+    local = is_folder(name)
 
     def reason(error: Exception) -> str:
         if local or not isinstance(error, OSError):
@@ -169,7 +169,7 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(legacy)
 
 
-def _is_folder(name: str) -> bool:
+def is_folder(name: str) -> bool:
     """Whether `name` is a local folder; ModelError for the path of a missing folder and a folder without a model."""
     folder = Path(name).expanduser()
     if not folder.exists():

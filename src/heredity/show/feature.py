@@ -78,6 +78,8 @@ def print_shown(card: Mapping[str, Any], top: int) -> None:
         terminal.print_table(TOKENS, rows)
     if card["no_logits"]:
         terminal.say(f"what it predicts is not known: {card['no_logits']}")
+    if card["verdicts"]:
+        terminal.say(*map(_verdict, card["verdicts"]), "")
     matches = [row | {"match": _id(row) if row["feature"] is not None else "none"} for row in card["matches"]]
     family = [row | {"feature": _id(row)} for row in card["family"]]
     for table, part in ((MATCHES, matches), (FAMILY, family if len(family) > 1 else [])):
@@ -101,6 +103,14 @@ def print_shown(card: Mapping[str, Any], top: int) -> None:
 
 def _id(row: Mapping[str, Any]) -> str:
     return f"{row['model']}/{row['feature']}"
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """`verdict in lua: changed (transmission 0.62, match r 0.55, stability 0.93)`."""
+    figures = {"transmission": "transmission", "match r": "match_r", "stability": "stability"}
+    known = ", ".join(f"{words} {row[name]:.2f}" for words, name in figures.items() if row[name] is not None)
+    place = f"in {row['model']}" if row["end"] == "parent" else f"compared with {row['model']}"
+    return f"verdict {place}: {row['verdict']}{f' ({known})' if known else ''}"
 
 
 def _head(card: Mapping[str, Any]) -> list[Text]:

@@ -6,11 +6,12 @@ is within it, and is undecided otherwise. By matches, it fails where the count i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from heredity import format
+from heredity.analyses.sae import LEAST_EXPLAINED
 from heredity.analyses.verdict_findings import FEW_STABLE
 
 _ROUNDING = 1e-9  # a loss of exactly the limit passes, however its quotient is rounded
@@ -119,6 +120,7 @@ def judge_matches(
     edges: Sequence[str] = (),
     relative: bool = False,
     only_sure: bool = False,
+    doubts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Hold the count of live parent features without a match to a limit, unstable features included.
 
@@ -127,7 +129,8 @@ def judge_matches(
     interval is then that of `relative`, where there is one; otherwise that of `persist`, with the ceiling taken as
     known. A loss of exactly the limit passes. `edges`: names, all by default. `only_sure` lets an edge pass unless its
     whole interval is over the limit. An edge is `sure` when the whole interval is on the side of the limit that the
-    loss is on; None without an interval.
+    loss is on; None without an interval. doubts: by edge, why its SAEs can carry no count (`doubts_of`): it is not sure
+    then, and has a `why`.
 
     Raises ValueError for an unknown edge, for an edge without a live parent feature, without a ceiling where it is
     needed, or without an interval under `only_sure`, and for a study without edges.
@@ -139,11 +142,29 @@ def judge_matches(
             raise ValueError(f"edge {name}: has no interval of persist, so that no failure is sure; leave --sure out")
         beyond = lost > limit + _ROUNDING
         sure = None if interval is None else all((end > limit + _ROUNDING) == beyond for end in interval)
+        why = (doubts or {}).get(name)
+        sure = False if why else sure
         verdict = "fail" if beyond and (sure or not only_sure) else "pass"
         judged[name] = {"lost": lost, "interval": interval, "limit": limit, "verdict": verdict, "sure": sure}
+        judged[name] |= {"why": why, "mend": _LONGER} if why else {}
     passed = all(one["verdict"] == "pass" for one in judged.values())
     options = {"max_lost": limit, "relative_to_ceiling": relative, "only_sure": only_sure}
     return {"by": "matches", "verdict": "pass" if passed else "fail", "passed": passed, **options, "edges": judged}
+
+
+def doubts_of(tables: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Why counts by matches of an edge mean little, by edge: few of the parent's features are stable, or an SAE of
+    either end explains too little. tables: rows of `verdicts` and of `saes`, of one instrument."""
+    judged, saes = tables
+    explained = {row["model"]: row["explained_variance"] for row in saes}
+    doubts = {}
+    for row in (row for row in judged if row["end"] == "parent"):
+        poor = [end for end in row["edge"].split("->") if (explained.get(end) or 1) < LEAST_EXPLAINED]
+        if poor:
+            doubts[row["edge"]] = f"the SAE of {poor[0]} explains only {explained[poor[0]]:.2f} of the variance"
+        elif row["stable"] < FEW_STABLE * max(1, row["live"]):
+            doubts[row["edge"]] = f"only {format.of(row['stable'], row['live'])} live features are stable"
+    return doubts
 
 
 def _loss(row: Mapping[str, Any], relative: bool) -> tuple[float, tuple[float, float] | None]:

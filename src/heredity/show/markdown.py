@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 _STUDIED = ("models", "corpora", "merges", "accuracy", "saes")
-_FOUND = ("verdicts", "references", "changed_most", "edges")
+_FOUND = ("verdicts", "lost_and_new", "references", "changed_most", "edges")
 _FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
 _VERDICTS_FIRST = (
     "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
@@ -111,6 +111,8 @@ def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str
 
 
 def _names(name: str) -> tuple[str, ...]:
+    if name == "lost_and_new":  # of one text, a person reads what was lost from its examples
+        return *TABLES[name].brief, "example"
     return TABLES[name].brief or _HASHES
 
 

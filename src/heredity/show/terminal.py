@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 Row = Mapping[str, Any]
+_FIRST = 10  # of many rows
 WIDTH = 100  # of tables; longer lines are hard to read
 out = Console(highlight=False, emoji=False)
 if not out.is_terminal:
@@ -128,6 +130,7 @@ FOUND = Table(
         Column("firings", "count", "All firings."),
         Column("density", "share", "Share of all tokens on which it fires."),
         Column("best_match", "text", "Best match along every edge."),
+        Column("verdict", "text", "What became of it along every edge, by evidence."),
     ),
 )
 EXPLAINED = Table(
@@ -150,14 +153,13 @@ def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
 
 
 def print_gate(gate: Row) -> None:
-    """`heredity gate`: one line per edge, then what to know before relying on it."""
+    """`heredity gate`: one line per edge."""
     whole = "Stable features of the parent, by verdicts"
     if gate["by"] == "matches":
         relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
         whole = f"Live features of the parent, by matches{relative}"
     say(f"{whole} (instrument {gate['instrument']})")
     say(*(line_of(edge, judged) for edge, judged in gate["edges"].items()))
-    say(*(f"Note: {note}" for note in gate["notes"]))
 
 
 def print_merge(result: Row) -> None:
@@ -166,15 +168,31 @@ def print_merge(result: Row) -> None:
     say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
 
 
-def print_edge(result: Row) -> None:
-    """`heredity track`."""
+def print_edge(result: Row, evidence: Sequence[Row]) -> None:
+    """`heredity track`. evidence: rows of that table; the features that differ most, where there are no verdicts."""
+    if "verdicts" not in result["tables"]:
+        names = ("end", "feature", "firings", "match_r", "map_r", "strength", "transmission")
+        known = [row for row in evidence if row["transmission"] is not None]
+        middle = statistics.median([row["transmission"] for row in known] or [1.0])
+        known.sort(key=lambda row: abs(row["transmission"] - middle), reverse=True)
+        title = f"The {min(len(known), _FIRST)} features of which the effect differs most from the median"
+        print_table(TABLES["evidence"], known[:_FIRST], names, title)
+    if rows := result["tables"].get("saes"):
+        here = TABLES["saes"]._replace(doc="Sparse autoencoders on this text; seed 0 is the one that was given.")
+        print_table(here, rows, ("model", "seed", *here.brief[2:]))
     for table in (*BY_KIND["verdicts"].tables, *BY_KIND["match"].tables):
         if rows := result["tables"].get(table.name):
             names = [column for column in table.brief if column not in ("instrument", "edge")]
             if names or table.name in ("chance", "criteria"):
                 print_table(table, rows, names)
+    for row in result["tables"].get("verdicts", ()):
+        own, stable = result[row["end"]], format.of(row["stable"], row["live"])
+        say(f"{own}: {stable} live features are stable, found again by an SAE of another seed")
     say(*(f"Note: {note}" for note in result["notes"]))
-    say(f"{result['tables']['edges'][0]['tokens']:,} tokens; written to {result['out']}")
+    for end, folder in result["second_saes"].items():
+        option = "--sae-control" if end == "parent" else "--sae-child-control"
+        say(f"The second SAE of the {end} is kept: {option} {folder} spares its training")
+    say(f"Tables, one Parquet file each, and this result as JSON: {result['out']}")
 
 
 def print_found(result: Row) -> None:
@@ -186,7 +204,9 @@ def print_found(result: Row) -> None:
         say(f"not single tokens here, and so left out of the search: {absent}")
     for model, features in result["models"].items():
         rows = [
-            row | {"counted": row["llr_counted"], "best_match": ", ".join(map(_match, row["matches"]))}
+            row
+            | {"counted": row["llr_counted"], "best_match": ", ".join(map(_match, row["matches"]))}
+            | {"verdict": ", ".join(f"{one['model']}: {one['verdict']}" for one in row["verdicts"])}
             for row in features
         ]
         if rows:

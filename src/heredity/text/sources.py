@@ -110,6 +110,12 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
     return shuffled(documents, seed, _SHUFFLED_CHARACTERS) if mixed and records else documents
 
 
+def check_local(config: CorpusConfig, spec: str, root: Path) -> None:
+    """Read one document, so that a wrong column or a broken file is found before any work. Raises CorpusError."""
+    for file in _files(_resolve(spec, root))[:1]:
+        next(_documents(file, file.name, config), None)
+
+
 def local_digest(spec: str, root: Path) -> str:
     """SHA-256 over relative path, size and SHA-256 of the content of every file that `local_documents` may read."""
     path, total = _resolve(spec, root), hashlib.sha256()

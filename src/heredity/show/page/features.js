@@ -183,7 +183,8 @@ function featureSection() {
     "their matches. Figures are the r of the match, dotted where it is below the threshold."),
   [...new Set(cards.map((card) => card.list))].map((name, number) => [
     h("h3", null, name[0].toUpperCase() + name.slice(1)),
-    note(LISTS[name] || "Active features without a match in a parent."),
+    note(LISTS[name] || (name.startsWith("emerged") ? "Active features without a match in a parent."
+      : "By verdicts, the surest first; its evidence is in the table of lost and new features.")),
     cards.filter((card) => card.list === name).map((card, place) => featureCard(card, !place && !number))])];
 }
 

@@ -1,0 +1,126 @@
+"""An edge whose model has one SAE: a second of another seed is trained, or evidence is told without verdicts.
+
+What one SAE has alone follows nothing as often as not; a second SAE of the same model tells which features are stable
+(`features.verdicts`). It reads the same activations and has as many features and as many of them active. Without it
+every feature has its evidence, and none a verdict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heredity import format
+from heredity.engine.workers import Progress
+from heredity.study import RANKED, SAEConfig
+
+if TYPE_CHECKING:
+    from heredity.analyses.verdicts import Sample
+    from heredity.features.collect import Reader
+    from heredity.sae.model import SAE
+    from heredity.text.tokens import BlockSampler
+
+UNKNOWN = "stability unknown"
+"""In place of a verdict."""
+ONE_SAE = (
+    "One SAE: stability unknown. Every feature has its evidence (table evidence) and none a verdict, and no share is "
+    "given: features that one SAE has alone look lost or new. Train a second SAE (--second-sae parent; in Python "
+    "controls='train') or give one of another seed (--sae-control; controls)."
+)
+
+_BATCH = 512  # vectors: many short steps make an SAE stabler between seeds than few long ones
+_RATE, _RATE_AT = 6e-3, 1024  # learning rate of the built-in study, and its features; falls as 1/sqrt(d_sae) (Gao 2024)
+_TIMED = 12  # steps behind the estimate, of batches that are in the buffer already
+
+
+def train_second(
+    reader: Reader,
+    sampler: BlockSampler,
+    tokens: int,
+    seed: int,
+    say: Callable[[str], object],
+    name: str,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> SAE:
+    """An SAE of another seed for a model that has one, `reader.saes[0]`; written into `folder`, if given.
+
+    tokens: activations to train on; texts that hold fewer are read again. say: gets what it will cost before it is
+    spent, from a few timed steps. A relu or jumprelu SAE gets a topk SAE of its measured L0 beside it, since the
+    penalty that it was trained with is not known.
+    """
+    import torch
+
+    from heredity.lm.activations import ActivationStore
+    from heredity.lm.load import state_hash
+    from heredity.sae.formats import write_sae
+    from heredity.sae.model import new_sae
+    from heredity.sae.train import train
+
+    like = reader.saes[0]
+    blocks = max(1, _BATCH // sampler.context_size)
+    store = ActivationStore(reader.model, reader.hook_point, sampler, blocks, seed, precision=reader.precision)
+    steps = max(1, -(-tokens // store.batch_size))
+    started = time.perf_counter()
+    x = store.batch(0)
+    read = (time.perf_counter() - started) / store.buffer
+    if x.shape[1] != like.d_in:
+        widths = f"the SAE reads vectors of width {like.d_in}, but {reader.hook_point} gives {x.shape[1]}"
+        raise ValueError(f"{widths}; use an SAE trained at this hook point")
+    l0 = float(np.diff(like.encode_sparse(x)[0]).mean())
+    activation, k = (like.activation, like.k) if like.activation in RANKED else ("topk", max(1, round(l0)))
+    config = SAEConfig(activation=activation, k=k or 1, lr=_RATE * (_RATE_AT / like.d_sae) ** 0.5, decay=True)
+
+    def fresh() -> SAE:
+        made = new_sae(like.d_in, like.d_sae, activation, k, torch.Generator().manual_seed(seed))
+        return made.to(like.W_enc.device)
+
+    train(fresh(), store.batch, config, 2, seed)  # whatever is slow only once
+    started = time.perf_counter()
+    train(fresh(), store.batch, config, min(steps, _TIMED), seed)
+    seconds = steps * (read + (time.perf_counter() - started) / min(steps, _TIMED))
+    size = f"{like.d_sae:,} features, {activation} with k = {k}"
+    say(
+        f"training a second SAE of {name} ({size}) on {steps * store.batch_size:,} activations, so that verdicts can "
+        f"be given: about {format.duration(seconds)}"
+    )
+    made = fresh()
+    train(made, store.batch, config, steps, seed, progress=progress)
+    if folder is not None:
+        metadata = {"model_name": name, "model_state": state_hash(reader.model.state_dict()), "seed": seed}
+        metadata |= {"hook_name": reader.hook_point, "context_size": sampler.context_size}
+        write_sae(made, folder, metadata | {"training_tokens": steps * store.batch_size})
+    return made
+
+
+def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> dict[str, np.ndarray]:
+    """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts.
+
+    readers: parent and child. The child's features have rows where it has an SAE of its own.
+    """
+    from heredity.features.ends import end_of, judge_end
+    from heredity.lm.activations import activations
+
+    def read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
+        parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
+        return np.concatenate([x.cpu().numpy() for x in parts])
+
+    ends = {
+        name: end_of(reader.saes[:1], read(reader, sample.blocks), read(reader, sample.fitting))
+        for name, reader in readers.items()
+    }
+    own_child = readers["parent"].saes[0] is not readers["child"].saes[0]
+    parts = []
+    for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:
+        # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.
+        twice = ends[end]._replace(saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
+        judged, columns = judge_end(twice, ends[other], 0, sample.documents, seed)
+        size = len(judged.verdict)
+        columns |= {"p_lost": judged.p_lost, "stability": np.full(size, np.nan)}
+        named = {"end": np.full(size, end, object), "verdict": np.full(size, UNKNOWN, object)}
+        parts.append(named | {"feature": np.arange(size), **columns})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
