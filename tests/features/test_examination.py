@@ -142,9 +142,5 @@ def test_a_feature_that_existed_before_is_no_part_of_another():
     assert {split.first[0], split.second[0]} == {0, 1} and split.pair_r[0] == pytest.approx(1, abs=1e-6)
 
 
-def test_nothing_to_examine_gives_nothing_and_names_agree():
-    acts = FeatureActs.from_dense(np.eye(4))
-    side, none = Sides(acts, np.eye(4), np.eye(4)), np.empty(0, np.int64)
-    assert readability(side, side, none, np.ones(4, bool)).readable.shape == (0,)
-    assert unevenness(side, none, np.ones(4, bool)).shape == (0,)
+def test_names_agree():
     assert sorted(FATES) == sorted(lost_features._FATES) and examination.GONE < examination.READABLE

@@ -57,8 +57,7 @@ EXAMINED = Table(
         Column("end", "text", "Whose features: parent (looked for in the child) or child (in the parent)."),
         Column("verdict", "text", "lost or changed (parent), new (child)."),
         Column("listed", "count", "Features with this verdict."),
-        Column("features", "count", "Of them examined: all lost and new ones, and those that changed most, up to 200.",
-               of="listed"),
+        Column("features", "count", "Of them examined: all lost and new ones, and those that changed most, up to 200."),
         Column("gone", "count", "Neither readable apart from other features, nor with an effect.", of="features"),
         Column("split", "count", "Two features of the other model share it.", of="features"),
         Column("absorbed", "count", "Silent where one other feature fires.", of="features"),
@@ -192,10 +191,11 @@ def _run(work: Work, settings: LostSettings) -> Results:
     columns, examined = [], []
     for number, (end, other) in enumerate((("parent", "child"), ("child", "parent")), 2):
         found = _examined(ends[end], ends[other], evidence[end], scales[end], _ASKED[end])
-        columns.append({"end": np.full(len(found["feature"]), end, object), **found})
+        if found:
+            columns.append({"end": np.full(len(found["feature"]), end, object), **found})
         examined += [_summary(end, verdict, evidence[end], found) for verdict in _ASKED[end]]
         work.progress(number, 4)
-    features = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+    features = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]} if columns else []
     figures, pairs = _fingerprints(readers, ends, evidence["parent"], scales["parent"], sample.blocks, settings)
     return {
         "examined": examined,
@@ -235,13 +235,15 @@ def _chosen(evidence: Mapping[str, np.ndarray], scale: float, verdicts: Sequence
 def _examined(
     own: End, other: End, evidence: Mapping[str, np.ndarray], scale: float, verdicts: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Columns of `examined_features` of one end."""
+    """Columns of `examined_features` of one end; none where no feature has one of the verdicts."""
     from heredity.features import examination
     from heredity.features.correlate import correlate
     from heredity.features.ends import encode
     from heredity.features.verdicts import ALONE, STABLE
 
     chosen, stable = _chosen(evidence, scale, verdicts, _MOST), evidence["verdict"] != "unstable"
+    if not len(chosen):
+        return {}
     follows = np.fmax.reduce([correlate(other.acts[0], each, 1).parent_r[:, 0] for each in own.acts])
     alone = (correlate(other.acts[0], other.acts[1], 1).parent_r[:, 0] > STABLE) & ~(follows > ALONE)
     fitting, judging = (
@@ -286,10 +288,11 @@ def _summary(
 ) -> dict[str, Any]:
     from heredity.features.correlate import median
 
-    own = found["verdict"] == verdict
+    own = found["verdict"] == verdict if found else np.empty(0, bool)
     row = {"end": end, "verdict": verdict, "listed": int((evidence["verdict"] == verdict).sum())}
-    row |= {"features": int(own.sum()), **{fate: int((found["fate"][own] == fate).sum()) for fate in _FATES}}
-    return row | {name: median(found[name][own]) for name in ("readable", "readable_apart")}
+    fates = found["fate"][own] if found else own
+    row |= {"features": len(fates), **{fate: int((fates == fate).sum()) for fate in _FATES}}
+    return row | {name: median(found[name][own]) if found else None for name in ("readable", "readable_apart")}
 
 
 def _fingerprints(

@@ -81,8 +81,6 @@ def readability(fitting: Sides, judging: Sides, chosen: np.ndarray, stable: np.n
     inverse of a covariance matrix holds the regression of variable i on all others. Memory in bytes: about 48 (stable
     features + width)².
     """
-    if not len(chosen):
-        return Readability(*np.empty((4, 0)))
     features = np.union1d(np.flatnonzero(stable), chosen)
     place, count = np.searchsorted(features, chosen), len(features)
     result: dict[str, np.ndarray] = {}
@@ -128,8 +126,6 @@ def unevenness(judging: Sides, chosen: np.ndarray, stable: np.ndarray) -> np.nda
     The effect is that of `features.verdicts`, with all stable features as regressors; what other tokens vary along the
     same direction is taken off.
     """
-    if not len(chosen):
-        return np.empty(0)
     features = np.union1d(np.flatnonzero(stable), chosen)
     matrix, count = _matrix(judging.acts)[:, features], len(features)
     spread = []
