@@ -52,6 +52,7 @@ def lineage_values(folder: Path) -> dict[str, Any]:
         explain={"features": 24, "drop": 0.05},
         lineage={"tokens": 4_000},
         report={"tokens": 3_000, "features": 3, "contexts": 2},
+        verdicts={"examine": 6},
     )
     values["sae"] |= {"instruments": ["parent", "independent", "joint"], "tokens": 16_000, "continue_tokens": 5_000}
     return values

@@ -211,6 +211,20 @@ def test_controls_of_features_without_a_role_recover_nothing():
     assert np.array_equal(found.controls, again.controls)
 
 
+def test_controls_move_as_far_as_the_chosen_features_which_move_less_than_most():
+    changed_units = list(range(24))
+    parent, child = model(), changed(changed_units)
+    with torch.no_grad():  # from small changes to large ones
+        weight, was = child.model.model.layers[1].mlp.gate_proj.weight, parent.model.layers[1].mlp.gate_proj.weight
+        for unit in changed_units:
+            weight[unit] = was[unit] + (weight[unit] - was[unit]) * 1.15 ** (unit - 23)
+    chosen = np.array([0, 3, 6, 9, 12, 15])
+    found = splice(parent, child, chosen, blocks(30), controls=3)
+    ratio = found.controls_moved / found.moved
+    assert found.live > 40 and (abs(ratio - 1) < 0.15).all() and found.moved < 0.1
+    assert len({tuple(row) for row in found.controls}) > 1, "three draws, not one"
+
+
 def test_only_the_difference_is_moved_and_the_sae_limits_it():
     same = splice(model(), Reader(model(), LAST, [units()]), np.array([0]), blocks(), controls=0)
     assert same.live == 0 and splice_figures(same, 0)["recovered"] is None and same.before.max() < 1e-6

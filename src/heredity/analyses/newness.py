@@ -2,13 +2,19 @@
 
 Activation similarity says which child features have no match in the parent's SAE. Latent scaling (Minder et al. 2025)
 asks the parent's activations as well: nu is how much of a child feature's contribution the parent's activations hold
-over how much the child's do (1: as much; 0: nothing in this direction). `new`: nu_eps < 0.2 and nu_r < 0.5. A new
-feature is `turned` where the parent's activations move at least half as far on its firings, in other directions;
-`missed` features are not new, and the parent holds at least half of them: its SAE has no such feature.
+over how much the child's do (1: as much; 0: nothing in this direction). The paper calls a feature new where nu_eps <
+0.2 and nu_r < 0.5 (`new_fixed`). Here its strength in the parent, in whichever direction, must be below 0.9 as well,
+and all three cuts are lowered together, edge by edge and among features that fire about as often, until at most 5 % of
+inherited features (best r > 0.8) lie below (`new`); half of them set the cut at which the other half is counted. A
+feature is `turned` where it is new by the paper's cuts, but the parent's activations move at least half as far on its
+firings, in other directions; `missed` features are not new, and the parent holds at least half of them: its SAE has no
+such feature.
+
+Where models have a second SAE, features that it does not have are `unstable`, a fate of their own.
 
 Effects compare what child features and their best parent matches do to the next-token prediction. Splicing moves the
 emerged features into the parent and measures how much of KL(child || parent) that recovers, beside as many other
-features that differ.
+features that differ, each like one of them in how far and how often it moves.
 
 Measured on all corpora in the child's trace, in equal parts; edge counts use the common trace only. Emerged features
 often fire only on the child's own text.
@@ -16,16 +22,17 @@ often fire only on the child's own text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.match import KEY, edge_items, read_matches, threshold_of
 from heredity.analyses.match_findings import beside_verdicts
 from heredity.analyses.reading import reader_of, sampler_of
-from heredity.analyses.sae import encode_flops, expected_l0, sae_need
+from heredity.analyses.sae import encode_flops, expected_l0, sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import Precision, Study
@@ -44,18 +51,33 @@ ORIGINS = Table(
     "What the parent's activations hold of the child's features, whatever its SAE finds there.",
     (*KEY, "fate"),
     (
-        Column("fate", "text", "emerged, inherited (for comparison), or unseen: silent on the edge's common trace."),
+        Column(
+            "fate",
+            "text",
+            "emerged, inherited (for comparison), unseen (silent on the edge's common trace), or unstable: any of "
+            "these, without a counterpart in a second SAE of the child.",
+        ),
         Column("features", "count", "Child features of this fate."),
         Column("judged", "count", "Features with at least 30 firings on the sample and a nu.", of="features"),
-        Column("new", "count", "nu_eps < 0.2 and nu_r < 0.5: not in this direction of the parent.", of="judged"),
+        Column("new", "count", "In no direction of the parent, by cuts calibrated on this edge.", of="judged"),
+        Column("new_fixed", "count", "Not in its direction: nu_eps < 0.2 and nu_r < 0.5 (the paper).", of="judged"),
         Column("surely_new", "count", "New by two standard errors.", of="judged"),
-        Column("turned", "count", "New, but the parent's activations move as well, in other directions.", of="judged"),
+        Column(
+            "turned",
+            "count",
+            "Not in its direction, and not new: the parent moves in others.",
+            of="judged",
+        ),
         Column("missed", "count", "Not new: the parent's activations have at least half of them.", of="judged"),
         Column("nu", "number", "Median nu."),
         Column("strength", "number", "Median strength of the parent's response to their firings over the child's."),
         Column("tokens", "count", "Aligned token positions."),
+        Column("cut", "number", "Factor on the cuts, median of these features; 1 where it is not calibrated."),
+        Column("known", "count", "Inherited features with best r > 0.8, which calibrate the cut of the edge."),
+        Column("known_new", "count", "Of them called new, at the cut that the other half of them sets.", of="known"),
+        Column("calibrated", "flag", "Whether there are 40 or more of them; with fewer, cuts are the paper's."),
     ),
-    brief=("instrument", "edge", "fate", "judged", "new", "turned", "missed"),
+    brief=("instrument", "edge", "fate", "judged", "new", "new_fixed", "turned", "missed"),
     plot=Plot("bars", x="edge", y="new", by="fate"),
 )
 EFFECTS = Table(
@@ -77,11 +99,17 @@ SPLICE = Table(
     KEY,
     (
         Column("features", "count", "Emerged features that differ between the models on these tokens; all are moved."),
-        Column("others", "count", "Other features that differ between the models; controls are sampled from these."),
+        Column("others", "count", "Other features that differ between the models; controls are taken from these."),
         Column("tokens", "count", "Positions compared."),
         Column("before", "nats", "KL of the models as they are.", ci=True),
         Column("spliced", "nats", "KL with the emerged features moved.", ci=True),
-        Column("control", "nats", "KL with as many others moved, mean of three draws.", ci=True),
+        Column(
+            "control",
+            "nats",
+            "KL with as many others moved, each the nearest to an emerged one by size and density of its move; mean of "
+            "three draws.",
+            ci=True,
+        ),
         Column("all", "nats", "KL with all features moved.", ci=True),
         Column("recovered", "share", "(before - spliced) / (before - all).", ci=True),
         Column("control_recovered", "share", "The same of the others.", ci=True),
@@ -89,6 +117,7 @@ SPLICE = Table(
         Column("reach", "share", "(before - all) over what the child's activations recover: the most the SAE carries."),
         Column("moved", "share", "Mean squared length of what emerged features add, as a share of what all add."),
         Column("control_moved", "share", "The same of the others; features that add more can recover more."),
+        Column("matched", "flag", "Whether control_moved is 0.8 to 1.25 times moved; otherwise excess says nothing."),
     ),
 )
 FEATURES = Table(
@@ -105,12 +134,15 @@ FEATURES = Table(
                 ("inherited", "With a match above the threshold."),
                 ("unseen", "Silent on the edge's common trace."),
                 ("judged", "At least 30 firings and a nu."),
-                ("new", "nu_eps < 0.2 and nu_r < 0.5."),
+                ("new", "nu_eps, nu_r and strength below the calibrated cuts."),
+                ("new_fixed", "nu_eps < 0.2 and nu_r < 0.5."),
                 ("surely_new", "New by two standard errors."),
-                ("turned", "New, but the parent moves on its firings."),
+                ("turned", "Not in its direction, but the parent moves on its firings, in others."),
                 ("missed", "Not new; the parent has at least half of it."),
             )
         ),
+        Column("stability", "r", "Best r in a second SAE of the child on this text; null where there is none."),
+        Column("cut", "number", "Factor on the cuts at which it is judged."),
         Column("nu", "number", "Share of its contribution that the parent's activations hold."),
         Column("nu_r", "number", "The same of the parent's reconstruction."),
         Column("nu_eps", "number", "The same of the parent's reconstruction error."),
@@ -128,8 +160,8 @@ FEATURES = Table(
     large=True,
 )
 
-
-_MOST_MISTAKEN = 0.1  # share of inherited features called new above which the test says nothing
+_SURE = 0.8  # best r of inherited features that calibrate
+_MATCHED = 1.25  # ratio of the moves of emerged features and controls beyond which these are no comparison
 
 
 class NewnessSettings(NamedTuple):
@@ -155,7 +187,7 @@ def _settings(study: Study, item: Item) -> NewnessSettings:
 
 def _needs(study: Study, item: Item) -> Needs:
     edge, instrument = study.edge(item["edge"]), item["instrument"]
-    return {
+    needs: Needs = {
         "parent": ("model", {"model": edge.parent}),
         "child": ("model", {"model": edge.child}),
         "parent_sae": sae_need(study, edge.parent, instrument),
@@ -163,12 +195,14 @@ def _needs(study: Study, item: Item) -> Needs:
         "match": ("match", item),
         "tokens": tokens_needs(study.trace(edge.child)),
     }
+    return needs | {"second_sae": second_need(edge.child, instrument)} if study.config.verdicts.tokens else needs
 
 
 def _run(work: Work, settings: NewnessSettings) -> Results:
     from heredity.features.correlate import median
     from heredity.features.effects import attribution_similarity, logit_similarity
-    from heredity.features.newness import groups_of, matched_pairs, newness, origins_of
+    from heredity.features.newness import calibrate, groups_of, judged_of, matched_pairs, newness, origins_of
+    from heredity.features.verdicts import STABLE
     from heredity.text.tokens import distinct_blocks
 
     seed = settings.seed
@@ -181,8 +215,13 @@ def _run(work: Work, settings: NewnessSettings) -> Results:
     matches, threshold = read_matches(work.inputs["match"]), threshold_of(work.inputs["match"])
     result = newness(parent, child, blocks)
     work.progress(1, 3)
-    fates, origins = groups_of(matches, result.firings, threshold), origins_of(result)
-    unavailable = _vocabularies_differ(parent, child)
+    stability = _stability(work, child, blocks)
+    stable = None if stability is None else stability > STABLE
+    fates = groups_of(matches, result.firings, threshold, stable)
+    known = judged_of(result) & (matches.child_r[:, 0] > _SURE)
+    calibration = calibrate(result, known if stable is None else known & stable, seed)
+    origins = origins_of(result, calibration.cut)
+    unavailable = vocabularies_differ(parent, child)
     pairs = (
         {}
         if unavailable
@@ -206,7 +245,9 @@ def _run(work: Work, settings: NewnessSettings) -> Results:
         "feature": np.arange(len(result.nu)),
         "match": matches.child_match[:, 0].astype(np.int64),
         "best_r": matches.child_r[:, 0],
-        **fates,
+        **groups_of(matches, result.firings, threshold),
+        "stability": np.full(len(result.nu), np.nan) if stability is None else stability,
+        "cut": np.where(np.isfinite(calibration.cut), calibration.cut, np.nan),
         **origins,
         **arrays,
         "logit_similarity": logits,
@@ -216,7 +257,9 @@ def _run(work: Work, settings: NewnessSettings) -> Results:
     for fate, own in fates.items():
         judged, counts = own & origins["judged"], {name: int((own & which).sum()) for name, which in origins.items()}
         medians = {"nu": median(result.nu[judged]), "strength": median(result.strength[judged])}
-        rows.append({"fate": fate, "features": int(own.sum()), "tokens": result.tokens, **counts, **medians})
+        cut = {"cut": median(calibration.cut[judged]), "calibrated": calibration.calibrated}
+        cut |= {"known": calibration.known, "known_new": calibration.false}
+        rows.append({"fate": fate, "features": int(own.sum()), "tokens": result.tokens, **counts, **medians, **cut})
     effects = [
         {
             "fate": fate,
@@ -234,7 +277,20 @@ def _first(blocks: np.ndarray, tokens: int) -> np.ndarray:
     return blocks[: max(1, tokens // blocks.shape[1])]
 
 
-def _vocabularies_differ(parent: Reader, child: Reader) -> str:
+def _stability(work: Work, child: Reader, blocks: np.ndarray) -> np.ndarray | None:
+    """Best r of each feature in the child's second SAE, float64 [d_child]; None without one."""
+    from heredity.features.collect import encoded
+    from heredity.features.correlate import correlate
+    from heredity.sae.formats import read_sae
+
+    if "second_sae" not in work.inputs:
+        return None
+    second = read_sae(work.inputs["second_sae"] / "sae")[0].to(child.sae.W_enc.device)
+    acts = encoded(child._replace(saes=[child.sae, second]), blocks)
+    return correlate(acts[0], acts[1], 1).parent_r[:, 0]
+
+
+def vocabularies_differ(parent: Reader, child: Reader) -> str:
     """Why predictions of the two models cannot be compared; empty when they can."""
     sizes: list[Any] = [reader.model.get_input_embeddings().num_embeddings for reader in (parent, child)]  # pyright: ignore[reportCallIssue]
     return "" if sizes[0] == sizes[1] else f"vocabulary sizes differ (parent {sizes[0]}, child {sizes[1]})"
@@ -252,8 +308,10 @@ def _splice(
         return []
     others = int(differ.sum()) - len(chosen)
     result = splice(parent.model, child, chosen, blocks, _CONTROLS if others >= len(chosen) else 0, settings.seed)
-    row = {"features": len(chosen), "others": others, "tokens": result.tokens}
-    return [row | splice_figures(result, settings.seed, settings.level)]
+    row: dict[str, Any] = {"features": len(chosen), "others": others, "tokens": result.tokens}
+    row |= splice_figures(result, settings.seed, settings.level)
+    ratio = (row["control_moved"] or np.nan) / (row["moved"] or np.nan)
+    return [row | {"matched": bool(1 / _MATCHED <= ratio <= _MATCHED) if np.isfinite(ratio) else None}]
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
@@ -271,24 +329,45 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if not row["judged"]:
             continue
         parent, child = row["edge"].split("->")
-        same = rows_of(tables, "newness", fate="inherited", **{name: row[name] for name in KEY})[0]
-        mistaken = f"the test calls {same['new']:,} of {same['judged']:,} inherited features new"
-        text = (
-            f"Of the {row['judged']:,} features that emerge in {child} by matches and fire often enough to judge, "
-            f"{row['new'] - row['turned']:,} are in no direction of the activations of {parent}, {row['turned']:,} "
-            f"only in other directions, and {row['missed']:,} are there as they are, missed by its SAE; {mistaken} too."
-        )
-        if same["new"] > _MOST_MISTAKEN * same["judged"]:
-            text = (
-                f"Whether features that emerge in {child} by matches are new to {parent}, latent scaling cannot tell "
-                f"here: {mistaken}."
+        key = {name: row[name] for name in KEY}
+        same = rows_of(tables, "newness", fate="inherited", **key)[0]
+        stable = "stable " if rows_of(tables, "newness", fate="unstable", **key) else ""
+        mistaken = f"the cuts call {format.of(row['known_new'], row['known'])} held-out inherited features new"
+        if not row["calibrated"]:
+            mistaken = (
+                f"the cuts are not calibrated, for want of inherited features, and call "
+                f"{format.of(same['new'], same['judged'])} new"
             )
-        yield beside_verdicts(Statement(child, "new", text, (), row["instrument"]), tables)
+        text = (
+            f"Of the {row['judged']:,} {stable}features that emerge in {child} by matches and fire often enough to "
+            f"judge, {row['new']:,} are in no direction of the activations of {parent}, "
+            f"{row['turned']:,} only in other directions, and {row['missed']:,} are there as they are, missed by its "
+            f"SAE; {mistaken}."
+        )
+        fixed = (
+            f"by the paper's fixed cuts {format.of(row['new_fixed'], row['judged'])} emerged features are new, and "
+            f"{format.of(same['new_fixed'], same['judged'])} inherited ones"
+        )
+        moved = tuple(map(_spliced, rows_of(tables, "splice", **key)))
+        yield beside_verdicts(Statement(child, "new", text, (fixed, *moved), row["instrument"]), tables)
+
+
+def _spliced(row: Mapping[str, Any]) -> str:
+    """What moving the emerged features recovers, beside controls where these are like them."""
+    parent = row["edge"].partition("->")[0]
+    text = f"moved into {parent}, {row['features']:,} emerged features recover {format.percent(row['recovered'] or 0)}"
+    text += " of what all features do"
+    if row["matched"] is None:
+        return f"{text}; there are too few others to compare with"
+    if not row["matched"]:
+        ratio = row["control_moved"] / row["moved"]
+        return f"{text}; others that move alike do not exist (the nearest move {ratio:.2f} times as far)"
+    return f"{text}, as many others that move as far {format.percent(row['control_recovered'] or 0)}"
 
 
 ANALYSIS = Analysis(
     kind="newness",
-    version=1,
+    version=2,
     title="Are emerged features new?",
     items=lambda study: edge_items(study) if study.config.controls.newness else (),
     settings=_settings,

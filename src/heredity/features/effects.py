@@ -19,8 +19,10 @@ from heredity.features.correlate import median
 from heredity.lm.evaluate import arithmetic, chunk_rows, dtype_of
 from heredity.lm.hooks import replaced
 from heredity.lm.logit_attribution import logit_weights
+from heredity.sae.model import SAE
 
 _CHUNK = 1 << 22  # numbers in a temporary array
+_JITTER = 0.1  # of the logs of size and density, by which controls are drawn
 
 
 def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.ndarray:
@@ -29,7 +31,7 @@ def logit_similarity(parent: Reader, child: Reader, pairs: np.ndarray) -> np.nda
     parent, child: a model and one SAE each. pairs: int [n, 2] of (parent feature, child feature). Raises as
     `logit_weights` does, and ValueError for vocabularies of different size.
     """
-    _check_vocab(parent.model, child.model)
+    check_vocab(parent.model, child.model)
     r, step = np.empty(len(pairs)), max(1, _CHUNK // _vocab(child.model))
     for start in range(0, len(pairs), step):
         some = torch.from_numpy(pairs[start : start + step])
@@ -54,7 +56,7 @@ def attributions(reader: Reader, blocks: np.ndarray, features: np.ndarray) -> It
     sae = reader.sae
     chosen = np.zeros(sae.d_sae, bool)
     chosen[features] = True
-    for ids in _batches(reader.model, blocks):
+    for ids in id_batches(reader.model, blocks):
         x, gradient = (part[:, :-1].flatten(0, 1).float() for part in _gradient(reader, ids))
         indptr, indices, values = sae.encode_sparse(x)
         kept = chosen[indices]
@@ -76,7 +78,7 @@ def attribution_similarity(parent: Reader, child: Reader, pairs: np.ndarray, blo
     parent, child, pairs: as in `logit_similarity`. blocks: tokens [blocks, context], of a tokenizer both models use.
     Raises ValueError for vocabularies of different size and unknown tokens.
     """
-    _check_vocab(parent.model, child.model)
+    check_vocab(parent.model, child.model)
     sums, tokens = np.zeros((5, len(pairs))), len(blocks) * (blocks.shape[-1] - 1)
     streams = attributions(parent, blocks, pairs[:, 0]), attributions(child, blocks, pairs[:, 1])
     for a, b in zip(*streams, strict=True):
@@ -94,11 +96,11 @@ class Splice(NamedTuple):
 
     before: np.ndarray  # float64 [blocks]: nothing moved
     spliced: np.ndarray  # float64 [blocks]: the chosen features moved
-    controls: np.ndarray  # float64 [controls, blocks]: as many other live features moved, drawn at random
+    controls: np.ndarray  # float64 [controls, blocks]: as many other live features moved, like the chosen ones in size
     all: np.ndarray  # float64 [blocks]: all features moved; the most that the SAE can carry
     patched: np.ndarray  # float64 [blocks]: the child's activations instead; including what the SAE does not see
     moved: float  # mean squared length of what the chosen features add, as a share of what all add
-    controls_moved: np.ndarray  # float64 [controls]: the same; features that add more can recover more
+    controls_moved: np.ndarray  # float64 [controls]: the same of the controls; what adds more can recover more
     live: int  # features that differ between the models somewhere in the sample; controls are drawn from them
     tokens: int  # positions compared
 
@@ -117,34 +119,66 @@ def splice(
     f and d are of the child's SAE, run on both models' activations at the child's hook point on the same tokens, so
     that only the difference is added (causal test of Minder et al. 2025, for one SAE in place of a crosscoder).
     features: int [n], the set S. blocks: tokens [blocks, context] of a tokenizer both models use. controls: sets of as
-    many other live features, drawn with `seed`. Costs 7 + controls forward passes.
+    many other live features, which move as far and as often as those of S do as nearly as there are any; their ties are
+    broken with `seed`. Costs 7 + controls forward passes.
     Raises ValueError when fewer other features are live than S has, and when the SAE or the vocabularies do not fit.
     """
     sae = child.sae
-    _check_vocab(parent, child.model)
+    check_vocab(parent, child.model)
     chosen = np.zeros(sae.d_sae, bool)
     chosen[features] = True
-    changes = [_change(parent, child, ids.cpu().numpy()) for ids in _batches(child.model, blocks)]
+    changes = [_change(parent, child, ids.cpu().numpy()) for ids in id_batches(child.model, blocks)]
     differ = _nonzero(changes, sae.d_sae)
     others, size, rng = np.flatnonzero(differ & ~chosen), int(chosen.sum()), np.random.default_rng(seed)
     if controls and len(others) < size:
         raise ValueError(f"features: {size} are chosen but only {len(others)} others are live; choose fewer")
-    sets = [chosen, *np.zeros((controls, sae.d_sae), bool), np.ones(sae.d_sae, bool)]
-    for control in sets[1:-1]:
-        control[rng.choice(others, size, replace=False)] = True
+    drawn = [_alike(sae, changes, chosen & differ, others, rng) for _ in range(controls)]
+    sets = [chosen, *drawn, np.ones(sae.d_sae, bool)]
     kls, lengths = [], np.zeros(len(sets))
-    for ids, change in zip(_batches(child.model, blocks), changes, strict=True):
-        parts = []
-        for some in sets:  # Σ_{j in the set} change_j d_j, [tokens, d_in]
-            kept = some[change.indices]
-            indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
-            parts.append(sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec)
+    for ids, change in zip(id_batches(child.model, blocks), changes, strict=True):
+        parts = [_part(sae, change, some) for some in sets]
         lengths += [float(part.double().square().sum()) for part in parts]
         kls.append(_kls(parent, child, ids, parts))
     kl = np.concatenate(kls, axis=1)
     moved = lengths / lengths[-1] if lengths[-1] else np.full(len(sets), np.nan)
     figures = float(moved[0]), moved[1:-1], int(differ.sum()), blocks.size
     return Splice(kl[0], kl[2], kl[3:-1], kl[-1], kl[1], *figures)
+
+
+def _part(sae: SAE, change: csr_array, some: np.ndarray) -> Tensor:
+    """Σ change_j d_j over the features in some, bool [d_sae]; [tokens, d_in]."""
+    kept = some[change.indices]
+    indptr = np.concatenate([[0], np.cumsum(kept)])[change.indptr]
+    return sae.decode_sparse(indptr, change.indices[kept], change.data[kept]) - sae.b_dec
+
+
+def _alike(
+    sae: SAE, changes: Sequence[csr_array], chosen: np.ndarray, others: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """As many of the others, bool [d_sae], each the nearest that is left to one of the chosen in the logs of its mean
+    squared move and of how often it moves. Moves of several features add up or cancel, so that the whole set can still
+    move further or less far: it is then drawn again for larger or smaller moves, and the nearest of four is taken."""
+    square = sum(np.bincount(c.indices, np.square(c.data, dtype=np.float64), sae.d_sae) for c in changes)
+    often = sum(np.bincount(c.indices[c.data != 0], minlength=sae.d_sae) for c in changes)
+    square = square * sae.W_dec.double().square().sum(1).cpu().numpy()
+    place = np.log(np.maximum(np.stack([square, often], axis=1), 1e-30))
+    jittered = place + _JITTER * rng.standard_normal(place.shape)
+
+    def moved(some: np.ndarray) -> float:
+        return sum(float(_part(sae, change, some).double().square().sum()) for change in changes)
+
+    wanted, shift, best, least = moved(chosen), 0.0, np.zeros(sae.d_sae, bool), np.inf
+    for _ in range(4):
+        free, control = others.copy(), np.zeros(sae.d_sae, bool)
+        for j in sorted(np.flatnonzero(chosen), key=lambda j: -place[j, 0]):
+            nearest = int(np.abs(jittered[free] - place[j] - (shift, 0)).sum(1).argmin())
+            control[free[nearest]] = True
+            free = np.delete(free, nearest)
+        off = float(np.log(max(moved(control), 1e-30) / max(wanted, 1e-30)))
+        if abs(off) < least:
+            best, least = control, abs(off)
+        shift -= off
+    return best
 
 
 def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
@@ -196,7 +230,7 @@ def _gradient(reader: Reader, ids: Tensor) -> tuple[Tensor, Tensor]:
         return held[0].detach(), torch.autograd.grad(loss, held[0])[0]
 
 
-def _batches(model: nn.Module, blocks: np.ndarray) -> Iterator[Tensor]:
+def id_batches(model: nn.Module, blocks: np.ndarray) -> Iterator[Tensor]:
     """Token ids [n, context], so few blocks at a time that their logits fit; on the model's device."""
     known, device = _vocab(model), next(model.parameters()).device
     if int(blocks.max()) >= known or int(blocks.min()) < 0:
@@ -210,7 +244,7 @@ def _vocab(model: nn.Module) -> int:
     return model.get_input_embeddings().num_embeddings  # type: ignore[operator]
 
 
-def _check_vocab(parent: nn.Module, child: nn.Module) -> None:
+def check_vocab(parent: nn.Module, child: nn.Module) -> None:
     known = _vocab(parent), _vocab(child)
     if known[0] != known[1]:
         raise ValueError(f"the parent knows {known[0]} tokens and the child {known[1]}; they must share a tokenizer")

@@ -1,7 +1,8 @@
 """Is a child's feature new to its parent? Latent scaling of child features in the activations of both models.
 
 A feature without a match may still be in the parent: its SAE may have missed it, or spread it over several features.
-Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) measures the activations.
+Latent scaling (Minder et al. 2025, arXiv 2504.02922, section 3) measures the activations. Where all of a child's
+features are weaker in the parent, fixed cuts call inherited ones new; `calibrate` lowers the cuts until they do not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from heredity.kernels.sparse import moments, transpose
 from heredity.lm.activations import activations, blocks_at_once
 
 NU_EPS, NU_R = 0.2, 0.5  # below both, Minder et al. call a feature genuinely new
+FALSE_RATE = 0.05
+"""Share of inherited features that calibrated cuts may call new."""
+LEAST_KNOWN = 20  # inherited features in each half of those that calibrate
+_STRATUM = 80  # inherited features in each stratum by firings
 HALF = 0.5  # the parent has a feature from this nu on, and moves on its firings from this strength on
+SAME_DIRECTION = 0.7  # alignment below which it moves in other directions
+AS_STRONG = 0.9
+"""Strength from which on the parent has something in a feature's place, in whichever direction. Higher than `HALF`:
+what fires together with a new feature moves the parent too."""
 _TARGETS = ("parent", "parent_hat", "child", "child_hat")
 _CHUNK = 1 << 22  # numbers of Σ f_j y made at a time
 
@@ -59,6 +68,14 @@ class Newness(NamedTuple):
         # 0 x nan would let a missing standard error decide where errors = 0.
         eps_margin, r_margin = (errors * error if errors else 0.0 for error in (self.nu_eps_error, self.nu_r_error))
         return (self.nu_eps + eps_margin < NU_EPS) & (self.nu_r + r_margin < NU_R)
+
+    def presence(self, errors: float = 0.0) -> np.ndarray:
+        """float64 [d_sae]: how much of a feature the parent has, in its direction or in any other: the largest of nu_r,
+        nu_eps and strength, each over its cut (`NU_R`, `NU_EPS`, `AS_STRONG`), the first two with `errors` standard
+        errors more. From 1 on it is there; nan where a nu is."""
+        eps_margin, r_margin = (errors * error if errors else 0.0 for error in (self.nu_eps_error, self.nu_r_error))
+        parts = (self.nu_eps + eps_margin) / NU_EPS, (self.nu_r + r_margin) / NU_R, self.strength / AS_STRONG
+        return np.maximum.reduce(parts)
 
 
 class LatentScaling:
@@ -217,26 +234,81 @@ def _nus(betas: np.ndarray) -> np.ndarray:
     return above / np.where(below > 0, below, np.nan)
 
 
-def groups_of(matches: Matches, firings: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+class Calibration(NamedTuple):
+    """Cuts on presence for one edge, from its inherited features."""
+
+    cut: np.ndarray
+    """float64 [d_sae], at most 1. Of an inherited feature that calibrates: the cut that the other half of them sets."""
+    known: int  # inherited features that calibrate; with fewer than 2 `LEAST_KNOWN` cuts stay at 1
+    false: int  # of them below the cut of the half that they are not in
+    calibrated: bool
+
+
+def calibrate(newness: Newness, inherited: np.ndarray, seed: int) -> Calibration:
+    """Lower the cut on presence until at most `FALSE_RATE` of inherited features lie below, among features that fire
+    about as often where there are enough.
+
+    inherited: bool [d_sae], features that are surely in the parent, in whichever direction. They are dealt into halves:
+    each half sets the cut at which the other is judged, so that `false` is measured on features that set nothing. All
+    others meet the cut of both halves together, the k-th smallest of n scores with k = ⌊rate (n + 1)⌋ (Vovk et al.
+    2005, conformal).
+    """
+    score = newness.presence()
+    cut, known = np.ones(len(score)), np.flatnonzero(inherited & np.isfinite(score))
+    if len(known) < 2 * LEAST_KNOWN:
+        return Calibration(cut, len(known), int((score < cut)[known].sum()), False)
+    levels = np.linspace(0, 1, max(1, min(4, len(known) // _STRATUM)) + 1)[1:-1]
+    stratum = np.searchsorted(np.quantile(newness.firings[known], levels), newness.firings, side="right")
+    rng = np.random.default_rng(seed)
+    for number in range(len(levels) + 1):
+        own = rng.permutation(known[stratum[known] == number])
+        halves = own[::2], own[1::2]
+        cut[stratum == number] = _cut(score[own])
+        for half, other in (halves, halves[::-1]):
+            cut[half] = _cut(score[other])
+    return Calibration(cut, len(known), int((score < cut)[known].sum()), True)
+
+
+def _cut(scores: np.ndarray) -> float:
+    """The cut below which at most `FALSE_RATE` of further scores of this kind lie; no higher than 1."""
+    allowed = int(FALSE_RATE * (len(scores) + 1))
+    return min(1.0, float(np.sort(scores)[allowed - 1])) if allowed else -np.inf
+
+
+def groups_of(
+    matches: Matches, firings: np.ndarray, threshold: float, stable: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Child features by fate, each bool [d_child]: `emerged` and `inherited` as the edge counts them; `unseen` never
     fired on the edge's common trace, so that nothing could match them, but fire on the text of the child's trace
-    (firings: int [d_child])."""
+    (firings: int [d_child]). `unstable` are those of all three that are not in `stable`, bool [d_child], which the
+    three then leave out; without it nobody knows."""
     live, matched = matches.child_density > 0, matches.child_r[:, 0] > threshold
-    return {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (firings > 0)}
+    groups = {"emerged": live & ~matched, "inherited": matched, "unseen": ~live & (firings > 0)}
+    if stable is None:
+        return groups
+    unstable = np.any(list(groups.values()), axis=0) & ~stable
+    return {name: group & stable for name, group in groups.items()} | {"unstable": unstable}
 
 
-def origins_of(newness: Newness) -> dict[str, np.ndarray]:
-    """Origins of each child feature in the parent, each bool [d_child]: `judged` fire on at least 30 tokens, and have a
-    nu. Of these `new` (`Newness.new`), `surely_new` (by two standard errors), `turned` (new, but the parent's
-    activations move on the same tokens), `missed` (not new; the parent has at least half of it)."""
+def judged_of(newness: Newness) -> np.ndarray:
+    """bool [d_child]: features that fire on at least 30 tokens, and have a nu."""
+    return (newness.firings >= RARE_FIRINGS) & np.isfinite(newness.nu_eps) & np.isfinite(newness.nu_r)
+
+
+def origins_of(newness: Newness, cut: float | np.ndarray = 1.0) -> dict[str, np.ndarray]:
+    """Origins of each child feature in the parent, each bool [d_child]: `judged`, and of these `new` (presence below
+    the cut: in no direction), `new_fixed` (`Newness.new`: not in this direction), `surely_new` (new by two standard
+    errors), `turned` (not in this direction and not new: the parent's activations move on the same tokens in others),
+    `missed` (not new; the parent has at least half of it)."""
+    judged = judged_of(newness)
     with np.errstate(invalid="ignore"):
-        judged = (newness.firings >= RARE_FIRINGS) & np.isfinite(newness.nu_eps) & np.isfinite(newness.nu_r)
-        new = judged & newness.new()
+        new, fixed = judged & (newness.presence() < cut), judged & newness.new()
         return {
             "judged": judged,
             "new": new,
-            "surely_new": new & newness.new(errors=2),
-            "turned": new & (newness.nu < HALF) & (newness.strength >= HALF),
+            "new_fixed": fixed,
+            "surely_new": new & (newness.presence(2) < cut),
+            "turned": fixed & ~new & (newness.strength >= HALF) & (newness.alignment < SAME_DIRECTION),
             "missed": judged & ~new & (newness.nu >= HALF),
         }
 

@@ -158,6 +158,9 @@ class VerdictsConfig(Config):
     tokens: Annotated[int, Field(ge=0)] = 60_000
     """Aligned tokens on which features of every edge are judged; as many more fit the maps between both models'
     activations. Each model gets a second SAE, which tells features from what only one SAE has. 0 leaves them out."""
+    examine: Annotated[int, Field(ge=0)] = 60
+    """Features of every edge that are taken away in the parent, and their matches in the child, to see whether both do
+    the same to the prediction. 0 leaves this out, and what became of lost features with it."""
 
     @field_validator("tokens")
     @classmethod
