@@ -159,8 +159,9 @@ def compare(
             shaken = partial(surgery.shaken, models[0], models[1], seed)
             rows |= verdicts.rows_of_ends(readers, sample, asked, shaken, progress)
             declared += verdicts.ANALYSIS.tables
-    item = {"instrument": "loaded", "site": place, "edge": settings.edge.name}
-    tables = {table.name: table.check(rows[table.name], **item) for table in declared}
+    item = {"instrument": "loaded", "site": place, "edge": settings.edge.name, "text": "common"}
+    keys = {table.name: {name: item[name] for name in item if name in table.key} for table in declared}
+    tables = {table.name: table.check(rows[table.name], **keys[table.name]) for table in declared}
     return EdgeResult(tables, match.matches_from(tables))
 
 

@@ -36,7 +36,8 @@ _VERDICTS_FIRST = (
     "model has a feature of the same firings; they are of all live features."
 )
 _LIMITS = (
-    "- Verdicts are of the text that both models have read: what a child learned from text of its own is not judged.\n"
+    "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned from "
+    "text of its own shows on that text (own); its references are in summary.json.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
     "in them. Verdicts on unstable features do not exist, and stable features may be the more robust ones.\n"
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
@@ -104,8 +105,10 @@ def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] 
 
 
 def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str, Any]]:
-    """Rows of an instrument, where rows have one; of a ranking the first, and of several seeds the plain study's."""
+    """Rows of an instrument, where rows have one; of a ranking the first, of references those on the common text, and
+    of several seeds the plain study's."""
     own = [row for row in rows if row.get("instrument", instrument) == instrument]
+    own = [row for row in own if "reference" not in row or row["text"] == "common"]
     return [row for row in own if row.get("rank", 1) <= _RANKS and not row.get("seed")]
 
 
