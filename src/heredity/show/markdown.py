@@ -36,8 +36,8 @@ _VERDICTS_FIRST = (
     "model has a feature of the same firings; they are of all live features."
 )
 _LIMITS = (
-    "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned from "
-    "text of its own shows on that text (own); its references are in summary.json.\n"
+    "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
+    "from text of its own shows on that text (own), whose reference is in summary.json.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
     "in them. Verdicts on unstable features do not exist, and stable features may be the more robust ones.\n"
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
