@@ -5,11 +5,11 @@ others are listed as unstable and are in no share. How a verdict is reached: `fe
 kept, changed, lost or undecided; for child features, read in the parent, the same are inherited, changed, new or
 undecided. All of this is of one text: of the corpora that both ends have read (common), beside it of those that only
 the child was trained on (own), where what it learned shows, and of any corpus that the study names. Live and stable
-are counted on that text: most features of the child that its own text taught it fire on no other. Reference edges
-stand beside every edge: the parent with a random change of the same size in every tensor, and instruments without
-training (a codebook of random tokens' activations, and token identity); on texts other than the common one there is the
-random change alone. Intervals: Wilson's, for features of other SAE seeds, and as wide as the shares under the two
-seeds; not over training seeds of the models.
+are counted on that text: a feature that the child's own text taught it may fire on no other. Reference edges stand
+beside every edge: the parent with a random change of the same size in every tensor, and instruments without training (a
+codebook of random tokens' activations, and token identity); on texts other than the common one there is the random
+change alone. Intervals: Wilson's, for features of other SAE seeds, and as wide as the shares under the two seeds; not
+over training seeds of the models.
 
 Where few features are lost or new, `changed_most` ranks those that changed most. Effect (transmission), r (the better
 of match_r and map_r) and density (firings in the other model, read through the map, over its own) change by
@@ -101,7 +101,7 @@ REFERENCES = Table(
 )
 CHANGED_MOST = Table(
     "changed_most",
-    "Stable features that differ most between both models, by more than a random change of the same size does.",
+    "Stable features that differ most between both models, in units of what a random change of the same size does.",
     (*_KEY, "end", "rank"),
     (
         Column("end", "text", "Whose features: parent or child."),
