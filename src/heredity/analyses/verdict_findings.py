@@ -80,9 +80,10 @@ def _elsewhere(row: Mapping[str, Any]) -> Iterable[Statement]:
     text = f"On {row['corpora']}{', the text it was fine-tuned on' if row['text'] == 'own' else ''}, "
     found, share = f"{row['lost']:,} of {row['stable']:,} stable features of", f"({_share(row, 'lost')})"
     if row["end"] == "parent":
-        question, text = "lost", f"{text}{child} lost {found} {parent} {share}."
+        question, text = "lost", f"{text}{child} lost {found} {parent} {share} and changed {row['changed']:,}."
     else:
-        question, text = "new", f"{text}{found} {child} are new compared with {parent} {share}."
+        question = "new"
+        text += f"{found} {child} are new compared with {parent} {share}; {row['changed']:,} are changed."
     yield Statement(child, question, text, (), row["instrument"])
 
 
