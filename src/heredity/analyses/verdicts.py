@@ -3,19 +3,15 @@
 Only stable features are judged: those that a second SAE of the same model, of another seed, has too (best r > 0.7); the
 others are listed as unstable and are in no share. How a verdict is reached: `features.verdicts`. Parent features are
 kept, changed, lost or undecided; for child features, read in the parent, the same are inherited, changed, new or
-undecided. All of this is of one text: of the corpora that both ends have read (common), beside it of those that only
-the child was trained on (own), where what it learned shows, and of any corpus that the study names. Live and stable
-are counted on that text: a feature that the child's own text taught it may fire on no other. Reference edges stand
-beside every edge: the parent with a random change of the same size in every tensor, and instruments without training (a
-codebook of random tokens' activations, and token identity); on texts other than the common one there is the random
-change alone. Intervals: Wilson's, for features of other SAE seeds, and as wide as the shares under the two seeds; not
-over training seeds of the models.
+undecided. Every count is of one text: common (the corpora that both ends have read), own (those of the child alone,
+where what it learned shows), or a corpus that the study names. Reference edges stand beside every edge: the parent with
+a random change of the same size in every tensor, and instruments without training (a codebook of random tokens'
+activations, and token identity); on texts other than common the random change alone. Intervals: Wilson's, for features
+of other SAE seeds, and as wide as the shares under the two seeds; not over training seeds of the models.
 
-Where few features are lost or new, `changed_most` ranks those that changed most. Effect (transmission), r (the better
-of match_r and map_r) and density (firings in the other model, read through the map, over its own) change by
-|transmission - 1|, 1 - r and |log density_ratio|. Each is divided by the 95 % quantile of the same change under the
-random edit, so that the three compare; the largest is what the feature changed by. Without that edit the order is by
-effect.
+`changed_most` ranks features by their largest change: of effect, |transmission - 1|; of r, 1 - the better of match_r
+and map_r; of density, |log density_ratio|; each over the 95 % quantile of the same under the random edit, without which
+the order is by effect.
 """
 
 from __future__ import annotations
@@ -122,7 +118,7 @@ CHANGED_MOST = Table(
         Column("density_ratio", "number", "Firings in the other model, read through the map, over its own."),
         Column("beyond_edit", "flag", "Whether its change exceeds that of 95 % of features under the random edit."),
     ),
-    brief=("instrument", "edge", "text", "end", "rank", "feature", "verdict", "by", "change", "transmission"),
+    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "transmission"),
 )
 EVIDENCE = Table(
     "evidence",

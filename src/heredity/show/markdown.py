@@ -45,7 +45,8 @@ _LIMITS = (
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
 _HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
-_RANKS = 2  # of a ranking
+_IN_TABLES = ("matches", "inherited", "new", "sure")  # questions whose evidence is in verdicts, references and edges
+_RANKS = 1  # of a ranking
 _ROWS = 40  # of a table
 
 
@@ -135,8 +136,8 @@ def _findings(statements: Sequence[Statement], models: Sequence[str]) -> list[st
 
 
 def _line(one: Statement) -> str:
-    """A finding with its evidence; that of matches is in the table of edges."""
-    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question != "matches" else ""
+    """A finding with its evidence, unless the text has it as a table."""
+    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question not in _IN_TABLES else ""
     return f"- {one.question}: {one.text}{evidence}"
 
 
