@@ -50,6 +50,9 @@ KEYS = {
         Column("instrument", "text", "Origin of the SAEs: joint, parent or independent."),
         Column("site", "text", "Hook point at which activations are read."),
         Column("edge", "text", "Parent and child model, as parent->child."),
+        Column(
+            "text", "text", "What both models read: common (corpora of both), own (the child's alone), or a corpus."
+        ),
         Column("model", "text", "Model of the study."),
         Column("corpus", "text", "Corpus of the study."),
         Column("case", "text", "Case study of the study file."),

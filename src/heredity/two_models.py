@@ -289,7 +289,7 @@ def _tables_of(
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
     ]
-    item = {"instrument": "loaded", "site": parent.hook_point, "edge": settings.edge.name}
+    item = {"instrument": "loaded", "site": parent.hook_point, "edge": settings.edge.name, "text": "common"}
     return {
         table.name: table.check(rows[table.name], **{key: item[key] for key in table.key if key in item})
         for table in declared

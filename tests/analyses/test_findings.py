@@ -16,7 +16,15 @@ EDGE = "base->sums"
 def rows(**changes: Any) -> dict[str, list[dict[str, Any]]]:
     """Tables of one edge, with verdicts on both of its ends."""
     ends = [judged(EDGE, "joint", end, 80, 5) | changes for end in ("parent", "child")]
-    known = {"instrument": "joint", "site": ends[0]["site"], "edge": EDGE, "stable": 50, "changed": 0, "undecided": 0}
+    known = {
+        "instrument": "joint",
+        "site": ends[0]["site"],
+        "edge": EDGE,
+        "text": "common",
+        "stable": 50,
+        "changed": 0,
+        "undecided": 0,
+    }
     known |= {"kept": 45, "lost": 0, "kept_difference_low": 0.01}
     references = [known | {"reference": name} for name in ("edit", "codebook", "token identity")]
     return {"verdicts": ends, "references": references, "edges": [fates(EDGE, "joint", "evidence", 90)]}
@@ -38,6 +46,19 @@ def test_verdicts_say_what_was_kept_lost_and_new_and_how_sure_that_is():
     assert said["new"].evidence == (
         "28 of 128 live features of sums are unstable (not found again by an SAE of another seed) and not judged",
     )
+
+
+def test_what_is_new_or_lost_on_another_text_names_that_text():
+    tables = rows()
+    tables["verdicts"] += [row | {"text": "own", "corpora": "sums"} for row in tables["verdicts"]]
+    tables["verdicts"] += [tables["verdicts"][0] | {"text": "news", "corpora": "news"}]
+    said = [one for one in verdicts.ANALYSIS.say(tables) if one.text.startswith("On ")]
+    own, share = "On sums, the text it was fine-tuned on, ", "(5 %, 95 % CI 3–7 % over SAE seeds and features)"
+    assert [(one.about, one.question, one.text) for one in said] == [
+        ("sums", "lost", f"{own}sums lost 5 of 100 stable features of base {share} and changed 13."),
+        ("sums", "new", f"{own}5 of 100 stable features of sums are new compared with base {share}; 13 are changed."),
+        ("sums", "lost", f"On news, sums lost 5 of 100 stable features of base {share} and changed 13."),
+    ]
 
 
 @pytest.mark.parametrize(("stable", "noted"), [(round(FEW_STABLE * 100), False), (29, True), (0, True)])

@@ -17,12 +17,15 @@ from heredity.analyses.match import EDGES
 from heredity.analyses.model import MERGES
 from heredity.analyses.quality import ACCURACY
 from heredity.analyses.sae import SAES
+from heredity.analyses.verdicts import VERDICTS
 from heredity.engine.store import Artifact
 from heredity.results import open as open_run
 from heredity.study import load_study
 
 rng = np.random.default_rng(3)
-EXAMPLES = {table: examples.example(table, rng, 1).to_pylist()[0] for table in (EDGES, ACCURACY, MERGES, SAES)}
+EXAMPLES = {
+    table: examples.example(table, rng, 1).to_pylist()[0] for table in (EDGES, ACCURACY, MERGES, SAES, VERDICTS)
+}
 
 
 def made(folder: Path, table: Any, **values: Any) -> Artifact:
@@ -40,7 +43,12 @@ def spread(folder: Path, inputs: dict[str, dict[str, Artifact]]) -> dict[tuple[s
 
 def test_every_headline_figure_is_spread_over_the_repeats_that_have_it(tmp_path):
     edge = {"rule": "evidence", "parent_live": 1000, "child_live": 500, "persist": 600, "disappear": 400, "emerge": 50}
+    counts = {"stable": 100, "kept": 80, "changed": 10, "lost": 6, "undecided": 4, "end": "parent", "live": 200}
     inputs = {
+        "verdicts|joint|base->cpp|": {
+            "0": made(tmp_path / "v0", VERDICTS, **counts),
+            "1": made(tmp_path / "v1", VERDICTS, **counts | {"kept": 84, "lost": 2}),
+        },
         "match|joint|base->cpp|": {
             "0": made(tmp_path / "a", EDGES, **edge, ceiling=0.8, floor=0.01),
             "1": made(tmp_path / "b", EDGES, **edge | {"persist": 500, "disappear": 500}, ceiling=None, floor=0.03),
@@ -64,10 +72,15 @@ def test_every_headline_figure_is_spread_over_the_repeats_that_have_it(tmp_path)
     assert rows["", "cpp on words", "accuracy"]["seeds"] == 3
     assert {figure for _, about, figure in rows if about == "cpp"} == {"explained_variance", "l0", "ce_loss_recovered"}
     assert rows["joint", "cpp", "l0"]["mean"] == 8.5 and rows["", "both", "t"]["maximum"] == 0.5
+    figures = {figure: row["mean"] for (_, about, figure), row in rows.items() if about == "base->cpp, parent"}
+    means = {"stable_share": 0.5, "kept_share": 0.82, "changed_share": 0.1, "lost_share": 0.04}
+    assert figures == pytest.approx(means)
     texts = [statement.text for statement in repeats.ANALYSIS.say({"repeats": list(rows.values())})]
     assert texts == [
+        "Between 2 training seeds, the share of stable features of base that cpp lost varies by 2.8 % (standard "
+        "deviation; mean 4 %).",
         "Between 2 training seeds, the share of base->cpp that persists varies by 7.1 % (standard deviation; "
-        "mean 55 %)."
+        "mean 55 %).",
     ]
 
 
@@ -145,6 +158,14 @@ def test_repeats_differ_and_their_spread_holds_the_first(repeated):
     edge = next(row for row in first if row["rule"] == "evidence")
     persist = rows["base->sums", "persist"]
     assert persist["minimum"] <= edge["persist"] / edge["parent_live"] <= persist["maximum"]
+    (judged,) = (
+        row
+        for row in pq.read_table(repeated.plain["verdicts/base+sums@common@joint"] / "verdicts.parquet").to_pylist()
+        if row["end"] == "child"
+    )
+    stable = rows["base->sums, child", "stable_share"]
+    assert judged["stable"] / judged["live"] in (stable["minimum"], stable["maximum"]) and stable["seeds"] == 2
+    assert ("base->sums, child", "lost_share") in rows or not judged["stable"]
     for model in ("base", "sums"):
         explained = rows[model, "explained_variance"]
         assert explained["seeds"] == 2 and explained["standard_deviation"] > 0

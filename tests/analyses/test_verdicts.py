@@ -17,6 +17,7 @@ from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
 from heredity.study import ArchitectureConfig, Edge, ReferencesConfig
 from heredity.synthetic.surgery import shaken
+from heredity.text.tokens import BlockSampler, PackedTokens
 
 VOCAB, D_MODEL, UNITS, LAST = 90, 24, 32, "blocks.1.mlp.hook_post"
 SILENT, SWAPPED, FAINT, UNSTABLE = (2, 5, 11), (20, 21), (7, 8), (30, 31)
@@ -80,7 +81,7 @@ def tables(tmp_path_factory) -> dict[str, Any]:
     settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", references, False, 4)
     rows = verdicts.ANALYSIS.run(work, settings)
     assert steps == [(done, 14) for done in range(1, 15)]
-    item = {**artifacts.SITE, "edge": edge.name}
+    item = {**artifacts.SITE, "edge": edge.name, "text": "common"}
     checked = {table.name: table.check(rows[table.name], **item) for table in verdicts.ANALYSIS.tables}
     return {name: table.to_pylist() for name, table in checked.items()}
 
@@ -166,9 +167,79 @@ def test_verdicts_of_a_study_add_up_for_every_instrument(lineage):
     rows = lineage.run["verdicts"].to_pylist()
     assert {row["instrument"] for row in rows} == {"parent", "independent", "joint"}
     evidence = lineage.run["evidence"].to_pandas()
+    assert {(row["edge"], row["text"]) for row in rows if row["text"] != "common"} == {
+        ("base->sums", "own"),
+        ("base->stories", "own"),
+    }, "a merge has no text of its own"
     for row in rows:
         mine = evidence[(evidence.instrument == row["instrument"]) & (evidence.edge == row["edge"])]
-        mine = mine[mine.end == row["end"]]
+        mine = mine[(mine.end == row["end"]) & (mine.text == row["text"])]
         word = "kept" if row["end"] == "parent" else "inherited"
         assert (mine.verdict == word).sum() == row["kept"] and (mine.verdict != "unstable").sum() == row["stable"]
         assert mine.owned.all() or row["instrument"] == "joint"
+
+
+# -- other texts --------------------------------------------------------------------------------------------------
+
+LEARNED, WORDS = 12, range(70, 90)
+"""A unit that only the child has, and the tokens that it fires on, which its own text alone holds."""
+
+
+def learned(made: Any, taught: bool) -> Any:
+    """A model in which no unit but this one reads the last dimension, which tells those tokens from all others."""
+    with torch.no_grad():
+        embedding, (first, last) = made.model.embed_tokens.weight, made.model.layers
+        embedding[:, -1] = 0
+        embedding[list(WORDS), -1] = embedding.std() * 8
+        for into in (first.self_attn.o_proj, first.mlp.down_proj, last.self_attn.o_proj):
+            into.weight[-1] = 0
+        for out in (last.mlp.gate_proj, last.mlp.up_proj):
+            out.weight[:, -1] = 0
+            out.weight[LEARNED] = 0
+            out.weight[LEARNED, -1] = 0.03 if taught else 0
+    return made
+
+
+def test_what_the_child_learned_shows_on_its_own_text_and_not_on_the_common_one():
+    own = units(0), units(1)
+    readers = {"parent": Reader(learned(model(), False), LAST, own), "child": Reader(learned(model(), True), LAST, own)}
+    nothing = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False))
+    settings = VerdictSettings(Edge("base", "tuned"), LAST, "float32", 9_600, 16, "tokens", nothing, False, 4)
+    rng, starts = np.random.default_rng(0), np.arange(0, 16 * 1200 + 1, 64)
+    said = {}
+    for text, words in (("common", VOCAB - len(WORDS)), ("own", VOCAB)):
+        sampler = BlockSampler({text: PackedTokens(rng.integers(0, words, 16 * 1200), starts)}, 16, 0)
+        rows = verdicts.rows_of_ends(readers, verdicts.sample_of(sampler, 9_600), settings, None)
+        said[text] = np.array(
+            [rows["evidence"]["verdict"][rows["evidence"]["end"] == end] for end in ("parent", "child")]
+        )
+        child = rows["verdicts"][1]
+        assert child["lost"] == (text == "own") and child["live"] == 2 * UNITS - 2 + child["lost"]
+    assert said["common"][1, LEARNED] == "unstable" and said["own"][1, LEARNED] == "new"
+    assert set(said["own"][0]) == {"kept", "unstable"}, "the parent lost nothing on either text"
+
+
+def test_what_changed_most_is_told_in_units_of_the_random_edit():
+    rng = np.random.default_rng(0)
+    usual = {"effect": rng.random(200) / 10, "r": rng.random(200) / 20, "density": rng.random(200) / 5}
+    columns = {
+        "verdict": np.array(["kept"] * 5 + ["unstable"], object),
+        "transmission": np.array([2.0, 2.6, 2.0, 2.0, 2.0, 9.0]),  # of a scale of 2
+        "map_r": np.array([1.0, 1.0, 0.9, 1.0, np.nan, 1.0]),
+        "match_r": np.array([0.8, 0.8, 0.8, np.nan, np.nan, 0.8]),
+        "density_ratio": np.array([1.0, 1.0, 1.0, 2.0, 0.0, 1.0]),
+        "firings": np.full(6, 100),
+    }
+    columns |= {name: np.ones(6) for name in ("strength", "strength_error", "transmission_error")}
+    rows = verdicts._changed_most("child", columns, 2.0, usual)
+    assert [(row["feature"], row["by"]) for row in rows] == [
+        (4, "density"),
+        (3, "density"),
+        (1, "effect"),
+        (2, "r"),
+        (0, "effect"),
+    ]
+    assert rows[2]["change"] == pytest.approx(0.3 / np.quantile(usual["effect"], 0.95))
+    assert [row["beyond_edit"] for row in rows] == [True, True, True, True, False]
+    alone = verdicts._changed_most("child", columns, 2.0, None)
+    assert alone[0]["feature"] == 1 and {row["by"] for row in alone} == {"effect"} and "change" not in alone[0]

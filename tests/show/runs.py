@@ -44,7 +44,8 @@ def fates(edge: str, instrument: str, rule: str, persist: int, live: int = 128) 
 def judged(edge: str, instrument: str, end: str, kept: int, lost: int) -> dict[str, Any]:
     """A row of the table `verdicts`."""
     row = dict.fromkeys(TABLES["verdicts"].schema.names) | PLACE
-    row |= {"instrument": instrument, "edge": edge, "end": end, "live": 128, "stable": 100, "undecided": 2}
+    row |= {"instrument": instrument, "edge": edge, "text": "common", "corpora": "words, code", "end": end}
+    row |= {"live": 128, "stable": 100, "undecided": 2}
     row |= {"kept": kept, "changed": 98 - kept - lost, "lost": lost, "pairs": 90, "agreement": 0.9, "tokens": 8000}
     for name, count in (("kept", kept), ("lost", lost)):
         ends = {f"{name}_share_low": max(0.0, count / 100 - 0.02), f"{name}_share_high": count / 100 + 0.02}
@@ -64,10 +65,10 @@ def lineage() -> dict[str, pa.Table]:
             rows["verdicts"] += [judged(edge, instrument, end, 80, 5 + place) for end in ("parent", "child")]
             known = {"reference": "codebook", "stable": 50, "kept": 45, "changed": 5, "lost": 0, "undecided": 0}
             known |= {"kept_difference": -0.1, "kept_difference_low": -0.2, "kept_difference_high": 0.0}
-            rows["references"].append({**key, "edge": edge, **known})
+            rows["references"].append({**key, "edge": edge, "text": "common", **known})
             most = {"verdict": "changed", "transmission": 2.0, "strength": 2.1, "match_r": 0.9, "map_r": 0.8}
             ranks = [{"end": "parent", "rank": rank, "feature": 7 * rank, **most} for rank in (1, 2, 3)]
-            rows["changed_most"] += [{**key, "edge": edge, **row} for row in ranks]
+            rows["changed_most"] += [{**key, "edge": edge, "text": "common", **row} for row in ranks]
             for end in ("parent", "child", "floor"):
                 bins = [{"end": end, "r": round(0.02 * step, 2), "features": 128 / 50} for step in range(50)]
                 rows["best_r"] += [{**key, "edge": edge, **row} for row in bins]

@@ -15,13 +15,14 @@ from heredity.analyses.analysis import Statement
 from heredity.analyses.verdict_findings import FEW_STABLE
 from heredity.cli import app, study
 from heredity.show.gate import doubts_of, judge, judge_matches, limit_of, line_of
+from heredity.study import StudyConfig
 
 Row = dict[str, Any]
 
 
 def judged_edge(name: str, lost: float, low: float, high: float, **counts: int) -> Row:
     """A row of the table `verdicts` of an edge from `base`, of its parent."""
-    row = {"instrument": "parent", "edge": f"base->{name}", "end": "parent"}
+    row = {"instrument": "parent", "edge": f"base->{name}", "text": "common", "end": "parent"}
     row |= {"live": 1000, "stable": 600, "undecided": 6} | counts
     return row | {"lost_share": lost, "lost_share_low": low, "lost_share_high": high}
 
@@ -233,13 +234,19 @@ def command(monkeypatch):
     paper = [row | {"rule": "paper", "persist": 0} for row in INTERVALS]
     joint = [row | {"instrument": "joint", "persist": 0} for row in INTERVALS]
     other = [row | {"end": "child", "lost_share_low": 0.9} for row in VERDICTS]
-    tables = {"edges": [*INTERVALS, *paper, *joint], "verdicts": [*VERDICTS, *other]}
+    own = [judged_edge("good", 0.3, 0.2, 0.4) | {"text": "own"}]
+    tables = {"edges": [*INTERVALS, *paper, *joint], "verdicts": [*VERDICTS, *other, *own]}
     edges = [SimpleNamespace(name=row["edge"]) for row in VERDICTS]
     said = [Statement("base", "note", "train longer"), Statement("base", "lost", "much")]
     run = SimpleNamespace(
         name="s",
         tables={name: pa.Table.from_pylist(rows) for name, rows in tables.items()},
-        study=SimpleNamespace(instrument="parent", edges=edges),
+        study=SimpleNamespace(
+            instrument="parent",
+            edges=edges,
+            config=StudyConfig(hook_point="", corpus={}, model={}),
+            text_corpora=lambda edge, text: text == "common" or edge.name == "base->good",
+        ),
         statements=said,
     )
     monkeypatch.setattr(study, "complete", lambda *_: run)
@@ -254,6 +261,8 @@ DOUBTFUL = ("--max-lost", "5%", "--edge", "base->doubtful")
     ("words", "code"),
     [
         (("--max-lost", "25%"), 0),
+        (("--max-lost", "10%", "--text", "own", "--edge", "base->good"), 1),
+        (("--max-lost", "40%", "--text", "own"), 0),
         (("--max-lost", "5%"), 1),
         (("--max-lost", "5%", "--undecided", "pass"), 1),
         (DOUBTFUL, 3),
@@ -279,6 +288,9 @@ def test_exit_codes(command, words, code):
         ((*DOUBTFUL, "--sure"), "--sure: by verdicts an edge fails only when the whole interval is over the limit"),
         ((*DOUBTFUL, "--relative-to-ceiling"), "--relative-to-ceiling: verdicts judge stable features only"),
         ((*DOUBTFUL, "--by", "matches", "--undecided", "pass"), "--undecided: by matches no edge is undecided"),
+        ((*DOUBTFUL, "--by", "matches", "--text", "own"), "--text: matches are counted on the common text"),
+        ((*DOUBTFUL, "--text", "lua"), "--text lua: is none of common, own"),
+        ((*DOUBTFUL, "--text", "own"), "--edge base->doubtful: is no edge of study s; edges are base->good"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name_with_what_replaces_them(command, words, message):
@@ -301,6 +313,7 @@ def test_json_is_one_object(command):
         "study": "s",
         "instrument": "parent",
         "by": "verdicts",
+        "text": "common",
         "verdict": "undecided",
         "passed": False,
         "max_lost": 0.05,

@@ -8,7 +8,8 @@ import tomllib
 import pytest
 
 import tiny
-from heredity.study import Edge, Study, StudyConfig, StudyError, load_study
+from heredity.analyses.verdicts import ANALYSIS
+from heredity.study import Edge, ReferencesConfig, Study, StudyConfig, StudyError, load_study
 
 
 def values(**changes) -> dict:
@@ -41,7 +42,21 @@ def test_edges_traces_and_the_saes_continued_follow_from_the_parents_that_models
     assert study.trace("lua_stories") == ("english", "python", "lua", "stories")
     assert study.common_trace(Edge("base", "lua")) == ("english", "python")
     assert study.common_trace(Edge("lua", "lua_stories")) == ("english", "python", "lua")
+    assert study.text_corpora(Edge("base", "lua"), "own") == ("lua",) == study.text_corpora(Edge("base", "lua"), "lua")
+    assert study.text_corpora(Edge("lua", "lua_stories"), "own") == ()
     assert [study.sae_parent(name) for name in study.order] == [None, "base", "base", "base"]
+
+
+def test_a_corpus_that_no_model_read_can_be_a_probe():
+    graph = values(verdicts={"texts": ["common", "news"], "tokens": 2000})
+    study = Study.of({**graph, "corpus": graph["corpus"] | {"news": {"source": "local:n.txt"}}})
+    items = [item for item in ANALYSIS.items(study) if item["edge"] == "lua->lua_stories"]
+    assert [item["text"] for item in items] == ["common", "news"]
+    assert [list(ANALYSIS.needs(study, item)["tokens"]) for item in items] == [["english", "python", "lua"], ["news"]]
+    settings = [ANALYSIS.settings(study, item) for item in items]
+    assert [one.tokens for one in settings] == [2000, 1000]
+    assert settings[0].references == ReferencesConfig() and settings[1].references.edit
+    assert not any(settings[1].references.model_copy(update={"edit": False}).model_dump().values())
 
 
 def test_parents_come_before_children_whatever_the_order_of_the_file():
@@ -137,6 +152,12 @@ def broken(path: str, value: object) -> dict:
         ("model.base.train.n_heads", 5, "n_heads=5 does not divide d_model=32; choose a divisor"),
         ("controls.models", ["x"], "controls.models: 'x' is no model of this study"),
         ("model.stories", OTHER, "lua is 1 layers of d_model 32, d_mlp 64, 4/2 heads but stories is 1 layers of d_m"),
+        (
+            "verdicts.texts",
+            ["common", "mine"],
+            "verdicts.texts: 'mine' is no text; choose of common, own, english, pyth",
+        ),
+        ("verdicts.texts", ["own"], "verdicts.texts: ['own'] must name common"),
         ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
     ],
 )

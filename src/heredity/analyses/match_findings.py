@@ -38,7 +38,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
 
 def beside_verdicts(statement: Statement, tables: Tables) -> Statement:
     """A statement by matches about a child: it answers no question of its own where verdicts on the child do."""
-    verdicts = rows_of(tables, "verdicts", instrument=statement.instrument)
+    verdicts = rows_of(tables, "verdicts", instrument=statement.instrument, text="common")
     judged = any(row["stable"] and row["edge"].endswith(f"->{statement.about}") for row in verdicts)
     return statement._replace(question="matches") if judged else statement
 

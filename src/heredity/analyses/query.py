@@ -227,7 +227,7 @@ def _verdicts(run: Run, model: str, feature: int) -> list[dict[str, Any]]:
     rows = []
     for end, other in (("parent", "child"), ("child", "parent")):
         for edge in (edge for edge in run.study.edges if getattr(edge, end) == model):
-            item = {"instrument": run.study.instrument, "edge": edge.name}
+            item = {"instrument": run.study.instrument, "edge": edge.name, "text": "common"}
             artifact = run.artifacts.get(f"verdicts/{name_of(item)}")
             if artifact is None:
                 continue

@@ -7,7 +7,7 @@ runs alone. The plain study is the first repeat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.match import edge_items, edge_row
 from heredity.analyses.sae import sae_items
+from heredity.analyses.verdicts import ANALYSIS as VERDICTS
 from heredity.engine.stage import Work
 from heredity.study import Study
 from heredity.tables import Column, Table
@@ -33,8 +34,8 @@ REPEATS = Table(
     ("instrument", "about", "figure"),
     (
         Column("instrument", "text", "Origin of the SAEs; empty for figures of models."),
-        Column("about", "text", "Model, model and corpus, merge, or edge."),
-        Column("figure", "text", "Figure; persist and emerge are shares of live features."),
+        Column("about", "text", "Model, model and corpus, merge, edge, or edge and end."),
+        Column("figure", "text", "Figure; persist, emerge and stable_share are of live features, verdicts of stable."),
         Column("mean", "number", "Mean over repeats."),
         Column("standard_deviation", "number", "Standard deviation (n - 1)."),
         Column("minimum", "number", "Lowest."),
@@ -56,6 +57,7 @@ def _needs(study: Study, item: Item) -> Needs:
         ("model", ({"model": name} for name in sought)),
         ("sae_quality", sae_items(study)),
         ("match", edge_items(study)),
+        ("verdicts", (one for one in VERDICTS.items(study) if one["text"] == "common")),
     ]
     needs: Needs = {}
     for kind, items in kinds:
@@ -80,6 +82,9 @@ def _run(work: Work, settings: RepeatsSettings) -> Results:
                 values = {name: row[name] / whole if whole else None for name, whole in live.items()}
                 values |= {name: row[name] for name in ("ceiling", "floor")}
                 rows = [(edge, values)]
+            elif kind == "verdicts":
+                ends = pq.read_table(artifact / "verdicts.parquet").to_pylist()
+                rows = [(f"{edge}, {row['end']}", _verdict_shares(row)) for row in ends]
             else:
                 table, names = _FIGURES[kind]
                 rows = [
@@ -90,6 +95,14 @@ def _run(work: Work, settings: RepeatsSettings) -> Results:
                 for name, value in values.items():
                     figures.setdefault((instrument, about, name), []).append(value)
     return {"repeats": [_spread(key, values) for key, values in figures.items() if any(v is not None for v in values)]}
+
+
+def _verdict_shares(row: Mapping[str, Any]) -> dict[str, float | None]:
+    stable, live = row["stable"], row["live"]
+    return {
+        "stable_share": stable / live if live else None,
+        **{f"{name}_share": row[name] / stable if stable else None for name in ("kept", "changed", "lost")},
+    }
 
 
 def _spread(key: tuple[str, str, str], values: list[float | None]) -> dict[str, Any]:
@@ -104,13 +117,22 @@ def _spread(key: tuple[str, str, str], values: list[float | None]) -> dict[str, 
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
-    for row in rows_of(tables, "repeats", figure="persist"):
-        spread = format.percent(row["standard_deviation"] or 0)
+    for row in rows_of(tables, "repeats"):
+        edge, _, end = row["about"].partition(", ")
+        parent, _, child = edge.partition("->")
+        if row["figure"] == "persist":
+            share = f"the share of {edge} that persists"
+        elif (row["figure"], end) == ("lost_share", "parent"):
+            share = f"the share of stable features of {parent} that {child} lost"
+        elif (row["figure"], end) == ("lost_share", "child"):
+            share = f"the share of stable features of {child} that are new compared with {parent}"
+        else:
+            continue
         yield Statement(
-            row["about"].split("->")[1],
+            child,
             "sure",
-            f"Between {row['seeds']} training seeds, the share of {row['about']} that persists varies by {spread} "
-            f"(standard deviation; mean {format.percent(row['mean'])}).",
+            f"Between {row['seeds']} training seeds, {share} varies by {format.percent(row['standard_deviation'] or 0)}"
+            f" (standard deviation; mean {format.percent(row['mean'])}).",
             (f"from {format.percent(row['minimum'])} to {format.percent(row['maximum'])}",),
             row["instrument"],
         )
@@ -118,7 +140,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="repeats",
-    version=1,
+    version=2,
     title="Between training seeds",
     items=lambda study: [{}] if study.config.repeat.seeds > 1 else [],
     settings=lambda study, item: RepeatsSettings(study.config.repeat.seeds),

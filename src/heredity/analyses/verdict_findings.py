@@ -12,6 +12,7 @@ from heredity.analyses.match_findings import KEY
 FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
 
+_KEY = (*KEY, "text")
 _REFERENCES = {
     "unchanged": "{parent} itself",
     "edit": "{parent} with random weight changes of the same size",
@@ -36,6 +37,9 @@ _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept s
 def findings(tables: Tables) -> Iterable[Statement]:
     noted = set()
     for row in rows_of(tables, "verdicts"):
+        if row["text"] != "common":
+            yield from _elsewhere(row)
+            continue
         parent, child = row["edge"].split("->")
         own = parent if row["end"] == "parent" else child
         stable = row["stable"]
@@ -69,7 +73,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
             f"of {one['removed']} features whose directions were taken out of {parent}'s activations for comparison, "
             f"{one['removed_lost']} are called lost"
             + ("" if 2 * one["removed_lost"] > one["removed"] else ": losses are easily missed here")
-            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in KEY})
+            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in _KEY})
         )
         unstable = (
             f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
@@ -78,7 +82,22 @@ def findings(tables: Tables) -> Iterable[Statement]:
         for question, text in texts.items():
             yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
         if row["end"] == "parent":
-            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in KEY}))
+            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}))
+
+
+def _elsewhere(row: Mapping[str, Any]) -> Iterable[Statement]:
+    """What is lost or new on a text other than the common one, the headline's."""
+    parent, child = row["edge"].split("->")
+    if not row["stable"]:
+        return
+    text = f"On {row['corpora']}{', the text it was fine-tuned on' if row['text'] == 'own' else ''}, "
+    found, share = f"{row['lost']:,} of {row['stable']:,} stable features of", f"({_share(row, 'lost')})"
+    if row["end"] == "parent":
+        question, text = "lost", f"{text}{child} lost {found} {parent} {share} and changed {row['changed']:,}."
+    else:
+        question = "new"
+        text += f"{found} {child} are new compared with {parent} {share}; {row['changed']:,} are changed."
+    yield Statement(child, question, text, (), row["instrument"])
 
 
 def _share(row: Mapping[str, Any], verdict: str) -> str:

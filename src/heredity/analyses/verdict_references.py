@@ -56,8 +56,8 @@ class References(NamedTuple):
     """Of the table `references`."""
     retrained: dict[str, float]
     """Second intervals of the parent's row of `verdicts`; none without a twin."""
-    usual: np.ndarray | None
-    """How far the transmission of each judged feature is from 1 under the random edit, float64 [stable]."""
+    usual: dict[str, np.ndarray] | None
+    """`changes_of` judged features under the random edit, float64 [stable] each."""
 
 
 def judge_references(
@@ -71,7 +71,7 @@ def judge_references(
         step()
     rows = [_row(name, reference, row) for name, reference in found.items()]
     again = _retrained(row, found["frozen"].judged, found["twin"].judged) if "twin" in found else {}
-    return References(rows, again, _differences(found["edit"]) if "edit" in found else None)
+    return References(rows, again, _usual(found["edit"]) if "edit" in found else None)
 
 
 def _judge(name: str, edge: EdgeJudged) -> Reference:
@@ -141,9 +141,20 @@ def _retrained(row: Mapping[str, Any], frozen: Judged, twin: Judged) -> dict[str
     return made
 
 
-def _differences(reference: Reference) -> np.ndarray:
-    """How far the transmission of each judged feature is from 1, float64 [stable]."""
+def changes_of(evidence: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
+    """How far features differ between both models in each respect, float64 [d_sae]; 0 is not at all."""
+    followed = np.nan_to_num(np.fmax(evidence["match_r"], evidence["map_r"]))  # of silent features there is no r
+    least = 1 / np.maximum(evidence["firings"], 1)  # a feature that never fires there counts as firing once
+    return {
+        "effect": np.abs(evidence["transmission"] / scale - 1),
+        "r": 1 - followed,
+        "density": np.abs(np.log(np.fmax(evidence["density_ratio"], least))),
+    }
+
+
+def _usual(reference: Reference) -> dict[str, np.ndarray]:
     from heredity.features.verdicts import VERDICTS
 
     stable = reference.judged.verdict != VERDICTS.index("unstable")
-    return np.abs(reference.evidence["transmission"][stable] / reference.judged.scale - 1)
+    changes = changes_of(reference.evidence, reference.judged.scale)
+    return {name: change[stable] for name, change in changes.items()}

@@ -3,11 +3,19 @@
 Only stable features are judged: those that a second SAE of the same model, of another seed, has too (best r > 0.7); the
 others are listed as unstable and are in no share. How a verdict is reached: `features.verdicts`. Parent features are
 kept, changed, lost or undecided; for child features, read in the parent, the same are inherited, changed, new or
-undecided. Reference edges stand beside every edge: the parent itself, with a random change of the same size in every
-tensor, trained on with its own text (sham), and the child trained again (twin), each read by the parent's second SAE;
-and instruments without training (a codebook of random tokens' activations, random directions, neurons, token identity).
-Intervals: Wilson's, for features of other SAE seeds, and as wide as the shares under the two seeds; not over training
-seeds of the models. A second interval, where there is a twin, adds the variance between two trainings of the child.
+undecided. Every count is of one text: common (the corpora that both ends have read), own (those of the child alone,
+where what it learned shows), or a corpus that the study names.
+
+Reference edges stand beside every edge: the parent itself, with a random change of the same size in every tensor,
+trained on with its own text (sham), and the child trained again (twin), each read by the parent's second SAE; and
+instruments without training (a codebook of random tokens' activations, random directions, neurons, token identity). On
+texts other than common the random change stands alone. Intervals: Wilson's, for features of other SAE seeds, and as
+wide as the shares under the two seeds; not over training seeds of the models. A second interval, where there is a twin,
+adds the variance between two trainings of the child.
+
+`changed_most` ranks features by their largest change: of effect, |transmission - 1|; of r, 1 - the better of match_r
+and map_r; of density, |log density_ratio|; each over the 95 % quantile of the same under the random edit, without which
+the order is by effect.
 """
 
 from __future__ import annotations
@@ -25,7 +33,7 @@ from heredity.analyses.reading import load, on_device, reader_of, sampler_of
 from heredity.analyses.reference_models import reference_need
 from heredity.analyses.sae import encode_flops, sae_need, second_need
 from heredity.analyses.text import tokens_needs
-from heredity.analyses.verdict_references import MODELS, EdgeJudged, judge_references, names_of
+from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of
 from heredity.engine.stage import Work
 from heredity.study import Edge, Precision, ReferencesConfig, Study
 from heredity.tables import Column, Table
@@ -41,15 +49,18 @@ if TYPE_CHECKING:
 
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
+_KEY = (*KEY, "text")
 _LISTED = 10  # features in the ranking of what changed most
+_LEAST_USUAL = 0.01  # a change under the random edit below which none is told from rounding
 _COUNTS = ("kept", "changed", "lost", "undecided")
 
 VERDICTS = Table(
     "verdicts",
     "Verdicts on the features of both ends of every edge. Intervals: 95 %, over SAE seeds and features.",
-    (*KEY, "end"),
+    (*_KEY, "end"),
     (
         Column("end", "text", "Whose features: parent (read in the child) or child (read in the parent)."),
+        Column("corpora", "text", "Corpora of the text."),
         Column("live", "count", "Features that fired on the aligned tokens."),
         Column("stable", "count", "Live features that a second SAE of the same model has too; only they are judged."),
         Column("kept", "count", "Parent features that are kept, or child features that are inherited.", of="stable"),
@@ -76,7 +87,7 @@ VERDICTS = Table(
         Column("other_seed_lost", "share", "lost_share under the other SAE seed."),
         Column("other_seed_kept", "share", "kept_share under the other SAE seed."),
     ),
-    brief=("instrument", "edge", "end", "live", "stable", *_COUNTS, "lost_share", "agreement"),
+    brief=("instrument", "edge", "text", "end", "live", "stable", *_COUNTS, "lost_share", "agreement"),
     sums=(("stable", *_COUNTS),),
 )
 REFERENCES = Table(
@@ -84,7 +95,7 @@ REFERENCES = Table(
     "What the same verdicts say where the answer is known: the parent unchanged, with a random change of its weights, "
     "trained on with its own text, and with some features removed; the child trained again; and dictionaries that "
     "nobody trained. Shares mean something only beside these.",
-    (*KEY, "reference"),
+    (*_KEY, "reference"),
     (
         Column(
             "reference",
@@ -99,35 +110,38 @@ REFERENCES = Table(
         Column("removed_lost", "count", "Of them lost.", of="removed"),
         Column("kept_difference", "share", "Kept share of the edge itself less this one.", ci=True),
     ),
-    brief=("instrument", "edge", "reference", "stable", *_COUNTS, "removed_lost"),
+    brief=("instrument", "edge", "text", "reference", "stable", *_COUNTS, "removed_lost"),
     sums=(("stable", *_COUNTS),),
 )
 CHANGED_MOST = Table(
     "changed_most",
-    "Stable features whose effect in the other model differs most from that in their own; 1 is no difference.",
-    (*KEY, "end", "rank"),
+    "Stable features that differ most between both models, in units of what a random change of the same size does.",
+    (*_KEY, "end", "rank"),
     (
         Column("end", "text", "Whose features: parent or child."),
         Column("rank", "count", "1 differs most."),
         Column("feature", "feature", "Index of the SAE feature."),
         Column("verdict", "text", "Its verdict."),
+        Column("by", "text", "What about it changed most: effect, r or density."),
+        Column("change", "number", "That change over the 95 % quantile of the same under the random edit."),
         Column(
             "transmission",
             "number",
             "Effect over that in its own model; 1: the median of shared features.",
             ci=True,
         ),
-        Column("strength", "number", "Size of its effect over that in its own model, on the same scale."),
+        Column("strength", "number", "Size of its effect over that in its own model, on the same scale.", ci=True),
         Column("match_r", "r", "Best r in the SAEs of the other model."),
         Column("map_r", "r", "r with itself, read from the other model's activations through a map."),
-        Column("beyond_edit", "flag", "Whether it differs more than 95 % of features do under the random edit."),
+        Column("density_ratio", "number", "Firings in the other model, read through the map, over its own."),
+        Column("beyond_edit", "flag", "Whether its change exceeds that of 95 % of features under the random edit."),
     ),
-    brief=("instrument", "edge", "end", "rank", "feature", "verdict", "transmission", "match_r"),
+    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "transmission"),
 )
 EVIDENCE = Table(
     "evidence",
     "Evidence and verdict of every feature.",
-    (*KEY, "end", "feature"),
+    (*_KEY, "end", "feature"),
     (
         Column("end", "text", "Whose features: parent or child."),
         Column("verdict", "text", "kept, changed or lost (child: inherited, changed or new), undecided, unstable."),
@@ -136,6 +150,7 @@ EVIDENCE = Table(
         Column("owned", "flag", "At least 30 % of its energy lies in its own model; true of an SAE that reads one."),
         Column("match_r", "r", "Best r in the SAEs of the other model."),
         Column("map_r", "r", "r with itself, read from the other model's activations through an affine map."),
+        Column("density_ratio", "number", "Firings in the other model, read through that map, over its own."),
         Column("strength", "number", "Size of its effect in the other model over its own, other features fixed."),
         Column("strength_error", "number", "Standard error (jackknife over documents)."),
         Column("direction", "r", "Cosine of the effect with the image of its own."),
@@ -173,22 +188,30 @@ def _items(study: Study) -> Iterable[Item]:
     if not study.config.verdicts.tokens:
         return ()
     return (
-        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
+        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name, "text": text}
         for instrument in study.instruments
         for edge in study.edges
+        for text in study.config.verdicts.texts
+        if study.text_corpora(edge, text)
     )
 
 
+def _tokens(study: Study, item: Item) -> int:
+    return study.config.verdicts.tokens // (1 if item["text"] == "common" else 2)
+
+
 def _settings(study: Study, item: Item) -> VerdictSettings:
-    config = study.config
+    config, references = study.config, study.config.references
+    if item["text"] != "common":  # what changed most is told beside the edit alone
+        references = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False) | {"edit": references.edit})
     return VerdictSettings(
         study.edge(item["edge"]),
         config.hook_point,
         config.precision,
-        config.verdicts.tokens,
+        _tokens(study, item),
         config.sae.context_size,
         config.sae.mix,
-        config.references,
+        references,
         item["instrument"] == "joint",
         seed_of(study, "verdicts", item["edge"]),
     )
@@ -196,14 +219,14 @@ def _settings(study: Study, item: Item) -> VerdictSettings:
 
 def _needs(study: Study, item: Item) -> Needs:
     edge, instrument = study.edge(item["edge"]), item["instrument"]
-    needs: Needs = {"tokens": tokens_needs(study.common_trace(edge))}
+    needs: Needs = {"tokens": tokens_needs(study.text_corpora(edge, item["text"]))}
     for end, model in (("parent", edge.parent), ("child", edge.child)):
         needs[end] = ("model", {"model": model})
         needs[f"{end}_saes"] = {
             "0": sae_need(study, model, instrument),
             "1": second_need(model, instrument),
         }
-    for reference in ("sham", "twin"):
+    for reference in ("sham", "twin") if item["text"] == "common" else ():
         if need := reference_need(study, edge, reference):
             needs[reference] = need
     return needs
@@ -220,7 +243,10 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
     }
     models = {name: partial(_reference_model, work, name, settings.seed) for name in MODELS}
     there = {name: make for name, make in models.items() if name == "edit" or name in work.inputs}
-    return rows_of_ends(readers, sample, settings, there, work.progress)
+    rows = rows_of_ends(readers, sample, settings, there, work.progress)
+    for row in rows["verdicts"]:
+        row["corpora"] = ", ".join(work.inputs["tokens"])
+    return rows
 
 
 class Sample(NamedTuple):
@@ -323,27 +349,36 @@ def _reference_model(work: Work, name: str, seed: int) -> Any:
 
 
 def _changed_most(
-    end: str, columns: dict[str, Any], scale: float, reference: np.ndarray | None
+    end: str, columns: dict[str, Any], scale: float, edited: dict[str, np.ndarray] | None
 ) -> list[dict[str, Any]]:
-    change = np.abs(columns["transmission"] / scale - 1)
-    stable = (columns["verdict"] != "unstable") & np.isfinite(change)
-    order = np.argsort(-np.where(stable, change, -np.inf), kind="stable")[: min(_LISTED, int(stable.sum()))]
-    usual = float(np.quantile(reference, 0.95)) if reference is not None and len(reference) else None
+    """Rows of the ranking of one end. edited: `changes_of` stable features under the random edit."""
+    changes = changes_of(columns, scale)
+    names, usual = ["effect"], None
+    change = changes["effect"][:, None]
+    if edited is not None and len(edited["effect"]):
+        names = list(changes)
+        unit = {name: max(float(np.nanquantile(edited[name], 0.95)), _LEAST_USUAL) for name in names}
+        change = np.stack([changes[name] / unit[name] for name in names], axis=1)
+        usual = float(np.nanquantile(np.fmax.reduce([edited[name] / unit[name] for name in names]), 0.95))
+    most = change.max(1)
+    stable = (columns["verdict"] != "unstable") & np.isfinite(most)
     rows = []
-    for rank, i in enumerate(order, 1):
-        value, error = columns["transmission"][i] / scale, 1.96 * columns["transmission_error"][i] / scale
-        row = {"end": end, "rank": rank, "feature": int(i), "verdict": columns["verdict"][i], "transmission": value}
-        row |= {"transmission_low": value - error, "transmission_high": value + error}
-        row |= {"strength": columns["strength"][i] / scale, "beyond_edit": None if usual is None else change[i] > usual}
-        rows.append(row | {name: columns[name][i] for name in ("match_r", "map_r")})
+    for rank, i in enumerate(np.argsort(-np.where(stable, most, -np.inf), kind="stable")[: min(_LISTED, stable.sum())]):
+        row = {"end": end, "rank": rank + 1, "feature": int(i), "verdict": columns["verdict"][i]}
+        row |= {"by": names[int(change[i].argmax())]}
+        row |= {} if usual is None else {"change": most[i], "beyond_edit": bool(most[i] > usual)}
+        for name in ("transmission", "strength"):
+            value, error = columns[name][i] / scale, 1.96 * columns[f"{name}_error"][i] / scale
+            row |= {name: value, f"{name}_low": value - error, f"{name}_high": value + error}
+        rows.append(row | {name: columns[name][i] for name in ("match_r", "map_r", "density_ratio")})
     return rows
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    edge, tokens = study.edge(item["edge"]), study.config.verdicts.tokens
+    edge, tokens = study.edge(item["edge"]), _tokens(study, item)
     d_in, weights = shapes.width(edge.parent), shapes.parameters(edge.parent)
     made = [name for name in MODELS if name == "edit" or reference_need(study, edge, name)]
-    names = names_of(study.config.references, made)
+    names = names_of(_settings(study, item).references, made)
     read, judged = 2 * (2 + sum(name in MODELS for name in names)) * tokens, 4 + len(names)
     d_sae = study.config.sae.expansion * d_in
     solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)

@@ -138,6 +138,7 @@ def gate(
     by: Annotated[
         str, Option("--by", help="verdicts, or matches: all live features without a match, unstable ones included.")
     ] = "verdicts",
+    text_: Annotated[str, Option("--text", help="By verdicts: one of the study's `verdicts.texts`.")] = "common",
     relative_to_ceiling: Annotated[
         bool, Option("--relative-to-ceiling", help="By matches: count only what is lost beyond the ceiling.")
     ] = False,
@@ -166,6 +167,8 @@ def gate(
             "--sure: by verdicts an edge fails only when the whole interval is over the limit; leave it out "
             "(--undecided pass lets edges pass that the evidence does not decide), or add --by matches"
         )
+    if by == "matches" and text_ != "common":
+        raise ValueError("--text: matches are counted on the common text; leave it out, or leave out --by matches")
     if by == "matches" and undecided:
         raise ValueError("--undecided: by matches no edge is undecided; use --sure, or leave out --by matches")
     done = complete(study, runs, set_)
@@ -173,8 +176,11 @@ def gate(
     rows = done.tables[name].to_pylist() if name in done.tables else []
     rows = [row for row in rows if row["instrument"] == first]
     if by == "verdicts":
-        own = [row for row in rows if row["end"] == "parent"]
-        judged = judge(done.name, own, [edge.name for edge in done.study.edges], limit, edge or ())
+        if text_ not in (texts := done.study.config.verdicts.texts):
+            raise ValueError(f"--text {text_}: is none of {', '.join(texts)}; add it to verdicts.texts, run the study")
+        own = [row for row in rows if row["end"] == "parent" and row["text"] == text_]
+        named = [edge.name for edge in done.study.edges if done.study.text_corpora(edge, text_)]
+        judged = judge(done.name, own, named, limit, edge or ()) | {"text": text_}
     else:
         own = [row for row in rows if row["rule"] != "paper"]
         doubts = doubts_of(

@@ -54,7 +54,8 @@ def judge_end(
     acts, sae = own.acts[seed], own.saes[seed]
     stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
     forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
-    map_r = same_r(acts, encode(sae, (other.x @ back[0] + back[1]).astype(np.float32)))
+    read = encode(sae, (other.x @ back[0] + back[1]).astype(np.float32))
+    map_r = same_r(acts, read)
     rows, turn = sae.W_dec.detach().cpu().numpy(), orthogonal(own.fitting, other.fitting)
     image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
     there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
@@ -63,6 +64,7 @@ def judge_end(
     effect = effects(acts, own.x, image, other.x, documents, groups, alone, (rows, rows @ turn), shared)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
+    evidence["density_ratio"] = read.firings() / np.where(acts.firings() > 0, acts.firings(), np.nan)
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
     return judge(effect, (stability > STABLE) & mine, match_r, map_r, elsewhere), evidence
 

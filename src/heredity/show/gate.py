@@ -158,7 +158,7 @@ def doubts_of(tables: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     judged, saes = tables
     explained = {row["model"]: row["explained_variance"] for row in saes}
     doubts = {}
-    for row in (row for row in judged if row["end"] == "parent"):
+    for row in (row for row in judged if row["end"] == "parent" and row["text"] == "common"):
         poor = [end for end in row["edge"].split("->") if (explained.get(end) or 1) < LEAST_EXPLAINED]
         if poor:
             doubts[row["edge"]] = f"the SAE of {poor[0]} explains only {explained[poor[0]]:.2f} of the variance"

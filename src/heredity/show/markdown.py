@@ -36,7 +36,8 @@ _VERDICTS_FIRST = (
     "model has a feature of the same firings; they are of all live features."
 )
 _LIMITS = (
-    "- Verdicts are of the text that both models have read: what a child learned from text of its own is not judged.\n"
+    "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
+    "from text of its own shows on that text (own), whose reference is in summary.json.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
     "in them, but for second intervals, which findings give where a fine-tune was trained twice. Verdicts on "
     "unstable features do not exist, and stable features may be the more robust ones.\n"
@@ -45,7 +46,8 @@ _LIMITS = (
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
 _HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
-_RANKS = 2  # of a ranking
+_IN_TABLES = ("matches", "inherited", "new", "sure")  # questions whose evidence is in verdicts, references and edges
+_RANKS = 1  # of a ranking
 _ROWS = 40  # of a table
 
 
@@ -105,8 +107,10 @@ def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] 
 
 
 def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str, Any]]:
-    """Rows of an instrument, where rows have one; of a ranking the first, and of several seeds the plain study's."""
+    """Rows of an instrument, where rows have one; of a ranking the first, of references those on the common text, and
+    of several seeds the plain study's."""
     own = [row for row in rows if row.get("instrument", instrument) == instrument]
+    own = [row for row in own if "reference" not in row or row["text"] == "common"]
     return [row for row in own if row.get("rank", 1) <= _RANKS and not row.get("seed")]
 
 
@@ -135,8 +139,8 @@ def _findings(statements: Sequence[Statement], models: Sequence[str]) -> list[st
 
 
 def _line(one: Statement) -> str:
-    """A finding with its evidence; that of matches is in the table of edges."""
-    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question != "matches" else ""
+    """A finding with its evidence, unless the text has it as a table."""
+    evidence = f" [{'; '.join(one.evidence)}]" if one.evidence and one.question not in _IN_TABLES else ""
     return f"- {one.question}: {one.text}{evidence}"
 
 

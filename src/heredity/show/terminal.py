@@ -154,8 +154,10 @@ def print_verified(count: int, damage: Mapping[str, Sequence[str]]) -> None:
 
 def print_gate(gate: Row) -> None:
     """`heredity gate`: one line per edge."""
-    whole = "Stable features of the parent, by verdicts"
-    if gate["by"] == "matches":
+    if gate["by"] == "verdicts":
+        whole = "Stable features of the parent, by verdicts"
+        whole += "" if gate["text"] == "common" else f" on the text {gate['text']}"
+    else:
         relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
         whole = f"Live features of the parent, by matches{relative}"
     say(f"{whole} (instrument {gate['instrument']})")

@@ -143,6 +143,12 @@ class Study:
         child = self.trace(edge.child)
         return tuple(corpus for corpus in self.trace(edge.parent) if corpus in child)
 
+    def text_corpora(self, edge: Edge, text: str) -> tuple[str, ...]:
+        """Corpora behind a text of `verdicts.texts`; none for the own text of a child that has none."""
+        common = self.common_trace(edge)
+        own = tuple(corpus for corpus in self.own_corpora(edge.child) if corpus not in common)
+        return {"common": common, "own": own}.get(text, (text,))
+
     def stitch_corpora(self, name: str) -> tuple[str, ...]:
         """Corpora that both models of a stitch have read, in the order of [corpus]."""
         stitch = self.config.stitch[name]
@@ -203,6 +209,9 @@ class Study:
             if model.merge:
                 for reason in self._faults_of_merge(name, model.merge):
                     yield f"model.{name}.merge", reason
+        for text in config.verdicts.texts:
+            if text not in ("common", "own", *config.corpus):
+                yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"
         for name in config.controls.models or ():
             yield from _unknown("controls.models", name, config.model, "model")
         for name, stitch in config.stitch.items():

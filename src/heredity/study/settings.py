@@ -161,6 +161,10 @@ class VerdictsConfig(Config):
     examine: Annotated[int, Field(ge=0)] = 60
     """Features of every edge that are taken away in the parent, and their matches in the child, to see whether both do
     the same to the prediction. 0 leaves this out, and what became of lost features with it."""
+    texts: tuple[str, ...] = ("common", "own")
+    """Texts on which every edge is judged: `common`, the corpora that both ends have read, behind all headline figures;
+    `own`, those that only the child was trained on, where it has any; and corpora by name, as probes, which no model
+    need have read. Those after `common` are read with half as many tokens."""
 
     @field_validator("tokens")
     @classmethod
@@ -168,6 +172,13 @@ class VerdictsConfig(Config):
         if 0 < tokens < 1000:
             raise ValueError("are too few to judge features on; give at least 1000, or 0 for no verdicts")
         return tokens
+
+    @field_validator("texts")
+    @classmethod
+    def _with_the_common_one(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if "common" not in texts or len(set(texts)) < len(texts):
+            raise ValueError(f"{list(texts)} must name common, which headline figures come from, and no text twice")
+        return texts
 
 
 class ReferencesConfig(Config):

@@ -19,9 +19,9 @@ const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** Edges of the chosen instrument at their own thresholds, by name. */
 const edgesNow = (instrument = state.instrument) =>
   Object.fromEntries(rowsOf("edges", { instrument }).flatMap((row) => (row.rule === "paper" ? [] : [[row.edge, row]])));
-/** Verdicts on the parent's features of an edge, where there are stable ones. */
+/** Verdicts on the parent's features of an edge on the common text, where there are stable ones. */
 const judgedNow = (instrument, edge) =>
-  rowsOf("verdicts", { instrument, edge, end: "parent" }).find((row) => row.stable);
+  rowsOf("verdicts", { instrument, edge, end: "parent", text: "common" }).find((row) => row.stable);
 const STITCHES = rowsOf("stitch_maps").filter((row) => NODE[row.source] && NODE[row.target]);
 
 function studyGraph() {
