@@ -109,7 +109,8 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
     edges, needed = [], {}
     for instrument in study.instruments:
         for edge in study.edges:
-            need = "verdicts", {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name, "text": "common"}
+            item = {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name, "text": "common"}
+            need = "verdicts", item
             headline, same = first.stage(need), second.stage(need)
             pairs = []
             for number in range(2, 2 + sae_seeds, 2):

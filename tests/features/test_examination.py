@@ -21,7 +21,7 @@ from heredity.features.examination import (
     readability,
     unevenness,
 )
-from heredity.features.verdicts import effects
+from heredity.features.transmission import effects
 from heredity.synthetic.planted_edges import PLANTED, EdgeConfig, EdgeSample, PlantedEdge
 
 EVERY = dict.fromkeys(PLANTED[1:7], 0.1)

@@ -7,19 +7,8 @@ import pytest
 from scipy import stats
 
 from heredity.features.acts import FeatureActs
-from heredity.features.verdicts import (
-    CHANGED_R,
-    KEPT_R,
-    LOST_MATCH,
-    VERDICTS,
-    Effects,
-    effects,
-    judge,
-    least_squares,
-    owned,
-    same_r,
-    share_interval,
-)
+from heredity.features.transmission import Effects, effects, least_squares
+from heredity.features.verdicts import CHANGED_R, KEPT_R, LOST_MATCH, VERDICTS, judge, owned, same_r, share_interval
 
 TOKENS, FEATURES, D, DOCUMENT = 12_000, 40, 16, 40
 RNG = np.random.default_rng(0)

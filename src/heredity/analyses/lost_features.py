@@ -169,7 +169,8 @@ def _settings(study: Study, item: Item) -> LostSettings:
 
 def _needs(study: Study, item: Item) -> Needs:
     edge, instrument = study.edge(item["edge"]), item["instrument"]
-    needs: Needs = {"tokens": tokens_needs(study.common_trace(edge)), "verdicts": ("verdicts", item | {"text": "common"})}
+    needs: Needs = {"tokens": tokens_needs(study.common_trace(edge))}
+    needs["verdicts"] = ("verdicts", item | {"text": "common"})
     for end, model in (("parent", edge.parent), ("child", edge.child)):
         needs[end] = ("model", {"model": model})
         needs[f"{end}_saes"] = {"0": sae_need(study, model, instrument), "1": second_need(model, instrument)}
