@@ -128,6 +128,29 @@ def test_what_fires_together_in_the_other_model_alone_is_left_out_of_the_remaind
         assert verdict[2] == VERDICTS.index(called) and (np.delete(verdict, 2) == VERDICTS.index("kept")).all()
 
 
+def test_a_latent_that_writes_a_neighbor_as_well_is_lost_where_only_the_neighbor_is_left():
+    d, rng = 256, np.random.default_rng(8)
+    directions, neighbor = unit(rng.standard_normal((FEATURES, d))), unit(rng.standard_normal((1, d)))
+    fires = (DENSE[:, 2] > 0) * 1.0  # the neighbor, which no feature follows, wherever feature 2 does
+    spread = [0.05 * np.random.default_rng(seed).standard_normal((TOKENS, d)) for seed in (1, 2)]
+    left = DENSE.copy()
+    left[:, 2] = 0
+    own, lost, kept = (x @ directions + fires[:, None] * neighbor for x in (DENSE, left, DENSE))
+    ones, follows = np.ones(FEATURES), np.where(np.arange(FEATURES) == 2, 0.6, 1.0)
+
+    def verdict(other: np.ndarray, shared: bool, elsewhere: float = 0.9) -> str:
+        both = (neighbor, neighbor) if shared else None
+        given = DOCUMENTS, 0, None, (directions, directions), both
+        effect = effects(ACTS, own + spread[0], own + spread[0], other + spread[1], *given)
+        result = judge(effect, ones > 0, follows, follows, elsewhere * ones).verdict
+        assert (np.delete(result, 2) == VERDICTS.index("kept")).all()
+        return VERDICTS[result[2]]
+
+    assert verdict(lost, shared=True) == "lost" and verdict(lost, shared=False) == "changed"
+    assert verdict(kept, shared=True) != "lost"
+    assert verdict(lost, shared=True, elsewhere=0.6) == "changed", "what it matches may be the whole of which it is half"
+
+
 def test_a_feature_that_hardly_fires_has_no_effect():
     dense = DENSE.copy()
     dense[:, 0] = 0
@@ -164,7 +187,8 @@ def judged(
     s, c = many.copy(), many.copy()
     s[0], c[0] = strength, direction
     errors = np.full(41, error)
-    effect = Effects(s, errors, c, errors, s * c, errors, s, errors, s * np.nan, errors, s * 0 + 1, groups=GROUPS)
+    none = [np.full(41, np.nan)] * 6  # neither retained nor residual
+    effect = Effects(s, errors, c, errors, s * c, errors, s, errors, *none, many, groups=GROUPS)
     r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
     return VERDICTS[judge(effect, many > 0, *r).verdict[0]]
 
@@ -191,7 +215,7 @@ def test_verdicts_at_their_margins():
 def test_what_is_not_stable_or_hardly_fires_is_unstable():
     value = np.array([1.0, np.nan, 1.0])
     error = np.full(3, 0.01)
-    effect = Effects(value, error, value, error, value, error, value, error, value, error, np.ones(3), groups=GROUPS)
+    effect = Effects(*[value, error] * 7, np.ones(3), groups=GROUPS)
     result = judge(effect, np.array([True, True, False]), value, value)
     assert [VERDICTS[i] for i in result.verdict] == ["kept", "unstable", "unstable"]
     assert np.isfinite(result.p_lost).tolist() == [True, False, False] and result.scale == 1
@@ -201,7 +225,7 @@ def test_effects_are_judged_relative_to_those_of_shared_features():
     value, error = np.full(30, 3.0), np.full(30, 0.01)
     ones = np.ones(30)
     result = judge(
-        Effects(value, error, ones, error, value, error, value, error, value, error, ones, groups=GROUPS),
+        Effects(value, error, ones, error, *[value, error] * 5, ones, groups=GROUPS),
         ones > 0,
         ones,
         ones,
