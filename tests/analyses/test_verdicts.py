@@ -145,7 +145,7 @@ def test_with_one_sae_the_evidence_is_told_without_verdicts():
     sae = units(0)
     readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
     columns = one_sae.evidence(readers, sample, 4)
-    verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned")
+    verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned", text="common")
     assert set(columns["verdict"]) == {"stability unknown"} and set(columns["end"]) == {"parent"}
     left = np.setdiff1d(np.arange(2 * UNITS), [*both(SILENT), *both(FAINT), *both(SWAPPED)])
     assert (columns["p_lost"][both(SILENT)] < 0.01).all() and (columns["p_lost"][left] > 0.9).all()
