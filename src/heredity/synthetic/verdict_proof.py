@@ -58,8 +58,8 @@ EDGE_CONDITIONS = (
     EdgeCondition("2,000 in 128", EdgeConfig(features=2000, l0=16), "choice"),
     EdgeCondition("few lost", replace(_KEPT, lost=0.02, new=0.02)),
     EdgeCondition("space rotated", replace(_KEPT, rotate_space=True)),
-    EdgeCondition("nested trees", EdgeConfig(structure="nested")),
-    EdgeCondition("chains", EdgeConfig(structure="chains")),
+    EdgeCondition("nested trees", EdgeConfig(structure="nested"), "choice"),
+    EdgeCondition("chains", EdgeConfig(structure="chains"), "choice"),
     EdgeCondition("heavy bursts", EdgeConfig(sigma=1.0, burst=16)),
     EdgeCondition("4,000 in 256", EdgeConfig(features=4000, d=256, l0=20), training=Training(
         tokens=100_000, k=20, expansion=8)),
