@@ -31,7 +31,8 @@ _VERDICTS_FIRST = (
     "model. What a feature does to activations while all other features are fixed is its effect; transmission is its "
     "effect in the other model over that in its own, along its direction. Kept or inherited: transmission between 0.5 "
     "and 2, direction within 45 degrees, and r above 0.6, all beyond errors. Changed: there, outside of these: "
-    "moved, fainter, stronger, blurred, split. Lost or new: transmission below 0.2, at a false discovery rate of 10 %. "
+    "moved, fainter, stronger, blurred, split. Lost or new: transmission below 0.2, and little else left, at a false "
+    "discovery rate of 10 %. "
     "Undecided: the evidence carries none of these. Counts by matches ask something else: whether an SAE of the other "
     "model has a feature of the same firings; they are of all live features."
 )
@@ -43,9 +44,14 @@ _LIMITS = (
     "unstable features do not exist, and stable features may be the more robust ones.\n"
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
 )
+_REST = (
+    "- Kinds of features, their density and what they mean are on the page. The last section says how figures are made."
+)
 _QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
-_HASHES = ("corpus", "source", "documents_train", "bytes_train", "sha256")  # corpora have no brief columns
+_LEFT_OUT = ("density", "kinds", "meaning")
+"""Questions about kinds of features rather than what became of them; the page answers them."""
+_CORPORA = ("corpus", "source", "documents_train", "bytes_train")  # corpora have no brief columns
 _IN_TABLES = ("matches", "inherited", "new", "sure")  # questions whose evidence is in verdicts, references and edges
 _RANKS = 1  # of a ranking
 _ROWS = 40  # of a table
@@ -68,7 +74,8 @@ def render(run: Run) -> str:
     made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]
     made += [f"also measured, in summary.json: {format.listed(others)}"] if others else []
     edges = [f"- {edge.name}: {', '.join(study.common_trace(edge))}" for edge in study.edges]
-    statements = [one for one in run.statements if one.instrument in (first, "")]
+    asked = [one for one in run.statements if one.question not in _LEFT_OUT]
+    statements = [one for one in asked if one.instrument in (first, "")]
     notes = dict.fromkeys(f"- {one.text}" for one in statements if one.question == "note")
     parts = [
         f"# Study {run.name}: what was inherited, what was lost, what is new, and how sure that is",
@@ -81,9 +88,7 @@ def render(run: Run) -> str:
         _VERDICTS_FIRST if "verdicts" in found else "",
         *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join(
-            [*notes, *([_LIMITS] if "verdicts" in found else []), "- The last section says how figures are made."]
-        ),
+        "\n".join([*notes, *([_LIMITS] if "verdicts" in found else []), _REST]),
         "## Figures",
         *(_block(name, rows[name]) for name in found),
         "## What the columns mean",
@@ -117,7 +122,7 @@ def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str
 def _names(name: str) -> tuple[str, ...]:
     if name == "lost_and_new":  # of one text, a person reads what was lost from its examples
         return *TABLES[name].brief, "example"
-    return TABLES[name].brief or _HASHES
+    return TABLES[name].brief or _CORPORA
 
 
 def _block(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -75,6 +75,9 @@ def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
     return 2 + sum(2 + max(len(line) for cell in column for line in cell.split("\n")) for column in columns)
 
 
+_RANKS = 3  # of a ranking, whose other rows are on the page
+
+
 def print_run(run: Run, page: Path) -> None:
     """The end of `heredity run`: brief tables under the titles of their analyses, notes, time and page."""
     for analysis in ANALYSES:
@@ -82,7 +85,8 @@ def print_run(run: Run, page: Path) -> None:
         if shown:
             out.rule(Text(analysis.title, "bold"), align="left", style="dim")
         for table in shown:
-            print_table(table, run.tables[table.name].to_pylist())
+            rows = run.tables[table.name].to_pylist()
+            print_table(table, [row for row in rows if "rank" not in table.key or row["rank"] <= _RANKS])
     say(*dict.fromkeys(f"Note: {found.text}" for found in run.statements if found.question == "note"))
     say(f"{format.duration(run.seconds)} of work. The report: {page}")
 
