@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MODELS = ("edit", "sham", "twin")
 """References that are models of their own."""
+GRADES = np.linspace(-0.2, 2.2, 25)
+"""Edges of the bins of transmission."""
 _REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least
 
 
@@ -56,6 +58,8 @@ class References(NamedTuple):
     """Of the table `references`."""
     retrained: dict[str, float]
     """Second intervals of the parent's row of `verdicts`; none without a twin."""
+    grades: list[dict[str, Any]]
+    """Of the table `grades`: those of the edge itself first."""
     usual: dict[str, np.ndarray] | None
     """`changes_of` judged features under the random edit, float64 [stable] each."""
 
@@ -71,7 +75,9 @@ def judge_references(
         step()
     rows = [_row(name, reference, row) for name, reference in found.items()]
     again = _retrained(row, found["frozen"].judged, found["twin"].judged) if "twin" in found else {}
-    return References(rows, again, _usual(found["edit"]) if "edit" in found else None)
+    lines = {"edge": Reference(edge.judged, edge.evidence), **found}
+    grades = [grade for name, reference in lines.items() for grade in _grades(name, reference)]
+    return References(rows, again, grades, _usual(found["edit"]) if "edit" in found else None)
 
 
 def _judge(name: str, edge: EdgeJudged) -> Reference:
@@ -158,3 +164,17 @@ def _usual(reference: Reference) -> dict[str, np.ndarray]:
     stable = reference.judged.verdict != VERDICTS.index("unstable")
     changes = changes_of(reference.evidence, reference.judged.scale)
     return {name: change[stable] for name, change in changes.items()}
+
+
+def _grades(name: str, reference: Reference) -> Iterator[dict[str, Any]]:
+    """How many judged features have which transmission; none for what has no evidence of its own."""
+    from heredity.features.verdicts import VERDICTS
+
+    if "transmission" not in reference.evidence:
+        return
+    stable = reference.judged.verdict != VERDICTS.index("unstable")
+    value = np.clip(reference.evidence["transmission"][stable] / reference.judged.scale, GRADES[0], GRADES[-1] - 1e-9)
+    counts = np.histogram(value, GRADES)[0]
+    for low, count in zip(GRADES[:-1], counts, strict=True):
+        row = {"line": name, "transmission": round(float(low), 2), "features": int(count)}
+        yield row | {"share": float(count) / max(1, int(stable.sum()))}

@@ -36,7 +36,7 @@ from heredity.analyses.text import tokens_needs
 from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of
 from heredity.engine.stage import Work
 from heredity.study import Edge, Precision, ReferencesConfig, Study
-from heredity.tables import Column, Table
+from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +112,19 @@ REFERENCES = Table(
     ),
     brief=("instrument", "edge", "text", "reference", "stable", *_COUNTS, "removed_lost"),
     sums=(("stable", *_COUNTS),),
+)
+GRADED = Table(
+    "grades",
+    "Judged parent features by their effect in the child, and the same under the references: what lies between the "
+    "line of the edge and that of the random edit changed, whatever the verdict.",
+    (*_KEY, "line", "transmission"),
+    (
+        Column("line", "text", "edge, or the reference."),
+        Column("transmission", "number", "Lower end of the bin; the first and the last hold what lies beyond."),
+        Column("features", "count", "Judged features in the bin."),
+        Column("share", "share", "Of the line's judged features."),
+    ),
+    plot=Plot("lines", x="transmission", y="share", by="line"),
 )
 CHANGED_MOST = Table(
     "changed_most",
@@ -287,7 +300,7 @@ def rows_of_ends(
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
     references = names_of(settings.references, models)
     steps = _counter(progress, 2 * len(judges) + len(references))
-    rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "changed_most")}
+    rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "grades", "changed_most")}
     columns: list[dict[str, Any]] = []
     usual = None
     for end, other in judges:
@@ -312,7 +325,7 @@ def rows_of_ends(
         if end == "parent":
             given = judged[0], evidence[0], read, sample.blocks, sample.documents, settings.seed
             known = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
-            rows["references"], usual = known.rows, known.usual
+            rows["references"], rows["grades"], usual = known.rows, known.grades, known.usual
             row |= known.retrained
         words = {name: WORDS[end].get(name, name) for name in NAMES}
         named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
@@ -388,13 +401,13 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=3,
+    version=4,
     title="Verdicts",
     items=_items,
     settings=_settings,
     needs=_needs,
     run=_run,
-    tables=(VERDICTS, REFERENCES, CHANGED_MOST, EVIDENCE),
+    tables=(VERDICTS, REFERENCES, GRADED, CHANGED_MOST, EVIDENCE),
     cost=_cost,
     say=verdict_findings.findings,
 )

@@ -60,7 +60,7 @@ def judge_end(
     image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
     there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
     match_r, elsewhere = _matched(acts, other.acts, there)
-    shared = _shared(other.saes, there, turn)
+    shared = _shared(other.saes, there, back[0])
     effect = effects(acts, own.x, image, other.x, documents, groups, alone, (rows, rows @ turn), shared)
     mine = np.ones(acts.d_sae, bool) if mine is None else mine
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
@@ -100,16 +100,16 @@ def _matched(
     return r, elsewhere
 
 
-def _shared(saes: Sequence[SAE], there: Sequence[np.ndarray], turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shared(saes: Sequence[SAE], there: Sequence[np.ndarray], back: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Directions of the other model's features that this model has too, here [n, d_own] and there [n, d_other].
 
-    there: as for `_matched`; turn: the orthogonal map from this model's activations to the other's.
+    there: as for `_matched`; back [d_other, d_own]: the weight of the affine map from the other model's activations.
     """
     rows = [
         sae.W_dec.detach().cpu().numpy()[np.nan_to_num(own) > SHARED_R] for sae, own in zip(saes, there, strict=True)
     ]
     joined = np.concatenate(rows)
-    return joined @ turn.T, joined
+    return joined @ back, joined
 
 
 def tally(judged: Judged) -> dict[str, int]:

@@ -113,16 +113,15 @@ def judge(
         errors = effect.residual_retained_error / scale, effect.residual_strength_error / scale
         residual = np.fmax(t.cdf((off - LOST_TRANSMISSION) / errors[0]), t.cdf((left - most) / errors[1]))
         free = match_r <= LOST_MATCH if elsewhere is None else (match_r <= LOST_MATCH) | (elsewhere > SHARED_R)
-        emptied = residual < 1 - LEVEL  # what follows it in the other model follows what it writes of others
         residual = np.where((followed <= FOLLOWED) & free & np.isfinite(left), residual, np.nan)
         p = np.where(judged & alone, np.minimum(2 * np.fmin(p, residual), 1.0), np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
         away, toward = direction + margin * effect.direction_error, direction - margin * effect.direction_error
         kept = (low > KEPT_TRANSMISSION) & (high < 1 / KEPT_TRANSMISSION) & (toward > KEPT_DIRECTION)
-        kept &= (followed > KEPT_R) & ~emptied
+        kept &= followed > KEPT_R
         changed = (high < CHANGED_TRANSMISSION) | (low > 1 / CHANGED_TRANSMISSION) | (away < CHANGED_DIRECTION)
-        changed |= (followed < CHANGED_R) | emptied
+        changed |= followed < CHANGED_R
     verdict = np.full(len(stable), VERDICTS.index("undecided"), np.int8)
     for name, chosen in (
         ("changed", changed & ~kept & alone),
