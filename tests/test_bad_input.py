@@ -200,7 +200,6 @@ CASES: dict[str, tuple[Arguments, str]] = {
     "check: missing model": (checked("models/nowhere"), "s: model.child.load: models/nowhere: "),
     "check: missing path": (checked("./models/nowhere"), "s: model.child.load: ./models/nowhere: no such folder"),
     "check: no model there": (checked("models"), "s: model.child.load: "),
-    "check: identical models": (checked("models/again"), "edge base->child: parent and child have identical weights"),
     "check: wrong column": (checked("models/again", "body"), 's: corpus.words: '),
     "unknown activation": (set_("sae.activation", "gated"), "'batchtopk' or 'jumprelu'"),
     "t without effect": (set_("model.both.merge", TIES_WITH_T), "t=0.5 has no effect on ties with weights"),

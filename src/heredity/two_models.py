@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 from heredity.analyses import TABLES, match, one_sae, verdicts
 from heredity.analyses import sae as sae_analysis
-from heredity.analyses.analysis import Aside, Statement
+from heredity.analyses.analysis import Statement
 from heredity.engine.workers import Here, Progress
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 
@@ -250,7 +250,6 @@ def _settings(
         context_size=context_size,
         mix="tokens",
         seed=seed,
-        place=Aside("compare"),
     )
 
 

@@ -148,7 +148,7 @@ def test_a_latent_that_writes_a_neighbor_as_well_is_lost_where_only_the_neighbor
 
     assert verdict(lost, shared=True) == "lost" and verdict(lost, shared=False) == "changed"
     assert verdict(kept, shared=True) != "lost"
-    assert verdict(lost, shared=True, elsewhere=0.6) == "changed", "what it matches may be the whole of which it is half"
+    assert verdict(lost, shared=True, elsewhere=0.6) == "changed", "its match may be the whole it is half of"
 
 
 def test_a_feature_that_hardly_fires_has_no_effect():

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from heredity.analyses import match_findings
 from heredity.analyses.analysis import (
     Analysis,
-    Aside,
     Cost,
     Item,
     Needs,
@@ -29,12 +28,12 @@ from heredity.analyses.analysis import (
     seed_of,
 )
 from heredity.analyses.match_findings import KEY
-from heredity.analyses.reading import device, reader_of, sampler_of, state_of
+from heredity.analyses.reading import device, reader_of, sampler_of
 from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, sae_need
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
-from heredity.study import Edge, LineageConfig, Precision, Study, StudyError
+from heredity.study import Edge, LineageConfig, Precision, Study
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -246,7 +245,6 @@ class MatchSettings(NamedTuple):
     context_size: int
     mix: str
     seed: int
-    place: Aside
 
 
 def edge_items(study: Study) -> Iterable[Item]:
@@ -272,7 +270,6 @@ def _settings(study: Study, item: Item) -> MatchSettings:
         study.config.sae.context_size,
         study.config.sae.mix,
         seed_of(study, "match", edge.name),
-        Aside(f"{study.name}: edge {edge.name}"),
     )
 
 
@@ -292,11 +289,6 @@ def _run(work: Work, settings: MatchSettings) -> Results:
     from heredity.sae.formats import read_sae
 
     parent, child = work.inputs["parent"], work.inputs["child"]
-    if state_of(parent) == state_of(child):
-        raise StudyError(
-            f"{settings.place}: parent and child have identical weights; nothing was inherited or lost between a model "
-            "and itself: check the child's path or revision"
-        )
     sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
     place = settings.hook_point, settings.precision
     ends = (

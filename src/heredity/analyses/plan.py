@@ -191,7 +191,6 @@ def check_inputs(study: Study) -> None:
     """That what a study reads is there and can be read, before hours of work end on it: folders of models and of the
     XX Nothing is fetched. Raises StudyError."""
     from heredity.lm.load import ModelError, is_folder
-    from heredity.text.corpora import file_digest
     from heredity.text.sources import CorpusError, check_local
 
     loads = {name: model.load for name, model in study.config.model.items() if model.load}
@@ -210,13 +209,6 @@ def check_inputs(study: Study) -> None:
                 check_local(corpus, spec, study.root)
         except CorpusError as error:
             raise StudyError(f"{study.name}: corpus.{name}: {error}") from None
-    for edge in study.edges:
-        files = [sorted((study.root / loads[end]).glob("*.safetensors")) for end in edge if end in loads]
-        if len(files) == 2 and all(files) and file_digest(files[0]) == file_digest(files[1]):
-            raise StudyError(
-                f"{study.name}: edge {edge.name}: parent and child have identical weights; nothing was inherited or "
-                "lost between a model and itself: check the child's path or revision"
-            )
 
 
 def _most_active(study: Study) -> tuple[float, str]:

@@ -55,6 +55,9 @@ def findings(tables: Tables) -> Iterable[Statement]:
                 (),
                 row["instrument"],
             )
+        if row["identical"] and row["end"] == "parent":
+            text = f"{parent} and {child} have identical weights, so that all is kept; check {child}'s path or revision"
+            yield Statement(child, "note", text, (), row["instrument"])
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"

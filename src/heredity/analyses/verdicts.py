@@ -29,7 +29,7 @@ import numpy as np
 from heredity.analyses import verdict_findings
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match_findings import KEY
-from heredity.analyses.reading import load, on_device, reader_of, sampler_of
+from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.reference_models import reference_need
 from heredity.analyses.sae import encode_flops, sae_need, second_need
 from heredity.analyses.text import tokens_needs
@@ -61,6 +61,7 @@ VERDICTS = Table(
     (
         Column("end", "text", "Whose features: parent (read in the child) or child (read in the parent)."),
         Column("corpora", "text", "Corpora of the text."),
+        Column("identical", "flag", "Whether both ends have the same weights, so that all is kept."),
         Column("live", "count", "Features that fired on the aligned tokens."),
         Column("stable", "count", "Live features that a second SAE of the same model has too; only they are judged."),
         Column("kept", "count", "Parent features that are kept, or child features that are inherited.", of="stable"),
@@ -259,6 +260,7 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
     rows = rows_of_ends(readers, sample, settings, there, work.progress)
     for row in rows["verdicts"]:
         row["corpora"] = ", ".join(work.inputs["tokens"])
+        row["identical"] = state_of(work.inputs["parent"]) == state_of(work.inputs["child"])
     return rows
 
 
