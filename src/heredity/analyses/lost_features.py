@@ -355,12 +355,13 @@ def _say(tables: Tables) -> Iterable[Statement]:
         text = f"Looked for in {child}, {'; '.join(parts)}."
         compared = [row for row in rows_of(tables, "fingerprints", **key) if row["pairs"]]
         acts = tuple(
-            f"taken away, the best matches in {child} of {format.of(row['passes'], row['pairs'])} {row['verdict']} "
-            f"features change the prediction more like these than a hard negative does (median r "
-            f"{format.value('r', row['fingerprint'])} against {format.value('r', row['hard_negative'])})"
+            f"for {format.of(row['passes'], row['pairs'])} {row['verdict']} features, removing the best match in "
+            f"{child} changes the prediction as removing the feature in {parent} does, more than removing a hard "
+            f"negative (median r {format.value('r', row['fingerprint'])} against "
+            f"{format.value('r', row['hard_negative'])})"
             for row in compared
         )
-        yield Statement(child, "lost", text, acts, edge["instrument"])
+        yield Statement(child, "changed", text, acts, edge["instrument"])
 
 
 def _counted(row: Mapping[str, Any]) -> str:

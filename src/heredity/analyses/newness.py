@@ -341,8 +341,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
         text = (
             f"Of the {row['judged']:,} {stable}features that emerge in {child} by matches and fire often enough to "
             f"judge, {row['new']:,} are in no direction of the activations of {parent}, "
-            f"{row['turned']:,} only in other directions, and {row['missed']:,} are there as they are, missed by its "
-            f"SAE; {mistaken}."
+            f"{row['turned']:,} only in other directions, {row['missed']:,} are there as they are, missed by its SAE, "
+            f"and {row['judged'] - row['new'] - row['turned'] - row['missed']:,} in part; {mistaken}."
         )
         fixed = (
             f"by the paper's fixed cuts {format.of(row['new_fixed'], row['judged'])} emerged features are new, and "

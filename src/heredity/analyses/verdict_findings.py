@@ -72,12 +72,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
                 "new": f"{row['lost']:,} of {stable:,} stable features of {child} are new compared with {parent} {lost}"
                 f"; {row['kept']:,} are inherited, {row['changed']:,} changed, {undecided}."
             }
-        power = tuple(
-            f"of {one['removed']} features whose directions were taken out of {parent}'s activations for comparison, "
-            f"{one['removed_lost']} are called lost"
-            + ("" if 2 * one["removed_lost"] > one["removed"] else ": losses are easily missed here")
-            for one in rows_of(tables, "references", reference="removal", **{name: row[name] for name in _KEY})
-        )
+        removed = rows_of(tables, "references", reference="removal", **{name: row[name] for name in _KEY})
+        power = tuple(_power(parent, one) for one in removed if one["removed"])
         unstable = (
             f"{row['live'] - stable:,} of {row['live']:,} live features of {own} are unstable (not found again by an "
             "SAE of another seed) and not judged"
@@ -86,6 +82,19 @@ def findings(tables: Tables) -> Iterable[Statement]:
             yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
         if row["end"] == "parent":
             yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}))
+
+
+def _power(parent: str, row: Mapping[str, Any]) -> str:
+    """How many planted losses are found."""
+    from scipy.stats import beta
+
+    found, of = row["removed_lost"], row["removed"]
+    least = float(beta.ppf(0.05, found, of - found + 1)) if found else 0.0  # Clopper and Pearson 1934
+    text = f"of {of} random features whose directions were taken out of {parent}'s activations, {found} are called lost"
+    return (
+        f"{text}: at 95 % confidence at least {format.percent(least)} of such clean losses are found, and of what is "
+        "new, which is judged in the same way with the ends exchanged"
+    )
 
 
 def _elsewhere(row: Mapping[str, Any]) -> Iterable[Statement]:
@@ -147,8 +156,8 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
     ]
     if as_often:
         yield said(
-            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}, not "
-            f"measurably more than of dictionaries that nobody trained: {format.listed(as_often)}. That features "
+            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}, no "
+            f"more, within error, than of dictionaries that nobody trained: {format.listed(as_often)}. That features "
             "are kept here says little about what SAEs learned."
         )
 

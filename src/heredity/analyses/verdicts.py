@@ -93,9 +93,8 @@ VERDICTS = Table(
 )
 REFERENCES = Table(
     "references",
-    "What the same verdicts say where the answer is known: the parent unchanged, with a random change of its weights, "
-    "trained on with its own text, and with some features removed; the child trained again; and dictionaries that "
-    "nobody trained. Shares mean something only beside these.",
+    "What the same verdicts say where the answer is known, and of dictionaries that nobody trained. Shares mean "
+    "something only beside these.",
     (*_KEY, "reference"),
     (
         Column(
@@ -108,7 +107,7 @@ REFERENCES = Table(
         Column("stable", "count", "Parent features that are judged."),
         *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
         Column("removed", "count", "removal: stable features whose directions were taken out of the activations."),
-        Column("removed_lost", "count", "Of them lost.", of="removed"),
+        Column("removed_lost", "count", "Of the removed features, those called lost.", of="removed"),
         Column("kept_difference", "share", "Kept share of the edge itself less this one.", ci=True),
     ),
     brief=("instrument", "edge", "text", "reference", "stable", *_COUNTS, "removed_lost"),

@@ -29,7 +29,8 @@ _FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stit
 _VERDICTS_FIRST = (
     "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
     "model. What a feature does to activations while all other features are fixed is its effect; transmission is its "
-    "effect in the other model over that in its own, along its direction. Kept or inherited: transmission between 0.5 "
+    "effect in the other model over that in its own, along its direction, relative to the median of features that both "
+    "models have. Kept or inherited: transmission between 0.5 "
     "and 2, direction within 45 degrees, and r above 0.6, all beyond errors. Changed: there, outside of these: "
     "moved, fainter, stronger, blurred, split. Lost or new: transmission below 0.2, and little else left, at a false "
     "discovery rate of 10 %. "
@@ -38,7 +39,9 @@ _VERDICTS_FIRST = (
 )
 _LIMITS = (
     "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
-    "from text of its own shows on that text (own), whose reference is in summary.json.\n"
+    "from text of its own shows on that text (own).\n"
+    "- Undecided and unstable features are in no count of lost or new ones; if all undecided ones were lost, that many "
+    "more would be.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
     "in them, but for second intervals, which findings give where a fine-tune was trained twice. Verdicts on "
     "unstable features do not exist, and stable features may be the more robust ones.\n"
@@ -47,7 +50,7 @@ _LIMITS = (
 _REST = (
     "- Kinds of features, their density and what they mean are on the page. The last section says how figures are made."
 )
-_QUESTIONS = ("merge", "inherited", "lost", "new", "sure", "matches")
+_QUESTIONS = ("merge", "inherited", "lost", "changed", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
 _LEFT_OUT = ("density", "kinds", "meaning")
 """Questions about kinds of features rather than what became of them; the page answers them."""
@@ -112,10 +115,8 @@ def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] 
 
 
 def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str, Any]]:
-    """Rows of an instrument, where rows have one; of a ranking the first, of references those on the common text, and
-    of several seeds the plain study's."""
+    """Rows of an instrument, where rows have one; of a ranking the first, and of several seeds the plain study's."""
     own = [row for row in rows if row.get("instrument", instrument) == instrument]
-    own = [row for row in own if "reference" not in row or row["text"] == "common"]
     return [row for row in own if row.get("rank", 1) <= _RANKS and not row.get("seed")]
 
 

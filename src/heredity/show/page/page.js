@@ -1,6 +1,8 @@
 // The page: sections in order, their list, the choice of instrument, the threshold.
 const SAES = { joint: "joint", parent: "continued", independent: "independent" };
-const QUESTIONS = { merge: "made", inherited: "inherited", lost: "lost", new: "new", sure: "how sure" };
+const QUESTIONS = {
+  merge: "made", inherited: "inherited", lost: "lost", changed: "changed", new: "new", sure: "how sure",
+};
 const LABELS = { ...QUESTIONS, matches: "by matches" }; // what matches count is folded where an edge has verdicts
 
 function findings() {
