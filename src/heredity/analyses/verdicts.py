@@ -178,6 +178,8 @@ EVIDENCE = Table(
         Column("residual_strength_error", "number", "Standard error."),
         Column("residual_retained", "number", "retained off these directions."),
         Column("residual_retained_error", "number", "Standard error."),
+        Column("readable", "number", "R² of a linear readout from the other model over that from its own."),
+        Column("readable_error", "number", "Standard error (jackknife over folds)."),
         Column("apart", "share", "Share of its variance that other features do not explain; below 5 %, undecided."),
         Column("p_lost", "number", "p-value of the hypothesis that it is not lost."),
     ),
@@ -402,7 +404,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=4,
+    version=6,
     title="Verdicts",
     items=_items,
     settings=_settings,

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
+from heredity.features.readout import readable
 from heredity.features.transmission import effects, least_squares, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Judged, judge, same_r
 from heredity.sae.model import SAE
@@ -66,7 +67,9 @@ def judge_end(
     evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
     evidence["density_ratio"] = read.firings() / np.where(acts.firings() > 0, acts.firings(), np.nan)
     evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
-    return judge(effect, (stability > STABLE) & mine, match_r, map_r, elsewhere), evidence
+    read_out = readable(acts, own.x, other.x, documents, groups)
+    evidence |= {"readable": read_out[0], "readable_error": read_out[1]}
+    return judge(effect, (stability > STABLE) & mine, match_r, map_r, elsewhere, read_out), evidence
 
 
 def _alone(own: End, other: End) -> np.ndarray | None:

@@ -36,7 +36,10 @@ LOST_TRANSMISSION, LOST_STRENGTH, LOST_FOLLOWED, LOST_MATCH = 0.2, 0.6, 0.5, 0.5
 """Of a lost feature the activations no longer move its way (transmission or retained below the first; p-values are
 doubled for the choice), nor much in any other (strength, or its remainder, below the second). Where a feature of the
 other model follows it (match_r above the last), strength must be below the third: what is left may then fire with it,
-as the other half of a pair does, but has no such effect. Or both hold of its residual, p-values doubled again."""
+as the other half of a pair does, but has no such effect. Or both hold of its residual, or a linear readout finds less
+than `UNREAD` of it in the other model, wherever that moves; p-values are multiplied by the number of these ways."""
+UNREAD = 0.25
+"""R² of a readout from the other model's activations over that from its own, below which a feature is not read."""
 FOLLOWED = 0.7
 """match_r and map_r up to which the residual of a feature can show that it is lost: what is still read is there. Where
 its match is above `LOST_MATCH`, that must be another feature that both models have: the whole of which it is a half is
@@ -84,11 +87,13 @@ def judge(
     match_r: np.ndarray,
     map_r: np.ndarray,
     elsewhere: np.ndarray | None = None,
+    read: tuple[np.ndarray, np.ndarray, int] | None = None,
 ) -> Judged:
     """Verdicts from evidence.
 
     stable: bool [d_sae], which features to judge. match_r, map_r: float64 [d_sae], nan where there is none. elsewhere:
     float64 [d_sae], r with itself of the feature that match_r is of, read in this model; None: nothing is known of it.
+    read: what `readout.readable` gives; None: nothing is known of it.
     Lost features are discoveries at a false discovery rate of `RATE`; kept is an equivalence within the margins above;
     changed is outside of them beyond the errors; all else that is stable is undecided, as are features that others
     explain but for `LEAST_APART`.
@@ -105,16 +110,20 @@ def judge(
     with np.errstate(invalid="ignore", divide="ignore"):
         p = t.cdf((transmission - LOST_TRANSMISSION) / error)
         retained, retained_error = effect.retained / scale, effect.retained_error / scale
-        p = np.minimum(2 * np.fmin(p, t.cdf((retained - LOST_TRANSMISSION) / retained_error)), 1.0)
+        away_p = np.minimum(2 * np.fmin(p, t.cdf((retained - LOST_TRANSMISSION) / retained_error)), 1.0)
         sizes = (effect.strength, effect.strength_error), (effect.remainder, effect.remainder_error)
         most = np.where(match_r > LOST_MATCH, LOST_FOLLOWED, LOST_STRENGTH)
-        p = np.fmax(p, np.fmin(*(t.cdf((size / scale - most) / (spread / scale)) for size, spread in sizes)))
+        p = np.fmax(away_p, np.fmin(*(t.cdf((size / scale - most) / (spread / scale)) for size, spread in sizes)))
         off, left = effect.residual_retained / scale, effect.residual_strength / scale
         errors = effect.residual_retained_error / scale, effect.residual_strength_error / scale
         residual = np.fmax(t.cdf((off - LOST_TRANSMISSION) / errors[0]), t.cdf((left - most) / errors[1]))
         free = match_r <= LOST_MATCH if elsewhere is None else (match_r <= LOST_MATCH) | (elsewhere > SHARED_R)
         residual = np.where((followed <= FOLLOWED) & free & np.isfinite(left), residual, np.nan)
-        p = np.where(judged & alone, np.minimum(2 * np.fmin(p, residual), 1.0), np.nan)
+        ways = [p, residual]
+        if read is not None:
+            unread = stats.t(max(read[2] - 1, 1)).cdf((read[0] - UNREAD) / read[1])
+            ways.append(np.where(followed <= FOLLOWED, np.fmax(away_p, unread), np.nan))
+        p = np.where(judged & alone, np.minimum(len(ways) * np.fmin.reduce(ways), 1.0), np.nan)
         lost = _discoveries(p, RATE)
         low, high = transmission - margin * error, transmission + margin * error
         away, toward = direction + margin * effect.direction_error, direction - margin * effect.direction_error

@@ -1,0 +1,69 @@
+"""How much of a feature's activation a linear readout finds in another model, over what it finds in its own.
+
+What a model's activations do not say of a feature at all is not in it, wherever else they move when the feature fires:
+features of several tokens that a model has come to confuse all move it the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import linalg
+from scipy.sparse import csr_array
+
+from heredity.features.acts import FeatureActs
+from heredity.features.bootstrap import document_groups
+
+_FOLDS = 4
+_RIDGE = 1e-3  # of the mean variance of the activations
+_LEAST_READ = 0.02  # R² in its own model below which nothing can be said of a feature
+
+
+def readable(
+    acts: FeatureActs, own: np.ndarray, other: np.ndarray, documents: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """R² of ridge readouts from another model's activations over R² from its own, on documents that they were not
+    fitted on, and its standard error (jackknife over folds), float64 [d_sae] each, and the number of folds; nan where
+    not even its own model says enough of a feature.
+
+    acts: [tokens, d_sae]; own [tokens, d_own], other [tokens, d_other], documents int [tokens].
+    """
+    fold = document_groups(documents, _FOLDS, seed)
+    folds = int(fold.max()) + 1
+    if folds < 2:
+        return np.full(acts.d_sae, np.nan), np.full(acts.d_sae, np.nan), folds
+    features = csr_array((acts.values.astype(np.float64), acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
+    read = np.stack([_explained(features, x, fold, folds) for x in (own, other)])  # [model, fold, of which, feature]
+
+    def ratio(held: np.ndarray) -> np.ndarray:
+        left, whole = held.sum(1).transpose(1, 0, 2)
+        at_own, at_other = 1 - left / np.where(whole > 0, whole, np.nan)
+        return np.maximum(at_other, 0) / np.where(at_own > _LEAST_READ, at_own, np.nan)
+
+    without = np.stack([ratio(np.delete(read, number, axis=1)) for number in range(folds)])
+    error = np.sqrt((folds - 1) / folds * np.square(without - without.mean(0)).sum(0))
+    return ratio(read), error, folds
+
+
+def _explained(features: csr_array, x: np.ndarray, fold: np.ndarray, folds: int) -> np.ndarray:
+    """Sums of squares of every feature that a readout fitted on the other folds leaves, and that there are, on each
+    fold: float64 [folds, 2, d_sae]."""
+    order = [np.flatnonzero(fold == number) for number in range(folds)]
+    mean = x.mean(0, dtype=np.float64)
+    parts = []
+    for rows in order:
+        y, f = x[rows].astype(np.float64) - mean, features[rows]
+        squares = np.asarray(f.multiply(f).sum(0)).ravel()
+        parts.append((y.T @ y, np.asarray((f.T @ y).T), y.sum(0), np.asarray(f.sum(0)).ravel(), squares, len(rows)))
+    whole = [sum(part[place] for part in parts) for place in range(6)]
+    result = []
+    for part in parts:
+        gram, cross, y, f, squares, tokens = (all_of - of for all_of, of in zip(whole, part, strict=True))
+        ridge = _RIDGE * max(float(np.trace(gram)) / len(gram), 1e-30)
+        centered = gram - np.outer(y, y) / tokens + ridge * np.eye(len(gram))
+        weight = linalg.solve(centered, cross - np.outer(y, f) / tokens, assume_a="pos")
+        bias = f / tokens - (y / tokens) @ weight
+        gram, cross, y, f, squares, tokens = part
+        fitted = np.einsum("df,df->f", weight, gram @ weight) + 2 * bias * (y @ weight) + tokens * bias**2
+        left = squares - 2 * ((weight * cross).sum(0) + bias * f) + fitted
+        result.append([left, squares - f**2 / tokens])
+    return np.array(result)
