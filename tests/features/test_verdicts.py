@@ -180,7 +180,12 @@ T = float(stats.t(GROUPS - 1).ppf(0.95))
 
 
 def judged(
-    strength: float = 1, direction: float = 1, error: float = 0.01, match_r: float = 0.9, map_r: float = 0.9
+    strength: float = 1,
+    direction: float = 1,
+    error: float = 0.01,
+    match_r: float = 0.9,
+    map_r: float = 0.9,
+    readable: float | None = None,
 ) -> str:
     """The verdict on one feature among forty that are as they were."""
     many = np.ones(41)
@@ -190,7 +195,8 @@ def judged(
     none = [np.full(41, np.nan)] * 6  # neither retained nor residual
     effect = Effects(s, errors, c, errors, s * c, errors, s, errors, *none, many, groups=GROUPS)
     r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
-    return VERDICTS[judge(effect, many > 0, *r).verdict[0]]
+    read = None if readable is None else (np.where(np.arange(41) == 0, readable, 1.0), 0.02 * many, 4)
+    return VERDICTS[judge(effect, many > 0, *r, read=read).verdict[0]]
 
 
 def test_verdicts_at_their_margins():
@@ -209,6 +215,10 @@ def test_verdicts_at_their_margins():
     assert judged(strength=0.55, direction=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "changed"
     assert judged(strength=0.1, match_r=LOST_MATCH + 0.01, map_r=0) == "lost"
     assert judged(strength=1, direction=0, match_r=0, map_r=0) == "changed", "moved in another direction"
+    gone = {"strength": 1, "direction": 0, "match_r": 0}
+    assert judged(**gone, map_r=0, readable=0.05) == "lost", "nothing reads it, wherever the model moves"
+    assert judged(**gone, map_r=0, readable=0.24) == judged(**gone, map_r=0, readable=0.9) == "changed"
+    assert judged(**gone, map_r=0.8, readable=0.05) == "changed", "its own encoder reads it"
     assert judged(strength=0.1, error=0.2, match_r=0, map_r=0) == "changed", "too uncertain to be lost"
 
 
