@@ -32,7 +32,7 @@ def test_features_that_another_model_confuses_are_not_read_there():
     acts = FeatureActs.from_dense(dense)
     own, other = dense @ directions + noise(1), dense @ edited + noise(2)
     ratio, error, folds = readable(acts, own, other, DOCUMENTS)
-    assert folds == 4 and ratio[0] < 0.05 and (ratio[2:8] < 0.35).all() and (error[2:8] < 0.05).all()
+    assert folds == 8 and ratio[0] < 0.05 and (ratio[2:8] < 0.35).all() and (error[2:8] < 0.05).all()
     np.testing.assert_allclose(ratio[[1, 8, 9, 10, 11]], 1, atol=0.1, err_msg="fainter and moved features are read")
 
 
@@ -40,11 +40,11 @@ def test_the_ratio_is_that_of_ridge_regressions_on_held_out_documents():
     dense, directions = sample()
     own, other = dense @ directions + 20 * noise(1), dense @ directions[::-1] + 40 * noise(2)
     ratio, _, _ = readable(FeatureActs.from_dense(dense), own, other, DOCUMENTS)
-    fold = document_groups(DOCUMENTS, 4, 0)
+    fold = document_groups(DOCUMENTS, 8, 0)
 
     def explained(x: np.ndarray) -> np.ndarray:
         left = whole = 0
-        for number in range(4):
+        for number in range(8):
             fit, held = fold != number, fold == number
             ridge = 1e-3 * np.square(x[fit] - x.mean(0)).sum() / D
             fitted = Ridge(alpha=ridge).fit(x[fit], dense[fit])

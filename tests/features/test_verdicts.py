@@ -195,7 +195,7 @@ def judged(
     none = [np.full(41, np.nan)] * 6  # neither retained nor residual
     effect = Effects(s, errors, c, errors, s * c, errors, s, errors, *none, many, groups=GROUPS)
     r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
-    read = None if readable is None else (np.where(np.arange(41) == 0, readable, 1.0), 0.02 * many, 4)
+    read = None if readable is None else (np.where(np.arange(41) == 0, readable, 1.0), 0.02 * many, 8)
     return VERDICTS[judge(effect, many > 0, *r, read=read).verdict[0]]
 
 

@@ -404,7 +404,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=6,
+    version=7,
     title="Verdicts",
     items=_items,
     settings=_settings,

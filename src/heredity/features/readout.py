@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
 
-_FOLDS = 4
+_FOLDS = 8
 _RIDGE = 1e-3  # of the mean variance of the activations
 _LEAST_READ = 0.02  # R² in its own model below which nothing can be said of a feature
 
