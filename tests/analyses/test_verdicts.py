@@ -120,6 +120,17 @@ def test_references_keep_what_nothing_was_done_to(tables):
     assert removal["removed"] == removal["removed_lost"] == 8 <= removal["lost"] <= 16, "and their other signs"
 
 
+def test_grades_are_shares_of_judged_features_by_effect(tables):
+    lines = {row["line"]: {} for row in tables["grades"]}
+    for row in tables["grades"]:
+        lines[row["line"]][row["transmission"]] = row["features"]
+    assert {"edge", "unchanged", "edit", "sham", "removal", "codebook"} <= set(lines)
+    assert "token identity" not in lines, "it has no evidence of its own"
+    assert sum(lines["edge"].values()) == sum(lines["unchanged"].values()) == 60
+    assert lines["edge"][0.0] + lines["edge"][-0.1] == 6, "silent units, at 0"
+    assert lines["unchanged"][0.9] + lines["unchanged"][1.0] == 60
+
+
 def test_a_twin_gives_an_interval_that_covers_another_training(tables):
     by_name = {row["reference"]: row for row in tables["references"]}
     assert (by_name["frozen"]["lost"], by_name["twin"]["lost"]) == (2 * len(SILENT), 2 * len(ALSO_SILENT))
