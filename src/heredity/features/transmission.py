@@ -134,9 +134,11 @@ def effects(
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
     factor, apart = _factor(features, mean)
-    parts = {"own": own, "image": image, "other": other, "rest": other if alone is None else other - alone}
+    parts = {"own": own, "image": image, "other": other}
+    parts |= {} if alone is None else {"rest": other - alone}
     parts = {name: x[order] for name, x in parts.items()}
     rows = {name: _rows(factor, features, x) for name, x in parts.items()}
+    rows.setdefault("rest", rows["other"])
     bases = _bases(rows["own"], rows["other"], shared)
     lines = {f"{of} {k}": (of, each) for of in ("own", "rest") for k, each in enumerate(bases[of])}
     for end, written in zip(("own", "other"), directions or (), strict=False):
@@ -149,6 +151,7 @@ def effects(
         at = slice(start, start + _COLUMNS)
         part = {name: each[:, at] for name, each in rows.items()}
         moved = {name: _moved(factor, features, mean, x[:, at], part[name], bounds) for name, x in parts.items()}
+        moved.setdefault("rest", moved["other"])
         sums.add(part, moved, at)
     estimates, errors = sums.result()
     columns[:-1, seen] = np.stack([estimates, errors], axis=1).reshape(len(columns) - 1, -1)
