@@ -133,11 +133,11 @@ def effects(
         return Effects(*columns, groups=count)
     features = _matrix(acts)[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
-    factor, apart = _factor(features, mean)
+    inverse, apart = _inverse(features, mean)
     parts = {"own": own, "image": image, "other": other}
     parts |= {} if alone is None else {"rest": other - alone}
     parts = {name: x[order] for name, x in parts.items()}
-    rows = {name: _rows(factor, features, x) for name, x in parts.items()}
+    rows = {name: _rows(inverse, features, x) for name, x in parts.items()}
     rows.setdefault("rest", rows["other"])
     bases = _bases(rows["own"], rows["other"], shared)
     lines = {f"{of} {k}": (of, each) for of in ("own", "rest") for k, each in enumerate(bases[of])}
@@ -150,7 +150,7 @@ def effects(
     for start in range(0, max(own.shape[1], other.shape[1]), _COLUMNS):
         at = slice(start, start + _COLUMNS)
         part = {name: each[:, at] for name, each in rows.items()}
-        moved = {name: _moved(factor, features, mean, x[:, at], part[name], bounds) for name, x in parts.items()}
+        moved = {name: _moved(inverse, features, mean, x[:, at], part[name], bounds) for name, x in parts.items()}
         moved.setdefault("rest", moved["other"])
         sums.add(part, moved, at)
     estimates, errors = sums.result()
@@ -222,17 +222,17 @@ class _Sums:
         return self._along[f"other {line}"][at] / np.where(own == 0, np.nan, own)
 
 
-def _rows(factor: tuple[np.ndarray, bool], features: csr_array, x: np.ndarray) -> np.ndarray:
+def _rows(inverse: np.ndarray, features: csr_array, x: np.ndarray) -> np.ndarray:
     """Regression coefficients of activations [tokens, d] on all features: float64 [features, d]."""
     rows = []
     for start in range(0, x.shape[1], _COLUMNS):
         y = x[:, start : start + _COLUMNS].astype(np.float64)
-        rows.append(linalg.cho_solve(factor, features.T @ (y - y.mean(0))))
+        rows.append(inverse @ (features.T @ (y - y.mean(0))))
     return np.concatenate(rows, axis=1)
 
 
 def _moved(
-    factor: tuple[np.ndarray, bool],
+    inverse: np.ndarray,
     features: csr_array,
     mean: np.ndarray,
     x: np.ndarray,
@@ -246,7 +246,7 @@ def _moved(
         features[low:high].T @ error[low:high] - np.outer(mean, error[low:high].sum(0))
         for low, high in zip(bounds, bounds[1:], strict=False)
     ]
-    solved = linalg.cho_solve(factor, np.concatenate(score, axis=1))
+    solved = inverse @ np.concatenate(score, axis=1)
     return solved.reshape(len(rows), len(score), y.shape[1]).transpose(1, 0, 2)
 
 
@@ -291,9 +291,10 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bool], np.ndarray]:
-    """Cholesky factor of the features' centered Gram matrix with its ridge, and the share of each feature's variance
-    that the others do not explain: 1 / (Gram_ii (Gram⁻¹)_ii)."""
+def _inverse(features: csr_array, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverse of the features' centered Gram matrix with its ridge, and the share of each feature's variance that the
+    others do not explain: 1 / (Gram_ii (Gram⁻¹)_ii). Products with the inverse are several times as fast as solving
+    with the Cholesky factor, for the many right-hand sides there are."""
     tokens, count = len(features.indptr) - 1, len(mean)
     gram = np.empty((count, count), order="F")
     transposed = features.T.tocsr()
@@ -303,9 +304,14 @@ def _factor(features: csr_array, mean: np.ndarray) -> tuple[tuple[np.ndarray, bo
         gram[:, block] -= np.outer(tokens * mean, mean[block])
     gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram)))
     own = np.diag(gram).copy()
-    factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)
-    inverse, _ = linalg.get_lapack_funcs(("potri",), (factor[0],))[0](factor[0], lower=True)
-    return factor, 1 / (own * np.diag(inverse))
+    factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)[0]
+    inverse, _ = linalg.get_lapack_funcs(("potri",), (factor,))[0](factor, lower=True, overwrite_c=True)
+    for start in range(0, count, _BLOCK):  # LAPACK fills the lower triangle alone
+        block, below = slice(start, start + _BLOCK), slice(start + _BLOCK, count)
+        inverse[block, below] = inverse[below, block].T
+        lower = np.tril(inverse[block, block])
+        inverse[block, block] = lower + np.tril(lower, -1).T
+    return inverse, 1 / (own * np.diag(inverse))
 
 
 def _matrix(acts: FeatureActs) -> csr_array:
