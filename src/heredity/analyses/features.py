@@ -113,10 +113,12 @@ LOST_AND_NEW = Table(
         Column("firings", "count", "Aligned tokens on which it fires."),
         Column("stability", "r", "Best r in the second SAE of its model."),
         Column("match_r", "r", "Best r in the SAEs of the other model."),
-        Column("strength", "number", "Size of its effect in the other model over that in its own."),
+        Column("strength", "number", "Size of its effect in the other model over that in its own, in any direction."),
+        Column("retained", "number", "Effect along its own direction in the other model over that in its own."),
+        Column("readable", "number", "R² of a linear readout from the other model over that from its own."),
         Column("p", "number", "p-value of the hypothesis that it is not lost (new)."),
     ),
-    brief=("instrument", "edge", "verdict", "feature", "tokens", "match_r", "strength", "p"),
+    brief=("instrument", "edge", "verdict", "feature", "tokens", "match_r", "retained", "readable", "p"),
 )
 
 Chosen = tuple[str, int]
@@ -227,7 +229,7 @@ def _lists(sample: Sample, count: int) -> dict[str, list[Chosen]]:
 def _lost_and_new(edge: Edge, verdicts: Artifact | None) -> list[dict[str, Any]]:
     """Evidence of the features that are surest to be lost or new along an edge, with their model and list."""
     rows = []
-    columns = ["feature", "verdict", "firings", "stability", "match_r", "strength", "p_lost"]
+    columns = ["feature", "verdict", "firings", "stability", "match_r", "strength", "retained", "readable", "p_lost"]
     ends = (("lost", edge.parent, f"lost on {edge.name}"), ("new", edge.child, f"new on {edge.name}"))
     if verdicts is None:
         return rows
@@ -241,7 +243,7 @@ def _lost_and_new(edge: Edge, verdicts: Artifact | None) -> list[dict[str, Any]]
 
 def _told(sample: Sample, row: Mapping[str, Any], card: Card) -> dict[str, Any]:
     """A row of the table `lost_and_new`."""
-    names = ("edge", "verdict", "feature", "firings", "stability", "match_r", "strength")
+    names = ("edge", "verdict", "feature", "firings", "stability", "match_r", "strength", "retained", "readable")
     tokens = fired_on(sample, card)[:_TOLD] if card.firings else []
     example = "never fires on the sample"
     for window in _windows(sample, card.top)[:1]:
@@ -409,7 +411,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="features",
-    version=2,
+    version=3,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,

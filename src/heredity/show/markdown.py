@@ -32,14 +32,16 @@ _VERDICTS_FIRST = (
     "effect in the other model over that in its own, along its direction, relative to the median of features that both "
     "models have. Kept or inherited: transmission between 0.5 "
     "and 2, direction within 45 degrees, and r above 0.6, all beyond errors. Changed: there, outside of these: "
-    "moved, fainter, stronger, blurred, split. Lost or new: transmission below 0.2, and little else left, at a false "
-    "discovery rate of 10 %. "
+    "moved, fainter, stronger, blurred, split. Lost or new: no effect along its direction (transmission or "
+    "retained below 0.2), and either little in any other or nothing that a linear readout finds, at a false discovery "
+    "rate of 10 %: about one in ten listed may not be. "
     "Undecided: the evidence carries none of these. Counts by matches ask something else: whether an SAE of the other "
     "model has a feature of the same firings; they are of all live features."
 )
 _LIMITS = (
     "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
     "from text of its own shows on that text (own).\n"
+    "- Agreement between SAE seeds is over all verdicts; kappa, in summary.json, is what it exceeds chance by.\n"
     "- Undecided and unstable features are in no count of lost or new ones; if all undecided ones were lost, that many "
     "more would be.\n"
     "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
