@@ -180,6 +180,8 @@ def gate(
             raise ValueError(f"--text {text_}: is none of {', '.join(texts)}; add it to verdicts.texts, run the study")
         own = [row for row in rows if row["end"] == "parent" and row["text"] == text_]
         named = [edge.name for edge in done.study.edges if done.study.text_corpora(edge, text_)]
+        if silent := [one for one in edge or () if one in {e.name for e in done.study.edges} and one not in named]:
+            raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
         judged = judge(done.name, own, named, limit, edge or ()) | {"text": text_}
     else:
         own = [row for row in rows if row["rule"] != "paper"]
