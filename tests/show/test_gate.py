@@ -98,6 +98,7 @@ def test_an_interval_that_ends_at_the_limit_passes_and_one_that_begins_there_is_
     ("row", "why", "mend"),
     [
         (judged_edge("a", 0.04, 0.03, 0.06), "the interval includes the limit", "sae.tokens"),
+        (judged_edge("a", 0.0, 0.0, 0.06), "none is lost, but 600 features cannot show less than 6 %", "above it"),
         (judged_edge("a", 0.04, 0.03, 0.06, undecided=100), "the interval includes the limit", "verdicts.tokens"),
         (
             judged_edge("a", 0.5, 0.4, 0.6, stable=299),
@@ -290,7 +291,7 @@ def test_exit_codes(command, words, code):
         ((*DOUBTFUL, "--by", "matches", "--undecided", "pass"), "--undecided: by matches no edge is undecided"),
         ((*DOUBTFUL, "--by", "matches", "--text", "own"), "--text: matches are counted on the common text"),
         ((*DOUBTFUL, "--text", "lua"), "--text lua: is none of common, own"),
-        ((*DOUBTFUL, "--text", "own"), "--edge base->doubtful: is no edge of study s; edges are base->good"),
+        ((*DOUBTFUL, "--text", "own"), "--edge base->doubtful: has no text own; edges that have one are base->good"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name_with_what_replaces_them(command, words, message):

@@ -89,6 +89,9 @@ def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
     else:
         why = "the interval includes the limit"
         mend = _TOKENS if row["undecided"] > _MANY * stable else _LONGER
+        if not row["lost_share"]:
+            why = f"none is lost, but {stable:,} features cannot show less than {format.percent(high)}"
+            mend = "set a limit above it, or train wider SAEs"
     return judged | {"verdict": "undecided", "why": why, "mend": mend}
 
 
