@@ -81,7 +81,7 @@ def edge(tmp_path_factory) -> tuple[dict[str, Any], Artifact, dict[str, Any]]:
     settings = VerdictSettings(EDGE, LAST, "float32", 9_600, 16, "tokens", off, False, 4)
     rows = verdicts.ANALYSIS.run(artifacts.work_of(folder / "judging", inputs), settings)
     judged = artifacts.artifact(folder / "judged")
-    write_tables(verdicts.ANALYSIS.tables, rows, judged.folder, ITEM)
+    write_tables(verdicts.ANALYSIS.tables, rows, judged.folder, ITEM | {"text": "common"})
     return inquire(folder, inputs, judged), judged, inputs
 
 
@@ -106,7 +106,7 @@ def test_kept_features_pass_against_hard_negatives_and_lost_ones_do_not(edge):
 
 def test_the_finding_counts_fates_and_says_how_matches_act(edge):
     (said,) = lost_features.ANALYSIS.say(edge[0])
-    assert said.about == "tuned" and said.question == "lost"
+    assert said.about == "tuned" and said.question == "changed"
     assert "Looked for in tuned, of 6 lost features of base 6 are gone; of " in said.text
     assert any("of 20 " in line and "kept" in line and "hard negative" in line for line in said.evidence)
     assert said in statements_of(edge[0])
@@ -127,5 +127,5 @@ def test_every_edge_of_a_study_is_examined(lineage):
     for row in rows:
         if row["end"] == "parent":
             key = {name: row[name] for name in ("instrument", "edge")}
-            (judged,) = lineage.rows("verdicts", end="parent", **key)
+            (judged,) = lineage.rows("verdicts", end="parent", text="common", **key)
             assert row["listed"] == judged[row["verdict"]]

@@ -165,7 +165,9 @@ def test_what_the_run_did_not_explain_is_explained_on_the_spot(lineage, sample):
 
 def test_what_is_not_there_is_left_out_or_named(lineage, shown, tmp_path):
     part = tmp_path / "part"
-    shutil.copytree(lineage.run.folder, part, ignore=lambda _, names: {"classes", "explain", "model"} & {*names})
+    shutil.copytree(
+        lineage.run.folder, part, ignore=lambda _, names: {"classes", "explain", "model", "reference_model"} & {*names}
+    )
     less = show(open(part), shown["model"], shown["feature"])
     assert less["class"] is None and less["explanation"]["on_the_spot"]
     assert less["promoted"] == [] and f"model/{shown['model']} of study s is not done" in less["no_logits"]

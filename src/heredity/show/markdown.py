@@ -54,7 +54,7 @@ _REST = (
 )
 _QUESTIONS = ("merge", "inherited", "lost", "changed", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
-_LEFT_OUT = ("density", "kinds", "meaning")
+LEFT_OUT = ("density", "kinds", "meaning")
 """Questions about kinds of features rather than what became of them; the page answers them."""
 _CORPORA = ("corpus", "source", "documents_train", "bytes_train")  # corpora have no brief columns
 _IN_TABLES = ("matches", "inherited", "new", "sure")  # questions whose evidence is in verdicts, references and edges
@@ -79,7 +79,7 @@ def render(run: Run) -> str:
     made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]
     made += [f"also measured, in summary.json: {format.listed(others)}"] if others else []
     edges = [f"- {edge.name}: {', '.join(study.common_trace(edge))}" for edge in study.edges]
-    asked = [one for one in run.statements if one.question not in _LEFT_OUT]
+    asked = [one for one in run.statements if one.question not in LEFT_OUT]
     statements = [one for one in asked if one.instrument in (first, "")]
     notes = dict.fromkeys(f"- {one.text}" for one in statements if one.question == "note")
     parts = [
