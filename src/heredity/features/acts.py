@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.sparse import csr_array
 
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
@@ -49,6 +50,11 @@ class FeatureActs:
     def sparse(self) -> Sparse:
         """The same arrays as the kernels take them."""
         return Sparse(self.indptr, self.indices, self.values, self.d_sae)
+
+    def matrix(self) -> csr_array:
+        """The same as a sparse matrix, float64 [tokens, d_sae]."""
+        values = self.values.astype(np.float64)
+        return csr_array((values, self.indices, self.indptr), shape=(self.tokens, self.d_sae))
 
     @property
     def tokens(self) -> int:

@@ -70,7 +70,7 @@ class Sides(NamedTuple):
 def beside(acts: FeatureActs, others: FeatureActs, alone: np.ndarray) -> FeatureActs:
     """Activations with those of some features of another SAE, bool [d_sae], as further columns: what only the other
     model has may fire together with a feature, and would be read as its own."""
-    joined = csr_array(hstack([_matrix(acts), _matrix(others)[:, alone]]))
+    joined = csr_array(hstack([acts.matrix(), others.matrix()[:, alone]]))
     return FeatureActs(joined.indptr, joined.indices, joined.data, acts.d_sae + int(alone.sum()))
 
 
@@ -101,7 +101,7 @@ def readability(fitting: Sides, judging: Sides, chosen: np.ndarray, stable: np.n
 
 def _covariance(acts: FeatureActs, x: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Of some features and activations, float64 [features + d, features + d]."""
-    matrix = _matrix(acts)[:, features]
+    matrix = acts.matrix()[:, features]
     mean, count = np.concatenate([np.asarray(matrix.mean(0)).ravel(), x.mean(0, dtype=np.float64)]), len(features)
     made = np.empty((len(mean), len(mean)))
     made[:count, :count] = (matrix.T @ matrix).toarray()
@@ -127,7 +127,7 @@ def unevenness(judging: Sides, chosen: np.ndarray, stable: np.ndarray) -> np.nda
     same direction is taken off.
     """
     features = np.union1d(np.flatnonzero(stable), chosen)
-    matrix, count = _matrix(judging.acts)[:, features], len(features)
+    matrix, count = judging.acts.matrix()[:, features], len(features)
     spread = []
     for x in (judging.own, judging.other):
         covariance = _covariance(judging.acts, x, features)
@@ -138,7 +138,7 @@ def unevenness(judging: Sides, chosen: np.ndarray, stable: np.ndarray) -> np.nda
         rows = rows[np.searchsorted(features, chosen)]
         length = np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
         along = np.square(left @ (rows / length[:, None]).T)
-        f = _matrix(judging.acts)[:, chosen]
+        f = judging.acts.matrix()[:, chosen]
         fires = csr_array((np.ones(len(f.data)), f.indices, f.indptr), shape=f.shape)
         firings = np.maximum(np.asarray(fires.sum(0)).ravel(), 1)
         at_firings = np.asarray(fires.multiply(along).sum(0)).ravel()
@@ -165,7 +165,7 @@ def partners(own: FeatureActs, other: FeatureActs, chosen: np.ndarray) -> Partne
     the feature is its own best match, and most of its energy lies on the feature's firings: what was a feature of its
     own already took nothing."""
     matches = correlate(own, other, _PARTNERS)
-    mine, theirs = _matrix(own).tocsc(), _matrix(other)
+    mine, theirs = own.matrix().tocsc(), other.matrix()
     columns = theirs.tocsc()
     fires = csr_array((np.ones(len(theirs.data)), theirs.indices, theirs.indptr), shape=theirs.shape)
     found = Partners(*(np.full(len(chosen), value) for value in (np.nan, -1, -1, np.nan, np.nan, -1, 0.0)))
@@ -236,7 +236,3 @@ def fates_of(readable_apart: np.ndarray, unevenness: np.ndarray, found: Partners
 
 def _over(other: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.where(own > _LEAST_READ, other / np.where(own > _LEAST_READ, own, 1), np.nan)
-
-
-def _matrix(acts: FeatureActs) -> csr_array:
-    return csr_array((acts.values.astype(np.float64), acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))

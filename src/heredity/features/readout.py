@@ -31,7 +31,7 @@ def readable(
     folds = int(fold.max()) + 1
     if folds < 2:
         return np.full(acts.d_sae, np.nan), np.full(acts.d_sae, np.nan), folds
-    features = csr_array((acts.values.astype(np.float64), acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
+    features = acts.matrix()
     read = np.stack([_explained(features, x, fold, folds) for x in (own, other)])  # [model, fold, of which, feature]
 
     def ratio(held: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def effects(
     seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
     if not len(seen):
         return Effects(*columns, groups=count)
-    features = _matrix(acts)[order][:, seen]
+    features = acts.matrix()[order][:, seen]
     mean = np.asarray(features.mean(0)).ravel()
     inverse, apart = _inverse(features, mean)
     parts = {"own": own, "image": image, "other": other}
@@ -312,8 +312,3 @@ def _inverse(features: csr_array, mean: np.ndarray) -> tuple[np.ndarray, np.ndar
         lower = np.tril(inverse[block, block])
         inverse[block, block] = lower + np.tril(lower, -1).T
     return inverse, 1 / (own * np.diag(inverse))
-
-
-def _matrix(acts: FeatureActs) -> csr_array:
-    values = acts.values.astype(np.float64)
-    return csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.transmission import Effects
@@ -73,7 +72,7 @@ class Judged(NamedTuple):
 def same_r(first: FeatureActs, second: FeatureActs) -> np.ndarray:
     """Pearson r of each feature with the feature of the same index in other activations of one SAE on the same tokens,
     float64 [d_sae]; nan where either never fires."""
-    a, b = _matrix(first), _matrix(second)
+    a, b = first.matrix(), second.matrix()
     mean_a, mean_b = (np.asarray(each.mean(0)).ravel() for each in (a, b))
     covariance = np.asarray(a.multiply(b).mean(0)).ravel() - mean_a * mean_b
     variance = [np.asarray(x.multiply(x).mean(0)).ravel() - m**2 for x, m in ((a, mean_a), (b, mean_b))]
@@ -167,8 +166,3 @@ def _discoveries(p: np.ndarray, rate: float) -> np.ndarray:
     if known.any():
         called[known] = stats.false_discovery_control(p[known]) <= rate
     return called
-
-
-def _matrix(acts: FeatureActs) -> csr_array:
-    values = acts.values.astype(np.float64)
-    return csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
