@@ -101,6 +101,11 @@ def test_an_interval_that_ends_at_the_limit_passes_and_one_that_begins_there_is_
         (judged_edge("a", 0.0, 0.0, 0.06), "none is lost, but 600 features cannot show less than 6 %", "above it"),
         (judged_edge("a", 0.04, 0.03, 0.06, undecided=100), "the interval includes the limit", "verdicts.tokens"),
         (
+            judged_edge("a", 0.01, 0.0, 0.02, undecided=25),
+            "if the 25 undecided features are lost too, it is 5.2 %",
+            "verdicts.tokens",
+        ),
+        (
             judged_edge("a", 0.5, 0.4, 0.6, stable=299),
             "only 299 of 1,000 (30 %) live features are stable",
             "sae.tokens",

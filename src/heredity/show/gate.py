@@ -1,7 +1,8 @@
 """A limit on what the edges of a study may lose, for people who ship fine-tunes and want to be stopped in time.
 
-By verdicts, an edge fails where the whole interval of its lost share is over the limit, passes where the whole interval
-is within it, and is undecided otherwise. By matches, it fails where the count itself is over the limit.
+By verdicts, an edge fails where the whole interval of its lost share is over the limit. It passes where the whole
+interval is within it, and the undecided features would not put it over the limit if they were lost too. Otherwise it is
+undecided. By matches, it fails where the count itself is over the limit.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
     elif low > limit + _ROUNDING:
         return judged | {"verdict": "fail", "why": "", "mend": ""}
     elif high <= limit + _ROUNDING:
-        return judged | {"verdict": "pass", "why": "", "mend": ""}
+        possible = row["lost_share"] + row["undecided"] / stable
+        if possible <= limit + _ROUNDING:
+            return judged | {"verdict": "pass", "why": "", "mend": ""}
+        why = f"if the {row['undecided']:,} undecided features are lost too, it is {format.percent(possible)}"
+        mend = _TOKENS
     else:
         why = "the interval includes the limit"
         mend = _TOKENS if row["undecided"] > _MANY * stable else _LONGER
