@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from heredity.papers.beside import BESIDE, CLAIMS, SCALE, Range, figure
+from heredity.papers.pictures import draw
 from heredity.papers.reproduction import reproduction
-from heredity.show.pictures import draw
 from heredity.study import Study
 
 TRACKING = Study.of(

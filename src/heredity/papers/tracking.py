@@ -161,9 +161,7 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
         for edge in study.edges:
             row = one(tables, "edges", edge=edge.name, **key)
             here = row["persist"] / row["parent_live"] if row else None
-            interval = tuple(
-                None if end is None or not row else end / row["parent_live"] for end in ends(row, "persist")
-            )
+            low, high = (None if end is None else end / row["parent_live"] for end in ends(row, "persist"))
             yield figure(
                 23,
                 "T Fig 2",

@@ -10,10 +10,10 @@ from heredity import format
 from heredity.analyses import TABLES
 from heredity.engine.store import whole
 from heredity.papers.beside import BESIDE, CLAIMS, SCALE
+from heredity.papers.pictures import draw
 from heredity.papers.reproduction import NAMES, Reproduction
 from heredity.show import seen
 from heredity.show.markdown import table
-from heredity.show.pictures import draw
 from heredity.tables import Table
 
 if TYPE_CHECKING:
