@@ -176,7 +176,7 @@ function strengths(shown, sizes) {
 }
 
 const LISTS = {
-  "most persistent": "Features of the start model with the highest r all the way down.",
+  "most persistent": "Features of the start model with the highest r all the way down, to every model without a child.",
   "most changed": "Active features of the start model whose best match in every child is weakest, unstable ones included. "
     + "What changed most by verdicts is in the table of stable features that differ most.",
 };
