@@ -105,10 +105,13 @@ def _elsewhere(row: Mapping[str, Any]) -> Iterable[Statement]:
     text = f"On {row['corpora']}{', the text it was fine-tuned on' if row['text'] == 'own' else ''}, "
     found, share = f"{row['lost']:,} of {row['stable']:,} stable features of", f"({_share(row, 'lost')})"
     if row["end"] == "parent":
-        question, text = "lost", f"{text}{child} lost {found} {parent} {share} and changed {row['changed']:,}."
+        question, text = "lost", f"{text}{child} lost {found} {parent} {share}, kept {row['kept']:,}"
     else:
-        question = "new"
-        text += f"{found} {child} are new compared with {parent} {share}; {row['changed']:,} are changed."
+        question, text = (
+            "new",
+            f"{text}{found} {child} are new compared with {parent} {share}, {row['kept']:,} inherited",
+        )
+    text += f" and changed {row['changed']:,}; {row['undecided'] or 'none'} are undecided."
     yield Statement(child, question, text, (), row["instrument"])
 
 
@@ -149,16 +152,19 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
             f"Of {one['stable']:,} stable features of {parent}, training on with its own text, by the recipe of "
             f"{child}, loses {one['lost']:,} and changes {one['changed']:,}."
         )
-    as_often = [
-        f"{_UNTRAINED[one['reference']]} ({format.percent(one['kept'] / one['stable'])})"
-        for one in references
-        if one["reference"] in _UNTRAINED and one["stable"] >= _LEAST_UNTRAINED and one["kept_difference_low"] <= 0
-    ]
-    if as_often:
+    untrained = [one for one in references if one["reference"] in _UNTRAINED and one["stable"] >= _LEAST_UNTRAINED]
+    if any(one["kept_difference_low"] <= 0 for one in untrained):
+        said_of: dict[str, list[str]] = {"more": [], "as many, within error,": [], "fewer": []}
+        for one in untrained:
+            low, high = one["kept_difference_low"], one["kept_difference_high"]
+            side = "fewer" if low > 0 else "more" if high < 0 else "as many, within error,"
+            share = format.percent(one["kept"] / one["stable"])
+            said_of[side].append(f"{_UNTRAINED[one['reference']]} ({share})")
+        words = [f"{side} of {format.listed(names)}" for side, names in said_of.items() if names]
         yield said(
-            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}, no "
-            f"more, within error, than of dictionaries that nobody trained: {format.listed(as_often)}. That features "
-            "are kept here says little about what SAEs learned."
+            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}; of "
+            f"dictionaries that nobody trained, {format.listed(words)}. That features are kept here says little about "
+            "what SAEs learned."
         )
 
 
