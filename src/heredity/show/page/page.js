@@ -23,7 +23,8 @@ function findings() {
     const node = NODE[name];
     const made = node?.parents.length
       ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
-    return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made),
+    const again = node?.recipe_of ? `, ${recipe(node)}` : "";
+    return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made, again),
       first.length ? [lines(first), more("More", rest.length ? [lines(rest)] : [])] : lines(rest));
   };
   const others = names.filter((name) => !NODE[name]).map(block);
@@ -116,8 +117,8 @@ function provenance() {
 const MEASURED = DATA.instruments.filter((name) =>
   Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
 const hasEdges = Boolean(DATA.tables.edges);
-const DASHED = "Dashed: models that are stitched to each other.";
-const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
+const DASHED = "Dashed: models that are stitched to each other, or trained by one recipe with different seeds.";
+const graphSection = () => [studyGraph(), STITCHES.length || TWINS.length ? note(DASHED) : null];
 const FIRST = ["flow", "verdicts"]; // the last of these leads
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
   .sort((a, b) => FIRST.indexOf(b.kind) - FIRST.indexOf(a.kind))
