@@ -121,7 +121,7 @@ def test_methods_that_are_worse_or_better_on_both_corpora_are_named(points, word
     by = {"slerp": (0.0, 0.0), "linear": (points, points), "ties": (-2.0, 0.5)}
     rows = [row(method, corpus, p) for method, ps in by.items() for corpus, p in zip(("x", "y"), ps, strict=True)]
     (said,) = merges.METHODS.say({"merge_methods": rows})
-    assert words in said.text and said.evidence[0] == "slerp: 30 % on x, 30 % on y"
+    assert words in said.text and said.evidence[0] == "slerp: 30 % on average, 30 % on x, 30 % on y"
 
 
 def test_methods_are_compared_where_a_study_asks_for_it(tmp_path):

@@ -277,7 +277,8 @@ def _say_methods(tables: Tables) -> Iterable[Statement]:
             f"intervals, and {format.listed(better) or 'none'} more accurate."
         )
         evidence = [
-            f"{name}: " + ", ".join(f"{format.percent(row['accuracy'])} on {row['corpus']}" for row in rows)
+            f"{name}: {format.percent(float(np.mean([row['accuracy'] for row in rows])))} on average, "
+            + ", ".join(f"{format.percent(row['accuracy'])} on {row['corpus']}" for row in rows)
             for name, rows in methods.items()
         ]
         yield Statement(merge, "merge", text, tuple(evidence))

@@ -126,7 +126,8 @@ const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
   { id: "graph", title: "Study graph", build: graphSection },
-  hasEdges && !DATA.tables.flow && { id: "flow", title: "Where features go", build: flowSection },
+  hasEdges && !DATA.tables.reach && GRAPH.some((node) => node.parents.length)
+    && { id: "flow", title: "Where features go", build: flowSection },
   ...analyses(true),
   ...analyses(false),
   { id: "provenance", title: "Provenance", build: provenance, once: true },
