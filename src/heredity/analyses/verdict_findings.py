@@ -7,7 +7,7 @@ from typing import Any
 
 from heredity import format
 from heredity.analyses.analysis import Statement, Tables, rows_of
-from heredity.analyses.match_findings import KEY
+from heredity.analyses.match_findings import KEY, twins
 
 FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
@@ -35,7 +35,7 @@ _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept s
 
 
 def findings(tables: Tables) -> Iterable[Statement]:
-    noted = set()
+    noted, siblings = set(), twins(tables)
     for row in rows_of(tables, "verdicts"):
         if row["text"] != "common":
             yield from _elsewhere(row)
@@ -61,7 +61,14 @@ def findings(tables: Tables) -> Iterable[Statement]:
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"
-        if row["end"] == "parent":
+        if row["edge"] in siblings:
+            other = child if row["end"] == "parent" else parent
+            texts = {
+                "sure": f"Of {stable:,} stable features of {own}, {other}, trained by the same recipe with another "
+                f"seed, has {row['kept']:,} ({_share(row, 'kept')}), {row['changed']:,} in another form, and "
+                f"{row['lost']:,} not at all {lost}; {undecided}."
+            }
+        elif row["end"] == "parent":
             texts = {
                 "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
                 f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
