@@ -39,7 +39,8 @@ ANEW = {
     "controls.resamples=200 controls.level=0.9",
     "newness": "controls.newness=2000",
     "acts features classes explain": "report.tokens=5000",
-    "features explain": "report.features=2 report.contexts=1 case.assignment.tokens=['=']",
+    "features explain": "report.features=2 report.contexts=1 report.case_tokens=4000 report.case_corpora=['sums'] "
+    "case.assignment.tokens=['=']",
     "explain": "explain.features=20 explain.drop=0.2 explain.radius=4",
 }
 SETTINGS = [(override, kinds) for kinds, overrides in ANEW.items() for override in overrides.split()]

@@ -17,6 +17,7 @@ from heredity.study.graph import first_fault
 def find(
     study: StudyArg,
     tokens: Annotated[list[str] | None, Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
+    strings: Annotated[list[str] | None, Option(help="Text of several tokens, such as 'else if'. Repeatable.")] = None,
     regex: Annotated[str | None, Option(help=setting(CaseConfig, "regex"))] = None,
     script: Annotated[str | None, Option(help=setting(CaseConfig, "script"))] = None,
     predicate: Annotated[str | None, Option(help=setting(CaseConfig, "predicate"))] = None,
@@ -33,7 +34,13 @@ def find(
     ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
     if ranking is None:
         raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
-    options = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
+    options = {
+        "tokens": tokens or None,
+        "strings": strings or None,
+        "regex": regex,
+        "script": script,
+        "predicate": predicate,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     if len(given) != 1:
         count = " and ".join(f"--{name}" for name in given) or "nothing to look for"

@@ -234,6 +234,9 @@ class CaseConfig(Config):
 
     tokens: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Token strings, as text (`"="`, `" ="`)."""
+    strings: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Text of any number of tokens (`"else if"`): the hypothesis holds at the last token of every occurrence that
+    begins and ends where tokens do; a space before it may belong to its first token."""
     regex: str | None = None
     """Tokens whose whole text matches this pattern of Python's `re`, such as `" ?[0-9]+"`."""
     script: str | None = None
@@ -278,6 +281,10 @@ class ReportConfig(Config):
     """Top contexts per feature."""
     tokens: Positive = 200_000
     """Tokens, over all corpora, from which contexts and case studies are drawn."""
+    case_tokens: Positive | None = None
+    """Tokens behind the LLRs of case studies (the first paper: 3,000,000); default `tokens`, at no further cost."""
+    case_corpora: tuple[str, ...] = ()
+    """Corpora that these tokens come from, in equal parts; default all of the study."""
 
 
 class ExplainConfig(Config):

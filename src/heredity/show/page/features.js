@@ -208,7 +208,7 @@ function caseSection() {
       h("p", { class: "verdict" }, arrow(one.verdict[0].toUpperCase() + one.verdict.slice(1)),
         /[.!?]$/.test(one.verdict) ? "" : ".",
         known(one.mean_r) ? ` Mean r along the lineage ${fixed(one.mean_r)}.` : ""),
-      note(set ? [set, chip(`${value}`), some] : "Tokens ", shown, ` ${rate(one.base_rate)} of the sample.`,
+      note(set ? [set, chip(`${value}`), some] : kind === "strings" ? "Last tokens of " : "Tokens ", shown, ` ${rate(one.base_rate)} of the sample.`,
         one.not_in_vocabulary.length ? [" No single token: ", one.not_in_vocabulary.map(chip)] : ""),
       members.length ? plainTable([["model", (row) => row.model, true], id, ...fits, ["r", (row) => fixed(row.r)],
         ["with its match in", via, true]], members, { label: `Case ${name}` }) : null,
