@@ -312,6 +312,9 @@ class StudyConfig(Config):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random number."""
+    paper: Literal["tracking", "stitching"] | None = None
+    """The paper that the study follows: `tracking` (arXiv 2410.12391) or `stitching` (arXiv 2506.06609). The table
+    `deviations` sets its published settings beside the study's."""
     hook_point: str
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""
     precision: Precision = "float32"
