@@ -72,13 +72,13 @@ def _occurrences(strings: Sequence[str], ids: np.ndarray, texts: Sequence[str]) 
     after the space that its first token begins with."""
     mask, spelled = np.zeros(ids.shape, bool), set[tuple[int, ...]]()
     for row, block in enumerate(ids.tolist()):
-        pieces = [texts[token] for token in block]
+        pieces = [str(texts[token]) for token in block]
         joined = "".join(pieces)
         found = [match for string in strings for match in re.finditer(f"(?=({re.escape(string)}))", joined)]
         ends = np.cumsum([len(piece) for piece in pieces]) if found else np.zeros(0)
         for match in found:
             start, end = match.span(1)
-            first, last = (int(np.searchsorted(ends, *place)) for place in ((start, "right"), (end, "left")))
+            first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, end))
             before = joined[ends[first] - len(pieces[first]) : start]
             if ends[last] == end and before in ("", " "):
                 mask[row, last] = True
