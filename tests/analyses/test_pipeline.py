@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +162,24 @@ def test_settings_as_json_hold_everything_but_asides_and_names_are_given_once():
     assert plain({"a": (1, {"b": Aside("/home")}), "c": Aside(3)}) == {"a": [1, {"b": None}], "c": None}
     assert len(TABLES) == sum(len(analysis.tables) for analysis in ANALYSES)
     assert len({analysis.kind for analysis in ANALYSES}) == len(ANALYSES)
+
+
+def test_cases_have_a_sample_of_their_own_only_where_it_differs_and_every_instrument_has_cases(graph):
+    def stages(*overrides: str) -> dict[str, Any]:
+        return {stage.label: stage for stage in stages_of(load_study(str(graph), overrides))}
+
+    plain_study, same = stages(), stages("report.case_tokens=3_000")
+    assert not [label for label in (*plain_study, *same) if label.startswith("acts/") and label.endswith("@cases")]
+    own = stages("report.case_tokens=9_000", 'report.case_corpora=["sums", "code"]')
+    for name in ("parent", "independent", "joint"):
+        assert set(own[f"features/{name}"].inputs["case_acts"]) == {"base", "sums", "stories", "both"}
+        acts = own[f"acts/base@{name}@cases"]
+        assert acts.config["tokens"] == 9_000 and list(acts.inputs["tokens"]) == ["code", "sums"]
+        assert own[f"acts/base@{name}"].key == plain_study[f"acts/base@{name}"].key
+        assert {f"{kind}/{name}" for kind in ("classes", "explain")} <= set(own)
+    assert {f"flow/{name}" for name in ("parent", "independent", "joint")} <= set(own)
+    with pytest.raises(StudyError, match="report.case_corpora"):
+        stages('report.case_corpora=["nowhere"]')
 
 
 def test_edges_read_the_text_of_the_trace_that_both_ends_share(graph):

@@ -76,7 +76,7 @@ CASES = Table(
         Column("base_rate", "share", "Share of the sample's tokens in the set."),
         Column("verdict", "text", "What became of the concept, as in case_verdicts."),
     ),
-    brief=("case", "model", "feature", "llr", "r", "status"),
+    brief=("instrument", "case", "model", "feature", "llr", "r", "status"),
 )
 VERDICTS = Table(
     "case_verdicts",
@@ -101,7 +101,7 @@ VERDICTS = Table(
         Column("verdict", "text", "persists, disappears on EDGE, or emerges in MODEL."),
         Column("paper_verdict", "text", "The same at the first paper's threshold of 0.8 on every edge."),
     ),
-    brief=("case", "hypothesis", "hits", "mean_r", "pairs_r", "verdict", "paper_verdict"),
+    brief=("instrument", "case", "hypothesis", "hits", "pairs_r", "verdict", "paper_verdict"),
 )
 PAIRS = Table(
     "case_pairs",
