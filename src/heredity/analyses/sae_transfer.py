@@ -106,11 +106,14 @@ def width_items(study: Study) -> Iterable[Item]:
     return ({"stitch": name, "d_sae": d_sae} for name, stitch in study.config.stitch.items() for d_sae in stitch.widths)
 
 
-def new_sae_config(study: Study, name: str) -> SAEConfig:
-    """Settings of the SAEs of a stitch, which gives their widths itself."""
-    unused = {"expansion": SAEConfig.model_fields["expansion"].default}
-    recipe = PUBLISHED if study.config.stitch[name].arms_recipe == "published" else {}
-    return without_effect(study.config.sae.model_copy(update=recipe), continued=False).model_copy(update=unused)
+def new_sae_config(study: Study, name: str, arm: str = "random") -> SAEConfig:
+    """Settings of the SAEs of a stitch, which gives their widths itself, from one start."""
+    config = study.config.sae
+    if study.config.stitch[name].arms_recipe == "published":
+        config = config.model_copy(update=PUBLISHED)
+    given = {"expansion": SAEConfig.model_fields["expansion"].default}
+    given |= {} if arm == "random" else {"warm_up": config.warm_up}
+    return without_effect(config, continued=False).model_copy(update=given)
 
 
 class LoadedSAE(NamedTuple):

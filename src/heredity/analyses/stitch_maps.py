@@ -62,7 +62,7 @@ STITCH_MAPS = Table(
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
-        Column("source_reading_flops", "flops", "FLOPs of A's forward pass up to its hook point, per token."),
+        Column("source_reading_flops", "flops", "FLOPs per token of products with weights before the hook point of A."),
         Column("target_reading_flops", "flops", "The same of B."),
         Column("reading_seconds", "seconds", "Wall time of these passes over the tokens of the fits."),
     ),
@@ -305,7 +305,7 @@ def _timed(chunks: Pairs, clock: list[float]) -> Pairs:
 
 
 def _reading_flops(model: Any, hook_point: str, block: np.ndarray) -> float:
-    """FLOPs per token of a forward pass up to a hook point, as torch counts them."""
+    """FLOPs per token of a forward pass up to a hook point: of products with weights, as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -313,7 +313,8 @@ def _reading_flops(model: Any, hook_point: str, block: np.ndarray) -> float:
 
     with FlopCounterMode(display=False) as counter:
         capture(model, hook_point, torch.from_numpy(block).to(next(model.parameters()).device))
-    return counter.get_total_flops() / block.size
+    counts = counter.get_flop_counts().get("Global", {})  # without any product there is none
+    return sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm)) / block.size
 
 
 def _layers(

@@ -125,7 +125,7 @@ def _settings(study: Study, item: Item) -> WarmStartSettings:
     name, d_sae, target = item["stitch"], item["d_sae"], study.config.stitch[item["stitch"]].target
     seed, held_out_seed = seed_of(study, "beginning", name, d_sae), seed_of(study, "beginning", name)
     recipe = study.config.stitch[name].arms_recipe
-    given = new_sae_config(study, name), recipe, d_sae, item["arm"], target, study.config.precision
+    given = new_sae_config(study, name, item["arm"]), recipe, d_sae, item["arm"], target, study.config.precision
     return WarmStartSettings(*given, seed, held_out_seed)
 
 

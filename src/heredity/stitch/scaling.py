@@ -35,19 +35,18 @@ def frontier(curves: Sequence[tuple[np.ndarray, np.ndarray]], start: float = STA
     below this share of a training's last cost are left out. Between its points a curve is linear in logarithms, and
     after its end it keeps its loss.
     """
-    logs = []
+    kept = []
     for costs, losses in curves:
-        kept = np.isfinite(losses) & (losses > 0) & (costs > 0)
-        kept &= costs >= start * costs[-1]
-        if kept.any():
-            logs.append((np.log(costs[kept]), np.log(losses[kept])))
-    found = []
+        sound = np.isfinite(losses) & (losses > 0) & (costs > 0) & (costs >= start * costs[-1])
+        if sound.any():
+            kept.append((costs[sound], losses[sound]))
+    logs, found = [(np.log(costs), np.log(losses)) for costs, losses in kept], list[tuple[float, float]]()
     for own, (x, y) in enumerate(logs):
         others = [np.interp(x, *curve, left=np.inf) for place, curve in enumerate(logs) if place != own]
         best = np.all([y <= other for other in others], axis=0) if others else np.ones(len(x), bool)
-        found += list(zip(x[best], y[best], strict=True))
-    points = np.exp(np.array(sorted(found)).reshape(-1, 2))
-    return points[:, 0], points[:, 1]
+        found += zip(*(values[best] for values in kept[own]), strict=True)
+    costs, losses = np.array(sorted(found)).reshape(-1, 2).T
+    return costs, losses
 
 
 def fit_scaling(costs: np.ndarray, losses: np.ndarray, seed: int, draws: int = 2000) -> Scaling | None:
