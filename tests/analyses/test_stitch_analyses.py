@@ -850,6 +850,9 @@ def test_every_question_about_a_stitch_has_a_finding(world: World):
     assert ("stitch along", "lineage") in asked and ("stitch elsewhere", "note") in asked
     said = statements_of(world.tables)
     text = next(one.text for one in said if (one.about, one.question) == ("stitch pair", "SAEs"))
+    maps = next(one for one in said if (one.about, one.question) == ("stitch pair", "maps"))
+    assert any("the published descent (learning rate 0.0001, epochs 2)" in line for line in maps.evidence)
+    assert any("the descent (learning rate 0.01, epochs 2)" in line for line in maps.evidence)
     fvu = world.row("sae_transfer", variant="transferred")["fvu"]
     assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
 

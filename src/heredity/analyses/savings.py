@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, seed_of
+from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.sae_transfer import source_sae_need
 from heredity.analyses.stitch_maps import by_stitch, maps_of, percent, read_rows
 from heredity.analyses.warm_starts import ARM, KEY, warm_start_need
@@ -120,7 +120,7 @@ def _run(work: Work, settings: SavingsSettings) -> Results:
         row = read_rows(artifact, "warm_starts")[0]
         ends[row["d_sae"], row["arm"]] = row
         curves[row["d_sae"], row["arm"]] = read_rows(artifact, "warm_start_curves")
-    sources = {int(d_sae): _source_cost(work, artifact) for d_sae, artifact in work.inputs["source_sae"].items()}
+    sources = {int(d_sae): _source_cost(artifact) for d_sae, artifact in work.inputs["source_sae"].items()}
     levels = {"savings": ("threshold", settings.thresholds), "savings_by_level": ("level", settings.levels)}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in levels}
     for (d_sae, arm), curve in curves.items():
@@ -142,7 +142,7 @@ def _run(work: Work, settings: SavingsSettings) -> Results:
     return {**tables, "scaling_fits": _scaling(curves, settings.seed), "costs": parts}
 
 
-def _source_cost(work: Work, trained: Artifact) -> tuple[float, float, float]:
+def _source_cost(trained: Artifact) -> tuple[float, float, float]:
     """FLOPs, seconds and vectors of the training of the source's SAE; nan where it was loaded."""
     from heredity.stitch.savings import dense_flops
 
@@ -200,6 +200,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if not rows:
             continue
         width = f"{rows[0]['d_sae']:,} features"
+        if rows_of(tables, "warm_starts", stitch=name, recipe="published"):
+            width += ", trained with the published settings"
         reached = [row for row in rows if row["saved_flops"] is not None]
         if not reached:
             levels = format.listed([f"{level:g}" for level in sorted({row["threshold"] for row in rows})])
