@@ -236,6 +236,9 @@ class CaseConfig(Config):
 
     tokens: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Token strings, as text (`"="`, `" ="`)."""
+    strings: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Text of any number of tokens (`"else if"`): the hypothesis holds at the last token of every occurrence that
+    begins and ends where tokens do; a space before it may belong to its first token."""
     regex: str | None = None
     """Tokens whose whole text matches this pattern of Python's `re`, such as `" ?[0-9]+"`."""
     script: str | None = None
@@ -280,6 +283,10 @@ class ReportConfig(Config):
     """Top contexts per feature."""
     tokens: Positive = 200_000
     """Tokens, over all corpora, from which contexts and case studies are drawn."""
+    case_tokens: Positive | None = None
+    """Tokens behind the LLRs of case studies (the first paper: 3,000,000); default `tokens`, at no further cost."""
+    case_corpora: tuple[str, ...] = ()
+    """Corpora that these tokens come from, in equal parts; default all of the study."""
 
 
 class ExplainConfig(Config):
@@ -307,6 +314,9 @@ class StudyConfig(Config):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random number."""
+    paper: Literal["tracking", "stitching"] | None = None
+    """The paper that the study follows: `tracking` (arXiv 2410.12391) or `stitching` (arXiv 2506.06609). The table
+    `deviations` sets its published settings beside the study's."""
     hook_point: str
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""
     precision: Precision = "float32"
