@@ -38,6 +38,7 @@ from heredity.analyses.sae import SAESettings, train_on_models, without_effect
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
+from heredity.papers import stitching_settings
 from heredity.study import SAEConfig, StitchConfig, Study, StudyError
 from heredity.tables import Column, Table
 
@@ -51,17 +52,12 @@ if TYPE_CHECKING:
 CALIBRATING = 50_000
 """Training vectors of the target on which SAEs are refitted."""
 _FOLDED = 4096  # vectors on which folding is checked
-PUBLISHED: dict[str, Any] = {
-    "activation": "topk",
-    "lr": 1e-4,
-    "decay": False,
-    "warm_up": 0.0,
-    "resample_every": 0,
-    "normalize": False,
-    "subtract_mean": False,
-    "encoder_start": "transpose",
+PUBLISHED = {
+    one.setting.removeprefix("sae."): one.values[0]
+    for one in stitching_settings.SETTINGS
+    if one.setting.startswith("sae.") and one.setting not in ("sae.k", "sae.tokens")
 }
-"""Settings of every SAE training of Chen et al. 2025 (appendix D)."""
+"""Settings that `arms_recipe = "published"` puts in place of the study's [sae]."""
 _REFITTED = {"bias": "its bias refitted", "decoder": "its decoder refitted", "density": "its thresholds refitted"}
 
 SAE_TRANSFER = Table(
