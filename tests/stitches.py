@@ -40,6 +40,8 @@ def values(folder: Path, **pair: Any) -> dict[str, Any]:
         "tokens": 20_000,
         "arms": STARTS,
         "thresholds": [0.5, 0.9999],
+        "levels": [0.3, 0.5],
+        "alphas": [0, 1],
         "adam": {"epochs": 2, "lr": 1e-2, "batch_tokens": 512},
         "probes": {"tasks": ["origin", "kind", "test"], "texts": 40, "sizes": [*SIZES, 129], "context_size": 24},
         "steering": {"prompts": 6, "prompt_tokens": 5, "max_tokens": 8, "vectors": 500},

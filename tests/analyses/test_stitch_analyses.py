@@ -23,8 +23,9 @@ from heredity.analyses.feature_transfer import prose_corpus, quantiles
 from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
-from heredity.analyses.sae_transfer import variants
+from heredity.analyses.sae_transfer import SOURCE_SAE, variants
 from heredity.analyses.stitch_maps import Sides
+from heredity.analyses.warm_starts import WARM_START, moved_rows
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
@@ -41,15 +42,16 @@ from heredity.stitch.functional import null_share
 from heredity.stitch.probe import proportion
 from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
 from heredity.stitch.steer import transfer_gap
-from heredity.stitch.transfer import transfer_sae
-from heredity.study import Study, StudyError, load_study
+from heredity.stitch.transfer import cut_to_unit, transfer_sae
+from heredity.study import AdamConfig, StitchConfig, Study, StudyError, load_study
 from stitch.test_affine import random
 from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
 from tiny import command
 
 pytest.importorskip("sklearn")
 STEPS = -(-60_000 // 256)
-KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "probes", "steering", "feature_transfer"}
+KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "alphas", "probes", "steering"}
+KINDS |= {"feature_transfer"}
 SPARSE = {"source", "unchanged", "refitted", "native", "random"}
 DENSE = {"dense_source": 32, "dense_unchanged": 32, "dense_native": 48}
 STEERED = ("none", "native", "carried", "random")
@@ -85,6 +87,12 @@ class World(NamedTuple):
         """A stage of the study with other settings of the stitch."""
         made = values(self.study.root, **pair)
         return Pipeline(Study.of(made, name="s", root=self.study.root)).stages[label]
+
+
+def stage_rows(world: World, stage: Stage, folder: Path) -> dict[str, list[Row]]:
+    """Tables of a stage with other settings, made from the inputs of the study."""
+    stage.make(world.work(stage, folder))
+    return {path.stem: pq.read_table(path).to_pylist() for path in folder.glob("*.parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +132,7 @@ def test_keys_follow_what_matters(tmp_path):
         f"sae_transfer/pair@{WIDTH}",
         *(f"warm_start/pair@{WIDTH}@{arm}" for arm in STARTS),
         "savings/pair",
+        "alphas/pair",
         *(f"probes/pair@{task}" for task in ("origin", "kind", "test")),
         "steering/pair",
         "feature_transfer/pair",
@@ -132,12 +141,14 @@ def test_keys_follow_what_matters(tmp_path):
     probed = {"tasks": ["origin", "kind", "test"], "texts": 41}
     for changes, labels in (
         ({"thresholds": [0.5]}, {"savings/pair"}),
+        ({"levels": [0.5]}, {"savings/pair"}),
+        ({"alphas": [0]}, {"alphas/pair"}),
         ({"probes": probed}, {label for label in pair if "probes" in label}),
         ({"steering": {"prompts": 5}}, {"steering/pair"}),
         ({"evaluation": 1_400}, {*pair} - {f"source_sae/pair@{WIDTH}"}),
     ):
         assert {label for label, key in keys(tmp_path, **changes).items() if key != first[label]} == labels
-    bare = keys(tmp_path, arms=[], probes={"tasks": []}, steering={"prompts": 0}, features={"tokens": 0})
+    bare = keys(tmp_path, arms=[], alphas=[], probes={"tasks": []}, steering={"prompts": 0}, features={"tokens": 0})
     assert [label for label in bare if "/pair" in label] == pair[:3]
 
 
@@ -163,6 +174,8 @@ def test_every_stage_is_estimated(world: World, tmp_path):
         ({"widths": [4]}, r"sae\.k: 8 is more than the 4 features"),
         ({"tokens": 0}, r"stitch\.pair\.tokens"),
         ({"arms": ["transferred"]}, "add random"),
+        ({"method": "published", "adam": {"epochs": 0}}, "'published' is not among this stitch's descents"),
+        ({"method": "published", "alpha": 0.5}, r"descents \(descent\); choose another"),
         ({"arms": []}, r"stitch\.pair\.probes: there is no SAE of the target .*; add random to arms"),
         ({"probes": {"hub": {"kind": {"dataset": "x/y"}}}}, r"probes\.hub\.kind: .*; rename the data set"),
     ],
@@ -211,20 +224,63 @@ def test_settings_that_cannot_work_are_refused_by_their_key(settings, message):
 # -- maps -------------------------------------------------------------------------------------------------------------
 
 
-def test_maps_are_fitted_by_every_method_and_judged(world: World):
+def test_maps_are_fitted_by_every_method_and_judged(world: World, tmp_path):
     maps, fits = world.row("stitch_maps"), {row["method"]: row for row in world.rows("stitch_fits")}
     assert (maps["source_width"], maps["target_width"], maps["corpora"]) == (32, 48, "code, words, sums")
-    assert set(fits) == {"ridge", "joint", "procrustes", "adam"}
+    assert set(fits) == {"ridge", "joint", "procrustes", "published", "descent"}
+    given = [[fits[method][name] for name in ("lr", "epochs", "batch_tokens")] for method in fits]
+    assert given == [3 * [None]] * 3 + [[1e-4, 2, 5120], [1e-2, 2, 512]]
     assert [method for method, row in fits.items() if row["in_use"]] == ["joint"] == [maps["method"]]
     assert fits["joint"]["loss"] <= fits["ridge"]["loss"] * 1.02 and fits["joint"]["converged"] is not None
-    for method in ("joint", "adam"):
+    for method in ("joint", "published", "descent"):
         rows = world.rows("stitch_costs", method=method)
         assert all(rows[-1][name] == fits[method][name] for name in ("tokens", "flops", "loss"))
         assert len(rows) > 1 and [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows)
     ways = {row["way"]: row for row in world.rows("stitched_models")}
     assert ways["up"]["ce_loss"] < 5 and ways["source"]["increase"] is None
     assert ways["up"]["increase"] == pytest.approx(ways["up"]["ce_loss"] / ways["target"]["ce_loss"] - 1)
-    assert len(world.rows("stitch_layers")) == 2 * 3 and maps["compared"] > 0
+    layers, (chosen,) = world.rows("stitch_layers"), world.rows("stitch_layers", chosen=True)
+    assert len(layers) == 2 * 3 and maps["compared"] > 0
+    assert (chosen["source_layer"], chosen["target_layer"]) == (HOOK, TARGET_HOOK)
+    block = Sides.of(world.work("steering/pair", tmp_path)).source[0].model.layers[0]
+    weights = sum(part.weight.numel() for part in block.modules() if isinstance(part, torch.nn.Linear))
+    assert maps["source_reading_flops"] == 2 * weights and maps["reading_seconds"] > 0, "one block lies before it"
+
+
+def test_only_the_published_settings_are_called_published():
+    made = StitchConfig(source="a", target="b")
+    assert list(made.descents) == ["published"] and made.descents["published"] == AdamConfig()
+    for adam in (AdamConfig(lr=1e-3), AdamConfig(epochs=3), AdamConfig(batch_tokens=512)):
+        own = made.model_copy(update={"adam": adam})
+        assert list(own.descents) == ["published", "descent"] and own.descents["published"] == AdamConfig()
+    assert list(made.model_copy(update={"alpha": 0.5}).descents) == ["descent"], "nor another loss"
+    assert not made.model_copy(update={"adam": AdamConfig(epochs=0)}).descents
+
+
+def test_without_a_layer_given_the_stitch_stands_where_svcca_is_highest(world: World, tmp_path):
+    stage = world.changed("stitch/pair", target_hook_point=None, adam={"epochs": 0})
+    rows = stage_rows(world, stage, tmp_path)["stitch_layers"]
+    own = [row for row in rows if row["source_layer"] == HOOK]
+    best = max(own, key=lambda row: row["svcca"])
+    assert [row for row in rows if row["chosen"]] == [best] and len({row["svcca"] for row in own}) == 3
+
+
+def test_round_trips_are_weighed_against_the_maps(world: World):
+    rows = {(row["alpha"], row["way"]): row for row in world.rows("alphas")}
+    assert list(rows) == list(product((0, 1), ("up", "down", "source_round_trip", "target_round_trip", "sae")))
+    ways, sae = {row["way"]: row for row in world.rows("stitched_models")}, world.row("sae_transfer", variant="source")
+    for way in ("up", "down", "source_round_trip", "target_round_trip"):
+        for name in ("ce_loss", "increase"):
+            assert rows[1, way][name] == pytest.approx(ways[way][name], rel=1e-5), "alpha = 1 is the stitch itself"
+    fits = {row["method"]: row for row in world.rows("stitch_fits")}
+    for alpha, fit in ((0, fits["ridge"]), (1, fits["joint"])):
+        found = [rows[alpha, way]["r2"] for way in ("up", "down", "source_round_trip", "target_round_trip")]
+        told = [fit[f"r2_{way}"] for way in ("up", "down", "there_and_back", "back_and_there")]
+        assert found == pytest.approx(told, abs=1e-5)
+    for way in ("source_round_trip", "target_round_trip"):
+        assert rows[1, way]["r2"] > rows[0, way]["r2"] and rows[1, way]["ce_loss"] < rows[0, way]["ce_loss"]
+    assert rows[1, "up"]["r2"] <= rows[0, "up"]["r2"] + 1e-3
+    assert 0 < rows[1, "sae"]["r2"] < sae["explained_variance"] and rows[1, "sae"]["delta_loss"] > 0
 
 
 # -- SAEs -------------------------------------------------------------------------------------------------------------
@@ -304,11 +360,51 @@ def test_every_start_is_trained_on_and_a_transferred_one_begins_higher(world: Wo
         sae, metadata = read_sae(world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"] / "sae")
         assert metadata["model_name"] == "large" and metadata["training_tokens"] == own["vectors"] and sae.d_in == 48
         left = {path.name for path in world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"].folder.iterdir()}
-        tables = {"warm_starts.parquet", "warm_start_curves.parquet"}
+        tables = {"warm_starts.parquet", "warm_start_curves.parquet", "moved.parquet"}
         assert left == {"config.json", "manifest.json", "sae", "training.json"} | tables
     assert len({own["held_out"] for own in ends.values()}) == 1
     assert [ends["random"][name] for name in ("start_flops", "start_seconds", "revived")] == [0, 0, 0]
     assert ends["transferred"]["start_flops"] == fold_flops(32, 48, WIDTH) < ends["repaired"]["start_flops"]
+    told = [[own[name] for name in ("recipe", "lr", "warm_up", "decay", "scaled", "rows")] for own in ends.values()]
+    ours = ["study", 1e-3, 0.02, False, True, "moved into the encoder"]
+    assert told == [["study", 1e-3, 0.0, False, True, "drawn"], ours, ours, ours]
+
+
+def test_how_far_rows_move_is_told_of_features_that_fire():
+    start = torch.nn.functional.normalize(random(1000, 16, seed=0), dim=1)
+    angle = torch.linspace(0, torch.pi / 2, 1000)[:, None]
+    other = torch.nn.functional.normalize(random(1000, 16, seed=1), dim=1)
+    other = torch.nn.functional.normalize(other - (other * start).sum(1, keepdim=True) * start, dim=1)
+    fires = np.arange(1000) >= 500  # those that stayed near their start do not
+    rows = moved_rows(start, angle.cos() * start + angle.sin() * other, fires)
+    assert [row["quantile"] for row in rows] == pytest.approx(np.arange(0.05, 0.96, 0.05)) and len(rows) == 19
+    expected = np.cos((np.pi / 2) * (1 - np.array([row["quantile"] for row in rows]) / 2))
+    assert [row["cosine"] for row in rows] == pytest.approx(expected, abs=0.005)
+    assert {row["features"] for row in rows} == {500} and not moved_rows(start, start, np.zeros(1000, bool))
+
+
+def test_arms_as_published_differ_as_their_row_says(world: World, tmp_path):
+    """No warm-up, no scale, no features resampled, and a start whose rows are cut to norm 1 and not its encoder."""
+    made = values(world.study.root, arms_recipe="published")
+    made["sae"] |= {"tokens": 10_000, "decay": True, "activation": "relu"}
+    study = Study.of(made, name="s", root=world.study.root)
+    item = {"stitch": "pair", "d_sae": WIDTH, "arm": "transferred"}
+    work = world.work(f"warm_start/pair@{WIDTH}@transferred", tmp_path)
+    rows: Any = WARM_START.run(work, WARM_START.settings(study, item))
+    (row,) = rows["warm_starts"]
+    told = [row[name] for name in ("recipe", "lr", "warm_up", "decay", "scaled", "rows", "resampled")]
+    assert told == ["published", 1e-4, 0, False, False, "cut off", 0]
+    stitch = Stitch.load(world.artifacts["stitch/pair"] / "joint")
+    folded = transfer_sae(read_sae(work.inputs["source"] / "sae")[0], *stitch)
+    cut = cut_to_unit(folded)
+    torch.testing.assert_close(cut.W_dec, folded.W_dec / folded.W_dec.norm(dim=1, keepdim=True))
+    assert torch.equal(cut.W_enc, folded.W_enc) and (cut.activation, cut.k) == ("topk", K)
+    after, _ = read_sae(tmp_path / "sae")
+    cosines = torch.cosine_similarity(cut.W_dec, after.W_dec, dim=1).numpy()
+    (median,) = (each["cosine"] for each in rows["moved"] if each["quantile"] == 0.5)
+    assert np.quantile(cosines, 0.25) < median < np.quantile(cosines, 0.75) and median > 0.9, (
+        "a small rate moves little"
+    )
 
 
 class Killer(Watcher):
@@ -369,6 +465,93 @@ def test_savings_count_the_maps_and_the_sources_sae(world: World):
     assert 1 - spent / other == pytest.approx(one["saved_flops"])
     spent = turned["flops"] + begun["geometry"]
     assert 1 - spent / other == pytest.approx(turned["saved_flops"]), "a turn needs no maps"
+    levels = world.rows("savings_by_level", level=0.5)
+    for row, same in zip(rows[::2], levels, strict=True):
+        assert {**same, "threshold": 0.5} == {**row, "level": 0.5}
+    assert len(world.rows("savings_by_level")) == 2 * len(levels)
+
+
+def test_parts_cost_what_their_tables_say(world: World):
+    parts = {row["part"]: row for row in world.rows("costs")}
+    fits, (end,) = {row["method"]: row for row in world.rows("stitch_fits")}, world.rows("warm_starts", arm="random")
+    maps = world.row("stitch_maps")
+    for method, fit in fits.items():
+        row = parts[f"maps: {method}"]
+        assert all(row[name] == fit[name] for name in ("flops", "seconds", "in_use"))
+        assert row["share"] == pytest.approx(fit["flops"] / dense_flops(48, WIDTH, 256 * STEPS))
+    assert parts["source SAE"]["flops"] == dense_flops(32, WIDTH, 256 * STEPS) and parts["source SAE"]["seconds"] > 0
+    assert parts["target SAE"]["share"] == 1 and parts["target SAE"]["seconds"] == end["seconds"]
+    reading = parts["target SAE: reading"]
+    assert reading["flops"] == maps["target_reading_flops"] * 256 * STEPS and reading["seconds"] is None
+    assert parts["maps: reading"]["seconds"] < fits["joint"]["seconds"]
+    assert len(parts) == len(fits) + 5
+
+
+def test_scaling_is_fitted_to_the_curve_of_every_arm(world: World):
+    rows = world.rows("scaling_fits")
+    assert [(row["arm"], row["curve"]) for row in rows] == [(arm, str(WIDTH)) for arm in STARTS]
+    last = world.row("warm_starts", arm="random")
+    for row in rows:
+        assert row["points"] >= 4 and row["beta_low"] <= row["beta"] <= row["beta_high"]
+        assert row["to_flops"] == last["flops"] and row["from_flops"] >= 0.05 * last["flops"]
+        assert row["a_low"] <= row["a"] <= row["a_high"]
+    random_, carried = rows[0], rows[1]
+    assert random_["beta"] > carried["beta"], "who begins far down has less left to fall"
+
+
+# -- an SAE that is there already -------------------------------------------------------------------------------------
+
+
+def source_folder(world: World, folder: Path, **settings: Any) -> Path:
+    """The source's SAE of the study as a folder, with other settings in its file."""
+    shutil.copytree(world.artifacts[f"source_sae/pair@{WIDTH}"] / "sae", folder / "given")
+    config = json.loads((folder / "given" / "cfg.json").read_text())
+    config["metadata"].update(settings.pop("metadata", {}))
+    (folder / "given" / "cfg.json").write_text(json.dumps(config | settings))
+    return folder / "given"
+
+
+def test_a_source_sae_is_loaded_in_place_of_a_training(world: World, tmp_path):
+    given = source_folder(world, tmp_path)
+    study = Study.of(values(world.study.root, sae=str(given)), name="s", root=world.study.root)
+    pipeline, label = Pipeline(study), f"source_sae/pair@{WIDTH}"
+    stage = pipeline.stages[label]
+    assert "tokens" not in stage.inputs and stage.key != world.pipeline.stages[label].key
+    work = world.work(stage, tmp_path / "made")
+    work.folder.mkdir()
+    assert SOURCE_SAE.run(work, SOURCE_SAE.settings(study, {"stitch": "pair", "d_sae": WIDTH})) == {}
+    own, metadata = read_sae(tmp_path / "made" / "sae")
+    sae, _ = read_sae(given)
+    assert torch.equal(own.W_dec, sae.W_dec) and torch.equal(own.W_enc, sae.W_enc) and metadata["hook_name"] == HOOK
+    (given / "cfg.json").write_text((given / "cfg.json").read_text() + "\n")
+    assert Pipeline(study).stages[label].key != stage.key, "its content is in the key"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ({"normalize_activations": "layer_norm"}, {}, r"stitch\.pair\.sae: .*'layer_norm' .* give an SAE of raw"),
+        ({}, {"widths": [64]}, rf"stitch\.pair\.widths: \[64\] .*; set widths = \[{WIDTH}\]"),
+        (
+            {},
+            {"source": "large", "target": "small", "target_hook_point": HOOK},
+            r"stitch\.pair\.sae: .* reads 32 dimensions, and large is 48",
+        ),
+        ({}, {"sae": "nowhere"}, r"stitch\.pair\.sae: .*nowhere holds no SAE"),
+    ],
+)
+def test_an_sae_that_cannot_be_carried_is_refused_by_name(world: World, tmp_path, settings, changes, message):
+    made = values(world.study.root, **{"sae": str(source_folder(world, tmp_path, **settings)), **changes})
+    with pytest.raises(StudyError, match=message):
+        Pipeline(Study.of(made, name="s", root=world.study.root))
+
+
+def test_an_sae_of_another_place_is_refused(world: World, tmp_path):
+    given = source_folder(world, tmp_path, metadata={"hook_name": "blocks.0.hook_resid_pre"})
+    study = Study.of(values(world.study.root, sae=str(given)), name="s", root=world.study.root)
+    work = world.work(Pipeline(study).stages[f"source_sae/pair@{WIDTH}"], tmp_path)
+    with pytest.raises(StudyError, match=r"stitch\.pair\.sae: .* trained at blocks\.0\.hook_resid_pre, .* set source_"):
+        SOURCE_SAE.run(work, SOURCE_SAE.settings(study, {"stitch": "pair", "d_sae": WIDTH}))
 
 
 # -- probes -----------------------------------------------------------------------------------------------------------
@@ -667,6 +850,9 @@ def test_every_question_about_a_stitch_has_a_finding(world: World):
     assert ("stitch along", "lineage") in asked and ("stitch elsewhere", "note") in asked
     said = statements_of(world.tables)
     text = next(one.text for one in said if (one.about, one.question) == ("stitch pair", "SAEs"))
+    maps = next(one for one in said if (one.about, one.question) == ("stitch pair", "maps"))
+    assert any("the published descent (learning rate 0.0001, epochs 2)" in line for line in maps.evidence)
+    assert any("the descent (learning rate 0.01, epochs 2)" in line for line in maps.evidence)
     fvu = world.row("sae_transfer", variant="transferred")["fvu"]
     assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
 

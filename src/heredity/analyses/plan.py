@@ -255,6 +255,10 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
             f"{study.name}: {key}: {most:g} is more than the {min(config.widths)} features of stitch.{name}.widths; "
             "lower it"
         )
+    if config.sae:
+        from heredity.analyses.sae_transfer import loaded_sae
+
+        loaded_sae(f"{study.name}: stitch.{name}", study.root / config.sae, config, d_a)
 
 
 def check_method(place: str, config: StitchConfig, d_a: int, d_b: int) -> None:
