@@ -19,12 +19,13 @@ from scipy.stats import mannwhitneyu
 
 from artifacts import table_of
 from heredity.analyses import Pipeline, feature_transfer, lineage_by_maps, statements_of
-from heredity.analyses.feature_transfer import prose_corpus, quantiles
+from heredity.analyses.functional_features import quantiles
 from heredity.analyses.match import edge_row, read_matches
 from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import variants
 from heredity.analyses.stitch_maps import Sides
+from heredity.analyses.structural_features import percentiles, prose_corpus
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
@@ -575,6 +576,47 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
         assert tests[name]["effect"] == pytest.approx(test.statistic / (len(groups[0]) * len(groups[1])))
 
 
+def test_shares_of_classes_stand_beside_what_chance_gives(world: World, column):
+    for row in world.rows("transfer_classes"):
+        own = column[row["features"]] & column["judged"]
+        assert row["share"] == pytest.approx(np.median(column["share"][own]))
+        assert row["share_by_chance"] == pytest.approx(np.median(column["share_by_chance"][own]))
+        assert row["structural_by_chance"] == (column["share_by_chance"][own] >= 0.5).sum()
+    known = column["judged"] & np.isfinite(column["attribution_r"])
+    for name in ("structural", "semantic"):
+        tenths = world.rows("transfer_percentiles", features=name)
+        assert [row["percentile"] for row in tenths] == [10 * tenth for tenth in range(10)]
+        assert sum(row["judged"] for row in tenths) == known.sum()
+        assert sum(row["n"] for row in tenths) == (known & column[name]).sum()
+        assert [row["r"] for row in tenths] == sorted(row["r"] for row in tenths)
+
+
+def test_classes_planted_at_the_ends_fill_the_end_tenths():
+    """Semantic features at both ends of r, structural ones in the middle (figure 4b)."""
+    r = np.random.default_rng(0).permutation(np.linspace(-1, 1, 200))
+    r[7] = np.nan
+    classes = {"structural": np.abs(r) < 0.5, "semantic": np.abs(r) > 0.75}
+    rows = list(percentiles(r, np.arange(200) > 3, classes))
+    assert sum(row["judged"] for row in rows) == 2 * 195
+    share = {name: [row["share"] for row in rows if row["features"] == name] for name in classes}
+    assert share["semantic"][0] == share["semantic"][-1] == 1 and share["structural"][4:6] == [1, 1]
+    assert max(share["semantic"][3:7]) == 0 and share["structural"][0] == share["structural"][-1] == 0
+    assert rows[0]["overall"] == pytest.approx(0.5, abs=0.02) and rows[0]["share_high"] < 0.25
+
+
+def test_examples_show_a_feature_where_it_fires(world: World, column):
+    examples = world.rows("class_examples")
+    assert {row["features"] for row in examples} == {"structural", "semantic"}
+    for row in examples:
+        i, structural = row["feature"], row["features"] == "structural"
+        assert column[row["features"]][i] and column["judged"][i] and row["prompts"] >= 5
+        assert row["share"] == column["share"][i] and row["share_by_chance"] == column["share_by_chance"][i]
+        assert row["context"].count("«") == 1 and row["version"].count("«") == structural
+        assert row["tokens"].endswith("%") and row["context"].replace("«", "").replace("»", "") != row["version"]
+    surest = [row["share"] - row["share_by_chance"] for row in examples if row["features"] == "structural"]
+    assert surest == sorted(surest, reverse=True)
+
+
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
     row, spaces, judged = world.row("feature_transfer"), world.rows("transfer_null_space"), column["judged"]
 
@@ -591,14 +633,38 @@ def test_functional_features_are_the_highest_of_their_kind(world: World, column)
         both = (column[each][judged] for each in (name, f"carried_{name}"))
         assert row[rank] == pytest.approx(rank_correlation(*both))
     heads, (first, second) = world.rows("deactivation_features"), best(column["head_score"])
-    assert [each["feature"] for each in heads] == [first, first, second, second] and row["first_token"] == "bos"
+    expected = [(i, end, effect) for i in (first, second) for end in ("source", "target") for effect in ("off", "on")]
+    assert [(each["feature"], each["end"], each["effect"]) for each in heads] == expected
+    assert row["first_token"] == "bos"
     for each in heads:
         source = each["end"] == "source"
-        score = column["head_score" if source else "carried_head_score"][each["feature"]]
-        assert each["score"] == pytest.approx(score) and each["layer"] == (1 if source else 2)
-        if source:
-            assert each["tokens"] > 0 and 0 < each["attention"] < 1 and each["norm"] > 0
-            assert each["attention_drop"] is not None and each["norm_drop"] is not None
+        highest = column["head_score" if source else "carried_head_score"][each["feature"]]
+        assert each["null_share"] == column["null_share" if source else "carried_null_share"][each["feature"]]
+        curve = world.rows("attention_curves", **{name: each[name] for name in ("feature", "end", "effect")})
+        assert sum(point["tokens"] for point in curve) == each["tokens"] and (each["tokens"] > 0 or not source)
+        if each["tokens"]:
+            assert each["score"] <= highest + 1e-4 and each["layer"] == (1 if source else 2) and 0 <= each["head"] < 4
+            assert 0 < each["attention"] < 1 and each["norm"] > 0
+            drops = [point["attention_drop"] * point["tokens"] for point in curve]
+            assert each["attention_drop"] == pytest.approx(sum(drops) / each["tokens"])
+            assert each["attention_drop_low"] < each["attention_drop"] < each["attention_drop_high"]
+
+
+def test_entropy_features_are_those_high_in_share_and_push(world: World, column):
+    """All judged features are drawn here, so that the table holds what the counts are made of."""
+    shares, judged = world.rows("null_shares"), column["judged"]
+    for end, name in (("source", "null_share"), ("target", "carried_null_share")):
+        own, space = [row for row in shares if row["end"] == end], world.row("transfer_null_space", end=end)
+        assert [row["feature"] for row in own] == np.flatnonzero(judged).tolist()
+        np.testing.assert_allclose([row["share"] for row in own], column[name][judged])
+        cuts = [np.quantile([row[of] for row in own], 0.95) for of in ("share", "push")]
+        assert [space["share_cut"], space["push_cut"]] == pytest.approx(cuts)
+        high = {row["feature"] for row in own if row["share"] > cuts[0] and row["push"] > cuts[1]}
+        assert {row["feature"] for row in own if row["high"]} == high and space["high"] == len(high)
+        assert space["high_by_chance"] == pytest.approx(0.05**2 * judged.sum(), rel=0.5)
+    both = [{row["feature"] for row in shares if row["end"] == end and row["high"]} for end in ("source", "target")]
+    assert space["kept"] == len(both[0] & both[1])
+    assert space["kept_by_chance"] == pytest.approx(len(both[0]) * len(both[1]) / judged.sum())
 
 
 def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
