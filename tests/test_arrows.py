@@ -34,11 +34,12 @@ ROOMS = [
     ["engine"],
     ["analyses"],
     ["results", "two_models", "seed_proof"],
+    ["papers"],
     ["show"],
     ["cli"],
 ]
 # What shows results reads tables, a run, and the declarations of the analyses: no maths.
-SHOWN = ("show", "tables", "format", "engine.store", "engine.stage", "study", "analyses", "results")
+SHOWN = ("show", "tables", "format", "engine.store", "engine.stage", "study", "analyses", "results", "papers")
 HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 

@@ -136,9 +136,14 @@ class Run:
         return acts_of(self.artifact(("acts", self.item(instrument, model=model))))
 
     def feature(self, model: str, index: int) -> Feature:
-        """All that is known of one feature: class, explanation, tokens, matches, examples. HTML in a notebook."""
+        """All that is known of one feature: class, explanation, tokens, matches, examples. HTML in a notebook.
+
+        Raises StudyError for a model or an index that the run does not have, TypeError for an index that is no integer.
+        """
         from heredity.analyses.query import show
 
+        if not hasattr(index, "__index__"):
+            raise TypeError(f"feature({model!r}, {index!r}): the index must be an integer, such as 158")
         return Feature(show(self, model, index))
 
 

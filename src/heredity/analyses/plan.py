@@ -79,10 +79,13 @@ class Shapes:
             if not path.is_file():
                 return None
             try:
-                return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+                shape = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+                if not hasattr(shape, "model_type"):
+                    raise ValueError("it has no model_type")
+                return shape
             except (ValueError, TypeError, RecursionError) as error:
                 raise StudyError(
-                    f"{path}: is no configuration of a model ({error}); download or save the model again"
+                    f"{path}: is no configuration of a model ({error}); give the folder that model.save_pretrained wrote"
                 ) from None
         return self.shape(self.study.parents[name][0])
 

@@ -19,6 +19,7 @@ from heredity.cli.app import (
     command,
     complete,
     err,
+    run_of,
     study_of,
     text,
     watcher,
@@ -124,6 +125,46 @@ def report(
     out.parent.mkdir(parents=True, exist_ok=True)
     (page if format_ == "html" else markdown).write(done, out)
     return Result({"report": str(out)}, lambda: typer.echo(out))
+
+
+@command()
+def reproduce(
+    study: StudyArg,
+    paper: Annotated[
+        str | None,
+        Option("--paper", help="tracking (arXiv 2410.12391) or stitching (2506.06609); default: the study's."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option("-o", "--out", help="Also write a Markdown file, with pictures in a folder of its name."),
+    ] = None,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """Set a study's run beside the paper it follows: every figure and table, what agrees, and what stands."""
+    from heredity.papers.reproduction import NAMES, reproduction
+    from heredity.show import reproduce as shown
+
+    run = run_of(study, runs, set_)
+    if not run.artifacts:
+        raise ValueError(f"nothing of study {run.name} is done in {runs}; run `{run.again}` first")
+    rows = {name: table.to_pylist() for name, table in run.tables.items()}
+    found = reproduction(run.study, rows, paper)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shown.write(run, found, out)
+
+    def show() -> None:
+        text().say(NAMES[found.paper])
+        for table, own in shown.parts(found, rows.get("deviations", ())):
+            text().print_table(table, own)
+        if run.missing:
+            err.print(Text(f"Note: {len(run.missing)} stages are not done: what they give is not measured"))
+        if out is not None:
+            typer.echo(out)
+
+    value = found._asdict() | {"study": run.name, "deviations": rows.get("deviations", []), "written": out and str(out)}
+    return Result(value, show)
 
 
 @command()

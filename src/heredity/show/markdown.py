@@ -50,7 +50,7 @@ _LIMITS = (
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
 )
 _REST = (
-    "- Kinds of features, their density and what they mean are on the page. The last section says how figures are made."
+    "- Counts by matches at other thresholds, kinds of features, their density and what they mean are on the page. The last section says how figures are made."
 )
 _QUESTIONS = ("merge", "inherited", "lost", "changed", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
@@ -74,6 +74,8 @@ def render(run: Run) -> str:
     study, first = run.study, run.study.instrument
     rows = {name: _own(table.to_pylist(), first) for name, table in run.tables.items()}
     studied, found = ([name for name in names if rows.get(name)] for names in (_STUDIED, _FOUND))
+    if "verdicts" in found:  # sentences say what matches count
+        found = [name for name in found if name != "edges"]
     others = [name for name in study.instruments if name != first]
     made = [f"heredity {__version__}; seed {study.config.seed}; {format.duration(run.seconds)} of work"]
     made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]

@@ -1,7 +1,7 @@
 """`summary.json`, schema 2: every table of a run but the large ones, with declarations, findings and notes.
 
 {"heredity": version, "schema": 2, "study": name, "seconds": of work, "created": UTC, "machine": in words,
- "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
+ "config": the study file without its defaults, "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
  "statements": [{"about", "question", "text", "evidence", "instrument"}], "notes": [text]}
 """
 
@@ -39,6 +39,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "seconds": round(run.seconds, 3),
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": machine_of(run),
+        "config": run.study.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True),
         "tables": {name: record(TABLES[name], rows.to_pylist()) for name, rows in run.tables.items()},
         "statements": [statement for statement in statements if statement["question"] != "note"],
         "notes": list(dict.fromkeys(row["text"] for row in statements if row["question"] == "note")),

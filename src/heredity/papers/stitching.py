@@ -1,0 +1,243 @@
+"""Chen et al. (arXiv 2506.06609), figure by figure, beside a run of their experiment.
+
+The paper has three pairs of models (Pythia, GPT-2, Gemma 2); a figure of ours is held to the range of the three. Of a
+study's stitches those between models of different width count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from heredity import format
+from heredity.papers.beside import Range, Rows, ends, figure, one, rows, scale
+from heredity.study import Study
+
+PAIRS = "Pythia, GPT-2, Gemma 2"
+_WAYS = {
+    "up": ("small to large", Range(0.11, 0.39)),
+    "down": ("large to small", Range(0.083, 0.17)),
+    "source_round_trip": ("small, there and back", Range(None, 0.01)),
+    "target_round_trip": ("large, there and back", Range(0.014, 0.13)),
+}
+_ZERO_SHOT = (
+    ("fvu", "variance unexplained", "share", Range(0.11, 0.21), Range(0.39, 0.52)),
+    ("delta_loss", "loss added by splicing in", "nats", Range(0.08, 0.50), Range(0.85, 2.16)),
+    ("dead_share", "dead features", "share", Range(None, 0.052), Range(None, 0.035)),
+)
+_FITS = {"random": Range(0.15, 0.16), "transferred": Range(0.10, 0.14)}
+"""Exponents of the published fits, for a random start and for the transferred one."""
+
+
+def pairs_of(study: Study, tables: Rows) -> list[str]:
+    """Stitches between models of different width. Raises ValueError for a study without one."""
+    found = [row["stitch"] for row in rows(tables, "stitch_maps") if row["source_width"] != row["target_width"]]
+    if not found:
+        raise ValueError(
+            f"study {study.name} has no stitch between models of different width, which the tables of arXiv 2506.06609 "
+            "are about; run studies/stitching.toml, or name the other paper with --paper tracking"
+        )
+    return found
+
+
+def sizes(study: Study, tables: Rows) -> list[dict[str, Any]]:
+    """Scale of the paper's experiment (its Pythia pair) and of a run."""
+    found: list[tuple[str, str, float, float | None]] = []
+    for stitch in pairs_of(study, tables):
+        row = one(tables, "stitch_maps", stitch=stitch)
+        starts = rows(tables, "warm_starts", stitch=stitch)
+        fit = one(tables, "stitch_fits", stitch=stitch, in_use=True)
+        found += [
+            ("width of the small model", stitch, 512, row["source_width"]),
+            ("width of the large model", stitch, 768, row["target_width"]),
+            ("tokens of the maps", stitch, 184_300_000, fit.get("tokens")),
+            ("features of an SAE, most", stitch, 65_536, max((one["d_sae"] for one in starts), default=None)),
+            ("vectors of an SAE", stitch, 4e9, max((one["vectors"] for one in starts), default=None)),
+        ]
+    return scale(found)
+
+
+def figures(study: Study, tables: Rows) -> list[dict[str, Any]]:
+    """Rows of `beside.BESIDE`, in the order of the paper."""
+    parts = {
+        "maps": _maps,
+        "carried SAEs": _carried,
+        "carried starts": _starts,
+        "probes and steering": _probes,
+        "single features": _features,
+    }
+    stitches = pairs_of(study, tables)
+    return [{"part": part} | row for part, of in parts.items() for stitch in stitches for row in of(tables, stitch)]
+
+
+def _maps(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
+    layers = rows(tables, "stitch_layers", stitch=stitch)
+    best = max(layers, key=lambda row: row["svcca"], default={})
+    about = f"{stitch}, {best['source_layer']} and {best['target_layer']}" if best else stitch
+    yield figure(63, "S Fig 6", "highest mean SVCCA of a layer", about, "number", Range(0.3, 0.8), best.get("svcca"))
+    for way, (words, paper) in _WAYS.items():
+        row = one(tables, "stitched_models", stitch=stitch, way=way)
+        yield figure(
+            64,
+            "S Table 1",
+            f"loss added: {words}",
+            stitch,
+            "share",
+            paper,
+            row.get("increase"),
+            remark="relative to the model whose back half predicts",
+        )
+    base = {row["alpha"]: row for row in rows(tables, "alphas", stitch=stitch)}
+    for alpha, row in base.items():
+        yield figure(
+            62,
+            "S Fig 7",
+            f"loss added by the carried SAE at alpha {alpha:g}",
+            stitch,
+            "nats",
+            "drawn, no numbers",
+            row.get("delta_loss"),
+        )
+    if not base:
+        yield figure(62, "S Fig 7", "alpha of 0, 0.1, 1, 10", stitch, "nats", "drawn, no numbers", None)
+
+
+def _carried(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
+    for d_sae in sorted({row["d_sae"] for row in rows(tables, "sae_transfer", stitch=stitch)}):
+        for column, what, kind, own, carried in _ZERO_SHOT:
+            for variant, words, paper in (("source", "in its own model", own), ("transferred", "carried", carried)):
+                row = one(tables, "sae_transfer", stitch=stitch, d_sae=d_sae, variant=variant)
+                about = f"{stitch}, {d_sae:,} features"
+                yield figure(67, "S Table 2", f"{what}, {words}", about, kind, paper, row.get(column))
+
+
+def _starts(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
+    saved = rows(tables, "savings", stitch=stitch, arm="transferred")
+    for row in saved:
+        if abs(row["threshold"] - 0.9) < 1e-9:
+            about = f"{stitch}, {row['d_sae']:,} features"
+            yield figure(
+                73,
+                "S Fig 8b",
+                "FLOPs saved at a variance of 0.90",
+                about,
+                "share",
+                Range(0.3, 0.5),
+                row["saved_flops"],
+                remark=row["never"] or "the source's SAE is not charged",
+            )
+            yield figure(
+                72,
+                "S App D",
+                "the same, the source's SAE charged",
+                about,
+                "share",
+                None,
+                row["saved_flops_with_source"],
+            )
+            yield figure(
+                97, "review", "seconds saved at a variance of 0.90", about, "share", None, row["saved_seconds"]
+            )
+    for row in rows(tables, "scaling_fits", stitch=stitch):
+        if row["arm"] in _FITS:
+            about = f"{stitch}, {format.value('count', row['d_sae'])} features" if row.get("d_sae") else stitch
+            yield figure(
+                77,
+                "S Table 4",
+                f"exponent of loss over FLOPs, {row['arm']} start",
+                about,
+                "number",
+                _FITS[row["arm"]],
+                row["beta"],
+                ends(row, "beta"),
+            )
+    for row in rows(tables, "warm_starts", stitch=stitch, arm="transferred"):
+        yield figure(
+            78,
+            "S App D",
+            "dead features of the carried start at the end",
+            f"{stitch}, {row['d_sae']:,} features",
+            "share",
+            "more in wider SAEs",
+            row["dead_share"],
+        )
+
+
+def _probes(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
+    for task in dict.fromkeys(row["task"] for row in rows(tables, "probe_means", stitch=stitch)):
+        found = rows(tables, "probe_means", stitch=stitch, task=task)
+        for k in sorted({row["k"] for row in found if row["k"]}):
+            values = {row["arm"]: row["balanced_accuracy"] for row in found if row["k"] == k}
+            for arm, other, paper in (("refitted", "native", "about 0"), ("unchanged", "random", "above 0, mostly")):
+                if arm in values and other in values:
+                    yield figure(
+                        81,
+                        "S Fig 3a, 9, 10",
+                        f"balanced accuracy, {arm} less {other}",
+                        f"{stitch}, {task}, k {k}",
+                        "share",
+                        paper,
+                        values[arm] - values[other],
+                    )
+    for model in dict.fromkeys(row["model"] for row in rows(tables, "steering_gaps", stitch=stitch)):
+        gaps = [
+            row["gap"] for row in rows(tables, "steering_gaps", stitch=stitch, model=model) if row["gap"] is not None
+        ]
+        yield figure(
+            84,
+            "S eq 16",
+            "effect of carried over native steering, mean",
+            f"{stitch}, into {model}",
+            "number",
+            Range(0.42, 0.45),
+            sum(gaps) / len(gaps) if gaps else None,
+            remark=f"{len(gaps)} directions",
+        )
+        for arm, paper in (("native", Range(0.32, 0.54)), ("carried", Range(0.22, 0.29))):
+            shares = [row["share"] for row in rows(tables, "steering", stitch=stitch, model=model, arm=arm)]
+            yield figure(
+                85,
+                "S Tables 5, 6",
+                f"answers in the wanted text, {arm}",
+                f"{stitch}, into {model}",
+                "share",
+                paper,
+                sum(shares) / len(shares) if shares else None,
+            )
+
+
+def _features(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
+    spread = {
+        row["features"]: row for row in rows(tables, "transfer_correlations", stitch=stitch, measure="attribution")
+    }
+    for features, element, place in (
+        ("judged", 88, "S Fig 14"),
+        ("random", 88, "S Fig 14"),
+        ("structural", 90, "S Fig 4b, 15"),
+        ("semantic", 90, "S Fig 4b, 15"),
+    ):
+        row = spread.get(features, {})
+        inner = (row.get("q25"), row.get("q75"))
+        yield figure(
+            element,
+            place,
+            f"attribution correlation, {features}, median and quartiles",
+            stitch,
+            "r",
+            "drawn, no numbers",
+            row.get("median"),
+            inner,
+        )
+    row = one(tables, "feature_transfer", stitch=stitch)
+    yield figure(
+        88,
+        "S Fig 14",
+        "features above the random ones' 95th percentile",
+        stitch,
+        "share",
+        "most features",
+        row.get("above"),
+    )
+    dense = {row["features"]: row["density"] for row in rows(tables, "transfer_classes", stitch=stitch)}
+    ratio = dense["structural"] / dense["semantic"] if dense.get("structural") and dense.get("semantic") else None
+    yield figure(90, "S 5.1", "density of structural over semantic features", stitch, "number", Range(1.0, None), ratio)

@@ -1,0 +1,62 @@
+"""A run beside its paper, as one Markdown text with pictures in a folder of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity import format
+from heredity.analyses import TABLES
+from heredity.engine.store import whole
+from heredity.papers.beside import BESIDE, CLAIMS, SCALE
+from heredity.papers.reproduction import NAMES, Reproduction
+from heredity.show import seen
+from heredity.show.markdown import table
+from heredity.show.pictures import draw
+from heredity.tables import Table
+
+if TYPE_CHECKING:
+    from heredity.results import Run
+
+_AGREES = (
+    "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a half, "
+    "and differs otherwise, by the factor that stands beside it; a range or bound is met or not. What the paper gives "
+    "in words or draws without numbers has no word. `not measured` is what this run lacks."
+)
+_CLAIMS = "`yes` and `no` say on which side of the paper's claim the whole interval lies."
+
+
+def parts(
+    found: Reproduction, deviations: Sequence[Mapping[str, Any]]
+) -> list[tuple[Table, Sequence[Mapping[str, Any]]]]:
+    """Tables in the order in which they are read."""
+    told = [(CLAIMS, found.claims), (SCALE, found.scale), (BESIDE, found.beside_paper)]
+    return told + ([(TABLES["deviations"], deviations)] if deviations else [])
+
+
+def write(run: Run, found: Reproduction, out: Path) -> None:
+    """Write the text, and its pictures into a folder named like it; each file whole or not at all."""
+    rows = {name: rows.to_pylist() for name, rows in run.tables.items()}
+    pictures = draw(run.study, found.paper, rows, out.with_suffix(""))
+    with whole(out) as partial:
+        partial.write_text(render(run, found, rows, pictures), encoding="utf-8")
+
+
+def render(
+    run: Run, found: Reproduction, rows: Mapping[str, Sequence[Mapping[str, Any]]], pictures: Mapping[str, Path]
+) -> str:
+    """The text. pictures: files by title."""
+    text = [f"# {run.name}, beside the paper", f"{NAMES[found.paper]}. {format.duration(run.seconds)} of work."]
+    heads = {
+        CLAIMS.name: f"## What stands\n\n{_CLAIMS}",
+        SCALE.name: "## Scale",
+        BESIDE.name: f"## Every figure\n\n{_AGREES}",
+        "deviations": "## What differs, and why",
+    }
+    for declared, own in parts(found, rows.get("deviations", ())):
+        text += [heads[declared.name], table(declared, own)]
+        if declared is SCALE and pictures:
+            text.append("## Pictures")
+            text += [f"### {title}\n\n![{title}]({file.parent.name}/{file.name})" for title, file in pictures.items()]
+    return "\n\n".join("\n".join(map(seen, part.split("\n"))) for part in text) + "\n"
