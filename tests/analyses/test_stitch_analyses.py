@@ -21,9 +21,10 @@ from artifacts import table_of
 from heredity.analyses import Pipeline, feature_transfer, lineage_by_maps, statements_of
 from heredity.analyses.functional_features import quantiles
 from heredity.analyses.match import edge_row, read_matches
-from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
+from heredity.analyses.plan import Shapes, check_inputs, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import variants
+from heredity.analyses.steering import gap_by_frequency
 from heredity.analyses.stitch_maps import Sides
 from heredity.analyses.structural_features import percentiles, prose_corpus
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
@@ -45,7 +46,7 @@ from heredity.stitch.steer import transfer_gap
 from heredity.stitch.transfer import transfer_sae
 from heredity.study import Study, StudyError, load_study
 from stitch.test_affine import random
-from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
+from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, topics, values
 from tiny import command
 
 pytest.importorskip("sklearn")
@@ -165,7 +166,15 @@ def test_every_stage_is_estimated(world: World, tmp_path):
         ({"tokens": 0}, r"stitch\.pair\.tokens"),
         ({"arms": ["transferred"]}, "add random"),
         ({"arms": []}, r"stitch\.pair\.probes: there is no SAE of the target .*; add random to arms"),
-        ({"probes": {"hub": {"kind": {"dataset": "x/y"}}}}, r"probes\.hub\.kind: .*; rename the data set"),
+        ({"probes": {"sets": {"kind": {"source": "hub:x/y"}}}}, r"probes\.sets\.kind: .*; rename the set"),
+        (
+            {"probes": {"sets": {"own": {"source": "x/y"}}}},
+            r"sets\.own\.source: .*'x/y' is neither local:PATH nor hub:",
+        ),
+        (
+            {"probes": {"sets": {"own": {"source": "local:none"}}}},
+            r"s: stitch\.pair\.probes\.sets\.own: .*no file or f",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, changes, message):
@@ -434,7 +443,7 @@ def test_a_task_that_the_corpora_do_not_give_is_left_out_with_a_reason(world: Wo
 
 def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World, tmp_path):
     task = world.row("probe_tasks", task="topics")
-    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("hub: topics", "0, 1", 44, 16)
+    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("local:topics", "0, 1", 44, 16)
 
     def key() -> str:
         return Pipeline(world.study).stages["probes/pair@topics"].key
@@ -445,10 +454,10 @@ def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: 
     file.write_text(text + '\n{"body": "one more", "topic": 1}')
     assert key() != before
     file.write_text(text)
-    probes = {"tasks": [], "hub": hub(world.study.root, text="no_such")}
-    stage = world.changed("probes/pair@topics", probes=probes)
-    with pytest.raises(StudyError, match=r"s: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
-        stage.make(world.work(stage, tmp_path))
+    made = values(world.study.root, probes={"tasks": [], "sets": topics(world.study.root, text="no_such")})
+    wrong = r"s: stitch.pair.probes.sets.topics: .*train.jsonl, line 1: no column 'no_such'; it has body, topic"
+    with pytest.raises(StudyError, match=wrong):
+        check_inputs(Study.of(made, name="s", root=world.study.root))
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------
@@ -472,6 +481,30 @@ def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
         assert gap["gap"] == transfer_gap(own[2]["share"], own[1]["share"]) and -1 <= gap["cosine"] <= 1
         changes = [row["change"] for row in own]
         assert changes[0] == 0 < changes[2] and changes[3] == pytest.approx(changes[1])
+
+
+def test_gaps_stand_beside_the_frequency_in_the_maps_text(world: World):
+    for model in ("small", "large"):
+        frequencies = [row["frequency"] for row in world.rows("steering_gaps", model=model)]
+        assert sum(frequencies) == pytest.approx(1) and min(frequencies) > 0.25, "corpora are read in equal parts"
+        row = world.row("steering_frequencies", model=model)
+        assert (row["corpora"], row["r"], row["reason"]) == (3, None, "3 corpora are too few, 4 are needed")
+    rare, gaps = np.array([0.01, 0.04, 0.2, 0.3, 0.45]), np.array([0.1, 0.2, 0.6, 0.4, 0.9])
+    found = gap_by_frequency(gaps, rare)
+    assert found["r"] == pytest.approx(np.corrcoef(gaps, np.log(rare))[0, 1]) and found["reason"] == ""
+    assert -1 < found["r_low"] < found["r"] < found["r_high"] < 1
+    for gaps_, frequencies, says in (
+        (gaps, np.array([0.19, 0.21, 0.2, 0.2, 0.2]), "the maps read all alike, 19–21 % of the tokens each"),
+        (np.ones(5), rare, "all gaps are 1.00"),
+    ):
+        assert gap_by_frequency(gaps_, frequencies) == {"corpora": 5, "reason": says}
+
+
+def test_chat_format_needs_a_template(world: World, tmp_path):
+    stage = world.changed("steering/pair", steering={"prompts": 6, "chat": True})
+    stage.make(world.work(stage, tmp_path))
+    judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
+    assert "no chat template" in judge["reason"] and pq.read_table(tmp_path / "steering.parquet").num_rows == 0
 
 
 def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
