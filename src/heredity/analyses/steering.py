@@ -188,7 +188,7 @@ def gap_by_frequency(gaps: np.ndarray, frequencies: np.ndarray) -> dict[str, Any
         return row | {"reason": f"the maps read all alike, {format.interval('share', *ends)} of the tokens each"}
     if np.ptp(gaps) == 0:
         return row | {"reason": f"all gaps are {gaps[0]:.2f}"}
-    found = pearsonr(gaps, np.log(frequencies))
+    found: Any = pearsonr(gaps, np.log(frequencies))
     low, high = found.confidence_interval(0.95)
     return row | {"r": float(found.statistic), "r_low": float(low), "r_high": float(high)}
 

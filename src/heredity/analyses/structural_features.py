@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from heredity.analyses.feature_transfer import Inquiry
     from heredity.stitch.word_swaps import Split
 
-CLASSES = ("structural", "semantic")
-READ = 5_000
-"""Documents in which words are counted, and from which texts are taken."""
+_READ = 5_000  # documents in which words are counted, and from which texts are taken
 _TENTHS = 10
 _EXAMPLES, _TOKENS, _LEAST = 5, 5, 5  # features of a class that are shown, tokens of each, texts they fire in
 _CLASS = Column("features", "text", "structural or semantic.")
@@ -165,7 +163,7 @@ def _versions(inquiry: Inquiry, corpus: Artifact) -> tuple[list[list[str]], int]
     from heredity.text.corpora import read_corpus
 
     train, held_out = (
-        [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), READ)]
+        [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
         for split in ("train", "validation")
     )
     lexicon, seed, config = read_lexicon(train), inquiry.settings.seed, inquiry.config
@@ -182,7 +180,7 @@ def _tests(values: Mapping[str, np.ndarray], classes: Mapping[str, np.ndarray], 
     from heredity.explain.scores import compare
 
     for measure, each in values.items():
-        test = compare(*(each[classes[name]] for name in CLASSES), seed=seed)
+        test = compare(each[classes["structural"]], each[classes["semantic"]], seed=seed)
         yield {"measure": measure, "p": test.p, "effect": test.effect, "effect_low": test.low, "effect_high": test.high}
 
 
@@ -219,11 +217,12 @@ def _examples(
     places: list[tuple[int, int, int]] = []  # text, its version of the strongest activation, and another one
     for name, i in chosen:
         fires = strength[..., i] > 0
-        fits = fires.all(1) if name == "structural" else fires.any(1) & ~fires.all(1)
-        text, version = np.unravel_index(np.where(fits[:, None], strength[..., i], -1).argmax(), fires.shape)
+        fits: Any = fires.all(1) if name == "structural" else fires.any(1) & ~fires.all(1)
+        best = int(np.where(fits[:, None], strength[..., i], -1).argmax())
+        text, version = divmod(best, fires.shape[1])
         wanted = fires[text] if name == "structural" else ~fires[text]
         others = [other for other in np.flatnonzero(wanted) if other != version]
-        places.append((int(text), int(version), int(others[0])))
+        places.append((text, version, int(others[0])))
     features = [i for _, i in chosen]
     tokens = _most_active(inquiry, features)
     marked = _marked(inquiry, [texts[text][at] for text, *both in places for at in both], np.repeat(features, 2))
