@@ -70,7 +70,10 @@ def test_names_of_files_and_folders_are_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ({"body": "x"}, r"b.jsonl, line 2: no column 'topic'; it has body; set label \(or label = \"\""),
+        (
+            {"body": "x"},
+            r"b.jsonl, line 2: no column 'topic'; it has body; set label to one of these, or to \"\" where",
+        ),
         ({"topic": "x"}, r"b.jsonl, line 2: no column 'body'; it has topic; set text to one"),
         ({"body": "  ", "topic": "x"}, r"b.jsonl, line 2: the text is empty"),
         ({"body": 3, "topic": "x"}, r"b.jsonl, line 2: column 'body' is int, not text"),

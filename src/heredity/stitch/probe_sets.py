@@ -93,10 +93,12 @@ def _records(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str,
     for at, row in rows:
         place = f"{file}, {at}"
         if missing := [column for column in columns if column not in row]:
-            named = "label (or label = \"\" where the file's or folder's name is the label)"
-            key = "text" if missing[0] == columns[0] else named
-            has = ", ".join(map(str, row)) or "none"
-            raise LabelError(f"{place}: no column {missing[0]!r}; it has {has}; set {key} to one of these")
+            way_out = f"set {'text' if missing[0] == columns[0] else 'label'} to one of these"
+            if missing[0] != columns[0]:
+                way_out += ', or to "" where names of files or folders are the labels'
+            raise LabelError(
+                f"{place}: no column {missing[0]!r}; it has {', '.join(map(str, row)) or 'none'}; {way_out}"
+            )
         yield place, row
 
 
