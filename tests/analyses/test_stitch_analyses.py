@@ -19,12 +19,14 @@ from scipy.stats import mannwhitneyu
 
 from artifacts import table_of
 from heredity.analyses import Pipeline, feature_transfer, lineage_by_maps, statements_of
-from heredity.analyses.feature_transfer import prose_corpus, quantiles
+from heredity.analyses.functional_features import quantiles
 from heredity.analyses.match import edge_row, read_matches
-from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
+from heredity.analyses.plan import Shapes, check_inputs, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
 from heredity.analyses.sae_transfer import SOURCE_SAE, variants
+from heredity.analyses.steering import gap_by_frequency
 from heredity.analyses.stitch_maps import Sides
+from heredity.analyses.structural_features import percentiles, prose_corpus
 from heredity.analyses.warm_starts import WARM_START, moved_rows
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
@@ -45,7 +47,7 @@ from heredity.stitch.steer import transfer_gap
 from heredity.stitch.transfer import cut_to_unit, transfer_sae
 from heredity.study import AdamConfig, StitchConfig, Study, StudyError, load_study
 from stitch.test_affine import random
-from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
+from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, topics, values
 from tiny import command
 
 pytest.importorskip("sklearn")
@@ -177,7 +179,15 @@ def test_every_stage_is_estimated(world: World, tmp_path):
         ({"method": "published", "adam": {"epochs": 0}}, "'published' is not among this stitch's descents"),
         ({"method": "published", "alpha": 0.5}, r"descents \(descent\); choose another"),
         ({"arms": []}, r"stitch\.pair\.probes: there is no SAE of the target .*; add random to arms"),
-        ({"probes": {"hub": {"kind": {"dataset": "x/y"}}}}, r"probes\.hub\.kind: .*; rename the data set"),
+        ({"probes": {"sets": {"kind": {"source": "hub:x/y"}}}}, r"probes\.sets\.kind: .*; rename the set"),
+        (
+            {"probes": {"sets": {"own": {"source": "x/y"}}}},
+            r"sets\.own\.source: .*'x/y' is neither local:PATH nor hub:",
+        ),
+        (
+            {"probes": {"sets": {"own": {"source": "local:none"}}}},
+            r"s: stitch\.pair\.probes\.sets\.own: .*no file or f",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, changes, message):
@@ -616,7 +626,7 @@ def test_a_task_that_the_corpora_do_not_give_is_left_out_with_a_reason(world: Wo
 
 def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World, tmp_path):
     task = world.row("probe_tasks", task="topics")
-    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("hub: topics", "0, 1", 44, 16)
+    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("local:topics", "0, 1", 44, 16)
 
     def key() -> str:
         return Pipeline(world.study).stages["probes/pair@topics"].key
@@ -627,10 +637,10 @@ def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: 
     file.write_text(text + '\n{"body": "one more", "topic": 1}')
     assert key() != before
     file.write_text(text)
-    probes = {"tasks": [], "hub": hub(world.study.root, text="no_such")}
-    stage = world.changed("probes/pair@topics", probes=probes)
-    with pytest.raises(StudyError, match=r"s: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
-        stage.make(world.work(stage, tmp_path))
+    made = values(world.study.root, probes={"tasks": [], "sets": topics(world.study.root, text="no_such")})
+    wrong = r"s: stitch.pair.probes.sets.topics: .*train.jsonl, line 1: no column 'no_such'; it has body, topic"
+    with pytest.raises(StudyError, match=wrong):
+        check_inputs(Study.of(made, name="s", root=world.study.root))
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------
@@ -654,6 +664,30 @@ def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
         assert gap["gap"] == transfer_gap(own[2]["share"], own[1]["share"]) and -1 <= gap["cosine"] <= 1
         changes = [row["change"] for row in own]
         assert changes[0] == 0 < changes[2] and changes[3] == pytest.approx(changes[1])
+
+
+def test_gaps_stand_beside_the_frequency_in_the_maps_text(world: World):
+    for model in ("small", "large"):
+        frequencies = [row["frequency"] for row in world.rows("steering_gaps", model=model)]
+        assert sum(frequencies) == pytest.approx(1) and min(frequencies) > 0.25, "corpora are read in equal parts"
+        row = world.row("steering_frequencies", model=model)
+        assert (row["corpora"], row["r"], row["reason"]) == (3, None, "3 corpora are too few, 4 are needed")
+    rare, gaps = np.array([0.01, 0.04, 0.2, 0.3, 0.45]), np.array([0.1, 0.2, 0.6, 0.4, 0.9])
+    found = gap_by_frequency(gaps, rare)
+    assert found["r"] == pytest.approx(np.corrcoef(gaps, np.log(rare))[0, 1]) and found["reason"] == ""
+    assert -1 < found["r_low"] < found["r"] < found["r_high"] < 1
+    for gaps_, frequencies, says in (
+        (gaps, np.array([0.19, 0.21, 0.2, 0.2, 0.2]), "the maps read all alike, 19–21 % of the tokens each"),
+        (np.ones(5), rare, "all gaps are 1.00"),
+    ):
+        assert gap_by_frequency(gaps_, frequencies) == {"corpora": 5, "reason": says}
+
+
+def test_chat_format_needs_a_template(world: World, tmp_path):
+    stage = world.changed("steering/pair", steering={"prompts": 6, "chat": True})
+    stage.make(world.work(stage, tmp_path))
+    judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
+    assert "no chat template" in judge["reason"] and pq.read_table(tmp_path / "steering.parquet").num_rows == 0
 
 
 def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
@@ -758,6 +792,47 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
         assert tests[name]["effect"] == pytest.approx(test.statistic / (len(groups[0]) * len(groups[1])))
 
 
+def test_shares_of_classes_stand_beside_what_chance_gives(world: World, column):
+    for row in world.rows("transfer_classes"):
+        own = column[row["features"]] & column["judged"]
+        assert row["share"] == pytest.approx(np.median(column["share"][own]))
+        assert row["share_by_chance"] == pytest.approx(np.median(column["share_by_chance"][own]))
+        assert row["structural_by_chance"] == (column["share_by_chance"][own] >= 0.5).sum()
+    known = column["judged"] & np.isfinite(column["attribution_r"])
+    for name in ("structural", "semantic"):
+        tenths = world.rows("transfer_percentiles", features=name)
+        assert [row["percentile"] for row in tenths] == [10 * tenth for tenth in range(10)]
+        assert sum(row["judged"] for row in tenths) == known.sum()
+        assert sum(row["n"] for row in tenths) == (known & column[name]).sum()
+        assert [row["r"] for row in tenths] == sorted(row["r"] for row in tenths)
+
+
+def test_classes_planted_at_the_ends_fill_the_end_tenths():
+    """Semantic features at both ends of r, structural ones in the middle (figure 4b)."""
+    r = np.random.default_rng(0).permutation(np.linspace(-1, 1, 200))
+    r[7] = np.nan
+    classes = {"structural": np.abs(r) < 0.5, "semantic": np.abs(r) > 0.75}
+    rows = list(percentiles(r, np.arange(200) > 3, classes))
+    assert sum(row["judged"] for row in rows) == 2 * 195
+    share = {name: [row["share"] for row in rows if row["features"] == name] for name in classes}
+    assert share["semantic"][0] == share["semantic"][-1] == 1 and share["structural"][4:6] == [1, 1]
+    assert max(share["semantic"][3:7]) == 0 and share["structural"][0] == share["structural"][-1] == 0
+    assert rows[0]["overall"] == pytest.approx(0.5, abs=0.02) and rows[0]["share_high"] < 0.25
+
+
+def test_examples_show_a_feature_where_it_fires(world: World, column):
+    examples = world.rows("class_examples")
+    assert {row["features"] for row in examples} == {"structural", "semantic"}
+    for row in examples:
+        i, structural = row["feature"], row["features"] == "structural"
+        assert column[row["features"]][i] and column["judged"][i] and row["prompts"] >= 5
+        assert row["share"] == column["share"][i] and row["share_by_chance"] == column["share_by_chance"][i]
+        assert row["context"].count("«") == 1 and row["version"].count("«") == structural
+        assert row["tokens"].endswith("%") and row["context"].replace("«", "").replace("»", "") != row["version"]
+    surest = [row["share"] - row["share_by_chance"] for row in examples if row["features"] == "structural"]
+    assert surest == sorted(surest, reverse=True)
+
+
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
     row, spaces, judged = world.row("feature_transfer"), world.rows("transfer_null_space"), column["judged"]
 
@@ -774,14 +849,38 @@ def test_functional_features_are_the_highest_of_their_kind(world: World, column)
         both = (column[each][judged] for each in (name, f"carried_{name}"))
         assert row[rank] == pytest.approx(rank_correlation(*both))
     heads, (first, second) = world.rows("deactivation_features"), best(column["head_score"])
-    assert [each["feature"] for each in heads] == [first, first, second, second] and row["first_token"] == "bos"
+    expected = [(i, end, effect) for i in (first, second) for end in ("source", "target") for effect in ("off", "on")]
+    assert [(each["feature"], each["end"], each["effect"]) for each in heads] == expected
+    assert row["first_token"] == "bos"
     for each in heads:
         source = each["end"] == "source"
-        score = column["head_score" if source else "carried_head_score"][each["feature"]]
-        assert each["score"] == pytest.approx(score) and each["layer"] == (1 if source else 2)
-        if source:
-            assert each["tokens"] > 0 and 0 < each["attention"] < 1 and each["norm"] > 0
-            assert each["attention_drop"] is not None and each["norm_drop"] is not None
+        highest = column["head_score" if source else "carried_head_score"][each["feature"]]
+        assert each["null_share"] == column["null_share" if source else "carried_null_share"][each["feature"]]
+        curve = world.rows("attention_curves", **{name: each[name] for name in ("feature", "end", "effect")})
+        assert sum(point["tokens"] for point in curve) == each["tokens"] and (each["tokens"] > 0 or not source)
+        if each["tokens"]:
+            assert each["score"] <= highest + 1e-4 and each["layer"] == (1 if source else 2) and 0 <= each["head"] < 4
+            assert 0 < each["attention"] < 1 and each["norm"] > 0
+            drops = [point["attention_drop"] * point["tokens"] for point in curve]
+            assert each["attention_drop"] == pytest.approx(sum(drops) / each["tokens"])
+            assert each["attention_drop_low"] < each["attention_drop"] < each["attention_drop_high"]
+
+
+def test_entropy_features_are_those_high_in_share_and_push(world: World, column):
+    """All judged features are drawn here, so that the table holds what the counts are made of."""
+    shares, judged = world.rows("null_shares"), column["judged"]
+    for end, name in (("source", "null_share"), ("target", "carried_null_share")):
+        own, space = [row for row in shares if row["end"] == end], world.row("transfer_null_space", end=end)
+        assert [row["feature"] for row in own] == np.flatnonzero(judged).tolist()
+        np.testing.assert_allclose([row["share"] for row in own], column[name][judged])
+        cuts = [np.quantile([row[of] for row in own], 0.95) for of in ("share", "push")]
+        assert [space["share_cut"], space["push_cut"]] == pytest.approx(cuts)
+        high = {row["feature"] for row in own if row["share"] > cuts[0] and row["push"] > cuts[1]}
+        assert {row["feature"] for row in own if row["high"]} == high and space["high"] == len(high)
+        assert space["high_by_chance"] == pytest.approx(0.05**2 * judged.sum(), rel=0.5)
+    both = [{row["feature"] for row in shares if row["end"] == end and row["high"]} for end in ("source", "target")]
+    assert space["kept"] == len(both[0] & both[1])
+    assert space["kept_by_chance"] == pytest.approx(len(both[0]) * len(both[1]) / judged.sum())
 
 
 def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):

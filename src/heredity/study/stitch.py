@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from heredity.study.models import Config, Positive, PositiveFloat
 
@@ -29,21 +30,30 @@ class AdamConfig(Config):
     """Tokens per step."""
 
 
-class HubTaskConfig(Config):
-    """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads."""
+class ProbeSetConfig(Config):
+    """Texts with labels of their own: local files, or a data set of the Hugging Face hub."""
 
-    dataset: str
-    """Hub id or folder."""
+    source: str
+    """`local:PATH` or `hub:OWNER/NAME`. A path names a file, or a folder, of JSON lines, CSV or Parquet with a row for
+    each text; or a folder of text files: one subfolder per label with a text in each file, or one file per label with a
+    text in each line."""
     text: str = "text"
     """Column of the texts."""
     label: str = "label"
-    """Column of the classes."""
+    """Column of the labels. Empty: the name of the file, or of the subfolder it is in, as for text files."""
     subset: str | None = None
-    """Configuration name."""
+    """Configuration name of a hub data set."""
     split: str = "train"
-    """Split the texts are drawn from. Test texts are disjoint from training texts."""
+    """Split of a hub data set that texts are drawn from. Test texts are disjoint from training texts."""
     revision: str | None = None
-    """Commit; recorded, and pinned when given."""
+    """Commit of a hub data set; recorded, and pinned when given."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if not re.match(r"(local|hub):.", source):
+            raise ValueError(f"{source!r} is neither local:PATH nor hub:OWNER/NAME")
+        return source
 
 
 class ProbesConfig(Config):
@@ -52,8 +62,8 @@ class ProbesConfig(Config):
     tasks: tuple[ProbeTask, ...] = ("origin",)
     """Classification tasks on the study's corpora: `origin` (which corpus), `kind` (prose or code), `language` (which
     corpus of code), `test` (test files or other files of code). Empty leaves these out."""
-    hub: dict[str, HubTaskConfig] = {}
-    """[stitch.NAME.probes.hub.TASK]: further data sets, with labels of their own."""
+    sets: dict[str, ProbeSetConfig] = {}
+    """[stitch.NAME.probes.sets.SET]: further tasks, from texts with labels of their own."""
     sizes: Sizes = (1, 2, 5, 10, 20, 50)
     """Numbers of features that probes read."""
     texts: Positive = 1000
@@ -75,6 +85,9 @@ class SteeringConfig(Config):
     """Tokens generated per prompt."""
     vectors: Positive = 20_000
     """Activations per corpus over which directions and levels are averaged."""
+    chat: bool = False
+    """Give each beginning as a user's message in the tokenizer's chat template, to models that follow instructions;
+    nothing is steered where the tokenizer has none."""
 
 
 class CarriedFeaturesConfig(Config):
