@@ -106,7 +106,7 @@ def _of_stitch(study: Study, path: str) -> Any:
     if path == "target_hook_point":
         return stitch.target_hook_point or "by SVCCA"
     if path == "probes.tasks":
-        return (*stitch.probes.tasks, *stitch.probes.hub)
+        return (*stitch.probes.tasks, *stitch.probes.sets)
     return _followed(stitch, path)
 
 
