@@ -70,8 +70,8 @@ _PAPERS = (
     "it stands in the paper, what does it here, what differs and why, and where a run's result is. *reproduce: ...*\n"
     "is a part of the table of figures that `heredity reproduce` prints, or its table `scale`, `deviations` or\n"
     "`claims`; a *picture* is one that it draws; all other tables are in [tables](tables.md). That recorded runs are\n"
-    "smaller than the papers' is no deviation here: `scale` and `deviations` say by how much. Places called cards, code and\n"
-    "hub are what was published beside the first paper; a review is one of the paper in whose table it stands."
+    "smaller than the papers' is no deviation here: `scale` and `deviations` say by how much. Places called cards,\n"
+    "code and hub are what was published beside the first paper; a review is one of the paper whose table it is in."
 )
 _TABLES = "Every analysis: its definition, and the tables it fills. Key columns in bold."
 PAGES = {

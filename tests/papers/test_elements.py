@@ -13,9 +13,9 @@ from typer.main import get_command
 
 from heredity.analyses import TABLES
 from heredity.cli import app
-from heredity.papers import beside, stitching, tracking
+from heredity.papers import beside, pictures, stitching, tracking
 from heredity.papers.elements import ELEMENTS
-from heredity.show import page, pictures
+from heredity.show import page
 from heredity.study import StudyConfig
 
 ALL = {**TABLES, **{table.name: table for table in (beside.BESIDE, beside.SCALE, beside.CLAIMS)}}

@@ -85,7 +85,7 @@ class Shapes:
                 return shape
             except (ValueError, TypeError, RecursionError) as error:
                 raise StudyError(
-                    f"{path}: is no configuration of a model ({error}); give the folder that model.save_pretrained wrote"
+                    f"{path}: is no configuration of a model ({error}); give the folder of a saved model"
                 ) from None
         return self.shape(self.study.parents[name][0])
 

@@ -1,14 +1,14 @@
 """Published figures with those of a run next to them, and agreement in words that follow from the numbers.
 
 A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a half, and
-differs otherwise; the factor stands beside. A published range or bound is met or not. What a paper gives in words alone
-is listed without a word on agreement, and what the run has not measured says so.
+differs otherwise; the factor stands beside. Of a published range ours is inside, below or above, a bound is met or not.
+What a paper gives in words alone is listed without a word on agreement, and what the run has not measured says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from heredity import format
 from heredity.tables import Column, Kind, Table
@@ -30,7 +30,11 @@ BESIDE = Table(
         Column("published", "text", "As published; empty where the paper gives no number."),
         Column("here", "text", "In this run, with its interval."),
         Column("factor", "number", "Ours over the published value; of a range or bound, over its nearer end."),
-        Column("agreement", "text", "agrees, near, differs, met, not met, not measured; empty without a number."),
+        Column(
+            "agreement",
+            "text",
+            "agrees, near, differs; of a range inside, below, above; of a bound met, not met; or not measured.",
+        ),
         Column("remark", "text", "What the comparison cannot carry."),
     ),
     brief=("part", "place", "what", "about", "instrument", "published", "here", "factor", "agreement", "remark"),
@@ -79,7 +83,7 @@ def figure(
     place: str,
     what: str,
     about: str,
-    kind: Kind,
+    kind: str,
     published: float | Range | str | None,
     here: float | None,
     ends: tuple[float | None, float | None] = (None, None),
@@ -93,12 +97,13 @@ def figure(
     published: a value, a range, words where the paper gives no number, or None. here: None where it was not measured.
     ends: interval of ours. more: words after our value.
     """
+    known = cast(Kind, kind)
     row = {"element": element, "place": place, "what": what, "about": about, "instrument": instrument}
-    shown = "" if here is None else format.value(kind, here)
+    shown = "" if here is None else format.value(known, here)
     low, high = ends
     if shown and low is not None and high is not None:
-        shown += f" [{format.interval(kind, low, high)}]"
-    row |= {"published": _published(kind, published), "here": shown + (f" {more}" if more and shown else "")}
+        shown += f" [{format.interval(known, low, high)}]"
+    row |= {"published": _published(known, published), "here": shown + (f" {more}" if more and shown else "")}
     factor, agreement = _agreement(published, here, low, high)
     return row | {"factor": factor, "agreement": agreement, "remark": remark}
 
@@ -123,13 +128,11 @@ def _agreement(
     if published is None or isinstance(published, str):
         return None, ""
     if isinstance(published, Range):
-        for end, outside in (
-            (published.low, published.low is not None and here < published.low),
-            (published.high, published.high is not None and here > published.high),
-        ):
-            if outside:
-                return (here / end if end else None), "not met"
-        return None, "met"
+        sides = (published.low, "below"), (published.high, "above")
+        for end, side in sides:
+            if end is not None and (here < end if side == "below" else here > end):
+                return (here / end if end else None), "not met" if None in published else side
+        return None, "met" if None in published else "inside"
     if here == published or (low is not None and high is not None and low <= published <= high):
         return (here / published if published else None), "agrees"
     if not published or here / published <= 0:

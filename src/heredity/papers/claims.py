@@ -192,6 +192,8 @@ def stitching(study: Study, tables: Rows) -> list[dict[str, Any]]:
                 here += f", {format.percent(row['saved_seconds'])} of the time"
             reference = "" if turned is None else f"{format.percent(turned)} from the SAE's geometry alone"
             stands = "cannot tell" if saved is None else "yes" if saved > 0 else "no"
+            if row["saved_seconds"] is not None and (row["saved_seconds"] > 0) != (stands == "yes"):
+                stands += f" in FLOPs, {'yes' if row['saved_seconds'] > 0 else 'no'} in seconds"
             limit = "one run of each start; with the source's SAE charged "
             charged = row["saved_flops_with_source"]
             limit += "unknown" if charged is None else format.percent(charged)

@@ -33,7 +33,7 @@ def roles_of(study: Study) -> Roles:
         parents = study.parents[merge]
         base = study.common_ancestor(parents) if len(parents) == 2 else None
         if study.config.model[merge].merge and base and all(study.parents[parent] == (base,) for parent in parents):
-            return Roles(base, *parents, merge)
+            return Roles(base, parents[0], parents[1], merge)
     raise ValueError(
         f"study {study.name} has no merge of two fine-tunes of one model, which the tables of arXiv 2410.12391 are "
         "about; run studies/tracking.toml, or name the other paper with --paper stitching"
@@ -124,8 +124,9 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
         more = f"({reach['features']:,})" if reach else ""
         about = f"{roles.base} in {roles.first} or {roles.second}"
         what = "base's features that persist into a fine-tune"
-        common = {"instrument": instrument, "remark": remark}
-        yield figure(24, "T 4.1", what, about, "share", 959 / D_SAE, kept, more=more, **common)
+        yield figure(
+            24, "T 4.1", what, about, "share", 959 / D_SAE, kept, more=more, instrument=instrument, remark=remark
+        )
         flow = {row["origin"]: row["features"] for row in rows(tables, "flow", model=roles.merge, **key)}
         counts: dict[str, int | None] = dict.fromkeys(traced)
         if flow:
@@ -141,7 +142,16 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
             here = count / sae["d_sae"] if count is not None and sae else None
             shown = "" if count is None else f"({count:,})"
             yield figure(
-                element, "T 4.1, Fig 2", words[name], roles.merge, "share", paper / D_SAE, here, more=shown, **common
+                element,
+                "T 4.1, Fig 2",
+                words[name],
+                roles.merge,
+                "share",
+                paper / D_SAE,
+                here,
+                more=shown,
+                instrument=instrument,
+                remark=remark,
             )
         total = counts["traced"]
         share = counts["emerged"] / total if total and counts["emerged"] is not None else None
@@ -151,9 +161,7 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
         for edge in study.edges:
             row = one(tables, "edges", edge=edge.name, **key)
             here = row["persist"] / row["parent_live"] if row else None
-            interval = tuple(
-                None if end is None or not row else end / row["parent_live"] for end in ends(row, "persist")
-            )
+            low, high = (None if end is None else end / row["parent_live"] for end in ends(row, "persist"))
             yield figure(
                 23,
                 "T Fig 2",
@@ -162,7 +170,7 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
                 "share",
                 "drawn, no numbers",
                 here,
-                interval,
+                (low, high),
                 instrument=instrument,
             )
 

@@ -50,7 +50,8 @@ _LIMITS = (
     "- A share of kept features is high for untrained dictionaries, too; the references say how high."
 )
 _REST = (
-    "- Counts by matches at other thresholds, kinds of features, their density and what they mean are on the page. The last section says how figures are made."
+    "- Counts by matches at other thresholds, kinds of features, their density and what they mean are on the page. The "
+    "last section says how figures are made."
 )
 _QUESTIONS = ("merge", "inherited", "lost", "changed", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""

@@ -10,10 +10,10 @@ from heredity import format
 from heredity.analyses import TABLES
 from heredity.engine.store import whole
 from heredity.papers.beside import BESIDE, CLAIMS, SCALE
+from heredity.papers.pictures import draw
 from heredity.papers.reproduction import NAMES, Reproduction
 from heredity.show import seen
 from heredity.show.markdown import table
-from heredity.show.pictures import draw
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _AGREES = (
     "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a half, "
-    "and differs otherwise, by the factor that stands beside it; a range or bound is met or not. What the paper gives "
-    "in words or draws without numbers has no word. `not measured` is what this run lacks."
+    "and differs otherwise, by the factor that stands beside it. Of a published range ours is inside, below or above; "
+    "a bound is met or not. What the paper gives in words or draws without numbers has no word; `not measured` is what "
+    "this run lacks."
 )
 _CLAIMS = "`yes` and `no` say on which side of the paper's claim the whole interval lies."
 

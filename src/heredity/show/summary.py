@@ -1,7 +1,8 @@
 """`summary.json`, schema 2: every table of a run but the large ones, with declarations, findings and notes.
 
 {"heredity": version, "schema": 2, "study": name, "seconds": of work, "created": UTC, "machine": in words,
- "config": the study file without its defaults, "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
+ "config": the study file without its defaults,
+ "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
  "statements": [{"about", "question", "text", "evidence", "instrument"}], "notes": [text]}
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from heredity import format
 from heredity.engine.store import whole
 from heredity.papers.beside import Rows, one, rows
 from heredity.papers.stitching import pairs_of
@@ -43,7 +44,7 @@ def draw(study: Study, paper: str, tables: Rows, folder: Path) -> dict[str, Path
     from cycler import cycler
 
     drawn = {}
-    style = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
+    style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
     with mpl.rc_context(style):
         for number, (title, panels) in enumerate(_plans(study, paper, tables).items(), 1):
             figure = Figure(figsize=(_WIDE, _HIGH), layout="constrained")
@@ -118,31 +119,26 @@ def _flow(axes: Axes, roles: Any, edges: Sequence[Mapping[str, Any]], links: Seq
         axes.bar(x, live[name], 0.12, bottom, color="#444")
         axes.text(x, bottom + live[name] + 0.02 * gap, f"{name}\n{live[name]:,}", ha="center", va="bottom")
     out = dict.fromkeys(live, 0.0)
-    arrived = dict.fromkeys(live, 0.0)
-    for color, (edge, child) in zip(
-        COLORS, ((into[roles.first], roles.first), (into[roles.second], roles.second)), strict=False
-    ):
+    arrived = 0.0
+    for child, edge in into.items():
         row = by_edge[edge]
         start = live[roles.base] - row["persist"] if child == roles.first else 0.0
-        bottom = live[child] - row["child_persist"] if "child_persist" in row else 0.0
-        _ribbon(
-            axes, place[roles.base], place[child], start, bottom, row["persist"], live[child] - row["emerge"], color
-        )
-        share = f"{row['persist']:,} ({row['persist'] / live[roles.base]:.0%})"
-        axes.text(
-            0.5,
-            (place[roles.base][1] + start + place[child][1] + bottom + row["persist"]) / 2,
-            share,
-            ha="center",
-            va="center",
-        )
-        out[roles.base] += row["persist"]
-    for row in links:
-        child, size = row["source"], row["features"]
-        color = COLORS[0] if row["origin"] == "base" else COLORS[2]
-        _ribbon(axes, place[child], place[roles.merge], out[child], arrived[roles.merge], size, size, color)
+        sizes = row["persist"], live[child] - row["emerge"]
+        _ribbon(axes, place[roles.base], place[child], start, 0.0, *sizes, COLORS[0])
+        middle = (place[roles.base][1] + start + sizes[0] / 2 + place[child][1] + sizes[1] / 2) / 2
+        share = f"{row['persist']:,} ({format.percent(row['persist'] / live[roles.base])})"
+        axes.text(0.5, middle, share, ha="center", va="center")
+    colors = {"base": COLORS[0], roles.first: COLORS[2], roles.second: COLORS[3], "both": COLORS[4]}
+    words = {"base": f"from {roles.base}", "both": "emerged in both"}
+    named = set()
+    for row in sorted(links, key=lambda row: (row["source"] == roles.first, list(colors).index(row["origin"]))):
+        child, size, origin = row["source"], row["features"], row["origin"]
+        text = None if origin in named else words.get(origin, f"emerged in {origin}")
+        _ribbon(axes, place[child], place[roles.merge], out[child], arrived, size, size, colors[origin], text)
         out[child] += size
-        arrived[roles.merge] += size
+        arrived += size
+        named.add(origin)
+    axes.legend(loc="lower right", fontsize=7)
     axes.set_axis_off()
     axes.set_xlim(-0.25, 2.25)
 
@@ -156,6 +152,7 @@ def _ribbon(
     height: float,
     height_right: float,
     color: str,
+    label: str | None = None,
 ) -> None:
     """A band from one bar to another."""
     import numpy as np
@@ -163,7 +160,9 @@ def _ribbon(
     x = np.linspace(left[0] + 0.06, right[0] - 0.06, 60)
     ease = (1 - np.cos(np.linspace(0, np.pi, 60))) / 2
     low = (left[1] + start) * (1 - ease) + (right[1] + end) * ease
-    axes.fill_between(x, low, low + height * (1 - ease) + height_right * ease, color=color, alpha=0.45, linewidth=0)
+    axes.fill_between(
+        x, low, low + height * (1 - ease) + height_right * ease, color=color, alpha=0.45, linewidth=0, label=label
+    )
 
 
 def _sweep(axes: Axes, study: Study, tables: Rows, sweep: Sequence[Mapping[str, Any]]) -> None:
@@ -210,19 +209,21 @@ def _pairs(axes: Axes, study: Study, pairs: Sequence[Mapping[str, Any]]) -> None
 
 def _scores(axes: Axes, subject: str, scores: Sequence[Mapping[str, Any]]) -> None:
     for color, group in zip(COLORS, ("persisting", "others"), strict=False):
-        own = sorted(
-            (row["score"], row["features"]) for row in scores if row["subject"] == subject and row["group"] == group
-        )
-        total = sum(count for _, count in own) or 1
-        axes.step(
-            [score for score, _ in own],
-            [count / total for _, count in own],
-            where="post",
-            color=color,
-            label=f"{group} ({total:,})",
-        )
+        own = {row["score"]: row["features"] for row in scores if (row["subject"], row["group"]) == (subject, group)}
+        _histogram(axes, own, f"{group} ({sum(own.values()):,})", color)
     axes.set(xlabel="simulation score", ylabel="share of features", title=subject)
     axes.legend(fontsize=7)
+
+
+def _histogram(axes: Axes, bins: Mapping[float, int], label: str, color: str) -> None:
+    """Shares of features by lower edge of their bin; bins that no feature is in have no row."""
+    import numpy as np
+
+    edges = np.array(sorted(bins))
+    width = np.diff(edges).min() if len(edges) > 1 else 0.05
+    grid = edges[0] + width * np.arange(round((edges[-1] - edges[0]) / width) + 2)
+    counts = np.histogram(edges + width / 2, grid, weights=[bins[edge] for edge in edges])[0]
+    axes.stairs(counts / counts.sum(), grid, color=color, label=label)
 
 
 # -- the second paper ------------------------------------------------------------------------------------------
@@ -288,10 +289,8 @@ def _layers(axes: Axes, own: Rows) -> None:
 
 def _correlations(axes: Axes, own: Rows) -> None:
     found = [row for row in own["transfer_histograms"] if row["measure"] == "attribution"]
-    for features in dict.fromkeys(row["features"] for row in found):
-        bins = sorted((row["r"], row["n"]) for row in found if row["features"] == features)
-        total = sum(count for _, count in bins) or 1
-        axes.step([r for r, _ in bins], [count / total for _, count in bins], where="post", label=features)
+    for color, features in zip(COLORS, dict.fromkeys(row["features"] for row in found), strict=False):
+        _histogram(axes, {row["r"]: row["n"] for row in found if row["features"] == features}, features, color)
     axes.set(xlabel="attribution correlation", ylabel="share of features")
     axes.legend(fontsize=7)
 
