@@ -87,7 +87,9 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(8, "T", "3.2",
             "Each model has an SAE of its own, trained alone.",
             ("key sae.instruments", "table saes.instrument", "heredity.sae.train:train"),
-            "", "reproduce: SAEs; the independent instrument comes first in whatever is counted."),
+            "",
+            "reproduce: SAEs, where independent SAEs come first; headline findings of a study are of the first it "
+            "names."),
         Element(9, "T", "3.2, App B",
             "SAEs read blocks.0.mlp.hook_post behind the gate, 1,024 wide, with sixteen times as many features, "
             "16,384.",
@@ -119,7 +121,9 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Equations 2 to 4: ReLU encoder, linear decoder, overcomplete; the loss is the squared error averaged over "
             "elements plus lambda times the sum of activations.",
             ("heredity.sae.model:SAE", "heredity.sae.step:dense_step", "key sae.normalize"),
-            "", "docs/method.md, Sparse autoencoders."),
+            "Activations are scaled by one number in training, and the SAE back, unless `sae.normalize = false`: the "
+            "optimum is the same.",
+            "docs/method.md, Sparse autoencoders."),
         Element(15, "T", "App B",
             "Dictionary columns of unit norm; the rest after Bricken et al. (untied weights from a Kaiming start, the "
             "gradient along a column removed).",
@@ -281,7 +285,8 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(43, "T", "4.2.1",
             "LLRs are taken over 3M tokens of Python, English and Lua together.",
             ("key report.case_tokens", "key report.case_corpora", "table case_verdicts.positions"),
-            "", "reproduce: deviations; table `case_verdicts`."),
+            "Without the keys, cases are put to the sample of `report.tokens`, from all corpora, at no further cost.",
+            "reproduce: deviations; table `case_verdicts`."),
         Element(44, "T", "4.2.2, Fig 4",
             "Figure 4, case B, Python's exceptions: feature 5506 of the base has no match in Lua, whose closest is "
             "14322.",
@@ -446,11 +451,14 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(70, "S", "App D",
             "FLOPs: a dense forward and backward pass of the module times the steps, with activations at hand.",
             ("heredity.stitch.savings:dense_flops", "heredity.stitch.fit:adam_flops", "table warm_starts.flops"),
-            "", "Table `costs`; sparse FLOPs, seconds and the reading of the models stand beside."),
+            "By formula, not by torch's counter: five products of 2 d M FLOPs a vector, which gives the numbers of "
+            "Table 3 at 4,096 vectors a step.",
+            "Table `costs`; sparse FLOPs, seconds and the reading of the models stand beside."),
         Element(71, "S", "App D, Table 3",
             "Table 3: 8.2e16 for the small SAE, 1.2e17 for the large one, 1.4e15 for the maps, 1.2 % of a run.",
-            ("table costs.flops", "table costs.share", "table stitch_maps.reading_seconds"),
-            "", "Table `costs`."),
+            ("table costs.flops", "table costs.share"),
+            "Ours are of the vectors trained on; the published numbers fit an eighth of the 4B that the text names.",
+            "Table `costs`."),
         Element(72, "S", "App D, Fig 8b",
             "Saving: to a level of smoothed explained variance, (scratch - start - maps) / scratch; the source's SAE "
             "is not charged.",
@@ -474,8 +482,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(76, "S", "Fig 2b",
             "Figure 2b: final dictionary vectors lie nearer to their start when it was carried.",
             ("table moved.cosine", "heredity.analyses.warm_starts:moved_rows"),
-            "Features that never fire are left out, as they stay where they were.",
-            "Table `moved`, drawn on the page of `heredity report`."),
+            "", "Table `moved`, drawn on the page of `heredity report`."),
         Element(77, "S", "App D.2, Table 4",
             "Table 4: loss = A C^-beta, 41.2 and .16 from scratch, 18.5 and .14 carried (Pythia); 42.3 and .15, 5.0 "
             "and .10 (GPT-2).",
@@ -563,19 +570,20 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Figures 4b and 15: structural features carry steadily, semantic ones fill both ends; structural ones are "
             "denser.",
             ("table transfer_percentiles.share", "table transfer_classes.density", "table transfer_class_tests.effect"),
-            "",
+            "Classes as in element 89.",
             "picture (Figures 4b, 14, 15); reproduce: single features; reproduce: claims; shares by percentile on the "
             "page of `heredity report`."),
         Element(91, "S", "Table 8",
             "Table 8: examples: geometry and -bility (semantic), nouns after the, the token after and (structural).",
             ("table class_examples.tokens", "table class_examples.context"),
-            "", "Table `class_examples`."),
+            "Classes as in element 89.", "Table `class_examples`."),
         Element(92, "S", "5.2, Fig 5a",
             "Entropy features; Figure 5a: largest activation against the share in the lowest 2 % of the unembedding, "
             "of 2,000 features; two keep both.",
             ("heredity.stitch.functional:null_share", "table null_shares.share", "table null_shares.push",
              "table entropy_features.kept", "table transfer_null_space.kept"),
-            "",
+            "Largest activation times the norm of the direction, which is not 1 once it is carried; drawn are 500 "
+            "features at random, and all that are high in both.",
             "Table `null_shares`, drawn on the page of `heredity report`, with numbers by chance in table "
             "`transfer_null_space`."),
         Element(93, "S", "5.2, Fig 5b",
@@ -598,9 +606,9 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Limits: one family and tokenizer, web text, no chat tokens, labels by a model, correlation only, one "
             "layer a pair; next are other families, LoRA.",
             ("heredity.stitch.aligned:aligned_texts", "heredity.stitch.aligned:common_ends",
-             "key stitch.NAME.source_hook_point", "key model.NAME.lora"),
-            "Across tokenizers in Python, not in a study. A second layer is a second stitch; no chat text and no "
-            "adapter is carried.",
+             "key stitch.NAME.source_hook_point", "key stitch.NAME.steering.chat", "key model.NAME.lora"),
+            "Across tokenizers in Python, not in a study; a second layer is a second stitch. Chat format is in "
+            "steering alone, and no adapter is carried by itself.",
             "docs/stitch.md, Across tokenizers."),
         Element(96, "S", "App J",
             "About 10,000 GPU hours on cards of 24 GB.",
