@@ -244,22 +244,23 @@ PARTS: dict[str, tuple[Element, ...]] = {
     "Grouping": (
         Element(36, "T", "4.1",
             "Checked explanations of what flows from the base through Lua into the merge are grouped by hand.",
-            ("heredity.features.classes:classify", "table classes.share", "table class_groups.features"),
+            ("heredity.features.classes:classify", "table path_groups.flowing", "table path_groups.rule"),
             "Grouped by rule from the tokens that features fire on, which needs no reader and comes out the same "
             "twice; explanations are not grouped.",
-            "reproduce: kinds of features"),
+            "Table `path_groups`, at r > 0.8 and at each edge's own cut."),
         Element(37, "T", "4.1",
             "20 % of these track punctuation.",
-            ("table classes.class", "table classes.share"),
+            ("table path_groups.group", "table path_groups.share"),
             "By rule, as element 36.", "reproduce: kinds of features"),
         Element(38, "T", "4.1",
             "5 % are formatting: indentation, kinds of line breaks.",
-            ("table classes.class", "table classes.share"),
+            ("table path_groups.group", "table path_groups.share"),
             "By rule, as element 36.", "reproduce: kinds of features"),
         Element(39, "T", "4.1",
             "Most of what flows all the way is about code; the rest is hard to sort, some of it of one linguistic "
             "meaning.",
-            ("table classes.class", "table classes.share", "table feature_classes.domain"),
+            ("table path_groups.group", "table path_groups.share", "table classes.class",
+             "table feature_classes.domain"),
             "By rule, as element 36; features of no single kind of token are `mixed`.", "reproduce: kinds of features"),
     ),
     "Cases": (
