@@ -130,6 +130,19 @@ def test_the_gate_reads_the_verdicts_of_the_run_or_its_matches(lineage):
     assert result["edges"]["base->sums"]["lost"] == pytest.approx(edge["disappear"] / edge["parent_live"])
 
 
+def test_a_run_is_set_beside_its_paper_with_pictures(lineage, tmp_path):
+    out = tmp_path / "new" / "beside.md"
+    value = ask(lineage, "reproduce", "--paper", "tracking", "-o", out)
+    assert value["paper"] == "tracking" and value["written"] == str(out)
+    persist = {row["about"]: row["here"] for row in value["beside_paper"] if row["element"] == 23 and row["here"]}
+    (row,) = lineage.rows("edges", instrument="joint", edge="base->sums", rule="paper")
+    assert persist["base->sums"].startswith(f"{row['persist'] / row['parent_live']:.0%}".replace("%", " %"))
+    text = out.read_text(encoding="utf-8")
+    pictures = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert pictures and all((out.parent / name).is_file() for name in pictures)
+    assert "no stitch between models of different width" in ask(lineage, "reproduce", "--paper", "stitching", code=2)
+
+
 def test_the_report_in_markdown_goes_to_stdout_or_a_file(lineage, tmp_path):
     text = command("report", lineage.path, "--runs", lineage.runs, "--format", "md").stdout
     ask(lineage, "report", "--format", "md", "-o", tmp_path / "r.md")

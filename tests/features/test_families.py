@@ -50,6 +50,9 @@ def test_a_family_enters_a_merge_through_the_parent_with_the_higher_r():
 
 def test_persistence_is_the_weakest_step_of_the_strongest_way_and_a_model_with_itself_the_identity():
     assert persistence("base", EDGES, GRAPH, 3).tolist() == pytest.approx([0.7, 0.6, 0.5])
+    apart = EDGES[:2]  # without the merge, it is the weakest of both children
+    weakest = np.min([GRAPH[edge].parent_r[:, 0] for edge in apart], axis=0)
+    assert persistence("base", apart, GRAPH, 3).tolist() == pytest.approx(np.nan_to_num(weakest).tolist())
     rng = np.random.default_rng(0)
     acts = FeatureActs.from_dense((rng.random((200, 6)) < 0.3) * rng.random((200, 6)))
     found = family("a", 4, [("a", "b")], {("a", "b"): correlate(acts, acts)})

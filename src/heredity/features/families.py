@@ -63,8 +63,8 @@ def _step(via: str, feature: int, edge: Edge, matches: Mapping[Edge, Matches]) -
 
 
 def persistence(start: str, edges: Sequence[Edge], matches: Mapping[Edge, Matches], features: int) -> np.ndarray:
-    """For each feature of the start model the weakest r on its strongest way to the last model of the graph, float64
-    [features]; 0 where a way ends. A feature that scores above the threshold persists all the way."""
+    """For each feature of the start model the weakest r on its strongest ways to every model without a child, float64
+    [features]; 0 where a way ends. A feature that scores above the threshold persists all the way, to all of them."""
     nowhere = np.full(features, -1), np.full(features, -np.inf)
     reached: dict[str, tuple[np.ndarray, np.ndarray]] = {start: (np.arange(features), np.ones(features))}
     for child in dict.fromkeys(child for _, child in edges):
@@ -76,8 +76,8 @@ def persistence(start: str, edges: Sequence[Edge], matches: Mapping[Edge, Matche
                 before, best = reached.get(child, nowhere)
                 better = weakest > best
                 reached[child] = (np.where(better, following, before), np.where(better, weakest, best))
-    last = edges[-1][1] if edges else start
-    return reached.get(last, reached[start])[1]
+    ends = {child for _, child in edges} - {parent for parent, _ in edges}
+    return np.min([reached[end][1] for end in ends if end in reached] or [reached[start][1]], axis=0)
 
 
 # A family's place in a model: where it starts; reached by matches above the threshold alone; a child's nearest miss to

@@ -77,12 +77,15 @@ function missed(shown, member) {
 }
 function matchChips(shown) {
   return h("div", { class: "chips" }, othersOf(shown).map((member) => {
+    const before = othersOf(shown).find((one) => one.model === member.via);
+    const lost = Boolean(before) && missed(shown, before);
     const below = missed(shown, member);
     const along = arrow(edgeBetween(member.via, member.model) || "");
-    const words = `${idOf(member)}, r = ${fixed(member.r, 3)}${along ? ` along ${along}` : ""}`
-      + (below ? ", below the threshold, or reached from a match that is" : "");
+    const words = lost ? `not followed to ${member.model}: the match in ${member.via} is below the threshold`
+      : `${idOf(member)}, r = ${fixed(member.r, 3)}${along ? ` along ${along}` : ""}`
+        + (below ? ", below the threshold" : "");
     return h("span", { title: words, class: below ? "below" : null }, `${member.model} `,
-      h("b", null, known(member.r) ? fixed(member.r, 2) : "none"));
+      h("b", null, lost ? "–" : known(member.r) ? fixed(member.r, 2) : "none"));
   }));
 }
 
@@ -173,14 +176,16 @@ function strengths(shown, sizes) {
 }
 
 const LISTS = {
-  "most persistent": "Features of the start model with the highest r all the way down.",
-  "most changed": "Active features of the start model whose best match in every child is weakest.",
+  "most persistent": "Features of the start model with the highest r all the way down, to every model without a child.",
+  "most changed": "Active features of the start model whose best match in every child is weakest, unstable ones included. "
+    + "What changed most by verdicts is in the table of stable features that differ most.",
 };
 const inspected = () => DATA.inspector[state.instrument] || { cards: [], cases: {} };
 function featureSection() {
   const cards = inspected().cards.filter((card) => !card.list.startsWith("case:"));
   return [note("The text that features fire on most, shaded by activation, and under it the same text as seen by ",
-    "their matches. Figures are the r of the match, dotted where it is below the threshold."),
+    "their matches. Figures are the r of the match along its edge, dotted where it is below the threshold; a dash where ",
+    "the match before it is."),
   [...new Set(cards.map((card) => card.list))].map((name, number) => [
     h("h3", null, name[0].toUpperCase() + name.slice(1)),
     note(LISTS[name] || (name.startsWith("emerged") ? "Active features without a match in a parent."
