@@ -173,7 +173,7 @@ def first_row(recorded: Recorded) -> str:
 def beside_paper(recorded: Recorded) -> str:
     """Figures of Horn & Elliott (2410.12391, sections 3 and 4) and those of a run of their experiment."""
     saes, models = rows(recorded, "saes"), [row["model"] for row in rows(recorded, "models")]
-    flow = {row["origin"]: row["features"] for row in rows(recorded, "flow")}
+    flow = {row["origin"]: row["features"] for row in rows(recorded, "flow") if row.get("rule") != "paper"}
     live, emerged = sum(flow.values()), sum(n for origin, n in flow.items() if origin.startswith("emerged"))
     edges = [row for row in rows(recorded, "edges", parent=models[0]) if row["rule"] != "paper"]
     verdicts = {row["case"]: row for row in rows(recorded, "case_verdicts")}

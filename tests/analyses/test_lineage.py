@@ -39,9 +39,10 @@ def columns(table: Any, **key: object) -> dict[str, np.ndarray]:
 def test_all_stages_are_done_and_sound(lineage):
     assert not lineage.run.missing
     assert not [fault for artifact in lineage.run.artifacts.values() for fault in faults(artifact.folder, artifact.key)]
-    assert set(lineage.run.tables) == {name for name, table in TABLES.items() if not table.large} - {"repeats"} - {
-        name for name in TABLES if name not in lineage.run.tables and "stitch" in TABLES[name].key
-    }
+    assert set(lineage.run.tables) == {name for name, table in TABLES.items() if not table.large} - {
+        "repeats",
+        "repeats_same",
+    } - {name for name in TABLES if name not in lineage.run.tables and "stitch" in TABLES[name].key}
 
 
 def test_every_edge_is_measured_by_every_instrument(lineage):
@@ -98,20 +99,22 @@ def test_fates_of_features_are_those_that_are_counted(lineage):
 
 def test_every_feature_of_a_merge_is_counted_once_where_it_comes_from(lineage):
     for instrument in INSTRUMENTS:
-        rows = lineage.rows("flow", instrument=instrument, model="both")
+        rows = lineage.rows("flow", instrument=instrument, model="both", rule="evidence")
         assert [row["origin"] for row in rows][0] == "from_base" and len({row["live"] for row in rows}) == 1
         live = {row["child_live"] for row in lineage.rows("edges", instrument=instrument, child="both")}
         assert sum(row["features"] for row in rows) == rows[0]["live"] >= max(live)
         counts = {row["origin"]: row["features"] for row in rows}
-        links = lineage.rows("flow_links", instrument=instrument, model="both")
+        links = lineage.rows("flow_links", instrument=instrument, model="both", rule="evidence")
         once: dict[str, int] = {}
         for link in links:  # features through both parents stand in the link of each
             once[link["origin"]] = once.get(link["origin"], 0) + 2 * link["features"] - link["shared"]
         assert once.get("base", 0) == 2 * counts["from_base"]
         assert once.get("sums", 0) == 2 * counts["emerged_in_sums"]
-        reach = {row["model"]: row["features"] for row in lineage.rows("reach", instrument=instrument)}
-        for row in lineage.rows("edges", instrument=instrument, rule="evidence"):
-            assert row["persist"] <= reach[row["parent"]] <= 128
+        reach = {(row["rule"], row["model"]): row for row in lineage.rows("reach", instrument=instrument)}
+        for row in lineage.rows("edges", instrument=instrument):
+            own = reach[row["rule"], row["parent"]]
+            assert row["persist"] <= own["features"] <= own["live"] <= own["total"] == 128
+            assert f"{row['child']} {row['persist']}" in own["children"].split(", ")
 
 
 def test_the_sweep_ends_at_the_parents_and_children_learned_more_of_their_own(lineage):
@@ -123,6 +126,17 @@ def test_the_sweep_ends_at_the_parents_and_children_learned_more_of_their_own(li
         assert rows[parent, parent]["accuracy"] > rows["base", parent]["accuracy"]
     (merge,) = lineage.rows("merges")
     assert 0 < merge["t"] < 1 and merge["t_low"] <= merge["t"] <= merge["t_high"]
+
+
+def test_a_merge_is_compared_with_its_parents_its_base_and_other_methods(lineage):
+    accuracy = {(row["model"], row["corpus"]): row["accuracy"] for row in lineage.rows("accuracy")}
+    for row in lineage.rows("merge_accuracy"):
+        one, other = (accuracy[model, row["corpus"]] for model in ("both", row["reference"]))
+        assert row["accuracy"] == pytest.approx(one) and row["relative"] == pytest.approx(one / other - 1)
+        assert row["own"] == (row["corpus"] in ("sums", "stories"))
+    methods = {row["method"]: row for row in lineage.rows("merge_methods", corpus="sums")}
+    assert {"slerp", "linear", "task_arithmetic", "ties"} <= set(methods)
+    assert methods["slerp"]["taken"] and methods["slerp"]["accuracy"] == pytest.approx(accuracy["both", "sums"])
 
 
 def test_cases_follow_the_best_feature_and_say_when_there_is_none(lineage):

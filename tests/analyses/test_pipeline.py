@@ -18,8 +18,9 @@ from heredity.study import Study, StudyError, load_study
 STEPS = ("data", "data-then-model", "model", "model-then-data")
 AFTER_MATCH = "match flow newness shift features classes explain"
 AFTER_SAES = f"sae sae_quality shift_sae acts {AFTER_MATCH}"
-AFTER_MERGE = "model quality sae sae_quality match flow newness acts features classes explain"
-AFTER_MODELS = f"model sweep quality {AFTER_SAES}"
+BESIDE = "quality merge_accuracy merge_methods"
+AFTER_MERGE = f"model {BESIDE} sae sae_quality match flow newness acts features classes explain"
+AFTER_MODELS = f"model sweep {BESIDE} {AFTER_SAES}"
 ALL = f"corpus tokenizer tokens {AFTER_MODELS}"
 
 # Settings that are changed, by the kinds of stages that this makes anew; none has a space.
@@ -74,7 +75,8 @@ def test_a_setting_makes_anew_what_reads_it_and_what_follows_and_nothing_else(gr
 def test_every_number_of_a_study_file_is_in_the_table_above(graph):
     config = load_study(str(graph)).config
     settings = {override.partition("=")[0] for override, _ in SETTINGS}
-    further = {"sae.activation", "sae.instruments", "controls.seeds", "controls.models", "controls.shifts"}  # stages
+    further = {"sae.activation", "sae.instruments", "controls.seeds", "controls.models", "controls.shifts"}
+    further.add("evaluation.merge_methods")  # all of these: stages
     for name in ("sae", "lineage", "controls", "report", "evaluation", "explain"):
         fields = {f"{name}.{field}" for field in type(getattr(config, name)).model_fields}
         assert fields <= settings | further, fields - settings - further
@@ -191,9 +193,12 @@ def test_fine_tunes_saes_and_what_follows_from_them_are_made_anew_and_nothing_el
     }  # fmt: skip
     assert again >= {"sweep/both", "sae_quality/both@independent", "match/base+sums@independent"}
     kinds = {"model", "sweep", "quality", "sae", "sae_quality", "match", "verdicts"}
+    assert {label for label in again if label.startswith("acts/")} == {
+        f"acts/base@{one}" for one in ("joint", "parent", "independent")
+    }
     left = {label for label in once if label.partition("/")[0] in kinds and "@own@" not in label}
     assert left == {"model/base", "quality/base"}, "verdicts are repeated on the common text alone"
-    assert {label.partition("/")[0] for label in again} == kinds
+    assert {label.partition("/")[0] for label in again} == kinds | {"acts"}
 
 
 def test_trainings_have_seeds_of_their_own_and_measurements_those_of_the_first_repeat(repeated):

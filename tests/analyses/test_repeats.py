@@ -11,7 +11,7 @@ import pytest
 
 import examples
 import tiny
-from artifacts import artifact, work_of
+from artifacts import acts_artifact, artifact, match_artifact, work_of
 from heredity.analyses import Pipeline, repeats, stages_of, write_tables
 from heredity.analyses.match import EDGES
 from heredity.analyses.model import MERGES
@@ -19,8 +19,9 @@ from heredity.analyses.quality import ACCURACY
 from heredity.analyses.sae import SAES
 from heredity.analyses.verdicts import VERDICTS
 from heredity.engine.store import Artifact
+from heredity.features.acts import FeatureActs
 from heredity.results import open as open_run
-from heredity.study import load_study
+from heredity.study import Edge, Study, load_study
 
 rng = np.random.default_rng(3)
 EXAMPLES = {
@@ -89,6 +90,37 @@ def test_what_is_not_trained_again_does_not_vary(tmp_path):
     assert spread(tmp_path, {"model|||both": {"0": same, "1": same}}) == {}
 
 
+def test_the_same_features_are_followed_through_sae_seeds_and_those_that_persist_in_all_are_counted(tmp_path):
+    """The second SAE has 30 of 40 features in another order; 0 to 19 persist at first, then 5 to 19 and lost ones."""
+    firing = (rng.random((3000, 80)) < 0.03).astype(np.float32)
+    order = rng.permutation(40)
+    saes = [firing[:, :40], np.where(np.arange(40) < 30, firing[:, :40], firing[:, 40:])[:, order]]
+    kept = [
+        firing[:, :20],
+        firing[:, [*range(5, 20), *range(70, 80)]],
+    ]  # what follows nothing in the first is not asked
+    parents, children = ([FeatureActs.from_dense(one) for one in many] for many in (saes, kept))
+    edge, ends = Edge("base", "sums"), list(zip(parents, children, strict=True))
+    matches = {str(n): match_artifact(tmp_path / f"m{n}", edge, *ends[n], 0.5) for n in (0, 1)}
+    acts = {str(n): acts_artifact(tmp_path / f"a{n}", one) for n, one in enumerate(parents)}
+    work = work_of(tmp_path / "work", {"match|joint|base->sums|": matches, "acts|joint||base": acts})
+    rows = repeats.ANALYSIS.run(work, repeats.RepeatsSettings(2, (edge.name,)))["repeats_same"]
+    own, paper = repeats.SAME.check(rows).to_pylist()
+    assert (own["rule"], paper["rule"]) == ("study", "paper") and own | {"rule": "paper"} == paper
+    assert [own[name] for name in ("live", "followed", "in_all", "in_some", "in_none")] == [40, 30, 15, 5, 10]
+    assert [own[f"expected_{name}"] for name in ("all", "some", "none")] == pytest.approx([10, 15, 5])
+    (said,) = repeats.ANALYSIS.say({"repeats_same": [own, paper]})
+    assert said.text == (
+        "Of 30 features of base that SAEs of all 2 training seeds have, 15 of 30 (50 %) persist in every training of "
+        "sums and 10 in none; if trainings were independent, these would be 10 and 5."
+    )
+
+
+def test_features_of_models_that_are_trained_again_are_not_followed(tmp_path):
+    study = Study.of(tiny.study_values(tmp_path, repeat={"seeds": 2}), root=tmp_path)
+    assert repeats.ANALYSIS.settings(study, {}).edges == ("base->sums", "base->stories")
+
+
 def test_only_a_t_that_is_sought_is_repeated(tmp_path):
     def roles(t: Any) -> set[str]:
         values = tiny.study_values(tmp_path, repeat={"seeds": 2})
@@ -147,6 +179,8 @@ def test_the_second_run_makes_the_repeats_alone(repeated):
     bars = {line.split()[1] for line in repeated.printed.stderr.splitlines() if line.endswith(" s")}
     assert bars == set(made), "a stage of the first repeat was made again"
     assert "Between training seeds" in repeated.printed.stdout
+    same = pq.read_table(repeated.both["repeats/study"] / "repeats_same.parquet").to_pylist()
+    assert [(row["edge"], row["rule"]) for row in same] == [("base->sums", "evidence"), ("base->sums", "paper")]
 
 
 def test_repeats_differ_and_their_spread_holds_the_first(repeated):

@@ -73,12 +73,24 @@ def lineage() -> dict[str, pa.Table]:
                 bins = [{"end": end, "r": round(0.02 * step, 2), "features": 128 / 50} for step in range(50)]
                 rows["best_r"] += [{**key, "edge": edge, **row} for row in bins]
         flow = {"from_base": 80, "emerged_in_sums": 10, "emerged_in_stories": 20, "emerged_in_both": 4, "novel": 14}
-        rows["flow"] += [{**key, "model": "both", "origin": o, "features": n, "live": 128} for o, n in flow.items()]
+        paper = {"from_base": 50, "emerged_in_sums": 5, "emerged_in_stories": 10, "emerged_in_both": 2, "novel": 61}
+        for rule, counts in (("evidence", flow), ("paper", paper)):
+            one = {**key, "rule": rule, "model": "both", "live": 128}
+            rows["flow"] += [{**one, "origin": origin, "features": n} for origin, n in counts.items()]
         for parent in ("sums", "stories"):
             for origin, n, shared in (("base", 60, 20), (parent, 10, 0), ("both", 4, 4)):
-                link = {**key, "source": parent, "model": "both", "origin": origin, "features": n, "shared": shared}
-                rows["flow_links"].append(link)
-        rows["reach"] += [{**key, "model": n, "features": c} for n, c in (("sums", 70), ("stories", 70), ("base", 100))]
+                link = {**key, "source": parent, "model": "both", "origin": origin}
+                rows["flow_links"].append({**link, "rule": "evidence", "features": n, "shared": shared})
+                rows["flow_links"].append({**link, "rule": "paper", "features": n // 2, "shared": shared // 2})
+        for name, count, into in (
+            ("sums", 70, "both 70"),
+            ("stories", 70, "both 70"),
+            ("base", 100, "sums 90, stories 81"),
+        ):
+            own = {**key, "model": name, "live": 128, "total": 128, "children": into}
+            rows["reach"] += [
+                {**own, "rule": rule, "features": n} for rule, n in (("evidence", count), ("paper", count // 2))
+            ]
     models = [("base", "train", ""), *((name, "finetune", "base") for name in ("sums", "stories"))]
     rows["models"] = [
         {"model": name, "kind": kind, "parents": parents, "parameters": 10_000, "tokens": 20_000}

@@ -249,7 +249,7 @@ def command(monkeypatch):
         tables={name: pa.Table.from_pylist(rows) for name, rows in tables.items()},
         study=SimpleNamespace(
             instrument="parent",
-            edges=edges,
+            descent=edges,
             config=StudyConfig(hook_point="", corpus={}, model={}),
             text_corpora=lambda edge, text: text == "common" or edge.name == "base->good",
         ),

@@ -157,6 +157,10 @@ setTimeout(() => {
   sort(); told.up = [first(), document.querySelector("#table-edges [aria-sort]").getAttribute("aria-sort")];
   document.querySelector("#table-edges .more").click();
   told.columns = document.querySelectorAll("#table-edges thead th").length;
+  const flowing = () => document.querySelector("#flow .legend").innerText;
+  told.flow = [flowing()];
+  [...document.querySelectorAll("#flow .choice button")].find((button) => button.innerText.includes("0.8")).click();
+  told.flow.push(flowing());
   document.querySelectorAll("#contents .choice button")[1].click();
   told.pressed = document.querySelector("#contents [aria-pressed=true]").innerText;
   told.drawn = document.querySelectorAll("#table-best_r figure svg").length;
@@ -180,6 +184,8 @@ def test_keys_slider_sorting_and_instruments_work(made, tmp_path):
     assert "26" in told["after"], "128 features evenly over r: a fifth above 0.8"
     assert told["down"] == ["90", "descending"] and told["up"] == ["63", "ascending"]
     assert told["columns"] > 15
+    own, paper = told["flow"]
+    assert "80 (63" in own and "50 (39" in paper and "61 (48" in paper, "from base and novel by both rules"
     assert told["pressed"] == "independent" and told["drawn"] == 4
 
 

@@ -8,6 +8,8 @@ import tomllib
 import pytest
 
 import tiny
+from heredity.analyses.model import MODEL
+from heredity.analyses.sample import instrument_items, match_needs
 from heredity.analyses.verdicts import ANALYSIS
 from heredity.study import Edge, ReferencesConfig, Study, StudyConfig, StudyError, load_study
 
@@ -63,6 +65,23 @@ def test_parents_come_before_children_whatever_the_order_of_the_file():
     models = values()["model"]
     study = Study.of(values(model=dict(reversed(models.items()))))
     assert study.order.index("base") < study.order.index("lua") < study.order.index("lua_stories")
+
+
+def test_a_model_that_repeats_a_recipe_is_a_sibling_of_its_model_with_an_edge_between_them():
+    """Whatever the order of the file; a twin of a fine-tune is a fine-tune of the same parent as well."""
+    models = {"twin": {"recipe_of": "base"}, "again": {"recipe_of": "lua"}, **values()["model"]}
+    study = Study.of(values(model=models))
+    assert [edge.name for edge in study.edges if edge not in study.descent] == ["base->twin", "lua->again"]
+    assert Edge("base", "again") in study.descent and study.parents["twin"] == () == study.ancestors("twin")
+    for name, other in (("twin", "base"), ("again", "lua")):
+        assert study.order.index(other) < study.order.index(name) and study.trace(name) == study.trace(other)
+        assert study.config.model[name] == study.config.model[other].model_copy(update={"recipe_of": other})
+        one, two = (MODEL.settings(study, {"model": one}) for one in (name, other))
+        assert one.seed != two.seed and one._replace(seed=two.seed) == two
+    assert study.starts[0] == "base" and study.common_trace(Edge("base", "twin")) == ("english", "python")
+    assert Study.of(tomllib.loads(study.config.to_toml())).config == study.config
+    read = {edge for item in instrument_items(study) for edge in match_needs(study, item)}
+    assert read == {edge.name for edge in study.descent}, "flow, families and classes follow descent alone"
 
 
 def test_controls_default_to_the_models_that_have_children():
@@ -143,7 +162,7 @@ def broken(path: str, value: object) -> dict:
         ("model.lua.corpora", ["luas"], "model.lua.corpora: 'luas' is no corpus of this study; did you mean 'lua'?"),
         ("model.lua.parent", "lua_stories", ": lua_stories -> lua -> lua_stories is a cycle"),
         ("model.lua.parent", "lua", "is its own parent"),
-        ("model.lua", {}, "model.lua: says neither train, load, merge nor parent"),
+        ("model.lua", {}, "model.lua: says neither train, load, merge, recipe_of nor parent"),
         ("model.lua", {"parent": "base"}, "model.lua: has a parent but no corpora"),
         ("model.lua_stories.merge.t", 1.2, "model.lua_stories.merge.t: 1.2: must be a number from 0 (first parent) to"),
         ("model.lua_stories.merge.parents", ["lua", "lua"], "names a model twice"),
@@ -158,6 +177,28 @@ def broken(path: str, value: object) -> dict:
             "verdicts.texts: 'mine' is no text; choose of common, own, english, pyth",
         ),
         ("verdicts.texts", ["own"], "verdicts.texts: ['own'] must name common"),
+        (
+            "model.twin",
+            {"recipe_of": "bse"},
+            "model.twin.recipe_of: 'bse' is no model of this study; did you mean 'base'",
+        ),
+        ("model.twin", {"recipe_of": "twin"}, "model.twin.recipe_of: is the model itself; name another model"),
+        (
+            "model.twin",
+            {"recipe_of": "lua_stories"},
+            "model.twin.recipe_of: lua_stories is a merge, which no seed chang",
+        ),
+        (
+            "model",
+            {"a": {"load": "a", "corpora": ["lua"]}, "twin": {"recipe_of": "a"}},
+            "recipe_of: a is loaded, which",
+        ),
+        ("model.twin", OTHER | {"recipe_of": "base"}, "model.twin: train and recipe_of exclude each other; keep one"),
+        (
+            "model.twin",
+            {"recipe_of": "lua", "lr": 1, "corpora": ["lua"]},
+            "takes everything from lua; remove corpora, lr",
+        ),
         ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
     ],
 )

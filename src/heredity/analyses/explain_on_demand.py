@@ -72,7 +72,7 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
     with _judge(ask, out) as judge:
         if judge is not None:
             asking.judge, over = judge, judge.over
-        drop, edges = study.config.explain.drop, list(study.edges)
+        drop, edges = study.config.explain.drop, list(study.descent)
         labels = hand_down(selected, edges, matches, asking.explain, asking.score, drop, progress, over)
         if judge is not None:
             paid = judge.ledger.summary()
@@ -127,7 +127,7 @@ def estimate(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progr
         if judge is None:
             raise ValueError("--estimate: statistics cost nothing; name a language model with --model or --local")
         total, requests = sum(map(len, selected.values())), []
-        children = {edge.child for edge in run.study.edges}
+        children = {edge.child for edge in run.study.descent}
         for model, features in selected.items():
             for feature in features:
                 own = asking.requests(judge, model, feature)

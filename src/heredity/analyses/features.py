@@ -153,7 +153,7 @@ def _settings(study: Study, item: Item) -> FeaturesSettings:
 def _needs(study: Study, item: Item) -> Needs:
     models = {name: ("model", {"model": name}) for name in study.followed}
     saes = {name: sae_need(study, name, item["instrument"]) for name in study.followed}
-    judged = study.edges if study.config.verdicts.tokens else ()
+    judged = study.descent if study.config.verdicts.tokens else ()
     common = item | {"text": "common"}
     verdicts: dict[str, Need] = {edge.name: ("verdicts", common | {"edge": edge.name}) for edge in judged}
     return {**sample_needs(study, item), "model": models, "sae": saes, "verdicts": verdicts}

@@ -1,8 +1,9 @@
 """Where the features of a merge come from.
 
 Every live feature of a merge is counted exactly once: from the base (matched by a parent's feature that itself matches
-the base), emerged in one parent, in several parents but not in the base, or novel. Matches count above each edge's own
-threshold. What a merge inherits from a parent that is the base itself is from the base (Horn & Elliott 2024, figure 2).
+the base), emerged in one parent, in several parents but not in the base, or novel. What a merge inherits from a parent
+that is the base itself is from the base (Horn & Elliott 2024, figure 2). Matches count by two rules: above each edge's
+own threshold, which findings are read by, and above the paper's 0.8.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
-from heredity.analyses.match import read_matches, threshold_of
+from heredity.analyses.match import read_matches, thresholds_of
 from heredity.analyses.match_findings import beside_verdicts
 from heredity.analyses.sample import instrument_items, match_needs
 from heredity.engine.stage import Work
@@ -25,23 +26,26 @@ if TYPE_CHECKING:
     from heredity.features.correlate import Matches
 
 KEY = ("instrument", "site")
+_RULE = Column("rule", "text", "What counts as a match: evidence or study (each edge's own threshold), or paper (0.8).")
 
 FLOW = Table(
     "flow",
     "Origins of the live features of every merge; each feature is counted once.",
-    (*KEY, "model", "origin"),
+    (*KEY, "rule", "model", "origin"),
     (
+        _RULE,
         Column("origin", "text", "from_base, emerged_in_PARENT, emerged_in_both or novel."),
         Column("features", "count", "Live features of the merge.", of="live"),
         Column("live", "count", "All live features of the merge."),
     ),
-    brief=("instrument", "model", "origin", "features"),
+    brief=("instrument", "rule", "model", "origin", "features"),
 )
 FLOW_LINKS = Table(
     "flow_links",
     "Features of a merge by the parent they come through.",
-    (*KEY, "source", "model", "origin"),
+    (*KEY, "rule", "source", "model", "origin"),
     (
+        _RULE,
         Column("source", "text", "Parent."),
         Column("origin", "text", "base, the parent in which they emerged, or both."),
         Column("features", "count", "Features of the merge."),
@@ -51,8 +55,14 @@ FLOW_LINKS = Table(
 REACH = Table(
     "reach",
     "Features of each parent that persist into at least one of its children.",
-    (*KEY, "model"),
-    (Column("features", "count", "Parent features."),),
+    (*KEY, "rule", "model"),
+    (
+        _RULE,
+        Column("features", "count", "Parent features that persist into a child.", of="live"),
+        Column("live", "count", "Parent features that fired on the aligned tokens of at least one edge."),
+        Column("total", "count", "All features of the parent's SAE."),
+        Column("children", "text", "Into which children, with the number of features of each."),
+    ),
 )
 
 
@@ -67,16 +77,27 @@ def _settings(study: Study, item: Item) -> FlowSettings:
         if study.config.model[name].merge:
             parents = study.parents[name]
             bases = tuple(p for p in parents if any(p in study.ancestors(other) for other in parents if other != p))
-            edges = tuple(edge for edge in study.edges if edge.child == name or edge.child in parents)
+            edges = tuple(edge for edge in study.descent if edge.child == name or edge.child in parents)
             merges[name] = bases, edges
     return FlowSettings(merges)
 
 
 def _run(work: Work, settings: FlowSettings) -> Results:
+    found = {Edge(*name.split("->")): one for name, one in work.inputs["match"].items()}
+    matches = {edge: read_matches(one) for edge, one in found.items()}
+    cuts = {edge: thresholds_of(one) for edge, one in found.items()}
+    results: dict[str, list[dict[str, Any]]] = {"flow": [], "flow_links": [], "reach": []}
+    for rule in next(iter(cuts.values())):
+        counted = _counts({edge: lines.above(cuts[edge][rule]) for edge, lines in matches.items()}, settings)
+        for name, rows in counted.items():
+            results[name] += [{"rule": rule, **row} for row in rows]
+    return results
+
+
+def _counts(matches: Mapping[Edge, Matches], settings: FlowSettings) -> dict[str, list[dict[str, Any]]]:
+    """Rows of all tables from the matches that count."""
     from heredity.features.fates import flow
 
-    found = work.inputs["match"]
-    matches = {Edge(*name.split("->")): read_matches(one).above(threshold_of(one)) for name, one in found.items()}
     rows, links = [], []
     for merge, (bases, edges) in settings.merges.items():
         into = {edge.parent: matches[edge] for edge in edges if edge.child == merge}
@@ -90,11 +111,22 @@ def _run(work: Work, settings: FlowSettings) -> Results:
         for origin, count in ({"from_base": result.from_base} | emerged | last).items():
             rows.append({"model": merge, "origin": origin, "features": count, "live": result.live})
         links += _links(merge, result.inherited_through, result.from_base_through)
-    kept: dict[str, list[np.ndarray]] = {}
+    children: dict[str, dict[str, Matches]] = {}
     for edge, lines in matches.items():
-        kept.setdefault(edge.parent, []).append(lines.parent_match[:, 0] >= 0)
-    reach = [{"model": name, "features": int(np.any(parts, axis=0).sum())} for name, parts in kept.items()]
-    return {"flow": rows, "flow_links": links, "reach": reach}
+        children.setdefault(edge.parent, {})[edge.child] = lines
+    return {"flow": rows, "flow_links": links, "reach": [_reach(*item) for item in children.items()]}
+
+
+def _reach(parent: str, children: Mapping[str, Matches]) -> dict[str, Any]:
+    kept = {child: lines.parent_match[:, 0] >= 0 for child, lines in children.items()}
+    live = np.any([lines.parent_density > 0 for lines in children.values()], axis=0)
+    return {
+        "model": parent,
+        "features": int(np.any(list(kept.values()), axis=0).sum()),
+        "live": int(live.sum()),
+        "total": len(live),
+        "children": ", ".join(f"{child} {own.sum():,}" for child, own in kept.items()),
+    }
 
 
 def _links(
@@ -115,11 +147,14 @@ def _links(
 
 def _say(tables: Tables) -> Iterable[Statement]:
     parents_of = {row["model"]: [p for p in row["parents"].split(", ") if p] for row in rows_of(tables, "models")}
-    by_merge: dict[tuple[str, str], dict[str, int]] = {}
+    by_merge: dict[tuple[str, str, bool], dict[str, int]] = {}
     for row in rows_of(tables, "flow"):
-        by_merge.setdefault((row["instrument"], row["model"]), {})[row["origin"]] = row["features"]
-    for (instrument, name), counts in by_merge.items():
-        live, novel = sum(counts.values()), counts["novel"]
+        key = row["instrument"], row["model"], row["rule"] == "paper"
+        by_merge.setdefault(key, {})[row["origin"]] = row["features"]
+    for (instrument, name, of_paper), counts in by_merge.items():
+        if of_paper:
+            continue
+        live, novel, paper = sum(counts.values()), counts["novel"], by_merge.get((instrument, name, True))
         start = _start(parents_of, name)
         words = {"from_base": f"go back to {start}"}
         for parent in parents_of[name]:
@@ -134,12 +169,18 @@ def _say(tables: Tables) -> Iterable[Statement]:
             "inherited",
             f"By matches alone, {name} inherited {format.of(live - novel, live)} of its live features{colon}"
             f"{format.listed(sources)}.",
-            (f"{live - novel:,} = " + " + ".join(f"{counts[k]:,} {k}" for k in counts if k != "novel"),),
+            (_sum(counts), *([f"at the paper's r > 0.8: {_sum(paper)}"] if paper else [])),
             instrument,
         )
         text = f"By matches alone, {format.of(novel, live)} live features of {name} match nothing in its parents."
         novelty = Statement(name, "new", text, (f"novel {novel:,} of {live:,} live",), instrument)
         yield from (beside_verdicts(one, tables) for one in (inherited, novelty))
+
+
+def _sum(counts: Mapping[str, int]) -> str:
+    """What is inherited as the sum of its origins."""
+    parts = {origin: count for origin, count in counts.items() if origin != "novel"}
+    return f"{sum(parts.values()):,} = " + " + ".join(f"{count:,} {origin}" for origin, count in parts.items())
 
 
 def _start(parents: Mapping[str, list[str]], name: str) -> str:
@@ -153,9 +194,9 @@ def _start(parents: Mapping[str, list[str]], name: str) -> str:
 
 ANALYSIS = Analysis(
     kind="flow",
-    version=1,
+    version=2,
     title="Where features go",
-    items=lambda study: instrument_items(study) if study.edges else (),
+    items=lambda study: instrument_items(study) if study.descent else (),
     settings=_settings,
     needs=lambda study, item: {"match": match_needs(study, item)},
     run=_run,

@@ -150,7 +150,7 @@ def _items(study: Study) -> Iterable[Item]:
     return (
         {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
         for instrument in study.instruments
-        for edge in study.edges
+        for edge in study.descent
     )
 
 

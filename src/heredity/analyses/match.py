@@ -247,12 +247,12 @@ class MatchSettings(NamedTuple):
     seed: int
 
 
-def edge_items(study: Study) -> Iterable[Item]:
-    """One item per instrument and edge."""
+def edge_items(study: Study, edges: Sequence[Edge] | None = None) -> Iterable[Item]:
+    """One item per instrument and edge, by default of all edges."""
     return (
         {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
         for instrument in study.instruments
-        for edge in study.edges
+        for edge in (study.edges if edges is None else edges)
     )
 
 
@@ -455,6 +455,12 @@ def edge_row(artifact: Artifact) -> dict[str, Any]:
 def threshold_of(artifact: Artifact) -> float:
     """The threshold of an edge."""
     return edge_row(artifact)["threshold"]
+
+
+def thresholds_of(artifact: Artifact) -> dict[str, float]:
+    """Thresholds of an edge by rule: its own (`evidence` or `study`), then the paper's."""
+    rows = pq.read_table(artifact / "edges.parquet", columns=["rule", "threshold"]).to_pylist()
+    return {row["rule"]: row["threshold"] for row in rows}
 
 
 def directions_of(parent: SAE, child: SAE) -> Directions:

@@ -18,9 +18,16 @@ def own_rows(tables: Tables) -> list[Mapping[str, Any]]:
     return [row for row in rows_of(tables, "edges") if row["rule"] != "paper"]
 
 
+def twins(tables: Tables) -> set[str]:
+    """Edges from a model to one that repeats its recipe: neither is the other's parent."""
+    parents = {row["model"]: row["parents"].split(", ") for row in rows_of(tables, "models")}
+    ends = {row["edge"]: row["edge"].split("->") for name in ("edges", "verdicts") for row in rows_of(tables, name)}
+    return {edge for edge, (one, other) in ends.items() if other in parents and one not in parents[other]}
+
+
 def findings(tables: Tables) -> Iterable[Statement]:
     """What matches count. Where an edge has verdicts, these come first, and this is what stands beside them."""
-    merges = {row["model"] for row in rows_of(tables, "merges")}
+    merges, siblings = {row["model"] for row in rows_of(tables, "merges")}, twins(tables)
     for row in own_rows(tables):
         key = {name: row[name] for name in KEY}
         paper = next(iter(rows_of(tables, "edges", rule="paper", **key)), None)
@@ -28,6 +35,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
         rare = next(iter(rows_of(tables, "strata", end="parent", stratum="rare", **key)), None)
         merged = row["child"] in merges
         statements = [_inherited(row, paper), _lost(row, rare), _new(row), _sure(row, chance)]
+        if row["edge"] in siblings:
+            statements = [_found_again(row, paper), _sure(row, chance)]
         counted = f"By matches alone (r > {row['threshold']:.2f}, all live features, unstable ones included): "
         for one in statements:
             if merged and one.question in ("inherited", "new"):  # the flow into a merge answers these
@@ -52,6 +61,15 @@ def _inherited(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> State
     ]
     text = f"{_of(row, 'persist', 'parent')} live features of {row['parent']} persist in {row['child']}."
     return Statement(row["child"], "inherited", text, tuple(evidence), row["instrument"])
+
+
+def _found_again(row: Mapping[str, Any], paper: Mapping[str, Any] | None) -> Statement:
+    parent, child = row["parent"], row["child"]
+    text = (
+        f"{_of(row, 'persist', 'parent')} live features of {parent} have a match in {child}, trained by the same "
+        f"recipe with another seed; {_of(row, 'emerge', 'child')} of {child} have none in {parent}."
+    )
+    return Statement(child, "sure", text, (threshold_words(row), *_paper(row, paper)), row["instrument"])
 
 
 def _lost(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Statement:

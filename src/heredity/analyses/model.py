@@ -160,7 +160,7 @@ def _needs(study: Study, item: Item) -> Needs:
     needs: Needs = {"tokenizer": tokenizer_need(study)}
     if config.merge is not None:
         merge, base = config.merge, study.merge_base(name)
-        needs["parent"] = _models(merge.parents)
+        needs["parent"] = models_needs(merge.parents)
         if merge.method not in ("slerp", "linear") and base:
             needs["base"] = ("model", {"model": base})
         if merge.t == "equilibrium" and has_t(merge):
@@ -172,7 +172,8 @@ def _needs(study: Study, item: Item) -> Needs:
     return needs
 
 
-def _models(names: Iterable[str]) -> dict[str, Any]:
+def models_needs(names: Iterable[str]) -> dict[str, Any]:
+    """Models by name."""
     return {name: ("model", {"model": name}) for name in names}
 
 
@@ -345,10 +346,10 @@ def training_of(study: Study, name: str) -> TrainingConfig:
     return config.train or (training_of(study, parents[0]) if parents else config)
 
 
-def _specialty(study: Study, name: str) -> tuple[str, ...]:
+def specialty(study: Study, name: str) -> tuple[str, ...]:
     """Corpora a parent of a merge is judged on: its own, or for a merged parent those of its parents."""
     corpora = study.own_corpora(name)
-    return corpora or tuple(dict.fromkeys(c for parent in study.parents[name] for c in _specialty(study, parent)))
+    return corpora or tuple(dict.fromkeys(c for parent in study.parents[name] for c in specialty(study, parent)))
 
 
 def _sweep_settings(study: Study, item: Item) -> SweepSettings:
@@ -359,7 +360,7 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
         merge.parents,
         merge.sweep_points,
         merge.tolerance,
-        {parent: _specialty(study, parent) for parent in merge.parents},
+        {parent: specialty(study, parent) for parent in merge.parents},
         study.config.evaluation.tokens,
         training.context_size,
         training.precision,
@@ -369,8 +370,8 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
 
 def _sweep_needs(study: Study, item: Item) -> Needs:
     parents = study.parents[item["model"]]
-    corpora = sorted({corpus for parent in parents for corpus in _specialty(study, parent)})
-    return {"parent": _models(parents), "tokens": tokens_needs(corpora)}
+    corpora = sorted({corpus for parent in parents for corpus in specialty(study, parent)})
+    return {"parent": models_needs(parents), "tokens": tokens_needs(corpora)}
 
 
 def _sweep(work: Work, settings: SweepSettings) -> Results:

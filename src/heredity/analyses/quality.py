@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Results
 from heredity.analyses.model import evaluation_cost, model_items, training_of
 from heredity.analyses.reading import load, on_device, packs, validation_blocks
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
+from heredity.engine.store import Artifact
 from heredity.study import Precision, Study, StudyError
 from heredity.tables import Column, Plot, Table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ACCURACY = Table(
     "accuracy",
@@ -25,6 +29,9 @@ ACCURACY = Table(
     brief=("model", "corpus", "accuracy", "ce_loss", "unigram"),
     plot=Plot("heat", x="corpus", y="accuracy", by="model"),
 )
+
+
+_HITS = "hits.safetensors"
 
 
 class QualitySettings(NamedTuple):
@@ -41,10 +48,12 @@ def _settings(study: Study, item: Item) -> QualitySettings:
 
 
 def _run(work: Work, settings: QualitySettings) -> Results:
+    from safetensors.numpy import save_file
+
     from heredity.lm.evaluate import evaluate, unigram_accuracy
 
     model, tokens, rows = on_device(load(work.inputs["model"])), work.inputs["tokens"], []
-    train = packs(tokens, "train")
+    train, hits = packs(tokens, "train"), {}
     for done, (corpus, pack) in enumerate(packs(tokens, "validation").items()):
         work.progress(done, len(tokens))
         blocks = validation_blocks(pack, settings.context_size, settings.tokens)
@@ -54,12 +63,21 @@ def _run(work: Work, settings: QualitySettings) -> Results:
             raise StudyError(f"{wrong}; look for values that are not finite in its weights")
         unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
         rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
+        hits[corpus] = figures.hits / (blocks.shape[1] - 1)
+    save_file(hits, work.folder / _HITS)
     return {"accuracy": rows}
+
+
+def read_hits(artifact: Artifact) -> dict[str, np.ndarray]:
+    """Share of the predicted tokens of each validation block that are correct, float64 [blocks] by corpus."""
+    from safetensors.numpy import load_file
+
+    return load_file(artifact / _HITS)
 
 
 ANALYSIS = Analysis(
     kind="quality",
-    version=1,
+    version=2,
     title="Quality of the models",
     items=model_items,
     settings=_settings,

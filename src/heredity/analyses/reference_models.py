@@ -22,7 +22,8 @@ from heredity.study import Edge, Study
 
 def reference_need(study: Study, edge: Edge, reference: str) -> Need | None:
     """The stage that trains the sham or twin of an edge; None where the study wants none or there can be none."""
-    if not getattr(study.config.references, reference) or study.config.model[edge.child].kind != "finetune":
+    wanted = getattr(study.config.references, reference) and edge in study.descent
+    if not wanted or study.config.model[edge.child].kind != "finetune":
         return None
     if reference == "twin":
         return "reference_model", {"model": edge.child, "reference": "twin"}

@@ -153,7 +153,7 @@ def _items(study: Study) -> list[Item]:
         for edge in study.edges:
             needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
-        for edge in (edge for edge in study.edges if study.config.model[edge.child].merge is None):
+        for edge in (edge for edge in study.descent if study.config.model[edge.child].merge is None):
             for name in reversed((edge.parent, *study.ancestors(edge.parent))):
                 needs.append(sae_need(study, name, "parent"))
             needs += control_needs(study, edge.parent, "parent", edge.parent).values()

@@ -91,7 +91,7 @@ class SampleSettings(NamedTuple):
 def sample_settings(study: Study) -> SampleSettings:
     """The study's token sample; `seed` is also that of the `acts` stages."""
     tokens, context = study.config.report.tokens, study.config.sae.context_size
-    return SampleSettings(tokens, context, seed_of(study, "sample"), study.followed, study.edges)
+    return SampleSettings(tokens, context, seed_of(study, "sample"), study.followed, study.descent)
 
 
 def sample_needs(study: Study, item: Item) -> Needs:
@@ -105,8 +105,8 @@ def sample_needs(study: Study, item: Item) -> Needs:
 
 
 def match_needs(study: Study, item: Item) -> dict[str, tuple[str, Item]]:
-    """Matches along every edge, by its name; item: instrument and site."""
-    return {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.edges}
+    """Matches along every edge of descent, by its name; item: instrument and site."""
+    return {edge.name: ("match", {**item, "edge": edge.name}) for edge in study.descent}
 
 
 def instrument_items(study: Study) -> list[Item]:

@@ -114,7 +114,7 @@ FEATURES = Table(
 def _edges(study: Study) -> list[Edge]:
     if not study.instruments or not study.config.controls.shifts:
         return []
-    return [edge for edge in study.edges if study.config.model[edge.child].merge is None]
+    return [edge for edge in study.descent if study.config.model[edge.child].merge is None]
 
 
 def _step_items(study: Study) -> Iterable[Item]:

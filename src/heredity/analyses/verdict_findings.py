@@ -7,7 +7,7 @@ from typing import Any
 
 from heredity import format
 from heredity.analyses.analysis import Statement, Tables, rows_of
-from heredity.analyses.match_findings import KEY
+from heredity.analyses.match_findings import KEY, twins
 
 FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
@@ -35,7 +35,7 @@ _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept s
 
 
 def findings(tables: Tables) -> Iterable[Statement]:
-    noted = set()
+    noted, siblings = set(), twins(tables)
     for row in rows_of(tables, "verdicts"):
         if row["text"] != "common":
             yield from _elsewhere(row)
@@ -61,7 +61,14 @@ def findings(tables: Tables) -> Iterable[Statement]:
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"
-        if row["end"] == "parent":
+        if row["edge"] in siblings:
+            other = child if row["end"] == "parent" else parent
+            texts = {
+                "sure": f"Of {stable:,} stable features of {own}, {other}, trained by the same recipe with another "
+                f"seed, has {row['kept']:,} ({_share(row, 'kept')}), {row['changed']:,} in another form, and "
+                f"{row['lost']:,} not at all {lost}; {undecided}."
+            }
+        elif row["end"] == "parent":
             texts = {
                 "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
                 f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
@@ -105,10 +112,13 @@ def _elsewhere(row: Mapping[str, Any]) -> Iterable[Statement]:
     text = f"On {row['corpora']}{', the text it was fine-tuned on' if row['text'] == 'own' else ''}, "
     found, share = f"{row['lost']:,} of {row['stable']:,} stable features of", f"({_share(row, 'lost')})"
     if row["end"] == "parent":
-        question, text = "lost", f"{text}{child} lost {found} {parent} {share} and changed {row['changed']:,}."
+        question, text = "lost", f"{text}{child} lost {found} {parent} {share}, kept {row['kept']:,}"
     else:
-        question = "new"
-        text += f"{found} {child} are new compared with {parent} {share}; {row['changed']:,} are changed."
+        question, text = (
+            "new",
+            f"{text}{found} {child} are new compared with {parent} {share}, {row['kept']:,} inherited",
+        )
+    text += f" and changed {row['changed']:,}; {row['undecided'] or 'none'} are undecided."
     yield Statement(child, question, text, (), row["instrument"])
 
 
@@ -149,16 +159,19 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
             f"Of {one['stable']:,} stable features of {parent}, training on with its own text, by the recipe of "
             f"{child}, loses {one['lost']:,} and changes {one['changed']:,}."
         )
-    as_often = [
-        f"{_UNTRAINED[one['reference']]} ({format.percent(one['kept'] / one['stable'])})"
-        for one in references
-        if one["reference"] in _UNTRAINED and one["stable"] >= _LEAST_UNTRAINED and one["kept_difference_low"] <= 0
-    ]
-    if as_often:
+    untrained = [one for one in references if one["reference"] in _UNTRAINED and one["stable"] >= _LEAST_UNTRAINED]
+    if any(one["kept_difference_low"] <= 0 for one in untrained):
+        said_of: dict[str, list[str]] = {"more": [], "as many, within error,": [], "fewer": []}
+        for one in untrained:
+            low, high = one["kept_difference_low"], one["kept_difference_high"]
+            side = "fewer" if low > 0 else "more" if high < 0 else "as many, within error,"
+            share = format.percent(one["kept"] / one["stable"])
+            said_of[side].append(f"{_UNTRAINED[one['reference']]} ({share})")
+        words = [f"{side} of {format.listed(names)}" for side, names in said_of.items() if names]
         yield said(
-            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}, no "
-            f"more, within error, than of dictionaries that nobody trained: {format.listed(as_often)}. That features "
-            "are kept here says little about what SAEs learned."
+            f"Of the features that SAEs learned of {parent}, {child} keeps {format.percent(row['kept_share'])}; of "
+            f"dictionaries that nobody trained, {format.listed(words)}. That features are kept here says little about "
+            "what SAEs learned."
         )
 
 

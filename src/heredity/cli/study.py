@@ -215,17 +215,17 @@ def gate(
     done = complete(study, runs, set_)
     first, name = done.study.instrument, "verdicts" if by == "verdicts" else "edges"
     rows = done.tables[name].to_pylist() if name in done.tables else []
-    rows = [row for row in rows if row["instrument"] == first]
+    rows, descent = [row for row in rows if row["instrument"] == first], {one.name for one in done.study.descent}
     if by == "verdicts":
         if text_ not in (texts := done.study.config.verdicts.texts):
             raise ValueError(f"--text {text_}: is none of {', '.join(texts)}; add it to verdicts.texts, run the study")
         own = [row for row in rows if row["end"] == "parent" and row["text"] == text_]
-        named = [edge.name for edge in done.study.edges if done.study.text_corpora(edge, text_)]
-        if silent := [one for one in edge or () if one in {e.name for e in done.study.edges} and one not in named]:
+        named = [one.name for one in done.study.descent if done.study.text_corpora(one, text_)]
+        if silent := [one for one in edge or () if one in descent and one not in named]:
             raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
         judged = judge(done.name, own, named, limit, edge or ()) | {"text": text_}
     else:
-        own = [row for row in rows if row["rule"] != "paper"]
+        own = [row for row in rows if row["rule"] != "paper" and row["edge"] in descent]
         doubts = doubts_of(
             [row for row in done.tables[one].to_pylist() if row["instrument"] == first] if one in done.tables else []
             for one in ("verdicts", "saes")

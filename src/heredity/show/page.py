@@ -112,6 +112,7 @@ def _graph(study: Study) -> list[dict[str, Any]]:
         model = study.config.model[name]
         note = f"LoRA, rank {model.lora.r}" if model.lora else ""
         node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
+        node |= {"recipe_of": model.recipe_of}
         nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
     return nodes
 

@@ -58,7 +58,7 @@ class Study:
             config = StudyConfig.model_validate(dict(values))
         except ValidationError as error:
             raise StudyError(f"{name}: {first_fault(error)}") from None
-        study = cls(name, config, root or Path.cwd())
+        study = cls(name, config.with_recipes(), root or Path.cwd())
         study._check()
         return study
 
@@ -73,7 +73,8 @@ class Study:
     @cached_property
     def order(self) -> tuple[str, ...]:
         """Models in an order in which every parent comes before its children."""
-        sorter, order, names = TopologicalSorter(self.parents), [], list(self.config.model)
+        order, names = [], list(self.config.model)
+        sorter = TopologicalSorter({name: (*self.parents[name], *self._repeated(name)) for name in names})
         try:
             sorter.prepare()
         except CycleError as error:
@@ -84,9 +85,20 @@ class Study:
         return tuple(order)
 
     @cached_property
-    def edges(self) -> tuple[Edge, ...]:
+    def descent(self) -> tuple[Edge, ...]:
         """Every parent -> child pair, in the order of the models."""
         return tuple(Edge(parent, child) for child in self.order for parent in self.parents[child])
+
+    @cached_property
+    def edges(self) -> tuple[Edge, ...]:
+        """All that features are matched and judged along: descent, and from a model to each that repeats its recipe."""
+        twins = (Edge(other, name) for name in self.order for other in self._repeated(name))
+        return tuple(sorted((*self.descent, *twins), key=lambda edge: self.order.index(edge.child)))
+
+    def _repeated(self, name: str) -> tuple[str, ...]:
+        """The model whose recipe this one repeats, if it does."""
+        other = self.config.model[name].recipe_of
+        return (other,) if other is not None else ()
 
     @cached_property
     def followed(self) -> tuple[str, ...]:
@@ -197,6 +209,9 @@ class Study:
             for corpus in self.own_corpora(name):
                 yield from _unknown(f"model.{name}.corpora", corpus, config.corpus, "corpus")
             bases = (model.merge.base,) if model.merge and model.merge.base else ()
+            for other in self._repeated(name):
+                yield from _unknown(f"model.{name}.recipe_of", other, config.model, "model")
+                yield from self._faults_of_recipe(name, other)
             for parent in (*self.parents[name], *bases):
                 yield from _unknown(f"model.{name}", parent, config.model, "model", " (parent)")
                 if parent == name:
@@ -225,6 +240,16 @@ class Study:
                 yield f"stitch.{name}.features.corpus", f"{prose!r} is none that both have read: {', '.join(common)}"
         if self.instruments and not self.edges and len(config.model) > 1:
             yield "model", "has no parent -> child edge; give a model a parent or a merge, or add a stitch"
+
+    def _faults_of_recipe(self, name: str, other: str) -> Iterator[tuple[str, str]]:
+        place, kind = f"model.{name}.recipe_of", self.config.model[other].kind
+        if other == name:
+            yield place, "is the model itself; name another model"
+        for first in self._repeated(other):
+            yield place, f"{other} repeats a recipe itself; name {first}"
+        if kind in ("load", "merge"):
+            made = "loaded" if kind == "load" else "a merge"
+            yield place, f"{other} is {made}, which no seed changes; name a model that the study trains"
 
     def _faults_of_shares(self, name: str) -> Iterator[tuple[str, str]]:
         given = {corpus: self.config.corpus[corpus].share for corpus in self.own_corpora(name)}

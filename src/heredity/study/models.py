@@ -117,7 +117,7 @@ class MergeConfig(Config):
 
 
 class ModelConfig(TrainingConfig):
-    """One node of the model graph: exactly one of `train`, `load`, `merge`, or `parent` with `corpora`."""
+    """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with `corpora`."""
 
     train: ScratchConfig | None = None
     """Train from scratch."""
@@ -135,14 +135,19 @@ class ModelConfig(TrainingConfig):
     """Fine-tune low-rank adapters instead of all weights."""
     merge: MergeConfig | None = None
     """Merge the weights of several parents."""
+    recipe_of: str | None = None
+    """Train this model as that one was, from scratch or from the same parent, with another seed; the two are compared
+    along an edge of their own. All other keys are that model's."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelConfig:
-        kinds = [name for name in ("train", "load", "merge") if getattr(self, name) is not None]
+        kinds = [name for name in ("train", "load", "merge", "recipe_of") if getattr(self, name) is not None]
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)} exclude each other; keep one")
+        if kinds == ["recipe_of"] and (more := sorted(self.model_fields_set - {"recipe_of"})):
+            raise ValueError(f"recipe_of takes everything from {self.recipe_of}; remove {', '.join(more)}")
         if not kinds and self.parent is None:
-            raise ValueError("says neither train, load, merge nor parent; give one of them")
+            raise ValueError("says neither train, load, merge, recipe_of nor parent; give one of them")
         if not kinds and not self.corpora:
             raise ValueError("has a parent but no corpora to be fine-tuned on; add corpora = [...]")
         if self.parent is not None and kinds and kinds != ["load"]:

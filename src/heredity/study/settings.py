@@ -211,6 +211,8 @@ class EvaluationConfig(Config):
 
     tokens: Positive = 200_000
     """Validation tokens per corpus."""
+    merge_methods: bool = False
+    """Merge the two parents of every merge by the other methods as well, and evaluate these on the parents' corpora."""
 
 
 class CaseConfig(Config):
@@ -328,7 +330,19 @@ class StudyConfig(Config):
 
     def to_toml(self) -> str:
         """The study as TOML, defaults left out; reading it again gives an equal config."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_defaults=True, exclude_none=True))
+        values = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        twins = {name: {"recipe_of": model.recipe_of} for name, model in self.model.items() if model.recipe_of}
+        return tomli_w.dumps({**values, "model": {**values["model"], **twins}})
+
+    def with_recipes(self) -> StudyConfig:
+        """With the settings of every model that repeats the recipe of another in full."""
+        models = {
+            name: self.model[model.recipe_of].model_copy(update={"recipe_of": model.recipe_of})
+            if model.recipe_of in self.model
+            else model
+            for name, model in self.model.items()
+        }
+        return self.model_copy(update={"model": models})
 
     @model_validator(mode="before")
     @classmethod

@@ -77,7 +77,7 @@ function compact(value) {
 }
 
 /** The color of a model, the same on the whole page: starts, merges and all other models apart while colors last. */
-const STARTS = GRAPH.filter((node) => !node.parents.length).map((node) => node.name);
+const STARTS = GRAPH.filter((node) => !node.parents.length && !node.recipe_of).map((node) => node.name);
 const COLORED = GRAPH.filter((node) => (node.parents.length ? node.parents.length === 1 : STARTS.length > 1));
 function color(model) {
   const place = COLORED.findIndex((node) => node.name === model);

@@ -16,13 +16,17 @@ function ancestry(name) {
 }
 const KINDS = { train: "trained from scratch", load: "loaded", merge: "merge", finetune: "fine-tuned" };
 const mergeOf = (name) => rowsOf("merges", { model: name })[0];
-/** Edges of the chosen instrument at their own thresholds, by name. */
-const edgesNow = (instrument = state.instrument) =>
-  Object.fromEntries(rowsOf("edges", { instrument }).flatMap((row) => (row.rule === "paper" ? [] : [[row.edge, row]])));
+/** The rows of a table by one rule: the paper's r > 0.8, or else each edge's own threshold. */
+const byRule = (name, where, paper = false) => rowsOf(name, where).filter((row) => (row.rule === "paper") === paper);
+/** Edges of the chosen instrument by name, at their own thresholds or the paper's. */
+const edgesNow = (instrument = state.instrument, paper = false) =>
+  Object.fromEntries(byRule("edges", { instrument }, paper).map((row) => [row.edge, row]));
 /** Verdicts on the parent's features of an edge on the common text, where there are stable ones. */
 const judgedNow = (instrument, edge) =>
   rowsOf("verdicts", { instrument, edge, end: "parent", text: "common" }).find((row) => row.stable);
 const STITCHES = rowsOf("stitch_maps").filter((row) => NODE[row.source] && NODE[row.target]);
+const TWINS = GRAPH.filter((node) => node.recipe_of);
+const recipe = (node) => `by the recipe of ${node.recipe_of}`;
 
 function studyGraph() {
   const layers = layersOf(GRAPH.map((node) => node.name));
@@ -42,6 +46,11 @@ function studyGraph() {
     }));
     const edges = edgesNow();
     const labels = [];
+    const wordsOn = (name) => {
+      const [edge, judged] = [edges[name], judgedNow(state.instrument, name)];
+      return judged ? `${textOf(DATA.tables.verdicts, "kept_share", judged).split(" [")[0]} kept`
+        : edge && `${share(edge.persist, edge.parent_live)} persist`;
+    };
     for (const node of GRAPH) for (const parent of node.parents) {
       const [from, to] = [place[parent], place[node.name]];
       const a = across ? [from.x + boxWidth, from.y + boxHeight / 2] : [from.x + boxWidth / 2, from.y + boxHeight];
@@ -52,13 +61,13 @@ function studyGraph() {
       const [rows, columns] = [layers[depths[parent]], layers[depths[node.name]]];
       const t = rows[1] && columns[1] ? 0.5 + 0.16 * Math.sign(rows.indexOf(parent) - columns.indexOf(node.name)) : 0.5;
       const name = `${parent}->${node.name}`;
-      const [edge, judged] = [edges[name], judgedNow(state.instrument, name)];
       const at = [a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]) + 4];
-      const words = judged ? `${textOf(DATA.tables.verdicts, "kept_share", judged).split(" [")[0]} kept`
-        : edge && `${share(edge.persist, edge.parent_live)} persist`;
+      const words = wordsOn(name);
       if (words) labels.push(label(...at, words, "soft halo", "middle"));
     }
-    for (const { source, target, stitch } of STITCHES) {
+    const twins = TWINS.map(({ name, recipe_of: source }) =>
+      ({ source, target: name, stitch: wordsOn(`${source}->${name}`) || "" }));
+    for (const { source, target, stitch } of [...STITCHES, ...twins]) {
       // bent to the right of the boxes, or below them, where no edge runs
       const [a, b] = [place[source], place[target]].map(({ x, y }) =>
         across ? [x + boxWidth, y + boxHeight / 2] : [x + boxWidth / 2, y + boxHeight]);
@@ -72,7 +81,7 @@ function studyGraph() {
       const { x, y } = place[node.name];
       const merge = mergeOf(node.name);
       const made = merge ? `${merge.method}${known(merge.t) ? `, t = ${merge.t.toFixed(2)}` : " merge"}`
-        : KINDS[node.kind];
+        : node.recipe_of ? recipe(node) : KINDS[node.kind];
       const words = [made, node.corpora.length ? `on ${node.corpora.join(", ")}` : node.note];
       svg.append(h("g", null,
         h("title", null, `${node.name}: ${words.filter(Boolean).join(" ")}; has seen ${node.trace.join(", ")}`),
@@ -81,7 +90,7 @@ function studyGraph() {
         label(x + 14, y + 20, clip(node.name, boxWidth - 22, 7.6), "strong"),
         words.filter(Boolean).map((text, row) => label(x + 14, y + 37 + row * 16, clip(text, boxWidth - 20), "soft"))));
     }
-    return tall + (STITCHES.length && !across ? 44 : 4);
+    return tall + (STITCHES.length + TWINS.length && !across ? 44 : 4);
   });
 }
 
@@ -96,8 +105,8 @@ const FIXED = { base: "var(--c0)", both: "var(--both)", novel: "var(--novel)" };
 const originColor = (origin) => FIXED[origin] || color(origin);
 
 /** [origin, count] of the live features of a merge, in the order they are drawn. */
-function origins(merge) {
-  const counts = Object.fromEntries(rowsOf("flow", { model: merge }).map((row) => [row.origin, row.features]));
+function origins(merge, paper) {
+  const counts = Object.fromEntries(byRule("flow", { model: merge }, paper).map((row) => [row.origin, row.features]));
   const [first, ...rest] = NODE[merge].parents;
   const emerged = (parent) => [parent, counts[`emerged_in_${parent}`] || 0];
   const [base, both] = [counts.from_base, counts.emerged_in_both].map((size) => size || 0);
@@ -106,20 +115,20 @@ function origins(merge) {
 const hasFlow = (name) => rowsOf("flow", { model: name }).length > 0;
 
 /** Nodes with segments, and ribbons between segments, for the models given. */
-function flowModel(models, whole) {
-  const edges = edgesNow();
+function flowModel(models, whole, paper) {
+  const edges = edgesNow(undefined, paper);
   const nodes = {};
   const ribbons = [];
   const childrenOf = (name) =>
     models.filter((child) => NODE[child].parents.includes(name) && edges[`${name}->${child}`]);
-  const links = models.filter(hasFlow).flatMap((name) => rowsOf("flow_links", { model: name }));
+  const links = models.filter(hasFlow).flatMap((name) => byRule("flow_links", { model: name }, paper));
   for (const name of models) {
     const segments = [];
     const add = (key, size, tint, text) => size && segments.push({ key, size, tint, text });
     const out = childrenOf(name).map((child) => edges[`${name}->${child}`]);
     const parent = NODE[name].parents[0];
     if (hasFlow(name)) {
-      for (const [origin, size] of origins(name)) {
+      for (const [origin, size] of origins(name, paper)) {
         if (whole || origin !== "novel") add(origin, size, originColor(origin), originLabel(origin, name));
       }
     } else if (parent && models.includes(parent)) {
@@ -135,7 +144,7 @@ function flowModel(models, whole) {
       if (!below) base();
     } else if (out.length) {
       const live = Math.max(...out.map((edge) => edge.parent_live));
-      const going = rowsOf("reach", { model: name })[0]?.features
+      const going = byRule("reach", { model: name }, paper)[0]?.features
         ?? Math.min(live, out.reduce((sum, edge) => sum + edge.persist, 0));
       add("base", going, color(name), out.length > 1 ? "persist in a child" : "persist");
       if (whole) add("lost", live - going, "var(--lost)", out.length > 1 ? "lost by every child" : "lost");
@@ -159,7 +168,7 @@ function flowModel(models, whole) {
     const [source, target] = [nodes[link.source], nodes[link.model]];
     if (!source || !target) continue;
     const parents = NODE[link.model].parents;
-    const live = origins(link.model).reduce((sum, [, size]) => sum + size, 0);
+    const live = origins(link.model, paper).reduce((sum, [, size]) => sum + size, 0);
     const segment = source.segments.find(({ key }) => key === (link.origin === "base" ? "base" : "own"));
     const alone = links.find((other) =>
       other.source === link.source && other.model === link.model && other.origin === link.source);
@@ -174,9 +183,9 @@ function flowModel(models, whole) {
   return { nodes, ribbons };
 }
 
-function sankey(models, whole) {
+function sankey(models, whole, paper) {
   return chart("Flow of features; the tables below hold the same numbers", (svg, width) => {
-    const { nodes, ribbons } = flowModel(models, whole);
+    const { nodes, ribbons } = flowModel(models, whole, paper);
     const columns = layersOf(models.filter((name) => nodes[name]));
     const wide = width >= 700;
     const [gap, top, bar, right, height] = [58, 44, 14, wide ? 178 : 0, wide ? 470 : 400];
@@ -237,20 +246,23 @@ function flowSection() {
   const merges = GRAPH.map((node) => node.name).filter(hasFlow);
   const drawings = (merges.length ? merges : [null]).map((merge) => {
     const models = merge ? ancestry(merge) : GRAPH.map((node) => node.name);
-    const host = h("div", null, sankey(models, true));
-    let whole = true;
-    const choose = (value) => {
-      whole = value;
-      host.replaceChildren(sankey(models, whole));
+    const host = h("div");
+    const view = { whole: true, paper: false };
+    const show = () => {
+      const counts = merge ? origins(merge, view.paper) : [];
+      const live = counts.reduce((sum, [, size]) => sum + size, 0);
+      host.replaceChildren(sankey(models, view.whole, view.paper), legend(counts.filter(([, size]) => size)
+        .map(([origin, size]) => ({ tint: originColor(origin), text: originLabel(origin, merge),
+          strong: `${count(size)} (${share(size, live)})` }))));
       redraw();
     };
-    if (!merge) return host;
-    const live = origins(merge).reduce((sum, [, size]) => sum + size, 0);
+    const choose = (key, options, name) =>
+      choice(options, () => view[key], (value) => (view[key] = value, show()), name);
+    show();
     return [merges.length > 1 ? h("h3", null, `Into ${merge}`) : null,
-      choice([["all live features", true], ["only inherited", false]], () => whole, choose, "What the bars show"), host,
-      legend(origins(merge).filter(([, size]) => size).map(([origin, size]) =>
-        ({ tint: originColor(origin), text: originLabel(origin, merge),
-          strong: `${count(size)} (${share(size, live)})` })))];
+      merge ? choose("whole", [["all live features", true], ["only inherited", false]], "What the bars show") : null,
+      choose("paper", [["each edge’s own threshold", false], ["the paper’s r > 0.8", true]], "What counts as a match"),
+      host];
   });
   return [lede("Widths are numbers of features. Where two ribbons overlap, features come through both parents or go ",
     "to both children. Matching is many-to-many, so a ribbon may be wider at one end."), drawings];

@@ -23,7 +23,8 @@ function findings() {
     const node = NODE[name];
     const made = node?.parents.length
       ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
-    return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made),
+    const again = node?.recipe_of ? `, ${recipe(node)}` : "";
+    return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made, again),
       first.length ? [lines(first), more("More", rest.length ? [lines(rest)] : [])] : lines(rest));
   };
   const others = names.filter((name) => !NODE[name]).map(block);
@@ -116,8 +117,8 @@ function provenance() {
 const MEASURED = DATA.instruments.filter((name) =>
   Object.values(DATA.tables).some((table) => table.values.instrument?.includes(name)));
 const hasEdges = Boolean(DATA.tables.edges);
-const DASHED = "Dashed: models that are stitched to each other.";
-const graphSection = () => [studyGraph(), STITCHES.length ? note(DASHED) : null];
+const DASHED = "Dashed: models that are stitched to each other, or trained by one recipe with different seeds.";
+const graphSection = () => [studyGraph(), STITCHES.length || TWINS.length ? note(DASHED) : null];
 const FIRST = ["flow", "verdicts"]; // the last of these leads
 const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
   .sort((a, b) => FIRST.indexOf(b.kind) - FIRST.indexOf(a.kind))
@@ -125,7 +126,8 @@ const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
   { id: "graph", title: "Study graph", build: graphSection },
-  hasEdges && !DATA.tables.flow && { id: "flow", title: "Where features go", build: flowSection },
+  hasEdges && !DATA.tables.reach && GRAPH.some((node) => node.parents.length)
+    && { id: "flow", title: "Where features go", build: flowSection },
   ...analyses(true),
   ...analyses(false),
   { id: "provenance", title: "Provenance", build: provenance, once: true },
