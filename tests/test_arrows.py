@@ -16,7 +16,7 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge"],
+    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers"],
     ["format"],
     ["engine.workers"],
     ["features.acts"],
@@ -34,7 +34,10 @@ ROOMS = [
     ["engine"],
     ["analyses"],
     ["results", "two_models", "seed_proof"],
-    ["papers"],
+    ["papers.beside", "papers.elements"],
+    ["papers.tracking", "papers.stitching"],
+    ["papers.claims", "papers.pictures"],
+    ["papers.reproduction"],
     ["show"],
     ["cli"],
 ]

@@ -37,7 +37,10 @@ def test_the_summary_holds_every_small_table_and_every_finding(lineage):
     statements = [statement for statement in lineage.run.statements if statement.question != "note"]
     assert [row["text"] for row in summary["statements"]] == [statement.text for statement in statements]
     notes = summary["notes"]
-    assert "case nonsense: 'no such token': no single token of this vocabulary, not searched for" in notes
+    assert (
+        "case nonsense: 'no such token': no single token of this vocabulary, not searched for; name it in strings"
+        in notes
+    )
     assert len(set(notes)) == len(notes)
 
 
@@ -93,6 +96,13 @@ def test_features_are_found_and_shown(lineage):
     rows = {row["model"]: row for row in lineage.rows("cases", case="assignment", instrument="parent")}
     hits = ask(lineage, "find", "--tokens", "=", "--tokens", " =", "--top", 3, "--model", "sums")["models"]
     assert list(hits) == ["sums"] and hits["sums"][0]["feature"] == rows["sums"]["best_feature"]
+    joint = ask(
+        lineage, "find", *("--tokens", "=", "--tokens", " =", "--top", 1, "--model", "sums", "--instrument", "joint")
+    )
+    (own,) = lineage.rows("cases", case="assignment", model="sums", instrument="joint")
+    (found,) = joint["models"]["sums"]
+    assert joint["instrument"] == "joint" and found["feature"] == own["best_feature"]
+    assert found["llr"] == own["best_llr"]
     name = f"base/{rows['base']['best_feature']}"
     shown = ask(lineage, "show", name)
     assert shown == json.loads(json.dumps(lineage.run.feature("base", rows["base"]["best_feature"]).values))

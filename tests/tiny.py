@@ -48,6 +48,7 @@ def lineage_values(folder: Path) -> dict[str, Any]:
     """The study with every analysis of a lineage: three instruments, shifts, newness, cases and explanations."""
     values = study_values(
         folder,
+        paper="tracking",
         controls={"shifts": True, "newness": 3_000, "passes": 1, "resamples": 100},
         explain={"features": 24, "drop": 0.05},
         lineage={"tokens": 4_000},

@@ -11,13 +11,16 @@ import pytest
 import artifacts
 import tiny
 from heredity.analyses import Pipeline, classes
+from heredity.analyses.classes import _paths
 from heredity.analyses.reading import sampler_of, tokenizer_of
 from heredity.analyses.sample import sample_settings
 from heredity.engine.stage import run
 from heredity.engine.store import Store
 from heredity.features.acts import FeatureActs
 from heredity.features.classes import CLASSES
-from heredity.study import load_study
+from heredity.features.correlate import correlate
+from heredity.features.null import PAPER
+from heredity.study import Edge, load_study
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "base": ("periods", "lines", "name", "words", "noise 1", "dead"),
@@ -127,6 +130,28 @@ def test_what_flows_the_whole_way_is_counted_in_the_last_model(tables):
     assert held(tables, "base->stories->both", "flow") == {"punctuation": 1, "line break": 1, "single-token": 1}
     paths = {row["subject"] for row in rows(tables, "class_groups", fate="flow")}
     assert paths == {"base->sums->both", "base->stories->both"}
+    groups = {row["group"]: row for row in rows(tables, "path_groups", path="base->stories->both", rule="own")}
+    assert {name: row["features"] for name, row in groups.items() if row["features"]} == {
+        "punctuation": 1, "formatting": 1, "code": 1, "single-token": 3
+    }  # fmt: skip
+    assert all(row["flowing"] == row["judged"] == 3 for row in groups.values())
+    assert groups["formatting"]["share"] == pytest.approx(1 / 3) and groups["code"]["share_high"] < 1
+
+
+def test_paths_are_counted_at_the_papers_threshold_too():
+    """A feature that follows at r = 0.75 flows the whole way at an edge's own threshold of 0.7, and not at 0.8."""
+    rng = np.random.default_rng(0)
+    one = rng.random((4000, 1)) * (rng.random((4000, 1)) < 0.1)
+    weaker = one + 0.15 * rng.normal(size=one.shape)
+    matches = correlate(*(FeatureActs.from_dense(values) for values in (one, weaker)), workers=1)
+    assert 0.7 < matches.parent_r[0, 0] < 0.8
+    middle = correlate(*(FeatureActs.from_dense(values) for values in (weaker, weaker)), workers=1)
+    edges = [Edge("base", "a"), Edge("a", "b")]
+    flowing = [
+        [chosen.tolist() for *_, chosen in _paths(edges, {edges[0]: matches.above(at), edges[1]: middle.above(at)})]
+        for at in (0.7, PAPER)
+    ]
+    assert flowing == [[[True]], [[False]]]
 
 
 def test_there_is_a_row_for_every_feature_that_fires(tables):

@@ -65,7 +65,13 @@ def test_a_case_is_told_whole(tmp_path):
     assert rows["tuned"]["best_feature"] == 0 and rows["tuned"]["best_r"] == pytest.approx(1)
     assert rows["base"]["elsewhere"] == 0 and rows["base"]["hits"] == case["hits"]
     assert rows["tuned"]["status"] == "kept" and rows["tuned"]["via"] == "base" and rows["tuned"]["r"] > 0.9
+    assert rows["tuned"]["paper"] == "persists" and rows["base"].get("paper") is None
+    (pair,) = case["pairs"]
+    dense = [sample().acts[model].dense()[:, feature] for model, feature in (("base", 1), ("tuned", 0))]
+    assert pair["r"] == case["pairs_r"] == pytest.approx(np.corrcoef(*dense)[0, 1])
+    assert (pair["model_a"], pair["feature_a"], pair["model_b"], pair["feature_b"]) == ("base", 1, "tuned", 0)
     verdict = _verdict_row("equals", case)
+    assert verdict["unigram"] == case["base_rate"] and verdict["paper_verdict"] == "persists"
     assert verdict["tokens"] == "'=' ' =' 'absent'" and verdict["not_in_vocabulary"] == "'absent'"
     assert verdict["hypothesis"] == "tokens '=', ' =', 'absent'" and verdict["kind"] == "tokens"
 
@@ -78,6 +84,37 @@ def test_patterns_and_tokens_that_mean_the_same_find_the_same(tmp_path):
 def test_what_stands_nowhere_has_no_family(tmp_path):
     case, chosen = asked(tmp_path, script="Greek")
     assert case["verdict"] == "nothing in the sample fits" and chosen == [] and list(_case_rows("g", case)) == []
+
+
+def test_a_match_that_never_fires_on_the_set_is_told_and_a_lower_r_than_the_papers_disappears_there(tmp_path):
+    given = sample()
+    at = np.flatnonzero(np.isin(given.ids.ravel(), [1, 2]))
+    parent, child = given.acts["base"].dense().copy(), given.acts["tuned"].dense().copy()
+    child[at, 0] = 0  # on this sample; the match was made on other text, at r = .7
+    given.acts = {"base": given.acts["base"], "tuned": FeatureActs.from_dense(child)}
+    match = given.matches[given.edges[0]]
+    lowered = match._replace(parent_r=np.minimum(match.parent_r, 0.7), child_r=np.minimum(match.child_r, 0.7))
+    given.matches = {given.edges[0]: lowered}
+    case, _ = case_of(tmp_path, given, CaseConfig(tokens=("=", " =")))
+    assert case["verdict"] == "persists; its match in tuned never fires on the set"
+    assert case["paper_verdict"] == "disappears on base->tuned" and parent[at, 1].all()
+    rows = {row["model"]: row for row in _case_rows("equals", case)}
+    assert rows["tuned"]["paper"] == "disappears" and rows["tuned"]["hits"] == 0
+
+
+def test_a_case_may_be_a_string_of_several_tokens(tmp_path):
+    given = sample()
+    ends = np.zeros(given.ids.shape, bool)
+    ends[:, 1:] = (given.ids[:, :-1] == 1) & (given.ids[:, 1:] == 3)  # ` =` and then `b`
+    ends[:, 1:] |= (given.ids[:, :-1] == 2) & (given.ids[:, 1:] == 3)  # `=` and then `b`
+    fires = ends.ravel() * np.random.default_rng(0).lognormal(0, 0.2, ends.size)
+    given.acts["base"] = FeatureActs.from_dense(np.stack([given.acts["base"].dense()[:, 1], fires], 1))
+    case, _ = case_of(tmp_path, given, CaseConfig(strings=("=b",)))
+    row, (space, plain, b) = case["models"]["base"], (np.mean(given.ids == token) for token in (1, 2, 3))
+    assert row["feature"] == 1 and case["hits"] == ends.sum() and case["tokens"] == ["=b"]
+    assert case["unigram"] == pytest.approx((space + plain) * b)  # the paper's P(s), a product of unigrams
+    assert row["llr_unigram"] == pytest.approx(-np.log((space + plain) * b))
+    assert row["llr"] == pytest.approx(-np.log(ends.mean())) and _verdict_row("s", case)["kind"] == "strings"
 
 
 def test_a_predicate_of_the_users_own_is_part_of_the_recipe(tmp_path):

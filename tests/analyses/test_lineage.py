@@ -283,7 +283,8 @@ def test_labels_add_up_and_every_edge_and_merge_is_compared(lineage, explained):
 def test_what_to_know_before_relying_on_a_figure_is_noted(lineage):
     notes = [statement.text for statement in lineage.run.statements if statement.question == "note"]
     last = [note for note in notes if note.startswith("case nonsense")]
-    assert set(last) == {"case nonsense: 'no such token': no single token of this vocabulary, not searched for"}
+    said = "no single token of this vocabulary, not searched for; name it in strings"
+    assert set(last) == {f"case nonsense: 'no such token': {said}"}
     # SAEs this small explain little or agree little: what planted worlds show of such ones is noted.
     regime = [note for note in notes if note not in last]
     assert regime and all(note.startswith(("SAEs of ", "edge ", "Only ")) for note in regime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,14 +34,15 @@ ANEW = {
     AFTER_MERGE: "model.both.merge.t=0.5",
     AFTER_SAES: "hook_point='blocks.0.hook_resid_post' precision='bf16' sae.k=7 sae.expansion=3 sae.tokens=16_001 "
     "sae.continue_tokens=5001 sae.lr=0.003 sae.decay=true sae.batch_blocks=8 sae.context_size=8 sae.resample_every=50 "
-    "sae.mix='equal'",
+    "sae.mix='equal' sae.subtract_mean=true sae.encoder_start='kaiming' sae.normalize=false",
     "sae_quality": "sae.evaluation_tokens=1000",
     "": "sae.l0=[5,13] sae.calibration=0.5 sae.l1_coefficient=0.1",  # of relu and jumprelu
     AFTER_MATCH: "lineage.tokens=4001 lineage.top=4 lineage.threshold=0.7 controls.passes=2 controls.rate=0.02 "
     "controls.resamples=200 controls.level=0.9",
     "newness": "controls.newness=2000",
     "acts features classes explain": "report.tokens=5000",
-    "features explain": "report.features=2 report.contexts=1 case.assignment.tokens=['=']",
+    "features explain": "report.features=2 report.contexts=1 report.case_tokens=4000 report.case_corpora=['sums'] "
+    "case.assignment.tokens=['=']",
     "explain": "explain.features=20 explain.drop=0.2 explain.radius=4",
 }
 SETTINGS = [(override, kinds) for kinds, overrides in ANEW.items() for override in overrides.split()]
@@ -162,6 +164,24 @@ def test_settings_as_json_hold_everything_but_asides_and_names_are_given_once():
     assert plain({"a": (1, {"b": Aside("/home")}), "c": Aside(3)}) == {"a": [1, {"b": None}], "c": None}
     assert len(TABLES) == sum(len(analysis.tables) for analysis in ANALYSES)
     assert len({analysis.kind for analysis in ANALYSES}) == len(ANALYSES)
+
+
+def test_cases_have_a_sample_of_their_own_only_where_it_differs_and_every_instrument_has_cases(graph):
+    def stages(*overrides: str) -> dict[str, Any]:
+        return {stage.label: stage for stage in stages_of(load_study(str(graph), overrides))}
+
+    plain_study, same = stages(), stages("report.case_tokens=3_000")
+    assert not [label for label in (*plain_study, *same) if label.startswith("acts/") and label.endswith("@cases")]
+    own = stages("report.case_tokens=9_000", 'report.case_corpora=["sums", "code"]')
+    for name in ("parent", "independent", "joint"):
+        assert set(own[f"features/{name}"].inputs["case_acts"]) == {"base", "sums", "stories", "both"}
+        acts = own[f"acts/base@{name}@cases"]
+        assert acts.config["tokens"] == 9_000 and list(acts.inputs["tokens"]) == ["code", "sums"]
+        assert own[f"acts/base@{name}"].key == plain_study[f"acts/base@{name}"].key
+        assert {f"{kind}/{name}" for kind in ("classes", "explain")} <= set(own)
+    assert {f"flow/{name}" for name in ("parent", "independent", "joint")} <= set(own)
+    with pytest.raises(StudyError, match="report.case_corpora"):
+        stages('report.case_corpora=["nowhere"]')
 
 
 def test_edges_read_the_text_of_the_trace_that_both_ends_share(graph):

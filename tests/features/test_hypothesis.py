@@ -154,8 +154,8 @@ ANSWERS = [(IDS, r"int64 \[2, 6\]"), (np.ones(12, bool), r"bool \[12\]"), ([True
     ("hypothesis", "said"),
     [
         *((Hypothesis(predicate=lambda *_, answer=answer: answer), f"returned {said}") for answer, said in ANSWERS),
-        (Hypothesis(), "gives nothing; give one of tokens, regex, script, predicate"),
-        (Hypothesis(["="], "="), "gives tokens and regex; give one of tokens, regex, script, predicate"),
+        (Hypothesis(), "gives nothing; give one of tokens, strings, regex, script, predicate"),
+        (Hypothesis(["="], regex="="), "gives tokens and regex; give one of tokens, strings, regex, script, predicate"),
     ],
 )
 def test_a_predicate_with_another_answer_and_none_or_several_are_refused(hypothesis, said):

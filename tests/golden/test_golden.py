@@ -113,6 +113,7 @@ def test_a_lineage(tmp_path):
     rows = {
         "cases": [row for name, case in cases.items() for row in _case_rows(name, case)],
         "case_verdicts": [_verdict_row(name, case) for name, case in cases.items()],
+        "case_pairs": [{"case": name, **pair} for name, case in cases.items() for pair in case["pairs"]],
         "case_misses": [
             {"case": name, **{key: miss[key] for key in MISSES.schema.names if key in miss}}
             for name, case in cases.items() for miss in case["misses"]

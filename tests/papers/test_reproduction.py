@@ -64,6 +64,21 @@ LINEAGE = {
     "verdicts": [verdict("base->lua", "parent", 300), verdict("base->lua", "child", 0)],
     "references": [{**OWN, "edge": "base->lua", "text": "common", "reference": "sham", "lost": 1, "stable": 400}],
     "reach": [{**OWN, "model": "base", "rule": "paper", "features": 959}],
+    "merge_accuracy": [
+        {
+            "model": "merge",
+            "corpus": "lua",
+            "beside": beside,
+            "relative": value,
+            "relative_low": low,
+            "relative_high": high,
+        }
+        for beside, value, low, high in (("specialist", -0.16, -0.25, -0.08), ("base", 0.6, 0.5, 0.7))
+    ],
+    "merge_methods": [
+        {"model": "merge", "method": name, "corpus": "lua", "taken": name == "slerp", "points": points}
+        for name, points in (("slerp", 0.0), ("ties", -3.0), ("linear", 0.5))
+    ],
     "flow": [
         {**OWN, "model": "merge", "rule": "paper", "origin": origin, "features": count, "live": 2000}
         for origin, count in (("from_base", 481), ("emerged_in_lua", 700), ("emerged_in_stories", 29), ("novel", 790))
@@ -125,6 +140,12 @@ def test_the_first_papers_own_counts_agree_with_themselves():
     assert [row["agreement"] for row in told(found.beside_paper, "mean L0", "lua")] == ["above"]
     (llr,) = told(found.beside_paper, "LLR of assignment", "base")
     assert llr["agreement"] == "agrees" and llr["remark"] == "at most 4.6 in this text"
+    words = {(row["element"], row["about"]): row["agreement"] for row in found.beside_paper}
+    assert (words[33, "lua"], words[34, "lua"], words[34, "stories"]) == ("agrees", "differs", "not measured")
+    assert (words[35, "ties on lua"], words[35, "linear on lua"]) == ("met", "not met") and (
+        35,
+        "slerp on lua",
+    ) not in words
     lacking = [row for row in found.beside_paper if row["instrument"] == "joint"]
     assert lacking and {row["agreement"] for row in lacking} == {"not measured"}
 

@@ -74,10 +74,10 @@ class Jump(torch.autograd.Function):
         return by_value * (z > threshold), by_threshold.sum(0)
 
 
-def autograd_gradients(weights: Weights, raw: Tensor, rule: Rule) -> dict[str, Tensor]:
+def autograd_gradients(weights: Weights, raw: Tensor, rule: Rule, mean: Tensor) -> dict[str, Tensor]:
     """Gradients of the written-out loss in float64; raw is not centered, so b_dec's both roles count."""
     trained = {name: getattr(weights, name).double().requires_grad_() for name in NAMES}
-    pre_acts = (raw.double() - trained["b_dec"]) @ trained["w_enc"].T + trained["b_enc"]
+    pre_acts = (raw.double() - mean.double() - trained["b_dec"]) @ trained["w_enc"].T + trained["b_enc"]
     if rule.activation == "jumprelu":
         acts, steps = Jump.apply(pre_acts, trained["log_threshold"].exp())
         penalty = rule.l0 * steps.sum(1).mean()
@@ -100,12 +100,16 @@ def least_kept(pre_acts: Tensor, rule: Rule) -> Tensor:
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("step", [dense_step, sparse_step, entry_step])
-def test_gradients_are_those_of_float64_autograd(rule, step):
+@pytest.mark.parametrize("subtract_mean", [False, True])
+def test_gradients_are_those_of_float64_autograd(rule, step, subtract_mean):
     """Read off Adam's first moment after one step from zero, which is 1 - beta1 of the gradient it was given."""
     weights, first, second, ages = started_weights(rule.activation == "jumprelu")
-    expected, unit = autograd_gradients(weights, some_x(), rule), weights.w_dec.double()
+    mean = torch.linspace(-0.5, 0.5, 48) if subtract_mean else torch.zeros(48)
+    expected, unit = autograd_gradients(weights, some_x(), rule, mean), weights.w_dec.double()
     expected["w_dec"] -= (expected["w_dec"] * unit).sum(1, keepdim=True) * unit
-    step(weights, first, second, ages + 1, some_x() - weights.b_dec, rule, 0.0, 1)
+    target = some_x() - weights.b_dec
+    given = (target - mean, rule, 0.0, 1, target) if subtract_mean else (target, rule, 0.0, 1)
+    step(weights, first, second, ages + 1, *given)
     for name, gradient in expected.items():
         found = getattr(first, name).double() / (1 - BETAS[0])
         error = float((found - gradient).abs().max() / gradient.abs().max())
@@ -213,7 +217,8 @@ def test_a_resumed_training_has_the_bits_of_one_that_was_never_stopped(tmp_path:
     def run(**options: Any) -> tuple[SAE, list[Step]]:
         sae = fresh(activation, 400)
         sae.b_enc[:20] = -1e3  # dead until resampled
-        return sae, trained(sae, 60, 3, {"resample_every": 12}, continued=True, **options)
+        given = {"resample_every": 12, "subtract_mean": activation == "relu"}
+        return sae, trained(sae, 60, 3, given, continued=True, **options)
 
     whole, rows = run()
     assert sum(row.resampled for row in rows) > 0, "the case should cover resampling"
@@ -295,13 +300,14 @@ def test_scale_and_unit_of_the_activations_do_not_matter(activation):
         assert large_row.normalized_l1_coefficient == pytest.approx(small_row.normalized_l1_coefficient, rel=1e-4)
 
 
+@pytest.mark.parametrize("subtract_mean", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_folding_there_and_back_keeps_a_parents_sae(activation):
+def test_folding_there_and_back_keeps_a_parents_sae(activation, subtract_mean):
     """With a learning rate of next to nothing, a continued training gives back the SAE that it got."""
     parent = fresh(activation)
     trained(parent, 30)
     child = copy.deepcopy(parent)
-    trained(child, 3, 0, {"lr": 1e-20}, continued=True, l1_coefficient=1e-4)
+    trained(child, 3, 0, {"lr": 1e-20, "subtract_mean": subtract_mean}, continued=True, l1_coefficient=1e-4)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         torch.testing.assert_close(getattr(child, name), getattr(parent, name), rtol=1e-5, atol=1e-7)
 
@@ -316,6 +322,80 @@ def test_continuing_starts_from_the_parents_quality_and_a_given_l1_coefficient_i
     assert float((child.W_dec * parent.W_dec).sum(1).median()) > 0.9
     rows = trained(fresh("relu"), 20, 0, {"l1_coefficient": 3e-4})
     assert {round(row.l1_coefficient or 0, 12) for row in rows} == {3e-4}
+
+
+PUBLISHED = {"l1_coefficient": 3e-4, "subtract_mean": True, "encoder_start": "kaiming", "normalize": False}
+PUBLISHED |= {"resample_every": 0, "lr": 1e-4, "decay": False}
+
+
+def published_steps(sae: SAE, x: np.ndarray, mean: np.ndarray, steps: int) -> dict[str, np.ndarray]:
+    """Steps of the first paper's SAE on raw x in numpy: its equation 1, λ on raw activations, Adam with .9 and .9999,
+    unit rows of W_dec whose gradient along themselves is taken out."""
+    own = {name: tensor.double().numpy().copy() for name, tensor in sae.state_dict().items()}
+    moments = {name: [np.zeros_like(value), np.zeros_like(value)] for name, value in own.items()}
+    n, d_in = x.shape
+    for step in range(1, steps + 1):
+        centered = x - mean - own["b_dec"]
+        f = np.maximum(centered @ own["W_enc"] + own["b_enc"], 0)
+        output = 2 * (f @ own["W_dec"] + own["b_dec"] - x) / (n * d_in)
+        pre = (output @ own["W_dec"].T + 3e-4 / n) * (f > 0)
+        gradients = {"W_enc": centered.T @ pre, "b_enc": pre.sum(0), "W_dec": f.T @ output}
+        gradients["b_dec"] = output.sum(0) - own["W_enc"] @ pre.sum(0)
+        gradients["W_dec"] -= (gradients["W_dec"] * own["W_dec"]).sum(1, keepdims=True) * own["W_dec"]
+        for name, gradient in gradients.items():
+            first, second = moments[name]
+            first += 0.1 * (gradient - first)
+            second += 0.0001 * (gradient**2 - second)
+            scaled = first / (1 - 0.9**step), np.sqrt(second / (1 - 0.9999**step)) + 1e-12
+            own[name] -= 1e-4 * scaled[0] / scaled[1]
+        own["W_dec"] /= np.linalg.norm(own["W_dec"], axis=1, keepdims=True)
+    return own
+
+
+def test_the_sae_as_published_takes_the_steps_of_a_plain_reference():
+    sae = new_sae(32, 96, "relu", None, torch.Generator().manual_seed(1), "kaiming")
+    assert float(sae.W_enc.abs().max()) == pytest.approx(32**-0.5, rel=0.01) and not bool(sae.b_enc.any())
+    assert float((sae.W_enc.T * sae.W_dec).sum(1).abs().max()) < 0.5, "drawn apart from the decoder"
+    x, reference = 100 * X[:512], copy.deepcopy(sae)  # of the size that a model's activations have
+    rows = trained(sae, 3, 0, PUBLISHED, batches=lambda step: x)
+    reference.b_dec.copy_(geometric_median(torch.cat([x] * 3)))
+    expected, mean = published_steps(reference, x.double().numpy(), x.double().mean(0).numpy(), 3), x.mean(0)
+    for name in ("W_enc", "W_dec", "b_dec"):
+        error = np.abs(getattr(sae, name).numpy() - expected[name])
+        assert np.quantile(error, 0.999) < 1e-6, (name, error.max())
+    f = np.maximum((x.double() - mean.double()).numpy() - expected["b_dec"], -np.inf) @ expected["W_enc"]
+    x_hat = np.maximum(f + expected["b_enc"], 0) @ expected["W_dec"] + expected["b_dec"]
+    np.testing.assert_allclose(sae(x).numpy(), x_hat, rtol=1e-3, atol=1e-3)  # the mean is folded into b_enc
+    assert rows[0].l0 > 96 / 4, "b_enc starts at 0"
+    assert rows[0].loss == pytest.approx(rows[0].mse + 3e-4 * rows[0].l1)
+    normalized = trained(copy.deepcopy(reference), 1, 0, PUBLISHED | {"normalize": True}, batches=lambda step: x)[0]
+    assert normalized.l1_coefficient == pytest.approx(3e-4), "the same loss of raw activations, scaled or not"
+    assert normalized.loss == pytest.approx(rows[0].loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_subtracted_mean_and_an_untied_encoder_find_the_planted_directions_too(activation):
+    """Near the origin: twice the mean of a world far from it, once by itself and once as b_dec, leaves nothing else."""
+    start = "transpose" if activation == "relu" else "kaiming"
+    sae, far = new_sae(32, 96, activation, 4, torch.Generator().manual_seed(1), start), 0.97 * X.mean(0)
+    given = {"subtract_mean": True, "encoder_start": start}
+    trained(sae, 600, 0, given, batches=lambda step: batch(step) - far)
+    sae.b_dec.add_(far)
+    assert explained(sae) > (0.55 if activation == "relu" else 0.8)
+
+
+def test_no_feature_is_resampled_where_none_shall_be():
+    for every, resampled in ((12, True), (0, False)):
+        sae = fresh("relu", 400)
+        sae.b_enc[:20] = -1e3
+        rows = trained(sae, 60, 3, {"resample_every": every}, continued=True)
+        assert any(row.resampled for row in rows) == resampled
+
+
+@pytest.mark.parametrize(("activation", "message"), [("jumprelu", "jumprelu's window"), ("relu", "l1_coefficient")])
+def test_raw_activations_are_refused_where_a_constant_needs_their_unit(activation, message):
+    with pytest.raises(ValueError, match=message):
+        SAEConfig(activation=activation, normalize=False)
 
 
 def started(steps: int = 0) -> TrainingState:

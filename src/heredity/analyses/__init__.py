@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from heredity.analyses import (
     classes,
     density_change,
+    deviations,
     explain,
     feature_transfer,
     features,
@@ -79,6 +80,7 @@ ANALYSES: tuple[Analysis, ...] = (
     steering.ANALYSIS,
     feature_transfer.ANALYSIS,
     lineage_by_maps.ANALYSIS,
+    deviations.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
 TABLES = {table.name: table for analysis in ANALYSES for table in analysis.tables}

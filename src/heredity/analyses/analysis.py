@@ -108,7 +108,20 @@ def seed_of(study: Study, *names: object) -> int:
 
 def name_of(item: Item, repeat: int = 0) -> str:
     """The item as part of a path: `base@joint`, `base+lua@joint`; separators that no name of a study can hold."""
-    order = ("edge", "text", "model", "corpus", "stitch", "d_sae", "arm", "task", "sae", "reference", "instrument")
+    order = (
+        "edge",
+        "text",
+        "model",
+        "corpus",
+        "stitch",
+        "d_sae",
+        "arm",
+        "task",
+        "sae",
+        "reference",
+        "instrument",
+        "use",
+    )
     parts = [str(item[key]).replace("->", "+") for key in order if item.get(key) not in (None, "")]
     return ("@".join(parts) or "study") + (f"~{repeat}" if repeat else "")
 

@@ -5,7 +5,8 @@ token, previous or next token, a kind of word, domain (a corpus), mixed; rare fe
 the sample, silent ones never. Groups take classes together (punctuation, formatting, code, single-token) and overlap.
 Shares are of judged features, with Wilson's score interval; gaps are shares among persisting features less shares among
 lost ones, with Newcombe's interval (1998), which holds where a group has none. Paths are features of a grandchild that
-flow in from the first model, by matches above the thresholds of both edges (Horn & Elliott 2024, section 4.1).
+flow in from the first model, by matches above the thresholds of both edges, and above 0.8 on both as Horn & Elliott
+2024 count them (section 4.1, where groups are made by hand).
 """
 
 from __future__ import annotations
@@ -82,6 +83,21 @@ GROUP_GAPS = GAPS._replace(
     brief=("instrument", "edge", "class", "persist", "disappear", "emerge", "gap"),
     plot=None,
 )
+PATHS = Table(
+    "path_groups",
+    "Groups of the features that flow a path of two edges the whole way. Intervals: Wilson's score interval.",
+    (*KEY, "path", "rule", "group"),
+    (
+        Column("path", "text", "Path such as base->lua->merge; features are those of its last model."),
+        Column("rule", "text", "Threshold of both edges: own (each its own), or paper (0.8)."),
+        Column("group", "text", "punctuation, formatting (indentation and line breaks), code, or single-token."),
+        Column("flowing", "count", "Features that flow the whole way."),
+        Column("judged", "count", "Those that fire often enough on the sample to have a class.", of="flowing"),
+        Column("features", "count", "Those of the group.", of="judged"),
+        Column("share", "share", "Of the judged ones.", ci=True),
+    ),
+    brief=("instrument", "path", "rule", "group", "flowing", "features", "share"),
+)
 CATEGORIES = Table(
     "token_categories",
     "Tokens of the sample by category: what a class is to be compared with.",
@@ -121,6 +137,7 @@ def _settings(study: Study, item: Item) -> ClassesSettings:
 
 def _run(work: Work, settings: ClassesSettings) -> Results:
     from heredity.features import classes as rules
+    from heredity.features.null import PAPER
 
     sample = Sample(work.inputs, settings.sample)
     languages: dict[str, Language] = {}
@@ -140,8 +157,12 @@ def _run(work: Work, settings: ClassesSettings) -> Results:
         tally.count(name, "live", name, classes.firings > 0)
     for edge in sample.edges:
         tally.edge(edge, sample.matches[edge], sample.threshold[edge])
-    for path, model, chosen in _paths(sample.edges, sample.above):
-        tally.count(path, "flow", model, chosen)
+    at_paper = {edge: matches.above(PAPER) for edge, matches in sample.matches.items()}
+    for rule, above in (("own", sample.above), ("paper", at_paper)):
+        for path, model, chosen in _paths(sample.edges, above):
+            tally.path(path, rule, model, chosen)
+            if rule == "own":
+                tally.count(path, "flow", model, chosen)
     every = categories[sample.origin[:, None], sample.ids].ravel()
     shares = (np.bincount(every, minlength=len(rules.CATEGORIES)) / every.size).tolist()
     return {
@@ -149,6 +170,7 @@ def _run(work: Work, settings: ClassesSettings) -> Results:
         "classes": tally.shares,
         "class_gaps": [row for row in tally.gaps if row["kind"] == "class"],
         "group_gaps": [row for row in tally.gaps if row["kind"] == "group"],
+        "path_groups": tally.paths,
         "token_categories": [
             {"category": name, "share": share} for name, share in zip(rules.CATEGORIES, shares, strict=True)
         ],
@@ -173,6 +195,7 @@ class _Tally:
         self.groups: list[dict[str, Any]] = []
         self.shares: list[dict[str, Any]] = []
         self.gaps: list[dict[str, Any]] = []
+        self.paths: list[dict[str, Any]] = []
 
     def count(self, subject: str, fate: str, model: str, chosen: np.ndarray) -> dict[tuple[str, str], float | None]:
         """Add rows for some features of a model, bool [d_sae]; returns their shares by kind and class."""
@@ -189,6 +212,16 @@ class _Tally:
                 self.shares.append({**key, "kind": kind, "class": name, "features": count, **ends})
                 by_class[kind, name] = share
         return by_class
+
+    def path(self, path: str, rule: str, model: str, chosen: np.ndarray) -> None:
+        """Add rows for the groups of the features that flow a path, bool [d_sae] of its last model."""
+        from heredity.features.classes import class_shares
+
+        judged = chosen & self.found[model].judged
+        key = {"path": path, "rule": rule, "flowing": int(chosen.sum()), "judged": int(judged.sum())}
+        for name, count, share, low, high in class_shares(self.members[model]["group"], judged, self.settings.level):
+            figures = {"features": count, "share": share, "share_low": low, "share_high": high}
+            self.paths.append({**key, "group": name, **figures})
 
     def edge(self, edge: Edge, matches: Matches, threshold: float) -> None:
         """Add rows for the fates of an edge, and the gaps between persisting and lost features."""
@@ -276,12 +309,12 @@ def _say(tables: Tables) -> list[Statement]:
 
 ANALYSIS = Analysis(
     kind="classes",
-    version=2,
+    version=3,
     title="Kinds of features",
     items=instrument_items,
     settings=_settings,
     needs=sample_needs,
     run=_run,
-    tables=(GROUP_GAPS, GAPS, GROUPS, CLASSES, CATEGORIES, LANGUAGES, FEATURES),
+    tables=(GROUP_GAPS, PATHS, GAPS, GROUPS, CLASSES, CATEGORIES, LANGUAGES, FEATURES),
     say=_say,
 )

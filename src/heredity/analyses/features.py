@@ -2,10 +2,12 @@
 
 Lists: most persistent and most changed features of the first parent, features that emerged in each child, up to ten of
 each edge that are lost or new by verdicts, the surest first, and those of the case studies. Cases: a hypothesis
-(tokens, regular expression, script, or a function of the user's) is put to every model. LLR = log( P_act(token in set)
-/ P_data(token in set) ), activation-weighted; sensitivity is the Pearson r of a feature's activation and the indicator
-of the set. The best feature of the start model is followed along its best matches; the verdict says where the concept
-persists, disappears or emerges.
+(tokens, strings, regular expression, script, or a function of the user's) is put to every model. LLR = log(
+P_act(token in set) / P_data(token in set) ), activation-weighted; P_data is the share of the sample's tokens, and
+beside it, for strings, the product of their tokens' shares (Horn & Elliott 2024, appendix D). Sensitivity is the
+Pearson r of a feature's activation and the indicator of the set. The best feature of the start model is followed along
+its best matches; the verdict says where the concept persists, disappears or emerges, at each edge's threshold and at
+the paper's 0.8. Every two members of a family are correlated on the sample.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from heredity.analyses.sample import (
     MIN_FIRINGS,
     Sample,
     SampleSettings,
+    case_corpora,
+    case_settings,
     instrument_items,
     sample_needs,
     sample_settings,
@@ -32,7 +36,7 @@ from heredity.analyses.sample import (
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import CaseConfig, Edge, Precision, ReportConfig, Study
-from heredity.tables import Column, Table
+from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.features.cards import Card, LogitTokens, Places
@@ -47,6 +51,7 @@ KEY = ("instrument", "site")
 _FIT = (
     Column("llr", "number", "log( P_act(token in set) / P_data(token in set) ), activation-weighted."),
     Column("llr_counted", "number", "The same with every firing counted once."),
+    Column("llr_unigram", "number", "llr with case_verdicts.unigram as P_data, as the first paper has it."),
     Column("sensitivity", "r", "Pearson r of its activation and the indicator of the set."),
     Column("elsewhere", "number", "Total activation on all other tokens over that on the set."),
     Column("elsewhere_mean", "number", "Mean activation of a firing on other tokens over that of one on the set."),
@@ -62,6 +67,7 @@ CASES = Table(
         *_FIT,
         Column("r", "r", "Pearson r with the feature of the model it descends from."),
         Column("via", "text", "Model that it was reached from."),
+        Column("paper", "text", "persists where r is above the first paper's 0.8, else disappears."),
         Column("status", "text", "start, kept, lost (a child's nearest miss), absent (a parent's), or beyond a miss."),
         Column("best_feature", "feature", "Feature of this model that fits best, whatever it matches."),
         Column("best_llr", "number", "Its LLR."),
@@ -70,24 +76,45 @@ CASES = Table(
         Column("base_rate", "share", "Share of the sample's tokens in the set."),
         Column("verdict", "text", "What became of the concept, as in case_verdicts."),
     ),
-    brief=("case", "model", "feature", "llr", "r", "status"),
+    brief=("instrument", "case", "model", "feature", "llr", "r", "status"),
 )
 VERDICTS = Table(
     "case_verdicts",
     "What became of the concept of every case study.",
     (*KEY, "case"),
     (
-        Column("kind", "text", "tokens, regex, script or predicate."),
+        Column("kind", "text", "tokens, strings, regex, script or predicate."),
         Column("hypothesis", "text", "The hypothesis in words."),
-        Column("tokens", "text", "Tokens of the set; for a pattern or a script the most frequent ones."),
+        Column("tokens", "text", "Tokens of the set, or strings; for a pattern or a script the most frequent ones."),
         Column("not_in_vocabulary", "text", "Tokens that are no single token of this vocabulary."),
-        Column("set_size", "count", "Tokens of the vocabulary in the set; null for a predicate."),
+        Column("set_size", "count", "Tokens of the vocabulary in the set; null for strings and a predicate."),
         Column("hits", "count", "Tokens of the sample in the set.", of="positions"),
         Column("positions", "count", "Tokens of the sample."),
+        Column(
+            "unigram",
+            "share",
+            "Of strings the product of their tokens' shares of the sample, summed over the ways in which they are "
+            "written; of sets of tokens the share of the set.",
+        ),
         Column("mean_r", "r", "Mean Pearson r of the members along the edges of the graph."),
+        Column("pairs_r", "r", "Mean Pearson r of every two members, nearest misses included, on the sample."),
         Column("verdict", "text", "persists, disappears on EDGE, or emerges in MODEL."),
+        Column("paper_verdict", "text", "The same at the first paper's threshold of 0.8 on every edge."),
     ),
-    brief=("case", "hypothesis", "hits", "mean_r", "verdict"),
+    brief=("instrument", "case", "hypothesis", "hits", "pairs_r", "verdict", "paper_verdict"),
+)
+PAIRS = Table(
+    "case_pairs",
+    "Pearson r of every two members of a case's family, nearest misses included, on the sample.",
+    (*KEY, "case", "model_a", "model_b"),
+    (
+        Column("model_a", "text", "Model."),
+        Column("model_b", "text", "A later model."),
+        Column("feature_a", "feature", "Member of the family in the first."),
+        Column("feature_b", "feature", "Member in the second."),
+        Column("r", "r", "Pearson r of their activations, zeros included."),
+    ),
+    plot=Plot("heat", x="model_b", y="r", by="model_a"),
 )
 MISSES = Table(
     "case_misses",
@@ -127,6 +154,9 @@ Chosen = tuple[str, int]
 
 class FeaturesSettings(NamedTuple):
     sample: SampleSettings
+    case_sample: SampleSettings | None
+    """Where the cases have one of their own."""
+    case_corpora: tuple[str, ...]
     report: ReportConfig
     cases: dict[str, Any]
     """Recipes; of a predicate the content of its file as well."""
@@ -141,6 +171,8 @@ def _settings(study: Study, item: Item) -> FeaturesSettings:
     recipes = {name: recipe_of(case, study.root) for name, case in config.case.items()}
     return FeaturesSettings(
         sample_settings(study),
+        case_settings(study) if config.case else None,
+        case_corpora(study),
         config.report,
         recipes,
         Aside(config.case),
@@ -156,7 +188,10 @@ def _needs(study: Study, item: Item) -> Needs:
     judged = study.descent if study.config.verdicts.tokens else ()
     common = item | {"text": "common"}
     verdicts: dict[str, Need] = {edge.name: ("verdicts", common | {"edge": edge.name}) for edge in judged}
-    return {**sample_needs(study, item), "model": models, "sae": saes, "verdicts": verdicts}
+    needs = {**sample_needs(study, item), "model": models, "sae": saes, "verdicts": verdicts}
+    if study.config.case and case_settings(study):
+        needs["case_acts"] = {name: ("acts", {**item, "model": name, "use": "cases"}) for name in study.followed}
+    return needs
 
 
 def _run(work: Work, settings: FeaturesSettings) -> Results:
@@ -166,9 +201,10 @@ def _run(work: Work, settings: FeaturesSettings) -> Results:
     for row in judged:
         lists.setdefault(row["list"], []).append((row["model"], row["feature"]))
     configs: Mapping[str, CaseConfig] = settings.configs.value
+    asked = _case_sample(work, settings) or sample
     for name, case in configs.items():
         work.progress(len(cases), len(configs))
-        cases[name], lists[f"case:{name}"] = case_of(settings.root.value, sample, case)
+        cases[name], lists[f"case:{name}"] = case_of(settings.root.value, asked, case)
     chosen = {one for members in lists.values() for one in members}
     drawn = _cards(work, settings, sample, chosen)
     rows = [_row(sample, name, one, drawn[one]) for name, members in lists.items() for one in members]
@@ -177,6 +213,7 @@ def _run(work: Work, settings: FeaturesSettings) -> Results:
     return {
         "cases": [row for name, case in cases.items() for row in _case_rows(name, case)],
         "case_verdicts": [_verdict_row(name, case) for name, case in cases.items()],
+        "case_pairs": [{"case": name, **pair} for name, case in cases.items() for pair in case["pairs"]],
         "case_misses": [
             {"case": name, **{key: miss[key] for key in MISSES.schema.names if key in miss}}
             for name, case in cases.items()
@@ -186,17 +223,30 @@ def _run(work: Work, settings: FeaturesSettings) -> Results:
     }
 
 
+def _case_sample(work: Work, settings: FeaturesSettings) -> Sample | None:
+    """The sample that cases are put to where it is not the one that features are shown on."""
+    if settings.case_sample is None:
+        return None
+    tokens = {name: work.inputs["tokens"][name] for name in settings.case_corpora}
+    return Sample({**work.inputs, "acts": work.inputs["case_acts"], "tokens": tokens}, settings.case_sample)
+
+
 def _case_rows(name: str, case: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """The family's feature and the best one, for every model that has either; none where no model has."""
+    from heredity.features.null import PAPER
+
     for model, best in case["best"].items() if case["start"] else ():
         row, best = case["models"].get(model, {}), best or {}
         kept = {key: row[key] for key in CASES.schema.names if key in row}
+        if row.get("r") is not None:
+            kept["paper"] = "persists" if row["r"] > PAPER else "disappears"
         further = {f"best_{key}": best.get(key) for key in ("feature", "llr", "sensitivity", "r")}
         yield {"case": name, "model": model, "verdict": case["verdict"], **kept, **further}
 
 
 def _verdict_row(name: str, case: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {key: case[key] for key in ("set_size", "hits", "positions", "mean_r", "verdict")}
+    names = ("set_size", "hits", "positions", "unigram", "mean_r", "pairs_r", "verdict", "paper_verdict")
+    figures = {key: case[key] for key in names}
     texts = {key: " ".join(map(repr, case[key])) for key in ("tokens", "not_in_vocabulary")}
     hypothesis = case["hypothesis"]
     return {"case": name, "kind": hypothesis["kind"], "hypothesis": kind_of(hypothesis), **texts, **figures}
@@ -401,22 +451,27 @@ def _say(tables: Tables) -> Iterable[Statement]:
             missing = row["not_in_vocabulary"]
             text = f"case {case}: nothing in the sample fits {row['hypothesis']}"
             if missing and missing == row["tokens"]:
-                text = f"case {case}: {missing}: no single token of this vocabulary, not searched for"
+                text = (
+                    f"case {case}: {missing}: no single token of this vocabulary, not searched for; name it in strings"
+                )
             yield Statement(case, "note", text, instrument=instrument)
             continue
         evidence = [f"{format.of(row['hits'], row['positions'])} tokens of the sample fit"]
         evidence += [f"LLR {ratios}"] if ratios else []
+        if row["pairs_r"] is not None:
+            pairs = f"mean r of every two members {row['pairs_r']:.2f}"
+            evidence.append(f"{pairs}; at the first paper's threshold: {row['paper_verdict']}")
         yield Statement(case, "case", f"{case} ({row['hypothesis']}) {row['verdict']}.", tuple(evidence), instrument)
 
 
 ANALYSIS = Analysis(
     kind="features",
-    version=3,
+    version=4,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,
     needs=_needs,
     run=_run,
-    tables=(LOST_AND_NEW, VERDICTS, CASES, MISSES),
+    tables=(LOST_AND_NEW, VERDICTS, CASES, PAIRS, MISSES),
     say=_say,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,29 +42,30 @@ def hypothesis_of(case: CaseConfig, folder: Path) -> Hypothesis:
     from heredity.features.hypothesis import Hypothesis
 
     predicate = _imported(case.predicate, folder) if case.predicate is not None else None
-    return Hypothesis(case.tokens, case.regex, case.script, predicate)
+    return Hypothesis(case.tokens, case.strings, case.regex, case.script, predicate)
 
 
 def described(case: CaseConfig, found: Hits, ids: np.ndarray, vocabulary: list[str]) -> dict[str, Any]:
     """What was asked, and where it holds on the sample.
 
     `tokens` are those of the file or, for a pattern or a script, the most frequent of the set; `set_size` counts
-    tokens of the vocabulary and is null for a predicate, which chooses positions.
+    tokens of the vocabulary and is null for strings and predicates, which choose positions.
     """
     ((kind, value),) = case.model_dump(exclude_none=True).items()
-    chosen, shown = found.vocabulary, list(case.tokens or ())
+    chosen, shown = found.vocabulary, list(case.tokens or case.strings or ())
     if chosen is not None and case.tokens is None:
         count = np.where(chosen, np.bincount(ids.ravel(), minlength=len(vocabulary)), 0)
         order = np.argsort(-count, kind="stable")[:_SHOWN_TOKENS]
         shown = [vocabulary[token] for token in order if count[token]]
     return {
-        "hypothesis": {"kind": kind, "value": list(value) if kind == "tokens" else value},
+        "hypothesis": {"kind": kind, "value": list(value) if isinstance(value, tuple) else value},
         "tokens": shown,
         "not_in_vocabulary": [text for text in case.tokens or () if text not in vocabulary],
         "set_size": None if chosen is None else int(chosen.sum()),
         "positions": len(found.mask),
         "hits": int(found.mask.sum()),
         "base_rate": float(found.mask.mean()) if len(found.mask) else None,
+        "unigram": found.unigram if found.unigram is not None or not len(found.mask) else float(found.mask.mean()),
     }
 
 
@@ -71,7 +73,8 @@ def measured(found: LLR, feature: int) -> dict[str, Any]:
     """How well one feature fits; a number that is not finite is null."""
     from heredity.features.hypothesis import fitting
 
-    ratios = {"llr": found.weighted, "llr_counted": found.counted, "sensitivity": found.sensitivity}
+    ratios = {"llr": found.weighted, "llr_counted": found.counted, "llr_unigram": found.unigram}
+    ratios |= {"sensitivity": found.sensitivity}
     ratios |= {"elsewhere": found.elsewhere, "elsewhere_mean": found.elsewhere_mean}
     counts = {"firings": int(found.firings[feature]), "hits": int(found.hits[feature])}
     fits = {"fits": bool(fitting(found)[feature]), "base_rate": found.base_rate}
@@ -96,17 +99,25 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     """
     from heredity.features.families import follow
     from heredity.features.hypothesis import agreement, hits, llr
+    from heredity.features.null import PAPER
 
     order = sample.models
     held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary)
     result = described(case, held, sample.ids, sample.vocabulary)
     if not 0 < result["hits"] < result["positions"]:
-        empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "top_tokens": []}
+        empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "pairs": [], "top_tokens": []}
         which = "nothing" if not result["hits"] else "every token"
-        return {**result, **empty, "mean_r": None, "lost": [], "verdict": f"{which} in the sample fits"}, []
-    found = {model: llr(sample.acts[model], held.mask) for model in order}
+        unknown = dict.fromkeys(("mean_r", "pairs_r", "paper_verdict"))
+        return {**result, **empty, **unknown, "lost": [], "verdict": f"{which} in the sample fits"}, []
+    found = {model: llr(sample.acts[model], held.mask, held.unigram) for model in order}
     course = follow(order, sample.edges, sample.matches, sample.threshold, found)
+    paper = follow(order, sample.edges, sample.matches, dict.fromkeys(sample.edges, PAPER), found)
     places = course.places
+    pairs = [_pair(sample, one, other) for one, other in itertools.combinations(places.values(), 2)]
+    related = [pair["r"] for pair in pairs if pair["r"] is not None]
+    same = [place for place in places.values() if place.status in ("start", "kept")]
+    silent = [place.model for place in same if not found[place.model].hits[place.feature]]
+    no_hit = f"; its match in {', '.join(silent)} never fires on the set" if silent else ""
     lost = [place for place in places.values() if place.status in ("lost", "absent")]
     best: dict[str, dict[str, Any] | None] = dict.fromkeys(order)  # with its r to the family's feature there
     for model in order:
@@ -120,18 +131,31 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
         "models": {model: measured(found[model], place.feature) | place._asdict() for model, place in places.items()},
         "best": best,
         "misses": [_miss(sample, found[place.model], place) for place in lost],
+        "pairs": pairs,
         "top_tokens": [],
         "mean_r": course.mean_r,
+        "pairs_r": float(np.mean(related)) if related else None,
         "lost": [place.model for place in lost],
-        "verdict": course.verdict,
+        "verdict": course.verdict + no_hit,
+        "paper_verdict": paper.verdict,
     }
     if course.start is None:
         return result, []
     feature = places[course.start].feature
     result["top_tokens"] = top_tokens(sample.acts[course.start], feature, sample.ids, sample.vocabulary)
-    same = {model for model, place in places.items() if place.status in ("start", "kept")}
-    others = [(model, own) for model, own in course.best.items() if own is not None and model not in same]
+    followed = {place.model for place in same}
+    others = [(model, own) for model, own in course.best.items() if own is not None and model not in followed]
     return result, [(course.start, feature), *others]
+
+
+def _pair(sample: Sample, one: Place, other: Place) -> dict[str, Any]:
+    """A row of `case_pairs`: r of two members of a family on the sample."""
+    from heredity.features.hypothesis import agreement
+
+    acts = sample.acts
+    r = _finite(agreement(acts[one.model], one.feature, other.feature, acts[other.model]))
+    ends = {"model_a": one.model, "model_b": other.model, "feature_a": one.feature, "feature_b": other.feature}
+    return ends | {"r": r}
 
 
 def _miss(sample: Sample, found: LLR, place: Place) -> dict[str, Any]:

@@ -344,6 +344,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{row['turned']:,} only in other directions, {row['missed']:,} are there as they are, missed by its SAE, "
             f"and {row['judged'] - row['new'] - row['turned'] - row['missed']:,} in part; {mistaken}."
         )
+        if row["new"] * same["judged"] <= same["new"] * row["judged"] and same["new"]:
+            text += (
+                f" As large a share of inherited features is in no direction of {parent}, "
+                f"{format.of(same['new'], same['judged'])}: this test does not tell emerged features from inherited "
+                "ones here."
+            )
         fixed = (
             f"by the paper's fixed cuts {format.of(row['new_fixed'], row['judged'])} emerged features are new, and "
             f"{format.of(same['new_fixed'], same['judged'])} inherited ones"

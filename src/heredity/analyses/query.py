@@ -81,7 +81,7 @@ def find(
     rows: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for model in models:
         acts = sample.acts[model]
-        ratios = llr(acts, held.mask)
+        ratios = llr(acts, held.mask, held.unigram)
         for feature in ranked(ratios, by, top).tolist():
             row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.tokens}
             tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)

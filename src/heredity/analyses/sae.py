@@ -184,8 +184,8 @@ def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
     unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
     if not continued:
         unused.add("continue_tokens")
-    elif config.continue_tokens:
-        unused.add("tokens")
+    else:
+        unused |= {"encoder_start"} | ({"tokens"} if config.continue_tokens else set())
     return config.model_copy(update={name: SAEConfig.model_fields[name].default for name in unused})
 
 
@@ -266,7 +266,8 @@ def train_sae(
     continued, first = sae is not None, stream.batch(0)
     if sae is None:
         d_in, seeded = first.shape[1], torch.Generator().manual_seed(seed)
-        sae = new_sae(d_in, settings.d_sae or config.expansion * d_in, config.activation, config.k, seeded)
+        d_sae = settings.d_sae or config.expansion * d_in
+        sae = new_sae(d_in, d_sae, config.activation, config.k, seeded, config.encoder_start)
     sae = sae.to(first.device)
     state = TrainingState.load(kept, first.device) if (kept / FILE).exists() else None
     rows = train(

@@ -34,14 +34,35 @@ class ActsSettings(NamedTuple):
     seed: int
 
 
-def _settings(study: Study, item: Item) -> ActsSettings:
+def case_settings(study: Study) -> SampleSettings | None:
+    """The sample of the case studies where they have one of their own."""
     config, sample = study.config, sample_settings(study)
+    tokens, corpora = config.report.case_tokens or sample.tokens, case_corpora(study)
+    shared = tokens == sample.tokens and len(corpora) == len(config.corpus)
+    return None if shared else sample._replace(tokens=tokens)
+
+
+def case_corpora(study: Study) -> tuple[str, ...]:
+    """Corpora of that sample, in the order of [corpus]."""
+    named = study.config.report.case_corpora
+    return tuple(corpus for corpus in study.config.corpus if corpus in named or not named)
+
+
+def _items(study: Study) -> list[Item]:
+    items = list(sae_items(study))
+    own = study.config.case and case_settings(study) is not None
+    return items + ([item | {"use": "cases"} for item in items] if own else [])
+
+
+def _settings(study: Study, item: Item) -> ActsSettings:
+    config, sample = study.config, (case_settings(study) if "use" in item else None) or sample_settings(study)
     return ActsSettings(config.hook_point, config.precision, sample.tokens, sample.context_size, sample.seed)
 
 
 def _needs(study: Study, item: Item) -> Needs:
     sae = sae_need(study, item["model"], item["instrument"])
-    return {"model": ("model", {"model": item["model"]}), "sae": sae, "tokens": tokens_needs(study.config.corpus)}
+    corpora = case_corpora(study) if "use" in item else study.config.corpus
+    return {"model": ("model", {"model": item["model"]}), "sae": sae, "tokens": tokens_needs(corpora)}
 
 
 def _run(work: Work, settings: ActsSettings) -> Results:
@@ -62,7 +83,8 @@ def acts_of(artifact: Artifact) -> FeatureActs:
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    tokens = study.config.report.tokens
+    report = study.config.report
+    tokens = (report.case_tokens if "use" in item else None) or report.tokens
     return Cost(tokens, tokens * encode_flops(study, item["model"], shapes), shapes.sae_gib(item["model"], tokens))
 
 
@@ -70,7 +92,7 @@ ANALYSIS = Analysis(
     kind="acts",
     version=1,
     title="Feature activations",
-    items=sae_items,
+    items=_items,
     settings=_settings,
     needs=_needs,
     run=_run,

@@ -12,17 +12,28 @@ from heredity.cli.app import RUNS, Result, Runs, Sets, StudyArg, command, run_of
 from heredity.study import CaseConfig
 from heredity.study.graph import first_fault
 
+Instrument = Annotated[
+    str | None, Option(help="Origin of the SAEs: joint, parent or independent. Default: the study's first.")
+]
+
+
+def _by(instrument: str | None, overrides: list[str] | None) -> list[str]:
+    """Overrides under which a study has this instrument alone."""
+    return [*(overrides or []), *([f'sae.instruments="{instrument}"'] if instrument else [])]
+
 
 @command()
 def find(
     study: StudyArg,
     tokens: Annotated[list[str] | None, Option(help="Text of a token, such as ' ='. Repeatable.")] = None,
+    strings: Annotated[list[str] | None, Option(help="Text of several tokens, such as 'else if'. Repeatable.")] = None,
     regex: Annotated[str | None, Option(help=setting(CaseConfig, "regex"))] = None,
     script: Annotated[str | None, Option(help=setting(CaseConfig, "script"))] = None,
     predicate: Annotated[str | None, Option(help=setting(CaseConfig, "predicate"))] = None,
     model: Annotated[list[str] | None, Option(help="Only features of this model. Repeatable.")] = None,
     top: Annotated[int, Option(min=1, help="Features shown for each model.")] = 10,
     by: Annotated[str, Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
+    instrument: Instrument = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -33,12 +44,18 @@ def find(
     ranking: Ranking | None = next((known for known in get_args(Ranking) if known == by), None)
     if ranking is None:
         raise ValueError(f"--by {by}: must be one of {', '.join(get_args(Ranking))}")
-    options = {"tokens": tokens or None, "regex": regex, "script": script, "predicate": predicate}
+    options = {
+        "tokens": tokens or None,
+        "strings": strings or None,
+        "regex": regex,
+        "script": script,
+        "predicate": predicate,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     if len(given) != 1:
         count = " and ".join(f"--{name}" for name in given) or "nothing to look for"
         raise ValueError(f"{count} is given; give exactly one of {', '.join(f'--{name}' for name in options)}")
-    run = run_of(study, runs, set_)
+    run = run_of(study, runs, _by(instrument, set_))
     try:
         case = CaseConfig.model_validate(given)
     except ValidationError as error:
@@ -52,6 +69,7 @@ def show(
     study: StudyArg,
     feature: Annotated[str, Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`.")],
     top: Annotated[int, Option(min=1, help="Examples of each sort; at least one of each interval of activation.")] = 5,
+    instrument: Instrument = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -63,7 +81,7 @@ def show(
     chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
     if len(chosen) != 1:
         raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-    result = query.show(run_of(study, runs, set_), *chosen[0])
+    result = query.show(run_of(study, runs, _by(instrument, set_)), *chosen[0])
     return Result(result, lambda: print_shown(result, top))
 
 

@@ -20,6 +20,7 @@ class Hypothesis(NamedTuple):
     """Tokens that a feature may respond to; exactly one field is given."""
 
     tokens: Sequence[str] | None = None  # texts of tokens
+    strings: Sequence[str] | None = None  # texts of one or more tokens in a row, at whose last token it holds
     regex: str | None = None  # pattern of the whole text of a token (`re.fullmatch`)
     script: str | None = None  # Unicode script of all its letters (Bricken et al., appendix "Feature Proxies")
     predicate: Predicate | None = None  # a function of the blocks, and so of position and context as well
@@ -29,7 +30,10 @@ class Hits(NamedTuple):
     """Where a hypothesis holds."""
 
     mask: np.ndarray  # bool [blocks * context]: at which positions
-    vocabulary: np.ndarray | None  # bool [d_vocab]: for which tokens; None where a predicate chose positions
+    vocabulary: np.ndarray | None  # bool [d_vocab]: for which tokens; None where positions were chosen
+    # strings: P(s), the product of the unigram probabilities of their tokens (Horn & Elliott, appendix D), summed over
+    # the ways in which they are written in tokens; None for others, whose P(s) is their share of the positions
+    unigram: float | None = None
 
 
 def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
@@ -51,6 +55,8 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
             what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
             raise ValueError(f"predicate {name} returned {what}; return a numpy array of bool {list(ids.shape)}")
         return Hits(mask.ravel(), None)
+    if hypothesis.strings is not None:
+        return _occurrences(hypothesis.strings, np.asarray(ids), texts)
     if hypothesis.tokens is not None:
         chosen = [text in hypothesis.tokens for text in texts]
     elif hypothesis.regex is not None:
@@ -59,6 +65,26 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
         chosen = [of_script(text, str(hypothesis.script)) for text in texts]
     vocabulary = np.array(chosen, bool)
     return Hits(vocabulary[ids].ravel(), vocabulary)
+
+
+def _occurrences(strings: Sequence[str], ids: np.ndarray, texts: Sequence[str]) -> Hits:
+    """The last tokens of strings, within blocks. An occurrence ends where a token ends and begins where one begins, or
+    after the space that its first token begins with."""
+    mask, spelled = np.zeros(ids.shape, bool), set[tuple[int, ...]]()
+    for row, block in enumerate(ids.tolist()):
+        pieces = [str(texts[token]) for token in block]
+        joined = "".join(pieces)
+        found = [match for string in strings for match in re.finditer(f"(?=({re.escape(string)}))", joined)]
+        ends = np.cumsum([len(piece) for piece in pieces]) if found else np.zeros(0)
+        for match in found:
+            start, end = match.span(1)
+            first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, end))
+            before = joined[ends[first] - len(pieces[first]) : start]
+            if ends[last] == end and before in ("", " "):
+                mask[row, last] = True
+                spelled.add(tuple(block[first : last + 1]))
+    share = np.bincount(ids.ravel(), minlength=len(texts)) / max(ids.size, 1)
+    return Hits(mask.ravel(), None, float(sum(share[list(tokens)].prod() for tokens in spelled)))
 
 
 def of_script(text: str, script: str) -> bool:
@@ -93,9 +119,10 @@ class LLR(NamedTuple):
     ("7x more active on other tokens", section 4.2.2): 0 for a feature that fires on the set alone, inf for one that
     never does. The weighted LLR is -log(base_rate (1 + elsewhere))."""
     elsewhere_mean: np.ndarray  # mean activation of its firings on other tokens over that on the set; nan without both
+    unigram: np.ndarray  # the weighted LLR with P(s) as the product of unigrams; for sets of tokens the same
 
 
-def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
+def llr(acts: FeatureActs, hit: np.ndarray, unigram: float | None = None) -> LLR:
     """Log-likelihood ratios of all features under a token-set hypothesis (Horn & Elliott, appendix D).
 
     P(t in set) is the unigram probability of the set on the sample; P_act is the distribution of tokens a feature
@@ -103,7 +130,7 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     taken to be positive; a feature whose activations sum to 0 or less, everywhere, on the set or off it, has nan where
     that sum is weighed, but for the plain 0 of one that does not fire there.
 
-    hit: bool [tokens], whether the token at each position is in the set.
+    hit: bool [tokens], whether the token at each position is in the set. unigram: P(s) as `Hits` has it.
     Raises `ValueError` when no token or every token is in the set.
     """
     hit = np.asarray(hit, bool)
@@ -120,6 +147,7 @@ def llr(acts: FeatureActs, hit: np.ndarray) -> LLR:
     with np.errstate(invalid="ignore", divide="ignore"):
         return LLR(
             weighted=_log_ratio(inside.total, everywhere.total, base_rate),
+            unigram=_log_ratio(inside.total, everywhere.total, unigram or base_rate),
             counted=_log_ratio(inside.stored, everywhere.stored, base_rate),
             base_rate=base_rate,
             sensitivity=np.where(norm > 0, np.clip(covariance / norm, -1, 1), np.nan),
@@ -186,11 +214,14 @@ def token_shares(
     return chosen, share, weighted, firings[chosen]
 
 
-def agreement(acts: FeatureActs, feature: int, other: int) -> float:
-    """Pearson r of two features of one SAE over all tokens, silent ones included; nan where one is constant."""
+def agreement(acts: FeatureActs, feature: int, other: int, others: FeatureActs | None = None) -> float:
+    """Pearson r of two features over all tokens, silent ones included; nan where one is constant.
+
+    others: activations of the second one's SAE on the same tokens, by default the same SAE's.
+    """
     x, y = np.zeros((2, acts.tokens))
-    for values, index in ((x, feature), (y, other)):
-        rows, activations = acts.of(index)
+    for values, own, index in ((x, acts, feature), (y, others or acts, other)):
+        rows, activations = own.of(index)
         values[rows] = activations
         values -= values.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))

@@ -128,7 +128,7 @@ def _new(tables: Rows, instrument: str, edge: str) -> Iterator[dict[str, Any]]:
 
 
 def _emerged(tables: Rows, instrument: str, merge: str) -> Iterator[dict[str, Any]]:
-    for rule in ("paper", "evidence"):
+    for rule in dict.fromkeys(row["rule"] for row in rows(tables, "flow", instrument=instrument, model=merge)):
         flow = rows(tables, "flow", instrument=instrument, model=merge, rule=rule)
         counts = {row["origin"]: row["features"] for row in flow}
         emerged = sum(count for origin, count in counts.items() if origin.startswith("emerged_in_"))

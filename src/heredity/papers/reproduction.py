@@ -34,9 +34,7 @@ def reproduction(study: Study, tables: Rows, paper: str | None = None) -> Reprod
         raise ValueError(f"--paper {paper}: must be {' or '.join(get_args(Paper))}")
     if paper is None:
         merges = any(model.merge for model in study.config.model.values())
-        paper = getattr(study.config, "paper", None) or (
-            "tracking" if merges and not study.config.stitch else "stitching"
-        )
+        paper = study.config.paper or ("tracking" if merges and not study.config.stitch else "stitching")
     if paper == "tracking":
         parts = tracking.sizes(study, tables), tracking.figures(study, tables), claims.tracking(study, tables)
         return Reproduction("tracking", *parts)

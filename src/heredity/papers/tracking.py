@@ -159,20 +159,26 @@ def _lineage(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any
             26, "T 4.1", "emerged among the traced", roles.merge, "share", 729 / 1210, share, instrument=instrument
         )
         for edge in study.edges:
-            row = one(tables, "edges", edge=edge.name, **key)
+            row, twin = one(tables, "edges", edge=edge.name, **key), edge not in study.descent
             here = row["persist"] / row["parent_live"] if row else None
             low, high = (None if end is None else end / row["parent_live"] for end in ends(row, "persist"))
-            yield figure(
-                23,
-                "T Fig 2",
-                "parent's live features that persist",
-                edge.name,
-                "share",
-                "drawn, no numbers",
-                here,
-                (low, high),
-                instrument=instrument,
+            what = (
+                "live features found in another training of the recipe"
+                if twin
+                else "parent's live features that persist"
             )
+            paper = "more than along edges" if twin else "drawn, no numbers"
+            row = 53 if twin else 23, "T 5" if twin else "T Fig 2", what, edge.name, "share", paper, here, (low, high)
+            yield figure(*row, instrument=instrument)
+        yield from _same(tables, key)
+
+
+def _same(tables: Rows, key: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    for row in rows(tables, "repeats_same", **key):
+        here = row["in_all"] / row["followed"] if row["followed"] else None
+        more = f"of {row['followed']:,}; {row['expected_all']:.0f} by chance"
+        what, about = "features that persist in all repeats", f"{row['edge']}, {row['seeds']} trainings"
+        yield figure(56, "review", what, about, "share", None, here, more=more, instrument=key["instrument"])
 
 
 def _merge(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:
@@ -190,33 +196,18 @@ def _merge(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]
     )
     for parent in (roles.first, roles.second):
         for corpus in study.own_corpora(parent):
-            found = one(tables, "merge_accuracy", model=roles.merge, corpus=corpus)
-            for element, against, paper, column in (
-                (33, parent, -0.2, "below_specialist"),
-                (34, roles.base, 0.2, "above_base"),
-            ):
+            for element, beside, paper in ((33, "specialist", -0.2), (34, "base", 0.2)):
+                row = one(tables, "merge_accuracy", model=roles.merge, corpus=corpus, beside=beside)
+                what, remark = f"accuracy of the merge over its {beside}'s, less 1", "relative; the paper does not say"
+                value = row.get("relative")
                 yield figure(
-                    element,
-                    "T 3.3",
-                    f"accuracy of the merge against {against}",
-                    corpus,
-                    "share",
-                    paper,
-                    found.get(column),
-                    ends(found, column),
-                    remark="relative; the paper does not say",
+                    element, "T 3.3", what, corpus, "share", paper, value, ends(row, "relative"), remark=remark
                 )
-    for other in rows(tables, "merge_methods", model=roles.merge):
-        yield figure(
-            35,
-            "T fn 6",
-            f"accuracy of {other['method']}",
-            f"{other['model']} on {other['corpus']}",
-            "share",
-            "worse than slerp",
-            other.get("accuracy"),
-            ends(other, "accuracy"),
-        )
+    for row in rows(tables, "merge_methods", model=roles.merge):
+        if not row["taken"]:
+            about, beyond = f"{row['method']} on {row['corpus']}", Range(None, 0.0)
+            what = "accuracy less that of the merge taken, in points"
+            yield figure(35, "T fn 6", what, about, "number", beyond, row["points"], ends(row, "points"))
 
 
 def _groups(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:

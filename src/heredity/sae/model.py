@@ -121,12 +121,22 @@ class SAE(nn.Module):
 
 
 def new_sae(
-    d_in: int, d_sae: int, activation: Activation, k: int | None = None, generator: torch.Generator | None = None
+    d_in: int,
+    d_sae: int,
+    activation: Activation,
+    k: int | None = None,
+    generator: torch.Generator | None = None,
+    encoder_start: Literal["transpose", "kaiming"] = "transpose",
 ) -> SAE:
-    """A fresh SAE: directions uniform on the sphere, the encoder their transpose, biases 0. Seeded by the generator."""
+    """A fresh SAE: directions uniform on the sphere, biases 0. Seeded by the generator.
+
+    encoder_start: the directions' transpose, or entries uniform within ±1 / √d_in, which is what torch calls
+        Kaiming-uniform for a linear layer (Bricken et al. 2023).
+    """
     sae = SAE(d_in, d_sae, activation, k)
     directions = torch.randn(d_sae, d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     sae.W_dec.copy_(directions)
-    sae.W_enc.copy_(directions.T)
+    untied = encoder_start == "kaiming"
+    sae.W_enc.copy_((2 * torch.rand(d_in, d_sae, generator=generator) - 1) / d_in**0.5 if untied else directions.T)
     return sae

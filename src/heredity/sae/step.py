@@ -1,6 +1,7 @@
 """One gradient step of an SAE in float32, with gradients written out by hand.
 
-With x̄ = x − b_dec, f the activations and n tokens of width d_in (sums over tokens and elements):
+With x̄ = x − b_dec, or x − mean − b_dec where the encoder subtracts the mean of the data as well (Horn & Elliott 2024,
+equation 1), f the activations and n tokens of width d_in (sums over tokens and elements):
 
     loss       = Σ (x̂ − x)² / (n d_in) + λ Σ f / n                      (jumprelu: λ L0 in place of λ Σ f / n)
     G          = ∂loss/∂x̂     = 2 (x̂ − x) / (n d_in)
@@ -86,16 +87,25 @@ class Rule(NamedTuple):
 
 
 def dense_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    ages: Tensor,
+    x: Tensor,
+    rule: Rule,
+    lr: float,
+    step: int,
+    target: Tensor | None = None,
 ) -> Outcome:
-    """One step on centered inputs x [n, d_in], on any device; `first` and `second` are Adam's moments.
+    """One step on centered inputs x̄ [n, d_in], on any device; `first` and `second` are Adam's moments.
 
     ages: int32 [d_sae], steps since a feature's moments were zero, this one included; step: the same for b_dec.
+    target: x − b_dec [n, d_in], contiguous as x̄, which the decoder's sum is compared with; by default x̄ itself.
     """
     n, d_in = x.shape
     pre_acts, log_threshold = linear(x, weights.w_enc, weights.b_enc), weights.log_threshold
     acts = _activate(pre_acts, rule, log_threshold)
-    error = linear(acts, weights.w_dec.T) - x
+    error = linear(acts, weights.w_dec.T) - (x if target is None else target)
     active = acts > 0
     outcome = Outcome(
         mse=float(error.square().sum(dtype=torch.float64)) / (n * d_in),
@@ -126,18 +136,27 @@ def dense_step(
 
 
 def sparse_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    ages: Tensor,
+    x: Tensor,
+    rule: Rule,
+    lr: float,
+    step: int,
+    target: Tensor | None = None,
 ) -> Outcome:
     """The same step as `dense_step` for few active features; float32, x contiguous."""
     if x.device.type != "cpu":
-        return entry_step(weights, first, second, ages, x, rule, lr, step)
+        return entry_step(weights, first, second, ages, x, rule, lr, step, target)
+    target = x if target is None else target
     n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
     acts = training_acts(weights, x, rule)
     features, jump = torch.from_numpy(acts.indices), None
     if rule.activation == "jumprelu":
         jump = _jump(torch.from_numpy(acts.values), features, log_threshold)
         acts = acts._replace(values=jump.acts.numpy())
-    errors = kernels.errors(acts, x.numpy(), weights.w_dec.numpy(), rule.l1 / n)
+    errors = kernels.errors(acts, target.numpy(), weights.w_dec.numpy(), rule.l1 / n)
     if jump is not None:
         act_grad = torch.from_numpy(errors.act_grad)
         log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
@@ -151,14 +170,22 @@ def sparse_step(
 
 
 def entry_step(
-    weights: Weights, first: Weights, second: Weights, ages: Tensor, x: Tensor, rule: Rule, lr: float, step: int
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    ages: Tensor,
+    x: Tensor,
+    rule: Rule,
+    lr: float,
+    step: int,
+    target: Tensor | None = None,
 ) -> Outcome:
     """`sparse_step` in torch operations that suit a GPU; it runs on any device."""
     n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
     tokens, features, values = training_acts(weights, x, rule, compiled=False)
     jump = _jump(values, features, log_threshold) if rule.activation == "jumprelu" else None
     values = values if jump is None else jump.acts
-    error = sums(key_starts(tokens, n), features, weights.w_dec, values) - x
+    error = sums(key_starts(tokens, n), features, weights.w_dec, values) - (x if target is None else target)
     squared = float(error.square().sum(dtype=torch.float64))
     output_grad = error.mul_(2 / x.numel())
     act_grad = dots(output_grad, weights.w_dec, tokens, features) + rule.l1 / n
@@ -188,12 +215,12 @@ def _outcome(squared: float, values: Tensor, features: Tensor, x: Tensor, d_sae:
     )
 
 
-def training_errors(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
-    """Loss of each token, float32 [n], for centered inputs x [n, d_in]."""
+def training_errors(weights: Weights, x: Tensor, rule: Rule, target: Tensor | None = None) -> Tensor:
+    """Loss of each token, float32 [n], for centered inputs x and target [n, d_in] as in `dense_step`."""
     losses = []
-    for part in x.split(1024):
+    for part, aim in zip(x.split(1024), (x if target is None else target).split(1024), strict=True):
         acts = _activate(linear(part, weights.w_enc, weights.b_enc), rule, weights.log_threshold)
-        error = linear(acts, weights.w_dec.T) - part
+        error = linear(acts, weights.w_dec.T) - aim
         losses.append(error.square().mean(1) + rule.l1 * acts.sum(1) + rule.l0 * (acts > 0).sum(1))
     return torch.cat(losses)
 

@@ -2,7 +2,8 @@
 
 The training runs in a normalized space, x times one scalar such that the mean of ‖x − mean x‖² is d_in, because
 activations of small models can be tiny and a learning rate means nothing without a scale. The way back is exact: with
-x' = c x, biases and thresholds are divided by c, the matrices stay, activations shrink by c, and λ = λ' / c.
+x' = c x, biases and thresholds are divided by c, the matrices stay, activations shrink by c, and λ = λ' / c, so that a
+published λ of raw activations keeps its meaning. `normalize = false` sets c = 1.
 """
 
 from __future__ import annotations
@@ -64,8 +65,13 @@ ENCODER_NORM = 0.2  # norm of a new encoder row relative to the mean of the livi
 # the training did not recover.
 FIRING_SHARE = 0.5
 
+# Settings that a training reads.
+USED = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
+USED |= {"subtract_mean", "encoder_start", "normalize"}
+
 FILE = "state.safetensors"
 _GROUPS = ("weights", "first", "second")
+_VECTORS = ("ages", "last_fired", "mean")
 _NUMBERS = ("identity", "scale", "log_l1", "l1_error", "l1_sum", "threshold", "l0")
 
 
@@ -97,6 +103,7 @@ class TrainingState:
     second: Weights  # Adam's running means of squared gradients
     ages: Tensor  # int32 [d_sae]: steps since a feature's moments were zero
     last_fired: Tensor  # int64 [d_sae]: last step in which a feature was active
+    mean: Tensor  # float32 [d_in]: what the encoder subtracts besides b_dec; [0] where that is nothing
     log_l1: float | None = None  # log λ in normalized units; None for topk and batchtopk
     l1_error: float = math.nan  # last smoothed log ratio of L0 to its target, the memory of λ's controller
     l1_sum: float = 0.0  # of log λ over the steps averaged for its final value
@@ -113,7 +120,7 @@ class TrainingState:
         """Write the state into folder, replacing the one that is there in one move."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = torch.tensor([[math.nan if v is None else v for v in row] for row in self.rows], dtype=torch.float64)
-        tensors = {"ages": self.ages, "last_fired": self.last_fired, "rows": rows.reshape(-1, len(Step._fields))}
+        tensors = {name: getattr(self, name) for name in _VECTORS} | {"rows": rows.reshape(-1, len(Step._fields))}
         tensors |= {f"{group}.{name}": getattr(getattr(self, group), name) for group in _GROUPS for name in NAMES}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         numbers = {name: getattr(self, name) for name in _NUMBERS} | {"checksum": _checksum(tensors)}
@@ -134,9 +141,10 @@ class TrainingState:
             raise ValueError(f"{path} is damaged; delete it to train from the start") from None
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         groups: dict[str, Any] = {group: Weights(*(tensors[f"{group}.{name}"] for name in NAMES)) for group in _GROUPS}
+        groups |= {name: tensors[name] for name in _VECTORS}
         rows = [Step._make(None if math.isnan(value) else value for value in row) for row in tensors["rows"].tolist()]
         rows = [row._replace(step=int(row.step), dead=int(row.dead), resampled=int(row.resampled)) for row in rows]
-        return cls(**numbers, **groups, ages=tensors["ages"], last_fired=tensors["last_fired"], rows=rows)
+        return cls(**numbers, **groups, rows=rows)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
@@ -162,7 +170,7 @@ def train(
 
     batches: float [n, d_in], raw activations of a step; the last few are kept, so none may be overwritten by the next.
     steps: in all, those before a resume included. seed: of the resampling.
-    config: lr, decay, l0, l1_coefficient, calibration and resample_every count; sizes and activation are the SAE's.
+    config: `USED` of it count; sizes, activation and the new encoder are the SAE's.
     continued: keep the weights of `sae` (a parent's, or an earlier run's) and warm the learning rate up, instead of
         setting b_dec to the geometric median of the first batches and, for relu, b_enc (see `start`).
     l1_coefficient: λ in raw units that calibration begins with, such as the parent's (relu: of L1, jumprelu: of L0).
@@ -174,10 +182,9 @@ def train(
     On a CPU the process keeps the malloc thresholds of `keep_large_buffers`. Raises ValueError for a state of another
     training, decoder rows that are not of unit norm, and activations or a loss that are not finite.
     """
-    used = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
     identity = (
         {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
-        | config.model_dump(mode="json", include=used)
+        | config.model_dump(mode="json", include=USED)
         | {"steps": steps, "seed": seed, "continued": continued, "first_l1_coefficient": l1_coefficient}
     )
     recent = lru_cache(maxsize=POOL_BATCHES + 1)(batches)  # resampling looks back at them
@@ -205,16 +212,22 @@ def train(
 
 
 def write_back(state: TrainingState, sae: SAE) -> None:
-    """Put the state's weights into the SAE, in the units of the raw activations."""
+    """Put the state's weights into the SAE, in the units of the raw activations; the mean goes into b_enc."""
     weights = state.weights
+    b_enc = weights.b_enc - _shift(weights.w_enc, state.mean)
     sae.W_enc.copy_(weights.w_enc.T)
     sae.W_dec.copy_(weights.w_dec)
-    sae.b_enc.copy_(weights.b_enc / state.scale)
+    sae.b_enc.copy_(b_enc / state.scale)
     sae.b_dec.copy_(weights.b_dec / state.scale)
     if sae.activation == "jumprelu" and sae.threshold is not None:
         sae.threshold.copy_(weights.log_threshold.exp() / state.scale)
     elif sae.threshold is not None:
         sae.threshold.fill_(state.threshold / state.scale)
+
+
+def _shift(w_enc: Tensor, mean: Tensor) -> Tensor | float:
+    """What the encoder's subtraction of the mean takes off the pre-activations of some features, float32 [features]."""
+    return (w_enc.double() @ mean.double()).float() if len(mean) else 0.0
 
 
 def _take_step(
@@ -227,16 +240,18 @@ def _take_step(
     jumps = activation == "jumprelu"
     l1, l0 = (0.0, penalty or 0.0) if jumps else (penalty or 0.0, 0.0)
     rule = Rule(activation, state.identity["k"] or 0, l1, state.threshold, l0)
-    due = state.step > 0 and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps
+    wanted = state.step > 0 and config.resample_every != 0
+    due = wanted and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps
     resampled = resample(state, number - state.last_fired > window, batches, rule, every, seed) if due else 0
     x = batches(state.step).detach().to(state.ages.device, torch.float32) * state.scale
-    x = x.sub_(state.weights.b_dec).contiguous()
+    target = x.sub_(state.weights.b_dec).contiguous()
+    x = target - state.mean if len(state.mean) else target
     state.ages += 1
     active = rule.k or state.l0  # nan before the first step
     limit = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
     take = sparse_step if active / len(state.ages) < limit else dense_step
     trained = state.weights, state.first, state.second, state.ages
-    outcome = take(*trained, x, rule, learning_rate(config, number, steps, continued), number)
+    outcome = take(*trained, x, rule, learning_rate(config, number, steps, continued), number, target)
     if not math.isfinite(outcome.mse):
         raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or find huge activations")
     state.last_fired[outcome.fired] = number
@@ -271,16 +286,21 @@ def start(sae: SAE, batches: Batches, identity: dict[str, Any], continued: bool)
             "move the norms into the encoder first (SAE.unit_norm)"
         )
     x = torch.cat([batches(i).to(device, torch.float32) for i in range(min(FIRST_BATCHES, identity["steps"]))])
-    scale = normalizing_scale(x)
+    scale = normalizing_scale(x)  # which also refuses what cannot be trained on
+    scale = scale if identity.get("normalize", True) else 1.0
+    mean = (x * scale).mean(0) if identity.get("subtract_mean") else x.new_zeros(0)
     weights = Weights(sae.W_enc.T.contiguous(), sae.b_enc * scale, sae.W_dec.detach().clone(), sae.b_dec * scale)
     if sae.activation == "jumprelu" and sae.threshold is not None:
         weights.log_threshold = (sae.threshold * scale).clamp_min(LEAST_THRESHOLD).log()
-    if not continued:
+    if continued:
+        weights.b_enc = weights.b_enc + _shift(weights.w_enc, mean)
+    else:
         x = x * scale
         weights.b_dec = geometric_median(x)
-        if sae.activation in ("relu", "jumprelu"):
+        if sae.activation == "jumprelu" or (sae.activation == "relu" and identity["encoder_start"] == "transpose"):
             share = min(0.5, START_L0 * identity["l0"][1] / sae.d_sae)
             count, rows, x = max(1, round(share * len(x))), max(1, (1 << 24) // len(x)), x - weights.b_dec
+            x = x - mean if len(mean) else x
             # Upper quantiles of the pre-activations, exceeded on this share of the tokens; features in chunks.
             cuts = [linear(part, x).topk(count, dim=1).values[:, -1] for part in weights.w_enc.split(rows)]
             if sae.activation == "relu":
@@ -290,7 +310,7 @@ def start(sae: SAE, batches: Batches, identity: dict[str, Any], continued: bool)
     threshold = float(sae.threshold) * scale if sae.activation == "batchtopk" and sae.threshold is not None else 0.0
     ages, last_fired = (torch.zeros(sae.d_sae, dtype=kind, device=device) for kind in (torch.int32, torch.int64))
     first, second = Weights.zeros_like(weights), Weights.zeros_like(weights)
-    return TrainingState(identity, scale, weights, first, second, ages, last_fired, threshold=threshold)
+    return TrainingState(identity, scale, weights, first, second, ages, last_fired, mean, threshold=threshold)
 
 
 def normalizing_scale(x: Tensor) -> float:
@@ -369,7 +389,8 @@ def resample(state: TrainingState, dead: Tensor, batches: Batches, rule: Rule, e
     count = min(POOL_BATCHES, max(1, every // 20), state.step)
     x = torch.cat([batches(i).to(dead.device, torch.float32) for i in range(state.step - count, state.step)])
     x = (x * state.scale).sub_(state.weights.b_dec)
-    chance = (training_errors(state.weights, x, rule).double() ** 2).cpu().numpy()
+    seen = x - state.mean if len(state.mean) else x
+    chance = (training_errors(state.weights, seen, rule, x).double() ** 2).cpu().numpy()
     features = dead.nonzero().flatten()[: int((chance > 0).sum())]
     if len(features) == 0:
         return 0
@@ -382,6 +403,7 @@ def resample(state: TrainingState, dead: Tensor, batches: Batches, rule: Rule, e
     state.weights.w_enc[features] = directions * norm
     cut = FIRING_SHARE * (inputs.norm(dim=1) * norm)
     state.weights.b_enc[features] = -cut if rule.activation == "relu" else 0
+    state.weights.b_enc[features] += _shift(state.weights.w_enc[features], state.mean)
     if rule.activation == "jumprelu":
         state.weights.log_threshold[features] = cut.log()
     for moments in (state.first, state.second):

@@ -38,17 +38,19 @@ _VERDICTS_FIRST = (
     "Undecided: the evidence carries none of these. Counts by matches ask something else: whether an SAE of the other "
     "model has a feature of the same firings; they are of all live features."
 )
-_LIMITS = (
-    "- Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
-    "from text of its own shows on that text (own).\n"
-    "- Agreement between SAE seeds is over all verdicts; kappa, in summary.json, is what it exceeds chance by.\n"
-    "- Undecided and unstable features are in no count of lost or new ones; if all undecided ones were lost, that many "
-    "more would be.\n"
-    "- Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
+LIMITS = (
+    "Verdicts are of the text that both models have read (common), unless another is named. What a child learned "
+    "from text of its own shows on that text (own).",
+    "Agreement between SAE seeds is over all verdicts; kappa, in summary.json, is what it exceeds chance by.",
+    "Undecided and unstable features are in no count of lost or new ones; if all undecided ones were lost, that many "
+    "more would be.",
+    "Intervals are of shares, over SAE seeds and features; neither training seeds of the models nor other text are "
     "in them, but for second intervals, which findings give where a fine-tune was trained twice. Verdicts on "
-    "unstable features do not exist, and stable features may be the more robust ones.\n"
-    "- A share of kept features is high for untrained dictionaries, too; the references say how high."
+    "unstable features do not exist, and stable features may be the more robust ones.",
+    "A share of kept features is high for untrained dictionaries, too; the references say how high.",
+    "How a model was made is not looked at: what the study file does not say is not known here.",
 )
+"""Of verdicts, wherever a report tells them."""
 _REST = (
     "- Counts by matches at other thresholds, kinds of features, their density and what they mean are on the page. The "
     "last section says how figures are made."
@@ -96,7 +98,7 @@ def render(run: Run) -> str:
         _VERDICTS_FIRST if "verdicts" in found else "",
         *_findings(statements, study.order[::-1]),
         "## Limits",
-        "\n".join([*notes, *([_LIMITS] if "verdicts" in found else []), _REST]),
+        "\n".join([*notes, *(f"- {limit}" for limit in (LIMITS if "verdicts" in found else ())), _REST]),
         "## Figures",
         *(_block(name, rows[name]) for name in found),
         "## What the columns mean",

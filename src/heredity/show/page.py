@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.engine.store import whole
+from heredity.show.markdown import LIMITS
 from heredity.show.summary import summarize
 from heredity.tables import Table
 
@@ -50,6 +51,7 @@ def page_data(run: Run) -> dict[str, Any]:
         **summary,
         "tables": {name: table for name, table in tables.items() if table["rows"]},
         "sections": _sections(run),
+        "limits": LIMITS if "verdicts" in run.tables else (),
         "graph": _graph(run.study),
         "instruments": list(run.study.instruments),
         "inspector": _inspector(run),

@@ -227,6 +227,8 @@ class Study:
         for text in config.verdicts.texts:
             if text not in ("common", "own", *config.corpus):
                 yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"
+        for corpus in config.report.case_corpora:
+            yield from _unknown("report.case_corpora", corpus, config.corpus, "corpus")
         for name in config.controls.models or ():
             yield from _unknown("controls.models", name, config.model, "model")
         for name, stitch in config.stitch.items():

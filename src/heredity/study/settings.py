@@ -83,9 +83,21 @@ class SAEConfig(Config):
     """Tokens per block."""
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of training during which the coefficient moves toward the L0 target; afterwards it is frozen."""
-    resample_every: Positive | None = None
+    resample_every: Annotated[int, Field(ge=0)] | None = None
     """Steps between resamplings of dead features, in the first half of training; default a tenth of it, but at least
-    300,000 vectors, so that rare features are not mistaken for dead ones. A short training has none."""
+    300,000 vectors, so that rare features are not mistaken for dead ones. A short training has none; 0 is none at
+    all (the first paper)."""
+    subtract_mean: bool = False
+    """Whether the encoder also subtracts the mean of the data, x̄ = x − mean − b_dec, as equation 1 of the first paper
+    is printed; measured on the first batches and folded into b_enc of the SAE that is written."""
+    encoder_start: Literal["transpose", "kaiming"] = "transpose"
+    """Encoder of a new SAE: the decoder's transpose, with biases or thresholds that let about 1.5 times the wanted L0
+    fire; or drawn apart from the decoder (Kaiming-uniform, Bricken et al. 2023), b_enc 0, so that half of a relu SAE
+    fires at first."""
+    normalize: bool = True
+    """Whether activations are scaled by one number in training. Either way `l1_coefficient` weighs the raw activations
+    and the optimum is the same; without it the biases move by `lr` in raw units, as published. Not for jumprelu; relu
+    then needs an `l1_coefficient`."""
     mix: Literal["tokens", "equal"] = "tokens"
     """Mixture of a trace's corpora: by size (uniform over the union, the paper) or in equal parts."""
     evaluation_tokens: Positive = 200_000
@@ -114,6 +126,10 @@ class SAEConfig(Config):
             )
         if not 0 < self.l0[0] < self.l0[1]:
             raise ValueError(f"l0={list(self.l0)} must be a rising pair such as [25, 35]")
+        if not self.normalize and self.activation == "jumprelu":
+            raise ValueError("normalize=false leaves jumprelu's window without a unit; leave it out, or train relu")
+        if not self.normalize and self.activation == "relu" and self.l1_coefficient is None:
+            raise ValueError("normalize=false leaves calibration without a unit; give an l1_coefficient such as 3e-4")
         return self
 
 
@@ -220,6 +236,9 @@ class CaseConfig(Config):
 
     tokens: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Token strings, as text (`"="`, `" ="`)."""
+    strings: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Text of any number of tokens (`"else if"`): the hypothesis holds at the last token of every occurrence that
+    begins and ends where tokens do; a space before it may belong to its first token."""
     regex: str | None = None
     """Tokens whose whole text matches this pattern of Python's `re`, such as `" ?[0-9]+"`."""
     script: str | None = None
@@ -264,6 +283,10 @@ class ReportConfig(Config):
     """Top contexts per feature."""
     tokens: Positive = 200_000
     """Tokens, over all corpora, from which contexts and case studies are drawn."""
+    case_tokens: Positive | None = None
+    """Tokens behind the LLRs of case studies (the first paper: 3,000,000); default `tokens`, at no further cost."""
+    case_corpora: tuple[str, ...] = ()
+    """Corpora that these tokens come from, in equal parts; default all of the study."""
 
 
 class ExplainConfig(Config):
@@ -291,6 +314,9 @@ class StudyConfig(Config):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random number."""
+    paper: Literal["tracking", "stitching"] | None = None
+    """The paper that the study follows: `tracking` (arXiv 2410.12391) or `stitching` (arXiv 2506.06609). The table
+    `deviations` sets its published settings beside the study's."""
     hook_point: str
     """Where activations are read, such as `blocks.0.mlp.hook_post`."""
     precision: Precision = "float32"

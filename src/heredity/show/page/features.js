@@ -177,15 +177,15 @@ function strengths(shown, sizes) {
 
 const LISTS = {
   "most persistent": "Features of the start model with the highest r all the way down, to every model without a child.",
-  "most changed": "Active features of the start model whose best match in every child is weakest, unstable ones included. "
-    + "What changed most by verdicts is in the table of stable features that differ most.",
+  "most changed": "Active features of the start model whose best match in every child is weakest, unstable ones "
+    + "included. What changed most by verdicts is in the table of stable features that differ most.",
 };
 const inspected = () => DATA.inspector[state.instrument] || { cards: [], cases: {} };
 function featureSection() {
   const cards = inspected().cards.filter((card) => !card.list.startsWith("case:"));
   return [note("The text that features fire on most, shaded by activation, and under it the same text as seen by ",
-    "their matches. Figures are the r of the match along its edge, dotted where it is below the threshold; a dash where ",
-    "the match before it is."),
+    "their matches. Figures are the r of the match along its edge, dotted where it is below the threshold; ",
+    "a dash where the match before it is."),
   [...new Set(cards.map((card) => card.list))].map((name, number) => [
     h("h3", null, name[0].toUpperCase() + name.slice(1)),
     note(LISTS[name] || (name.startsWith("emerged") ? "Active features without a match in a parent."
@@ -213,7 +213,8 @@ function caseSection() {
       h("p", { class: "verdict" }, arrow(one.verdict[0].toUpperCase() + one.verdict.slice(1)),
         /[.!?]$/.test(one.verdict) ? "" : ".",
         known(one.mean_r) ? ` Mean r along the lineage ${fixed(one.mean_r)}.` : ""),
-      note(set ? [set, chip(`${value}`), some] : "Tokens ", shown, ` ${rate(one.base_rate)} of the sample.`,
+      note(set ? [set, chip(`${value}`), some] : kind === "strings" ? "Last tokens of " : "Tokens ",
+        shown, ` ${rate(one.base_rate)} of the sample.`,
         one.not_in_vocabulary.length ? [" No single token: ", one.not_in_vocabulary.map(chip)] : ""),
       members.length ? plainTable([["model", (row) => row.model, true], id, ...fits, ["r", (row) => fixed(row.r)],
         ["with its match in", via, true]], members, { label: `Case ${name}` }) : null,

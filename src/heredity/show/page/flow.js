@@ -95,7 +95,7 @@ function studyGraph() {
 }
 
 function originLabel(origin, merge) {
-  if (origin === "novel") return "novel";
+  if (origin === "novel") return "no match in a parent";
   if (origin === "both") return `emerged in ${NODE[merge].parents.length > 2 ? "several" : "both"}`;
   if (origin !== "base") return NODE[origin].parents.length ? `emerged in ${origin}` : `from ${origin} alone`;
   const roots = ancestry(merge).filter((name) => !NODE[name].parents.length);
@@ -147,7 +147,7 @@ function flowModel(models, whole, paper) {
       const going = byRule("reach", { model: name }, paper)[0]?.features
         ?? Math.min(live, out.reduce((sum, edge) => sum + edge.persist, 0));
       add("base", going, color(name), out.length > 1 ? "persist in a child" : "persist");
-      if (whole) add("lost", live - going, "var(--lost)", out.length > 1 ? "lost by every child" : "lost");
+      if (whole) add("lost", live - going, "var(--lost)", out.length > 1 ? "no match in any child" : "no match");
     } else continue;
     nodes[name] = { name, segments, size: segments.reduce((sum, segment) => sum + segment.size, 0) };
   }
@@ -264,6 +264,9 @@ function flowSection() {
       choose("paper", [["each edge’s own threshold", false], ["the paper’s r > 0.8", true]], "What counts as a match"),
       host];
   });
-  return [lede("Widths are numbers of features. Where two ribbons overlap, features come through both parents or go ",
+  const judged = Object.keys(edgesNow()).some((name) => judgedNow(state.instrument, name));
+  return [lede("Widths are numbers of live features, by matches alone. ", judged
+    ? "Unstable features are among them, which two SAEs of one model do not share either: what is lost or new, "
+      + "verdicts say. " : "", "Where two ribbons overlap, features come through both parents or go ",
     "to both children. Matching is many-to-many, so a ribbon may be wider at one end."), drawings];
 }

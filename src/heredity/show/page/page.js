@@ -3,6 +3,7 @@ const SAES = { joint: "joint", parent: "continued", independent: "independent" }
 const QUESTIONS = {
   merge: "made", inherited: "inherited", lost: "lost", changed: "changed", new: "new", sure: "how sure",
 };
+const FROM = { merge: " of", load: "; its parent is said to be" };
 const LABELS = { ...QUESTIONS, matches: "by matches" }; // what matches count is folded where an edge has verdicts
 
 function findings() {
@@ -22,7 +23,7 @@ function findings() {
     const rest = rows.filter((one) => !(one.question in QUESTIONS));
     const node = NODE[name];
     const made = node?.parents.length
-      ? `, ${KINDS[node.kind]} ${node.kind === "merge" ? "of" : "from"} ${node.parents.join(" and ")}` : "";
+      ? `, ${KINDS[node.kind]}${FROM[node.kind] || " from"} ${node.parents.join(" and ")}` : "";
     const again = node?.recipe_of ? `, ${recipe(node)}` : "";
     return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made, again),
       first.length ? [lines(first), more("More", rest.length ? [lines(rest)] : [])] : lines(rest));
@@ -34,6 +35,8 @@ function findings() {
   return [blocks.length ? blocks : lede("This study has no parent and child: the page shows its models and SAEs."),
     MEASURED.length > 1 && hasEdges ? byInstrument() : null, DATA.notes.length ? notes : null];
 }
+
+const limits = () => h("ul", { class: "limits" }, DATA.limits.map((text) => h("li", null, text)));
 
 function byInstrument() {
   const cell = (one) => (name) => {
@@ -125,6 +128,7 @@ const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
+  DATA.limits.length && { id: "limits", title: "What verdicts do not say", build: limits, once: true },
   { id: "graph", title: "Study graph", build: graphSection },
   hasEdges && !DATA.tables.reach && GRAPH.some((node) => node.parents.length)
     && { id: "flow", title: "Where features go", build: flowSection },
