@@ -91,7 +91,7 @@ def test_results_are_where_the_list_says():
         wrong += [(one.number, name) for name in told if name not in ALL and f'"{name}":' not in SOURCES[one.paper]]
         titles = re.findall(r"picture (\(.*?\))", one.result)
         wrong += [(one.number, title) for title in titles if title not in drawn]
-        tables = re.findall(r"(?:[Tt]able|Tables `\w+` and) `(\w+)`", one.result)
+        tables = re.findall(r"(?:[Tt]able|[Tt]ables `\w+` and) `(\w+)`", one.result)
         wrong += [(one.number, name) for name in tables if name not in ALL]
     assert not wrong
 

@@ -343,7 +343,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "text (a median of .72 by Bricken et al.).",
             ("key model.NAME.recipe_of", "table corrected.raw_median", "table edges.persist",
              "heredity.study:Study.edges"),
-            "", "Table `edges` of a study with such a twin, beside the edges to fine-tunes."),
+            "", "reproduce: matching and flow, where the study has such a twin; table `edges`."),
         Element(54, "T", "5, Limitations",
             "Limits: under half a billion tokens, English and code, one block; next are deeper models and other "
             "domains.",
@@ -359,7 +359,8 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Next check: with several fine-tunings of other seeds, do the same features persist?",
             ("key repeat.seeds", "table repeats_same.in_all", "table repeats_same.expected_all",
              "table repeats.standard_deviation"),
-            "", "Tables `repeats` and `repeats_same` of a run with `repeat.seeds` of 2 or more."),
+            "",
+            "reproduce: matching and flow, where `repeat.seeds` is 2 or more; tables `repeats` and `repeats_same`."),
         Element(57, "T", "review",
             "Signs of failure: low r throughout, a merge worse than the base, an SAE without meaningful features.",
             ("heredity.analyses.match_findings:findings", "heredity.analyses.merges:ACCURACY",
