@@ -40,6 +40,8 @@ def values(folder: Path, **pair: Any) -> dict[str, Any]:
         "tokens": 20_000,
         "arms": STARTS,
         "thresholds": [0.5, 0.9999],
+        "levels": [0.3, 0.5],
+        "alphas": [0, 1],
         "adam": {"epochs": 2, "lr": 1e-2, "batch_tokens": 512},
         "probes": {"tasks": ["origin", "kind", "test"], "texts": 40, "sizes": [*SIZES, 129], "context_size": 24},
         "steering": {"prompts": 6, "prompt_tokens": 5, "max_tokens": 8, "vectors": 500},
@@ -55,16 +57,16 @@ def values(folder: Path, **pair: Any) -> dict[str, Any]:
     return made | {"stitch": stitches}
 
 
-def hub(folder: Path, text: str = "body") -> dict[str, Any]:
-    """A local data set with labels of its own."""
+def topics(folder: Path, text: str = "body") -> dict[str, Any]:
+    """A local set with labels of its own."""
     (folder / "topics").mkdir(exist_ok=True)
     rows = [{"body": f"the cat {i} " + ("sat on = " if i % 2 else "ran; ") * 4, "topic": i % 2} for i in range(60)]
     (folder / "topics" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"topics": {"dataset": "topics", "text": text, "label": "topic"}}
+    return {"topics": {"source": "local:topics", "text": text, "label": "topic"}}
 
 
 def stitch_values(folder: Path) -> dict[str, Any]:
     """The study that the fixture `stitch` runs."""
     made = values(folder)
-    made["stitch"]["pair"]["probes"]["hub"] = hub(folder)
+    made["stitch"]["pair"]["probes"]["sets"] = topics(folder)
     return made

@@ -38,7 +38,7 @@ SETTINGS = [
     ("[stitch.NAME]", study.StitchConfig),
     ("[stitch.NAME.adam]", study.AdamConfig),
     ("[stitch.NAME.probes]", study.ProbesConfig),
-    ("[stitch.NAME.probes.hub.TASK]", study.HubTaskConfig),
+    ("[stitch.NAME.probes.sets.SET]", study.ProbeSetConfig),
     ("[stitch.NAME.steering]", study.SteeringConfig),
     ("[stitch.NAME.features]", study.CarriedFeaturesConfig),
 ]

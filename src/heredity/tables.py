@@ -37,7 +37,7 @@ class Column(NamedTuple):
 class Plot(NamedTuple):
     """A simple picture of a table, one for each value of the key columns that it does not name."""
 
-    kind: Literal["histogram", "lines", "bars", "heat"]  # a heat map shows `y` over x and `by`
+    kind: Literal["histogram", "lines", "bars", "heat", "points"]  # a heat map shows `y` over x and `by`
     x: str  # column along the horizontal axis
     y: str  # column of the values
     by: str = ""  # column that tells lines, groups of bars, or rows of a heat map apart

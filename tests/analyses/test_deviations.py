@@ -60,7 +60,9 @@ def test_the_second_papers_settings_are_those_of_the_first_stitch():
     rows = rows_of(study)
     assert rows["stitch.tokens"]["same"] and rows["stitch.alpha"]["same"] and rows["stitch.probes.sizes"]["same"]
     assert rows["stitch.models"]["ours"] == "trained here; trained here" and rows["stitch.arms"]["same"]
-    assert rows["stitch.method"]["why"] == "the exact minimum of the same loss; the descent stands beside"
+    assert rows["stitch.method"]["why"] == "the exact minimum of the same loss; the published descent stands beside"
+    assert rows["stitch.adam.lr"]["why"] == "the published descent stands beside"
+    assert rows["sae.lr"]["why"] == rows["sae.normalize"]["why"] == "as published in stitch published"
     assert rows["sae.k"]["same"] and rows["stitch.target_hook_point"]["ours"] == "by SVCCA"
 
 

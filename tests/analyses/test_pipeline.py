@@ -34,7 +34,7 @@ ANEW = {
     AFTER_MERGE: "model.both.merge.t=0.5",
     AFTER_SAES: "hook_point='blocks.0.hook_resid_post' precision='bf16' sae.k=7 sae.expansion=3 sae.tokens=16_001 "
     "sae.continue_tokens=5001 sae.lr=0.003 sae.decay=true sae.batch_blocks=8 sae.context_size=8 sae.resample_every=50 "
-    "sae.mix='equal' sae.subtract_mean=true sae.encoder_start='kaiming' sae.normalize=false",
+    "sae.mix='equal' sae.subtract_mean=true sae.encoder_start='kaiming' sae.normalize=false sae.warm_up=0.0",
     "sae_quality": "sae.evaluation_tokens=1000",
     "": "sae.l0=[5,13] sae.calibration=0.5 sae.l1_coefficient=0.1",  # of relu and jumprelu
     AFTER_MATCH: "lineage.tokens=4001 lineage.top=4 lineage.threshold=0.7 controls.passes=2 controls.rate=0.02 "

@@ -19,12 +19,15 @@ from scipy.stats import mannwhitneyu
 
 from artifacts import table_of
 from heredity.analyses import Pipeline, feature_transfer, lineage_by_maps, statements_of
-from heredity.analyses.feature_transfer import prose_corpus, quantiles
+from heredity.analyses.functional_features import quantiles
 from heredity.analyses.match import edge_row, read_matches
-from heredity.analyses.plan import Shapes, check_stitch, is_residual, plan
+from heredity.analyses.plan import Shapes, check_inputs, check_stitch, is_residual, plan
 from heredity.analyses.probes import texts_of_corpora
-from heredity.analyses.sae_transfer import variants
+from heredity.analyses.sae_transfer import SOURCE_SAE, variants
+from heredity.analyses.steering import gap_by_frequency
 from heredity.analyses.stitch_maps import Sides
+from heredity.analyses.structural_features import percentiles, prose_corpus
+from heredity.analyses.warm_starts import WARM_START, moved_rows
 from heredity.engine.stage import Stage, Watcher, Work, inputs_of, run
 from heredity.engine.store import Artifact, Store
 from heredity.engine.workers import Here
@@ -41,15 +44,16 @@ from heredity.stitch.functional import null_share
 from heredity.stitch.probe import proportion
 from heredity.stitch.savings import dense_flops, fold_flops, sparse_flops
 from heredity.stitch.steer import transfer_gap
-from heredity.stitch.transfer import transfer_sae
-from heredity.study import Study, StudyError, load_study
+from heredity.stitch.transfer import cut_to_unit, transfer_sae
+from heredity.study import AdamConfig, StitchConfig, Study, StudyError, load_study
 from stitch.test_affine import random
-from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, hub, values
+from stitches import CONTEXT, CORPORA, HOOK, SEEN, SIZES, STARTS, TARGET_HOOK, WIDTH, K, topics, values
 from tiny import command
 
 pytest.importorskip("sklearn")
 STEPS = -(-60_000 // 256)
-KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "probes", "steering", "feature_transfer"}
+KINDS = {"stitch", "source_sae", "sae_transfer", "warm_start", "savings", "alphas", "probes", "steering"}
+KINDS |= {"feature_transfer"}
 SPARSE = {"source", "unchanged", "refitted", "native", "random"}
 DENSE = {"dense_source": 32, "dense_unchanged": 32, "dense_native": 48}
 STEERED = ("none", "native", "carried", "random")
@@ -85,6 +89,12 @@ class World(NamedTuple):
         """A stage of the study with other settings of the stitch."""
         made = values(self.study.root, **pair)
         return Pipeline(Study.of(made, name="s", root=self.study.root)).stages[label]
+
+
+def stage_rows(world: World, stage: Stage, folder: Path) -> dict[str, list[Row]]:
+    """Tables of a stage with other settings, made from the inputs of the study."""
+    stage.make(world.work(stage, folder))
+    return {path.stem: pq.read_table(path).to_pylist() for path in folder.glob("*.parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +134,7 @@ def test_keys_follow_what_matters(tmp_path):
         f"sae_transfer/pair@{WIDTH}",
         *(f"warm_start/pair@{WIDTH}@{arm}" for arm in STARTS),
         "savings/pair",
+        "alphas/pair",
         *(f"probes/pair@{task}" for task in ("origin", "kind", "test")),
         "steering/pair",
         "feature_transfer/pair",
@@ -132,12 +143,14 @@ def test_keys_follow_what_matters(tmp_path):
     probed = {"tasks": ["origin", "kind", "test"], "texts": 41}
     for changes, labels in (
         ({"thresholds": [0.5]}, {"savings/pair"}),
+        ({"levels": [0.5]}, {"savings/pair"}),
+        ({"alphas": [0]}, {"alphas/pair"}),
         ({"probes": probed}, {label for label in pair if "probes" in label}),
         ({"steering": {"prompts": 5}}, {"steering/pair"}),
         ({"evaluation": 1_400}, {*pair} - {f"source_sae/pair@{WIDTH}"}),
     ):
         assert {label for label, key in keys(tmp_path, **changes).items() if key != first[label]} == labels
-    bare = keys(tmp_path, arms=[], probes={"tasks": []}, steering={"prompts": 0}, features={"tokens": 0})
+    bare = keys(tmp_path, arms=[], alphas=[], probes={"tasks": []}, steering={"prompts": 0}, features={"tokens": 0})
     assert [label for label in bare if "/pair" in label] == pair[:3]
 
 
@@ -163,8 +176,18 @@ def test_every_stage_is_estimated(world: World, tmp_path):
         ({"widths": [4]}, r"sae\.k: 8 is more than the 4 features"),
         ({"tokens": 0}, r"stitch\.pair\.tokens"),
         ({"arms": ["transferred"]}, "add random"),
+        ({"method": "published", "adam": {"epochs": 0}}, "'published' is not among this stitch's descents"),
+        ({"method": "published", "alpha": 0.5}, r"descents \(descent\); choose another"),
         ({"arms": []}, r"stitch\.pair\.probes: there is no SAE of the target .*; add random to arms"),
-        ({"probes": {"hub": {"kind": {"dataset": "x/y"}}}}, r"probes\.hub\.kind: .*; rename the data set"),
+        ({"probes": {"sets": {"kind": {"source": "hub:x/y"}}}}, r"probes\.sets\.kind: .*; rename the set"),
+        (
+            {"probes": {"sets": {"own": {"source": "x/y"}}}},
+            r"sets\.own\.source: .*'x/y' is neither local:PATH nor hub:",
+        ),
+        (
+            {"probes": {"sets": {"own": {"source": "local:none"}}}},
+            r"s: stitch\.pair\.probes\.sets\.own: .*no file or f",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, changes, message):
@@ -211,20 +234,63 @@ def test_settings_that_cannot_work_are_refused_by_their_key(settings, message):
 # -- maps -------------------------------------------------------------------------------------------------------------
 
 
-def test_maps_are_fitted_by_every_method_and_judged(world: World):
+def test_maps_are_fitted_by_every_method_and_judged(world: World, tmp_path):
     maps, fits = world.row("stitch_maps"), {row["method"]: row for row in world.rows("stitch_fits")}
     assert (maps["source_width"], maps["target_width"], maps["corpora"]) == (32, 48, "code, words, sums")
-    assert set(fits) == {"ridge", "joint", "procrustes", "adam"}
+    assert set(fits) == {"ridge", "joint", "procrustes", "published", "descent"}
+    given = [[fits[method][name] for name in ("lr", "epochs", "batch_tokens")] for method in fits]
+    assert given == [3 * [None]] * 3 + [[1e-4, 2, 5120], [1e-2, 2, 512]]
     assert [method for method, row in fits.items() if row["in_use"]] == ["joint"] == [maps["method"]]
     assert fits["joint"]["loss"] <= fits["ridge"]["loss"] * 1.02 and fits["joint"]["converged"] is not None
-    for method in ("joint", "adam"):
+    for method in ("joint", "published", "descent"):
         rows = world.rows("stitch_costs", method=method)
         assert all(rows[-1][name] == fits[method][name] for name in ("tokens", "flops", "loss"))
         assert len(rows) > 1 and [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows)
     ways = {row["way"]: row for row in world.rows("stitched_models")}
     assert ways["up"]["ce_loss"] < 5 and ways["source"]["increase"] is None
     assert ways["up"]["increase"] == pytest.approx(ways["up"]["ce_loss"] / ways["target"]["ce_loss"] - 1)
-    assert len(world.rows("stitch_layers")) == 2 * 3 and maps["compared"] > 0
+    layers, (chosen,) = world.rows("stitch_layers"), world.rows("stitch_layers", chosen=True)
+    assert len(layers) == 2 * 3 and maps["compared"] > 0
+    assert (chosen["source_layer"], chosen["target_layer"]) == (HOOK, TARGET_HOOK)
+    block = Sides.of(world.work("steering/pair", tmp_path)).source[0].model.layers[0]
+    weights = sum(part.weight.numel() for part in block.modules() if isinstance(part, torch.nn.Linear))
+    assert maps["source_reading_flops"] == 2 * weights and maps["reading_seconds"] > 0, "one block lies before it"
+
+
+def test_only_the_published_settings_are_called_published():
+    made = StitchConfig(source="a", target="b")
+    assert list(made.descents) == ["published"] and made.descents["published"] == AdamConfig()
+    for adam in (AdamConfig(lr=1e-3), AdamConfig(epochs=3), AdamConfig(batch_tokens=512)):
+        own = made.model_copy(update={"adam": adam})
+        assert list(own.descents) == ["published", "descent"] and own.descents["published"] == AdamConfig()
+    assert list(made.model_copy(update={"alpha": 0.5}).descents) == ["descent"], "nor another loss"
+    assert not made.model_copy(update={"adam": AdamConfig(epochs=0)}).descents
+
+
+def test_without_a_layer_given_the_stitch_stands_where_svcca_is_highest(world: World, tmp_path):
+    stage = world.changed("stitch/pair", target_hook_point=None, adam={"epochs": 0})
+    rows = stage_rows(world, stage, tmp_path)["stitch_layers"]
+    own = [row for row in rows if row["source_layer"] == HOOK]
+    best = max(own, key=lambda row: row["svcca"])
+    assert [row for row in rows if row["chosen"]] == [best] and len({row["svcca"] for row in own}) == 3
+
+
+def test_round_trips_are_weighed_against_the_maps(world: World):
+    rows = {(row["alpha"], row["way"]): row for row in world.rows("alphas")}
+    assert list(rows) == list(product((0, 1), ("up", "down", "source_round_trip", "target_round_trip", "sae")))
+    ways, sae = {row["way"]: row for row in world.rows("stitched_models")}, world.row("sae_transfer", variant="source")
+    for way in ("up", "down", "source_round_trip", "target_round_trip"):
+        for name in ("ce_loss", "increase"):
+            assert rows[1, way][name] == pytest.approx(ways[way][name], rel=1e-5), "alpha = 1 is the stitch itself"
+    fits = {row["method"]: row for row in world.rows("stitch_fits")}
+    for alpha, fit in ((0, fits["ridge"]), (1, fits["joint"])):
+        found = [rows[alpha, way]["r2"] for way in ("up", "down", "source_round_trip", "target_round_trip")]
+        told = [fit[f"r2_{way}"] for way in ("up", "down", "there_and_back", "back_and_there")]
+        assert found == pytest.approx(told, abs=1e-5)
+    for way in ("source_round_trip", "target_round_trip"):
+        assert rows[1, way]["r2"] > rows[0, way]["r2"] and rows[1, way]["ce_loss"] < rows[0, way]["ce_loss"]
+    assert rows[1, "up"]["r2"] <= rows[0, "up"]["r2"] + 1e-3
+    assert 0 < rows[1, "sae"]["r2"] < sae["explained_variance"] and rows[1, "sae"]["delta_loss"] > 0
 
 
 # -- SAEs -------------------------------------------------------------------------------------------------------------
@@ -304,11 +370,51 @@ def test_every_start_is_trained_on_and_a_transferred_one_begins_higher(world: Wo
         sae, metadata = read_sae(world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"] / "sae")
         assert metadata["model_name"] == "large" and metadata["training_tokens"] == own["vectors"] and sae.d_in == 48
         left = {path.name for path in world.artifacts[f"warm_start/pair@{WIDTH}@{arm}"].folder.iterdir()}
-        tables = {"warm_starts.parquet", "warm_start_curves.parquet"}
+        tables = {"warm_starts.parquet", "warm_start_curves.parquet", "moved.parquet"}
         assert left == {"config.json", "manifest.json", "sae", "training.json"} | tables
     assert len({own["held_out"] for own in ends.values()}) == 1
     assert [ends["random"][name] for name in ("start_flops", "start_seconds", "revived")] == [0, 0, 0]
     assert ends["transferred"]["start_flops"] == fold_flops(32, 48, WIDTH) < ends["repaired"]["start_flops"]
+    told = [[own[name] for name in ("recipe", "lr", "warm_up", "decay", "scaled", "rows")] for own in ends.values()]
+    ours = ["study", 1e-3, 0.02, False, True, "moved into the encoder"]
+    assert told == [["study", 1e-3, 0.0, False, True, "drawn"], ours, ours, ours]
+
+
+def test_how_far_rows_move_is_told_of_features_that_fire():
+    start = torch.nn.functional.normalize(random(1000, 16, seed=0), dim=1)
+    angle = torch.linspace(0, torch.pi / 2, 1000)[:, None]
+    other = torch.nn.functional.normalize(random(1000, 16, seed=1), dim=1)
+    other = torch.nn.functional.normalize(other - (other * start).sum(1, keepdim=True) * start, dim=1)
+    fires = np.arange(1000) >= 500  # those that stayed near their start do not
+    rows = moved_rows(start, angle.cos() * start + angle.sin() * other, fires)
+    assert [row["quantile"] for row in rows] == pytest.approx(np.arange(0.05, 0.96, 0.05)) and len(rows) == 19
+    expected = np.cos((np.pi / 2) * (1 - np.array([row["quantile"] for row in rows]) / 2))
+    assert [row["cosine"] for row in rows] == pytest.approx(expected, abs=0.005)
+    assert {row["features"] for row in rows} == {500} and not moved_rows(start, start, np.zeros(1000, bool))
+
+
+def test_arms_as_published_differ_as_their_row_says(world: World, tmp_path):
+    """No warm-up, no scale, no features resampled, and a start whose rows are cut to norm 1 and not its encoder."""
+    made = values(world.study.root, arms_recipe="published")
+    made["sae"] |= {"tokens": 10_000, "decay": True, "activation": "relu"}
+    study = Study.of(made, name="s", root=world.study.root)
+    item = {"stitch": "pair", "d_sae": WIDTH, "arm": "transferred"}
+    work = world.work(f"warm_start/pair@{WIDTH}@transferred", tmp_path)
+    rows: Any = WARM_START.run(work, WARM_START.settings(study, item))
+    (row,) = rows["warm_starts"]
+    told = [row[name] for name in ("recipe", "lr", "warm_up", "decay", "scaled", "rows", "resampled")]
+    assert told == ["published", 1e-4, 0, False, False, "cut off", 0]
+    stitch = Stitch.load(world.artifacts["stitch/pair"] / "joint")
+    folded = transfer_sae(read_sae(work.inputs["source"] / "sae")[0], *stitch)
+    cut = cut_to_unit(folded)
+    torch.testing.assert_close(cut.W_dec, folded.W_dec / folded.W_dec.norm(dim=1, keepdim=True))
+    assert torch.equal(cut.W_enc, folded.W_enc) and (cut.activation, cut.k) == ("topk", K)
+    after, _ = read_sae(tmp_path / "sae")
+    cosines = torch.cosine_similarity(cut.W_dec, after.W_dec, dim=1).numpy()
+    (median,) = (each["cosine"] for each in rows["moved"] if each["quantile"] == 0.5)
+    assert np.quantile(cosines, 0.25) < median < np.quantile(cosines, 0.75) and median > 0.9, (
+        "a small rate moves little"
+    )
 
 
 class Killer(Watcher):
@@ -369,6 +475,93 @@ def test_savings_count_the_maps_and_the_sources_sae(world: World):
     assert 1 - spent / other == pytest.approx(one["saved_flops"])
     spent = turned["flops"] + begun["geometry"]
     assert 1 - spent / other == pytest.approx(turned["saved_flops"]), "a turn needs no maps"
+    levels = world.rows("savings_by_level", level=0.5)
+    for row, same in zip(rows[::2], levels, strict=True):
+        assert {**same, "threshold": 0.5} == {**row, "level": 0.5}
+    assert len(world.rows("savings_by_level")) == 2 * len(levels)
+
+
+def test_parts_cost_what_their_tables_say(world: World):
+    parts = {row["part"]: row for row in world.rows("costs")}
+    fits, (end,) = {row["method"]: row for row in world.rows("stitch_fits")}, world.rows("warm_starts", arm="random")
+    maps = world.row("stitch_maps")
+    for method, fit in fits.items():
+        row = parts[f"maps: {method}"]
+        assert all(row[name] == fit[name] for name in ("flops", "seconds", "in_use"))
+        assert row["share"] == pytest.approx(fit["flops"] / dense_flops(48, WIDTH, 256 * STEPS))
+    assert parts["source SAE"]["flops"] == dense_flops(32, WIDTH, 256 * STEPS) and parts["source SAE"]["seconds"] > 0
+    assert parts["target SAE"]["share"] == 1 and parts["target SAE"]["seconds"] == end["seconds"]
+    reading = parts["target SAE: reading"]
+    assert reading["flops"] == maps["target_reading_flops"] * 256 * STEPS and reading["seconds"] is None
+    assert parts["maps: reading"]["seconds"] < fits["joint"]["seconds"]
+    assert len(parts) == len(fits) + 5
+
+
+def test_scaling_is_fitted_to_the_curve_of_every_arm(world: World):
+    rows = world.rows("scaling_fits")
+    assert [(row["arm"], row["curve"]) for row in rows] == [(arm, str(WIDTH)) for arm in STARTS]
+    last = world.row("warm_starts", arm="random")
+    for row in rows:
+        assert row["points"] >= 4 and row["beta_low"] <= row["beta"] <= row["beta_high"]
+        assert row["to_flops"] == last["flops"] and row["from_flops"] >= 0.05 * last["flops"]
+        assert row["a_low"] <= row["a"] <= row["a_high"]
+    random_, carried = rows[0], rows[1]
+    assert random_["beta"] > carried["beta"], "who begins far down has less left to fall"
+
+
+# -- an SAE that is there already -------------------------------------------------------------------------------------
+
+
+def source_folder(world: World, folder: Path, **settings: Any) -> Path:
+    """The source's SAE of the study as a folder, with other settings in its file."""
+    shutil.copytree(world.artifacts[f"source_sae/pair@{WIDTH}"] / "sae", folder / "given")
+    config = json.loads((folder / "given" / "cfg.json").read_text())
+    config["metadata"].update(settings.pop("metadata", {}))
+    (folder / "given" / "cfg.json").write_text(json.dumps(config | settings))
+    return folder / "given"
+
+
+def test_a_source_sae_is_loaded_in_place_of_a_training(world: World, tmp_path):
+    given = source_folder(world, tmp_path)
+    study = Study.of(values(world.study.root, sae=str(given)), name="s", root=world.study.root)
+    pipeline, label = Pipeline(study), f"source_sae/pair@{WIDTH}"
+    stage = pipeline.stages[label]
+    assert "tokens" not in stage.inputs and stage.key != world.pipeline.stages[label].key
+    work = world.work(stage, tmp_path / "made")
+    work.folder.mkdir()
+    assert SOURCE_SAE.run(work, SOURCE_SAE.settings(study, {"stitch": "pair", "d_sae": WIDTH})) == {}
+    own, metadata = read_sae(tmp_path / "made" / "sae")
+    sae, _ = read_sae(given)
+    assert torch.equal(own.W_dec, sae.W_dec) and torch.equal(own.W_enc, sae.W_enc) and metadata["hook_name"] == HOOK
+    (given / "cfg.json").write_text((given / "cfg.json").read_text() + "\n")
+    assert Pipeline(study).stages[label].key != stage.key, "its content is in the key"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ({"normalize_activations": "layer_norm"}, {}, r"stitch\.pair\.sae: .*'layer_norm' .* give an SAE of raw"),
+        ({}, {"widths": [64]}, rf"stitch\.pair\.widths: \[64\] .*; set widths = \[{WIDTH}\]"),
+        (
+            {},
+            {"source": "large", "target": "small", "target_hook_point": HOOK},
+            r"stitch\.pair\.sae: .* reads 32 dimensions, and large is 48",
+        ),
+        ({}, {"sae": "nowhere"}, r"stitch\.pair\.sae: .*nowhere holds no SAE"),
+    ],
+)
+def test_an_sae_that_cannot_be_carried_is_refused_by_name(world: World, tmp_path, settings, changes, message):
+    made = values(world.study.root, **{"sae": str(source_folder(world, tmp_path, **settings)), **changes})
+    with pytest.raises(StudyError, match=message):
+        Pipeline(Study.of(made, name="s", root=world.study.root))
+
+
+def test_an_sae_of_another_place_is_refused(world: World, tmp_path):
+    given = source_folder(world, tmp_path, metadata={"hook_name": "blocks.0.hook_resid_pre"})
+    study = Study.of(values(world.study.root, sae=str(given)), name="s", root=world.study.root)
+    work = world.work(Pipeline(study).stages[f"source_sae/pair@{WIDTH}"], tmp_path)
+    with pytest.raises(StudyError, match=r"stitch\.pair\.sae: .* trained at blocks\.0\.hook_resid_pre, .* set source_"):
+        SOURCE_SAE.run(work, SOURCE_SAE.settings(study, {"stitch": "pair", "d_sae": WIDTH}))
 
 
 # -- probes -----------------------------------------------------------------------------------------------------------
@@ -433,7 +626,7 @@ def test_a_task_that_the_corpora_do_not_give_is_left_out_with_a_reason(world: Wo
 
 def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: World, tmp_path):
     task = world.row("probe_tasks", task="topics")
-    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("hub: topics", "0, 1", 44, 16)
+    assert (task["origin"], task["classes"], task["fitted"], task["tested"]) == ("local:topics", "0, 1", 44, 16)
 
     def key() -> str:
         return Pipeline(world.study).stages["probes/pair@topics"].key
@@ -444,10 +637,10 @@ def test_a_set_with_labels_of_its_own_is_read_and_a_change_of_it_is_seen(world: 
     file.write_text(text + '\n{"body": "one more", "topic": 1}')
     assert key() != before
     file.write_text(text)
-    probes = {"tasks": [], "hub": hub(world.study.root, text="no_such")}
-    stage = world.changed("probes/pair@topics", probes=probes)
-    with pytest.raises(StudyError, match=r"s: stitch.pair.probes.hub.topics: .* no column 'no_such' or 'topic'"):
-        stage.make(world.work(stage, tmp_path))
+    made = values(world.study.root, probes={"tasks": [], "sets": topics(world.study.root, text="no_such")})
+    wrong = r"s: stitch.pair.probes.sets.topics: .*train.jsonl, line 1: no column 'no_such'; it has body, topic"
+    with pytest.raises(StudyError, match=wrong):
+        check_inputs(Study.of(made, name="s", root=world.study.root))
 
 
 # -- steering ---------------------------------------------------------------------------------------------------------
@@ -471,6 +664,30 @@ def test_both_models_are_steered_to_every_corpus_by_every_arm(world: World):
         assert gap["gap"] == transfer_gap(own[2]["share"], own[1]["share"]) and -1 <= gap["cosine"] <= 1
         changes = [row["change"] for row in own]
         assert changes[0] == 0 < changes[2] and changes[3] == pytest.approx(changes[1])
+
+
+def test_gaps_stand_beside_the_frequency_in_the_maps_text(world: World):
+    for model in ("small", "large"):
+        frequencies = [row["frequency"] for row in world.rows("steering_gaps", model=model)]
+        assert sum(frequencies) == pytest.approx(1) and min(frequencies) > 0.25, "corpora are read in equal parts"
+        row = world.row("steering_frequencies", model=model)
+        assert (row["corpora"], row["r"], row["reason"]) == (3, None, "3 corpora are too few, 4 are needed")
+    rare, gaps = np.array([0.01, 0.04, 0.2, 0.3, 0.45]), np.array([0.1, 0.2, 0.6, 0.4, 0.9])
+    found = gap_by_frequency(gaps, rare)
+    assert found["r"] == pytest.approx(np.corrcoef(gaps, np.log(rare))[0, 1]) and found["reason"] == ""
+    assert -1 < found["r_low"] < found["r"] < found["r_high"] < 1
+    for gaps_, frequencies, says in (
+        (gaps, np.array([0.19, 0.21, 0.2, 0.2, 0.2]), "the maps read all alike, 19–21 % of the tokens each"),
+        (np.ones(5), rare, "all gaps are 1.00"),
+    ):
+        assert gap_by_frequency(gaps_, frequencies) == {"corpora": 5, "reason": says}
+
+
+def test_chat_format_needs_a_template(world: World, tmp_path):
+    stage = world.changed("steering/pair", steering={"prompts": 6, "chat": True})
+    stage.make(world.work(stage, tmp_path))
+    judge = pq.read_table(tmp_path / "steering_classifiers.parquet").to_pylist()[0]
+    assert "no chat template" in judge["reason"] and pq.read_table(tmp_path / "steering.parquet").num_rows == 0
 
 
 def test_models_continue_held_out_beginnings_of_the_other_corpora(world: World):
@@ -575,6 +792,47 @@ def test_structural_and_semantic_features_are_compared(world: World, column):
         assert tests[name]["effect"] == pytest.approx(test.statistic / (len(groups[0]) * len(groups[1])))
 
 
+def test_shares_of_classes_stand_beside_what_chance_gives(world: World, column):
+    for row in world.rows("transfer_classes"):
+        own = column[row["features"]] & column["judged"]
+        assert row["share"] == pytest.approx(np.median(column["share"][own]))
+        assert row["share_by_chance"] == pytest.approx(np.median(column["share_by_chance"][own]))
+        assert row["structural_by_chance"] == (column["share_by_chance"][own] >= 0.5).sum()
+    known = column["judged"] & np.isfinite(column["attribution_r"])
+    for name in ("structural", "semantic"):
+        tenths = world.rows("transfer_percentiles", features=name)
+        assert [row["percentile"] for row in tenths] == [10 * tenth for tenth in range(10)]
+        assert sum(row["judged"] for row in tenths) == known.sum()
+        assert sum(row["n"] for row in tenths) == (known & column[name]).sum()
+        assert [row["r"] for row in tenths] == sorted(row["r"] for row in tenths)
+
+
+def test_classes_planted_at_the_ends_fill_the_end_tenths():
+    """Semantic features at both ends of r, structural ones in the middle (figure 4b)."""
+    r = np.random.default_rng(0).permutation(np.linspace(-1, 1, 200))
+    r[7] = np.nan
+    classes = {"structural": np.abs(r) < 0.5, "semantic": np.abs(r) > 0.75}
+    rows = list(percentiles(r, np.arange(200) > 3, classes))
+    assert sum(row["judged"] for row in rows) == 2 * 195
+    share = {name: [row["share"] for row in rows if row["features"] == name] for name in classes}
+    assert share["semantic"][0] == share["semantic"][-1] == 1 and share["structural"][4:6] == [1, 1]
+    assert max(share["semantic"][3:7]) == 0 and share["structural"][0] == share["structural"][-1] == 0
+    assert rows[0]["overall"] == pytest.approx(0.5, abs=0.02) and rows[0]["share_high"] < 0.25
+
+
+def test_examples_show_a_feature_where_it_fires(world: World, column):
+    examples = world.rows("class_examples")
+    assert {row["features"] for row in examples} == {"structural", "semantic"}
+    for row in examples:
+        i, structural = row["feature"], row["features"] == "structural"
+        assert column[row["features"]][i] and column["judged"][i] and row["prompts"] >= 5
+        assert row["share"] == column["share"][i] and row["share_by_chance"] == column["share_by_chance"][i]
+        assert row["context"].count("«") == 1 and row["version"].count("«") == structural
+        assert row["tokens"].endswith("%") and row["context"].replace("«", "").replace("»", "") != row["version"]
+    surest = [row["share"] - row["share_by_chance"] for row in examples if row["features"] == "structural"]
+    assert surest == sorted(surest, reverse=True)
+
+
 def test_functional_features_are_the_highest_of_their_kind(world: World, column):
     row, spaces, judged = world.row("feature_transfer"), world.rows("transfer_null_space"), column["judged"]
 
@@ -591,14 +849,38 @@ def test_functional_features_are_the_highest_of_their_kind(world: World, column)
         both = (column[each][judged] for each in (name, f"carried_{name}"))
         assert row[rank] == pytest.approx(rank_correlation(*both))
     heads, (first, second) = world.rows("deactivation_features"), best(column["head_score"])
-    assert [each["feature"] for each in heads] == [first, first, second, second] and row["first_token"] == "bos"
+    expected = [(i, end, effect) for i in (first, second) for end in ("source", "target") for effect in ("off", "on")]
+    assert [(each["feature"], each["end"], each["effect"]) for each in heads] == expected
+    assert row["first_token"] == "bos"
     for each in heads:
         source = each["end"] == "source"
-        score = column["head_score" if source else "carried_head_score"][each["feature"]]
-        assert each["score"] == pytest.approx(score) and each["layer"] == (1 if source else 2)
-        if source:
-            assert each["tokens"] > 0 and 0 < each["attention"] < 1 and each["norm"] > 0
-            assert each["attention_drop"] is not None and each["norm_drop"] is not None
+        highest = column["head_score" if source else "carried_head_score"][each["feature"]]
+        assert each["null_share"] == column["null_share" if source else "carried_null_share"][each["feature"]]
+        curve = world.rows("attention_curves", **{name: each[name] for name in ("feature", "end", "effect")})
+        assert sum(point["tokens"] for point in curve) == each["tokens"] and (each["tokens"] > 0 or not source)
+        if each["tokens"]:
+            assert each["score"] <= highest + 1e-4 and each["layer"] == (1 if source else 2) and 0 <= each["head"] < 4
+            assert 0 < each["attention"] < 1 and each["norm"] > 0
+            drops = [point["attention_drop"] * point["tokens"] for point in curve]
+            assert each["attention_drop"] == pytest.approx(sum(drops) / each["tokens"])
+            assert each["attention_drop_low"] < each["attention_drop"] < each["attention_drop_high"]
+
+
+def test_entropy_features_are_those_high_in_share_and_push(world: World, column):
+    """All judged features are drawn here, so that the table holds what the counts are made of."""
+    shares, judged = world.rows("null_shares"), column["judged"]
+    for end, name in (("source", "null_share"), ("target", "carried_null_share")):
+        own, space = [row for row in shares if row["end"] == end], world.row("transfer_null_space", end=end)
+        assert [row["feature"] for row in own] == np.flatnonzero(judged).tolist()
+        np.testing.assert_allclose([row["share"] for row in own], column[name][judged])
+        cuts = [np.quantile([row[of] for row in own], 0.95) for of in ("share", "push")]
+        assert [space["share_cut"], space["push_cut"]] == pytest.approx(cuts)
+        high = {row["feature"] for row in own if row["share"] > cuts[0] and row["push"] > cuts[1]}
+        assert {row["feature"] for row in own if row["high"]} == high and space["high"] == len(high)
+        assert space["high_by_chance"] == pytest.approx(0.05**2 * judged.sum(), rel=0.5)
+    both = [{row["feature"] for row in shares if row["end"] == end and row["high"]} for end in ("source", "target")]
+    assert space["kept"] == len(both[0] & both[1])
+    assert space["kept_by_chance"] == pytest.approx(len(both[0]) * len(both[1]) / judged.sum())
 
 
 def test_parts_without_a_result_say_why_and_the_others_are_there(world: World):
@@ -667,6 +949,9 @@ def test_every_question_about_a_stitch_has_a_finding(world: World):
     assert ("stitch along", "lineage") in asked and ("stitch elsewhere", "note") in asked
     said = statements_of(world.tables)
     text = next(one.text for one in said if (one.about, one.question) == ("stitch pair", "SAEs"))
+    maps = next(one for one in said if (one.about, one.question) == ("stitch pair", "maps"))
+    assert any("the published descent (learning rate 0.0001, epochs 2)" in line for line in maps.evidence)
+    assert any("the descent (learning rate 0.01, epochs 2)" in line for line in maps.evidence)
     fvu = world.row("sae_transfer", variant="transferred")["fvu"]
     assert f"leaves {100 * fvu:.0f} %" in text or f"leaves {100 * fvu:.1f} %" in text
 

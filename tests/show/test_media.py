@@ -84,7 +84,7 @@ def test_a_picture_names_columns_that_exist(table):
     if table.plot:
         names = {column.name for column in table.all_columns}
         assert {table.plot.x, table.plot.y} <= names and table.plot.by in names | {""}
-        assert table.plot.kind in ("histogram", "lines", "bars", "heat")
+        assert table.plot.kind in ("histogram", "lines", "bars", "heat", "points")
 
 
 def test_titles_are_told_apart():

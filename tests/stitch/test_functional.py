@@ -23,7 +23,10 @@ from heredity.stitch.functional import (
     Side,
     activation_correlation,
     attribution_correlation,
+    firing_blocks,
     head_scores,
+    mean_over_blocks,
+    moved_heads,
     null_share,
     paired_pearson,
     path_ablation,
@@ -294,33 +297,68 @@ def test_path_ablation_is_that_of_the_layer_computed_by_hand(family: str):
     fires[:, :2] = False
     assert 10 < int(fires.sum()) < 60
     for layer, head in ((1, 3), (2, 0)):
-        activation, *effects = path_ablation(made, HOOK, sae, 0, layer, head, blocks(), skip=2)
+        found = path_ablation(made, HOOK, sae, 0, layer, blocks(), skip=2)
         clean, changed = (attention_of(made, layer, ids, less) for less in (0.0, acts[..., None] * sae.W_dec[0]))
-        np.testing.assert_allclose(activation, acts[fires].numpy(), rtol=1e-4, atol=1e-6)
-        for (weights, z), attention, norm in zip((clean, changed), effects[:2], effects[2:], strict=True):
-            np.testing.assert_allclose(attention, weights[:, head, :, 0][fires].numpy(), rtol=2e-4, atol=1e-6)
-            np.testing.assert_allclose(norm, z[:, :, head].norm(dim=-1)[fires].numpy(), rtol=2e-4, atol=1e-6)
-        assert np.abs(effects[0] - effects[1]).max() > 1e-3
-    assert path_ablation(made, HOOK, sae, 1, 2, 0, blocks()).shape == (5, 0)
+        np.testing.assert_allclose(found.acts, acts[fires].numpy(), rtol=1e-4, atol=1e-6)
+        assert np.array_equal(found.blocks, fires.nonzero()[:, 0])
+        for (weights, z), attention, norm in zip((clean, changed), found.attention, found.norm, strict=True):
+            expected = weights[:, head, :, 0][fires], z[:, :, head].norm(dim=-1)[fires]
+            np.testing.assert_allclose(attention[:, head], expected[0].numpy(), rtol=2e-4, atol=1e-6)
+            np.testing.assert_allclose(norm[:, head], expected[1].numpy(), rtol=2e-4, atol=1e-6)
+        assert np.abs(found.attention[0] - found.attention[1]).max() > 1e-3
+    none = path_ablation(made, HOOK, sae, 1, 2, blocks())
+    assert none.acts.shape == (0,) and none.attention.shape == none.norm.shape == (2, 0, 4)
 
 
-def test_a_planted_switch_stands_out_and_turns_its_head_to_the_first_token():
-    """A direction made of one head's own query weights and first key."""
-    made = model("gpt2")
-    at, tokens = block(made, 2)[0], blocks()
+def turning(made: Any, direction: Tensor, heads: dict[tuple[int, int], float]) -> Any:
+    """A copy of GPT-2 whose heads (layer, head) read a direction and turn to the first token, or, below 0, away."""
+    made = copy.deepcopy(made)
+    for (layer, head), by in heads.items():
+        key = capture(made, f"transformer.h.{layer}.attn.c_attn:output", torch.tensor([[BOS]]))[0, 0, D : 2 * D]
+        at, _ = block(made, layer)
+        with torch.no_grad():
+            query = at.attn.c_attn.weight[:, :D].view(D, 4, -1)[:, head]
+            query += by * torch.outer(
+                direction / at.ln_1.weight, torch.nn.functional.normalize(key.view(4, -1)[head], dim=0)
+            )
+    return made
+
+
+def test_a_planted_switch_turns_one_head_off_and_another_on():
+    tokens = np.random.default_rng(0).integers(1, VOCAB, (60, CONTEXT))
     tokens[:, 0] = BOS
-    keys = capture(made, "transformer.h.2.attn.c_attn:output", torch.tensor([[BOS]]))[0, 0, D : 2 * D].view(4, -1)
-    planted = (at.attn.c_attn.weight[:, :D].view(D, 4, -1)[:, 1] @ keys[1] / at.ln_1.weight).detach()
-    planted = torch.nn.functional.normalize(planted, dim=0)
-    others = torch.nn.functional.normalize(random(50, D, seed=1), dim=1)
-    scores, _ = head_scores(made, HOOK, torch.cat([planted[None], others]), BOS)
-    assert scores[0].argmax() == 1 * 4 + 1  # layer 2, the second one meant; head 1
-    assert scores[0, 1, 1] > 1.5 * scores[1:, 1, 1].max()
+    direction = random(D, seed=2)
+    planted = torch.nn.functional.normalize(direction - direction.mean(), dim=0)
+    made = turning(model("gpt2"), planted, {(2, 1): 8.0, (1, 2): -8.0})
+    scores, layers = head_scores(made, HOOK, torch.cat([planted[None], random(50, D, seed=1)]), BOS)
+    assert layers == (1, 2)
+    assert scores[0].argmax() == 1 * 4 + 1 and scores[0].argmin() == 2, "layer 2 is the second, layer 1 the first one"
     x = capture(made, HOOK, torch.from_numpy(tokens))
-    for sign in (1, -1):
+    for sign, names in ((1, ("off", "on")), (-1, ("on", "off"))):
         sae = switch(sign * planted, float((x @ (sign * planted)).quantile(0.5)))
-        _, attention, ablated, *_ = path_ablation(made, HOOK, sae, 0, 2, 1, tokens)
-        assert np.mean(sign * (attention - ablated) > 0) > 0.8 and len(attention) > 40
+        side = Side(made, HOOK, sae)
+        found = moved_heads(side, 0, layers, tokens)
+        assert [found[name][:2] for name in names] == [(2, 1), (1, 2)]
+        fires = firing_blocks(side, [0, 1], tokens)
+        assert fires[:, 0].mean() > 0.8 and not fires[:, 1].any() and not moved_heads(side, 1, layers, tokens)
+        for name, effect in found.items():
+            own = effect.effect
+            whole = path_ablation(made, HOOK, sae, 0, effect.layer, np.delete(tokens, np.s_[::5], 0))
+            np.testing.assert_allclose(own.attention, whole.attention[..., effect.head])
+            drop, low, high = mean_over_blocks(own.attention[0] - own.attention[1], own.blocks)
+            assert drop == pytest.approx(np.mean(own.attention[0] - own.attention[1]))
+            assert low > 0 if name == "off" else high < 0, "beyond what blocks vary by"
+
+
+def test_the_interval_of_a_mean_is_over_blocks():
+    """Tokens that repeat within blocks are as many draws as there are blocks."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(400):
+        values, blocks = np.repeat(rng.normal(1, 2, 12), 30), np.repeat(np.arange(12), 30)
+        _, low, high = mean_over_blocks(values, blocks)
+        covered += low <= 1 <= high
+    assert 0.92 < covered / 400 < 0.98
+    assert np.isnan(mean_over_blocks(np.ones(3), np.zeros(3))[1])
 
 
 def test_what_is_not_known_is_refused():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +9,6 @@ from heredity.stitch.probe_datasets import (
     LabelError,
     balanced,
     binary_tasks,
-    from_hub,
     labeled,
     looks_like_a_test,
     looks_like_code,
@@ -96,15 +92,3 @@ def test_one_class_against_the_rest_is_balanced_too():
     two = labeled(CORPORA, "kind")
     ((texts, y, _),) = binary_tasks(two, seed=0).values()
     assert np.array_equal(y, two.y == 1) and np.array_equal(texts, np.arange(len(two.texts)))
-
-
-def test_a_data_set_is_read_by_its_columns(tmp_path: Path):
-    rows = [{"body": f"text {i}", "topic": ("sport", "art")[i % 2]} for i in range(60)] + [{"body": "?", "topic": None}]
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = from_hub(str(tmp_path), "body", "topic", most=20)
-    assert found.names == ("art", "sport") and np.bincount(found.y).tolist() == [20, 20]
-    assert all(int(text.split()[1]) % 2 == 1 - label for text, label in zip(found.texts, found.y, strict=True))
-    with pytest.raises(LabelError, match="no column 'text' or 'topic'; it has body, topic"):
-        from_hub(str(tmp_path), "text", "topic")
-    with pytest.raises(LabelError, match="cannot be read"):
-        from_hub(str(tmp_path), "body", "topic", split="nonsense")

@@ -161,6 +161,17 @@ def test_a_text_is_that_of_whole_passes_with_the_direction_held(sure: tuple[Any,
     handle.remove()
 
 
+def test_in_chat_format_a_prompt_is_a_message_of_the_template(sure: tuple[Any, Any]):
+    model, tokenizer = sure[0], copy.copy(sure[1])
+    tokenizer.chat_template = "{% for m in messages %}x {{ m.role }}={{ m.content }};{% endfor %}cat"
+    steering = Steering(np.eye(16)[2], 0.01)
+    found = generate(model, tokenizer, PROMPTS, HOOK, steering, max_tokens=8, prompt_tokens=2, chat=True)
+    cut = [tokenizer.decode(tokenizer(prompt)["input_ids"][:2]) for prompt in PROMPTS]
+    framed = [f"x user={prompt};cat" for prompt in cut]
+    assert found == generate(model, tokenizer, framed, HOOK, steering, max_tokens=8)
+    assert found != generate(model, tokenizer, cut, HOOK, steering, max_tokens=8)
+
+
 def test_prompts_that_cannot_be_continued_are_refused(writer: tuple[Any, Any]):
     model, tokenizer = writer
     with pytest.raises(ValueError, match="prompt 1, '', has no token"):

@@ -11,6 +11,7 @@ from heredity.demo.stories import stories
 from heredity.text.tokens import (
     BlockSampler,
     PackedTokens,
+    corpus_shares,
     distinct_blocks,
     fingerprint_tokenizer,
     load_tokenizer,
@@ -252,3 +253,6 @@ def test_blocks_of_a_short_corpus_do_not_count_twice():
     blocks = distinct_blocks(sampler, 800)
     assert len(np.unique(blocks[:, 0])) == len(blocks) and (blocks[:, 0] < 1000).sum() == 5
     assert 30 < len(blocks) < 70 and len(distinct_blocks(sampler, 10**6)) <= sampler.blocks_per_pass
+    shares = corpus_shares(sampler, 800)
+    assert list(shares) == list(sampler.names) and sum(shares.values()) == pytest.approx(1)
+    assert sorted(shares.values())[0] == pytest.approx(5 / len(blocks)), "the corpus that is short"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heredity.analyses import (
+    alpha_ablation,
     classes,
     density_change,
     deviations,
@@ -33,6 +34,7 @@ from heredity.analyses import (
     sae,
     sae_transfer,
     sample,
+    savings,
     shift,
     steering,
     stitch_maps,
@@ -75,7 +77,8 @@ ANALYSES: tuple[Analysis, ...] = (
     sae_transfer.SOURCE_SAE,
     sae_transfer.ANALYSIS,
     warm_starts.WARM_START,
-    warm_starts.SAVED,
+    savings.ANALYSIS,
+    alpha_ablation.ANALYSIS,
     probes.ANALYSIS,
     steering.ANALYSIS,
     feature_transfer.ANALYSIS,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item
+from heredity.analyses.sae_transfer import PUBLISHED
 from heredity.papers import stitching_settings, tracking_settings
 from heredity.papers.published import Published
 from heredity.study import RANKED, ModelConfig, Study
@@ -157,13 +158,20 @@ def _why(study: Study, published: Published, ours: Any) -> str:
             return f"L0 is set by k = {sae.k}"
         reported = ", the range that the paper reports" if sae.l0 == (25, 35) else ""
         return f"calibrated to an L0 of {sae.l0[0]:g} to {sae.l0[1]:g}{reported}" if ours == "calibrated" else ""
+    descents = next((one.descents for one in config.stitch.values()), {})
+    beside = "the published descent stands beside" if "published" in descents else ""
+    if config.paper == "stitching":
+        published_arms = [name for name, one in config.stitch.items() if one.arms_recipe == "published"]
+        if published_arms and setting.removeprefix("sae.") in PUBLISHED:
+            return f"as published in stitch {', '.join(published_arms)}"
+        if setting.startswith("stitch.adam.") and beside:
+            return beside
     known = {
         "sae.subtract_mean": "b_enc can take the mean up: the same functions, another course of training",
         "sae.normalize": "the same optimum; biases move by steps of another size",
         "sae.resample_every": "dead features get new directions; a short training has none to give",
         "lineage.threshold": "counts at 0.8 stand beside (table edges, rule paper)",
-        "stitch.method": "the exact minimum of the same loss"
-        + ("; the descent stands beside" if config.stitch and _of_stitch(study, "adam.epochs") else ""),
+        "stitch.method": "; ".join(filter(None, ("the exact minimum of the same loss", beside))),
     }
     if setting in known:
         return known[setting]

@@ -6,38 +6,39 @@ transferred alike. Features that fire on fewer than 30 tokens in the source are 
 
 Structural features fire in all versions of a text whose content words are swapped, in at least half of the texts that
 they fire in; the others that fire are semantic (the paper rewrites by a language model, here words are swapped within
-word classes of the corpus). Classes are compared by the two-sided Mann-Whitney test. Functional features (section 5.2)
-write where the unembedding hardly reads (entropy features: share of the direction's length in its effective null
-space), or turn a head to the first token, that is, off (attention deactivation features; a head's score is the first
-token's attention logit for an activation of 1, before the norm's scale); heads are then run with and without them.
+word classes of the corpus). A feature that fires nearly everywhere is structural for that alone, so the share expected
+by chance stands beside each share. Classes are compared by the two-sided Mann-Whitney test.
+
+Functional features (section 5.2) write where the unembedding hardly reads, or turn heads off. Entropy features have a
+share of their direction's length in the unembedding's effective null space, the lowest 2 % of its singular directions,
+and a push, largest activation times the direction's norm, that are both above the 95 % quantile of the judged features.
+Attention deactivation features turn a head to the first token, that is, off; a head's score is the first token's
+attention logit for an activation of 1, before the norm's scale. Those of the highest scores are taken from the queries
+of all later heads, where they fire; told are the heads whose attention to the first token drops most (off) and least
+(on). Every fifth block chooses the heads and the others measure; intervals: 95 %, over blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from itertools import islice
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses import functional_features, structural_features
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of
+from heredity.analyses.functional_features import LEVELS, QUANTILES, quantiles
 from heredity.analyses.sae_transfer import source_sae_need
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
-from heredity.engine.store import Artifact
 from heredity.study import Study
 from heredity.tables import Column, Plot, Table
 
-_READ = 5_000  # documents in which words are counted, and from which texts are taken
-_ABLATED = 10_000  # tokens, at most, on which heads are run with and without a feature
+if TYPE_CHECKING:
+    from heredity.analyses.plan import Shapes
+
 _BINS = np.linspace(-1, 1, 41)
-_LEVELS = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-_QUANTILES = tuple(
-    Column(name, "r", f"{level:.0%} quantile; null without values.".replace("%", " %"))
-    for name, level in _LEVELS.items()
-)
 _MEASURE = Column("measure", "text", "activation or attribution.")
 _GROUP = Column("features", "text", "judged, structural, semantic, or random directions.")
 
@@ -70,8 +71,8 @@ TRANSFER_CORRELATIONS = Table(
     "transfer_correlations",
     "r of features with their transfers: quantiles.",
     ("stitch", "measure", "features"),
-    (_MEASURE, _GROUP, Column("n", "count", "Features with an r."), *_QUANTILES),
-    brief=("stitch", "measure", "features", "n", *_LEVELS),
+    (_MEASURE, _GROUP, Column("n", "count", "Features with an r."), *QUANTILES),
+    brief=("stitch", "measure", "features", "n", *LEVELS),
 )
 TRANSFER_HISTOGRAMS = Table(
     "transfer_histograms",
@@ -79,77 +80,6 @@ TRANSFER_HISTOGRAMS = Table(
     ("stitch", "measure", "features", "r"),
     (_MEASURE, _GROUP, Column("r", "r", "Lower edge of the bin."), Column("n", "count", "Features in the bin.")),
     plot=Plot("histogram", x="r", y="n", by="features"),
-)
-TRANSFER_SPLIT = Table(
-    "transfer_split",
-    "Texts that tell structural from semantic features.",
-    ("stitch",),
-    (
-        Column("corpus", "text", "The texts are sentences of its held-out documents."),
-        Column("prompts", "count", "Texts."),
-        Column("versions", "count", "Versions of each text, itself included."),
-        Column("unchanged", "count", "Texts left out because no word could be swapped."),
-        Column("neither", "count", "Judged features that fire in none of the texts."),
-    ),
-)
-TRANSFER_CLASSES = Table(
-    "transfer_classes",
-    "Structural and semantic features.",
-    ("stitch", "features"),
-    (
-        Column("features", "text", "structural or semantic."),
-        Column("n", "count", "Features of the class."),
-        Column("silent", "count", "Features of the class that never fire in the target.", of="n"),
-        Column("density", "share", "Median share of the source's tokens on which they fire."),
-    ),
-)
-TRANSFER_CLASS_TESTS = Table(
-    "transfer_class_tests",
-    "Structural against semantic features.",
-    ("stitch", "measure"),
-    (
-        Column("measure", "text", "activation or attribution r, or density."),
-        Column("p", "number", "Mann-Whitney test, two-sided; null unless both classes have values."),
-        Column("effect", "share", "Probability that a structural feature has the larger value, ties half.", ci=True),
-    ),
-)
-TRANSFER_NULL_SPACE = Table(
-    "transfer_null_space",
-    "Shares of decoder directions in the effective null space of the unembedding.",
-    ("stitch", "end"),
-    (
-        Column("end", "text", "source, or target (transferred directions)."),
-        Column("by_chance", "share", "Root mean square of a random direction's share."),
-        Column("dimensions", "count", "Dimensions of the null space."),
-        *_QUANTILES,
-    ),
-)
-ENTROPY_FEATURES = Table(
-    "entropy_features",
-    "Features of the largest null-space share times push.",
-    ("stitch", "feature"),
-    (
-        Column("share", "share", "Share of the direction in the null space, in the source."),
-        Column("carried", "share", "Share of the transferred direction, in the target."),
-        Column("push", "number", "Norm of the direction times its largest activation, in the source."),
-        Column("carried_push", "number", "The same in the target."),
-    ),
-)
-DEACTIVATION_FEATURES = Table(
-    "deactivation_features",
-    "Features of the highest head scores, and their head with and without them.",
-    ("stitch", "feature", "end"),
-    (
-        Column("end", "text", "source, or target (transferred feature)."),
-        Column("layer", "count", "Layer of the head of the highest score."),
-        Column("head", "feature", "Head."),
-        Column("score", "number", "Attention logit of the first token for an activation of 1."),
-        Column("tokens", "count", "Tokens on which the feature fires."),
-        Column("attention", "share", "Mean attention to the first token; null for a feature that never fires."),
-        Column("attention_drop", "number", "Decrease of the attention without the feature."),
-        Column("norm", "number", "Mean length of the head's output."),
-        Column("norm_drop", "number", "Decrease without the feature; below 0 where the feature turns the head off."),
-    ),
 )
 TRANSFERRED_FEATURES = Table(
     "transferred_features",
@@ -180,12 +110,8 @@ _TABLES = (
     TRANSFER_GAPS,
     TRANSFER_CORRELATIONS,
     TRANSFER_HISTOGRAMS,
-    TRANSFER_SPLIT,
-    TRANSFER_CLASSES,
-    TRANSFER_CLASS_TESTS,
-    TRANSFER_NULL_SPACE,
-    ENTROPY_FEATURES,
-    DEACTIVATION_FEATURES,
+    *structural_features.TABLES,
+    *functional_features.TABLES,
     TRANSFERRED_FEATURES,
 )
 
@@ -196,21 +122,26 @@ def _needs(study: Study, item: Item) -> Needs:
     return stitch_needs(study, item, corpora, source_sae=source_sae_need(name, config.widths[0]))
 
 
+def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    """Passes of every part, and of each functional feature through all heads that it may move."""
+    return pass_cost(study, item["stitch"], shapes, 8 + 4 * study.config.stitch[item["stitch"]].features.functional)
+
+
 def _run(work: Work, settings: StitchSettings) -> Results:
-    inquiry = _Inquiry(work, settings)
-    parts: dict[str, Callable[[], None]] = {"attribution": inquiry.attribution, "split": inquiry.split}
+    inquiry = Inquiry(work, settings)
+    parts: dict[str, Callable[[Inquiry], None]] = {"attribution": attribution, "split": structural_features.split}
     if settings.config.features.functional:
-        parts |= {"entropy": inquiry.entropy, "deactivation": inquiry.deactivation}
+        parts |= {"entropy": functional_features.entropy, "deactivation": functional_features.deactivation}
     for done, (part, answer) in enumerate(parts.items(), 1):
         try:
-            answer()
+            answer(inquiry)
         except ValueError as error:  # a model or a text that this part cannot handle
             inquiry.rows["transfer_gaps"].append({"part": part, "reason": str(error)})
         work.progress(done, len(parts))
     return inquiry.rows | {"feature_transfer": [inquiry.row], "transferred_features": inquiry.columns}
 
 
-class _Inquiry:
+class Inquiry:
     """The parts of the analysis, which share models, tokens and the columns of the feature table."""
 
     def __init__(self, work: Work, settings: StitchSettings) -> None:
@@ -233,9 +164,9 @@ class _Inquiry:
         self.columns |= {"feature": np.arange(sae.d_sae), "judged": self.judged, "activation_r": r, **arrays}
         self.row = {"d_sae": sae.d_sae, "judged": int(self.judged.sum()), "tokens": tokens}
         self.rows: dict[str, Any] = {table.name: [] for table in _TABLES}
-        self._correlated("activation", "judged", r[self.judged])
+        self.correlated("activation", "judged", r[self.judged])
 
-    def _correlated(self, measure: str, features: str, r: np.ndarray) -> None:
+    def correlated(self, measure: str, features: str, r: np.ndarray) -> None:
         """Quantiles and histogram of the finite r of a group."""
         key, known = {"measure": measure, "features": features}, r[np.isfinite(r)]
         self.rows["transfer_correlations"].append({**key, "n": len(known), **quantiles(known)})
@@ -244,139 +175,34 @@ class _Inquiry:
             {**key, "r": round(float(edge), 2), "n": int(count)} for edge, count in zip(_BINS, counts, strict=False)
         ]
 
-    def attribution(self) -> None:
-        """Whether features push the same next tokens in both models, beside random directions."""
-        from heredity.features.fates import RARE_FIRINGS
-        from heredity.stitch.functional import attribution_correlation, random_baseline
+    def token(self, number: int) -> str:
+        """A token as text, decoded alone."""
+        return self.sides.tokenizer.decode([int(number)])
 
-        paired = attribution_correlation(self.source, self.target, self.blocks)
-        k = max(1, round(float(paired.source_firings.sum()) / paired.tokens))
-        chance = random_baseline(self.source, self.target[:2], *self.sides.stitch, self.blocks, k, self.settings.seed)
-        self.columns["attribution_r"] = paired.r
-        own, other = paired.r[self.judged], chance.r[chance.source_firings >= RARE_FIRINGS]
-        own, cut = own[np.isfinite(own)], quantiles(other)["q95"]
-        self._correlated("attribution", "judged", own)
-        self._correlated("attribution", "random", other)
-        above = float((own > cut).mean()) if len(own) and cut is not None else None
-        negative = float((own < 0).mean()) if len(own) else None
-        self.row |= {"attribution_tokens": paired.tokens, "k": k, "cut": cut, "above": above, "negative": negative}
-
-    def split(self) -> None:
-        """Structural and semantic features, and how they differ."""
-        from heredity.explain.scores import compare
-        from heredity.features.correlate import median
-        from heredity.stitch.probe import means, text_vectors
-        from heredity.stitch.transfer import sparse_codes
-        from heredity.stitch.word_swaps import split_features
-
-        corpus = prose_corpus(self.work.inputs["corpus"], self.config.corpus)
-        texts, unchanged = self._versions(self.work.inputs["corpus"][corpus])
-        flat, (model, hook_point, sae, precision) = [text for versions in texts for text in versions], self.source
-        context = self.settings.config.context_size
-        vectors = text_vectors(model, hook_point, self.sides.tokenizer, flat, context, precision)
-        _, (acts,) = means(vectors, len(flat), partial(sparse_codes, sae))
-        fired = acts.astype(bool).toarray().reshape(len(texts), len(texts[0]), -1)
-        split = split_features(fired)._asdict()
-        self.columns |= {"share_by_chance": split.pop("by_chance"), **split}
-        prompts = {"corpus": corpus, "prompts": len(texts), "versions": len(texts[0]), "unchanged": unchanged}
-        neither = int((self.judged & (split["prompts"] == 0)).sum())
-        self.rows["transfer_split"].append(prompts | {"neither": neither})
-        classes = [split[name] & self.judged for name in ("structural", "semantic")]
-        density, silent = self.paired.source_firings / self.paired.tokens, self.paired.target_firings == 0
-        values = {"attribution": np.array(self.columns["attribution_r"], np.float64), "activation": self.paired.r}
-        for name, own in zip(("structural", "semantic"), classes, strict=True):
-            row = {"features": name, "n": int(own.sum()), "silent": int((own & silent).sum())}
-            self.rows["transfer_classes"].append(row | {"density": median(density[own])})
-            for measure, r in values.items():
-                self._correlated(measure, name, r[own])
-        for measure, each in {**values, "density": density}.items():
-            test = compare(*(each[own] for own in classes), seed=self.settings.seed)
-            row = {"measure": measure, "p": test.p, "effect": test.effect}
-            self.rows["transfer_class_tests"].append(row | {"effect_low": test.low, "effect_high": test.high})
-
-    def _versions(self, corpus: Artifact) -> tuple[list[list[str]], int]:
-        """Held-out texts with their rewrites, and the number without a word to swap. Raises ValueError for none."""
-        from heredity.stitch.probe_datasets import CHARACTERS
-        from heredity.stitch.word_swaps import read_lexicon, rewrites, snippets
-        from heredity.text.corpora import read_corpus
-
-        train, held_out = (
-            [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
-            for split in ("train", "validation")
-        )
-        lexicon, seed = read_lexicon(train), self.settings.seed
-        chosen = enumerate(snippets(held_out, self.config.prompts, seed))
-        made = [[text, *rewrites(text, lexicon, self.config.rewrites, seed + number)] for number, text in chosen]
-        kept = [versions for versions in made if len(set(versions)) > 1]
-        if not kept:
-            raise ValueError(f"none of {len(made)} held-out texts has a word that could be swapped; give more prose")
-        return kept, len(made) - len(kept)
-
-    def entropy(self) -> None:
-        """Shares of features in the null space of the unembedding, in both models."""
-        from heredity.features.correlate import rank_correlation
-        from heredity.stitch.functional import null_share
-
-        before, after = (null_share(side.model, side.hook_point, side.sae.W_dec) for side in (self.source, self.target))
-        push, later = before.norm * self.paired.source_peak, after.norm * self.paired.target_peak
-        self.columns |= {"null_share": before.share, "carried_null_share": after.share}
-        self.row["null_share_rank"] = rank_correlation(before.share[self.judged], after.share[self.judged])
-        for end, space in (("source", before), ("target", after)):
-            figures = {"by_chance": space.by_chance, "dimensions": space.dimensions}
-            self.rows["transfer_null_space"].append({"end": end, **figures, **quantiles(space.share[self.judged])})
-        columns = {"share": before.share, "carried": after.share, "push": push, "carried_push": later}
-        self.rows["entropy_features"] += [
-            {"feature": i} | {name: values[i] for name, values in columns.items()}
-            for i in self._best(before.share * push)
-        ]
-
-    def deactivation(self) -> None:
-        """Features that turn heads to the first token, in both models."""
-        from heredity.features.correlate import rank_correlation
-        from heredity.stitch.functional import head_scores, strongest_head
-
-        first = "bos" if self.sides.tokenizer.bos_token_id is not None else "eos"
-        bos = int(getattr(self.sides.tokenizer, f"{first}_token_id"))
-        sides = {"source": self.source, "target": self.target}
-        scores = {end: head_scores(side.model, side.hook_point, side.sae.W_dec, bos) for end, side in sides.items()}
-        own, carried = (each.max((1, 2)) for each, _ in scores.values())
-        self.columns |= {"head_score": own, "carried_head_score": carried}
-        rank = rank_correlation(own[self.judged], carried[self.judged])
-        self.row |= {"first_token": first, "head_score_rank": rank}
-        blocks = self.blocks[: max(1, _ABLATED // self.blocks.shape[1])].copy()
-        blocks[:, 0] = bos
-        self.rows["deactivation_features"] += [
-            {"feature": i, "end": end, **strongest_head(side, scores[end], i, blocks)}
-            for i in self._best(own)
-            for end, side in sides.items()
-        ]
-
-    def _best(self, values: np.ndarray) -> list[int]:
+    def best(self, values: np.ndarray) -> list[int]:
         """The judged features of the largest values, largest first."""
         order = np.argsort(-np.where(self.judged & np.isfinite(values), values, -np.inf), kind="stable")
         return [int(i) for i in order[: self.config.functional] if self.judged[i] and np.isfinite(values[i])]
 
 
-def prose_corpus(corpora: Mapping[str, Artifact], named: str | None) -> str:
-    """The corpus that texts are taken from: the named one, else the first that is not mostly code.
+def attribution(inquiry: Inquiry) -> None:
+    """Whether features push the same next tokens in both models, beside random directions."""
+    from heredity.features.fates import RARE_FIRINGS
+    from heredity.stitch.functional import attribution_correlation, random_baseline
 
-    Raises ValueError when all are code.
-    """
-    from heredity.stitch.probe_datasets import LOOKED_AT, mostly_code
-    from heredity.text.corpora import read_corpus
-
-    for name, corpus in corpora.items():
-        if named == name or not mostly_code(list(islice(read_corpus(corpus.folder, "train"), LOOKED_AT))):
-            return name
-    raise ValueError(f"of the common corpora, {', '.join(corpora)}, none is prose, whose words could be swapped")
-
-
-def quantiles(values: np.ndarray) -> dict[str, float | None]:
-    """Quantiles of the finite values by name; None without any."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return dict.fromkeys(_LEVELS)
-    return dict(zip(_LEVELS, map(float, np.quantile(known, list(_LEVELS.values()))), strict=True))
+    paired = attribution_correlation(inquiry.source, inquiry.target, inquiry.blocks)
+    k = max(1, round(float(paired.source_firings.sum()) / paired.tokens))
+    chance = random_baseline(
+        inquiry.source, inquiry.target[:2], *inquiry.sides.stitch, inquiry.blocks, k, inquiry.settings.seed
+    )
+    inquiry.columns["attribution_r"] = paired.r
+    own, other = paired.r[inquiry.judged], chance.r[chance.source_firings >= RARE_FIRINGS]
+    own, cut = own[np.isfinite(own)], quantiles(other)["q95"]
+    inquiry.correlated("attribution", "judged", own)
+    inquiry.correlated("attribution", "random", other)
+    above = float((own > cut).mean()) if len(own) and cut is not None else None
+    negative = float((own < 0).mean()) if len(own) else None
+    inquiry.row |= {"attribution_tokens": paired.tokens, "k": k, "cut": cut, "above": above, "negative": negative}
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
@@ -396,25 +222,20 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if row["attribution_tokens"] is not None:
             text += f"; by their attributions, {percent(row['above'])} do so more than 95 % of random directions"
             evidence.append(f"{percent(row['negative'])} below 0 in attributions, {row['attribution_tokens']:,} tokens")
-        if classes := rows_of(tables, "transfer_classes", stitch=name):
-            halves = (
-                f"{one['features']} {format.value('r', medians['attribution', one['features']]) or 'unknown'} "
-                f"({one['n']:,})"
-                for one in classes
-            )
-            evidence.append(f"median r of attributions: {', '.join(halves)}")
+        evidence += structural_features.evidence(tables, name, medians)
+        evidence += functional_features.evidence(tables, name, (source, target))
         yield Statement(f"stitch {name}", "features", f"{text}.", tuple(evidence))
 
 
 ANALYSIS = Analysis(
     kind="feature_transfer",
-    version=1,
+    version=2,
     title="Single features across a stitch",
     items=lambda study: ({"stitch": name} for name, stitch in study.config.stitch.items() if stitch.features.tokens),
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "kept", "features"),
     needs=_needs,
     run=_run,
     tables=_TABLES,
-    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 8),
+    cost=_cost,
     say=_say,
 )

@@ -191,9 +191,11 @@ def check_shapes(study: Study) -> Shapes:
 
 
 def check_inputs(study: Study) -> None:
-    """That what a study reads is there and can be read, before hours of work end on it: folders of models and of the
-    XX Nothing is fetched. Raises StudyError."""
+    """That what a study reads is there and can be read, before hours of work end on it: folders of models,
+    corpora, and texts with labels of their own. Nothing is fetched. Raises StudyError."""
     from heredity.lm.load import ModelError, is_folder
+    from heredity.stitch.probe_datasets import LabelError
+    from heredity.stitch.probe_sets import labeled_set
     from heredity.text.sources import CorpusError, check_local
 
     loads = {name: model.load for name, model in study.config.model.items() if model.load}
@@ -212,6 +214,13 @@ def check_inputs(study: Study) -> None:
                 check_local(corpus, spec, study.root)
         except CorpusError as error:
             raise StudyError(f"{study.name}: corpus.{name}: {error}") from None
+    for name, stitch in study.config.stitch.items():
+        for task, texts in stitch.probes.sets.items():
+            try:
+                if texts.source.startswith("local:"):
+                    labeled_set(texts, study.root)
+            except LabelError as error:
+                raise StudyError(f"{study.name}: stitch.{name}.probes.sets.{task}: {error}") from None
 
 
 def _most_active(study: Study) -> tuple[float, str]:
@@ -255,6 +264,10 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
             f"{study.name}: {key}: {most:g} is more than the {min(config.widths)} features of stitch.{name}.widths; "
             "lower it"
         )
+    if config.sae:
+        from heredity.analyses.sae_transfer import loaded_sae
+
+        loaded_sae(f"{study.name}: stitch.{name}", study.root / config.sae, config, d_a)
 
 
 def check_method(place: str, config: StitchConfig, d_a: int, d_b: int) -> None:

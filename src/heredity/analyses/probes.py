@@ -26,7 +26,7 @@ from heredity.analyses.warm_starts import warm_start_need
 from heredity.engine.stage import Work
 from heredity.format import listed
 from heredity.study import Precision, Study, StudyError
-from heredity.study.stitch import HubTaskConfig, ProbeTask, Sizes
+from heredity.study.stitch import ProbeSetConfig, ProbeTask, Sizes
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 KEY = ("stitch", "task")
 _READ = 20  # documents per corpus that are looked at for each text wanted: tests may be few among files of code
 _PROBED = 10  # features read by the probes of the finding, or the next size
-_TASK = Column("task", "text", "What is classified: origin, kind, language, test, or a data set of the study file.")
+_TASK = Column("task", "text", "What is classified: origin, kind, language, test, or a set of the study file.")
 _LABEL = Column("label", "text", "Class to tell from the others, or from the only other one.")
 _ARM = Column("arm", "text", "source, native, unchanged, refitted, random; dense_* on all dimensions of the vectors.")
 _K = Column("k", "count", "Features read, or dimensions.")
@@ -53,7 +53,7 @@ PROBE_TASKS = Table(
     (
         _TASK,
         Column("reason", "text", "Reason why the task cannot be made of the corpora; empty where it can."),
-        Column("origin", "text", "validation, and train where held-out documents were few; or data set and revision."),
+        Column("origin", "text", "validation, and train where held-out documents were few; or source and revision."),
         Column("classes", "text", "Names of the classes."),
         Column("fitted", "count", "Texts to fit on, all classes together."),
         Column("tested", "count", "Texts to judge on."),
@@ -100,9 +100,10 @@ PROBE_DRAWS = Table(
 
 class ProbeSettings(NamedTuple):
     task: str
-    hub: HubTaskConfig | None
+    labeled: ProbeSetConfig | None
+    """Texts with labels of their own; None for a task of the corpora."""
     content: str | None
-    """Digest of the files of a local data set; a data set of the hub identifies itself."""
+    """Digest of the files of a local set."""
     sizes: Sizes
     texts: int
     context_size: int
@@ -114,20 +115,23 @@ class ProbeSettings(NamedTuple):
 
 
 def _items(study: Study) -> Iterable[Item]:
-    """Tasks of every stitch, those of the hub last. Raises StudyError for what is missing, before anything runs."""
+    """Tasks of every stitch, those of sets with labels of their own last.
+
+    Raises StudyError for what is missing, before anything runs.
+    """
     for name, stitch in study.config.stitch.items():
         config, place = stitch.probes, f"{study.name}: stitch.{name}.probes"
-        if not config.tasks and not config.hub:
+        if not config.tasks and not config.sets:
             continue
-        require_sklearn(study, name, "probes.tasks = [], without probes.hub,")
+        require_sklearn(study, name, "probes.tasks = [], without probes.sets,")
         if "random" not in stitch.arms:
             raise StudyError(
                 f"{place}: there is no SAE of the target to compare with; add random to arms, or set tasks=[]"
             )
-        for task in config.hub:
+        for task in config.sets:
             if task in get_args(ProbeTask):
-                raise StudyError(f"{place}.hub.{task}: {task} is a task of the corpora already; rename the data set")
-        yield from ({"stitch": name, "task": task} for task in (*config.tasks, *config.hub))
+                raise StudyError(f"{place}.sets.{task}: {task} is a task of the corpora already; rename the set")
+        yield from ({"stitch": name, "task": task} for task in (*config.tasks, *config.sets))
 
 
 def require_sklearn(study: Study, name: str, without: str) -> None:
@@ -140,24 +144,26 @@ def require_sklearn(study: Study, name: str, without: str) -> None:
 
 
 def _settings(study: Study, item: Item) -> ProbeSettings:
-    from heredity.text.corpora import file_digest
+    from heredity.stitch.probe_datasets import LabelError
+    from heredity.stitch.probe_sets import fingerprint
 
     name, task = item["stitch"], item["task"]
-    config = study.config.stitch[name].probes
-    hub, content = config.hub.get(task), None
-    if hub and (study.root / hub.dataset).is_dir():
-        content = file_digest(sorted(file for file in (study.root / hub.dataset).rglob("*") if file.is_file()))
+    config, place = study.config.stitch[name].probes, f"{study.name}: stitch.{name}.probes.sets.{task}"
+    labeled = config.sets.get(task)
+    try:
+        content = fingerprint(labeled, study.root) if labeled else None
+    except LabelError as error:
+        raise StudyError(f"{place}: {error}") from None
     amounts = (config.sizes, config.texts, config.context_size, config.draws)
-    place = Aside(f"{study.name}: stitch.{name}.probes.hub.{task}")
-    others = study.config.precision, seed_of(study, "probes", name, task), place, Aside(study.root)
-    return ProbeSettings(task, hub, content, *amounts, *others)
+    others = study.config.precision, seed_of(study, "probes", name, task), Aside(place), Aside(study.root)
+    return ProbeSettings(task, labeled, content, *amounts, *others)
 
 
 def _needs(study: Study, item: Item) -> Needs:
     name = item["stitch"]
     config = study.config.stitch[name]
     saes = source_sae_need(name, config.widths[0]), warm_start_need(name, config.widths[0], "random")
-    corpora = () if item["task"] in config.probes.hub else study.stitch_corpora(name)
+    corpora = () if item["task"] in config.probes.sets else study.stitch_corpora(name)
     return stitch_needs(study, item, corpora, source_sae=saes[0], native_sae=saes[1])
 
 
@@ -166,9 +172,9 @@ def _run(work: Work, settings: ProbeSettings) -> Results:
     from heredity.stitch.probe_datasets import LabelError, binary_tasks
 
     try:
-        texts, origin = _of_hub(settings, settings.hub) if settings.hub else texts_of_corpora(work, settings)
+        texts, origin = _of_set(settings) if settings.labeled else texts_of_corpora(work, settings)
     except LabelError as error:
-        if settings.hub is not None:
+        if settings.labeled:
             raise StudyError(f"{settings.place}: {error}") from error
         none = {"reason": str(error), "origin": "validation and train", "classes": "", "left_out": ""}
         return {"probe_tasks": [none | {"fitted": 0, "tested": 0}], "probes": [], "probe_means": [], "probe_draws": []}
@@ -220,14 +226,13 @@ def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts,
     return choose({corpus: held_out[corpus] + train[corpus] for corpus in held_out}), "validation and train"
 
 
-def _of_hub(settings: ProbeSettings, hub: HubTaskConfig) -> tuple[LabeledTexts, str]:
-    """Texts of a data set with labels of its own, and its name."""
-    from heredity.stitch.probe_datasets import from_hub
+def _of_set(settings: ProbeSettings) -> tuple[LabeledTexts, str]:
+    """Texts with labels of their own, and where they are from."""
+    from heredity.stitch.probe_sets import labeled_set
 
-    path = settings.root.value / hub.dataset
-    dataset = str(path) if path.exists() else hub.dataset
-    texts = from_hub(dataset, **hub.model_dump(exclude={"dataset"}), most=settings.texts, seed=settings.seed)
-    return texts, f"hub: {hub.dataset}" + (f", revision {hub.revision}" if hub.revision else "")
+    config: Any = settings.labeled
+    texts = labeled_set(config, settings.root.value, most=settings.texts, seed=settings.seed)
+    return texts, config.source + (f", revision {config.revision}" if config.revision else "")
 
 
 def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:

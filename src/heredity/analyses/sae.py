@@ -183,7 +183,7 @@ def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
     unused = {"instruments", "evaluation_tokens"}
     unused |= {"l0", "l1_coefficient", "calibration"} if config.activation in RANKED else {"k"}
     if not continued:
-        unused.add("continue_tokens")
+        unused |= {"continue_tokens", "warm_up"}
     else:
         unused |= {"encoder_start"} | ({"tokens"} if config.continue_tokens else set())
     return config.model_copy(update={name: SAEConfig.model_fields[name].default for name in unused})

@@ -15,17 +15,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import (
+    Analysis,
+    Aside,
+    Cost,
+    Item,
+    Need,
+    Needs,
+    Results,
+    Statement,
+    Tables,
+    rows_of,
+    seed_of,
+)
+from heredity.analyses.reading import load
 from heredity.analyses.sae import SAESettings, train_on_models, without_effect
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
-from heredity.study import SAEConfig, Study
+from heredity.papers import stitching_settings
+from heredity.study import SAEConfig, StitchConfig, Study, StudyError
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -38,6 +52,12 @@ if TYPE_CHECKING:
 CALIBRATING = 50_000
 """Training vectors of the target on which SAEs are refitted."""
 _FOLDED = 4096  # vectors on which folding is checked
+PUBLISHED = {
+    one.setting.removeprefix("sae."): one.values[0]
+    for one in stitching_settings.SETTINGS
+    if one.setting.startswith("sae.") and one.setting not in ("sae.k", "sae.tokens")
+}
+"""Settings that `arms_recipe = "published"` puts in place of the study's [sae]."""
 _REFITTED = {"bias": "its bias refitted", "decoder": "its decoder refitted", "density": "its thresholds refitted"}
 
 SAE_TRANSFER = Table(
@@ -82,32 +102,102 @@ def width_items(study: Study) -> Iterable[Item]:
     return ({"stitch": name, "d_sae": d_sae} for name, stitch in study.config.stitch.items() for d_sae in stitch.widths)
 
 
-def new_sae_config(study: Study) -> SAEConfig:
-    """SAE settings of a stitch, whose widths the stitch gives."""
-    unused = {"expansion": SAEConfig.model_fields["expansion"].default}
-    return without_effect(study.config.sae, continued=False).model_copy(update=unused)
+def new_sae_config(study: Study, name: str, arm: str = "random") -> SAEConfig:
+    """Settings of the SAEs of a stitch, which gives their widths itself, from one start."""
+    config = study.config.sae
+    if study.config.stitch[name].arms_recipe == "published":
+        config = config.model_copy(update=PUBLISHED)
+    given = {"expansion": SAEConfig.model_fields["expansion"].default}
+    given |= {} if arm == "random" else {"warm_up": config.warm_up}
+    return without_effect(config, continued=False).model_copy(update=given)
 
 
-def _source_settings(study: Study, item: Item) -> SAESettings:
+class LoadedSAE(NamedTuple):
+    """A source SAE that the study names."""
+
+    folder: Aside
+    content: str
+    """Hash of its files."""
+    d_sae: int
+    hook_point: str
+    config: Aside
+    place: Aside
+
+
+def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
+    from heredity.text.corpora import file_digest
+
     name, d_sae = item["stitch"], item["d_sae"]
     stitch, corpora = study.config.stitch[name], study.stitch_corpora(name)
     point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
-    return SAESettings(new_sae_config(study), point, study.config.precision, seed, {stitch.source: corpora}, d_sae)
+    if stitch.sae:
+        folder = study.root / stitch.sae
+        content = file_digest(sorted(path for path in folder.iterdir() if path.is_file()))
+        return LoadedSAE(Aside(folder), content, d_sae, point, Aside(stitch), Aside(f"{study.name}: stitch.{name}"))
+    return SAESettings(
+        new_sae_config(study, name), point, study.config.precision, seed, {stitch.source: corpora}, d_sae
+    )
 
 
 def _source_needs(study: Study, item: Item) -> Needs:
-    source = study.config.stitch[item["stitch"]].source
-    corpora = study.stitch_corpora(item["stitch"])
-    return {"model": {source: ("model", {"model": source})}, "tokens": tokens_needs(corpora)}
+    stitch = study.config.stitch[item["stitch"]]
+    needs: Needs = {"model": {stitch.source: ("model", {"model": stitch.source})}}
+    return needs if stitch.sae else needs | {"tokens": tokens_needs(study.stitch_corpora(item["stitch"]))}
 
 
-def _train_source(work: Work, settings: SAESettings) -> Results:
-    train_on_models(work, settings)
+def _source_sae(work: Work, settings: SAESettings | LoadedSAE) -> Results:
+    """Train the SAE, or take over the one that is named."""
+    if isinstance(settings, SAESettings):
+        train_on_models(work, settings)
+        return {}
+    from heredity.lm.hooks import HookPointError, resolve
+    from heredity.sae.formats import write_sae
+
+    (artifact,) = work.inputs["model"].values()
+    model, place, folder = load(artifact), settings.place.value, settings.folder.value
+    sae, metadata = loaded_sae(place, folder, settings.config.value, model.config.get_text_config().hidden_size)
+    if own := metadata.get("hook_name"):
+        try:
+            same = resolve(model, own) == resolve(model, settings.hook_point)
+        except HookPointError as error:
+            raise StudyError(f"{place}.sae: {folder}: {error}") from None
+        if not same:
+            raise StudyError(
+                f"{place}.sae: {folder} was trained at {own}, and the stitch reads {settings.hook_point}; set "
+                f"source_hook_point = {own!r}"
+            )
+    write_sae(sae, work.folder / "sae", metadata)
     return {}
 
 
+def loaded_sae(place: str, folder: Path, config: StitchConfig, d_in: int) -> tuple[SAE, dict[str, Any]]:
+    """The source's SAE that a stitch names, and its metadata; d_in: width of the source, 0 where it is not known.
+
+    Raises StudyError for a folder without one that can be read, that normalizes its input, or that has other widths.
+    """
+    from heredity.sae.formats import FormatError, read_sae
+
+    try:
+        sae, metadata = read_sae(folder)
+    except FormatError as error:
+        raise StudyError(f"{place}.sae: {error}") from None
+    if d_in and sae.d_in != d_in:
+        raise StudyError(
+            f"{place}.sae: {folder} reads {sae.d_in} dimensions, and {config.source} is {d_in} wide; give an SAE of "
+            f"{config.source}"
+        )
+    if config.widths != (sae.d_sae,):
+        raise StudyError(
+            f"{place}.widths: {list(config.widths)} is not the width of {folder}, an SAE of {sae.d_sae} features; set "
+            f"widths = [{sae.d_sae}]"
+        )
+    return sae, metadata
+
+
 def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
-    """Cost of training an SAE of one end of a stitch."""
+    """Cost of training an SAE of one end of a stitch; nothing for one that is loaded."""
+    if end == "source" and study.config.stitch[item["stitch"]].sae:
+        return Cost()
     a, b, _, gib = sizes(study, item["stitch"], shapes)
     d_in, weights = a if end == "source" else b, shapes.front(getattr(study.config.stitch[item["stitch"]], end))
     tokens, features = study.config.sae.tokens, item["d_sae"]
@@ -218,7 +308,7 @@ SOURCE_SAE = Analysis(
     items=width_items,
     settings=_source_settings,
     needs=_source_needs,
-    run=_train_source,
+    run=_source_sae,
     cost=lambda study, item, shapes: training_cost(study, item, shapes, "source"),
 )
 ANALYSIS = Analysis(

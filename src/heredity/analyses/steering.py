@@ -5,7 +5,9 @@ h + (z - h·v) v, with z the mean of h·v on the wanted corpus in the model that
 equation 9). A direction is carried by the map's matrix, without the bias. Arms: `none`, `native` (the model's own
 direction), `carried` (the other model's) and `random`, which moves vectors as far as the native one. A classifier of
 characters, fitted on training documents, tells which corpus a text is like; shares have Clopper-Pearson intervals.
-Transfer gap (equation 16): share by the carried direction over share by the native one, clipped to 0..1, with 0/0 = 0.
+Transfer gap (equation 16): share by the carried direction over share by the native one, clipped to 0..1, with 0/0 = 0;
+beside it stands the corpus's frequency in the tokens that the maps are fitted to, which take corpora in equal parts as
+far as each has text (appendix F.2).
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import numpy as np
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Results, Statement, Tables, rows_of
 from heredity.analyses.probes import require_sklearn
-from heredity.analyses.reading import packs
+from heredity.analyses.reading import packs, sampler_of
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
+from heredity.engine.store import CONFIG
 from heredity.study import Study, StudyError
 from heredity.study.stitch import SteeringConfig
 from heredity.tables import Column, Plot, Table
@@ -34,6 +37,8 @@ _PIECES, _TESTED = 2_000, 500  # per corpus, on which the classifier is fitted, 
 _READ = 20  # documents from which each prompt is drawn
 _CHARACTERS = 40  # read of a document for each token of a prompt
 _EXAMPLES = 2
+_CORRELATED = 4  # corpora behind a correlation, at least
+_SPAN = 2  # the most frequent over the least, at least: of equal parts only the luck of the blocks differs
 _WANTED = Column("wanted", "text", "Corpus that its texts should be like.")
 _ARM = Column("arm", "text", "none, native, carried (direction of the other model) or random.")
 
@@ -71,8 +76,19 @@ STEERING_GAPS = Table(
         _WANTED,
         Column("gap", "r", "Share by the carried direction over share by the native one; 1 is as good as native."),
         Column("cosine", "r", "Cosine of the carried and the native direction."),
+        Column("frequency", "share", "Share of the wanted corpus in the tokens that the maps are fitted to."),
     ),
-    brief=("stitch", "model", "wanted", "gap", "cosine"),
+    brief=("stitch", "model", "wanted", "gap", "cosine", "frequency"),
+)
+STEERING_FREQUENCIES = Table(
+    "steering_frequencies",
+    "Transfer gap by the wanted corpus's frequency in the tokens that the maps are fitted to.",
+    ("stitch", "model"),
+    (
+        Column("corpora", "count", "Wanted corpora, each with its gap."),
+        Column("r", "r", "Pearson r of gap and log frequency; null unless four corpora differ in both.", ci=True),
+        Column("reason", "text", "Reason why there is no r; empty where there is one."),
+    ),
 )
 STEERING_EXAMPLES = Table(
     "steering_examples",
@@ -86,7 +102,7 @@ STEERING_EXAMPLES = Table(
         Column("text", "text", "What the model wrote after it."),
     ),
 )
-_TABLES = (STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_EXAMPLES)
+_TABLES = (STEERING_CLASSIFIERS, STEERING, STEERING_GAPS, STEERING_FREQUENCIES, STEERING_EXAMPLES)
 
 
 def _items(study: Study) -> Iterable[Item]:
@@ -110,6 +126,10 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         classifier["reason"] = f"both models have read {', '.join(corpora)} only; a direction lies between two corpora"
         return results
     sides, total = Sides.of(work), 2 + 2 * len(corpora)
+    if config.chat and not sides.tokenizer.chat_template:
+        classifier["reason"] = "chat = true, but the tokenizer has no chat template"
+        return results
+    frequencies = _frequencies(work)
     classify, accuracy, fitted, tested = _classifier(work, sides, config.max_tokens, seed)
     classifier |= {"fitted": fitted, "tested": tested, **accuracy.columns("accuracy")}
     work.progress(1, total)
@@ -125,7 +145,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             own, others = (part.swapped() if place else part for part in moments[wanted])
             prompts = interleave([starts[corpus] for corpus in corpora if corpus != wanted])[: config.prompts]
             how: dict[str, Any] = {"max_tokens": config.max_tokens, "prompt_tokens": config.prompt_tokens}
-            how["seed"] = seed + number
+            how |= {"chat": config.chat, "seed": seed + number}
             try:
                 arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
                 texts = {
@@ -149,9 +169,39 @@ def _run(work: Work, settings: StitchSettings) -> Results:
                 ]
             gap = transfer_gap(shares["carried"].value, shares["native"].value)
             cosine = float(arms["native"].direction @ arms["carried"].direction)  # type: ignore[union-attr]
-            results["steering_gaps"].append({**key, "gap": gap, "cosine": cosine})
+            results["steering_gaps"].append({**key, "gap": gap, "cosine": cosine, "frequency": frequencies[wanted]})
             work.progress(3 + place * len(corpora) + number, total)
+        gaps = [row["gap"] for row in results["steering_gaps"] if row["model"] == name]
+        row = gap_by_frequency(np.array(gaps), np.array([frequencies[wanted] for wanted in corpora]))
+        results["steering_frequencies"].append({"model": name, **row})
     return results
+
+
+def gap_by_frequency(gaps: np.ndarray, frequencies: np.ndarray) -> dict[str, Any]:
+    """Columns of `steering_frequencies` for gaps [n] and frequencies [n]: Pearson's r with its 95 % interval."""
+    from scipy.stats import pearsonr
+
+    row, ends = {"corpora": len(gaps), "reason": ""}, (frequencies.min(), frequencies.max())
+    if len(gaps) < _CORRELATED:
+        return row | {"reason": f"{len(gaps)} corpora are too few, {_CORRELATED} are needed"}
+    if not 0 < _SPAN * ends[0] <= ends[1]:
+        return row | {"reason": f"the maps read all alike, {format.interval('share', *ends)} of the tokens each"}
+    if np.ptp(gaps) == 0:
+        return row | {"reason": f"all gaps are {gaps[0]:.2f}"}
+    found: Any = pearsonr(gaps, np.log(frequencies))
+    low, high = found.confidence_interval(0.95)
+    return row | {"r": float(found.statistic), "r_low": float(low), "r_high": float(high)}
+
+
+def _frequencies(work: Work) -> dict[str, float]:
+    """Share of each corpus in the tokens that the maps are fitted to; as read, since a corpus may be short."""
+    from heredity.text.tokens import corpus_shares
+
+    made = work.inputs["stitch"].json(CONFIG)
+    config = made["config"]
+    return corpus_shares(
+        sampler_of(work.inputs["tokens"], "train", config["context_size"], made["seed"]), config["tokens"]
+    )
 
 
 def _classifier(
@@ -225,12 +275,16 @@ def _say(tables: Tables) -> Iterable[Statement]:
             gaps = rows_of(tables, "steering_gaps", stitch=name, model=model)
             evidence = [f"mean over {format.listed([gap['wanted'] for gap in gaps])}"] if len(gaps) > 1 else []
             evidence += [f"{gap['wanted']}: {format.value('r', gap['gap'])} of native" for gap in gaps]
+            (row,) = rows_of(tables, "steering_frequencies", stitch=name, model=model)
+            if row["r"] is not None:
+                ends = format.interval("r", row["r_low"], row["r_high"])
+                evidence.append(f"gap by log frequency in the maps' text: r {format.value('r', row['r'])} [{ends}]")
             yield Statement(f"stitch {name}", "steering", text, tuple(evidence))
 
 
 ANALYSIS = Analysis(
     kind="steering",
-    version=1,
+    version=2,
     title="Steering across a stitch",
     items=_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "steering", "steering"),

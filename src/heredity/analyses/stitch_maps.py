@@ -8,8 +8,9 @@ each the mean over elements and tokens; alpha = 1 is the paper's. It depends on 
 alone and is quadratic in either map, so exact steps in turn minimize it from one pass over the tokens, without a
 learning rate (`joint`). It is not convex in both maps: the fit ends at a stationary point below its start, the maps of
 `ridge` (each map for itself). The ridge of each side is chosen on held-out tokens. `procrustes`: up turns and scales,
-down undoes it. `adam`: gradient descent, as published. FLOPs are those of the matrix products of a fit, without the
-forward passes of the models.
+down undoes it. `published`: Adam with the published settings (appendix A: learning rate 1e-4, 2 epochs, 5,120 tokens a
+step, alpha = 1), on as many tokens as the stitch has; `descent`: the same with the study's settings. FLOPs are those of
+the matrix products of a fit, without the forward passes of the models.
 
 Layer of B, unless the study names one: the residual stream of highest SVCCA with A's (Raghu et al. 2017), beside linear
 CKA (Kornblith et al. 2019). Stitched models (table 1): the back of one model after the front of the other, mapped, or
@@ -33,7 +34,7 @@ from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
-from heredity.study import Precision, StitchConfig, Study, StudyError
+from heredity.study import AdamConfig, Precision, StitchConfig, Study, StudyError
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -57,10 +58,13 @@ STITCH_MAPS = Table(
         Column("source_width", "count", "Width of the residual stream of A."),
         Column("target_width", "count", "Width of the residual stream of B."),
         Column("corpora", "text", "Corpora that both models have read."),
-        Column("method", "text", "Fit in use: joint, ridge or procrustes."),
+        Column("method", "text", "Fit in use: joint, ridge, procrustes, published or descent."),
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
+        Column("source_reading_flops", "flops", "FLOPs per token of products with weights before the hook point of A."),
+        Column("target_reading_flops", "flops", "The same of B."),
+        Column("reading_seconds", "seconds", "Wall time of these passes over the tokens of the fits."),
     ),
     brief=("stitch", "source", "source_hook_point", "target", "target_hook_point", "method", "held_out"),
 )
@@ -69,7 +73,7 @@ STITCH_FITS = Table(
     "Maps by every fit, judged on held-out tokens.",
     ("stitch", "method"),
     (
-        Column("method", "text", "joint, ridge, procrustes or adam."),
+        Column("method", "text", "joint, ridge, procrustes, published or descent."),
         Column("in_use", "flag", "Whether further results rest on these maps."),
         Column("loss", "number", "Joint loss."),
         Column("r2_up", "r", "R2 of B from A, pooled over dimensions."),
@@ -84,6 +88,9 @@ STITCH_FITS = Table(
         Column("flops", "flops", "FLOPs of its matrix products, without forward passes of the models."),
         Column("seconds", "seconds", "Wall time, forward passes of the models included."),
         Column("converged", "flag", "Whether the iterations converged; null for fits without iterations."),
+        Column("lr", "number", "Adam's learning rate at the start of its cosine decay; null for other fits."),
+        Column("epochs", "count", "Its passes over the tokens."),
+        Column("batch_tokens", "count", "Its tokens per step."),
     ),
     brief=("stitch", "method", "loss", "r2_up", "r2_down", "r2_there_and_back", "r2_back_and_there", "flops"),
 )
@@ -92,7 +99,7 @@ STITCH_COSTS = Table(
     "Held-out loss by cost: the joint fit on 1/32 to all of the tokens, whole descents of fewer epochs up to all.",
     ("stitch", "method", "tokens"),
     (
-        Column("method", "text", "joint or adam."),
+        Column("method", "text", "joint, published or descent."),
         Column("tokens", "count", "Tokens it read, repeats counted."),
         Column("flops", "flops", "FLOPs of its matrix products."),
         Column("loss", "number", "Joint loss."),
@@ -108,6 +115,7 @@ STITCH_LAYERS = Table(
         Column("target_layer", "text", "Hook point of B."),
         Column("svcca", "r", "Mean canonical correlation of the leading principal components."),
         Column("cka", "r", "Linear centered kernel alignment."),
+        Column("chosen", "flag", "Whether the stitch joins these two; where no layer of B is named, by the SVCCA."),
     ),
     plot=Plot("heat", x="target_layer", y="svcca", by="source_layer"),
 )
@@ -210,7 +218,7 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.stitch.affine import MomentStream, nested_moments
+    from heredity.stitch.affine import nested_moments
     from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
 
     config, first = settings.config, settings.source_hook_point
@@ -222,10 +230,10 @@ def _run(work: Work, settings: StitchSettings) -> Results:
 
     blocks = settings.blocks(work, "train", config.tokens)
     layers, second, compared = _layers(settings, models, read, blocks)
-    pairs = partial(read, [first], [second])
+    pairs, clock = partial(read, [first], [second]), [0.0]
     work.progress(1, 5)
     start = time.monotonic()
-    parts = nested_moments(pairs, blocks)
+    parts = nested_moments(lambda some: _timed(pairs(some), clock), blocks)
     moments = parts[-1]
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
@@ -236,16 +244,15 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     check_method(settings.place.value, config, *widths)
     shared = time.monotonic() - start
     work.progress(2, 5)
-    blocks_held = settings.blocks(work, "validation", config.held_out)
-    held = [MomentStream().extend(pairs(half)).pair() for half in (blocks_held[::2], blocks_held[1::2])]
+    held = held_moments(settings, work, pairs)
     moments.save(work.folder / "moments.safetensors")
     fitted = partial(_fitted, config, held=held, shared=shared)
     curves = {"ridge": [fitted(moments, "ridge")], "joint": [fitted(part, "joint") for part in parts]}
     if widths[0] <= widths[1]:
         curves["procrustes"] = [fitted(moments, "procrustes")]
     work.progress(3, 5)
-    if config.adam.epochs:
-        curves["adam"] = _by_adam(config, pairs, blocks, held[1], settings.seed)
+    for name, adam in config.descents.items():
+        curves[name] = _by_adam(adam, config.alpha, pairs, blocks, held[1], settings.seed)
     for name, fits in curves.items():
         fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
@@ -257,6 +264,9 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
     row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
     row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
+    for end, place in (("source", source), ("target", target)):
+        row[f"{end}_reading_flops"] = _reading_flops(*place, blocks[:1])
+    row["reading_seconds"] = round(clock[0], 3)
     return {
         "stitch_maps": [row],
         "stitch_fits": [
@@ -264,8 +274,8 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         ],
         "stitch_costs": [
             {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
-            for name in ("joint", "adam")
-            for _, row in curves.get(name, ())
+            for name in ("joint", *config.descents)
+            for _, row in curves[name]
         ],
         "stitch_layers": layers,
         "stitched_models": [
@@ -274,6 +284,37 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             for way, own in ways.items()
         ],
     }
+
+
+def held_moments(settings: StitchSettings, work: Work, pairs: Callable[[np.ndarray], Pairs]) -> tuple[Moments, Moments]:
+    """Moments of the held-out tokens: to choose the ridge on, and to judge by."""
+    from heredity.stitch.affine import MomentStream
+
+    blocks = settings.blocks(work, "validation", settings.config.held_out)
+    tuning, judging = (MomentStream().extend(pairs(half)).pair() for half in (blocks[::2], blocks[1::2]))
+    return tuning, judging
+
+
+def _timed(chunks: Pairs, clock: list[float]) -> Pairs:
+    """The same chunks; the seconds that they take to come are added to the clock."""
+    mark = time.monotonic()
+    for chunk in chunks:
+        clock[0] += time.monotonic() - mark
+        yield chunk
+        mark = time.monotonic()
+
+
+def _reading_flops(model: Any, hook_point: str, block: np.ndarray) -> float:
+    """FLOPs per token of a forward pass up to a hook point: of products with weights, as torch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from heredity.lm.hooks import capture
+
+    with FlopCounterMode(display=False) as counter:
+        capture(model, hook_point, torch.from_numpy(block).to(next(model.parameters()).device))
+    counts = counter.get_flop_counts().get("Global", {})  # without any product there is none
+    return sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm)) / block.size
 
 
 def _layers(
@@ -301,7 +342,13 @@ def _layers(
     svcca, cka = similarity(stream)
     second = second or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
     rows = [
-        {"source_layer": a, "target_layer": b, "svcca": svcca[i, j], "cka": cka[i, j]}
+        {
+            "source_layer": a,
+            "target_layer": b,
+            "svcca": svcca[i, j],
+            "cka": cka[i, j],
+            "chosen": (a, b) == (first, second),
+        }
         for i, a in enumerate(sides[0])
         for j, b in enumerate(sides[1])
     ]
@@ -328,19 +375,25 @@ def _fitted(
 
 
 def _by_adam(
-    config: StitchConfig, pairs: Callable[[np.ndarray], Pairs], blocks: np.ndarray, held_out: Moments, seed: int
+    adam: AdamConfig,
+    alpha: float,
+    pairs: Callable[[np.ndarray], Pairs],
+    blocks: np.ndarray,
+    held_out: Moments,
+    seed: int,
 ) -> list[tuple[Stitch, dict[str, Any]]]:
-    """The published fit on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
+    """A descent on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
     from heredity.stitch.fit import adam_flops, block_batches, fit_by_adam
 
-    each = max(1, config.adam.batch_tokens // blocks.shape[1])
+    each = max(1, adam.batch_tokens // blocks.shape[1])
     keep = 4 * blocks.size * sum(held_out.ab.shape) <= _KEPT
     batch, fits = block_batches(pairs, blocks, each, keep), []
-    for halvings in reversed(range(config.adam.epochs.bit_length())):
-        start, epochs = time.monotonic(), config.adam.epochs >> halvings
-        stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, config.alpha, config.adam.lr, seed)
+    for halvings in reversed(range(adam.epochs.bit_length())):
+        start, epochs = time.monotonic(), adam.epochs >> halvings
+        stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, alpha, adam.lr, seed)
         flops, stitch = adam_flops(tokens, *held_out.ab.shape), stitch.to("cpu")
-        fits.append((stitch, _figures(stitch, held_out, config.alpha, tokens, flops, start)))
+        row = _figures(stitch, held_out, alpha, tokens, flops, start)
+        fits.append((stitch, row | adam.model_dump() | {"epochs": epochs}))
     return fits
 
 
@@ -365,10 +418,11 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     a, b, weights, gib = sizes(study, item["stitch"], shapes)
     fitted = config.tokens * (2 * weights + 2 * (a * a + a * b + b * b))
     # Trainings of half the epochs, a quarter and so on are as many again.
-    descent = config.tokens * (2 * weights + 2 * config.adam.epochs * 20 * a * b)
+    epochs = sum(adam.epochs for adam in config.descents.values())
+    descent = config.tokens * (2 * weights * len(config.descents) + 2 * epochs * 20 * a * b)
     _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
     compared = COMPARED * (4 * weights + kept / 4)  # a product and a sum for each number of 8 bytes
-    return Cost(config.tokens * (1 + 2 * config.adam.epochs), compared + fitted + descent, gib + kept / 2**30)
+    return Cost(config.tokens * (1 + 2 * epochs), compared + fitted + descent, gib + kept / 2**30)
 
 
 def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, float]:
@@ -405,6 +459,10 @@ def _say(tables: Tables) -> Iterable[Statement]:
             f"{row['source_hook_point']} ({row['source_width']:,} wide) and {row['target_hook_point']} "
             f"({row['target_width']:,} wide)",
             f"{row['method']} fit on {fit['tokens']:,} tokens, judged on {row['held_out']:,} held-out tokens",
+            *(
+                f"SVCCA of the two layers {format.value('r', layers['svcca'])}"
+                for layers in rows_of(tables, "stitch_layers", stitch=name, chosen=True)
+            ),
             f"there and back costs {source} {percent(rise['source_round_trip'])} and {target} "
             f"{percent(rise['target_round_trip'])}",
             *_fit_costs(tables, name),
@@ -413,25 +471,30 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 
 def _fit_costs(tables: Tables, name: str) -> Iterable[str]:
-    """Cost of the joint fit beside that of the descent, for each loss that both reach within 1 %."""
-    curves: dict[str, list[Mapping[str, Any]]] = {"joint": [], "adam": []}
+    """Cost of the joint fit beside that of each descent, for each loss that both reach within 1 %."""
+    curves: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows_of(tables, "stitch_costs", stitch=name):
         if row["loss"] is not None:
-            curves[row["method"]].append(row)
-    if not all(curves.values()):
-        return
-    best = curves["joint"][-1]["loss"], min(row["loss"] for row in curves["adam"])
-    for words, level in zip(("the joint fit's loss", "the descent's best loss"), best, strict=True):
-        joint, adam = (
-            min((row["flops"] for row in rows if row["loss"] <= 1.01 * level), default=None) for rows in curves.values()
-        )
-        if joint is not None and adam is not None:
-            yield (
-                f"to within 1 % of {words} ({level:.4g}): {format.value('flops', joint)} by the joint fit, "
-                f"{format.value('flops', adam)} by descent, {adam / joint:,.1f} times as many"
+            curves.setdefault(row["method"], []).append(row)
+    joint = curves.pop("joint", [])
+    for method, rows in curves.items() if joint else ():
+        fit = rows_of(tables, "stitch_fits", stitch=name, method=method)[0]
+        words = "the published descent" if method == "published" else "the descent"
+        settings = f"learning rate {fit['lr']:g}, epochs {fit['epochs']}"
+        for loss, level in (
+            ("the joint fit's loss", joint[-1]["loss"]),
+            (f"the best loss of {words}", min(row["loss"] for row in rows)),
+        ):
+            least, most = (
+                min((row["flops"] for row in one if row["loss"] <= 1.01 * level), default=None) for one in (joint, rows)
             )
-        elif level == best[0]:
-            yield f"the descent never came within 1 % of {words}, {level:.4g}"
+            if least is not None and most is not None:
+                yield (
+                    f"to within 1 % of {loss} ({level:.4g}): {format.value('flops', least)} by the joint fit, "
+                    f"{format.value('flops', most)} by {words} ({settings}), {most / least:,.1f} times as many"
+                )
+            elif level == joint[-1]["loss"]:
+                yield f"{words} ({settings}) never came within 1 % of {loss}, {level:.4g}"
 
 
 def percent(share: float | None) -> str:
@@ -445,7 +508,7 @@ def _change(share: float | None) -> str:
 
 ANALYSIS = Analysis(
     kind="stitch",
-    version=1,
+    version=2,
     title="Stitches: affine maps between models",
     items=lambda study: ({"stitch": name} for name in study.config.stitch),
     settings=_settings,

@@ -163,7 +163,9 @@ def _from_saelens(tensors: _Tensors, path: Path, settings: dict[str, Any]) -> tu
         raise FormatError(f"{path}: architecture {architecture!r} is not supported; give one of {names}")
     for key in ("normalize_activations", "reshape_activations"):
         if (value := settings.get(key)) not in (None, False, "none"):
-            raise FormatError(f"{path}: {key}={value!r} is not supported; fold it into the weights with SAELens")
+            fold = "each input is divided by its own norm, which no weights can hold; give an SAE of raw activations"
+            fold = fold if value == "layer_norm" else "fold it into the weights with SAELens"
+            raise FormatError(f"{path}: {key}={value!r} is not supported; {fold}")
     activation = ARCHITECTURES[architecture]
     matrices = tensors.matrices("W_enc", "W_dec")
     threshold = tensors.take("threshold", len(matrices[1])) if activation == "jumprelu" else None

@@ -42,7 +42,6 @@ from heredity.study import SAEConfig
 
 Batches = Callable[[int], Tensor]  # the batch [n, d_in] of a step, counted from 0; always the same for one step
 
-WARM_UP = 0.02  # share of a continued training over which the learning rate rises, because Adam starts anew
 DECAY = 0.2  # share of the steps over which the learning rate falls to 0 when the settings ask for it
 RESAMPLE_UNTIL = 0.5  # share of the steps after which no feature is resampled, so that the last ones can settle
 # Fewest vectors on which a feature must have been silent to count as dead, unless the settings say how often to
@@ -67,7 +66,7 @@ FIRING_SHARE = 0.5
 
 # Settings that a training reads.
 USED = {"lr", "decay", "l0", "l1_coefficient", "calibration", "resample_every"}
-USED |= {"subtract_mean", "encoder_start", "normalize"}
+USED |= {"subtract_mean", "encoder_start", "normalize", "warm_up"}
 
 FILE = "state.safetensors"
 _GROUPS = ("weights", "first", "second")
@@ -271,7 +270,7 @@ def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -
     """Learning rate of a step, counted from 1: constant but for the warm-up of a continued training and the decay."""
     rate = config.lr
     if continued:
-        rate *= min(1.0, number / max(1.0, WARM_UP * steps))
+        rate *= min(1.0, number / max(1.0, config.warm_up * steps))
     if config.decay:
         rate *= min(1.0, (steps - number + 1) / max(1.0, DECAY * steps))
     return rate

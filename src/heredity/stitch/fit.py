@@ -1,4 +1,4 @@
-"""Fits of a stitch: in closed form or by exact steps from moments, and the published gradient descent over tokens.
+"""Fits of a stitch: in closed form or by exact steps from moments, and gradient descent over tokens.
 
 The joint loss is L = MSE(up a, b) + MSE(down b, a) + α MSE(down up a, a) + α MSE(up down b, b), means over tokens and
 elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Tokens enter through means and covariances only. The best biases

@@ -11,13 +11,14 @@ Regulation Neurons in Language Models") and Gurnee et al. 2024 ("Universal Neuro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from heredity.lm.activations import activations, blocks_at_once
@@ -30,6 +31,7 @@ from heredity.study import Precision
 
 _CHUNK = 1 << 22  # numbers computed at a time
 _ROWS = 8192  # of the unembedding, in float64 at a time
+_CHOOSES = 5  # of so many blocks one chooses the heads that the others measure
 
 
 class Side(NamedTuple):
@@ -203,54 +205,111 @@ def head_scores(model: nn.Module, hook_point: str, directions: Tensor, bos: int,
     return torch.stack(scores, 1).cpu().numpy(), layers
 
 
-def path_ablation(
-    model: nn.Module, hook_point: str, sae: SAE, feature: int, layer: int, head: int, blocks: np.ndarray, skip: int = 1
-) -> np.ndarray:
-    """Effect of a feature on a head by the direct path into its queries; keys and values stay (figure 5b).
+class Ablation(NamedTuple):
+    """Effect of one feature on heads by the direct path into their queries, at the n tokens where it fires."""
 
-    f_i(t) d_i is taken from the residual stream before the layer, for queries only. blocks: tokens [n, context]. skip:
-    first positions left out, since the first attends to itself alone. Returns float64 [5, tokens where the feature
-    fires]: its activation, the head's attention to the first token with and without it (less when the feature
-    deactivates the head), and the norm of the head's output before the output projection with and without it.
+    acts: np.ndarray  # float64 [n]: its activation
+    blocks: np.ndarray  # int64 [n]: the token block of each
+    attention: np.ndarray  # float64 [2, n, heads]: to the first token, with the feature and without it
+    norm: np.ndarray  # float64 [2, n, heads]: length of a head's output before the output projection, likewise
+
+
+def path_ablation(
+    model: nn.Module, hook_point: str, sae: SAE, feature: int, layer: int, blocks: np.ndarray, skip: int = 1
+) -> Ablation:
+    """Effect of a feature on all heads of a layer by the direct path into their queries (figure 5b).
+
+    f_i(t) d_i is taken from the residual stream before the layer, for queries only; keys and values stay. blocks:
+    tokens [n, context]. skip: first positions left out, since the first attends to itself alone. Attention to the first
+    token is less without the feature where the feature deactivates the head.
     """
     at = _attention(model, layer)
     direction = to_stream(model, hook_point, sae.W_dec[feature : feature + 1].detach())
-    parts, step = [], blocks_at_once(blocks.shape[1])
+    step, empty = blocks_at_once(blocks.shape[1]), torch.zeros(0, dtype=torch.double)
+    acts, places, effects = [empty], [empty.long()], [empty.new_zeros(4, 0, at.width // at.d_head)]
     for start in range(0, len(blocks), step):
         ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + step], np.int64)).to(direction.device)
         codes = sparse_codes(sae, capture(model, hook_point, ids).flatten(0, 1))[:, [feature]].toarray()
-        acts = torch.from_numpy(codes).float().to(ids.device).view(ids.shape)
-        fires = acts > 0
+        active = torch.from_numpy(codes).float().to(ids.device).view(ids.shape)
+        fires = active > 0
         fires[:, :skip] = False
         if not bool(fires.any()):
             continue
         with torch.no_grad():
-            x = capture(model, f"blocks.{layer}.hook_resid_pre", ids) - acts[..., None] * direction
+            x = capture(model, f"blocks.{layer}.hook_resid_pre", ids) - active[..., None] * direction
             query = at.projection(at.norm(x.to(direction.dtype)))[..., : at.width]
-        columns = [acts]
+        found = []
         for first_only in (True, False):
             for changed in (None, query):
                 with _attending(model, at, changed, first_only):
-                    output = at.heads_of(capture(model, f"blocks.{layer}.attn.hook_z", ids))[..., head, :]
-                columns.append(output[..., 0] if first_only else output.norm(dim=-1))
-        parts.append(torch.stack([column[fires].double() for column in columns]))
-    return (torch.cat(parts, 1) if parts else torch.zeros(5, 0).double()).cpu().numpy()
+                    output = at.heads_of(capture(model, f"blocks.{layer}.attn.hook_z", ids))[fires]
+                found.append(output[..., 0] if first_only else output.norm(dim=-1))
+        acts.append(active[fires].double().cpu())
+        places.append(fires.nonzero()[:, 0].cpu() + start)
+        effects.append(torch.stack(found).double().cpu())
+    attention, norm = torch.cat(effects, 1).numpy().reshape(2, 2, -1, effects[0].shape[2])
+    return Ablation(torch.cat(acts).numpy(), torch.cat(places).numpy(), attention, norm)
 
 
-def strongest_head(side: Side, scores: HeadScores, feature: int, blocks: np.ndarray) -> dict[str, float | None]:
-    """`path_ablation` of the head on which a feature scores highest. scores: of the same SAE's decoder rows.
+def firing_blocks(side: Side, features: Sequence[int], blocks: np.ndarray, skip: int = 1) -> np.ndarray:
+    """Whether each feature fires in each block [n, context] after its first `skip` tokens, bool [n, features]."""
+    parts = []
+    for x in activations(side.model, side.hook_point, blocks, side.precision):
+        fires = sparse_codes(side.sae, x)[:, list(features)].toarray() > 0
+        parts.append(fires.reshape(-1, blocks.shape[1], len(features))[:, skip:].any(1))
+    return np.concatenate(parts)
 
-    Gives layer, head, score, tokens where the feature fires, and means over them, None without any: attention to the
-    first token, norm of the output, and by how much each drops without the feature.
+
+class MovedHead(NamedTuple):
+    """A head, and the effect of a feature on it at the n tokens where the feature fires."""
+
+    layer: int
+    head: int
+    effect: Ablation  # of this head alone: attention and norm are [2, n]
+
+
+def moved_heads(
+    side: Side, feature: int, layers: Sequence[int], blocks: np.ndarray, skip: int = 1
+) -> dict[str, MovedHead]:
+    """Of all heads of some layers the one that a feature turns `off` most, and the one that it turns `on` most.
+
+    That is by the mean of how much attention to the first token drops without the feature: most, and least. Of the
+    blocks [n, context] every fifth chooses the heads and the others measure, so that the luck of the choice is not
+    measured with it. Empty for a feature that fires in none of either.
     """
-    row, layers = scores[0][feature], scores[1]
-    place, head = (int(i) for i in np.unravel_index(row.argmax(), row.shape))
-    layer = layers[place]
-    acts, attention, without, norm, without_norm = path_ablation(*side[:3], feature, layer, head, blocks)
-    columns = {"attention": attention, "attention_drop": attention - without}
-    columns |= {"norm": norm, "norm_drop": norm - without_norm}
-    means = {name: float(column.mean()) if len(acts) else None for name, column in columns.items()}
-    return {"layer": layer, "head": head, "score": float(row[place, head]), "tokens": len(acts), **means}
+    chooses = np.arange(len(blocks)) % _CHOOSES == 0
+
+    def ablated(layer: int, some: np.ndarray) -> Ablation:
+        return path_ablation(side.model, side.hook_point, side.sae, feature, layer, some, skip)
+
+    first = [ablated(layer, blocks[chooses]) for layer in layers]
+    if not len(first[0].acts) or chooses.all():
+        return {}
+    drops = np.stack([(one.attention[0] - one.attention[1]).mean(0) for one in first])
+    found = {}
+    for effect, best in (("off", drops.argmax()), ("on", drops.argmin())):
+        place, head = (int(i) for i in np.unravel_index(best, drops.shape))
+        own = ablated(layers[place], blocks[~chooses])
+        if not len(own.acts):
+            return {}
+        own = own._replace(attention=own.attention[..., head], norm=own.norm[..., head])
+        found[effect] = MovedHead(layers[place], head, own)
+    return found
+
+
+def mean_over_blocks(values: np.ndarray, blocks: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the values [n] of tokens, with its 95 % interval over the blocks [n] that they stand in.
+
+    Tokens of a block depend on each other, so blocks are what varies: t interval of a ratio of sums over blocks
+    (Cochran, Sampling Techniques, 1977, section 6.3). The ends are nan for a single block.
+    """
+    mean, (_, of) = float(values.mean()), np.unique(blocks, return_inverse=True)
+    rest = np.bincount(of, values - mean)
+    if len(rest) < 2:
+        return mean, float("nan"), float("nan")
+    deviation = np.sqrt(len(rest) / (len(rest) - 1) * np.square(rest).sum()) / len(values)
+    wide = float(stdtrit(len(rest) - 1, 0.975) * deviation)
+    return mean, mean - wide, mean + wide
 
 
 class _Attention(NamedTuple):

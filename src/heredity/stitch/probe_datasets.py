@@ -1,11 +1,11 @@
-"""Labeled texts: from the corpora at hand, without any annotation, or from a data set of the hub."""
+"""Labeled texts from the corpora at hand, without any annotation."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import filterfalse
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from heredity.study.stitch import ProbeTask
 CHARACTERS = 2000  # length of the beginning of a document that is used
 LOOKED_AT = 200  # documents by which a corpus counts as prose or code
 _LEAST = 10  # texts of a class
-_ROWS, _BUFFER = 20_000, 10_000  # of a data set of the hub: rows read at most, and rows shuffled at a time
 
 _CODE_LINE = re.compile(
     r"[;{}]\s*$"  # statements and blocks of the C family
@@ -119,43 +118,6 @@ def balanced(
     y, test = np.repeat(np.arange(len(kept)), size), np.tile(np.arange(size) < tests, len(kept))
     order = rng.permutation(len(texts))
     return LabeledTexts([texts[i] for i in order], y[order], tuple(kept), test[order])
-
-
-def from_hub(
-    dataset: str,
-    text: str,
-    label: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    most: int = 1000,
-    seed: int = 0,
-) -> LabeledTexts:
-    """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads.
-
-    text, label: its columns. Classes have the data set's names for labels, or else the values. Rows are streamed
-    through a seeded shuffle. Raises LabelError when the data set cannot be read or lacks a column, and as `balanced`.
-    """
-    from datasets import load_dataset
-
-    groups: dict[str, list[str]] = {}
-    try:
-        stream: Any = load_dataset(dataset, name=subset, split=split, revision=revision, streaming=True)
-        named = getattr((stream.features or {}).get(label), "int2str", str)
-        for row in stream.shuffle(seed=seed, buffer_size=_BUFFER).take(_ROWS):
-            if text not in row or label not in row:
-                raise LabelError(f"{dataset}: no column {text!r} or {label!r}; it has {', '.join(row)}")
-            # -1 marks a missing label and has no name.
-            if row[label] is not None and row[label] != -1 and isinstance(row[text], str):
-                groups.setdefault(named(row[label]), []).append(row[text])
-    except LabelError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        way_out = "check name, subset, split, revision and network"
-        raise LabelError(f"{dataset}: cannot be read ({reason}); {way_out}") from error
-    return balanced(dict(sorted(groups.items())), most=most, seed=seed)
 
 
 def looks_like_code(text: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,15 +98,21 @@ def generate(
     *,
     max_tokens: int = 48,
     prompt_tokens: int | None = None,
+    chat: bool = False,
     seed: int = 0,
 ) -> list[str]:
     """Continuations of the prompts, drawn from a model that is steered at the hook point from the first token on.
 
-    prompt_tokens: only so many of a prompt are read. The global random state is left alone. Raises ValueError for an
-    empty prompt, and for one that leaves no room in the model's context.
+    prompt_tokens: only so many of a prompt are read. chat: each prompt stands as a user's message in the tokenizer's
+    chat template, and the model answers. The global random state is left alone. Raises ValueError for an empty prompt,
+    and for one that leaves no room in the model's context.
     """
     encoded: Any = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
     ids = [row[:prompt_tokens] for row in encoded]
+    if chat:
+        messages = [[{"role": "user", "content": tokenizer.decode(row, skip_special_tokens=True)}] for row in ids]
+        framed: Any = partial(tokenizer.apply_chat_template, add_generation_prompt=True, return_dict=False)
+        ids = [framed(message) for message in messages]
     context = getattr(model.config, "max_position_embeddings", None)
     for number, row in enumerate(ids):
         if not row:

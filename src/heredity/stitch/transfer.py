@@ -55,6 +55,16 @@ def transfer_sae(sae: SAE, up: Affine, down: Affine, normalize: bool = False) ->
     return _unit_norm(moved) if normalize else moved
 
 
+def cut_to_unit(sae: SAE) -> SAE:
+    """A copy with decoder rows of norm 1 and all else as it is, so that x̂ changes.
+
+    What the first step makes of a transferred SAE in a trainer that renormalizes its rows at every step and knows of no
+    norms to move into the encoder, as in Chen et al. 2025 (appendix D). A row of zeros stays one.
+    """
+    norms = sae.W_dec.norm(dim=1, keepdim=True)
+    return _made(sae, sae.W_enc, sae.b_enc, sae.W_dec / torch.where(norms > 0, norms, 1), sae.b_dec)
+
+
 def transfer_direction(v: Tensor, through: Affine) -> Tensor:
     """Directions [..., d_in] in the other model, unit norm [..., d_out]: v P, without the bias (section 4.2)."""
     image = v @ through.weight.to(v.device, v.dtype)

@@ -79,6 +79,7 @@ class Split(NamedTuple):
     feature that fires nearly everywhere, which is structural for that reason alone."""
     structural: np.ndarray  # bool: the share is at least the threshold
     semantic: np.ndarray  # bool: the share is below it
+    threshold: float
 
 
 def read_lexicon(texts: Iterable[str], least: int = 2) -> Lexicon:
@@ -159,7 +160,7 @@ def split_features(fired: np.ndarray, threshold: float = 0.5) -> Split:
         np.divide(part, whole, out=np.full(fired.shape[2], np.nan), where=prompts > 0)
         for part, whole in ((fired.all(1).sum(0), prompts), (rate.prod(0), 1 - (1 - rate).prod(0)))
     )
-    return Split(share, prompts, by_chance, share >= threshold, share < threshold)
+    return Split(share, prompts, by_chance, share >= threshold, share < threshold, threshold)
 
 
 class _Place(NamedTuple):

@@ -33,8 +33,8 @@ from heredity.study.stitch import (
     AdamConfig,
     Arm,
     CarriedFeaturesConfig,
-    HubTaskConfig,
     ProbesConfig,
+    ProbeSetConfig,
     SteeringConfig,
     StitchConfig,
 )

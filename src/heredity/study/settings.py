@@ -73,8 +73,10 @@ class SAEConfig(Config):
     l1_coefficient: PositiveFloat | None = None
     """Coefficient of the penalty, L1 (relu) or L0 (jumprelu), in place of a calibrated one."""
     lr: PositiveFloat = 1e-4
-    """Adam's learning rate; constant, with a warm-up over the first fiftieth of a continued training and, when `decay`
-    is set, a linear decay over the last fifth."""
+    """Adam's learning rate; constant, with a warm-up of a continued training and, when `decay` is set, a linear decay
+    over the last fifth."""
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of a continued training over which the learning rate rises to it, because Adam starts anew; 0 for none."""
     decay: bool = False
     """Decay the learning rate linearly to 0 over the last fifth of training."""
     batch_blocks: Positive = 128

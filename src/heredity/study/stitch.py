@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from heredity.study.models import Config, Positive, PositiveFloat
 
-FitMethod = Literal["joint", "ridge", "procrustes"]
+FitMethod = Literal["joint", "ridge", "procrustes", "published", "descent"]
 Arm = Literal["random", "transferred", "repaired", "geometry"]
+Recipe = Literal["study", "published"]
 ProbeTask = Literal["origin", "kind", "language", "test"]
 Sizes = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Levels = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
 
 
 class AdamConfig(Config):
-    """The published fit by gradient descent, as a baseline beside the closed form (Chen et al. 2025, appendix A)."""
+    """Gradient descent on the joint loss, as a baseline beside the exact minimum. The defaults are the settings of Chen
+    et al. 2025 (appendix A), and this descent is called `published`; with any other setting `descent` is fitted too."""
 
     epochs: Annotated[int, Field(ge=0)] = 2
-    """Passes over the tokens; fits with half as many, a quarter and so on show what a given loss costs. 0 leaves the
-    baseline out."""
+    """Passes over the tokens; fits with half as many, a quarter and so on show what a given loss costs. 0 leaves all
+    descents out."""
     lr: PositiveFloat = 1e-4
     """Learning rate at the start of the cosine decay."""
     batch_tokens: Positive = 5120
     """Tokens per step."""
 
 
-class HubTaskConfig(Config):
-    """A text-classification data set of the Hugging Face hub, or of a local folder that `datasets` reads."""
+class ProbeSetConfig(Config):
+    """Texts with labels of their own: local files, or a data set of the Hugging Face hub."""
 
-    dataset: str
-    """Hub id or folder."""
+    source: str
+    """`local:PATH` or `hub:OWNER/NAME`. A path names a file, or a folder, of JSON lines, CSV or Parquet with a row for
+    each text; or a folder of text files: one subfolder per label with a text in each file, or one file per label with a
+    text in each line."""
     text: str = "text"
     """Column of the texts."""
     label: str = "label"
-    """Column of the classes."""
+    """Column of the labels. Empty: the name of the file, or of the subfolder it is in, as for text files."""
     subset: str | None = None
-    """Configuration name."""
+    """Configuration name of a hub data set."""
     split: str = "train"
-    """Split the texts are drawn from. Test texts are disjoint from training texts."""
+    """Split of a hub data set that texts are drawn from. Test texts are disjoint from training texts."""
     revision: str | None = None
-    """Commit; recorded, and pinned when given."""
+    """Commit of a hub data set; recorded, and pinned when given."""
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, source: str) -> str:
+        if not re.match(r"(local|hub):.", source):
+            raise ValueError(f"{source!r} is neither local:PATH nor hub:OWNER/NAME")
+        return source
 
 
 class ProbesConfig(Config):
@@ -49,8 +62,8 @@ class ProbesConfig(Config):
     tasks: tuple[ProbeTask, ...] = ("origin",)
     """Classification tasks on the study's corpora: `origin` (which corpus), `kind` (prose or code), `language` (which
     corpus of code), `test` (test files or other files of code). Empty leaves these out."""
-    hub: dict[str, HubTaskConfig] = {}
-    """[stitch.NAME.probes.hub.TASK]: further data sets, with labels of their own."""
+    sets: dict[str, ProbeSetConfig] = {}
+    """[stitch.NAME.probes.sets.SET]: further tasks, from texts with labels of their own."""
     sizes: Sizes = (1, 2, 5, 10, 20, 50)
     """Numbers of features that probes read."""
     texts: Positive = 1000
@@ -72,6 +85,9 @@ class SteeringConfig(Config):
     """Tokens generated per prompt."""
     vectors: Positive = 20_000
     """Activations per corpus over which directions and levels are averaged."""
+    chat: bool = False
+    """Give each beginning as a user's message in the tokenizer's chat template, to models that follow instructions;
+    nothing is steered where the tokenizer has none."""
 
 
 class CarriedFeaturesConfig(Config):
@@ -103,14 +119,20 @@ class StitchConfig(Config):
     """Where the target is read; default the layer's `hook_resid_pre` most similar to the source's by SVCCA."""
     tokens: Positive = 1_000_000
     """Aligned tokens the maps are fitted to."""
+    sae: str | None = None
+    """Folder of the source's SAE, in a format that `heredity convert` reads, in place of one trained here; `widths`
+    then names its features. One that normalizes its input does not pass through affine maps, and is refused."""
     held_out: Positive = 100_000
     """Held-out tokens: every second block chooses the ridge of the maps, the others evaluate them."""
     context_size: Annotated[int, Field(ge=8)] = 128
     """Tokens per block."""
     method: FitMethod = "joint"
-    """The maps in use: `joint` (the paper's loss, minimized exactly), `ridge` or `procrustes`; all are compared."""
+    """The maps in use: `joint` (the paper's loss, minimized exactly), `ridge`, `procrustes`, `published` or `descent`
+    (see adam); all are compared."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the round trips in the joint loss (the paper: 1)."""
+    alphas: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weights at which joint fits are compared by what they are good for (the paper: 0, 0.1, 1, 10); default none."""
     adam: AdamConfig = AdamConfig()
     """[stitch.NAME.adam]"""
     evaluation: Positive = 50_000
@@ -121,8 +143,15 @@ class StitchConfig(Config):
     """Initializations of the target's SAEs: `random` weights; the source's `transferred`; the transferred one with its
     decoder refitted and dead features reinitialized (`repaired`); the source's, randomly rotated (`geometry`: the value
     of a trained dictionary without the maps). Empty leaves training in the target out."""
-    thresholds: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.8, 0.85, 0.9)
+    arms_recipe: Recipe = "study"
+    """How this stitch's SAEs are trained, the source's included: by [sae] (`study`), or with the settings of Chen et
+    al. 2025 (appendix D) in their place (`published`): topk, a constant rate of 1e-4 without a warm-up, raw
+    activations, no dead features resampled, and rows of a transferred start cut to norm 1, its encoder as it is. k,
+    tokens and batches stay those of [sae]."""
+    thresholds: Levels = (0.8, 0.85, 0.9)
     """Explained-variance targets at which compute savings are reported."""
+    levels: Levels = (0.7, 0.725, 0.75, 0.775, 0.8, 0.825, 0.85, 0.875, 0.9, 0.925, 0.95)
+    """Explained variances over which savings are drawn."""
     probes: ProbesConfig = ProbesConfig()
     """[stitch.NAME.probes]"""
     steering: SteeringConfig = SteeringConfig()
@@ -134,10 +163,21 @@ class StitchConfig(Config):
     def _sane(self) -> StitchConfig:
         if self.source == self.target:
             raise ValueError(f"source and target are both {self.source!r}; name two models")
-        for name in ("widths", "arms", "thresholds"):
+        for name in ("widths", "arms", "thresholds", "levels", "alphas"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}={list(values)} names one twice")
         if self.arms and "random" not in self.arms:
             raise ValueError(f"arms={list(self.arms)} has nothing to compare with; add random")
+        if self.method in ("published", "descent") and self.method not in self.descents:
+            made = ", ".join(self.descents) or "none, since adam.epochs is 0"
+            raise ValueError(f"method={self.method!r} is not among this stitch's descents ({made}); choose another")
         return self
+
+    @property
+    def descents(self) -> dict[str, AdamConfig]:
+        """Gradient descents by name: `published` with the published settings, round trips' weight of 1 included, and
+        `descent` with the study's where these differ."""
+        published = {"published": AdamConfig()} if self.alpha == 1 else {}
+        own = {} if self.adam in published.values() else {"descent": self.adam}
+        return published | own if self.adam.epochs else {}

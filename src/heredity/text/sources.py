@@ -6,6 +6,7 @@ keep copies in a cache folder. Every source streams: what `max_bytes` leaves out
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -88,7 +89,7 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
     The order is random, by `seed`, when `config.max_bytes` is set.
     Raises CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
     """
-    path = _resolve(spec, root)
+    path = resolve(spec, root)
     folder, files = path if path.is_dir() else path.parent, _files(path)
     if not files:
         raise CorpusError(
@@ -112,13 +113,13 @@ def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> I
 
 def check_local(config: CorpusConfig, spec: str, root: Path) -> None:
     """Read one document, so that a wrong column or a broken file is found before any work. Raises CorpusError."""
-    for file in _files(_resolve(spec, root))[:1]:
+    for file in _files(resolve(spec, root))[:1]:
         next(_documents(file, file.name, config), None)
 
 
 def local_digest(spec: str, root: Path) -> str:
     """SHA-256 over relative path, size and SHA-256 of the content of every file that `local_documents` may read."""
-    path, total = _resolve(spec, root), hashlib.sha256()
+    path, total = resolve(spec, root), hashlib.sha256()
     folder = path if path.is_dir() else path.parent
     for file in _files(path):
         total.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0{file_sha256(file)}\n".encode())
@@ -213,7 +214,7 @@ def shuffled(
     yield from held
 
 
-def _resolve(spec: str, root: Path) -> Path:
+def resolve(spec: str, root: Path) -> Path:
     """Absolute path of `local:spec`: `$NAME` and `${NAME}` come from the environment, `~` is the home folder, relative
     paths start at `root`. `HEREDITY_DATA` alone has a default, `../shared/data` below the working directory."""
     variables = {"HEREDITY_DATA": str(Path("../shared/data").absolute())}
@@ -253,15 +254,35 @@ def _files(path: Path) -> list[Path]:
 
 def _documents(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
     """Documents of one file; an error of the file's content or of the disk names the file."""
-    suffix = file.suffix.lower()
+    if _is_record(file):
+        for place, record in records(file, (config.column,), ("source", "licence", "license")):
+            yield _document(record, config.column, f"{file}, {place}", name, config.license)
+    else:
+        yield from (Document(piece, name, config.license or "unknown") for piece in _pieces(read_text(file)))
+
+
+def read_text(file: Path) -> str:
+    """A text file. Raises CorpusError for bytes that are not UTF-8, and for what cannot be read."""
+    with faults_of(file):
+        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def records(
+    file: Path, columns: Sequence[str] = (), others: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a Parquet file or objects of JSON lines, each with its place in the file.
+
+    columns, others: needed and optional ones of Parquet, without which all are read. Raises CorpusError.
+    """
+    with faults_of(file):
+        yield from _parquet_rows(file, columns, others) if file.suffix.lower() == ".parquet" else _json_lines(file)
+
+
+@contextlib.contextmanager
+def faults_of(file: Path) -> Iterator[None]:
+    """An error of the file's content or of the disk becomes a CorpusError that names the file."""
     try:
-        if _is_record(file):
-            records = _parquet_rows(file, config.column) if suffix == ".parquet" else _json_lines(file)
-            for place, record in records:
-                yield _document(record, config.column, f"{file}, {place}", name, config.license)
-        else:
-            text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-            yield from (Document(piece, name, config.license or "unknown") for piece in _pieces(text))
+        yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError) and not _is_record(file):
             byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
@@ -269,7 +290,7 @@ def _documents(file: Path, name: str, config: CorpusConfig) -> Iterator[Document
         elif isinstance(error, OSError) and error.strerror and error.errno:
             reason = f"cannot be read ({error.strerror}); check the file and its permissions"
         else:
-            broken = "zstandard" if suffix == ".zst" else "Parquet"
+            broken = "zstandard" if file.suffix.lower() == ".zst" else "Parquet"
             reason = f"broken {broken} ({str(error).splitlines()[0]}); fetch or write the file again"
         raise CorpusError(f"{file}: {reason}") from error
 
@@ -310,15 +331,15 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {number}", record
 
 
-def _parquet_rows(file: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_rows(file: Path, needed: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     with pq.ParquetFile(file) as table:
         columns = table.schema_arrow.names
-        if column not in columns:
-            raise _no_column(column, columns, str(file))
-        wanted = [name for name in (column, "source", "licence", "license") if name in columns]
+        if missing := [column for column in needed if column not in columns]:
+            raise _no_column(missing[0], columns, str(file))
+        wanted = [name for name in (*needed, *others) if name in columns] or None
         batches = table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted)
-        records = chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((f"row {row}", record) for row, record in enumerate(records, start=1))
+        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((f"row {row}", record) for row, record in enumerate(rows, start=1))
 
 
 def _document(record: Mapping[str, Any], column: str, place: str, source: str, license: str | None) -> Document:

@@ -273,9 +273,22 @@ def distinct_blocks(sampler: BlockSampler, tokens: int) -> np.ndarray:
 
     As many blocks as hold `tokens` (rounded up), at most one pass, less the repeats.
     """
+    places = _distinct(sampler, tokens)
+    return sampler.take(0, int(places[-1]) + 1)[places]
+
+
+def corpus_shares(sampler: BlockSampler, tokens: int) -> dict[str, float]:
+    """Share of each corpus in `distinct_blocks`."""
+    places = _distinct(sampler, tokens)
+    corpora = sampler.origin(0, int(places[-1]) + 1)[0][places]
+    return dict(zip(sampler.names, np.bincount(corpora, minlength=len(sampler.names)) / len(corpora), strict=True))
+
+
+def _distinct(sampler: BlockSampler, tokens: int) -> np.ndarray:
+    """Positions of the first blocks of an order without repeats, rising."""
     count = min(-(-tokens // sampler.context_size), sampler.blocks_per_pass)
     _, first = np.unique(np.stack(sampler.origin(0, count)), axis=1, return_index=True)
-    return sampler.take(0, count)[np.sort(first)]
+    return np.sort(first)
 
 
 def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:

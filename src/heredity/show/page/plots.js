@@ -1,4 +1,4 @@
-// Charts: a figure that draws itself anew when its width changes, axes, and the four pictures of a declared table.
+// Charts: a figure that draws itself anew when its width changes, axes, and the five pictures of a declared table.
 const charts = new Set();
 const watch = new ResizeObserver((entries) =>
   requestAnimationFrame(() => entries.forEach(({ target }) => target.redraw())));
@@ -301,7 +301,35 @@ function heat(table, plot, panel) {
   })];
 }
 
-const PICTURES = { histogram, lines, bars, heat };
+/** A point for each row; x on a logarithmic axis where it spans much. */
+function points(table, plot, panel) {
+  const series = seriesOf(plot, panel);
+  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+    const box = { left: 50, right: width - 14, top: 14, bottom: 240 };
+    const [xs, ys] = [plot.x, plot.y].map((name) => panel.rows.map((row) => row[name]));
+    const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 20;
+    const line_ = scale(...[Math.min(...xs), Math.max(...xs)].map((x) => (log ? Math.log(x) : x)), box.left, box.right);
+    const X = (x) => line_(log ? Math.log(x) : x);
+    const high = Math.max(1e-9, ...ys);
+    const low = Math.min(0, ...ys);
+    const Y = scale(low, high, box.bottom, box.top);
+    const powers = Array.from({ length: 13 }, (_, n) => 10 ** (n - 6));
+    const at = log ? powers.filter((x) => x >= Math.min(...xs) && x <= Math.max(...xs))
+      : ticks(Math.min(...xs), Math.max(...xs), 6);
+    axes(svg, box, { scale: X, ticks: at, format: tickText(kindOf(table, plot.x)), label: spaced(plot.x) },
+      { scale: Y, ticks: ticks(low, high, 4), format: tickText(kindOf(table, plot.y)) });
+    const names = [...table.columns.filter((column) => column.kind === "feature").map(({ name }) => name),
+      plot.by, plot.x, plot.y].filter(Boolean);
+    const marks = series.flatMap(({ rows, tint }) => rows.map((row) =>
+      h("circle", { cx: X(row[plot.x]), cy: Y(row[plot.y]), r: 2.4, fill: tint, "fill-opacity": 0.6,
+        ...hint(names.map((name) => `${spaced(name)}: ${textOf(table, name, row)}`).join("\n")) })));
+    svg.append(...marks);
+    roving(marks);
+    return box.bottom + 40;
+  }), series.length > 1 ? legend(series.map(({ tint, name }) => ({ tint, text: name }))) : null];
+}
+
+const PICTURES = { histogram, lines, bars, heat, points };
 /** Pictures of a table: one for each value of the key columns that its plot does not name. */
 function pictures(table, rows) {
   const { plot } = table;
@@ -319,7 +347,9 @@ function pictures(table, rows) {
   };
   for (const { name, kind } of keys) {
     const others = varying.filter((one) => one !== name);
-    if (kind !== "text" && plot.kind === "lines" && longest(varying) === 1 && longest(others) > 1) varying = others;
+    if (kind !== "text" && ["lines", "points"].includes(plot.kind) && longest(varying) === 1 && longest(others) > 1) {
+      varying = others;
+    }
   }
   const panels = {};
   for (const row of usable) {
