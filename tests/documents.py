@@ -14,10 +14,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from heredity import format, seed_proof
 from heredity.analyses import ANALYSES, TABLES
+from heredity.papers.elements import ELEMENTS, Element, State
+from heredity.papers.elements import PARTS as HEADINGS
+from heredity.papers.reproduction import NAMES
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
 from heredity.synthetic import edit_proof, validation, verdict_proof
@@ -122,9 +125,31 @@ def rows(recorded: Recorded, name: str, **key: Any) -> list[dict[str, Any]]:
     return [row for row in found if all(row[column] == value for column, value in key.items())]
 
 
-def grid(names: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table, its first column to the left."""
-    marks = ["---", *["--:"] * (len(names) - 1)]
+def elements() -> str:
+    """docs/papers.md: the elements of both papers by heading, and how many are there."""
+    papers, states = {"T": NAMES["tracking"], "S": NAMES["stitching"]}, get_args(State)
+    counts = {key: [one.state for one in ELEMENTS if one.paper == key] for key in papers}
+    lines = [[papers[key], *(str(own.count(state)) for state in states)] for key, own in counts.items()]
+    parts = [f"{grid(['paper', *states], lines)}\n"]
+    for key, name in papers.items():
+        lines = []
+        for heading, own in HEADINGS.items():
+            if own[0].paper == key:
+                lines += [["", f"**{heading}**", "", "", "", ""], *map(_element, own)]
+        columns = ["#", "element", "place", "here", "what differs, and why", "result"]
+        parts.append(f"\n## {name}\n\n{grid(columns, lines, ['--:', *['---'] * 5])}\n")
+    return "".join(parts)
+
+
+def _element(one: Element) -> list[str]:
+    here = ", ".join(re.sub(r"(\S+)$", r"`\1`", reference) for reference in one.here)
+    result = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", one.result)
+    return [str(one.number), one.element, one.place, here, one.deviation, result]
+
+
+def grid(names: list[str], lines: list[list[str]], marks: list[str] | None = None) -> str:
+    """A Markdown table, by default its first column to the left and all others to the right."""
+    marks = marks or ["---", *["--:"] * (len(names) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (names, marks, *lines))
 
 

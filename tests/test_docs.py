@@ -65,6 +65,14 @@ def commands() -> dict[str, str]:
 
 
 _KEYS = "Every key, with its default. An unknown key is refused by name."
+_PAPERS = (
+    "heredity implements two papers. Here is every element of them, in our own words with the papers' values: where\n"
+    "it stands in the paper, what does it here, what differs and why, and where a run's result is. *reproduce: ...*\n"
+    "is a part of the table of figures that `heredity reproduce` prints, or its table `scale`, `deviations` or\n"
+    "`claims`; a *picture* is one that it draws; all other tables are in [tables](tables.md). That recorded runs are\n"
+    "smaller than the papers' is no deviation here: `scale` and `deviations` say by how much. Places called cards,\n"
+    "code and hub are what was published beside the first paper; a review is one of the paper whose table it is in."
+)
 _TABLES = "Every analysis: its definition, and the tables it fills. Key columns in bold."
 PAGES = {
     "cli.md": ("Command line", "What `heredity COMMAND --help` prints.", lambda: docs.commands(commands())),
@@ -75,6 +83,7 @@ PAGES = {
     ),
     "study.md": ("The study file", _KEYS, lambda: docs.settings(SETTINGS)),
     "tables.md": ("Results", _TABLES, docs.results),
+    "papers.md": ("The papers, element by element", _PAPERS, lambda: f"\n{docs.elements()}"),
 }
 """Pages made whole from the code: title, first line, text."""
 
