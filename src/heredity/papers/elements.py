@@ -400,7 +400,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(62, "S", "App A.2, Fig 7",
             "Figure 7: alpha of 0, .1, 1 and 10 by the cross-entropy of the four ways and the loss of the carried SAE.",
             ("key stitch.NAME.alphas", "table alphas.ce_loss", "table alphas.delta_loss"),
-            "Exact minima at each alpha, as element 60.", "reproduce: maps; drawn on the page of `heredity report`."),
+            "Exact minima at each alpha, as element 60.", "picture (Figure 7); reproduce: maps"),
         Element(63, "S", "App A.1, Fig 6",
             "Figure 6: the target's layer is the one with the highest mean SVCCA (about .3 to .8 over the families).",
             ("heredity.stitch.affine:similarity", "table stitch_layers.svcca", "table stitch_layers.chosen"),
@@ -460,7 +460,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Table 3: 8.2e16 for the small SAE, 1.2e17 for the large one, 1.4e15 for the maps, 1.2 % of a run.",
             ("table costs.flops", "table costs.share"),
             "Ours are of the vectors trained on; the published numbers fit an eighth of the 4B that the text names.",
-            "Table `costs`."),
+            "reproduce: carried starts; table `costs`"),
         Element(72, "S", "App D, Fig 8b",
             "Saving: to a level of smoothed explained variance, (scratch - start - maps) / scratch; the source's SAE "
             "is not charged.",
@@ -484,7 +484,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(76, "S", "Fig 2b",
             "Figure 2b: final dictionary vectors lie nearer to their start when it was carried.",
             ("table moved.cosine", "heredity.analyses.warm_starts:moved_rows"),
-            "", "Table `moved`, drawn on the page of `heredity report`."),
+            "", "picture (Figure 2b); reproduce: carried starts"),
         Element(77, "S", "App D.2, Table 4",
             "Table 4: loss = A C^-beta, 41.2 and .16 from scratch, 18.5 and .14 carried (Pythia); 42.3 and .15, 5.0 "
             "and .10 (GPT-2).",
@@ -548,7 +548,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
             ("table steering_frequencies.r", "table steering_gaps.frequency", "key stitch.NAME.steering.chat"),
             "By corpus, as element 82; no instruct model can be had offline, so that chat format is there and on no "
             "record.",
-            "Tables `steering_frequencies` and `steering_gaps`."),
+            "reproduce: probes and steering; table `steering_frequencies`"),
     ),
     "Single features": (
         Element(87, "S", "eq 10",
@@ -559,7 +559,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(88, "S", "Fig 14",
             "Figure 14: most features well above random, a tail near 0, some negative.",
             ("table feature_transfer.above", "table feature_transfer.negative", "table transfer_histograms.n"),
-            "", "picture (Figures 4b, 14, 15); reproduce: single features; reproduce: claims"),
+            "", "picture (Figure 14); reproduce: single features; reproduce: claims"),
         Element(89, "S", "5.1, App H, Fig 4a",
             "Figure 4a: five rewrites of a sentence by gemma-2-9b-it (content words of another domain, same "
             "structure); structural is what fires in all versions, semantic what fires in some.",
@@ -567,14 +567,13 @@ PARTS: dict[str, tuple[Element, ...]] = {
              "key stitch.NAME.features.rewrites", "table transfer_classes.share_by_chance"),
             "Words are swapped within word classes of the corpus, without a language model, so that it runs offline; "
             "over texts, structural is what does so in at least half of them, which the paper leaves open.",
-            "Table `transfer_classes`, with the share expected by chance."),
+            "reproduce: single features; table `transfer_classes`"),
         Element(90, "S", "5.1, Fig 4b, 15",
             "Figures 4b and 15: structural features carry steadily, semantic ones fill both ends; structural ones are "
             "denser.",
             ("table transfer_percentiles.share", "table transfer_classes.density", "table transfer_class_tests.effect"),
             "Classes as in element 89.",
-            "picture (Figures 4b, 14, 15); reproduce: single features; reproduce: claims; shares by percentile on the "
-            "page of `heredity report`."),
+            "picture (Figures 4b, 15); reproduce: single features; reproduce: claims"),
         Element(91, "S", "Table 8",
             "Table 8: examples: geometry and -bility (semantic), nouns after the, the token after and (structural).",
             ("table class_examples.tokens", "table class_examples.context"),
@@ -586,22 +585,20 @@ PARTS: dict[str, tuple[Element, ...]] = {
              "table entropy_features.kept", "table transfer_null_space.kept"),
             "Largest activation times the norm of the direction, which is not 1 once it is carried; drawn are 500 "
             "features at random, and all that are high in both.",
-            "Table `null_shares`, drawn on the page of `heredity report`, with numbers by chance in table "
-            "`transfer_null_space`."),
+            "picture (Figure 5a); reproduce: single features; table `transfer_null_space`"),
         Element(93, "S", "5.2, Fig 5b",
             "Attention deactivation: a score by query and first key, then path ablation; Figure 5b: loss of attention "
             "to BOS up to .3, rising with activation.",
             ("heredity.stitch.functional:head_scores", "heredity.stitch.functional:path_ablation",
              "table attention_curves.attention_drop"),
-            "", "Table `attention_curves`, drawn on the page of `heredity report`."),
+            "", "picture (Figures 5b, 16); reproduce: single features; table `attention_curves`"),
         Element(94, "S", "5.2, Fig 16",
             "Figure 16: the same feature turns another head on (11,2: down to -.6); its null-space share goes from .27 "
             "to .77.",
             ("heredity.stitch.functional:moved_heads", "table deactivation_features.effect",
              "table deactivation_features.null_share"),
             "",
-            "Table `deactivation_features`: of each feature the head it turns off most and the one it turns on most, "
-            "in both models."),
+            "picture (Figures 5b, 16); reproduce: single features; table `deactivation_features`"),
     ),
     "Limits, cost, what a reviewer asked": (
         Element(95, "S", "7",

@@ -256,10 +256,10 @@ def _curves(axes: Axes, own: Rows) -> None:
 
 
 def _savings(axes: Axes, own: Rows) -> None:
-    found = [row for row in own["savings"] if row["arm"] == "transferred"]
+    found = [row for row in own["savings_by_level"] if row["arm"] == "transferred"]
     for width in sorted({row["d_sae"] for row in found}):
         points = sorted(
-            (row["threshold"], row["saved_flops"])
+            (row["level"], row["saved_flops"])
             for row in found
             if row["d_sae"] == width and row["saved_flops"] is not None
         )
@@ -319,11 +319,93 @@ def _probes(axes: Axes, own: Rows) -> None:
     axes.legend(fontsize=7)
 
 
+def _alphas(axes: Axes, own: Rows) -> None:
+    ways = {"up": "small to large", "down": "large to small", "source_round_trip": "small, there and back"}
+    ways |= {"target_round_trip": "large, there and back", "sae": "carried SAE spliced in"}
+    for way, words in ways.items():
+        points = sorted(
+            (row["alpha"], row["delta_loss"])
+            for row in own["alphas"]
+            if row["way"] == way and row["delta_loss"] is not None
+        )
+        if points:
+            axes.plot(*zip(*points, strict=True), marker=".", label=words)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set(xlabel="alpha", ylabel="loss added (nats)")
+    axes.legend(fontsize=7)
+
+
+def _moved(axes: Axes, own: Rows) -> None:
+    widest = max(row["d_sae"] for row in own["moved"])
+    for arm in dict.fromkeys(row["arm"] for row in own["moved"]):
+        points = sorted(
+            (row["cosine"], row["quantile"])
+            for row in own["moved"]
+            if (row["arm"], row["d_sae"]) == (arm, widest) and row["cosine"] is not None
+        )
+        axes.plot(*zip(*points, strict=True), marker=".", label=arm)
+    axes.set(
+        xlabel="cosine of a final decoder row with its start",
+        ylabel="share of features below",
+        title=f"{widest:,} features",
+    )
+    axes.legend(fontsize=7)
+
+
+def _classes(axes: Axes, own: Rows) -> None:
+    for color, name in zip(COLORS, dict.fromkeys(row["features"] for row in own["transfer_percentiles"]), strict=False):
+        found = [row for row in own["transfer_percentiles"] if row["features"] == name and row["share"] is not None]
+        found.sort(key=lambda row: row["percentile"])
+        axes.plot(
+            [row["percentile"] for row in found], [row["share"] for row in found], marker=".", color=color, label=name
+        )
+    axes.set(xlabel="percentile of attribution correlation", ylabel="share of features")
+    axes.legend(fontsize=7)
+
+
+def _null_space(axes: Axes, own: Rows) -> None:
+    for color, end in zip(COLORS, ("source", "target"), strict=False):
+        found = [row for row in own["null_shares"] if row["end"] == end]
+        axes.scatter(
+            [row["push"] for row in found],
+            [row["share"] for row in found],
+            s=5,
+            color=color,
+            alpha=0.5,
+            linewidth=0,
+            label=end,
+        )
+    axes.set(xlabel="push: largest activation times decoder norm", ylabel="share in the null space")
+    axes.legend(fontsize=7)
+
+
+def _attention(axes: Axes, own: Rows) -> None:
+    key = ("feature", "end", "effect")
+    for place in dict.fromkeys(tuple(row[name] for name in key) for row in own["attention_curves"]):
+        found = [row for row in own["attention_curves"] if tuple(row[name] for name in key) == place]
+        found.sort(key=lambda row: row["activation"])
+        axes.plot(
+            [row["activation"] for row in found],
+            [row["attention_drop"] for row in found],
+            marker=".",
+            linestyle="-" if place[1] == "source" else "--",
+            label=f"{place[0]}, {place[1]}, {place[2]}",
+        )
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xlabel="activation", ylabel="loss of attention to the first token")
+    axes.legend(fontsize=6)
+
+
 _PICTURES: tuple[tuple[str, str, tuple[Callable[[Axes, Rows], None], ...]], ...] = (
     ("Mean SVCCA by layer (Figure 6)", "stitch_layers", (_layers,)),
+    ("Loss by alpha (Figure 7)", "alphas", (_alphas,)),
     ("Explained variance by FLOPs of training (Figures 2a, 8a)", "warm_start_curves", (_curves,)),
-    ("FLOPs saved by level (Figure 8b)", "savings", (_savings,)),
+    ("How far features move from their start (Figure 2b)", "moved", (_moved,)),
+    ("FLOPs saved by level (Figure 8b)", "savings_by_level", (_savings,)),
     ("Probes by number of features (Figures 3a, 9, 10)", "probe_means", (_probes,)),
     ("Carried over native steering (equation 16)", "steering_gaps", (_steering,)),
-    ("Attribution correlations (Figures 4b, 14, 15)", "transfer_histograms", (_correlations,)),
+    ("Attribution correlations (Figure 14)", "transfer_histograms", (_correlations,)),
+    ("Structural and semantic features by percentile (Figures 4b, 15)", "transfer_percentiles", (_classes,)),
+    ("Share in the null space of the unembedding (Figure 5a)", "null_shares", (_null_space,)),
+    ("Loss of attention to the first token by activation (Figures 5b, 16)", "attention_curves", (_attention,)),
 )

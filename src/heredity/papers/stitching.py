@@ -90,18 +90,11 @@ def _maps(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
             row.get("increase"),
             remark="relative to the model whose back half predicts",
         )
-    base = {row["alpha"]: row for row in rows(tables, "alphas", stitch=stitch)}
-    for alpha, row in base.items():
-        yield figure(
-            62,
-            "S Fig 7",
-            f"loss added by the carried SAE at alpha {alpha:g}",
-            stitch,
-            "nats",
-            "drawn, no numbers",
-            row.get("delta_loss"),
-        )
-    if not base:
+    alphas = rows(tables, "alphas", stitch=stitch, way="sae")
+    for row in alphas:
+        what, loss = f"loss added by the carried SAE at alpha {row['alpha']:g}", row["delta_loss"]
+        yield figure(62, "S Fig 7", what, stitch, "nats", "drawn, no numbers", loss)
+    if not alphas:
         yield figure(62, "S Fig 7", "alpha of 0, 0.1, 1, 10", stitch, "nats", "drawn, no numbers", None)
 
 
@@ -143,17 +136,17 @@ def _starts(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
             )
     for row in rows(tables, "scaling_fits", stitch=stitch):
         if row["arm"] in _FITS:
-            about = f"{stitch}, {format.value('count', row['d_sae'])} features" if row.get("d_sae") else stitch
-            yield figure(
-                77,
-                "S Table 4",
-                f"exponent of loss over FLOPs, {row['arm']} start",
-                about,
-                "number",
-                _FITS[row["arm"]],
-                row["beta"],
-                ends(row, "beta"),
-            )
+            what = f"exponent of loss over FLOPs, {row['arm']} start"
+            about = f"{stitch}, {row['curve']}" + ("" if row["curve"] == "frontier" else " features")
+            yield figure(77, "S Table 4", what, about, "number", _FITS[row["arm"]], row["beta"], ends(row, "beta"))
+    for row in rows(tables, "costs", stitch=stitch):
+        if row["share"] is not None and row["part"].startswith("maps"):
+            about = f"{stitch}, {row['d_sae']:,} features" if row["d_sae"] else stitch
+            what = f"FLOPs of the {row['part']} over those of the target's SAE"
+            yield figure(71, "S Table 3", what, about, "share", 0.012, row["share"])
+    for row in rows(tables, "moved", stitch=stitch, quantile=0.5):
+        about, what = f"{stitch}, {row['d_sae']:,} features", f"median cosine with the start, {row['arm']}"
+        yield figure(76, "S Fig 2b", what, about, "r", "nearer when carried", row["cosine"])
     for row in rows(tables, "warm_starts", stitch=stitch, arm="transferred"):
         yield figure(
             78,
@@ -240,6 +233,29 @@ def _features(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
         "most features",
         row.get("above"),
     )
-    dense = {row["features"]: row["density"] for row in rows(tables, "transfer_classes", stitch=stitch)}
-    ratio = dense["structural"] / dense["semantic"] if dense.get("structural") and dense.get("semantic") else None
+    classes = {row["features"]: row for row in rows(tables, "transfer_classes", stitch=stitch)}
+    density = [classes.get(name, {}).get("density") for name in ("structural", "semantic")]
+    ratio = density[0] / density[1] if density[0] and density[1] else None
     yield figure(90, "S 5.1", "density of structural over semantic features", stitch, "number", Range(1.0, None), ratio)
+    for name, row in classes.items():
+        what, chance = f"share of versions that {name} features fire in", row.get("share_by_chance")
+        more = "" if chance is None else f"({format.percent(chance)} by chance)"
+        yield figure(89, "S 5.1, Fig 4a", what, stitch, "share", "no number", row.get("share"), more=more)
+    for end in ("source", "target"):
+        row = one(tables, "transfer_null_space", stitch=stitch, end=end)
+        by_chance = row.get("high_by_chance")
+        more = "" if by_chance is None else f"({by_chance:.1f} by chance)"
+        what = "entropy features: strong, and in the lowest 2 % of the unembedding"
+        yield figure(
+            92, "S 5.2, Fig 5a", what, f"{stitch}, {end}", "count", "two keep both", row.get("high"), more=more
+        )
+        for effect, element, paper in (("off", 93, 0.3), ("on", 94, -0.6)):
+            heads = rows(tables, "deactivation_features", stitch=stitch, end=end, effect=effect)
+            drops = [row["attention_drop"] for row in heads if row["attention_drop"] is not None]
+            most = max(drops, key=abs, default=None)
+            what = f"largest loss of attention to the first token, heads turned {effect}"
+            yield figure(element, "S Fig 5b, 16", what, f"{stitch}, {end}", "number", f"up to {paper}", most)
+    for row in rows(tables, "steering_frequencies", stitch=stitch):
+        what = "r of the steering gap and the corpus's log frequency"
+        about, words = f"{stitch}, into {row['model']}", "rises with frequency"
+        yield figure(86, "S F.2", what, about, "r", words, row["r"], ends(row, "r"), remark=row["reason"] or "")

@@ -211,27 +211,18 @@ def _merge(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]
 
 
 def _groups(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:
-    subject, remark = f"{roles.base}->{roles.first}->{roles.merge}", "by rule from tokens; the paper's by hand"
+    path, remark = f"{roles.base}->{roles.first}->{roles.merge}", "by rule from tokens; the paper's by hand"
     for instrument in by_paper(study):
         for element, group, paper in (
             (37, "punctuation", 0.20),
             (38, "formatting", 0.05),
             (39, "code", Range(0.5, None)),
         ):
-            key = {"instrument": instrument, "subject": subject, "fate": "flow", "kind": "group", "class": group}
-            row = one(tables, "classes", **key)
-            yield figure(
-                element,
-                "T 4.1",
-                f"{group} among what flows {subject}",
-                group,
-                "share",
-                paper,
-                row.get("share"),
-                ends(row, "share"),
-                instrument=instrument,
-                remark=remark,
-            )
+            row = one(tables, "path_groups", instrument=instrument, path=path, rule="paper", group=group)
+            what, more = f"{group} among what flows {path}", f"of {row['judged']:,}" if row else ""
+            share, interval = row.get("share"), ends(row, "share")
+            told = element, "T 4.1", what, group, "share", paper, share, interval
+            yield figure(*told, instrument=instrument, more=more, remark=remark)
 
 
 def _cases(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:
@@ -252,7 +243,7 @@ def _cases(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]
                     instrument=instrument,
                     remark=_bound(row),
                 )
-            mean = one(tables, "case_verdicts", **key).get("mean_r")
+            mean = one(tables, "case_verdicts", **key).get("pairs_r")
             yield figure(
                 42,
                 "T Fig 3",
