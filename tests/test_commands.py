@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from heredity import format
 from heredity.analyses import TABLES
 from tiny import command
 
@@ -146,7 +147,7 @@ def test_a_run_is_set_beside_its_paper_with_pictures(lineage, tmp_path):
     assert value["paper"] == "tracking" and value["written"] == str(out)
     persist = {row["about"]: row["here"] for row in value["beside_paper"] if row["element"] == 23 and row["here"]}
     (row,) = lineage.rows("edges", instrument="joint", edge="base->sums", rule="paper")
-    assert persist["base->sums"].startswith(f"{row['persist'] / row['parent_live']:.0%}".replace("%", " %"))
+    assert persist["base->sums"].startswith(format.percent(row["persist"] / row["parent_live"]))
     text = out.read_text(encoding="utf-8")
     pictures = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert pictures and all((out.parent / name).is_file() for name in pictures)

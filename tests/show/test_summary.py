@@ -9,6 +9,7 @@ from rich.console import Console
 
 import documents
 from heredity.show import summary, terminal
+from heredity.study import Study
 from show.runs import run_of
 
 
@@ -22,8 +23,10 @@ def test_it_comes_back_as_it_was_written(run):
     read = summary.read(run.folder)
     assert read == json.loads(json.dumps(written)) and read["schema"] == 2 and read["study"] == "small"
     assert set(read) == {
-        *("heredity", "schema", "study", "seconds", "created", "machine", "tables", "statements", "notes")
+        *("heredity", "schema", "study", "seconds", "created", "machine", "config", "tables", "statements"),
+        "notes",
     }
+    assert Study.of(read["config"]).config == run.study.config, "the study comes back from it"
     assert read["tables"]["edges"]["rows"] == run.tables["edges"].to_pylist()
     assert {"kind", "doc", "of"} == set(read["tables"]["edges"]["columns"]["persist"])
     assert set(read["statements"][0]) == {"about", "question", "text", "evidence", "instrument"}

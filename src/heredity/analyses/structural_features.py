@@ -99,7 +99,6 @@ CLASS_EXAMPLES = Table(
         "attribution_r",
         "tokens",
         "context",
-        "version",
     ),
 )
 TABLES = (TRANSFER_SPLIT, TRANSFER_CLASSES, TRANSFER_CLASS_TESTS, TRANSFER_PERCENTILES, CLASS_EXAMPLES)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 _STUDIED = ("models", "corpora", "merges", "accuracy", "saes")
 _FOUND = ("verdicts", "lost_and_new", "references", "changed_most", "edges")
-_FOUND += tuple(table.name for table in TABLES.values() if table.brief and "stitch" in table.key)
+_FOUND += tuple(  # curves are for the eye
+    table.name
+    for table in TABLES.values()
+    if table.brief and "stitch" in table.key and not (table.plot and table.plot.kind == "lines")
+)
 _VERDICTS_FIRST = (
     "Verdicts come first. They judge stable features only: those that an SAE of another seed finds again in the same "
     "model. What a feature does to activations while all other features are fixed is its effect; transmission is its "
