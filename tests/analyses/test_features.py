@@ -213,14 +213,14 @@ def test_lost_and_new_features_are_the_surest_with_their_tokens_and_text(tmp_pat
     rows = [
         absent | {"end": end, "feature": feature, "verdict": verdict, "firings": 9, "strength": 0.1, "p_lost": p}
         for end, feature, verdict, p in [
-            *(("parent", feature, "lost", 0.01 / (feature + 1)) for feature in range(12)),
-            ("parent", 12, "kept", 0.9), ("child", 0, "new", 0.02), ("child", 1, "inherited", 0.8),
+            *(("parent", feature, "lost", 0.01 / (feature + 1)) for feature in range(32)),
+            ("parent", 32, "kept", 0.9), ("child", 0, "new", 0.02), ("child", 1, "inherited", 0.8),
         ]
     ]  # fmt: skip
     made = artifacts.artifact(tmp_path / "verdicts")
     pq.write_table(evidence.EVIDENCE.check(rows), made / "evidence.parquet")
     found = _lost_and_new(edge, made)
-    assert [row["feature"] for row in found] == [*range(11, 1, -1), 0], "ten by their p-value, and what is new"
+    assert [row["feature"] for row in found] == [*range(31, 1, -1), 0], "thirty by their p-value, and what is new"
     names = [("base", "lost on base->tuned"), ("tuned", "new on base->tuned")]
     assert [(row["model"], row["list"]) for row in found[-2:]] == names
     told = [_told(given, found[-1], card_of(given, feature)) for feature in (0, 1)]  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
 """The features worth looking at, each with the text it fires on, its tokens and logits, and its matches in every model.
 
-Lists: most persistent and most changed features of the first parent, features that emerged in each child, up to ten of
-each edge that are lost or new by verdicts, the surest first, and those of the case studies. Cases: a hypothesis
+Lists: most persistent and most changed features of the first parent, features that emerged in each child, up to thirty
+of each edge that are lost or new by verdicts, the surest first, and those of the case studies. Cases: a hypothesis
 (tokens, strings, regular expression, script, or a function of the user's) is put to every model. LLR = log(
 P_act(token in set) / P_data(token in set) ), activation-weighted; P_data is the share of the sample's tokens, and
 beside it, for strings, the product of their tokens' shares (Horn & Elliott 2024, appendix D). Sensitivity is the
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 FEATURES, CASES_JSON = "features.json", "cases.json"
 _TOKENS, _LEVELS, _EACH, _BINS = 10, 5, 2, 30  # of a card
-_LISTED, _TOLD = 10, 4  # features of an edge that are lost or new, and tokens of each in the table
+_LISTED, _TOLD = 30, 4  # features of an edge that are lost or new, and tokens of each in the table
 _REACH = 9  # tokens on either side of a weaker firing: one more than are shown, which tells that the text goes on
 KEY = ("instrument", "site")
 
@@ -131,7 +131,7 @@ MISSES = Table(
 
 LOST_AND_NEW = Table(
     "lost_and_new",
-    "Features that are lost or new by verdicts, with the text they fire on: up to ten of each edge, the surest first.",
+    "Features that are lost or new by verdicts, with the text they fire on: up to thirty of each edge, the surest first.",
     (*KEY, "edge", "verdict", "feature"),
     (
         Column("verdict", "text", "lost (a feature of the parent) or new (one of the child)."),
@@ -466,7 +466,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="features",
-    version=4,
+    version=5,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,
