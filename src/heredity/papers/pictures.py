@@ -138,7 +138,7 @@ def _flow(axes: Axes, roles: Any, edges: Sequence[Mapping[str, Any]], links: Seq
         out[child] += size
         arrived += size
         named.add(origin)
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, fontsize=7)
     axes.set_axis_off()
     axes.set_xlim(-0.25, 2.25)
 

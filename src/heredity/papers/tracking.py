@@ -75,6 +75,12 @@ def by_paper(study: Study) -> list[str]:
     return sorted(study.instruments, key=lambda name: name != "independent")
 
 
+def judge_of(tables: Rows, instrument: str) -> str:
+    """Who explained features, in words; empty where nobody did."""
+    judge = one(tables, "labels", instrument=instrument).get("judge", "")
+    return "statistics of the text" if judge == "offline" else judge
+
+
 def _models(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:
     published = {roles.base: (3.1027, 0.4190), roles.first: (2.4518, 0.4941), roles.second: (2.0442, 0.5196)}
     for model, (loss, accuracy) in published.items():
@@ -100,6 +106,8 @@ def _saes(study: Study, tables: Rows) -> Iterator[dict[str, Any]]:
             (16, "T fn 4", "dead features", "share", "no significant share", "dead_share", max),
             (12, "T App B", "L1 coefficient", "number", 3e-4, "l1_coefficient", None),
         ):
+            if element == 12 and study.config.sae.activation != "relu":
+                continue  # no penalty
             known = [(row[column], row["model"]) for row in saes if row.get(column) is not None]
             remark = {
                 12: "depends on the scale of the activations; ours is calibrated to the L0",
@@ -295,7 +303,7 @@ def _times(start: Mapping[str, Any], child: Mapping[str, Any]) -> float | None:
 
 def _explanations(study: Study, tables: Rows, roles: Roles) -> Iterator[dict[str, Any]]:
     for instrument in by_paper(study):
-        judge = one(tables, "labels", instrument=instrument).get("judge")
+        judge = judge_of(tables, instrument)
         row = one(tables, "explained", instrument=instrument, subject=f"{roles.first}->{roles.merge}")
         remark = f"explained by {judge}" if judge else ""
         for group in ("persisting", "others"):
