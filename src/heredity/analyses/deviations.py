@@ -72,7 +72,8 @@ def _ours(study: Study, setting: str) -> dict[str, Any]:
     config, (root, _, path) = study.config, setting.partition(".")
     if root in ("base", "finetune", "merge"):
         kinds = {"base": ("train", "load"), "finetune": ("finetune",), "merge": ("merge",)}[root]
-        chosen = {name: config.model[name] for name in study.order if config.model[name].kind in kinds}
+        made = {name: config.model[name] for name in study.order if not config.model[name].recipe_of}
+        chosen = {name: model for name, model in made.items() if model.kind in kinds}
         if path == "corpora":  # of several models in the order of the file
             return {"": "; ".join(_sources(study, study.own_corpora(name)) for name in chosen)} if chosen else {}
         return {name: _of_model(model, path) for name, model in chosen.items()}

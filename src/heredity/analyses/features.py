@@ -131,7 +131,7 @@ MISSES = Table(
 
 LOST_AND_NEW = Table(
     "lost_and_new",
-    "Features that are lost or new by verdicts, with the text they fire on: up to thirty of each edge, the surest first.",
+    "Features that are lost or new by verdicts, with their text: up to thirty of each edge, the surest first.",
     (*KEY, "edge", "verdict", "feature"),
     (
         Column("verdict", "text", "lost (a feature of the parent) or new (one of the child)."),
