@@ -46,7 +46,7 @@ def test_what_was_changed_is_told_and_nothing_else():
     assert different == {told[0]: told for told in changes.values() if told}
     plain = rows_of(load_study(str(STUDIES / "tracking.toml")))
     assert {name for name, row in plain.items() if not row["same"]} == {
-        *("tokenizer", "base.corpora", "finetune.corpora", "lineage.threshold")
+        *("base.corpora", "finetune.corpora", "lineage.threshold")
     }
     small = rows_of(load_study(str(STUDIES / "tracking_cpu.toml")))
     assert "the range that the paper reports" in small["sae.l1_coefficient"]["why"]
