@@ -21,8 +21,11 @@ from heredity.analyses import ANALYSES, TABLES
 from heredity.papers.elements import ELEMENTS, Element, State
 from heredity.papers.elements import PARTS as HEADINGS
 from heredity.papers.reproduction import NAMES
+from heredity.papers.reproduction import reproduction
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
+from heredity.show.reproduce import parts
+from heredity.study import Study
 from heredity.synthetic import edit_proof, validation, verdict_proof
 from heredity.tables import Column, Table
 
@@ -319,8 +322,21 @@ def seeds(recorded: Recorded) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def reproduced(name: str) -> Callable[[Recorded], str]:
+    """A table of `heredity reproduce`, of a recorded run that has its study."""
+
+    def part(recorded: Recorded) -> str:
+        study = Study.of(recorded["config"], recorded["study"])
+        found = reproduction(study, {name: table["rows"] for name, table in recorded["tables"].items()})
+        declared = next(table for table, _ in parts(found, ()) if table.name == name)
+        return markdown(declared, found._asdict()[name])
+
+    return part
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
-    "protocols": protocols, "edits": edits, "seeds": seeds,
+    "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
+    "reproduced_figures": reproduced("beside_paper"),
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""
