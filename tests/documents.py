@@ -20,8 +20,7 @@ from heredity import format, seed_proof
 from heredity.analyses import ANALYSES, TABLES
 from heredity.papers.elements import ELEMENTS, Element, State
 from heredity.papers.elements import PARTS as HEADINGS
-from heredity.papers.reproduction import NAMES
-from heredity.papers.reproduction import reproduction
+from heredity.papers.reproduction import NAMES, reproduction
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
 from heredity.show.reproduce import parts

@@ -11,6 +11,7 @@ from explain.server import excerpt
 from heredity.explain.endpoint import Local
 from heredity.explain.language import LanguageJudge, echo_prompt
 from heredity.explain.ledger import Ledger
+from heredity.explain.parse import read_explanation
 from heredity.explain.protocol import Answer, Failure, Request
 from heredity.lm.load import load_model
 from tiny import save_tiny_model
@@ -79,3 +80,20 @@ def test_a_chat_template_frames_the_prompt(local):
 def test_a_prompt_longer_than_the_context_is_refused(folder):
     failure, _ = Local(folder).complete(Request("f", "explain", "the cat " * 60, 20))
     assert isinstance(failure, Failure) and failure.kind == "refused" and "context of 64" in failure.detail
+
+
+def test_an_explanation_is_begun_for_the_model_and_ends_with_its_first_sentence(local, monkeypatch):
+    """Whatever a model goes on with, what is read is one sentence in the asked form, unless it never ends."""
+    said = {"text": ""}
+    monkeypatch.setattr(local._tokenizer, "decode", lambda ids, **options: said["text"])
+    for goes_on, sentence, finish in (
+        ('fires on "=" signs', "fires on ", "stop"),
+        ("fires on digits. It reads tokens", "fires on digits", "stop"),
+        ("fires on\ndigits", "fires on", "stop"),
+        ("fires on digits and on", None, "length"),
+    ):
+        said["text"] = goes_on
+        answer, _ = local.complete(Request("f", "explain", "the cat", 3))
+        assert isinstance(answer, Answer) and answer.finish == finish
+        read = read_explanation(answer)
+        assert read == sentence.strip() if sentence else isinstance(read, Failure) and read.kind == "truncated"

@@ -196,12 +196,19 @@ def _provider_and_key(base_url: str, variable: str) -> tuple[str, str]:
     return provider, key
 
 
+_BEGUN = '{"explanation": "'
+_SENTENCE_ENDS = ('"', ". ", ".\n", "\n", "\\")
+"""Where an explanation that was begun for a model ends; a backslash would escape what closes it."""
+
+
 class Local:
     """A `Completer` around a causal language model of transformers, greedy, one request at a time; no key, no cost.
 
     Prompts go through the tokenizer's chat template where it has one, echoed prompts never; for these the ten digits
-    are reported as likely tokens. path_or_id: a folder or a hub id, loaded with its tokenizer; raises as `load_model`
-    does. It names the model in results and the ledger; one name must mean one set of weights.
+    are reported as likely tokens. An explanation is begun for the model, `{"explanation": "`, and ends with its first
+    sentence, since small models keep to no form that is only asked for. path_or_id: a folder or a hub id, loaded with
+    its tokenizer; raises as `load_model` does. It names the model in results and the ledger; one name must mean one
+    set of weights.
     """
 
     concurrency = 1
@@ -212,7 +219,7 @@ class Local:
         from heredity.lm.load import load_model, quiet
 
         self.name = str(path_or_id)
-        self.identity = {"provider": "local", "model": self.name, "parameters": {"temperature": 0}}
+        self.identity = {"provider": "local", "model": self.name, "parameters": {"temperature": 0, "begun": True}}
         self._model: Any = load_model(path_or_id)
         with quiet():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(self.name)
@@ -234,26 +241,33 @@ class Local:
         with self._lock, torch.inference_mode():
             if self._stopped:
                 return Failure("unreachable", "stopped"), 0
-            ids = self._ids(self._framed(request), True)
+            begun = _BEGUN if request.question == "explain" and not request.echo else ""
+            ids = self._ids(self._framed(request) + begun, True)
             context = getattr(self._model.config, "max_position_embeddings", None)
             limit = 0 if request.echo else request.max_tokens
             if context is not None and len(ids) + limit > context:
                 detail = f"{len(ids)} tokens and {limit} for the answer exceed its context of {context}"
                 return Failure("refused", f"{self.name}: {detail}; lower the batch"), 1
             prompt = torch.tensor([ids], device=self._model.device)
-            return (self._echo(prompt, ids) if request.echo else self._generate(prompt, limit)), 1
+            return (self._echo(prompt, ids) if request.echo else self._generate(prompt, limit, begun)), 1
 
-    def _generate(self, prompt: Any, limit: int) -> Answer:
+    def _generate(self, prompt: Any, limit: int, begun: str) -> Answer:
         from heredity.lm.load import quiet
 
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
         mask, size = prompt.new_ones(prompt.shape), prompt.shape[1]
+        if begun:
+            greedy |= {"stop_strings": list(_SENTENCE_ENDS), "tokenizer": self._tokenizer}
         with quiet():
             out = self._model.generate(prompt, attention_mask=mask, max_new_tokens=limit, pad_token_id=0, **greedy)
         new = out[0, size:].tolist()
         ends = self._model.generation_config.eos_token_id
         ended = bool(new) and new[-1] in (ends if isinstance(ends, list) else [ends])
         text = self._tokenizer.decode(new, skip_special_tokens=True)
+        if begun:
+            first = min((at for end in _SENTENCE_ENDS if (at := text.find(end)) >= 0), default=-1)
+            ended = ended or first >= 0
+            text = begun + (text[:first] if first >= 0 else text) + ('"}' if ended else "")
         return Answer(text, "stop" if ended else "length", size, len(new))
 
     def _echo(self, prompt: Any, ids: list[int]) -> Answer:
