@@ -87,6 +87,13 @@ def test_a_feature_kept_by_every_model_persists():
     assert found.best == dict.fromkeys(ORDER, 1) and found.mean_r == pytest.approx(1, abs=0.02)
 
 
+def test_a_family_starts_in_a_root_with_children_before_another_training_of_its_recipe():
+    blurred = CONCEPT + 0.3 * NOISE[0]
+    columns = {"base": [NOISE[1], blurred], "again": [NOISE[2], CONCEPT]}
+    found = course(columns | {model: [NOISE[3], CONCEPT] for model in ORDER[1:]})
+    assert (found.start, found.verdict) == ("base", "persists") and found.best["again"] == 1
+
+
 def test_a_lost_feature_has_its_nearest_miss_and_is_found_again_through_the_other_parent():
     kept = [NOISE[2], CONCEPT]
     found = course({"base": kept, "lua": [NOISE[3], BLURRED], "prose": kept, "both": kept})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from heredity.papers.beside import BESIDE, CLAIMS, SCALE, Range, figure
 from heredity.papers.pictures import draw
 from heredity.papers.reproduction import reproduction
+from heredity.show.reproduce import write
 from heredity.study import Study
 
 TRACKING = Study.of(
@@ -115,6 +119,8 @@ def told(found: list[dict[str, Any]], what: str, about: str) -> list[dict[str, A
         (Range(25, 35), 70, (None, None), 2.0, "above"),
         (Range(0.88, None), 0.44, (None, None), 0.5, "not met"),
         ("drawn", 0.4, (None, None), None, ""),
+        (Range(None, 0.0), -0.1, (-0.5, 0.2), None, "cannot tell"),
+        (Range(None, 0.0), -0.1, (-0.5, -0.01), None, "met"),
         (0.5, None, (None, None), None, "not measured"),
     ],
 )
@@ -154,9 +160,9 @@ def test_claims_stand_or_fall_with_whole_intervals_and_name_their_reference():
     claims = {(row["claim"], row["about"]): row for row in reproduction(TRACKING, LINEAGE).claims}
     lost = "most features disappear in fine-tuning"
     row = claims[lost, "base->lua, independent, r > 0.8"]
-    assert row["stands"] == "yes by the count, yes beyond the reference" and row["reference"].startswith(
-        "10 % in an SAE"
-    )
+    assert row["stands"] == "yes by the count; of what two SAEs of the parent share, yes" and row[
+        "reference"
+    ].startswith("10 % in an SAE")
     assert claims[lost, "base->lua, independent, verdicts"]["stands"] == "yes"
     assert "1 of 400 (0.2 %) lost in sham" in claims[lost, "base->lua, independent, verdicts"]["reference"]
     new = "few features emerge in fine-tuning"
@@ -164,6 +170,14 @@ def test_claims_stand_or_fall_with_whole_intervals_and_name_their_reference():
     assert claims[new, "base->lua, independent, verdicts"]["stands"] == "yes"
     more = "more of the merge's features emerged in a fine-tune than come from the base"
     assert claims[more, "merge, independent, r > 0.8"]["stands"] == "yes"
+    (doubted,) = [
+        one
+        for one in reproduction(
+            TRACKING, {**LINEAGE, "verdicts": [verdict("base->lua", "child", 0) | {"undecided": 210}]}
+        ).claims
+        if one["claim"] == new and one["about"].endswith("verdicts")
+    ]
+    assert doubted["stands"] == "cannot tell", "half of the features are undecided"
     half = {**LINEAGE, "edges": [edge("base->lua", 500, ceiling=0.5)]}
     (row,) = [
         one
@@ -202,6 +216,24 @@ def test_a_paper_that_the_study_does_not_follow_is_refused_with_the_way_out():
         reproduction(STITCHING, {}, "tracking")
     with pytest.raises(ValueError, match=r"no stitch between models of different width.*--paper tracking"):
         reproduction(TRACKING, LINEAGE, "stitching")
+
+
+def test_a_text_goes_nowhere_but_into_a_file_of_its_kind_and_can_do_without_pictures(tmp_path: Path, monkeypatch):
+    run = SimpleNamespace(study=TRACKING, name="planted", seconds=1.0, tables={})
+    found = reproduction(TRACKING, LINEAGE)
+    (tmp_path / "folder.md").mkdir()
+    for name, fault in (("beside.toml", "is no .md file"), ("folder.md", "is a folder")):
+        with pytest.raises(ValueError, match=fault):
+            write(run, found, tmp_path / name)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install" in write(run, found, tmp_path / "my study (1).md")  # pyright: ignore[reportArgumentType]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.md", "my study (1).md"]
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    run.tables = {name: pa.Table.from_pylist(rows) for name, rows in LINEAGE.items()}
+    assert write(run, found, tmp_path / "my study (1).md") == ""  # pyright: ignore[reportArgumentType]
+    assert "](my%20study%20%281%29_pictures/01.svg)" in (tmp_path / "my study (1).md").read_text()
+    assert (tmp_path / "my study (1)_pictures" / "01.svg").is_file()
 
 
 def test_pictures_are_drawn_of_what_there_is_and_the_same_each_time(tmp_path: Path):

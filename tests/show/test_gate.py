@@ -126,6 +126,15 @@ def test_what_the_evidence_does_not_carry_is_undecided_and_says_what_would_help(
     assert line.endswith(f"{found['why']}; {found['mend']}")
 
 
+def test_an_edge_whose_planted_losses_are_not_found_cannot_pass_but_can_fail():
+    rows, names = VERDICTS, [row["edge"] for row in VERDICTS]
+    blind = judge("s", rows, names, 0.05, removals=dict.fromkeys(names, (8, 3)))["edges"]
+    assert [one["verdict"] for one in blind.values()] == ["undecided", "undecided", "fail"]
+    assert blind["base->good"]["why"] == "of 8 features taken out of the parent on purpose, only 3 are called lost"
+    seeing = judge("s", rows, names, 0.05, removals=dict.fromkeys(names, (8, 4)))["edges"]
+    assert [one["verdict"] for one in seeing.values()] == ["pass", "undecided", "fail"]
+
+
 def test_an_edge_without_verdicts_or_stable_features_is_undecided():
     found = judge("s", [], ["base->a"], 0.05)
     assert found["verdict"] == "undecided" and not found["passed"]

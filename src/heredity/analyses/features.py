@@ -466,7 +466,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="features",
-    version=5,
+    version=6,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,

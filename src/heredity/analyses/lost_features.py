@@ -357,8 +357,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
         acts = tuple(
             f"for {format.of(row['passes'], row['pairs'])} {row['verdict']} features, removing the best match in "
             f"{child} changes the prediction as removing the feature in {parent} does, more than removing a hard "
-            f"negative (median r {format.value('r', row['fingerprint'])} against "
-            f"{format.value('r', row['hard_negative'])})"
+            f"negative (median r {format.value('r', row['fingerprint']) or 'unknown'} against "
+            f"{format.value('r', row['hard_negative']) or 'unknown'})"
             for row in compared
         )
         yield Statement(child, "changed", text, acts, edge["instrument"])

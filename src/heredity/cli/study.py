@@ -132,11 +132,11 @@ def reproduce(
     study: StudyArg,
     paper: Annotated[
         str | None,
-        Option("--paper", help="tracking (arXiv 2410.12391) or stitching (2506.06609); default: the study's."),
+        Option("--paper", help="tracking (arXiv 2410.12391) or stitching (2506.06609); default: by the study."),
     ] = None,
     out: Annotated[
         Path | None,
-        Option("-o", "--out", help="Also write a Markdown file, with pictures in a folder of its name."),
+        Option("-o", "--out", help="Also write a Markdown file, .md, with pictures beside it (extra `pictures`)."),
     ] = None,
     runs: Runs = RUNS,
     set_: Sets = None,
@@ -150,9 +150,10 @@ def reproduce(
         raise ValueError(f"nothing of study {run.name} is done in {runs}; run `{run.again}` first")
     rows = {name: table.to_pylist() for name, table in run.tables.items()}
     found = reproduction(run.study, rows, paper)
+    missing = ""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shown.write(run, found, out)
+        missing = shown.write(run, found, out)
 
     def show() -> None:
         text().say(NAMES[found.paper])
@@ -160,6 +161,8 @@ def reproduce(
             text().print_table(table, own)
         if run.missing:
             err.print(Text(f"Note: {len(run.missing)} stages are not done: what they give is not measured"))
+        if missing:
+            err.print(Text(f"Note: {missing}"))
         if out is not None:
             typer.echo(out)
 
@@ -223,7 +226,12 @@ def gate(
         named = [one.name for one in done.study.descent if done.study.text_corpora(one, text_)]
         if silent := [one for one in edge or () if one in descent and one not in named]:
             raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
-        judged = judge(done.name, own, named, limit, edge or ()) | {"text": text_}
+        removals = {
+            row["edge"]: (row["removed"], row["removed_lost"])
+            for row in (done.tables["references"].to_pylist() if "references" in done.tables else ())
+            if (row["instrument"], row["reference"], row["text"]) == (first, "removal", "common") and row["removed"]
+        }
+        judged = judge(done.name, own, named, limit, edge or (), removals) | {"text": text_}
     else:
         own = [row for row in rows if row["rule"] != "paper" and row["edge"] in descent]
         doubts = doubts_of(

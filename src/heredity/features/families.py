@@ -115,8 +115,9 @@ def follow(
 ) -> Course:
     """Follow the best feature for a hypothesis through every model (the case studies of Horn & Elliott, section 4.2).
 
-    The family starts at the model without parents whose best feature has the highest sensitivity, ties in order; when
-    none of these has one, at the first model that does. Wherever matches above the threshold lead it is the same
+    The family starts at the model without parents whose best feature has the highest sensitivity, ties in order, one
+    with children before one without (another training of a recipe); when none of these has one, at the first model that
+    does. Wherever matches above the threshold lead it is the same
     feature still. Where they end, the best match below the threshold is the nearest miss.
 
     order: models, parents before children. edges: parent -> child. thresholds: on r, by edge. ratios: of each model.
@@ -124,7 +125,9 @@ def follow(
     best = {model: best_feature(ratios[model]) for model in order}
     fitting = {model: feature for model, feature in best.items() if feature is not None}
     children = {child for _, child in edges}
+    parents = {parent for parent, _ in edges}
     roots = [model for model in fitting if model not in children]
+    roots = [model for model in roots if model in parents] or roots
     if not fitting:
         return Course(None, False, {}, best, None, "no feature of any model fits")
     sensitivity = {model: float(ratios[model].sensitivity[feature]) for model, feature in fitting.items()}

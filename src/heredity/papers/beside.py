@@ -29,11 +29,12 @@ BESIDE = Table(
         Column("instrument", "text", "Origin of the SAEs; empty where none is involved."),
         Column("published", "text", "As published; empty where the paper gives no number."),
         Column("here", "text", "In this run, with its interval."),
+        Column("value", "number", "The same as a number.", ci=True),
         Column("factor", "number", "Ours over the published value; of a range or bound, over its nearer end."),
         Column(
             "agreement",
             "text",
-            "agrees, near, differs; of a range inside, below, above; of a bound met, not met; or not measured.",
+            "agrees, near or differs; of a range inside, below or above; of a bound met or not met; or cannot tell.",
         ),
         Column("remark", "text", "What the comparison cannot carry."),
     ),
@@ -104,6 +105,7 @@ def figure(
     if shown and low is not None and high is not None:
         shown += f" [{format.interval(known, low, high)}]"
     row |= {"published": _published(known, published), "here": shown + (f" {more}" if more and shown else "")}
+    row |= {"value": here, "value_low": low, "value_high": high}
     factor, agreement = _agreement(published, here, low, high)
     return row | {"factor": factor, "agreement": agreement, "remark": remark}
 
@@ -130,6 +132,8 @@ def _agreement(
     if isinstance(published, Range):
         sides = (published.low, "below"), (published.high, "above")
         for end, side in sides:
+            if None in published and end is not None and low is not None and high is not None and low < end < high:
+                return None, "cannot tell"
             if end is not None and (here < end if side == "below" else here > end):
                 return (here / end if end else None), "not met" if None in published else side
         return None, "met" if None in published else "inside"

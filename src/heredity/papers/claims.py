@@ -66,7 +66,7 @@ def _lost(tables: Rows, instrument: str, edge: str) -> Iterator[dict[str, Any]]:
             reference = f"{format.percent(gone)} in {_NULL}"
             if word == "yes":
                 most = _side(*_relative(row), _HALF)
-                word = f"yes by the count, {most} beyond the reference"
+                word = f"yes by the count; of what two SAEs of the parent share, {most}"
         here = format.of(row["disappear"], live, *ends(row, "disappear"))
         limit = "intervals cover documents, not SAE seeds"
         yield _row(claim, f"{edge}, {instrument}, r > 0.8", published, here, reference, word, limit)
@@ -78,12 +78,28 @@ def _lost(tables: Rows, instrument: str, edge: str) -> Iterator[dict[str, Any]]:
         known = [
             one
             for one in rows(tables, "references", instrument=instrument, edge=edge, text="common")
-            if one["reference"] in ("unchanged", "sham")
+            if one["reference"] in ("unchanged", "sham", "removal")
         ]
-        reference = ", ".join(f"{format.of(one['lost'], one['stable'])} lost in {one['reference']}" for one in known)
+        reference = ", ".join(
+            f"{one['removed_lost']:,} of {one['removed']:,} planted losses found"
+            if one["reference"] == "removal"
+            else f"{format.of(one['lost'], one['stable'])} lost in {one['reference']}"
+            for one in known
+        )
         limit = f"stable features only: {format.of(row['stable'], row['live'])} live ones"
-        stands = _side(*ends(row, "lost_share"), _HALF)
+        stands = _judged(row)[0]
         yield _row(claim, f"{edge}, {instrument}, verdicts", published, here, reference, stands, limit)
+
+
+def _judged(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether more than half of the stable features are lost (new), and whether less than half are: undecided ones
+    count for what they could be."""
+    low, high = ends(row, "lost_share")
+    if low is None or high is None:
+        return "cannot tell: no interval", "cannot tell: no interval"
+    most = max(high, (row["lost"] + row["undecided"]) / row["stable"])
+    many = _side(low, most, _HALF)
+    return many, {"yes": "no", "no": "yes"}.get(many, many)
 
 
 def _relative(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -114,8 +130,7 @@ def _new(tables: Rows, instrument: str, edge: str) -> Iterator[dict[str, Any]]:
         here = (
             f"{format.of(row['lost'], row['stable'])} new, {row['changed']:,} changed, {row['undecided']:,} undecided"
         )
-        low, high = ends(row, "lost_share")
-        stands = _side(None if high is None else 1 - high, None if low is None else 1 - low, _HALF)
+        stands = _judged(row)[1]
         yield _row(
             claim,
             f"{edge}, {instrument}, verdicts",
@@ -163,13 +178,13 @@ def _explained(tables: Rows, instrument: str, subject: str) -> Iterator[dict[str
         return
     judge = judge_of(tables, instrument)
     here = f"{format.value('r', row['persisting_median'])} against {format.value('r', row['others_median'])}; "
-    here += f"one that persists scores higher by {format.percent(row['effect'])}"
+    here += f"in {format.percent(row['effect'])} of pairs the one that persists scores higher"
     yield _row(
         "features that persist are explained better",
         f"{subject}, {instrument}",
         "drawn (Fig 6), no number",
         here,
-        "50 %",
+        "50 % by chance",
         _side(*ends(row, "effect"), _HALF),
         f"explained by {judge}; persisting features fire more often, too",
     )

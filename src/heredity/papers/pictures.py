@@ -34,14 +34,11 @@ _WIDE, _HIGH = 6.4, 3.4
 def draw(study: Study, paper: str, tables: Rows, folder: Path) -> dict[str, Path]:
     """Draw what a run has tables for, as SVG files in a folder; their paths by title, in the order of the paper.
 
-    Raises ValueError where matplotlib is missing.
+    Raises ImportError where matplotlib is missing or broken.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures are drawn by matplotlib: pip install 'heredity[pictures]'") from None
+    import matplotlib as mpl
     from cycler import cycler
+    from matplotlib.figure import Figure
 
     drawn = {}
     style: Any = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS)}
@@ -130,13 +127,15 @@ def _flow(axes: Axes, roles: Any, edges: Sequence[Mapping[str, Any]], links: Seq
         axes.text(0.5, middle, share, ha="center", va="center")
     colors = {"base": COLORS[0], roles.first: COLORS[2], roles.second: COLORS[3], "both": COLORS[4]}
     words = {"base": f"from {roles.base}", "both": "emerged in both"}
+    whole = sum(row["features"] for row in links)
+    shrunk = min(1.0, live[roles.merge] / whole) if whole else 1.0  # what comes through both parents is in two ribbons
     named = set()
     for row in sorted(links, key=lambda row: (row["source"] == roles.first, list(colors).index(row["origin"]))):
         child, size, origin = row["source"], row["features"], row["origin"]
         text = None if origin in named else words.get(origin, f"emerged in {origin}")
-        _ribbon(axes, place[child], place[roles.merge], out[child], arrived, size, size, colors[origin], text)
+        _ribbon(axes, place[child], place[roles.merge], out[child], arrived, size, shrunk * size, colors[origin], text)
         out[child] += size
-        arrived += size
+        arrived += shrunk * size
         named.add(origin)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, fontsize=7)
     axes.set_axis_off()

@@ -47,7 +47,6 @@ def sizes(study: Study, tables: Rows) -> list[dict[str, Any]]:
     found: list[tuple[str, str, float, float | None]] = [
         ("weights", "each model", 35_130_000, models.get(roles.base, {}).get("parameters")),
         ("training tokens", roles.base, 3.0 * TOKENS, models.get(roles.base, {}).get("tokens")),
-        ("vocabulary", "tokenizer", 32_000, study.config.tokenizer.vocab_size),
         ("features", "each SAE", D_SAE, sae.get("d_sae")),
         ("training vectors", "each SAE", 15_000_000, sae.get("tokens")),
         ("aligned tokens", "each edge", 3_000_000, one(tables, "edges").get("tokens")),

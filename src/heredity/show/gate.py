@@ -1,8 +1,8 @@
 """A limit on what the edges of a study may lose, for people who ship fine-tunes and want to be stopped in time.
 
 By verdicts, an edge fails where the whole interval of its lost share is over the limit. It passes where the whole
-interval is within it, and the undecided features would not put it over the limit if they were lost too. Otherwise it is
-undecided. By matches, it fails where the count itself is over the limit.
+interval is within it, the undecided features would not put it over the limit if they were lost too, and losses that
+were planted are found. Otherwise it is undecided. By matches, it fails where the count itself is over the limit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from heredity.analyses.verdict_findings import FEW_STABLE
 
 _ROUNDING = 1e-9  # a loss of exactly the limit passes, however its quotient is rounded
 _FEWEST = 30  # stable features whose share is held to a limit
+_POWER = 0.5  # share of planted losses that must be found for an edge to pass
 _MANY = 0.1  # share of stable features that the evidence leaves undecided, from which on more tokens help most
 _LONGER = "train the SAEs longer (sae.tokens), so that more of their features are stable"
 _TOKENS = "judge features on more tokens (verdicts.tokens), so that fewer of them are undecided"
@@ -44,18 +45,26 @@ def limit_of(text: str) -> float:
 
 
 def judge(
-    study: str, rows: Sequence[Mapping[str, Any]], names: Sequence[str], limit: float, edges: Sequence[str] = ()
+    study: str,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    limit: float,
+    edges: Sequence[str] = (),
+    removals: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """Hold the lost share of stable parent features to a limit; the object that `heredity gate --json` prints.
 
     rows: of the table `verdicts`, of parents, at most one per edge. names: edges of the study. edges: those to judge,
-    all by default. The verdict of an edge is `pass`, `fail` or `undecided`; an undecided one has `why` and `mend`. The
-    verdict of all is `fail` where one edge fails, `undecided` where one is and none fails, and `pass` otherwise.
+    all by default. removals: by edge, how many directions of features were taken out of the parent's activations, and
+    how many of these are called lost; where less than half are, no edge passes. The verdict of an edge is `pass`,
+    `fail` or `undecided`; an undecided one has `why` and `mend`. The verdict of all is `fail` where one edge fails,
+    `undecided` where one is and none fails, and `pass` otherwise.
 
     Raises ValueError for an unknown edge and for a study without edges.
     """
     by_name = {row["edge"]: row for row in rows}
-    judged = {name: _by_verdicts(by_name.get(name), limit) for name in _chosen(study, names, edges)}
+    known = removals or {}
+    judged = {name: _by_verdicts(by_name.get(name), limit, known.get(name)) for name in _chosen(study, names, edges)}
     found = {one["verdict"] for one in judged.values()}
     verdict = next((word for word in ("fail", "undecided") if word in found), "pass")
     return {"by": "verdicts", "verdict": verdict, "passed": verdict == "pass", "max_lost": limit, "edges": judged}
@@ -69,7 +78,7 @@ def _chosen(study: str, names: Sequence[str], edges: Sequence[str]) -> list[str]
     return list(dict.fromkeys(edges or names))
 
 
-def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
+def _by_verdicts(row: Mapping[str, Any] | None, limit: float, removal: tuple[int, int] | None = None) -> dict[str, Any]:
     judged: dict[str, Any] = {"lost": None, "interval": None, "limit": limit, "stable": 0, "undecided": 0}
     if row is None:
         why, mend = "no verdicts were made", "set verdicts.tokens above 0 and run the study again"
@@ -85,6 +94,8 @@ def _by_verdicts(row: Mapping[str, Any] | None, limit: float) -> dict[str, Any]:
         why = f"only {stable} features are stable, fewer than {_FEWEST}"
     elif low > limit + _ROUNDING:
         return judged | {"verdict": "fail", "why": "", "mend": ""}
+    elif removal is not None and removal[1] < _POWER * removal[0]:
+        why = f"of {removal[0]} features taken out of the parent on purpose, only {removal[1]} are called lost"
     elif high <= limit + _ROUNDING:
         possible = row["lost_share"] + row["undecided"] / stable
         if possible <= limit + _ROUNDING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from heredity import format
 from heredity.analyses import TABLES
@@ -22,10 +23,15 @@ if TYPE_CHECKING:
 _AGREES = (
     "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a half, "
     "and differs otherwise, by the factor that stands beside it. Of a published range ours is inside, below or above; "
-    "a bound is met or not. What the paper gives in words or draws without numbers has no word; `not measured` is what "
-    "this run lacks."
+    "a bound is met or not, or cannot be told where our interval holds it. What the paper gives in words or draws "
+    "without numbers has no word; `not measured` is what this run lacks. Places are sections of the paper: T is "
+    "arXiv 2410.12391, S is 2506.06609; cards, code and review are what was published beside them."
 )
-_CLAIMS = "`yes` and `no` say on which side of the paper's claim the whole interval lies."
+_CLAIMS = (
+    "`yes` and `no` say on which side of the paper's claim the whole interval lies, undecided features counted for "
+    "what they could be; `most` is more than half, `few` less. Counts at r > 0.8 are asked twice: of the parent's live "
+    "features, and of what two SAEs of the parent, of different seeds, have in common (the ceiling)."
+)
 
 
 def parts(
@@ -36,12 +42,24 @@ def parts(
     return told + ([(TABLES["deviations"], deviations)] if deviations else [])
 
 
-def write(run: Run, found: Reproduction, out: Path) -> None:
-    """Write the text, and its pictures into a folder named like it; each file whole or not at all."""
-    rows = {name: rows.to_pylist() for name, rows in run.tables.items()}
-    pictures = draw(run.study, found.paper, rows, out.with_suffix(""))
+def write(run: Run, found: Reproduction, out: Path) -> str:
+    """Write the text, and its pictures into the folder `NAME_pictures` beside it; each file whole or not at all.
+
+    Returns why there are no pictures, or nothing. Raises ValueError, before anything is written, for a name that does
+    not end in .md, and for a folder.
+    """
+    if out.suffix != ".md" or out.is_dir():
+        raise ValueError(
+            f"-o {out}: {'is a folder' if out.is_dir() else 'is no .md file'}; give a file such as beside.md"
+        )
+    rows, pictures, missing = {name: rows.to_pylist() for name, rows in run.tables.items()}, dict[str, Path](), ""
+    try:
+        pictures = draw(run.study, found.paper, rows, out.with_name(f"{out.stem}_pictures"))
+    except ImportError as error:
+        missing = f"no pictures: matplotlib cannot be used ({error}); pip install -c constraints.txt -e '.[pictures]'"
     with whole(out) as partial:
         partial.write_text(render(run, found, rows, pictures), encoding="utf-8")
+    return missing
 
 
 def render(
@@ -59,5 +77,8 @@ def render(
         text += [heads[declared.name], table(declared, own)]
         if declared is SCALE and pictures:
             text.append("## Pictures")
-            text += [f"### {title}\n\n![{title}]({file.parent.name}/{file.name})" for title, file in pictures.items()]
+            text += [
+                f"### {title}\n\n![{title}]({quote(f'{file.parent.name}/{file.name}')})"
+                for title, file in pictures.items()
+            ]
     return "\n\n".join("\n".join(map(seen, part.split("\n"))) for part in text) + "\n"
