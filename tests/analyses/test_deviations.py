@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from heredity.analyses import stages_of
-from heredity.analyses.deviations import DEVIATIONS, PAPERS
+from heredity.analyses.deviations import ANALYSIS, DEVIATIONS, PAPERS
 from heredity.study import Study, load_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -19,8 +19,8 @@ PUBLISHED = ['tokenizer.load="mistralai/Mistral-7B-v0.1"', "text=hub", "lineage.
 
 def rows_of(study: Study) -> dict[str, dict[str, Any]]:
     """Rows of the study's table by setting."""
-    (stage,) = (stage for stage in stages_of(study) if stage.kind == "deviations")
-    table = DEVIATIONS.check(stage.config["rows"]).to_pylist()
+    (item,) = ANALYSIS.items(study)
+    table = DEVIATIONS.check(ANALYSIS.settings(study, item).rows).to_pylist()
     assert [row["setting"] for row in table] == [one.setting for one in PAPERS[study.config.paper or ""]]
     return {row["setting"]: row for row in table}
 
