@@ -116,6 +116,10 @@ def report(
 
     if format_ not in ("html", "md"):
         raise ValueError(f"--format {format_}: must be html or md")
+    if out is not None and (out.suffix in (".md", ".markdown")) != (format_ == "md") and out.suffix in (".md", ".html"):
+        raise ValueError(
+            f"-o {out}: --format {format_} writes {format_}; give a file that ends so, or the other format"
+        )
     if out is None and format_ == "html":
         raise ValueError("-o: give the HTML file to write, or --format md, which goes to stdout")
     done = complete(study, runs, set_)
@@ -158,7 +162,8 @@ def reproduce(
     def show() -> None:
         text().say(NAMES[found.paper])
         for table, own in shown.parts(found, rows.get("deviations", ())):
-            text().print_table(table, own)
+            if own:
+                text().print_table(table, own)
         if run.missing:
             err.print(Text(f"Note: {len(run.missing)} stages are not done: what they give is not measured"))
         if missing:
@@ -224,6 +229,11 @@ def gate(
             raise ValueError(f"--text {text_}: is none of {', '.join(texts)}; add it to verdicts.texts, run the study")
         own = [row for row in rows if row["end"] == "parent" and row["text"] == text_]
         named = [one.name for one in done.study.descent if done.study.text_corpora(one, text_)]
+        siblings = {e.name for e in done.study.edges} - {e.name for e in done.study.descent}
+        if twins := [one for one in edge or () if one in siblings]:
+            raise ValueError(
+                f"--edge {twins[0]}: two trainings of one recipe inherit nothing from each other; no limit holds"
+            )
         if silent := [one for one in edge or () if one in descent and one not in named]:
             raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
         removals = {

@@ -346,6 +346,10 @@ def first_fault(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"{where}: is missing; add it"
     message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
+    if fault["type"] == "tuple_type":
+        message = 'give a list, such as ["a", "b"]'
+    elif fault["type"] == "too_short":
+        message = "is empty; give at least one"
     shown = f"{given!r}: " if not isinstance(given, dict | list | tuple) else ""
     return f"{where or 'study'}: {shown}{message[0].lower() + message[1:]}"
 
