@@ -64,10 +64,11 @@ def cell(column: Column, row: Mapping[str, Any]) -> str:
 
 
 def interval(kind: Kind, low: float, high: float) -> str:
-    """`1,506–1,542`, `72–75 %`: the unit once, where both ends share it."""
+    """`1,506–1,542`, `72–75 %`, `-3 to 2 %`: the unit once, where both ends share it."""
     first, last = value(kind, low), value(kind, high)
     unit = f" {last.split(' ')[-1]}" if " " in last else ""
-    return last if first == last else f"{first.removesuffix(unit)}–{last}"
+    between = " to " if low < 0 or high < 0 else "–"  # a dash before a minus cannot be read
+    return last if first == last else f"{first.removesuffix(unit)}{between}{last}"
 
 
 def of(count: int, whole: int, low: float | None = None, high: float | None = None, level: float = 0.95) -> str:

@@ -259,6 +259,7 @@ def command(monkeypatch):
         study=SimpleNamespace(
             instrument="parent",
             descent=edges,
+            edges=edges,
             config=StudyConfig(hook_point="", corpus={}, model={}),
             text_corpora=lambda edge, text: text == "common" or edge.name == "base->good",
         ),
