@@ -45,7 +45,7 @@ def test_a_cell_holds_the_share_of_its_whole_and_its_interval():
 @pytest.mark.parametrize(
     ("kind", "low", "high", "text"),
     [("share", 0.72, 0.75, "72–75 %"), ("share", 0.721, 0.722, "72 %"), ("count", 1506, 1542, "1,506–1,542"),
-     ("r", 0.1, 0.25, "0.100–0.250"), ("share", 0.0001, 0.02, "<0.1–2 %")],
+     ("r", 0.1, 0.25, "0.100–0.250"), ("share", 0.0001, 0.02, "<0.1–2 %"), ("share", -0.12, -0.07, "-12 to -7 %")],
 )  # fmt: skip
 def test_an_interval_has_its_unit_once(kind, low, high, text):
     assert format.interval(kind, low, high) == text
