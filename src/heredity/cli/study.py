@@ -199,7 +199,7 @@ def gate(
 ) -> Result:
     """Hold the share of stable parent features that edges lose to a limit, in a study that has been run. Exit code 0:
     every edge is within the limit; 1: an edge is over it; 3: the evidence cannot tell."""
-    from heredity.show.gate import doubts_of, judge, judge_matches, limit_of
+    from heredity.show.gate import doubts_of, judge, judge_matches, limit_of, removals_of
 
     limit = limit_of(max_lost)
     if by not in ("verdicts", "matches"):
@@ -236,11 +236,8 @@ def gate(
             )
         if silent := [one for one in edge or () if one in descent and one not in named]:
             raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
-        removals = {
-            row["edge"]: (row["removed"], row["removed_lost"])
-            for row in (done.tables["references"].to_pylist() if "references" in done.tables else ())
-            if (row["instrument"], row["reference"], row["text"]) == (first, "removal", "common") and row["removed"]
-        }
+        references = done.tables["references"].to_pylist() if "references" in done.tables else []
+        removals = removals_of(row for row in references if row["instrument"] == first)
         judged = judge(done.name, own, named, limit, edge or (), removals) | {"text": text_}
     else:
         own = [row for row in rows if row["rule"] != "paper" and row["edge"] in descent]

@@ -70,6 +70,15 @@ def judge(
     return {"by": "verdicts", "verdict": verdict, "passed": verdict == "pass", "max_lost": limit, "edges": judged}
 
 
+def removals_of(references: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """By edge, how many features were taken out of the parent on purpose, and how many of them are called lost.
+
+    references: rows of the table `references`, of one instrument.
+    """
+    known = (row for row in references if (row["reference"], row["text"]) == ("removal", "common") and row["removed"])
+    return {row["edge"]: (row["removed"], row["removed_lost"]) for row in known}
+
+
 def _chosen(study: str, names: Sequence[str], edges: Sequence[str]) -> list[str]:
     if not names:
         raise ValueError(f"study {study} has no parent -> child edge; there is no loss to hold to a limit")
