@@ -974,3 +974,16 @@ def test_a_study_of_stitches_is_summarized_exported_and_drawn(stitch, tmp_path):
     assert 'src="http' not in page and "pair" in page and len(page) < 5_000_000
     result = command("stitch", *asked)
     assert "pair" in result.stdout and not [line for line in result.stderr.splitlines() if line.endswith(" s")]
+
+
+def test_a_run_is_set_beside_the_second_paper_with_all_its_pictures(stitch, tmp_path):
+    pytest.importorskip("matplotlib")
+    asked = (stitch.path, "--runs", stitch.runs, "--paper", "stitching", "-o", tmp_path / "beside.md", "--json")
+    value = json.loads(command("reproduce", *asked).stdout)
+    measured = {row["element"] for row in value["beside_paper"] if row["agreement"] != "not measured"}
+    assert {63, 64, 67, 71, 76, 77, 78, 81, 84, 85, 88, 89, 90, 92, 93, 94} <= measured
+    widths = [row for row in value["beside_paper"] if row["element"] == 64 and row["what"].endswith("small to large")]
+    (own,) = [row for row in stitch.rows("stitched_models", way="up") if row["stitch"] == "pair"]
+    assert widths[0]["value"] == own["increase"]
+    pictures = sorted(path.name for path in (tmp_path / "beside_pictures").iterdir())
+    assert len(pictures) >= 10 and (tmp_path / "beside.md").read_text().count("![") == len(pictures)

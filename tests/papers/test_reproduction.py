@@ -192,8 +192,8 @@ def test_the_second_papers_figures_are_held_to_the_range_of_its_pairs():
     tables = {
         "stitch_maps": [{**key, "source_width": 128, "target_width": 256}],
         "stitched_models": [{**key, "way": "up", "increase": 0.2}, {**key, "way": "down", "increase": 0.5}],
-        "savings": [
-            {**key, "arm": "transferred", "d_sae": 2048, "threshold": 0.9, "saved_flops": 0.4, "saved_seconds": -0.1}
+        "savings_by_level": [
+            {**key, "arm": "transferred", "d_sae": 2048, "level": 0.9, "saved_flops": 0.4, "saved_seconds": -0.1}
             | {"saved_flops_with_source": -1.0, "never": ""}
         ],
     }

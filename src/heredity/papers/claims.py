@@ -194,12 +194,12 @@ def stitching(study: Study, tables: Rows) -> list[dict[str, Any]]:
     """Rows of `beside.CLAIMS` on arXiv 2506.06609."""
     found = []
     for stitch in pairs_of(study, tables):
-        for row in rows(tables, "savings", stitch=stitch, arm="transferred"):
-            if abs(row["threshold"] - 0.9) > 1e-9:
+        for row in rows(tables, "savings_by_level", stitch=stitch, arm="transferred"):
+            if abs(row["level"] - 0.9) > 1e-9:
                 continue
             saved = row["saved_flops"]
             other = one(
-                tables, "savings", stitch=stitch, arm="geometry", d_sae=row["d_sae"], threshold=row["threshold"]
+                tables, "savings_by_level", stitch=stitch, arm="geometry", d_sae=row["d_sae"], level=row["level"]
             )
             turned = other.get("saved_flops")
             here = "level not reached" if saved is None else f"{format.percent(saved)} of the FLOPs"

@@ -108,9 +108,9 @@ def _carried(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
 
 
 def _starts(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
-    saved = rows(tables, "savings", stitch=stitch, arm="transferred")
+    saved = rows(tables, "savings_by_level", stitch=stitch, arm="transferred")
     for row in saved:
-        if abs(row["threshold"] - 0.9) < 1e-9:
+        if abs(row["level"] - 0.9) < 1e-9:
             about = f"{stitch}, {row['d_sae']:,} features"
             yield figure(
                 73,
