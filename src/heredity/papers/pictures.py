@@ -264,7 +264,7 @@ def _savings(axes: Axes, own: Rows) -> None:
         )
         if points:
             axes.plot(*zip(*points, strict=True), marker=".", label=f"{width:,} features")
-    axes.axhspan(0.3, 0.5, color=GREY, alpha=0.2, label="paper, near 0.90")
+    axes.plot([0.9, 0.9], [0.3, 0.5], color=GREY, linewidth=4, alpha=0.6, label="paper, near 0.90")
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set(xlabel="level of explained variance", ylabel="FLOPs saved")
     axes.legend(fontsize=7)
@@ -280,9 +280,10 @@ def _layers(axes: Axes, own: Rows) -> None:
         grid[left.index(row["source_layer"]), right.index(row["target_layer"])] = row["svcca"]
     axes.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for (a, b), value in np.ndenumerate(grid):
-        axes.text(b, a, f"{value:.2f}", ha="center", va="center")
-    axes.set_xticks(range(len(right)), [name.split(".hook_")[0] for name in right], rotation=45, ha="right", fontsize=7)
-    axes.set_yticks(range(len(left)), [name.split(".hook_")[0] for name in left], fontsize=7)
+        axes.text(b, a, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    short = [[name.replace("hook_resid_", "") for name in names] for names in (right, left)]
+    axes.set_xticks(range(len(right)), short[0], rotation=45, ha="right", fontsize=7)
+    axes.set_yticks(range(len(left)), short[1], fontsize=7)
     axes.set(xlabel="target", ylabel="source")
 
 
