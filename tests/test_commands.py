@@ -151,6 +151,9 @@ def test_a_run_is_set_beside_its_paper_with_pictures(lineage, tmp_path):
     text = out.read_text(encoding="utf-8")
     pictures = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert pictures and all((out.parent / name).is_file() for name in pictures)
+    printed = command("reproduce", lineage.path, "--runs", lineage.runs, "--format", "md").stdout
+    assert printed.startswith("# s, beside the paper") and "| base->sums |" in printed and "![" not in printed
+    assert "must be text or md" in ask(lineage, "reproduce", "--format", "html", code=2)
     assert "no stitch between models of different width" in ask(lineage, "reproduce", "--paper", "stitching", code=2)
 
 

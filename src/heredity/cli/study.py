@@ -142,6 +142,7 @@ def reproduce(
         Path | None,
         Option("-o", "--out", help="Also write a Markdown file, .md, with pictures beside it (extra `pictures`)."),
     ] = None,
+    format_: Annotated[str, Option("--format", help="What is printed: text, or md, the tables as Markdown.")] = "text",
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -149,6 +150,8 @@ def reproduce(
     from heredity.papers.reproduction import NAMES, reproduction
     from heredity.show import reproduce as shown
 
+    if format_ not in ("text", "md"):
+        raise ValueError(f"--format {format_}: must be text or md")
     run = run_of(study, runs, set_)
     if not run.artifacts:
         raise ValueError(f"nothing of study {run.name} is done in {runs}; run `{run.again}` first")
@@ -160,10 +163,13 @@ def reproduce(
         missing = shown.write(run, found, out)
 
     def show() -> None:
-        text().say(NAMES[found.paper])
-        for table, own in shown.parts(found, rows.get("deviations", ())):
-            if own:
-                text().print_table(table, own)
+        if format_ == "md":
+            typer.echo(shown.render(run, found, rows, {}), nl=False)
+        else:
+            text().say(NAMES[found.paper])
+            for table, own in shown.parts(found, rows.get("deviations", ())):
+                if own:
+                    text().print_table(table, own)
         if run.missing:
             err.print(Text(f"Note: {len(run.missing)} stages are not done: what they give is not measured"))
         if missing:
