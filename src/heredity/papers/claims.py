@@ -143,6 +143,8 @@ def _new(tables: Rows, instrument: str, edge: str) -> Iterator[dict[str, Any]]:
 
 
 def _emerged(tables: Rows, instrument: str, merge: str) -> Iterator[dict[str, Any]]:
+    from scipy.stats import binomtest
+
     for rule in dict.fromkeys(row["rule"] for row in rows(tables, "flow", instrument=instrument, model=merge)):
         flow = rows(tables, "flow", instrument=instrument, model=merge, rule=rule)
         counts = {row["origin"]: row["features"] for row in flow}
@@ -150,7 +152,7 @@ def _emerged(tables: Rows, instrument: str, merge: str) -> Iterator[dict[str, An
         total = emerged + counts.get("from_base", 0)
         if not total:
             continue
-        low, high = _wilson(emerged, total)
+        low, high = binomtest(emerged, total).proportion_ci(method="wilson")  # over features alone
         here = f"{format.of(emerged, total)} emerged, {counts['from_base']:,} from the base"
         cut = "r > 0.8" if rule == "paper" else "each edge's own cut"
         yield _row(
@@ -162,14 +164,6 @@ def _emerged(tables: Rows, instrument: str, merge: str) -> Iterator[dict[str, An
             _side(low, high, _HALF),
             "a feature that misses the cut on the first edge counts as emerged",
         )
-
-
-def _wilson(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share, over features alone."""
-    z, share = 1.96, count / total
-    middle, scale = share + z * z / (2 * total), 1 + z * z / total
-    half = z * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
-    return (middle - half) / scale, (middle + half) / scale
 
 
 def _explained(tables: Rows, instrument: str, subject: str) -> Iterator[dict[str, Any]]:

@@ -170,7 +170,7 @@ def _probes(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
             gaps = [own[task, arm] - own[task, other] for task, name in own if name == arm and (task, other) in own]
             if gaps:
                 about = f"{stitch}, k {k}, mean of {len(gaps)} tasks"
-                more = f"({min(gaps):.0%} to {max(gaps):.0%})".replace("%", " %")
+                more = f"({format.interval('share', min(gaps), max(gaps))})"
                 what = f"balanced accuracy, {arm} less {other}"
                 here = sum(gaps) / len(gaps)
                 yield figure(81, "S Fig 3a, 9, 10", what, about, "share", paper, here, more=more)
