@@ -24,6 +24,7 @@ SETTINGS = [
     ("train = {...}", study.ScratchConfig),
     ("merge = {...}", study.MergeConfig),
     ("lora = {...}", study.LoraConfig),
+    ("quantize = {...}", study.QuantizeConfig),
     ("[tokenizer]", study.TokenizerConfig),
     ("[sae]", study.SAEConfig),
     ("[verdicts]", study.VerdictsConfig),

@@ -7,8 +7,11 @@ import pytest
 import tiny
 from heredity.analyses import Pipeline
 from heredity.analyses.model import _equilibrium as equilibrium
+from heredity.analyses.reading import folder_of
 from heredity.engine.stage import run
 from heredity.engine.store import Store
+from heredity.lm.load import load_model, state_hash
+from heredity.lm.quantize import quantize
 from heredity.study import Study, StudyError
 from heredity.text.sources import CorpusError
 
@@ -31,6 +34,23 @@ def test_a_merge_that_would_be_a_parent_again_is_refused(t, parent):
     )
     with pytest.raises(StudyError, match=words):
         equilibrium("study: model.merge.merge.t", sweep(t))
+
+
+def test_a_quantized_child_has_the_rounded_weights_of_its_parent_and_an_edge(tmp_path):
+    values = tiny.study_values(tmp_path)
+    values["model"] = {"base": values["model"]["base"], "int4": {"parent": "base", "quantize": {"bits": 4}}}
+    values["model"]["base"]["train"]["tokens"] = 2_000
+    study = Study.of(values, root=tmp_path)
+    assert [edge.name for edge in study.edges] == ["base->int4"]
+    assert study.trace("int4") == study.trace("base") == study.common_trace(study.edges[0])
+    pipeline, store = Pipeline(study), Store(tmp_path / "runs")
+    run(list(pipeline.stages.values()), store, until="model")
+    base, child = (
+        load_model(folder_of(store.find("model", name, pipeline.stages[f"model/{name}"].key)))
+        for name in ("base", "int4")
+    )
+    quantize(base, 4)
+    assert state_hash(child.state_dict()) == state_hash(base.state_dict())
 
 
 def test_a_corpus_that_changes_while_the_study_runs_is_refused_by_name(tmp_path):

@@ -547,7 +547,7 @@ def test_a_source_sae_is_loaded_in_place_of_a_training(world: World, tmp_path):
             {"source": "large", "target": "small", "target_hook_point": HOOK},
             r"stitch\.pair\.sae: .* reads 32 dimensions, and large is 48",
         ),
-        ({}, {"sae": "nowhere"}, r"stitch\.pair\.sae: .*nowhere holds no SAE"),
+        ({}, {"sae": "nowhere"}, r"stitch\.pair\.sae: nowhere: no such folder"),
     ],
 )
 def test_an_sae_that_cannot_be_carried_is_refused_by_name(world: World, tmp_path, settings, changes, message):

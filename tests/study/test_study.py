@@ -199,6 +199,12 @@ def broken(path: str, value: object) -> dict:
             {"recipe_of": "lua", "lr": 1, "corpora": ["lua"]},
             "takes everything from lua; remove corpora, lr",
         ),
+        ("model.int4", {"parent": "base", "quantize": {"bits": 1}}, "model.int4.quantize.bits: 1: input should be gre"),
+        (
+            "model.int4",
+            {"parent": "base", "corpora": ["lua"], "quantize": {"bits": 4}},
+            "model.int4: quantize and corpora exclude each other; quantize the model in a table of its own",
+        ),
         ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
     ],
 )

@@ -26,7 +26,7 @@ from heredity.analyses.reading import (
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
-from heredity.study import MergeConfig, Precision, ScratchConfig, Study, StudyError, TrainingConfig
+from heredity.study import MergeConfig, Precision, QuantizeConfig, ScratchConfig, Study, StudyError, TrainingConfig
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ MODELS = Table(
     "Language models of the study.",
     ("model",),
     (
-        Column("kind", "text", "How it came to be: train, load, merge or finetune."),
+        Column("kind", "text", "How it came to be: train, load, merge, quantize or finetune."),
         Column("parents", "text", "Models it was made from."),
         Column("parameters", "count", "Parameters, tied ones counted once."),
-        Column("tokens", "count", "Tokens it was trained on in this study; 0 for a merge or a loaded model."),
+        Column("tokens", "count", "Tokens it was trained on in this study; 0 if it was not trained here."),
     ),
     brief=("model", "kind", "parents", "parameters", "tokens"),
 )
@@ -119,18 +119,25 @@ class Merging(NamedTuple):
     parents: tuple[str, ...]
 
 
+class Quantizing(NamedTuple):
+    quantize: QuantizeConfig
+    place: Aside
+    parents: tuple[str, ...]
+
+
 def model_items(study: Study) -> Iterable[Item]:
     return ({"model": name} for name in study.order)
 
 
-def _settings(study: Study, item: Item) -> Training | Loading | Merging:
+def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quantizing:
     name = item["model"]
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
-        path = study.root / config.load
-        folder = str(path) if path.exists() else config.load
-        content, start = weights_digest(path), study.starts[0]
-        return Loading(folder, config.revision, config.trust_remote_code, content, Aside(place), start, parents)
+        folder = study.folder(f"model.{name}.load", config.load)
+        content, start = weights_digest(folder) if folder else None, study.starts[0]
+        return Loading(
+            str(folder or config.load), config.revision, config.trust_remote_code, content, Aside(place), start, parents
+        )
     if config.merge is not None:
         if config.merge.method.startswith("dare"):
             from heredity.lm.recipe import require_mergekit
@@ -139,6 +146,8 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging:
         merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})  # those of the sweep alone
         seed = seed_of(study, "merge", name)
         return Merging(merge, Aside(f"{place}.merge"), has_t(merge), seed, parents)
+    if config.quantize is not None:
+        return Quantizing(config.quantize, Aside(f"{place}.quantize"), parents)
     seed = seed_of(study, "model", name)
     return Training(training_settings(study, name), study.shares(name), seed, config.lora, config.train, parents)
 
@@ -166,7 +175,8 @@ def _needs(study: Study, item: Item) -> Needs:
         if merge.t == "equilibrium" and has_t(merge):
             needs["sweep"] = ("sweep", item)
     elif config.load is None:
-        needs["tokens"] = tokens_needs(study.shares(name))
+        if config.quantize is None:
+            needs["tokens"] = tokens_needs(study.shares(name))
         if config.parent:
             needs["parent"] = ("model", {"model": config.parent})
     return needs
@@ -177,13 +187,15 @@ def models_needs(names: Iterable[str]) -> dict[str, Any]:
     return {name: ("model", {"model": name}) for name in names}
 
 
-def _run(work: Work, settings: Training | Loading | Merging) -> Results:
+def _run(work: Work, settings: Training | Loading | Merging | Quantizing) -> Results:
     rows: dict[str, Any] = {"merges": [], "merge_tensors": []}
     match settings:
         case Loading():
             kind, record = "load", _load(work, settings)
         case Merging():
             kind, (record, rows["merges"], rows["merge_tensors"]) = "merge", _merge(work, settings)
+        case Quantizing():
+            kind, record = "quantize", _quantize(work, settings)
         case Training():
             kind, record = "train" if settings.architecture else "finetune", train(work, settings)
     write_json(work.folder / RECORD, record)
@@ -227,6 +239,17 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
     state = state_hash(model.state_dict())
     return {"parameters": model.num_parameters(), "tokens": 0, "state": state, "reference": reference}
+
+
+def _quantize(work: Work, settings: Quantizing) -> dict[str, Any]:
+    from heredity.lm.quantize import quantize
+
+    model = load(work.inputs["parent"])
+    try:
+        quantize(model, settings.quantize.bits, settings.quantize.group_size)
+    except ValueError as error:
+        raise StudyError(f"{settings.place}: {error}") from None
+    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0)
 
 
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
@@ -297,7 +320,7 @@ def _reseeded(study: Study, item: Item) -> bool:
 
 
 def training_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    """Cost of training a model; nothing for one that is loaded or merged."""
+    """Cost of training a model; nothing for one that is loaded, merged or quantized."""
     model = study.config.model[item["model"]]
     if model.kind not in ("train", "finetune"):
         return Cost()

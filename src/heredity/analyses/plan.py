@@ -9,10 +9,12 @@ import json
 import re
 import time
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
+from heredity.study.places import local_path
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -75,8 +77,9 @@ class Shapes:
         if model.train:
             return _mistral_shape(model.train, self.study.config.tokenizer.vocab_size)
         if model.load:
-            path = self.study.root / model.load / "config.json"
-            if not path.is_file():
+            folder = self.study.folder(f"model.{name}.load", model.load)
+            path = (folder or Path()) / "config.json"
+            if folder is None or not path.is_file():
                 return None
             try:
                 shape = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
@@ -200,13 +203,14 @@ def check_inputs(study: Study) -> None:
 
     loads = {name: model.load for name, model in study.config.model.items() if model.load}
     for name, load in loads.items():
-        path, place = study.root / load, f"{study.name}: model.{name}.load"
+        folder, place = study.folder(f"model.{name}.load", load), f"{study.name}: model.{name}.load"
         try:
-            local = is_folder(str(path) if path.exists() else load)
+            local = is_folder(str(folder or load))
         except ModelError as error:
             raise StudyError(f"{place}: {error}") from None
-        if not local and "/" in load and path.parent.is_dir():
-            raise StudyError(f"{place}: {load}: {path.parent} has no folder {path.name}; correct the path")
+        above = local_path(load, study.root).parent
+        if not local and "/" in load and above.is_dir():
+            raise StudyError(f"{place}: {load}: {above} has no folder {Path(load).name}; correct the path")
     for name, corpus in study.config.corpus.items():
         scheme, _, spec = corpus.source.partition(":")
         try:
@@ -265,9 +269,9 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
             "lower it"
         )
     if config.sae:
-        from heredity.analyses.sae_transfer import loaded_sae
+        from heredity.analyses.sae_transfer import loaded_sae, sae_folder
 
-        loaded_sae(f"{study.name}: stitch.{name}", study.root / config.sae, config, d_a)
+        loaded_sae(f"{study.name}: stitch.{name}", sae_folder(study, name), config, d_a)
 
 
 def check_method(place: str, config: StitchConfig, d_a: int, d_b: int) -> None:

@@ -131,7 +131,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
     stitch, corpora = study.config.stitch[name], study.stitch_corpora(name)
     point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
     if stitch.sae:
-        folder = study.root / stitch.sae
+        folder = sae_folder(study, name)
         content = file_digest(sorted(path for path in folder.iterdir() if path.is_file()))
         return LoadedSAE(Aside(folder), content, d_sae, point, Aside(stitch), Aside(f"{study.name}: stitch.{name}"))
     return SAESettings(
@@ -168,6 +168,15 @@ def _source_sae(work: Work, settings: SAESettings | LoadedSAE) -> Results:
             )
     write_sae(sae, work.folder / "sae", metadata)
     return {}
+
+
+def sae_folder(study: Study, name: str) -> Path:
+    """Folder of the source's SAE that a stitch names. Raises StudyError where there is nothing."""
+    reference = study.config.stitch[name].sae or ""
+    folder = study.folder(f"stitch.{name}.sae", reference)
+    if folder is None:
+        raise StudyError(f"{study.name}: stitch.{name}.sae: {reference}: no such folder; correct the path")
+    return folder
 
 
 def loaded_sae(place: str, folder: Path, config: StitchConfig, d_in: int) -> tuple[SAE, dict[str, Any]]:

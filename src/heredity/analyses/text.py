@@ -80,12 +80,13 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     source = study.config.tokenizer.load or start.load
     if source is None:
         return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False)
-    path, content = study.root / source, None
-    if path.is_dir():
+    key = "tokenizer.load" if study.config.tokenizer.load else f"model.{item['model']}.load"
+    path, content = study.folder(key, source), None
+    if path is not None and path.is_dir():
         from heredity.text.corpora import file_digest
 
         content = file_digest([f for f in sorted(path.glob("*")) if "token" in f.name or f.name == "vocab.json"])
-    return TokenizerSettings(str(path) if path.exists() else source, content, 0, start.trust_remote_code)
+    return TokenizerSettings(str(path or source), content, 0, start.trust_remote_code)
 
 
 def _tokenizer_needs(study: Study, item: Item) -> Needs:

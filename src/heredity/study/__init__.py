@@ -10,6 +10,7 @@ from heredity.study.models import (
     MergeConfig,
     ModelConfig,
     Precision,
+    QuantizeConfig,
     ScratchConfig,
     TrainingConfig,
 )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from heredity.study.models import Init, MergeConfig
+from heredity.study.places import local_path
 from heredity.study.settings import StudyConfig
 
 _SHARE_TOLERANCE = 1e-6
@@ -171,6 +172,17 @@ class Study:
         common ancestor of its parents (so that neither is favored), for a start model none."""
         parents = self.parents[name]
         return parents[0] if len(parents) == 1 else self.common_ancestor(parents) if parents else None
+
+    def folder(self, key: str, reference: str) -> Path | None:
+        """The local folder or file that the value of a key names, or None for what may lie on the hub.
+
+        Raises StudyError where a variable of the environment is not set or the path cannot be followed.
+        """
+        try:
+            path = local_path(reference, self.root)
+        except ValueError as error:
+            raise self._fault(key, f"{reference}: {error}") from None
+        return path if path.exists() else None
 
     def merge_base(self, name: str) -> str | None:
         """The model from which a merge's task vectors are taken, if there is one."""

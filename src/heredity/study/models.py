@@ -116,8 +116,18 @@ class MergeConfig(Config):
         raise ValueError('must be a number from 0 (first parent) to 1 (second parent), or "equilibrium"')
 
 
+class QuantizeConfig(Config):
+    """`quantize = {...}` of a model: its parent's weights rounded to few bits and back."""
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    """Bits of a weight; symmetric, rounded to nearest."""
+    group_size: Positive | None = None
+    """Neighboring weights of a row that share a scale; default one scale per row."""
+
+
 class ModelConfig(TrainingConfig):
-    """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with `corpora`."""
+    """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with `corpora` or
+    `quantize`."""
 
     train: ScratchConfig | None = None
     """Train from scratch."""
@@ -133,6 +143,8 @@ class ModelConfig(TrainingConfig):
     """Corpora of the fine-tune; of a loaded model, the corpora of its trace."""
     lora: LoraConfig | None = None
     """Fine-tune low-rank adapters instead of all weights."""
+    quantize: QuantizeConfig | None = None
+    """Round the weights of the parent to few bits."""
     merge: MergeConfig | None = None
     """Merge the weights of several parents."""
     recipe_of: str | None = None
@@ -148,8 +160,11 @@ class ModelConfig(TrainingConfig):
             raise ValueError(f"recipe_of takes everything from {self.recipe_of}; remove {', '.join(more)}")
         if not kinds and self.parent is None:
             raise ValueError("says neither train, load, merge, recipe_of nor parent; give one of them")
-        if not kinds and not self.corpora:
-            raise ValueError("has a parent but no corpora to be fine-tuned on; add corpora = [...]")
+        if self.quantize is not None and (kinds or self.corpora or self.lora):
+            other = kinds[0] if kinds else "corpora" if self.corpora else "lora"
+            raise ValueError(f"quantize and {other} exclude each other; quantize the model in a table of its own")
+        if not kinds and not self.corpora and self.quantize is None:
+            raise ValueError("has a parent but no corpora to be fine-tuned on; add corpora = [...] or quantize = {...}")
         if self.parent is not None and kinds and kinds != ["load"]:
             raise ValueError(f"{kinds[0]} and parent exclude each other; a merge names its parents inside merge")
         if kinds in (["train"], ["merge"]) and self.corpora:
@@ -159,10 +174,12 @@ class ModelConfig(TrainingConfig):
         return self
 
     @property
-    def kind(self) -> Literal["train", "load", "merge", "finetune"]:
+    def kind(self) -> Literal["train", "load", "merge", "quantize", "finetune"]:
         """How this model comes to be."""
         if self.train is not None:
             return "train"
         if self.load is not None:
             return "load"
-        return "merge" if self.merge is not None else "finetune"
+        if self.merge is not None:
+            return "merge"
+        return "quantize" if self.quantize is not None else "finetune"

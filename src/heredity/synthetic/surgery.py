@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from heredity.lm.quantize import quantize
+
 Model = Any
 """A causal language model of `transformers`."""
 
@@ -63,12 +65,8 @@ def projected(model: Model, directions: np.ndarray, keep: float = 0.0) -> Model:
 
 def quantized(model: Model, bits: int) -> Model:
     """Matrices rounded to `bits` bits, symmetric, with one scale per row."""
-    made, levels = _copied(model), 2 ** (bits - 1) - 1
-    with torch.no_grad():
-        for weight in made.parameters():
-            if weight.dim() == 2:
-                scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / levels
-                weight.copy_((weight / scale).round().clamp(-levels, levels) * scale)
+    made = _copied(model)
+    quantize(made, bits)
     return made
 
 

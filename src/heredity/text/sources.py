@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heredity.study import CorpusConfig
+from heredity.study.places import local_path
 
 Split = Literal["train", "validation"]
 
@@ -36,7 +37,6 @@ _TEXT = (
 )
 _TEXT_SUFFIXES = frozenset(_TEXT.split())
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _SPLIT_NAME = re.compile(r"(train|validation)(?![a-z0-9])", re.IGNORECASE)
 
 _SHUFFLED_CHARACTERS = 256 * 2**20
@@ -215,21 +215,12 @@ def shuffled(
 
 
 def resolve(spec: str, root: Path) -> Path:
-    """Absolute path of `local:spec`: `$NAME` and `${NAME}` come from the environment, `~` is the home folder, relative
-    paths start at `root`. `HEREDITY_DATA` alone has a default, `../shared/data` below the working directory."""
-    variables = {"HEREDITY_DATA": str(Path("../shared/data").absolute())}
-    variables |= {name: value for name, value in os.environ.items() if value}
+    """Absolute path of `local:spec` (see `local_path`). Raises CorpusError where there is nothing."""
     try:
-        spelled_out = _VARIABLE.sub(lambda match: variables[match[1] or match[2]], spec)
-        path = (root / Path(spelled_out).expanduser()).resolve()
-        exists = path.exists()
-    except KeyError as error:
-        name = error.args[0]
-        reason = f"environment variable {name} is not set; export {name}=FOLDER or write the path out"
-        raise CorpusError(f"local:{spec}: {reason}") from None
-    except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a loop of links, a null character
-        raise CorpusError(f"local:{spec}: this path cannot be followed ({error}); correct it") from error
-    if not exists:
+        path = local_path(spec, root)
+    except ValueError as error:
+        raise CorpusError(f"local:{spec}: {error}") from None
+    if not path.exists():
         raise CorpusError(
             f"local:{spec}: no file or folder {path}; correct the path (relative ones start at the study file's folder)"
         )
