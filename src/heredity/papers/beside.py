@@ -59,7 +59,7 @@ CLAIMS = Table(
     ("claim", "about"),
     (
         Column("claim", "text", "In the paper."),
-        Column("about", "text", "Instrument and rule of the count."),
+        Column("about", "text", "What is counted, and by which instrument."),
         Column("published", "text", "Its number."),
         Column("here", "text", "Ours."),
         Column("reference", "text", "What the number is where nothing was lost or learned."),
