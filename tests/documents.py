@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 from heredity import format, seed_proof
@@ -23,7 +24,7 @@ from heredity.papers.elements import PARTS as HEADINGS
 from heredity.papers.reproduction import NAMES, reproduction
 from heredity.show import summary
 from heredity.show.markdown import table as markdown
-from heredity.show.reproduce import parts
+from heredity.show.reproduce import parts, render
 from heredity.study import Study
 from heredity.synthetic import edit_proof, validation, verdict_proof
 from heredity.tables import Column, Table
@@ -333,9 +334,24 @@ def reproduced(name: str) -> Callable[[Recorded], str]:
     return part
 
 
+def beside(recorded: Recorded, pictures: Mapping[str, Path]) -> str:
+    """What `heredity reproduce STUDY -o FILE.md` writes of a recorded run; pictures: files by title."""
+    study, tables = Study.of(recorded["config"], recorded["study"]), recorded["tables"]
+    found = {name: table["rows"] for name, table in tables.items()}
+    run = SimpleNamespace(name=recorded["study"], **{key: recorded[key] for key in ("seconds", "peak_memory_gib")})
+    return render(run, reproduction(study, found), found, pictures)  # pyright: ignore[reportArgumentType]
+
+
+def cost(recorded: Recorded) -> str:
+    """What a recorded run took, and where."""
+    text = ", ".join(f"{row['corpus']} {row['sha256'][:8]}" for row in rows(recorded, "corpora"))
+    spent = f"{format.duration(recorded['seconds'])} of work, {recorded['peak_memory_gib']:.1f} GiB at most"
+    return f"{spent}, on {recorded['machine']}. Text by SHA-256: {text}."
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
     "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
-    "reproduced_figures": reproduced("beside_paper"),
+    "reproduced_figures": reproduced("beside_paper"), "cost": cost,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""

@@ -7,6 +7,7 @@ import os
 import re
 from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from typer.main import get_command
@@ -87,6 +88,8 @@ PAGES = {
     "papers.md": ("The papers, element by element", _PAPERS, lambda: f"\n{docs.elements()}"),
 }
 """Pages made whole from the code: title, first line, text."""
+BESIDE = {"beside_tracking.md": "tracking_cpu.json"}
+"""Recorded runs beside their papers."""
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -147,6 +150,16 @@ def test_figures_are_those_of_the_recorded_runs(document: Path):
     marks = re.findall(r"^<!-- .* -->$", text, flags=re.M)
     assert len(marks) == 2 * len(docs.MARKED.findall(text)), "a mark that nothing refreshes"
     assert all(len(body.strip()) > 0 for *_, body in docs.MARKED.findall(text))
+
+
+@pytest.mark.parametrize("page", BESIDE)
+def test_a_run_beside_its_paper_is_the_recorded_one(page):
+    """As `heredity reproduce STUDY -o PAGE` wrote it; pictures are drawn from tables too large for a summary."""
+    path = ROOT / "docs" / page
+    found = re.findall(r"^!\[(.+)\]\((.+)\)$", path.read_text(), flags=re.M)
+    pictures = {title: path.parent / unquote(file) for title, file in found}
+    assert pictures and all(file.is_file() for file in pictures.values())
+    same(path, docs.beside(json.loads((ROOT / "docs" / BESIDE[page]).read_text()), pictures))
 
 
 def test_the_picture_of_savings_is_of_the_recorded_run():

@@ -54,6 +54,11 @@ class Run:
         """Time spent on all that is done."""
         return sum(artifact.manifest["seconds"] for artifact in self.artifacts.values())
 
+    @property
+    def peak_memory_gib(self) -> float:
+        """The most memory that a process of any stage had held by its end; workers' own is not in it."""
+        return max((artifact.manifest["peak_memory_gib"] for artifact in self.artifacts.values()), default=0.0)
+
     @cached_property
     def tables(self) -> dict[str, pa.Table]:
         """Every small table by name, as Arrow; `.to_pandas()` makes a data frame of one."""

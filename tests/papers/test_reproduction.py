@@ -226,7 +226,7 @@ def test_a_paper_that_the_study_does_not_follow_is_refused_with_the_way_out():
 
 
 def test_a_text_goes_nowhere_but_into_a_file_of_its_kind_and_can_do_without_pictures(tmp_path: Path, monkeypatch):
-    run = SimpleNamespace(study=TRACKING, name="planted", seconds=1.0, tables={})
+    run = SimpleNamespace(study=TRACKING, name="planted", seconds=1.0, peak_memory_gib=1.0, tables={})
     found = reproduction(TRACKING, LINEAGE)
     (tmp_path / "folder.md").mkdir()
     for name, fault in (("beside.toml", "is no .md file"), ("folder.md", "is a folder")):

@@ -66,7 +66,8 @@ def render(
     run: Run, found: Reproduction, rows: Mapping[str, Sequence[Mapping[str, Any]]], pictures: Mapping[str, Path]
 ) -> str:
     """The text. pictures: files by title."""
-    text = [f"# {run.name}, beside the paper", f"{NAMES[found.paper]}. {format.duration(run.seconds)} of work."]
+    cost = f"{format.duration(run.seconds)} of work, {run.peak_memory_gib:.1f} GiB at most"
+    text = [f"# {run.name}, beside the paper", f"{NAMES[found.paper]}. {cost}."]
     heads = {
         CLAIMS.name: f"## What stands\n\n{_CLAIMS}",
         SCALE.name: "## Scale",

@@ -1,6 +1,7 @@
 """`summary.json`, schema 2: every table of a run but the large ones, with declarations, findings and notes.
 
-{"heredity": version, "schema": 2, "study": name, "seconds": of work, "created": UTC, "machine": in words,
+{"heredity": version, "schema": 2, "study": name, "seconds": of work, "peak_memory_gib": of a process, "created": UTC,
+ "machine": in words,
  "config": the study file without its defaults,
  "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
  "statements": [{"about", "question", "text", "evidence", "instrument"}], "notes": [text]}
@@ -38,6 +39,7 @@ def summarize(run: Run) -> dict[str, Any]:
         "schema": SCHEMA,
         "study": run.name,
         "seconds": round(run.seconds, 3),
+        "peak_memory_gib": run.peak_memory_gib,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": machine_of(run),
         "config": run.study.config.model_dump(mode="json", exclude_defaults=True, exclude_none=True),
