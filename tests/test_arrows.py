@@ -16,6 +16,7 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
+    ["lm.reading"],
     ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers"],
     ["format"],
     ["engine.workers"],

@@ -27,6 +27,7 @@ SETTINGS = [
     ("lora = {...}", study.LoraConfig),
     ("quantize = {...}", study.QuantizeConfig),
     ("[tokenizer]", study.TokenizerConfig),
+    ("[reading]", study.ReadingConfig),
     ("[sae]", study.SAEConfig),
     ("[verdicts]", study.VerdictsConfig),
     ("[references]", study.ReferencesConfig),

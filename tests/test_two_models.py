@@ -94,6 +94,7 @@ def test_a_second_sae_is_trained_after_its_cost_is_said_and_kept(saved, tmp_path
     ends = {"sae_child": saved.control, "child_control": "train"}
     options = {"second_tokens": 4_000, "save_second": tmp_path / "second", "say": said.append}
     result = asked(saved, controls="train", **ends, **options)
+    assert "every block is read behind '<|endoftext|>'" in said.pop(0)
     assert len(said) == 2 and "second SAE of parent (64 features, topk with k = " in said[0] and ": about " in said[0]
     made, metadata = read_sae(tmp_path / "second/parent")
     assert made.W_enc.shape == (32, 64) and metadata["training_tokens"] == 4_096

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from heredity.study import ArchitectureConfig
@@ -150,3 +151,18 @@ def command(*words: object, code: int = 0) -> Any:
 def run_study(path: Path, runs: Path) -> None:
     """Run a study file whole."""
     command("run", path, "--runs", runs)
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer as studies train them."""
+    from heredity.text.tokens import train_tokenizer
+
+    return train_tokenizer(["a tiny text about nothing"] * 20, 280)
+
+
+def sampler(blocks: Any) -> Any:
+    """A sampler over these token blocks [n, context]."""
+    from heredity.text.tokens import BlockSampler, PackedTokens
+
+    ends = np.array([0, blocks.size], np.int64)
+    return BlockSampler({"text": PackedTokens(blocks.ravel(), ends)}, blocks.shape[1], seed=0)

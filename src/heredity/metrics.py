@@ -18,6 +18,7 @@ class Reconstruction(NamedTuple):
     explained_variance: float  # 1 − fvu
     mse: float  # mean squared error over all elements
     tokens: int  # vectors seen
+    deviation: float  # ‖x − mean x‖²
 
 
 class Variance:
@@ -62,7 +63,7 @@ class Variance:
             raise ValueError("no vectors were given; call update at least once")
         variance = float(self._deviation.sum())
         fvu = self._error / variance if variance > 0 else math.nan
-        return Reconstruction(fvu, 1 - fvu, self._error / (self._tokens * len(self._mean)), self._tokens)
+        return Reconstruction(fvu, 1 - fvu, self._error / (self._tokens * len(self._mean)), self._tokens, variance)
 
 
 def ce_loss_recovered(ce_clean: float, ce_sae: float, ce_zero: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
@@ -13,6 +14,7 @@ from heredity.analyses import TABLES, match, one_sae, verdicts
 from heredity.analyses import sae as sae_analysis
 from heredity.analyses.analysis import Statement
 from heredity.engine.workers import Here, Progress
+from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def compare(
     save_second: Path | None = None,
     tokenizer: Any = None,
     hook_point: str | None = None,
+    prefix: Prefix | None = None,
     names: tuple[str, str] = ("parent", "child"),
     tokens: int = 100_000,
     threshold: float | None = None,
@@ -96,7 +99,9 @@ def compare(
     of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
     `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
     texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
-    folder or hub id. hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by
+    folder or hub id. hook_point: by default the one that the SAE's folder names. prefix: token before every block,
+    which is no sample (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says.
+    Positions of more than ten median norms are no samples either. threshold: on r; by default chosen by
     evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
     texts.
     """
@@ -113,13 +118,20 @@ def compare(
     saes = {"parent": _saes(parents), "child": _saes(children)}
     models, tokenizer = _opened((parent, child), tokenizer)
     readers = _readers(models, saes, hook_point, names)
+    told = say or partial(print, file=sys.stderr)
+    reading = Reading(_first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for model in models:
+            stack.enter_context(read_by(model, reading))
+        if reading.prefix is not None:
+            first = tokenizer.convert_ids_to_tokens(reading.prefix)
+            told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         for end, name in zip(readers, names, strict=True):
             if wanted[end]:
-                told, kept = say or partial(print, file=sys.stderr), save_second and save_second / end
+                kept = save_second and save_second / end
                 second = one_sae.train_second(
                     readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress
                 )
@@ -173,9 +185,14 @@ def fit_stitch(
         raise ValueError(f"held_out={held_out} must be a share between 0 and 1")
     count = max(2, round(held_out * len(blocks)))
     points = Points(first, [source_hook_point]), Points(second, [target_hook_point])
+    reading = Reading(prefix_of(tokenizer))
 
     def moments(some: Any) -> Any:
         stream = MomentStream()
+        with read_by(first, reading), read_by(second, reading):
+            return added(stream, some)
+
+    def added(stream: Any, some: Any) -> Any:
         for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), "float32"):
             stream.add(of_source, of_target)
         return stream.pair(0, 0)
@@ -199,6 +216,15 @@ def _saes(given: Iterable[Given]) -> list[_Opened]:
     from heredity.sae.formats import read_sae
 
     return [_Opened(one, *(read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}))) for one in given]
+
+
+def _first_token(tokenizer: Any, prefix: Prefix | None, metadata: Mapping[str, Any]) -> int | None:
+    """Token before every block: as asked for, as the SAE's folder says it was trained, or by the tokenizer."""
+    if prefix is None and "prefix_token" in metadata:
+        return metadata["prefix_token"]
+    begins = metadata.get("prepend_bos")
+    own = "none" if begins is False else "bos" if begins and tokenizer.bos_token_id is not None else "auto"
+    return prefix_of(tokenizer, prefix or own)
 
 
 def _readers(
@@ -297,13 +323,13 @@ def _tables_of(
 
 def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:
     """Rows of the table `saes` on token blocks; what its own training was like is not known."""
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.sae.evaluate import ce_loss_recovered, quality
 
     for number, sae in enumerate(reader.saes):
-        found = quality(sae, activations(reader.model, reader.hook_point, blocks))
+        found = quality(sae, sampled(reader.model, reader.hook_point, blocks))
         row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
-        row |= {one: getattr(found, one) for one in ("l0", "mse", "explained_variance", "dead_share")}
+        row |= sae_analysis.robust_figures(found, blocks)
         yield row | {"ce_loss_recovered": ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)}
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import tiny
 from heredity.analyses import Pipeline
 from heredity.analyses.model import _equilibrium as equilibrium
-from heredity.analyses.reading import folder_of
+from heredity.analyses.reading import folder_of, load
 from heredity.engine.stage import run
 from heredity.engine.store import Store
 from heredity.lm.load import load_model, state_hash
 from heredity.lm.quantize import quantize
+from heredity.lm.reading import Reading, reading_of
 from heredity.study import Study, StudyError
 from heredity.text.sources import CorpusError
+from heredity.text.tokens import load_tokenizer
 
 POINTS = [{"t": 0.0, "accuracy": {"lua": 0.29, "stories": 0.3}}, {"t": 1.0, "accuracy": {"lua": 0.24, "stories": 0.34}}]
 
@@ -116,3 +120,28 @@ def test_a_sham_and_a_twin_are_trained_as_long_as_the_child_to_other_weights(tmp
     assert len({record["tokens"] for record in records[1:]}) == 1 and records[1]["tokens"] > 0
     read = {label: set(made[label].manifest["inputs"]) for label in labels}
     assert {"tokens:words", "tokens:code"} < read[labels[0]] and "tokens:sums" in read[labels[1]]
+
+
+def test_a_loaded_model_and_what_is_made_from_it_are_read_behind_the_same_token(tmp_path):
+    values = tiny.study_values(tmp_path)
+    model = tiny.save_tiny_model(tmp_path / "base")
+    values["model"] = {
+        "base": {"load": str(model), "corpora": ["words", "code"]},
+        "sums": values["model"]["sums"] | {"tokens": 1_000},
+        "int8": {"parent": "sums", "quantize": {"bits": 8}},
+    }
+
+    def readings(**changes: Any) -> dict[str, Reading]:
+        study = Study.of(values | changes, root=tmp_path)
+        pipeline, store = Pipeline(study), Store(tmp_path / "runs")
+        made = run(list(pipeline.stages.values()), store, until="model")
+        return {name: reading_of(load(made[f"model/{name}"])) for name in values["model"]}
+
+    end = load_tokenizer(str(model)).eos_token_id
+    assert set(readings().values()) == {Reading(end, 0, 10.0)}
+    assert set(readings(reading={"prefix": "none", "outliers": 0, "skip_positions": 1}).values()) == {Reading(None, 1)}
+    with pytest.raises(StudyError, match='model.base: prefix="bos": the tokenizer has no beginning-of-text token'):
+        tokenizer = load_tokenizer(str(model))
+        tokenizer.bos_token = None
+        tokenizer.save_pretrained(model)
+        readings(reading={"prefix": "bos"})

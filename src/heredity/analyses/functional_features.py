@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.feature_transfer import Inquiry
-    from heredity.stitch.functional import MovedHead
+    from heredity.stitch.functional import MovedHead, Side
 
 _ABLATED = 10_000  # tokens, at most, of blocks in which a feature fires, on which heads are run with and without it
 _SHOWN = 500  # features drawn for the table of null-space shares
@@ -153,13 +154,22 @@ def entropy(inquiry: Inquiry) -> None:
 
 def deactivation(inquiry: Inquiry) -> None:
     """Features that turn heads to the first token, and all heads that they move, in both models."""
-    from heredity.features.correlate import rank_correlation
-    from heredity.stitch.functional import firing_blocks, head_scores, moved_heads
+    from heredity.lm.reading import plainly
 
     tokenizer = inquiry.sides.tokenizer
     first = "bos" if tokenizer.bos_token_id is not None else "eos"
     bos = int(getattr(tokenizer, f"{first}_token_id"))
     sides = {"source": inquiry.source, "target": inquiry.target}
+    with ExitStack() as stack:  # blocks begin with their own first token here
+        for side in sides.values():
+            stack.enter_context(plainly(side.model))
+        _moved(inquiry, sides, first, bos)
+
+
+def _moved(inquiry: Inquiry, sides: Mapping[str, Side], first: str, bos: int) -> None:
+    from heredity.features.correlate import rank_correlation
+    from heredity.stitch.functional import firing_blocks, head_scores, moved_heads
+
     scores = {end: head_scores(side.model, side.hook_point, side.sae.W_dec, bos) for end, side in sides.items()}
     own, carried = (each.max((1, 2)) for each, _ in scores.values())
     inquiry.columns |= {"head_score": own, "carried_head_score": carried}

@@ -26,7 +26,16 @@ from heredity.analyses.reading import (
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
-from heredity.study import MergeConfig, Precision, QuantizeConfig, ScratchConfig, Study, StudyError, TrainingConfig
+from heredity.study import (
+    MergeConfig,
+    Precision,
+    QuantizeConfig,
+    ReadingConfig,
+    ScratchConfig,
+    Study,
+    StudyError,
+    TrainingConfig,
+)
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -109,6 +118,7 @@ class Loading(NamedTuple):
     place: Aside
     start: str
     parents: tuple[str, ...]
+    reading: ReadingConfig
 
 
 class Merging(NamedTuple):
@@ -135,9 +145,8 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quanti
     if config.load is not None:
         folder = study.folder(f"model.{name}.load", config.load)
         content, start = weights_digest(folder) if folder else None, study.starts[0]
-        return Loading(
-            str(folder or config.load), config.revision, config.trust_remote_code, content, Aside(place), start, parents
-        )
+        name, trusted, reading = str(folder or config.load), config.trust_remote_code, study.config.reading
+        return Loading(name, config.revision, trusted, content, Aside(place), start, parents, reading)
     if config.merge is not None:
         if config.merge.method.startswith("dare"):
             from heredity.lm.recipe import require_mergekit
@@ -227,6 +236,7 @@ def train(work: Work, settings: Training) -> dict[str, Any]:
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
     from heredity.lm.load import load_model, state_hash
+    from heredity.lm.reading import Reading, prefix_of
     from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
 
     model = load_model(settings.load, settings.revision, settings.trust_remote_code)
@@ -237,8 +247,13 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
             "of one study must read the same tokens (maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
         )
     reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
-    state = state_hash(model.state_dict())
-    return {"parameters": model.num_parameters(), "tokens": 0, "state": state, "reference": reference}
+    state, rules = state_hash(model.state_dict()), settings.reading
+    try:
+        reading = Reading(prefix_of(tokenizer, rules.prefix), rules.skip_positions, rules.outliers)
+    except ValueError as error:
+        raise StudyError(f"{settings.place}: {error}") from None
+    record = {"parameters": model.num_parameters(), "tokens": 0, "state": state, "reference": reference}
+    return record | {"reading": reading._asdict()}
 
 
 def _quantize(work: Work, settings: Quantizing) -> dict[str, Any]:
@@ -255,6 +270,7 @@ def _quantize(work: Work, settings: Quantizing) -> dict[str, Any]:
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
     from heredity.lm.load import load_model
     from heredity.lm.merge import merge_states
+    from heredity.lm.reading import read_as, reading_of
     from heredity.lm.recipe import merge_recipe, recipe_of
 
     merge, parents, base = settings.merge, work.inputs["parent"], work.inputs.get("base")
@@ -266,6 +282,7 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         recipe = recipe_of(merge.method, names, merge.weights, merge.density, folder_of(base) if base else None)
         report = merge_recipe(recipe, folder, settings.seed, settings.place.value)
         model = load_model(folder)
+        read_as(model, reading_of(load(parents[merge.parents[0]])))
         shutil.rmtree(folder)
     else:
         states = [load(parents[parent]).state_dict() for parent in merge.parents]
@@ -291,11 +308,13 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
 
 def _save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
     from heredity.lm.load import save_model, state_hash
+    from heredity.lm.reading import reading_of
 
     model = model.to("cpu")
     save_model(model, tokenizer, work.folder / "model")
     shutil.rmtree(work.folder / "checkpoints", ignore_errors=True)
-    return {"parameters": model.num_parameters(), "tokens": tokens, "state": state_hash(model.state_dict())}
+    record = {"parameters": model.num_parameters(), "tokens": tokens, "state": state_hash(model.state_dict())}
+    return record | {"reading": reading_of(model)._asdict()}
 
 
 def _equilibrium(place: str, sweep: Mapping[str, Any]) -> float:

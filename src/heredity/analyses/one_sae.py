@@ -57,6 +57,7 @@ def train_second(
 
     from heredity.lm.activations import ActivationStore
     from heredity.lm.load import state_hash
+    from heredity.lm.reading import reading_of
     from heredity.sae.formats import write_sae
     from heredity.sae.model import new_sae
     from heredity.sae.train import train
@@ -93,6 +94,7 @@ def train_second(
     if folder is not None:
         metadata = {"model_name": name, "model_state": state_hash(reader.model.state_dict()), "seed": seed}
         metadata |= {"hook_name": reader.hook_point, "context_size": sampler.context_size}
+        metadata["prefix_token"] = reading_of(reader.model).prefix
         write_sae(made, folder, metadata | {"training_tokens": steps * store.batch_size})
     return made
 

@@ -66,17 +66,21 @@ def load(artifact: Artifact) -> Any:
     Raises StudyError when the folder of a loaded model has changed since the artifact was made.
     """
     from heredity.lm.load import load_model
+    from heredity.lm.reading import Reading, read_as
 
-    reference = artifact.json(RECORD).get("reference")
-    if not reference:
-        return load_model(str(artifact / "model"))
-    folder = Path(reference["load"])
-    if folder.is_dir() and weights_digest(folder) != reference["content"]:
-        raise StudyError(
-            f"{folder}: its weights have changed since the run read them; run the study again to read the new ones, or "
-            "copy the folder that a training still writes to"
-        )
-    return load_model(reference["load"], reference["revision"], reference["trust_remote_code"])
+    record = artifact.json(RECORD)
+    reference, name = record.get("reference"), str(artifact / "model")
+    if reference:
+        name = reference["load"]
+        if Path(name).is_dir() and weights_digest(Path(name)) != reference["content"]:
+            raise StudyError(
+                f"{name}: its weights have changed since the run read them; run the study again to read the new ones, "
+                "or copy the folder that a training still writes to"
+            )
+    how = (reference["revision"], reference["trust_remote_code"]) if reference else ()
+    model = load_model(name, *how)
+    read_as(model, Reading(**record.get("reading", {})))
+    return model
 
 
 def folder_of(artifact: Artifact) -> str:

@@ -4,10 +4,11 @@ Instruments: `joint` trains one SAE on the activations of all models, `parent` c
 `independent` starts anew for every model. Further SAEs of a parent (controls) start where its children's start; what
 persists into one of them is the ceiling of an edge. A joint SAE needs none: its ceiling is 1 by construction.
 
-Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens; cross-entropy recovered compares with
-zero ablation at the hook point. Where verdicts need a second SAE of every model, of another seed, two figures compare
-them: the share of live features that are stable (best r in the second SAE above 0.7 on held-out text), and PW-MCC, the
-mean cosine of the decoder rows of both, each row paired with one other so that the sum is largest.
+Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens. A few massive vectors can own both
+sums, so that it is given without them, and as the median over single vectors, too. Cross-entropy recovered compares
+with zero ablation at the hook point. Where verdicts need a second SAE of every model, of another seed, two figures
+compare them: the share of live features that are stable (best r in the second SAE above 0.7 on held-out text), and
+PW-MCC, the mean cosine of the decoder rows of both, each row paired with one other so that the sum is largest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from heredity import format
 from heredity.analyses.analysis import (
     Analysis,
     Aside,
@@ -44,9 +46,11 @@ if TYPE_CHECKING:
     from heredity.features.collect import Reader
     from heredity.lm.activations import ActivationStore
     from heredity.sae import model as sae_model
+    from heredity.sae.evaluate import SAEQuality
     from heredity.sae.train import TrainingState
 
 LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
+_OWNED = 0.2  # share of the variance that a smaller share of the vectors must not own without a word
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 
@@ -63,6 +67,16 @@ SAES = Table(
         Column("l0", "number", "Mean number of active features per token."),
         Column("mse", "number", "Mean squared error per element."),
         Column("explained_variance", "r", "1 - FVU, pooled over tokens."),
+        Column("explained_variance_ordinary", "r", "The same without massive vectors: those above ten median norms."),
+        Column(
+            "explained_variance_token",
+            "r",
+            "Median over ordinary vectors of 1 - |x - x_hat|^2 / |x - mean x|^2, one vector at a time.",
+        ),
+        Column("massive_share", "share", "Held-out vectors that are massive."),
+        Column("massive_variance", "share", "Their share of the variance, which they own where it is large."),
+        Column("massive_at", "text", "Where most of them are: a position of the blocks, or a token."),
+        Column("left_out", "share", "Held-out positions that are no samples, by the rules of `[reading]`."),
         Column("ce_loss_recovered", "r", "(CE zero - CE SAE) / (CE zero - CE clean), by zero ablation."),
         Column("dead_share", "share", "Share of features that never fired on the held-out text."),
         Column("live", "count", "Features that fired on it; null without a second SAE, as are the next three."),
@@ -204,6 +218,7 @@ def train_on_models(work: Work, settings: SAESettings) -> Results:
     """
     import torch
 
+    from heredity.lm.reading import reading_of
     from heredity.sae.formats import read_sae
 
     config, models, stores = settings.sae, work.inputs["model"], []
@@ -218,6 +233,7 @@ def train_on_models(work: Work, settings: SAESettings) -> Results:
     stream = Stream(lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), steps)
     states = [state_of(artifact) for artifact in models.values()]
     metadata = {"model_name": "+".join(models), "model_state": states[0] if len(states) == 1 else states}
+    metadata["prefix_token"] = reading_of(stores[0].model).prefix
     train_sae(work, settings, stream, sae, inherited.get("l1_coefficient"), metadata)
     return {}
 
@@ -361,7 +377,7 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
         "ce_loss_recovered": recovered,
         "l1_coefficient": metadata.get("l1_coefficient"),
         "random_seed": str(metadata["seed"]),
-        **{name: getattr(quality, name) for name in ("l0", "mse", "explained_variance", "dead_share")},
+        **robust_figures(quality, blocks),
         **(stability[0] if stability else {}),
     }
     edges, counts = np.unique(np.floor(np.log10(density[density > 0]) / BIN) * BIN, return_counts=True)
@@ -369,15 +385,31 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
     return {"saes": [row], "density": histogram}
 
 
+def robust_figures(quality: SAEQuality, blocks: np.ndarray) -> dict[str, Any]:
+    """Columns of the `saes` table on one SAE's reconstructions of the samples of token blocks [n, context]."""
+    names = ("l0", "mse", "explained_variance", "explained_variance_ordinary", "explained_variance_token")
+    row: dict[str, Any] = {name: getattr(quality, name) for name in (*names, "dead_share", "massive_variance")}
+    row |= {"massive_share": float(quality.massive.mean()), "left_out": 1 - quality.tokens / blocks.size}
+    if quality.massive.any() and quality.tokens == blocks.size:
+        at = np.flatnonzero(quality.massive)
+        positions = np.bincount(at % blocks.shape[1], minlength=1)
+        ids = np.bincount(blocks.ravel()[at])
+        place, token = int(positions.argmax()), int(ids.argmax())
+        of = f"{format.percent(positions[place] / len(at))} at position {place} of blocks"
+        named = f"{format.percent(ids[token] / len(at))} the token {token}"
+        row["massive_at"] = of if positions[place] >= ids[token] else named
+    return row
+
+
 def _measure(reader: Reader, unit: tuple[str, np.ndarray]) -> Any:
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.sae.evaluate import ce_loss_recovered, quality
 
     wanted, blocks = unit
     if wanted == "quality":
-        return quality(reader.saes[0], activations(reader.model, reader.hook_point, blocks, reader.precision))
+        return quality(reader.saes[0], sampled(reader.model, reader.hook_point, blocks, reader.precision))
     if wanted == "stability":
-        return _stability(reader.saes, activations(reader.model, reader.hook_point, blocks, reader.precision))
+        return _stability(reader.saes, sampled(reader.model, reader.hook_point, blocks, reader.precision))
     return ce_loss_recovered(reader.model, reader.hook_point, reader.saes[0], blocks, reader.precision)
 
 
@@ -429,6 +461,16 @@ def _say(tables: Tables) -> Iterable[Statement]:
             "features lost; train longer"
         )
         yield Statement("SAEs", "note", text, instrument=instrument)
+    for row in rows_of(tables, "saes"):
+        if (row["massive_variance"] or 0) > _OWNED and row["massive_share"] < _OWNED:
+            few, owned = (format.percent(row[name]) for name in ("massive_share", "massive_variance"))
+            text = (
+                f"SAE of {row['model']} (instrument {row['instrument']}): {few} of the vectors own {owned} of the "
+                f"variance ({row['massive_at']}), so that an explained variance of {row['explained_variance']:.2f} is "
+                f"theirs; of the others it is {row['explained_variance_ordinary']:.2f}. [reading] leaves such "
+                "positions out"
+            )
+            yield Statement("SAEs", "note", text, instrument=row["instrument"])
 
 
 SAE = Analysis(
@@ -444,7 +486,7 @@ SAE = Analysis(
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",
-    version=2,
+    version=3,
     title="Quality of the SAEs",
     items=sae_items,
     settings=_quality_settings,

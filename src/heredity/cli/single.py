@@ -48,6 +48,13 @@ def track(
     out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
     sae_child: Annotated[Path | None, Option(help="SAE of the child; default: the parent's reads both.")] = None,
     hook_point: Annotated[str | None, Option(help="Default: the one the parent's SAE names.")] = None,
+    prefix: Annotated[
+        str | None,
+        Option(
+            help="Token before every block: auto, bos, eos or none. Default: as the parent's SAE says, or else auto: "
+            "the token that the tokenizer itself puts before a text, otherwise the end-of-text token."
+        ),
+    ] = None,
     sae_control: Annotated[
         list[Path] | None,
         Option(help="Another SAE of the parent, of another seed: tells which features are stable. Repeatable."),
@@ -84,6 +91,8 @@ def track(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")
+    if prefix not in (None, "auto", "bos", "eos", "none"):
+        raise ValueError(f"--prefix {prefix}: must be auto, bos, eos or none")
     if second_sae not in ("parent", "both", "none"):
         raise ValueError(f"--second-sae {second_sae}: must be parent, both or none")
     if second_sae == "both" and sae_child is None:
@@ -94,7 +103,7 @@ def track(
     controls: Any = sae_control or (() if second_sae == "none" else "train")
     child_control: Any = sae_child_control or ("train" if second_sae == "both" else None)
     ends: dict[str, Any] = {"sae_child": sae_child, "controls": controls, "child_control": child_control}
-    ends |= {"hook_point": hook_point, "names": (parent, child)}
+    ends |= {"hook_point": hook_point, "names": (parent, child), "prefix": prefix}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     with watcher() as bars:

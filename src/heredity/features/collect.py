@@ -11,6 +11,7 @@ import torch
 from heredity.engine.workers import Here, Job, Progress
 from heredity.features.acts import FeatureActs
 from heredity.lm.activations import activations, blocks_at_once
+from heredity.lm.reading import samples
 from heredity.sae.model import SAE
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
@@ -65,12 +66,23 @@ def collected(
 
 
 def encoded(reader: Reader, blocks: np.ndarray) -> list[FeatureActs]:
-    """Activations of every SAE of a reader on token blocks [n, context], each of n · context tokens."""
+    """Activations of every SAE of a reader on token blocks [n, context], each of n · context tokens; none at positions
+    that are no samples (see `lm.reading`)."""
     parts: list[list[FeatureActs]] = [[] for _ in reader.saes]
     for x in activations(reader.model, reader.hook_point, blocks, reader.precision):
         for sae, part in zip(reader.saes, parts, strict=True):
             if x.shape[1] != sae.d_in:
                 widths = f"the SAE reads vectors of width {sae.d_in}, but {reader.hook_point} gives {x.shape[1]}"
                 raise ValueError(f"{widths}; use an SAE trained at this hook point")
-            part.append(FeatureActs(*sae.encode_sparse(x), sae.d_sae))
+            part.append(_of_samples(sae, x, samples(reader.model, x, blocks.shape[1])))
     return [FeatureActs.concatenate(part) for part in parts]
+
+
+def _of_samples(sae: SAE, x: torch.Tensor, kept: torch.Tensor | None) -> FeatureActs:
+    """Activations on vectors x [n, d_in], with empty rows for those that are not kept."""
+    if kept is None:
+        return FeatureActs(*sae.encode_sparse(x), sae.d_sae)
+    indptr, indices, values = sae.encode_sparse(x[kept])
+    lengths = np.zeros(len(x), np.int64)
+    lengths[kept.cpu().numpy()] = np.diff(indptr)
+    return FeatureActs(np.concatenate([[0], np.cumsum(lengths)]), indices, values, sae.d_sae)

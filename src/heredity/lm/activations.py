@@ -13,6 +13,7 @@ import torch
 
 from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
+from heredity.lm.reading import samples
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
 
@@ -36,6 +37,7 @@ class ActivationStore:
         self.model, self.hook_point, self.sampler = model, hook_point, sampler
         self.precision: Precision = precision
         self.batch_blocks, self.seed, self.buffer = batch_blocks, seed, buffer
+        self.left_out, self.read = 0, 0  # vectors that are no samples (see `lm.reading`), and all
         self._group, self._x, self._order = -1, torch.empty(0), torch.empty(0)
 
     @property
@@ -49,10 +51,23 @@ class ActivationStore:
         if group != self._group:
             blocks = self.batch_blocks * self.buffer
             taken = self.sampler.take(group * blocks, (group + 1) * blocks)
-            self._x = torch.cat(list(activations(self.model, self.hook_point, taken, self.precision)))
-            order = np.random.default_rng([self.seed, group]).permutation(len(self._x))
+            parts = list(activations(self.model, self.hook_point, taken, self.precision))
+            kept = [samples(self.model, part, self.sampler.context_size) for part in parts]
+            self._x, rng = torch.cat(parts), np.random.default_rng([self.seed, group])
+            order = rng.permutation(len(self._x))
+            if any(one is not None for one in kept):
+                self._only(torch.cat([one for one in kept if one is not None]).cpu().numpy(), order, rng)
+            self.read += len(order)
             self._order, self._group = torch.from_numpy(order).to(self._x.device), group
         return self._x[self._order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+    def _only(self, kept: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> None:
+        """Put samples drawn at random in the places of the vectors that are none, so that batches keep their size."""
+        if not kept.any():
+            raise ValueError(f"no position at {self.hook_point} is a sample; take back skip or outliers of [reading]")
+        others = ~kept[order]
+        order[others] = rng.choice(np.flatnonzero(kept), int(others.sum()))
+        self.left_out += int(others.sum())
 
 
 def blocks_at_once(context_size: int) -> int:
@@ -76,3 +91,12 @@ def activations(
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"activations at {hook_point} are not finite; the model's weights are damaged or overflow")
         yield x
+
+
+def sampled(
+    model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
+) -> Iterator[torch.Tensor]:
+    """Like `activations`, without the positions that are no samples (see `lm.reading`)."""
+    for x in activations(model, hook_point, blocks, precision):
+        kept = samples(model, x, blocks.shape[1])
+        yield x if kept is None else x[kept]

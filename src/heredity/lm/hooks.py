@@ -162,13 +162,17 @@ def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor])
     """While open, `fn` replaces the tensor that passes the hook point, in a tuple of values the first."""
     import torch
 
+    from heredity.lm.reading import lead
+
     module, side = resolve(model, hook_point)
+    first = lead(model, module)
 
     def changed(value: Any) -> Any:
         x, *rest = value if isinstance(value, tuple) else (value,)
         if not isinstance(x, torch.Tensor):
             raise HookPointError(f"hook_point {hook_point!r}: a {type(x).__name__} passes there, not a tensor")
-        return (fn(x), *rest) if isinstance(value, tuple) else fn(x)
+        new = torch.cat([x[:, :first], fn(x[:, first:])], 1) if first else fn(x)
+        return (new, *rest) if isinstance(value, tuple) else new
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from heredity.sae.model import SAE
 from heredity.study import Precision
 
 ROWS = 4096  # vectors encoded at a time
+MASSIVE = 10.0  # median norms above which a vector is massive, and would own the variance of all
 
 
 class SAEQuality(NamedTuple):
@@ -28,24 +30,47 @@ class SAEQuality(NamedTuple):
     ultra_low_share: float  # that fired, but on less than one token in a million (Bricken et al. 2023) or than 3 tokens
     density: np.ndarray  # float64 [d_sae]: share of tokens on which a feature is active
     tokens: int  # vectors seen
+    explained_variance_ordinary: float  # of vectors that are not massive
+    explained_variance_token: float  # median over these of 1 − ‖x − x̂‖² / ‖x − m‖², m the mean of their first batch
+    massive: np.ndarray  # bool [tokens]: more than `MASSIVE` median norms of the batch it came in
+    massive_variance: float  # share of ‖x − mean x‖² that they own; nan if x is constant
 
 
 def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
     """Figures of the SAE on batches [n, d_in]. Raises ValueError for none, another width, NaN or infinity."""
-    variance, fired = metrics.Variance(), np.zeros(sae.d_sae, np.int64)
-    device = sae.W_dec.device
+    pooled, ordinary, fired = metrics.Variance(), metrics.Variance(), np.zeros(sae.d_sae, np.int64)
+    device, mean, massive, token = sae.W_dec.device, torch.empty(0), list[Tensor](), list[Tensor]()
     for batch in batches:
         if batch.dim() != 2 or batch.shape[1] != sae.d_in:
             raise ValueError(f"x is {list(batch.shape)}, the SAE reads [n, {sae.d_in}]; check the hook point")
-        for x in batch.to(device, torch.float32).split(ROWS):
+        norms = batch.float().norm(dim=1)
+        massive.append((norms > MASSIVE * norms.median()).cpu())
+        if not token:
+            mean = batch.cpu()[~massive[0]].double().mean(0)
+        for x, large in zip(batch.to(device, torch.float32).split(ROWS), massive[-1].split(ROWS), strict=True):
             indptr, indices, values = sae.encode_sparse(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
-            variance.update(x.cpu(), sae.decode_sparse(indptr, indices, values).cpu())
-    figures = variance.result()
+            x, x_hat = x.cpu(), sae.decode_sparse(indptr, indices, values).cpu()
+            pooled.update(x, x_hat)
+            x, x_hat = (x, x_hat) if not large.any() else (x[~large], x_hat[~large])
+            ordinary.update(x, x_hat)
+            token.append(1 - (x - x_hat).double().square().sum(1) / (x.double() - mean).square().sum(1))
+    figures, rest = pooled.result(), ordinary.result()
     tokens, least = figures.tokens, max(1e-6 * figures.tokens, 3)
     dead, ultra_low = float((fired == 0).mean()), float(((fired > 0) & (fired < least)).mean())
-    l0 = float(fired.sum()) / tokens
-    return SAEQuality(l0, figures.mse, figures.explained_variance, dead, ultra_low, fired / tokens, tokens)
+    return SAEQuality(
+        float(fired.sum()) / tokens,
+        figures.mse,
+        figures.explained_variance,
+        dead,
+        ultra_low,
+        fired / tokens,
+        tokens,
+        rest.explained_variance,
+        float(torch.cat(token).nanmedian()),
+        torch.cat(massive).numpy(),
+        1 - rest.deviation / figures.deviation if figures.deviation else math.nan,
+    )
 
 
 def spliced_losses(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
 from heredity.lm.hooks import HookPointError, capture, replaced
+from heredity.lm.reading import plainly
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
@@ -163,7 +164,8 @@ def _read(points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places:
     if (highest := int(blocks.max())) >= known:
         raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
     at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
-    return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]
+    with plainly(points.model):  # each tokenizer has put its own first token in front
+        return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]
 
 
 def stitched_loss(

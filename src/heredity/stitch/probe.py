@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from heredity.lm.activations import activations, blocks_at_once
+from heredity.lm.reading import reading_of
 from heredity.sae.model import SAE
 from heredity.stitch.transfer import sparse_codes
 from heredity.study import Precision
@@ -51,7 +52,8 @@ def text_vectors(
     Raises ValueError for a text without tokens.
     """
     special = list(tokenizer.all_special_ids)
-    encoded: Any = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    own = reading_of(model).prefix is None  # otherwise every row begins with that token already
+    encoded: Any = tokenizer(list(texts), add_special_tokens=own, verbose=False)["input_ids"] if texts else []
     ids = [np.array(row[:context_size], np.int64) for row in encoded]
     for number, row in enumerate(ids):
         if np.isin(row, special).all():

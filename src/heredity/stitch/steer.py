@@ -18,6 +18,7 @@ from torch import Tensor
 
 from heredity.lm.hooks import replaced
 from heredity.lm.load import quiet
+from heredity.lm.reading import plainly
 from heredity.stitch.affine import Affine, Moments
 from heredity.stitch.transfer import transfer_direction
 
@@ -126,7 +127,7 @@ def generate(
     how |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     steered = nullcontext() if steering is None else replaced(model, hook_point, lambda h: clamped(h, steering))
     written: Any = model.eval().generate
-    with steered, quiet(), torch.inference_mode(), torch.random.fork_rng():
+    with steered, plainly(model), quiet(), torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(ids), _BATCH):
             some = ids[start : start + _BATCH]

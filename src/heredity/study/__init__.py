@@ -22,6 +22,7 @@ from heredity.study.settings import (
     EvaluationConfig,
     ExplainConfig,
     LineageConfig,
+    ReadingConfig,
     ReferencesConfig,
     RepeatConfig,
     ReportConfig,

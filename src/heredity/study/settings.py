@@ -233,6 +233,20 @@ class EvaluationConfig(Config):
     """Merge the two parents of every merge by the other methods as well, and evaluate these on the parents' corpora."""
 
 
+class ReadingConfig(Config):
+    """How loaded models, and what is made from them, are read. Models that the study trains itself read blocks as they
+    are, as in their training."""
+
+    prefix: Literal["auto", "bos", "eos", "none"] = "auto"
+    """Token before every block, which is no sample: `auto` is the beginning-of-text token where the tokenizer itself
+    puts one before a text, otherwise the end-of-text token, behind which documents begin where they are packed."""
+    skip_positions: Annotated[int, Field(ge=0)] = 0
+    """First positions of a block that are no samples of SAEs, matches and verdicts, as are those below."""
+    outliers: Annotated[float, Field(ge=0)] = 10.0
+    """Positions whose norm is more than so many times the median are no samples: massive activations would own the mean
+    and the variance of all others. 0 leaves none out. What is left out is counted beside the quality of the SAEs."""
+
+
 class CaseConfig(Config):
     """A hypothesis about one kind of token, followed through every model; give exactly one of these."""
 
@@ -329,6 +343,8 @@ class StudyConfig(Config):
     """The source used for every corpus that names several."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """[tokenizer]"""
+    reading: ReadingConfig = ReadingConfig()
+    """[reading]"""
     corpus: dict[str, CorpusConfig]
     """[corpus]: name = { source = ..., share = ... }"""
     model: dict[str, ModelConfig]
