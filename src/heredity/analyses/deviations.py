@@ -38,6 +38,7 @@ DEVIATIONS = Table(
         Column("why", "text", "Reason or effect of a difference, where a rule gives one."),
         Column("place", "text", "Where it is published."),
     ),
+    brief=("setting", "published", "ours", "same", "why"),
 )
 
 

@@ -63,7 +63,7 @@ MERGES = Table(
     ("model",),
     (
         Column("method", "text", "slerp, linear, task_arithmetic, ties, dare_linear or dare_ties."),
-        Column("first", "text", "Parent at t = 0."),
+        Column("first", "text", "Parent at t = 0; all parents where there are not two."),
         Column("second", "text", "Parent at t = 1."),
         Column("t", "number", "Position between the two parents; null for methods that take weights.", ci=True),
         Column("crossed", "flag", "Whether the parents' accuracies cross; if not, t is where they come nearest."),
@@ -294,7 +294,7 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
     low, high = sweep["interval"] if sweep else (None, None)
     row = {
         "method": merge.method,
-        "first": merge.parents[0],
+        "first": merge.parents[0] if len(merge.parents) == 2 else ", ".join(merge.parents),
         "second": merge.parents[1] if len(merge.parents) == 2 else None,
         "t": t,
         "t_low": low,
