@@ -40,7 +40,7 @@ def start(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_loss_only_falls_and_ends_where_autograd_sees_no_slope(rows):
     moments = moments_of(rows)
-    up, down, losses, converged = minimize_joint(moments, *start(moments), ALPHA, tolerance=1e-10)
+    up, down, losses, converged = minimize_joint(moments, *start(moments), ALPHA, tolerance=1e-17)
     assert converged and len(losses) < 100
     assert np.all(np.diff(losses) <= 1e-13 * losses[0]) and losses[-1] < 0.95 * losses[0]
     for loss, maps in ((losses[0], start(moments)), (losses[-1], (up, down))):

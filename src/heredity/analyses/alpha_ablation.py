@@ -87,7 +87,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="alphas",
-    version=1,
+    version=2,
     title="Weight of the round trips",
     items=_items,
     settings=_settings,

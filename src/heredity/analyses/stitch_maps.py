@@ -5,7 +5,7 @@ the residual streams at the same token, special tokens left out. up(a) = a P_up 
 
 Joint loss (equation 3): ||up(a) - b||^2 + ||down(b) - a||^2 + alpha (||down(up(a)) - a||^2 + ||up(down(b)) - b||^2),
 each the mean over elements and tokens; alpha = 1 is the paper's. It depends on the data through means and covariances
-alone and is quadratic in either map, so exact steps in turn minimize it from one pass over the tokens, without a
+alone and is quadratic in either map, so a quasi-Newton method minimizes it from one pass over the tokens, without a
 learning rate (`joint`). It is not convex in both maps: the fit ends at a stationary point below its start, the maps of
 `ridge` (each map for itself). The ridge of each side is chosen on held-out tokens. `procrustes`: up turns and scales,
 down undoes it. `published`: Adam with the published settings (appendix A: learning rate 1e-4, 2 epochs, 5,120 tokens a
@@ -508,7 +508,7 @@ def _change(share: float | None) -> str:
 
 ANALYSIS = Analysis(
     kind="stitch",
-    version=2,
+    version=3,
     title="Stitches: affine maps between models",
     items=lambda study: ({"stitch": name} for name in study.config.stitch),
     settings=_settings,

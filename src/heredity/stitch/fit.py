@@ -1,4 +1,4 @@
-"""Fits of a stitch: in closed form or by exact steps from moments, and gradient descent over tokens.
+"""Fits of a stitch: in closed form or by quasi-Newton steps from moments, and gradient descent over tokens.
 
 The joint loss is L = MSE(up a, b) + MSE(down b, a) + α MSE(down up a, a) + α MSE(up down b, b), means over tokens and
 elements (Chen et al. 2025, arXiv 2506.06609, eq. 3). Tokens enter through means and covariances only. The best biases
@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor, nn
 
 from heredity.stitch.affine import Affine, Moments, Pairs, Stitch, map_quality
@@ -23,7 +24,9 @@ Method = Literal["ridge", "joint", "procrustes"]
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # candidates on held-out moments, as shares of the mean variance of a dimension
 RIDGE = 1e-6  # default without held-out moments: above the rounding of products in float32
-MEMORY = 8  # previous rounds used by the acceleration of the joint fit
+RENEWED = 30  # rounds of the joint fit between two looks at its curvature
+_PAIRS = 20  # previous rounds that L-BFGS keeps
+_EVALUATIONS = 1.1  # of the loss a round
 
 
 class Fit(NamedTuple):
@@ -102,50 +105,31 @@ def _affine(moments: Moments, weight: np.ndarray) -> Affine:
 def minimize_joint(
     moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float, tolerance: float = 1e-8, rounds: int = 500
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Minimize the joint loss with the best biases by exact steps in one map and then the other, accelerated.
+    """Minimize the joint loss with the best biases by L-BFGS, in coordinates in which inputs are white and each map's
+    own curvature is that of a sphere.
 
-    In coordinates in which inputs are white each half is a Sylvester equation with symmetric coefficients, solved by
-    their eigenvectors. Rounds are extrapolated from the last few (Anderson acceleration: Walker & Ni 2011, SIAM J.
-    Numer. Anal. 49), and an extrapolation worse than the plain round is dropped, so that the loss never rises beyond
-    rounding. The loss is not convex in both maps together: the end is a stationary point below the start.
+    While the other map stands still the loss is quadratic in a map, its curvature a Kronecker sum of two matrices,
+    whose eigenvectors are found again after every `RENEWED` rounds; a round costs products of matrices alone. The loss
+    is not convex in both maps together: the end is a stationary point below the start.
 
-    up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: on the norm of the gradient in white
-    coordinates, relative to that at zero maps. Returns up, down, the losses at the start and after each round, and
-    whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
+    up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: the fit ends where a step to the minimum
+    of the curvature would lower the loss by less than this share of it. Returns up, down, the losses at the start and
+    after each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
-    problem, other = _White(moments, alpha), _White(moments.swapped(), alpha)
-    up, down = problem.root_a.T @ up, problem.root_b.T @ down
-    scale = problem.gradient_norm(np.zeros_like(up), np.zeros_like(down)) or 1.0
-    gradient = problem.gradient_norm(up, down) / scale
-    losses = [problem.loss(up, down)]
-    up = problem.best_up(down)
-    trail: list[tuple[np.ndarray, np.ndarray]] = []
-    while gradient > tolerance and len(losses) <= rounds:
-        plain = other.best_up(up)
-        loss = problem.loss(up, plain)
-        trail = [*trail[-MEMORY:], (down, plain)]
-        # The combination of the last rounds' ends with the least step from start to end.
-        steps = np.stack([(end - start).ravel() for start, end in trail])
-        ends = np.stack([end.ravel() for _, end in trail])
-        mix = np.linalg.lstsq(np.diff(steps, axis=0).T, steps[-1], rcond=1e-10)[0]
-        far = (ends[-1] - mix @ np.diff(ends, axis=0)).reshape(plain.shape)
-        far_up = problem.best_up(far)
-        far_loss = problem.loss(far_up, far)
-        if far_loss < loss:
-            up, down, loss = far_up, far, far_loss
-        else:
-            up, down, trail = problem.best_up(plain), plain, trail[-1:]
-            loss = problem.loss(up, down)
-        losses.append(loss)
-        gradient = problem.gradient_norm(up, down) / scale
-    up, down = problem.inverse_a.T @ up, problem.inverse_b.T @ down
-    return up, down, np.array(losses), bool(gradient <= tolerance)
+    problem = _White(moments, alpha)
+    ends = problem.root_a.T @ up, problem.root_b.T @ down
+    losses, converged, moved = [problem.loss_and_slopes(*ends)[0]], False, True
+    while moved and not converged and len(losses) <= rounds:
+        descent = _Descent(problem, ends, tolerance, losses, min(RENEWED, rounds + 1 - len(losses)))
+        ends, converged, moved = descent.run()
+    return problem.inverse_a.T @ ends[0], problem.inverse_b.T @ ends[1], np.array(losses), converged
 
 
 def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
     """Approximate FLOPs of `minimize_joint`: products, and 9 n³ per eigendecomposition (Golub & Van Loan, 8.3)."""
     products = d_a * d_b * (d_a + d_b)
-    return rounds * (2 * (9.0 * (d_a**3 + d_b**3) + 10 * products) + 18 * products)
+    bases = -(-rounds // RENEWED) * (2 * 9.0 * (d_a**3 + d_b**3) + 8 * products)
+    return bases + 2 * rounds * _EVALUATIONS * 14 * products
 
 
 class _White:
@@ -164,37 +148,88 @@ class _White:
         self.rest = float((np.trace(moments.aa) - explained_a) / d_a + (np.trace(moments.bb) - explained_b) / d_b)
         self.alpha = alpha
 
-    def loss(self, up: np.ndarray, down: np.ndarray) -> float:
+    def loss_and_slopes(self, up: np.ndarray, down: np.ndarray) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+        """The loss at X and Y, and half its slopes there."""
         d_a, d_b = up.shape
-        there, back = self._round_trips(up, down)
+        raw_up, raw_down = self.inverse_a.T @ up, self.inverse_b.T @ down
+        there, back = up @ raw_down - self.root_a.T, down @ raw_up - self.root_b.T  # of the round trips, less 1
         of_a = np.sum((down - self.target_back) ** 2) + self.alpha * np.sum(there**2)
         of_b = np.sum((up - self.target) ** 2) + self.alpha * np.sum(back**2)
-        return float(self.rest + of_a / d_a + of_b / d_b)
+        through = there @ raw_down.T / d_a + self.inverse_a @ (down.T @ back) / d_b
+        through_back = back @ raw_up.T / d_b + self.inverse_b @ (up.T @ there) / d_a
+        slopes = (
+            (up - self.target) / d_b + self.alpha * through,
+            (down - self.target_back) / d_a + self.alpha * through_back,
+        )
+        return float(self.rest + of_a / d_a + of_b / d_b), slopes
 
-    def gradient_norm(self, up: np.ndarray, down: np.ndarray) -> float:
+    def curvatures(self, up: np.ndarray, down: np.ndarray) -> tuple[_Curvature, _Curvature]:
+        """Of X while Y stands still, and of Y while X does."""
         d_a, d_b = up.shape
-        there, back = self._round_trips(up, down)
-        raw_down, raw_up = self.inverse_b.T @ down, self.inverse_a.T @ up
-        through = there @ raw_down.T / d_a + (down @ self.inverse_a.T).T @ back / d_b
-        through_back = back @ raw_up.T / d_b + (up @ self.inverse_b.T).T @ there / d_a
-        of_up = (up - self.target) / d_b + self.alpha * through
-        of_down = (down - self.target_back) / d_a + self.alpha * through_back
-        return float(np.sqrt(np.sum(of_up**2) + np.sum(of_down**2)))
+        raw_up, raw_down = self.inverse_a.T @ up, self.inverse_b.T @ down
+        of_up = _curvature(
+            self.inverse_a @ (down.T @ down) @ self.inverse_a.T / d_b, raw_down @ raw_down.T / d_a, self.alpha, d_b
+        )
+        of_down = _curvature(
+            self.inverse_b @ (up.T @ up) @ self.inverse_b.T / d_a, raw_up @ raw_up.T / d_b, self.alpha, d_a
+        )
+        return of_up, of_down
 
-    def best_up(self, down: np.ndarray) -> np.ndarray:
-        """The X that minimizes the loss for a Y: N X + X M = R, with N and M symmetric."""
-        d_b, d_a = down.shape
-        raw, there = self.inverse_b.T @ down, down @ self.inverse_a.T
-        left, turn_left = np.linalg.eigh(there.T @ there)
-        right, turn_right = np.linalg.eigh(raw @ raw.T)
-        wanted = self.target / d_b + self.alpha * (self.root_a.T @ raw.T / d_a + there.T @ self.root_b.T / d_b)
-        turned = turn_left.T @ wanted @ turn_right
-        turned /= 1 / d_b + self.alpha * (left[:, None] / d_b + right / d_a)
-        return turn_left @ turned @ turn_right.T
 
-    def _round_trips(self, up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """root_aᵀ (up down - 1) and root_bᵀ (down up - 1) of the raw maps."""
-        return up @ (self.inverse_b.T @ down) - self.root_a.T, down @ (self.inverse_a.T @ up) - self.root_b.T
+class _Curvature(NamedTuple):
+    """Z ↦ N Z + Z M + Z / d for symmetric N and M, by its eigenvectors."""
+
+    left: np.ndarray
+    right: np.ndarray
+    root: np.ndarray  # square roots of the eigenvalues, of the shape of Z
+
+    def out(self, z: np.ndarray) -> np.ndarray:
+        """From coordinates in which it is the identity."""
+        return self.left @ (z.reshape(self.root.shape) / self.root) @ self.right.T
+
+    def into(self, slope: np.ndarray) -> np.ndarray:
+        """A slope in these coordinates."""
+        return (self.left.T @ slope @ self.right / self.root).ravel()
+
+
+def _curvature(left: np.ndarray, right: np.ndarray, alpha: float, d: int) -> _Curvature:
+    (values_left, turn_left), (values_right, turn_right) = np.linalg.eigh(left), np.linalg.eigh(right)
+    values = 1 / d + alpha * (np.maximum(values_left, 0)[:, None] + np.maximum(values_right, 0))
+    return _Curvature(turn_left, turn_right, np.sqrt(values))
+
+
+class _Descent:
+    """Rounds of L-BFGS from X and Y on, in the coordinates of their curvatures; losses are added as they come."""
+
+    def __init__(
+        self, problem: _White, ends: tuple[np.ndarray, np.ndarray], tolerance: float, losses: list[float], rounds: int
+    ) -> None:
+        self.problem, self.ends, self.tolerance, self.losses, self.rounds = problem, ends, tolerance, losses, rounds
+        self.ways, self.met, self.slope = problem.curvatures(*ends), False, np.zeros(0)
+
+    def run(self) -> tuple[tuple[np.ndarray, np.ndarray], bool, bool]:
+        """The maps at the end, whether the tolerance was met, and whether the loss fell at all."""
+        count = len(self.losses)
+        how = {"maxiter": self.rounds, "maxcor": _PAIRS, "ftol": 0.0, "gtol": 0.0, "maxfun": 20 * self.rounds}
+        start = np.zeros(sum(end.size for end in self.ends))
+        found = minimize(self.value, start, jac=True, method="L-BFGS-B", callback=self.watch, options=how)
+        return self.at(found.x), self.met, len(self.losses) > count
+
+    def at(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cut = self.ends[0].size
+        return self.ends[0] + self.ways[0].out(flat[:cut]), self.ends[1] + self.ways[1].out(flat[cut:])
+
+    def value(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, slopes = self.problem.loss_and_slopes(*self.at(flat))
+        self.slope = np.concatenate([way.into(slope) for way, slope in zip(self.ways, slopes, strict=True)])
+        return loss, 2 * self.slope
+
+    def watch(self, intermediate_result: OptimizeResult) -> None:
+        """After each round, which ends at the point that was tried last."""
+        self.losses.append(float(intermediate_result.fun))
+        self.met = float(self.slope @ self.slope) <= self.tolerance * self.losses[-1]
+        if self.met:
+            raise StopIteration
 
 
 def fit_by_adam(
