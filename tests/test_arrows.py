@@ -16,13 +16,14 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers"],
+    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers", "text.letters"],
     ["format"],
     ["engine.workers"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
     ["features.fates", "features.null", "features.families"],
     ["study"],
+    ["text.readers", "text.forms"],
     ["text.sources"],
     ["demo"],
     ["engine.store", "text"],

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from heredity.study import CorpusConfig
-from heredity.text import sources
+from heredity.text import readers, sources
 from heredity.text.corpora import documents, file_digest, fingerprint, read_corpus, write_corpus
 from heredity.text.sources import CorpusError, Document, local_digest, shuffled
 
@@ -112,7 +112,7 @@ def test_broken_input_is_refused_by_file_and_place(tmp_path, name, content, mess
 
 
 def test_a_line_without_end_is_refused_before_memory_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LINE_BYTES", 2**20)
+    monkeypatch.setattr(readers, "_LINE_BYTES", 2**20)
     (tmp_path / "a.zst").write_bytes(zstandard.compress(json_lines("x") + b" " * 2**24))
     with pytest.raises(CorpusError, match=r"a\.zst, line 2: longer than 1,048,576 bytes; split that record"):
         texts_of("local:a.zst", tmp_path)

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from heredity.study.places import fault_of
+from heredity.text.letters import BYTE, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +26,7 @@ _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
 _FEISTEL_ROUNDS = 6
+_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a study would be about nothing else
 
 # Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
 # own, so that "=" and " =" are tokens in any context. English endings such as 's only where a word ends, since
@@ -30,6 +34,42 @@ _FEISTEL_ROUNDS = 6
 _PIECES = (
     r"'(?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)(?!\p{L})| ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Text of every token as it stands within a text, by its id up to the highest.
+
+    A token is decoded behind another, since decoders drop the space that a first word begins with. What is only a part
+    of a character is given by its bytes, `<0xE7>`; `letters` puts those together. An id that stands for nothing is
+    `#id`.
+    """
+    before = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"][-1:]
+    known = {value: key for key, value in tokenizer.get_vocab().items()}
+
+    def decoded(ids: list[list[int]]) -> list[str]:
+        return tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+
+    (start,) = decoded([before])
+    texts = decoded([[*before, number] if number in known else before for number in range(max(known) + 1)])
+    found = []
+    for number, text in enumerate(texts):
+        if number not in known:
+            found.append(f"#{number}")
+            continue
+        within = text[len(start) :] if text.startswith(start) else decoded([[number]])[0]
+        raw = _bytes_of(known[number]) if "\ufffd" in within else None
+        found.append(within if raw is None else spelled(raw))
+    return found
+
+
+def _bytes_of(token: str) -> bytes | None:
+    """Bytes of a token that is written byte by byte, as byte-level vocabularies and fallbacks do; None for another."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    if match := BYTE.fullmatch(token):
+        return bytes.fromhex(match[1])
+    signs = {sign: byte for byte, sign in bytes_to_unicode().items()}
+    return bytes(signs[sign] for sign in token) if all(sign in signs for sign in token) else None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -67,6 +107,9 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
+        if fault := fault_of(Path(name, file)):
+            raise ValueError(f"tokenizer {name}: {fault}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -139,20 +182,19 @@ class PackedTokens:
         return total
 
 
-def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -> PackedTokens:
+def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path, dialogues: bool = False) -> PackedTokens:
     """Encode documents into the folder `path`: `tokens.npy` and `documents.npy`, both streamed.
 
-    A document is followed by the end-of-text token, which stands nowhere else: the same string inside a text is encoded
-    as ordinary text. ValueError for a tokenizer without end-of-text token.
+    A document is followed by the end-of-text token. Special tokens that stand in a text, such as the markers of turns,
+    are tokens; but for dialogues, which a chat template wrote, the string of one that begins or ends texts is encoded
+    as ordinary text, so that it ends no document. ValueError for a tokenizer without end-of-text token, and for texts
+    more than half of whose tokens are the unknown one.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ValueError("the tokenizer has no end-of-text token; set its eos_token")
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the setting below would stick
-    encoder.encode_special_tokens = True
-    encoder.no_truncation()
-    encoder.no_padding()
-    dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
+    encoder = _encoder(tokenizer, dialogues)
+    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
     lengths: list[int] = []
     path.mkdir(parents=True, exist_ok=True)
     # The header has one length for any count: numpy reserves 21 digits.
@@ -167,7 +209,35 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
-    return PackedTokens.open(path)
+    packed = PackedTokens.open(path)
+    if (share := unknown_tokens(packed, tokenizer) / max(1, len(packed.tokens))) > _MOST_UNKNOWN:
+        raise ValueError(
+            f"{share:.0%} of the tokens are {tokenizer.unk_token}, the unknown token: the tokenizer does not know this "
+            "text; give text that it covers, or a model whose tokenizer falls back to bytes"
+        )
+    return packed
+
+
+def unknown_tokens(packed: PackedTokens, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many tokens are the one for what the tokenizer does not know; 0 where that is its end-of-text token too."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return 0
+    spans = range(0, len(packed.tokens), 2**24)
+    return sum(int((packed.tokens[start : start + 2**24] == unknown).sum()) for start in spans)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast, dialogues: bool) -> Tokenizer:
+    """A copy of the tokenizer's core that reads the strings of special tokens as `pack` says."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    ends = {str(token) for token in tokenizer.special_tokens_map.values() if not isinstance(token, list)}
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and not dialogues and token["content"] in ends
+    encoder = Tokenizer.from_str(json.dumps(state))
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
 
 
 class BlockSampler:
@@ -190,10 +260,10 @@ class BlockSampler:
         if not packs:
             raise ValueError("no corpus to take blocks from; name at least one")
         self.names = tuple(packs)  # corpora, in the order that `origin` counts in
-        self._packs = tuple(packs.values())
+        self.packs = tuple(packs.values())
         self.context_size, self._seed = context_size, seed
-        self._blocks = np.array([pack.n_blocks(context_size) for pack in self._packs], dtype=np.int64)
-        for name, pack, count in zip(self.names, self._packs, self._blocks, strict=True):
+        self._blocks = np.array([pack.n_blocks(context_size) for pack in self.packs], dtype=np.int64)
+        for name, pack, count in zip(self.names, self.packs, self._blocks, strict=True):
             if not count:
                 tokens = f"{len(pack.tokens)} tokens do not fill one block of context_size={context_size}"
                 raise ValueError(f"corpus {name}: {tokens}; lower context_size or add text")
@@ -206,7 +276,7 @@ class BlockSampler:
         """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
-        for corpus, pack in enumerate(self._packs):
+        for corpus, pack in enumerate(self.packs):
             if (here := corpora == corpus).any():
                 blocks[here] = pack.tokens[offsets[here, None] + np.arange(self.context_size)]
         return blocks
@@ -237,7 +307,7 @@ class BlockSampler:
         """
         corpora, offsets = self.origin(start, stop)
         numbers, first = np.empty(stop - start, dtype=np.int64), 0
-        for corpus, pack in enumerate(self._packs):
+        for corpus, pack in enumerate(self.packs):
             here = corpora == corpus
             numbers[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
             first += len(pack.documents) - 1
