@@ -86,8 +86,8 @@ def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
     from heredity.text.sources import CorpusError
 
     name, corpus, root = settings.name, settings.corpus, settings.root.value
-    source = work.inputs.get("tokenizer")
-    tokenizer = cache(lambda: tokenizer_of(source) if source else None)
+    given = work.inputs.get("tokenizer")
+    tokenizer = cache(lambda: tokenizer_of(given) if given else None)
     record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress, tokenizer)._asdict()
     if fingerprint(name, corpus, root) != settings.fingerprint:
         source = f"corpus {name}: {corpus.source}"

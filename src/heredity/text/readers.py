@@ -114,7 +114,7 @@ def records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def texts(part: Part, separator: str | None = None) -> Iterator[str]:
+def texts_of(part: Part, separator: str | None = None) -> Iterator[str]:
     """Documents of a text file: all of it, or what stands between lines that hold a separator. A very long one is
     several, of about 100,000 characters, that end at blank lines. Raises CorpusError."""
     line = re.compile(rf"^{re.escape(separator)}[ \t]*\n", re.MULTILINE) if separator else None

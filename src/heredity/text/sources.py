@@ -19,9 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from heredity.study import CorpusConfig
 from heredity.study.places import fault_of, local_path
-from heredity.text import forms, readers
-from heredity.text.forms import Form, FormError, Reading
-from heredity.text.readers import CorpusError, Part, kind_of
+from heredity.text.forms import COLUMNS, Form, FormError, Reading, decoded, form_of, rendered
+from heredity.text.readers import CorpusError, Kind, Part, kind_of, members, rows, texts_of
 
 Split = Literal["train", "validation"]
 Read = tuple["Document", "Split | None"]
@@ -174,12 +173,12 @@ def local_form(config: CorpusConfig, spec: str, root: Path) -> Form:
     if config.format is not None:
         return config.format
     parts, texts = listed(config, resolve(spec, root), Account())
-    return "text" if texts or not parts else forms.form_of(_first(parts[0][0], config)) or "text"
+    return "text" if texts or not parts else form_of(_first(parts[0][0], config)) or "text"
 
 
 def _first(part: Part, config: CorpusConfig) -> object:
     """Value of the first row of a file that can be read; None without one."""
-    for place, row in readers.rows(part, _columns(config)):
+    for place, row in rows(part, _columns(config)):
         if isinstance(row, CorpusError):
             if config.skip_damaged:
                 continue
@@ -314,7 +313,7 @@ def listed(config: CorpusConfig, path: Path, account: Account) -> tuple[list[tup
     files = _files(path)
     if pointers := [fault for file in files if (fault := fault_of(file))]:
         raise CorpusError(f"{pointers[0]}" + (f" ({len(pointers)} of {len(files)} files are)" if files[1:] else ""))
-    parts = [part for file in files for part in (readers.members(file) if _is_zip(file) else [Part(file)])]
+    parts = [part for file in files for part in (members(file) if _is_zip(file) else [Part(file)])]
     parts = [part for part in parts if not any(name.startswith(".") for name in PurePath(part.member).parts)]
     if path.is_file() and not _is_zip(path):
         texts = (kind_of(path.name) or "text") == "text"
@@ -333,7 +332,7 @@ def listed(config: CorpusConfig, path: Path, account: Account) -> tuple[list[tup
 
 def _chosen(parts: list[Part], folder: Path, config: CorpusConfig, account: Account) -> tuple[list[Part], bool]:
     """The files of a folder or archive that are its corpus, and whether they are texts."""
-    about, kinds = list[Part](), dict[Part, readers.Kind]()
+    about, kinds = list[Part](), dict[Part, Kind]()
     for part in parts:
         name = PurePath(part.member or part.file.name).name
         kind = kind_of(name)
@@ -445,19 +444,19 @@ def _documents(
     if texts:
         account.rows += 1
         try:
-            for text in readers.texts(part, config.separator):
+            for text in texts_of(part, config.separator):
                 document = Document(text, name, config.license or "unknown")
                 if account.document(document):
                     yield document
         except CorpusError as error:
             account.damage(error, config.skip_damaged)
         return
-    for place, row in readers.rows(part, _columns(config), ("source", "licence", "license")):
+    for place, row in rows(part, _columns(config), ("source", "licence", "license")):
         yield from _of_row(row, f"{part}, {place}", name, config, config.license, account, tokenizer)
 
 
 def _columns(config: CorpusConfig) -> tuple[str, ...]:
-    return forms.COLUMNS if config.column == "text" else (config.column,)
+    return COLUMNS if config.column == "text" else (config.column,)
 
 
 def _value(row: Mapping[str, Any], config: CorpusConfig, place: str) -> object:
@@ -516,16 +515,16 @@ def _readings(
     """Texts of a row's value; none where it is null. Raises CorpusError."""
     if value is None:
         return []
-    form = forms.form_of(value)
+    form = form_of(value)
     try:
         if form == "text" and config.format in (None, "text"):
             return [Reading(str(value))]
         if form == "chat" and config.format in (None, "chat"):
             account.form = "chat"
-            return [forms.rendered(value, tokenizer())]  # pyright: ignore[reportArgumentType]
+            return [rendered(value, tokenizer())]  # pyright: ignore[reportArgumentType]
         if form == "ids" and config.format in (None, "ids"):
             account.form = "ids"
-            return forms.decoded(value, tokenizer())  # pyright: ignore[reportArgumentType]
+            return decoded(value, tokenizer())  # pyright: ignore[reportArgumentType]
     except FormError as error:
         raise CorpusError(f"{place}: {error}") from None
     wanted = {"chat": "a list of messages", "ids": "a list of token ids"}.get(config.format or "", "text")
