@@ -37,7 +37,8 @@ class CorpusConfig(Config):
     is no `text`, `messages`, `conversations` and `input_ids` are looked for too."""
     format: Literal["text", "chat", "ids"] | None = None
     """What the column holds: `text`; `chat`, lists of messages, rendered by the chat template of the tokenizer that is
-    loaded; `ids`, lists of that tokenizer's token ids. Default: as the first row of local files, `text` of others."""
+    loaded; `ids`, lists of that tokenizer's token ids. Default: `chat` where the first row of local files is such a
+    list, otherwise `text`."""
     separator: str | None = None
     """What stands, on a line of its own, between the documents of a text file, such as `"<|endoftext|>"`."""
     skip_damaged: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -12,7 +12,12 @@ Form = Literal["text", "chat", "ids"]
 
 COLUMNS = ("text", "messages", "conversations", "input_ids")  # read where no column is named, the first that is there
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # as in ShareGPT's lists
-_SAME = 0.9  # share of ids that come out of their own text again; blocks are cut within words
+
+
+TOKENIZED = (
+    'set format = "ids" and load the tokenizer they came from (tokenizer.load, or the start model\'s), or decode them '
+    "to a column of text"
+)
 
 
 class FormError(ValueError):
@@ -69,17 +74,16 @@ def rendered(value: Sequence[Mapping[str, Any]], tokenizer: Any) -> Reading:
     raise FormError(f"{fault}; repair or drop that record, or leave such rows out with skip_damaged = 0.01")
 
 
-def decoded(ids: Sequence[int], tokenizer: Any) -> list[Reading]:
-    """Texts of a row of token ids, parted at special tokens.
+def decoded(ids: Sequence[int], tokenizer: Any) -> tuple[list[Reading], int, int]:
+    """Texts of a row of token ids, parted at special tokens; how many ids come out of them again, and of how many.
 
-    Raises FormError where the ids are another tokenizer's: beyond its vocabulary, or otherwise than it writes the text.
+    Raises FormError for no tokenizer, and for ids beyond its vocabulary.
     """
-    helped = "give the study the tokenizer they came from (tokenizer.load), or decode them to a column of text"
     if tokenizer is None:
-        raise FormError(f"holds token ids, not text; {helped}")
+        raise FormError(f"holds token ids, not text; {TOKENIZED}")
     most = max(tokenizer.get_vocab().values())
     if wrong := [number for number in ids if not 0 <= number <= most]:
-        raise FormError(f"holds token ids of another tokenizer: {wrong[0]} is beyond this one's {most}; {helped}")
+        raise FormError(f"holds token ids of another tokenizer: {wrong[0]} is beyond this one's {most}; {TOKENIZED}")
     special = set(tokenizer.all_special_ids)
     runs: list[list[int]] = [[]]
     for number in ids:
@@ -91,13 +95,8 @@ def decoded(ids: Sequence[int], tokenizer: Any) -> list[Reading]:
     found = [str(tokenizer.decode(run, clean_up_tokenization_spaces=False)) for run in runs]
     again = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in found]
     same = sum((Counter(run) & Counter(other)).total() for run, other in zip(runs, again, strict=True))
-    total = max(1, sum(max(len(run), len(other)) for run, other in zip(runs, again, strict=True)))
-    if found and same < _SAME * total:
-        raise FormError(
-            f"holds token ids of another tokenizer: this one writes their text with {same / total:.0%} of the ids; "
-            f"{helped}"
-        )
-    return [Reading(text) for text in found]
+    total = sum(max(len(run), len(other)) for run, other in zip(runs, again, strict=True))
+    return [Reading(text) for text in found], same, total
 
 
 def _message(one: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from heredity.study import CorpusConfig
 from heredity.study.places import fault_of, local_path
-from heredity.text.forms import COLUMNS, Form, FormError, Reading, decoded, form_of, rendered
+from heredity.text.forms import COLUMNS, TOKENIZED, Form, FormError, Reading, decoded, form_of, rendered
 from heredity.text.readers import CorpusError, Kind, Part, kind_of, members, rows, texts_of
 
 Split = Literal["train", "validation"]
@@ -46,6 +46,7 @@ _MARKERS = re.compile(
 _SHUFFLED_CHARACTERS = 256 * 2**20
 _SHUFFLED_ROWS = 10_000
 _SOME_DAMAGE = 100  # damaged rows after which their share is compared before the end
+_SAME = 0.9  # share of token ids that come out of their own text again; blocks are cut within words
 _AT_REST = 2 * 10**9  # nanoseconds; file systems date changes to between 1 ns and 2 s
 
 
@@ -67,6 +68,8 @@ class Account:
     empty: int = 0  # rows or files without text
     damaged: int = 0  # rows left out because they cannot be read
     left_out: Counter[str] = field(default_factory=Counter[str])  # files that are not read, by why
+    same: int = 0  # of token ids, those that come out of their own text again
+    ids: int = 0  # of how many
     markers: Counter[str] = field(default_factory=Counter[str])  # ends of texts and turns that stand in texts
     remarks: list[str] = field(default_factory=list[str])
     first: CorpusError | None = None  # the first damage
@@ -80,7 +83,13 @@ class Account:
             self.check(share)
 
     def check(self, share: float) -> None:
-        """Raises CorpusError where more than the share of rows that may be left out is damaged."""
+        """Raises CorpusError where more than the share of rows that may be left out is damaged, and where token ids are
+        not those of the tokenizer that decoded them."""
+        if self.same < _SAME * self.ids:
+            raise CorpusError(
+                f"token ids of another tokenizer: {self.same:,} of {self.ids:,} come out of their own text again; load "
+                "the one they came from (tokenizer.load), or decode them to a column of text"
+            )
         if self.first and self.damaged > share * self.rows:
             count = f"{self.damaged:,} of {self.rows:,} rows are damaged, more than skip_damaged={share:g}"
             raise CorpusError(f"{count}; the first: {self.first}")
@@ -522,9 +531,13 @@ def _readings(
         if form == "chat" and config.format in (None, "chat"):
             account.form = "chat"
             return [rendered(value, tokenizer())]  # pyright: ignore[reportArgumentType]
-        if form == "ids" and config.format in (None, "ids"):
+        if form == "ids" and config.format == "ids":
             account.form = "ids"
-            return decoded(value, tokenizer())  # pyright: ignore[reportArgumentType]
+            found, same, total = decoded(value, tokenizer())  # pyright: ignore[reportArgumentType]
+            account.same, account.ids = account.same + same, account.ids + total
+            return found
+        if form == "ids" and config.format is None:
+            raise FormError(f"holds token ids, not text; {TOKENIZED}")
     except FormError as error:
         raise CorpusError(f"{place}: {error}") from None
     wanted = {"chat": "a list of messages", "ids": "a list of token ids"}.get(config.format or "", "text")
