@@ -14,7 +14,7 @@ from heredity.study import CorpusConfig
 from heredity.text.corpora import documents, form_of
 from heredity.text.readers import CorpusError
 from heredity.text.sources import Account
-from heredity.text.tokens import pack, train_tokenizer, unknown_tokens
+from heredity.text.tokens import BlockSampler, PackedTokens, pack, train_tokenizer, unknown_tokens
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}{{ '<|end|>' }}{% endfor %}"
@@ -60,7 +60,24 @@ def test_dialogues_are_rendered_and_know_what_the_assistant_says(tmp_path, token
     counts = packed.counts(len(tokenizer))
     markers = [tokenizer.convert_tokens_to_ids(one) for one in ("<|user|>", "<|assistant|>", "<|end|>")]
     assert counts[markers].tolist() == [40, 40, 80]
-    assert len(packed.documents) == 21
+    assert len(packed.documents) == 21 and packed.dialogues
+
+
+def test_a_dialogue_that_fits_is_whole_in_a_block(tmp_path, tokenizer):
+    lengths = np.random.default_rng(0).integers(3, 30, 200)
+    lengths[50] = 100  # longer than a block
+    tokens = np.repeat(np.arange(200, dtype=np.uint16), lengths)
+    packed = PackedTokens(tokens, np.concatenate([[0], np.cumsum(lengths)]), dialogues=True)
+    sampler = BlockSampler({"talks": packed}, 32, 1)
+    blocks = sampler.take(0, sampler.blocks_per_pass)
+    whole = {number for block in blocks for number in block if (block == number).sum() == lengths[number]}
+    assert whole >= set(range(199)) - {50} and (blocks == 50).sum() >= 96
+    assert sampler.blocks_per_pass == packed.n_blocks(32) < 1.5 * len(tokens) / 32
+    first = sampler.origin(0, sampler.blocks_per_pass)[1]
+    assert np.array_equal(tokens[first], blocks[:, 0]) and sorted(sampler.documents(0, len(blocks))) == sorted(
+        blocks[:, 0]
+    )
+    assert np.array_equal(np.sort(first), [packed.offsets(np.array(at), 32) for at in range(packed.n_blocks(32))])
 
 
 def test_dialogues_come_under_other_names_and_as_parts(tmp_path, tokenizer):

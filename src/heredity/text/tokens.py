@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
 _FEISTEL_ROUNDS = 6
+_DIALOGUES = "dialogues"  # name of an empty file beside the tokens
 _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a study would be about nothing else
 
 # Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
@@ -148,6 +149,8 @@ class PackedTokens:
 
     tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
     documents: np.ndarray  # int64 [documents + 1]: start of each document, and the end of the last
+    dialogues: bool = False  # whether documents are kept whole in a block where they fit
+    _known: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # a memo, no state
 
     @classmethod
     def open(cls, path: Path) -> PackedTokens:
@@ -159,17 +162,40 @@ class PackedTokens:
             raise ValueError(f"{path}: packed tokens cannot be read ({error}); pack the corpus again") from error
         if not len(documents) or documents[-1] != len(tokens):
             raise ValueError(f"{path}: documents.npy does not end at the {len(tokens)} tokens; pack the corpus again")
-        return cls(tokens, documents)
+        return cls(tokens, documents, (path / _DIALOGUES).exists())
 
     def n_blocks(self, context_size: int) -> int:
         """Whole blocks of `context_size` tokens; what is left over at the end is not used."""
-        return len(self.tokens) // context_size
+        return len(self._starts(context_size)) if self.dialogues else len(self.tokens) // context_size
+
+    def offsets(self, blocks: np.ndarray, context_size: int) -> np.ndarray:
+        """First token of each block, int64 of the shape of `blocks`.
+
+        Blocks follow one another; but a dialogue that a block would cut, though it is no longer than one, begins the
+        next, so that it is read whole there (and its beginning in both).
+        """
+        return self._starts(context_size)[blocks] if self.dialogues else blocks * context_size
+
+    def _starts(self, context_size: int) -> np.ndarray:
+        """Of dialogues: first token of every block, int64 [blocks]."""
+        if context_size in self._known:
+            return self._known[context_size]
+        starts, at = list[int](), 0
+        while at + context_size <= len(self.tokens):
+            starts.append(at)
+            end = at + context_size
+            cut = int(np.searchsorted(self.documents, end, "right")) - 1  # the document that goes on behind the block
+            begin, stop = self.documents[cut : cut + 2].tolist() if end < len(self.tokens) else (end, end)
+            at = begin if at < begin and stop - begin <= context_size else end
+        self._known[context_size] = np.array(starts, np.int64)
+        return self._known[context_size]
 
     def block(self, i: int, context_size: int) -> np.ndarray:
         """Block `i`, [context_size], of the type of `tokens`. IndexError where there is no such block."""
         if not 0 <= i < self.n_blocks(context_size):
             raise IndexError(f"block {i} of {self.n_blocks(context_size)} blocks of {context_size} tokens")
-        return self.tokens[i * context_size : (i + 1) * context_size]
+        start = int(self.offsets(np.array(i), context_size))
+        return self.tokens[start : start + context_size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """Occurrences of each token, int64 [vocab_size]. ValueError for a token id that is not below `vocab_size`."""
@@ -208,6 +234,8 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path, d
                 file.write(np.array(ids, dtype).tobytes())
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
+    if dialogues:
+        (path / _DIALOGUES).touch()
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
     packed = PackedTokens.open(path)
     if (share := unknown_tokens(packed, tokenizer) / max(1, len(packed.tokens))) > _MOST_UNKNOWN:
@@ -292,13 +320,21 @@ class BlockSampler:
         if self._quotas is None:
             numbers = self._in_passes(positions, self.blocks_per_pass, 0)
             corpora = np.searchsorted(self._starts, numbers, side="right") - 1
-            return corpora, (numbers - self._starts[corpora]) * self.context_size
+            return corpora, self._offsets(corpora, numbers - self._starts[corpora])
         corpora, ranks = self._mixed(positions, self._quotas)
         numbers = np.empty_like(ranks)
         for corpus, count in enumerate(self._blocks):
             here = corpora == corpus
             numbers[here] = self._in_passes(ranks[here], int(count), corpus + 1)
-        return corpora, numbers * self.context_size
+        return corpora, self._offsets(corpora, numbers)
+
+    def _offsets(self, corpora: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """First tokens of blocks by their numbers within their corpora, int64 of the same shape."""
+        offsets = np.empty_like(numbers)
+        for corpus, pack in enumerate(self.packs):
+            here = corpora == corpus
+            offsets[here] = pack.offsets(numbers[here], self.context_size)
+        return offsets
 
     def documents(self, start: int, stop: int) -> np.ndarray:
         """Number of the document in which each block at positions start..stop-1 begins, int64 [stop - start].
