@@ -75,9 +75,13 @@ def _corpus_needs(study: Study, item: Item) -> Needs:
     """Nothing, or the tokenizer whose template renders dialogues, or which decodes token ids: a loaded one."""
     from heredity.text.corpora import form_of
 
-    name = item["corpus"]
+    from heredity.text.readers import CorpusError
+
     loaded = study.config.tokenizer.load or study.config.model[study.starts[0]].load
-    plain = not loaded or form_of(study.config.corpus[name], study.root, name) == "text"
+    try:
+        plain = not loaded or form_of(study.config.corpus[item["corpus"]], study.root) == "text"
+    except CorpusError:  # said where the corpus is read
+        plain = True
     return {} if plain else {"tokenizer": tokenizer_need(study)}
 
 

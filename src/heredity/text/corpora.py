@@ -69,12 +69,11 @@ def documents(
     return (document for document, fate, _, _ in rows if fate != "duplicate")
 
 
-def form_of(config: CorpusConfig, root: Path, name: str | None = None) -> Form:
-    """What a corpus holds: as its settings say, or as the first row of its local files. Raises CorpusError, with the
-    corpus's name, for files that cannot be read."""
-    with _naming(name) if name else contextlib.nullcontext():
-        scheme, spec = _parts(config.source)
-        return sources.local_form(config, spec, root) if scheme == "local" else config.format or "text"
+def form_of(config: CorpusConfig, root: Path) -> Form:
+    """What a corpus holds: as its settings say, or as the first row of its local files. Raises CorpusError for files
+    that cannot be read."""
+    scheme, spec = _parts(config.source)
+    return sources.local_form(config, spec, root) if scheme == "local" else config.format or "text"
 
 
 def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
