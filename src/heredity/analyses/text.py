@@ -74,7 +74,6 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
 def _corpus_needs(study: Study, item: Item) -> Needs:
     """Nothing, or the tokenizer whose template renders dialogues, or which decodes token ids: a loaded one."""
     from heredity.text.corpora import form_of
-
     from heredity.text.readers import CorpusError
 
     loaded = study.config.tokenizer.load or study.config.model[study.starts[0]].load
