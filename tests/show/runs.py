@@ -121,9 +121,7 @@ def features(folder: Path, text: str = " =") -> Artifact:
     case["best"] = {"base": fit | {"r": 1.0}, "sums": None}
     (folder / "features.json").write_text(json.dumps([row | {"contexts": [shown], "card": card}]))
     (folder / "cases.json").write_text(json.dumps({"assignment": case}))
-    (folder / "manifest.json").write_text(
-        json.dumps({"key": "0" * 64, "seconds": 1.5, "peak_memory_gib": 0.5, "versions": {"numpy": "2"}})
-    )
+    (folder / "manifest.json").write_text(json.dumps({"key": "0" * 64, "seconds": 1.5, "peak_memory_gib": 0.5, "versions": {"numpy": "2"}}))
     return Artifact(folder, "0" * 64)
 
 

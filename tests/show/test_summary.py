@@ -23,18 +23,7 @@ def test_it_comes_back_as_it_was_written(run):
     read = summary.read(run.folder)
     assert read == json.loads(json.dumps(written)) and read["schema"] == 2 and read["study"] == "small"
     assert set(read) == {
-        *(
-            "heredity",
-            "schema",
-            "study",
-            "seconds",
-            "peak_memory_gib",
-            "created",
-            "machine",
-            "config",
-            "tables",
-            "statements",
-        ),
+        *("heredity", "schema", "study", "seconds", "peak_memory_gib", "created", "machine", "config", "tables", "statements"),
         "notes",
     }
     assert Study.of(read["config"]).config == run.study.config, "the study comes back from it"
