@@ -17,13 +17,14 @@ PACKAGE = Path(heredity.__file__).parent
 # Rooms of one line do not see each other.
 ROOMS = [
     ["lm.reading"],
-    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers"],
+    ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers", "text.letters"],
     ["format"],
     ["engine.workers"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
     ["features.fates", "features.null", "features.families"],
     ["study"],
+    ["text.readers", "text.forms"],
     ["text.sources"],
     ["demo"],
     ["engine.store", "text"],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 from heredity.analyses import TABLES, match, one_sae, verdicts
 from heredity.analyses import sae as sae_analysis
 from heredity.analyses.analysis import Statement
+from heredity.analyses.text import FEW_UNKNOWN, unknown_note
 from heredity.engine.workers import Here, Progress
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
@@ -40,14 +41,17 @@ class EdgeResult(NamedTuple):
     """Of an edge, as in a run: `verdicts`, `evidence`, `edges`, `matches` ...; with one SAE `evidence`, `matches` and
     `saes` alone, since no share means anything then."""
     matches: Matches  # best matches of every feature, both ways
+    notes: tuple[str, ...] = ()
+    """What to know of the texts before relying on a figure."""
 
     @property
     def statements(self) -> list[Statement]:
         """Findings in sentences, each with the figures it rests on."""
         small = {name: rows.to_pylist() for name, rows in self.tables.items() if not TABLES[name].large}
+        notes = [Statement("", "note", note) for note in self.notes]
         if "verdicts" not in small:
-            return [Statement("", "note", one_sae.ONE_SAE), *sae_analysis.SAE_QUALITY.say(small)]
-        return [
+            return [*notes, Statement("", "note", one_sae.ONE_SAE), *sae_analysis.SAE_QUALITY.say(small)]
+        return notes + [
             statement
             for analysis in (verdicts.ANALYSIS, match.ANALYSIS, sae_analysis.SAE_QUALITY)
             for statement in analysis.say(small)
@@ -83,6 +87,7 @@ def compare(
     hook_point: str | None = None,
     prefix: Prefix | None = None,
     names: tuple[str, str] = ("parent", "child"),
+    dialogues: bool = False,
     tokens: int = 100_000,
     threshold: float | None = None,
     context_size: int = 128,
@@ -98,13 +103,15 @@ def compare(
     activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
     of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
     `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
-    texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
-    folder or hub id. hook_point: by default the one that the SAE's folder names. prefix: token before every block,
-    which is no sample (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says.
-    Positions of more than ten median norms are no samples either. threshold: on r; by default chosen by
-    evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
+    texts: strings, such as a list or a column of a `datasets.Dataset`; dialogues: that a chat template wrote them, so
+    that every special token in them is one. tokenizer: needed where the parent is not a folder or hub id. hook_point:
+    by default the one that the SAE's folder names. prefix: token before every block, which is no sample (see
+    `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
+    median norms are no samples either. threshold: on r; by default chosen by evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
     texts.
     """
+    from heredity.text.tokens import unknown_tokens
+
     if tokens < 1 or second_tokens < 1:
         raise ValueError(f"{f'{tokens=}' if tokens < 1 else f'{second_tokens=}'} must be 1 or more")
     if threshold is not None and not 0 < threshold < 1:
@@ -128,7 +135,9 @@ def compare(
         if reading.prefix is not None:
             first = tokenizer.convert_ids_to_tokens(reading.prefix)
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
-        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
+        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues)
+        share = unknown_tokens(sampler.packs[0], tokenizer) / len(sampler.packs[0].tokens)
+        notes = (unknown_note("texts", share, tokenizer.unk_token),) if share > FEW_UNKNOWN else ()
         for end, name in zip(readers, names, strict=True):
             if wanted[end]:
                 kept = save_second and save_second / end
@@ -139,7 +148,7 @@ def compare(
         tables = _tables_of(readers, models, sampler, settings, progress)
     matches = match.matches_from(tables)
     shown = tables if "verdicts" in tables else {name: tables[name] for name in ("evidence", "matches", "saes")}
-    return EdgeResult(shown, matches)
+    return EdgeResult(shown, matches, notes)
 
 
 class StitchResult(NamedTuple):
@@ -333,11 +342,13 @@ def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]
         yield row | {"ce_loss_recovered": ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)}
 
 
-def sampler_of(texts: Iterable[str], tokenizer: Any, folder: Path, context_size: int, seed: int) -> BlockSampler:
+def sampler_of(
+    texts: Iterable[str], tokenizer: Any, folder: Path, context_size: int, seed: int, dialogues: bool = False
+) -> BlockSampler:
     """Blocks of packed texts in random order. Raises ValueError for texts that do not fill two blocks."""
     from heredity.text.tokens import BlockSampler, pack
 
-    packed = pack(_checked(texts), tokenizer, folder / "tokens")
+    packed = pack(_checked(texts), tokenizer, folder / "tokens", dialogues)
     if packed.n_blocks(context_size) < 2:
         few = f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}"
         raise ValueError(f"{few}; give more text, or lower context_size")

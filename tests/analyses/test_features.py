@@ -170,6 +170,7 @@ def firing() -> SimpleNamespace:
         ids=ids, vocabulary=VOCABULARY, acts=FeatureActs.from_dense(dense), origin=np.arange(50) % 2,
         corpora=["prose", "code"], dense=dense,
         text=lambda token: VOCABULARY[token] if token < len(VOCABULARY) else f"#{token}",
+        pieces=lambda block: [VOCABULARY[token] for token in ids[block].tolist()],
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_tokens_do_not_depend_on_the_batches_and_take_four_bytes_in_a_large_voca
     monkeypatch.setattr("heredity.text.tokens._BATCH_CHARACTERS", 1)
     single = pack(texts, tokenizer, tmp_path / "single")
     assert np.array_equal(whole.tokens, single.tokens) and np.array_equal(whole.documents, single.documents)
-    monkeypatch.setattr(type(tokenizer), "__len__", lambda _: 2**16)
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: {"beyond": 2**16})
     assert pack(["hello"], tokenizer, tmp_path).tokens.dtype == np.uint32
 
 

@@ -309,7 +309,7 @@ def _say(tables: Tables) -> list[Statement]:
 
 ANALYSIS = Analysis(
     kind="classes",
-    version=3,
+    version=4,
     title="Kinds of features",
     items=instrument_items,
     settings=_settings,

@@ -237,7 +237,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="explain",
-    version=1,
+    version=2,
     title="What features mean",
     items=lambda study: instrument_items(study) if study.config.explain.features else (),
     settings=explain_settings,

@@ -412,7 +412,7 @@ def _windows(sample: Sample, places: Places) -> list[dict[str, Any]]:
         rows.append(
             {
                 "corpus": sample.corpora[int(sample.origin[block])],
-                "tokens": [sample.vocabulary[token] for token in sample.ids[block, start:end].tolist()],
+                "tokens": sample.pieces(block)[start:end],
                 "position": position - start,
                 "values": [round(float(value), 4) for value in values[start:end]],
             }
@@ -466,7 +466,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="features",
-    version=6,
+    version=7,
     title="Features and cases",
     items=instrument_items,
     settings=_settings,

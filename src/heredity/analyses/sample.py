@@ -17,6 +17,7 @@ from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Edge, Precision, Study
+from heredity.text.letters import letters
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
@@ -141,6 +142,8 @@ class Sample:
 
     def __init__(self, inputs: Mapping[str, Any], settings: SampleSettings) -> None:
         """inputs: artifacts by role, as `sample_needs` names them; of models and edges there may be some only."""
+        from heredity.text.tokens import token_texts
+
         size = settings.context_size
         sampler = sampler_of(inputs["tokens"], "train", size, settings.seed)
         count = min(-(-settings.tokens // size), sampler.blocks_per_pass)
@@ -154,7 +157,7 @@ class Sample:
         self.matches: dict[tuple[str, str], Matches] = {edge: read_matches(one) for edge, one in found.items()}
         self.threshold: dict[tuple[str, str], float] = {edge: threshold_of(one) for edge, one in found.items()}
         self.tokenizer = tokenizer_of(inputs["tokenizer"])
-        self.vocabulary = [str(self.tokenizer.decode([number])) for number in range(len(self.tokenizer))]
+        self.vocabulary = token_texts(self.tokenizer)
 
     @cached_property
     def firings(self) -> dict[str, np.ndarray]:
@@ -172,5 +175,8 @@ class Sample:
 
     def block(self, number: int) -> dict[str, Any]:
         """A block of the sample as text."""
-        tokens = [self.vocabulary[token] for token in self.ids[number].tolist()]
-        return {"corpus": self.corpora[int(self.origin[number])], "tokens": tokens}
+        return {"corpus": self.corpora[int(self.origin[number])], "tokens": self.pieces(number)}
+
+    def pieces(self, number: int) -> list[str]:
+        """Texts of the tokens of a block, which joined are its text."""
+        return letters([self.text(token) for token in self.ids[number].tolist()])

@@ -6,15 +6,18 @@ Documents are deduplicated, split by the hash of their text, and packed into one
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results
+from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables
 from heredity.analyses.reading import RECORD, tokenizer_of
 from heredity.engine.stage import Work
 from heredity.engine.store import write_json
 from heredity.study import CorpusConfig, Study
 from heredity.tables import Column, Table
+
+FEW_UNKNOWN = 0.01  # share of unknown tokens above which it is said
 
 CORPORA = Table(
     "corpora",
@@ -27,8 +30,23 @@ CORPORA = Table(
         Column("bytes_train", "count", "UTF-8 bytes in the training split."),
         Column("bytes_validation", "count", "UTF-8 bytes in the validation split."),
         Column("duplicates", "count", "Documents dropped because their text occurred before."),
+        Column("form", "text", "What the rows hold: text, chat (lists of messages) or ids (token ids)."),
+        Column("empty", "count", "Rows or files left out because they hold no text."),
+        Column("damaged", "count", "Rows left out because they cannot be read (`skip_damaged`)."),
+        Column("notes", "text", "Files left out and what else to know of them."),
         Column("licenses", "text", "Licenses with their numbers of documents."),
         Column("sha256", "text", "Hash of all documents."),
+    ),
+)
+TOKENS_TABLE = Table(
+    "tokens",
+    "Corpora as the tokenizer reads them.",
+    ("corpus",),
+    (
+        Column("tokens_train", "count", "Tokens in the training split."),
+        Column("tokens_validation", "count", "Tokens in the validation split."),
+        Column("unknown", "text", "The tokenizer's token for what it does not know; null where it has none."),
+        Column("unknown_share", "share", "Share of that token in both splits."),
     ),
 )
 
@@ -53,19 +71,43 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
     return CorpusSettings(name, corpus, fingerprint(name, corpus, study.root), study.config.seed, Aside(study.root))
 
 
+def _corpus_needs(study: Study, item: Item) -> Needs:
+    """Nothing, or the tokenizer whose template renders dialogues, or which decodes token ids: a loaded one."""
+    from heredity.text.corpora import form_of
+    from heredity.text.readers import CorpusError
+
+    loaded = study.config.tokenizer.load or study.config.model[study.starts[0]].load
+    try:
+        plain = not loaded or form_of(study.config.corpus[item["corpus"]], study.root) == "text"
+    except CorpusError:  # said where the corpus is read
+        plain = True
+    return {} if plain else {"tokenizer": tokenizer_need(study)}
+
+
 def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
     from heredity.text.corpora import fingerprint, write_corpus
     from heredity.text.sources import CorpusError
 
     name, corpus, root = settings.name, settings.corpus, settings.root.value
-    record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress)._asdict()
+    given = work.inputs.get("tokenizer")
+    tokenizer = cache(lambda: tokenizer_of(given) if given else None)
+    record = write_corpus(name, corpus, work.folder, settings.seed, root, work.progress, tokenizer)._asdict()
     if fingerprint(name, corpus, root) != settings.fingerprint:
         source = f"corpus {name}: {corpus.source}"
         raise CorpusError(f"{source} changed while the study ran; run again when it stays as it is")
     write_json(work.folder / RECORD, record)
     licenses = ", ".join(f"{name} {count}" for name, count in record["licenses"].items())
     columns = {name: record[name] for name in CORPORA.schema.names if name in record}
-    return {"corpora": [columns | {"licenses": licenses}]}
+    return {"corpora": [columns | {"licenses": licenses, "notes": "; ".join(record["notes"]) or None}]}
+
+
+def _say_corpora(tables: Tables) -> Iterable[Statement]:
+    for row in tables.get("corpora", ()):
+        if row["form"] != "text":
+            how = {"chat": "dialogues, rendered by the chat template", "ids": "token ids, decoded"}[row["form"]]
+            yield Statement(row["corpus"], "note", f"corpus {row['corpus']} ({row['source']}): {how}")
+        if row["notes"]:
+            yield Statement(row["corpus"], "note", f"corpus {row['corpus']} ({row['source']}): {row['notes']}")
 
 
 class TokenizerSettings(NamedTuple):
@@ -85,8 +127,12 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     if path is not None and path.is_dir():
         from heredity.text.corpora import file_digest
 
-        content = file_digest([f for f in sorted(path.glob("*")) if "token" in f.name or f.name == "vocab.json"])
+        content = file_digest([f for f in sorted(path.glob("*")) if _of_tokenizer(f.name)])
     return TokenizerSettings(str(path or source), content, 0, start.trust_remote_code)
+
+
+def _of_tokenizer(name: str) -> bool:
+    return "token" in name or name == "vocab.json" or name.startswith("chat_template")
 
 
 def _tokenizer_needs(study: Study, item: Item) -> Needs:
@@ -110,17 +156,43 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     return {}
 
 
-def _write_tokens(work: Work, _: Any) -> Results:
-    from heredity.text.corpora import read_corpus
-    from heredity.text.tokens import fingerprint_tokenizer, pack
+class TokensSettings(NamedTuple):
+    corpus: str
 
-    tokenizer = tokenizer_of(work.inputs["tokenizer"])
-    record: dict[str, object] = {"tokenizer": fingerprint_tokenizer(tokenizer)}
+
+def _write_tokens(work: Work, settings: TokensSettings) -> Results:
+    from heredity.text.corpora import read_corpus
+    from heredity.text.tokens import fingerprint_tokenizer, pack, unknown_tokens
+
+    tokenizer, corpus = tokenizer_of(work.inputs["tokenizer"]), work.inputs["corpus"]
+    row: dict[str, Any] = {"unknown": tokenizer.unk_token}
+    unknown, dialogues = 0, corpus.json(RECORD)["form"] == "chat"
     for split in ("train", "validation"):
-        texts = read_corpus(work.inputs["corpus"].folder, split)
-        record[f"tokens_{split}"] = len(pack(texts, tokenizer, work.folder / split).tokens)
-    write_json(work.folder / RECORD, record)
-    return {}
+        try:
+            packed = pack(read_corpus(corpus.folder, split), tokenizer, work.folder / split, dialogues)
+        except ValueError as error:
+            raise ValueError(f"corpus {settings.corpus}: {error}") from error
+        row[f"tokens_{split}"] = len(packed.tokens)
+        unknown += unknown_tokens(packed, tokenizer)
+    row["unknown_share"] = unknown / (row["tokens_train"] + row["tokens_validation"])
+    counts = {name: count for name, count in row.items() if name.startswith("tokens_")}
+    write_json(work.folder / RECORD, {"tokenizer": fingerprint_tokenizer(tokenizer), **counts})
+    return {"tokens": [row]}
+
+
+def _say_tokens(tables: Tables) -> Iterable[Statement]:
+    for row in tables.get("tokens", ()):
+        if row["unknown_share"] > FEW_UNKNOWN:
+            said = unknown_note(f"corpus {row['corpus']}", row["unknown_share"], row["unknown"])
+            yield Statement(row["corpus"], "note", said)
+
+
+def unknown_note(about: str, share: float, unknown: str) -> str:
+    """What a share of unknown tokens means."""
+    return (
+        f"{about}: {share:.1%} of the tokens are {unknown}, the unknown token: the tokenizer does not know that part "
+        "of the text, and what is said of features there is said of this one token"
+    )
 
 
 def tokenizer_need(study: Study) -> tuple[str, Item]:
@@ -135,13 +207,14 @@ def tokens_needs(corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
 
 CORPUS = Analysis(
     kind="corpus",
-    version=1,
+    version=2,
     title="Corpora",
     items=_corpora,
     settings=_corpus_settings,
-    needs=lambda study, item: {},
+    needs=_corpus_needs,
     run=_write_corpus,
     tables=(CORPORA,),
+    say=_say_corpora,
 )
 TOKENIZER = Analysis(
     kind="tokenizer",
@@ -154,10 +227,12 @@ TOKENIZER = Analysis(
 )
 TOKENS = Analysis(
     kind="tokens",
-    version=1,
+    version=2,
     title="Tokens",
     items=_corpora,
-    settings=lambda study, item: (),
+    settings=lambda study, item: TokensSettings(item["corpus"]),
     needs=lambda study, item: {"corpus": ("corpus", item), "tokenizer": tokenizer_need(study)},
     run=_write_tokens,
+    tables=(TOKENS_TABLE,),
+    say=_say_tokens,
 )

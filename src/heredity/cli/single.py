@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -74,6 +75,10 @@ def track(
         Path | None, Option(help="Folder to keep it in, as `parent` and `child`: then it is paid for once.")
     ] = None,
     column: Annotated[str, Option(help=setting(CorpusConfig, "column"))] = "text",
+    format_: Annotated[
+        str | None, Option("--format", help="What it holds: text, chat or ids; default: as its first row.")
+    ] = None,
+    skip_damaged: Annotated[float, Option(min=0, max=0.99, help=setting(CorpusConfig, "skip_damaged"))] = 0.0,
     tokens: Annotated[int, Option(min=1, help=setting(LineageConfig, "tokens"))] = 1_000_000,
     threshold: Annotated[
         float | None,
@@ -86,7 +91,10 @@ def track(
     from heredity.analyses import TABLES
     from heredity.engine.store import whole, write_json
     from heredity.results import TRACKED
-    from heredity.text.corpora import documents
+    from heredity.text.corpora import documents, form_of
+    from heredity.text.forms import Form
+    from heredity.text.sources import Account
+    from heredity.text.tokens import load_tokenizer
     from heredity.two_models import compare
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -97,26 +105,32 @@ def track(
         raise ValueError(f"--second-sae {second_sae}: must be parent, both or none")
     if second_sae == "both" and sae_child is None:
         raise ValueError("--second-sae both: the child has no SAE of its own; give --sae-child, or leave this out")
+    if format_ not in (None, *get_args(Form)):
+        raise ValueError(f"--format {format_}: must be text, chat or ids")
     # 12 bytes per token is more than any text needs
-    source = CorpusConfig(source=corpus, column=column, max_bytes=max(1_000_000, 12 * tokens))
-    texts = (document.text for document in documents(source, seed, Path.cwd()))
+    read: Any = {"column": column, "format": format_, "skip_damaged": skip_damaged}
+    source, account = CorpusConfig(source=corpus, max_bytes=max(1_000_000, 12 * tokens), **read), Account()
+    tokenizer = cache(partial(load_tokenizer, parent))
+    texts = (document.text for document in documents(source, seed, Path.cwd(), tokenizer, account))
     controls: Any = sae_control or (() if second_sae == "none" else "train")
     child_control: Any = sae_child_control or ("train" if second_sae == "both" else None)
     ends: dict[str, Any] = {"sae_child": sae_child, "controls": controls, "child_control": child_control}
     ends |= {"hook_point": hook_point, "names": (parent, child), "prefix": prefix}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
+    options |= {"dialogues": form_of(source, Path.cwd()) == "chat"}
     with watcher() as bars:
         options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
         edge = compare(parent, child, sae_parent, texts, **ends, **options)
     tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
-    notes = [statement.text for statement in edge.statements if statement.question == "note"]
+    notes = [f"{corpus}: {note}" for note in account.notes()]
+    notes += [statement.text for statement in edge.statements if statement.question == "note"]
     trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]
     kept = {name: str(save_second_sae / name) for name in trained if save_second_sae}
     result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "second_saes": kept, "out": str(out)}
-    with whole(out) as partial:
-        edge.write(partial)
-        write_json(partial / TRACKED, result)
+    with whole(out) as unfinished:
+        edge.write(unfinished)
+        write_json(unfinished / TRACKED, result)
     return Result(result, lambda: text().print_edge(result, edge.tables["evidence"].to_pylist()))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from heredity.explain.protocol import LEVELS, Excerpt, Kind, quantized
 from heredity.features.correlate import Matches
+from heredity.text.letters import letters
 
 LEAST_FIRINGS = 20  # firings on the sample below which a feature is neither explained nor scored (Bricken et al. 2023)
 _LEADING = 5  # most activating tokens whose other occurrences make up "elsewhere"
@@ -34,7 +35,7 @@ class Text(NamedTuple):
     """A token sample in two halves; see `split`."""
 
     ids: np.ndarray  # int64 [blocks, context]
-    vocabulary: tuple[str, ...]  # text of each token, decoded alone
+    vocabulary: tuple[str, ...]  # text of each token within a text
     explains: np.ndarray  # bool [blocks]: whether the block explains; the others score
     rows: list[np.ndarray]  # int64: positions of the scoring and the explaining half, sorted by token
     starts: list[np.ndarray]  # int64 [vocab + 1], likewise: token t is at `rows[starts[t]:starts[t + 1]]`
@@ -143,7 +144,8 @@ def _cut(
     for (row, kind), start, stop, low, high in zip(chosen, *[ends.tolist() for ends in windows], *firings, strict=True):
         ids, acts = flat[start:stop], np.zeros(stop - start)
         acts[rows[low:high] - start] = values[low:high]
-        tokens = tuple([text.vocabulary[token] for token in ids.tolist()])
+        whole = letters([text.vocabulary[token] for token in text.ids[row // context].tolist()])
+        tokens = tuple(whole[start % context : start % context + len(ids)])
         excerpts.append(Excerpt(tokens, ids, acts, kind, row // context, row - start))
     return tuple(excerpts)
 

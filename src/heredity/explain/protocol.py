@@ -21,7 +21,7 @@ Question = Literal["explain", "simulate", "detect", "fuzz", "intruder"]
 class Excerpt(NamedTuple):
     """A few tokens of one block of the sample, with one feature's activations on them."""
 
-    tokens: tuple[str, ...]  # texts, each decoded alone
+    tokens: tuple[str, ...]  # texts, which joined are the excerpt
     ids: np.ndarray  # int64 [n], the same tokens
     values: np.ndarray  # float64 [n], activations
     kind: Kind

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
 from heredity.features.acts import FeatureActs
+from heredity.text.letters import BYTE
 
 Language = Literal["python", "lua", "cpp", "javascript", "prose"]  # of a corpus; decides which words are keywords
 
@@ -88,8 +89,8 @@ def language_of(text: str) -> Language:
 def token_categories(texts: Sequence[str], language: Language = "prose", special: Collection[int] = ()) -> np.ndarray:
     """Category of every token, int8 [vocab], by its text up to surrounding spaces: numbers of `CATEGORIES`.
 
-    texts: the vocabulary, each token decoded alone. special: numbers of tokens that stand for no text, such as the end
-    of text. A dash is an operator in code and punctuation in prose, and only code has keywords.
+    texts: the vocabulary, as `text.tokens.token_texts` gives it. special: numbers of tokens that stand for no text,
+    such as the end of text. A dash is an operator in code and punctuation in prose, and only code has keywords.
     """
     keywords = frozenset(_KEYWORDS[language].split())
     names = [_category(text, keywords, language == "prose") for text in texts]
@@ -99,7 +100,7 @@ def token_categories(texts: Sequence[str], language: Language = "prose", special
 
 
 def _category(text: str, keywords: Collection[str], prose: bool) -> str:
-    if not text.isascii():
+    if not text.isascii() or BYTE.search(text):
         return "non-ascii"
     word = text.strip()
     if not word:

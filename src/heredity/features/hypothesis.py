@@ -11,6 +11,7 @@ import numpy as np
 
 from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
+from heredity.text.letters import BYTE, letters
 
 # (ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]
 Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
@@ -39,7 +40,8 @@ class Hits(NamedTuple):
 def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
     """The positions where a hypothesis holds.
 
-    ids: int [blocks, context], tokens. texts [d_vocab]: the text of every token, decoded alone.
+    ids: int [blocks, context], tokens. texts [d_vocab]: the text of every token, with bytes that are no whole
+    character by their value (`text.tokens.token_texts`); a script holds at all tokens that make up a letter of it.
     Raises `ValueError` unless exactly one field of the hypothesis is given, and for a predicate that does not return
     one bool per position.
     """
@@ -64,7 +66,24 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
     else:
         chosen = [of_script(text, str(hypothesis.script)) for text in texts]
     vocabulary = np.array(chosen, bool)
+    if hypothesis.script is not None and any(BYTE.search(str(texts[token])) for token in np.unique(ids).tolist()):
+        script = str(hypothesis.script)
+        return Hits(np.array([_of_script(_pieces(block, texts), script) for block in ids.tolist()]).ravel(), None)
     return Hits(vocabulary[ids].ravel(), vocabulary)
+
+
+def _pieces(block: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """Texts of the tokens of a block, which joined are its text."""
+    return letters([str(texts[token]) for token in block])
+
+
+def _of_script(pieces: Sequence[str], script: str) -> list[bool]:
+    """Whether each token is, or is a part of, letters of a script; those before the last of a letter are empty."""
+    found, held = list[bool](), False
+    for piece in reversed(pieces):
+        held = of_script(piece, script) if piece else held
+        found.append(held)
+    return found[::-1]
 
 
 def _occurrences(strings: Sequence[str], ids: np.ndarray, texts: Sequence[str]) -> Hits:
@@ -72,7 +91,7 @@ def _occurrences(strings: Sequence[str], ids: np.ndarray, texts: Sequence[str]) 
     after the space that its first token begins with."""
     mask, spelled = np.zeros(ids.shape, bool), set[tuple[int, ...]]()
     for row, block in enumerate(ids.tolist()):
-        pieces = [str(texts[token]) for token in block]
+        pieces = _pieces(block, texts)
         joined = "".join(pieces)
         found = [match for string in strings for match in re.finditer(f"(?=({re.escape(string)}))", joined)]
         ends = np.cumsum([len(piece) for piece in pieces]) if found else np.zeros(0)
@@ -80,6 +99,8 @@ def _occurrences(strings: Sequence[str], ids: np.ndarray, texts: Sequence[str]) 
             start, end = match.span(1)
             first, last = int(np.searchsorted(ends, start, "right")), int(np.searchsorted(ends, end))
             before = joined[ends[first] - len(pieces[first]) : start]
+            while first and not pieces[first - 1]:  # the other tokens of its first letter
+                first -= 1
             if ends[last] == end and before in ("", " "):
                 mask[row, last] = True
                 spelled.add(tuple(block[first : last + 1]))
@@ -92,9 +113,9 @@ def of_script(text: str, script: str) -> bool:
 
     A letter is a character of a Unicode category L*. Signs, digits, marks and bytes of a character do not count.
     """
-    letters = [character for character in text if unicodedata.category(character).startswith("L")]
+    found = [character for character in BYTE.sub("", text) if unicodedata.category(character).startswith("L")]
     prefix = f"{script.upper()} "
-    return bool(letters) and all(unicodedata.name(letter, "").startswith(prefix) for letter in letters)
+    return bool(found) and all(unicodedata.name(letter, "").startswith(prefix) for letter in found)
 
 
 MINIMUM_FIRINGS = 20  # firings on the set below which `ranked` leaves a feature out

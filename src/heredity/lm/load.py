@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from heredity.study import ArchitectureConfig
+from heredity.study.places import fault_of
 
 if TYPE_CHECKING:
     from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -77,6 +78,8 @@ def load_model(
 
     name = str(path_or_id)
     local = is_folder(name)
+    if fault := next((fault for file in sorted(Path(name).glob("*")) if local and (fault := fault_of(file))), None):
+        raise ModelError(f"{name}: {fault}")
 
     def reason(error: Exception) -> str:
         if local or not isinstance(error, OSError):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from heredity.sae.model import SAE, Activation
 from heredity.study import RANKED
+from heredity.study.places import fault_of
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
 
@@ -64,6 +65,8 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     folder = Path(folder)
     weights, config, _, read = KINDS[format_of(folder)]
     path = folder / config
+    if fault := fault_of(folder / weights) or fault_of(path):
+        raise FormatError(fault)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,8 +10,8 @@ from typing import Any
 
 from heredity.stitch.probe_datasets import CHARACTERS, LabeledTexts, LabelError, balanced
 from heredity.study.stitch import ProbeSetConfig
-from heredity.text import sources
-from heredity.text.sources import CorpusError
+from heredity.text import readers, sources
+from heredity.text.readers import CorpusError
 
 _ROWS, _BUFFER = 20_000, 10_000  # of a data set of the hub: rows read at most, and rows shuffled at a time
 _TABLES = {".csv": ",", ".tsv": "\t"}
@@ -78,7 +78,7 @@ def _of_files(config: ProbeSetConfig, spec: str, root: Path) -> Iterator[_Labele
                     label = _label(row[config.label], config, place) if config.label else own
                     yield label, _text(row[config.text], config, place)
             else:
-                whole = sources.read_text(file)
+                whole = readers.read_text(file)
                 pieces = [whole] if len(name.parts) > 1 else whole.splitlines()
                 for number, piece in enumerate(pieces, 1):
                     yield own, _text(piece, config, f"{file}, line {number}" if len(name.parts) == 1 else str(file))
@@ -89,7 +89,7 @@ def _of_files(config: ProbeSetConfig, spec: str, root: Path) -> Iterator[_Labele
 def _records(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a file of records with the columns, each with its place."""
     delimiter = _TABLES.get(file.suffix.lower())
-    rows = _table(file, delimiter) if delimiter else sources.records(file)
+    rows = _table(file, delimiter) if delimiter else readers.records(file)
     for at, row in rows:
         place = f"{file}, {at}"
         if missing := [column for column in columns if column not in row]:
@@ -105,7 +105,7 @@ def _records(file: Path, columns: list[str]) -> Iterator[tuple[str, Mapping[str,
 def _table(file: Path, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows of a file of separated values, with the line that each ends on."""
     csv.field_size_limit(2**31 - 1)
-    with sources.faults_of(file), file.open(encoding="utf-8-sig", newline="") as stream:
+    with readers.faults_of(file), file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
         try:
             for row in reader:

@@ -334,7 +334,7 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
     if not path.is_file():
         raise StudyError(f"{name_or_path}: no such study file; give the path of a .toml file; built in is: demo")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise StudyError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except tomllib.TOMLDecodeError as error:

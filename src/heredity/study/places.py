@@ -29,3 +29,22 @@ def local_path(reference: str, root: Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a loop of links, a null character
         raise ValueError(f"this path cannot be followed ({error}); correct it") from error
     return path
+
+
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def fault_of(file: Path) -> str | None:
+    """What is wrong with a file that is a git-lfs pointer, or JSON behind a byte order mark, which libraries do not
+    read; None for any other, and for none."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(_POINTER))
+    except OSError:
+        return None
+    if head == _POINTER:
+        return f"{file}: is a git-lfs pointer, not the file itself; fetch it with `git lfs pull` in its repository"
+    if file.suffix == ".json" and head.startswith(_MARKS):
+        return f"{file}: begins with a byte order mark (BOM); save it as UTF-8 without one"
+    return None

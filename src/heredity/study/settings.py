@@ -33,7 +33,16 @@ class CorpusConfig(Config):
     subset: str | None = None
     """Configuration name or data folder of a `hub:` data set."""
     column: str = "text"
-    """Column (Parquet, hub) or key (JSON lines) of the text."""
+    """Column (Parquet, CSV, hub) or key (JSON) of the text; a dot leads into nested ones (`"answer.text"`). Where there
+    is no `text`, `messages`, `conversations` and `input_ids` are looked for too."""
+    format: Literal["text", "chat", "ids"] | None = None
+    """What the column holds: `text`; `chat`, lists of messages, rendered by the chat template of the tokenizer that is
+    loaded; `ids`, lists of that tokenizer's token ids. Default: `chat` where the first row of local files is such a
+    list, otherwise `text`."""
+    separator: str | None = None
+    """What stands, on a line of its own, between the documents of a text file, such as `"<|endoftext|>"`."""
+    skip_damaged: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of rows that may be left out because they cannot be read; counted. By default the first one is an error."""
     license: Annotated[str | None, Field(validation_alias=AliasChoices("license", "licence"))] = None
     """License recorded for documents that do not state their own; `licence` is accepted too."""
 

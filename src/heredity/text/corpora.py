@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 from heredity.demo import installed, stories
 from heredity.study import CorpusConfig
 from heredity.text import sources
-from heredity.text.sources import CorpusError, Document, Split
+from heredity.text.forms import Form
+from heredity.text.readers import CorpusError
+from heredity.text.sources import Account, Document, Split
 
-_SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("license", pa.string())])
+_SPANS = pa.field("spans", pa.list_(pa.int32()))
+_SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("license", pa.string()), _SPANS])
 _ROWS = 1000
 _FEW = 500
 _GROUP_BYTES = 8 * 2**20
@@ -37,20 +40,40 @@ class CorpusRecord(NamedTuple):
     bytes_train: int
     bytes_validation: int
     duplicates: int  # documents left out because an earlier one has the same text
+    form: Form  # what the rows hold
+    empty: int  # rows or files without text
+    damaged: int  # rows left out because they cannot be read
+    notes: list[str]  # what to know of them, in sentences
     sha256: str  # SHA-256 over the SHA-256 of every text, in order
     licenses: dict[str, int]  # documents by license
     sources: int  # distinct files, packages or data sets of the documents
     source: str  # the source as the study gives it
 
 
-def documents(config: CorpusConfig, seed: int, root: Path) -> Iterator[Document]:
+def documents(
+    config: CorpusConfig,
+    seed: int,
+    root: Path,
+    tokenizer: Callable[[], Any] = lambda: None,
+    account: Account | None = None,
+) -> Iterator[Document]:
     """Documents of a corpus: no two with the same text, none empty, at most `config.max_bytes` bytes in all.
 
     The order is random, fixed by `seed`, when `max_bytes` is set or the source is installed or generated; otherwise it
-    is the source's. The last document is cut where the limit falls. Relative `local:` paths start at `root`.
+    is the source's. The last document is cut where the limit falls, but for dialogues. Relative `local:` paths start at
+    `root`. tokenizer: gives the one that renders lists of messages and decodes token ids, where there is one.
+    account: gets what was left out.
     Raises CorpusError for a source that is unknown, missing, empty or broken.
     """
-    return (document for document, fate, _, _ in _placed(config, seed, root) if fate != "duplicate")
+    rows = _placed(config, seed, root, account or Account(), tokenizer)
+    return (document for document, fate, _, _ in rows if fate != "duplicate")
+
+
+def form_of(config: CorpusConfig, root: Path) -> Form:
+    """What a corpus holds: as its settings say, or as the first row of its local files. Raises CorpusError for files
+    that cannot be read."""
+    scheme, spec = _parts(config.source)
+    return sources.local_form(config, spec, root) if scheme == "local" else config.format or "text"
 
 
 def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
@@ -80,17 +103,18 @@ def write_corpus(
     seed: int,
     root: Path,
     progress: Callable[[int, int], None] | None = None,
+    tokenizer: Callable[[], Any] = lambda: None,
 ) -> CorpusRecord:
-    """Write `train.parquet` and `validation.parquet` (columns text, source, license) into `folder`.
+    """Write `train.parquet` and `validation.parquet` (columns text, source, license, spans) into `folder`.
 
     A document is held out when the SHA-256 of its text, read as a number in [0, 1), is below `config.validation`, so
     that it stays where it is when others are added; a local source with split files keeps its splits. When that would
     leave a small corpus without any, the document with the lowest number is held out.
-    `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown).
+    `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown). tokenizer: as in `documents`.
     Raises CorpusError, with the corpus's name, for a source that is unknown, missing or broken and for an empty split.
     """
     count, size, licenses, origins = Counter[str](), Counter[str](), Counter[str](), set[str]()
-    total, waiting = hashlib.sha256(), Counter[str]()
+    total, waiting, account = hashlib.sha256(), Counter[str](), Account()
     groups: dict[str, list[Document]] = {"train": [], "validation": []}
     with contextlib.ExitStack() as stack:
         files = {
@@ -104,7 +128,7 @@ def write_corpus(
             groups[split], waiting[split] = [], 0
 
         stack.enter_context(_naming(name))
-        for document, fate, digest, bytes_ in _with_validation(_placed(config, seed, root)):
+        for document, fate, digest, bytes_ in _with_validation(_placed(config, seed, root, account, tokenizer)):
             count[fate] += 1
             if fate == "duplicate":
                 continue
@@ -127,8 +151,9 @@ def write_corpus(
                     f"a .jsonl), or change validation={config.validation}"
                 )
     sizes = count["train"], count["validation"], size["train"], size["validation"], count["duplicate"]
+    left = account.form, account.empty, account.damaged, account.notes()
     found = dict(licenses.most_common())
-    return CorpusRecord(name, *sizes, total.hexdigest(), found, len(origins), config.source)
+    return CorpusRecord(name, *sizes, *left, total.hexdigest(), found, len(origins), config.source)
 
 
 def read_corpus(folder: Path, split: Split) -> Iterator[str]:
@@ -168,13 +193,15 @@ def _parts(source: str) -> tuple[str, str]:
     return scheme, spec
 
 
-def _from_source(config: CorpusConfig, seed: int, root: Path) -> Iterator[tuple[Document, Split | None]]:
+def _from_source(
+    config: CorpusConfig, seed: int, root: Path, account: Account, tokenizer: Callable[[], Any]
+) -> Iterator[tuple[Document, Split | None]]:
     """Every document of the source, with the split that the source puts it in, if it does."""
     scheme, spec = _parts(config.source)
     if scheme == "local":
-        return sources.local_documents(config, spec, seed, root)
+        return sources.local_documents(config, spec, seed, root, account, tokenizer)
     if scheme == "hub":
-        rows = sources.hub_documents(config, spec, seed)
+        rows = sources.hub_documents(config, spec, seed, account, tokenizer)
     elif scheme == "installed":
         rows = installed.documents(spec, seed)
     else:
@@ -183,10 +210,12 @@ def _from_source(config: CorpusConfig, seed: int, root: Path) -> Iterator[tuple[
     return ((document, None) for document in rows)
 
 
-def _placed(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Placed]:
+def _placed(
+    config: CorpusConfig, seed: int, root: Path, account: Account, tokenizer: Callable[[], Any]
+) -> Iterator[_Placed]:
     seen: set[bytes] = set()
     left = config.max_bytes
-    for document, split in _from_source(config, seed, root):
+    for document, split in _from_source(config, seed, root, account, tokenizer):
         if not document.text.strip():
             continue
         content = document.text.encode()
@@ -196,6 +225,8 @@ def _placed(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Placed]:
             continue
         seen.add(digest)
         fate = split or ("validation" if int.from_bytes(digest[:8]) < config.validation * 2**64 else "train")
+        if left is not None and len(content) > left and document.spans:
+            break  # half a dialogue is none
         if left is not None and len(content) > left:
             content = content[:left].decode(errors="ignore").encode()
             document = document._replace(text=content.decode())
@@ -207,6 +238,7 @@ def _placed(config: CorpusConfig, seed: int, root: Path) -> Iterator[_Placed]:
             left -= len(content)
             if left <= 0:
                 break
+    account.check(config.skip_damaged)
     if not seen:
         raise CorpusError(f"{config.source} holds no text; point it at documents that are not empty")
 

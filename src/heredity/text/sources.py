@@ -1,54 +1,53 @@
-"""Documents of `local:PATH` (text files, JSON lines, Parquet) and `hub:NAME` (data sets of the Hugging Face hub).
+"""Documents of `local:PATH` (texts, and records of every usual form) and `hub:NAME` (data sets of the hub).
 
-Local files are read here and not through `datasets`, whose readers name neither file nor line of a malformed row and
-keep copies in a cache folder. Every source streams: what `max_bytes` leaves out is not read.
+Every source streams: what `max_bytes` leaves out is not read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import json
 import os
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pathlib import Path, PurePath
+from typing import Any, Literal, NamedTuple
 
 from heredity.study import CorpusConfig
-from heredity.study.places import local_path
+from heredity.study.places import fault_of, local_path
+from heredity.text.forms import COLUMNS, TOKENIZED, Form, FormError, Reading, decoded, form_of, rendered
+from heredity.text.readers import CorpusError, Kind, Part, kind_of, members, rows, texts_of
 
 Split = Literal["train", "validation"]
+Read = tuple["Document", "Split | None"]
 
-_RECORD_SUFFIXES = (".jsonl", ".ndjson", ".zst", ".parquet")
-_TEXT = (
-    ".txt .text .md .markdown .rst .tex .org .adoc .log .csv .tsv .html .htm .xml .json .yaml .yml .toml .ini .cfg "
-    ".py .pyi .pyx .lua .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .java .kt .scala .js .mjs .jsx .ts .tsx .svelte .css .go "
-    ".rs .rb .php .pl .pm .r .jl .swift .m .mm .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .cs "
-    ".fs .dart .nim .zig .v .sv .vhd .f .f90 .pas .asm .s .proto .cmake .gradle .tcl .vim .nse"
-)
-_TEXT_SUFFIXES = frozenset(_TEXT.split())
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
-_SPLIT_NAME = re.compile(r"(train|validation)(?![a-z0-9])", re.IGNORECASE)
+_STRONG, _WEAK = ("lines", "parquet", "arrow"), ("json", "csv")  # records; records, or text among texts
+# What lies beside the files of a data set and is about it.
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|copying|notice|citation|changelog|contributing|code_of_conduct)([._-].*)?"
+    r"|(dataset_infos?|dataset_dict|state|sae_lens|metadata|config)\.json",
+    re.IGNORECASE,
+)
+_WORDS = "train(?:ing)?|valid(?:ation)?|val|dev|eval(?:uation)?|test(?:ing)?"
+_SPLIT = re.compile(rf"(?:^|[._-])({_WORDS})(?=$|[._-]|\d)", re.IGNORECASE)
+_SPLIT_OF_TEXT = re.compile(rf"(?:.*\.)?({_WORDS})\d*", re.IGNORECASE)  # `test_names.py` is a text like any other
+# Ends of texts and turns as tokenizers write them.
+_MARKERS = re.compile(
+    r"<\|(?:endoftext|end_of_text|begin_of_text|eot_id|im_start|im_end)\|>|</?(?:bos|eos|start_of_turn|end_of_turn)>"
+    r"|^</?s>[ \t]*$",
+    re.MULTILINE,
+)
 
 _SHUFFLED_CHARACTERS = 256 * 2**20
 _SHUFFLED_ROWS = 10_000
-_LINE_BYTES = 256 * 2**20  # a longer line is damage or a decompression bomb
-_PARQUET_ROWS = 64  # few, since a row of some kilobytes on disk can be megabytes of text
-_LONGEST_TEXT, _PIECE = 200_000, 100_000
+_SOME_DAMAGE = 100  # damaged rows after which their share is compared before the end
+_SAME = 0.9  # share of token ids that come out of their own text again; blocks are cut within words
 _AT_REST = 2 * 10**9  # nanoseconds; file systems date changes to between 1 ns and 2 s
-
-
-class CorpusError(ValueError):
-    """A corpus cannot be read; the message names the value, the place and the way out."""
 
 
 class Document(NamedTuple):
@@ -57,6 +56,70 @@ class Document(NamedTuple):
     text: str
     source: str  # file, package or data set of the text
     license: str  # as stated by the source
+    spans: tuple[int, ...] = ()  # of a dialogue: start, end, start, end ... of what the assistant says, characters
+
+
+@dataclass
+class Account:
+    """What reading a source came across besides its documents."""
+
+    form: Form = "text"
+    rows: int = 0
+    empty: int = 0  # rows or files without text
+    damaged: int = 0  # rows left out because they cannot be read
+    left_out: Counter[str] = field(default_factory=Counter[str])  # files that are not read, by why
+    same: int = 0  # of token ids, those that come out of their own text again
+    ids: int = 0  # of how many
+    markers: Counter[str] = field(default_factory=Counter[str])  # ends of texts and turns that stand in texts
+    remarks: list[str] = field(default_factory=list[str])
+    first: CorpusError | None = None  # the first damage
+
+    def damage(self, error: CorpusError, share: float) -> None:
+        """Count a damaged row. Raises the error where none may be left out, or too many are."""
+        self.damaged, self.first = self.damaged + 1, self.first or error
+        if not share:
+            raise error
+        if self.damaged > _SOME_DAMAGE:
+            self.check(share)
+
+    def check(self, share: float) -> None:
+        """Raises CorpusError where more than the share of rows that may be left out is damaged, and where token ids are
+        not those of the tokenizer that decoded them."""
+        if self.same < _SAME * self.ids:
+            raise CorpusError(
+                f"token ids of another tokenizer: {self.same:,} of {self.ids:,} come out of their own text again; load "
+                "the one they came from (tokenizer.load), or decode them to a column of text"
+            )
+        if self.first and self.damaged > share * self.rows:
+            count = f"{self.damaged:,} of {self.rows:,} rows are damaged, more than skip_damaged={share:g}"
+            raise CorpusError(f"{count}; the first: {self.first}")
+
+    def document(self, document: Document) -> bool:
+        """Count what stands in a document; whether there is any text."""
+        if not document.text.strip():
+            self.empty += 1
+            return False
+        if not document.spans and ("<" in document.text):
+            self.markers.update(match[0].strip() for match in _MARKERS.finditer(document.text))
+        return True
+
+    def notes(self) -> list[str]:
+        """In sentences."""
+        said = list(dict.fromkeys(self.remarks))
+        if self.left_out:
+            files = ", ".join(f"{why} {count:,}" for why, count in sorted(self.left_out.items()))
+            said.append(f"files left out: {files}")
+        if self.empty:
+            said.append(f"{self.empty:,} rows or files without text left out")
+        if self.damaged:
+            said.append(f"{self.damaged:,} of {self.rows:,} rows damaged and left out, the first: {self.first}")
+        if self.markers:
+            marks = ", ".join(f"{mark} {count:,} times" for mark, count in self.markers.most_common(5))
+            said.append(
+                f"{marks} in the texts, read as text there; where texts of a file end at such lines, set "
+                'separator = "..." in the corpus, and give dialogues as lists of messages (format = "chat")'
+            )
+        return said
 
 
 class Preset(NamedTuple):
@@ -80,45 +143,62 @@ PRESETS = {
 }
 
 
-def local_documents(config: CorpusConfig, spec: str, seed: int, root: Path) -> Iterator[tuple[Document, Split | None]]:
-    """Documents at a local path, each with the split that its file's name states.
+def local_documents(
+    config: CorpusConfig, spec: str, seed: int, root: Path, account: Account, tokenizer: Callable[[], Any]
+) -> Iterator[Read]:
+    """Documents at a local path, each with the split that its file's or folder's name states.
 
-    A folder is searched recursively, hidden files aside. If it holds record files (JSON lines, Parquet), only those
-    are read, and if their names start with `train` and `validation` these are the splits (others, such as `test`,
-    are left out). Otherwise every file with a known text suffix is a document, a long one several, cut at blank lines.
-    The order is random, by `seed`, when `config.max_bytes` is set.
-    Raises CorpusError: nothing to read, bytes that are not UTF-8, broken JSON, zstandard or Parquet, a missing column.
+    `listed` says which files are read. A file of records gives the texts of one column; a text file is a document, a
+    long one several, cut at blank lines. The order is random, by `seed`, when `config.max_bytes` is set.
+    tokenizer: gives the one that renders dialogues and decodes token ids, or None.
+    Raises CorpusError: nothing to read, bytes that are not UTF-8, damaged rows or files, a missing column.
     """
     path = resolve(spec, root)
-    folder, files = path if path.is_dir() else path.parent, _files(path)
-    if not files:
-        raise CorpusError(
-            f"local:{spec}: {path} holds no text, JSON lines or Parquet file; name one file, or give files a suffix "
-            f"such as .txt, .jsonl, .jsonl.zst or .parquet"
-        )
-    records = [file for file in files if _is_record(file)]
-    named = {file: match[1].lower() for file in records if (match := _SPLIT_NAME.match(file.name))}
-    splits = cast(dict[Path, Split], named if len(set(named.values())) == 2 else {})
-    files = list(splits) or files
+    folder = path if path.is_dir() else path.parent
+    parts, texts = listed(config, path, account)
     mixed = config.max_bytes is not None
-    if mixed and not records:
-        random.Random(seed).shuffle(files)
-    documents: Iterator[tuple[Document, Split | None]] = (
-        (document, splits.get(file))
-        for file in files
-        for document in _documents(file, file.relative_to(folder).as_posix(), config)
+    if mixed and texts:
+        random.Random(seed).shuffle(parts)
+    documents: Iterator[Read] = (
+        (document, split)
+        for part, split in parts
+        for document in _documents(part, part.below(folder).as_posix(), texts, config, account, tokenizer)
     )
-    return shuffled(documents, seed, _SHUFFLED_CHARACTERS) if mixed and records else documents
+    return shuffled(documents, seed, _SHUFFLED_CHARACTERS) if mixed and not texts else documents
 
 
 def check_local(config: CorpusConfig, spec: str, root: Path) -> None:
-    """Read one document, so that a wrong column or a broken file is found before any work. Raises CorpusError."""
-    for file in _files(resolve(spec, root))[:1]:
-        next(_documents(file, file.name, config), None)
+    """Read one row, so that a wrong column or a broken file is found before any work. Raises CorpusError."""
+    parts, texts = listed(config, resolve(spec, root), account := Account())
+    for part, _ in parts[:1]:
+        if texts:
+            next(_documents(part, str(part), texts, config, account, lambda: None), None)
+        else:
+            _first(part, config)
+
+
+def local_form(config: CorpusConfig, spec: str, root: Path) -> Form:
+    """What a local source holds: what the settings say, else the first row. Raises CorpusError for nothing to read."""
+    if config.format is not None:
+        return config.format
+    parts, texts = listed(config, resolve(spec, root), Account())
+    return "text" if texts or not parts else form_of(_first(parts[0][0], config)) or "text"
+
+
+def _first(part: Part, config: CorpusConfig) -> object:
+    """Value of the first row of a file that can be read; None without one."""
+    for place, row in rows(part, _columns(config)):
+        if isinstance(row, CorpusError):
+            if config.skip_damaged:
+                continue
+            raise row
+        if (value := _value(row, config, f"{part}, {place}")) is not None:
+            return value
+    return None
 
 
 def local_digest(spec: str, root: Path) -> str:
-    """SHA-256 over relative path, size and SHA-256 of the content of every file that `local_documents` may read."""
+    """SHA-256 over relative path, size and SHA-256 of the content of every file that may be read."""
     path, total = resolve(spec, root), hashlib.sha256()
     folder = path if path.is_dir() else path.parent
     for file in _files(path):
@@ -158,9 +238,12 @@ def hub_preset(config: CorpusConfig, spec: str) -> Preset:
     )
 
 
-def hub_documents(config: CorpusConfig, spec: str, seed: int) -> Iterator[Document]:
+def hub_documents(
+    config: CorpusConfig, spec: str, seed: int, account: Account, tokenizer: Callable[[], Any]
+) -> Iterator[Document]:
     """Rows of the data set's `train` split, streamed; shuffled through a buffer when `config.max_bytes` is set.
 
+    account, tokenizer: as in `local_documents`.
     Raises CorpusError when the data set cannot be reached, or the column is missing or not text.
     """
     from datasets import load_dataset
@@ -175,12 +258,13 @@ def hub_documents(config: CorpusConfig, spec: str, seed: int) -> Iterator[Docume
         for number, row in enumerate(rows):
             if not all(low <= row.get(key, low) <= high for key, (low, high) in keep.items()):
                 continue
-            document = _document(row, column, f"hub:{spec}, row {number}", dataset, license)
-            if stated := row.get("max_stars_repo_licenses"):
-                document = document._replace(license=" AND ".join(map(str, stated)))
-            if repository := row.get("max_stars_repo_name"):
-                document = document._replace(source=f"{dataset}/{repository}")
-            yield document
+            named = config.model_copy(update={"column": column, "format": config.format or "text"})
+            for document in _of_row(row, f"hub:{spec}, row {number}", dataset, named, license, account, tokenizer):
+                if stated := row.get("max_stars_repo_licenses"):
+                    document = document._replace(license=" AND ".join(map(str, stated)))
+                if repository := row.get("max_stars_repo_name"):
+                    document = document._replace(source=f"{dataset}/{repository}")
+                yield document
     except CorpusError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -191,16 +275,14 @@ def hub_documents(config: CorpusConfig, spec: str, seed: int) -> Iterator[Docume
         ) from error
 
 
-def shuffled(
-    documents: Iterable[tuple[Document, Split | None]], seed: int, capacity: int
-) -> Iterator[tuple[Document, Split | None]]:
+def shuffled(documents: Iterable[Read], seed: int, capacity: int) -> Iterator[Read]:
     """Yield everything in a seeded random order, holding at most about `capacity` characters at once.
 
     A source that fits into `capacity` is shuffled uniformly. Of a larger one, the order is random among the
     documents held: each newcomer takes the place of a random one, which is yielded.
     """
     rng = random.Random(seed)
-    held: list[tuple[Document, Split | None]] = []
+    held: list[Read] = []
     size = 0
     for newcomer in documents:
         held.append(newcomer)
@@ -227,132 +309,241 @@ def resolve(spec: str, root: Path) -> Path:
     return path
 
 
-def _is_record(file: Path) -> bool:
-    return file.name.lower().endswith(_RECORD_SUFFIXES)
+def listed(config: CorpusConfig, path: Path, account: Account) -> tuple[list[tuple[Part, Split | None]], bool]:
+    """Files to read at a path, each with the split it belongs to, and whether they are texts rather than records.
+
+    A folder is searched recursively, through links, hidden files aside. Where it holds files of records (JSON lines,
+    Parquet, Arrow; or JSON, CSV and TSV without texts beside them), these are the corpus, otherwise every file with a
+    known text suffix; files about the data (README, license, `dataset_info.json` ...) never are, unless alone.
+    Names such as `train`, `dev` and `test`, of files or folders, are splits: a test set is left out, and with
+    none for validation that is taken from train. What is left out is counted in `account`, by why.
+    Raises CorpusError: nothing to read, files that are git-lfs pointers, a setting that means nothing here.
+    """
+    files = _files(path)
+    if pointers := [fault for file in files if (fault := fault_of(file))]:
+        raise CorpusError(f"{pointers[0]}" + (f" ({len(pointers)} of {len(files)} files are)" if files[1:] else ""))
+    parts = [part for file in files for part in (members(file) if _is_zip(file) else [Part(file)])]
+    parts = [part for part in parts if not any(name.startswith(".") for name in PurePath(part.member).parts)]
+    if path.is_file() and not _is_zip(path):
+        texts = (kind_of(path.name) or "text") == "text"
+        chosen, folder = parts, path.parent
+    else:
+        (chosen, texts), folder = _chosen(parts, path, config, account), path
+    if not chosen:
+        unread = ", ".join(f"{why} {count}" for why, count in sorted(account.left_out.items()))
+        raise CorpusError(
+            f"{config.source}: {path} holds no text, JSON lines or Parquet file{f' ({unread})' if unread else ''}; "
+            "name one file, or give files a suffix such as .txt, .jsonl, .jsonl.zst, .csv or .parquet"
+        )
+    _check_settings(config, texts, chosen[0])
+    return _split(chosen, folder, texts, path.is_file() and not _is_zip(path), account, config), texts
+
+
+def _chosen(parts: list[Part], folder: Path, config: CorpusConfig, account: Account) -> tuple[list[Part], bool]:
+    """The files of a folder or archive that are its corpus, and whether they are texts."""
+    about, kinds = list[Part](), dict[Part, Kind]()
+    for part in parts:
+        name = PurePath(part.member or part.file.name).name
+        kind = kind_of(name)
+        if part.member and kind in ("parquet", "arrow"):
+            kind = None  # they cannot be read without unpacking
+        if _ABOUT.fullmatch(name) and (kind != "text" or part.file.parent == folder):
+            about.append(part)
+        elif kind is None:
+            account.left_out[PurePath(name).suffix or "without suffix"] += 1
+        else:
+            kinds[part] = kind
+    texts = False
+    chosen = [part for part, kind in kinds.items() if kind in _STRONG]
+    if not chosen and (config.column != "text" or "text" not in kinds.values()):
+        chosen = [part for part, kind in kinds.items() if kind in _WEAK]
+    if not chosen:
+        chosen, texts = list(kinds), True
+        if tables := sum(kind in _WEAK for kind in kinds.values()):
+            account.remarks.append(f"{tables:,} files of JSON, CSV or TSV stand among texts and are read as text")
+    if not chosen and not account.left_out:
+        chosen, about = about, []
+    left = [*about, *(part for part in kinds if part not in set(chosen))]
+    account.left_out.update(PurePath(part.member or part.file.name).suffix for part in left)
+    return chosen, texts
+
+
+def _split(
+    parts: list[Part], folder: Path, texts: bool, alone: bool, account: Account, config: CorpusConfig
+) -> list[tuple[Part, Split | None]]:
+    """The files to read of those chosen, with their splits."""
+    names = {part: _split_name(part.file.name if alone else part.below(folder), texts) for part in parts}
+    if alone:
+        if names[parts[0]] == "test":
+            account.remarks.append(f"{parts[0]} is a test set by its name, and is read because it was named itself")
+        return [(parts[0], None)]
+    found = Counter(names.values())
+    if texts and not found["train"]:
+        return [(part, None) for part in parts]
+    train = "train" if found["train"] else None  # without one, files of no split
+    if not found[train]:
+        train = "validation"
+    kept = [part for part in parts if names[part] in (train, "validation")]
+    if not kept:
+        raise CorpusError(f"{config.source}: {folder} holds a test set alone; name its file if that is what to read")
+    account.left_out.update(
+        f"{names[part] or 'of no split'} set" if names[part] == "test" else "beside the splits"
+        for part in parts
+        if names[part] not in (train, "validation")
+    )
+    if train == "validation" or not found["validation"]:
+        if found["test"]:
+            account.remarks.append(
+                f"no validation set beside the test set: {config.validation:g} of the rest is held out"
+            )
+        return [(part, None) for part in kept]
+    return [(part, "validation" if names[part] == "validation" else "train") for part in kept]
+
+
+def _split_name(path: PurePath | str, texts: bool) -> Literal["train", "validation", "test"] | None:
+    """The split that a file's name states, else that of the nearest folder."""
+    *folders, name = PurePath(path).parts
+    for part in (PurePath(name).stem if texts else name, *reversed(folders)):
+        match = _SPLIT_OF_TEXT.fullmatch(part) if texts else _SPLIT.search(part)
+        if match:
+            word = match[1].lower()
+            return "train" if word.startswith("train") else "test" if word.startswith("test") else "validation"
+    return None
+
+
+def _check_settings(config: CorpusConfig, texts: bool, first: Part) -> None:
+    """Raises CorpusError for a setting that would be taken and mean nothing."""
+    for key in ("subset", "revision"):
+        if getattr(config, key):
+            raise CorpusError(f"{key}: belongs to hub: data sets; leave it out for {config.source}")
+    if texts and config.column != "text":
+        raise CorpusError(f'column = "{config.column}": {first} is plain text, which has no columns; leave column out')
+    if texts and config.format not in (None, "text"):
+        raise CorpusError(
+            f'format = "{config.format}": {first} is plain text; give JSON lines or Parquet, or leave it out'
+        )
+    if config.separator and not texts:
+        raise CorpusError(f"separator: {first} holds records, which are documents of their own; leave it out")
+
+
+def _is_zip(file: Path) -> bool:
+    return file.suffix.lower() == ".zip"
 
 
 def _files(path: Path) -> list[Path]:
-    """Files to read below `path`, in the order of their names."""
+    """All files below `path` but hidden ones, in the order of their names; links are followed, each folder once."""
     if path.is_file():
         return [path]
-    everything: list[Path] = []
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = [name for name in subfolders if name[0] != "." and name not in _SKIPPED_FOLDERS]
-        everything += [Path(folder, name) for name in names if name[0] != "."]
-    records = list(filter(_is_record, everything))
-    return sorted(records or [file for file in everything if file.suffix.lower() in _TEXT_SUFFIXES])
+    found: list[Path] = []
+    known: set[str] = set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in known:
+            subfolders.clear()
+            continue
+        known.add(real)
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name not in _SKIPPED_FOLDERS)
+        found += [Path(folder, name) for name in names if name[0] != "." and Path(folder, name).is_file()]
+    return sorted(found)
 
 
-def _documents(file: Path, name: str, config: CorpusConfig) -> Iterator[Document]:
-    """Documents of one file; an error of the file's content or of the disk names the file."""
-    if _is_record(file):
-        for place, record in records(file, (config.column,), ("source", "licence", "license")):
-            yield _document(record, config.column, f"{file}, {place}", name, config.license)
-    else:
-        yield from (Document(piece, name, config.license or "unknown") for piece in _pieces(read_text(file)))
+def _documents(
+    part: Part, name: str, texts: bool, config: CorpusConfig, account: Account, tokenizer: Callable[[], Any]
+) -> Iterator[Document]:
+    """Documents of one file of texts or of records."""
+    if texts:
+        account.rows += 1
+        try:
+            for text in texts_of(part, config.separator):
+                document = Document(text, name, config.license or "unknown")
+                if account.document(document):
+                    yield document
+        except CorpusError as error:
+            account.damage(error, config.skip_damaged)
+        return
+    for place, row in rows(part, _columns(config), ("source", "licence", "license")):
+        yield from _of_row(row, f"{part}, {place}", name, config, config.license, account, tokenizer)
 
 
-def read_text(file: Path) -> str:
-    """A text file. Raises CorpusError for bytes that are not UTF-8, and for what cannot be read."""
-    with faults_of(file):
-        return file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+def _columns(config: CorpusConfig) -> tuple[str, ...]:
+    return COLUMNS if config.column == "text" else (config.column,)
 
 
-def records(
-    file: Path, columns: Sequence[str] = (), others: Sequence[str] = ()
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a Parquet file or objects of JSON lines, each with its place in the file.
-
-    columns, others: needed and optional ones of Parquet, without which all are read. Raises CorpusError.
-    """
-    with faults_of(file):
-        yield from _parquet_rows(file, columns, others) if file.suffix.lower() == ".parquet" else _json_lines(file)
-
-
-@contextlib.contextmanager
-def faults_of(file: Path) -> Iterator[None]:
-    """An error of the file's content or of the disk becomes a CorpusError that names the file."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        if isinstance(error, UnicodeDecodeError) and not _is_record(file):
-            byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
-            reason = f"{byte} is not UTF-8; save the file as UTF-8 or move it out of the corpus"
-        elif isinstance(error, OSError) and error.strerror and error.errno:
-            reason = f"cannot be read ({error.strerror}); check the file and its permissions"
+def _value(row: Mapping[str, Any], config: CorpusConfig, place: str) -> object:
+    """What a row holds under its column, or, where none is named, under the first usual name. Raises CorpusError."""
+    for column in _columns(config):
+        value: Any = row
+        for name in [column] if column in row else column.split("."):
+            if not isinstance(value, Mapping) or name not in value:
+                break
+            value = value[name]
         else:
-            broken = "zstandard" if file.suffix.lower() == ".zst" else "Parquet"
-            reason = f"broken {broken} ({str(error).splitlines()[0]}); fetch or write the file again"
-        raise CorpusError(f"{file}: {reason}") from error
+            return value
+    names = ", ".join(map(str, row)) or "none"
+    raise CorpusError(f'{place}: no column "{config.column}" (it has {names}); set column = "..." in the corpus')
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """`text` itself, or, when it is very long, pieces of about 100,000 characters that end at blank lines."""
-    start = 0
-    while len(text) - start > _LONGEST_TEXT:
-        blank = text.find("\n\n", start + _PIECE, start + _LONGEST_TEXT)
-        stop = start + _PIECE if blank < 0 else blank + 2
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
-
-
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a plain or zstandard file; a compressed one that was cut short is an error, not an early end."""
-    compression = "zstd" if file.suffix.lower() == ".zst" else None
-    with io.BufferedReader(pa.input_stream(str(file), compression=compression), 2**20) as lines:
-        number = 0
-        while line := lines.readline(_LINE_BYTES + 1):
-            number += 1
-            place = f"{file}, line {number}"
-            if len(line) > _LINE_BYTES:
-                raise CorpusError(f"{place}: longer than {_LINE_BYTES:,} bytes; split that record")
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.removesuffix(b"\n").decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                reason = f"byte {error.start} of the line is not UTF-8; save the file as UTF-8"
-                raise CorpusError(f"{place}: {reason}") from None
-            except (ValueError, RecursionError) as error:
-                reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-                raise CorpusError(f"{place}: broken JSON ({reason}); repair or delete that line") from None
-            if not isinstance(record, dict):
-                raise CorpusError(f'{place}: {type(record).__name__} instead of an object such as {{"text": "..."}}')
-            yield f"line {number}", record
-
-
-def _parquet_rows(file: Path, needed: Sequence[str], others: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with pq.ParquetFile(file) as table:
-        columns = table.schema_arrow.names
-        if missing := [column for column in needed if column not in columns]:
-            raise _no_column(missing[0], columns, str(file))
-        wanted = [name for name in (*needed, *others) if name in columns] or None
-        batches = table.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted)
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((f"row {row}", record) for row, record in enumerate(rows, start=1))
-
-
-def _document(record: Mapping[str, Any], column: str, place: str, source: str, license: str | None) -> Document:
-    """Document of a row or JSON object; its `source` and `license` (or `licence`) win over those given."""
-    if column not in record:
-        raise _no_column(column, record, place)
-    text = record[column]
-    if not isinstance(text, str):
-        raise CorpusError(
-            f'{place}: column "{column}" is {type(text).__name__}, not text; set column = "..." in the corpus or '
-            f"drop that record"
-        )
-    stated = [(record.get("source"), source), (record.get("licence") or record.get("license"), license or "unknown")]
-    document = Document(text, *(own if isinstance(own, str) and own else given for own, given in stated))
+def _of_row(
+    row: Mapping[str, Any] | CorpusError,
+    place: str,
+    source: str,
+    config: CorpusConfig,
+    license: str | None,
+    account: Account,
+    tokenizer: Callable[[], Any],
+) -> Iterator[Document]:
+    """Documents of a row; its `source` and `license` (or `licence`) win over those given."""
+    account.rows += 1
     try:
-        for value in document:
-            value.encode()
+        if isinstance(row, CorpusError):
+            raise row
+        value = _value(row, config, place)
+        found = _readings(value, place, config, account, tokenizer)
+        stated = [(row.get("source"), source), (row.get("licence") or row.get("license"), license or "unknown")]
+        origin, terms = (own if isinstance(own, str) and own else given for own, given in stated)
+        documents = [Document(one.text, origin, terms, one.spans) for one in found]
+        for part in (part for document in documents for part in document[:3]):
+            part.encode()
     except UnicodeEncodeError as error:
-        raise CorpusError(f"{place}: character {error.start} is half a surrogate pair; repair that record") from None
-    return document
+        reason = f"character {error.start} is half a surrogate pair; repair that record"
+        account.damage(CorpusError(f"{place}: {reason}{_WAY_ON}"), config.skip_damaged)
+        return
+    except CorpusError as error:
+        way = "" if _WAY_ON in str(error) else _WAY_ON
+        account.damage(CorpusError(f"{error}{way}"), config.skip_damaged)
+        return
+    account.empty += not documents
+    yield from filter(account.document, documents)
 
 
-def _no_column(column: str, columns: Iterable[object], place: str) -> CorpusError:
-    names = ", ".join(map(str, columns)) or "none"
-    return CorpusError(f'{place}: no column "{column}" (it has {names}); set column = "..." in the corpus')
+_WAY_ON = ", or leave such rows out with skip_damaged = 0.01 (a share)"
+
+
+def _readings(
+    value: object, place: str, config: CorpusConfig, account: Account, tokenizer: Callable[[], Any]
+) -> list[Reading]:
+    """Texts of a row's value; none where it is null. Raises CorpusError."""
+    if value is None:
+        return []
+    form = form_of(value)
+    try:
+        if form == "text" and config.format in (None, "text"):
+            return [Reading(str(value))]
+        if form == "chat" and config.format in (None, "chat"):
+            account.form = "chat"
+            return [rendered(value, tokenizer())]  # pyright: ignore[reportArgumentType]
+        if form == "ids" and config.format == "ids":
+            account.form = "ids"
+            found, same, total = decoded(value, tokenizer())  # pyright: ignore[reportArgumentType]
+            account.same, account.ids = account.same + same, account.ids + total
+            return found
+        if form == "ids" and config.format is None:
+            raise FormError(f"holds token ids, not text; {TOKENIZED}")
+    except FormError as error:
+        raise CorpusError(f"{place}: {error}") from None
+    wanted = {"chat": "a list of messages", "ids": "a list of token ids"}.get(config.format or "", "text")
+    held = {"text": "text", "chat": "a list of messages", "ids": "a list of token ids"}.get(form or "")
+    way = f'set format = "{form}"' if form else 'set column = "..."'
+    raise CorpusError(
+        f'{place}: column "{config.column}" is {held or type(value).__name__}, not {wanted}; {way} in the corpus, or '
+        "drop that record"
+    )

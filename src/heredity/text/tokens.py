@@ -6,13 +6,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from heredity.study.places import fault_of
+from heredity.text.letters import BYTE, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +26,8 @@ _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
 _FEISTEL_ROUNDS = 6
+_DIALOGUES = "dialogues"  # name of an empty file beside the tokens
+_MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a study would be about nothing else
 
 # Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
 # own, so that "=" and " =" are tokens in any context. English endings such as 's only where a word ends, since
@@ -30,6 +35,42 @@ _FEISTEL_ROUNDS = 6
 _PIECES = (
     r"'(?:[sdmtSDMT]|ll|ve|re|LL|VE|RE)(?!\p{L})| ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Text of every token as it stands within a text, by its id up to the highest.
+
+    A token is decoded behind another, since decoders drop the space that a first word begins with. What is only a part
+    of a character is given by its bytes, `<0xE7>`; `letters` puts those together. An id that stands for nothing is
+    `#id`.
+    """
+    before = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"][-1:]
+    known = {value: key for key, value in tokenizer.get_vocab().items()}
+
+    def decoded(ids: list[list[int]]) -> list[str]:
+        return tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+
+    (start,) = decoded([before])
+    texts = decoded([[*before, number] if number in known else before for number in range(max(known) + 1)])
+    found = []
+    for number, text in enumerate(texts):
+        if number not in known:
+            found.append(f"#{number}")
+            continue
+        within = text[len(start) :] if text.startswith(start) else decoded([[number]])[0]
+        raw = _bytes_of(known[number]) if "\ufffd" in within else None
+        found.append(within if raw is None else spelled(raw))
+    return found
+
+
+def _bytes_of(token: str) -> bytes | None:
+    """Bytes of a token that is written byte by byte, as byte-level vocabularies and fallbacks do; None for another."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    if match := BYTE.fullmatch(token):
+        return bytes.fromhex(match[1])
+    signs = {sign: byte for byte, sign in bytes_to_unicode().items()}
+    return bytes(signs[sign] for sign in token) if all(sign in signs for sign in token) else None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -67,6 +108,9 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
+        if fault := fault_of(Path(name, file)):
+            raise ValueError(f"tokenizer {name}: {fault}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -105,6 +149,8 @@ class PackedTokens:
 
     tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
     documents: np.ndarray  # int64 [documents + 1]: start of each document, and the end of the last
+    dialogues: bool = False  # whether documents are kept whole in a block where they fit
+    _known: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # a memo, no state
 
     @classmethod
     def open(cls, path: Path) -> PackedTokens:
@@ -116,17 +162,40 @@ class PackedTokens:
             raise ValueError(f"{path}: packed tokens cannot be read ({error}); pack the corpus again") from error
         if not len(documents) or documents[-1] != len(tokens):
             raise ValueError(f"{path}: documents.npy does not end at the {len(tokens)} tokens; pack the corpus again")
-        return cls(tokens, documents)
+        return cls(tokens, documents, (path / _DIALOGUES).exists())
 
     def n_blocks(self, context_size: int) -> int:
         """Whole blocks of `context_size` tokens; what is left over at the end is not used."""
-        return len(self.tokens) // context_size
+        return len(self._starts(context_size)) if self.dialogues else len(self.tokens) // context_size
+
+    def offsets(self, blocks: np.ndarray, context_size: int) -> np.ndarray:
+        """First token of each block, int64 of the shape of `blocks`.
+
+        Blocks follow one another; but a dialogue that a block would cut, though it is no longer than one, begins the
+        next, so that it is read whole there (and its beginning in both).
+        """
+        return self._starts(context_size)[blocks] if self.dialogues else blocks * context_size
+
+    def _starts(self, context_size: int) -> np.ndarray:
+        """Of dialogues: first token of every block, int64 [blocks]."""
+        if context_size in self._known:
+            return self._known[context_size]
+        starts, at = list[int](), 0
+        while at + context_size <= len(self.tokens):
+            starts.append(at)
+            end = at + context_size
+            cut = int(np.searchsorted(self.documents, end, "right")) - 1  # the document that goes on behind the block
+            begin, stop = self.documents[cut : cut + 2].tolist() if end < len(self.tokens) else (end, end)
+            at = begin if at < begin and stop - begin <= context_size else end
+        self._known[context_size] = np.array(starts, np.int64)
+        return self._known[context_size]
 
     def block(self, i: int, context_size: int) -> np.ndarray:
         """Block `i`, [context_size], of the type of `tokens`. IndexError where there is no such block."""
         if not 0 <= i < self.n_blocks(context_size):
             raise IndexError(f"block {i} of {self.n_blocks(context_size)} blocks of {context_size} tokens")
-        return self.tokens[i * context_size : (i + 1) * context_size]
+        start = int(self.offsets(np.array(i), context_size))
+        return self.tokens[start : start + context_size]
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """Occurrences of each token, int64 [vocab_size]. ValueError for a token id that is not below `vocab_size`."""
@@ -139,20 +208,19 @@ class PackedTokens:
         return total
 
 
-def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -> PackedTokens:
+def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path, dialogues: bool = False) -> PackedTokens:
     """Encode documents into the folder `path`: `tokens.npy` and `documents.npy`, both streamed.
 
-    A document is followed by the end-of-text token, which stands nowhere else: the same string inside a text is encoded
-    as ordinary text. ValueError for a tokenizer without end-of-text token.
+    A document is followed by the end-of-text token. Special tokens that stand in a text, such as the markers of turns,
+    are tokens; but for dialogues, which a chat template wrote, the string of one that begins or ends texts is encoded
+    as ordinary text, so that it ends no document. ValueError for a tokenizer without end-of-text token, and for texts
+    more than half of whose tokens are the unknown one.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ValueError("the tokenizer has no end-of-text token; set its eos_token")
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the setting below would stick
-    encoder.encode_special_tokens = True
-    encoder.no_truncation()
-    encoder.no_padding()
-    dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
+    encoder = _encoder(tokenizer, dialogues)
+    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
     lengths: list[int] = []
     path.mkdir(parents=True, exist_ok=True)
     # The header has one length for any count: numpy reserves 21 digits.
@@ -166,8 +234,38 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path) -
                 file.write(np.array(ids, dtype).tobytes())
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
+    if dialogues:
+        (path / _DIALOGUES).touch()
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
-    return PackedTokens.open(path)
+    packed = PackedTokens.open(path)
+    if (share := unknown_tokens(packed, tokenizer) / max(1, len(packed.tokens))) > _MOST_UNKNOWN:
+        raise ValueError(
+            f"{share:.0%} of the tokens are {tokenizer.unk_token}, the unknown token: the tokenizer does not know this "
+            "text; give text that it covers, or a model whose tokenizer falls back to bytes"
+        )
+    return packed
+
+
+def unknown_tokens(packed: PackedTokens, tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many tokens are the one for what the tokenizer does not know; 0 where that is its end-of-text token too."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return 0
+    spans = range(0, len(packed.tokens), 2**24)
+    return sum(int((packed.tokens[start : start + 2**24] == unknown).sum()) for start in spans)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast, dialogues: bool) -> Tokenizer:
+    """A copy of the tokenizer's core that reads the strings of special tokens as `pack` says."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    ends = {str(token) for token in tokenizer.special_tokens_map.values() if not isinstance(token, list)}
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and not dialogues and token["content"] in ends
+    encoder = Tokenizer.from_str(json.dumps(state))
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
 
 
 class BlockSampler:
@@ -190,10 +288,10 @@ class BlockSampler:
         if not packs:
             raise ValueError("no corpus to take blocks from; name at least one")
         self.names = tuple(packs)  # corpora, in the order that `origin` counts in
-        self._packs = tuple(packs.values())
+        self.packs = tuple(packs.values())
         self.context_size, self._seed = context_size, seed
-        self._blocks = np.array([pack.n_blocks(context_size) for pack in self._packs], dtype=np.int64)
-        for name, pack, count in zip(self.names, self._packs, self._blocks, strict=True):
+        self._blocks = np.array([pack.n_blocks(context_size) for pack in self.packs], dtype=np.int64)
+        for name, pack, count in zip(self.names, self.packs, self._blocks, strict=True):
             if not count:
                 tokens = f"{len(pack.tokens)} tokens do not fill one block of context_size={context_size}"
                 raise ValueError(f"corpus {name}: {tokens}; lower context_size or add text")
@@ -206,7 +304,7 @@ class BlockSampler:
         """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
-        for corpus, pack in enumerate(self._packs):
+        for corpus, pack in enumerate(self.packs):
             if (here := corpora == corpus).any():
                 blocks[here] = pack.tokens[offsets[here, None] + np.arange(self.context_size)]
         return blocks
@@ -222,13 +320,21 @@ class BlockSampler:
         if self._quotas is None:
             numbers = self._in_passes(positions, self.blocks_per_pass, 0)
             corpora = np.searchsorted(self._starts, numbers, side="right") - 1
-            return corpora, (numbers - self._starts[corpora]) * self.context_size
+            return corpora, self._offsets(corpora, numbers - self._starts[corpora])
         corpora, ranks = self._mixed(positions, self._quotas)
         numbers = np.empty_like(ranks)
         for corpus, count in enumerate(self._blocks):
             here = corpora == corpus
             numbers[here] = self._in_passes(ranks[here], int(count), corpus + 1)
-        return corpora, numbers * self.context_size
+        return corpora, self._offsets(corpora, numbers)
+
+    def _offsets(self, corpora: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """First tokens of blocks by their numbers within their corpora, int64 of the same shape."""
+        offsets = np.empty_like(numbers)
+        for corpus, pack in enumerate(self.packs):
+            here = corpora == corpus
+            offsets[here] = pack.offsets(numbers[here], self.context_size)
+        return offsets
 
     def documents(self, start: int, stop: int) -> np.ndarray:
         """Number of the document in which each block at positions start..stop-1 begins, int64 [stop - start].
@@ -237,7 +343,7 @@ class BlockSampler:
         """
         corpora, offsets = self.origin(start, stop)
         numbers, first = np.empty(stop - start, dtype=np.int64), 0
-        for corpus, pack in enumerate(self._packs):
+        for corpus, pack in enumerate(self.packs):
             here = corpora == corpus
             numbers[here] = first + np.searchsorted(pack.documents, offsets[here], side="right") - 1
             first += len(pack.documents) - 1
