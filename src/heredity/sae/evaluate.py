@@ -40,7 +40,8 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
         for x in batch.to(device, torch.float32).split(ROWS):
             indptr, indices, values = sae.encode_sparse(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
-            variance.update(x.cpu(), sae.decode_sparse(indptr, indices, values).cpu())
+            x_hat = sae.decode_sparse(indptr, indices, values) + sae.bypass(x)
+            variance.update(x.cpu(), x_hat.cpu())
     figures = variance.result()
     tokens, least = figures.tokens, max(1e-6 * figures.tokens, 3)
     dead, ultra_low = float((fired == 0).mean()), float(((fired > 0) & (fired < least)).mean())
@@ -59,7 +60,7 @@ def spliced_losses(
     def reconstructed(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).float()
-            x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(ROWS)])
+            x_hat = torch.cat([sae.reconstruct(part) for part in flat.split(ROWS)])
         return x_hat.view(x.shape)
 
     losses = [evaluate(model, blocks, precision=precision).ce_loss]
