@@ -97,8 +97,8 @@ def compare(
     `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
     texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
     folder or hub id. hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by
-    evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
-    texts.
+    evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights, of another place
+    or width, too few texts.
     """
     if tokens < 1 or second_tokens < 1:
         raise ValueError(f"{f'{tokens=}' if tokens < 1 else f'{second_tokens=}'} must be 1 or more")
@@ -112,14 +112,17 @@ def compare(
     children = [one for one in (sae_child, child_control) if one not in (None, "train")]
     saes = {"parent": _saes(parents), "child": _saes(children)}
     models, tokenizer = _opened((parent, child), tokenizer)
+    told = say or partial(print, file=sys.stderr)
     readers = _readers(models, saes, hook_point, names)
+    for end, model, given in zip(readers, models, (parent, child), strict=True):
+        _check_made_for(saes[end], model, given, readers[end].hook_point, hook_point is not None, told)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         for end, name in zip(readers, names, strict=True):
             if wanted[end]:
-                told, kept = say or partial(print, file=sys.stderr), save_second and save_second / end
+                kept = save_second and save_second / end
                 second = one_sae.train_second(
                     readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress
                 )
@@ -232,6 +235,31 @@ def _readers(
         own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
         readers[end] = Reader(on_device(model), place, own)
     return readers
+
+
+def _check_made_for(
+    saes: Sequence[_Opened], model: Any, given: Model, place: str, asked: bool, say: Callable[[str], object]
+) -> None:
+    """Raise ValueError for SAEs of another place of the model; say what else differs from what they were made for.
+
+    asked: the place was asked for, and is not one that an SAE names.
+    """
+    from heredity.lm.hooks import HookPointError, resolve
+    from heredity.sae.made_for import differences, refuse_other_place
+
+    resolve(model, place)
+    name = str(given) if isinstance(given, str | Path) else getattr(model.config, "_name_or_path", "")
+    way_out = "give SAEs of one place, or leave hook_point out" if asked else "give SAEs of one place"
+    for one in saes:
+        sae = str(one.given) if isinstance(one.given, str | Path) else "in hand"
+        try:
+            refuse_other_place(sae, one.metadata, model, place, way_out)
+        except HookPointError as error:
+            if not asked:
+                raise
+            say(f"{error}; it is read at {place}, as asked")  # its library has a name of its own for the place
+        for difference in differences(sae, one.metadata, model, name):
+            say(difference)
 
 
 def _settings(

@@ -1,16 +1,17 @@
 """SAEs on disk: SAELens folders are native; those of other libraries and of published families are read as well.
 
-| format              | files                                           | what it holds                      | written |
-|---------------------|-------------------------------------------------|------------------------------------|---------|
-| saelens             | sae_weights.safetensors, cfg.json               | every activation, gated ones as JumpReLU; training checkpoints | yes, batchtopk as a JumpReLU |
-| dictionary_learning | ae.pt, config.json                              | every activation, gated, Matryoshka | yes    |
-| sparsify            | sae.safetensors, cfg.json                       | topk                               | topk    |
-| gemma_scope         | params.npz                                      | jumprelu                           | no      |
-| gemma_scope_2       | params.safetensors, config.json                 | jumprelu                           | no      |
-| llama_scope         | checkpoints/final.safetensors, hyperparams.json | jumprelu                           | no      |
-| qwen_scope          | layer5.sae.pt                                   | topk                               | no      |
-| saelens:RELEASE/ID  | the hub, by SAELens' own loaders (extra `saes`) | what SAELens reads of the above    | no      |
+| format              | files                                       | what it holds, and whether it is written       |
+|---------------------|---------------------------------------------|------------------------------------------------|
+| saelens             | sae_weights.safetensors, cfg.json           | every activation, gated; written               |
+| dictionary_learning | ae.pt, config.json                          | every activation, gated, Matryoshka; written   |
+| sparsify            | sae.safetensors, cfg.json                   | topk; written                                  |
+| gemma_scope         | params.npz                                  | jumprelu                                       |
+| gemma_scope_2       | params.safetensors, config.json             | jumprelu                                       |
+| llama_scope         | checkpoints/final.safetensors and settings  | jumprelu                                       |
+| qwen_scope          | layer5.sae.pt, the file itself              | topk                                           |
+| saelens:RELEASE/ID  | of a hub, by SAELens' own loaders (`saes`)  | what of theirs is one of the kinds above       |
 
+Gated SAEs are read as the JumpReLU that they are, and SAELens keeps batchtopk as a JumpReLU of one threshold.
 A setting or a tensor that no reader knows is refused by its name unless it is neutral (`contents`). Our own facts
 (model, seed, tokens, λ, ...) travel as `metadata`: inside SAELens' own table of that name, and in a table `heredity` of
 the other two. Pickles are read with torch's `weights_only` loader, which runs no code.
@@ -149,7 +150,7 @@ def _published(name: str) -> tuple[SAE, dict[str, Any]]:
     if not sae_id:
         raise FormatError(f"{PUBLISHED}{name}: names no SAE; write {PUBLISHED}RELEASE/ID, as SAELens lists them")
     try:
-        import sae_lens
+        import sae_lens  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         needed = "needs SAELens; pip install 'heredity[saes]', or give a folder"
         raise FormatError(f"{PUBLISHED}{name}: {needed}") from None

@@ -1,4 +1,4 @@
-"""What a folder holds: settings and tensors, each taken by name; what nobody took and is not neutral is refused by name.
+"""Settings and tensors of a folder, each taken by name; what nobody took and is not neutral is refused by name.
 
 A key that a reader does not know may change what an SAE computes, as `normalize_activations` does, and so may a tensor.
 Readers therefore take what they use and list what means nothing for values; `refuse_rest` settles all others.
@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,11 @@ _LONGEST = 80  # characters of a value in a message
 
 class FormatError(ValueError):
     """A folder that holds no SAE we can read, or an SAE that a format cannot hold."""
+
+
+def keys(words: str) -> frozenset[str]:
+    """Keys that mean nothing for what an SAE computes, with blanks between them."""
+    return frozenset(words.split())
 
 
 def shown(value: object) -> str:
@@ -80,7 +85,7 @@ class Settings:
             self.refuse(key, f"is not supported; give one of {', '.join(known)}", value)
         return known[value]
 
-    def refuse(self, key: str, why: str, value: Any = None) -> None:
+    def refuse(self, key: str, why: str, value: Any = None) -> NoReturn:
         """Raise FormatError about a key."""
         value = self.values.get(key) if value is None else value
         raise FormatError(f"{self.path}: {self.place}{key}={shown(value)} {why}")

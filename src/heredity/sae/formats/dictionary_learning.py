@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE, Activation
 
@@ -40,15 +40,13 @@ CLASSES = {
 WRITTEN = {"relu": "AutoEncoder", "topk": "AutoEncoderTopK", "batchtopk": "BatchTopKSAE"}
 WRITTEN |= {"jumprelu": "JumpReluAutoEncoder"}
 # Say how an SAE was trained, of `trainer` and of `buffer`.
-TRAINER = frozenset(
+TRAINER = keys(
     "trainer_class activation_dim dict_size layer wandb_name device seed lr steps warmup_steps decay_start auxk_alpha "
     "threshold_beta threshold_start_step top_k_aux group_fractions group_weights group_sizes target_l0 bandwidth "
     "sparsity_penalty sparsity_warmup_steps l1_penalty initial_sparsity_penalty resample_steps sparsity_function "
-    "p_start p_end anneal_start anneal_end n_sparsity_updates sparsity_queue_length".split()
+    "p_start p_end anneal_start anneal_end n_sparsity_updates sparsity_queue_length"
 )
-BUFFER = frozenset(
-    "d_submodule n_ctxs refresh_batch_size out_batch_size device layer scan validate hf_dataset_name dtype".split()
-)
+BUFFER = keys("d_submodule n_ctxs refresh_batch_size out_batch_size device layer scan validate hf_dataset_name dtype")
 
 
 def write(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

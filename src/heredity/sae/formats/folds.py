@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from heredity.sae.formats.contents import FormatError, Tensors
 from heredity.sae.model import SAE, Activation
 from heredity.study import RANKED
-from heredity.sae.formats.contents import FormatError, Tensors
 
 
 def new(
@@ -45,7 +45,7 @@ def input_scale(sae: SAE, factor: float) -> None:
     """An SAE that reads x · factor, and whose reconstruction is divided by it."""
     sae.W_enc *= factor
     sae.W_dec /= factor
-    sae.b_dec /= factor
+    sae.b_dec.div_(factor)
 
 
 def decoder_norms(sae: SAE) -> None:

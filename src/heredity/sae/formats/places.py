@@ -1,11 +1,11 @@
 """Names of the place, the model and the reading that an SAE was made for, whatever its library calls them.
 
-| in metadata              | from                                                                                       |
-|--------------------------|--------------------------------------------------------------------------------------------|
-| `hook_name`              | `hook_name`, `hook_point` (with `hook_point_layer`), `submodule_name`, `hf_hook_point_in`, a folder's name |
-| `model_name`             | `model_name`, `lm_name`, `model`                                                           |
-| `prepend_bos`            | `prepend_bos`: whether blocks began with the beginning-of-text token                       |
-| `context_size`           | `context_size`, `ctx_len`                                                                  |
+| in metadata    | from                                                                                             |
+|----------------|--------------------------------------------------------------------------------------------------|
+| `hook_name`    | `hook_name`, `hook_point` and its layer, `submodule_name`, `hf_hook_point_in`, the name of a folder |
+| `model_name`   | `model_name`, `lm_name`, `model`                                                                 |
+| `prepend_bos`  | `prepend_bos`: whether blocks began with the beginning-of-text token                             |
+| `context_size` | `context_size`, `ctx_len`                                                                        |
 """
 
 from __future__ import annotations

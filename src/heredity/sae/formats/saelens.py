@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from heredity.lm.hooks import of_head
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE, Activation
 
@@ -49,34 +50,34 @@ MADE_FOR = ("model_name", "prepend_bos", "context_size", "exclude_special_tokens
 MADE_FOR += ("model_class_name", "model_from_pretrained_kwargs", "neuronpedia_id", "hf_hook_name")
 # How an SAE was trained, logged and stored: no figure of it depends on these once it is trained. By version 6's runner
 # and architectures, then by those before.
-SILENT = frozenset(
-    "d_in d_sae device dtype metadata sae logger sae_lens_version sae_lens_training_version act_store_device llm_device "
-    "activations_mixing_fraction adam_beta1 adam_beta2 autocast autocast_lm cached_activations_path checkpoint_path "
-    "compile_llm compile_sae dataset_trust_remote_code dead_feature_threshold dead_feature_window hook_eval "
-    "disable_concat_sequences eval_batch_size_prompts feature_sampling_window from_pretrained_path lr lr_decay_steps "
-    "is_dataset_tokenized llm_compilation_mode lr_end lr_scheduler_name lr_warm_up_steps model_kwargs n_eval_batches "
-    "n_batches_for_norm_estimate n_batches_in_buffer n_checkpoints n_restart_cycles output_path prefetch_llm_batches "
-    "resume_from_checkpoint sae_compilation_mode save_final_checkpoint seed sequence_separator_token streaming verbose "
-    "store_batch_size_prompts train_batch_size_tokens training_tokens use_cached_activations use_chat_formatting "
-    "eval_every_n_wandb_logs log_activations_store_to_wandb log_optimizer_state_to_wandb log_to_wandb run_name "
-    "log_weights_to_wandb wandb_entity wandb_id wandb_log_frequency wandb_project tokens_per_buffer "
-    "aux_loss_coefficient decoder_init_norm jumprelu_bandwidth jumprelu_init_threshold jumprelu_sparsity_loss_mode "
-    "jumprelu_ste_to_input jumprelu_tanh_scale l0_coefficient l0_warm_up_steps l1_coefficient l1_warm_up_steps lp_norm "
-    "matryoshka_widths pre_act_loss_coefficient target_l0 topk_threshold_lr use_matryoshka_aux_loss "
-    "use_sparse_activations "
-    "b_dec_init_method dead_feature_estimation_method decoder_heuristic_init decoder_heuristic_init_norm "
-    "decoder_orthogonal_init expansion_factor feature_reinit_scale feature_resampling_method feature_sampling_method "
-    "finetuning_method finetuning_tokens hook_layer hook_point_eval hook_point_layer init_encoder_as_decoder_transpose "
+SILENT = keys(
+    "d_in d_sae device dtype metadata sae logger sae_lens_version sae_lens_training_version act_store_device "
+    "llm_device activations_mixing_fraction adam_beta1 adam_beta2 autocast autocast_lm cached_activations_path "
+    "checkpoint_path compile_llm compile_sae dataset_trust_remote_code dead_feature_threshold dead_feature_window "
+    "hook_eval disable_concat_sequences eval_batch_size_prompts feature_sampling_window from_pretrained_path lr "
+    "lr_decay_steps is_dataset_tokenized llm_compilation_mode lr_end lr_scheduler_name lr_warm_up_steps model_kwargs "
+    "n_eval_batches n_batches_for_norm_estimate n_batches_in_buffer n_checkpoints n_restart_cycles output_path "
+    "prefetch_llm_batches resume_from_checkpoint sae_compilation_mode save_final_checkpoint seed "
+    "sequence_separator_token streaming verbose store_batch_size_prompts train_batch_size_tokens training_tokens "
+    "use_cached_activations use_chat_formatting eval_every_n_wandb_logs log_activations_store_to_wandb "
+    "log_optimizer_state_to_wandb log_to_wandb run_name log_weights_to_wandb wandb_entity wandb_id "
+    "wandb_log_frequency wandb_project tokens_per_buffer aux_loss_coefficient decoder_init_norm jumprelu_bandwidth "
+    "jumprelu_init_threshold jumprelu_sparsity_loss_mode jumprelu_ste_to_input jumprelu_tanh_scale l0_coefficient "
+    "l0_warm_up_steps l1_coefficient l1_warm_up_steps lp_norm matryoshka_widths pre_act_loss_coefficient target_l0 "
+    "topk_threshold_lr use_matryoshka_aux_loss use_sparse_activations b_dec_init_method "
+    "dead_feature_estimation_method decoder_heuristic_init decoder_heuristic_init_norm decoder_orthogonal_init "
+    "expansion_factor feature_reinit_scale feature_resampling_method feature_sampling_method finetuning_method "
+    "finetuning_tokens hook_layer hook_point_eval hook_point_layer init_encoder_as_decoder_transpose "
     "mse_loss_normalization noise_scale normalize_sae_decoder resample_batches resume "
     "scale_sparsity_penalty_by_decoder_norm store_batch_size total_training_steps total_training_tokens "
-    "train_batch_size use_ghost_grads log_feature_sparsity_path checkpoint_every".split()
+    "train_batch_size use_ghost_grads log_feature_sparsity_path checkpoint_every"
 )
 # Of TransformerLens' loading: layer-norm weights and unembeddings are folded without a change of any place that SAEs
 # read; others choose files and types. `center_writing_weights` is honored.
-LOADING = frozenset(
+LOADING = keys(
     "center_writing_weights fold_ln center_unembed n_ctx dtype torch_dtype device n_devices move_to_device revision "
     "checkpoint_index checkpoint_value default_padding_side default_prepend_bos first_n_layers trust_remote_code "
-    "cache_dir low_cpu_mem_usage attn_implementation".split()
+    "cache_dir low_cpu_mem_usage attn_implementation"
 )
 
 
@@ -84,6 +85,9 @@ def write(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[s
     """Tensors and settings."""
     tensors: dict[str, Tensor] = {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     architecture = {"relu": "standard", "topk": "topk"}.get(sae.activation, "jumprelu")
+    all_heads, head = of_head(str(metadata.get("hook_name")))
+    if head is not None:
+        metadata = metadata | {"hook_name": all_heads, "hook_head_index": head}
     ours = {"sae_lens_version": VERSION, OURS: {"activation": sae.activation, "k": sae.k}}
     settings: dict[str, Any] = {"architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae}
     settings |= {"dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True}
@@ -105,9 +109,9 @@ def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     w_enc, w_dec = tensors.matrices("W_enc", "W_dec")
     d_in, d_sae = w_enc.shape
     threshold = _threshold(tensors, architecture, d_sae)
-    if architecture == "jumprelu" and ours.get("activation") == "batchtopk" and threshold is not None:
-        if bool((threshold == threshold[0]).all()):
-            activation, k, threshold = "batchtopk", ours.get("k"), threshold[0]
+    of_one = threshold is not None and ours.get("activation") == "batchtopk" and bool((threshold == threshold[0]).all())
+    if architecture == "jumprelu" and threshold is not None and of_one:
+        activation, k, threshold = "batchtopk", ours.get("k"), threshold[0]
     if activation == "batchtopk" and isinstance(k, float):
         # Only the threshold selects; a mean number of features that is not whole is no k.
         activation, k = ("batchtopk", int(k)) if k.is_integer() else ("jumprelu", None)
@@ -157,7 +161,9 @@ def _architecture(settings: Settings) -> tuple[str, Any]:
 
 def _threshold(tensors: Tensors, architecture: str, d_sae: int) -> Tensor | None:
     if architecture == "jumprelu":
-        return tensors.take("log_threshold", d_sae).exp() if "log_threshold" in tensors else tensors.take("threshold", d_sae)
+        if "log_threshold" in tensors:  # of training checkpoints before version 6
+            return tensors.take("log_threshold", d_sae).exp()
+        return tensors.take("threshold", d_sae)
     if "topk_threshold" not in ARCHITECTURES[architecture].tensors:
         return None
     threshold = tensors.take("topk_threshold")
@@ -178,9 +184,13 @@ def _input_factor(settings: Settings) -> float | None:
     if value in ("none", False):
         return None
     if value not in ("expected_average_only_in", True):
-        why = {
-            "covariance_whitening": "is a map that SAELens folds into the weights when training ends; give that SAE",
-        }.get(str(value), "is not supported: each input is divided by its own norm, which no weights can hold; give an SAE of raw activations")
+        if value == "covariance_whitening":
+            why = "is a map that SAELens folds into the weights when training ends; give that SAE"
+        else:
+            why = (
+                "is not supported: each input is divided by its own norm, which no weights can hold; give an SAE of raw"
+            )
+            why += " activations"
         settings.refuse("normalize_activations", why)
     factor = settings.get("norm_scaling_factor", "scaling_factor")
     beside = settings.path.parent / "activation_scaler.json"  # of a training checkpoint
@@ -205,13 +215,19 @@ def _made_for(settings: Settings) -> dict[str, Any]:
     for place in (settings, table):
         out = place.get("hook_name_out", "hf_hook_name_out")
         if out is not None and out != place.get("hook_name", "hf_hook_name"):
-            place.refuse("hook_name_out", f"is where a transcoder predicts; give an autoencoder", out)
-        if (head := place.get("hook_head_index", "hook_point_head_index")) is not None:
-            place.refuse("hook_head_index", "is one attention head, which no hook point stands for; give an SAE of all heads", head)
-    if isinstance(hook := metadata.get("hook_name") or settings.get("hook_name", "hook_point") or metadata.get("hf_hook_name"), str):
-        metadata["hook_name"] = place_of(hook, settings.get("hook_layer", "hook_point_layer"))
+            place.refuse("hook_name_out", "is where a transcoder predicts; give an autoencoder", out)
+    named = metadata.get("hook_name") or settings.get("hook_name", "hook_point") or metadata.get("hf_hook_name")
+    if isinstance(named, str):
+        metadata["hook_name"] = place_of(named, settings.get("hook_layer", "hook_point_layer"))
         if before_6:
             metadata.setdefault("prepend_bos", True)  # what a configuration that does not say it means
+    for place in (settings, table):
+        if (head := place.get("hook_head_index", "hook_point_head_index")) is not None:
+            all_heads = str(metadata.get("hook_name"))
+            if not all_heads.endswith("attn.hook_z") or not isinstance(head, int):
+                place.refuse("hook_head_index", f"is a head of {all_heads}; heads are read at attn.hook_z alone", head)
+            metadata["hook_name"] = f"{all_heads}[{head}]"
+            metadata.pop("hook_head_index", None)
     dtype = str(settings.get("dtype", default="float32")).removeprefix("torch.")
     if dtype != "float32":
         metadata["dtype"] = dtype

@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE
 
@@ -24,13 +24,14 @@ READING = {"prepend_bos": True, "context_size": 1024}
 _GEMMA = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att)\b")
 _GEMMA_PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 _QWEN = re.compile(r"SAE-Res-(Qwen[\w.-]*?)-W\d+K-L0_(\d+)")
-GEMMA_2_SILENT = frozenset("width l0".split())
-LLAMA_SILENT = frozenset(
-    "use_ddp exp_name device seed dtype expansion_factor d_model d_sae bias_init_method norm_activation lp l1_coefficient "
-    "l1_coefficient_warmup_steps decoder_exactly_fixed_norm sparsity_include_decoder_norm decoder_bias_init_method "
-    "init_decoder_norm init_encoder_norm init_encoder_with_decoder_transpose init_search k_warmup_steps top_k tp_size "
-    "ddp_size remove_gradient_parallel_to_decoder_directions use_batch_norm_mse use_ghost_grads use_decoder_bias "
-    "apply_decoder_bias_to_pre_encoder sae_pretrained_name_or_path strict_loading use_decoder_norm".split()
+GEMMA_2_SILENT = keys("width l0")
+LLAMA_SILENT = keys(
+    "use_ddp exp_name device seed dtype expansion_factor d_model d_sae bias_init_method norm_activation lp "
+    "l1_coefficient l1_coefficient_warmup_steps decoder_exactly_fixed_norm sparsity_include_decoder_norm "
+    "decoder_bias_init_method init_decoder_norm init_encoder_norm init_encoder_with_decoder_transpose init_search "
+    "k_warmup_steps top_k tp_size ddp_size remove_gradient_parallel_to_decoder_directions use_batch_norm_mse "
+    "use_ghost_grads use_decoder_bias apply_decoder_bias_to_pre_encoder sae_pretrained_name_or_path strict_loading "
+    "use_decoder_norm"
 )
 
 
@@ -103,8 +104,8 @@ def qwen(tensors: Tensors, _: None) -> tuple[SAE, dict[str, Any]]:
     named, layer = _QWEN.search(str(path)), re.fullmatch(r"layer(\d+)\.sae\.pt", path.name)
     if named is None:
         raise FormatError(
-            f"{path}: k of a Qwen Scope SAE stands in its repository's name (SAE-Res-MODEL-W32K-L0_50), which no folder "
-            "above has; name one so"
+            f"{path}: k of a Qwen Scope SAE stands in its repository's name (SAE-Res-MODEL-W32K-L0_50), which no "
+            "folder above has; name one so"
         )
     w_enc, w_dec = (one.T for one in tensors.matrices("W_enc", "W_dec"))
     sae = folds.new(tensors, "topk", int(named[2]), w_enc, w_dec, "b_enc", "b_dec")

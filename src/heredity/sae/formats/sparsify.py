@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE
 
 OURS = "heredity"  # key of our own table
 # Say how the SAE was made: sizes (the tensors have them), initialization and losses.
-SILENT = frozenset("expansion_factor normalize_decoder num_latents multi_topk d_in dtype".split())
+SILENT = keys("expansion_factor normalize_decoder num_latents multi_topk d_in dtype")
 
 
 def write(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
