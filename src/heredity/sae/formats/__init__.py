@@ -95,7 +95,7 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
             f"{path} has the settings of lm-saes (config.json beside {kind.weights}), which SAELens knows by release; "
             "read it as saelens:llama_scope_r1_distill/ID"
         )
-    settings = Settings.read(path / kind.settings) if kind.settings else None
+    settings = Settings.read(path / kind.settings, kind.weights) if kind.settings else None
     sae, metadata = kind.read(Tensors(weights), settings)
     loading = metadata.get("model_from_pretrained_kwargs")
     if isinstance(loading, dict) and loading.get(_CENTERED) and _in_stream(metadata.get("hook_name")):
@@ -118,12 +118,14 @@ def format_of(folder: str | Path) -> str:
     """
     folder = Path(folder)
     for name, kind in KINDS.items():
-        file = folder.as_posix().endswith(kind.weights) and folder.is_file()
-        if file or (kind.weights[0] != "." and (folder / kind.weights).is_file()):
+        of_any_name = kind.weights[0] == "."
+        ending = kind.weights if of_any_name else f"/{kind.weights}"
+        if folder.absolute().as_posix().endswith(ending) and folder.is_file():
             return name
-    found = _saes_below(folder)
-    if found:
-        raise FormatError(f"{folder} holds several SAEs; give one of them: {', '.join(found)}")
+        if not of_any_name and (folder / kind.weights).is_file():
+            return name
+    if found := _saes_below(folder):
+        raise FormatError(f"{folder} is no SAE itself; give one of those below: {', '.join(found)}")
     names = ", ".join(kind.weights.lstrip(".") for kind in KINDS.values())
     raise FormatError(f"{folder} holds no SAE (none of {names}); give the folder of one SAE")
 

@@ -54,12 +54,12 @@ class Settings:
         self.path, self.values, self.place, self.taken = path, values, place, set[str]()
 
     @staticmethod
-    def read(path: Path) -> Settings:
-        """Those of a JSON file. Raises FormatError for a file that is missing, is not JSON or holds no table."""
+    def read(path: Path, beside: str = "the weights") -> Settings:
+        """Those of a JSON file beside another one. Raises FormatError for a file that is missing, is not JSON or holds no table."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise FormatError(f"{path} is missing beside the weights; copy the whole folder") from None
+            raise FormatError(f"{path} is missing beside {beside}; copy the whole folder") from None
         except (OSError, ValueError, RecursionError) as error:
             raise FormatError(f"{path} is not readable JSON ({error}); copy it anew") from None
         if not isinstance(values, dict):
