@@ -63,7 +63,8 @@ BATCH: Any = {"topk_threshold": torch.tensor(0.9, dtype=torch.float64)}
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Tensor], Tensor], Tensor]] = {
     "gated": ({"architecture": "gated"} | V6, GATED, gated, W["W_dec"]),
     "jumprelu of a checkpoint before 6": (
-        {"architecture": "jumprelu"}, {"log_threshold": EACH.log()}, lambda x: above(pre(x) + W["b_enc"], EACH), W["W_dec"]
+        {"architecture": "jumprelu"}, {"log_threshold": EACH.log()},
+        lambda x: above(pre(x) + W["b_enc"], EACH), W["W_dec"],
     ),
     "matryoshka_batchtopk": (
         {"architecture": "matryoshka_batchtopk", "k": 4.0, "rescale_acts_by_decoder_norm": True} | V6, BATCH,
@@ -73,7 +74,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Tensor], Tensor
         {"architecture": "batchtopk", "k": 4.5} | V6, BATCH, lambda x: above(pre(x) + W["b_enc"], 0.9), W["W_dec"]
     ),
     "a known factor of the input": (
-        {"architecture": "standard", "normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.5}, {},
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.5}, {},
         lambda x: above(pre(0.5 * x) + W["b_enc"]), 2 * W["W_dec"]
     ),
 }  # fmt: skip
@@ -136,7 +137,7 @@ REFUSED = [
     ({"activation_fn": "tanh-relu"}, {}, "activation_fn='tanh-relu'"),
     ({"architecture": "jumprelu", "activation_fn_str": "topk"}, {"threshold": EACH}, "activation_fn_str='topk'"),
     ({"architecture": ["standard"]}, {}, r"architecture=\['standard'\]"),
-    ({"activation_fn": "topk", "activation_fn_kwargs": {"k": 4, "signed": True}}, {}, "activation_fn_kwargs.signed=True"),
+    ({"activation_fn": "topk", "activation_fn_kwargs": {"k": 4, "signed": True}}, {}, "kwargs.signed=True"),
     ({"architecture": "topk", "k": 3, "activation_fn_kwargs": {"k": 4}}, {}, "k=3 contradicts"),
     ({"architecture": "transcoder"}, {}, "'transcoder'.*reads one place and predicts another"),
     ({"architecture": "temporal"}, {}, "looks at the tokens before"),
@@ -145,7 +146,7 @@ REFUSED = [
     (V6, {"threshold": EACH}, "holds threshold"),
     (V6, {"W_skip": torch.eye(D)}, "holds W_skip"),
     ({}, {"scaling_factor": EACH}, "holds scaling_factor"),
-    ({"architecture": "batchtopk", "k": 4}, {"topk_threshold": torch.tensor(0.0)}, "topk_threshold 0 was never learned"),
+    ({"architecture": "batchtopk", "k": 4}, {"topk_threshold": torch.tensor(0.0)}, "topk_threshold 0 was never"),
     ({"normalize_activations": "constant_norm_rescale"}, {}, "divided by its own norm"),
     ({"reshape_activations": "fold"}, {}, "reshape_activations='fold'"),
     (

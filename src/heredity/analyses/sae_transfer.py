@@ -132,7 +132,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
     point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
     if stitch.sae:
         folder = sae_folder(study, name)
-        content = file_digest(sorted(path for path in folder.iterdir() if path.is_file()))
+        content = file_digest(sorted(path for path in (folder, *folder.rglob("*")) if path.is_file()))
         return LoadedSAE(Aside(folder), content, d_sae, point, Aside(stitch), Aside(f"{study.name}: stitch.{name}"))
     return SAESettings(
         new_sae_config(study, name), point, study.config.precision, seed, {stitch.source: corpora}, d_sae

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 
 from heredity.sae.formats import dictionary_learning, folds, saelens, scopes, sparsify
 from heredity.sae.formats.contents import FormatError as FormatError
-from heredity.sae.formats.contents import Settings, Tensors
+from heredity.sae.formats.contents import Settings, Tensors, shown
 from heredity.sae.model import SAE
 
 Format = Literal["saelens", "dictionary_learning", "sparsify"]
@@ -97,8 +97,11 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
         )
     settings = Settings.read(path / kind.settings, kind.weights) if kind.settings else None
     sae, metadata = kind.read(Tensors(weights), settings)
-    loading = metadata.get("model_from_pretrained_kwargs")
-    if isinstance(loading, dict) and loading.get(_CENTERED) and _in_stream(metadata.get("hook_name")):
+    for key, form in (("hook_name", str), ("model_name", str), ("model_from_pretrained_kwargs", dict)):
+        if not isinstance(value := metadata.get(key), form | None):
+            raise FormatError(f"{path}: {key}={shown(value)} of its settings is no {form.__name__}; repair it")
+    loading = metadata.get("model_from_pretrained_kwargs") or {}
+    if loading.get(_CENTERED) and _in_stream(metadata.get("hook_name")):
         folds.centered(sae)
     return sae, metadata
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def is_factor(value: object) -> TypeGuard[float]:
+    """Whether a setting is a number above 0 that weights can be multiplied by."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+
+
 def _neutral(key: str, value: object) -> bool:
     """Whether a setting leaves things as they are, whatever it is for: none, off, nothing, and 1 for a factor."""
     if isinstance(value, str):
@@ -55,7 +61,10 @@ class Settings:
 
     @staticmethod
     def read(path: Path, beside: str = "the weights") -> Settings:
-        """Those of a JSON file beside another one. Raises FormatError for a file that is missing, is not JSON or holds no table."""
+        """Those of a JSON file that lies beside another.
+
+        Raises FormatError for a file that is missing, is not JSON or holds no table.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -114,7 +123,7 @@ class Tensors:
                 self.named = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         except (
             SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError,
-            KeyError, TypeError
+            KeyError, TypeError, zlib.error, MemoryError
         ) as error:  # fmt: skip
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise FormatError(f"{path} is damaged or not a file of weights ({reason}); copy it anew") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heredity.lm.hooks import of_head
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, is_factor, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE, Activation
 
@@ -102,7 +102,8 @@ def write(sae: SAE, metadata: dict[str, Any]) -> tuple[dict[str, Tensor], dict[s
 def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     """The SAE and its metadata. Raises FormatError for what `SAE` has no equal of, and for keys and tensors unknown."""
     metadata = _made_for(settings)
-    ours = metadata.pop(OURS, None) or {}
+    ours = metadata.pop(OURS, None)
+    ours = ours if isinstance(ours, dict) else {}
     architecture, k = _architecture(settings)
     kind = ARCHITECTURES[architecture]
     activation: Activation = kind.activation
@@ -196,7 +197,7 @@ def _input_factor(settings: Settings) -> float | None:
     beside = settings.path.parent / "activation_scaler.json"  # of a training checkpoint
     if factor is None and beside.is_file():
         factor = Settings.read(beside).get("scaling_factor")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor > 0:
+    if not is_factor(factor):
         settings.refuse(
             "normalize_activations", "needs the factor that activations are multiplied by, which nothing here says; "
             "add norm_scaling_factor = √d_in / mean norm of activations to the file, or read the SAE as "

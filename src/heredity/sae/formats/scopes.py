@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from heredity.sae.formats import folds
-from heredity.sae.formats.contents import FormatError, Settings, Tensors, keys
+from heredity.sae.formats.contents import FormatError, Settings, Tensors, is_factor, keys
 from heredity.sae.formats.places import place_of
 from heredity.sae.model import SAE
 
@@ -85,7 +85,7 @@ def llama(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     w_enc, w_dec = (one.T for one in tensors.matrices("encoder.weight", "decoder.weight"))
     threshold, norm = settings.get("jump_relu_threshold"), settings.table("dataset_average_activation_norm").get("in")
     for key, value in (("jump_relu_threshold", threshold), ("dataset_average_activation_norm.in", norm)):
-        if not isinstance(value, int | float) or not value > 0:
+        if not is_factor(value):
             settings.refuse(key, "must be a number above 0; copy the file anew", value)
     factor = w_enc.shape[0] ** 0.5 / norm
     thresholds = w_enc.new_full((len(w_dec),), threshold * factor)
