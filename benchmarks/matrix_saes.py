@@ -359,6 +359,29 @@ def qwen_scope(folder: Path) -> Computes:
     return by_loader("qwen_scope", folder, f"Qwen/{name}", "layer3.sae.pt")
 
 
+def released(folder: Path) -> Computes:
+    """The first published SAEs of GPT-2, whose release says center_writing_weights; the hub is a folder here."""
+    place = folder / "GPT2-Small-SAEs-Reformatted/blocks.0.hook_resid_pre"
+    edited(place, "StandardSAE", {"architecture": None, "hook_point": "blocks.0.hook_resid_pre"})
+    loaders, root = peer("sae_lens.loading.pretrained_sae_loaders"), folder
+    missing = peer("huggingface_hub.utils").EntryNotFoundError
+
+    def local(repo_id: str, filename: str, **_: Any) -> str:
+        path = root / repo_id.split("/")[-1] / filename
+        if not path.is_file():
+            raise missing(filename)
+        return str(path)
+
+    loaders.hf_hub_download = local
+    sae = filled("StandardSAE")
+
+    def of_centered(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.mean(1, keepdim=True)
+        return sae.encode(x - mean), sae(x - mean) + mean
+
+    return of_centered
+
+
 def of_families() -> Iterator[Cell]:
     yield Cell("gemma_scope", "jumprelu", gemma_scope)
     yield Cell("gemma_scope_2", "jumprelu", gemma_scope_2)
@@ -370,6 +393,8 @@ def of_families() -> Iterator[Cell]:
     yield Cell("gemma_scope_2", "transcoder", transcoder)
     yield Cell("llama_scope", "jumprelu, scaled", llama_scope)
     yield Cell("qwen_scope", "topk", qwen_scope)
+
+    yield Cell("saelens:RELEASE/ID", "gpt2-small-res-jb", released)
 
     def several(folder: Path) -> str:
         for name in ("a", "b"):
@@ -402,7 +427,9 @@ def judged(cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         expected = cell.make(Path(folder) / "sae")
         files = [one for one in Path(folder).rglob("*") if one.suffix in (".safetensors", ".pt", ".npz")]
-        read = Path(folder) / "sae" if len(files) != 1 else files[0]
+        read: Path | str = Path(folder) / "sae" if len(files) != 1 else files[0]
+        if cell.format.startswith("saelens:"):
+            read = f"saelens:{cell.kind}/blocks.0.hook_resid_pre"
         try:
             sae, metadata = read_sae(read)
         except FormatError as error:
