@@ -78,6 +78,9 @@ def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tm
     for ends in ({"sae_child": other}, {"controls": [other]}, {"sae": other, "hook_point": HOOK}):
         with pytest.raises(ValueError, match=re.escape(both)):
             asked(saved, **ends)
+    write_sae(read_sae(saved.sae)[0], tmp_path / "twin", {"hook_name": RESIDUAL})
+    with pytest.raises(ValueError, match=f"was made for {RESIDUAL}"):
+        asked(saved, controls=[tmp_path / "twin"])
     said: list[str] = []  # a name of another library's, and the same place by another name
     foreign = tiny.save_tiny_sae(tmp_path / "foreign", hook_name="blocks.0.mlp.hook_in")
     same = tiny.save_tiny_sae(tmp_path / "same", hook_name="layers.0.mlp.down_proj.input")

@@ -113,9 +113,13 @@ def compare(
     saes = {"parent": _saes(parents), "child": _saes(children)}
     models, tokenizer = _opened((parent, child), tokenizer)
     told = say or partial(print, file=sys.stderr)
-    readers = _readers(models, saes, hook_point, names)
-    for end, model, given in zip(readers, models, (parent, child), strict=True):
-        _check_made_for(saes[end], model, given, readers[end].hook_point, hook_point is not None, told)
+    place = hook_point or saes["parent"][0].metadata.get("hook_name")
+    if place is None:
+        first = saes["parent"][0].given
+        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
+    for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
+        _check_made_for(some, model, given, place, hook_point is not None, told)
+    readers = _readers(models, saes, place, names)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +209,7 @@ def _saes(given: Iterable[Given]) -> list[_Opened]:
 
 
 def _readers(
-    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], hook_point: str | None, names: tuple[str, str]
+    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], place: str, names: tuple[str, str]
 ) -> dict[str, Reader]:
     """Both models with their SAEs; a child without one is read by the parent's first.
 
@@ -218,10 +222,6 @@ def _readers(
     states = [state_hash(model.state_dict()) for model in models]
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
-    place = hook_point or saes["parent"][0].metadata.get("hook_name")
-    if place is None:
-        first = saes["parent"][0].given
-        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
     readers: dict[str, Reader] = {}
     for (end, some), state, model in zip(saes.items(), states, models, strict=True):
         for one in some:

@@ -43,7 +43,7 @@ def merge(
 def track(
     parent: Annotated[str, Argument(help="Parent model: folder or hub id.")],
     child: Annotated[str, Argument(help="Child model: folder or hub id.")],
-    sae_parent: Annotated[Path, Option(help="SAE of the parent: a folder in any format that is read, or saelens:RELEASE/ID.")],
+    sae_parent: Annotated[Path, Option(help="SAE of the parent: a folder in any format read, or saelens:RELEASE/ID.")],
     corpus: Annotated[str, Option(help="Text to compare on: local:PATH, hub:NAME, installed:NAME ...")],
     out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
     sae_child: Annotated[Path | None, Option(help="SAE of the child; default: the parent's reads both.")] = None,
