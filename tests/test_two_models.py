@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,24 @@ def test_features_of_an_edge_are_matched_and_called(edge):
     assert {"matches", "fates", "strata", "curves", "chance"} < set(edge.tables)
 
 
+def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tmp_path):
+    other = tiny.save_tiny_sae(tmp_path / "other", hook_name="blocks.0.mlp.hook_pre")
+    both = f"SAE {other} was made for blocks.0.mlp.hook_pre, and is read at {HOOK}; give SAEs of one place"
+    for ends in ({"sae_child": other}, {"controls": [other]}, {"sae": other, "hook_point": HOOK}):
+        with pytest.raises(ValueError, match=re.escape(both)):
+            asked(saved, **ends)
+    write_sae(read_sae(saved.sae)[0], tmp_path / "twin", {"hook_name": RESIDUAL})
+    with pytest.raises(ValueError, match=f"was made for {RESIDUAL}"):
+        asked(saved, controls=[tmp_path / "twin"])
+    said: list[str] = []  # a name of another library's, and the same place by another name
+    foreign = tiny.save_tiny_sae(tmp_path / "foreign", hook_name="blocks.0.mlp.hook_in")
+    same = tiny.save_tiny_sae(tmp_path / "same", hook_name="layers.0.mlp.down_proj.input")
+    asked(saved, sae=same, sae_child=foreign, hook_point=HOOK, say=said.append)
+    assert "mlp.hook_in" in said[1] and f"it is read at {HOOK}, as asked" in said[1]
+    with pytest.raises(ValueError, match="mlp.hook_in' is unknown"):
+        asked(saved, sae_child=foreign)
+
+
 def test_an_sae_is_no_control_of_itself(saved):
     with pytest.raises(ValueError, match="a control is the SAE itself"):
         asked(saved, controls=[saved.sae])
@@ -94,6 +113,7 @@ def test_a_second_sae_is_trained_after_its_cost_is_said_and_kept(saved, tmp_path
     ends = {"sae_child": saved.control, "child_control": "train"}
     options = {"second_tokens": 4_000, "save_second": tmp_path / "second", "say": said.append}
     result = asked(saved, controls="train", **ends, **options)
+    assert said.pop(0) == f"SAE {saved.control} was made for the model tiny, and is read in {saved.child}"
     assert "every block is read behind '<|endoftext|>'" in said.pop(0)
     assert len(said) == 2 and "second SAE of parent (64 features, topk with k = " in said[0] and ": about " in said[0]
     made, metadata = read_sae(tmp_path / "second/parent")

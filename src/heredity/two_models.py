@@ -107,8 +107,8 @@ def compare(
     that every special token in them is one. tokenizer: needed where the parent is not a folder or hub id. hook_point:
     by default the one that the SAE's folder names. prefix: token before every block, which is no sample (see
     `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
-    median norms are no samples either. threshold: on r; by default chosen by evidence. Raises ValueError for tokenizers that differ, identical weights, an SAE of other weights or width, too few
-    texts.
+    median norms are no samples either. threshold: on r; by default chosen by evidence. Raises ValueError for tokenizers
+    that differ, identical weights, an SAE of other weights, of another place or width, too few texts.
     """
     from heredity.text.tokens import unknown_tokens
 
@@ -124,8 +124,14 @@ def compare(
     children = [one for one in (sae_child, child_control) if one not in (None, "train")]
     saes = {"parent": _saes(parents), "child": _saes(children)}
     models, tokenizer = _opened((parent, child), tokenizer)
-    readers = _readers(models, saes, hook_point, names)
     told = say or partial(print, file=sys.stderr)
+    place = hook_point or saes["parent"][0].metadata.get("hook_name")
+    if place is None:
+        first = saes["parent"][0].given
+        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
+    for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
+        _check_made_for(some, model, given, place, hook_point is not None, told)
+    readers = _readers(models, saes, place, names)
     reading = Reading(_first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
@@ -237,7 +243,7 @@ def _first_token(tokenizer: Any, prefix: Prefix | None, metadata: Mapping[str, A
 
 
 def _readers(
-    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], hook_point: str | None, names: tuple[str, str]
+    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], place: str, names: tuple[str, str]
 ) -> dict[str, Reader]:
     """Both models with their SAEs; a child without one is read by the parent's first.
 
@@ -250,10 +256,6 @@ def _readers(
     states = [state_hash(model.state_dict()) for model in models]
     if states[0] == states[1]:
         raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
-    place = hook_point or saes["parent"][0].metadata.get("hook_name")
-    if place is None:
-        first = saes["parent"][0].given
-        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
     readers: dict[str, Reader] = {}
     for (end, some), state, model in zip(saes.items(), states, models, strict=True):
         for one in some:
@@ -267,6 +269,31 @@ def _readers(
         own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
         readers[end] = Reader(on_device(model), place, own)
     return readers
+
+
+def _check_made_for(
+    saes: Sequence[_Opened], model: Any, given: Model, place: str, asked: bool, say: Callable[[str], object]
+) -> None:
+    """Raise ValueError for SAEs of another place of the model; say what else differs from what they were made for.
+
+    asked: the place was asked for, and is not one that an SAE names.
+    """
+    from heredity.lm.hooks import HookPointError, resolve
+    from heredity.sae.made_for import differences, refuse_other_place
+
+    resolve(model, place)
+    name = str(given) if isinstance(given, str | Path) else getattr(model.config, "_name_or_path", "")
+    way_out = "give SAEs of one place, or leave hook_point out" if asked else "give SAEs of one place"
+    for one in saes:
+        sae = str(one.given) if isinstance(one.given, str | Path) else "in hand"
+        try:
+            refuse_other_place(sae, one.metadata, model, place, way_out)
+        except HookPointError as error:
+            if not asked:
+                raise
+            say(f"{error}; it is read at {place}, as asked")  # its library has a name of its own for the place
+        for difference in differences(sae, one.metadata, model, name):
+            say(difference)
 
 
 def _settings(

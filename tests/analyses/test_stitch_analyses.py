@@ -541,6 +541,11 @@ def test_a_source_sae_is_loaded_in_place_of_a_training(world: World, tmp_path):
     ("settings", "changes", "message"),
     [
         ({"normalize_activations": "layer_norm"}, {}, r"stitch\.pair\.sae: .*'layer_norm' .* give an SAE of raw"),
+        (
+            {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True}}},
+            {},
+            r"stitch\.pair\.sae: .* \(center_writing_weights\)",
+        ),
         ({}, {"widths": [64]}, rf"stitch\.pair\.widths: \[64\] .*; set widths = \[{WIDTH}\]"),
         (
             {},
@@ -556,11 +561,18 @@ def test_an_sae_that_cannot_be_carried_is_refused_by_name(world: World, tmp_path
         Pipeline(Study.of(made, name="s", root=world.study.root))
 
 
-def test_an_sae_of_another_place_is_refused(world: World, tmp_path):
-    given = source_folder(world, tmp_path, metadata={"hook_name": "blocks.0.hook_resid_pre"})
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"hook_name": "blocks.0.hook_resid_pre"}, r".* made for blocks\.0\.hook_resid_pre, .* set source_"),
+        ({"model_state": "0"}, ".* was trained on other weights than those of small"),
+    ],
+)
+def test_an_sae_of_another_place_or_model_is_refused(world: World, tmp_path, metadata, message):
+    given = source_folder(world, tmp_path, metadata=metadata)
     study = Study.of(values(world.study.root, sae=str(given)), name="s", root=world.study.root)
     work = world.work(Pipeline(study).stages[f"source_sae/pair@{WIDTH}"], tmp_path)
-    with pytest.raises(StudyError, match=r"stitch\.pair\.sae: .* trained at blocks\.0\.hook_resid_pre, .* set source_"):
+    with pytest.raises(StudyError, match=rf"stitch\.pair\.sae: {message}"):
         SOURCE_SAE.run(work, SOURCE_SAE.settings(study, {"stitch": "pair", "d_sae": WIDTH}))
 
 

@@ -114,9 +114,10 @@ def test_a_topk_sae_from_before_saelens_6_is_topk_and_half_precision_is_read_as_
         (lambda f: changed_weights(f, W_dec=lambda w: w.T), r"W_dec is \[6, 18\] instead of \[18, 6\]"),
         (lambda f: changed_weights(f, b_enc=lambda b: b[:-1]), r"b_enc is \[17\] instead of \[18\]"),
         (lambda f: changed_weights(f, W_enc=lambda w: w * torch.nan), "W_enc holds NaN"),
-        (lambda f: edited(f, architecture="gated"), "'gated' is not supported; give one of standard"),
+        (lambda f: edited(f, architecture="gated"), "has no r_mag"),
+        (lambda f: edited(f, architecture="onion"), "'onion' is not supported; give one of standard"),
         (lambda f: edited(f, normalize_activations="layer_norm"), "which no weights can hold; give an SAE of raw"),
-        (lambda f: edited(f, normalize_activations="expected_average_only_in"), "fold it into the weights"),
+        (lambda f: edited(f, normalize_activations="expected_average_only_in"), "add norm_scaling_factor = "),
         (lambda f: edited(f, k=99), "k=99 must be between 1 and 18"),
         (lambda f: edited(f, architecture="jumprelu"), "has no threshold"),
     ],
@@ -148,8 +149,8 @@ def test_kinds_without_an_equal_are_refused(tmp_path: Path):
     with pytest.raises(FormatError, match="transcoder"):
         read_sae(edited(tmp_path / "b", transcode=True))
     write_sae(some_sae("topk"), tmp_path / "c", {}, "dictionary_learning")
-    (tmp_path / "c" / "config.json").write_text(json.dumps({"trainer": {"dict_class": "GatedAutoEncoder"}}))
-    with pytest.raises(FormatError, match="'GatedAutoEncoder' is not supported"):
+    (tmp_path / "c" / "config.json").write_text(json.dumps({"trainer": {"dict_class": "CrossCoder"}}))
+    with pytest.raises(FormatError, match="'CrossCoder' is not supported"):
         read_sae(tmp_path / "c")
 
 

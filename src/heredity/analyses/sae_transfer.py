@@ -33,8 +33,8 @@ from heredity.analyses.analysis import (
     rows_of,
     seed_of,
 )
-from heredity.analyses.reading import load
-from heredity.analyses.sae import SAESettings, train_on_models, without_effect
+from heredity.analyses.reading import load, state_of
+from heredity.analyses.sae import SAESettings, train_on_models, trained_on, without_effect
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
@@ -132,7 +132,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
     point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
     if stitch.sae:
         folder = sae_folder(study, name)
-        content = file_digest(sorted(path for path in folder.iterdir() if path.is_file()))
+        content = file_digest(sorted(path for path in (folder, *folder.rglob("*")) if path.is_file()))
         return LoadedSAE(Aside(folder), content, d_sae, point, Aside(stitch), Aside(f"{study.name}: stitch.{name}"))
     return SAESettings(
         new_sae_config(study, name), point, study.config.precision, seed, {stitch.source: corpora}, d_sae
@@ -150,22 +150,21 @@ def _source_sae(work: Work, settings: SAESettings | LoadedSAE) -> Results:
     if isinstance(settings, SAESettings):
         train_on_models(work, settings)
         return {}
-    from heredity.lm.hooks import HookPointError, resolve
     from heredity.sae.formats import write_sae
+    from heredity.sae.made_for import refuse_other_place
 
     (artifact,) = work.inputs["model"].values()
     model, place, folder = load(artifact), settings.place.value, settings.folder.value
     sae, metadata = loaded_sae(place, folder, settings.config.value, model.config.get_text_config().hidden_size)
-    if own := metadata.get("hook_name"):
-        try:
-            same = resolve(model, own) == resolve(model, settings.hook_point)
-        except HookPointError as error:
-            raise StudyError(f"{place}.sae: {folder}: {error}") from None
-        if not same:
-            raise StudyError(
-                f"{place}.sae: {folder} was trained at {own}, and the stitch reads {settings.hook_point}; set "
-                f"source_hook_point = {own!r}"
-            )
+    try:
+        way_out = f"set source_hook_point = {metadata.get('hook_name')!r}"
+        refuse_other_place(str(folder), metadata, model, settings.hook_point, way_out)
+    except ValueError as error:
+        raise StudyError(f"{place}.sae: {error}") from None
+    if state_of(artifact) not in (trained_on(metadata) or [state_of(artifact)]):
+        raise StudyError(
+            f"{place}.sae: {folder} was trained on other weights than those of {settings.config.value.source}"
+        )
     write_sae(sae, work.folder / "sae", metadata)
     return {}
 
@@ -194,6 +193,11 @@ def loaded_sae(place: str, folder: Path, config: StitchConfig, d_in: int) -> tup
         raise StudyError(
             f"{place}.sae: {folder} reads {sae.d_in} dimensions, and {config.source} is {d_in} wide; give an SAE of "
             f"{config.source}"
+        )
+    if sae.centered:
+        raise StudyError(
+            f"{place}.sae: {folder} is of a stream without its mean (center_writing_weights), which its reconstruction "
+            "does not give back; affine maps carry SAEs of a stream as it is alone"
         )
     if config.widths != (sae.d_sae,):
         raise StudyError(

@@ -44,7 +44,7 @@ def merge(
 def track(
     parent: Annotated[str, Argument(help="Parent model: folder or hub id.")],
     child: Annotated[str, Argument(help="Child model: folder or hub id.")],
-    sae_parent: Annotated[Path, Option(help="SAE of the parent (SAELens, sparsify or dictionary_learning folder).")],
+    sae_parent: Annotated[Path, Option(help="SAE of the parent: a folder in any format read, or saelens:RELEASE/ID.")],
     corpus: Annotated[str, Option(help="Text to compare on: local:PATH, hub:NAME, installed:NAME ...")],
     out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
     sae_child: Annotated[Path | None, Option(help="SAE of the child; default: the parent's reads both.")] = None,
@@ -132,6 +132,38 @@ def track(
         edge.write(unfinished)
         write_json(unfinished / TRACKED, result)
     return Result(result, lambda: text().print_edge(result, edge.tables["evidence"].to_pylist()))
+
+
+@command()
+def convert(
+    sae: Annotated[str, Argument(help="Folder of an SAE in any format that is read, or saelens:RELEASE/ID.")],
+    out: Annotated[Path, Option("-o", "--out", help="Folder to write the SAE into.")],
+    to: Annotated[str, Option(help="saelens, dictionary_learning or sparsify.")] = "saelens",
+) -> Result:
+    """Write an SAE in another library's format, and check that what was written is the same SAE."""
+    import torch
+
+    from heredity.engine.store import whole
+    from heredity.sae.formats import read_sae, write_sae
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"-o {out}: is a file or a folder with content; choose another, nothing is overwritten")
+    given, metadata = read_sae(sae)
+    with whole(out) as partial:
+        write_sae(given, partial, metadata, to)  # pyright: ignore[reportArgumentType]
+        written, _ = read_sae(partial)
+        spread = given.W_dec.norm(dim=1).mean()  # vectors of about the length that the SAE gives back
+        x = given.b_dec + spread * torch.randn(256, given.d_in, generator=torch.Generator().manual_seed(0))
+        before, after = given.encode(x), written.encode(x)
+        difference, other = float((before - after).abs().max()), int(((before > 0) != (after > 0)).sum())
+        if difference > 1e-3 * max(1.0, float(before.max())):
+            raise ValueError(
+                f"{sae}: comes back from {to} with activations that differ by {difference:.2g}; report this"
+            )
+    result = {"sae": sae, "out": str(out), "format": to, "d_in": given.d_in, "d_sae": given.d_sae}
+    result |= {"activation": written.activation, "largest_difference": difference, "other_features": other}
+    result |= {"hook_name": metadata.get("hook_name"), "model_name": metadata.get("model_name")}
+    return Result(result, lambda: text().print_converted(result))
 
 
 @command()

@@ -219,8 +219,9 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
         streams = (activations(reader.model, reader.hook_point, some, reader.precision) for reader in (parent, child))
         for x_parent, x_child in zip(*streams, strict=True):
             entries = child_sae.encode_sparse(x_child)
-            acts, child_hat = FeatureActs(*entries, child_sae.d_sae), child_sae.decode_sparse(*entries)
-            parent_hat = parent_sae.decode_sparse(*parent_sae.encode_sparse(x_parent))
+            acts = FeatureActs(*entries, child_sae.d_sae)
+            child_hat = child_sae.decode_sparse(*entries) + child_sae.bypass(x_child)
+            parent_hat = parent_sae.reconstruct(x_parent)
             scaling.update(acts, x_parent, parent_hat, x_child, child_hat)
     return scaling.result()
 

@@ -1,7 +1,8 @@
 """Hook points: names for places inside a Hugging Face decoder, and capture or replacement of the values there.
 
-Names are those of the interpretability literature (`blocks.0.mlp.hook_post`); any other place is reached as
-`module.path:input` or `module.path:output`. Models are recognized by the names of their submodules, never by their
+Names are those of the interpretability literature (`blocks.0.mlp.hook_post`); one head of attention is
+`blocks.0.attn.hook_z[3]`; any other place is reached as `module.path:input` or `module.path:output`, the path from the
+model or from what holds its layers. Models are recognized by the names of their submodules, never by their
 class, so a new family works as soon as it is laid out like a known one.
 """
 
@@ -11,6 +12,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 if TYPE_CHECKING:  # hook points are checked against shapes before anything heavy is loaded
@@ -26,6 +28,7 @@ BLOCK_NAMES += ("mlp.hook_pre", "mlp.hook_post", "attn.hook_z")
 _TRUNKS = ("model", "transformer", "gpt_neox", "model.language_model", "", "language_model")
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+_HEAD = re.compile(r"(blocks\.\d+\.attn\.hook_z)\[(\d+)\]")
 
 
 class HookPointError(ValueError):
@@ -42,7 +45,7 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     `hook_post` of a gated MLP is act(gate) * up, the input of the down projection; `hook_pre` is the gate before the
     activation function. `attn.hook_z` is the input of the output projection, heads concatenated. Where a family
     normalizes the output of attention and MLP before adding it to the residual stream (Gemma 2 and 3),
-    `hook_attn_out` and `hook_mlp_out` are what is added.
+    `hook_attn_out` and `hook_mlp_out` are what is added. One head has the module of all.
     Raises HookPointError for an unknown name, a layer out of range or a module that does not exist.
     """
     from torch import nn
@@ -50,11 +53,12 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     kind = type(model).__name__
     if ":" in hook_point:
         path, side = _split(hook_point)
-        if (module := _find(model, path)) is not None:
+        if (module := _find(model, path, *(f"{trunk}.{path}" for trunk in _TRUNKS if trunk))) is not None:
             return module, side
         near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules() for the valid names"
         raise HookPointError(f"hook_point {hook_point!r}: {kind} has no module {path!r}; {hint}")
+    hook_point, _ = of_head(hook_point)
     trunks = [trunk for path in _TRUNKS if (trunk := _find(model, path)) is not None]
     stacks = [(stack, trunk) for trunk in trunks if isinstance(stack := _find(trunk, "layers", "h"), nn.ModuleList)]
     if not stacks:
@@ -87,6 +91,7 @@ def width(config: Any, hook_point: str) -> int | None:
         return None
     config = getattr(config, "text_config", None) or config
     d_model = _attribute(config, "hidden_size", "n_embd", "d_model")
+    hook_point, head = of_head(hook_point)
     layer, name = _parse(hook_point, _attribute(config, "num_hidden_layers", "n_layer", "n_layers"))
     if name == "hook_resid_mid" and getattr(config, "use_parallel_residual", False):
         valid = ", ".join(f"blocks.{layer}.{other}" for other in BLOCK_NAMES if other != name)
@@ -99,8 +104,16 @@ def width(config: Any, hook_point: str) -> int | None:
         return int(inner) if inner else 4 * d_model
     if name == "attn.hook_z":
         heads = _attribute(config, "num_attention_heads", "n_head")
-        return heads * int(getattr(config, "head_dim", None) or d_model // heads)
+        if head is not None and head >= heads:
+            raise HookPointError(f"hook_point {hook_point}[{head}]: the model has {heads} heads, from 0")
+        return (1 if head is not None else heads) * int(getattr(config, "head_dim", None) or d_model // heads)
     return d_model
+
+
+def of_head(hook_point: str) -> tuple[str, int | None]:
+    """The hook point of all heads that one head belongs to, with its number; None where no head is named."""
+    found = _HEAD.fullmatch(hook_point)
+    return (found[1], int(found[2])) if found else (hook_point, None)
 
 
 @contextmanager
@@ -166,6 +179,9 @@ def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor])
 
     module, side = resolve(model, hook_point)
     first = lead(model, module)
+    if (head := of_head(hook_point)[1]) is not None:
+        d_head = cast(int, width(model.config, hook_point))
+        fn = partial(_on_part, fn, slice(head * d_head, (head + 1) * d_head))
 
     def changed(value: Any) -> Any:
         x, *rest = value if isinstance(value, tuple) else (value,)
@@ -186,6 +202,13 @@ def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor])
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     with handle:
         yield
+
+
+def _on_part(fn: Callable[[Tensor], Tensor], part: slice, x: Tensor) -> Tensor:
+    """x [..., width] with `fn` of a part of its last dimension in place of that part."""
+    import torch
+
+    return torch.cat([x[..., : part.start], fn(x[..., part]), x[..., part.stop :]], dim=-1)
 
 
 def _places(block: nn.Module) -> dict[str, tuple[nn.Module, Side]]:

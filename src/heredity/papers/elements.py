@@ -422,7 +422,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Carried are published SAEs (sparsify TopK, Gemma Scope JumpReLU) and one of the authors' own (SAELens "
             "TopK).",
             ("key stitch.NAME.sae", "heredity.sae.formats:read_sae", "heredity.analyses.sae_transfer:SOURCE_SAE"),
-            "Gemma Scope's archives are not read as they are published, only once SAELens has saved them.",
+            "",
             "Table `sae_transfer`; recorded runs train the source's SAE, since the published ones are on the hub "
             "alone."),
         Element(67, "S", "Table 2",

@@ -50,7 +50,7 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
         for x, large in zip(batch.to(device, torch.float32).split(ROWS), massive[-1].split(ROWS), strict=True):
             indptr, indices, values = sae.encode_sparse(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
-            x, x_hat = x.cpu(), sae.decode_sparse(indptr, indices, values).cpu()
+            x, x_hat = x.cpu(), (sae.decode_sparse(indptr, indices, values) + sae.bypass(x)).cpu()
             pooled.update(x, x_hat)
             x, x_hat = (x, x_hat) if not large.any() else (x[~large], x_hat[~large])
             ordinary.update(x, x_hat)
@@ -84,7 +84,7 @@ def spliced_losses(
     def reconstructed(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).float()
-            x_hat = torch.cat([sae.decode_sparse(*sae.encode_sparse(part)) for part in flat.split(ROWS)])
+            x_hat = torch.cat([sae.reconstruct(part) for part in flat.split(ROWS)])
         return x_hat.view(x.shape)
 
     losses = [evaluate(model, blocks, precision=precision).ce_loss]

@@ -27,6 +27,7 @@ class SAE(nn.Module):
                    tokens (Bussmann et al. 2024). `threshold` is a scalar.
         jumprelu   pre_acts above a learned threshold of each feature (Rajamanoharan et al. 2024). `threshold` [d_sae].
 
+    `centered` says that the SAE was made on a stream without its mean over d_in: `bypass` is what x̂ needs besides.
     Parameters need no gradient: `sae.train` computes its own.
     """
 
@@ -48,6 +49,7 @@ class SAE(nn.Module):
         if activation in RANKED and (not isinstance(k, int) or not 0 < k <= d_sae):
             raise ValueError(f"k={k} must be a whole number from 1 to d_sae={d_sae}; lower k or raise expansion")
         self.d_in, self.d_sae, self.activation, self.k = d_in, d_sae, activation, k if activation in RANKED else None
+        self.centered = False
         self._rows: tuple[Tensor, int, Tensor, Screen | None] | None = None
         self.W_enc = nn.Parameter(torch.zeros(d_in, d_sae), requires_grad=False)
         self.b_enc = nn.Parameter(torch.zeros(d_sae), requires_grad=False)
@@ -95,9 +97,18 @@ class SAE(nn.Module):
         features, offsets, weights = (torch.from_numpy(array).to(self.W_dec.device) for array in arrays)
         return sums(offsets, features, self.W_dec, weights.to(self.W_dec.dtype)) + self.b_dec
 
+    def bypass(self, x: Tensor) -> Tensor:
+        """x [..., d_in] -> [..., 1]: what x̂ has besides what is decoded, zero unless the SAE is `centered`."""
+        mean = x.mean(dim=-1, keepdim=True)
+        return mean if self.centered else torch.zeros_like(mean)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> x̂ [..., d_in]."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x)) + self.bypass(x)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x [n, d_in] -> x̂ [n, d_in]: `forward` by way of sparse activations."""
+        return self.decode_sparse(*self.encode_sparse(x)) + self.bypass(x)
 
     def unit_norm(self) -> SAE:
         """Move the norms of W_dec's rows into the encoder, in place; x̂ stays the same. Returns itself.

@@ -174,6 +174,14 @@ def print_merge(result: Row) -> None:
     say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
 
 
+def print_converted(result: Row) -> None:
+    """`heredity convert`."""
+    place = f" at {result['hook_name']}" if result["hook_name"] else ""
+    say(f"{result['activation']}, {result['d_in']} -> {result['d_sae']} features{place}, in {result['out']}")
+    same = "read again, activations differ by at most"
+    say(f"{same} {result['largest_difference']:.2g}, features active or not in {result['other_features']} entries")
+
+
 def print_edge(result: Row, evidence: Sequence[Row]) -> None:
     """`heredity track`. evidence: rows of that table; the features that differ most, where there are no verdicts."""
     if "verdicts" not in result["tables"]:

@@ -1,0 +1,47 @@
+"""What an SAE says that it was made for, compared with where it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from heredity.lm.hooks import HookPointError, of_head, resolve
+
+
+def refuse_other_place(sae: str, metadata: Mapping[str, Any], model: nn.Module, place: str, way_out: str) -> None:
+    """Raise ValueError, naming both places, where an SAE was made for another place of the model than it is read at.
+
+    Raises HookPointError where the model has no such place. way_out: what to do about it.
+    """
+    own = metadata.get("hook_name")
+    try:
+        if own is None or own == place:
+            return
+        if (resolve(model, own), of_head(own)[1]) == (resolve(model, place), of_head(place)[1]):
+            return
+    except HookPointError as error:
+        raise HookPointError(f"SAE {sae}: {error}") from None
+    raise ValueError(f"SAE {sae} was made for {own}, and is read at {place}; {way_out}")
+
+
+def differences(sae: str, metadata: Mapping[str, Any], model: nn.Module, name: str) -> Iterator[str]:
+    """What to say of an SAE whose weights of the model are not recorded: another model's name, another normalization.
+
+    name: folder or hub id of the model. An SAE may well be read in a model it was not made for, when both are near.
+    """
+    own = metadata.get("model_name")
+    if isinstance(own, str) and "model_state" not in metadata and _bare(own) not in (_bare(name), "") and name:
+        yield f"SAE {sae} was made for the model {own}, and is read in {name}"
+    loading = metadata.get("model_from_pretrained_kwargs") or {}
+    if loading.get("center_writing_weights") and not any(isinstance(one, nn.LayerNorm) for one in model.modules()):
+        yield (
+            f"SAE {sae} says center_writing_weights, and is read without the mean of each vector; TransformerLens takes"
+            f" it off in models with LayerNorm alone, and {name} has none: set the key to false if it was not taken off"
+        )
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.rstrip("/").rpartition("/")[2].lower())
