@@ -196,7 +196,7 @@ def check_shapes(study: Study) -> Shapes:
 def check_inputs(study: Study) -> None:
     """That what a study reads is there and can be read, before hours of work end on it: folders of models,
     corpora, and texts with labels of their own. Nothing is fetched. Raises StudyError."""
-    from heredity.lm.load import ModelError, is_folder
+    from heredity.lm.checkpoint import ModelError, is_local
     from heredity.stitch.probe_datasets import LabelError
     from heredity.stitch.probe_sets import labeled_set
     from heredity.text.sources import CorpusError, check_local
@@ -205,7 +205,7 @@ def check_inputs(study: Study) -> None:
     for name, load in loads.items():
         folder, place = study.folder(f"model.{name}.load", load), f"{study.name}: model.{name}.load"
         try:
-            local = is_folder(str(folder or load))
+            local = is_local(str(folder or load))
         except ModelError as error:
             raise StudyError(f"{place}: {error}") from None
         above = local_path(load, study.root).parent
