@@ -170,6 +170,13 @@ def base_of_adapter(source: Source) -> str:
     return str(beside.resolve()) if beside.exists() else base
 
 
+def tokenizer_place(path: Path) -> str:
+    """Where the tokenizer of a local model lies: with it, or with the base of an adapter that has none of its own."""
+    if path.is_dir() and (path / ADAPTER).exists() and not any(path.glob("tokenizer*")):
+        return base_of_adapter(Source(str(path), path))
+    return str(path)
+
+
 def base_revision(source: Source) -> str | None:
     """Revision of that model."""
     return read_json(source.folder / ADAPTER, source.name).get("revision") or None

@@ -257,7 +257,7 @@ def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor])
         )
 
     def changed(value: Any) -> Any:
-        return (shaped(value[0]), *value[1:]) if isinstance(value, tuple) else shaped(value)
+        return type(value)((shaped(value[0]), *value[1:])) if type(value) in (tuple, list) else shaped(value)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
@@ -318,7 +318,7 @@ def _sum_fault(model: nn.Module, block: nn.Module, name: str) -> str | None:
     def keep(place: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, *more: Any) -> None:
             value = more[-1] if places[place][1] == "output" else args or more[0][_first_tensor(more[0])]
-            caught[place] = value[0] if isinstance(value, tuple) else value
+            caught[place] = value[0] if isinstance(value, tuple | list) else value
             if place == "hook_resid_post":
                 raise _Stop
 

@@ -83,7 +83,7 @@ def load_model(
     options |= {"gguf_file": source.gguf} if source.gguf else {}
     with quiet():
         config = config_of(source, trust_remote_code)
-        kind = _auto_class(source, config, scores)
+        kind = check_decoder(source, config, scores)
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         try:
             loaded: Any = kind.from_pretrained(str(source.folder), **options)
@@ -119,8 +119,9 @@ def is_reward_model(config: Any) -> bool:
     return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
-def _auto_class(source: Source, config: Any, scores: bool) -> Any:
-    """The class of transformers that reads a decoder. Raises ModelError for any other model."""
+def check_decoder(source: Source, config: Any, scores: bool = False) -> Any:
+    """The class of transformers that reads a decoder. Raises ModelError for any other model, and for a reward model
+    unless `scores`."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kinds = getattr(config, "architectures", None) or []
