@@ -85,6 +85,7 @@ def load_model(
         config = config_of(source, trust_remote_code)
         kind = check_decoder(source, config, scores)
         options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # to refuse them by name below
         try:
             loaded: Any = kind.from_pretrained(str(source.folder), **options)
             model, info = loaded
@@ -146,16 +147,16 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
     """That weights and config agree: every tensor of the model is in the files and every tensor of the files in the
     model, in its shape. Raises ModelError, with the first that is not."""
     name = source.name
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{name}: {len(missing)} tensors are missing from its weights, {missing[0]} first; "
-            "config.json and weights belong to different models"
-        )
     if wrong := sorted(info.get("mismatched_keys") or ()):
         tensor, stored, wanted = wrong[0]
         raise ModelError(
             f"{name}: tensor {tensor} is {list(stored)} in its weights and {list(wanted)} by config.json "
             f"({len(wrong)} such); they belong to different models"
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{name}: {len(missing)} tensors are missing from its weights, {missing[0]} first; "
+            "config.json and weights belong to different models"
         )
     surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if not _NO_WEIGHT.search(tensor)]
     if surplus and not source.gguf:
