@@ -49,24 +49,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gptj": {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
     "codegen": {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4},
     "gpt_neo": {"num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 3]]},
-    "gpt_neox": _FULL, "gpt_neox_japanese": {"intermediate_multiple_size": 2}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt_neox": _FULL, "gpt_neox_japanese": {"intermediate_multiple_size": 2},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"n_layer": 3, "n_head": 4}, "mpt": {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 64},
-    "falcon": {"new_decoder_architecture": False, "parallel_attn": False, "num_kv_heads": 4}, "phi": _FULL, "phi3": {},
+    "falcon": {"new_decoder_architecture": False, "parallel_attn": False, "num_kv_heads": 4}, "phi": _FULL,
+    "phi3": {},
     "phimoe": _EXPERTS, "stablelm": {}, "starcoder2": {}, "cohere": {}, "cohere2": {"sliding_window": 16}, "olmo": {},
     "olmo2": {}, "olmo3": {"sliding_window": 16}, "olmoe": _EXPERTS, "granite": {"residual_multiplier": 0.22},
-    "granitemoe": {"residual_multiplier": 0.22} | _EXPERTS, "mixtral": _EXPERTS, "qwen2_moe": _EXPERTS, "qwen3_moe": _EXPERTS | {"head_dim": 8},
+    "granitemoe": {"residual_multiplier": 0.22} | _EXPERTS, "mixtral": _EXPERTS, "qwen2_moe": _EXPERTS,
+    "qwen3_moe": _EXPERTS | {"head_dim": 8},
     "qwen3_next": _EXPERTS | {
-        "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     },
-    "deepseek_v2": _EXPERTS | _LATENT, "deepseek_v3": _EXPERTS | _LATENT, "glm": {"head_dim": 8}, "glm4": {"head_dim": 8},
+    "deepseek_v2": _EXPERTS | _LATENT, "deepseek_v3": _EXPERTS | _LATENT, "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
     "glm4_moe": _EXPERTS | {"head_dim": 8}, "gpt_oss": _EXPERTS | {"head_dim": 8, "sliding_window": 16},
     "nemotron": {}, "persimmon": _FULL, "smollm3": {}, "exaone4": {"sliding_window": 16}, "ernie4_5": {"head_dim": 8},
-    "hunyuan_v1_dense": {"head_dim": 8}, "helium": {"head_dim": 8}, "arcee": {}, "minimax": _EXPERTS | {"head_dim": 8, "layer_types": ["full_attention"] * 3},
+    "hunyuan_v1_dense": {"head_dim": 8}, "helium": {"head_dim": 8}, "arcee": {},
+    "minimax": _EXPERTS | {"head_dim": 8, "layer_types": ["full_attention"] * 3},
     "mamba": _STATE, "mamba2": _STATE | {"num_heads": 4, "head_dim": 16, "n_groups": 1}, "falcon_mamba": _STATE,
-    "rwkv": {"attention_hidden_size": 32, "context_length": 64}, "jamba": _EXPERTS | {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16}, "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
-    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4}, "biogpt": {}, "openai-gpt": {"n_embd": 32, "n_layer": 3, "n_head": 4},
-    "diffllama": {}, "lfm2": {"layer_types": ["full_attention"] * 3, "full_attn_idxs": [0, 1, 2]}, "seed_oss": {"head_dim": 8}, "apertus": {},
+    "rwkv": {"attention_hidden_size": 32, "context_length": 64},
+    "jamba": _EXPERTS | {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False, "attn_layer_period": 2,
+        "attn_layer_offset": 1},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16},
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4}, "biogpt": {},
+    "openai-gpt": {"n_embd": 32, "n_layer": 3, "n_head": 4},
+    "diffllama": {}, "lfm2": {"layer_types": ["full_attention"] * 3, "full_attn_idxs": [0, 1, 2]},
+    "seed_oss": {"head_dim": 8}, "apertus": {},
 }  # fmt: skip
 
 
@@ -192,7 +203,9 @@ def _no_projection(model: Any, ids: torch.Tensor, x: torch.Tensor, pre: torch.Te
             rests = [out - made for out in outs if out.shape == made.shape]
             if any(rest.norm() < 1e-3 * made.norm() for rest in rests):
                 return None
-            if any(_differ(rest, stream) is None for rest in rests for stream in (pre, *outs) if rest.shape == stream.shape):
+            if any(
+                _differ(rest, stream) is None for rest in rests for stream in (pre, *outs) if rest.shape == stream.shape
+            ):
                 return None
     return "no linear map of the layer makes of it what a part of the layer returns"
 

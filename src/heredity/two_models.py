@@ -92,11 +92,11 @@ def compare(
 ) -> EdgeResult:
     """Judge the features of two models on the same texts: kept, changed, lost or new; and match them.
 
-    parent, child: decoders, or folders or hub ids (`ID@REVISION`) of them, that read the same tokens; a reward model, with
-    a score in place of the head, is one as far as no logits are read. sae: of the parent; it reads the
-    child as well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells
-    which features are stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens`
-    activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
+    parent, child: decoders, or folders or hub ids (`ID@REVISION`) of them, that read the same tokens; a reward model,
+    with a score in place of the head, is one as far as no logits are read. sae: of the parent; it reads the child as well
+    unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells which features are
+    stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens` activations of these
+    texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
     of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
     `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
     texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
@@ -313,7 +313,8 @@ def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]
         found = quality(sae, activations(reader.model, reader.hook_point, blocks))
         row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
         row |= {one: getattr(found, one) for one in ("l0", "mse", "explained_variance", "dead_share")}
-        if reader.model.get_output_embeddings() is not None:  # a reward model has no logits
+        model: Any = reader.model
+        if model.get_output_embeddings() is not None:  # a reward model has no logits
             row["ce_loss_recovered"] = ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)
         yield row
 
@@ -358,14 +359,17 @@ def _opened(
             continue
         if apart := difference(shared, one):
             whose = "the one given" if tokenizer is not None else f"that of {models[0]}"
-            raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; that of {model} is not {whose}: {apart}")
+            raise ValueError(
+                f"{models[0]} and {models[1]} have different tokenizers; that of {model} is not {whose}: {apart}"
+            )
         told += [f"tokenizer of {model}: {note}" for note in notes(shared, one)]
-    opened = [
+    opened: list[Any] = [
         load_model(place, None, trust_remote_code, scores=True) if place else model
         for place, model in zip(places, models, strict=True)
     ]
     for name, model in zip(models, opened, strict=True):
-        check_rows(shared, model.get_input_embeddings().num_embeddings, str(name)[:200])
+        embedding: Any = model.get_input_embeddings()
+        check_rows(shared, embedding.num_embeddings, str(name)[:200])
     return opened, shared, told
 
 

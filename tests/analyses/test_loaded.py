@@ -85,7 +85,9 @@ def test_a_path_that_only_the_working_folder_explains_is_refused_with_the_right_
     studies = project / "studies"
     studies.mkdir()
     monkeypatch.chdir(project)
-    with pytest.raises(StudyError, match=r'model.a.load: models/a: relative paths start .* write "\.\./models/a" for that'):
+    with pytest.raises(
+        StudyError, match=r'model.a.load: models/a: relative paths start .* write "\.\./models/a" for that'
+    ):
         Pipeline(study(studies))
     assert Pipeline(study(studies, "../models")).stages["model/a"].key == Pipeline(study(project)).stages["model/a"].key
 
@@ -126,11 +128,19 @@ def test_the_wider_child_of_a_module_path_is_refused_by_check(project: Path):
     from heredity.analyses.plan import check_shapes
 
     made = study(project, hook_point="model.layers.0:output")
-    with pytest.raises(StudyError, match="edge a->b: model.layers.0:output is 16 wide in the parent and 24 in the child"):
+    with pytest.raises(
+        StudyError, match="edge a->b: model.layers.0:output is 16 wide in the parent and 24 in the child"
+    ):
         check_shapes(made, check_inputs(made))
 
 
 def test_differences_of_a_tokenizer_are_said():
-    row = dict.fromkeys(MODELS.schema.names) | {"model": "b", "parents": "a", "tokenizer": "its end token is 'x', the parent's 'y'"}
+    row = dict.fromkeys(MODELS.schema.names) | {
+        "model": "b",
+        "parents": "a",
+        "tokenizer": "its end token is 'x', the parent's 'y'",
+    }
     [note] = statements_of({"models": [row]})
-    assert note.question == "note" and "gives the ids of the study's" in note.text and "its end token is 'x'" in note.text
+    assert (
+        note.question == "note" and "gives the ids of the study's" in note.text and "its end token is 'x'" in note.text
+    )

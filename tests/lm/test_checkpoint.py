@@ -95,8 +95,14 @@ def test_two_sets_of_weights_and_an_index_that_lies_are_refused(folder: Path):
 
 
 def test_wrappers_empty_tensors_and_codes_without_their_scale_are_named(folder: Path, saved: Path):
-    for prefix, word in {"_orig_mod.": "torch.compile", "module.": "DDP", "base_model.model.": "merge_and_unload"}.items():
-        rewritten(folder, lambda held, prefix=prefix: [held.update({prefix + name: held.pop(name)}) for name in [*held]])
+    for prefix, word in {
+        "_orig_mod.": "torch.compile",
+        "module.": "DDP",
+        "base_model.model.": "merge_and_unload",
+    }.items():
+        rewritten(
+            folder, lambda held, prefix=prefix: [held.update({prefix + name: held.pop(name)}) for name in [*held]]
+        )
         refused(folder, f"21 of 21 tensors begin with '{prefix}' .*{word}")
         shutil.copy(saved / "model.safetensors", folder)
     rewritten(folder, lambda held: held.update({WEIGHT: torch.empty(0)}))
@@ -108,7 +114,9 @@ def test_wrappers_empty_tensors_and_codes_without_their_scale_are_named(folder: 
 def test_config_and_weights_that_disagree_are_refused_by_tensor(folder: Path):
     rewritten(folder, lambda held: held.update({WEIGHT: torch.ones(16, 40)}))
     refused(folder, rf"tensor {WEIGHT} is \[16, 40\] in its weights and \[16, 48\] by config.json")
-    rewritten(folder, lambda held: held.update({WEIGHT: torch.ones(16, 48), "v_head.summary.weight": torch.ones(1, 16)}))
+    rewritten(
+        folder, lambda held: held.update({WEIGHT: torch.ones(16, 48), "v_head.summary.weight": torch.ones(1, 16)})
+    )
     refused(folder, "1 tensors of its weights have no place in MistralForCausalLM, v_head.summary.weight first")
 
 
@@ -120,7 +128,7 @@ def test_pointers_and_broken_links_are_named_as_what_they_are(folder: Path):
     file.unlink()
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-        refused(folder, rf"(model.safetensors|config.json) is a pointer of git-lfs.*git lfs pull")
+        refused(folder, r"(model.safetensors|config.json) is a pointer of git-lfs.*git lfs pull")
 
 
 def test_a_folder_one_level_too_high_is_refused_with_the_one_to_give(folder: Path, tmp_path: Path, monkeypatch):
@@ -187,7 +195,9 @@ def test_an_adapter_is_merged_exactly(folder: Path, tmp_path: Path, dora: bool):
 def test_a_multimodal_model_is_read_as_the_decoder_in_it(tmp_path: Path):
     text = dict(vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
     vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4
+    )
     made = transformers.Gemma3ForConditionalGeneration(config)
     made.save_pretrained(tmp_path)
     assert state_hash(load_model(tmp_path).state_dict()) == state_hash(made.state_dict())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from heredity.lm.hooks import BLOCK_NAMES, HookPointError, capture, replaced, resolve, shape_at, width
+from heredity.lm.hooks import BLOCK_NAMES, HookPointError, capture, replaced, resolve, width
+from heredity.lm.trace import shape_at
 
 transformers = pytest.importorskip("transformers")
 
@@ -299,7 +300,9 @@ def test_what_attention_and_mlp_add_is_found_where_it_is_added(family: str, ids:
     model = other(family)
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
-    attn, mlp, mid = (capture(model, f"blocks.1.{name}", ids) for name in ("hook_attn_out", "hook_mlp_out", "hook_resid_mid"))
+    attn, mlp, mid = (
+        capture(model, f"blocks.1.{name}", ids) for name in ("hook_attn_out", "hook_mlp_out", "hook_resid_mid")
+    )
     torch.testing.assert_close(mid, states[1] + attn, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(states[2], mid + mlp, rtol=1e-4, atol=1e-5)
     with replaced(model, "blocks.1.hook_mlp_out", torch.zeros_like), torch.no_grad():
@@ -346,7 +349,10 @@ def test_tokens_in_one_row_are_put_back_where_that_is_certain(ids: torch.Tensor)
     torch.testing.assert_close(flat, model.flat(model.embedding(ids)).detach())
     with replaced(model, "flat:output", lambda x: x.new_zeros(2, 9, 6)):
         torch.testing.assert_close(model(ids), model.some(model.expert(torch.zeros(5, 6))))
-    for place, words in {"expert:output": "another order, or not all", "some:input": r"\[5, 6\] for 2 x 9 tokens"}.items():
+    for place, words in {
+        "expert:output": "another order, or not all",
+        "some:input": r"\[5, 6\] for 2 x 9 tokens",
+    }.items():
         with pytest.raises(HookPointError, match=words):
             capture(model, place, ids)
 

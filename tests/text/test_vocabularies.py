@@ -23,7 +23,9 @@ def parent() -> PreTrainedTokenizerFast:
 def child(parent: Any, change: Callable[[Any], object] = lambda _: None, end: str = END_OF_TEXT) -> Any:
     backend = Tokenizer.from_str(parent.backend_tokenizer.to_str())
     change(backend)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=end, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
 
 
 def unigram(scores: dict[str, float]) -> Any:
@@ -70,5 +72,7 @@ def test_rows_of_the_embedding_hold_every_id_of_text(parent):
     rows = len(parent)
     check_rows(parent, rows, "model")
     check_rows(child(parent, lambda backend: backend.add_special_tokens(["<image>"])), rows, "text without images")
-    with pytest.raises(ValueError, match=f"model: its embedding has {rows - 1} rows, and the tokenizer gives id {rows - 1}"):
+    with pytest.raises(
+        ValueError, match=f"model: its embedding has {rows - 1} rows, and the tokenizer gives id {rows - 1}"
+    ):
         check_rows(parent, rows - 1, "model")

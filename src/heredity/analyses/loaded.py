@@ -108,7 +108,8 @@ def _study_tokenizer(study: Study) -> Any:
 
     start, given = study.config.model[study.starts[0]], study.config.tokenizer.load
     key = "tokenizer.load" if given else f"model.{study.starts[0]}.load"
-    path = local_folder(study, key, given or start.load) if given or start.load else None
+    load = given or start.load
+    path = local_folder(study, key, load) if load else None
     if path is None:
         return None
     try:
@@ -135,12 +136,16 @@ def _check_tokenizer(study: Study, name: str, source: Source, config: Any, share
 
 def tokenizers_differ(name: str, start: str, difference: str) -> str:
     """What to say of a model whose tokenizer is not the study's."""
-    return f"the tokenizer of {name} is not that of model {start}, and models of one study read the same ids: {difference}"
+    return (
+        f"the tokenizer of {name} is not that of model {start}; models of one study must read the same tokens: "
+        f"{difference}"
+    )
 
 
 def _check_places(study: Study, name: str, config: Any) -> int | None:
     """Width of the study's hook point in a model; None where it cannot be traced, or nothing is read there."""
-    from heredity.lm.hooks import HookPointError, shape_at
+    from heredity.lm.hooks import HookPointError
+    from heredity.lm.trace import shape_at
 
     width = None
     for key, point in _places(study, name):

@@ -92,7 +92,9 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     if path is None:
         return TokenizerSettings(source, None, 0, start.trust_remote_code, revision, Aside(None))
     folder = Path(tokenizer_place(path))
-    content = file_digest([f for f in sorted(folder.glob("*")) if _of_tokenizer(f.name)] if folder.is_dir() else [folder])
+    content = file_digest(
+        [f for f in sorted(folder.glob("*")) if _of_tokenizer(f.name)] if folder.is_dir() else [folder]
+    )
     return TokenizerSettings(None, content, 0, start.trust_remote_code, None, Aside(str(folder)))
 
 

@@ -97,8 +97,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
 def same_activations(parent: str, child: str, site: str) -> str:
     """What counts of an edge mean whose ends compute the same at a hook point."""
     return (
-        f"activations of {parent} and {child} at {site} are identical, bit for bit: all that {child} changed lies behind "
-        "this hook point, so that all persists is true and says nothing of the change; choose a later hook point"
+        f"activations of {parent} and {child} at {site} are identical, bit for bit: all that {child} changed lies "
+        "behind this hook point, so that all persists is true and says nothing of the change; choose a later hook point"
     )
 
 

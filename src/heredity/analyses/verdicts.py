@@ -323,7 +323,12 @@ def rows_of_ends(
             steps()
         counts = [tally(one) for one in judged]
         row = {"end": end, "live": int((ends[end].acts[0].firings() > 0).sum()), **counts[0]}
-        row |= {"scale": judged[0].scale, "tokens": len(sample.documents), "same_activations": same, **agreement(ends[end], judged)}
+        row |= {
+            "scale": judged[0].scale,
+            "tokens": len(sample.documents),
+            "same_activations": same,
+            **agreement(ends[end], judged),
+        }
         for name in ("kept", "lost"):
             own, second = (each[name] / max(1, each["stable"]) for each in counts)
             low, high = share_interval(counts[0][name], counts[0]["stable"], (second,) if counts[1]["stable"] else ())

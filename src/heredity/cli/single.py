@@ -100,7 +100,11 @@ def track(
     ends: dict[str, Any] = {"sae_child": sae_child, "controls": controls, "child_control": child_control}
     ends |= {"hook_point": hook_point, "names": (parent, child)}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
-    options |= {"trust_remote_code": trust_remote_code, "second_tokens": second_sae_tokens, "save_second": save_second_sae}
+    options |= {
+        "trust_remote_code": trust_remote_code,
+        "second_tokens": second_sae_tokens,
+        "save_second": save_second_sae,
+    }
     with watcher() as bars:
         options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
         edge = compare(parent, child, sae_parent, texts, **ends, **options)

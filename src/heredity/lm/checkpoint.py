@@ -51,7 +51,7 @@ class Source(NamedTuple):
 
 def located(name: str, revision: str | None = None, code: bool = False) -> Source:
     """The folder of a model: a local one, one GGUF file, or the snapshot of a hub repository, fetched where it is not
-    in the cache. `ID@REVISION` is a hub id with its revision. code: whether the Python files of a repository are fetched.
+    in the cache. `ID@REVISION` is a hub id with its revision. code: whether Python files of a repository are fetched.
 
     Raises ModelError where there is no such folder or repository, and for files that can be read in more than one way.
     """
@@ -116,8 +116,8 @@ def check_files(source: Source) -> None:
                 )
             if tensor.endswith(".weight") and dtype.startswith(_QUANTIZED) and not _quantization(source):
                 raise ModelError(
-                    f"{name}: tensor {tensor} is of type {dtype}, and config.json has no quantization_config to say what "
-                    "its numbers stand for; copy the config of the quantized model"
+                    f"{name}: tensor {tensor} is of type {dtype}, and config.json has no quantization_config to say "
+                    "what its numbers stand for; copy the config of the quantized model"
                 )
     for prefix, how in _WRAPPERS.items():
         wrapped = [tensor for tensor in owner if tensor.startswith(prefix)]
@@ -131,7 +131,10 @@ def check_files(source: Source) -> None:
 
 
 def tensors_of(file: Path, name: str) -> dict[str, Stored]:
-    """Types and shapes of the tensors in a safetensors file, by name, from its header. Raises ModelError for a damaged one."""
+    """Types and shapes of the tensors in a safetensors file, by name, from its header.
+
+    Raises ModelError for a damaged file.
+    """
     try:
         with file.open("rb") as opened:
             (size,) = struct.unpack("<Q", opened.read(8))
@@ -144,9 +147,7 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
             raise ValueError(f"it should be {8 + size + max(ends, default=0):,} bytes and is {file.stat().st_size:,}")
         return {tensor: Stored(row["dtype"], tuple(row["shape"])) for tensor, row in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise ModelError(
-            f"{name}: its safetensors are damaged ({file.name}: {error}); copy the model again"
-        ) from error
+        raise ModelError(f"{name}: its safetensors are damaged ({file.name}: {error}); copy the model again") from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -217,7 +218,8 @@ def _weights(source: Source) -> tuple[str, ...]:
         return named
     if whole and shards:
         raise ModelError(
-            f"{name}: holds two sets of weights, model.safetensors and {shards[0]}; delete the one that is not the model"
+            f"{name}: holds two sets of weights, model.safetensors and {shards[0]}; delete the one that is not "
+            "the model"
         )
     if shards:
         raise ModelError(f"{name}: {INDEX} is missing beside {shards[0]}; copy it too")
@@ -253,8 +255,8 @@ def _check_index(source: Source, owner: Mapping[str, str]) -> None:
         tensor, file = wrong[0]
         lies = f"in {owner[tensor]}" if tensor in owner else "in none"
         raise ModelError(
-            f"{source.name}: {INDEX} says that tensor {tensor} is in {file}, and it is {lies} ({len(wrong)} such); save "
-            "or download the model again"
+            f"{source.name}: {INDEX} says that tensor {tensor} is in {file}, and it is {lies} ({len(wrong)} such); "
+            "save or download the model again"
         )
     if more := sorted(set(owner) - set(named)):
         raise ModelError(
@@ -300,9 +302,7 @@ def _fetched(name: str, repository: str, revision: str | None, code: bool) -> So
     other = ["*/*", "consolidated*", "*.fp16.safetensors", "*.bf16.safetensors"]
     at = f" at revision {revision}" if revision else ""
     try:
-        folder = Path(
-            snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=other)
-        )
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=other))
     except HFValidationError as error:
         raise ModelError(f"{name}: is neither a folder here nor the form of a hub id ({_line(error)})") from error
     except Exception as error:

@@ -52,11 +52,10 @@ def resolve(model: nn.Module, hook_point: str) -> tuple[nn.Module, Side]:
     `hook_post` of a gated MLP is act(gate) * up, the input of the down projection; `hook_pre` is the gate before the
     activation function. `attn.hook_z` is the input of the output projection, heads concatenated. Where a family
     normalizes the output of attention and MLP before adding it to the residual stream (Gemma 2 and 3, GLM-4, OLMo 2),
-    `hook_attn_out` and `hook_mlp_out` are what is added. A family that adds the stream inside these modules (BLOOM, MPT)
-    has no such place.
+    `hook_attn_out` and `hook_mlp_out` are what is added. A family that adds the stream inside these modules (BLOOM,
+    MPT) has no such place.
     Raises HookPointError for an unknown name, a layer out of range or a module that does not exist.
     """
-    from torch import nn
 
     kind = type(model).__name__
     if ":" in hook_point:
@@ -100,7 +99,7 @@ def width(config: Any, hook_point: str) -> int | None:
     """Width of the vectors at a hook point, read from a Hugging Face configuration without any weights.
 
     None where only the model knows it: for `module.path:side`, and inside MLPs and attention of families that do not
-    say it by a usual name; `shape_at` finds it. Raises HookPointError for an unknown name or a layer out of range.
+    say it by a usual name; `lm.trace` finds it. Raises HookPointError for an unknown name or a layer out of range.
     """
     if ":" in hook_point:
         _split(hook_point)
@@ -125,45 +124,6 @@ def width(config: Any, hook_point: str) -> int | None:
     return d_model
 
 
-def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> list[int] | None:
-    """Shape of what passes a hook point, [2, 5, width] for 2 x 5 tokens, from a configuration alone: the model is built
-    without weights and its forward pass traced without numbers.
-
-    None where that forward pass cannot be traced, as with experts that are chosen by the numbers. Raises HookPointError
-    for a place that the model does not have, and where something else than [batch, context, width] passes.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
-
-    with _silent(), FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
-        resolve(model, hook_point)
-        try:
-            return list(_caught(model.eval(), hook_point, torch.zeros(2, 5, dtype=torch.long)).shape)
-        except HookPointError:
-            raise
-        except Exception:
-            return None
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No lines of torch's and transformers' own about a trace that fails."""
-    import logging
-
-    from heredity.lm.load import quiet
-
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with quiet():
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode (dropout off) while open; the model then returns to the mode it was in."""
@@ -184,10 +144,11 @@ def capture(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
     than [batch, context, width] passes there, and when it is not what is added to the stream though its name says so.
     """
     _check_sum(model, hook_point)
-    return _caught(model, hook_point, input_ids).float()
+    return caught_at(model, hook_point, input_ids).float()
 
 
-def _caught(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
+def caught_at(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
+    """What `capture` gives, in the model's type, without a look at its sums."""
     import torch
 
     caught: list[Tensor] = []
@@ -251,9 +212,9 @@ def _attached(model: nn.Module, hook_point: str, fn: Callable[[Tensor], Tensor])
             return fn(x.reshape(*read, -1)).flatten(0, 1)
         tokens = f" for {read[0]} x {read[1]} tokens" if read else ""
         raise HookPointError(
-            f"hook_point {hook_point!r}: what passes there has shape {list(x.shape)}{tokens}, and only [batch, context, "
-            f"width] can be read: {_KINDS.get(x.ndim, 'tokens are left out or put in')}; choose another place, such as "
-            "blocks.0.mlp.hook_post"
+            f"hook_point {hook_point!r}: what passes there has shape {list(x.shape)}{tokens}, and only [batch, "
+            f"context, width] can be read: {_KINDS.get(x.ndim, 'tokens are left out or put in')}; choose another "
+            "place, such as blocks.0.mlp.hook_post"
         )
 
     def changed(value: Any) -> Any:
@@ -327,14 +288,17 @@ def _sum_fault(model: nn.Module, block: nn.Module, name: str) -> str | None:
     places = {one: place for one, place in _places(block).items() if one in (*_SUMMED, "hook_resid_pre")}
     places["hook_resid_post"] = block, "output"
     device = next(model.parameters()).device
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(cast(Any, model).config.get_text_config().vocab_size)
+    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device).remainder(
+        cast(Any, model).config.get_text_config().vocab_size
+    )
     with ExitStack() as handles, evaluating(model), torch.no_grad(), suppress(_Stop):
         for one, (module, side) in places.items():
             register = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
             handles.enter_context(register(keep(one), with_kwargs=True))
         model(ids[None], use_cache=False)
     pre, mid, post, attn, mlp = (
-        caught.get(one) for one in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+        caught.get(one)
+        for one in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
     )
     if name not in caught:
         return None  # that the pass never reaches it is said where it is read

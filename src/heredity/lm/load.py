@@ -147,7 +147,8 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
     """That weights and config agree: every tensor of the model is in the files and every tensor of the files in the
     model, in its shape. Raises ModelError, with the first that is not."""
     name = source.name
-    if wrong := sorted(info.get("mismatched_keys") or ()):
+    wrong: list[Any] = sorted(info.get("mismatched_keys") or ())
+    if wrong:
         tensor, stored, wanted = wrong[0]
         raise ModelError(
             f"{name}: tensor {tensor} is {list(stored)} in its weights and {list(wanted)} by config.json "

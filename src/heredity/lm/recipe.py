@@ -89,8 +89,8 @@ def _check_vocabularies(models: Sequence[str], trust_remote_code: bool) -> None:
         if alone := sorted(set(tokenizer.get_vocab()) ^ set(shared.get_vocab())):
             shown = ", ".join(map(repr, alone[:4]))
             raise ValueError(
-                f"{first} and {name} have different tokenizers: {len(alone):,} tokens are in one of them alone ({shown}); "
-                "give both the same tokens, with rows in their embeddings (resize_token_embeddings)"
+                f"{first} and {name} have different tokenizers: {len(alone):,} tokens are in one of them alone ({shown}"
+                "); give both the same tokens, with rows in their embeddings (resize_token_embeddings)"
             )
 
 

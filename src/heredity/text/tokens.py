@@ -101,8 +101,8 @@ def _check_tokenizer_files(name: str, folder: Path) -> None:
     files = [folder / file for file in _TOKENIZER_FILES if (folder / file).exists()]
     if not files:
         raise ValueError(
-            f"tokenizer {name}: cannot be loaded: none of {', '.join(_TOKENIZER_FILES[:4])} is there; copy the tokenizer's files into "
-            "the folder"
+            f"tokenizer {name}: cannot be loaded: none of {', '.join(_TOKENIZER_FILES[:4])} is there; copy the "
+            "tokenizer's files into the folder"
         )
     for file in files:
         with file.open("rb") as opened:

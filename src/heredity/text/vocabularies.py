@@ -53,15 +53,16 @@ def difference(parent: PreTrainedTokenizerFast, child: PreTrainedTokenizerFast) 
             return f"the {name} is {_shown(a[name])} in the one and {_shown(b[name])} in the other; {_STITCH}"
     if alone := sorted(set(a["own"]) ^ set(b["own"])):
         owner = "one" if alone[0] in a["own"] else "other"
-        return f"{alone[0]!r} is in the vocabulary of the {owner} alone ({len(alone):,} such, not as added tokens); {_STITCH}"
+        such = f"{len(alone):,} such, not as added tokens"
+        return f"{alone[0]!r} is in the vocabulary of the {owner} alone ({such}); {_STITCH}"
     for name in ("merges", "scores"):
         if a[name] != b[name]:
             pairs = enumerate(zip(a[name], b[name], strict=False))
             place = next((i for i, (x, y) in pairs if x != y), min(len(a[name]), len(b[name])))
             ends = [repr(one[place]) if place < len(one) else "none" for one in (a[name], b[name])]
             return (
-                f"number {place} of its {name} is {ends[0]} in the one and {ends[1]} in the other ({len(a[name]):,} and "
-                f"{len(b[name]):,} {name}); {_STITCH}"
+                f"number {place} of its {name} is {ends[0]} in the one and {ends[1]} in the other ({len(a[name]):,} "
+                f"and {len(b[name]):,} {name}); {_STITCH}"
             )
     return None
 
