@@ -93,12 +93,13 @@ def compare(
     """Judge the features of two models on the same texts: kept, changed, lost or new; and match them.
 
     parent, child: decoders, or folders or hub ids (`ID@REVISION`) of them, that read the same tokens; a reward model,
-    with a score in place of the head, is one as far as no logits are read. sae: of the parent; it reads the child as well
-    unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells which features are
-    stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens` activations of these
-    texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
-    of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
-    `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
+    with a score in place of the head, is one as far as no logits are read. sae: of the parent; it reads the child as
+    well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells which
+    features are stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens`
+    activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the
+    same of the child, whose features are judged then too. save_second: folder that what was trained is written
+    into, as `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is
+    given.
     texts: strings, such as a list or a column of a `datasets.Dataset`. tokenizer: needed where the parent is not a
     folder or hub id. hook_point: by default the one that the SAE's folder names. threshold: on r; by default chosen by
     evidence. trust_remote_code: run code that the models' repositories ship. Raises ValueError for tokenizers that give

@@ -265,8 +265,11 @@ def test_a_module_the_forward_pass_never_calls_is_reported(ids: torch.Tensor):
 def test_width_reads_the_text_part_of_a_multimodal_configuration():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = transformers.Gemma3Config(text_config=transformers.Gemma3TextConfig(**HEAD))
+        vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+        text = transformers.Gemma3TextConfig(**HEAD)
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14})
     assert width(config, "blocks.0.mlp.hook_post") == 40
+    assert shape_at(config, "model.language_model.layers.1:output") == [2, 5, 24]
 
 
 # -- families whose blocks are not laid out as their names say ------------------------------------------------------

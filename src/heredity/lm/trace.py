@@ -22,8 +22,9 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with _silent(), FakeTensorMode():
+    with _silent(), FakeTensorMode(), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
         resolve(model, hook_point)
         try:
