@@ -146,6 +146,12 @@ def test_a_folder_one_level_too_high_is_refused_with_the_one_to_give(folder: Pat
     refused("org/name", "stands in the way of the hub id")
 
 
+def test_a_gguf_file_is_meant_by_its_own_name(tmp_path: Path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(40))
+    refused(tmp_path, f"give the GGUF file itself, such as {tmp_path}/x.gguf")
+    refused(tmp_path / "x.gguf", "x.gguf: cannot read its config")
+
+
 def test_a_hub_id_is_one_snapshot_and_its_commit(folder: Path, tmp_path: Path, monkeypatch):
     import huggingface_hub.constants
 

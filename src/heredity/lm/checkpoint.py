@@ -279,6 +279,8 @@ def _without_config(name: str, folder: Path) -> str:
         steps = [found for found in below if re.fullmatch(r".*-\d+", found.name)]
         last = max(steps, key=lambda found: int(found.name.rpartition("-")[2])) if steps else below[-1]
         return f"no config.json there, but in {len(below)} of its folders; give the one that is meant, such as {last}"
+    if gguf := sorted(folder.glob("*.gguf")):
+        return f"no config.json there; give the GGUF file itself, such as {gguf[0]}"
     if "/" in name and name.count("/") == 1 and not name.startswith((".", "~", "/")):
         return (
             "no config.json in the local folder of this name, which stands in the way of the hub id; start the command "
