@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import tiny
 from heredity.lm.load import load_model, save_model
@@ -203,3 +204,29 @@ def test_what_cannot_be_stitched_is_refused_by_name(saved):
     ):
         with pytest.raises(ValueError, match=message):
             fit_stitch(saved.parent, target, texts, **POINTS | more)
+
+
+def test_a_child_that_changed_only_behind_the_hook_point_has_the_same_activations_and_that_is_said(saved, tmp_path):
+    model, tokenizer = load_model(str(saved.parent)), load_tokenizer(str(saved.parent))
+    with torch.no_grad():
+        model.lm_head.weight += 0.1
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    save_model(model, tokenizer, tmp_path / "behind")
+    words = f"activations of parent and child at {HOOK} are identical, bit for bit"
+    for more in ({}, {"controls": [saved.control]}):
+        result = asked(saved, child=tmp_path / "behind", **more)
+        assert words in str(result) and "it has 1 tokens that the other lacks ('<|end|>')" in str(result)
+    assert result.tables["verdicts"].to_pylist()[0]["same_activations"]
+    assert "identical, bit for bit" not in str(asked(saved, controls=[saved.control]))
+
+
+def test_a_reward_model_is_compared_by_its_activations(saved, tmp_path):
+    config = AutoConfig.from_pretrained(saved.parent, num_labels=1, pad_token_id=0)
+    reward = AutoModelForSequenceClassification.from_config(config)
+    reward.model.load_state_dict(load_model(str(saved.child)).model.state_dict())
+    save_model(reward, load_tokenizer(str(saved.parent)), tmp_path / "reward")
+    result = asked(saved, child=tmp_path / "reward")
+    expected = asked(saved)
+    assert result.tables["matches"].equals(expected.tables["matches"])
+    recovered = [row["ce_loss_recovered"] for row in result.tables["saes"].to_pylist()]
+    assert recovered[0] is not None and recovered[1] is None

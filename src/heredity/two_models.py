@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
-from heredity.analyses import TABLES, match, one_sae, verdicts
+from heredity.analyses import TABLES, match, one_sae, verdict_findings, verdicts
 from heredity.analyses import sae as sae_analysis
 from heredity.analyses.analysis import Statement
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
@@ -42,7 +42,7 @@ class EdgeResult(NamedTuple):
     `saes` alone, since no share means anything then."""
     matches: Matches  # best matches of every feature, both ways
     notes: tuple[str, ...] = ()
-    """What to know of the texts before relying on a figure."""
+    """What to know besides: of the texts, how the tokenizers differ, activations that are the same."""
 
     @property
     def statements(self) -> list[Statement]:
@@ -50,7 +50,7 @@ class EdgeResult(NamedTuple):
         small = {name: rows.to_pylist() for name, rows in self.tables.items() if not TABLES[name].large}
         notes = [Statement("", "note", note) for note in self.notes]
         if "verdicts" not in small:
-            return [*notes, Statement("", "note", one_sae.ONE_SAE), *sae_analysis.SAE_QUALITY.say(small)]
+            return [Statement("", "note", one_sae.ONE_SAE), *notes, *sae_analysis.SAE_QUALITY.say(small)]
         return notes + [
             statement
             for analysis in (verdicts.ANALYSIS, match.ANALYSIS, sae_analysis.SAE_QUALITY)
@@ -92,23 +92,26 @@ def compare(
     threshold: float | None = None,
     context_size: int = 128,
     seed: int = 0,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], object] | None = None,
 ) -> EdgeResult:
     """Judge the features of two models on the same texts: kept, changed, lost or new; and match them.
 
-    parent, child: decoders, or folders or hub ids of them, that read the same tokens. sae: of the parent; it reads the
-    child as well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells
-    which features are stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens`
-    activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the same
-    of the child, whose features are judged then too. save_second: folder that what was trained is written into, as
-    `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is given.
-    texts: strings, such as a list or a column of a `datasets.Dataset`; dialogues: that a chat template wrote them, so
-    that every special token in them is one. tokenizer: needed where the parent is not a folder or hub id. hook_point:
-    by default the one that the SAE's folder names. prefix: token before every block, which is no sample (see
-    `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
-    median norms are no samples either. threshold: on r; by default chosen by evidence. Raises ValueError for tokenizers
-    that differ, identical weights, an SAE of other weights, of another place or width, too few texts.
+    parent, child: decoders, or folders or hub ids (`ID@REVISION`) of them, that read the same tokens; a reward model,
+    with a score in place of the head, is one as far as no logits are read. sae: of the parent; it reads the child as
+    well unless `sae_child` is given. controls: further SAEs of the parent, of other seeds: the first tells which
+    features are stable and can be judged, all give the ceiling of matches; `train` trains one on `second_tokens`
+    activations of these texts, after `say` (by default a line on stderr) got what that costs. child_control: the
+    same of the child, whose features are judged then too. save_second: folder that what was trained is written
+    into, as `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is
+    given. texts: strings, such as a list or a column of a `datasets.Dataset`; dialogues: that a chat template wrote
+    them, so that every special token in them is one. tokenizer: needed where the parent is not a folder or hub id.
+    hook_point: by default the one that the SAE's folder names. prefix: token before every block, which is no sample
+    (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
+    median norms are no samples either. threshold: on r; by default chosen by evidence. trust_remote_code: run code that
+    the models' repositories ship. Raises ValueError for tokenizers that give other ids to the same text, identical
+    weights, an SAE of other weights, of another place or width, too few texts.
     """
     from heredity.text.tokens import unknown_tokens
 
@@ -123,7 +126,7 @@ def compare(
     parents: list[Given] = [sae, *(() if isinstance(controls, str) else controls)]
     children = [one for one in (sae_child, child_control) if one not in (None, "train")]
     saes = {"parent": _saes(parents), "child": _saes(children)}
-    models, tokenizer = _opened((parent, child), tokenizer)
+    models, tokenizer, notes = _opened((parent, child), tokenizer, trust_remote_code)
     told = say or partial(print, file=sys.stderr)
     place = hook_point or saes["parent"][0].metadata.get("hook_name")
     if place is None:
@@ -143,7 +146,7 @@ def compare(
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues)
         share = unknown_tokens(sampler.packs[0], tokenizer) / len(sampler.packs[0].tokens)
-        notes = (unknown_note("texts", share, tokenizer.unk_token),) if share > FEW_UNKNOWN else ()
+        notes += [unknown_note("texts", share, tokenizer.unk_token)] if share > FEW_UNKNOWN else []
         for end, name in zip(readers, names, strict=True):
             if wanted[end]:
                 kept = save_second and save_second / end
@@ -151,10 +154,12 @@ def compare(
                     readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress
                 )
                 readers[end] = readers[end]._replace(saes=[*readers[end].saes, second])
-        tables = _tables_of(readers, models, sampler, settings, progress)
+        tables, same = _tables_of(readers, models, sampler, settings, progress)
     matches = match.matches_from(tables)
-    shown = tables if "verdicts" in tables else {name: tables[name] for name in ("evidence", "matches", "saes")}
-    return EdgeResult(shown, matches, notes)
+    if "verdicts" in tables:  # which say themselves that activations are the same
+        return EdgeResult(tables, matches, tuple(notes))
+    notes += [verdict_findings.same_activations(*names, settings.hook_point)] if same else []
+    return EdgeResult({name: tables[name] for name in ("evidence", "matches", "saes")}, matches, tuple(notes))
 
 
 class StitchResult(NamedTuple):
@@ -191,7 +196,7 @@ def fit_stitch(
     from heredity.stitch.fit import fit
     from heredity.text.tokens import distinct_blocks
 
-    models, tokenizer = _opened((source, target), tokenizer)
+    models, tokenizer, _ = _opened((source, target), tokenizer)
     first, second = map(on_device, models)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
@@ -321,8 +326,9 @@ def _tables_of(
     sampler: BlockSampler,
     settings: match.MatchSettings,
     progress: Progress | None,
-) -> dict[str, pa.Table]:
-    """Matches, then verdicts where the parent has two SAEs and evidence where it has one, and the SAEs' quality."""
+) -> tuple[dict[str, pa.Table], bool]:
+    """Matches, then verdicts where the parent has two SAEs and evidence where it has one, and the SAEs' quality; and,
+    with one, whether both models have the same activations."""
     from heredity.synthetic import surgery
 
     parent, child = readers["parent"], readers["child"]
@@ -330,7 +336,7 @@ def _tables_of(
     directions = match.directions_of(parent.saes[0], child.saes[0])
     rows = match.match_edge(jobs, directions, sampler, settings, progress)
     sample = verdicts.sample_of(sampler, settings.lineage.tokens)
-    declared = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES]
+    declared, same = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES], False
     if len(parent.saes) > 1:
         shared = child.saes[0] is parent.saes[0]
         ends = {
@@ -345,16 +351,17 @@ def _tables_of(
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
         declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
     else:
-        rows["evidence"] = one_sae.evidence(readers, sample, settings.seed)
+        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
     ]
     item = {"instrument": "loaded", "site": parent.hook_point, "edge": settings.edge.name, "text": "common"}
-    return {
+    tables = {
         table.name: table.check(rows[table.name], **{key: item[key] for key in table.key if key in item})
         for table in declared
     }
+    return tables, same
 
 
 def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:
@@ -366,7 +373,10 @@ def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]
         found = quality(sae, sampled(reader.model, reader.hook_point, blocks))
         row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
         row |= sae_analysis.robust_figures(found, blocks)
-        yield row | {"ce_loss_recovered": ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)}
+        model: Any = reader.model
+        if model.get_output_embeddings() is not None:  # a reward model has no logits
+            row["ce_loss_recovered"] = ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)
+        yield row
 
 
 def sampler_of(
@@ -382,19 +392,47 @@ def sampler_of(
     return BlockSampler({"texts": packed}, context_size, seed, None)
 
 
-def _opened(models: tuple[Model, Model], tokenizer: Any) -> tuple[list[Any], Any]:
-    """Two models and the tokenizer that they share, read from their folders where these are given."""
-    from heredity.lm.load import load_model
-    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+def _opened(
+    models: tuple[Model, Model], tokenizer: Any, trust_remote_code: bool = False
+) -> tuple[list[Any], Any, list[str]]:
+    """Two models and the tokenizer that both read, from their folders where these are given; and how their own differ.
 
-    opened = [load_model(str(model)) if isinstance(model, str | Path) else model for model in models]
-    known = [] if tokenizer is None else [tokenizer]
-    known += [load_tokenizer(str(model)) for model in models if isinstance(model, str | Path)]
-    if not known:
+    Tokenizers are compared before any weights are loaded.
+    """
+    from heredity.lm.checkpoint import located, tokenizer_place
+    from heredity.lm.load import load_model
+    from heredity.text.tokens import load_tokenizer
+    from heredity.text.vocabularies import check_rows, difference, notes
+
+    sources = [
+        located(str(model), code=trust_remote_code) if isinstance(model, str | Path) else None for model in models
+    ]
+    places = [source and source.folder / (source.gguf or "") for source in sources]
+    own = [
+        load_tokenizer(tokenizer_place(place), trust_remote_code=trust_remote_code) if place else tokenizer
+        for place in places
+    ]
+    shared = next((one for one in (tokenizer, *own) if one is not None), None)
+    if shared is None:
         raise ValueError("tokenizer: is needed for models given as objects; pass the one they were trained with")
-    if len({fingerprint_tokenizer(one) for one in known}) > 1:
-        raise ValueError(f"{models[0]} and {models[1]} have different tokenizers; their positions cannot be aligned")
-    return opened, known[0]
+    told: list[str] = []
+    for model, one in zip(models, own, strict=True):
+        if one is None or one is shared:
+            continue
+        if apart := difference(shared, one):
+            whose = "the one given" if tokenizer is not None else f"that of {models[0]}"
+            raise ValueError(
+                f"{models[0]} and {models[1]} have different tokenizers; that of {model} is not {whose}: {apart}"
+            )
+        told += [f"tokenizer of {model}: {note}" for note in notes(shared, one)]
+    opened: list[Any] = [
+        load_model(place, None, trust_remote_code, scores=True) if place else model
+        for place, model in zip(places, models, strict=True)
+    ]
+    for name, model in zip(models, opened, strict=True):
+        embedding: Any = model.get_input_embeddings()
+        check_rows(shared, embedding.num_embeddings, str(name)[:200])
+    return opened, shared, told
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

@@ -155,7 +155,8 @@ def test_with_one_sae_the_evidence_is_told_without_verdicts():
     sample = verdicts.Sample(ids[:600], ids[600:], documents[: 600 * 16])
     sae = units(0)
     readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
-    columns = one_sae.evidence(readers, sample, 4)
+    columns, same = one_sae.evidence(readers, sample, 4)
+    assert not same
     verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned", text="common")
     assert set(columns["verdict"]) == {"stability unknown"} and set(columns["end"]) == {"parent"}
     left = np.setdiff1d(np.arange(2 * UNITS), [*both(SILENT), *both(FAINT), *both(SWAPPED)])

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from heredity.lm.hooks import BLOCK_NAMES, HookPointError, capture, replaced, resolve, width
+from heredity.lm.trace import shape_at
 
 transformers = pytest.importorskip("transformers")
 
@@ -264,5 +265,111 @@ def test_a_module_the_forward_pass_never_calls_is_reported(ids: torch.Tensor):
 def test_width_reads_the_text_part_of_a_multimodal_configuration():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = transformers.Gemma3Config(text_config=transformers.Gemma3TextConfig(**HEAD))
+        vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+        text = transformers.Gemma3TextConfig(**HEAD)
+        config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14})
     assert width(config, "blocks.0.mlp.hook_post") == 40
+    assert shape_at(config, "model.language_model.layers.1:output") == [2, 5, 24]
+
+
+# -- families whose blocks are not laid out as their names say ------------------------------------------------------
+
+EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
+GLM4 = HEAD | {"pad_token_id": None}
+GEMMA3N = HEAD | dict(intermediate_size=[40] * 3, hidden_size_per_layer_input=4, vocab_size_per_layer_input=VOCAB)
+GEMMA3N |= dict(num_kv_shared_layers=0, altup_num_inputs=2, laurel_rank=4, sliding_window=16, pad_token_id=None)
+GEMMA3N |= dict(layer_types=["full_attention"] * 3, activation_sparsity_pattern=[0.0] * 3)
+OTHERS = {
+    "glm4": lambda: transformers.Glm4Config(**GLM4),
+    "opt": lambda: transformers.OPTConfig(**SMALL | dict(ffn_dim=40, word_embed_proj_dim=24, pad_token_id=0)),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=VOCAB, hidden_size=24, n_layer=3, n_head=4),
+    "mpt": lambda: transformers.MptConfig(vocab_size=VOCAB, d_model=24, n_layers=3, n_heads=4, max_seq_len=64),
+    "mamba": lambda: transformers.MambaConfig(vocab_size=VOCAB, hidden_size=24, num_hidden_layers=3, state_size=4),
+    "granite": lambda: transformers.GraniteConfig(**SMALL, residual_multiplier=0.22),
+    "mixtral": lambda: transformers.MixtralConfig(**SMALL, **EXPERTS),
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(**GEMMA3N),
+}
+CONFIGS_AND_OTHERS = CONFIGS | OTHERS
+
+
+@cache
+def other(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(OTHERS[family]()).eval()
+
+
+@pytest.mark.parametrize("family", ["glm4", "opt", "mixtral"])
+def test_what_attention_and_mlp_add_is_found_where_it_is_added(family: str, ids: torch.Tensor):
+    model = other(family)
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states
+    attn, mlp, mid = (
+        capture(model, f"blocks.1.{name}", ids) for name in ("hook_attn_out", "hook_mlp_out", "hook_resid_mid")
+    )
+    torch.testing.assert_close(mid, states[1] + attn, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(states[2], mid + mlp, rtol=1e-4, atol=1e-5)
+    with replaced(model, "blocks.1.hook_mlp_out", torch.zeros_like), torch.no_grad():
+        without = model(ids, output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(without, mid, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "words"),
+    [
+        ("bloom", "hook_mlp_out", "BloomBlock has no such place"),
+        ("mpt", "hook_mlp_out", "MptBlock has no such place"),
+        ("mamba", "hook_attn_out", "MambaBlock has no such place; valid names: blocks.1.hook_resid_pre"),
+        ("granite", "hook_attn_out", "GraniteDecoderLayer computes something else than stream . attention . MLP"),
+        ("mixtral", "mlp.hook_post", "MixtralDecoderLayer has no such place"),
+        ("gemma3n", "hook_resid_pre", r"has shape \[2, 2, 9, 24\] for 2 x 9 tokens.*several streams"),
+    ],
+)
+def test_places_that_are_not_what_their_name_says_are_refused(family: str, name: str, words: str, ids: torch.Tensor):
+    with pytest.raises(HookPointError, match=words):
+        capture(other(family), f"blocks.1.{name}", ids)
+    with pytest.raises(HookPointError, match=words), replaced(other(family), f"blocks.1.{name}", torch.zeros_like):
+        other(family)(ids)
+
+
+class Experts(nn.Module):
+    """A decoder's layer that hands tokens on without their places: in order, sorted, and only some."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.flat, self.expert, self.some = nn.Embedding(VOCAB, 6), *(nn.Linear(6, 6) for _ in range(3))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.flat(self.embedding(ids).flatten(0, 1))
+        return self.some(self.expert(x.flip(0))[:5])
+
+
+def test_tokens_in_one_row_are_put_back_where_that_is_certain(ids: torch.Tensor):
+    model = Experts()
+    flat = capture(model, "flat:output", ids)
+    torch.testing.assert_close(flat, model.flat(model.embedding(ids)).detach())
+    with replaced(model, "flat:output", lambda x: x.new_zeros(2, 9, 6)):
+        torch.testing.assert_close(model(ids), model.some(model.expert(torch.zeros(5, 6))))
+    for place, words in {
+        "expert:output": "another order, or not all",
+        "some:input": r"\[5, 6\] for 2 x 9 tokens",
+    }.items():
+        with pytest.raises(HookPointError, match=words):
+            capture(model, place, ids)
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS_AND_OTHERS))
+def test_the_shape_at_a_place_is_known_without_weights(family: str, ids: torch.Tensor):
+    config = CONFIGS_AND_OTHERS[family]()
+    for name in ("hook_resid_post", "hook_attn_out", "mlp.hook_post"):
+        model = other(family) if family in OTHERS else made(family)
+        try:
+            expected = [2, 5, capture(model, f"blocks.1.{name}", ids).shape[2]]
+        except HookPointError:
+            continue
+        assert shape_at(config, f"blocks.1.{name}") == expected, name
+    if family == "gemma3n":
+        with pytest.raises(HookPointError, match=r"\[2, 2, 5, 24\]"):
+            shape_at(config, "blocks.1.hook_resid_post")

@@ -254,3 +254,14 @@ def test_large_buffers_are_kept_only_where_glibc_is(monkeypatch: pytest.MonkeyPa
     assert keep_large_buffers() == (platform.libc_ver()[0] == "glibc")
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert keep_large_buffers() is False
+
+
+def test_experts_are_balanced_where_their_config_asks_for_it(tmp_path: Path):
+    shape = dict(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    shape |= dict(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1, pad_token_id=None)
+    losses = {}
+    for asked in (False, True):
+        config = transformers.MixtralConfig(**shape, output_router_logits=asked, router_aux_loss_coef=10.0)
+        record = run(new_model(config, 0), tmp_path / str(asked), total_tokens=BATCH * CONTEXT)
+        losses[asked] = record.losses[0][1]
+    assert losses[True] > losses[False] + 5, "a balanced load of 4 experts costs at least the coefficient"

@@ -7,12 +7,14 @@ most frequent token (unigram). A merge of two parents is swept over t, from the 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.loaded import content_digest, model_folder, tokenizers_differ
 from heredity.analyses.reading import (
     RECORD,
     folder_of,
@@ -21,7 +23,6 @@ from heredity.analyses.reading import (
     packs,
     tokenizer_of,
     validation_blocks,
-    weights_digest,
 )
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
@@ -54,6 +55,7 @@ MODELS = Table(
         Column("parents", "text", "Models it was made from."),
         Column("parameters", "count", "Parameters, tied ones counted once."),
         Column("tokens", "count", "Tokens it was trained on in this study; 0 if it was not trained here."),
+        Column("tokenizer", "text", "How its own tokenizer differs from the study's; null where it does not."),
     ),
     brief=("model", "kind", "parents", "parameters", "tokens"),
 )
@@ -111,10 +113,12 @@ class Training(NamedTuple):
 
 
 class Loading(NamedTuple):
-    load: str
+    load: str | None
+    """Hub id; None for a folder, which its content identifies wherever it lies."""
     revision: str | None
     trust_remote_code: bool
     content: str | None
+    folder: Aside
     place: Aside
     start: str
     parents: tuple[str, ...]
@@ -143,10 +147,10 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quanti
     name = item["model"]
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
-        folder = study.folder(f"model.{name}.load", config.load)
-        content, start = weights_digest(folder) if folder else None, study.starts[0]
-        name, trusted, reading = str(folder or config.load), config.trust_remote_code, study.config.reading
-        return Loading(name, config.revision, trusted, content, Aside(place), start, parents, reading)
+        folder, start, reading = model_folder(study, name), study.starts[0], study.config.reading
+        content, repository = (content_digest(folder), None) if folder else (None, config.load)
+        which = repository, config.revision, config.trust_remote_code, content
+        return Loading(*which, Aside(folder), Aside(f"{place}.load"), start, parents, reading)
     if config.merge is not None:
         if config.merge.method.startswith("dare"):
             from heredity.lm.recipe import require_mergekit
@@ -209,7 +213,7 @@ def _run(work: Work, settings: Training | Loading | Merging | Quantizing) -> Res
             kind, record = "train" if settings.architecture else "finetune", train(work, settings)
     write_json(work.folder / RECORD, record)
     row = {"kind": kind, "parents": ", ".join(settings.parents)}
-    return rows | {"models": [row | {key: record[key] for key in ("parameters", "tokens")}]}
+    return rows | {"models": [row | {key: record.get(key) for key in ("parameters", "tokens", "tokenizer")}]}
 
 
 def train(work: Work, settings: Training) -> dict[str, Any]:
@@ -235,24 +239,30 @@ def train(work: Work, settings: Training) -> dict[str, Any]:
 
 
 def _load(work: Work, settings: Loading) -> dict[str, Any]:
+    from heredity.lm.checkpoint import located, tokenizer_place
     from heredity.lm.load import load_model, state_hash
     from heredity.lm.reading import Reading, prefix_of
-    from heredity.text.tokens import fingerprint_tokenizer, load_tokenizer
+    from heredity.text.tokens import load_tokenizer
+    from heredity.text.vocabularies import check_rows, difference, notes
 
-    model = load_model(settings.load, settings.revision, settings.trust_remote_code)
-    tokenizer = load_tokenizer(settings.load, settings.revision, settings.trust_remote_code)
-    if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(tokenizer_of(work.inputs["tokenizer"])):
-        raise StudyError(
-            f"{settings.place}: the tokenizer of {settings.load} differs from that of model {settings.start}; models "
-            "of one study must read the same tokens (maps across tokenizers: heredity.stitch.aligned.aligned_texts)"
-        )
-    reference = {key: getattr(settings, key) for key in ("load", "revision", "trust_remote_code", "content")}
-    state, rules = state_hash(model.state_dict()), settings.reading
-    try:
-        reading = Reading(prefix_of(tokenizer, rules.prefix), rules.skip_positions, rules.outliers)
+    name, trusted = str(settings.folder.value or settings.load), settings.trust_remote_code
+    source = located(name, settings.revision, trusted)
+    here = source.folder / (source.gguf or "")
+    model, shared = load_model(here, None, trusted), tokenizer_of(work.inputs["tokenizer"])
+    tokenizer, rules = load_tokenizer(tokenizer_place(here), None, trusted), settings.reading
+    if apart := difference(shared, tokenizer):
+        raise StudyError(f"{settings.place}: {tokenizers_differ(name, settings.start, apart)}")
+    check_rows(shared, model.get_input_embeddings().num_embeddings, name)  # pyright: ignore[reportArgumentType]
+    try:  # by the tokenizer of the start, whose ids all models of the study read
+        reading = Reading(prefix_of(shared, rules.prefix), rules.skip_positions, rules.outliers)
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None
-    record = {"parameters": model.num_parameters(), "tokens": 0, "state": state, "reference": reference}
+    reference = {"load": settings.load, "revision": source.commit, "trust_remote_code": trusted}
+    if settings.folder.value:
+        beside = os.path.relpath(settings.folder.value, work.folder.parent)
+        reference |= {"content": settings.content, "folder": name, "beside": beside}
+    record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
+    record |= {"reference": reference, "tokenizer": "; ".join(notes(shared, tokenizer)) or None}
     return record | {"reading": reading._asdict()}
 
 
@@ -356,6 +366,10 @@ def _say(tables: Tables) -> Iterable[Statement]:
         False: "; the parents' accuracies never cross, so this is where they come nearest",
         None: "",
     }
+    for row in rows_of(tables, "models"):
+        if row["tokenizer"]:
+            text = f"the tokenizer of {row['model']} gives the ids of the study's to all text, with these differences: "
+            yield Statement(row["model"], "note", f"{text}{row['tokenizer']}.")
     for row in rows_of(tables, "merges"):
         model, first, second, t = (row[name] for name in ("model", "first", "second", "t"))
         of, evidence = "", []
@@ -481,7 +495,7 @@ SWEEP = Analysis(
 )
 MODEL = Analysis(
     kind="model",
-    version=1,
+    version=2,
     title="Models",
     items=model_items,
     settings=_settings,

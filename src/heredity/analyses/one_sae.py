@@ -99,8 +99,9 @@ def train_second(
     return made
 
 
-def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> dict[str, np.ndarray]:
-    """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts.
+def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[dict[str, np.ndarray], bool]:
+    """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
+    the activations of both ends are equal to the bit.
 
     readers: parent and child. The child's features have rows where it has an SAE of its own.
     """
@@ -125,4 +126,5 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> dict[s
         columns |= {"p_lost": judged.p_lost, "stability": np.full(size, np.nan)}
         named = {"end": np.full(size, end, object), "verdict": np.full(size, UNKNOWN, object)}
         parts.append(named | {"feature": np.arange(size), **columns})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return columns, np.array_equal(ends["parent"].x, ends["child"].x)

@@ -5,14 +5,15 @@ The estimate counts the matrix products that cannot be avoided and divides by th
 
 from __future__ import annotations
 
-import json
 import re
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from heredity.analyses.loaded import base_source, check_loaded, model_folder
 from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.study.places import local_path
 from heredity.tables import Column, Table
@@ -77,19 +78,8 @@ class Shapes:
         if model.train:
             return _mistral_shape(model.train, self.study.config.tokenizer.vocab_size)
         if model.load:
-            folder = self.study.folder(f"model.{name}.load", model.load)
-            path = (folder or Path()) / "config.json"
-            if folder is None or not path.is_file():
-                return None
-            try:
-                shape = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
-                if not hasattr(shape, "model_type"):
-                    raise ValueError("it has no model_type")
-                return shape
-            except (ValueError, TypeError, RecursionError) as error:
-                raise StudyError(
-                    f"{path}: is no configuration of a model ({error}); give the folder of a saved model"
-                ) from None
+            path = model_folder(self.study, name)
+            return _local_shape(self.study, name, path) if path else None
         return self.shape(self.study.parents[name][0])
 
     def parameters(self, model: str) -> int:
@@ -139,6 +129,18 @@ class Shapes:
         return widths
 
 
+def _local_shape(study: Study, name: str, path: Path) -> Any:
+    """The configuration of a local model, that of the text where it reads more than text; None where it is not here."""
+    from heredity.lm.checkpoint import ModelError, Source
+    from heredity.lm.load import config_of
+
+    try:
+        source = base_source(Source(str(path), path) if path.is_dir() else Source(str(path), path.parent, path.name))
+        return config_of(source, study.config.model[name].trust_remote_code).get_text_config() if source else None
+    except ModelError as error:
+        raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
+
+
 def _mistral_shape(config: ScratchConfig, vocab_size: int) -> SimpleNamespace:
     return SimpleNamespace(
         model_type="mistral",
@@ -161,17 +163,22 @@ def _parameters(shape: SimpleNamespace) -> int:
     d = _d_model(shape)
     layers = getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 0)
     d_mlp = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * d
+    d_mlp = sum(d_mlp) / len(d_mlp) if isinstance(d_mlp, list | tuple) else d_mlp  # one number a layer
     heads = getattr(shape, "num_attention_heads", None) or getattr(shape, "n_head", 1)
     head = getattr(shape, "head_dim", None) or d // heads
     kv = getattr(shape, "num_key_value_heads", None) or heads
     attention = 2 * d * heads * head + 2 * d * kv * head
     embeddings = shape.vocab_size * d * (1 if getattr(shape, "tie_word_embeddings", False) else 2)
-    return layers * (attention + 3 * d * d_mlp + 2 * d) + embeddings + d
+    return round(layers * (attention + 3 * d * d_mlp + 2 * d)) + embeddings + d
 
 
-def check_shapes(study: Study) -> Shapes:
-    """Sizes of the models of a study. Raises StudyError for what cannot work at these sizes, before anything runs."""
+def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shapes:
+    """Sizes of the models of a study. Raises StudyError for what cannot work at these sizes, before anything runs.
+
+    traced: widths of the hook point that the models themselves say, in place of those of their configurations.
+    """
     shapes = Shapes(study)
+    shapes.widths.update(traced or {})
     for name in study.config.stitch:
         check_stitch(study, name, shapes)
     sae = study.config.sae
@@ -193,19 +200,22 @@ def check_shapes(study: Study) -> Shapes:
     return shapes
 
 
-def check_inputs(study: Study) -> None:
-    """That what a study reads is there and can be read, before hours of work end on it: folders of models,
-    corpora, and texts with labels of their own. Nothing is fetched. Raises StudyError."""
-    from heredity.lm.load import ModelError, is_folder
+def check_inputs(study: Study) -> dict[str, int]:
+    """That what a study reads is there and can be read, before hours of work end on it: loaded models and their
+    tokenizers, corpora, and texts with labels of their own. Nothing is fetched. Raises StudyError.
+
+    Returns the widths of the hook point that only the models themselves say.
+    """
+    from heredity.lm.checkpoint import ModelError, is_local
     from heredity.stitch.probe_datasets import LabelError
     from heredity.stitch.probe_sets import labeled_set
     from heredity.text.sources import CorpusError, check_local
 
     loads = {name: model.load for name, model in study.config.model.items() if model.load}
     for name, load in loads.items():
-        folder, place = study.folder(f"model.{name}.load", load), f"{study.name}: model.{name}.load"
+        folder, place = model_folder(study, name), f"{study.name}: model.{name}.load"
         try:
-            local = is_folder(str(folder or load))
+            local = is_local(str(folder or load))
         except ModelError as error:
             raise StudyError(f"{place}: {error}") from None
         above = local_path(load, study.root).parent
@@ -225,6 +235,7 @@ def check_inputs(study: Study) -> None:
                     labeled_set(texts, study.root)
             except LabelError as error:
                 raise StudyError(f"{study.name}: stitch.{name}.probes.sets.{task}: {error}") from None
+    return check_loaded(study)
 
 
 def _most_active(study: Study) -> tuple[float, str]:
@@ -298,8 +309,8 @@ def is_residual(hook_point: str) -> bool:
 
 def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name. Raises StudyError."""
-    check_inputs(pipeline.study)
-    study, shapes, rate = pipeline.study, Shapes(pipeline.study), measured_rate()
+    study, rate = pipeline.study, measured_rate()
+    shapes = check_shapes(study, check_inputs(study))
     stages = []
     for label, stage in pipeline.stages.items():
         analysis, item, _ = pipeline.items[label]

@@ -61,7 +61,7 @@ def _run(work: Work, settings: QualitySettings) -> Results:
         if not math.isfinite(figures.ce_loss):
             wrong = f"{settings.place} predicts NaN or infinity on {corpus}"
             raise StudyError(f"{wrong}; look for values that are not finite in its weights")
-        unigram = unigram_accuracy(train[corpus].counts(model.config.vocab_size), blocks)
+        unigram = unigram_accuracy(train[corpus].counts(model.config.get_text_config().vocab_size), blocks)
         rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
         hits[corpus] = figures.hits / (blocks.shape[1] - 1)
     save_file(hits, work.folder / _HITS)

@@ -52,41 +52,45 @@ def validation_blocks(pack: PackedTokens, context_size: int, tokens: int) -> np.
     return np.stack([pack.block(number, context_size) for number in range(count)]).astype(np.int64)
 
 
-def weights_digest(folder: Path) -> str | None:
-    """Digest of the weights and the configuration in a local model folder; None for anything else."""
-    from heredity.text.corpora import file_digest
-
-    files = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
-    return file_digest(sorted(files)) if folder.is_dir() else None
-
-
 def load(artifact: Artifact) -> Any:
     """The model of a model artifact.
 
-    Raises StudyError when the folder of a loaded model has changed since the artifact was made.
+    Raises StudyError when the folder of a loaded model is gone, or has changed since the artifact was made.
     """
     from heredity.lm.load import load_model
     from heredity.lm.reading import Reading, read_as
 
     record = artifact.json(RECORD)
-    reference, name = record.get("reference"), str(artifact / "model")
-    if reference:
-        name = reference["load"]
-        if Path(name).is_dir() and weights_digest(Path(name)) != reference["content"]:
-            raise StudyError(
-                f"{name}: its weights have changed since the run read them; run the study again to read the new ones, "
-                "or copy the folder that a training still writes to"
-            )
-    how = (reference["revision"], reference["trust_remote_code"]) if reference else ()
-    model = load_model(name, *how)
+    trusted = bool(record.get("reference") and record["reference"]["trust_remote_code"])
+    model = load_model(folder_of(artifact), None, trusted)
     read_as(model, Reading(**record.get("reading", {})))
     return model
 
 
 def folder_of(artifact: Artifact) -> str:
-    """Folder or hub id of the model of a model artifact."""
+    """Folder, or hub id with the commit that was read, of the model of a model artifact.
+
+    A folder is looked for where it lay beside the run, which finds it in a project that was moved, and then where it
+    lay. Raises StudyError when it is gone, or holds other weights than the artifact was made from.
+    """
+    from heredity.analyses.loaded import content_digest
+
     reference = artifact.json(RECORD).get("reference")
-    return reference["load"] if reference else str(artifact / "model")
+    if not reference:
+        return str(artifact / "model")
+    if reference["load"]:
+        return f"{reference['load']}@{reference['revision']}" if reference["revision"] else reference["load"]
+    places = [(artifact.folder.parent / reference["beside"]).resolve(), Path(reference["folder"])]
+    there = [place for place in places if place.exists()]
+    if not there:
+        raise StudyError(f"{places[1]}: the model that the run read is no longer there; put it back, or run again")
+    for place in there:
+        if content_digest(place) == reference["content"]:
+            return str(place)
+    raise StudyError(
+        f"{there[0]}: its weights have changed since the run read them; run the study again to read the new ones, or "
+        "copy the folder that a training still writes to"
+    )
 
 
 def state_of(artifact: Artifact) -> str:

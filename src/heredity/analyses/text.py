@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables
@@ -111,24 +112,32 @@ def _say_corpora(tables: Tables) -> Iterable[Statement]:
 
 
 class TokenizerSettings(NamedTuple):
-    source: str | None  # folder or hub id; None to train one
-    content: str | None  # digest of a local folder's tokenizer files; a hub id identifies itself
+    source: str | None  # hub id; None to train one, and for a folder, which its content identifies
+    content: str | None  # digest of a local folder's tokenizer files
     vocab_size: int
     trust_remote_code: bool
+    revision: str | None
+    folder: Aside
 
 
 def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
-    start = study.config.model[item["model"]]
-    source = study.config.tokenizer.load or start.load
-    if source is None:
-        return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False)
-    key = "tokenizer.load" if study.config.tokenizer.load else f"model.{item['model']}.load"
-    path, content = study.folder(key, source), None
-    if path is not None and path.is_dir():
-        from heredity.text.corpora import file_digest
+    from heredity.analyses.loaded import local_folder
+    from heredity.lm.checkpoint import tokenizer_place
+    from heredity.text.corpora import file_digest
 
-        content = file_digest([f for f in sorted(path.glob("*")) if _of_tokenizer(f.name)])
-    return TokenizerSettings(str(path or source), content, 0, start.trust_remote_code)
+    start, given = study.config.model[item["model"]], study.config.tokenizer.load
+    source = given or start.load
+    if source is None:
+        return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False, None, Aside(None))
+    path = local_folder(study, "tokenizer.load" if given else f"model.{item['model']}.load", source)
+    revision = None if given else start.revision
+    if path is None:
+        return TokenizerSettings(source, None, 0, start.trust_remote_code, revision, Aside(None))
+    folder = Path(tokenizer_place(path))
+    content = file_digest(
+        [f for f in sorted(folder.glob("*")) if _of_tokenizer(f.name)] if folder.is_dir() else [folder]
+    )
+    return TokenizerSettings(None, content, 0, start.trust_remote_code, None, Aside(str(folder)))
 
 
 def _of_tokenizer(name: str) -> bool:
@@ -145,8 +154,8 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
     from heredity.text.corpora import read_corpus
     from heredity.text.tokens import load_tokenizer, train_tokenizer
 
-    if settings.source is not None:
-        tokenizer = load_tokenizer(settings.source, trust_remote_code=settings.trust_remote_code)
+    if (place := settings.folder.value or settings.source) is not None:
+        tokenizer = load_tokenizer(place, settings.revision, settings.trust_remote_code)
     else:
         # one text of each corpus in turn, so that a prefix of the stream is a mixture
         turns = zip_longest(*(read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()))

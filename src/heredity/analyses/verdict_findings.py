@@ -58,6 +58,9 @@ def findings(tables: Tables) -> Iterable[Statement]:
         if row["identical"] and row["end"] == "parent":
             text = f"{parent} and {child} have identical weights, so that all is kept; check {child}'s path or revision"
             yield Statement(child, "note", text, (), row["instrument"])
+        elif row["same_activations"] and row["end"] == "parent":
+            text = same_activations(parent, child, row["site"])
+            yield Statement(child, "note", text, (), row["instrument"])
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"
@@ -89,6 +92,14 @@ def findings(tables: Tables) -> Iterable[Statement]:
             yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
         if row["end"] == "parent":
             yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}))
+
+
+def same_activations(parent: str, child: str, site: str) -> str:
+    """What counts of an edge mean whose ends compute the same at a hook point."""
+    return (
+        f"activations of {parent} and {child} at {site} are identical, bit for bit: all that {child} changed lies "
+        "behind this hook point, so that all persists is true and says nothing of the change; choose a later hook point"
+    )
 
 
 def _power(parent: str, row: Mapping[str, Any]) -> str:

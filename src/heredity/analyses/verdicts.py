@@ -62,6 +62,11 @@ VERDICTS = Table(
         Column("end", "text", "Whose features: parent (read in the child) or child (read in the parent)."),
         Column("corpora", "text", "Corpora of the text."),
         Column("identical", "flag", "Whether both ends have the same weights, so that all is kept."),
+        Column(
+            "same_activations",
+            "flag",
+            "Whether activations are equal to the bit on all tokens: all that differs lies behind the hook point.",
+        ),
         Column("live", "count", "Features that fired on the aligned tokens."),
         Column("stable", "count", "Live features that a second SAE of the same model has too; only they are judged."),
         Column("kept", "count", "Parent features that are kept, or child features that are inherited.", of="stable"),
@@ -305,7 +310,7 @@ def rows_of_ends(
     steps = _counter(progress, 2 * len(judges) + len(references))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "grades", "changed_most")}
     columns: list[dict[str, Any]] = []
-    usual = None
+    usual, same = None, np.array_equal(ends["parent"].x, ends["child"].x)
     for end, other in judges:
         judged, evidence = [], []
         for seed in (0, 1):
@@ -318,7 +323,12 @@ def rows_of_ends(
             steps()
         counts = [tally(one) for one in judged]
         row = {"end": end, "live": int((ends[end].acts[0].firings() > 0).sum()), **counts[0]}
-        row |= {"scale": judged[0].scale, "tokens": len(sample.documents), **agreement(ends[end], judged)}
+        row |= {
+            "scale": judged[0].scale,
+            "tokens": len(sample.documents),
+            "same_activations": same,
+            **agreement(ends[end], judged),
+        }
         for name in ("kept", "lost"):
             own, second = (each[name] / max(1, each["stable"]) for each in counts)
             low, high = share_interval(counts[0][name], counts[0]["stable"], (second,) if counts[1]["stable"] else ())
@@ -404,7 +414,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=7,
+    version=8,
     title="Verdicts",
     items=_items,
     settings=_settings,

@@ -12,11 +12,13 @@ from typer import Argument, Context, Option
 from heredity.cli.app import Result, command, err, setting, text, watcher
 from heredity.study import CorpusConfig, Init, LineageConfig, MergeConfig
 
+_Trusted = Annotated[bool, Option("--trust-remote-code", help="Run code that the models' repositories ship.")]
+
 
 @command()
 def merge(
     models: Annotated[
-        list[str] | None, Argument(help="Folders or hub ids; t runs from the first to the second.")
+        list[str] | None, Argument(help="Folders or hub ids (ID@REVISION); t runs from the first to the second.")
     ] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder to write the merged model into.")] = ...,  # pyright: ignore[reportArgumentType]
     method: Annotated[
@@ -28,6 +30,7 @@ def merge(
     base: Annotated[str | None, Option(help="Model that task vectors are taken from.")] = None,
     config: Annotated[Path | None, Option(help="A YAML recipe for mergekit, instead of the options.")] = None,
     seed: Annotated[int, Option(help="Seed of the methods that draw at random, such as dare_ties.")] = 0,
+    trust_remote_code: _Trusted = False,
 ) -> Result:
     """Merge models into one folder, with a report for every tensor."""
     from heredity.lm.recipe import merge_folders
@@ -36,14 +39,14 @@ def merge(
         numbers = [float(part) for part in weights.split(",")] if weights else None
     except ValueError:
         raise ValueError(f"--weights {weights}: must be numbers with commas between them, such as 0.5,0.5") from None
-    result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed)
+    result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed, trust_remote_code)
     return Result(result, lambda: text().print_merge(result))
 
 
 @command()
 def track(
-    parent: Annotated[str, Argument(help="Parent model: folder or hub id.")],
-    child: Annotated[str, Argument(help="Child model: folder or hub id.")],
+    parent: Annotated[str, Argument(help="Parent model: folder or hub id (ID@REVISION).")],
+    child: Annotated[str, Argument(help="Child model: folder or hub id (ID@REVISION).")],
     sae_parent: Annotated[Path, Option(help="SAE of the parent: a folder in any format read, or saelens:RELEASE/ID.")],
     corpus: Annotated[str, Option(help="Text to compare on: local:PATH, hub:NAME, installed:NAME ...")],
     out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
@@ -86,6 +89,7 @@ def track(
     ] = None,
     context_size: Annotated[int, Option(min=2, help="Tokens per block.")] = 128,
     seed: Annotated[int, Option(help="Seed of the token sample.")] = 0,
+    trust_remote_code: _Trusted = False,
 ) -> Result:
     """Judge and match the features of one edge between existing models and SAEs."""
     from heredity.analyses import TABLES
@@ -118,7 +122,7 @@ def track(
     ends |= {"hook_point": hook_point, "names": (parent, child), "prefix": prefix}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
-    options |= {"dialogues": form_of(source, Path.cwd()) == "chat"}
+    options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "trust_remote_code": trust_remote_code}
     with watcher() as bars:
         options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
         edge = compare(parent, child, sae_parent, texts, **ends, **options)

@@ -58,14 +58,14 @@ def run(
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     from heredity.analyses import Pipeline
-    from heredity.analyses.plan import check_inputs
+    from heredity.analyses.plan import check_inputs, check_shapes
     from heredity.engine.store import Store
     from heredity.results import Run
     from heredity.show import page, summary
 
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
-    check_inputs(loaded)
+    check_shapes(loaded, check_inputs(loaded))
     done = _worked(pipeline, store, list(pipeline.stages), workers, until)
     if until is not None:
         return Result({"study": loaded.name, "done": list(done)}, lambda: typer.echo(f"done up to {until}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,20 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
+from heredity.lm.checkpoint import ADAPTER, ModelError, Source, base_of_adapter, base_revision, located, read_json
 from heredity.study import ArchitectureConfig
-from heredity.study.places import fault_of
 
 if TYPE_CHECKING:
     from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub", "mergekit")
+# Buffers that older versions stored and that are computed today.
+_NO_WEIGHT = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; one line with its name, the reason and the way out."""
 
 
 def mistral_config(
@@ -68,57 +66,131 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
+    scores: bool = False,
 ) -> PreTrainedModel:
-    """A decoder from a local folder or from the hub, in evaluation mode, on the CPU.
+    """A decoder from a local folder, a GGUF file or the hub (`ID` or `ID@REVISION`), in evaluation mode, on the CPU.
 
+    A folder of a peft adapter gives its base model with the adapter merged into the weights. scores: a reward model,
+    which has a score in place of the head, is loaded too; it has hidden states and no next-token logits.
     Raises ModelError when there is no such folder or hub repository, when it has no config.json, no safetensors (a
-    pickle is never read), damaged or incomplete weights, or is no decoder with a language-model head.
+    pickle is never read), files that can be read in more than one way (`lm.checkpoint`), weights that are damaged or
+    disagree with the config, by tensor, or is no decoder with a language-model head.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    source = located(str(path_or_id), revision, trust_remote_code)
+    if (source.folder / ADAPTER).exists():
+        return _merged_adapter(source, trust_remote_code, dtype)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options |= {"gguf_file": source.gguf} if source.gguf else {}
+    with quiet():
+        config = config_of(source, trust_remote_code)
+        kind = check_decoder(source, config, scores)
+        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # to refuse them by name below
+        try:
+            loaded: Any = kind.from_pretrained(str(source.folder), **options)
+            model, info = loaded
+        except Exception as error:
+            raise ModelError(f"{source.name}: cannot load its weights: {_line(error)}") from error
+    _check_taken(source, model, info)
+    return model.eval()
 
-    name = str(path_or_id)
-    local = is_folder(name)
-    if fault := next((fault for file in sorted(Path(name).glob("*")) if local and (fault := fault_of(file))), None):
-        raise ModelError(f"{name}: {fault}")
 
-    def reason(error: Exception) -> str:
-        if local or not isinstance(error, OSError):
-            return _line(error)
-        at = f" at revision {revision}" if revision else ""
-        if "safetensors" in str(error):
-            return f"the hub repository{at} has no safetensors; only that format is read"
-        return (
-            f"neither a local folder nor a hub repository that can be reached{at} ({_line(error)}); "
-            "check the name and the network, or download it and give the folder"
-        )
+def config_of(source: Source, trust_remote_code: bool = False) -> Any:
+    """The configuration of a located model. Raises ModelError, in one line, whatever is wrong with it."""
+    from transformers import AutoConfig
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    name = source.name
+    if not source.gguf:
+        read_json(source.folder / "config.json", f"{name}: cannot read its config")
+    more = {"gguf_file": source.gguf} if source.gguf else {}
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(name, **options)
+            return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=trust_remote_code, **more)
         except Exception as error:
-            raise ModelError(f"{name}: cannot read its config: {reason(error)}") from error
-        kinds = getattr(config, "architectures", None) or []
-        remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-        known = type(config) in AutoModelForCausalLM._model_mapping
-        headless = bool(kinds) and not any(kind.endswith(_HEADS) for kind in kinds)
-        if getattr(config, "is_encoder_decoder", False) or not (remote or (known and not headless)):
-            kind = [*kinds, type(config).__name__][0]
-            raise ModelError(f"{name}: {kind} is not a decoder with a language-model head; give a causal one")
-        options |= {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
-            model, info = loaded
-        except SafetensorError as error:
-            raise ModelError(f"{name}: its safetensors are damaged ({_line(error)}); copy the model again") from error
-        except Exception as error:
-            raise ModelError(f"{name}: cannot load its weights: {reason(error)}") from error
+            reason = _line(error)
+            if "trust_remote_code" in str(error) and not trust_remote_code:
+                reason = "it ships code, which is not run; read that code, then say trust_remote_code = true in the "
+                reason += "study, or --trust-remote-code"
+            raise ModelError(f"{name}: cannot read its config: {reason}") from error
+
+
+def is_reward_model(config: Any) -> bool:
+    """Whether a configuration names a decoder that has a score in place of its language-model head."""
+    kinds = getattr(config, "architectures", None) or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
+def check_decoder(source: Source, config: Any, scores: bool = False) -> Any:
+    """The class of transformers that reads a decoder. Raises ModelError for any other model, and for a reward model
+    unless `scores`."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kinds = getattr(config, "architectures", None) or []
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    kind = [*kinds, type(config).__name__][0]
+    if getattr(config, "is_encoder_decoder", False) or not (remote or known):
+        raise ModelError(f"{source.name}: {kind} is not a decoder with a language-model head; give a causal one")
+    if is_reward_model(config) and type(config) in AutoModelForSequenceClassification._model_mapping:
+        if scores:
+            return AutoModelForSequenceClassification
+        raise ModelError(
+            f"{source.name}: {kind} is not a decoder with a language-model head: it gives scores, and no next-token "
+            "logits can be read; compare it by `heredity track` or heredity.compare, which read activations alone"
+        )
+    if kinds and not remote and not any(one.endswith(_HEADS) for one in kinds):
+        raise ModelError(f"{source.name}: {kind} is not a decoder with a language-model head; give a causal one")
+    return AutoModelForCausalLM
+
+
+def _check_taken(source: Source, model: Any, info: Any) -> None:
+    """That weights and config agree: every tensor of the model is in the files and every tensor of the files in the
+    model, in its shape. Raises ModelError, with the first that is not."""
+    name = source.name
+    wrong: list[Any] = sorted(info.get("mismatched_keys") or ())
+    if wrong:
+        tensor, stored, wanted = wrong[0]
+        raise ModelError(
+            f"{name}: tensor {tensor} is {list(stored)} in its weights and {list(wanted)} by config.json "
+            f"({len(wrong)} such); they belong to different models"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{name}: {len(missing)} tensors are missing from its weights, {missing[0]} first; "
             "config.json and weights belong to different models"
         )
-    return model.eval()
+    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if not _NO_WEIGHT.search(tensor)]
+    if surplus and not source.gguf:
+        raise ModelError(
+            f"{name}: {len(surplus)} tensors of its weights have no place in {type(model).__name__}, {surplus[0]} "
+            "first; config.json and weights belong to different models"
+        )
+
+
+def _merged_adapter(source: Source, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model of a peft adapter with the adapter merged into its weights. Raises ModelError."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    name = source.name
+    base = base_of_adapter(source)
+    model = load_model(base, base_revision(source), trust_remote_code, dtype)
+    with quiet():
+        try:
+            adapted = PeftModel.from_pretrained(model, str(source.folder))
+            stored, taken = load_file(source.folder / "adapter_model.safetensors"), get_peft_model_state_dict(adapted)
+        except Exception as error:
+            raise ModelError(f"{name}: cannot attach its adapter to {base}: {_line(error)}") from error
+        for tensor in sorted(set(stored) ^ set(taken)):
+            lacks = f"is not in {base}" if tensor in stored else "is missing from its weights"
+            raise ModelError(f"{name}: tensor {tensor} of the adapter {lacks}; adapter and base belong together")
+        try:
+            merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
+        except Exception as error:
+            raise ModelError(f"{name}: its adapter cannot be merged into {base}: {_line(error)}") from error
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):  # peft leaves these on the plain model
+        merged.__dict__.pop(attribute, None)
+    return merged.requires_grad_(True).eval()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -170,23 +242,6 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-
-
-def is_folder(name: str) -> bool:
-    """Whether `name` is a local folder; ModelError for the path of a missing folder and a folder without a model."""
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
-            raise ModelError(f"{name}: no such folder; give a folder with config.json and *.safetensors, or a hub id")
-        return False
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json there; give the folder that model.save_pretrained wrote")
-    if not any(folder.glob("*.safetensors")):
-        reason = "no *.safetensors there; save the model in that format"
-        if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")):
-            reason = f"its weights are pickled ({pickles[0]}), which can run code; save the model as safetensors"
-        raise ModelError(f"{name}: {reason}")
-    return True
 
 
 def _line(error: Exception) -> str:

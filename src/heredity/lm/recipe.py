@@ -12,9 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from heredity.engine.store import whole, write_json
+from heredity.lm.checkpoint import located, tokenizer_place
 from heredity.lm.load import load_model, quiet, random_state_kept, save_model
 from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
 from heredity.text.tokens import load_tokenizer
+from heredity.text.vocabularies import difference
 
 
 class RecipeError(ValueError):
@@ -31,6 +33,7 @@ def merge_folders(
     base: str | None = None,
     recipe: Path | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Merge models into `out` (weights, config, the first model's tokenizer, `merge.json` with every tensor's report).
 
@@ -49,23 +52,46 @@ def merge_folders(
         raise ValueError(f"merge takes at least two models, not {len(models)}; name them, or give --config")
     elif method == "slerp" and t is None:
         raise ValueError("slerp needs --t, from 0 (first model) to 1 (second model)")
+    elif not ours and trust_remote_code:
+        raise ValueError(f"--trust-remote-code: has no effect on {method}, which mergekit does; leave it out")
     elif not ours and t is not None:
         raise ValueError(f"--t has no effect on {method}, it belongs to slerp and linear; leave it out")
     with whole(out) as partial:
         if ours:
-            states = [load_model(model).state_dict() for model in models]
-            first = load_model(base).state_dict() if base else None
+            _check_vocabularies(models, trust_remote_code)
+            states = [load_model(model, None, trust_remote_code).state_dict() for model in models]
+            first = load_model(base, None, trust_remote_code).state_dict() if base else None
             merged, report = merge_states(states, method, t, weights, density, first)  # pyright: ignore[reportArgumentType]
             dtype = next(tensor.dtype for tensor in merged.values() if tensor.is_floating_point())
-            model = load_model(models[0], dtype=dtype)
+            model = load_model(models[0], None, trust_remote_code, dtype)
             model.load_state_dict(merged)
-            save_model(model, load_tokenizer(models[0]), partial)
+            save_model(model, load_tokenizer(models[0], None, trust_remote_code), partial)
         else:
             configuration = configuration or recipe_of(method, models, weights, density, base)
             report = merge_recipe(configuration, partial, seed, str(recipe or f"--method {method}"))
         result |= {"out": str(out), "tensors": [row._asdict() for row in report]}
         write_json(partial / "merge.json", result)
     return result
+
+
+def _check_vocabularies(models: Sequence[str], trust_remote_code: bool) -> None:
+    """That rows of embeddings mean the same tokens in all models that have a tokenizer. Raises ValueError."""
+    tokenizers: dict[str, Any] = {}
+    for model in models:
+        source = located(model, code=trust_remote_code)
+        place = Path(tokenizer_place(source.folder / (source.gguf or "")))
+        if place.is_file() or any(place.glob("tokenizer*")):
+            tokenizers[model] = load_tokenizer(str(place), None, trust_remote_code)
+    for name, tokenizer in list(tokenizers.items())[1:]:
+        first, shared = next(iter(tokenizers.items()))
+        if apart := difference(shared, tokenizer):
+            raise ValueError(f"{first} and {name} have different tokenizers: {apart.rpartition('; ')[0]}; merge others")
+        if alone := sorted(set(tokenizer.get_vocab()) ^ set(shared.get_vocab())):
+            shown = ", ".join(map(repr, alone[:4]))
+            raise ValueError(
+                f"{first} and {name} have different tokenizers: {len(alone):,} tokens are in one of them alone ({shown}"
+                "); give both the same tokens, with rows in their embeddings (resize_token_embeddings)"
+            )
 
 
 def require_mergekit(place: str) -> None:

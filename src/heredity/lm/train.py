@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from heredity.engine.store import flush, write_json
 from heredity.kernels.processors import keep_large_buffers
 from heredity.lm.evaluate import dtype_of, next_token_loss, trunk_and_head
+from heredity.lm.hooks import evaluating
 from heredity.lm.load import quiet, random_state_kept, state_hash
 from heredity.study import LoraConfig, TrainingConfig
 from heredity.text.tokens import BlockSampler
@@ -164,7 +165,9 @@ class _ChunkedTrainer(Trainer):
     def __init__(self, model: Any, product_dtype: torch.dtype, **options: Any):
         super().__init__(model, **options)
         # Adapters live inside the modules, so the plain model under them computes the same.
-        self.parts = trunk_and_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        parts = trunk_and_head(plain)
+        self.parts = parts if parts is not None and _has_plain_loss(plain, *parts) else None
         self.product_dtype = product_dtype
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *more: Any, **kwargs: Any) -> Any:
@@ -177,6 +180,16 @@ class _ChunkedTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 (counting parameters takes time every step)
         return 0
+
+
+def _has_plain_loss(model: Any, trunk: torch.nn.Module, head: torch.nn.Linear) -> bool:
+    """Whether the loss of a model's own is the cross-entropy alone: that of experts may hold a term that balances them,
+    where the configuration asks for it (`output_router_logits`)."""
+    ids = torch.arange(8, device=head.weight.device).remainder(head.out_features)[None]
+    with evaluating(model), torch.no_grad(), torch.autocast(head.weight.device.type, enabled=False):
+        own = model(input_ids=ids, labels=ids, use_cache=False).loss
+        ours = next_token_loss(trunk, head, ids, head.weight.dtype)
+    return own is None or bool(torch.isclose(own.float(), ours, rtol=1e-3))
 
 
 def _arguments(

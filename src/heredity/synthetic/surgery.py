@@ -72,14 +72,19 @@ def quantized(model: Model, bits: int) -> Model:
 
 def shaken(model: Model, like: Model, seed: int = 0) -> Model:
     """A random change in every tensor, of the norm of the difference to another model's tensor of that name and shape.
-    Tensors that the other does not have stay as they are."""
+    Tensors, and rows of an embedding, that the other does not have stay as they are."""
     made, other, generator = copy.deepcopy(model), like.state_dict(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in made.state_dict().items():
-            if name in other and tensor.is_floating_point() and other[name].shape == tensor.shape:
-                noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-                size = (other[name].to(tensor.device).float() - tensor.float()).norm() / noise.norm().clamp(min=1e-30)
-                tensor += (noise * size).to(tensor.dtype)
+            theirs = other.get(name)
+            if theirs is None or not tensor.is_floating_point() or theirs.ndim != tensor.ndim:
+                continue
+            shared = tensor[: len(theirs)] if tensor.ndim else tensor
+            theirs = theirs[: len(shared)] if tensor.ndim else theirs
+            if shared.shape == theirs.shape:
+                noise = torch.randn(shared.shape, generator=generator).to(tensor.device)
+                size = (theirs.to(tensor.device).float() - shared.float()).norm() / noise.norm().clamp(min=1e-30)
+                shared += (noise * size).to(tensor.dtype)
     return made
 
 

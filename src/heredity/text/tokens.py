@@ -16,12 +16,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from heredity.study.places import fault_of
 from heredity.text.letters import BYTE, spelled
+from heredity.text.vocabularies import meaning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+_CODE = (
+    "it ships code, which is not run; read that code, then set trust_remote_code = true for the model in the study, or "
+    "give --trust-remote-code"
+)
 _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
@@ -102,22 +108,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerFast:
-    """Tokenizer of a local folder or hub id; code that it ships is run only with `trust_remote_code`.
+    """Tokenizer of a local folder, GGUF file or hub id; code that it ships is run only with `trust_remote_code`.
 
     Raises ValueError where it cannot be loaded, needs that code, is not of the fast kind, or has no end-of-text token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
-        if fault := fault_of(Path(name, file)):
-            raise ValueError(f"tokenizer {name}: {fault}")
+    folder, options = Path(name).expanduser(), {"revision": revision, "trust_remote_code": trust_remote_code}
+    place = str(folder) if folder.exists() else name
+    if folder.suffix == ".gguf" and folder.is_file():
+        place, options["gguf_file"] = str(folder.parent), folder.name
+    elif folder.is_dir():
+        _check_tokenizer_files(name, folder)
+    elif "@" in name and revision is None:
+        place, _, options["revision"] = name.partition("@")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except Exception as error:  # of the parsers beneath, some raise bare Exception
         reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
-            code = "it ships code, which is not run; read that code"
-            reason = f"{code}, then set trust_remote_code = true for the model in the study"
+            reason = _CODE
         raise ValueError(f"tokenizer {name}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
@@ -126,13 +136,24 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     return tokenizer
 
 
+def _check_tokenizer_files(name: str, folder: Path) -> None:
+    """That a folder holds a tokenizer, as files and not as pointers: transformers makes an empty one of no files."""
+    files = [folder / file for file in _TOKENIZER_FILES if (folder / file).exists()]
+    if not files:
+        raise ValueError(
+            f"tokenizer {name}: cannot be loaded: none of {', '.join(_TOKENIZER_FILES[:4])} is there; copy the "
+            "tokenizer's files into the folder"
+        )
+    for file in files:
+        if fault := fault_of(file):
+            raise ValueError(f"tokenizer {name}: {fault}")
+
+
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 in hex of vocabulary, merges and special tokens: equal for tokenizers that mean the same by an id."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    """SHA-256 in hex of all that decides which ids text has, and of the special tokens."""
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps([vocabulary, merges, sorted(special.items())]).encode()).hexdigest()
+    whole = [meaning(tokenizer), sorted(special.items())]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def _prefix(texts: Iterable[str], characters: int) -> Iterator[str]:

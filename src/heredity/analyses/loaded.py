@@ -1,0 +1,168 @@
+"""Models that a study loads: where they lie, what identifies them, and whether they fit together, told before any
+weights are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity.study import Study, StudyError
+
+if TYPE_CHECKING:
+    from heredity.lm.checkpoint import Source
+
+_CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+
+
+def local_folder(study: Study, key: str, reference: str) -> Path | None:
+    """The folder, or GGUF file, that the value of a key names; None for what may lie on the hub.
+
+    Raises StudyError for a relative path that leads nowhere from the study file and somewhere from the working folder:
+    read from there, the study would be another in every folder it is started in.
+    """
+    folder = study.folder(key, reference)
+    here = Path.cwd() / Path(reference).expanduser()
+    if folder is None and here.exists():
+        right = os.path.relpath(here, study.root)
+        raise StudyError(
+            f"{study.name}: {key}: {reference}: relative paths start at the study file's folder ({study.root}), where "
+            f'there is none; one lies in the working folder: write "{right}" for that'
+        )
+    return folder
+
+
+def model_folder(study: Study, name: str) -> Path | None:
+    """The folder, or GGUF file, of a model that is loaded; see `local_folder`."""
+    return local_folder(study, f"model.{name}.load", study.config.model[name].load or "")
+
+
+def content_digest(path: Path) -> str:
+    """Digest of all that makes a local model: weights and configuration, of an adapter those of its base too."""
+    from heredity.engine.store import digest
+    from heredity.lm.checkpoint import ADAPTER, Source, base_of_adapter, base_revision
+    from heredity.text.corpora import file_digest
+
+    if path.is_file():
+        return file_digest([path])
+    files = sorted(file for pattern in _CONTENT for file in path.glob(pattern) if file.is_file())
+    own = file_digest(files)
+    if not (path / ADAPTER).exists():
+        return own
+    source = Source(str(path), path)
+    base = base_of_adapter(source)
+    beneath = content_digest(Path(base)) if Path(base).is_dir() else [base, base_revision(source)]
+    return digest([own, beneath])
+
+
+def check_loaded(study: Study) -> dict[str, int]:
+    """Look at every loaded model that lies here: its files, its configuration, whether its tokenizer reads as the
+    study's does, and what passes the hook points. Nothing is fetched.
+
+    Returns the width of the study's hook point in each model where it can be found. Raises StudyError, by key.
+    """
+    from heredity.lm.checkpoint import ModelError, located
+    from heredity.lm.load import check_decoder, config_of
+
+    widths, first = dict[str, int](), None
+    for name in sorted(study.order, key=lambda name: name != study.starts[0]):
+        model = study.config.model[name]
+        if model.load is None or (path := model_folder(study, name)) is None:
+            continue
+        place, trusted = f"{study.name}: model.{name}.load", model.trust_remote_code
+        try:
+            source = located(str(path), code=trusted)
+            base = base_source(source)
+            config = config_of(base, trusted) if base else None
+            if config is not None:
+                check_decoder(source, config)
+        except ModelError as error:
+            raise StudyError(f"{place}: {error}") from None
+        first = first or _study_tokenizer(study)
+        if first is not None:
+            _check_tokenizer(study, name, source, config, first)
+        if config is not None:
+            width = _check_places(study, name, config)
+            widths |= {} if width is None else {name: width}
+    for name in study.order:  # what is made from a model has its shape
+        if study.parents[name] and study.parents[name][0] in widths and study.config.model[name].load is None:
+            widths.setdefault(name, widths[study.parents[name][0]])
+    return widths
+
+
+def base_source(source: Source) -> Source | None:
+    """The model itself, or the base of an adapter where that lies here."""
+    from heredity.lm.checkpoint import ADAPTER, base_of_adapter, located
+
+    if not (source.folder / ADAPTER).exists():
+        return source
+    base = base_of_adapter(source)
+    return located(base) if Path(base).is_dir() else None
+
+
+def _study_tokenizer(study: Study) -> Any:
+    """The tokenizer that all models share, where it is loaded and lies here."""
+    from heredity.lm.checkpoint import tokenizer_place
+    from heredity.text.tokens import load_tokenizer
+
+    start, given = study.config.model[study.starts[0]], study.config.tokenizer.load
+    key = "tokenizer.load" if given else f"model.{study.starts[0]}.load"
+    load = given or start.load
+    path = local_folder(study, key, load) if load else None
+    if path is None:
+        return None
+    try:
+        return load_tokenizer(tokenizer_place(path), trust_remote_code=start.trust_remote_code)
+    except ValueError as error:
+        raise StudyError(f"{study.name}: {key}: {error}") from None
+
+
+def _check_tokenizer(study: Study, name: str, source: Source, config: Any, shared: Any) -> None:
+    from heredity.lm.checkpoint import tokenizer_place
+    from heredity.text.tokens import load_tokenizer
+    from heredity.text.vocabularies import check_rows, difference
+
+    place, trusted = f"{study.name}: model.{name}.load", study.config.model[name].trust_remote_code
+    try:
+        own = load_tokenizer(tokenizer_place(source.folder / (source.gguf or "")), trust_remote_code=trusted)
+        if config is not None:
+            check_rows(shared, config.get_text_config().vocab_size, source.name)
+    except ValueError as error:
+        raise StudyError(f"{place}: {error}") from None
+    if apart := difference(shared, own):
+        raise StudyError(f"{place}: {tokenizers_differ(source.name, study.starts[0], apart)}")
+
+
+def tokenizers_differ(name: str, start: str, difference: str) -> str:
+    """What to say of a model whose tokenizer is not the study's."""
+    return (
+        f"the tokenizer of {name} is not that of model {start}; models of one study must read the same tokens: "
+        f"{difference}"
+    )
+
+
+def _check_places(study: Study, name: str, config: Any) -> int | None:
+    """Width of the study's hook point in a model; None where it cannot be traced, or nothing is read there."""
+    from heredity.lm.hooks import HookPointError
+    from heredity.lm.trace import shape_at
+
+    width = None
+    for key, point in _places(study, name):
+        try:
+            shape = shape_at(config, point, study.config.model[name].trust_remote_code)
+        except HookPointError as error:
+            raise StudyError(f"{study.name}: {key}: {error} (model {name})") from None
+        width = shape[2] if shape and key == "hook_point" else width
+    return width
+
+
+def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:
+    """Hook points that are read in a model, with the keys that name them."""
+    if study.instruments and name in study.followed:
+        yield "hook_point", study.config.hook_point
+    for stitch, config in study.config.stitch.items():
+        if config.source == name:
+            yield f"stitch.{stitch}.source_hook_point", config.source_hook_point or study.config.hook_point
+        if config.target == name and config.target_hook_point:
+            yield f"stitch.{stitch}.target_hook_point", config.target_hook_point
