@@ -210,9 +210,11 @@ def one_line(error: BaseException) -> str:
     elif isinstance(error, ValueError | OSError):
         line = message
     else:
-        where = "".join(f" at {Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-1:])
+        where = "".join(
+            f" at {Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-1:]
+        )
         line = (
-            f"{place}{type(error).__name__}{where}: {message}; this is a mistake of heredity: run the command again with "
-            "--debug, and report what it shows"
+            f"{place}{type(error).__name__}{where}: {message}; this is a mistake of heredity: run the command again "
+            "with --debug, and report what it shows"
         )
     return seen(short(line, _LONGEST))

@@ -7,16 +7,18 @@ import contextlib
 import fcntl
 import json
 import math
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from heredity.engine.store import digest
+from heredity.errors import reading, short
 from heredity.explain.protocol import Answer, Completer, Failure, Request
 
 Read = TypeVar("Read")
@@ -32,7 +34,12 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS failures (
   key TEXT PRIMARY KEY, provider TEXT, model TEXT, feature TEXT, question TEXT, failure TEXT, detail TEXT,
   seconds REAL, attempts INTEGER, time TEXT);
+CREATE TABLE IF NOT EXISTS dialect (
+  provider TEXT, model TEXT, parameter TEXT, instead TEXT, requests INTEGER, PRIMARY KEY (provider, model, parameter));
 """
+_CUT = "failure = 'truncated' AND json_extract(answer, '$[1]') = 'length' AND length(key) = 64"
+_SET_APART = f"UPDATE answers SET key = key || ' cut ' || rowid WHERE {_CUT}"
+"""An answer that its limit cut was paid for and counts, but answers nothing: no request has its key any more."""
 
 
 class LedgerError(ValueError):
@@ -165,7 +172,8 @@ class Ledger:
     A request is identified by the SHA-256 of its prompt and limits and the completer's provider, model and parameters.
     The same request is answered from the file; while it is in flight, others like it wait for its answer. An answer is
     committed before it is read, so that neither a fault in reading nor a kill loses it. Requests without an answer are
-    asked again. Threads share one ledger; a second process is refused.
+    asked again, and so are those whose answer was cut by its limit of tokens. Threads share one ledger; a second
+    process is refused. It also remembers what parameters an endpoint does not take, by provider and model.
 
     Raises `LedgerError` when the file is in use, cannot be opened, or is not a ledger.
     """
@@ -186,13 +194,17 @@ class Ledger:
                 base.execute("PRAGMA journal_mode=WAL")
                 base.execute("PRAGMA synchronous=FULL")
                 base.executescript(_TABLES)
+                base.execute(_SET_APART)
                 self.budget.load(base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
                 raise LedgerError(f"{path}: cannot be written ({error.strerror}); name another file") from None
-            except sqlite3.Error as error:
-                raise LedgerError(f"{path}: is no ledger ({error}); move it away or name another file") from None
+            except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+                full = isinstance(error, sqlite3.OperationalError) and re.search("disk|readonly|full", str(error))
+                way_out = "make room or mend its permissions" if full else "move it away or name another file"
+                reason = f"{'cannot be used' if full else 'is no ledger'} ({short(str(error))})"
+                raise LedgerError(f"{path}: {reason}; {way_out}") from None
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Ledger:
@@ -230,7 +242,30 @@ class Ledger:
         with self._lock:
             update = "UPDATE answers SET failure = ? WHERE key = ? AND failure IS NOT ?"
             self._base.execute(update, (failure, key, failure))
+            if answer.finish == "length" and failure == "truncated":
+                self._base.execute(f"{_SET_APART} AND key = ?", (key,))
         return value
+
+    def unanswered(self, request: Request, completer: Completer, failure: Failure) -> Failure:
+        """Count a request whose answer was cut among those that asking again may answer."""
+        with self._lock:
+            self._unanswered[key_of(request, completer)] = failure
+        return failure
+
+    def dialect(self, identity: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+        """Parameters that an endpoint does not take, what is sent instead, and how many requests were refused."""
+        query = "SELECT parameter, instead, requests FROM dialect WHERE provider = ? AND model = ? ORDER BY parameter"
+        with self._lock:
+            return list(self._base.execute(query, (identity["provider"], identity["model"])))
+
+    def learn(self, identity: Mapping[str, Any], parameter: str, instead: str) -> None:
+        """Remember that a request was refused for a parameter, and what is sent instead."""
+        add = (
+            "INSERT INTO dialect VALUES (?, ?, ?, ?, 1) ON CONFLICT (provider, model, parameter) DO UPDATE "
+            "SET instead = excluded.instead, requests = requests + 1"
+        )
+        with self._lock:
+            self._base.execute(add, (identity["provider"], identity["model"], parameter, instead))
 
     def estimate(self, requests: Iterable[Request], completer: Completer) -> Estimate:
         """Expected size and cost of the requests without an answer in the file; equal ones count once."""
@@ -300,8 +335,9 @@ class Ledger:
         row = self._base.execute(query, (key,)).fetchone()
         if row is None:
             return None
-        text, finish, tokens, top = json.loads(row[0])
-        return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
+        with reading(f"an answer in the ledger, key {key}", "move the ledger away or name another folder", LedgerError):
+            text, finish, tokens, top = json.loads(row[0])
+            return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
 
 
 def key_of(request: Request, completer: Completer) -> str:
