@@ -78,6 +78,5 @@ def read_json(path: Path, way_out: str, error: type[Exception] = ValueError, kin
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     if not isinstance(value, kind):
-        wanted = {dict: "an object of keys and values", list: "a list"}.get(kind, kind.__name__)
-        raise error(f"{path}: holds {type(value).__name__} instead of {wanted}; {way_out}")
+        raise error(f"{path}: cannot be read (it holds a {type(value).__name__}, not a {kind.__name__}); {way_out}")
     return value

@@ -228,7 +228,7 @@ def test_a_fault_names_value_place_and_way_out(path, value, message):
         ("seed = 1\nseed = 2\n", "line 2: seed = 2: this key or table is there already; keep one"),
         ("[sae]\nk = 4\n[sae]\n", "line 3: [sae]: this key or table is there already"),
         ("a = [", "is not valid TOML"),
-        ("\ufeffa = 1", "a: unknown key"),
+        ("\ufeffa = 1", "hook_point: is missing"),
         ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("a = " + "9" * 5000, "more than 4,300 digits"),
         ("a." * 20_000 + "a = 1", "more than 64 parts"),

@@ -5,7 +5,6 @@ The estimate counts the matrix products that cannot be avoided and divides by th
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from heredity.errors import read_json, short
 from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.study.places import local_path
 from heredity.tables import Column, Table
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from heredity.analyses import Pipeline
     from heredity.engine.store import Store
 
+_SIZES = {
+    *("hidden_size", "n_embd", "intermediate_size", "n_inner", "num_hidden_layers", "n_layer", "num_attention_heads"),
+    *("n_head", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
+}
+_LARGEST = 2**31
 PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
 
 PLAN_MODELS = Table(
@@ -81,15 +86,7 @@ class Shapes:
             path = (folder or Path()) / "config.json"
             if folder is None or not path.is_file():
                 return None
-            try:
-                shape = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
-                if not hasattr(shape, "model_type"):
-                    raise ValueError("it has no model_type")
-                return shape
-            except (ValueError, TypeError, RecursionError) as error:
-                raise StudyError(
-                    f"{path}: is no configuration of a model ({error}); give the folder of a saved model"
-                ) from None
+            return _shape_in(path)
         return self.shape(self.study.parents[name][0])
 
     def parameters(self, model: str) -> int:
@@ -137,6 +134,20 @@ class Shapes:
             except HookPointError as error:
                 raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
         return widths
+
+
+def _shape_in(path: Path) -> SimpleNamespace:
+    """A model's shape from its config.json. Raises StudyError by file, and by key for one that has no such values."""
+    way_out = "give the folder of a saved model"
+    values = read_json(path, way_out, StudyError)
+    if not isinstance(values.get("model_type"), str):
+        raise StudyError(f"{path}: is no configuration of a model (it has no model_type); {way_out}")
+    for key in _SIZES & values.keys():
+        sizes = values[key] if isinstance(values[key], list) else [values[key]]  # some families have one for each layer
+        if any(size is not None and (type(size) is not int or not 0 <= size <= _LARGEST) for size in sizes):
+            raise StudyError(f"{path}: {key} is {short(values[key], 80)}, and a count is needed; {way_out}")
+        values[key] = max((size for size in sizes if size is not None), default=None)
+    return SimpleNamespace(**values)
 
 
 def _mistral_shape(config: ScratchConfig, vocab_size: int) -> SimpleNamespace:

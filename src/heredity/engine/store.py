@@ -27,6 +27,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from heredity.errors import read_json
+
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 _VERSIONS = ("heredity", "torch", "transformers", "tokenizers", "numpy")
@@ -50,7 +52,7 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         """Content of a JSON file of the folder."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return read_json(self.folder / name, "delete its folder and run again", ArtifactError, object)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
+from heredity.errors import reading
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
@@ -145,12 +146,9 @@ class FeatureActs:
         it between processes. The file must not be written to meanwhile. Raises `ValueError` for any other file."""
         # safetensors itself copies what it reads. Its format: the length of the header in 8 bytes, the header in JSON
         # with the offsets of each array, the arrays. Opening checks that offsets, dtypes, shapes and file fit.
-        try:
-            with safe_open(path, "np"), open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+        with reading(path, "it is damaged; make it again"), safe_open(path, "np"), open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         kinds = {name: entry["dtype"] for name, entry in header.items()}
         if kinds != _STORED:

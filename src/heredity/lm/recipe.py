@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from heredity.engine.store import whole, write_json
+from heredity.errors import reading, short
 from heredity.lm.load import load_model, quiet, random_state_kept, save_model
 from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
 from heredity.text.tokens import load_tokenizer
@@ -79,12 +81,12 @@ def require_mergekit(place: str) -> None:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mergekit configuration in a YAML file. `RecipeError` names the file, and the line where it is not YAML."""
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); correct it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); give the path of a YAML file") from None
+    with reading(path, "give the path of a YAML file", RecipeError):
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path}: not YAML ({short(str(error))}); correct it") from None
+        json.dumps(recipe, default=str)  # what nests too deeply, or in itself, and what is no text
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: is a {type(recipe).__name__}, not a mapping; write merge_method: ..., models: ...")
     return recipe
@@ -153,7 +155,8 @@ def merge_recipe(recipe: Mapping[str, Any], folder: Path, seed: int = 0, place: 
             reasons = (f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors())
             raise RecipeError(f"{place}: mergekit cannot read it: {'; '.join(reasons)}") from error
         except Exception as error:
-            raise RecipeError(f"{place}: mergekit cannot follow it: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {short(str(error))}"
+            raise RecipeError(f"{place}: mergekit cannot follow it: {why}") from error
         finally:
             LoaderCache().loaders.clear()  # it keeps the files open, and would read changed ones from memory
         donor = base if isinstance(base, str) else next(iter(parents), None)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from heredity.errors import reading
 from heredity.sae.model import SAE, Activation
 from heredity.study import RANKED
 
@@ -68,11 +69,12 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{path} is missing beside {weights}; copy the whole folder") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not readable JSON ({error}); copy it anew") from None
     if not isinstance(settings, dict):
         raise FormatError(f"{path} holds no table of settings; copy it anew")
-    return read(_Tensors(folder / weights), path, settings)
+    with reading(folder, "copy it anew, or give the folder of one SAE", FormatError):
+        return read(_Tensors(folder / weights), path, settings)
 
 
 def format_of(folder: Path) -> Format:

@@ -31,6 +31,7 @@ _DEEPEST = 64  # parts of a key; the parser's time grows with their square
 _DOTS, _APART = re.compile(r"[\w\"'-][ \t]*\.(?=[ \t]*[\w\"'-])"), re.compile(r"[^\w.\"' \t-]")
 _FORMS = {
     "tuple_type": 'give a list, such as ["a", "b"]',
+    "string_too_short": "is empty; give a text, or leave the key out",
     "too_short": "is empty; give at least one",
     "string_type": 'give a text in quotes, such as "a"',
     "int_type": "give a whole number, without quotes",

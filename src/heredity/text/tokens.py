@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from heredity.errors import reason
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -69,12 +71,12 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
+    except Exception as error:  # the parsers beneath raise what they like, bare Exception too
+        why = f"cannot be loaded ({reason(error)}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
             code = "it ships code, which is not run; read that code"
-            reason = f"{code}, then set trust_remote_code = true for the model in the study"
-        raise ValueError(f"tokenizer {name}: {reason}") from error
+            why = f"{code}, then set trust_remote_code = true for the model in the study"
+        raise ValueError(f"tokenizer {name}: {why}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
     if tokenizer.eos_token_id is None:
