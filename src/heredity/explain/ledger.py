@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS failures (
 CREATE TABLE IF NOT EXISTS dialect (
   provider TEXT, model TEXT, parameter TEXT, instead TEXT, requests INTEGER, PRIMARY KEY (provider, model, parameter));
 """
+_MOVE = "move it away or name another file"
 _CUT = "failure = 'truncated' AND json_extract(answer, '$[1]') = 'length' AND length(key) = 64"
 _SET_APART = f"UPDATE answers SET key = key || ' cut ' || rowid WHERE {_CUT}"
 """An answer that its limit cut was paid for and counts, but answers nothing: no request has its key any more."""
@@ -180,7 +181,7 @@ class Ledger:
 
     def __init__(self, path: Path, budget: Budget | None = None):
         self.budget = budget or Budget()
-        self._lock = threading.Lock()
+        self._path, self._lock = path, threading.Lock()
         self._in_flight: dict[str, Future[Answer | Failure]] = {}
         self._cached = self._refused = 0
         self._unanswered: dict[str, Failure] = {}
@@ -201,10 +202,7 @@ class Ledger:
             except OSError as error:
                 raise LedgerError(f"{path}: cannot be written ({error.strerror}); name another file") from None
             except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
-                full = isinstance(error, sqlite3.OperationalError) and re.search("disk|readonly|full", str(error))
-                way_out = "make room or mend its permissions" if full else "move it away or name another file"
-                reason = f"{'cannot be used' if full else 'is no ledger'} ({short(str(error))})"
-                raise LedgerError(f"{path}: {reason}; {way_out}") from None
+                raise _unusable(path, error) from None
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Ledger:
@@ -241,9 +239,9 @@ class Ledger:
         failure = next((part.kind for part in parts if isinstance(part, Failure)), None)
         with self._lock:
             update = "UPDATE answers SET failure = ? WHERE key = ? AND failure IS NOT ?"
-            self._base.execute(update, (failure, key, failure))
+            self._sql(update, (failure, key, failure))
             if answer.finish == "length" and failure == "truncated":
-                self._base.execute(f"{_SET_APART} AND key = ?", (key,))
+                self._sql(f"{_SET_APART} AND key = ?", (key,))
         return value
 
     def unanswered(self, request: Request, completer: Completer, failure: Failure) -> Failure:
@@ -256,7 +254,7 @@ class Ledger:
         """Parameters that an endpoint does not take, what is sent instead, and how many requests were refused."""
         query = "SELECT parameter, instead, requests FROM dialect WHERE provider = ? AND model = ? ORDER BY parameter"
         with self._lock:
-            return list(self._base.execute(query, (identity["provider"], identity["model"])))
+            return self._sql(query, (identity["provider"], identity["model"]))
 
     def learn(self, identity: Mapping[str, Any], parameter: str, instead: str) -> None:
         """Remember that a request was refused for a parameter, and what is sent instead."""
@@ -265,7 +263,7 @@ class Ledger:
             "SET instead = excluded.instead, requests = requests + 1"
         )
         with self._lock:
-            self._base.execute(add, (identity["provider"], identity["model"], parameter, instead))
+            self._sql(add, (identity["provider"], identity["model"], parameter, instead))
 
     def estimate(self, requests: Iterable[Request], completer: Completer) -> Estimate:
         """Expected size and cost of the requests without an answer in the file; equal ones count once."""
@@ -282,9 +280,9 @@ class Ledger:
         by = "SELECT {0}, {1} FROM answers GROUP BY {0} ORDER BY {0}"
         groups = [("feature", "SUM(cost)"), ("question", "COUNT(*)"), ("question", "SUM(cost)")]
         with self._lock:
-            requests, tokens_in, tokens_out, cost = self._base.execute(totals).fetchone()
-            failures = dict(self._base.execute(by_kind)) | ({"budget": self._refused} if self._refused else {})
-            by_feature, *by_question = (dict(self._base.execute(by.format(*names))) for names in groups)
+            requests, tokens_in, tokens_out, cost = self._sql(totals)[0]
+            failures = dict(self._sql(by_kind)) | ({"budget": self._refused} if self._refused else {})
+            by_feature, *by_question = (dict(self._sql(by.format(*names))) for names in groups)
             reasons: dict[str, str] = {kind: detail for kind, detail in self._unanswered.values()}
         counts = (requests, self._cached, failures, tokens_in, tokens_out, cost)
         return LedgerSummary(*counts, by_feature, reasons, *by_question)
@@ -327,17 +325,30 @@ class Ledger:
             self._unanswered.pop(key, None)
             if isinstance(reply, Failure):
                 self._unanswered[key] = reply
-            self._base.execute(f"INSERT INTO {table} ({names}) VALUES ({values}){again}", row)
+            self._sql(f"INSERT INTO {table} ({names}) VALUES ({values}){again}", row)
         return reply
+
+    def _sql(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """Rows of a query; the caller holds the lock. A full disk and a damaged file are told as such."""
+        try:
+            return self._base.execute(query, values).fetchall()
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            raise _unusable(self._path, error) from error
 
     def _stored(self, key: str) -> Answer | None:
         query = "SELECT answer, tokens_in, tokens_out FROM answers WHERE key = ?"
-        row = self._base.execute(query, (key,)).fetchone()
-        if row is None:
+        if not (rows := self._sql(query, (key,))):
             return None
+        row = rows[0]
         with reading(f"an answer in the ledger, key {key}", "move the ledger away or name another folder", LedgerError):
             text, finish, tokens, top = json.loads(row[0])
             return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
+
+
+def _unusable(path: Path, error: Exception) -> LedgerError:
+    full = isinstance(error, sqlite3.OperationalError) and re.search("disk|readonly|full", str(error))
+    why = f"{'cannot be used' if full else 'is no ledger, or a damaged one'} ({short(str(error))})"
+    return LedgerError(f"{path}: {why}; {'make room or mend its permissions' if full else _MOVE}")
 
 
 def key_of(request: Request, completer: Completer) -> str:

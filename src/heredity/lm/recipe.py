@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -86,10 +87,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
             recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         except yaml.YAMLError as error:
             raise RecipeError(f"{path}: not YAML ({short(str(error))}); correct it") from None
-        json.dumps(recipe, default=str)  # what nests too deeply, or in itself, and what is no text
+        json.dumps(recipe, default=str)  # what nests too deeply, or in itself
+        for number in _numbers(recipe):
+            if not math.isfinite(number):
+                raise RecipeError(f"{path}: {number} is no finite number; correct it")
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: is a {type(recipe).__name__}, not a mapping; write merge_method: ..., models: ...")
     return recipe
+
+
+def _numbers(node: object) -> Iterator[float]:
+    if isinstance(node, Mapping | list):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from _numbers(child)
+    elif isinstance(node, int | float):
+        yield float(node)
 
 
 def recipe_of(

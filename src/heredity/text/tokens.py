@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from heredity.errors import reason
+from heredity.errors import reason, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,6 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
+_SPARSEST = 16  # ids for every token, at most
 _FEISTEL_ROUNDS = 6
 
 # Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
@@ -81,6 +82,11 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name}: has no end-of-text token; set eos_token in its tokenizer_config.json")
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=lambda one: vocabulary[one])
+    if vocabulary[token] > _SPARSEST * len(vocabulary) + 2**16:  # tables by id would take all memory
+        sizes = f"token {short(repr(token), 80)} has id {vocabulary[token]:,}, beyond its {len(vocabulary):,} tokens"
+        raise ValueError(f"tokenizer {name}: {sizes}; copy tokenizer.json anew")
     return tokenizer
 
 
