@@ -146,8 +146,9 @@ def _shape_in(path: Path) -> SimpleNamespace:
         sizes = values[key] if isinstance(values[key], list) else [values[key]]  # some families have one for each layer
         if any(size is not None and (type(size) is not int or not 0 <= size <= _LARGEST) for size in sizes):
             raise StudyError(f"{path}: {key} is {short(values[key], 80)}, and a count is needed; {way_out}")
-        values[key] = max((size for size in sizes if size is not None), default=None)
-    return SimpleNamespace(**values)
+        values[key] = max((size for size in sizes if size is not None), default=0)
+    absent = {key for key in _SIZES & values.keys() if not values[key]}
+    return SimpleNamespace(**{"vocab_size": 0} | {key: value for key, value in values.items() if key not in absent})
 
 
 def _mistral_shape(config: ScratchConfig, vocab_size: int) -> SimpleNamespace:

@@ -204,7 +204,7 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         stage, name, recorded_key = manifest["stage"], manifest["name"], manifest["key"]
         recorded, _, _ = (dict(manifest[entry]) for entry in ("files", "inputs", "versions"))
-        timed = math.isfinite(manifest["seconds"])
+        timed = math.isfinite(manifest["seconds"]) and math.isfinite(manifest["peak_memory_gib"])
         here = stage == folder.parent.name and f"{name}-{recorded_key[:12]}" == folder.name
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]

@@ -181,7 +181,7 @@ class Endpoint:
             return self._failure("refused", "the body of the response is nested too deeply")
         try:
             answer = _answer_of(body, echo)
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             return self._failure("refused", text)
         # An endpoint may send the key back, in JSON escapes as well: it is searched after they are decoded.
         tokens = tuple(map(self._redacted, answer.tokens))

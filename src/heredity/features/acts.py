@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
-from heredity.errors import reading
+from heredity.errors import reading, short
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_MOST = 2**26  # features of an SAE
 _STORED = {"indptr": "I64", "indices": "I32", "values": "F32", "d_sae": "I64"}
 
 
@@ -158,4 +159,6 @@ class FeatureActs:
             part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
             # A copy only where the writer left an array at an odd address, which compiled code cannot take.
             arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
-        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))
+        if arrays["d_sae"].size != 1 or not 0 <= arrays["d_sae"].ravel()[0] <= _MOST:
+            raise ValueError(f"{path}: d_sae is {short(arrays['d_sae'], 80)}, no number of features; make it again")
+        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"].ravel()[0]))
