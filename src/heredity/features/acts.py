@@ -154,11 +154,12 @@ class FeatureActs:
         kinds = {name: entry["dtype"] for name, entry in header.items()}
         if kinds != _STORED:
             raise ValueError(f"{path} holds {kinds}, no feature activations; make it again")
-        data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
-        for name, entry in header.items():
-            part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
-            # A copy only where the writer left an array at an odd address, which compiled code cannot take.
-            arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
+        with reading(path, "it is damaged; make it again"):
+            data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
+            for name, entry in header.items():
+                part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
+                # A copy only where the writer left an array at an odd address, which compiled code cannot take.
+                arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
         if arrays["d_sae"].size != 1 or not 0 <= arrays["d_sae"].ravel()[0] <= _MOST:
             raise ValueError(f"{path}: d_sae is {short(arrays['d_sae'], 80)}, no number of features; make it again")
         return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"].ravel()[0]))
