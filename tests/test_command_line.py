@@ -1,4 +1,4 @@
-"""Errors that the user can mend are one line with the stage and a way out; all others keep their traceback."""
+"""Every error is one line with the stage and a way out; --debug shows its traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def noted(error: Exception, stage: str = "sae/base@scratch") -> Exception:
         (noted(SafetensorError("I/O error: No space left on device")), ("sae/base@scratch: weights", "--runs")),
         (noted(RuntimeError("PytorchStreamWriter failed writing file data/0")), ("sae/base@scratch", "make room")),
         (noted(OSError(28, "No space left on device")), ("sae/base@scratch: [Errno 28]", "make room")),
-        (FileNotFoundError(2, "No such file or directory", "a/b.txt"), ("a/b.txt",)),
+        (FileNotFoundError(2, "No such file or directory", "a/b.txt"), ("a/b.txt: no such file", "correct the path")),
+        (FileExistsError(17, "File exists", "s.toml"), ("s.toml: is there already; choose another",)),
+        (NotADirectoryError(20, "Not a directory", "s.toml/x"), ("s.toml/x: a part of this path is a file",)),
+        (OSError(36, "File name too long", "x" * 5000), ("xxx ... xxx", "File name too long", "choose another path")),
         (ValueError("hub:x: has\n no  text"), ("hub:x: has no text",)),
         (ValueError("column \x1b]0;evil\x07 is\u202e missing"), ("column \\x1b]0;evil\\x07 is\\u202e missing",)),
     ],
@@ -40,10 +43,14 @@ def test_what_the_user_can_mend_is_one_printable_line(error, words):
         assert word in line
 
 
-def test_a_mistake_of_ours_keeps_its_traceback():
-    assert one_line(RuntimeError("shapes differ")) is None and one_line(KeyError("x")) is None
-    with pytest.raises(KeyError), errors(debug=False):
-        raise KeyError("x")
+def test_a_mistake_of_ours_is_one_line_as_well_and_its_traceback_is_shown_on_demand(capsys):
+    for debug in (False, True):
+        with pytest.raises(SystemExit) as caught, errors(debug):
+            raise KeyError("x" * 5000)
+        said = capsys.readouterr().err
+        assert caught.value.code == 2 and ("Traceback" in said) is debug
+        line = said.strip().splitlines()[-1]
+        assert line.startswith("error: KeyError at test_command_line.py:") and "--debug" in line and len(line) < 1100
 
 
 def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(capsys):

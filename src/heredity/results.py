@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from functools import cached_property
 from html import escape
@@ -14,6 +13,7 @@ from heredity.analyses import TABLES, Pipeline, read_tables, statements_of
 from heredity.analyses.analysis import Need, Statement
 from heredity.analyses.sae import sae_need
 from heredity.engine.store import Artifact, ArtifactError, Store, write_json
+from heredity.errors import read_json, reading
 from heredity.study import Study, StudyError
 
 if TYPE_CHECKING:
@@ -203,10 +203,8 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
         if (path.parent / "summary.json").exists():
             raise ArtifactError(f"{folder}: holds a run of heredity 0.1.0 (there is no {RUN}); run its study again")
         raise ArtifactError(f"{folder}: holds no run (there is no {RUN}); give a folder such as runs/demo")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    way_out = "run the study again"
+    values = read_json(path, way_out, ArtifactError)
+    with reading(path, way_out, ArtifactError):
         study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else error
-        raise ArtifactError(f"{path}: cannot be read ({reason}); run the study again") from None
     return Run(study, Path(folder))

@@ -106,6 +106,16 @@ def chat(text: str | None, finish: str = "stop", usage: tuple[int, int] | None =
     return Reply({"choices": [{"message": message, "finish_reason": finish} | choice], **told})
 
 
+def refusing(rule: Callable[[dict[str, Any]], tuple[int, Any] | None], answer: Reply | None = None) -> Any:
+    """A server that refuses what `rule` tells a status and a body for, and answers all else."""
+
+    def respond(path: str, body: dict[str, Any]) -> Reply:
+        refused = rule(body)
+        return Reply(refused[1], refused[0]) if refused else answer or chat('{"explanation": "x"}')
+
+    return respond
+
+
 def data_of(body: dict[str, Any]) -> Any:
     """The JSON behind the instruction in a prompt, as a careful reader would take it."""
     return json.loads(body["messages"][0]["content"].splitlines()[-1])

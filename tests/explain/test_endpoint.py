@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from explain.server import TEXTS, Reply, chat, excerpt, fast, knowing, serving
+from explain.server import TEXTS, Reply, chat, excerpt, fast, knowing, refusing, serving
 from heredity.explain.endpoint import Endpoint, EndpointError
 from heredity.explain.language import LanguageJudge
 from heredity.explain.ledger import Ledger
@@ -153,6 +154,144 @@ def test_parameters_can_be_named_added_and_left_out():
         extra = {"temperature": None, "reasoning_effort": "low"}
         fast(server, limit="max_completion_tokens", extra=extra).complete(QUESTION)
         assert server.bodies[0].keys() == {"model", "messages", "seed", "max_completion_tokens", "reasoning_effort"}
+
+
+def openai(body):
+    """Reasoning models of OpenAI."""
+    told = {"type": "invalid_request_error"}
+    if "max_tokens" in body:
+        told |= {"message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+                 "'max_completion_tokens' instead.", "param": "max_tokens"}  # fmt: skip
+    elif body.get("temperature", 1) != 1:
+        told |= {"message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
+                 "value is supported.", "param": "temperature"}  # fmt: skip
+    return (400, {"error": told}) if "message" in told else None
+
+
+def forbidding(*names, form, status=400):
+    """Refuses these, one at a time, in a form of words or fields."""
+    return lambda body: next(((status, form(name)) for name in names if name in body), None)
+
+
+def pydantic(name):
+    return {"type": "extra_forbidden", "loc": ["body", name], "msg": "not permitted", "input": 0}
+
+
+VLLM = "[{{'type': 'extra_forbidden', 'loc': ('body', '{}'), 'msg': 'Extra inputs are not permitted'}}]"
+GEMINI = 'Invalid JSON payload received. Unknown name "{}": Cannot find field.'
+TGI = (422, {"error": "Input validation error: `temperature` must be strictly positive"})
+REST = {"max_tokens", "temperature"}
+DIALECTS = {
+    "OpenAI": (openai, {"max_completion_tokens", "seed"}),
+    "OpenAI, neither name of the limit": (
+        forbidding("max_tokens", "max_completion_tokens", form=lambda n: {"error": {"message": "no", "param": n}}),
+        {"temperature", "seed"},
+    ),
+    "an older server, asked by the newer name": (
+        forbidding("max_completion_tokens", form=lambda n: f"unknown field `{n}`"),
+        {*REST, "seed"},
+    ),
+    "FastAPI": (
+        forbidding("seed", "temperature", form=lambda n: {"detail": [pydantic(n)]}, status=422),
+        {"max_tokens"},
+    ),
+    "vLLM": (forbidding("seed", form=lambda n: {"object": "error", "message": VLLM.format(n)}), REST),
+    "Mistral": (forbidding("seed", form=lambda n: {"message": {"detail": [pydantic(n)]}}, status=422), REST),
+    "TGI": (lambda body: TGI if body.get("temperature") == 0 else None, {"max_tokens", "seed"}),
+    "Gemini": (forbidding("seed", form=lambda n: [{"error": {"code": 400, "message": GEMINI.format(n)}}]), REST),
+    "words alone": (forbidding("response_format", "stop", form=lambda n: f"{n} is not taken here"), {*REST, "seed"}),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_refused_parameter_is_left_out_or_renamed_once_for_all(name, tmp_path):
+    rule, taken = DIALECTS[name]
+    options = {"extra": {"response_format": {"type": "json_object"}, "stop": ["\n"]} if name == "words alone" else {}}
+    options |= {"limit": "max_completion_tokens"} if "newer" in name else {}
+    with serving(refusing(rule)) as server:
+        for run in range(2):  # a second run knows the dialect from the ledger
+            with Ledger(tmp_path / "l.sqlite") as ledger:
+                before, endpoint = len(server.bodies), fast(server, **options)
+                judge = LanguageJudge(endpoint, ledger)
+                found = [judge.explain("f/1", [excerpt(f"{run} {n}")]) for n in range(3)]
+                assert found == ["x"] * 3
+                refused = sum(requests for *_, requests in ledger.dialect(endpoint.identity))
+                assert len(server.bodies) - before == 3 + (refused if run == 0 else 0)
+                assert set(server.bodies[-1]) - {"model", "messages"} == taken
+                assert ledger.summary().failures == {} and ledger.summary().requests == 3 * (run + 1)
+
+
+def test_all_requests_at_once_learn_a_dialect_together():
+    with serving(refusing(openai)) as server, ThreadPoolExecutor(8) as pool:
+        endpoint = fast(server, concurrency=8)
+        found = list(pool.map(endpoint.complete, [QUESTION] * 24))
+        assert all(isinstance(answer, Answer) for answer, _ in found)
+        assert endpoint.dialect == {"max_tokens": "max_completion_tokens", "temperature": ""}
+        assert sum(attempts for _, attempts in found) == len(server.bodies)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"message": "'max_tokens' is too large: 50. This model's maximum context length is 40 tokens"}},
+        {"error": {"message": "max_tokens (50) exceeds the context", "param": "max_tokens"}},
+        {"error": {"message": "the prompt holds the seed of a temperature", "param": "messages"}},
+        {"error": {"message": "bad request"}},
+    ],
+)
+def test_a_limit_too_large_and_a_fault_of_the_prompt_change_nothing(refusal):
+    with serving(lambda *_: Reply(refusal, 400)) as server:
+        endpoint = fast(server)
+        assert failed(endpoint) == ("refused", 1) and endpoint.dialect == {}
+
+
+def thinking(room, inline):
+    """A model that thinks before it answers, for so many tokens; the endpoint shows thoughts in the answer or apart."""
+
+    def respond(path, body):
+        enough = body["max_tokens"] >= room
+        thoughts, answer = "hm { so " * 9, '{"explanation": "x"}' if enough else ""
+        reply = chat(f"<think>{thoughts}{'</think>' if enough else ''}{answer}" if inline else answer or None,
+                     "stop" if enough else "length")  # fmt: skip
+        message = reply.body["choices"][0]["message"]
+        message |= {} if inline is None or inline else {"reasoning_content": thoughts}
+        return reply
+
+    return respond
+
+
+@pytest.mark.parametrize("inline", [True, False, None])
+def test_thoughts_get_room_once_one_answer_was_cut_in_them(inline, tmp_path):
+    with serving(thinking(2000, inline)) as server:
+        for run in range(2):
+            with Ledger(tmp_path / "l.sqlite") as ledger:
+                judge = LanguageJudge(fast(server), ledger)
+                assert [judge.explain("f/1", [excerpt(f"{run} {n}")]) for n in range(3)] == ["x"] * 3
+                assert ledger.summary().reasons == {}
+        assert [body["max_tokens"] > 2000 for body in server.bodies] == [False, *[True] * 6]
+
+
+def test_an_answer_that_its_limit_cut_is_a_failure_with_its_way_out_and_no_answer_in_the_ledger(tmp_path):
+    replies = {50_000: chat('{"explanation": "x"}')}
+    cut = lambda _, body: replies.get(body["max_tokens"] // 50_000 * 50_000, chat('{"explanation": "and', "length"))  # noqa: E731
+    with serving(cut) as server:
+        for times in (1, 2):
+            with Ledger(tmp_path / "l.sqlite") as ledger:
+                failure = LanguageJudge(fast(server), ledger).explain("f/1", [excerpt("a")])
+                assert isinstance(failure, Failure) and failure.kind == "truncated"
+                assert "cut at its limit of 120 tokens; give more with --spare-tokens" in failure.detail
+                assert ledger.summary().reasons == {"truncated": failure.detail}
+                assert len(server.bodies) == times == ledger.summary().requests, "what was paid for counts"
+        with Ledger(tmp_path / "l.sqlite") as ledger:
+            judge = LanguageJudge(fast(server), ledger, spare_tokens=50_000)
+            assert judge.explain("f/1", [excerpt("a")]) == "x" and ledger.summary().reasons == {}
+
+
+def test_a_body_that_no_parser_takes_is_a_failure():
+    for body in ("[" * 100_000, "9" * 5000, '{"choices": [{"message": {"content": "\\ud800"}}]}'):
+        with serving(lambda *_, body=body: Reply(body)) as server:
+            reply, _ = fast(server, retries=0).complete(QUESTION)
+            assert isinstance(reply, Answer | Failure)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,14 @@ READ = {
             'Sure! Here {you are}: {"explanation": "the end of it"} Hope it helps.',
             '<think>{"explanation": "perhaps this"} no</think>{"explanation": "the end of it"}',
             '{"explanation": "first try"} or better {"explanation": "the end of it"}',
+            'Tokens such as { and "}" [in code: {"explanation": "the end of it"}',
+            'It opens {" a string {"a. {"explanation": "the end of it"}',
+            'hm {"explanation": "no"}, wait</think> no</think>\n```json\n{"explanation": "the end of it"}```',
+            '[THINK]{"explanation": "no"}[/THINK]{"explanation": "the end of it"}',
+            '<|channel|>analysis<|message|>{"a": 1}<|end|><|start|>assistant<|channel|>final<|message|>'
+            '{"explanation": "the end of it"}',
         ],
+        "the tag </think> or <think>": ['{"explanation": "the tag </think> or <think>"}'],
         OWNED: [json.dumps({"explanation": OWNED})],  # never taken from a string of another
     },
     "verdicts": {(1, 0, 1): ["[1, 0, 1]", '```\n["1", 0, true]\n```', "The answer: [1, 0, 1.0]."]},

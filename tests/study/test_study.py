@@ -206,6 +206,13 @@ def broken(path: str, value: object) -> dict:
             "model.int4: quantize and corpora exclude each other; quantize the model in a table of its own",
         ),
         ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
+        ("text", ["local"], "text: ['local']: give a text in quotes"),
+        ("report.case_corpora", "lua", 'report.case_corpora: \'lua\': give a list, such as ["a", "b"]'),
+        ("sae.tokens", 10**30, "sae.tokens: 1000000000000000000000000000000: is beyond what a number can be"),
+        ("sae.k", "many", "sae.k: 'many': give a whole number, without quotes"),
+        ("model.lua", 3, "model.lua: 3: give a table"),
+        ("model", {".lua": OTHER}, "model..lua: names are letters"),
+        ("model", {"é" * 40: OTHER}, "has more than 64 bytes; shorten the name"),
     ],
 )
 def test_a_fault_names_value_place_and_way_out(path, value, message):
@@ -213,3 +220,24 @@ def test_a_fault_names_value_place_and_way_out(path, value, message):
         Study.of(broken(path, value))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed = 1\nseed = 2\n", "line 2: seed = 2: this key or table is there already; keep one"),
+        ("[sae]\nk = 4\n[sae]\n", "line 3: [sae]: this key or table is there already"),
+        ("a = [", "is not valid TOML"),
+        ("\ufeffa = 1", "hook_point: is missing"),
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a = " + "9" * 5000, "more than 4,300 digits"),
+        ("a." * 20_000 + "a = 1", "more than 64 parts"),
+        ('hook_points = "x"\n[sae]\nhook_point = "x"', "hook_point: is missing; it stands in [sae]; move it above"),
+        ("key = '" + "x" * 5000 + "\nb", "is not valid TOML"),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_short_line_with_its_name(text, words, tmp_path):
+    (tmp_path / "x.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(StudyError) as caught:
+        load_study(str(tmp_path / "x.toml"))
+    assert words in str(caught.value) and "x" in str(caught.value) and len(str(caught.value)) < 600

@@ -17,6 +17,7 @@ from heredity.analyses.query import check_followed, sample_of
 from heredity.analyses.sample import MIN_FIRINGS
 from heredity.engine.store import digest, whole, write_json
 from heredity.engine.workers import Progress
+from heredity.errors import reading
 from heredity.explain.endpoint import OPENAI, Endpoint, Local
 from heredity.explain.language import LanguageJudge, Mode
 from heredity.explain.ledger import Budget, Ledger, Prices
@@ -45,6 +46,7 @@ class Ask(NamedTuple):
     concurrency: int = 8  # requests at a time
     timeout: float = 120.0  # seconds
     scores: tuple[str, ...] = SORTS  # questions put about each description
+    spare_tokens: int = 0  # further tokens that every answer may have
 
 
 def named(features: str) -> dict[str, list[int]]:
@@ -68,14 +70,14 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
     """
     asking, selected, matches = _prepared(run, which, ask)
     out, study = out or _folder(run, ask), run.study
-    over, paid, costs, cost, scoring = map, None, {}, 0.0, 0.0
+    over, paid, dialect, costs, cost, scoring = map, None, [], {}, 0.0, 0.0
     with _judge(ask, out) as judge:
         if judge is not None:
             asking.judge, over = judge, judge.over
         drop, edges = study.config.explain.drop, list(study.descent)
         labels = hand_down(selected, edges, matches, asking.explain, asking.score, drop, progress, over)
         if judge is not None:
-            paid = judge.ledger.summary()
+            paid, dialect = judge.ledger.summary(), judge.ledger.dialect(judge.completer.identity)
     if paid is not None:
         costs, explaining = paid.cost_by_feature, paid.cost_by_question.get("explain", 0.0)
         scored = sum(1 + (label.re_explained and not label.carried) for label in labels if label.scores is not None)
@@ -84,15 +86,18 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
     rows = label_rows(labels, asking.judge.name, costs)
     table = EXPLANATIONS.check(rows, instrument=study.instrument, site=study.config.hook_point)
     simulation = table["simulation"].drop_null().to_numpy()
+    counts = counts_of(labels, cost, scoring)
+    failed = 0 < counts["explained"] <= counts["failed"]
     result: dict[str, Any] = {
         "study": study.name,
         "judge": asking.judge.name,
         "out": str(out),
-        **counts_of(labels, cost, scoring),
+        **counts,
         "failures": failures_of(labels),
         "median_simulation": float(np.median(simulation)) if len(simulation) else None,
         "ledger": None if paid is None else paid._asdict(),
-        "complete": paid is None or not paid.reasons,
+        "dialect": [dict(zip(("parameter", "instead", "requests"), one, strict=True)) for one in dialect],
+        "complete": paid is None or not (paid.reasons or failed),
     }
     out.mkdir(parents=True, exist_ok=True)
     _add(table, out / "explanations.parquet")
@@ -108,10 +113,11 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
 def _add(made: pa.Table, path: Path) -> None:
     """Write explanations, whole or not at all; features that were asked about before and not now stay."""
     if path.exists():
-        before = pq.read_table(path)
-        now = set(zip(made["model"].to_pylist(), made["feature"].to_pylist(), strict=True))
-        old = zip(before["model"].to_pylist(), before["feature"].to_pylist(), strict=True)
-        made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
+        with reading(path, "move it away, or choose another folder with -o"):
+            before = pq.read_table(path)
+            now = set(zip(made["model"].to_pylist(), made["feature"].to_pylist(), strict=True))
+            old = zip(before["model"].to_pylist(), before["feature"].to_pylist(), strict=True)
+            made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
     with whole(path) as partial:
         pq.write_table(made, partial)
 
@@ -182,7 +188,7 @@ def _judge(ask: Ask, out: Path, asks: bool = True) -> Iterator[LanguageJudge | N
     if ask.model and ask.local:
         raise ValueError("--model and --local exclude each other; give one of them")
     if not ask.model and not ask.local:
-        given = ("base_url", "mode", "prices", "max_cost", "max_requests")
+        given = ("base_url", "mode", "prices", "max_cost", "max_requests", "spare_tokens")
         if idle := [name for name in given if getattr(ask, name) != Ask._field_defaults[name]]:
             option = idle[0].replace("_", "-").replace("prices", "price-in")
             raise ValueError(f"--{option}: means nothing without a language model; name one with --model or --local")
@@ -197,4 +203,4 @@ def _judge(ask: Ask, out: Path, asks: bool = True) -> Iterator[LanguageJudge | N
     else:
         completer = Local(str(ask.local))
     with Ledger(out / "ledger.sqlite", Budget(Prices(*ask.prices), ask.max_cost, ask.max_requests)) as ledger:
-        yield LanguageJudge(completer, ledger, mode=mode)
+        yield LanguageJudge(completer, ledger, mode=mode, spare_tokens=ask.spare_tokens)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from heredity.errors import short
 from heredity.study import CaseConfig, StudyError
 from heredity.text.corpora import file_digest
 
@@ -32,8 +33,11 @@ def recipe_of(case: CaseConfig, folder: Path) -> dict[str, Any]:
     """
     recipe = case.model_dump()
     if case.predicate is not None:
-        source = inspect.getsourcefile(inspect.unwrap(_imported(case.predicate, folder)))
-        recipe["source"] = file_digest([Path(source)]) if source else None
+        function = inspect.unwrap(_imported(case.predicate, folder))
+        source = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+        if source is None or not Path(source).is_file():
+            raise StudyError(f"predicate {case.predicate!r}: is no function of a Python file; write one of your own")
+        recipe["source"] = file_digest([Path(source)])
     return recipe
 
 
@@ -173,10 +177,10 @@ def _imported(name: str, folder: Path) -> Predicate:
     try:
         importlib.invalidate_caches()
         function = getattr(importlib.import_module(module), attribute, None)
-    except Exception as error:  # noqa: BLE001 - a module of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way
         raise StudyError(
-            f"predicate {name!r}: {module} cannot be imported ({type(error).__name__}: {error}); put {module}.py into "
-            f"{folder}, or install it"
+            f"predicate {name!r}: {module} cannot be imported ({type(error).__name__}: {short(str(error))}); "
+            f"put {module}.py into {folder}, or install it"
         ) from error
     finally:
         sys.path.remove(str(folder))
@@ -188,8 +192,9 @@ def _imported(name: str, folder: Path) -> Predicate:
     def asked(ids: np.ndarray, texts: list[str]) -> np.ndarray:
         try:
             return found(ids, texts)
-        except Exception as error:
-            raise StudyError(f"predicate {name!r} failed ({type(error).__name__}: {error}); correct it") from error
+        except (Exception, SystemExit) as error:
+            why = f"{type(error).__name__}: {short(str(error))}"
+            raise StudyError(f"predicate {name!r} failed ({why}); correct it") from error
 
     return asked
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from heredity.analyses import Pipeline
     from heredity.engine.store import Store
 
+_SIZES = {
+    *("hidden_size", "n_embd", "intermediate_size", "n_inner", "num_hidden_layers", "n_layer", "num_attention_heads"),
+    *("n_head", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
+}
+_LARGEST = 2**31
 PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
 
 PLAN_MODELS = Table(

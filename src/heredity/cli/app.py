@@ -20,6 +20,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from heredity import __version__
+from heredity.errors import short
 from heredity.show import seen
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def watcher() -> Iterator[Bars]:
 
 @contextlib.contextmanager
 def errors(debug: bool) -> Iterator[None]:
-    """One clear line on stderr and exit code 2 for everything the user can mend; the traceback with --debug."""
+    """One clear line on stderr and exit code 2 for every error; the traceback with --debug."""
     if not debug:  # a hub that cannot be reached is one line, not one for every attempt
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
@@ -165,20 +166,30 @@ def errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here", style="yellow")
         sys.exit(130)
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
+    except (typer.Exit, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust code is no `Exception`
         if debug:
             traceback.print_exc()
-        err.print(Text(f"error: {line}", "red"))
+        err.print(Text(f"error: {one_line(error)}", "red"))
         sys.exit(2)
 
 
-def one_line(error: Exception) -> str | None:
-    """An error that the user can mend, with its way out; None for any other.
+_LONGEST = 1000  # characters of a line
+_WAYS_OUT = {
+    FileExistsError: "is there already; choose another path, nothing is overwritten",
+    NotADirectoryError: "a part of this path is a file where a folder is needed; choose another path",
+    IsADirectoryError: "is a folder, and a file is needed here; give a file's name",
+    FileNotFoundError: "no such file or folder; correct the path",
+    PermissionError: "permission denied; mend its permissions or choose another path",
+}
 
-    Python's and torch's messages of a full disk or memory name neither stage nor way out: these are added.
+
+def one_line(error: BaseException) -> str:
+    """Any error in one line with its way out, cut to a readable length.
+
+    Python's and torch's messages of a full disk or memory name neither stage nor way out: these are added. What no
+    code expected is a mistake of this package, and said to be one.
     """
     message, place = str(error), "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
     if isinstance(error, MemoryError) or any(words in message for words in ("out of memory", "can't allocate memory")):
@@ -193,8 +204,17 @@ def one_line(error: Exception) -> str | None:
         )
     elif isinstance(error, OSError) and error.filename is None and error.errno is not None:
         line = f"{place}{message}; make room or choose another folder with --runs; the same command goes on from here"
+    elif isinstance(error, OSError) and error.filename is not None:
+        way_out = _WAYS_OUT.get(type(error)) or f"{error.strerror}; mend that or choose another path"
+        line = f"{place}{short(str(error.filename))}: {way_out}"
     elif isinstance(error, ValueError | OSError):
         line = message
     else:
-        return None
-    return seen(" ".join(line.split()))
+        where = "".join(
+            f" at {Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-1:]
+        )
+        line = (
+            f"{place}{type(error).__name__}{where}: {message}; this is a mistake of heredity: run the command again "
+            "with --debug, and report what it shows"
+        )
+    return seen(short(line, _LONGEST))

@@ -105,13 +105,17 @@ def explain(
     max_requests: Annotated[int | None, Option(help="Limit of answered requests, likewise.")] = None,
     concurrency: Annotated[int, Option(min=1, help="Requests at a time.")] = 8,
     timeout: Annotated[float, Option(help="Seconds to wait for an answer.")] = 120.0,
+    spare_tokens: Annotated[
+        int,
+        Option(min=0, help="Further tokens that every answer may have, for models that think before they answer."),
+    ] = 0,
     estimate: Annotated[bool, Option("--estimate", help="Only estimate requests, tokens and cost.")] = False,
     out: Annotated[Path | None, Option("-o", "--out", help="Folder; default explanations/JUDGE in the run.")] = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
     """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
-    when answers are missing that the same command would fetch."""
+    when answers are missing that the same command would ask for again, or when nothing was explained."""
     from heredity.analyses import explain_on_demand
 
     if sum((features is not None, persisting, all_)) > 1:
@@ -119,7 +123,8 @@ def explain(
     named = None if features is None else explain_on_demand.named(features)
     which = named or ("persisting" if persisting else "all" if all_ else "study")
     prices, limits = (price_in, price_out), (max_cost, max_requests, concurrency, timeout)
-    ask = explain_on_demand.Ask(model, base_url, key_variable, local, mode, prices, *limits, tuple(scores.split(",")))
+    asked = tuple(scores.split(","))
+    ask = explain_on_demand.Ask(model, base_url, key_variable, local, mode, prices, *limits, asked, spare_tokens)
     work = explain_on_demand.estimate if estimate else explain_on_demand.explain
     with watcher() as bars:
         progress = bars.plain("estimate" if estimate else "explain")

@@ -27,6 +27,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from heredity.errors import read_json
+
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 _VERSIONS = ("heredity", "torch", "transformers", "tokenizers", "numpy")
@@ -50,7 +52,7 @@ class Artifact:
 
     def json(self, name: str) -> Any:
         """Content of a JSON file of the folder."""
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return read_json(self.folder / name, "delete its folder and run again", ArtifactError, object)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         stage, name, recorded_key = manifest["stage"], manifest["name"], manifest["key"]
         recorded, _, _ = (dict(manifest[entry]) for entry in ("files", "inputs", "versions"))
-        timed = math.isfinite(manifest["seconds"])
+        timed = math.isfinite(manifest["seconds"]) and math.isfinite(manifest["peak_memory_gib"])
         here = stage == folder.parent.name and f"{name}-{recorded_key[:12]}" == folder.name
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]

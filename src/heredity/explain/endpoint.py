@@ -8,17 +8,23 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from heredity.errors import reason, short
 from heredity.explain.protocol import LEVELS, Answer, Failure, Request
 
 OPENAI = "https://api.openai.com/v1"
 GIVE_UP = 3  # requests in a row without a connection after which each further one is tried once, until one is answered
 _SECRET = 8  # least characters of a key to hide; servers without keys are given words such as `x` or `token`
 _MOST_TOKENS = 2**40
+_LIMITS = ("max_tokens", "max_completion_tokens")  # names of the limit of an answer's tokens
+_TOO_MANY = re.compile(r"too (large|long|many)|maximum|at most|exceed|context|out of range|less than|<=|greater", re.I)
+_UNKNOWN = re.compile(r"unsupported|not support|unknown|unrecogni|not permitted|not allowed|unexpected|instead", re.I)
+_SAID = ("message", "msg", "detail", "error", "errors")  # keys of a body under which words are
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message under which a model's thoughts are
 
 
 class EndpointError(ValueError):
@@ -35,6 +41,10 @@ class Endpoint:
     limit: the endpoint's name for the limit of an answer's tokens. extra: further parameters of the request body; None
     removes one, such as `{"temperature": None}`. asks: False for one that only names what would be asked, and so needs
     no client.
+
+    Endpoints differ in what they take. A parameter that a 400 or 422 blames is left out from then on, or sent under its
+    other name (`max_tokens`, `max_completion_tokens`), and the request is sent again: see `dialect`. A limit that is
+    refused for its size is not.
 
     Raises `EndpointError` when the client is not installed, the key is missing, or base_url is not an http address.
     """
@@ -60,6 +70,10 @@ class Endpoint:
         # Host and port without user, path or key.
         parameters = {"temperature": 0, "seed": 0} | dict(extra or {})
         self.identity = {"provider": self.provider, "model": model, "parameters": parameters}
+        self.dialect: dict[str, str] = {}
+        """Parameters that the endpoint refuses, and what is sent instead: another name, or "" for nothing."""
+        self.learned: Callable[[str, str], object] = lambda *_: None
+        """Called with each refusal."""
         if not asks:
             return
         try:
@@ -80,6 +94,7 @@ class Endpoint:
         self._slots = threading.Semaphore(concurrency)
         self._missed = 0
         self._denied: Failure | None = None
+        self._adapting = threading.Lock()
 
     def stop(self) -> None:
         """Send nothing more; a pause before a retry runs out first."""
@@ -100,44 +115,74 @@ class Endpoint:
             return self._denied, attempts
 
     def _ask(self, request: Request, retries: int) -> tuple[Answer | Failure, int]:
+        """Send a request until no parameter of it is blamed; the reply and the number of attempts."""
         import openai
 
-        client, parameters = self._client.with_options(max_retries=retries), self.identity["parameters"]
-        if request.echo:
-            # A limit of 0 means no limit to some servers: one token is requested and ignored.
-            create: Any = client.completions.with_raw_response.create
-            prompt: Any = {"prompt": request.prompt}
-            body = parameters | {"echo": True, "logprobs": request.logprobs, "max_tokens": 1}
-        else:
-            create = client.chat.completions.with_raw_response.create
-            prompt = {"messages": [{"role": "user", "content": request.prompt}]}
-            body = parameters | {self._limit: request.max_tokens}
-        given = {name: value for name, value in body.items() if value is not None}
-        try:
-            sent = create(model=self.name, **prompt, extra_body=given)
-            reply, http_request = self._read(sent.text, request.echo), sent.http_request
-        except openai.APIStatusError as error:
-            reply, http_request = self._failure("refused", f"HTTP {error.status_code}: {error}"), error.request
-            if error.status_code == 401:
-                self._denied = reply
-        except openai.APIConnectionError as error:
-            late = isinstance(error, openai.APITimeoutError)
-            reason = "no answer in time" if late else str(error.__cause__ or error)
-            reply, http_request = self._failure("unreachable", reason), error.request
-        return reply, int(http_request.headers.get("x-stainless-retry-count", 0)) + 1
+        client, attempts = self._client.with_options(max_retries=retries), 0
+        while True:
+            body = self._body(request)
+            try:
+                if request.echo:
+                    # A limit of 0 means no limit to some servers: one token is requested and ignored.
+                    sent = client.completions.with_raw_response.create(
+                        model=self.name, prompt=request.prompt, extra_body=body | {"echo": True, "max_tokens": 1}
+                    )
+                else:
+                    message: Any = [{"role": "user", "content": request.prompt}]
+                    sent = client.chat.completions.with_raw_response.create(
+                        model=self.name, messages=message, extra_body=body
+                    )
+                reply, http_request = self._read(sent.text, request.echo), sent.http_request
+            except openai.APIStatusError as error:
+                reply, http_request = self._failure("refused", f"HTTP {error.status_code}: {error}"), error.request
+                if error.status_code == 401:
+                    self._denied = reply
+                blamed = _blamed(error.response.text, body) if error.status_code in (400, 422) else None
+                if blamed:
+                    attempts += _tries(http_request)
+                    self._adapt(blamed, request, body)
+                    continue
+            except openai.APIConnectionError as error:
+                late = isinstance(error, openai.APITimeoutError)
+                why = "no answer in time" if late else str(error.__cause__ or error)
+                reply, http_request = self._failure("unreachable", why), error.request
+            except Exception as error:  # a body or an address that the client cannot take
+                return self._failure("unreachable", reason(error)), attempts + 1
+            return reply, attempts + _tries(http_request)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        """Parameters beside model and prompt, in the endpoint's dialect."""
+        own = {"logprobs": request.logprobs} if request.echo else {self._limit: request.max_tokens}
+        wanted = {name: value for name, value in (self.identity["parameters"] | own).items() if value is not None}
+        renamed = {self.dialect.get(name, name): value for name, value in wanted.items()}
+        return {name: value for name, value in renamed.items() if name and self.dialect.get(name) != ""}
+
+    def _adapt(self, name: str, request: Request, sent: Mapping[str, Any]) -> None:
+        """Give a parameter that was refused its other name, or else leave it out of all further requests."""
+        with self._adapting:
+            if self._body(request) == sent:  # no other request was refused for it meanwhile
+                first = next((own for own, instead in self.dialect.items() if instead == name), name)
+                other = {_LIMITS[0]: _LIMITS[1], _LIMITS[1]: _LIMITS[0]}.get(name, "")
+                self.dialect |= dict.fromkeys((name, first), other if first == name else "")
+            instead = self.dialect.get(name, "")
+        self.learned(name, instead)
 
     def _failure(self, kind: Literal["refused", "unreachable", "truncated"], detail: str) -> Failure:
-        return Failure(kind, f"{self.provider}: {self._redacted(detail)[:300]}")
+        # Half of a surrogate pair cannot be written down.
+        shown = short(self._redacted(detail), 300).encode("utf-8", "replace").decode()
+        return Failure(kind, f"{self.provider}: {shown}")
 
     def _read(self, text: str, echo: bool) -> Answer | Failure:
         try:
             body = json.loads(text)
         except ValueError:
             return self._failure("truncated", "the body of the response broke off")
+        except RecursionError:
+            return self._failure("refused", "the body of the response is nested too deeply")
         try:
             answer = _answer_of(body, echo)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            return self._failure("refused", json.dumps(body))
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            return self._failure("refused", text)
         # An endpoint may send the key back, in JSON escapes as well: it is searched after they are decoded.
         tokens = tuple(map(self._redacted, answer.tokens))
         top = tuple({self._redacted(token): value for token, value in likely.items()} for likely in answer.top)
@@ -169,8 +214,62 @@ def _answer_of(body: Mapping[str, Any], echo: bool) -> Answer:
     text = message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
+    cut = finish in ("length", "max_tokens")
+    if cut and not text:  # all of it went into thoughts, which some endpoints hide
+        thoughts = next((message[name] for name in _THOUGHTS if isinstance(message.get(name), str)), "")
+        text = f"<think>{thoughts}"
     refused = finish == "content_filter" or (not text and message.get("refusal"))
-    return Answer(text, "refused" if refused else "length" if finish == "length" else "stop", used, made)
+    return Answer(text, "refused" if refused else "length" if cut else "stop", used, made)
+
+
+def _tries(http_request: Any) -> int:
+    return int(http_request.headers.get("x-stainless-retry-count", 0)) + 1
+
+
+def _blamed(text: str, sent: Mapping[str, Any]) -> str | None:
+    """Which of the parameters that were sent the body of a 400 or 422 refuses, if it says so.
+
+    By the field that names it (OpenAI's `param`, pydantic's `loc`), or else the one mentioned first in its words, in
+    quotes or at least as a word. A limit that is refused for its size is not blamed: another name would not help.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        body = {"message": text}
+    named = [name for name in _fields(body) if name]
+    words = " ".join(_words(body)) or text
+    if named and not set(named) & set(sent):
+        return None
+    blamed = next((name for name in named if name in sent), None)
+    for form in (r"[`'\"]{}[`'\"]", r"(?<!\w){}(?!\w)"):
+        places = {name: match.start() for name in sent if (match := re.search(form.format(re.escape(name)), words))}
+        blamed = blamed or min(places, key=lambda name: places[name], default=None)
+    if blamed in (*_LIMITS, "logprobs", "echo") and _TOO_MANY.search(words) and not _UNKNOWN.search(words):
+        return None
+    return None if blamed in ("echo", "logprobs") else blamed
+
+
+def _fields(body: object) -> Iterator[str]:
+    """Names of parameters in the fields of a refusal."""
+    if isinstance(body, dict):
+        if isinstance(body.get("param"), str):
+            yield body["param"].partition(".")[0]
+        if isinstance(body.get("loc"), list) and body["loc"]:
+            yield str(body["loc"][-1])
+    for part in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _fields(part)
+
+
+def _words(body: object) -> Iterator[str]:
+    """What a refusal says in words."""
+    if isinstance(body, str):
+        yield body
+    elif isinstance(body, list):
+        for part in body:
+            yield from _words(part)
+    elif isinstance(body, dict):
+        for key in _SAID:
+            yield from _words(body.get(key))
 
 
 def _provider_and_key(base_url: str, variable: str) -> tuple[str, str]:

@@ -19,10 +19,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from heredity.explain import parse
+from heredity.explain.endpoint import Endpoint
 from heredity.explain.ledger import Ledger
 from heredity.explain.protocol import LEVELS, Answer, Completer, Excerpt, Failure, Levels, Question, Request, quantized
 
 SENTENCE = 120  # tokens an explanation may have, its JSON included
+THOUGHTS = 4096  # further tokens of every answer once one was cut before it began
+SPARE = "spare_tokens"  # under this name the ledger remembers that an endpoint needs them
 ECHOED = 15  # most likely tokens requested per position of an echoed prompt (Bills et al. 2023)
 Mode = Literal["sparse", "echo"]  # how activations are simulated
 Item = TypeVar("Item")
@@ -104,7 +107,9 @@ class LanguageJudge:
     mode: how activations are simulated. `sparse` requests the levels of the tokens that are not silent; `echo` reads
     the log-probabilities of a prompt in which all levels are unknown, and takes expected values (Bills et al. 2023); it
     needs a completer that can echo prompts. batch: excerpts per request. spare_tokens: further tokens that every answer
-    may have, for models that think before they answer. A failed request fails its batch in `simulate`, all elsewhere.
+    may have, for models that think before they answer; once an answer is cut in its thoughts, `THOUGHTS` at least, and
+    it is asked for again. A failed request fails its batch in `simulate`, all elsewhere. What an endpoint does not take
+    is remembered in the ledger, also for later judges.
 
     Raises `ValueError` for a batch below 1 or spare tokens below 0.
     """
@@ -119,6 +124,11 @@ class LanguageJudge:
         self.planned: list[Request] | None = None  # where requests are recorded instead of sent; see `plan`
         self._mode, self._batch, self._spare = mode, batch, spare_tokens
         self._stopped = False
+        if isinstance(completer, Endpoint):
+            known = {parameter: instead for parameter, instead, _ in ledger.dialect(completer.identity)}
+            self._spare = max(spare_tokens, int(known.pop(SPARE, 0)))
+            completer.dialect |= known
+            completer.learned = partial(ledger.learn, completer.identity)
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
         """A sentence that names what the feature responds to; levels are relative to the strongest activation shown."""
@@ -207,17 +217,41 @@ class LanguageJudge:
         self, feature: str, question: Question, data: object, max_tokens: int, read: Callable[[Answer], Any]
     ) -> Asked:
         prompt = f"{INSTRUCTIONS[question]}\n{quoted(data)}"
-        return Request(feature, question, prompt, max_tokens + self._spare), read
+        return Request(feature, question, prompt, max_tokens), read
 
     def _answers(self, asked: Sequence[Asked]) -> Iterator[Any]:
         """Values or failures, in order."""
         if self.planned is not None:
-            self.planned += [request for request, _ in asked]
+            self.planned += [self._roomy(request) for request, _ in asked]
         for request, read in asked:
             if self.planned is not None or self._stopped:
                 yield Failure("unreachable", "stopped before it was asked")
             else:
-                yield self.ledger.ask(request, self.completer, read)
+                yield self._answer(request, read)
+
+    def _roomy(self, request: Request) -> Request:
+        return request if request.echo else request._replace(max_tokens=request.max_tokens + self._spare)
+
+    def _answer(self, request: Request, read: Callable[[Answer], Any]) -> Any:
+        """A value, or a failure with its way out; asked twice where the answer was cut before it began."""
+        while True:
+            roomy, came = self._roomy(request), list[Answer]()
+
+            def kept(answer: Answer, came: list[Answer] = came) -> Any:
+                came.append(answer)
+                return read(answer)
+
+            value = self.ledger.ask(roomy, self.completer, kept)
+            cut = isinstance(value, Failure) and value.kind == "truncated" and bool(came) and came[0].finish == "length"
+            if not cut or self._stopped:
+                return value
+            if not parse.unbegun(came[0]) or roomy.max_tokens >= request.max_tokens + THOUGHTS:
+                way_out = f"cut at its limit of {roomy.max_tokens:,} tokens; give more with --spare-tokens"
+                return self.ledger.unanswered(
+                    roomy, self.completer, value._replace(detail=f"{way_out}: {value.detail}")
+                )
+            self._spare = max(self._spare, THOUGHTS)
+            self.ledger.learn(self.completer.identity, SPARE, str(THOUGHTS))
 
     def _all(self, asked: Sequence[Asked]) -> list[Any] | Failure:
         """Values in order; the first failure instead of them."""

@@ -7,16 +7,18 @@ import contextlib
 import fcntl
 import json
 import math
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from heredity.engine.store import digest
+from heredity.errors import reading, short
 from heredity.explain.protocol import Answer, Completer, Failure, Request
 
 Read = TypeVar("Read")
@@ -32,7 +34,13 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS failures (
   key TEXT PRIMARY KEY, provider TEXT, model TEXT, feature TEXT, question TEXT, failure TEXT, detail TEXT,
   seconds REAL, attempts INTEGER, time TEXT);
+CREATE TABLE IF NOT EXISTS dialect (
+  provider TEXT, model TEXT, parameter TEXT, instead TEXT, requests INTEGER, PRIMARY KEY (provider, model, parameter));
 """
+_MOVE = "move it away or name another file"
+_CUT = "failure = 'truncated' AND json_extract(answer, '$[1]') = 'length' AND length(key) = 64"
+_SET_APART = f"UPDATE answers SET key = key || ' cut ' || rowid WHERE {_CUT}"
+"""An answer that its limit cut was paid for and counts, but answers nothing: no request has its key any more."""
 
 
 class LedgerError(ValueError):
@@ -165,14 +173,15 @@ class Ledger:
     A request is identified by the SHA-256 of its prompt and limits and the completer's provider, model and parameters.
     The same request is answered from the file; while it is in flight, others like it wait for its answer. An answer is
     committed before it is read, so that neither a fault in reading nor a kill loses it. Requests without an answer are
-    asked again. Threads share one ledger; a second process is refused.
+    asked again, and so are those whose answer was cut by its limit of tokens. Threads share one ledger; a second
+    process is refused. It also remembers what parameters an endpoint does not take, by provider and model.
 
     Raises `LedgerError` when the file is in use, cannot be opened, or is not a ledger.
     """
 
     def __init__(self, path: Path, budget: Budget | None = None):
         self.budget = budget or Budget()
-        self._lock = threading.Lock()
+        self._path, self._lock = path, threading.Lock()
         self._in_flight: dict[str, Future[Answer | Failure]] = {}
         self._cached = self._refused = 0
         self._unanswered: dict[str, Failure] = {}
@@ -186,13 +195,14 @@ class Ledger:
                 base.execute("PRAGMA journal_mode=WAL")
                 base.execute("PRAGMA synchronous=FULL")
                 base.executescript(_TABLES)
+                base.execute(_SET_APART)
                 self.budget.load(base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"))
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:
                 raise LedgerError(f"{path}: cannot be written ({error.strerror}); name another file") from None
-            except sqlite3.Error as error:
-                raise LedgerError(f"{path}: is no ledger ({error}); move it away or name another file") from None
+            except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+                raise _unusable(path, error) from None
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Ledger:
@@ -229,8 +239,31 @@ class Ledger:
         failure = next((part.kind for part in parts if isinstance(part, Failure)), None)
         with self._lock:
             update = "UPDATE answers SET failure = ? WHERE key = ? AND failure IS NOT ?"
-            self._base.execute(update, (failure, key, failure))
+            self._sql(update, (failure, key, failure))
+            if answer.finish == "length" and failure == "truncated":
+                self._sql(f"{_SET_APART} AND key = ?", (key,))
         return value
+
+    def unanswered(self, request: Request, completer: Completer, failure: Failure) -> Failure:
+        """Count a request whose answer was cut among those that asking again may answer."""
+        with self._lock:
+            self._unanswered[key_of(request, completer)] = failure
+        return failure
+
+    def dialect(self, identity: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+        """Parameters that an endpoint does not take, what is sent instead, and how many requests were refused."""
+        query = "SELECT parameter, instead, requests FROM dialect WHERE provider = ? AND model = ? ORDER BY parameter"
+        with self._lock:
+            return self._sql(query, (identity["provider"], identity["model"]))
+
+    def learn(self, identity: Mapping[str, Any], parameter: str, instead: str) -> None:
+        """Remember that a request was refused for a parameter, and what is sent instead."""
+        add = (
+            "INSERT INTO dialect VALUES (?, ?, ?, ?, 1) ON CONFLICT (provider, model, parameter) DO UPDATE "
+            "SET instead = excluded.instead, requests = requests + 1"
+        )
+        with self._lock:
+            self._sql(add, (identity["provider"], identity["model"], parameter, instead))
 
     def estimate(self, requests: Iterable[Request], completer: Completer) -> Estimate:
         """Expected size and cost of the requests without an answer in the file; equal ones count once."""
@@ -247,9 +280,9 @@ class Ledger:
         by = "SELECT {0}, {1} FROM answers GROUP BY {0} ORDER BY {0}"
         groups = [("feature", "SUM(cost)"), ("question", "COUNT(*)"), ("question", "SUM(cost)")]
         with self._lock:
-            requests, tokens_in, tokens_out, cost = self._base.execute(totals).fetchone()
-            failures = dict(self._base.execute(by_kind)) | ({"budget": self._refused} if self._refused else {})
-            by_feature, *by_question = (dict(self._base.execute(by.format(*names))) for names in groups)
+            requests, tokens_in, tokens_out, cost = self._sql(totals)[0]
+            failures = dict(self._sql(by_kind)) | ({"budget": self._refused} if self._refused else {})
+            by_feature, *by_question = (dict(self._sql(by.format(*names))) for names in groups)
             reasons: dict[str, str] = {kind: detail for kind, detail in self._unanswered.values()}
         counts = (requests, self._cached, failures, tokens_in, tokens_out, cost)
         return LedgerSummary(*counts, by_feature, reasons, *by_question)
@@ -292,16 +325,30 @@ class Ledger:
             self._unanswered.pop(key, None)
             if isinstance(reply, Failure):
                 self._unanswered[key] = reply
-            self._base.execute(f"INSERT INTO {table} ({names}) VALUES ({values}){again}", row)
+            self._sql(f"INSERT INTO {table} ({names}) VALUES ({values}){again}", row)
         return reply
+
+    def _sql(self, query: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """Rows of a query; the caller holds the lock. A full disk and a damaged file are told as such."""
+        try:
+            return self._base.execute(query, values).fetchall()
+        except (sqlite3.Error, ValueError, OverflowError) as error:
+            raise _unusable(self._path, error) from error
 
     def _stored(self, key: str) -> Answer | None:
         query = "SELECT answer, tokens_in, tokens_out FROM answers WHERE key = ?"
-        row = self._base.execute(query, (key,)).fetchone()
-        if row is None:
+        if not (rows := self._sql(query, (key,))):
             return None
-        text, finish, tokens, top = json.loads(row[0])
-        return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
+        row = rows[0]
+        with reading(f"an answer in the ledger, key {key}", "move the ledger away or name another folder", LedgerError):
+            text, finish, tokens, top = json.loads(row[0])
+            return Answer(text, finish, row[1], row[2], tuple(tokens), tuple(top))
+
+
+def _unusable(path: Path, error: Exception) -> LedgerError:
+    full = isinstance(error, sqlite3.OperationalError) and re.search("disk|readonly|full", str(error))
+    why = f"{'cannot be used' if full else 'is no ledger, or a damaged one'} ({short(str(error))})"
+    return LedgerError(f"{path}: {why}; {'make room or mend its permissions' if full else _MOVE}")
 
 
 def key_of(request: Request, completer: Completer) -> str:

@@ -1,6 +1,6 @@
 """Answers read as numbers and sentences. What cannot be read is a `Failure` of a kind, never a zero.
 
-Tolerated: Markdown fences, prose around the JSON, `<think>` blocks, and numbers as strings.
+Tolerated: Markdown fences, prose and stray brackets around the JSON, thoughts before it, and numbers as strings.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heredity.errors import short
 from heredity.explain.protocol import LEVELS, Answer, Failure, FailureKind, Levels
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _TRIES = 1000  # brackets tried as the beginning of JSON before an answer counts as unreadable
 _SHOWN = 80
+_NAME = r"(?:seed:)?(?:think|thinking|thoughts?|reasoning|reflection)"
+_OPENED = re.compile(rf"[<\[◁]{_NAME}[>\]▷]|<\|(?:begin_of_thought|channel\|>analysis<\|message)\|>", re.IGNORECASE)
+_CLOSED = re.compile(rf"[<\[◁]/{_NAME}[>\]▷]|<\|(?:end_of_thought|channel\|>final<\|message)\|>", re.IGNORECASE)
+"""Tags around thoughts: DeepSeek, Qwen and most others; Magistral; Seed; Kimi; OpenThoughts; gpt-oss."""
 LONGEST = 1000  # characters of an explanation at most: each goes into every prompt that scores it
 
 
@@ -128,31 +132,57 @@ def read_echo(answer: Answer, prompt: EchoPrompt, lengths: Sequence[int]) -> Lev
     return read
 
 
+def unbegun(answer: Answer) -> bool:
+    """Whether the limit of tokens cut an answer before it began, as it does where a model thinks first."""
+    text = _after_thoughts(answer.text, "{")
+    return answer.finish == "length" and (not re.search(r"[{\[]", text) or _OPENED.match(text.lstrip()) is not None)
+
+
+def _after_thoughts(text: str, opening: str) -> str:
+    """An answer without the thoughts before it: what follows the last closing tag, unless an answer quotes that tag."""
+    tags = list(_CLOSED.finditer(text))
+    if not tags or (text.lstrip().startswith(opening) and _values(text.lstrip(), opening)[0][:1] == [0]):
+        return text
+    return text[tags[-1].end() :]
+
+
+def _values(text: str, opening: str) -> tuple[list[int], list[Any], bool]:
+    """Outermost JSON values that begin with a bracket: places, values, and whether the last one never ends.
+
+    A bracket that begins no JSON is passed over, one whose JSON breaks off with the text ends the search.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+    places, values, at = [], [], text.find(opening)
+    for _ in range(_TRIES):
+        if at < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, at)
+            places.append(at)
+            values.append(value)
+        except json.JSONDecodeError as error:
+            if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
+                return places, values, True
+            end = at + 1
+        except (ValueError, RecursionError):
+            end = at + 1
+        at = text.find(opening, end)
+    return places, values, at >= 0 and not values
+
+
 def _json(answer: Answer, kind: type[dict] | type[list]) -> Any | Failure:
     """The last outermost JSON value of a kind; the one the answer begins with, if the limit of tokens cut it."""
     if answer.finish == "refused":
         return _failure("refused", "the model or a filter of its endpoint declined", answer)
-    text = re.sub(r"<think>.*?</think>", "", answer.text, flags=re.DOTALL).strip()
-    cut = answer.finish == "length"
+    cut, opening = answer.finish == "length", "{" if kind is dict else "["
+    text = re.sub(r"^```\w*\s*", "", _after_thoughts(answer.text, opening).strip())
     if not text:
         return _failure("truncated" if cut else "empty", "nothing came", answer)
-    text, opening = re.sub(r"^```\w*\s*", "", text), "{" if kind is dict else "["
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
-    values, at = [], text.find(opening)
-    for _ in range(_TRIES):
-        if at < 0 or (cut and at > 0):
-            break
-        try:
-            value, end = decoder.raw_decode(text, at)
-            values.append(value)
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = text.find(opening, end)
-    # Whether the first bracket, or a string after it, never ends.
-    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", "".join(text.partition(opening)[1:]), flags=re.DOTALL)
-    depths = list(accumulate((char in "{[") - (char in "}]") for char in unquoted.partition('"')[0]))
-    unfinished = 0 not in depths and bool(depths)
-    if (cut and not values) or "<think>" in text or (not cut and unfinished):
+    places, values, unfinished = _values(text, opening)
+    if cut:
+        return values[0] if places[:1] == [0] else _failure("truncated", "broke off", answer)
+    thought = _OPENED.search(text)
+    if unfinished or (thought and thought.start() < min(places, default=len(text))):
         return _failure("truncated", "broke off", answer)
     return values[-1] if values else _failure("unparsed", f"no JSON {kind.__name__} in it", answer)
 
@@ -179,7 +209,7 @@ def _number(value: object) -> float | None:
 
 
 def _short(value: object) -> str:
-    return repr(value)[:_SHOWN]
+    return short(repr(value), _SHOWN)
 
 
 def _failure(kind: FailureKind, why: str, answer: Answer) -> Failure:

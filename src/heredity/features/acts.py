@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
+from heredity.errors import reading, short
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
 _DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_MOST = 2**26  # features of an SAE
 _STORED = {"indptr": "I64", "indices": "I32", "values": "F32", "d_sae": "I64"}
 
 
@@ -145,19 +147,19 @@ class FeatureActs:
         it between processes. The file must not be written to meanwhile. Raises `ValueError` for any other file."""
         # safetensors itself copies what it reads. Its format: the length of the header in 8 bytes, the header in JSON
         # with the offsets of each array, the arrays. Opening checks that offsets, dtypes, shapes and file fit.
-        try:
-            with safe_open(path, "np"), open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); make it again") from error
+        with reading(path, "it is damaged; make it again"), safe_open(path, "np"), open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         kinds = {name: entry["dtype"] for name, entry in header.items()}
         if kinds != _STORED:
             raise ValueError(f"{path} holds {kinds}, no feature activations; make it again")
-        data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
-        for name, entry in header.items():
-            part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
-            # A copy only where the writer left an array at an odd address, which compiled code cannot take.
-            arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
-        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"][0]))
+        with reading(path, "it is damaged; make it again"):
+            data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
+            for name, entry in header.items():
+                part = data[slice(*entry["data_offsets"])].view(_DTYPES[entry["dtype"]])
+                # A copy only where the writer left an array at an odd address, which compiled code cannot take.
+                arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
+        if arrays["d_sae"].size != 1 or not 0 <= arrays["d_sae"].ravel()[0] <= _MOST:
+            raise ValueError(f"{path}: d_sae is {short(arrays['d_sae'], 80)}, no number of features; make it again")
+        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"].ravel()[0]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from heredity.engine.store import whole, write_json
+from heredity.errors import reading, short
 from heredity.lm.checkpoint import located, tokenizer_place
 from heredity.lm.load import load_model, quiet, random_state_kept, save_model
 from heredity.lm.merge import Method, TensorReport, compare_states, merge_states
@@ -105,15 +108,26 @@ def require_mergekit(place: str) -> None:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mergekit configuration in a YAML file. `RecipeError` names the file, and the line where it is not YAML."""
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); correct it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error}); give the path of a YAML file") from None
+    with reading(path, "give the path of a YAML file", RecipeError):
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path}: not YAML ({short(str(error))}); correct it") from None
+        json.dumps(recipe, default=str)  # what nests too deeply, or in itself
+        for number in _numbers(recipe):
+            if not math.isfinite(number):
+                raise RecipeError(f"{path}: {number} is no finite number; correct it")
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path}: is a {type(recipe).__name__}, not a mapping; write merge_method: ..., models: ...")
     return recipe
+
+
+def _numbers(node: object) -> Iterator[float]:
+    if isinstance(node, Mapping | list):
+        for child in node.values() if isinstance(node, Mapping) else node:
+            yield from _numbers(child)
+    elif isinstance(node, int | float):
+        yield float(node)
 
 
 def recipe_of(
@@ -179,7 +193,8 @@ def merge_recipe(recipe: Mapping[str, Any], folder: Path, seed: int = 0, place: 
             reasons = (f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors())
             raise RecipeError(f"{place}: mergekit cannot read it: {'; '.join(reasons)}") from error
         except Exception as error:
-            raise RecipeError(f"{place}: mergekit cannot follow it: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {short(str(error))}"
+            raise RecipeError(f"{place}: mergekit cannot follow it: {why}") from error
         finally:
             LoaderCache().loaders.clear()  # it keeps the files open, and would read changed ones from memory
         donor = base if isinstance(base, str) else next(iter(parents), None)

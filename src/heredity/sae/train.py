@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from heredity.errors import reading
 from heredity.kernels.processors import keep_large_buffers
 from heredity.kernels.torch_forms import linear
 from heredity.sae.model import SAE, Activation
@@ -130,14 +131,14 @@ class TrainingState:
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> TrainingState:
         """Read what `save` wrote. Raises FileNotFoundError without a state, ValueError for a damaged one."""
         path = folder / FILE
-        try:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        with reading(path, "it is damaged; delete it to train from the start"):
             with safe_open(path, framework="pt") as file:
                 numbers = json.loads(file.metadata()["state"])
             tensors = load_file(path)
             if numbers.pop("checksum") != _checksum(tensors):
-                raise ValueError
-        except (SafetensorError, KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} is damaged; delete it to train from the start") from None
+                raise ValueError("its checksum differs")
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         groups: dict[str, Any] = {group: Weights(*(tensors[f"{group}.{name}"] for name in NAMES)) for group in _GROUPS}
         groups |= {name: tensors[name] for name in _VECTORS}

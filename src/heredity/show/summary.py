@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from heredity import __version__
 from heredity.analyses import TABLES
 from heredity.engine.store import write_json
+from heredity.errors import read_json, short
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -72,14 +72,11 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / SUMMARY if path.is_dir() else path
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no summary ({error}); run the study again") from None
+    summary = read_json(path, "it is no summary: run the study again", kind=object)
     if not isinstance(summary, dict) or not {"schema", "edges", "tables"} & set(summary):
         raise ValueError(f"{path}: is no summary of a run; give the summary.json of one")
     if summary.get("schema") != SCHEMA:
-        made_by = f"heredity {summary.get('heredity', '0.1.0')} (schema {summary.get('schema', 1)})"
+        made_by = f"heredity {short(summary.get('heredity', '0.1.0'))} (schema {short(summary.get('schema', 1))})"
         raise ValueError(f"{path}: was written by {made_by}, this version reads schema 2; run the study again")
     return summary
 

@@ -270,8 +270,14 @@ def print_explained(result: Row) -> None:
             f"already; {ledger['tokens_in']:,} tokens in, {ledger['tokens_out']:,} out, ${ledger['cost']:,.2f}"
         )
         say(*(f"{kind}: {reason}" for kind, reason in ledger["reasons"].items()))
+    for one in result["dialect"]:
+        sent = f"sent as {one['instead']}" if one["instead"] else "left out"
+        said = f"{one['parameter']} is not taken by this endpoint: {sent}, after {one['requests']:,} refused requests"
+        if one["parameter"] == "spare_tokens":
+            said = f"answers may have {int(one['instead']):,} further tokens, after {one['requests']:,} cut in thoughts"
+        say(said)
     if not result["complete"]:
-        say("not complete: raise the limit or mend the refusal, and run the same command to go on")
+        say("not complete: raise the limit or mend what is said above, and run the same command to go on")
     say(f"written to {result['out']}")
 
 

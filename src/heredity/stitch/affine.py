@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.special import entr
 from torch import Tensor
+
+from heredity.errors import reading
 
 ROWS = 4096  # rows multiplied at a time
 ALL_LAYERS = 1 << 29  # bytes of moments up to which all layers of the source are compared, not the stitched one alone
@@ -75,11 +76,9 @@ class Stitch(NamedTuple):
             if not path.is_file():
                 way_out = f"give one of its folders: {', '.join(inner)}" if inner else "give a folder of Stitch.save"
                 raise ValueError(f"there is no map {path}; {way_out}")
-            try:
+            with reading(path, "it is damaged, or no affine map: make it again"):
                 arrays = load_file(path)
                 maps.append(Affine.of(arrays["weight"], arrays["bias"]))
-            except (SafetensorError, KeyError) as error:
-                raise ValueError(f"{path} is damaged, or no affine map ({error}); make it again") from error
         up, down = maps
         if up.weight.shape != down.weight.T.shape:
             shapes = f"{list(up.weight.shape)} and {list(down.weight.shape)}"
@@ -112,8 +111,9 @@ class Moments(NamedTuple):
     @staticmethod
     def load(path: Path) -> Moments:
         """Read a file of `save`."""
-        arrays = load_file(path)
-        return Moments(int(arrays.pop("tokens")[0]), **arrays)
+        with reading(path, "make it again"):
+            arrays = load_file(path)
+            return Moments(int(arrays.pop("tokens")[0]), **arrays)
 
 
 class MomentStream:

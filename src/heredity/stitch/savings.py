@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from heredity.engine.store import write_json
+from heredity.errors import reading
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE
 from heredity.sae.step import SPARSE_BELOW
@@ -134,7 +135,8 @@ class Curve:
         self._seconds = float(known[-1])
         known[:step].tofile(self._clock)
         if step and self._curve.exists():
-            self.rows = [row for row in json.loads(self._curve.read_text()) if row["step"] <= step]
+            with reading(self._curve, "delete its folder and run again"):
+                self.rows = [row for row in json.loads(self._curve.read_text()) if row["step"] <= step]
 
     def _row(self, state: TrainingState) -> dict[str, Any]:
         write_back(state, self._spare)

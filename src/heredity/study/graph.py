@@ -7,6 +7,7 @@ have seen (the common trace) and the order of work all follow from the parents t
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,33 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 
+from heredity.errors import reading, short
 from heredity.study.models import Init, MergeConfig
 from heredity.study.places import local_path
 from heredity.study.settings import StudyConfig
 
 _SHARE_TOLERANCE = 1e-6
+_LARGEST = 2**63 - 1  # an integer of TOML
+_LONGEST_NAME = 64  # bytes of a name: three of them make the name of a folder
+_DEEPEST = 64  # parts of a key; the parser's time grows with their square
+_DOTS, _APART = re.compile(r"[\w\"'-][ \t]*\.(?=[ \t]*[\w\"'-])"), re.compile(r"[^\w.\"' \t-]")
+_FORMS = {
+    "tuple_type": 'give a list, such as ["a", "b"]',
+    "string_too_short": "is empty; give a text, or leave the key out",
+    "too_short": "is empty; give at least one",
+    "string_type": 'give a text in quotes, such as "a"',
+    "int_type": "give a whole number, without quotes",
+    "int": "give a whole number, without quotes",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number, without quotes",
+    "float": "give a number, without quotes",
+    "bool_type": "give true or false, without quotes",
+    "bool": "give true or false, without quotes",
+    "dict_type": "give a table",
+    "model_type": "give a table, such as [NAME] with its keys below",
+    "finite_number": "give a finite number",
+}
+"""What to write instead, by pydantic's name of the fault; in its own words for all others."""
 
 
 class StudyError(ValueError):
@@ -55,10 +78,13 @@ class Study:
 
         Raises StudyError for the first unknown key, wrong value or impossible relation, by name and place.
         """
-        try:
-            config = StudyConfig.model_validate(dict(values))
-        except ValidationError as error:
-            raise StudyError(f"{name}: {first_fault(error)}") from None
+        with reading(name, "correct the study", StudyError):
+            for place, number in _beyond(values):
+                raise StudyError(f"{name}: {place}: {short(number, 80)}: is beyond what a number can be; lower it")
+            try:
+                config = StudyConfig.model_validate(dict(values))
+            except ValidationError as error:
+                raise StudyError(f"{name}: {first_fault(error, values)}") from None
         study = cls(name, config.with_recipes(), root or Path.cwd())
         study._check()
         return study
@@ -213,8 +239,10 @@ class Study:
         tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
         for table, names in tables.items():
             for name in names:  # names become folders and parts of file names
-                if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
-                    yield f"{table}.{name}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
+                if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith("."):
+                    yield f"{table}.{short(name, 80)}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
+                if len(name.encode()) > _LONGEST_NAME:
+                    yield f"{table}.{short(name, 80)}", f"has more than {_LONGEST_NAME} bytes; shorten the name"
         if not config.model:
             yield "model", "names no model; add a table [model.NAME]"
         for name, model in config.model.items():
@@ -333,37 +361,65 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
         path, root = Path(str(resources.files("heredity.demo"))) / f"{name_or_path}.toml", Path.cwd()
     if not path.is_file():
         raise StudyError(f"{name_or_path}: no such study file; give the path of a .toml file; built in is: demo")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise StudyError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{name_or_path}: is not valid TOML: {error}") from None
+    values = _parsed(path)
     for override in overrides:
         _set_value(values, override)
     return Study.of(values, name=path.stem, root=root or path.resolve().parent)
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong in a study's settings, with its place and the given value, in words of the file."""
+def _parsed(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises StudyError by file, and by line and text of the line where it is not TOML."""
+    with reading(path, "correct the study file", StudyError):
+        text = path.read_text(encoding="utf-8-sig")
+        if any(len(_DOTS.findall(key)) > _DEEPEST for key in _APART.split(text)):
+            raise StudyError(f"{path}: a key has more than {_DEEPEST} parts; correct it")
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            message, line = str(error), re.search(r"line (\d+)", str(error))
+            place = (
+                f"{path}, line {line[1]}: {short(text.splitlines()[int(line[1]) - 1].strip(), 80)}" if line else path
+            )
+            if "overwrite a value" in message or "twice" in message:
+                raise StudyError(f"{place}: this key or table is there already; keep one of them") from None
+            raise StudyError(f"{place}: is not valid TOML: {message}; correct that line") from None
+
+
+def first_fault(error: ValidationError, given_values: Mapping[str, Any] | None = None) -> str:
+    """The first thing that is wrong in a study's settings, with its place and the given value, in words of the file.
+
+    given_values: of the whole file, in which a key that is missing in one table is looked for in the others.
+    """
     fault = error.errors(include_url=False)[0]
     # pydantic adds the tried type of a union to the place; nobody wrote that in the file
     parts = [str(part) for part in fault["loc"]]
-    where = ".".join(part for part in parts if not part.startswith(("constrained-", "literal[", "tuple[")))
+    where = short(".".join(part for part in parts if not part.startswith(("constrained-", "literal[", "tuple["))), 80)
     if fault["type"] == "extra_forbidden":
         known = _keys_at(parts[:-1])
-        near = difflib.get_close_matches(parts[-1], known, n=1)
+        near = difflib.get_close_matches(parts[-1][:_LONGEST_NAME], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}" if known else "remove it"
+        if not near and len(parts) > 1 and parts[-1] in StudyConfig.model_fields:
+            hint = f"it belongs above the first [table] of the file; move {parts[-1]} there"
         return f"{where}: unknown key; {hint}"
     if fault["type"] == "missing":
-        return f"{where}: is missing; add it"
+        tables = [name for name, table in (given_values or {}).items() if isinstance(table, dict) and where in table]
+        moved = f"it stands in [{tables[0]}]; move it above the first [table] of the file" if tables else "add it"
+        return f"{where}: is missing; {moved}"
     message, given = fault["msg"].removeprefix("Value error, "), fault.get("input")
-    if fault["type"] == "tuple_type":
-        message = 'give a list, such as ["a", "b"]'
-    elif fault["type"] == "too_short":
-        message = "is empty; give at least one"
-    shown = f"{given!r}: " if not isinstance(given, dict | list | tuple) else ""
+    message = _FORMS.get(fault["type"].removesuffix("_parsing"), message)
+    # what checks a whole table or list names its values itself
+    whole = isinstance(given, dict) or (isinstance(given, list | tuple) and fault["type"] == "value_error")
+    shown = "" if whole else f"{short(repr(given) if isinstance(given, str) else given, 80)}: "
     return f"{where or 'study'}: {shown}{message[0].lower() + message[1:]}"
+
+
+def _beyond(value: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Integers that are larger than any of TOML, with their place."""
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        yield place or "study", value
+    elif isinstance(value, Mapping | list):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _beyond(part, f"{place}.{key}" if place else str(key))
 
 
 def _keys_at(place: Sequence[str]) -> list[str]:
@@ -384,16 +440,21 @@ def _set_value(values: dict[str, Any], override: str) -> None:
     """Set one key of parsed TOML by `dotted.key=value`; missing tables are added."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise StudyError(f"--set {override}: must look like sae.tokens=1000000")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+        raise StudyError(f"--set {short(override, 80)}: must look like sae.tokens=1000000")
+    if key.count(".") > _DEEPEST:
+        raise StudyError(f"--set {short(override, 80)}: has more than {_DEEPEST} parts; correct it")
+    with reading(f"--set {short(override, 80)}", "correct the value", StudyError):
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise StudyError(f"--set {override}: {table} is a value, not a table; name one of its keys' tables")
+            raise StudyError(
+                f"--set {short(override, 80)}: {table} is a value, not a table; name one of its keys' tables"
+            )
     if tables == ["sae"] and last in ("init", "instruments"):  # two names of one key: the override wins
         values.pop("init", None)
         last = "instruments"

@@ -131,7 +131,7 @@ class ModelConfig(TrainingConfig):
 
     train: ScratchConfig | None = None
     """Train from scratch."""
-    load: str | None = None
+    load: Annotated[str, Field(min_length=1)] | None = None
     """Load the weights from this folder or hub id."""
     revision: str | None = None
     """Commit of a hub model."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tomli_w
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
+from heredity.errors import reason, short
 from heredity.study.models import Config, Init, ModelConfig, Positive, PositiveFloat, Precision
 from heredity.study.stitch import StitchConfig
 
@@ -52,7 +53,7 @@ class TokenizerConfig(Config):
 
     vocab_size: Annotated[int, Field(ge=300)] = 4096
     """Size of the byte-level BPE vocabulary trained on the start model's corpora."""
-    load: str | None = None
+    load: Annotated[str, Field(min_length=1)] | None = None
     """Load the tokenizer of this folder or hub id instead of training one."""
 
 
@@ -286,8 +287,8 @@ class CaseConfig(Config):
     def _is_a_pattern(cls, pattern: str | None) -> str | None:
         try:
             re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"is no pattern ({error}); see Python's re") from None
+        except (re.error, OverflowError, RecursionError, MemoryError, ValueError) as error:
+            raise ValueError(f"is no pattern ({reason(error)}); see Python's re") from None
         return pattern
 
     @field_validator("script")
@@ -406,7 +407,10 @@ class StudyConfig(Config):
         for name, corpus in chosen.items():
             sources = corpus.get("source") if isinstance(corpus, dict) else None
             if isinstance(sources, dict):
-                if choice not in sources:
-                    raise ValueError(f"corpus.{name}.source has no {choice!r}; set text to one of {', '.join(sources)}")
+                if not isinstance(choice, str) or choice not in sources:
+                    known = ", ".join(map(str, sources))
+                    raise ValueError(
+                        f"corpus.{name}.source has no {short(repr(choice), 80)}; set text to one of {known}"
+                    )
                 chosen[name] = {**corpus, "source": sources[choice]}
         return {**values, "corpus": chosen}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from heredity.errors import reason, short
 from heredity.study.places import fault_of
 from heredity.text.letters import BYTE, spelled
 from heredity.text.vocabularies import meaning
@@ -31,6 +32,7 @@ _CODE = (
 _TRAINING_CHARACTERS = 32 * 2**20
 _BATCH_CHARACTERS = 2**20
 _ROUND = 10_000
+_SPARSEST = 16  # ids for every token, at most
 _FEISTEL_ROUNDS = 6
 _DIALOGUES = "dialogues"  # name of an empty file beside the tokens
 _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a study would be about nothing else
@@ -124,15 +126,20 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
         place, _, options["revision"] = name.partition("@")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except Exception as error:  # of the parsers beneath, some raise bare Exception
-        reason = f"cannot be loaded ({' '.join(str(error).split())[:200]}); check the folder, or id and network"
+    except Exception as error:  # the parsers beneath raise what they like, bare Exception too
+        why = f"cannot be loaded ({reason(error)}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
-            reason = _CODE
-        raise ValueError(f"tokenizer {name}: {reason}") from error
+            why = _CODE
+        raise ValueError(f"tokenizer {name}: {why}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"tokenizer {name}: has no tokenizer.json; save it with a fast tokenizer first")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name}: has no end-of-text token; set eos_token in its tokenizer_config.json")
+    vocabulary = tokenizer.get_vocab()
+    token = max(vocabulary, key=lambda one: vocabulary[one])
+    if vocabulary[token] > _SPARSEST * len(vocabulary) + 2**16:  # tables by id would take all memory
+        sizes = f"token {short(repr(token), 80)} has id {vocabulary[token]:,}, beyond its {len(vocabulary):,} tokens"
+        raise ValueError(f"tokenizer {name}: {sizes}; copy tokenizer.json anew")
     return tokenizer
 
 

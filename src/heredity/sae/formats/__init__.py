@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from heredity.errors import reading
 from heredity.sae.formats import dictionary_learning, folds, saelens, scopes, sparsify
 from heredity.sae.formats.contents import FormatError as FormatError
 from heredity.sae.formats.contents import Settings, Tensors, shown
@@ -85,7 +86,11 @@ def read_sae(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """
     if str(folder).startswith(PUBLISHED):
         return _published(str(folder).removeprefix(PUBLISHED))
-    path = Path(folder)
+    with reading(folder, "copy it anew, or give the folder of one SAE", FormatError):
+        return _local(Path(folder))
+
+
+def _local(path: Path) -> tuple[SAE, dict[str, Any]]:
     kind = KINDS[format_of(path)]
     if path.is_file():
         path, weights = path.parents[kind.weights.count("/")], path
