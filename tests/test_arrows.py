@@ -16,7 +16,7 @@ PACKAGE = Path(heredity.__file__).parent
 # From the ground up. A module belongs to the room with the longest name it starts with.
 # Rooms of one line do not see each other.
 ROOMS = [
-    ["lm.reading"],
+    ["errors", "lm.reading"],
     ["metrics", "tables", "lm.hooks", "kernels", "lm.merge", "papers", "text.letters"],
     ["format"],
     ["engine.workers"],
@@ -44,7 +44,7 @@ ROOMS = [
     ["cli"],
 ]
 # What shows results reads tables, a run, and the declarations of the analyses: no maths.
-SHOWN = ("show", "tables", "format", "engine.store", "engine.stage", "study", "analyses", "results", "papers")
+SHOWN = ("show", "errors", "tables", "format", "engine.store", "engine.stage", "study", "analyses", "results", "papers")
 HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 
