@@ -51,7 +51,7 @@ def test_what_was_changed_is_told_and_nothing_else():
     small = rows_of(load_study(str(STUDIES / "tracking_cpu.toml")))
     assert "the range that the paper reports" in small["sae.l1_coefficient"]["why"]
     assert plain["base.corpora"]["why"] == "text of this machine"
-    topk = rows_of(load_study(str(STUDIES / "tracking_hour.toml")))["sae.l1_coefficient"]
+    topk = rows_of(load_study(str(STUDIES / "tracking_joint.toml")))["sae.l1_coefficient"]
     assert (topk["ours"], topk["why"]) == ("none", "L0 is set by k = 16")
 
 
