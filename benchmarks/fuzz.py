@@ -248,7 +248,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 NESTED = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
     "text_config": CONFIG | {"model_type": "gemma3_text"},
-          "vision_config": {"hidden_size": 8, "model_type": "siglip_vision_model"}}  # fmt: skip
+          "vision_config": {"hidden_size": 8, "model_type": "siglip_vision_model", "num_attention_heads": 2,
+    "num_hidden_layers": 1, "intermediate_size": 8, "image_size": 14, "patch_size": 7}}  # fmt: skip
 GPT2 = {
     "model_type": "gpt2",
     "n_embd": 16,
@@ -267,7 +268,6 @@ RECORDS = b"".join(
     as_json({"text": f"the cat sat {n}", "source": "a", "license": "MIT", "more": [n, {"b": None}]}) + b"\n"
     for n in range(6)
 )
-WEIGHTS, NONE = "model/model.safetensors", struct.pack("<Q", 2) + b"{}"
 CORPORA = {"words.jsonl": RECORDS, "sums.txt": b"one plus one\n\ntwo plus two\n"}
 
 
@@ -289,13 +289,24 @@ def _(folder: Path, rng: random.Random) -> object:
     return planned(folder, "study.toml", tuple(overrides))
 
 
-@door(
-    "config",
-    lambda _: [
-        {"study.toml": as_toml(LOADED), "model/config.json": as_json(one), **CORPORA, WEIGHTS: NONE}
-        for one in (CONFIG, NESTED, GPT2)
-    ],
-)
+def config_seeds(folder: Path) -> list[Files]:
+    """Whole model folders: `check` looks at tokenizers, and at the names and shapes of tensors."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from heredity.text.tokens import train_tokenizer
+
+    seeds, tokenizer = [], train_tokenizer(["the cat sat on the mat\n"] * 50, 300)
+    for number, one in enumerate((CONFIG, NESTED, GPT2)):
+        config = AutoConfig.for_model(**one)
+        made = AutoModelForCausalLM.from_config(config)
+        place = folder / str(number) / "model"
+        made.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        seeds.append({"study.toml": as_toml(LOADED), **CORPORA, **folder_files(place.parent)})
+    return seeds
+
+
+@door("config", config_seeds)
 def _(folder: Path, _rng: random.Random) -> object:
     return planned(folder, "study.toml")
 
@@ -543,7 +554,7 @@ def case(name: str, seeds: list[Files], seed: int, number: int) -> tuple[Files, 
     """Files of a case; the seed, the door and its number decide all of it."""
     rng = random.Random(f"{seed}/{name}/{number}")
     files = dict(rng.choice(seeds))
-    target = rng.choice([file for file in files if not (name in ("study", "config") and file in (*CORPORA, WEIGHTS))])
+    target = rng.choice([file for file in files if not (name in ("study", "config") and file in CORPORA)])
     content, structured = files[target], rng.random() < 0.65
     if structured and target.endswith(".safetensors"):
         files[target] = safetensors(content, rng)

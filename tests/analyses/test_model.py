@@ -140,7 +140,7 @@ def test_a_loaded_model_and_what_is_made_from_it_are_read_behind_the_same_token(
     end = load_tokenizer(str(model)).eos_token_id
     assert set(readings().values()) == {Reading(end, 0, 10.0)}
     assert set(readings(reading={"prefix": "none", "outliers": 0, "skip_positions": 1}).values()) == {Reading(None, 1)}
-    with pytest.raises(StudyError, match='model.base: prefix="bos": the tokenizer has no beginning-of-text token'):
+    with pytest.raises(StudyError, match='model.base.load: prefix="bos": the tokenizer has no beginning-of-text token'):
         tokenizer = load_tokenizer(str(model))
         tokenizer.bos_token = None
         tokenizer.save_pretrained(model)

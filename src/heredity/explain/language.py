@@ -129,6 +129,7 @@ class LanguageJudge:
             self._spare = max(spare_tokens, int(known.pop(SPARE, 0)))
             completer.dialect |= known
             completer.learned = partial(ledger.learn, completer.identity)
+        self._most = max(self._spare, THOUGHTS)  # spare tokens that are tried
 
     def explain(self, feature: str, excerpts: Sequence[Excerpt]) -> str | Failure:
         """A sentence that names what the feature responds to; levels are relative to the strongest activation shown."""
@@ -234,24 +235,34 @@ class LanguageJudge:
 
     def _answer(self, request: Request, read: Callable[[Answer], Any]) -> Any:
         """A value, or a failure with its way out; asked twice where the answer was cut before it began."""
-        while True:
-            roomy, came = self._roomy(request), list[Answer]()
+        value, cut = self._once(request, read)
+        if cut is None or self._stopped:
+            return value
+        if parse.unbegun(cut) and self._spare < self._most:
+            before, self._spare = self._spare, self._most
+            again, cut_again = self._once(request, read)
+            if isinstance(again, Failure) and again.kind == "refused":  # more than its context holds
+                self._spare = self._most = before
+            else:
+                self.ledger.learn(self.completer.identity, SPARE, str(self._spare))
+                value, cut = again, cut_again
+        if cut is None or self._stopped:
+            return value
+        roomy = self._roomy(request)
+        way_out = f"cut at its limit of {roomy.max_tokens:,} tokens; give more with --spare-tokens"
+        return self.ledger.unanswered(roomy, self.completer, value._replace(detail=f"{way_out}: {value.detail}"))
 
-            def kept(answer: Answer, came: list[Answer] = came) -> Any:
-                came.append(answer)
-                return read(answer)
+    def _once(self, request: Request, read: Callable[[Answer], Any]) -> tuple[Any, Answer | None]:
+        """A value or failure, and the answer if it was cut at its limit."""
+        came: list[Answer] = []
 
-            value = self.ledger.ask(roomy, self.completer, kept)
-            cut = isinstance(value, Failure) and value.kind == "truncated" and bool(came) and came[0].finish == "length"
-            if not cut or self._stopped:
-                return value
-            if not parse.unbegun(came[0]) or roomy.max_tokens >= request.max_tokens + THOUGHTS:
-                way_out = f"cut at its limit of {roomy.max_tokens:,} tokens; give more with --spare-tokens"
-                return self.ledger.unanswered(
-                    roomy, self.completer, value._replace(detail=f"{way_out}: {value.detail}")
-                )
-            self._spare = max(self._spare, THOUGHTS)
-            self.ledger.learn(self.completer.identity, SPARE, str(THOUGHTS))
+        def kept(answer: Answer) -> Any:
+            came.append(answer)
+            return read(answer)
+
+        value = self.ledger.ask(self._roomy(request), self.completer, kept)
+        cut = isinstance(value, Failure) and value.kind == "truncated" and bool(came) and came[0].finish == "length"
+        return value, came[0] if cut else None
 
     def _all(self, asked: Sequence[Asked]) -> list[Any] | Failure:
         """Values in order; the first failure instead of them."""
