@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from heredity.errors import reading
+
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _POINTER = b"version https://git-lfs"
@@ -135,7 +137,7 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
 
     Raises ModelError for a damaged file.
     """
-    try:
+    with reading(f"{name}: its safetensors are damaged: {file.name}", "copy the model again", ModelError):
         with file.open("rb") as opened:
             (size,) = struct.unpack("<Q", opened.read(8))
             if size > min(_HEADER_LIMIT, file.stat().st_size - 8):
@@ -146,20 +148,15 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
         if 8 + size + max(ends, default=0) != file.stat().st_size:
             raise ValueError(f"it should be {8 + size + max(ends, default=0):,} bytes and is {file.stat().st_size:,}")
         return {tensor: Stored(row["dtype"], tuple(row["shape"])) for tensor, row in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
-        raise ModelError(f"{name}: its safetensors are damaged ({file.name}: {error}); copy the model again") from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """A JSON object of a model's folder. Raises ModelError, with the file's name."""
-    try:
+    with reading(f"{name}: {path.name}", "copy the model again", ModelError):
         value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        reason: object = f"a {type(value).__name__}, not an object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error
-    raise ModelError(f"{name}: {path.name} cannot be read ({str(reason)[:200]}); copy the model again")
+        if not isinstance(value, dict):
+            raise ValueError(f"it is a {type(value).__name__}, not an object")
+        return value
 
 
 def base_of_adapter(source: Source) -> str:
