@@ -173,51 +173,6 @@ def first_row(recorded: Recorded) -> str:
     )
 
 
-def beside_paper(recorded: Recorded) -> str:
-    """Figures of Horn & Elliott (2410.12391, sections 3 and 4) and those of a run of their experiment."""
-    saes, models = rows(recorded, "saes"), [row["model"] for row in rows(recorded, "models")]
-    flow = {row["origin"]: row["features"] for row in rows(recorded, "flow") if row.get("rule") != "paper"}
-    live, emerged = sum(flow.values()), sum(n for origin, n in flow.items() if origin.startswith("emerged"))
-    edges = [row for row in rows(recorded, "edges", parent=models[0]) if row["rule"] != "paper"]
-    verdicts = {row["case"]: row for row in rows(recorded, "case_verdicts")}
-
-    def between(column: str, digits: int) -> str:
-        values = [row[column] for row in saes]
-        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-    def llr(case: str) -> str:
-        ratios = {row["model"]: row["llr"] for row in rows(recorded, "cases", case=case)}
-        return ", ".join(f"{ratios[name]:.2f}" if ratios.get(name) is not None else "–" for name in models)
-
-    def flowing(group: str) -> str:
-        row = rows(recorded, "classes", fate="flow", kind="group", **{"class": group})[0]
-        ends = format.interval("share", row["share_low"], row["share_high"])
-        return f"{format.percent(row['share'])} [{ends}]"
-
-    persist = ", ".join(f"{row['persist']:,} ({format.percent(row['persist'] / row['parent_live'])})" for row in edges)
-    vectors = f"{saes[0]['tokens']:,} of all models" if saes[0]["instrument"] == "joint" else f"{saes[0]['tokens']:,}"
-    return grid(
-        ["", "paper", "this run"],
-        [
-            ["features of an SAE", "16,384", f"{saes[0]['d_sae']:,}"],
-            ["vectors per SAE", "15,000,000", vectors],
-            ["mean L0", "25 to 35", between("l0", 1)],
-            ["explained loss, most likely CE recovered", "over 0.88", between("ce_loss_recovered", 3)],
-            ["explained variance", "not reported", between("explained_variance", 3)],
-            ["dead features", "no significant share", between("dead_share", 3)],
-            ["base's features found in a fine-tune", "959 in at least one (5.9 %)", persist],
-            ["merge's features found in a parent", "1,210", f"{live - flow['novel']:,} of {live:,}"],
-            ["of these, emerged in fine-tuning", "729", f"{emerged:,}"],
-            ["of these, from the base", "481", f"{flow['from_base']:,}"],
-            ["assignment, LLR along the lineage", "7.53, 6.58, 7.64, 7.19", llr("assignment")],
-            ["assignment, mean r", "0.851", f"{verdicts['assignment']['mean_r']:.3f}"],
-            ["exception, LLR", "11.38 in the base, 8.59 in Lua's best match", llr("exception")],
-            ["punctuation among features that flow base, Lua, merge", "20 %", flowing("punctuation")],
-            ["formatting among features that flow the same way", "5 %", flowing("formatting")],
-        ],
-    )
-
-
 def protocols(recorded: Recorded) -> str:
     """Ways of training the SAEs of an edge, on language models and in a planted world."""
     lines = []
@@ -350,7 +305,7 @@ def cost(recorded: Recorded) -> str:
 
 
 PARTS: dict[str, Callable[[Recorded], str]] = {
-    "beside_paper": beside_paper, "first_row": first_row, "planted": planted, "proof": proof,
+    "first_row": first_row, "planted": planted, "proof": proof,
     "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
     "reproduced_figures": reproduced("beside_paper"), "cost": cost,
 }  # fmt: skip

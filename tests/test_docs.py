@@ -89,7 +89,12 @@ PAGES = {
     "papers.md": ("The papers, element by element", _PAPERS, lambda: f"\n{docs.elements()}"),
 }
 """Pages made whole from the code: title, first line, text."""
-BESIDE = {"beside_tracking.md": "tracking_cpu.json"}
+BESIDE = {
+    "beside_tracking.md": "tracking_cpu.json",
+    "beside_joint.md": "tracking_joint.json",
+    "beside_stitching.md": "stitching.json",
+    "beside_pretrained.md": "stitching_pretrained.json",
+}
 """Recorded runs beside their papers."""
 
 

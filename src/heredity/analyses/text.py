@@ -141,7 +141,7 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
 
 
 def _of_tokenizer(name: str) -> bool:
-    return "token" in name or name == "vocab.json" or name.startswith("chat_template")
+    return "token" in name or name.startswith(("vocab.", "merges.", "spiece.", "chat_template"))
 
 
 def _tokenizer_needs(study: Study, item: Item) -> Needs:
