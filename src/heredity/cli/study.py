@@ -296,7 +296,7 @@ def stitch(
     from heredity.analyses import TABLES, Pipeline
     from heredity.engine.store import Store
     from heredity.results import Run
-    from heredity.show.summary import record
+    from heredity.show import summary
 
     loaded = study_of(study, set_)
     names, known = only or list(loaded.config.stitch), loaded.config.stitch
@@ -312,10 +312,11 @@ def stitch(
         if not repeat and (item.get("stitch") in names or (analysis.kind == "quality" and item.get("model") in ends))
     ]
     _worked(pipeline, store, wanted, workers)
-    values = {}
-    for name, rows in Run(loaded, store.root, pipeline).tables.items():
+    made, values = Run(loaded, store.root, pipeline), {}
+    summary.write(made)
+    for name, rows in made.tables.items():
         if "stitch" in TABLES[name].key:
-            values[name] = record(TABLES[name], [row for row in rows.to_pylist() if row["stitch"] in names])
+            values[name] = summary.record(TABLES[name], [row for row in rows.to_pylist() if row["stitch"] in names])
 
     def show() -> None:
         for name, part in values.items():
