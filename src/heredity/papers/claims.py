@@ -68,6 +68,8 @@ def _joined(values: list[tuple[str, str]]) -> str:
     if len({value for _, value in values}) == 1:
         return values[0][1]
     words = [value.split(" ") for _, value in values]
+    if any("," in value for _, value in values):  # of several statements, which would share the end of the last
+        return "; ".join(f"{about} {value}" for about, value in values if value)
     alike = 0
     while all(len(one) > alike + 2 for one in words) and len({one[-1 - alike] for one in words}) == 1:
         alike += 1
@@ -100,7 +102,7 @@ def _lost(tables: Rows, instrument: str, edge: str) -> Iterator[_Part]:
     if ceiling is not None:
         reference = f"{format.percent(1 - ceiling)} in another seed's SAE"
         if word == "yes":
-            word = f"yes; of what two seeds share, {_side(*_relative(row), _HALF)}"
+            word = f"yes; beyond the ceiling, {_side(*_relative(row), _HALF)}"
     limit = "intervals cover documents, not SAE seeds"
     yield _Part(child, f"{_share(row['disappear'] / live, low, high)} of the live", reference, word, limit)
 
@@ -218,13 +220,13 @@ def _of_stitch(tables: Rows, stitch: str) -> Iterator[dict[str, Any]]:
     if test and "structural" in spread and "semantic" in spread:
         medians = [format.value("r", spread[name]["median"]) for name in ("structural", "semantic")]
         here, word = f"medians {medians[0]} and {medians[1]}", _side(*ends(test, "effect"), _HALF)
-        part = _Part("", here, "50 %: no difference", word, "structural features are denser, which alone helps")
-        claim = "structural features carry over more steadily than semantic ones"
+        part = _Part("", here, "50 %: no difference", word, "structural features are denser, which alone could do it")
+        claim = "structural features carry over better than semantic ones"
         yield from _row(claim, stitch, "drawn (Fig 4b)", [part])
     above = one(tables, "feature_transfer", stitch=stitch).get("above")
     if above is not None:
         here = f"{format.percent(above)} above the random ones' 95th percentile"
-        limit = "in a small model random directions carry as well"
+        limit = "one layer; in a small model random directions carry as well"
         part = _Part("", here, "5 %", "yes" if above > _HALF else "no", limit)
         yield from _row("most features carry over better than random ones", stitch, "drawn (Fig 14)", [part])
 
@@ -234,13 +236,16 @@ def _saved(tables: Rows, row: Mapping[str, Any]) -> _Part:
     same = {name: row[name] for name in ("stitch", "d_sae", "level")}
     turned = one(tables, "savings_by_level", arm="geometry", **same).get("saved_flops")
     saved, seconds, charged = row["saved_flops"], row["saved_seconds"], row["saved_flops_with_source"]
-    here = "level not reached" if saved is None else f"{format.percent(saved)} of the FLOPs"
+    here = f"{row['never']} never reached it" if saved is None else f"{format.percent(saved)} of the FLOPs"
+    spent = one(tables, "warm_starts", arm="random", stitch=row["stitch"], d_sae=row["d_sae"]).get("flops")
+    if saved is None and row["never"] == "random" and spent:  # what it had spent in vain is the least it needs
+        here = f"more than {format.percent(1 - row['flops'] / spent)} of the FLOPs: {here}"
     stands = "cannot tell" if saved is None else "yes" if saved > 0 else "no"
     if seconds is not None:
         here += f", {format.percent(seconds)} of the time"
         if (seconds > 0) != (stands == "yes"):
             stands += f" in FLOPs, {'yes' if seconds > 0 else 'no'} in seconds"
-    reference = "" if turned is None else f"{format.percent(turned)} from the SAE's geometry alone"
+    reference = "not run" if turned is None else f"{format.percent(turned)} from the SAE's geometry alone"
     source = "unknown" if charged is None else format.percent(charged)
     limit = f"one run of each start; with the source's SAE charged {source}"
     return _Part(f"{row['d_sae']:,} features:", here, reference, stands, limit)

@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 _AGREES = (
-    "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a half, "
-    "and differs otherwise, by the factor that stands beside it. Of a published range ours is inside, below or above; "
-    "a bound is met or not, or cannot be told where our interval holds it. What the paper gives in words or draws "
-    "without numbers has no word; `not measured` is what this run lacks. Places are sections of the paper: T is "
+    "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a "
+    "factor of 1.5, and differs otherwise, by the factor that stands beside it. Of a published range ours is inside, "
+    "below or above; a bound is met or not, or cannot be told where our interval holds it. What the paper gives in "
+    "words or draws without numbers has no word; `not measured` is what this run lacks. Places are sections of the paper: T is "
     "arXiv 2410.12391, S is 2506.06609; cards, code and review are what was published beside them."
 )
-_CLAIMS = (
-    "`yes` and `no` say on which side of the paper's claim the whole interval lies, undecided features counted for "
-    "what they could be; `most` is more than half, `few` less. Counts at r > 0.8 are asked twice: of the parent's live "
-    "features, and of what two SAEs of the parent, of different seeds, have in common (the ceiling)."
-)
+_CLAIMS = {
+    "tracking": "`yes` and `no` say on which side of the paper's claim the whole interval lies, undecided features "
+    "counted for what they could be; `most` is more than half, `few` less. Counts at r > 0.8 are asked twice: of the "
+    "parent's live features, and of the share that persists into an SAE of another seed of the parent itself (the "
+    "ceiling).",
+    "stitching": "`yes` and `no` say on which side of the paper's claim ours lies, with the whole interval where there "
+    "is one. FLOPs saved charge the fit of the maps, as the paper does, not the reading of the models for it; seconds "
+    "charge both.",
+}
 
 
 def parts(
@@ -69,7 +73,7 @@ def render(
     cost = f"{format.duration(run.seconds)} of work, {run.peak_memory_gib:.1f} GiB at most"
     text = [f"# {run.name}, beside the paper", f"{NAMES[found.paper]}. {cost}."]
     heads = {
-        CLAIMS.name: f"## What stands\n\n{_CLAIMS}",
+        CLAIMS.name: f"## What stands\n\n{_CLAIMS[found.paper]}",
         SCALE.name: "## Scale",
         BESIDE.name: f"## Every figure\n\n{_AGREES}",
         "deviations": "## What differs, and why",
