@@ -24,8 +24,8 @@ _AGREES = (
     "A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a "
     "factor of 1.5, and differs otherwise, by the factor that stands beside it. Of a published range ours is inside, "
     "below or above; a bound is met or not, or cannot be told where our interval holds it. What the paper gives in "
-    "words or draws without numbers has no word; `not measured` is what this run lacks. Places are sections of the paper: T is "
-    "arXiv 2410.12391, S is 2506.06609; cards, code and review are what was published beside them."
+    "words or draws without numbers has no word; `not measured` is what this run lacks. Places are sections of the "
+    "paper: T is arXiv 2410.12391, S is 2506.06609; cards, code and review are what was published beside them."
 )
 _CLAIMS = {
     "tracking": "`yes` and `no` say on which side of the paper's claim the whole interval lies, undecided features "
