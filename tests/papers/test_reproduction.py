@@ -161,7 +161,7 @@ def test_claims_stand_or_fall_with_whole_intervals_and_name_their_reference():
     claims = {(row["claim"], row["about"]): row for row in reproduction(TRACKING, LINEAGE).claims}
     lost = "most features disappear in fine-tuning"
     row = claims[lost, "r > 0.8, independent"]
-    assert row["stands"] == "yes; beyond the ceiling, yes"
+    assert row["stands"] == "yes (beyond the ceiling: yes)"
     assert row["reference"] == "10 % in another seed's SAE"
     assert claims[lost, "verdicts, independent"]["stands"] == "yes"
     assert "0.2 % in sham" in claims[lost, "verdicts, independent"]["reference"]

@@ -2,7 +2,8 @@
 
 A figure agrees where the published value lies inside our interval or within 10 % of ours, is near within a factor of
 1.5, and differs otherwise; the factor stands beside. Of a published range ours is inside, below or above, a bound is
-met or not. What a paper gives in words alone is listed without a word on agreement, and what the run has not measured says so.
+met or not. What a paper gives in words alone is listed without a word on agreement, and what the run has not measured
+says so.
 """
 
 from __future__ import annotations

@@ -92,6 +92,13 @@ def _share(value: float, low: float | None, high: float | None) -> str:
     return f"{format.percent(value)}{around}"
 
 
+def _ceiling(instrument: str, ceiling: float) -> str:
+    """What the count is where nothing happened: between two SAEs of the parent, or by construction in a joint one."""
+    if instrument == "joint":
+        return "0 %, by construction: one SAE for all"
+    return f"{format.percent(1 - ceiling)} in another seed's SAE"
+
+
 def _lost(tables: Rows, instrument: str, edge: str) -> Iterator[_Part]:
     row = one(tables, "edges", instrument=instrument, edge=edge, rule="paper")
     if not row:
@@ -100,9 +107,9 @@ def _lost(tables: Rows, instrument: str, edge: str) -> Iterator[_Part]:
     low, high = (None if end is None else end / live for end in ends(row, "disappear"))
     reference, word = "not measured", _side(low, high, _HALF)
     if ceiling is not None:
-        reference = f"{format.percent(1 - ceiling)} in another seed's SAE"
+        reference = _ceiling(instrument, ceiling)
         if word == "yes":
-            word = f"yes; beyond the ceiling, {_side(*_relative(row), _HALF)}"
+            word = f"yes (beyond the ceiling: {_side(*_relative(row), _HALF)})"
     limit = "intervals cover documents, not SAE seeds"
     yield _Part(child, f"{_share(row['disappear'] / live, low, high)} of the live", reference, word, limit)
 
@@ -161,7 +168,7 @@ def _new(tables: Rows, instrument: str, edge: str) -> Iterator[_Part]:
     low, high = (None if end is None else end / live for end in ends(row, "emerge"))
     reference = "not measured"
     if row["ceiling"] is not None:
-        reference = f"{format.percent(1 - row['ceiling'])} in another seed's SAE"
+        reference = _ceiling(instrument, row["ceiling"])
     # Asked is whether they are few, so that `yes` is below a half.
     word = {"yes": "no", "no": "yes"}.get(many := _side(low, high, _HALF), many)
     here = f"{_share(row['emerge'] / live, low, high)} of the live"
