@@ -221,7 +221,7 @@ def test_a_paper_that_the_study_does_not_follow_is_refused_with_the_way_out():
         reproduction(TRACKING, LINEAGE, "nature")
     with pytest.raises(ValueError, match=r"no merge of two fine-tunes.*--paper stitching"):
         reproduction(STITCHING, {}, "tracking")
-    with pytest.raises(ValueError, match=r"no stitch between models of different width.*--paper tracking"):
+    with pytest.raises(ValueError, match=r"no stitch that has been run.*--paper tracking"):
         reproduction(TRACKING, LINEAGE, "stitching")
 
 

@@ -30,14 +30,17 @@ _FITS = {"random": Range(0.15, 0.16), "transferred": Range(0.10, 0.14)}
 
 
 def pairs_of(study: Study, tables: Rows) -> list[str]:
-    """Stitches between models of different width. Raises ValueError for a study without one."""
-    found = [row["stitch"] for row in rows(tables, "stitch_maps") if row["source_width"] != row["target_width"]]
-    if not found:
+    """Stitches between models of different width; where a study has none, all of its stitches.
+
+    Raises ValueError for a study without a stitch that has been run.
+    """
+    widths = {row["stitch"]: (row["source_width"], row["target_width"]) for row in rows(tables, "stitch_maps")}
+    if not widths:
         raise ValueError(
-            f"study {study.name} has no stitch between models of different width, which the tables of arXiv 2506.06609 "
-            "are about; run studies/stitching.toml, or name the other paper with --paper tracking"
+            f"study {study.name} has no stitch that has been run, which the tables of arXiv 2506.06609 are about; run "
+            "studies/stitching.toml, or name the other paper with --paper tracking"
         )
-    return found
+    return [stitch for stitch, (source, target) in widths.items() if source != target] or list(widths)
 
 
 def sizes(study: Study, tables: Rows) -> list[dict[str, Any]]:
