@@ -154,7 +154,7 @@ def test_a_run_is_set_beside_its_paper_with_pictures(lineage, tmp_path):
     printed = command("reproduce", lineage.path, "--runs", lineage.runs, "--format", "md").stdout
     assert printed.startswith("# s, beside the paper") and "| base->sums |" in printed and "![" not in printed
     assert "must be text or md" in ask(lineage, "reproduce", "--format", "html", code=2)
-    assert "no stitch between models of different width" in ask(lineage, "reproduce", "--paper", "stitching", code=2)
+    assert "no stitch that has been run" in ask(lineage, "reproduce", "--paper", "stitching", code=2)
 
 
 def test_the_report_in_markdown_goes_to_stdout_or_a_file(lineage, tmp_path):
