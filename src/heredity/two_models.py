@@ -17,6 +17,7 @@ from heredity.analyses.text import FEW_UNKNOWN, unknown_note
 from heredity.engine.workers import Here, Progress
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
+from heredity.text.spoken import Roles, Spoken
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +77,7 @@ def compare(
     parent: Model,
     child: Model,
     sae: Given,
-    texts: Iterable[str],
+    texts: Iterable[str | Spoken],
     *,
     sae_child: Given | None = None,
     controls: Sequence[Given] | Literal["train"] = (),
@@ -88,6 +89,7 @@ def compare(
     prefix: Prefix | None = None,
     names: tuple[str, str] = ("parent", "child"),
     dialogues: bool = False,
+    roles: Roles = "all",
     tokens: int = 100_000,
     threshold: float | None = None,
     context_size: int = 128,
@@ -106,7 +108,8 @@ def compare(
     same of the child, whose features are judged then too. save_second: folder that what was trained is written
     into, as `parent` and `child`. Without controls every feature has its evidence, none a verdict, and no share is
     given. texts: strings, such as a list or a column of a `datasets.Dataset`; dialogues: that a chat template wrote
-    them, so that every special token in them is one. tokenizer: needed where the parent is not a folder or hub id.
+    them, so that every special token in them is one; roles: `assistant` samples only what the assistant says, as the
+    spans of `heredity.text.spoken.Spoken` tell. tokenizer: needed where the parent is not a folder or hub id.
     hook_point: by default the one that the SAE's folder names. prefix: token before every block, which is no sample
     (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
     median norms are no samples either. threshold: on r; by default chosen by evidence. trust_remote_code: run code that
@@ -144,7 +147,7 @@ def compare(
         if reading.prefix is not None:
             first = tokenizer.convert_ids_to_tokens(reading.prefix)
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
-        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues)
+        sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed, dialogues, roles)
         share = unknown_tokens(sampler.packs[0], tokenizer) / len(sampler.packs[0].tokens)
         notes += [unknown_note("texts", share, tokenizer.unk_token)] if share > FEW_UNKNOWN else []
         for end, name in zip(readers, names, strict=True):
@@ -380,12 +383,18 @@ def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]
 
 
 def sampler_of(
-    texts: Iterable[str], tokenizer: Any, folder: Path, context_size: int, seed: int, dialogues: bool = False
+    texts: Iterable[str | Spoken],
+    tokenizer: Any,
+    folder: Path,
+    context_size: int,
+    seed: int,
+    dialogues: bool = False,
+    roles: Roles = "all",
 ) -> BlockSampler:
     """Blocks of packed texts in random order. Raises ValueError for texts that do not fill two blocks."""
     from heredity.text.tokens import BlockSampler, pack
 
-    packed = pack(_checked(texts), tokenizer, folder / "tokens", dialogues)
+    packed = pack(_checked(texts), tokenizer, folder / "tokens", dialogues, roles)
     if packed.n_blocks(context_size) < 2:
         few = f"texts hold {len(packed.tokens)} tokens, fewer than two blocks of {context_size}"
         raise ValueError(f"{few}; give more text, or lower context_size")
@@ -435,12 +444,12 @@ def _opened(
     return opened, shared, told
 
 
-def _checked(texts: Iterable[str]) -> Iterator[str]:
+def _checked(texts: Iterable[str | Spoken]) -> Iterator[str | Spoken]:
     """The texts, each of which must be one."""
     if isinstance(texts, str):
         raise ValueError(f"texts={texts[:40]!r}: is one string; give a list of texts, or a column of a data set")
     for place, text in enumerate(texts):
-        if not isinstance(text, str):
+        if not isinstance(text, str | Spoken):
             wrong = f"texts[{place}] is of type {type(text).__name__}, not a string"
             raise ValueError(f'{wrong}; of a data set give one column, such as data["text"]')
         yield text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 
 import artifacts
 from heredity.analyses import one_sae, verdicts
+from heredity.analyses.match import MatchSettings, directions_of, match_edge
 from heredity.analyses.verdicts import VerdictSettings
+from heredity.engine.workers import Here
 from heredity.features.collect import Reader
 from heredity.lm.load import mistral_config, new_model
 from heredity.sae.model import SAE, new_sae
-from heredity.study import ArchitectureConfig, Edge, ReferencesConfig
+from heredity.study import ArchitectureConfig, Edge, LineageConfig, ReferencesConfig
 from heredity.synthetic.surgery import shaken
 from heredity.text.tokens import BlockSampler, PackedTokens
 
@@ -162,6 +165,39 @@ def test_with_one_sae_the_evidence_is_told_without_verdicts():
     left = np.setdiff1d(np.arange(2 * UNITS), [*both(SILENT), *both(FAINT), *both(SWAPPED)])
     assert (columns["p_lost"][both(SILENT)] < 0.01).all() and (columns["p_lost"][left] > 0.9).all()
     assert np.abs(columns["transmission"][left] - 1).max() < 0.1 and columns["transmission"][both(FAINT)].max() < 0.5
+
+
+def test_positions_that_are_no_samples_have_no_say():
+    """A child that reads other tokens than an assistant's otherwise has all features unchanged on the assistant's."""
+
+    def token_by_token(made: Any) -> Any:
+        with torch.no_grad():
+            for layer in made.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
+        return made
+
+    theirs, child = np.arange(VOCAB) < VOCAB // 2, token_by_token(model())
+    with torch.no_grad():
+        child.model.embed_tokens.weight[theirs] = child.model.embed_tokens.weight[theirs][torch.randperm(VOCAB // 2)]
+    ids = np.random.default_rng(0).integers(0, VOCAB, (1200, 16))
+    packed = PackedTokens(ids.ravel(), np.arange(0, ids.size + 1, 64), spoken=~theirs[ids].ravel())
+    readers = {"parent": Reader(token_by_token(model()), LAST, [units(0)]), "child": Reader(child, LAST, [units(0)])}
+    told = {}
+    for name, pack in (("all", replace(packed, spoken=None)), ("assistant", packed)):
+        sampler = BlockSampler({"talks": pack}, 16, 0)
+        columns, same = one_sae.evidence(readers, verdicts.sample_of(sampler, 9_600), 4)
+        jobs = (Here().job(lambda end=end: readers[end]) for end in ("parent", "child"))
+        lineage = LineageConfig(threshold=0.9, tokens=9_600)
+        end = Edge("base", "tuned"), LAST, "float32"
+        settings = MatchSettings(*end, lineage, 1, 0.05, 50, 0.95, 16, "tokens", 4)
+        rows = match_edge(tuple(jobs), directions_of(*[units(0)] * 2), sampler, settings)
+        told[name] = columns, same, rows["edges"][0]["tokens"]
+        kept = np.ma.getmaskarray(sampler.take(0, 600))
+        assert told[name][2] == (~kept).sum()
+    columns, same, _ = told["assistant"]
+    assert same and np.allclose(columns["transmission"], 1)
+    columns, same, _ = told["all"]
+    assert not same and np.median(columns["transmission"]) < 0.9
 
 
 def test_statements_hold_counts_intervals_and_references(tables):

@@ -11,7 +11,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralForCausalLM
 
 import tiny
 from heredity.analyses.sae import SAE_QUALITY, robust_figures
-from heredity.lm.activations import ActivationStore, activations
+from heredity.features.acts import FeatureActs
+from heredity.features.collect import Reader, encoded
+from heredity.lm.activations import ActivationStore, activations, aligned, sampled
 from heredity.lm.evaluate import evaluate
 from heredity.lm.hooks import capture, replaced
 from heredity.lm.reading import Reading, plainly, prefix_of, read_as, samples
@@ -91,13 +93,33 @@ def test_massive_and_first_positions_are_no_samples():
         model.get_input_embeddings().weight[blocks[1, 4]] *= 1000  # pyright: ignore
     (x,) = activations(model, PLACES[0], blocks)
     massive = (blocks == blocks[1, 4]).ravel()
-    assert samples(model, x, 10) is None
+    assert samples(model, x, blocks) is None
     read_as(model, Reading(outliers=10.0))
-    kept = samples(model, x, 10)
+    kept = samples(model, x, blocks)
     assert kept is not None and np.array_equal(kept.numpy(), ~massive)
     read_as(model, Reading(skip=2))
-    kept = samples(model, x, 10)
+    kept = samples(model, x, blocks)
     assert kept is not None and np.array_equal(kept.view(3, 10).numpy(), np.tile(np.arange(10) >= 2, (3, 1)))
+
+
+def test_masked_tokens_are_read_and_are_no_samples():
+    model, mask = models()[0], np.zeros(IDS.shape, bool)
+    mask[0], mask[2, 7:] = True, True
+    blocks = np.ma.masked_array(IDS.numpy(), mask)
+    (x,) = activations(model, PLACES[1], blocks)
+    assert torch.equal(x, capture(model, PLACES[1], IDS).flatten(0, 1)), "what is read is all of it"
+    kept = ~mask.ravel()
+    assert torch.equal(torch.cat(list(sampled(model, PLACES[1], blocks))), x[kept])
+    sae = tiny.random_sae("relu", x.shape[1], 24)
+    (acts,) = encoded(Reader(model, PLACES[1], [sae]), blocks)
+    whole = FeatureActs(*sae.encode_sparse(x), sae.d_sae)
+    assert acts.tokens == 30 and acts.counted == 17 and acts.samples is not None
+    assert np.array_equal(acts.dense()[kept], whole.dense()[kept]) and not acts.dense()[~kept].any()
+    assert np.array_equal(acts.density(), whole.where(kept).density())
+    read_as(other := models()[0], Reading(skip=1))
+    ((both, which),) = aligned([(model, PLACES[1], "float32"), (other, PLACES[1], "float32")], blocks)
+    shared = kept & (np.arange(30) % 10 >= 1)
+    assert np.array_equal(which.numpy(), shared) and all(torch.equal(side, x[shared]) for side in both)
 
 
 def test_batches_for_training_hold_samples_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +62,20 @@ def test_dialogues_are_rendered_and_know_what_the_assistant_says(tmp_path, token
     markers = [tokenizer.convert_tokens_to_ids(one) for one in ("<|user|>", "<|assistant|>", "<|end|>")]
     assert counts[markers].tolist() == [40, 40, 80]
     assert len(packed.documents) == 21 and packed.dialogues
+
+
+def test_only_what_the_assistant_says_is_sampled(tmp_path, tokenizer):
+    found, _, _ = read(tmp_path, "a.jsonl", talks(20), tokenizer)
+    packed = pack(found, tokenizer, tmp_path / "tokens", dialogues=True, roles="assistant")
+    assert packed.spoken is not None
+    said = [packed.tokens[start:stop][packed.spoken[start:stop]] for start, stop in pairwise(packed.documents)]
+    assert [tokenizer.decode(ids) for ids in said] == [f"on the mat {n}a dog {n}" for n in range(20)]
+    blocks = BlockSampler({"talks": packed}, 16, 0).take(0, 4)
+    assert np.ma.is_masked(blocks) and tokenizer.convert_tokens_to_ids("<|user|>") not in blocks.compressed()
+    every = pack(found, tokenizer, tmp_path / "all", dialogues=True)
+    assert np.array_equal(np.ma.getdata(blocks), BlockSampler({"talks": every}, 16, 0).take(0, 4))
+    with pytest.raises(ValueError, match='roles = "assistant", but the texts hold no word of the assistant'):
+        pack(["no dialogue"], tokenizer, tmp_path / "none", roles="assistant")
 
 
 def test_a_dialogue_that_fits_is_whole_in_a_block(tmp_path, tokenizer):

@@ -425,7 +425,7 @@ def member_of(sample: Sample, member: Member) -> dict[str, Any]:
     acts = sample.acts[member.model]
     values = acts.values[acts.indices == member.feature]
     highest = float(values.max()) if len(values) else 0.0
-    return {**member._asdict(), "density": len(values) / acts.tokens, "max": highest}
+    return {**member._asdict(), "density": len(values) / acts.counted, "max": highest}
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -106,14 +106,16 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     from heredity.features.null import PAPER
 
     order = sample.models
-    held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary)
-    result = described(case, held, sample.ids, sample.vocabulary)
+    acts, kept = sample.common
+    ids = sample.ids if kept is None else sample.ids.ravel()[kept]
+    held = hits(hypothesis_of(case, folder), sample.ids, sample.vocabulary).at(kept)
+    result = described(case, held, ids, sample.vocabulary)
     if not 0 < result["hits"] < result["positions"]:
         empty = {"start": None, "emerges": False, "models": {}, "best": {}, "misses": [], "pairs": [], "top_tokens": []}
         which = "nothing" if not result["hits"] else "every token"
         unknown = dict.fromkeys(("mean_r", "pairs_r", "paper_verdict"))
         return {**result, **empty, **unknown, "lost": [], "verdict": f"{which} in the sample fits"}, []
-    found = {model: llr(sample.acts[model], held.mask, held.unigram) for model in order}
+    found = {model: llr(acts[model], held.mask, held.unigram) for model in order}
     course = follow(order, sample.edges, sample.matches, sample.threshold, found)
     paper = follow(order, sample.edges, sample.matches, dict.fromkeys(sample.edges, PAPER), found)
     places = course.places
@@ -127,7 +129,7 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     for model in order:
         if (feature := course.best[model]) is not None:
             place = places.get(model)
-            r = None if place is None else _finite(agreement(sample.acts[model], feature, place.feature))
+            r = None if place is None else _finite(agreement(acts[model], feature, place.feature))
             best[model] = measured(found[model], feature) | {"r": r}
     result |= {
         "start": course.start,
@@ -146,7 +148,7 @@ def case_of(folder: Path, sample: Sample, case: CaseConfig) -> tuple[dict[str, A
     if course.start is None:
         return result, []
     feature = places[course.start].feature
-    result["top_tokens"] = top_tokens(sample.acts[course.start], feature, sample.ids, sample.vocabulary)
+    result["top_tokens"] = top_tokens(acts[course.start], feature, ids, sample.vocabulary)
     followed = {place.model for place in same}
     others = [(model, own) for model, own in course.best.items() if own is not None and model not in followed]
     return result, [(course.start, feature), *others]
@@ -156,7 +158,7 @@ def _pair(sample: Sample, one: Place, other: Place) -> dict[str, Any]:
     """A row of `case_pairs`: r of two members of a family on the sample."""
     from heredity.features.hypothesis import agreement
 
-    acts = sample.acts
+    acts, _ = sample.common
     r = _finite(agreement(acts[one.model], one.feature, other.feature, acts[other.model]))
     ends = {"model_a": one.model, "model_b": other.model, "feature_a": one.feature, "feature_b": other.feature}
     return ends | {"r": r}

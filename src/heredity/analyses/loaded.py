@@ -144,6 +144,7 @@ def tokenizers_differ(name: str, start: str, difference: str) -> str:
 
 def _check_places(study: Study, name: str, config: Any) -> int | None:
     """Width of the study's hook point in a model; None where it cannot be traced, or nothing is read there."""
+    from heredity.lm.checkpoint import ModelError
     from heredity.lm.hooks import HookPointError
     from heredity.lm.trace import shape_at
 
@@ -153,6 +154,8 @@ def _check_places(study: Study, name: str, config: Any) -> int | None:
             shape = shape_at(config, point, study.config.model[name].trust_remote_code)
         except HookPointError as error:
             raise StudyError(f"{study.name}: {key}: {error} (model {name})") from None
+        except ModelError as error:
+            raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
         width = shape[2] if shape and key == "hook_point" else width
     return width
 

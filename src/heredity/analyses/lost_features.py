@@ -33,7 +33,7 @@ from heredity.analyses.newness import vocabularies_differ
 from heredity.analyses.reading import reader_of, sampler_of
 from heredity.analyses.sae import encode_flops, sae_need, second_need
 from heredity.analyses.text import tokens_needs
-from heredity.analyses.verdicts import sample_of
+from heredity.analyses.verdicts import Sample, read_ends, sample_of
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Precision, Study
@@ -186,7 +186,7 @@ def _run(work: Work, settings: LostSettings) -> Results:
         )()
         for end in _ASKED
     }
-    ends = {end: _end(reader, sample.blocks, sample.fitting) for end, reader in readers.items()}
+    ends, sample = read_ends(readers, sample)
     evidence, scales = _verdicts(work.inputs["verdicts"])
     work.progress(1, 4)
     columns, examined = [], []
@@ -197,24 +197,13 @@ def _run(work: Work, settings: LostSettings) -> Results:
         examined += [_summary(end, verdict, evidence[end], found) for verdict in _ASKED[end]]
         work.progress(number, 4)
     features = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]} if columns else []
-    figures, pairs = _fingerprints(readers, ends, evidence["parent"], scales["parent"], sample.blocks, settings)
+    figures, pairs = _fingerprints(readers, ends, evidence["parent"], scales["parent"], sample, settings)
     return {
         "examined": examined,
         "examined_features": features,
         "fingerprints": figures,
         "fingerprint_features": pairs,
     }
-
-
-def _end(reader: Reader, blocks: np.ndarray, fitting: np.ndarray) -> End:
-    from heredity.features.ends import end_of
-    from heredity.lm.activations import activations
-
-    x = (
-        np.concatenate([part.cpu().numpy() for part in activations(*reader[:2], each, reader.precision)])
-        for each in (blocks, fitting)
-    )
-    return end_of(reader.saes, *x)
 
 
 def _verdicts(artifact: Artifact) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
@@ -301,7 +290,7 @@ def _fingerprints(
     ends: Mapping[str, End],
     evidence: Mapping[str, np.ndarray],
     scale: float,
-    blocks: np.ndarray,
+    sample: Sample,
     settings: LostSettings,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of `fingerprints` and columns of `fingerprint_features`: a third each of lost and changed features, as far
@@ -317,7 +306,9 @@ def _fingerprints(
     unavailable = vocabularies_differ(parent, child)
     triples = with_hard_negatives(*acts, np.concatenate(chosen)[: 0 if unavailable else None])
     verdict = evidence["verdict"][triples[:, 0]]
-    made = fingerprints(parent, child, acts, triples, blocks)
+    if sample.kept is not None:
+        acts = acts[0].spread(sample.kept), acts[1].spread(sample.kept)
+    made = fingerprints(parent, child, acts, triples, np.ma.getdata(sample.blocks))
     rows = []
     for name in _COMPARED:
         own = verdict == name

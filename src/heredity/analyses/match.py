@@ -311,7 +311,7 @@ def match_edge(
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
     directions: weights of the SAEs of both ends.
     """
-    from heredity.features.collect import collected
+    from heredity.features.collect import collected, together
     from heredity.features.correlate import correlate
     from heredity.features.edge_statistics import Compared, Settings, edge_statistics
     from heredity.features.null import floor
@@ -323,6 +323,9 @@ def match_edge(
     parent, *spare = collected(ends[0], sampler, lineage.tokens, half(0))
     (child,) = collected(ends[1], sampler, lineage.tokens, half(1))
     blocks = parent.tokens // sampler.context_size
+    (parent, child, *spare), kept = together(parent, child, *spare)
+    documents = np.repeat(sampler.documents(0, blocks), sampler.context_size)
+    ids = np.ma.getdata(sampler.take(0, blocks)).ravel()
     edge = Compared(
         parent,
         child,
@@ -330,8 +333,8 @@ def match_edge(
         matches=correlate(parent, child, lineage.top, device=at),
         ceilings=[correlate(parent, acts, 1, device=at) for acts in spare],
         floor=floor(parent, child, settings.passes, settings.seed, device=at),
-        documents=np.repeat(sampler.documents(0, blocks), sampler.context_size),
-        ids=sampler.take(0, blocks).ravel(),
+        documents=documents if kept is None else documents[kept],
+        ids=ids if kept is None else ids[kept],
         one_dictionary=directions.equal(),
     )
     chosen = None if lineage.threshold == "evidence" else lineage.threshold

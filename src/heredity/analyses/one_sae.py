@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heredity import format
+from heredity.analyses.verdicts import Sample, read_ends
 from heredity.engine.workers import Progress
 from heredity.study import RANKED, SAEConfig
 
 if TYPE_CHECKING:
-    from heredity.analyses.verdicts import Sample
     from heredity.features.collect import Reader
     from heredity.sae.model import SAE
     from heredity.text.tokens import BlockSampler
@@ -105,17 +105,9 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[
 
     readers: parent and child. The child's features have rows where it has an SAE of its own.
     """
-    from heredity.features.ends import end_of, judge_end
-    from heredity.lm.activations import activations
+    from heredity.features.ends import judge_end
 
-    def read(reader: Reader, blocks: np.ndarray) -> np.ndarray:
-        parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
-        return np.concatenate([x.cpu().numpy() for x in parts])
-
-    ends = {
-        name: end_of(reader.saes[:1], read(reader, sample.blocks), read(reader, sample.fitting))
-        for name, reader in readers.items()
-    }
+    ends, sample = read_ends({name: one._replace(saes=one.saes[:1]) for name, one in readers.items()}, sample)
     own_child = readers["parent"].saes[0] is not readers["child"].saes[0]
     parts = []
     for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:

@@ -83,7 +83,7 @@ def find(
         acts = sample.acts[model]
         ratios = llr(acts, held.mask, held.unigram)
         for feature in ranked(ratios, by, top).tolist():
-            row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.tokens}
+            row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.counted}
             tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)
             row |= {"matches": _matches(sample, model, feature), "verdicts": _verdicts(run, model, feature)}
             rows[model].append(row | {"top_tokens": tokens})

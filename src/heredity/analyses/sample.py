@@ -147,7 +147,7 @@ class Sample:
         size = settings.context_size
         sampler = sampler_of(inputs["tokens"], "train", size, settings.seed)
         count = min(-(-settings.tokens // size), sampler.blocks_per_pass)
-        self.ids = sampler.take(0, count)
+        self.ids = np.ma.getdata(sampler.take(0, count))
         self.corpora: tuple[str, ...] = tuple(sampler.names)
         self.origin = sampler.origin(0, count)[0]
         self.models = settings.models
@@ -168,6 +168,15 @@ class Sample:
     def above(self) -> dict[tuple[str, str], Matches]:
         """The matches that count: those above each edge's threshold."""
         return {edge: matches.above(self.threshold[edge]) for edge, matches in self.matches.items()}
+
+    @cached_property
+    def common(self) -> tuple[dict[str, FeatureActs], np.ndarray | None]:
+        """Activations at the positions that are samples in every model, by model, and which of the positions these are,
+        bool [blocks · context]; None where all are."""
+        from heredity.features.collect import together
+
+        acts, kept = together(*self.acts.values())
+        return dict(zip(self.acts, acts, strict=True)), kept
 
     def text(self, token: int) -> str:
         """A token as text; a model may have rows for more than the tokenizer knows."""

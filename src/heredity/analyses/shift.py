@@ -242,7 +242,7 @@ def _run(work: Work, settings: ShiftSettings) -> Results:
 
 def _best_r(work: Work, settings: ShiftSettings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Which features of the source fire on the edge's tokens, bool [d_sae], and their best r in the other SAEs."""
-    from heredity.features.collect import collected
+    from heredity.features.collect import collected, together
     from heredity.features.correlate import correlate
 
     def half(first: int) -> Progress:
@@ -258,6 +258,7 @@ def _best_r(work: Work, settings: ShiftSettings) -> tuple[np.ndarray, dict[str, 
         opened = reader_of(work.inputs[end], [saes[role] for role in roles], settings.hook_point, settings.precision)
         collection = collected(work.shards.job(opened), sampler, settings.tokens, half(number))
         acts |= dict(zip(roles, collection, strict=True))
+    acts = dict(zip(acts, together(*acts.values())[0], strict=True))
     steps = {"noise": "control", "data": "data", "model": "model", "both": "data_model"}
     best = {
         step: correlate(acts["source"], acts[role], 1, device=device()).parent_r[:, 0]

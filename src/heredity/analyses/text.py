@@ -17,6 +17,7 @@ from heredity.engine.stage import Work
 from heredity.engine.store import write_json
 from heredity.study import CorpusConfig, Study
 from heredity.tables import Column, Table
+from heredity.text.spoken import Roles
 
 FEW_UNKNOWN = 0.01  # share of unknown tokens above which it is said
 
@@ -68,7 +69,7 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
     from heredity.text.corpora import fingerprint
 
     name = item["corpus"]
-    corpus = study.config.corpus[name].model_copy(update={"share": None})
+    corpus = study.config.corpus[name].model_copy(update={"share": None, "roles": "all"})  # which do not change it
     return CorpusSettings(name, corpus, fingerprint(name, corpus, study.root), study.config.seed, Aside(study.root))
 
 
@@ -167,10 +168,11 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
 
 class TokensSettings(NamedTuple):
     corpus: str
+    roles: Roles
 
 
 def _write_tokens(work: Work, settings: TokensSettings) -> Results:
-    from heredity.text.corpora import read_corpus
+    from heredity.text.corpora import read_corpus, read_dialogues
     from heredity.text.tokens import fingerprint_tokenizer, pack, unknown_tokens
 
     tokenizer, corpus = tokenizer_of(work.inputs["tokenizer"]), work.inputs["corpus"]
@@ -178,7 +180,9 @@ def _write_tokens(work: Work, settings: TokensSettings) -> Results:
     unknown, dialogues = 0, corpus.json(RECORD)["form"] == "chat"
     for split in ("train", "validation"):
         try:
-            packed = pack(read_corpus(corpus.folder, split), tokenizer, work.folder / split, dialogues)
+            read = read_corpus if settings.roles == "all" else read_dialogues
+            texts = read(corpus.folder, split)
+            packed = pack(texts, tokenizer, work.folder / split, dialogues, settings.roles)
         except ValueError as error:
             raise ValueError(f"corpus {settings.corpus}: {error}") from error
         row[f"tokens_{split}"] = len(packed.tokens)
@@ -239,7 +243,7 @@ TOKENS = Analysis(
     version=2,
     title="Tokens",
     items=_corpora,
-    settings=lambda study, item: TokensSettings(item["corpus"]),
+    settings=lambda study, item: TokensSettings(item["corpus"], study.config.corpus[item["corpus"]].roles),
     needs=lambda study, item: {"corpus": ("corpus", item), "tokenizer": tokenizer_need(study)},
     run=_write_tokens,
     tables=(TOKENS_TABLE,),

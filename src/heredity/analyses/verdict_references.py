@@ -29,8 +29,8 @@ class EdgeJudged(NamedTuple):
     evidence: Mapping[str, np.ndarray]
     read: Callable[[str], End]
     """Reads the reference model of a name with the parent's second SAE."""
-    blocks: np.ndarray  # int64 [blocks, context], the aligned tokens
-    documents: np.ndarray  # int64 [tokens]
+    tokens: np.ndarray  # int64 [samples], the aligned tokens
+    documents: np.ndarray  # int64 [samples]
     seed: int
 
 
@@ -105,7 +105,7 @@ def _judge(name: str, edge: EdgeJudged) -> Reference:
             removed = np.random.default_rng(edge.seed).permutation(np.flatnonzero(judgeable))[:_REMOVED]
             return against(reference_edges.without(parent, removed), removed)
         case "token identity":
-            return Reference(reference_edges.judge_tokens(parent, child, edge.blocks, *given[1:]))
+            return Reference(reference_edges.judge_tokens(parent, child, edge.tokens, *given[1:]))
     kinds = {
         "codebook": reference_edges.codebook,
         "random decoder": reference_edges.random_decoder,

@@ -271,11 +271,20 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
 
 
 class Sample(NamedTuple):
-    """Aligned token blocks: those on which features are judged, and as many more to fit maps on."""
+    """Aligned token blocks: those on which features are judged, and as many more to fit maps on; and which positions
+    of them are samples in both models."""
 
     blocks: np.ndarray  # int64 [blocks, context]
     fitting: np.ndarray
-    documents: np.ndarray  # int64 [tokens]: the document of each token of `blocks`
+    documents: np.ndarray  # int64 [samples]: the document of each sample of `blocks`
+    kept: np.ndarray | None = None  # bool [blocks · context]; None where all are samples
+    kept_fitting: np.ndarray | None = None
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The token at each sample, int64 [samples]."""
+        ids = np.ma.getdata(self.blocks).ravel()
+        return ids if self.kept is None else ids[self.kept]
 
 
 def sample_of(sampler: BlockSampler, tokens: int) -> Sample:
@@ -302,9 +311,9 @@ def rows_of_ends(
     from heredity.features.verdicts import owned, share_interval
 
     def read(name: str) -> End:
-        return _end(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
+        return _read_again(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
 
-    ends = {end: _end(reader, sample) for end, reader in readers.items()}
+    ends, sample = read_ends(readers, sample)
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
     references = names_of(settings.references, models)
     steps = _counter(progress, 2 * len(judges) + len(references))
@@ -336,7 +345,7 @@ def rows_of_ends(
             row[f"other_seed_{name}"] = second
         rows["verdicts"].append(row)
         if end == "parent":
-            given = judged[0], evidence[0], read, sample.blocks, sample.documents, settings.seed
+            given = judged[0], evidence[0], read, sample.tokens, sample.documents, settings.seed
             known = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
             rows["references"], rows["grades"], usual = known.rows, known.grades, known.usual
             row |= known.retrained
@@ -353,15 +362,35 @@ def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
     return lambda: progress(next(done), total) if progress else None
 
 
-def _end(reader: Reader, sample: Sample) -> End:
+def read_ends(readers: Mapping[str, Reader], sample: Sample) -> tuple[dict[str, End], Sample]:
+    """The ends of an edge at the positions that are samples in both models; and the sample, which knows these then."""
+    from heredity.features.ends import end_of
+    from heredity.lm.activations import aligned
+
+    def read(blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
+        vectors, masks = zip(*aligned([reader.side for reader in readers.values()], blocks), strict=True)
+        kept = np.concatenate([mask.numpy() for mask in masks])
+        sides = [np.concatenate([x.cpu().numpy() for x in side]) for side in zip(*vectors, strict=True)]
+        return sides, None if kept.all() else kept
+
+    (judged, kept), (fitting, kept_fitting) = read(sample.blocks), read(sample.fitting)
+    ends = {name: end_of(readers[name].saes, *each) for name, *each in zip(readers, judged, fitting, strict=True)}
+    if kept is not None:
+        sample = sample._replace(documents=sample.documents[kept])
+    return ends, sample._replace(kept=kept, kept_fitting=kept_fitting)
+
+
+def _read_again(reader: Reader, sample: Sample) -> End:
+    """Another model at the same positions."""
     from heredity.features.ends import end_of
     from heredity.lm.activations import activations
 
-    def read(blocks: np.ndarray) -> np.ndarray:
+    def read(blocks: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
         parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
-        return np.concatenate([x.cpu().numpy() for x in parts])
+        x = np.concatenate([x.cpu().numpy() for x in parts])
+        return x if kept is None else x[kept]
 
-    return end_of(reader.saes, read(sample.blocks), read(sample.fitting))
+    return end_of(reader.saes, read(sample.blocks, sample.kept), read(sample.fitting, sample.kept_fitting))
 
 
 def _reference_model(work: Work, name: str, seed: int) -> Any:

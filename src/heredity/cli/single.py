@@ -81,6 +81,7 @@ def track(
     format_: Annotated[
         str | None, Option("--format", help="What it holds: text, chat or ids; default: as its first row.")
     ] = None,
+    roles: Annotated[str, Option(help=setting(CorpusConfig, "roles"))] = "all",
     skip_damaged: Annotated[float, Option(min=0, max=0.99, help=setting(CorpusConfig, "skip_damaged"))] = 0.0,
     tokens: Annotated[int, Option(min=1, help=setting(LineageConfig, "tokens"))] = 1_000_000,
     threshold: Annotated[
@@ -98,6 +99,7 @@ def track(
     from heredity.text.corpora import documents, form_of
     from heredity.text.forms import Form
     from heredity.text.sources import Account
+    from heredity.text.spoken import Spoken
     from heredity.text.tokens import load_tokenizer
     from heredity.two_models import compare
 
@@ -111,18 +113,22 @@ def track(
         raise ValueError("--second-sae both: the child has no SAE of its own; give --sae-child, or leave this out")
     if format_ not in (None, *get_args(Form)):
         raise ValueError(f"--format {format_}: must be text, chat or ids")
+    if roles not in ("all", "assistant"):
+        raise ValueError(f"--roles {roles}: must be all or assistant")
     # 12 bytes per token is more than any text needs
     read: Any = {"column": column, "format": format_, "skip_damaged": skip_damaged}
     source, account = CorpusConfig(source=corpus, max_bytes=max(1_000_000, 12 * tokens), **read), Account()
     tokenizer = cache(partial(load_tokenizer, parent))
-    texts = (document.text for document in documents(source, seed, Path.cwd(), tokenizer, account))
+    found = documents(source, seed, Path.cwd(), tokenizer, account)
+    texts = (one.text if roles == "all" else Spoken(one.text, one.spans) for one in found)
     controls: Any = sae_control or (() if second_sae == "none" else "train")
     child_control: Any = sae_child_control or ("train" if second_sae == "both" else None)
     ends: dict[str, Any] = {"sae_child": sae_child, "controls": controls, "child_control": child_control}
     ends |= {"hook_point": hook_point, "names": (parent, child), "prefix": prefix}
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
-    options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "trust_remote_code": trust_remote_code}
+    options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "roles": roles}
+    options["trust_remote_code"] = trust_remote_code
     with watcher() as bars:
         options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
         edge = compare(parent, child, sae_parent, texts, **ends, **options)

@@ -15,9 +15,10 @@ from scipy.sparse import csr_array
 from heredity.errors import reading, short
 from heredity.kernels.sparse import Sparse, first_fault, stored, transpose
 
-_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
+_DTYPES = {"I32": np.int32, "I64": np.int64, "F32": np.float32, "BOOL": np.bool_}
 _MOST = 2**26  # features of an SAE
 _STORED = {"indptr": "I64", "indices": "I32", "values": "F32", "d_sae": "I64"}
+_MASK = {"samples": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FeatureActs:
     indices: np.ndarray  # int32 [n]: the feature of each entry, in any order within a token
     values: np.ndarray  # float32 [n]: its activation; SAEs give positive ones, negative ones are allowed
     d_sae: int  # number of features
+    samples: np.ndarray | None = None  # bool [tokens]: positions that are samples, the others empty; None where all are
 
     def __post_init__(self) -> None:
         for name, dtype in (("indptr", np.int64), ("indices", np.int32), ("values", np.float32)):
@@ -41,6 +43,10 @@ class FeatureActs:
         if not len(self.indptr) or self.indptr[0] != 0 or self.indptr[-1] != self.n or self.n != len(self.values):
             sizes = f"indptr[{len(self.indptr)}], indices[{self.n}] and values[{len(self.values)}] do not fit"
             raise ValueError(f"{sizes}: indptr must run from 0 to the number of entries, one index and one value each")
+        if self.samples is not None and self.samples.shape != (self.tokens,):
+            raise ValueError(
+                f"samples {list(self.samples.shape)} do not fit {self.tokens} tokens; give one bool for each"
+            )
         fault = first_fault(self.sparse)
         if fault is not None:
             where = f"token {fault.row}"
@@ -69,17 +75,22 @@ class FeatureActs:
         return len(self.indices)
 
     @property
+    def counted(self) -> int:
+        """Token positions that are samples: what shares and means are of."""
+        return self.tokens if self.samples is None else int(self.samples.sum())
+
+    @property
     def l0(self) -> float:
-        """Mean number of active features per token; nan without tokens."""
-        return self.n / self.tokens if self.tokens else float("nan")
+        """Mean number of active features per sample; nan without any."""
+        return self.n / self.counted if self.counted else float("nan")
 
     def firings(self) -> np.ndarray:
         """Tokens on which each feature fires, int64 [d_sae]."""
         return stored(self.sparse)
 
     def density(self) -> np.ndarray:
-        """Share of tokens on which each feature fires, float64 [d_sae]; nan without tokens."""
-        return self.firings() / self.tokens if self.tokens else np.full(self.d_sae, np.nan)
+        """Share of samples on which each feature fires, float64 [d_sae]; nan without any."""
+        return self.firings() / self.counted if self.counted else np.full(self.d_sae, np.nan)
 
     def of(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens on which one feature fires, int64 [k] rising, and its activations there; searches all entries."""
@@ -91,14 +102,22 @@ class FeatureActs:
         start, stop, _ = slice(start, stop).indices(self.tokens)
         indptr = self.indptr[start : max(start, stop) + 1]
         entries = slice(indptr[0], indptr[-1])
-        return FeatureActs(indptr - indptr[0], self.indices[entries], self.values[entries], self.d_sae)
+        own = None if self.samples is None else self.samples[start : max(start, stop)]
+        return FeatureActs(indptr - indptr[0], self.indices[entries], self.values[entries], self.d_sae, own)
 
     def where(self, chosen: np.ndarray) -> FeatureActs:
         """The chosen tokens only, in order. chosen: bool [tokens]."""
         length = np.diff(self.indptr)
         entries = np.repeat(chosen, length)
         indptr = np.concatenate([[0], np.cumsum(length[chosen])])
-        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae)
+        own = None if self.samples is None or self.samples[chosen].all() else self.samples[chosen]
+        return FeatureActs(indptr, self.indices[entries], self.values[entries], self.d_sae, own)
+
+    def spread(self, samples: np.ndarray) -> FeatureActs:
+        """The same on more positions, of which these tokens are the samples. samples: bool [positions]."""
+        lengths = np.zeros(len(samples), np.int64)
+        lengths[samples] = np.diff(self.indptr)
+        return FeatureActs(np.concatenate([[0], np.cumsum(lengths)]), self.indices, self.values, self.d_sae, samples)
 
     def scattered(self, offsets: np.ndarray) -> FeatureActs:
         """Each feature moved around the circle of tokens by its offset, int64 [d_sae]: row t goes to t + offset."""
@@ -115,7 +134,9 @@ class FeatureActs:
             raise ValueError(f"parts have d_sae={widths}; concatenate one or more parts of one SAE")
         indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
         indices, values = (np.concatenate([getattr(part, own) for part in parts]) for own in ("indices", "values"))
-        return FeatureActs(indptr, indices, values, widths[0])
+        masks = [np.ones(part.tokens, bool) if part.samples is None else part.samples for part in parts]
+        samples = None if all(part.samples is None for part in parts) else np.concatenate(masks)
+        return FeatureActs(indptr, indices, values, widths[0], samples)
 
     @staticmethod
     def from_dense(acts: np.ndarray) -> FeatureActs:
@@ -139,6 +160,7 @@ class FeatureActs:
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
         arrays = {"indptr": self.indptr, "indices": self.indices, "values": self.values}
+        arrays |= {} if self.samples is None else {"samples": np.ascontiguousarray(self.samples)}
         save_file({**arrays, "d_sae": np.array([self.d_sae])}, path)
 
     @staticmethod
@@ -152,7 +174,7 @@ class FeatureActs:
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         kinds = {name: entry["dtype"] for name, entry in header.items()}
-        if kinds != _STORED:
+        if kinds not in (_STORED, _STORED | _MASK):
             raise ValueError(f"{path} holds {kinds}, no feature activations; make it again")
         with reading(path, "it is damaged; make it again"):
             data, arrays = np.memmap(path, np.uint8, "r")[8 + size :].view(np.ndarray), {}
@@ -162,4 +184,5 @@ class FeatureActs:
                 arrays[name] = np.require(part.reshape(entry["shape"]), None, "A")
         if arrays["d_sae"].size != 1 or not 0 <= arrays["d_sae"].ravel()[0] <= _MOST:
             raise ValueError(f"{path}: d_sae is {short(arrays['d_sae'], 80)}, no number of features; make it again")
-        return FeatureActs(arrays["indptr"], arrays["indices"], arrays["values"], int(arrays["d_sae"].ravel()[0]))
+        d_sae = int(arrays.pop("d_sae").ravel()[0])
+        return FeatureActs(**arrays, d_sae=d_sae)

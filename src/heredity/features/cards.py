@@ -104,7 +104,8 @@ def cards(
     sizes = sizes or Sizes()
     if ids.ndim != 2 or ids.size != acts.tokens:
         raise ValueError(f"ids of shape {list(ids.shape)} do not fit {acts.tokens} positions; give [blocks, context]")
-    columns, occurrences = Columns(*acts.to_columns()), np.bincount(ids.ravel())
+    sampled = ids.ravel() if acts.samples is None else ids.ravel()[acts.samples]
+    columns, occurrences = Columns(*acts.to_columns()), np.bincount(sampled)
     blocks, context = ids.shape
     made = []
     for number, feature in enumerate(features.tolist()):
@@ -118,7 +119,7 @@ def cards(
         card = Card(
             feature=feature,
             firings=len(rows),
-            density=len(rows) / ids.size if ids.size else float("nan"),
+            density=len(rows) / acts.counted if acts.counted else float("nan"),
             highest=highest,
             top=_around(strongest[np.sort(first)[: sizes.top]], rows, values, context),
             levels=[_around(chosen, rows, values, context) for chosen in levels],

@@ -10,8 +10,7 @@ import torch
 
 from heredity.engine.workers import Here, Job, Progress
 from heredity.features.acts import FeatureActs
-from heredity.lm.activations import activations, blocks_at_once
-from heredity.lm.reading import samples
+from heredity.lm.activations import blocks_at_once, marked
 from heredity.sae.model import SAE
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
@@ -24,6 +23,11 @@ class Reader(NamedTuple):
     hook_point: str  # where the SAEs read
     saes: Sequence[SAE]  # one or more
     precision: Precision = "float32"  # of the model's matrix products
+
+    @property
+    def side(self) -> tuple[torch.nn.Module, str, Precision]:
+        """What of it reads the model."""
+        return self.model, self.hook_point, self.precision
 
     @property
     def sae(self) -> SAE:
@@ -69,20 +73,21 @@ def encoded(reader: Reader, blocks: np.ndarray) -> list[FeatureActs]:
     """Activations of every SAE of a reader on token blocks [n, context], each of n · context tokens; none at positions
     that are no samples (see `lm.reading`)."""
     parts: list[list[FeatureActs]] = [[] for _ in reader.saes]
-    for x in activations(reader.model, reader.hook_point, blocks, reader.precision):
+    for x, kept in marked(reader.model, reader.hook_point, blocks, reader.precision):
         for sae, part in zip(reader.saes, parts, strict=True):
             if x.shape[1] != sae.d_in:
                 widths = f"the SAE reads vectors of width {sae.d_in}, but {reader.hook_point} gives {x.shape[1]}"
                 raise ValueError(f"{widths}; use an SAE trained at this hook point")
-            part.append(_of_samples(sae, x, samples(reader.model, x, blocks.shape[1])))
+            acts = FeatureActs(*sae.encode_sparse(x if kept is None else x[kept]), sae.d_sae)
+            part.append(acts if kept is None else acts.spread(kept.cpu().numpy()))
     return [FeatureActs.concatenate(part) for part in parts]
 
 
-def _of_samples(sae: SAE, x: torch.Tensor, kept: torch.Tensor | None) -> FeatureActs:
-    """Activations on vectors x [n, d_in], with empty rows for those that are not kept."""
-    if kept is None:
-        return FeatureActs(*sae.encode_sparse(x), sae.d_sae)
-    indptr, indices, values = sae.encode_sparse(x[kept])
-    lengths = np.zeros(len(x), np.int64)
-    lengths[kept.cpu().numpy()] = np.diff(indptr)
-    return FeatureActs(np.concatenate([[0], np.cumsum(lengths)]), indices, values, sae.d_sae)
+def together(*sides: FeatureActs) -> tuple[list[FeatureActs], np.ndarray | None]:
+    """Activations at the positions that are samples on all sides, and which of the positions these are, bool [tokens];
+    None where all are."""
+    masks = [side.samples for side in sides if side.samples is not None]
+    if not masks:
+        return list(sides), None
+    kept = np.logical_and.reduce(masks)
+    return [side.where(kept) for side in sides], kept

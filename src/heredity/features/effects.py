@@ -14,7 +14,7 @@ import torch
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor, nn
 
-from heredity.features.collect import Reader, encoded
+from heredity.features.collect import Reader, encoded, together
 from heredity.features.correlate import median
 from heredity.lm.evaluate import arithmetic, chunk_rows, dtype_of
 from heredity.lm.hooks import replaced
@@ -188,7 +188,9 @@ def differing(parent: Reader, child: Reader, blocks: np.ndarray) -> np.ndarray:
 
 def _change(parent: nn.Module, child: Reader, blocks: np.ndarray) -> csr_array:
     """Activations of the child's SAE on the child's vectors less those on the parent's, [tokens, d_child]."""
-    (of_child,), (of_parent,) = encoded(child, blocks), encoded(child._replace(model=parent), blocks)
+    sides = [encoded(child._replace(model=model), blocks)[0] for model in (child.model, parent)]
+    both, kept = together(*sides)
+    of_child, of_parent = both if kept is None else [own.spread(kept) for own in both]
     matrices = (csr_array((a.values, a.indices, a.indptr), (a.tokens, a.d_sae)) for a in (of_child, of_parent))
     return csr_array(next(matrices) - next(matrices))
 

@@ -36,6 +36,10 @@ class Hits(NamedTuple):
     # the ways in which they are written in tokens; None for others, whose P(s) is their share of the positions
     unigram: float | None = None
 
+    def at(self, kept: np.ndarray | None) -> Hits:
+        """The same among some positions, bool [blocks * context]; None for all."""
+        return self if kept is None else self._replace(mask=self.mask[kept])
+
 
 def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
     """The positions where a hypothesis holds.

@@ -18,7 +18,7 @@ from heredity.features.collect import Reader
 from heredity.features.correlate import Matches
 from heredity.features.fates import RARE_FIRINGS
 from heredity.kernels.sparse import moments, transpose
-from heredity.lm.activations import activations, blocks_at_once
+from heredity.lm.activations import aligned, blocks_at_once
 
 NU_EPS, NU_R = 0.2, 0.5  # below both, Minder et al. call a feature genuinely new
 FALSE_RATE = 0.05
@@ -216,8 +216,7 @@ def newness(parent: Reader, child: Reader, blocks: np.ndarray, folds: int = 10) 
     step = min(blocks_at_once(blocks.shape[1]), max(1, -(-len(blocks) // folds)))
     for start in range(0, len(blocks), step):
         some = blocks[start : start + step]
-        streams = (activations(reader.model, reader.hook_point, some, reader.precision) for reader in (parent, child))
-        for x_parent, x_child in zip(*streams, strict=True):
+        for (x_parent, x_child), _ in aligned([parent.side, child.side], some):
             entries = child_sae.encode_sparse(x_child)
             acts = FeatureActs(*entries, child_sae.d_sae)
             child_hat = child_sae.decode_sparse(*entries) + child_sae.bypass(x_child)

@@ -66,20 +66,20 @@ def _dictionary(end: End, rows: np.ndarray) -> SAE:
     return sae.to(end.saes[0].W_enc.device)
 
 
-def judge_tokens(own: End, other: End, blocks: np.ndarray, documents: np.ndarray, groups: int) -> Judged:
+def judge_tokens(own: End, other: End, tokens: np.ndarray, documents: np.ndarray, groups: int) -> Judged:
     """Verdicts on one feature per frequent token: 1 where it stands, the same in both models.
 
-    blocks: int [blocks, context], the tokens of the ends' activations. documents, groups: as of `ends.judge_end`.
+    tokens: int [tokens], those of the ends' activations. documents, groups: as of `ends.judge_end`.
     """
     weight, bias = least_squares(own.fitting, other.fitting)
-    acts = _token_identity(blocks)
+    acts = _token_identity(tokens)
     effect = effects(acts, own.x, own.x @ weight + bias, other.x, documents, groups)
     same = np.ones(acts.d_sae)
     return judge(effect, same > 0, same, same)
 
 
-def _token_identity(blocks: np.ndarray) -> FeatureActs:
-    _, place, count = np.unique(blocks.ravel(), return_inverse=True, return_counts=True)
+def _token_identity(tokens: np.ndarray) -> FeatureActs:
+    _, place, count = np.unique(tokens, return_inverse=True, return_counts=True)
     number = np.where(count >= _LEAST_FIRINGS, np.cumsum(count >= _LEAST_FIRINGS) - 1, -1)[place]
     kept = number >= 0
     indptr = np.concatenate([[0], np.cumsum(kept)])

@@ -6,7 +6,7 @@ several SAEs can be fed from one stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,12 +51,13 @@ class ActivationStore:
         if group != self._group:
             blocks = self.batch_blocks * self.buffer
             taken = self.sampler.take(group * blocks, (group + 1) * blocks)
-            parts = list(activations(self.model, self.hook_point, taken, self.precision))
-            kept = [samples(self.model, part, self.sampler.context_size) for part in parts]
+            parts, kept = zip(*marked(self.model, self.hook_point, taken, self.precision), strict=True)
             self._x, rng = torch.cat(parts), np.random.default_rng([self.seed, group])
             order = rng.permutation(len(self._x))
             if any(one is not None for one in kept):
-                self._only(torch.cat([one for one in kept if one is not None]).cpu().numpy(), order, rng)
+                pairs = zip(parts, kept, strict=True)
+                masks = [x.new_ones(len(x), dtype=torch.bool) if own is None else own for x, own in pairs]
+                self._only(torch.cat(masks).cpu().numpy(), order, rng)
             self.read += len(order)
             self._order, self._group = torch.from_numpy(order).to(self._x.device), group
         return self._x[self._order[place * self.batch_size : (place + 1) * self.batch_size]]
@@ -82,21 +83,49 @@ def activations(
     `precision` is that of the model's matrix products; `bf16` rounds the activations by about 1 %.
     Raises ValueError, naming the hook point, when a value is not finite.
     """
-    device = next(model.parameters()).device
-    step = blocks_at_once(blocks.shape[1])
-    for start in range(0, len(blocks), step):
-        ids = torch.from_numpy(blocks[start : start + step]).to(device)
-        with arithmetic(device, precision):
-            x = capture(model, hook_point, ids).flatten(0, 1)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"activations at {hook_point} are not finite; the model's weights are damaged or overflow")
-        yield x
+    return (x for x, _ in _read(model, hook_point, blocks, precision))
 
 
 def sampled(
     model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
 ) -> Iterator[torch.Tensor]:
-    """Like `activations`, without the positions that are no samples (see `lm.reading`)."""
-    for x in activations(model, hook_point, blocks, precision):
-        kept = samples(model, x, blocks.shape[1])
+    """Like `activations`, without the positions that are no samples (see `lm.reading.samples`)."""
+    for x, kept in marked(model, hook_point, blocks, precision):
         yield x if kept is None else x[kept]
+
+
+def marked(
+    model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Like `activations`, each chunk with which of its vectors are samples, bool [tokens]; None where all are."""
+    for x, part in _read(model, hook_point, blocks, precision):
+        yield x, samples(model, x, part)
+
+
+def aligned(
+    sides: Sequence[tuple[torch.nn.Module, str, Precision]], blocks: np.ndarray
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    """Vectors of several (model, hook point, precision) at the positions of token blocks [n, context] that are samples
+    in all of them, a chunk at a time: float32 [samples, d] of each, and which of the chunk's positions these are, bool
+    [tokens]."""
+    for chunks in zip(*(marked(model, place, blocks, precision) for model, place, precision in sides), strict=True):
+        kept = torch.ones(len(chunks[0][0]), dtype=torch.bool)
+        for _, own in chunks:
+            kept &= True if own is None else own.cpu()
+        yield [x if kept.all() else x[kept.to(x.device)] for x, _ in chunks], kept
+
+
+def _read(
+    model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Chunks of activations, each with its blocks."""
+    device = next(model.parameters()).device
+    step = blocks_at_once(blocks.shape[1])
+    for start in range(0, len(blocks), step):
+        part = blocks[start : start + step]
+        ids = torch.from_numpy(np.ma.getdata(part)).to(device)
+        with arithmetic(device, precision):
+            x = capture(model, hook_point, ids).flatten(0, 1)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"activations at {hook_point} are not finite; the model's weights are damaged or overflow")
+        yield x, part

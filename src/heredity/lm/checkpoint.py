@@ -147,6 +147,8 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
         ends = [row["data_offsets"][1] for row in header.values()]
         if 8 + size + max(ends, default=0) != file.stat().st_size:
             raise ValueError(f"it should be {8 + size + max(ends, default=0):,} bytes and is {file.stat().st_size:,}")
+        if not all(isinstance(row["dtype"], str) for row in header.values()):
+            raise ValueError("its header has a type that is no string")
         return {tensor: Stored(row["dtype"], tuple(row["shape"])) for tensor, row in header.items()}
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from heredity.errors import short
 from heredity.lm.checkpoint import ADAPTER, ModelError, Source, base_of_adapter, base_revision, located, read_json
 from heredity.study import ArchitectureConfig
 
@@ -101,7 +102,10 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
 
     name = source.name
     if not source.gguf:
-        read_json(source.folder / "config.json", f"{name}: cannot read its config")
+        raw = read_json(source.folder / "config.json", f"{name}: cannot read its config")
+        kinds = raw.get("architectures") or []
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ModelError(f"{name}: config.json: architectures is {short(kinds, 80)}, no list of names; mend it")
     more = {"gguf_file": source.gguf} if source.gguf else {}
     with quiet():
         try:

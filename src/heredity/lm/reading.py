@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # planning a study reads rules, and loads nothing heavy
+    import numpy as np
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -89,19 +90,25 @@ def lead(model: nn.Module, module: nn.Module) -> int:
     return int(module is not trunk and any(module is part for part in trunk.modules()))
 
 
-def samples(model: nn.Module, x: Tensor, context: int) -> Tensor | None:
-    """Which of the vectors x [n · context, d] are samples, bool [n · context]; None where all are.
+def samples(model: nn.Module, x: Tensor, blocks: np.ndarray) -> Tensor | None:
+    """Which of the vectors x [n · context, d] of token blocks [n, context] are samples, bool [n · context]; None where
+    all are.
 
-    The median norm is over the vectors given, which are those of one forward pass.
+    Masked tokens are none (see `BlockSampler.take`), nor is what the model's rules leave out. The median norm is over
+    the vectors given, which are those of one forward pass.
     """
+    import numpy as np
     import torch
 
     _, skip, outliers = reading_of(model)
-    if not skip and not outliers:
+    masked = np.ma.is_masked(blocks)
+    if not skip and not outliers and not masked:
         return None
     kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    if masked:
+        kept &= torch.from_numpy(~np.ma.getmaskarray(blocks).ravel()).to(x.device)
     if skip:
-        kept &= torch.arange(len(x), device=x.device) % context >= skip
+        kept &= torch.arange(len(x), device=x.device) % blocks.shape[1] >= skip
     if outliers:
         norms = x.float().norm(dim=1)
         kept &= norms <= outliers * norms.median()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from heredity.errors import reading
+from heredity.lm.checkpoint import ModelError
 from heredity.lm.hooks import HookPointError, caught_at, resolve
 from heredity.lm.load import quiet
 
@@ -18,14 +20,16 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
     without weights and its forward pass traced without numbers.
 
     None where that forward pass cannot be traced, as with experts that are chosen by the numbers. Raises HookPointError
-    for a place that the model does not have, and where something else than [batch, context, width] passes.
+    for a place that the model does not have, and where something else than [batch, context, width] passes; ModelError
+    for a configuration from which no model can be built.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with _silent(), FakeTensorMode(), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        with reading("the model that config.json describes", "mend config.json", ModelError):  # built from its numbers
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
         resolve(model, hook_point)
         try:
             return list(caught_at(model.eval(), hook_point, torch.zeros(2, 5, dtype=torch.long)).shape)

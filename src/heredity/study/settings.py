@@ -40,6 +40,9 @@ class CorpusConfig(Config):
     """What the column holds: `text`; `chat`, lists of messages, rendered by the chat template of the tokenizer that is
     loaded; `ids`, lists of that tokenizer's token ids. Default: `chat` where the first row of local files is such a
     list, otherwise `text`."""
+    roles: Literal["all", "assistant"] = "all"
+    """Of dialogues, whose words are samples of SAEs, matches and verdicts: everybody's, or only the assistant's. Models
+    read and learn all of it."""
     separator: str | None = None
     """What stands, on a line of its own, between the documents of a text file, such as `"<|endoftext|>"`."""
     skip_damaged: Annotated[float, Field(ge=0, lt=1)] = 0.0

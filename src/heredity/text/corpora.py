@@ -19,6 +19,7 @@ from heredity.text import sources
 from heredity.text.forms import Form
 from heredity.text.readers import CorpusError
 from heredity.text.sources import Account, Document, Split
+from heredity.text.spoken import Spoken
 
 _SPANS = pa.field("spans", pa.list_(pa.int32()))
 _SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("license", pa.string()), _SPANS])
@@ -92,7 +93,7 @@ def fingerprint(name: str, config: CorpusConfig, root: Path) -> str:
             content = sources.hub_preset(config, spec)[:3]
         else:
             content = [spec, installed.versions(spec) if scheme == "installed" else stories.VERSION]
-    settings = config.model_dump(exclude={"source", "share"})
+    settings = config.model_dump(exclude={"source", "share", "roles"})
     return hashlib.sha256(json.dumps([scheme, content, settings]).encode()).hexdigest()
 
 
@@ -158,11 +159,19 @@ def write_corpus(
 
 def read_corpus(folder: Path, split: Split) -> Iterator[str]:
     """Texts of one split written by `write_corpus`, in order. CorpusError for a missing or broken file."""
-    path = folder / f"{split}.parquet"
+    return (text for (text,) in _columns(folder / f"{split}.parquet", "text"))
+
+
+def read_dialogues(folder: Path, split: Split) -> Iterator[Spoken]:
+    """The same, with what the assistant says in each."""
+    return (Spoken(text, spans or ()) for text, spans in _columns(folder / f"{split}.parquet", "text", "spans"))
+
+
+def _columns(path: Path, *names: str) -> Iterator[tuple[Any, ...]]:
     try:
         with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_ROWS, columns=["text"]):
-                yield from batch.column(0).to_pylist()
+            for batch in table.iter_batches(batch_size=_ROWS, columns=names):
+                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path}: cannot be read ({error}); write the corpus again") from error
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
+from heredity.errors import reading
 from heredity.study import CorpusConfig
 from heredity.study.places import fault_of, local_path
 from heredity.text.forms import COLUMNS, TOKENIZED, Form, FormError, Reading, decoded, form_of, rendered
@@ -442,7 +443,8 @@ def _files(path: Path) -> list[Path]:
             continue
         known.add(real)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and name not in _SKIPPED_FOLDERS)
-        found += [Path(folder, name) for name in names if name[0] != "." and Path(folder, name).is_file()]
+        with reading(folder, "choose a folder that holds the text alone, and may be read", CorpusError):
+            found += [Path(folder, name) for name in names if name[0] != "." and Path(folder, name).is_file()]
     return sorted(found)
 
 

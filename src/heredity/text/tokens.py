@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from heredity.errors import reason, short
 from heredity.study.places import fault_of
 from heredity.text.letters import BYTE, spelled
+from heredity.text.spoken import Roles, Spoken
 from heredity.text.vocabularies import meaning
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _ROUND = 10_000
 _SPARSEST = 16  # ids for every token, at most
 _FEISTEL_ROUNDS = 6
 _DIALOGUES = "dialogues"  # name of an empty file beside the tokens
+_SPOKEN = "spoken.npy"
 _MOST_UNKNOWN = 0.5  # share of unknown tokens beyond which a study would be about nothing else
 
 # Words and runs of signs with one space before them, digits one by one, line ends and indentation as runs of their
@@ -126,7 +128,9 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
         place, _, options["revision"] = name.partition("@")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except Exception as error:  # the parsers beneath raise what they like, bare Exception too
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the parsers beneath raise what they like, and panics of Rust are no Exception
         why = f"cannot be loaded ({reason(error)}); check the folder, or id and network"
         if "trust_remote_code" in str(error) and not trust_remote_code:
             why = _CODE
@@ -178,6 +182,7 @@ class PackedTokens:
     tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
     documents: np.ndarray  # int64 [documents + 1]: start of each document, and the end of the last
     dialogues: bool = False  # whether documents are kept whole in a block where they fit
+    spoken: np.ndarray | None = None  # bool [tokens]: those that may be samples; None where all may
     _known: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)  # a memo, no state
 
     @classmethod
@@ -186,11 +191,15 @@ class PackedTokens:
         try:
             tokens = np.load(path / "tokens.npy", mmap_mode="r", allow_pickle=False)
             documents = np.load(path / "documents.npy", allow_pickle=False)
+            own = (path / _SPOKEN).exists()
+            spoken = np.load(path / _SPOKEN, mmap_mode="r", allow_pickle=False) if own else None
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: packed tokens cannot be read ({error}); pack the corpus again") from error
         if not len(documents) or documents[-1] != len(tokens):
             raise ValueError(f"{path}: documents.npy does not end at the {len(tokens)} tokens; pack the corpus again")
-        return cls(tokens, documents, (path / _DIALOGUES).exists())
+        if spoken is not None and len(spoken) != len(tokens):
+            raise ValueError(f"{path}: {_SPOKEN} does not fit the {len(tokens)} tokens; pack the corpus again")
+        return cls(tokens, documents, (path / _DIALOGUES).exists(), spoken)
 
     def n_blocks(self, context_size: int) -> int:
         """Whole blocks of `context_size` tokens; what is left over at the end is not used."""
@@ -236,34 +245,54 @@ class PackedTokens:
         return total
 
 
-def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path, dialogues: bool = False) -> PackedTokens:
+def pack(
+    texts: Iterable[str | Spoken],
+    tokenizer: PreTrainedTokenizerFast,
+    path: Path,
+    dialogues: bool = False,
+    roles: Roles = "all",
+) -> PackedTokens:
     """Encode documents into the folder `path`: `tokens.npy` and `documents.npy`, both streamed.
 
     A document is followed by the end-of-text token. Special tokens that stand in a text, such as the markers of turns,
     are tokens; but for dialogues, which a chat template wrote, the string of one that begins or ends texts is encoded
-    as ordinary text, so that it ends no document. ValueError for a tokenizer without end-of-text token, and for texts
-    more than half of whose tokens are the unknown one.
+    as ordinary text, so that it ends no document. roles: `assistant` makes samples only of the tokens of what the
+    assistant says, `spoken.npy`, as the documents' spans tell; models read all tokens. ValueError for a tokenizer
+    without end-of-text token, texts more than half of whose tokens are the unknown one, and roles of texts without any.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ValueError("the tokenizer has no end-of-text token; set its eos_token")
     encoder = _encoder(tokenizer, dialogues)
     dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.uint32)
-    lengths: list[int] = []
+    lengths, spoken = list[int](), list[np.ndarray]()
     path.mkdir(parents=True, exist_ok=True)
     # The header has one length for any count: numpy reserves 21 digits.
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
     with (path / "tokens.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header | {"shape": (0,)})
         for batch in _batches(texts):
-            for encoding in encoder.encode_batch_fast(batch, add_special_tokens=False):
+            # The fast form does not tell where a token stands.
+            encode = encoder.encode_batch if roles != "all" else encoder.encode_batch_fast
+            encodings = encode([one if isinstance(one, str) else one.text for one in batch], add_special_tokens=False)
+            for one, encoding in zip(batch, encodings, strict=True):
                 ids = [*encoding.ids, eos]
+                if roles != "all":
+                    said = _within(encoding.offsets, () if isinstance(one, str) else one.spans)
+                    spoken.append(np.append(said, False))
                 lengths.append(len(ids))
                 file.write(np.array(ids, dtype).tobytes())
         file.seek(0)
         np.lib.format.write_array_header_1_0(file, header | {"shape": (sum(lengths),)})
     if dialogues:
         (path / _DIALOGUES).touch()
+    if roles != "all":
+        if not any(part.any() for part in spoken):
+            raise ValueError(
+                f'roles = "{roles}", but the texts hold no word of the assistant\'s; give dialogues as lists of '
+                'messages with that role (format = "chat"), or leave roles out'
+            )
+        np.save(path / _SPOKEN, np.concatenate(spoken))
     np.save(path / "documents.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
     packed = PackedTokens.open(path)
     if (share := unknown_tokens(packed, tokenizer) / max(1, len(packed.tokens))) > _MOST_UNKNOWN:
@@ -272,6 +301,15 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, path: Path, d
             "text; give text that it covers, or a model whose tokenizer falls back to bytes"
         )
     return packed
+
+
+def _within(offsets: Sequence[tuple[int, int]], spans: Sequence[int]) -> np.ndarray:
+    """Which tokens lie in a span, by a character at least, bool [tokens]. spans: start, end, start, end ..., rising."""
+    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    edges = np.array(spans, np.int64)
+    # An odd number of edges lies before what is inside a span.
+    inside = np.searchsorted(edges, ends, "left") > np.searchsorted(edges, starts, "right")
+    return (inside | (np.searchsorted(edges, starts, "right") % 2 == 1)) & (ends > starts)
 
 
 def unknown_tokens(packed: PackedTokens, tokenizer: PreTrainedTokenizerFast) -> int:
@@ -329,13 +367,21 @@ class BlockSampler:
         self._quotas = None if shares is None else _quotas(self.names, shares)
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`."""
+        """Token ids of the blocks at positions start..stop-1, int64 [stop - start, context_size]; see `origin`.
+
+        Where only what an assistant says is sampled, a masked array: every token is there to be read, and those that
+        are no samples are masked.
+        """
         corpora, offsets = self.origin(start, stop)
         blocks = np.empty((stop - start, self.context_size), dtype=np.int64)
+        left_out = np.zeros(blocks.shape, bool) if any(pack.spoken is not None for pack in self.packs) else None
         for corpus, pack in enumerate(self.packs):
             if (here := corpora == corpus).any():
-                blocks[here] = pack.tokens[offsets[here, None] + np.arange(self.context_size)]
-        return blocks
+                places = offsets[here, None] + np.arange(self.context_size)
+                blocks[here] = pack.tokens[places]
+                if left_out is not None and pack.spoken is not None:
+                    left_out[here] = ~pack.spoken[places]
+        return blocks if left_out is None else np.ma.masked_array(blocks, left_out)
 
     def origin(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Corpus index of the blocks at positions start..stop-1, and their first token in its pack.
@@ -471,12 +517,12 @@ def _quotas(names: Sequence[str], shares: Mapping[str, float]) -> np.ndarray:
     return quotas
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str | Spoken]) -> Iterator[list[str | Spoken]]:
     """Lists of texts of about a million characters: enough to keep every core busy, little to hold."""
     batch, size = [], 0
     for text in texts:
         batch.append(text)
-        size += len(text)
+        size += len(text if isinstance(text, str) else text.text)
         if size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
