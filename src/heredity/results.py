@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -185,7 +186,15 @@ class Feature(NamedTuple):
 def record(study: Study, folder: Path) -> None:
     """Write what `open` needs into a run's folder: the study as it was run."""
     values = {"schema": 2, "study": study.name, "root": str(study.root), "toml": study.config.to_toml()}
-    write_json(folder / RUN, values)
+    write_json(folder / RUN, values | {"read": study.read})
+
+
+def as_recorded(study: Study, folder: Path) -> Study:
+    """The study, which knows what a run of it read: models and corpora need not be there to look at results."""
+    if not (folder / RUN).is_file():
+        return study
+    read = read_json(folder / RUN, "run the study again", ArtifactError).get("read", {})
+    return replace(study, recorded=read if isinstance(read, dict) else {})
 
 
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
@@ -207,4 +216,4 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
     values = read_json(path, way_out, ArtifactError)
     with reading(path, way_out, ArtifactError):
         study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
-    return Run(study, Path(folder))
+    return Run(as_recorded(study, Path(folder)), Path(folder))

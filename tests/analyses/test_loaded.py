@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import tiny
+from heredity import results
 from heredity.analyses import Pipeline, statements_of
 from heredity.analyses.loaded import check_loaded
 from heredity.analyses.model import MODELS
@@ -20,6 +22,7 @@ from heredity.engine.stage import run
 from heredity.engine.store import Store
 from heredity.lm.load import load_model, save_model, state_hash
 from heredity.study import Study, StudyError
+from heredity.text.readers import CorpusError
 
 
 @pytest.fixture
@@ -68,6 +71,19 @@ def test_a_moved_project_has_nothing_to_do_again_and_its_models_are_found(projec
     shutil.rmtree(moved / "models" / "b")
     with pytest.raises(StudyError, match="the model that the run read is no longer there"):
         load(artifact)
+
+
+def test_results_are_looked_at_without_models_and_text(project: Path):
+    pipeline = Pipeline(study(project))
+    run(list(pipeline.stages.values()), Store(project / "runs"), until="tokens")
+    results.record(pipeline.study, project / "runs")
+    done = results.Run(study(project), project / "runs").artifacts.keys()
+    shutil.rmtree(project / "models"), shutil.rmtree(project / "words")
+    seen = results.open(project / "runs")
+    assert seen.artifacts.keys() == done == {"corpus/words", "tokenizer/a", "tokens/words"}
+    assert seen.table("corpora").num_rows == 1
+    with pytest.raises(CorpusError, match="words"):  # what is to be made anew needs them
+        Pipeline(Study.of(tomllib.loads(seen.study.config.to_toml()), "s", project))
 
 
 def test_changed_weights_are_other_weights(project: Path):

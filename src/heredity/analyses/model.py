@@ -148,7 +148,8 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quanti
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
         folder, start, reading = model_folder(study, name), study.starts[0], study.config.reading
-        content, repository = (content_digest(folder), None) if folder else (None, config.load)
+        content = study.identity(f"model.{name}.load", lambda: content_digest(folder) if folder else None)
+        repository = None if content else config.load
         which = repository, config.revision, config.trust_remote_code, content
         return Loading(*which, Aside(folder), Aside(f"{place}.load"), start, parents, reading)
     if config.merge is not None:

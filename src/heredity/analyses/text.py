@@ -70,7 +70,8 @@ def _corpus_settings(study: Study, item: Item) -> CorpusSettings:
 
     name = item["corpus"]
     corpus = study.config.corpus[name].model_copy(update={"share": None, "roles": "all"})  # which do not change it
-    return CorpusSettings(name, corpus, fingerprint(name, corpus, study.root), study.config.seed, Aside(study.root))
+    content = study.identity(f"corpus.{name}", lambda: fingerprint(name, corpus, study.root))
+    return CorpusSettings(name, corpus, content, study.config.seed, Aside(study.root))
 
 
 def _corpus_needs(study: Study, item: Item) -> Needs:
@@ -78,12 +79,14 @@ def _corpus_needs(study: Study, item: Item) -> Needs:
     from heredity.text.corpora import form_of
     from heredity.text.readers import CorpusError
 
-    loaded = study.config.tokenizer.load or study.config.model[study.starts[0]].load
+    name = item["corpus"]
+    if not (study.config.tokenizer.load or study.config.model[study.starts[0]].load):
+        return {}
     try:
-        plain = not loaded or form_of(study.config.corpus[item["corpus"]], study.root) == "text"
+        form = study.identity(f"corpus.{name}.form", lambda: form_of(study.config.corpus[name], study.root))
     except CorpusError:  # said where the corpus is read
-        plain = True
-    return {} if plain else {"tokenizer": tokenizer_need(study)}
+        return {}
+    return {} if form == "text" else {"tokenizer": tokenizer_need(study)}
 
 
 def _write_corpus(work: Work, settings: CorpusSettings) -> Results:
@@ -124,21 +127,25 @@ class TokenizerSettings(NamedTuple):
 def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     from heredity.analyses.loaded import local_folder
     from heredity.lm.checkpoint import tokenizer_place
-    from heredity.text.corpora import file_digest
 
     start, given = study.config.model[item["model"]], study.config.tokenizer.load
     source = given or start.load
     if source is None:
         return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False, None, Aside(None))
     path = local_folder(study, "tokenizer.load" if given else f"model.{item['model']}.load", source)
-    revision = None if given else start.revision
-    if path is None:
+    folder = None if path is None else Path(tokenizer_place(path))
+    content = study.identity("tokenizer", lambda: None if folder is None else _tokenizer_digest(folder))
+    if content is None:
+        revision = None if given else start.revision
         return TokenizerSettings(source, None, 0, start.trust_remote_code, revision, Aside(None))
-    folder = Path(tokenizer_place(path))
-    content = file_digest(
-        [f for f in sorted(folder.glob("*")) if _of_tokenizer(f.name)] if folder.is_dir() else [folder]
-    )
-    return TokenizerSettings(None, content, 0, start.trust_remote_code, None, Aside(str(folder)))
+    return TokenizerSettings(None, content, 0, start.trust_remote_code, None, Aside(folder and str(folder)))
+
+
+def _tokenizer_digest(folder: Path) -> str:
+    from heredity.text.corpora import file_digest
+
+    files = sorted(folder.glob("*")) if folder.is_dir() else [folder]
+    return file_digest([file for file in files if _of_tokenizer(file.name) or file == folder])
 
 
 def _of_tokenizer(name: str) -> bool:

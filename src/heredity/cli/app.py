@@ -126,9 +126,10 @@ def study_of(name: str, overrides: list[str] | None = None) -> Study:
 
 def run_of(name: str, runs: Path, overrides: list[str] | None) -> Run:
     """The run of a study, as far as it is done."""
-    from heredity.results import Run
+    from heredity.results import Run, as_recorded
 
     study = study_of(name, overrides)
+    study = as_recorded(study, runs / study.name)
     words = ["heredity", "run", name, *(("--runs", str(runs)) if runs != RUNS else ())]
     again = shlex.join([*words, *(word for one in overrides or () for word in ("--set", one))])
     return Run(study, runs / study.name, again=again)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
@@ -71,6 +71,10 @@ class Study:
     name: str  # stem of its file; results lie under `runs/<name>/`
     config: StudyConfig
     root: Path  # folder at which relative paths in the study start
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    """What a run of it recorded of everything that lies outside the study file, by key; see `identity`."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """The same as found now."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str = "study", root: Path | None = None) -> Study:
@@ -209,6 +213,24 @@ class Study:
         except ValueError as error:
             raise self._fault(key, f"{reference}: {error}") from None
         return path if path.exists() else None
+
+    def identity(self, key: str, find: Callable[[], Any]) -> Any:
+        """What identifies the content of a file or folder that the value of a key names, as JSON; None for what has no
+        such place.
+
+        Where it is no longer there, what the run recorded holds: results can be looked at without it. What has to read
+        it anew fails then. Raises what `find` raises where nothing is recorded.
+        """
+        try:
+            found = find()
+        except ValueError:
+            if key not in self.recorded:
+                raise
+            found = None
+        if found is None:
+            return self.recorded.get(key)
+        self.read[key] = found
+        return found
 
     def merge_base(self, name: str) -> str | None:
         """The model from which a merge's task vectors are taken, if there is one."""

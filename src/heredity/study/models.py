@@ -103,7 +103,7 @@ class MergeConfig(Config):
     """Share of each task vector that is kept (TIES, DARE)."""
     base: str | None = None
     """Model from which task vectors are taken; default the parents' nearest common ancestor."""
-    sweep_points: Annotated[int, Field(ge=2)] = 11
+    sweep_points: Annotated[int, Field(ge=2, le=1001)] = 11
     """Grid of t in the sweep, 0 and 1 included."""
     tolerance: PositiveFloat = 0.005
     """Precision of t at which the bisection for the equilibrium stops."""

@@ -164,7 +164,7 @@ class LineageConfig(Config):
 class ControlsConfig(Config):
     """Floors, ceilings and confidence intervals of the counts."""
 
-    seeds: Annotated[int, Field(ge=1)] = 2
+    seeds: Annotated[int, Field(ge=1, le=100)] = 2
     """SAEs per model, each with its own seed; those after the first serve as ceilings of the model's outgoing edges."""
     models: tuple[str, ...] | None = None
     """Models with further SAEs; default every model that has a child."""
@@ -334,7 +334,7 @@ class ExplainConfig(Config):
 class RepeatConfig(Config):
     """Training seeds."""
 
-    seeds: Annotated[int, Field(ge=1)] = 1
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
     """Seeds with which fine-tunes and SAEs are trained, all else equal."""
 
 
