@@ -8,13 +8,14 @@ import torch
 
 import tiny
 from heredity.lm.quantize import quantize
+from heredity.study import QuantizeConfig
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(8, None), (4, None), (4, 8), (2, 16)])
 def test_matrices_are_rounded_group_by_group_and_nothing_else(bits, group_size):
     model = tiny.tiny_model()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    quantize(model, bits, group_size)
+    quantize(model, QuantizeConfig(bits=bits, group_size=group_size))
     levels = 2 ** (bits - 1) - 1
     for name, weight in model.named_parameters():
         old, new = before[name].numpy(), weight.detach().numpy()
@@ -34,5 +35,5 @@ def test_a_group_that_divides_no_row_is_refused_and_nothing_is_changed():
     model = tiny.tiny_model()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with pytest.raises(ValueError, match=r"group_size=7 does not divide the \d+ columns of .*weight; choose a divisor"):
-        quantize(model, 4, 7)
+        quantize(model, QuantizeConfig(bits=4, group_size=7))
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())

@@ -61,4 +61,4 @@ def test_rounded_and_shaken_weights_differ_by_as_much_as_they_should(model):
 
 def test_other_families_are_refused():
     with pytest.raises(ValueError, match="Linear is no decoder of the Llama family"):
-        permuted(torch.nn.Linear(2, 2))
+        rotated(torch.nn.Linear(2, 2))

@@ -15,7 +15,8 @@ function ancestry(name) {
   return GRAPH.map((node) => node.name).filter((model) => members.has(model));
 }
 const KINDS = {
-  train: "trained from scratch", load: "loaded", merge: "merge", quantize: "quantized", finetune: "fine-tuned" };
+  train: "trained from scratch", load: "loaded", merge: "merge", quantize: "quantized", finetune: "fine-tuned",
+  prune: "pruned", adapter: "adapter merged", edit: "weights edited" };
 const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** The rows of a table by one rule: the paper's r > 0.8, or else each edge's own threshold. */
 const byRule = (name, where, paper = false) => rowsOf(name, where).filter((row) => (row.rule === "paper") === paper);
