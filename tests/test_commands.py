@@ -52,6 +52,24 @@ def test_a_second_run_makes_nothing_and_ends_with_the_same_summary(lineage):
     assert summary_of(lineage) == before
 
 
+def test_clean_lists_what_other_settings_left_and_deletes_it_only_when_told(lineage, tmp_path):
+    assert ask(lineage, "clean")["left_over"] == []
+    labels = {
+        f"{path.parent.name}/{path.name}": path
+        for path in lineage.run.artifacts["corpus/words"].folder.parent.iterdir()
+    }
+    rows = ask(lineage, "clean", "--set", "corpus.words.validation=0.2")["left_over"]
+    assert {row["folder"] for row in rows} & set(labels) and all(path.exists() for path in labels.values())
+    folder = tmp_path / "s" / "corpus" / f"words-{'0' * 12}"
+    shutil.copytree(lineage.run.artifacts["corpus/words"].folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"key": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = " ".join(command("clean", lineage.path, "--runs", tmp_path).stdout.split())
+    assert folder.name in said and "--yes deletes them" in said and folder.exists()
+    command("clean", lineage.path, "--runs", tmp_path, "--yes")
+    assert not folder.exists() and not any((tmp_path / "s" / "corpus").iterdir())
+
+
 def test_status_verify_and_check_agree_that_all_is_done(lineage):
     rows = ask(lineage, "status")["stages"]
     assert {row["state"] for row in rows} == {"done"} and len(rows) == len(lineage.run.pipeline.stages)

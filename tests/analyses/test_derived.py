@@ -155,6 +155,33 @@ def test_revisions_are_a_chain_in_the_order_given(folder):
     assert (model.load, model.revision, model.parent) == ("an/id", "step2", "pythia@step1")
 
 
+def test_each_kind_has_the_references_that_can_be(folder):
+    edit = {"project_out": "x.safetensors", "tensor": "probe"}
+    kinds = {
+        "sparse": {"prune": {"share": 0.3}},
+        "tuned": {"adapter": "adapter"},
+        "gone": {"edit": edit},
+        "int4": {"quantize": {"bits": 4}},
+        "turned": {"edit": {"permute": "blocks.0.mlp"}},
+    }
+    values = tiny.study_values(folder, references={"twin": True})
+    children = {name: {"parent": "base"} | how for name, how in kinds.items()}
+    values["model"] = {"base": {"load": "base", "corpora": ["words", "code"]}, **children}
+    pipeline = Pipeline(Study.of(values, root=folder))
+    labels = [label for label, stage in pipeline.stages.items() if stage.kind == "reference_model"]
+    assert labels == [f"reference_model/{name}@random" for name in ("sparse", "tuned", "gone")]
+    done = run(pipeline.closure(labels), Store(folder / "runs"))
+    base, sparse, tuned = (load(done[label]).state_dict() for label in ("model/base", *labels[:2]))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    zeros = sparse[name] == 0
+    assert zeros.sum() == round(0.3 * zeros.numel())
+    assert base[name][zeros].abs().max() > base[name][~zeros].abs().min(), "not the smallest"
+    changes = [one[name] - base[name] for one in (tuned, load(done["model/tuned"]).state_dict())]
+    spectra = [torch.linalg.svdvals(change) for change in changes]
+    torch.testing.assert_close(*spectra, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(*changes, atol=1e-3) and int((spectra[0] > 1e-5).sum()) == 2
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

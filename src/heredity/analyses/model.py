@@ -184,12 +184,13 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Derivi
         seed = seed_of(study, "merge", name)
         return Merging(merge, Aside(f"{place}.merge"), has_t(merge), seed, parents)
     if config.kind in DERIVED:
-        return _deriving(study, name)
+        return deriving(study, name)
     seed = seed_of(study, "model", name)
     return Training(training_settings(study, name), study.shares(name), seed, config.lora, config.train, parents)
 
 
-def _deriving(study: Study, name: str) -> Deriving:
+def deriving(study: Study, name: str) -> Deriving:
+    """How a model of one of the kinds `DERIVED` is made."""
     config, file = study.config.model[name], derived_file(study, name)
     key = f"{config.kind}.project_out" if config.edit and config.edit.project_out else config.kind
     how, repository, content, base, seed = getattr(config, config.kind), None, None, None, 0
@@ -273,7 +274,7 @@ def train(work: Work, settings: Training) -> dict[str, Any]:
     lr = training.lr or (_SCRATCH_LR if scratch else _FINETUNE_LR)
     model, checkpoints = on_device(model), work.folder / "checkpoints"
     record = train_model(model, sampler, training, total, lr, seed, checkpoints, settings.lora, work.progress)
-    saved = _save(work, model, tokenizer, record.tokens)
+    saved = save(work, model, tokenizer, record.tokens)
     return saved | {"steps": record.steps, "losses": record.losses}
 
 
@@ -307,13 +308,13 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
 
 def _derive(work: Work, settings: Deriving) -> dict[str, Any]:
     try:
-        model = derived(load(work.inputs["parent"]), settings)
+        model = _derived(load(work.inputs["parent"]), settings)
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None
-    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0) | {"base": settings.base.value}
+    return save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0) | {"base": settings.base.value}
 
 
-def derived(model: Any, settings: Deriving) -> Any:
+def _derived(model: Any, settings: Deriving) -> Any:
     """What is made of a parent, which is changed or copied. Raises ValueError for what does not fit it."""
     from heredity.features.direction_files import read_direction
     from heredity.lm.checkpoint import located
@@ -375,10 +376,11 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         "linear_fallback": sum(tensor["method"] == "linear" for tensor in tensors) if merge.method == "slerp" else 0,
         "weights": ", ".join(map(str, merge.weights)) if merge.weights else None,
     }
-    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
+    return save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
 
 
-def _save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
+def save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
+    """Save a model in place of its checkpoints; returns its record."""
     from heredity.lm.load import save_model, state_hash
     from heredity.lm.reading import reading_of
 

@@ -115,6 +115,19 @@ def shaken(model: Model, like: Model, seed: int = 0) -> Model:
     return made
 
 
+def shuffled(model: Model, child: Model, seed: int = 0) -> Model:
+    """The change of every tensor from a model to its child, with its rows and columns in random order: of the same
+    size, values and rank, and of nothing in particular."""
+    made, other, generator = copy.deepcopy(model), child.state_dict(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in made.named_parameters():
+            change = other[name].float() - tensor.float()
+            for axis, size in enumerate(change.shape):
+                change = change.index_select(axis, torch.randperm(size, generator=generator))
+            tensor += change.to(tensor.dtype)
+    return made
+
+
 def _untied(model: Model) -> Model:
     """A copy whose output head has weights of its own."""
     made = copy.deepcopy(model)
