@@ -131,8 +131,8 @@ def clean(
     def show() -> None:
         if rows:
             text().print_table(text().LEFT_OVER, rows)
-        done = "deleted" if yes else "to delete; --yes deletes them" if rows else "to delete"
-        typer.echo(f"{len(rows):,} folders, {total:,.1f} MiB {done}")
+        done = "deleted" if yes else "to delete; --yes deletes that" if rows else "to delete"
+        typer.echo(f"{len(rows):,} folder{'s' * (len(rows) != 1)}, {total:,.1f} MiB {done}")
 
     return Result(result, show)
 

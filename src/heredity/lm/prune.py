@@ -18,6 +18,7 @@ def prune(model: Any, config: PruneConfig, seed: int | None = None) -> None:
         for _, weight in matrices(model, config.embeddings):
             score = weight.abs() if generator is None else torch.rand(weight.shape, generator=generator)
             score = score.reshape(len(weight) if config.per == "row" else 1, -1)
-            smallest = score.argsort(dim=1)[:, : round(config.share * score.shape[1])]
+            count = round(config.share * score.shape[1])
+            smallest = score.topk(count, dim=1, largest=False, sorted=False).indices
             gone = torch.zeros_like(score, dtype=torch.bool).scatter_(1, smallest, True)
             weight.masked_fill_(gone.reshape(weight.shape), 0)

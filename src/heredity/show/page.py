@@ -23,6 +23,7 @@ from heredity.analyses import ANALYSES, TABLES
 from heredity.engine.store import whole
 from heredity.show.markdown import LIMITS
 from heredity.show.summary import summarize
+from heredity.study import DERIVED, Config
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -112,7 +113,10 @@ def _graph(study: Study) -> list[dict[str, Any]]:
     nodes = []
     for name in study.order:
         model = study.config.model[name]
-        note = f"LoRA, rank {model.lora.r}" if model.lora else ""
+        note, how = f"LoRA, rank {model.lora.r}" if model.lora else "", getattr(model, model.kind, None)
+        if model.kind in DERIVED:
+            given = how.model_dump(exclude_unset=True) if isinstance(how, Config) else {"adapter": how}
+            note = ", ".join(f"{key} {value}" for key, value in given.items())
         node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
         node |= {"recipe_of": model.recipe_of}
         nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
