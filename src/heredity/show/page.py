@@ -108,6 +108,19 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: not part["finds"])
 
 
+_MADE = {
+    "train": "trained from scratch",
+    "finetune": "fine-tuned",
+    "load": "loaded",
+    "merge": "merge",
+    "quantize": "quantized",
+    "prune": "pruned",
+    "adapter": "adapter merged",
+    "edit": "weights edited",
+}
+"""How a model came to be, by its kind."""
+
+
 def _graph(study: Study) -> list[dict[str, Any]]:
     """Models, parents before children."""
     nodes = []
@@ -117,7 +130,13 @@ def _graph(study: Study) -> list[dict[str, Any]]:
         if model.kind in DERIVED:
             given = how.model_dump(exclude_unset=True) if isinstance(how, Config) else {"adapter": how}
             note = ", ".join(f"{key} {value}" for key, value in given.items())
-        node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
+        node = {
+            "name": name,
+            "kind": model.kind,
+            "made": _MADE[model.kind],
+            "parents": study.parents[name],
+            "note": note,
+        }
         node |= {"recipe_of": model.recipe_of}
         nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
     return nodes
