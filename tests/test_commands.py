@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import tiny
 from heredity import format
 from heredity.analyses import TABLES
 from tiny import command
@@ -50,6 +51,23 @@ def test_a_second_run_makes_nothing_and_ends_with_the_same_summary(lineage):
     result = command("run", lineage.path, "--runs", lineage.runs)
     assert "/" not in "".join(line for line in result.stderr.splitlines() if line.endswith(" s")), "a stage ran again"
     assert summary_of(lineage) == before
+
+
+def test_clean_lists_what_other_settings_left_and_deletes_it_only_when_told(tmp_path):
+    path = tiny.toml(tiny.study_values(tmp_path), tmp_path / "s.toml")
+    options = (path, "--runs", tmp_path / "runs")
+    command("run", *options, "--until", "corpus")
+    folders = {one.name.rpartition("-")[0]: one for one in (tmp_path / "runs" / "s" / "corpus").iterdir()}
+    assert json.loads(command("clean", *options, "--json").stdout)["left_over"] == []
+    changed = (*options, "--set", "corpus.words.validation=0.2")
+    said = " ".join(command("clean", *changed).stdout.split())
+    assert f"corpus/{folders['words'].name}" in said and said.endswith("--yes deletes that")
+    assert "code" not in said and folders["words"].exists()
+    (row,) = json.loads(command("clean", *changed, "--yes", "--json").stdout)["left_over"]
+    assert row["folder"] == f"corpus/{folders['words'].name}" and row["mib"] > 0
+    assert {name for name, one in folders.items() if one.exists()} == folders.keys() - {"words"}
+    (tmp_path / "code.jsonl").unlink()  # with a text missing, every key is another
+    assert "code.jsonl" in command("clean", *options, "--yes", code=2).stderr and folders["code"].exists()
 
 
 def test_status_verify_and_check_agree_that_all_is_done(lineage):

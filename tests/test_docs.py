@@ -26,6 +26,8 @@ SETTINGS = [
     ("merge = {...}", study.MergeConfig),
     ("lora = {...}", study.LoraConfig),
     ("quantize = {...}", study.QuantizeConfig),
+    ("prune = {...}", study.PruneConfig),
+    ("edit = {...}", study.EditConfig),
     ("[tokenizer]", study.TokenizerConfig),
     ("[reading]", study.ReadingConfig),
     ("[sae]", study.SAEConfig),

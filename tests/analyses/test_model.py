@@ -15,7 +15,7 @@ from heredity.engine.store import Store
 from heredity.lm.load import load_model, state_hash
 from heredity.lm.quantize import quantize
 from heredity.lm.reading import Reading, reading_of
-from heredity.study import Study, StudyError
+from heredity.study import QuantizeConfig, Study, StudyError
 from heredity.text.sources import CorpusError
 from heredity.text.tokens import load_tokenizer
 
@@ -53,7 +53,7 @@ def test_a_quantized_child_has_the_rounded_weights_of_its_parent_and_an_edge(tmp
         load_model(folder_of(store.find("model", name, pipeline.stages[f"model/{name}"].key)))
         for name in ("base", "int4")
     )
-    quantize(base, 4)
+    quantize(base, QuantizeConfig(bits=4))
     assert state_hash(child.state_dict()) == state_hash(base.state_dict())
 
 

@@ -55,6 +55,28 @@ def test_nothing_is_found_when_writing_was_interrupted_but_the_work_is_kept(tmp_
         assert (folder / "checkpoint").read_text() == "half"
 
 
+def test_what_is_left_over_is_deleted_and_nothing_else(tmp_path):
+    store, other = Store(tmp_path), "b" * 64
+    kept, gone = write_one(store), write_one(store, other)
+    for key in (KEY, "c" * 64):
+        with pytest.raises(KeyboardInterrupt), store.writing("model", "lua", key, {}, {}) as folder:
+            (folder / "checkpoints").mkdir()
+            raise KeyboardInterrupt
+    mine = tmp_path / "sae" / f"mine-{'0' * 12}"  # named like an artifact, and none
+    mine.mkdir()
+    (mine / "manifest.json").write_text("{}")
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "sae" / f"link-{'0' * 12}").symlink_to(gone)
+    begun = tmp_path / "model" / f".partial-lua-{'c' * 12}"
+    found = store.left_over([("sae", "base", KEY), ("model", "lua", KEY)])
+    assert found == [begun, gone]
+    before = set(tmp_path.rglob("*"))
+    for folder in found:
+        store.delete(folder)
+    left = {path for path in before if not any(path == one or one in path.parents for one in found)}
+    assert set(tmp_path.rglob("*")) == left and kept in left and find(tmp_path) is not None
+
+
 @pytest.mark.parametrize(("name", "content"), [("weights", "124"), ("weights", None), ("stranger", "x")])
 def test_damage_is_noticed_when_an_artifact_is_read(tmp_path, written, name, content):
     if content is None:

@@ -144,6 +144,14 @@ def test_lora_changes_only_the_targeted_weights_and_leaves_a_plain_model(tmp_pat
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
+def test_no_checkpoint_takes_more_than_a_part_of_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights, free = sum(weight.numel() for weight in mistral().parameters()), shutil.disk_usage(tmp_path)
+    for room, checkpoints in ((40, 0), (60, 1)):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, room=room: free._replace(free=room * weights))
+        run(mistral(), tmp_path / str(room), save_seconds=0)
+        assert len(list((tmp_path / str(room)).glob("checkpoint-*"))) == checkpoints
+
+
 @pytest.mark.parametrize("case", ["mistral", "lora", "gpt2"])
 def test_interrupted_and_resumed_run_ends_in_identical_weights(tmp_path: Path, case: str):
     make, lora = (gpt2 if case == "gpt2" else mistral), (LORA if case == "lora" else None)

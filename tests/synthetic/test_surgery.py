@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tiny
 from heredity.lm.hooks import capture
+from heredity.lm.load import load_model, save_model
 from heredity.synthetic.surgery import permuted, projected, quantized, rotated, shaken
 
 IDS = torch.arange(24).reshape(2, 12)
+GPT2: dict = dict(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=32)
 STREAM = "blocks.0.hook_resid_post"
 
 
@@ -59,6 +62,36 @@ def test_rounded_and_shaken_weights_differ_by_as_much_as_they_should(model):
         torch.testing.assert_close((tensor - own).norm(), (other.state_dict()[name] - own).norm(), rtol=1e-3, atol=1e-6)
 
 
+def test_shared_weights_are_shaken_once_and_parted_before_a_direction_is_taken_from_one_of_them(tmp_path):
+    made = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(**GPT2)).eval()  # tied
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name)))  # biases too
+    other = quantized(made, 3)
+    own, theirs, shaken_ = (one.lm_head.weight for one in (made, other, shaken(made, other)))
+    torch.testing.assert_close((shaken_ - own).norm(), (theirs - own).norm(), rtol=1e-3, atol=1e-6)
+    u = np.random.default_rng(0).normal(size=(1, GPT2["n_embd"]))
+    gone, turned = projected(made, u), permuted(made)
+    save_model(gone, None, tmp_path)
+    gone = load_model(tmp_path)
+    assert torch.equal(gone.lm_head.weight, own)
+    turn = torch.from_numpy(u[0]).float()
+    assert (capture(gone, "blocks.1.hook_resid_post", IDS) @ turn).abs().max() < 1e-4
+    torch.testing.assert_close(logits(turned), logits(made), rtol=1e-3, atol=1e-4)
+
+
+def test_a_family_whose_blocks_do_more_than_their_matrices_is_refused():
+    config = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    gemma = transformers.AutoModelForCausalLM.from_config(transformers.Gemma2Config(**config, head_dim=4)).eval()
+    with torch.no_grad():
+        for name, weight in gemma.named_parameters():
+            if "norm" in name:
+                weight.copy_(torch.linspace(-0.5, 0.5, len(weight)))
+    for keep in (0.0, 0.5):
+        with pytest.raises(ValueError, match="blocks.1.hook_resid_post still has the direction"):
+            projected(gemma, np.random.default_rng(0).normal(size=(1, 16)), keep)
+
+
 def test_other_families_are_refused():
     with pytest.raises(ValueError, match="Linear is no decoder of the Llama family"):
-        permuted(torch.nn.Linear(2, 2))
+        rotated(torch.nn.Linear(2, 2))

@@ -44,6 +44,8 @@ class Cost(NamedTuple):
     """Memory of its largest buffers."""
     efficiency: float = 0.35
     """Share of the measured matrix rate that it reaches on two cores."""
+    seconds: float = 0.0
+    """Time of what is no matrix product."""
 
 
 class Statement(NamedTuple):

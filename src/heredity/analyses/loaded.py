@@ -38,16 +38,54 @@ def model_folder(study: Study, name: str) -> Path | None:
     return local_folder(study, f"model.{name}.load", study.config.model[name].load or "")
 
 
+def derived_file(study: Study, name: str) -> Path | None:
+    """What a model that is made from its parent reads: the folder of its adapter, or the file of its direction; None
+    where it reads none, and for what may lie on the hub."""
+    model, place = study.config.model[name], f"model.{name}"
+    if model.adapter is not None:
+        return local_folder(study, f"{place}.adapter", model.adapter)
+    if model.edit is not None and model.edit.project_out is not None:
+        return local_folder(study, f"{place}.edit.project_out", model.edit.project_out)
+    return None
+
+
+def adapter_note(study: Study, name: str) -> str | None:
+    """What is to be said of the model that an adapter names as its base, where that is not plainly its parent; None for
+    an adapter that does not lie here, or names none."""
+    from heredity.lm.checkpoint import ADAPTER, Source, base_of_adapter, read_json
+
+    folder, parent = derived_file(study, name), study.parents[name][0]
+    if folder is None or not (folder / ADAPTER).is_file():
+        return None
+    if not read_json(folder / ADAPTER, str(folder)).get("base_model_name_or_path"):
+        return "does not say which model it was trained on"
+    base, load = base_of_adapter(Source(str(folder), folder)), study.config.model[parent].load
+    if load is None:
+        return f"says that it was trained on {base}, and its parent {parent} is a model of this study"
+    own, lies_here = model_folder(study, parent), Path(base).is_dir()
+    if own is not None and lies_here:
+        same = content_digest(own) == content_digest(Path(base))
+        return None if same else f"says that it was trained on {base}, whose weights are not those of {parent}"
+    if own is None and not lies_here:
+        same = load.partition("@")[0] == base.partition("@")[0]
+        return None if same else f"says that it was trained on {base}, and its parent {parent} is {load}"
+    return f"says that it was trained on {base}; whether that is its parent {parent} ({load}) cannot be told here"
+
+
+def weights_digest(path: Path) -> str:
+    """Digest of a file, or of weights and configuration in a folder."""
+    from heredity.text.corpora import file_digest
+
+    found = sorted(file for pattern in _CONTENT for file in path.glob(pattern) if file.is_file())
+    return file_digest([path] if path.is_file() else found)
+
+
 def content_digest(path: Path) -> str:
     """Digest of all that makes a local model: weights and configuration, of an adapter those of its base too."""
     from heredity.engine.store import digest
     from heredity.lm.checkpoint import ADAPTER, Source, base_of_adapter, base_revision
-    from heredity.text.corpora import file_digest
 
-    if path.is_file():
-        return file_digest([path])
-    files = sorted(file for pattern in _CONTENT for file in path.glob(pattern) if file.is_file())
-    own = file_digest(files)
+    own = weights_digest(path)
     if not (path / ADAPTER).exists():
         return own
     source = Source(str(path), path)
@@ -85,10 +123,31 @@ def check_loaded(study: Study) -> dict[str, int]:
         if config is not None:
             width = _check_places(study, name, config)
             widths |= {} if width is None else {name: width}
+    for name in study.order:
+        _check_derived(study, name)
     for name in study.order:  # what is made from a model has its shape
         if study.parents[name] and study.parents[name][0] in widths and study.config.model[name].load is None:
             widths.setdefault(name, widths[study.parents[name][0]])
     return widths
+
+
+def _check_derived(study: Study, name: str) -> None:
+    """That the files that a model is made with are there, and an adapter is one. Raises StudyError, by key."""
+    from heredity.lm.checkpoint import ADAPTER, ModelError, is_local, located
+
+    model, file = study.config.model[name], derived_file(study, name)
+    if model.edit is not None and model.edit.project_out is not None and file is None:
+        place = f"{study.name}: model.{name}.edit.project_out"
+        raise StudyError(f"{place}: {model.edit.project_out}: no such file; correct the path")
+    if model.adapter is None:
+        return
+    try:
+        if file is not None and not (file / ADAPTER).exists():
+            raise ModelError(f"{file}: holds no adapter (there is no {ADAPTER}); give the folder that peft wrote")
+        if is_local(str(file or model.adapter)):
+            located(str(file or model.adapter))
+    except ModelError as error:
+        raise StudyError(f"{study.name}: model.{name}.adapter: {error}") from None
 
 
 def base_source(source: Source) -> Source | None:

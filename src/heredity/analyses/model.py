@@ -1,4 +1,5 @@
-"""Language models: trained, fine-tuned, loaded or merged; how well each predicts; where a merge serves both parents.
+"""Language models: trained, fine-tuned, loaded, merged or made from a parent without training (quantized, pruned, an
+adapter merged, weights edited); how well each predicts; where a merge serves both parents.
 
 Accuracy and cross-entropy are measured on the validation split of each corpus, beside always predicting the corpus's
 most frequent token (unigram). A merge of two parents is swept over t, from the first parent (t = 0) to the second
@@ -14,7 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.loaded import content_digest, model_folder, tokenizers_differ
+from heredity.analyses.loaded import (
+    adapter_note,
+    content_digest,
+    derived_file,
+    model_folder,
+    tokenizers_differ,
+    weights_digest,
+)
 from heredity.analyses.reading import (
     RECORD,
     folder_of,
@@ -28,8 +36,11 @@ from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import (
+    DERIVED,
+    EditConfig,
     MergeConfig,
     Precision,
+    PruneConfig,
     QuantizeConfig,
     ReadingConfig,
     ScratchConfig,
@@ -44,6 +55,8 @@ if TYPE_CHECKING:
     from heredity.lm.sweep import Bench
 
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
+# Measured on two cores, from the parent's files to the child's.
+_SECONDS_A_WEIGHT = {"load": 1e-8, "merge": 6e-8, "quantize": 4e-8, "prune": 4e-8, "adapter": 4e-8, "edit": 4e-8}
 _DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
 
 MODELS = Table(
@@ -51,11 +64,12 @@ MODELS = Table(
     "Language models of the study.",
     ("model",),
     (
-        Column("kind", "text", "How it came to be: train, load, merge, quantize or finetune."),
+        Column("kind", "text", "How it came to be: train, finetune, load, merge, quantize, prune, adapter or edit."),
         Column("parents", "text", "Models it was made from."),
         Column("parameters", "count", "Parameters, tied ones counted once."),
         Column("tokens", "count", "Tokens it was trained on in this study; 0 if it was not trained here."),
         Column("tokenizer", "text", "How its own tokenizer differs from the study's; null where it does not."),
+        Column("base", "text", "Where its adapter says that it was trained on another model than its parent."),
     ),
     brief=("model", "kind", "parents", "parameters", "tokens"),
 )
@@ -133,9 +147,20 @@ class Merging(NamedTuple):
     parents: tuple[str, ...]
 
 
-class Quantizing(NamedTuple):
-    quantize: QuantizeConfig
+class Deriving(NamedTuple):
+    """How a model is made from its parent without training."""
+
+    kind: str
+    how: QuantizeConfig | PruneConfig | EditConfig | None
+    """None for an adapter."""
+    load: str | None
+    """Hub id of an adapter; None for what lies here, which its content identifies."""
+    content: str | None
+    file: Aside
+    base: Aside
+    """What is to be said of the model that an adapter was trained on."""
     place: Aside
+    seed: int
     parents: tuple[str, ...]
 
 
@@ -143,7 +168,7 @@ def model_items(study: Study) -> Iterable[Item]:
     return ({"model": name} for name in study.order)
 
 
-def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quantizing:
+def _settings(study: Study, item: Item) -> Training | Loading | Merging | Deriving:
     name = item["model"]
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
@@ -160,10 +185,26 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quanti
         merge = config.merge.model_copy(update={"sweep_points": 2, "tolerance": 1.0})  # those of the sweep alone
         seed = seed_of(study, "merge", name)
         return Merging(merge, Aside(f"{place}.merge"), has_t(merge), seed, parents)
-    if config.quantize is not None:
-        return Quantizing(config.quantize, Aside(f"{place}.quantize"), parents)
+    if config.kind in DERIVED:
+        return deriving(study, name)
     seed = seed_of(study, "model", name)
     return Training(training_settings(study, name), study.shares(name), seed, config.lora, config.train, parents)
+
+
+def deriving(study: Study, name: str) -> Deriving:
+    """How a model of one of the kinds `DERIVED` is made."""
+    config, file = study.config.model[name], derived_file(study, name)
+    key = f"{config.kind}.project_out" if config.edit and config.edit.project_out else config.kind
+    how, repository, content, base, seed = getattr(config, config.kind), None, None, None, 0
+    if config.adapter is not None:
+        how, repository = None, None if file else config.adapter
+        content, base = weights_digest(file) if file else None, adapter_note(study, name)
+    elif config.edit is not None and config.edit.permute is not None:
+        seed = seed_of(study, "permute", name)
+    elif config.edit is not None:
+        how, content = config.edit.model_copy(update={"project_out": "file"}), weights_digest(file) if file else None
+    which = repository, content, Aside(file), Aside(base), Aside(f"{study.name}: model.{name}.{key}")
+    return Deriving(config.kind, how, *which, seed, study.parents[name])
 
 
 def training_settings(study: Study, name: str) -> TrainingConfig:
@@ -189,7 +230,7 @@ def _needs(study: Study, item: Item) -> Needs:
         if merge.t == "equilibrium" and has_t(merge):
             needs["sweep"] = ("sweep", item)
     elif config.load is None:
-        if config.quantize is None:
+        if config.kind not in DERIVED:
             needs["tokens"] = tokens_needs(study.shares(name))
         if config.parent:
             needs["parent"] = ("model", {"model": config.parent})
@@ -201,20 +242,20 @@ def models_needs(names: Iterable[str]) -> dict[str, Any]:
     return {name: ("model", {"model": name}) for name in names}
 
 
-def _run(work: Work, settings: Training | Loading | Merging | Quantizing) -> Results:
+def _run(work: Work, settings: Training | Loading | Merging | Deriving) -> Results:
     rows: dict[str, Any] = {"merges": [], "merge_tensors": []}
     match settings:
         case Loading():
             kind, record = "load", _load(work, settings)
         case Merging():
             kind, (record, rows["merges"], rows["merge_tensors"]) = "merge", _merge(work, settings)
-        case Quantizing():
-            kind, record = "quantize", _quantize(work, settings)
+        case Deriving():
+            kind, record = settings.kind, _derive(work, settings)
         case Training():
             kind, record = "train" if settings.architecture else "finetune", train(work, settings)
     write_json(work.folder / RECORD, record)
     row = {"kind": kind, "parents": ", ".join(settings.parents)}
-    return rows | {"models": [row | {key: record.get(key) for key in ("parameters", "tokens", "tokenizer")}]}
+    return rows | {"models": [row | {key: record.get(key) for key in ("parameters", "tokens", "tokenizer", "base")}]}
 
 
 def train(work: Work, settings: Training) -> dict[str, Any]:
@@ -235,7 +276,7 @@ def train(work: Work, settings: Training) -> dict[str, Any]:
     lr = training.lr or (_SCRATCH_LR if scratch else _FINETUNE_LR)
     model, checkpoints = on_device(model), work.folder / "checkpoints"
     record = train_model(model, sampler, training, total, lr, seed, checkpoints, settings.lora, work.progress)
-    saved = _save(work, model, tokenizer, record.tokens)
+    saved = save(work, model, tokenizer, record.tokens)
     return saved | {"steps": record.steps, "losses": record.losses}
 
 
@@ -267,15 +308,38 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
     return record | {"reading": reading._asdict()}
 
 
-def _quantize(work: Work, settings: Quantizing) -> dict[str, Any]:
-    from heredity.lm.quantize import quantize
-
-    model = load(work.inputs["parent"])
+def _derive(work: Work, settings: Deriving) -> dict[str, Any]:
     try:
-        quantize(model, settings.quantize.bits, settings.quantize.group_size)
+        model = _derived(load(work.inputs["parent"]), settings)
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None
-    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0)
+    return save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0) | {"base": settings.base.value}
+
+
+def _derived(model: Any, settings: Deriving) -> Any:
+    """What is made of a parent, which is changed or copied. Raises ValueError for what does not fit it."""
+    from heredity.features.direction_files import read_direction
+    from heredity.lm.checkpoint import located
+    from heredity.lm.load import merge_adapter
+    from heredity.lm.prune import prune
+    from heredity.lm.quantize import quantize
+    from heredity.synthetic.surgery import permuted, projected
+
+    match settings.how:
+        case QuantizeConfig() as how:
+            quantize(model, how)
+        case PruneConfig() as how:
+            prune(model, how)
+        case EditConfig(permute=str(which)):
+            layer = which.split(".")[1]
+            return permuted(model, settings.seed, None if layer == "*" else [int(layer)])
+        case EditConfig() as how:
+            d = model.get_input_embeddings().embedding_dim
+            direction = read_direction(settings.file.value, d, how.tensor)
+            return projected(model, direction[None], how.scale, how.layers)
+        case None:
+            return merge_adapter(model, located(str(settings.file.value or settings.load)), settings.parents[0])
+    return model
 
 
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
@@ -314,10 +378,11 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         "linear_fallback": sum(tensor["method"] == "linear" for tensor in tensors) if merge.method == "slerp" else 0,
         "weights": ", ".join(map(str, merge.weights)) if merge.weights else None,
     }
-    return _save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
+    return save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
 
 
-def _save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
+def save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:
+    """Save a model in place of its checkpoints; returns its record."""
     from heredity.lm.load import save_model, state_hash
     from heredity.lm.reading import reading_of
 
@@ -350,12 +415,13 @@ def _reseeded(study: Study, item: Item) -> bool:
 
 
 def training_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    """Cost of training a model; nothing for one that is loaded, merged or quantized."""
+    """Cost of making a model: of training it, or of reading, changing and writing its weights."""
     model = study.config.model[item["model"]]
-    if model.kind not in ("train", "finetune"):
-        return Cost()
-    training: TrainingConfig = model.train or model
     weights = shapes.parameters(item["model"])
+    if model.kind not in ("train", "finetune"):
+        copies = {"merge": 4, "edit": 2}.get(model.kind, 1)
+        return Cost(gib=4 * copies * weights / 2**30, seconds=_SECONDS_A_WEIGHT.get(model.kind, 0.0) * weights)
+    training: TrainingConfig = model.train or model
     tokens = training.tokens or round(_DEFAULT_TOKENS * training.epochs)
     logits = training.batch_size * training.context_size * study.config.tokenizer.vocab_size * 12
     return Cost(tokens, 6 * weights * tokens, (16 * weights + logits) / 2**30, 0.8)
@@ -371,6 +437,8 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if row["tokenizer"]:
             text = f"the tokenizer of {row['model']} gives the ids of the study's to all text, with these differences: "
             yield Statement(row["model"], "note", f"{text}{row['tokenizer']}.")
+        if row["base"]:
+            yield Statement(row["model"], "note", f"the adapter of {row['model']} {row['base']}.")
     for row in rows_of(tables, "merges"):
         model, first, second, t = (row[name] for name in ("model", "first", "second", "t"))
         of, evidence = "", []
@@ -496,7 +564,7 @@ SWEEP = Analysis(
 )
 MODEL = Analysis(
     kind="model",
-    version=2,
+    version=3,
     title="Models",
     items=model_items,
     settings=_settings,

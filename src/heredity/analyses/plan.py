@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from heredity.analyses.loaded import base_source, check_loaded, model_folder
+from heredity.analyses.loaded import base_source, check_loaded, derived_file, model_folder
 from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.study.places import local_path
 from heredity.tables import Column, Table
@@ -34,7 +34,7 @@ PLAN_MODELS = Table(
     "Models of the study.",
     ("model",),
     (
-        Column("kind", "text", "How it comes to be: train, finetune, load or merge."),
+        Column("kind", "text", "How it comes to be: train, finetune, load, merge, quantize, prune, adapter or edit."),
         Column("parents", "text", "Its parents."),
         Column("trace", "text", "Corpora it and its ancestors read."),
         Column("parameters", "count", "Number of weights; unknown for a model that is not on this disk."),
@@ -186,6 +186,8 @@ def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shape
     shapes.widths.update(traced or {})
     for name in study.config.stitch:
         check_stitch(study, name, shapes)
+    for name in study.order:
+        _check_edit(study, name, shapes)
     sae = study.config.sae
     for name, d_in in shapes.widths.items():
         if d_in is None:
@@ -203,6 +205,25 @@ def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shape
                 "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return shapes
+
+
+def _check_edit(study: Study, name: str, shapes: Shapes) -> None:
+    """That a model has the blocks that are edited, and a direction the width of its stream. Raises StudyError."""
+    from heredity.features.direction_files import read_direction
+
+    edit, place = study.config.model[name].edit, f"{study.name}: model.{name}.edit"
+    if edit is None:
+        return
+    key, layers = ("layers", edit.layers or ()) if edit.permute is None else ("permute", (edit.permute.split(".")[1],))
+    last = shapes.layers(name) - 1
+    for layer in (int(layer) for layer in layers if layer != "*"):
+        if shapes.shape(name) and layer > last:
+            raise StudyError(f"{place}.{key}: {layer}: {study.parents[name][0]} has blocks 0 to {last}; correct it")
+    if (file := derived_file(study, name)) is not None:
+        try:
+            read_direction(file, _d_model(shapes.shape(name)) or None, edit.tensor)
+        except ValueError as error:
+            raise StudyError(f"{place}.project_out: {error}") from None
 
 
 def check_inputs(study: Study) -> dict[str, int]:
@@ -321,7 +342,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         analysis, item, _ = pipeline.items[label]
         cost = analysis.cost(study, item, shapes)
         cached = (store.path(stage.kind, stage.name, stage.key) / "manifest.json").exists()
-        seconds = 0.0 if cached else round(1.0 + cost.flops / (rate * cost.efficiency), 1)
+        seconds = 0.0 if cached else round(1.0 + cost.seconds + cost.flops / (rate * cost.efficiency), 1)
         row = {"stage": label, "cached": cached, "tokens": cost.tokens, "flops": cost.flops, "seconds": seconds}
         stages.append(row | {"memory_gib": PROCESS_GIB + cost.gib})
     left = [row for row in stages if not row["cached"]]

@@ -8,6 +8,7 @@ from typing import Any
 from heredity import format
 from heredity.analyses.analysis import Statement, Tables, rows_of
 from heredity.analyses.match_findings import KEY, twins
+from heredity.study import DERIVED
 
 FEW_STABLE = 0.3
 """Share of live features below which too few are stable for a verdict on the model."""
@@ -16,6 +17,7 @@ _KEY = (*KEY, "text")
 _REFERENCES = {
     "unchanged": "{parent} itself",
     "edit": "{parent} with random weight changes of the same size",
+    "random": "{parent} changed in the same way at random",
     "sham": "{parent} trained on with its own text",
     "twin": "{child} trained again with another seed",
     "frozen": "{child} read by the same SAEs of {parent} as these",
@@ -91,7 +93,12 @@ def findings(tables: Tables) -> Iterable[Statement]:
         for question, text in texts.items():
             yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
         if row["end"] == "parent":
-            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}))
+            untrained = [
+                f"no sham and no twin: {one['model']} was made without training"
+                for one in rows_of(tables, "models", model=child)
+                if one["kind"] in DERIVED
+            ]
+            yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}), untrained)
 
 
 def same_activations(parent: str, child: str, site: str) -> str:
@@ -139,8 +146,13 @@ def _share(row: Mapping[str, Any], verdict: str) -> str:
     return f"{format.percent(share)}, 95 % CI {format.interval('share', low, high)} over SAE seeds and features"
 
 
-def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> Iterable[Statement]:
-    """Agreement between SAE seeds, what intervals cover, and the same verdicts where the answer is known."""
+def _sure(
+    row: Mapping[str, Any], references: Sequence[Mapping[str, Any]], lacking: Sequence[str]
+) -> Iterable[Statement]:
+    """Agreement between SAE seeds, what intervals cover, and the same verdicts where the answer is known.
+
+    lacking: why there are references that there are not.
+    """
     parent, child = row["edge"].split("->")
 
     def said(text: str, *evidence: str) -> Statement:
@@ -156,7 +168,7 @@ def _sure(row: Mapping[str, Any], references: Sequence[Mapping[str, Any]]) -> It
         for one in references
     ]
     if row["pairs"] or known:
-        yield said(text, *known)
+        yield said(text, *known, *lacking)
     if row["lost_share_retrained_low"] is not None:
         shares = {name: [_interval(row, name, again) for again in ("", "_retrained")] for name in ("lost", "kept")}
         yield said(

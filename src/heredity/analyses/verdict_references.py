@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from heredity.features.ends import End
     from heredity.features.verdicts import Judged
 
-MODELS = ("edit", "sham", "twin")
+MODELS = ("edit", "random", "sham", "twin")
 """References that are models of their own."""
 GRADES = np.linspace(-0.2, 2.2, 25)
 """Edges of the bins of transmission."""
@@ -94,7 +94,7 @@ def _judge(name: str, edge: EdgeJudged) -> Reference:
     match name:
         case "unchanged":
             return against(reference_edges.unchanged(parent))
-        case "edit" | "sham" | "twin":
+        case "edit" | "random" | "sham" | "twin":
             return against(edge.read(name))
         case "frozen":
             return against(end_of(parent.saes[1:], child.x, child.fitting))

@@ -105,9 +105,10 @@ REFERENCES = Table(
         Column(
             "reference",
             "text",
-            "Read by the parent's second SAE: unchanged, edit (random change of the edge's size), sham (the parent "
-            "trained on with its own text), twin (the child trained with another seed), frozen (the child itself), "
-            "removal. Read by dictionaries that nobody trained: codebook, random decoder, neurons, token identity.",
+            "Read by the parent's second SAE: unchanged, edit (random change of the edge's size), random (changed in "
+            "the child's way, at random), sham (the parent trained on with its own text), twin (the child trained with "
+            "another seed), frozen (the child itself), removal. Read by dictionaries that nobody trained: codebook, "
+            "random decoder, neurons, token identity.",
         ),
         Column("stable", "count", "Parent features that are judged."),
         *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
@@ -246,7 +247,7 @@ def _needs(study: Study, item: Item) -> Needs:
             "0": sae_need(study, model, instrument),
             "1": second_need(model, instrument),
         }
-    for reference in ("sham", "twin") if item["text"] == "common" else ():
+    for reference in MODELS[1:] if item["text"] == "common" else ():
         if need := reference_need(study, edge, reference):
             needs[reference] = need
     return needs
@@ -304,7 +305,7 @@ def rows_of_ends(
     """Rows of all tables of one edge.
 
     readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged.
-    models: make the reference models that there are, by name: edit, sham, twin.
+    models: make the reference models that there are, by name: those of `MODELS`.
     """
     from heredity.features.ends import agreement, encode, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
@@ -394,8 +395,8 @@ def _read_again(reader: Reader, sample: Sample) -> End:
 
 
 def _reference_model(work: Work, name: str, seed: int) -> Any:
-    """The sham or twin of an edge; or edit: the parent with a random change in every tensor that has the norm of the
-    edge's own change there."""
+    """The sham, twin or random counterpart of an edge; or edit: the parent with a random change in every tensor that
+    has the norm of the edge's own change there."""
     from heredity.synthetic.surgery import shaken
 
     if name == "edit":
@@ -443,7 +444,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=8,
+    version=9,
     title="Verdicts",
     items=_items,
     settings=_settings,

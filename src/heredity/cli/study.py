@@ -102,6 +102,42 @@ def verify(study: StudyArg, runs: Runs = RUNS) -> Result:
 
 
 @command()
+def clean(
+    study: StudyArg,
+    yes: Annotated[bool, Option("--yes", help="Delete what is listed.")] = False,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """List what a study's folder holds that the study as it is now has no use for: artifacts of other settings or other
+    inputs, and what is left of stages of such that were begun, such as checkpoints. --yes deletes that, and nothing
+    else. Give --set as to `run`."""
+    from heredity.analyses import Pipeline
+    from heredity.analyses.plan import check_inputs
+    from heredity.engine.store import Store, size_of
+
+    loaded = study_of(study, set_)
+    check_inputs(loaded)  # with a model or a text missing, every key would be another
+    store = Store(runs / loaded.name)
+    wanted = [(stage.kind, stage.name, stage.key) for stage in Pipeline(loaded).stages.values()]
+    found = store.left_over(wanted)
+    rows = [{"folder": str(path.relative_to(store.root)), "mib": size_of(path) / 2**20} for path in found]
+    if yes and found:
+        with store.lock():
+            for path in found:
+                store.delete(path)
+    total = sum(row["mib"] for row in rows)
+    result = {"study": loaded.name, "left_over": rows, "mib": total, "deleted": yes}
+
+    def show() -> None:
+        if rows:
+            text().print_table(text().LEFT_OVER, rows)
+        done = "deleted" if yes else "to delete; --yes deletes that" if rows else "to delete"
+        typer.echo(f"{len(rows):,} folder{'s' * (len(rows) != 1)}, {total:,.1f} MiB {done}")
+
+    return Result(result, show)
+
+
+@command()
 def report(
     study: StudyArg,
     out: Annotated[Path | None, Option("-o", "--out", help="File to write; default of Markdown: stdout.")] = None,

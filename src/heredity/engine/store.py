@@ -20,7 +20,7 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 CONFIG = "config.json"
 _VERSIONS = ("heredity", "torch", "transformers", "tokenizers", "numpy")
 _TEMPORARY = re.compile(r"\..+\.([1-9]\d{0,6})")  # the names that `whole` gives: .NAME.PROCESS
+_ARTIFACT, _PARTIAL = re.compile(r"[^.].*-[0-9a-f]{12}"), ".partial-"
 _FOREIGN = re.compile(r"\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.nfs.*")  # left by file managers and file systems
 
 
@@ -113,8 +114,30 @@ class Store:
 
     def folders(self) -> list[Path]:
         """Every artifact folder, whole or damaged, by name."""
-        named = re.compile(r"[^.].*-[0-9a-f]{12}")
-        return sorted(path for path in self.root.glob("*/*") if named.fullmatch(path.name) and path.is_dir())
+        return sorted(path for path in self.root.glob("*/*") if _ARTIFACT.fullmatch(path.name) and path.is_dir())
+
+    def left_over(self, wanted: Iterable[tuple[str, str, str]]) -> list[Path]:
+        """Folders of artifacts, and working folders of those that were begun, which are none of the wanted ones (stage,
+        name, key); by name. Nothing else that lies there, nor a folder whose manifest is not its own, is among them.
+        """
+        kept, found = {self.path(*one) for one in wanted}, []
+        for path in sorted(self.root.glob("*/*")):
+            name = path.name.removeprefix(_PARTIAL)
+            if path.is_symlink() or not path.is_dir() or not _ARTIFACT.fullmatch(name):
+                continue
+            ours = name != path.name or (path / MANIFEST).is_file() and not _misplaced(path)
+            if ours and path.with_name(name) not in kept:
+                found.append(path)
+        return found
+
+    def delete(self, folder: Path) -> None:
+        """Delete a folder of an artifact, or a working folder. A kill leaves a working folder, never half an artifact;
+        the caller holds the lock."""
+        if not folder.name.startswith(_PARTIAL):
+            begun = folder.with_name(_PARTIAL + folder.name)
+            _remove(begun)
+            folder = folder.rename(begun)
+        _remove(folder)
 
     def find(self, stage: str, name: str, key: str) -> Artifact | None:
         """The complete artifact of this key, or None.
@@ -139,7 +162,7 @@ class Store:
         there. `config` and `inputs` (name -> key) are recorded.
         """
         final = self.path(stage, name, key)
-        partial = final.with_name(f".partial-{final.name}")
+        partial = final.with_name(_PARTIAL + final.name)
         partial.mkdir(parents=True, exist_ok=True)
         for stray in [partial / MANIFEST, *partial.rglob(".*")]:
             if stray.name == MANIFEST or _TEMPORARY.fullmatch(stray.name):
@@ -224,6 +247,11 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
     return lines
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; of links, their own."""
+    return sum(Path(parent, name).lstat().st_size for parent, _, names in os.walk(folder) for name in names)
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
@@ -232,6 +260,15 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
+
+
+def _misplaced(folder: Path) -> bool:
+    """Whether the manifest of a folder is that of another artifact, or of none."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return (manifest["stage"], f"{manifest['name']}-{manifest['key'][:12]}") != (folder.parent.name, folder.name)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return True
 
 
 def _files(folder: Path) -> list[str]:

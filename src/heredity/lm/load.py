@@ -173,12 +173,19 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
 
 def _merged_adapter(source: Source, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
     """The base model of a peft adapter with the adapter merged into its weights. Raises ModelError."""
+    base = base_of_adapter(source)
+    return merge_adapter(load_model(base, base_revision(source), trust_remote_code, dtype), source, base)
+
+
+def merge_adapter(model: PreTrainedModel, source: Source, base: str) -> PreTrainedModel:
+    """A model with a peft adapter merged into its weights, in place. base: what the model is called in errors.
+
+    Raises ModelError for an adapter that does not fit the model, by tensor.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
     name = source.name
-    base = base_of_adapter(source)
-    model = load_model(base, base_revision(source), trust_remote_code, dtype)
     with quiet():
         try:
             adapted = PeftModel.from_pretrained(model, str(source.folder))

@@ -5,24 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from heredity.lm.matrices import matrices
+from heredity.study import QuantizeConfig
+
+# Levels of the 4-bit NormalFloat: quantiles of a normal distribution (Dettmers et al. 2023, appendix E).
+_NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635)
+_NF4 += (-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725)
+_NF4 += (0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
 
 
-def quantize(model: Any, bits: int, group_size: int | None = None) -> None:
-    """Round every matrix of a model to `bits` bits in place: symmetric, to nearest, one scale per `group_size`
-    neighboring weights of a row, or per row. Vectors (norms, biases) and the types of tensors stay.
+def quantize(model: Any, config: QuantizeConfig) -> None:
+    """Round every matrix of a model in place, to the nearest level of its group: `group_size` neighboring weights of a
+    row, or a row. Vectors (norms, biases) and the types of tensors stay.
 
     Raises ValueError, before anything is changed, for a group size that does not divide the rows of a matrix.
     """
-    matrices = [(name, weight) for name, weight in model.named_parameters() if weight.dim() == 2]
-    for name, weight in matrices:
-        if group_size and weight.shape[1] % group_size:
+    size, found = config.group_size, list(matrices(model, config.embeddings))
+    for name, weight in found:
+        if size and weight.shape[1] % size:
             raise ValueError(
-                f"group_size={group_size} does not divide the {weight.shape[1]} columns of {name}; choose a divisor, "
+                f"group_size={size} does not divide the {weight.shape[1]} columns of {name}; choose a divisor, "
                 "or leave it out for one scale per row"
             )
-    levels = 2 ** (bits - 1) - 1
     with torch.no_grad():
-        for _, weight in matrices:
-            groups = weight.float().reshape(len(weight), -1, group_size or weight.shape[1])
-            scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-12) / levels
-            weight.copy_(((groups / scale).round().clamp(-levels, levels) * scale).reshape(weight.shape))
+        for _, weight in found:
+            groups = weight.float().reshape(len(weight), -1, size or weight.shape[1])
+            weight.copy_(_rounded(groups, config).reshape(weight.shape))
+
+
+def _rounded(groups: Tensor, config: QuantizeConfig) -> Tensor:
+    """Weights [rows, groups, size] at the levels of their groups."""
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    if config.method == "minmax":
+        scale = (high - low).clamp(min=1e-12) / (2**config.bits - 1)
+        return low + ((groups - low) / scale).round() * scale
+    largest = torch.maximum(low.abs(), high.abs()).clamp(min=1e-12)
+    if config.method == "nf4":
+        levels = torch.tensor(_NF4, device=groups.device)
+        return levels[torch.bucketize(groups / largest, (levels[1:] + levels[:-1]) / 2)] * largest
+    most = 2 ** (config.bits - 1) - 1
+    scale = largest / most
+    return (groups / scale).round().clamp(-most, most) * scale

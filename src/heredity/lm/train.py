@@ -26,6 +26,8 @@ from heredity.text.tokens import BlockSampler
 Progress = Callable[[int, int], None]
 
 _LOSSES = 200  # points of the loss curve
+_WRITING, _SELDOM = 0.05, 10  # share of the time that checkpoints may take, and how much rarer they become for it
+_DISK = 0.25  # share of the free disk that a checkpoint may take
 _WHOLE = "whole"  # a file of this name is the last thing written into a checkpoint
 _EAGER_SCORES = 2**27  # attention scores of a batch that may be held at once (512 MiB in float32)
 
@@ -58,7 +60,9 @@ def train_model(
     to norm 1. With `lora`, adapters are trained through peft and merged into the weights at the end, so that `model`
     is a plain model before and after. `total_tokens` is rounded up to whole blocks; the last batch may be short.
 
-    A checkpoint is written to `folder` about every `save_seconds`. Called again with the same arguments and initial
+    A checkpoint is written to `folder` about every `save_seconds`, less often (up to ten times) where writing it takes
+    more than a twentieth of that, and none where it would take more than a quarter of the free disk: 12 bytes a trained
+    weight. Each replaces the one before. Called again with the same arguments and initial
     weights after a kill, training resumes from it and ends in the same weights, bit by bit, as an uninterrupted run (on
     a GPU as far as its kernels are deterministic). The global random state, log levels and warning filters are left as
     they were; on Linux a process that trains on a CPU keeps what `keep_large_buffers` set.
@@ -89,7 +93,7 @@ def train_model(
                 args=_arguments(config, steps, lr, seed, folder, device.type == "cpu"),
                 train_dataset=dataset,
                 data_collator=lambda batch: batch,  # the data set makes whole batches already
-                callbacks=[_Follow(steps, tokens, lr, save_seconds, progress)],
+                callbacks=[_Follow(steps, tokens, lr, save_seconds, progress, _bytes_of_checkpoint(trained))],
             )
             trainer.remove_callback(PrinterCallback)
             checkpoint = newest_checkpoint(folder)
@@ -129,17 +133,22 @@ class _BlockDataset(torch.utils.data.Dataset):
 class _Follow(TrainerCallback):
     """Says when to log and to save; checkpoints fall on logged steps, so that a resumed run has the same loss curve."""
 
-    def __init__(self, steps: int, tokens: int, lr: float, save_seconds: float, progress: Progress | None):
+    def __init__(
+        self, steps: int, tokens: int, lr: float, save_seconds: float, progress: Progress | None, size: int = 0
+    ):
         self.steps, self.tokens, self.lr, self.save_seconds, self.progress = steps, tokens, lr, save_seconds, progress
-        self.every, self.saved = max(1, steps // _LOSSES), time.monotonic()
+        self.every, self.saved, self.size = max(1, steps // _LOSSES), time.monotonic(), size
+        self.between = save_seconds  # seconds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         step, last = state.global_step, state.global_step >= self.steps
         control.should_log = last or step % self.every == 0
         if control.should_log and self.progress is not None:
             self.progress(self.tokens * step // self.steps, self.tokens)
-        late = time.monotonic() - self.saved >= self.save_seconds
+        late = time.monotonic() - self.saved >= self.between
         control.should_save = control.should_log and (last or late)
+        if control.should_save:
+            control.should_save = self.size <= _DISK * shutil.disk_usage(args.output_dir).free
         if control.should_save:
             self.saved = time.monotonic()
 
@@ -150,10 +159,17 @@ class _Follow(TrainerCallback):
         (made / _WHOLE).touch()
         for path in set(made.parent.glob("checkpoint-*")) - {made}:
             shutil.rmtree(path)
+        took, self.saved = time.monotonic() - self.saved, time.monotonic()
+        self.between = min(max(self.save_seconds, took / _WRITING), _SELDOM * self.save_seconds)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         if "loss" in logs and not math.isfinite(logs["loss"]):
             raise TrainingError(f"loss is {logs['loss']} at step {state.global_step}; lower lr={self.lr:g}")
+
+
+def _bytes_of_checkpoint(model: Any) -> int:
+    """Weights that are trained and Adam's two moments of each, float32."""
+    return 12 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 class _ChunkedTrainer(Trainer):

@@ -23,6 +23,7 @@ from heredity.analyses import ANALYSES, TABLES
 from heredity.engine.store import whole
 from heredity.show.markdown import LIMITS
 from heredity.show.summary import summarize
+from heredity.study import DERIVED, Config
 from heredity.tables import Table
 
 if TYPE_CHECKING:
@@ -107,13 +108,35 @@ def _sections(run: Run) -> list[dict[str, Any]]:
     return sorted(parts, key=lambda part: not part["finds"])
 
 
+_MADE = {
+    "train": "trained from scratch",
+    "finetune": "fine-tuned",
+    "load": "loaded",
+    "merge": "merge",
+    "quantize": "quantized",
+    "prune": "pruned",
+    "adapter": "adapter merged",
+    "edit": "weights edited",
+}
+"""How a model came to be, by its kind."""
+
+
 def _graph(study: Study) -> list[dict[str, Any]]:
     """Models, parents before children."""
     nodes = []
     for name in study.order:
         model = study.config.model[name]
-        note = f"LoRA, rank {model.lora.r}" if model.lora else ""
-        node = {"name": name, "kind": model.kind, "parents": study.parents[name], "note": note}
+        note, how = f"LoRA, rank {model.lora.r}" if model.lora else "", getattr(model, model.kind, None)
+        if model.kind in DERIVED:
+            given = how.model_dump(exclude_unset=True) if isinstance(how, Config) else {"adapter": how}
+            note = ", ".join(f"{key} {value}" for key, value in given.items())
+        node = {
+            "name": name,
+            "kind": model.kind,
+            "made": _MADE[model.kind],
+            "parents": study.parents[name],
+            "note": note,
+        }
         node |= {"recipe_of": model.recipe_of}
         nodes.append(node | {"corpora": study.own_corpora(name), "trace": study.trace(name)})
     return nodes

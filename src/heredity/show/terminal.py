@@ -121,6 +121,15 @@ STATUS = Table(
         Column("seconds", "seconds", "Time spent."),
     ),
 )
+LEFT_OVER = Table(
+    "left_over",
+    "What the study has no use for.",
+    ("folder",),
+    (
+        Column("folder", "text", "Below the study's folder; those of stages that were begun are named .partial-..."),
+        Column("mib", "number", "MiB on the disk."),
+    ),
+)
 FOUND = Table(
     "found",
     "Features that fit.",

@@ -3,13 +3,16 @@
 
 from heredity.study.graph import Edge, Study, StudyError, load_study
 from heredity.study.models import (
+    DERIVED,
     ArchitectureConfig,
     Config,
+    EditConfig,
     Init,
     LoraConfig,
     MergeConfig,
     ModelConfig,
     Precision,
+    PruneConfig,
     QuantizeConfig,
     ScratchConfig,
     TrainingConfig,

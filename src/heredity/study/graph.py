@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from heredity.errors import reading, short
-from heredity.study.models import Init, MergeConfig
+from heredity.study.models import DERIVED, Init, MergeConfig, ModelConfig
 from heredity.study.places import local_path
 from heredity.study.settings import StudyConfig
 
@@ -90,8 +90,25 @@ class Study:
             except ValidationError as error:
                 raise StudyError(f"{name}: {first_fault(error, values)}") from None
         study = cls(name, config.with_recipes(), root or Path.cwd())
+        study = replace(study, config=config.model_copy(update={"model": study._with_revisions()}))
         study._check()
         return study
+
+    def _with_revisions(self) -> dict[str, ModelConfig]:
+        """The models, with the chain of its revisions in place of each that names some."""
+        models = dict[str, ModelConfig]()
+        for name, model in self.config.model.items():
+            if model.revisions is None:
+                models[name] = model
+                continue
+            parent, folder = model.parent, self.folder(f"model.{name}.load", model.load or "")
+            for one in model.revisions:
+                if folder is not None and not (folder / one).is_dir():
+                    raise self._fault(f"model.{name}.revisions", f"{one}: {folder} has no such folder; correct it")
+                place = {"load": f"{model.load}/{one}"} if folder else {"revision": one}
+                models[f"{name}@{one}"] = model.model_copy(update={"revisions": None, "parent": parent, **place})
+                parent = f"{name}@{one}"
+        return models
 
     # -- the graph ---------------------------------------------------------------------------------------------
 
@@ -261,7 +278,9 @@ class Study:
         tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
         for table, names in tables.items():
             for name in names:  # names become folders and parts of file names
-                if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith("."):
+                own, _, revision = name.partition("@")  # as `revisions` names the models of a chain
+                own += revision if table == "model" and own not in names else name[len(own) :]
+                if not own.replace("_", "").replace("-", "").replace(".", "").isalnum() or name.startswith((".", "@")):
                     yield f"{table}.{short(name, 80)}", f"names are letters, digits, '_', '-', '.'; rename the {table}"
                 if len(name.encode()) > _LONGEST_NAME:
                     yield f"{table}.{short(name, 80)}", f"has more than {_LONGEST_NAME} bytes; shorten the name"
@@ -311,8 +330,8 @@ class Study:
             yield place, "is the model itself; name another model"
         for first in self._repeated(other):
             yield place, f"{other} repeats a recipe itself; name {first}"
-        if kind in ("load", "merge"):
-            made = "loaded" if kind == "load" else "a merge"
+        if kind in ("load", "merge", *DERIVED):
+            made = {"load": "loaded", "merge": "a merge"}.get(kind, f"made by {kind}")
             yield place, f"{other} is {made}, which no seed changes; name a model that the study trains"
 
     def _faults_of_shares(self, name: str) -> Iterator[tuple[str, str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from heredity.errors import short
 
 Init = Literal["joint", "parent", "independent"]
 Precision = Literal["bf16", "float32"]
@@ -120,14 +123,72 @@ class QuantizeConfig(Config):
     """`quantize = {...}` of a model: its parent's weights rounded to few bits and back."""
 
     bits: Annotated[int, Field(ge=2, le=8)]
-    """Bits of a weight; symmetric, rounded to nearest."""
+    """Bits of a weight."""
+    method: Literal["absmax", "minmax", "nf4"] = "absmax"
+    """Levels that weights are rounded to, the nearest: `absmax`, evenly spaced and symmetric up to the largest absolute
+    value of a group; `minmax`, evenly spaced from its lowest to its highest value; `nf4`, the 4-bit levels of QLoRA
+    (Dettmers et al. 2023), scaled by the largest absolute value."""
     group_size: Positive | None = None
     """Neighboring weights of a row that share a scale; default one scale per row."""
+    embeddings: bool = True
+    """Round embeddings and output head as well."""
+
+    @model_validator(mode="after")
+    def _levels_exist(self) -> QuantizeConfig:
+        if self.method == "nf4" and self.bits != 4:
+            raise ValueError(f"bits={self.bits}: nf4 has levels of 4 bits; give bits = 4, or another method")
+        return self
+
+
+class PruneConfig(Config):
+    """`prune = {...}` of a model: its parent with some of its weights set to zero. Biases and norms stay."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the weights of each matrix that is zero afterwards."""
+    method: Literal["magnitude"] = "magnitude"
+    """Which weights go: those of the smallest absolute value."""
+    per: Literal["tensor", "row"] = "tensor"
+    """What the share holds in: every matrix, or every row of it, so that each output keeps as many weights."""
+    embeddings: bool = False
+    """Prune embeddings and output head as well."""
+
+
+class EditConfig(Config):
+    """`edit = {...}` of a model: its parent with an edit of its weights whose effect is known."""
+
+    project_out: Annotated[str, Field(min_length=1)] | None = None
+    """File (safetensors, npy, pt) of a direction of the residual stream: no embedding, attention or MLP writes along it
+    any more (Arditi et al. 2024)."""
+    tensor: str | None = None
+    """Name of the direction in that file, where it holds several."""
+    scale: Annotated[float, Field(ge=0)] = 0.0
+    """What is written along the direction is multiplied by this; 0 takes it out."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """Blocks whose attention and MLP are edited; default all of them, and the embeddings."""
+    permute: Annotated[str, Field(pattern=r"^blocks\.(\d+|\*)\.mlp$")] | None = None
+    """MLP whose neurons are put into another order, such as `blocks.0.mlp`, or `blocks.*.mlp` for those of all blocks:
+    the function stays, so that all features of the residual stream should be kept."""
+
+    @model_validator(mode="after")
+    def _one_edit(self) -> EditConfig:
+        if (self.project_out is None) == (self.permute is None):
+            raise ValueError("gives project_out and permute, or neither; give exactly one of them")
+        more = sorted(self.model_fields_set & {"tensor", "scale", "layers"})
+        if self.permute is not None and more:
+            raise ValueError(f"{more[0]} is of a direction that is projected out, and permute has none; remove it")
+        if self.scale == 1:
+            raise ValueError("scale=1 changes nothing; give 0 to take the direction out, 0.5 for half of it")
+        return self
+
+
+Derived = Literal["quantize", "prune", "adapter", "edit"]
+DERIVED: tuple[Derived, ...] = get_args(Derived)
+"""Kinds of models that are made from their parent without training, by the key that makes them."""
 
 
 class ModelConfig(TrainingConfig):
-    """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with `corpora` or
-    `quantize`."""
+    """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with one of
+    `corpora`, `quantize`, `prune`, `adapter` and `edit`."""
 
     train: ScratchConfig | None = None
     """Train from scratch."""
@@ -135,6 +196,9 @@ class ModelConfig(TrainingConfig):
     """Load the weights from this folder or hub id."""
     revision: str | None = None
     """Commit of a hub model."""
+    revisions: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Revisions of the hub id in `load`, or folders of checkpoints in its folder, in the order of training. They become
+    a chain of models, each the parent of the next, named `NAME@REVISION`."""
     trust_remote_code: bool = False
     """Run code that a hub model ships. Off unless the study says so."""
     parent: str | None = None
@@ -145,6 +209,12 @@ class ModelConfig(TrainingConfig):
     """Fine-tune low-rank adapters instead of all weights."""
     quantize: QuantizeConfig | None = None
     """Round the weights of the parent to few bits."""
+    prune: PruneConfig | None = None
+    """Set weights of the parent to zero."""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Merge the LoRA or DoRA adapter (peft) of this folder or hub id into the weights of the parent."""
+    edit: EditConfig | None = None
+    """Edit the weights of the parent: a direction projected out or scaled, or neurons permuted."""
     merge: MergeConfig | None = None
     """Merge the weights of several parents."""
     recipe_of: str | None = None
@@ -153,18 +223,32 @@ class ModelConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelConfig:
+        if self.revisions is not None:
+            if self.load is None or self.revision is not None:
+                raise ValueError("revisions are of load = ..., and stand in place of revision; give these two keys")
+            for one in self.revisions:  # which become parts of names
+                if not re.fullmatch(r"[\w-][\w.-]*", one):
+                    raise ValueError(f"revisions: {short(one, 80)!r}: must be a name of letters, digits, _, - and .")
+            if len(set(self.revisions)) < len(self.revisions):
+                raise ValueError(f"revisions={list(self.revisions)} names one twice; remove it")
         kinds = [name for name in ("train", "load", "merge", "recipe_of") if getattr(self, name) is not None]
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)} exclude each other; keep one")
         if kinds == ["recipe_of"] and (more := sorted(self.model_fields_set - {"recipe_of"})):
             raise ValueError(f"recipe_of takes everything from {self.recipe_of}; remove {', '.join(more)}")
         if not kinds and self.parent is None:
-            raise ValueError("says neither train, load, merge, recipe_of nor parent; give one of them")
-        if self.quantize is not None and (kinds or self.corpora or self.lora):
-            other = kinds[0] if kinds else "corpora" if self.corpora else "lora"
-            raise ValueError(f"quantize and {other} exclude each other; quantize the model in a table of its own")
-        if not kinds and not self.corpora and self.quantize is None:
-            raise ValueError("has a parent but no corpora to be fine-tuned on; add corpora = [...] or quantize = {...}")
+            what = next((f"{name} changes a parent: add parent = ..." for name in DERIVED if getattr(self, name)), None)
+            raise ValueError(what or "says neither train, load, merge, recipe_of nor parent; give one of them")
+        derived = [name for name in DERIVED if getattr(self, name) is not None]
+        others = [*derived, *kinds, *(name for name in ("corpora", "lora") if getattr(self, name))]
+        if derived and len(others) > 1:
+            verb = others[0].replace("adapter", "adapt")
+            raise ValueError(f"{others[0]} and {others[1]} exclude each other; {verb} the model in a table of its own")
+        if derived and (more := sorted(self.model_fields_set & set(TrainingConfig.model_fields))):
+            raise ValueError(f"{more[0]} is of training, and {derived[0]} trains nothing; remove it")
+        if self.parent is not None and not (kinds or derived or self.corpora):
+            ways = ", ".join(f"{name} = ..." for name in DERIVED)
+            raise ValueError(f"has a parent but no corpora to be fine-tuned on; add corpora = [...], or one of {ways}")
         if self.parent is not None and kinds and kinds != ["load"]:
             raise ValueError(f"{kinds[0]} and parent exclude each other; a merge names its parents inside merge")
         if kinds in (["train"], ["merge"]) and self.corpora:
@@ -174,12 +258,10 @@ class ModelConfig(TrainingConfig):
         return self
 
     @property
-    def kind(self) -> Literal["train", "load", "merge", "quantize", "finetune"]:
+    def kind(self) -> Literal["train", "load", "merge", "finetune"] | Derived:
         """How this model comes to be."""
-        if self.train is not None:
-            return "train"
-        if self.load is not None:
-            return "load"
-        if self.merge is not None:
-            return "merge"
-        return "quantize" if self.quantize is not None else "finetune"
+        kinds: tuple[Literal["train", "load", "merge"] | Derived, ...] = ("train", "load", "merge", *DERIVED)
+        for name in kinds:
+            if getattr(self, name) is not None:
+                return name
+        return "finetune"

@@ -218,10 +218,14 @@ class ReferencesConfig(Config):
     unchanged: bool = True
     """The parent against itself, read by its second SAE."""
     edit: bool = True
-    """The parent with a random change in every tensor, of the size of the edge's own."""
+    """The parent with a random change in every tensor, of the size of the edge's own. Of a quantized child that is
+    noise of the size of its rounding."""
+    random: bool = True
+    """The parent changed in the child's way, at random: as many weights pruned, another direction projected out or
+    scaled, an adapter's change with rows and columns in another order. For such children."""
     sham: bool = True
     """The parent trained on with its own corpora by the recipe of the child; one for all children of a parent that have
-    the same recipe. For fine-tunes that the study trains."""
+    the same recipe. For fine-tunes that the study trains: what is made without training has no recipe."""
     twin: bool = False
     """The child trained again with another seed: how far the counts vary between fine-tunes, in a second interval. For
     fine-tunes that the study trains."""

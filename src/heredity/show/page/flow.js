@@ -14,8 +14,6 @@ function ancestry(name) {
   visit(name);
   return GRAPH.map((node) => node.name).filter((model) => members.has(model));
 }
-const KINDS = {
-  train: "trained from scratch", load: "loaded", merge: "merge", quantize: "quantized", finetune: "fine-tuned" };
 const mergeOf = (name) => rowsOf("merges", { model: name })[0];
 /** The rows of a table by one rule: the paper's r > 0.8, or else each edge's own threshold. */
 const byRule = (name, where, paper = false) => rowsOf(name, where).filter((row) => (row.rule === "paper") === paper);
@@ -82,7 +80,7 @@ function studyGraph() {
       const { x, y } = place[node.name];
       const merge = mergeOf(node.name);
       const made = merge ? `${merge.method}${known(merge.t) ? `, t = ${merge.t.toFixed(2)}` : " merge"}`
-        : node.recipe_of ? recipe(node) : KINDS[node.kind];
+        : node.recipe_of ? recipe(node) : node.made;
       const words = [made, node.corpora.length ? `on ${node.corpora.join(", ")}` : node.note];
       svg.append(h("g", null,
         h("title", null, `${node.name}: ${words.filter(Boolean).join(" ")}; has seen ${node.trace.join(", ")}`),

@@ -23,7 +23,7 @@ function findings() {
     const rest = rows.filter((one) => !(one.question in QUESTIONS));
     const node = NODE[name];
     const made = node?.parents.length
-      ? `, ${KINDS[node.kind]}${FROM[node.kind] || " from"} ${node.parents.join(" and ")}` : "";
+      ? `, ${node.made}${FROM[node.kind] || " from"} ${node.parents.join(" and ")}` : "";
     const again = node?.recipe_of ? `, ${recipe(node)}` : "";
     return h("div", { class: "finding" }, h("h3", null, h("b", null, arrow(name)), made, again),
       first.length ? [lines(first), more("More", rest.length ? [lines(rest)] : [])] : lines(rest));
