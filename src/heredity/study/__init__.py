@@ -6,6 +6,7 @@ from heredity.study.models import (
     ArchitectureConfig,
     Config,
     Init,
+    Instrument,
     LoraConfig,
     MergeConfig,
     ModelConfig,
