@@ -320,9 +320,9 @@ def rows_of_ends(
         for seed in (0, 1):
             acts = ends[end].acts[seed]
             there = ends[other].acts[seed] if settings.instrument in ("joint", "frozen") else None  # of the same SAE
-            mine = owned(acts, there) if there and settings.instrument == "joint" else None
+            mine = owned(acts, there) if there is not None and settings.instrument == "joint" else None
             verdict, found = judge_end(ends[end], ends[other], seed, sample.documents, settings.seed, mine)
-            found["same_r"] = same_r(acts, there) if there else np.full(acts.d_sae, np.nan)
+            found["same_r"] = same_r(acts, there) if there is not None else np.full(acts.d_sae, np.nan)
             judged.append(verdict)
             evidence.append(found)
             steps()
