@@ -39,21 +39,24 @@ class PretrainedSAE(NamedTuple):
     """Name of the model for notes: what it was loaded from."""
 
 
+def named(study: Study, item: Item) -> str | None:
+    """Reference of the SAE that stands in the place of a trained one."""
+    return study.given_sae(item["model"], KEYS[item["sae"]]) if item["sae"] in KEYS else None
+
+
 def pretrained(study: Study, item: Item) -> PretrainedSAE | None:
     """The SAE that stands in the place of a trained one. Raises StudyError for a folder that is not there."""
-    if item["sae"] not in KEYS:
-        return None
-    key, name = KEYS[item["sae"]], item["model"]
-    if (given := study.given_sae(name, key)) is None:
+    if (given := named(study, item)) is None:
         return None
     from heredity.text.corpora import file_digest
 
+    name, key = item["model"], KEYS[item["sae"]]
     folder, place = sae_folder(study, f"model.{name}.{key}", given), f"{study.name}: model.{name}.{key}"
     files = sorted(path for path in (folder, *folder.rglob("*")) if path.is_file()) if folder else ()
     which = (None, file_digest(files)) if folder else (given, None)
     asked = study.config.reading.prefix != "auto"
-    named = Aside(study.config.model[name].load or "")
-    return PretrainedSAE(*which, Aside(folder), Aside(place), study.config.hook_point, asked, named)
+    model = Aside(study.config.model[name].load or "")
+    return PretrainedSAE(*which, Aside(folder), Aside(place), study.config.hook_point, asked, model)
 
 
 def sae_folder(study: Study, key: str, given: str) -> Path | None:

@@ -38,7 +38,7 @@ from heredity.analyses.analysis import (
     seed_of,
 )
 from heredity.analyses.one_sae import shape_beside
-from heredity.analyses.pretrained import PretrainedSAE, pretrained, take_over, trained_on
+from heredity.analyses.pretrained import PretrainedSAE, named, pretrained, take_over, trained_on
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
@@ -225,7 +225,7 @@ def _needs(study: Study, item: Item) -> Needs:
     needs["model"] = {name: ("model", {"model": name}) for name in names}
     for role, need in (("source", _source(study, item)), ("first", _first(study, item))):
         needs |= {role: need} if need else {}
-    if pretrained(study, item):
+    if named(study, item):
         return needs | {"tokenizer": tokenizer_need(study)}
     read = [corpus for corpus in study.config.corpus if any(corpus in study.trace(name) for name in names)]
     return needs | {"tokens": tokens_needs(read)}
@@ -337,7 +337,7 @@ def train_sae(
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    if pretrained(study, item):
+    if named(study, item):
         return Cost()
     config, names, gib = study.config.sae, _models(study, item), []
     tokens = _tokens(config, _source(study, item))
@@ -486,7 +486,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
         each = [f"{row['explained_variance']:.3f} in {row['model']}" for row in frozen]
         losses = [(row["model"], row["ce_loss_recovered"]) for row in frozen if row["ce_loss_recovered"] is not None]
         recovered = tuple(f"cross-entropy recovered {value:.3f} in {model}" for model, value in losses)
-        text = f"Read by an SAE of the first ancestor, the explained variance is {format.listed(each)}."
+        text = f"The explained variance of the SAE that reads all of them is {format.listed(each)}."
         yield Statement("SAEs", "sure", text, recovered, "frozen")
     for row in rows_of(tables, "saes", seed=0):
         if row.get("notes"):
@@ -524,7 +524,7 @@ SAE = Analysis(
     needs=_needs,
     run=_run,
     cost=_cost,
-    reseeded=lambda study, item: pretrained(study, item) is None,
+    reseeded=lambda study, item: named(study, item) is None,
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",
