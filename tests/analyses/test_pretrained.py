@@ -100,7 +100,7 @@ def test_one_sae_reads_both_models_and_is_judged_in_both(frozen):
     assert rows["base"]["dead_share"] == 0 and rows["pruned"]["dead_share"] == len(GONE) / 64
     assert "sae/pruned@scratch" not in frozen and "sae/joint" not in frozen
     said = statements_of({"saes": [{"instrument": "frozen", "seed": 0, **row} for row in rows.values()]})
-    assert any("explained variance is 1.000 in base and 1.000 in pruned" in one.text for one in said)
+    assert any("that reads all of them is 1.000 in base and 1.000 in pruned" in one.text for one in said)
 
 
 def test_a_run_and_compare_say_the_same_of_one_edge(project, frozen):
