@@ -100,7 +100,7 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
     off = study.config.references.model_copy(update=dict.fromkeys(switches, False))
     bare = replace(study, config=study.config.model_copy(update={"references": off}))
     more = [
-        second_need(model, instrument, number)
+        second_need(study, model, instrument, number)
         for instrument in study.instruments
         for model in study.followed
         for number in range(2, 2 + sae_seeds)
@@ -115,7 +115,9 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
             pairs = []
             for number in range(2, 2 + sae_seeds, 2):
                 saes = {
-                    f"{end}_saes": {str(n): second.stage(second_need(model, instrument, number + n)) for n in (0, 1)}
+                    f"{end}_saes": {
+                        str(n): second.stage(second_need(study, model, instrument, number + n)) for n in (0, 1)
+                    }
                     for end, model in (("parent", edge.parent), ("child", edge.child))
                 }
                 pairs.append(replace(same, name=f"{same.name}@{number}", inputs={**same.inputs, **saes}))

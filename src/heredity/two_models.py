@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 from heredity.analyses import TABLES, match, one_sae, verdict_findings, verdicts
 from heredity.analyses import sae as sae_analysis
 from heredity.analyses.analysis import Statement
+from heredity.analyses.pretrained import trained_on
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
 from heredity.engine.workers import Here, Progress
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
@@ -116,6 +117,7 @@ def compare(
     the models' repositories ship. Raises ValueError for tokenizers that give other ids to the same text, identical
     weights, an SAE of other weights, of another place or width, too few texts.
     """
+    from heredity.sae.made_for import first_token
     from heredity.text.tokens import unknown_tokens
 
     if tokens < 1 or second_tokens < 1:
@@ -138,7 +140,7 @@ def compare(
     for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
         _check_made_for(some, model, given, place, hook_point is not None, told)
     readers = _readers(models, saes, place, names)
-    reading = Reading(_first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
+    reading = Reading(first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
     settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -241,15 +243,6 @@ def _saes(given: Iterable[Given]) -> list[_Opened]:
     return [_Opened(one, *(read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}))) for one in given]
 
 
-def _first_token(tokenizer: Any, prefix: Prefix | None, metadata: Mapping[str, Any]) -> int | None:
-    """Token before every block: as asked for, as the SAE's folder says it was trained, or by the tokenizer."""
-    if prefix is None and "prefix_token" in metadata:
-        return metadata["prefix_token"]
-    begins = metadata.get("prepend_bos")
-    own = "none" if begins is False else "bos" if begins and tokenizer.bos_token_id is not None else "auto"
-    return prefix_of(tokenizer, prefix or own)
-
-
 def _readers(
     models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], place: str, names: tuple[str, str]
 ) -> dict[str, Reader]:
@@ -267,7 +260,7 @@ def _readers(
     readers: dict[str, Reader] = {}
     for (end, some), state, model in zip(saes.items(), states, models, strict=True):
         for one in some:
-            if state not in (sae_analysis.trained_on(one.metadata) or [state]):
+            if state not in (trained_on(one.metadata) or [state]):
                 wrong = f"SAE {one.given} was trained on other weights than the model it is given for"
                 raise ValueError(f"{wrong}; check the pairing")
         for one in some[1:]:
@@ -339,16 +332,17 @@ def _tables_of(
     directions = match.directions_of(parent.saes[0], child.saes[0])
     rows = match.match_edge(jobs, directions, sampler, settings, progress)
     sample = verdicts.sample_of(sampler, settings.lineage.tokens)
+    shared = child.saes[0] is parent.saes[0]
+    instrument = "frozen" if shared else "loaded"
     declared, same = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES], False
     if len(parent.saes) > 1:
-        shared = child.saes[0] is parent.saes[0]
         ends = {
             "parent": parent._replace(saes=parent.saes[:2]),
             "child": child._replace(saes=parent.saes[:2]) if shared else child,
         }
         asked = verdicts.VerdictSettings(
             settings.edge, parent.hook_point, "float32", settings.lineage.tokens, sampler.context_size, "tokens",
-            ReferencesConfig(), shared, settings.seed
+            ReferencesConfig(), instrument, settings.seed
         )  # fmt: skip
         made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
@@ -359,7 +353,7 @@ def _tables_of(
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
     ]
-    item = {"instrument": "loaded", "site": parent.hook_point, "edge": settings.edge.name, "text": "common"}
+    item = {"instrument": instrument, "site": parent.hook_point, "edge": settings.edge.name, "text": "common"}
     tables = {
         table.name: table.check(rows[table.name], **{key: item[key] for key in table.key if key in item})
         for table in declared

@@ -78,7 +78,7 @@ def edge(tmp_path_factory) -> tuple[dict[str, Any], Artifact, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("lost")
     inputs = inputs_of(folder, child_model())
     off = ReferencesConfig(edit=False, removal=False, codebook=False, token_identity=False)
-    settings = VerdictSettings(EDGE, LAST, "float32", 9_600, 16, "tokens", off, False, 4)
+    settings = VerdictSettings(EDGE, LAST, "float32", 9_600, 16, "tokens", off, "independent", 4)
     rows = verdicts.ANALYSIS.run(artifacts.work_of(folder / "judging", inputs), settings)
     judged = artifacts.artifact(folder / "judged")
     write_tables(verdicts.ANALYSIS.tables, rows, judged.folder, ITEM | {"text": "common"})

@@ -81,7 +81,7 @@ def tables(tmp_path_factory) -> dict[str, Any]:
     work = artifacts.work_of(folder / "work", inputs, lambda *step: steps.append(step))
     edge = Edge("base", "tuned")
     references = ReferencesConfig(twin=True, random_decoder=True, neurons=True)
-    settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", references, False, 4)
+    settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", references, "independent", 4)
     rows = verdicts.ANALYSIS.run(work, settings)
     assert steps == [(done, 14) for done in range(1, 15)]
     item = {**artifacts.SITE, "edge": edge.name, "text": "common"}
@@ -253,7 +253,7 @@ def test_what_the_child_learned_shows_on_its_own_text_and_not_on_the_common_one(
     own = units(0), units(1)
     readers = {"parent": Reader(learned(model(), False), LAST, own), "child": Reader(learned(model(), True), LAST, own)}
     nothing = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False))
-    settings = VerdictSettings(Edge("base", "tuned"), LAST, "float32", 9_600, 16, "tokens", nothing, False, 4)
+    settings = VerdictSettings(Edge("base", "tuned"), LAST, "float32", 9_600, 16, "tokens", nothing, "independent", 4)
     rng, starts = np.random.default_rng(0), np.arange(0, 16 * 1200 + 1, 64)
     said = {}
     for text, words in (("common", VOCAB - len(WORDS)), ("own", VOCAB)):

@@ -154,7 +154,7 @@ def broken(path: str, value: object) -> dict:
         ("model.base.train.d_modell", 1, "model.base.train.d_modell: unknown key; did you mean 'd_model'?"),
         ("hook_point", None, "hook_point: is missing; add it"),
         ("sae.expansion", 0, "sae.expansion: 0: input should be greater than 0"),
-        ("sae.init", "child", "sae.instruments.0: 'child': input should be 'joint', 'parent' or 'independent'"),
+        ("sae.init", "child", "'child': input should be 'joint', 'parent', 'independent' or 'frozen'"),
         ("sae.l0", [35, 25], "must be a rising pair such as [25, 35]"),
         ("corpus.english.share", 0.7, "corpus: shares of model base sum to 1.2 (english 0.7 + python 0.5); make them"),
         ("corpus.english.share", None, "corpus.english: has no share, but other corpora of model base have; give all"),

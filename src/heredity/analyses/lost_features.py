@@ -173,7 +173,7 @@ def _needs(study: Study, item: Item) -> Needs:
     needs["verdicts"] = ("verdicts", item | {"text": "common"})
     for end, model in (("parent", edge.parent), ("child", edge.child)):
         needs[end] = ("model", {"model": model})
-        needs[f"{end}_saes"] = {"0": sae_need(study, model, instrument), "1": second_need(model, instrument)}
+        needs[f"{end}_saes"] = {"0": sae_need(study, model, instrument), "1": second_need(study, model, instrument)}
     return needs
 
 
@@ -191,6 +191,8 @@ def _run(work: Work, settings: LostSettings) -> Results:
     work.progress(1, 4)
     columns, examined = [], []
     for number, (end, other) in enumerate((("parent", "child"), ("child", "parent")), 2):
+        if end not in scales:  # a child that only the parent's SAE reads is not judged
+            continue
         found = _examined(ends[end], ends[other], evidence[end], scales[end], _ASKED[end])
         if found:
             columns.append({"end": np.full(len(found["feature"]), end, object), **found})

@@ -173,6 +173,11 @@ class NewnessSettings(NamedTuple):
     seed: int
 
 
+def _items(study: Study) -> Iterable[Item]:
+    edges = edge_items(study, study.descent) if study.config.controls.newness else ()
+    return (item for item in edges if item["instrument"] != "frozen")  # whose SAE has nothing of the child's own
+
+
 def _settings(study: Study, item: Item) -> NewnessSettings:
     config = study.config
     return NewnessSettings(
@@ -195,7 +200,7 @@ def _needs(study: Study, item: Item) -> Needs:
         "match": ("match", item),
         "tokens": tokens_needs(study.trace(edge.child)),
     }
-    return needs | {"second_sae": second_need(edge.child, instrument)} if study.config.verdicts.tokens else needs
+    return needs | {"second_sae": second_need(study, edge.child, instrument)} if study.config.verdicts.tokens else needs
 
 
 def _run(work: Work, settings: NewnessSettings) -> Results:
@@ -375,7 +380,7 @@ ANALYSIS = Analysis(
     kind="newness",
     version=2,
     title="Are emerged features new?",
-    items=lambda study: edge_items(study, study.descent) if study.config.controls.newness else (),
+    items=_items,
     settings=_settings,
     needs=_needs,
     run=_run,

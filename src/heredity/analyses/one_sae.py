@@ -20,8 +20,10 @@ from heredity.engine.workers import Progress
 from heredity.study import RANKED, SAEConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heredity.features.collect import Reader
-    from heredity.sae.model import SAE
+    from heredity.sae.model import SAE, Activation
     from heredity.text.tokens import BlockSampler
 
 UNKNOWN = "stability unknown"
@@ -72,8 +74,7 @@ def train_second(
     if x.shape[1] != like.d_in:
         widths = f"the SAE reads vectors of width {like.d_in}, but {reader.hook_point} gives {x.shape[1]}"
         raise ValueError(f"{widths}; use an SAE trained at this hook point")
-    l0 = float(np.diff(like.encode_sparse(x)[0]).mean())
-    activation, k = (like.activation, like.k) if like.activation in RANKED else ("topk", max(1, round(l0)))
+    activation, k = shape_beside(like, x)
     config = SAEConfig(activation=activation, k=k or 1, lr=_RATE * (_RATE_AT / like.d_sae) ** 0.5, decay=True)
 
     def fresh() -> SAE:
@@ -99,6 +100,14 @@ def train_second(
     return made
 
 
+def shape_beside(like: SAE, x: Tensor) -> tuple[Activation, int | None]:
+    """Activation function and k of an SAE of another seed: its own, or topk of its L0 on vectors x [n, d_in] where the
+    penalty that it was trained with is not known."""
+    if like.activation in RANKED:
+        return like.activation, like.k
+    return "topk", max(1, round(float(np.diff(like.encode_sparse(x)[0]).mean())))
+
+
 def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[dict[str, np.ndarray], bool]:
     """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
     the activations of both ends are equal to the bit.
@@ -106,6 +115,7 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[
     readers: parent and child. The child's features have rows where it has an SAE of its own.
     """
     from heredity.features.ends import judge_end
+    from heredity.features.verdicts import same_r
 
     ends, sample = read_ends({name: one._replace(saes=one.saes[:1]) for name, one in readers.items()}, sample)
     own_child = readers["parent"].saes[0] is not readers["child"].saes[0]
@@ -115,7 +125,8 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[
         twice = ends[end]._replace(saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
         judged, columns = judge_end(twice, ends[other], 0, sample.documents, seed)
         size = len(judged.verdict)
-        columns |= {"p_lost": judged.p_lost, "stability": np.full(size, np.nan)}
+        same = np.full(size, np.nan) if own_child else same_r(ends[end].acts[0], ends[other].acts[0])
+        columns |= {"same_r": same, "p_lost": judged.p_lost, "stability": np.full(size, np.nan)}
         named = {"end": np.full(size, end, object), "verdict": np.full(size, UNKNOWN, object)}
         parts.append(named | {"feature": np.arange(size), **columns})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from heredity.analyses.loaded import base_source, check_loaded, derived_file, model_folder
+from heredity.analyses.pretrained import check_pretrained
 from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.study.places import local_path
 from heredity.tables import Column, Table
@@ -190,7 +191,7 @@ def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shape
         _check_edit(study, name, shapes)
     sae = study.config.sae
     for name, d_in in shapes.widths.items():
-        if d_in is None:
+        if d_in is None or study.given_sae(name, "sae"):
             continue
         d_sae, most, key = sae.expansion * d_in, *_most_active(study)
         if most > d_sae:
@@ -261,7 +262,9 @@ def check_inputs(study: Study) -> dict[str, int]:
                     labeled_set(texts, study.root)
             except LabelError as error:
                 raise StudyError(f"{study.name}: stitch.{name}.probes.sets.{task}: {error}") from None
-    return check_loaded(study)
+    widths = check_loaded(study)
+    check_pretrained(study, widths)
+    return widths
 
 
 def _most_active(study: Study) -> tuple[float, str]:

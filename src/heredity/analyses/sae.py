@@ -1,8 +1,11 @@
 """Sparse autoencoders: trained at the study's hook point, and judged on held-out text.
 
 Instruments: `joint` trains one SAE on the activations of all models, `parent` continues the parent's SAE on the child,
-`independent` starts anew for every model. Further SAEs of a parent (controls) start where its children's start; what
-persists into one of them is the ceiling of an edge. A joint SAE needs none: its ceiling is 1 by construction.
+`independent` starts anew for every model, `frozen` reads every model with the SAE of its first ancestor. An SAE that a
+model's table names (`sae`, `second_sae`) stands in the place of one that is trained from scratch; a second one of
+another seed is trained in its shape where none is named. Further SAEs of a parent (controls) start where its children's
+start; what persists into one of them is the ceiling of an edge. A joint or frozen SAE needs none: its ceiling is 1 by
+construction.
 
 Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens. A few massive vectors can own both
 sums, so that it is given without them, and as the median over single vectors, too. Cross-entropy recovered compares
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,8 +37,10 @@ from heredity.analyses.analysis import (
     rows_of,
     seed_of,
 )
+from heredity.analyses.one_sae import shape_beside
+from heredity.analyses.pretrained import PretrainedSAE, named, pretrained, take_over, trained_on
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import RANKED, Edge, Precision, SAEConfig, Study, StudyError
@@ -95,6 +100,7 @@ SAES = Table(
         ),
         Column("l1_coefficient", "number", "Coefficient of the penalty at the end of the training (relu, jumprelu)."),
         Column("random_seed", "text", "Seed of its initialization and data order."),
+        Column("notes", "text", "How a named SAE's use differs from what its folder says; null for nothing."),
     ),
     brief=(
         *("instrument", "model", "l0", "explained_variance", "ce_loss_recovered", "dead_share"),
@@ -128,16 +134,18 @@ def sae_need(study: Study, model: str, instrument: str) -> Need:
     if instrument == "joint":
         return ("sae", {"sae": "joint"})
     continued = instrument == "parent" and study.sae_parent(model)
+    model = study.frozen_from(model) if instrument == "frozen" else model
     return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
 
 
-def second_need(model: str, instrument: str, number: int = 1) -> Need:
+def second_need(study: Study, model: str, instrument: str, number: int = 1) -> Need:
     """An SAE of a model of another seed: what tells stable features from those that follow nothing.
 
     number: 1 is the one that studies train; proofs train more.
     """
     if instrument == "joint":
         return ("sae", {"sae": f"joint-{number}"})
+    model = study.frozen_from(model) if instrument == "frozen" else model
     return ("sae", {"model": model, "sae": f"control{number}-independent"})
 
 
@@ -147,8 +155,9 @@ def has_seconds(study: Study) -> bool:
 
 
 def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
-    """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for a joint SAE."""
-    count = 1 if instrument == "joint" else study.controls(model)
+    """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for an SAE that
+    reads both ends of an edge."""
+    count = 1 if instrument in ("joint", "frozen") else study.controls(model)
     suffix = f"from-{start}" if start else instrument
     return {str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}"}) for number in range(1, count)}
 
@@ -163,7 +172,7 @@ def _items(study: Study) -> list[Item]:
     for instrument in study.instruments:
         needs += [sae_need(study, name, instrument) for name in study.followed]
         if has_seconds(study):
-            needs += [second_need(name, instrument) for name in study.followed]
+            needs += [second_need(study, name, instrument) for name in study.followed]
         for edge in study.edges:
             needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
@@ -181,11 +190,19 @@ def _source(study: Study, item: Item) -> Need | None:
     return sae_need(study, start, "parent") if start else None
 
 
+def _first(study: Study, item: Item) -> Need | None:
+    """The SAE that the study names, of which this is one of another seed."""
+    another = item["sae"].startswith("control") and "-from-" not in item["sae"]
+    return ("sae", item | {"sae": "scratch"}) if another and study.given_sae(item["model"], "sae") else None
+
+
 def _models(study: Study, item: Item) -> tuple[str, ...]:
     return (item["model"],) if "model" in item else study.followed
 
 
-def _settings(study: Study, item: Item) -> SAESettings:
+def _settings(study: Study, item: Item) -> SAESettings | PretrainedSAE:
+    if given := pretrained(study, item):
+        return given
     config, label = study.config, f"{item['model']}-{item['sae']}" if "model" in item else item["sae"]
     sae, seed = without_effect(config.sae, _source(study, item) is not None), seed_of(study, "sae", label)
     corpora = {name: study.trace(name) for name in _models(study, item)}
@@ -204,10 +221,21 @@ def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    names, source = _models(study, item), _source(study, item)
+    names, needs = _models(study, item), Needs()
+    needs["model"] = {name: ("model", {"model": name}) for name in names}
+    for role, need in (("source", _source(study, item)), ("first", _first(study, item))):
+        needs |= {role: need} if need else {}
+    if named(study, item):
+        return needs | {"tokenizer": tokenizer_need(study)}
     read = [corpus for corpus in study.config.corpus if any(corpus in study.trace(name) for name in names)]
-    needs: Needs = {"model": {name: ("model", {"model": name}) for name in names}, "tokens": tokens_needs(read)}
-    return needs | {"source": source} if source else needs
+    return needs | {"tokens": tokens_needs(read)}
+
+
+def _run(work: Work, settings: SAESettings | PretrainedSAE) -> Results:
+    if isinstance(settings, SAESettings):
+        return train_on_models(work, settings)
+    take_over(work, settings)
+    return {}
 
 
 def train_on_models(work: Work, settings: SAESettings) -> Results:
@@ -229,6 +257,11 @@ def train_on_models(work: Work, settings: SAESettings) -> Results:
         stores.append(activation_store(artifact, settings.hook_point, sampler, each, seed, settings.precision))
     source = work.inputs.get("source")
     sae, inherited = read_sae(source / "sae") if source else (None, {})
+    if "first" in work.inputs:
+        like = read_sae(work.inputs["first"] / "sae")[0]
+        activation, k = shape_beside(like, stores[0].batch(0))
+        shape = {"activation": activation, "k": k or config.k}
+        settings = settings._replace(sae=config.model_copy(update=shape), d_sae=like.d_sae)
     size, steps = stores[0].batch_size, -(-_tokens(config, source) // stores[0].batch_size)
     stream = Stream(lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), steps)
     states = [state_of(artifact) for artifact in models.values()]
@@ -303,13 +336,9 @@ def train_sae(
     return sae
 
 
-def trained_on(metadata: Mapping[str, Any]) -> list[str]:
-    """Hashes of the weights that an SAE was trained on: one model's, those of all for a joint SAE, or unknown."""
-    state = metadata.get("model_state")
-    return [] if state is None else [state] if isinstance(state, str) else list(state)
-
-
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    if named(study, item):
+        return Cost()
     config, names, gib = study.config.sae, _models(study, item), []
     tokens = _tokens(config, _source(study, item))
     for name in names:
@@ -349,14 +378,16 @@ def _quality_needs(study: Study, item: Item) -> Needs:
         "sae": sae_need(study, item["model"], item["instrument"]),
         "tokens": tokens_needs(study.trace(item["model"])),
     }
-    return needs | ({"second": second_need(item["model"], item["instrument"])} if has_seconds(study) else {})
+    if item["instrument"] == "frozen":
+        needs["trained_on"] = ("model", {"model": study.frozen_from(item["model"])})
+    return needs | ({"second": second_need(study, item["model"], item["instrument"])} if has_seconds(study) else {})
 
 
 def _quality(work: Work, settings: QualitySettings) -> Results:
     from heredity.sae.formats import read_sae
 
     sae, metadata = read_sae(work.inputs["sae"] / "sae")
-    if state_of(work.inputs["model"]) not in trained_on(metadata):
+    if state_of(work.inputs.get("trained_on", work.inputs["model"])) not in trained_on(metadata):
         raise StudyError(f"{settings.place} was trained on other weights; train it anew")
     sampler = sampler_of(work.inputs["tokens"], "validation", settings.context_size, settings.seed, settings.mix)
     count = min(max(1, settings.tokens // settings.context_size), sampler.blocks_per_pass)
@@ -373,10 +404,11 @@ def _quality(work: Work, settings: QualitySettings) -> Results:
         "d_in": sae.W_enc.shape[0],
         "d_sae": sae.W_enc.shape[1],
         "activation": sae.activation,
-        "tokens": metadata["training_tokens"],
+        "tokens": metadata.get("training_tokens"),
         "ce_loss_recovered": recovered,
         "l1_coefficient": metadata.get("l1_coefficient"),
-        "random_seed": str(metadata["seed"]),
+        "random_seed": None if metadata.get("seed") is None else str(metadata["seed"]),
+        "notes": "; ".join(metadata.get("notes", ())) or None,
         **robust_figures(quality, blocks),
         **(stability[0] if stability else {}),
     }
@@ -449,6 +481,16 @@ def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
+    frozen = [row for row in rows_of(tables, "saes", instrument="frozen", seed=0) if row["explained_variance"]]
+    if frozen:
+        each = [f"{row['explained_variance']:.3f} in {row['model']}" for row in frozen]
+        losses = [(row["model"], row["ce_loss_recovered"]) for row in frozen if row["ce_loss_recovered"] is not None]
+        recovered = tuple(f"cross-entropy recovered {value:.3f} in {model}" for model, value in losses)
+        text = f"The explained variance of the SAE that reads all of them is {format.listed(each)}."
+        yield Statement("SAEs", "sure", text, recovered, "frozen")
+    for row in rows_of(tables, "saes", seed=0):
+        if row.get("notes"):
+            yield Statement(row["model"], "note", row["notes"], (), row["instrument"])
     poor: dict[str, list[Any]] = {}
     for row in rows_of(tables, "saes"):
         if row["explained_variance"] is not None and row["explained_variance"] < LEAST_EXPLAINED:
@@ -480,13 +522,13 @@ SAE = Analysis(
     items=_items,
     settings=_settings,
     needs=_needs,
-    run=train_on_models,
+    run=_run,
     cost=_cost,
-    reseeded=lambda study, item: True,
+    reseeded=lambda study, item: named(study, item) is None,
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",
-    version=3,
+    version=4,
     title="Quality of the SAEs",
     items=sae_items,
     settings=_quality_settings,

@@ -92,6 +92,9 @@ def findings(tables: Tables) -> Iterable[Statement]:
         )
         for question, text in texts.items():
             yield Statement(child, question, text, (unstable,) if question != "lost" else power, row["instrument"])
+        if row["instrument"] == "frozen":
+            text = f"What is new in {child} is not asked: it is read by an ancestor's SAE, which has none of it."
+            yield Statement(child, "new", text, (), row["instrument"])
         if row["end"] == "parent":
             untrained = [
                 f"no sham and no twin: {one['model']} was made without training"

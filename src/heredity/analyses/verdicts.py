@@ -169,6 +169,7 @@ EVIDENCE = Table(
         Column("owned", "flag", "At least 30 % of its energy lies in its own model; true of an SAE that reads one."),
         Column("match_r", "r", "Best r in the SAEs of the other model."),
         Column("map_r", "r", "r with itself, read from the other model's activations through an affine map."),
+        Column("same_r", "r", "r with itself, where one SAE reads the other model's activations too, as they are."),
         Column("density_ratio", "number", "Firings in the other model, read through that map, over its own."),
         Column("strength", "number", "Size of its effect in the other model over its own, other features fixed."),
         Column("strength_error", "number", "Standard error (jackknife over documents)."),
@@ -201,7 +202,8 @@ class VerdictSettings(NamedTuple):
     context_size: int
     mix: str
     references: ReferencesConfig
-    one_dictionary: bool
+    instrument: str
+    """Of `joint` and `frozen` one SAE reads both ends; a frozen one is the parent's, and judges its features alone."""
     seed: int
 
 
@@ -233,7 +235,7 @@ def _settings(study: Study, item: Item) -> VerdictSettings:
         config.sae.context_size,
         config.sae.mix,
         references,
-        item["instrument"] == "joint",
+        item["instrument"],
         seed_of(study, "verdicts", item["edge"]),
     )
 
@@ -245,7 +247,7 @@ def _needs(study: Study, item: Item) -> Needs:
         needs[end] = ("model", {"model": model})
         needs[f"{end}_saes"] = {
             "0": sae_need(study, model, instrument),
-            "1": second_need(model, instrument),
+            "1": second_need(study, model, instrument),
         }
     for reference in MODELS[1:] if item["text"] == "common" else ():
         if need := reference_need(study, edge, reference):
@@ -304,18 +306,20 @@ def rows_of_ends(
 ) -> dict[str, Any]:
     """Rows of all tables of one edge.
 
-    readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged.
+    readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged,
+    as are those of a child that is read by the parent's (instrument `frozen`).
     models: make the reference models that there are, by name: those of `MODELS`.
     """
-    from heredity.features.ends import agreement, encode, judge_end, tally
+    from heredity.features.ends import agreement, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
-    from heredity.features.verdicts import owned, share_interval
+    from heredity.features.verdicts import owned, same_r, share_interval
 
     def read(name: str) -> End:
         return _read_again(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
 
     ends, sample = read_ends(readers, sample)
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
+    judges = judges[:1] if settings.instrument == "frozen" else judges  # what is new in the child no such SAE has
     references = names_of(settings.references, models)
     steps = _counter(progress, 2 * len(judges) + len(references))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "grades", "changed_most")}
@@ -324,10 +328,11 @@ def rows_of_ends(
     for end, other in judges:
         judged, evidence = [], []
         for seed in (0, 1):
-            mine = None
-            if settings.one_dictionary:
-                mine = owned(ends[end].acts[seed], encode(ends[end].saes[seed], ends[other].x))
+            acts = ends[end].acts[seed]
+            there = ends[other].acts[seed] if settings.instrument in ("joint", "frozen") else None  # of the same SAE
+            mine = owned(acts, there) if there is not None and settings.instrument == "joint" else None
             verdict, found = judge_end(ends[end], ends[other], seed, sample.documents, settings.seed, mine)
+            found["same_r"] = same_r(acts, there) if there is not None else np.full(acts.d_sae, np.nan)
             judged.append(verdict)
             evidence.append(found)
             steps()

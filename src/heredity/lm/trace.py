@@ -23,13 +23,7 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
     for a place that the model does not have, and where something else than [batch, context, width] passes; ModelError
     for a configuration from which no model can be built.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    with _silent(), FakeTensorMode(), no_init_weights():
-        with reading("the model that config.json describes", "mend config.json", ModelError):  # built from its numbers
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+    with skeleton(config, trust_remote_code) as model:
         resolve(model, hook_point)
         try:
             return list(caught_at(model.eval(), hook_point, torch.zeros(2, 5, dtype=torch.long)).shape)
@@ -37,6 +31,19 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
             raise
         except Exception:
             return None
+
+
+@contextmanager
+def skeleton(config: Any, trust_remote_code: bool = False) -> Iterator[Any]:
+    """The model of a configuration without weights, while open. Raises ModelError where none can be built."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with _silent(), FakeTensorMode(), no_init_weights():
+        with reading("the model that config.json describes", "mend config.json", ModelError):  # built from its numbers
+            made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
+        yield made
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from heredity.lm.hooks import HookPointError, of_head, resolve
+from heredity.lm.reading import Prefix, prefix_of
 
 
 def refuse_other_place(sae: str, metadata: Mapping[str, Any], model: nn.Module, place: str, way_out: str) -> None:
@@ -25,6 +26,31 @@ def refuse_other_place(sae: str, metadata: Mapping[str, Any], model: nn.Module, 
     except HookPointError as error:
         raise HookPointError(f"SAE {sae}: {error}") from None
     raise ValueError(f"SAE {sae} was made for {own}, and is read at {place}; {way_out}")
+
+
+def first_token(tokenizer: Any, prefix: Prefix | None, metadata: Mapping[str, Any]) -> int | None:
+    """Token before every block: as asked for, as the SAE's folder says it was trained, or by the tokenizer."""
+    if prefix is None and "prefix_token" in metadata:
+        return metadata["prefix_token"]
+    begins = metadata.get("prepend_bos")
+    own = "none" if begins is False else "bos" if begins and tokenizer.bos_token_id is not None else "auto"
+    return prefix_of(tokenizer, prefix or own)
+
+
+def refuse_other_prefix(sae: str, metadata: Mapping[str, Any], tokenizer: Any, prefix: int | None) -> None:
+    """Raise ValueError where an SAE says that it was trained behind another first token than the one that is read."""
+    if "prefix_token" not in metadata and not isinstance(metadata.get("prepend_bos"), bool):
+        return
+    own = first_token(tokenizer, None, metadata)
+    if own == prefix:
+        return
+    rules: tuple[Prefix, ...] = ("none", "eos", *(("bos",) if tokenizer.bos_token_id is not None else ()))
+    way_out = next((f'set [reading] prefix = "{rule}"' for rule in rules if prefix_of(tokenizer, rule) == own), None)
+    names = ["nothing" if one is None else repr(tokenizer.convert_ids_to_tokens(one)) for one in (own, prefix)]
+    raise ValueError(
+        f"SAE {sae} was trained on blocks behind {names[0]}, and is read behind {names[1]}; "
+        f"{way_out or 'set [reading] prefix to what it shall be'}"
+    )
 
 
 def differences(sae: str, metadata: Mapping[str, Any], model: nn.Module, name: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ from heredity.study.models import (
     Config,
     EditConfig,
     Init,
+    Instrument,
     LoraConfig,
     MergeConfig,
     ModelConfig,

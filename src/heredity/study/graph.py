@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from heredity.errors import reading, short
-from heredity.study.models import DERIVED, Init, MergeConfig, ModelConfig
+from heredity.study.models import DERIVED, Instrument, MergeConfig, ModelConfig
 from heredity.study.places import local_path
 from heredity.study.settings import StudyConfig
 
@@ -161,12 +161,12 @@ class Study:
         return tuple(name for name in self.order if not self.parents[name])
 
     @property
-    def instruments(self) -> tuple[Init, ...]:
+    def instruments(self) -> tuple[Instrument, ...]:
         """Origins of the SAEs, the headline one first; none for a study of stitches alone."""
         return self.config.sae.instruments if self.edges or not self.config.stitch else ()
 
     @property
-    def instrument(self) -> Init:
+    def instrument(self) -> Instrument:
         """The instrument behind the headline numbers."""
         return self.config.sae.instruments[0]
 
@@ -219,6 +219,15 @@ class Study:
         common ancestor of its parents (so that neither is favored), for a start model none."""
         parents = self.parents[name]
         return parents[0] if len(parents) == 1 else self.common_ancestor(parents) if parents else None
+
+    def frozen_from(self, name: str) -> str:
+        """The model whose SAE reads this one by the instrument `frozen`: the first of the line of SAE parents."""
+        parent = self.sae_parent(name) or next(iter(self._repeated(name)), None)
+        return self.frozen_from(parent) if parent else name
+
+    def given_sae(self, name: str, key: str) -> str | None:
+        """The pretrained SAE that a model's table names under a key, `sae` or `second_sae`."""
+        return next(iter(getattr(self.config.model[name], key)), None)
 
     def folder(self, key: str, reference: str) -> Path | None:
         """The local folder or file that the value of a key names, or None for what may lie on the hub.
@@ -305,6 +314,7 @@ class Study:
             if model.merge:
                 for reason in self._faults_of_merge(name, model.merge):
                     yield f"model.{name}.merge", reason
+            yield from self._faults_of_saes(name)
         for text in config.verdicts.texts:
             if text not in ("common", "own", *config.corpus):
                 yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"
@@ -333,6 +343,21 @@ class Study:
         if kind in ("load", "merge", *DERIVED):
             made = {"load": "loaded", "merge": "a merge"}.get(kind, f"made by {kind}")
             yield place, f"{other} is {made}, which no seed changes; name a model that the study trains"
+
+    def _faults_of_saes(self, name: str) -> Iterator[tuple[str, str]]:
+        model, instruments = self.config.model[name], self.config.sae.instruments
+        for key in ("sae", "second_sae"):
+            if len(getattr(model, key)) > 1:
+                yield f"model.{name}.{key}", "names more SAEs than there are hook points; give one for each"
+        if model.sae and model.sae == model.second_sae:
+            yield f"model.{name}.second_sae", "is sae itself; give one of another seed, or leave it out to train one"
+        readers = {"independent": True, "parent": not self.sae_parent(name), "frozen": self.frozen_from(name) == name}
+        if model.sae and not any(readers.get(instrument) for instrument in instruments):
+            ways = " or ".join(f'"{way}"' for way, reads in readers.items() if reads)
+            yield f"model.{name}.sae", f"is read by no instrument of {list(instruments)}; set sae.instruments = {ways}"
+        if "frozen" in instruments and model.merge and not self.sae_parent(name):
+            reason = f"frozen reads {name} and its parents with one SAE, and these descend from no common model"
+            yield "sae.instruments", f"{reason}; leave it out, or give them one parent"
 
     def _faults_of_shares(self, name: str) -> Iterator[tuple[str, str]]:
         given = {corpus: self.config.corpus[corpus].share for corpus in self.own_corpora(name)}

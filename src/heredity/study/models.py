@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from heredity.errors import short
 
 Init = Literal["joint", "parent", "independent"]
+Instrument = Literal["joint", "parent", "independent", "frozen"]
 Precision = Literal["bf16", "float32"]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -186,6 +187,9 @@ DERIVED: tuple[Derived, ...] = get_args(Derived)
 """Kinds of models that are made from their parent without training, by the key that makes them."""
 
 
+_References = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
 class ModelConfig(TrainingConfig):
     """One node of the model graph: exactly one of `train`, `load`, `merge`, `recipe_of`, or `parent` with one of
     `corpora`, `quantize`, `prune`, `adapter` and `edit`."""
@@ -217,9 +221,21 @@ class ModelConfig(TrainingConfig):
     """Edit the weights of the parent: a direction projected out or scaled, or neurons permuted."""
     merge: MergeConfig | None = None
     """Merge the weights of several parents."""
+    sae: _References = ()
+    """A pretrained SAE of this model in place of one that is trained: a folder in any format that is read, or
+    `saelens:RELEASE/ID`; in a study of several hook points a list, one for each. The instruments `independent` and
+    `frozen` read it; `parent` continues it."""
+    second_sae: _References = ()
+    """Another one of another seed, which tells which features of the first are stable. By default one is trained, with
+    the first one's features, activation function and k, and otherwise by [sae]."""
     recipe_of: str | None = None
     """Train this model as that one was, from scratch or from the same parent, with another seed; the two are compared
     along an edge of their own. All other keys are that model's."""
+
+    @field_validator("sae", "second_sae", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelConfig:
@@ -255,6 +271,8 @@ class ModelConfig(TrainingConfig):
             raise ValueError("corpora belong inside train = {...}; a merge has its parents' corpora")
         if self.lora is not None and self.kind != "finetune":
             raise ValueError("lora is for fine-tunes only; give parent and corpora")
+        if self.second_sae and not self.sae:
+            raise ValueError("second_sae stands beside an sae; give sae, or rename second_sae")
         return self
 
     @property

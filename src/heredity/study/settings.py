@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from heredity.errors import reason, short
-from heredity.study.models import Config, Init, ModelConfig, Positive, PositiveFloat, Precision
+from heredity.study.models import Config, Instrument, ModelConfig, Positive, PositiveFloat, Precision
 from heredity.study.stitch import StitchConfig
 
 _MOST_VECTORS = 2**17  # sixteen batches are held at once: beyond this they would not fit into memory
@@ -74,9 +74,10 @@ class SAEConfig(Config):
     """Training vectors; per model for a joint SAE."""
     continue_tokens: Positive | None = None
     """Training vectors of an SAE that continues its parent's; default `tokens`."""
-    instruments: tuple[Init, ...] = ("joint",)
+    instruments: tuple[Instrument, ...] = ("joint",)
     """`joint` trains one SAE on the activations of all models of the study, `parent` continues the parent's SAE on the
-    child, `independent` starts anew for every model (the paper). One or several; headline figures come from the first.
+    child, `independent` starts anew for every model (the paper), `frozen` reads every model with the SAE of its
+    first ancestor, and trains none on a child. One or several; headline figures come from the first.
     `init`, the earlier name, is accepted too."""
     k: Positive = 32
     """Active features per token (topk, batchtopk)."""
@@ -133,7 +134,7 @@ class SAEConfig(Config):
     def _sane(self) -> SAEConfig:
         if not self.instruments or len(set(self.instruments)) != len(self.instruments):
             given = list(self.instruments)
-            raise ValueError(f"instruments={given} must name joint, parent or independent, each at most once")
+            raise ValueError(f"instruments={given} must name joint, parent, independent or frozen, each at most once")
         if self.batch_blocks * self.context_size > _MOST_VECTORS:
             raise ValueError(
                 f"batch_blocks={self.batch_blocks} of context_size={self.context_size} make "
@@ -397,8 +398,9 @@ class StudyConfig(Config):
 
     def with_recipes(self) -> StudyConfig:
         """With the settings of every model that repeats the recipe of another in full."""
+        own: dict[str, object] = {"sae": (), "second_sae": ()}  # an SAE of the other's weights is none of these
         models = {
-            name: self.model[model.recipe_of].model_copy(update={"recipe_of": model.recipe_of})
+            name: self.model[model.recipe_of].model_copy(update=own | {"recipe_of": model.recipe_of})
             if model.recipe_of in self.model
             else model
             for name, model in self.model.items()
