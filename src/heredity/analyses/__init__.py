@@ -17,6 +17,7 @@ from heredity.analyses import (
     classes,
     density_change,
     deviations,
+    directions,
     explain,
     feature_transfer,
     features,
@@ -83,6 +84,8 @@ ANALYSES: tuple[Analysis, ...] = (
     steering.ANALYSIS,
     feature_transfer.ANALYSIS,
     lineage_by_maps.ANALYSIS,
+    directions.ANALYSIS,
+    directions.CARRIED,
     deviations.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
