@@ -58,6 +58,7 @@ ANALYSES: tuple[Analysis, ...] = (
     quality.ANALYSIS,
     merges.ACCURACY,
     merges.METHODS,
+    directions.ANALYSIS,
     sae.SAE,
     sae.SAE_QUALITY,
     reference_models.ANALYSIS,
@@ -75,6 +76,7 @@ ANALYSES: tuple[Analysis, ...] = (
     classes.ANALYSIS,
     explain.ANALYSIS,
     stitch_maps.ANALYSIS,
+    directions.CARRIED,
     sae_transfer.SOURCE_SAE,
     sae_transfer.ANALYSIS,
     warm_starts.WARM_START,
@@ -84,8 +86,6 @@ ANALYSES: tuple[Analysis, ...] = (
     steering.ANALYSIS,
     feature_transfer.ANALYSIS,
     lineage_by_maps.ANALYSIS,
-    directions.ANALYSIS,
-    directions.CARRIED,
     deviations.ANALYSIS,
 )
 BY_KIND = {analysis.kind: analysis for analysis in ANALYSES}
