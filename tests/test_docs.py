@@ -35,6 +35,7 @@ SETTINGS = [
     ("[controls]", study.ControlsConfig),
     ("[evaluation]", study.EvaluationConfig),
     ("[case.NAME]", study.CaseConfig),
+    ("[direction.NAME]", study.DirectionConfig),
     ("[report]", study.ReportConfig),
     ("[explain]", study.ExplainConfig),
     ("[repeat]", study.RepeatConfig),

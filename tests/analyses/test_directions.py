@@ -57,7 +57,7 @@ def tables(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     write_tables(directions.ANALYSIS.tables, rows, work.folder, {})
     vector = read_direction(work.folder / directions.VECTORS, 32, "means", 0).vector
     assert np.dot(vector, planted) > 0.98 * np.linalg.norm(planted), "made on the same text"
-    return {name: list(rows[name]) for name in rows}
+    return {name: list(own) for name, own in rows.items()}  # type: ignore[misc]
 
 
 def row(tables: Any, name: str, **key: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -106,12 +108,13 @@ def test_directions_are_read_from_files_of_every_form(tmp_path):
 def test_a_file_without_one_direction_is_refused_by_name(tmp_path):
     np.savez(tmp_path / "a.npz", one=np.ones(4), two=np.ones(4), none=np.zeros(4))
     (tmp_path / "b.pt").write_bytes(b"no pickle")
-    for given, said in (
+    faults: list[tuple[dict[str, Any], str]] = [
         ({"d": 4}, "3 directions of 4 numbers among one"),
         ({"d": 5}, "0 directions of 5"),
         ({"tensor": "three"}, "has no tensor three; it has one"),
         ({"tensor": "none"}, "holds zeros only"),
-    ):
+    ]
+    for given, said in faults:
         with pytest.raises(ValueError, match=said):
             read_direction(tmp_path / "a.npz", **given)
     with pytest.raises(ValueError, match="cannot be read"):

@@ -76,7 +76,7 @@ class Fates(NamedTuple):
 
     def at(self, chosen: slice) -> Fates:
         """Of some of the directions."""
-        return Fates(*(one[chosen] for one in self[:-1]), self.groups)  # type: ignore[index]
+        return Fates(*(one[chosen] for one in self[:-1]), groups=self.groups)  # type: ignore[index, arg-type]
 
     def columns(self, name: str, number: int = 0) -> dict[str, float]:
         """A figure of one direction with its interval, as columns of a table: `name`, `name_low`, `name_high`."""
@@ -143,7 +143,7 @@ def follow(own: Readouts, other: Readouts, documents: np.ndarray, seed: int = 0)
         without = np.stack([_figures(whole - part) for part in sums])
         spread = np.sqrt((groups - 1) / groups * np.square(without - without.mean(0)).sum(0))
     pairs = [column for pair in zip(estimates[:-1], spread[:-1], strict=True) for column in pair]
-    return Fates(*pairs, estimates[-1], groups)
+    return Fates(*pairs, rest=estimates[-1], groups=groups)
 
 
 def scale_of(fates: Fates) -> float:
@@ -192,7 +192,7 @@ def held_kl(
             held = log_probs(ids, lambda x, i=number: x.float() - (x.float() @ v[i] - at[i])[..., None] * v[i])
             sums[number] += float((whole.exp() * (whole - held)).sum(dtype=torch.float64))
         tokens += ids.numel()
-    return sums / tokens
+    return np.maximum(sums, 0) / tokens  # rounding leaves a little below 0
 
 
 def _figures(sums: np.ndarray) -> np.ndarray:
