@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 import artifacts
 import tiny
 from heredity.analyses import Pipeline, directions, write_tables
-from heredity.analyses.directions import DirectionSettings, Followed
+from heredity.analyses.directions import CarriedSettings, DirectionSettings, Followed
 from heredity.features.direction_files import read_direction
 from heredity.lm.activations import activations
+from heredity.stitch.affine import Affine, Stitch
 from heredity.study import DirectionConfig, Study, StudyError
-from heredity.synthetic.surgery import projected, shaken
+from heredity.synthetic.surgery import projected, rotated, shaken
 
 SITE, LENGTH, CONTEXT = "blocks.1.hook_resid_pre", 32, 16
 WORDS = {"code": (0, 160), "words": (140, 300)}
@@ -94,6 +99,38 @@ def test_findings_say_the_word_with_its_references(tables):
     assert "random directions of equal variance 40 are kept and 0 lost, so that this is true of the edge" in kept.text
     assert "reference, base trained on with its own text: kept" in " ".join(kept.evidence)
     assert any(line.startswith("AUC of telling code from words: ") for line in lost.evidence)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_carried_direction_is_read_in_the_target_as_far_as_the_map_has_it(tmp_path, forgets):
+    """The target is the source in another basis, and the map back is exact, or lacks the direction alone."""
+    source, rng = tiny.tiny_model(layers=2), np.random.default_rng(0)
+    turn = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(7)))[0]
+    vectors = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((32, 20)))[0].T)
+    v = torch.from_numpy(vectors[0]).float()
+    down = turn.T @ (torch.eye(32) - torch.outer(v, v)) if forgets else turn.T
+    Stitch(Affine(turn, torch.zeros(32)), Affine(down, torch.ones(32))).save(tmp_path / "maps" / "joint")
+    row = {"method": "joint", "source_hook_point": SITE, "target_hook_point": SITE}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "maps" / "stitch_maps.parquet")
+    made = artifacts.artifact(tmp_path / "made")
+    save_file({"mine": vectors}, made / directions.VECTORS)
+    models = {"source": source, "target": rotated(source, 7)}
+    inputs: dict[str, Any] = {n: artifacts.model_artifact(tmp_path / n, model) for n, model in models.items()}
+    inputs |= {"stitch": artifacts.artifact(tmp_path / "maps"), "directions": made, "tokens": {}}
+    inputs["tokenizer"] = artifacts.tokenizer_artifact(tmp_path / "tokenizer", tiny.tiny_tokenizer())
+    for seed, (name, ends) in enumerate(WORDS.items()):
+        for split in ("train", "validation"):
+            inputs["tokens"][name] = artifacts.tokens_artifact(tmp_path / name, *text(seed, *ends), split)
+    settings = CarriedSettings({"mine": ("code", "words")}, "target", 4_000, CONTEXT, "float32", 0)
+    work = artifacts.work_of(tmp_path / "work", inputs)
+    rows = directions.CARRIED.run(work, settings)
+    write_tables(directions.CARRIED.tables, rows, work.folder, {"stitch": "pair"})
+    (found,) = artifacts.table_of(artifacts.artifact(work.folder), "carried_directions").to_pylist()
+    assert found["r2_random"] > 0.99 and found["r2_best"] > 0.99
+    assert found["r2"] == pytest.approx(0 if forgets else 1, abs=0.01)
+    assert (found["auc"] == pytest.approx(found["source_auc"], abs=0.01)) != forgets
+    (said,) = directions.ANALYSIS.say({"carried_directions": [found]})
+    assert "carried to target by stitch pair, has R² " in said.text
 
 
 def test_a_study_refuses_directions_that_cannot_be(tmp_path):
