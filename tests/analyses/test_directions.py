@@ -141,6 +141,7 @@ def test_a_study_refuses_directions_that_cannot_be(tmp_path):
         ({"file": "w.npy"}, "there is no such file"),
         ({"from_corpora": ["words", "cods"]}, "did you mean 'code'"),
         ({"file": "v.npy", "from_corpora": ["words", "code"]}, "a file or from_corpora, and not both"),
+        ({"from_corpora": ["words", "code"], "hook_point": "blocks.7.hook_resid_pre"}, "layer 7 is out of range"),
         ({"file": "v.npy", "model": "bas"}, "did you mean 'base'"),
     ):
         with pytest.raises(StudyError, match=said):

@@ -23,6 +23,7 @@ best linear readout from the target.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -160,7 +161,8 @@ class End(NamedTuple):
 
 
 def _followed(study: Study) -> dict[str, Followed]:
-    """Directions by name. Raises StudyError for a file that is missing or holds no such direction."""
+    """Directions by name. Raises StudyError for a file that is missing or holds no such direction, and for a place that
+    the model does not have."""
     from heredity.analyses.loaded import local_folder
     from heredity.analyses.plan import Shapes
     from heredity.features.direction_files import read_direction
@@ -168,17 +170,21 @@ def _followed(study: Study) -> dict[str, Followed]:
 
     found, shapes = {}, Shapes(study)
     for name, config in study.config.direction.items():
-        key, model = f"direction.{name}", config.model or study.starts[0]
-        point, given = config.hook_point or study.config.hook_point, None
-        if config.file:
-            path, shape = local_folder(study, f"{key}.file", config.file), shapes.shape(model)
-            if path is None:
-                raise StudyError(f"{study.name}: {key}.file: {config.file}: there is no such file; correct the path")
-            try:
-                read = read_direction(path, width(shape, point) if shape else None, config.tensor, config.row)
-            except ValueError as error:
-                raise StudyError(f"{study.name}: {key}: {error}") from None
-            given = tuple(read.vector.tolist()), read.bias if config.threshold is None else -config.threshold
+        key, model = f"{study.name}: direction.{name}", config.model or study.starts[0]
+        point, shape, given = config.hook_point or study.config.hook_point, shapes.shape(model), None
+        path = local_folder(study, f"direction.{name}.file", config.file) if config.file else None
+        if config.file and path is None:
+            raise StudyError(f"{key}.file: {config.file}: there is no such file; correct the path")
+        if config.how == "probe" and find_spec("sklearn") is None:
+            way_out = "pip install 'heredity[stitch]', or set how to means"
+            raise StudyError(f"{key}.how: a probe needs scikit-learn, which is not installed; {way_out}")
+        try:
+            d = width(shape, point) if shape else None
+            if path is not None:
+                read = read_direction(path, d, config.tensor, config.row)
+                given = tuple(read.vector.tolist()), read.bias if config.threshold is None else -config.threshold
+        except ValueError as error:
+            raise StudyError(f"{key}: {error}") from None
         found[name] = Followed(config, point, model, study.trace(model), given)
     return found
 
