@@ -47,7 +47,7 @@ def tables(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     noisy = shaken(base, projected(base, np.random.default_rng(0).standard_normal((1, 32)), 0.9), 1)
     planted = x["code"].mean(0) - x["words"].mean(0)
     cut = projected(noisy, planted[None])
-    made = {"base": base, "noisy": noisy, "cut": cut}
+    made = {"base": base, "noisy": noisy, "cut": cut, "after": shaken(cut, noisy, 2)}
     models = {name: artifacts.model_artifact(folder / f"model-{name}", model) for name, model in made.items()}
     inputs = {"model": models, "tokens": tokens, "sham": {"base->noisy": models["noisy"]}}
     pair = ("code", "words")
@@ -55,7 +55,7 @@ def tables(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     followed = {name: Followed(one, SITE, "base", pair, None) for name, one in config.items()}
     other = np.random.default_rng(5).standard_normal(32)
     followed["given"] = Followed(DirectionConfig(file="g.npy"), SITE, "base", pair, (tuple(other), None))
-    parents = {"base": (), "noisy": ("base",), "cut": ("noisy",)}
+    parents = {"base": (), "noisy": ("base",), "cut": ("noisy",), "after": ("cut",)}
     settings = DirectionSettings(followed, parents, 32_000, CONTEXT, "float32", True, 3)
     work = artifacts.work_of(folder / "work", inputs)
     rows = directions.ANALYSIS.run(work, settings)
@@ -75,9 +75,11 @@ def test_what_was_projected_out_is_lost_and_what_was_not_is_kept(tables):
     lost = row(tables, "direction_edges", direction="means", edge="noisy->cut", line="edge")
     assert (kept["verdict"], lost["verdict"]) == ("kept", "lost")
     assert kept["transmission"] > 0.9 and abs(lost["transmission"]) < 0.1 > lost["own"]
-    assert lost["random_lost"] == 0 and lost["below_random"] == 1
+    assert lost["random_lost"] == 0 and lost["random_above"] == 1
     given = row(tables, "direction_edges", direction="given", edge="noisy->cut", line="edge")
     assert given["verdict"] == "kept", "only the difference of means was taken out"
+    after = {row["direction"] for row in tables["direction_edges"] if row["edge"] == "cut->after"}
+    assert "given" in after and "means" not in after, "what is gone has nothing to hand on"
     for line in ("edit", "sham"):
         assert row(tables, "direction_edges", direction="means", edge="base->noisy", line=line)["verdict"] == "kept"
 

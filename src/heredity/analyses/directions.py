@@ -7,6 +7,8 @@ or undecided by the margins of the verdicts on features: `features.direction_fat
 The word is about the direction, not about what it told: a child that lost it may tell the same by others, which
 `readable` and AUC of other probes show. Nor does kept say that the direction is of any use; AUC and effect do.
 
+A direction that a model lost is not followed to its children.
+
 Beside every edge, on the same tokens: random directions of equal variance, and how many of them get which word; and
 the same for the parent with a random change of the edge's size in every tensor (edit), and trained on with its own text
 (sham), where there is one. Where these keep or lose as much, the word says little of the direction. Intervals: 95 %,
@@ -93,7 +95,7 @@ DIRECTION_EDGES = Table(
         Column("random", "count", "Random directions of equal variance."),
         Column("random_kept", "count", "Of them kept.", of="random"),
         Column("random_lost", "count", "Of them lost.", of="random"),
-        Column("below_random", "share", "Share of them whose transmission is at least that of the direction."),
+        Column("random_above", "share", "Share of them whose transmission is at least that of the direction."),
         Column("groups", "count", "Groups of documents behind the intervals."),
     ),
     brief=("direction", "edge", "line", "verdict", "transmission", "r", "own", "random", "random_kept", "random_lost"),
@@ -345,7 +347,12 @@ def _at_site(
     from heredity.features.transmission import orthogonal
 
     followed = {key: one for key, one in settings.followed.items() if one.hook_point == point}
-    ends, placed = dict[str, End](), dict[str, dict[str, Placed]]()
+    ends, placed, lost = dict[str, End](), dict[str, dict[str, Placed]](), set[tuple[str, str]]()
+
+    def followable(parent: str) -> dict[str, Placed]:
+        """What a model has to hand on: a readout that it lost is rounding."""
+        return {key: one for key, one in placed.get(parent, {}).items() if (parent, key) not in lost}
+
     for done, (name, parents) in enumerate(settings.parents.items()):
         work.progress(done, len(settings.parents))
         model = on_device(load(work.inputs["model"][name]))
@@ -353,18 +360,19 @@ def _at_site(
         own = [key for key, one in followed.items() if one.model == name]
         placed[name] = {key: _place(followed[key], end, texts, settings.seed) for key in own}
         vectors |= {key: here.vectors for key, here in placed[name].items()}
-        for parent in (parent for parent in parents if placed.get(parent)):
+        for parent in (parent for parent in parents if followable(parent)):
             lines = {"edge": end}
             for line, reference in _references(work, settings, parent, name, model):
                 lines[line] = _end(reference, point, texts, settings.precision)
             for line, there in lines.items():
                 both = ends[parent].kept_fitting & there.kept_fitting
                 turn = orthogonal(ends[parent].fitting[both], there.fitting[both])
-                for key, here in placed[parent].items():
+                for key, here in followable(parent).items():
                     turned = here._replace(vectors=here.vectors @ turn)
                     if line == "edge":
                         placed[name].setdefault(key, turned)
                     row = _edge_row(followed[key], (ends[parent], here), (there, turned), texts, settings.seed)
+                    lost |= {(name, key)} if line == "edge" and row["verdict"] == "lost" else set()
                     yield "direction_edges", {"direction": key, "edge": f"{parent}->{name}", "line": line, **row}
         for key, here in placed[name].items():
             row = _row(followed[key], end, here, texts[0])
@@ -401,7 +409,7 @@ def _edge_row(
     for name in ("transmission", "r", "strength", "readable", "own"):
         row |= fates.columns(name)
     row |= {"random": RANDOM, "random_kept": words[1:].count("kept"), "random_lost": words[1:].count("lost")}
-    return row | {"below_random": float((fates.transmission[1:] >= fates.transmission[0]).mean())}
+    return row | {"random_above": float((fates.transmission[1:] >= fates.transmission[0]).mean())}
 
 
 def _row(one: Followed, end: End, placed: Placed, text: Text) -> dict[str, Any]:
