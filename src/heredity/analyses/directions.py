@@ -50,6 +50,7 @@ RANDOM = 40
 """Random directions beside each."""
 _ABLATED, _EVERY = 3, 20  # random directions whose effect is measured; one block of so many shows effects
 _KIND, VECTORS = "directions", "directions.safetensors"
+_ROUNDING = 1e-5  # of the activations' length, below which the spread of a readout is rounding
 _KEY = ("site", "direction")
 _DIRECTION = Column("direction", "text", "Direction of the study file.")
 _AUC = Column("auc", "r", "Area under the ROC curve of its mean readout per held-out document.", ci=True)
@@ -421,7 +422,10 @@ def _row(one: Followed, end: End, placed: Placed, text: Text) -> dict[str, Any]:
     row = {"source": one.config.file or f"{how}, {one.config.classes[0]} against {one.config.classes[1]}"}  # type: ignore[index]
     row |= {"tokens": len(x), "mean": readout.mean(), "spread": readout.std()}
     row |= {"norm_share": (readout**2).mean() / (x**2).sum(1).mean(), "variance_share": readout.var() / x.var(0).sum()}
-    return row | _classified(end.x @ v, end.kept, text, one.config.classes, placed.threshold)
+    # Of a direction that was projected out rounding is left, which must not tell corpora apart.
+    rounding = readout.std() < _ROUNDING * float(np.sqrt((x**2).sum(1).mean()))
+    whole = np.zeros(len(end.x)) if rounding else end.x @ v
+    return row | _classified(whole, end.kept, text, one.config.classes, placed.threshold)
 
 
 def _effects(model: Any, point: str, placed: Placed, end: End, text: Text, precision: Precision) -> dict[str, float]:
@@ -539,7 +543,9 @@ def _say(tables: Tables) -> Iterable[Statement]:
         )
         if row["verdict"] in ("lost", "kept") and row[f"random_{row['verdict']}"] > row["random"] / 2:
             text += ", so that this is true of the edge and says little of the direction"
-        evidence = [
+        above = format.percent(row["random_above"])
+        evidence = [f"{above} of the random directions have as large a transmission or a larger one"]
+        evidence += [
             f"reference, {_LINES[one['line']].format(parent=parent, child=child)}: {one['verdict']}, transmission "
             f"{_figure(one, 'transmission')}"
             for one in rows_of(tables, "direction_edges", edge=row["edge"], **key)
@@ -570,6 +576,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 def _figure(row: Mapping[str, Any], name: str) -> str:
     """`0.982 (95 % CI 0.975-0.989)`."""
     value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (None if one is None else round(one, 3) + 0.0 for one in (value, low, high))  # no -0.000
     ends = "" if low is None else f" (95 % CI {format.interval('r', low, high)})"
     return f"{format.value('r', value)}{ends}"
 
