@@ -24,6 +24,7 @@ best linear readout from the target.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -501,13 +502,16 @@ def _run_carried(work: Work, settings: CarriedSettings) -> Results:
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     settings = _settings(study, item)
     edges = sum(parent in settings.parents for own in settings.parents.values() for parent in own)
-    points = len({one.hook_point for one in settings.followed.values()})
-    tokens = 2 * settings.tokens * points * (len(settings.parents) + settings.edit * edges)
-    effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
     start = next(iter(settings.parents))
-    d, weights = shapes.width(start), shapes.parameters(start)
-    solved = 4 * d**2 * tokens + (edges + 1) * 30 * d**3
-    return Cost(tokens, 2 * weights * (tokens + effects) + solved, 8 * d * tokens / 2**30)
+    d, weights, layers = shapes.width(start), shapes.parameters(start), shapes.layers(start)
+    points = {one.hook_point for one in settings.followed.values()}
+    named = [re.match(r"blocks\.(\d+)\.", point) for point in points]
+    read = 2 * shapes.front(start) * sum((int(one[1]) + 1) / layers if one else 1 for one in named)
+    tokens = 2 * settings.tokens * (len(settings.parents) + settings.edit * edges)
+    effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
+    solved = len(points) * (4 * d**2 * tokens + (edges + 1) * 30 * d**3)
+    flops = 2 * (read * tokens + weights * effects) + solved
+    return Cost(len(points) * tokens, flops, 8 * d * tokens / 2**30)
 
 
 def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
