@@ -37,6 +37,7 @@ SETTINGS = [
     ("[controls]", study.ControlsConfig),
     ("[evaluation]", study.EvaluationConfig),
     ("[case.NAME]", study.CaseConfig),
+    ("[direction.NAME]", study.DirectionConfig),
     ("[report]", study.ReportConfig),
     ("[explain]", study.ExplainConfig),
     ("[repeat]", study.RepeatConfig),

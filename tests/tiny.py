@@ -55,6 +55,7 @@ def lineage_values(folder: Path) -> dict[str, Any]:
         lineage={"tokens": 4_000},
         report={"tokens": 3_000, "features": 3, "contexts": 2},
         verdicts={"examine": 6},
+        direction={"code": {"from_corpora": ["code", "words"]}},
         evaluation={"tokens": 2_000, "merge_methods": True},
     )
     values["sae"] |= {"instruments": ["parent", "independent", "joint"], "tokens": 16_000, "continue_tokens": 5_000}

@@ -228,3 +228,6 @@ def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:
             yield f"stitch.{stitch}.source_hook_point", config.source_hook_point or study.config.hook_point
         if config.target == name and config.target_hook_point:
             yield f"stitch.{stitch}.target_hook_point", config.target_hook_point
+    for direction, own in study.config.direction.items():
+        if own.hook_point and name in study.line_of(own.model or study.starts[0]):
+            yield f"direction.{direction}.hook_point", own.hook_point

@@ -335,7 +335,7 @@ def _derived(model: Any, settings: Deriving) -> Any:
             return permuted(model, settings.seed, None if layer == "*" else [int(layer)])
         case EditConfig() as how:
             d = model.get_input_embeddings().embedding_dim
-            direction = read_direction(settings.file.value, d, how.tensor)
+            direction = read_direction(settings.file.value, d, how.tensor).vector
             return projected(model, direction[None], how.scale, how.layers)
         case None:
             return merge_adapter(model, located(str(settings.file.value or settings.load)), settings.parents[0])

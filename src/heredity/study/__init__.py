@@ -1,6 +1,7 @@
 """The study file: every setting, frozen and documented field by field, and the model graph that follows from it."""
 # ruff: noqa: F401 (all of these are public)
 
+from heredity.study.directions import DirectionConfig
 from heredity.study.graph import Edge, Study, StudyError, load_study
 from heredity.study.models import (
     DERIVED,

@@ -183,6 +183,10 @@ class Study:
             layer = [parent for model in layer for parent in self.parents[model]]
         return tuple(ancestors)
 
+    def line_of(self, name: str) -> tuple[str, ...]:
+        """A model and its descendants, parents before children."""
+        return tuple(other for other in self.order if other == name or name in self.ancestors(other))
+
     def common_ancestor(self, names: Sequence[str]) -> str | None:
         """The nearest model that all of these descend from (or are), or None."""
         lines = [(name, *self.ancestors(name)) for name in names]
@@ -285,6 +289,7 @@ class Study:
         """What is wrong with the study, each with its place; a fault may rest on the absence of those before it."""
         config = self.config
         tables = {"corpus": config.corpus, "model": config.model, "case": config.case, "stitch": config.stitch}
+        tables |= {"direction": config.direction}
         for table, names in tables.items():
             for name in names:  # names become folders and parts of file names
                 own, _, revision = name.partition("@")  # as `revisions` names the models of a chain
@@ -320,6 +325,11 @@ class Study:
                 yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"
         for corpus in config.report.case_corpora:
             yield from _unknown("report.case_corpora", corpus, config.corpus, "corpus")
+        for name, direction in config.direction.items():
+            if direction.model is not None:
+                yield from _unknown(f"direction.{name}.model", direction.model, config.model, "model")
+            for corpus in direction.classes or ():
+                yield from _unknown(f"direction.{name}", corpus, config.corpus, "corpus")
         for name in config.controls.models or ():
             yield from _unknown("controls.models", name, config.model, "model")
         for name, stitch in config.stitch.items():

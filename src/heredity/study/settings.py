@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from heredity.errors import reason, short
+from heredity.study.directions import DirectionConfig
 from heredity.study.models import Config, Instrument, ModelConfig, Positive, PositiveFloat, Precision
 from heredity.study.stitch import StitchConfig
 
@@ -198,6 +199,10 @@ class VerdictsConfig(Config):
     `own`, those that only the child was trained on, where it has any; and corpora by name, as probes, which no model
     need have read. Those after `common` are read with half as many tokens."""
 
+    direction_tokens: Annotated[int, Field(ge=1000)] = 20_000
+    """Held-out tokens on which directions ([direction.NAME]) are read, over all their corpora, and tokens of training
+    text that make them and fit maps and readouts."""
+
     @field_validator("tokens")
     @classmethod
     def _enough(cls, tokens: int) -> int:
@@ -381,6 +386,8 @@ class StudyConfig(Config):
     """[evaluation]"""
     case: dict[str, CaseConfig] = {}
     """[case.NAME]"""
+    direction: dict[str, DirectionConfig] = {}
+    """[direction.NAME]"""
     stitch: dict[str, StitchConfig] = {}
     """[stitch.NAME]"""
     report: ReportConfig = ReportConfig()
