@@ -31,6 +31,8 @@ _UNTRAINED = {
     "neurons": "single neurons",
     "token identity": "frequent tokens",
 }
+NOTHING_BEFORE = "because nothing before it changed"
+"""Why all is kept at a site up to which both ends compute the same."""
 _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept share says something
 
 
@@ -64,6 +66,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"
+        changed = f"changed {row['changed']:,} ({format.percent(row['changed'] / stable)})"
+        why = f", {NOTHING_BEFORE.replace('it', 'this hook point')}" if row["same_activations"] else ""
         if row["edge"] in siblings:
             other = child if row["end"] == "parent" else parent
             texts = {
@@ -74,7 +78,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
         elif row["end"] == "parent":
             texts = {
                 "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
-                f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
+                f"({_share(row, 'kept')}) and {changed}{why}.",
                 "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
             }
         else:
@@ -97,8 +101,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
 def same_activations(parent: str, child: str, site: str) -> str:
     """What counts of an edge mean whose ends compute the same at a hook point."""
     return (
-        f"activations of {parent} and {child} at {site} are identical, bit for bit: all that {child} changed lies "
-        "behind this hook point, so that all persists is true and says nothing of the change; choose a later hook point"
+        f"activations of {parent} and {child} at {site} are identical, bit for bit: all persists because nothing "
+        f"before this hook point changed. All that {child} changed lies behind it; choose a later hook point to see it"
     )
 
 

@@ -28,7 +28,7 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
         resolve(model, hook_point)
         try:
-            return list(caught_at(model.eval(), hook_point, torch.zeros(2, 5, dtype=torch.long)).shape)
+            return list(caught_at(model.eval(), (hook_point,), torch.zeros(2, 5, dtype=torch.long))[0].shape)
         except HookPointError:
             raise
         except Exception:

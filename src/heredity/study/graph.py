@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
@@ -145,6 +145,23 @@ class Study:
         return self.config.sae.instruments if self.edges or not self.config.stitch else ()
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Where features are read in every model, the main site first."""
+        return self.config.hook_point
+
+    @property
+    def site(self) -> str:
+        """The site behind the headline numbers."""
+        return self.sites[0]
+
+    def at(self, site: str) -> Study:
+        """The study with another of its sites as the main one. Raises StudyError for a place that is none of them."""
+        if site not in self.sites:
+            raise StudyError(f"site {site!r}: study {self.name} has {', '.join(self.sites)}")
+        sites = (site, *(other for other in self.sites if other != site))
+        return replace(self, config=self.config.model_copy(update={"hook_point": sites}))
+
+    @property
     def instrument(self) -> Init:
         """The instrument behind the headline numbers."""
         return self.config.sae.instruments[0]
@@ -245,6 +262,10 @@ class Study:
                     yield f"{table}.{short(name, 80)}", f"has more than {_LONGEST_NAME} bytes; shorten the name"
         if not config.model:
             yield "model", "names no model; add a table [model.NAME]"
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            yield "hook_point", f"{list(self.sites)} must name at least one place, and none twice"
+        for name in config.stitch if len(self.sites) > 1 else ():
+            yield "hook_point", f"names {len(self.sites)} places, and a study with a stitch ({name}) has one; give one"
         for name, model in config.model.items():
             for corpus in self.own_corpora(name):
                 yield from _unknown(f"model.{name}.corpora", corpus, config.corpus, "corpus")
