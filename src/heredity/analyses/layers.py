@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
-from heredity.analyses.verdict_findings import NOTHING_BEFORE
 from heredity.analyses.verdicts import ANALYSIS as VERDICTS
 from heredity.analyses.verdicts import COUNTS, WORDS
 from heredity.engine.stage import Work
@@ -79,18 +78,15 @@ def _run(work: Work, settings: LayersSettings) -> Results:
 def _say(tables: Tables) -> Iterable[Statement]:
     for instrument, edge in dict.fromkeys((row["instrument"], row["edge"]) for row in rows_of(tables, "layers")):
         parent, child = edge.split("->")
-        counted: dict[str, dict[str, str]] = {}
+        told: dict[str, str] = {}
         for row in rows_of(tables, "layers", instrument=instrument, edge=edge, end="parent"):
-            if row["stable"]:
-                figures = counted.setdefault(row["site"], {"same": NOTHING_BEFORE if row["same_activations"] else ""})
-                figures[row["verdict"]] = format.percent(row["share"])
-        if len(counted) > 1:
-            told = [
-                f"at {site} it kept {found['kept']}"
-                + (f" ({found['same']})" if found["same"] else f", changed {found['changed']} and lost {found['lost']}")
-                for site, found in counted.items()
-            ]
-            text = f"Of the stable features of {parent}, by what {child} has of them: {'; '.join(told)}."
+            if row["same_activations"]:
+                told[row["site"]] = f"all persist at {row['site']}, because nothing before it changed"
+            elif row["stable"]:
+                said = told.get(row["site"], f"at {row['site']}")
+                told[row["site"]] = f"{said}, {format.percent(row['share'])} are {row['verdict']}"
+        if len(told) > 1:
+            text = f"Of the stable features of {parent} in {child}: {'; '.join(told.values())}."
             yield Statement(child, "sites", text, (), instrument)
 
 

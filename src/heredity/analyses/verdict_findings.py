@@ -31,8 +31,6 @@ _UNTRAINED = {
     "neurons": "single neurons",
     "token identity": "frequent tokens",
 }
-NOTHING_BEFORE = "because nothing before it changed"
-"""Why all is kept at a site up to which both ends compute the same."""
 _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept share says something
 
 
@@ -67,7 +65,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
             continue
         lost = f"({_share(row, 'lost')})"
         changed = f"changed {row['changed']:,} ({format.percent(row['changed'] / stable)})"
-        why = f", {NOTHING_BEFORE.replace('it', 'this hook point')}" if row["same_activations"] else ""
+        same = " Nothing before this hook point changed, so that all of them persist." if row["same_activations"] else ""
         if row["edge"] in siblings:
             other = child if row["end"] == "parent" else parent
             texts = {
@@ -78,7 +76,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
         elif row["end"] == "parent":
             texts = {
                 "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
-                f"({_share(row, 'kept')}) and {changed}{why}.",
+                f"({_share(row, 'kept')}) and {changed}.{same}",
                 "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
             }
         else:
