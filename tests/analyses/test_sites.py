@@ -102,8 +102,8 @@ def test_stages_of_several_sites_say_theirs_whichever_is_the_main_one(two: Done)
 
 
 def test_commands_ask_the_site_that_is_named(two: Done):
-    opened = ("--runs", two.runs, "--json")
-    gates = [json.loads(tiny.command("gate", two.path, "--max-lost", "5%", "--by", "matches", *site, *opened, code=code).stdout)
+    opened, limit = ("--runs", two.runs, "--json"), ("--max-lost", "5%", "--by", "matches")
+    gates = [json.loads(tiny.command("gate", two.path, *limit, *site, *opened, code=code).stdout)
              for site, code in (((), 0), (("--site", SECOND), 1))]  # fmt: skip
     assert [gate["site"] for gate in gates] == [FIRST, SECOND]
     shown = json.loads(tiny.command("show", two.path, "child/3", "--site", SECOND, *opened).stdout)

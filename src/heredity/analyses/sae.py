@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _OWNED = 0.2  # share of the variance that a smaller share of the vectors must not own without a word
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
+_LOG = "training.json"  # written last
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 
 SAES = Table(
@@ -224,7 +225,7 @@ def _sites_settings(study: Study, item: Item) -> SitesSettings:
 
 
 def _sites_needs(study: Study, item: Item) -> Needs:
-    sources = {site: source for site in study.sites if (source := _source(study, item, site))}
+    sources = {site: source for site in sorted(study.sites) if (source := _source(study, item, site))}
     return _training_needs(study, item) | ({"source": sources} if sources else {})
 
 
@@ -256,8 +257,18 @@ def _needs(study: Study, item: Item) -> Needs:
 def _run(work: Work, settings: SAESettings) -> Results:
     if "sites" not in work.inputs:
         return train_on_models(work, settings)
-    shutil.copytree(work.inputs["sites"] / settings.hook_point, work.folder, copy_function=os.link, dirs_exist_ok=True)
+    shutil.copytree(
+        work.inputs["sites"] / settings.hook_point, work.folder, copy_function=_same_file, dirs_exist_ok=True
+    )
     return {}
+
+
+def _same_file(source: str, target: str) -> None:
+    """A second name of a file; a copy where the file system has one name only."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def train_on_models(work: Work, settings: SAESettings) -> Results:
@@ -296,6 +307,8 @@ def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str
     metadata["prefix_token"] = reading_of(stores[0].model).prefix
     trainings: dict[str, Iterator[TrainingState]] = {}
     for site, own in sites.items():
+        if (folders[site] / _LOG).exists():  # all was done when the stage was killed
+            continue
 
         def batch(step: int, site: str = site) -> Any:
             return torch.cat([store.batch(step, site) for store in stores])
@@ -304,8 +317,8 @@ def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str
         sae, inherited = read_sae(start / "sae") if start else (None, {})
         stream = Stream(batch, size * len(stores), steps)
         folders[site].mkdir(exist_ok=True)
-        trainings[site] = begun(folders[site], own, stream, sae, inherited.get("l1_coefficient"), metadata)[1]
-    done = dict.fromkeys(sites, 0)
+        trainings[site] = sae_training(folders[site], own, stream, sae, inherited.get("l1_coefficient"), metadata)[1]
+    done = dict.fromkeys(sites, steps) | dict.fromkeys(trainings, 0)
     while trainings:
         site = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
         state = next(trainings[site], None)
@@ -350,7 +363,7 @@ def train_sae(
 
     watch: sees the state after every step; what it keeps in the work's folder must survive a kill, as checkpoints do.
     """
-    sae, steps = begun(work.folder, settings, stream, sae, l1_coefficient, metadata)
+    sae, steps = sae_training(work.folder, settings, stream, sae, l1_coefficient, metadata)
     for state in steps:
         if watch is not None:
             watch(state)
@@ -358,7 +371,7 @@ def train_sae(
     return sae
 
 
-def begun(
+def sae_training(
     folder: Path,
     settings: SAESettings,
     stream: Stream,
@@ -398,8 +411,8 @@ def begun(
             "l1_coefficient": rows[-1].l1_coefficient,
         }
         write_sae(sae, folder / "sae", told)
-        write_json(folder / "training.json", [row._asdict() for row in rows])
         shutil.rmtree(kept, ignore_errors=True)
+        write_json(folder / _LOG, [row._asdict() for row in rows])
 
     return sae, steps(sae, state)
 

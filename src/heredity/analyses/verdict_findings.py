@@ -65,7 +65,9 @@ def findings(tables: Tables) -> Iterable[Statement]:
             continue
         lost = f"({_share(row, 'lost')})"
         changed = f"changed {row['changed']:,} ({format.percent(row['changed'] / stable)})"
-        same = " Nothing before this hook point changed, so that all of them persist." if row["same_activations"] else ""
+        same = (
+            " Nothing before this hook point changed, so that all of them persist." if row["same_activations"] else ""
+        )
         if row["edge"] in siblings:
             other = child if row["end"] == "parent" else parent
             texts = {

@@ -165,7 +165,7 @@ def print_gate(gate: Row) -> None:
     else:
         relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
         whole = f"Live features of the parent, by matches{relative}"
-    say(f"{whole} (instrument {gate['instrument']})")
+    say(f"{whole} (instrument {gate['instrument']}, at {gate['site']})")
     say(*(line_of(edge, judged) for edge, judged in gate["edges"].items()))
 
 

@@ -264,6 +264,12 @@ class Study:
             yield "model", "names no model; add a table [model.NAME]"
         if not self.sites or len(set(self.sites)) < len(self.sites):
             yield "hook_point", f"{list(self.sites)} must name at least one place, and none twice"
+        for site in self.sites:  # which become names of folders where there are several
+            if "/" in site or not site.strip():
+                yield (
+                    "hook_point",
+                    f"{short(repr(site), 80)} is no place in a model; give one such as blocks.0.mlp.hook_post",
+                )
         for name in config.stitch if len(self.sites) > 1 else ():
             yield "hook_point", f"names {len(self.sites)} places, and a study with a stitch ({name}) has one; give one"
         for name, model in config.model.items():
