@@ -318,7 +318,7 @@ def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str
         stream = Stream(batch, size * len(stores), steps)
         folders[site].mkdir(exist_ok=True)
         trainings[site] = sae_training(folders[site], own, stream, sae, inherited.get("l1_coefficient"), metadata)[1]
-    done = dict.fromkeys(sites, steps) | dict.fromkeys(trainings, 0)
+    done: dict[str, int] = {site: 0 if site in trainings else steps for site in sites}
     while trainings:
         site = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
         state = next(trainings[site], None)

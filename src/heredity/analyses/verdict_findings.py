@@ -31,6 +31,7 @@ _UNTRAINED = {
     "neurons": "single neurons",
     "token identity": "frequent tokens",
 }
+_NOTHING_BEFORE = "Nothing before this hook point changed, so that all of them persist."
 _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept share says something
 
 
@@ -65,9 +66,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
             continue
         lost = f"({_share(row, 'lost')})"
         changed = f"changed {row['changed']:,} ({format.percent(row['changed'] / stable)})"
-        same = (
-            " Nothing before this hook point changed, so that all of them persist." if row["same_activations"] else ""
-        )
+        same = f" {_NOTHING_BEFORE}" if row["same_activations"] else ""
         if row["edge"] in siblings:
             other = child if row["end"] == "parent" else parent
             texts = {
