@@ -9,7 +9,7 @@ const known = (value) => value !== null && value !== undefined;
 const arrow = (text) => `${text}`.replaceAll("->", " → ");
 const spaced = (name) => name.replaceAll("_", " ");
 
-/** Rows of a table as objects; of the chosen instrument and site unless they are given. `at` is the row's place. */
+/** Rows of a table as objects; of the chosen instrument and site unless given. `at` is the row's place. */
 function rowsOf(name, where = {}) {
   const table = DATA.tables[name];
   if (!table) return [];
@@ -19,8 +19,8 @@ function rowsOf(name, where = {}) {
     for (const column of names) row[column] = table.values[column][at];
     return row;
   });
-  const across = table.plot?.by === "site"; // a table that compares sites
-  const wanted = { instrument: state.instrument, ...(across ? {} : { site: state.site }), ...where };
+  const { instrument, site } = state;
+  const wanted = { instrument, ...(table.plot?.by === "site" ? {} : { site }), ...where };
   const pairs = Object.entries(wanted).filter(([column]) => table.values[column]);
   return table.objects.filter((row) => pairs.every(([column, value]) => row[column] === value));
 }
@@ -139,6 +139,7 @@ function roving(marks) {
       next.focus();
     });
   });
+  return marks;
 }
 document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 document.addEventListener("scroll", hideTip, { passive: true });

@@ -9,7 +9,7 @@ const LABELS = { ...QUESTIONS, matches: "by matches" }; // what matches count is
 
 function findings() {
   const mine = DATA.statements.filter((one) =>
-    [state.instrument, ""].includes(one.instrument) && [state.site, ""].includes(one.site));
+    ["instrument", "site"].every((key) => [state[key], ""].includes(one[key])));
   const order = Object.keys(QUESTIONS);
   const rank = (one) => (order.includes(one.question) ? order.indexOf(one.question) : order.length);
   const names = [...new Set(mine.map((one) => one.about))];
@@ -171,11 +171,9 @@ function start() {
   wide.addEventListener("change", fit);
   fit();
   list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
-  const pick = (title, key, names, label_) => (names.length > 1 ? h("div", { class: "switch" }, h("span", null, title),
-    choice(names, () => state[key], (value) => choose({ [key]: value }), label_)) : "");
-  contents.append(
-    pick("SAEs", "instrument", MEASURED.map((name) => [SAES[name] || name, name]), "How SAEs were initialized"),
-    pick("Site", "site", DATA.sites.map((name) => [name, name]), "Where activations are read"), list);
+  const pick = (title, key, names) => (names.length > 1 ? h("div", { class: "switch" }, h("span", null, title), choice(
+    names.map((name) => [SAES[name] || name, name]), () => state[key], (value) => choose({ [key]: value }), title)) : "");
+  contents.append(pick("SAEs", "instrument", MEASURED), pick("Site", "site", DATA.sites), list);
   contents.hidden = false;
   const seen = new IntersectionObserver((entries) => {
     const entry = entries.find((one) => one.isIntersecting);
