@@ -9,7 +9,7 @@ const known = (value) => value !== null && value !== undefined;
 const arrow = (text) => `${text}`.replaceAll("->", " → ");
 const spaced = (name) => name.replaceAll("_", " ");
 
-/** Rows of a table as objects; of the chosen instrument and site unless given. `at` is the row's place. */
+/** Rows of a table, of the chosen instrument and site unless given; `at` is a row's place. */
 function rowsOf(name, where = {}) {
   const table = DATA.tables[name];
   if (!table) return [];
