@@ -78,10 +78,10 @@ SAME = Table(
 
 
 class RepeatsSettings(NamedTuple):
-    site: str
     seeds: int
     edges: tuple[str, ...] = ()
     """To fine-tunes of models that are the same in all repeats."""
+    site: str = ""
 
 
 def _repeated_children(study: Study) -> list[Edge]:
@@ -249,7 +249,7 @@ ANALYSIS = Analysis(
     title="Between training seeds",
     items=lambda study: [{"site": site} for site in study.sites] if study.config.repeat.seeds > 1 else [],
     settings=lambda study, item: RepeatsSettings(
-        item["site"], study.config.repeat.seeds, tuple(edge.name for edge in _repeated_children(study))
+        study.config.repeat.seeds, tuple(edge.name for edge in _repeated_children(study)), item["site"]
     ),
     needs=_needs,
     run=_run,
