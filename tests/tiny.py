@@ -101,14 +101,18 @@ def tiny_model(
 
 
 def save_tiny_model(
-    folder: Path, seed: int = 0, d_model: int = 16, text: str = "the cat sat on the mat = 3; x = y + 1\n"
+    folder: Path,
+    seed: int = 0,
+    d_model: int = 16,
+    text: str = "the cat sat on the mat = 3; x = y + 1\n",
+    layers: int = 1,
 ) -> Path:
-    """A random one-layer Mistral with a tokenizer, as a Hugging Face folder."""
+    """A random Mistral with a tokenizer, as a Hugging Face folder."""
     from heredity.lm.load import save_model
     from heredity.text.tokens import train_tokenizer
 
     tokenizer = train_tokenizer([text] * 50 + [chr(code) for code in range(32, 127)], 300)
-    model = tiny_model(seed, len(tokenizer), d_model, 2 * d_model, end=tokenizer.eos_token_id)
+    model = tiny_model(seed, len(tokenizer), d_model, 2 * d_model, layers, tokenizer.eos_token_id)
     save_model(model, tokenizer, folder)
     return folder
 

@@ -96,10 +96,13 @@ def laid_out(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[st
     """Lay out the named columns, by default the brief ones, or all where a table has no brief ones.
 
     A key column with one value throughout moves into the title (one key column always stays); a column without any
-    value is left out.
+    value is left out. Rows of several sites say theirs, whether it is named or not.
     """
     known = {column.name: column for column in table.all_columns}
-    columns = [known[name] for name in names or table.brief or known]
+    names = list(names or table.brief or known)
+    if "site" in table.key and "site" not in names and len({row.get("site") for row in rows}) > 1:
+        names.insert(int(names[0] == "instrument"), "site")
+    columns = [known[name] for name in names]
     keys = [column.name for column in columns if column.name in table.key]
     shared = [name for name in keys if len({row.get(name) for row in rows}) == 1]
     if len(shared) == len(keys):

@@ -94,24 +94,29 @@ class Run:
             )
         return self.artifacts[stage.label]
 
-    def item(self, instrument: str | None = None, **key: str) -> dict[str, str]:
-        """Key columns of a measured model or edge: by the study's first instrument unless one is named.
+    def find(self, need: Need) -> Artifact | None:
+        """The artifact of a stage, by kind and item; None for one that is not done, or no stage of the study."""
+        kind, item = need
+        return self.artifacts.get(f"{kind}/{self.pipeline.name(item)}")
 
-        Raises StudyError for an instrument, model or edge that the study does not have.
+    def item(self, instrument: str | None = None, site: str | None = None, **key: str) -> dict[str, str]:
+        """Key columns of a measured model or edge: by the study's first instrument and site unless others are named.
+
+        Raises StudyError for an instrument, site, model or edge that the study does not have.
         """
         study, edges = self.study, [edge.name for edge in self.study.edges]
-        known = {"instrument": study.instruments, "model": study.followed, "edge": edges}
-        item = {"instrument": instrument or study.instrument, **key}
+        known = {"instrument": study.instruments, "site": study.sites, "model": study.followed, "edge": edges}
+        item = {"instrument": instrument or study.instrument, "site": site or study.site, **key}
         for name, value in item.items():
             if value not in known[name]:
                 raise StudyError(f"{name} {value!r}: study {self.name} has {', '.join(known[name]) or 'none'}")
-        return item | {"site": study.config.hook_point}
+        return item
 
-    def matches(self, edge: str, instrument: str | None = None) -> Matches:
+    def matches(self, edge: str, instrument: str | None = None, site: str | None = None) -> Matches:
         """Best matches of every feature along `parent->child`, both ways."""
         from heredity.analyses.match import read_matches
 
-        return read_matches(self.artifact(("match", self.item(instrument, edge=edge))))
+        return read_matches(self.artifact(("match", self.item(instrument, site, edge=edge))))
 
     def model(self, name: str) -> Any:
         """A language model of the study, as transformers loads it."""
@@ -128,29 +133,32 @@ class Run:
 
         return tokenizer_of(self.artifact(tokenizer_need(self.study)))
 
-    def sae(self, model: str, instrument: str | None = None) -> SAE:
+    def sae(self, model: str, instrument: str | None = None, site: str | None = None) -> SAE:
         """The SAE of a model."""
         from heredity.sae.formats import read_sae
 
-        item = self.item(instrument, model=model)
-        return read_sae(self.artifact(sae_need(self.study, model, item["instrument"])) / "sae")[0]
+        item = self.item(instrument, site, model=model)
+        need = sae_need(self.study, model, item["instrument"], item["site"])
+        return read_sae(self.artifact(need) / "sae")[0]
 
-    def acts(self, model: str, instrument: str | None = None) -> FeatureActs:
+    def acts(self, model: str, instrument: str | None = None, site: str | None = None) -> FeatureActs:
         """Feature activations of a model on the study's token sample, sparse; rows align between models."""
         from heredity.analyses.sample import acts_of
 
-        return acts_of(self.artifact(("acts", self.item(instrument, model=model))))
+        return acts_of(self.artifact(("acts", self.item(instrument, site, model=model))))
 
-    def feature(self, model: str, index: int) -> Feature:
+    def feature(self, model: str, index: int, site: str | None = None) -> Feature:
         """All that is known of one feature: class, explanation, tokens, matches, examples. HTML in a notebook.
 
-        Raises StudyError for a model or an index that the run does not have, TypeError for an index that is no integer.
+        Raises StudyError for a model, a site or an index that the run does not have, TypeError for an index that is no
+        integer.
         """
         from heredity.analyses.query import show
 
         if not hasattr(index, "__index__"):
             raise TypeError(f"feature({model!r}, {index!r}): the index must be an integer, such as 158")
-        return Feature(show(self, model, index))
+        asked = Run(self.study.at(site), self.folder, again=self.again) if site else self
+        return Feature(show(asked, model, index))
 
 
 class Feature(NamedTuple):

@@ -100,7 +100,7 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
     off = study.config.references.model_copy(update=dict.fromkeys(switches, False))
     bare = replace(study, config=study.config.model_copy(update={"references": off}))
     more = [
-        second_need(study, model, instrument, number)
+        second_need(study, model, instrument, study.site, number)
         for instrument in study.instruments
         for model in study.followed
         for number in range(2, 2 + sae_seeds)
@@ -109,14 +109,15 @@ def plan(study: Study, sae_seeds: int, model_seeds: int) -> Plan:
     edges, needed = [], {}
     for instrument in study.instruments:
         for edge in study.edges:
-            item = {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name, "text": "common"}
+            item = {"instrument": instrument, "site": study.site, "edge": edge.name, "text": "common"}
             need = "verdicts", item
             headline, same = first.stage(need), second.stage(need)
             pairs = []
             for number in range(2, 2 + sae_seeds, 2):
                 saes = {
                     f"{end}_saes": {
-                        str(n): second.stage(second_need(study, model, instrument, number + n)) for n in (0, 1)
+                        str(n): second.stage(second_need(study, model, instrument, study.site, number + n))
+                        for n in (0, 1)
                     }
                     for end, model in (("parent", edge.parent), ("child", edge.child))
                 }

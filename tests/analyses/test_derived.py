@@ -196,7 +196,10 @@ def test_each_kind_has_the_references_that_can_be(folder):
         ({"edit": {"permute": "blocks.4.mlp"}}, "model.x.edit.permute: 4: base has blocks 0 to 0; correct it"),
         ({"edit": {"project_out": "x.safetensors", "scale": 1}}, "scale=1 changes nothing; give 0"),
         ({"edit": {"project_out": "y.npy"}}, "model.x.edit.project_out: y.npy: no such file; correct the path"),
-        ({"edit": {"project_out": "x.safetensors"}}, "x.safetensors: 2 directions .* among other .*, probe .*; name one as tensor"),
+        (
+            {"edit": {"project_out": "x.safetensors"}},
+            "x.safetensors: 2 directions .* among .*; name one as tensor",
+        ),
         (
             {"edit": {"project_out": "x.safetensors", "tensor": "other"}},
             "other is 3 wide, and vectors there are 16; give one",

@@ -115,8 +115,10 @@ def test_what_cannot_be_compared_is_said_before_weights_are_read(project: Path, 
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(loading, "load_model", no_weights)
-    assert check_loaded(study(project)) == {"a": 32, "b": 32}
-    assert check_inputs(study(project, hook_point="blocks.0.hook_resid_pre")) == {"a": 16, "b": 16}
+    assert check_loaded(study(project)) == {(name, tiny.HOOK): 32 for name in "ab"}
+    sites = ["blocks.0.hook_resid_pre", tiny.HOOK]
+    widths = {(name, site): width for name in "ab" for site, width in zip(sites, (16, 32), strict=True)}
+    assert check_inputs(study(project, hook_point=sites)) == widths
     with pytest.raises(StudyError, match=r"s: hook_point: .* no module 'model.layer.0'; did you mean .* \(model a\)"):
         check_loaded(study(project, hook_point="model.layer.0:output"))
     child = project / "models" / "b"

@@ -24,7 +24,7 @@ def sample(lineage) -> Sample:
 @pytest.fixture(scope="module")
 def listed(lineage) -> dict[str, Any]:
     """What the features stage wrote of the most persistent feature."""
-    features = lineage.artifact(("features", {"instrument": "parent", "site": lineage.run.study.config.hook_point}))
+    features = lineage.artifact(("features", {"instrument": "parent", "site": lineage.run.study.site}))
     return json.loads((features / "features.json").read_text())[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from heredity.lm.activations import ActivationStore, activations, blocks_at_once
 from heredity.lm.evaluate import arithmetic
 from heredity.lm.hooks import capture
@@ -111,3 +112,21 @@ def test_arithmetic_ends_with_its_block(bf16_anywhere):
     with torch.no_grad(), arithmetic(x.device, "float32"):
         torch.testing.assert_close(layer(x), before.detach())
     assert layer(x).dtype == torch.float32 and layer(x).requires_grad
+
+
+def test_one_forward_pass_serves_several_hook_points_and_gives_each_what_it_gets_alone():
+    model, places = small_model(), ("blocks.1.attn.hook_z", "blocks.0.hook_resid_post", "blocks.0.mlp.hook_post")
+    blocks = np.random.default_rng(0).integers(0, 40, (64, 8))
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    def store(places: str | tuple[str, ...]) -> ActivationStore:
+        return ActivationStore(model, places, tiny.sampler(blocks), batch_blocks=4, seed=2, buffer=3)
+
+    together = store(places)
+    got = {place: [together.batch(step, place).clone() for step in range(3)] for place in places}
+    read = len(passes)
+    for place in places:
+        alone = store(place)
+        assert all(torch.equal(batch, alone.batch(step)) for step, batch in enumerate(got[place])), place
+    assert read == 1 and len(passes) == 1 + len(places)

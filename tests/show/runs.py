@@ -12,6 +12,7 @@ import pyarrow as pa
 
 import examples
 from heredity.analyses import TABLES, statements_of
+from heredity.analyses.features import ANALYSIS as FEATURES
 from heredity.engine.store import Artifact
 from heredity.study import Study
 from tiny import study_values
@@ -21,11 +22,12 @@ EVIL = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u20
 
 
 def example(name: str) -> pa.Table:
-    """Rows of a table that fit its declaration, of the instrument that the run has."""
+    """Rows of a table that fit its declaration, of the instrument and the site that the run has."""
     rows = examples.example(TABLES[name], np.random.default_rng(sum(name.encode())), 6)
-    if "instrument" in rows.column_names:
-        field = rows.schema.field("instrument")
-        rows = rows.set_column(rows.schema.get_field_index("instrument"), field, pa.array(["joint"] * len(rows)))
+    for key, value in ({"instrument": "joint"} | PLACE).items():
+        if key in rows.column_names:
+            field = rows.schema.field(key)
+            rows = rows.set_column(rows.schema.get_field_index(key), field, pa.array([value] * len(rows)))
     return rows
 
 
@@ -140,6 +142,7 @@ def run_of(folder: Path, text: str = " =", whole: bool = True) -> Any:
         folder=folder,
         study=study,
         artifacts={"features/joint": features(folder / "features" / "joint", text)},
+        pipeline=SimpleNamespace(items={"features/joint": (FEATURES, {"instrument": "joint", **PLACE}, 0)}),
         missing=[],
         tables=small,
         table=tables.__getitem__,

@@ -255,12 +255,13 @@ def command(monkeypatch):
     said = [Statement("base", "note", "train longer"), Statement("base", "lost", "much")]
     run = SimpleNamespace(
         name="s",
-        tables={name: pa.Table.from_pylist(rows) for name, rows in tables.items()},
+        tables={name: pa.Table.from_pylist([row | {"site": SITE} for row in rows]) for name, rows in tables.items()},
         study=SimpleNamespace(
             instrument="parent",
+            site=SITE,
             descent=edges,
             edges=edges,
-            config=StudyConfig(hook_point="", corpus={}, model={}),
+            config=StudyConfig(hook_point=SITE, corpus={}, model={}),
             text_corpora=lambda edge, text: text == "common" or edge.name == "base->good",
         ),
         statements=said,
@@ -270,6 +271,7 @@ def command(monkeypatch):
     return lambda *words: CliRunner().invoke(app, ["gate", "s.toml", *words], env=environment)
 
 
+SITE = "blocks.0.mlp.hook_post"
 DOUBTFUL = ("--max-lost", "5%", "--edge", "base->doubtful")
 
 
@@ -317,7 +319,7 @@ def test_options_that_make_no_sense_are_refused_by_name_with_what_replaces_them(
 def test_every_edge_has_a_line_and_notes_go_to_stderr_but_not_beside_json(command):
     result = command("--max-lost", "5%")
     lines = result.stdout.splitlines()
-    assert lines[0] == "Stable features of the parent, by verdicts (instrument parent)"
+    assert lines[0] == "Stable features of the parent, by verdicts (instrument parent, at blocks.0.mlp.hook_post)"
     assert [line.partition(":")[0] for line in lines[1:4]] == [row["edge"] for row in VERDICTS]
     assert not lines[4:] and result.stderr == "Note: train longer\n"
     assert command("--max-lost", "5%", "--json").stderr == ""
@@ -328,6 +330,7 @@ def test_json_is_one_object(command):
     assert {name: value for name, value in found.items() if name != "edges"} == {
         "study": "s",
         "instrument": "parent",
+        "site": SITE,
         "by": "verdicts",
         "text": "common",
         "verdict": "undecided",

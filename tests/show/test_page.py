@@ -62,7 +62,7 @@ def test_text_cannot_leave_the_data(hostile):
     tags = [tag for tag, _ in _tags(text)]
     assert tags.count("script") == 2 and "img" not in tags
     assert "<b>{{data}}</b>" not in text and html.escape("<b>{{data}}</b>") in text
-    assert _data(text)["inspector"]["joint"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
+    assert _data(text)["inspector"]["blocks.0.mlp.hook_post"]["joint"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
 
 
 def test_embedded_json_has_nothing_that_html_or_old_engines_act_on():

@@ -40,7 +40,7 @@ def test_it_comes_back_as_it_was_written(run):
     assert Study.of(read["config"]).config == run.study.config, "the study comes back from it"
     assert read["tables"]["edges"]["rows"] == run.tables["edges"].to_pylist()
     assert {"kind", "doc", "of"} == set(read["tables"]["edges"]["columns"]["persist"])
-    assert set(read["statements"][0]) == {"about", "question", "text", "evidence", "instrument"}
+    assert set(read["statements"][0]) == {"about", "question", "text", "evidence", "instrument", "site"}
     assert not any(statement["question"] == "note" for statement in read["statements"])
     assert set(read["notes"]) == {one.text for one in run.statements if one.question == "note"}
 

@@ -5,7 +5,7 @@ Adding a result touches one file of this folder, one line of the tuple, and one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from heredity.analyses import (
     feature_transfer,
     features,
     flow,
+    layers,
     lineage_by_maps,
     lost_features,
     match,
@@ -59,10 +60,12 @@ ANALYSES: tuple[Analysis, ...] = (
     merges.ACCURACY,
     merges.METHODS,
     directions.ANALYSIS,
+    sae.SAE_SITES,
     sae.SAE,
     sae.SAE_QUALITY,
     reference_models.ANALYSIS,
     verdicts.ANALYSIS,
+    layers.ANALYSIS,
     lost_features.ANALYSIS,
     match.ANALYSIS,
     density_change.ANALYSIS,
@@ -139,16 +142,21 @@ class Pipeline:
             for role, source in analysis.needs(self.study, item).items()
         }
         settings = analysis.settings(study, item)
-        made = Stage(kind, name_of(item), plain(settings), inputs, _maker(analysis, item, settings), analysis.version)
+        made = Stage(kind, self.name(item), plain(settings), inputs, _maker(analysis, item, settings), analysis.version)
         if repeat and not reseeded and all("~" not in source.name for _, source in made.sources()):
             made = self.stage((kind, item))
         elif repeat:
-            made = replace(made, name=name_of(item, repeat))
+            made = replace(made, name=self.name(item, repeat))
         self._known[kind, _frozen(item), repeat] = made
         if made.label not in self.stages:
             self.stages[made.label] = made
             self.items[made.label] = analysis, item, repeat
         return made
+
+    def name(self, item: Item, repeat: int = 0) -> str:
+        """Name of the stage of an item; it says the site where the study has several."""
+        site = {"site"} if len(self.study.sites) == 1 else set()
+        return name_of({key: value for key, value in item.items() if key not in site}, repeat)
 
     def _reseeded(self, repeat: int) -> Study:
         if repeat not in self._repeats:
@@ -192,8 +200,22 @@ def read_tables(folders: Mapping[str, Artifact], names: Iterable[str] | None = N
 
 
 def statements_of(tables: Tables) -> list[Statement]:
-    """Findings of all analyses, in the order of the pipeline."""
-    return [statement for analysis in ANALYSES for statement in analysis.say(tables)]
+    """Findings of all analyses, in the order of the pipeline; of several sites, each says its own."""
+    sites = list(dict.fromkeys(row["site"] for rows in tables.values() for row in rows if row.get("site")))
+    return [statement for analysis in ANALYSES for statement in _said(analysis, tables, sites)]
+
+
+def _said(analysis: Analysis, tables: Tables, sites: Sequence[str]) -> Iterable[Statement]:
+    """Findings of one analysis, under the name of their site where there are several."""
+    if len(sites) < 2 or analysis.across_sites:
+        return analysis.say(tables)
+    said: list[tuple[str, Statement]] = []
+    for site in sites:
+        own = {name: [row for row in rows if row.get("site", site) == site] for name, rows in tables.items()}
+        said += [(site, statement) for statement in analysis.say(own)]
+    if not any("site" in table.key for table in analysis.tables):
+        return dict.fromkeys(statement for _, statement in said)
+    return [one._replace(text=f"{site}: {one.text}", site=site) for site, one in said]
 
 
 def write_tables(tables: Iterable[Table], rows: Mapping[str, Any], folder: Any, item: Item) -> None:

@@ -61,6 +61,8 @@ class Statement(NamedTuple):
     """Figures, each with its denominators."""
     instrument: str = ""
     """Origin of the SAEs it rests on; empty where there is none."""
+    site: str = ""
+    """Where these read, in a study of several sites; empty for what does not depend on it."""
 
 
 def _nothing(*_: Any) -> tuple[()]:
@@ -101,6 +103,8 @@ class Analysis(NamedTuple):
     """Findings, from the tables alone."""
     reseeded: Callable[[Study, Item], bool] = _never
     """Whether a training repeat makes the stage anew with a seed of its own."""
+    across_sites: bool = False
+    """Whether findings compare sites; those of others are said of each site apart."""
 
 
 def seed_of(study: Study, *names: object) -> int:
@@ -123,6 +127,7 @@ def name_of(item: Item, repeat: int = 0) -> str:
         "reference",
         "instrument",
         "use",
+        "site",
     )
     parts = [str(item[key]).replace("->", "+") for key in order if item.get(key) not in (None, "")]
     return ("@".join(parts) or "study") + (f"~{repeat}" if repeat else "")

@@ -114,6 +114,8 @@ def _of_stitch(study: Study, path: str) -> Any:
 
 def _of_study(study: Study, setting: str) -> Any:
     config = study.config
+    if setting == "hook_point":
+        return study.site if len(study.sites) == 1 else study.sites
     if setting == "tokenizer":
         return config.tokenizer.load or config.tokenizer.vocab_size
     if setting == "sae.instruments":  # those beyond the paper's are no difference

@@ -24,7 +24,6 @@ best linear readout from the target.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -175,7 +174,7 @@ def _followed(study: Study) -> dict[str, Followed]:
     found, shapes = {}, Shapes(study)
     for name, config in study.config.direction.items():
         key, model = f"{study.name}: direction.{name}", config.model or study.starts[0]
-        point, shape, given = config.hook_point or study.config.hook_point, shapes.shape(model), None
+        point, shape, given = config.hook_point or study.site, shapes.shape(model), None
         path = local_folder(study, f"direction.{name}.file", config.file) if config.file else None
         if config.file and path is None:
             raise StudyError(f"{key}.file: {config.file}: there is no such file; correct the path")
@@ -454,7 +453,7 @@ class CarriedSettings(NamedTuple):
 def _carried(study: Study, stitch: str) -> dict[str, Followed]:
     """Directions of a stitch's source at its hook point."""
     config = study.config.stitch[stitch]
-    place = config.source, config.source_hook_point or study.config.hook_point
+    place = config.source, config.source_hook_point or study.site
     return {key: one for key, one in _followed(study).items() if (one.model, one.hook_point) == place}
 
 
@@ -503,10 +502,11 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     settings = _settings(study, item)
     edges = sum(parent in settings.parents for own in settings.parents.values() for parent in own)
     start = next(iter(settings.parents))
-    d, weights, layers = shapes.width(start), shapes.parameters(start), shapes.layers(start)
-    points = {one.hook_point for one in settings.followed.values()}
-    named = [re.match(r"blocks\.(\d+)\.", point) for point in points]
-    read = 2 * shapes.front(start) * sum((int(one[1]) + 1) / layers if one else 1 for one in named)
+    points, weights = {one.hook_point for one in settings.followed.values()}, shapes.parameters(start)
+    d, read = (
+        max(shapes.width(start, point) for point in points),
+        2 * sum(shapes.passed(start, point) for point in points),
+    )
     tokens = 2 * settings.tokens * (len(settings.parents) + settings.edit * edges)
     effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
     solved = len(points) * (4 * d**2 * tokens + (edges + 1) * 30 * d**3)

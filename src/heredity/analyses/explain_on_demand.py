@@ -84,7 +84,7 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
         cost = explaining / max(paid.by_question.get("explain", 0), 1)
         scoring = (paid.cost - explaining) / max(scored, 1)
     rows = label_rows(labels, asking.judge.name, costs)
-    table = EXPLANATIONS.check(rows, instrument=study.instrument, site=study.config.hook_point)
+    table = EXPLANATIONS.check(rows, instrument=study.instrument, site=study.site)
     simulation = table["simulation"].drop_null().to_numpy()
     counts = counts_of(labels, cost, scoring)
     failed = 0 < counts["explained"] <= counts["failed"]
@@ -112,11 +112,12 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
 
 def _add(made: pa.Table, path: Path) -> None:
     """Write explanations, whole or not at all; features that were asked about before and not now stay."""
+    key = ("site", "model", "feature")
     if path.exists():
         with reading(path, "move it away, or choose another folder with -o"):
             before = pq.read_table(path)
-            now = set(zip(made["model"].to_pylist(), made["feature"].to_pylist(), strict=True))
-            old = zip(before["model"].to_pylist(), before["feature"].to_pylist(), strict=True)
+            new, old = (zip(*(t[name].to_pylist() for name in key), strict=True) for t in (made, before))
+            now = set(new)
             made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
     with whole(path) as partial:
         pq.write_table(made, partial)

@@ -177,14 +177,14 @@ def _settings(study: Study, item: Item) -> FeaturesSettings:
         recipes,
         Aside(config.case),
         Aside(study.root),
-        config.hook_point,
+        item["site"],
         config.precision,
     )
 
 
 def _needs(study: Study, item: Item) -> Needs:
     models = {name: ("model", {"model": name}) for name in study.followed}
-    saes = {name: sae_need(study, name, item["instrument"]) for name in study.followed}
+    saes = {name: sae_need(study, name, item["instrument"], item["site"]) for name in study.followed}
     judged = study.descent if study.config.verdicts.tokens else ()
     common = item | {"text": "common"}
     verdicts: dict[str, Need] = {edge.name: ("verdicts", common | {"edge": edge.name}) for edge in judged}

@@ -87,8 +87,8 @@ def _items(study: Study) -> Iterable[Item]:
 def _needs(study: Study, item: Item) -> Needs:
     config = study.config.stitch[item["stitch"]]
     edge = Edge(config.source, config.target).name
-    match = {"instrument": study.instrument, "site": study.config.hook_point, "edge": edge}
-    parent = sae_need(study, config.source, study.instrument)
+    match = {"instrument": study.instrument, "site": study.site, "edge": edge}
+    parent = sae_need(study, config.source, study.instrument, study.site)
     return stitch_needs(study, item, match=("match", match), parent_sae=parent)
 
 

@@ -94,16 +94,16 @@ def content_digest(path: Path) -> str:
     return digest([own, beneath])
 
 
-def check_loaded(study: Study) -> dict[str, int]:
+def check_loaded(study: Study) -> dict[tuple[str, str], int]:
     """Look at every loaded model that lies here: its files, its configuration, whether its tokenizer reads as the
     study's does, and what passes the hook points. Nothing is fetched.
 
-    Returns the width of the study's hook point in each model where it can be found. Raises StudyError, by key.
+    Returns the widths of the study's sites by model and site, where they can be found. Raises StudyError, by key.
     """
     from heredity.lm.checkpoint import ModelError, located
     from heredity.lm.load import check_decoder, config_of
 
-    widths, first = dict[str, int](), None
+    widths, first = dict[tuple[str, str], int](), None
     for name in sorted(study.order, key=lambda name: name != study.starts[0]):
         model = study.config.model[name]
         if model.load is None or (path := model_folder(study, name)) is None:
@@ -121,13 +121,13 @@ def check_loaded(study: Study) -> dict[str, int]:
         if first is not None:
             _check_tokenizer(study, name, source, config, first)
         if config is not None:
-            width = _check_places(study, name, config)
-            widths |= {} if width is None else {name: width}
+            widths |= _check_places(study, name, config)
     for name in study.order:
         _check_derived(study, name)
     for name in study.order:  # what is made from a model has its shape
-        if study.parents[name] and study.parents[name][0] in widths and study.config.model[name].load is None:
-            widths.setdefault(name, widths[study.parents[name][0]])
+        for site in study.sites if study.parents[name] and study.config.model[name].load is None else ():
+            if (width := widths.get((study.parents[name][0], site))) is not None:
+                widths.setdefault((name, site), width)
     return widths
 
 
@@ -201,13 +201,13 @@ def tokenizers_differ(name: str, start: str, difference: str) -> str:
     )
 
 
-def _check_places(study: Study, name: str, config: Any) -> int | None:
-    """Width of the study's hook point in a model; None where it cannot be traced, or nothing is read there."""
+def _check_places(study: Study, name: str, config: Any) -> dict[tuple[str, str], int]:
+    """Widths of the sites that are read in a model, by model and site; none of what cannot be traced."""
     from heredity.lm.checkpoint import ModelError
     from heredity.lm.hooks import HookPointError
     from heredity.lm.trace import shape_at
 
-    width = None
+    widths = {}
     for key, point in _places(study, name):
         try:
             shape = shape_at(config, point, study.config.model[name].trust_remote_code)
@@ -215,17 +215,18 @@ def _check_places(study: Study, name: str, config: Any) -> int | None:
             raise StudyError(f"{study.name}: {key}: {error} (model {name})") from None
         except ModelError as error:
             raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
-        width = shape[2] if shape and key == "hook_point" else width
-    return width
+        if shape and key == "hook_point":
+            widths[name, point] = shape[2]
+    return widths
 
 
 def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:
     """Hook points that are read in a model, with the keys that name them."""
     if study.instruments and name in study.followed:
-        yield "hook_point", study.config.hook_point
+        yield from (("hook_point", site) for site in study.sites)
     for stitch, config in study.config.stitch.items():
         if config.source == name:
-            yield f"stitch.{stitch}.source_hook_point", config.source_hook_point or study.config.hook_point
+            yield f"stitch.{stitch}.source_hook_point", config.source_hook_point or study.site
         if config.target == name and config.target_hook_point:
             yield f"stitch.{stitch}.target_hook_point", config.target_hook_point
     for direction, own in study.config.direction.items():

@@ -31,7 +31,7 @@ from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Sta
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.newness import vocabularies_differ
 from heredity.analyses.reading import reader_of, sampler_of
-from heredity.analyses.sae import encode_flops, sae_need, second_need
+from heredity.analyses.sae import sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.analyses.verdicts import Sample, read_ends, sample_of
 from heredity.engine.stage import Work
@@ -148,8 +148,9 @@ def _items(study: Study) -> Iterable[Item]:
     if not study.config.verdicts.tokens or not study.config.verdicts.examine:
         return ()
     return (
-        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
+        {"instrument": instrument, "site": site, "edge": edge.name}
         for instrument in study.instruments
+        for site in study.sites
         for edge in study.descent
     )
 
@@ -157,7 +158,7 @@ def _items(study: Study) -> Iterable[Item]:
 def _settings(study: Study, item: Item) -> LostSettings:
     config = study.config
     return LostSettings(
-        config.hook_point,
+        item["site"],
         config.precision,
         config.verdicts.tokens,
         config.sae.context_size,
@@ -168,12 +169,13 @@ def _settings(study: Study, item: Item) -> LostSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    edge, instrument, site = study.edge(item["edge"]), item["instrument"], item["site"]
     needs: Needs = {"tokens": tokens_needs(study.common_trace(edge))}
     needs["verdicts"] = ("verdicts", item | {"text": "common"})
     for end, model in (("parent", edge.parent), ("child", edge.child)):
         needs[end] = ("model", {"model": model})
-        needs[f"{end}_saes"] = {"0": sae_need(study, model, instrument), "1": second_need(study, model, instrument)}
+        second = second_need(study, model, instrument, site)
+        needs[f"{end}_saes"] = {"0": sae_need(study, model, instrument, site), "1": second}
     return needs
 
 
@@ -329,11 +331,12 @@ def _fingerprints(
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     """Both models on the sample, three inversions at each end, and seven passes over eight blocks of each feature."""
-    config, parent = study.config, study.edge(item["edge"]).parent
-    tokens, d_in, weights = config.verdicts.tokens, shapes.width(parent), shapes.parameters(parent)
+    config, parent, site = study.config, study.edge(item["edge"]).parent, item["site"]
+    tokens, d_in = config.verdicts.tokens, shapes.width(parent, site)
     size = config.sae.expansion * d_in + d_in
     ablated = 7 * 8 * config.verdicts.examine * config.sae.context_size
-    flops = 2 * weights * (4 * tokens + ablated) + 10 * tokens * encode_flops(study, parent, shapes) + 6 * size**3
+    passes = 2 * (4 * tokens * shapes.passed(parent, site) + ablated * shapes.parameters(parent))
+    flops = passes + 20 * tokens * config.sae.expansion * d_in**2 + 6 * size**3
     return Cost(4 * tokens + ablated, flops, (24 * tokens * d_in + 48 * size**2) / 2**30, 0.3)
 
 

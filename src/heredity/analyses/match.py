@@ -248,10 +248,11 @@ class MatchSettings(NamedTuple):
 
 
 def edge_items(study: Study, edges: Sequence[Edge] | None = None) -> Iterable[Item]:
-    """One item per instrument and edge, by default of all edges."""
+    """One item per instrument, site and edge, by default of all edges."""
     return (
-        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name}
+        {"instrument": instrument, "site": site, "edge": edge.name}
         for instrument in study.instruments
+        for site in study.sites
         for edge in (study.edges if edges is None else edges)
     )
 
@@ -260,7 +261,7 @@ def _settings(study: Study, item: Item) -> MatchSettings:
     edge, controls = study.edge(item["edge"]), study.config.controls
     return MatchSettings(
         edge,
-        study.config.hook_point,
+        item["site"],
         study.config.precision,
         study.config.lineage,
         controls.passes,
@@ -274,13 +275,14 @@ def _settings(study: Study, item: Item) -> MatchSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    edge, instrument, site = study.edge(item["edge"]), item["instrument"], item["site"]
+    start = control_start(study, edge, instrument)
     return {
         "parent": ("model", {"model": edge.parent}),
         "child": ("model", {"model": edge.child}),
-        "parent_sae": sae_need(study, edge.parent, instrument),
-        "child_sae": sae_need(study, edge.child, instrument),
-        "control": control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)),
+        "parent_sae": sae_need(study, edge.parent, instrument, site),
+        "child_sae": sae_need(study, edge.child, instrument, site),
+        "control": control_needs(study, edge.parent, instrument, start, site),
         "tokens": tokens_needs(study.common_trace(edge)),
     }
 
@@ -474,9 +476,9 @@ def directions_of(parent: SAE, child: SAE) -> Directions:
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    parent, tokens = study.edge(item["edge"]).parent, 2 * study.config.lineage.tokens
-    pairs = tokens * expected_l0(study) ** 2
-    return Cost(tokens, tokens * encode_flops(study, parent, shapes) + pairs, shapes.sae_gib(parent, tokens), 0.5)
+    parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.lineage.tokens
+    flops = tokens * (encode_flops(study, parent, shapes, site) + expected_l0(study) ** 2)
+    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5)
 
 
 ANALYSIS = Analysis(

@@ -181,7 +181,7 @@ def _items(study: Study) -> Iterable[Item]:
 def _settings(study: Study, item: Item) -> NewnessSettings:
     config = study.config
     return NewnessSettings(
-        config.hook_point,
+        item["site"],
         config.precision,
         config.controls.newness,
         config.controls.level,
@@ -191,16 +191,17 @@ def _settings(study: Study, item: Item) -> NewnessSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    edge, instrument, site = study.edge(item["edge"]), item["instrument"], item["site"]
     needs: Needs = {
         "parent": ("model", {"model": edge.parent}),
         "child": ("model", {"model": edge.child}),
-        "parent_sae": sae_need(study, edge.parent, instrument),
-        "child_sae": sae_need(study, edge.child, instrument),
+        "parent_sae": sae_need(study, edge.parent, instrument, site),
+        "child_sae": sae_need(study, edge.child, instrument, site),
         "match": ("match", item),
         "tokens": tokens_needs(study.trace(edge.child)),
     }
-    return needs | {"second_sae": second_need(study, edge.child, instrument)} if study.config.verdicts.tokens else needs
+    second = second_need(study, edge.child, instrument, site)
+    return needs | {"second_sae": second} if study.config.verdicts.tokens else needs
 
 
 def _run(work: Work, settings: NewnessSettings) -> Results:
@@ -321,10 +322,10 @@ def _splice(
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     """Both models on the sample; attributions forward and back; ten passes with features moved."""
-    parent, tokens = study.edge(item["edge"]).parent, 2 * study.config.controls.newness
-    d_in, weights, half = shapes.width(parent), shapes.parameters(parent), tokens // 2
+    parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.controls.newness
+    d_in, weights, half = shapes.width(parent, site), shapes.parameters(parent), tokens // 2
     effects = weights * (12 * min(half, _ATTRIBUTED) + 20 * min(half, _SPLICED))
-    flops = tokens * (encode_flops(study, parent, shapes) + 8 * expected_l0(study) * d_in) + effects
+    flops = tokens * (encode_flops(study, parent, shapes, site) + 8 * expected_l0(study) * d_in) + effects
     gib = (24 * d_in * d_in * study.config.sae.expansion + 8 * weights) / 2**30
     return Cost(tokens, flops, gib, 0.6)
 

@@ -5,6 +5,7 @@ The estimate counts the matrix products that cannot be avoided and divides by th
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Mapping
@@ -97,13 +98,23 @@ class Shapes:
         """Width of the residual stream; 1024 is assumed where it is unknown."""
         return _d_model(self.shape(model)) or 1024
 
-    def width(self, model: str) -> int:
-        """Width of the study's hook point; 1024 is assumed where it is unknown."""
-        return self.widths.get(model) or 1024
+    def width(self, model: str, site: str) -> int:
+        """Width of a site; 1024 is assumed where it is unknown."""
+        return self.widths.get((model, site)) or 1024
 
-    def sae_gib(self, model: str, tokens: int) -> float:
+    def passed(self, model: str, *sites: str) -> float:
+        """Weights that a pass multiplies that ends at the last of some sites; an embedding multiplies nothing."""
+        from heredity.lm.hooks import depth
+
+        shape = self.shape(model)
+        if shape is None:
+            return 0.0
+        layers, run = self.layers(model), max(map(depth, sites))
+        return _in_layers(shape) * min(run, layers) / layers
+
+    def sae_gib(self, model: str, site: str, tokens: int) -> float:
         """Memory of a stage that encodes so many tokens with the study's SAE."""
-        d_in = self.width(model)
+        d_in = self.width(model, site)
         k = self.study.config.sae.k if self.study.config.sae.activation in RANKED else 32
         return (tokens * k * 24 + 16 * d_in * d_in * self.study.config.sae.expansion) / 2**30
 
@@ -118,18 +129,18 @@ class Shapes:
         return getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 1)
 
     @cached_property
-    def widths(self) -> dict[str, int | None]:
-        """Width of the hook point in every model; None where only the weights say it.
+    def widths(self) -> dict[tuple[str, str], int | None]:
+        """Width of every site in every model, by model and site; None where only the weights say it.
 
-        Raises StudyError when a model does not have the hook point.
+        Raises StudyError when a model does not have a site.
         """
         from heredity.lm.hooks import HookPointError, width
 
-        study, widths = self.study, dict[str, int | None]()
-        for name in study.order:
+        study, widths = self.study, dict[tuple[str, str], int | None]()
+        for name, site in itertools.product(study.order, study.sites):
             shape = self.shape(name) if study.instruments and name in study.followed else None
             try:
-                widths[name] = width(shape, study.config.hook_point) if shape else None
+                widths[name, site] = width(shape, site) if shape else None
             except HookPointError as error:
                 raise StudyError(f"{study.name}: hook_point: {error} (model {name})") from None
         return widths
@@ -167,6 +178,13 @@ def _d_model(shape: Any) -> int:
 
 def _parameters(shape: SimpleNamespace) -> int:
     d = _d_model(shape)
+    embeddings = shape.vocab_size * d * (1 if getattr(shape, "tie_word_embeddings", False) else 2)
+    return _in_layers(shape) + embeddings + d
+
+
+def _in_layers(shape: SimpleNamespace) -> int:
+    """Weights of all layers."""
+    d = _d_model(shape)
     layers = getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 0)
     d_mlp = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * d
     d_mlp = sum(d_mlp) / len(d_mlp) if isinstance(d_mlp, list | tuple) else d_mlp  # one number a layer
@@ -174,14 +192,13 @@ def _parameters(shape: SimpleNamespace) -> int:
     head = getattr(shape, "head_dim", None) or d // heads
     kv = getattr(shape, "num_key_value_heads", None) or heads
     attention = 2 * d * heads * head + 2 * d * kv * head
-    embeddings = shape.vocab_size * d * (1 if getattr(shape, "tie_word_embeddings", False) else 2)
-    return round(layers * (attention + 3 * d * d_mlp + 2 * d)) + embeddings + d
+    return round(layers * (attention + 3 * d * d_mlp + 2 * d))
 
 
-def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shapes:
+def check_shapes(study: Study, traced: Mapping[tuple[str, str], int] | None = None) -> Shapes:
     """Sizes of the models of a study. Raises StudyError for what cannot work at these sizes, before anything runs.
 
-    traced: widths of the hook point that the models themselves say, in place of those of their configurations.
+    traced: widths by model and site that the models themselves say, in place of those of their configurations.
     """
     shapes = Shapes(study)
     shapes.widths.update(traced or {})
@@ -190,19 +207,19 @@ def check_shapes(study: Study, traced: Mapping[str, int] | None = None) -> Shape
     for name in study.order:
         _check_edit(study, name, shapes)
     sae = study.config.sae
-    for name, d_in in shapes.widths.items():
-        if d_in is None or study.given_sae(name, "sae"):
+    for (name, site), d_in in shapes.widths.items():
+        if d_in is None or study.given_sae(name, "sae", site):
             continue
         d_sae, most, key = sae.expansion * d_in, *_most_active(study)
         if most > d_sae:
             raise StudyError(
                 f"{study.name}: {key}: {most:g} is more than the {d_sae} features of {name}'s SAE; lower it"
             )
-    for edge in study.edges:
-        parent, child = shapes.widths[edge.parent], shapes.widths[edge.child]
+    for edge, site in itertools.product(study.edges, study.sites):
+        parent, child = (shapes.widths[end, site] for end in edge)
         if parent is not None and child is not None and parent != child:
             raise StudyError(
-                f"{study.name}: edge {edge.name}: {study.config.hook_point} is {parent} wide in the parent and {child} "
+                f"{study.name}: edge {edge.name}: {site} is {parent} wide in the parent and {child} "
                 "in the child; features are matched at one width, use a stitch between models of different size"
             )
     return shapes
@@ -227,11 +244,11 @@ def _check_edit(study: Study, name: str, shapes: Shapes) -> None:
             raise StudyError(f"{place}.project_out: {error}") from None
 
 
-def check_inputs(study: Study) -> dict[str, int]:
+def check_inputs(study: Study) -> dict[tuple[str, str], int]:
     """That what a study reads is there and can be read, before hours of work end on it: loaded models and their
     tokenizers, corpora, and texts with labels of their own. Nothing is fetched. Raises StudyError.
 
-    Returns the widths of the hook point that only the models themselves say.
+    Returns the widths by model and site that the models themselves say.
     """
     from heredity.lm.checkpoint import ModelError, is_local
     from heredity.stitch.probe_datasets import LabelError
@@ -280,7 +297,7 @@ def check_stitch(study: Study, name: str, shapes: Shapes) -> None:
     from heredity.lm.hooks import HookPointError, width
 
     config = study.config.stitch[name]
-    points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}
+    points = {"source": config.source_hook_point or study.site, "target": config.target_hook_point}
     for end, point in points.items():
         key = "hook_point" if end == "source" and not config.source_hook_point else f"stitch.{name}.{end}_hook_point"
         shape = shapes.shape(getattr(config, end))
@@ -361,8 +378,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     ]
     return {
         "study": study.name,
-        "hook_point": study.config.hook_point,
-        "d_in": shapes.widths[(study.followed or study.order)[0]],
+        "sites": {site: shapes.widths[(study.followed or study.order)[0], site] for site in study.sites},
         "tokens": sum(row["tokens"] for row in left),
         "flops": sum(row["flops"] for row in left),
         "memory_gib": max((row["memory_gib"] for row in left), default=0.0),

@@ -7,6 +7,7 @@ says less, there is a note.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,20 +42,21 @@ class PretrainedSAE(NamedTuple):
 
 def named(study: Study, item: Item) -> str | None:
     """Reference of the SAE that stands in the place of a trained one."""
-    return study.given_sae(item["model"], KEYS[item["sae"]]) if item["sae"] in KEYS else None
+    site = item.get("site", study.site)
+    return study.given_sae(item["model"], KEYS[item["sae"]], site) if item["sae"] in KEYS else None
 
 
 def pretrained(study: Study, item: Item) -> PretrainedSAE | None:
     """The SAE that stands in the place of a trained one. Raises StudyError for a folder that is not there."""
     if (given := named(study, item)) is None:
         return None
-    name, key = item["model"], KEYS[item["sae"]]
+    name, key, site = item["model"], KEYS[item["sae"]], item.get("site", study.site)
     folder, place = sae_folder(study, f"model.{name}.{key}", given), f"{study.name}: model.{name}.{key}"
-    content = study.identity(f"model.{name}.{key}", lambda: None if folder is None else _digest(folder))
+    content = study.identity(f"model.{name}.{key}.{site}", lambda: None if folder is None else _digest(folder))
     which = (None, content) if content else (given, None)
     asked = study.config.reading.prefix != "auto"
     model = Aside(study.config.model[name].load or "")
-    return PretrainedSAE(*which, Aside(folder), Aside(place), study.config.hook_point, asked, model)
+    return PretrainedSAE(*which, Aside(folder), Aside(place), site, asked, model)
 
 
 def _digest(folder: Path) -> str:
@@ -75,19 +77,19 @@ def sae_folder(study: Study, key: str, given: str) -> Path | None:
     return folder
 
 
-def check_pretrained(study: Study, widths: Mapping[str, int | None]) -> None:
+def check_pretrained(study: Study, widths: Mapping[tuple[str, str], int | None]) -> None:
     """That the SAEs which a study names can be read, and were made for the width and the place they are read at, as far
     as can be told without weights of models. Releases are not fetched. Raises StudyError.
 
-    widths: of the hook point by model, None where it is not known.
+    widths: by model and site, None where it is not known.
     """
-    for name in study.followed:
+    for name, site in itertools.product(study.followed, study.sites):
         for sae in KEYS:
-            settings = pretrained(study, {"model": name, "sae": sae})
+            settings = pretrained(study, {"model": name, "sae": sae, "site": site})
             if settings is None or settings.folder.value is None:
                 continue
             read, metadata = _read(settings)
-            _check_width(settings, read, widths.get(name))
+            _check_width(settings, read, widths.get((name, site)))
             config = _config(study, name)
             if config is not None:
                 from heredity.lm.trace import skeleton
@@ -108,7 +110,7 @@ def take_over(work: Work, settings: PretrainedSAE) -> None:
     ((name, artifact),) = work.inputs["model"].items()
     model, (sae, metadata), given = load(artifact), _read(settings), _name(settings)
     with torch.no_grad():
-        caught = caught_at(model, settings.hook_point, torch.zeros(1, 2, dtype=torch.long))
+        (caught,) = caught_at(model, (settings.hook_point,), torch.zeros(1, 2, dtype=torch.long))
     _check_width(settings, sae, caught.shape[-1])
     notes, state = _notes(settings, metadata, model), state_of(artifact)
     if state not in (trained_on(metadata) or [state]):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from heredity.analyses.analysis import name_of
 from heredity.analyses.explain import asking_of, explain_settings
 from heredity.analyses.features import fired_on, logits_of, member_of, predicted
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
@@ -44,7 +43,7 @@ def sample_of(run: Run, models: Sequence[str], matched: bool = False) -> Sample:
     study = run.study
     if not study.instruments:
         raise ValueError(f"study {study.name} has stitches alone, no SAE of its models; see `heredity stitch`")
-    needs: Any = sample_needs(study, {"instrument": study.instrument, "site": study.config.hook_point})
+    needs: Any = sample_needs(study, {"instrument": study.instrument, "site": study.site})
     inputs: dict[str, Any] = {"tokenizer": run.artifact(needs["tokenizer"]), "match": {}}
     inputs["tokens"] = {name: run.artifact(need) for name, need in needs["tokens"].items()}
     inputs["acts"] = {name: run.artifact(needs["acts"][name]) for name in models}
@@ -87,7 +86,13 @@ def find(
             tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)
             row |= {"matches": _matches(sample, model, feature), "verdicts": _verdicts(run, model, feature)}
             rows[model].append(row | {"top_tokens": tokens})
-    head = {"study": study.name, "instrument": study.instrument, "by": by, "minimum_firings": MINIMUM_FIRINGS}
+    head = {
+        "study": study.name,
+        "instrument": study.instrument,
+        "site": study.site,
+        "by": by,
+        "minimum_firings": MINIMUM_FIRINGS,
+    }
     return head | asked | {"models": rows}
 
 
@@ -123,6 +128,7 @@ def show(run: Run, model: str, feature: int) -> dict[str, Any]:
     return {
         "study": study.name,
         "instrument": study.instrument,
+        "site": study.site,
         "model": model,
         "feature": feature,
         "positions": sample.ids.size,
@@ -171,10 +177,10 @@ def _logits(run: Run, model: str, features: np.ndarray) -> LogitTokens | str:
     study = run.study
     try:
         weights = run.artifact(("model", {"model": model}))
-        sae = run.artifact(sae_need(study, model, study.instrument))
+        sae = run.artifact(sae_need(study, model, study.instrument, study.site))
     except ArtifactError as error:
         return str(error)
-    return logits_of(weights, sae, features, study.config.hook_point, study.config.precision)
+    return logits_of(weights, sae, features, study.site, study.config.precision)
 
 
 def _class(run: Run, model: str, feature: int) -> dict[str, Any] | None:
@@ -200,10 +206,10 @@ def _explanation(run: Run, sample: Sample, model: str, feature: int) -> dict[str
 
 def _rows(run: Run, kind: str, table: str, model: str, feature: int) -> list[dict[str, Any]] | None:
     """What the table of a stage says of a feature; None where the stage is not done."""
-    label = f"{kind}/{run.study.instrument}"
-    if label not in run.artifacts:
+    artifact = run.find((kind, {"instrument": run.study.instrument, "site": run.study.site}))
+    if artifact is None:
         return None
-    path = run.artifacts[label] / f"{table}.parquet"
+    path = artifact / f"{table}.parquet"
     return pq.read_table(path, filters=[("model", "=", model), ("feature", "=", feature)]).to_pylist()
 
 
@@ -227,8 +233,8 @@ def _verdicts(run: Run, model: str, feature: int) -> list[dict[str, Any]]:
     rows = []
     for end, other in (("parent", "child"), ("child", "parent")):
         for edge in (edge for edge in run.study.edges if getattr(edge, end) == model):
-            item = {"instrument": run.study.instrument, "edge": edge.name, "text": "common"}
-            artifact = run.artifacts.get(f"verdicts/{name_of(item)}")
+            item = {"instrument": run.study.instrument, "site": run.study.site, "edge": edge.name, "text": "common"}
+            artifact = run.find(("verdicts", item))
             if artifact is None:
                 continue
             filters = [("end", "=", end), ("feature", "=", feature)]

@@ -41,7 +41,7 @@ _FIGURES = {
 REPEATS = Table(
     "repeats",
     "Spread of the headline figures over training seeds.",
-    ("instrument", "about", "figure"),
+    ("instrument", "site", "about", "figure"),
     (
         Column("instrument", "text", "Origin of the SAEs; empty for figures of models."),
         Column("about", "text", "Model, model and corpus, merge, edge, or edge and end."),
@@ -59,7 +59,7 @@ REPEATS = Table(
 SAME = Table(
     "repeats_same",
     "Whether the same features persist when fine-tunes and SAEs are trained again.",
-    ("instrument", "edge", "rule"),
+    ("instrument", "site", "edge", "rule"),
     (
         Column("rule", "text", "What persists: evidence or study (each edge's own threshold), or paper (r > 0.8)."),
         Column("seeds", "count", "Repeats."),
@@ -81,6 +81,7 @@ class RepeatsSettings(NamedTuple):
     seeds: int
     edges: tuple[str, ...] = ()
     """To fine-tunes of models that are the same in all repeats."""
+    site: str = ""
 
 
 def _repeated_children(study: Study) -> list[Edge]:
@@ -107,7 +108,7 @@ def _needs(study: Study, item: Item) -> Needs:
     ]
     needs: Needs = {}
     for kind, items in kinds:
-        for one in items:
+        for one in (one for one in items if one.get("site", item["site"]) == item["site"]):
             for repeat in range(study.config.repeat.seeds):
                 role = "|".join((kind, *(str(one.get(key, "")) for key in ("instrument", "edge", "model"))))
                 group: dict[str, Need] = needs.setdefault(role, {})  # pyright: ignore[reportAssignmentType]
@@ -140,8 +141,15 @@ def _run(work: Work, settings: RepeatsSettings) -> Results:
             for about, values in rows:
                 for name, value in values.items():
                     figures.setdefault((instrument, about, name), []).append(value)
-    spread = [_spread(key, values) for key, values in figures.items() if any(v is not None for v in values)]
-    return {"repeats": spread, "repeats_same": list(_same(work.inputs, settings.edges))}
+    spread = [
+        _spread(key, values) | {"site": settings.site}
+        for key, values in figures.items()
+        if any(v is not None for v in values)
+    ]
+    return {
+        "repeats": spread,
+        "repeats_same": [{"site": settings.site, **row} for row in _same(work.inputs, settings.edges)],
+    }
 
 
 def _same(inputs: Mapping[str, Mapping[str, Artifact]], edges: Iterable[str]) -> Iterable[dict[str, Any]]:
@@ -191,7 +199,7 @@ def _verdict_shares(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _spread(key: tuple[str, str, str], values: list[float | None]) -> dict[str, Any]:
     known = np.array([value for value in values if value is not None], np.float64)
-    return dict(zip(REPEATS.key, key, strict=True)) | {
+    return dict(zip(("instrument", "about", "figure"), key, strict=True)) | {
         "mean": float(known.mean()),
         "standard_deviation": float(known.std(ddof=1)) if len(known) > 1 else None,
         "minimum": float(known.min()),
@@ -237,11 +245,11 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="repeats",
-    version=3,
+    version=4,
     title="Between training seeds",
-    items=lambda study: [{}] if study.config.repeat.seeds > 1 else [],
+    items=lambda study: [{"site": site} for site in study.sites] if study.config.repeat.seeds > 1 else [],
     settings=lambda study, item: RepeatsSettings(
-        study.config.repeat.seeds, tuple(edge.name for edge in _repeated_children(study))
+        study.config.repeat.seeds, tuple(edge.name for edge in _repeated_children(study)), item["site"]
     ),
     needs=_needs,
     run=_run,

@@ -1,11 +1,12 @@
-"""Sparse autoencoders: trained at the study's hook point, and judged on held-out text.
+"""Sparse autoencoders: trained at every site of the study, and judged on held-out text.
 
 Instruments: `joint` trains one SAE on the activations of all models, `parent` continues the parent's SAE on the child,
 `independent` starts anew for every model, `frozen` reads every model with the SAE of its first ancestor. An SAE that a
 model's table names (`sae`, `second_sae`) stands in the place of one that is trained from scratch; a second one of
 another seed is trained in its shape where none is named. Further SAEs of a parent (controls) start where its children's
 start; what persists into one of them is the ceiling of an edge. A joint or frozen SAE needs none: its ceiling is 1 by
-construction.
+construction. SAEs of several sites are trained side by side, so that one forward pass of a model feeds all of them;
+each is the same as in a study of its site alone.
 
 Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens. A few massive vectors can own both
 sums, so that it is given without them, and as the median over single vectors, too. Cross-entropy recovered compares
@@ -17,8 +18,9 @@ PW-MCC, the mean cosine of the decoder rows of both, each row paired with one ot
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -47,6 +49,8 @@ from heredity.study import RANKED, Edge, Precision, SAEConfig, Study, StudyError
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from heredity.analyses.plan import Shapes
     from heredity.features.collect import Reader
     from heredity.lm.activations import ActivationStore
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
 LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _OWNED = 0.2  # share of the variance that a smaller share of the vectors must not own without a word
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
+_LOG = "training.json"  # written last
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 
 SAES = Table(
@@ -129,24 +134,24 @@ class SAESettings(NamedTuple):
     d_sae: int | None = None  # features of a new SAE; by default `sae.expansion` times the width
 
 
-def sae_need(study: Study, model: str, instrument: str) -> Need:
-    """The measured SAE of a model: one for all, continued from its SAE parent's, or from scratch."""
+def sae_need(study: Study, model: str, instrument: str, site: str) -> Need:
+    """The measured SAE of a model at a site: one for all, continued from its SAE parent's, or from scratch."""
     if instrument == "joint":
-        return ("sae", {"sae": "joint"})
+        return ("sae", {"sae": "joint", "site": site})
     continued = instrument == "parent" and study.sae_parent(model)
     model = study.frozen_from(model) if instrument == "frozen" else model
-    return ("sae", {"model": model, "sae": "parent" if continued else "scratch"})
+    return ("sae", {"model": model, "sae": "parent" if continued else "scratch", "site": site})
 
 
-def second_need(study: Study, model: str, instrument: str, number: int = 1) -> Need:
-    """An SAE of a model of another seed: what tells stable features from those that follow nothing.
+def second_need(study: Study, model: str, instrument: str, site: str, number: int = 1) -> Need:
+    """An SAE of a model at a site of another seed: what tells stable features from those that follow nothing.
 
     number: 1 is the one that studies train; proofs train more.
     """
     if instrument == "joint":
-        return ("sae", {"sae": f"joint-{number}"})
+        return ("sae", {"sae": f"joint-{number}", "site": site})
     model = study.frozen_from(model) if instrument == "frozen" else model
-    return ("sae", {"model": model, "sae": f"control{number}-independent"})
+    return ("sae", {"model": model, "sae": f"control{number}-independent", "site": site})
 
 
 def has_seconds(study: Study) -> bool:
@@ -154,12 +159,15 @@ def has_seconds(study: Study) -> bool:
     return bool(study.config.verdicts.tokens and study.edges)
 
 
-def control_needs(study: Study, model: str, instrument: str, start: str | None) -> dict[str, Need]:
-    """Further SAEs of a model by number, continued from the SAE of `start` where there is one; none for an SAE that
-    reads both ends of an edge."""
+def control_needs(study: Study, model: str, instrument: str, start: str | None, site: str) -> dict[str, Need]:
+    """Further SAEs of a model at a site by number, continued from the SAE of `start` where there is one; none for an
+    SAE that reads both ends of an edge."""
     count = 1 if instrument in ("joint", "frozen") else study.controls(model)
     suffix = f"from-{start}" if start else instrument
-    return {str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}"}) for number in range(1, count)}
+    return {
+        str(number): ("sae", {"model": model, "sae": f"control{number}-{suffix}", "site": site})
+        for number in range(1, count)
+    }
 
 
 def control_start(study: Study, edge: Edge, instrument: str) -> str | None:
@@ -168,32 +176,38 @@ def control_start(study: Study, edge: Edge, instrument: str) -> str | None:
 
 
 def _items(study: Study) -> list[Item]:
+    return [item for site in study.sites for item in _items_at(study, site)]
+
+
+def _items_at(study: Study, site: str) -> list[Item]:
     needs: list[Need] = []
     for instrument in study.instruments:
-        needs += [sae_need(study, name, instrument) for name in study.followed]
+        needs += [sae_need(study, name, instrument, site) for name in study.followed]
         if has_seconds(study):
-            needs += [second_need(study, name, instrument) for name in study.followed]
+            needs += [second_need(study, name, instrument, site) for name in study.followed]
         for edge in study.edges:
-            needs += control_needs(study, edge.parent, instrument, control_start(study, edge, instrument)).values()
+            start = control_start(study, edge, instrument)
+            needs += control_needs(study, edge.parent, instrument, start, site).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
         for edge in (edge for edge in study.descent if study.config.model[edge.child].merge is None):
             for name in reversed((edge.parent, *study.ancestors(edge.parent))):
-                needs.append(sae_need(study, name, "parent"))
-            needs += control_needs(study, edge.parent, "parent", edge.parent).values()
+                needs.append(sae_need(study, name, "parent", site))
+            needs += control_needs(study, edge.parent, "parent", edge.parent, site).values()
     return list({repr(item): item for _, item in needs}.values())
 
 
-def _source(study: Study, item: Item) -> Need | None:
-    """The SAE that a training continues."""
+def _source(study: Study, item: Item, site: str) -> Need | None:
+    """The SAE at a site that a training continues."""
     label = item["sae"]
     start = study.sae_parent(item["model"]) if label == "parent" else label.partition("-from-")[2]
-    return sae_need(study, start, "parent") if start else None
+    return sae_need(study, start, "parent", site) if start else None
 
 
 def _first(study: Study, item: Item) -> Need | None:
     """The SAE that the study names, of which this is one of another seed."""
     another = item["sae"].startswith("control") and "-from-" not in item["sae"]
-    return ("sae", item | {"sae": "scratch"}) if another and study.given_sae(item["model"], "sae") else None
+    site = item.get("site", study.site)
+    return ("sae", item | {"sae": "scratch"}) if another and study.given_sae(item["model"], "sae", site) else None
 
 
 def _models(study: Study, item: Item) -> tuple[str, ...]:
@@ -201,12 +215,39 @@ def _models(study: Study, item: Item) -> tuple[str, ...]:
 
 
 def _settings(study: Study, item: Item) -> SAESettings | PretrainedSAE:
-    if given := pretrained(study, item):
-        return given
+    return pretrained(study, item) or _training_settings(study, item)
+
+
+def _training_settings(study: Study, item: Item) -> SAESettings:
     config, label = study.config, f"{item['model']}-{item['sae']}" if "model" in item else item["sae"]
-    sae, seed = without_effect(config.sae, _source(study, item) is not None), seed_of(study, "sae", label)
+    site = item.get("site", study.site)
+    sae, seed = without_effect(config.sae, _source(study, item, site) is not None), seed_of(study, "sae", label)
     corpora = {name: study.trace(name) for name in _models(study, item)}
-    return SAESettings(sae, config.hook_point, config.precision, seed, corpora)
+    return SAESettings(sae, site, config.precision, seed, corpora)
+
+
+class SitesSettings(NamedTuple):
+    """Of one training at several sites; in an order of their own, so that another main site changes nothing."""
+
+    sites: dict[str, SAESettings]
+
+
+def _sites_items(study: Study) -> Iterable[Item]:
+    """Trainings of studies of several sites."""
+    items = _items_at(study, study.site) if len(study.sites) > 1 else ()
+    items = (item for item in items if not named(study, item))
+    return ({name: value for name, value in item.items() if name != "site"} for item in items)
+
+
+def _sites_settings(study: Study, item: Item) -> SitesSettings:
+    return SitesSettings({site: _training_settings(study, item | {"site": site}) for site in sorted(study.sites)})
+
+
+def _sites_needs(study: Study, item: Item) -> Needs:
+    sources = {site: source for site in sorted(study.sites) if (source := _source(study, item, site))}
+    firsts = {site: first for site in sorted(study.sites) if (first := _first(study, item | {"site": site}))}
+    more = {role: needs for role, needs in (("source", sources), ("first", firsts)) if needs}
+    return _training_needs(study, item) | more
 
 
 def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
@@ -220,22 +261,42 @@ def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
     return config.model_copy(update={name: SAEConfig.model_fields[name].default for name in unused})
 
 
-def _needs(study: Study, item: Item) -> Needs:
-    names, needs = _models(study, item), Needs()
-    needs["model"] = {name: ("model", {"model": name}) for name in names}
-    for role, need in (("source", _source(study, item)), ("first", _first(study, item))):
-        needs |= {role: need} if need else {}
-    if named(study, item):
-        return needs | {"tokenizer": tokenizer_need(study)}
+def _training_needs(study: Study, item: Item) -> Needs:
+    names = _models(study, item)
     read = [corpus for corpus in study.config.corpus if any(corpus in study.trace(name) for name in names)]
-    return needs | {"tokens": tokens_needs(read)}
+    return {"model": {name: ("model", {"model": name}) for name in names}, "tokens": tokens_needs(read)}
+
+
+def _needs(study: Study, item: Item) -> Needs:
+    site, first = item["site"], _first(study, item)
+    beside: Needs = {"first": first} if first else {}
+    if named(study, item):
+        own = item["model"]
+        return {"model": {own: ("model", {"model": own})}, "tokenizer": tokenizer_need(study)} | beside
+    if len(study.sites) > 1:
+        return {"sites": ("sae_sites", {name: value for name, value in item.items() if name != "site"})}
+    source = _source(study, item, site)
+    return _training_needs(study, item) | ({"source": source} if source else {}) | beside
 
 
 def _run(work: Work, settings: SAESettings | PretrainedSAE) -> Results:
-    if isinstance(settings, SAESettings):
+    if isinstance(settings, PretrainedSAE):
+        take_over(work, settings)
+        return {}
+    if "sites" not in work.inputs:
         return train_on_models(work, settings)
-    take_over(work, settings)
+    shutil.copytree(
+        work.inputs["sites"] / settings.hook_point, work.folder, copy_function=_same_file, dirs_exist_ok=True
+    )
     return {}
+
+
+def _same_file(source: str, target: str) -> None:
+    """A second name of a file; a copy where the file system has one name only."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def train_on_models(work: Work, settings: SAESettings) -> Results:
@@ -244,31 +305,62 @@ def train_on_models(work: Work, settings: SAESettings) -> Results:
     One dictionary has no noise of its own between two models, so what differs in it differs between them; a crosscoder
     (Lindsey et al. 2024) shares a dictionary too, but reads all models at once and so has no activations of one model.
     """
+    _train_at(work, {settings.hook_point: settings}, {settings.hook_point: work.folder})
+    return {}
+
+
+def _train_at_sites(work: Work, settings: SitesSettings) -> Results:
+    _train_at(work, settings.sites, {site: work.folder / site for site in settings.sites})
+    return {}
+
+
+def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str, Path]) -> None:
+    """Train an SAE at each site, from one stream: each step of a training is taken before any other is ahead of it."""
     import torch
 
     from heredity.lm.reading import reading_of
     from heredity.sae.formats import read_sae
 
+    settings = next(iter(sites.values()))
     config, models, stores = settings.sae, work.inputs["model"], []
     each = max(1, config.batch_blocks // len(models))
     for seed, (name, artifact) in enumerate(models.items(), settings.seed):
         tokens = {corpus: work.inputs["tokens"][corpus] for corpus in settings.corpora[name]}
         sampler = sampler_of(tokens, "train", config.context_size, seed, config.mix)
-        stores.append(activation_store(artifact, settings.hook_point, sampler, each, seed, settings.precision))
+        stores.append(activation_store(artifact, tuple(sites), sampler, each, seed, settings.precision))
     source = work.inputs.get("source")
-    sae, inherited = read_sae(source / "sae") if source else (None, {})
-    if "first" in work.inputs:
-        like = read_sae(work.inputs["first"] / "sae")[0]
-        activation, k = shape_beside(like, stores[0].batch(0))
-        shape = {"activation": activation, "k": k or config.k}
-        settings = settings._replace(sae=config.model_copy(update=shape), d_sae=like.d_sae)
+    first = work.inputs.get("first")
     size, steps = stores[0].batch_size, -(-_tokens(config, source) // stores[0].batch_size)
-    stream = Stream(lambda step: torch.cat([store.batch(step) for store in stores]), size * len(stores), steps)
     states = [state_of(artifact) for artifact in models.values()]
     metadata = {"model_name": "+".join(models), "model_state": states[0] if len(states) == 1 else states}
     metadata["prefix_token"] = reading_of(stores[0].model).prefix
-    train_sae(work, settings, stream, sae, inherited.get("l1_coefficient"), metadata)
-    return {}
+    trainings: dict[str, Iterator[TrainingState]] = {}
+    for site, own in sites.items():
+        if (folders[site] / _LOG).exists():  # all was done when the stage was killed
+            continue
+
+        def batch(step: int, site: str = site) -> Any:
+            return torch.cat([store.batch(step, site) for store in stores])
+
+        start = source[site] if isinstance(source, Mapping) else source
+        sae, inherited = read_sae(start / "sae") if start else (None, {})
+        if like := first[site] if isinstance(first, Mapping) else first:
+            beside = read_sae(like / "sae")[0]
+            activation, k = shape_beside(beside, batch(0))
+            shape = {"activation": activation, "k": k or config.k}
+            own = own._replace(sae=own.sae.model_copy(update=shape), d_sae=beside.d_sae)
+        stream = Stream(batch, size * len(stores), steps)
+        folders[site].mkdir(exist_ok=True)
+        trainings[site] = sae_training(folders[site], own, stream, sae, inherited.get("l1_coefficient"), metadata)[1]
+    done: dict[str, int] = {site: 0 if site in trainings else steps for site in sites}
+    while trainings:
+        site = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
+        state = next(trainings[site], None)
+        if state is None:
+            del trainings[site]
+        else:
+            done[site] = state.step
+            work.progress(sum(done.values()), steps * len(sites))
 
 
 def _tokens(config: SAEConfig, source: object) -> int:
@@ -284,9 +376,9 @@ class Stream(NamedTuple):
 
 
 def activation_store(
-    model: Artifact, hook_point: str, sampler: Any, batch_blocks: int, seed: int, precision: Precision
+    model: Artifact, hook_point: str | Sequence[str], sampler: Any, batch_blocks: int, seed: int, precision: Precision
 ) -> ActivationStore:
-    """Shuffled activations of a model artifact."""
+    """Shuffled activations of a model artifact at one or several hook points."""
     from heredity.lm.activations import ActivationStore
 
     return ActivationStore(on_device(load(model)), hook_point, sampler, batch_blocks, seed, precision=precision)
@@ -305,13 +397,30 @@ def train_sae(
 
     watch: sees the state after every step; what it keeps in the work's folder must survive a kill, as checkpoints do.
     """
+    sae, steps = sae_training(work.folder, settings, stream, sae, l1_coefficient, metadata)
+    for state in steps:
+        if watch is not None:
+            watch(state)
+        work.progress(state.step, stream.steps)
+    return sae
+
+
+def sae_training(
+    folder: Path,
+    settings: SAESettings,
+    stream: Stream,
+    sae: sae_model.SAE | None,
+    l1_coefficient: float | None,
+    metadata: dict[str, Any],
+) -> tuple[sae_model.SAE, Iterator[TrainingState]]:
+    """The SAE of `train_sae`, and its training step by step, at whose end it is written into the folder."""
     import torch
 
     from heredity.sae.formats import write_sae
     from heredity.sae.model import new_sae
-    from heredity.sae.train import FILE, TrainingState, train
+    from heredity.sae.train import FILE, TrainingState, training
 
-    config, seed, kept = settings.sae, settings.seed, work.folder / "checkpoint"
+    config, seed, kept = settings.sae, settings.seed, folder / "checkpoint"
     continued, first = sae is not None, stream.batch(0)
     if sae is None:
         d_in, seeded = first.shape[1], torch.Generator().manual_seed(seed)
@@ -319,33 +428,43 @@ def train_sae(
         sae = new_sae(d_in, d_sae, config.activation, config.k, seeded, config.encoder_start)
     sae = sae.to(first.device)
     state = TrainingState.load(kept, first.device) if (kept / FILE).exists() else None
-    rows = train(
-        sae, stream.batch, config, stream.steps, seed, continued=continued, l1_coefficient=l1_coefficient, state=state,
-        checkpoint=lambda state: state.save(kept), progress=work.progress, watch=watch
-    )  # fmt: skip
-    metadata = metadata | {
-        "hook_name": settings.hook_point,
-        "context_size": config.context_size,
-        "seed": seed,
-        "training_tokens": stream.steps * stream.batch_size,
-        "l1_coefficient": rows[-1].l1_coefficient,
-    }
-    write_sae(sae, work.folder / "sae", metadata)
-    write_json(work.folder / "training.json", [row._asdict() for row in rows])
-    shutil.rmtree(kept, ignore_errors=True)
-    return sae
+
+    def steps(sae: sae_model.SAE, state: TrainingState | None) -> Iterator[TrainingState]:
+        rows = []
+        for state in training(
+            sae, stream.batch, config, stream.steps, seed, continued=continued, l1_coefficient=l1_coefficient,
+            state=state, checkpoint=lambda state: state.save(kept)
+        ):  # fmt: skip
+            yield state
+            rows = state.rows
+        told = metadata | {
+            "hook_name": settings.hook_point,
+            "context_size": config.context_size,
+            "seed": seed,
+            "training_tokens": stream.steps * stream.batch_size,
+            "l1_coefficient": rows[-1].l1_coefficient,
+        }
+        write_sae(sae, folder / "sae", told)
+        shutil.rmtree(kept, ignore_errors=True)
+        write_json(folder / _LOG, [row._asdict() for row in rows])
+
+    return sae, steps(sae, state)
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     if named(study, item):
         return Cost()
     config, names, gib = study.config.sae, _models(study, item), []
-    tokens = _tokens(config, _source(study, item))
+    if "site" in item and len(study.sites) > 1:  # trained beside those of the other sites
+        return Cost()
+    sites = study.sites if "site" not in item else (item["site"],)
+    tokens = _tokens(config, _source(study, item, study.site))
     for name in names:
-        d_in = shapes.width(name)
-        stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * d_in
-        gib.append((32 * d_in * config.expansion * d_in + 8 * shapes.parameters(name) + stream) / 2**30)
-    flops = tokens * sum(encode_flops(study, name, shapes) for name in names)
+        widths = [shapes.width(name, site) for site in sites]
+        stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * sum(widths)
+        weights = 32 * config.expansion * sum(d_in**2 for d_in in widths)
+        gib.append((weights + 8 * shapes.parameters(name) + stream) / 2**30)
+    flops = tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
     return Cost(tokens * len(names), flops, max(gib), 0.6)
 
 
@@ -360,27 +479,28 @@ class QualitySettings(NamedTuple):
 
 
 def sae_items(study: Study) -> Iterable[Item]:
-    """One item per instrument and model whose features are followed."""
-    pairs = itertools.product(study.instruments, study.followed)
-    return ({"instrument": instrument, "site": study.config.hook_point, "model": name} for instrument, name in pairs)
+    """One item per instrument, site and model whose features are followed."""
+    each = itertools.product(study.instruments, study.sites, study.followed)
+    return ({"instrument": instrument, "site": site, "model": name} for instrument, site, name in each)
 
 
 def _quality_settings(study: Study, item: Item) -> QualitySettings:
     config, seed = study.config.sae, seed_of(study, "sae-quality", item["model"])
     place, tokens = Aside(f"{study.name}: the SAE of model {item['model']}"), config.evaluation_tokens
-    read = study.config.hook_point, study.config.precision
+    read = item["site"], study.config.precision
     return QualitySettings(*read, tokens, config.context_size, seed, config.mix, place)
 
 
 def _quality_needs(study: Study, item: Item) -> Needs:
     needs: Needs = {
         "model": ("model", {"model": item["model"]}),
-        "sae": sae_need(study, item["model"], item["instrument"]),
+        "sae": sae_need(study, item["model"], item["instrument"], item["site"]),
         "tokens": tokens_needs(study.trace(item["model"])),
     }
     if item["instrument"] == "frozen":
         needs["trained_on"] = ("model", {"model": study.frozen_from(item["model"])})
-    return needs | ({"second": second_need(study, item["model"], item["instrument"])} if has_seconds(study) else {})
+    second = second_need(study, item["model"], item["instrument"], item["site"])
+    return needs | ({"second": second} if has_seconds(study) else {})
 
 
 def _quality(work: Work, settings: QualitySettings) -> Results:
@@ -464,10 +584,11 @@ def _stability(saes: Sequence[sae_model.SAE], batches: Iterable[Any]) -> dict[st
     return row
 
 
-def encode_flops(study: Study, model: str, shapes: Shapes) -> float:
-    """FLOPs of reading one token with an SAE of the study: the model's pass and the encoder's product."""
-    d_in = shapes.width(model)
-    return 2.0 * d_in * study.config.sae.expansion * d_in + 2 * shapes.parameters(model)
+def encode_flops(study: Study, model: str, shapes: Shapes, *sites: str) -> float:
+    """FLOPs of reading one token with SAEs of the study: the model's pass to the last of some sites, and the product
+    of the encoder at each."""
+    widths = [shapes.width(model, site) for site in sites]
+    return 2.0 * study.config.sae.expansion * sum(d**2 for d in widths) + 2 * shapes.passed(model, *sites)
 
 
 def expected_l0(study: Study) -> int:
@@ -476,8 +597,10 @@ def expected_l0(study: Study) -> int:
 
 
 def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    tokens = study.config.sae.evaluation_tokens
-    return Cost(tokens, tokens * encode_flops(study, item["model"], shapes), shapes.sae_gib(item["model"], tokens))
+    tokens, (model, site) = study.config.sae.evaluation_tokens, (item["model"], item["site"])
+    reads = 2 if has_seconds(study) else 1  # and three passes of the whole model: as it is, with the SAE, with zeros
+    flops = reads * encode_flops(study, model, shapes, site) + 6 * shapes.parameters(model)
+    return Cost(tokens, tokens * flops, shapes.sae_gib(model, site, tokens))
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
@@ -515,6 +638,17 @@ def _say(tables: Tables) -> Iterable[Statement]:
             yield Statement("SAEs", "note", text, instrument=row["instrument"])
 
 
+SAE_SITES = Analysis(
+    kind="sae_sites",
+    version=1,
+    title="Sparse autoencoders of several sites",
+    items=_sites_items,
+    settings=_sites_settings,
+    needs=_sites_needs,
+    run=_train_at_sites,
+    cost=_cost,
+    reseeded=lambda study, item: True,
+)
 SAE = Analysis(
     kind="sae",
     version=1,

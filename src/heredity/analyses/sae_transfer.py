@@ -129,7 +129,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
 
     name, d_sae = item["stitch"], item["d_sae"]
     stitch, corpora = study.config.stitch[name], study.stitch_corpora(name)
-    point, seed = stitch.source_hook_point or study.config.hook_point, seed_of(study, "sae", f"{name}-source-{d_sae}")
+    point, seed = stitch.source_hook_point or study.site, seed_of(study, "sae", f"{name}-source-{d_sae}")
     if stitch.sae:
         folder = sae_folder(study, name)
         content = file_digest(sorted(path for path in (folder, *folder.rglob("*")) if path.is_file()))

@@ -57,11 +57,11 @@ def _items(study: Study) -> list[Item]:
 
 def _settings(study: Study, item: Item) -> ActsSettings:
     config, sample = study.config, (case_settings(study) if "use" in item else None) or sample_settings(study)
-    return ActsSettings(config.hook_point, config.precision, sample.tokens, sample.context_size, sample.seed)
+    return ActsSettings(item["site"], config.precision, sample.tokens, sample.context_size, sample.seed)
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    sae = sae_need(study, item["model"], item["instrument"])
+    sae = sae_need(study, item["model"], item["instrument"], item["site"])
     corpora = case_corpora(study) if "use" in item else study.config.corpus
     return {"model": ("model", {"model": item["model"]}), "sae": sae, "tokens": tokens_needs(corpora)}
 
@@ -86,7 +86,8 @@ def acts_of(artifact: Artifact) -> FeatureActs:
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     report = study.config.report
     tokens = (report.case_tokens if "use" in item else None) or report.tokens
-    return Cost(tokens, tokens * encode_flops(study, item["model"], shapes), shapes.sae_gib(item["model"], tokens))
+    read = item["model"], item["site"]
+    return Cost(tokens, tokens * encode_flops(study, read[0], shapes, read[1]), shapes.sae_gib(*read, tokens))
 
 
 ANALYSIS = Analysis(
@@ -133,8 +134,8 @@ def match_needs(study: Study, item: Item) -> dict[str, tuple[str, Item]]:
 
 
 def instrument_items(study: Study) -> list[Item]:
-    """One item per instrument."""
-    return [{"instrument": name, "site": study.config.hook_point} for name in study.instruments]
+    """One item per instrument and site."""
+    return [{"instrument": name, "site": site} for name in study.instruments for site in study.sites]
 
 
 class Sample:

@@ -118,23 +118,28 @@ def _edges(study: Study) -> list[Edge]:
 
 
 def _step_items(study: Study) -> Iterable[Item]:
-    return ({"edge": edge.name, "sae": step} for edge in _edges(study) for step in _STEPS)
+    return (
+        {"site": site, "edge": edge.name, "sae": step}
+        for site in study.sites
+        for edge in _edges(study)
+        for step in _STEPS
+    )
 
 
-def _control(study: Study, edge: Edge) -> Need | None:
+def _control(study: Study, edge: Edge, site: str) -> Need | None:
     """A further SAE of the parent, continued from the parent's: the reference for noise."""
-    return control_needs(study, edge.parent, "parent", edge.parent).get("1")
+    return control_needs(study, edge.parent, "parent", edge.parent, site).get("1")
 
 
 def _step_settings(study: Study, item: Item) -> SAESettings:
     edge, step = study.edge(item["edge"]), item["sae"]
-    control = _control(study, edge)
+    control = _control(study, edge, item["site"])
     label = f"{edge.parent}-to-{edge.child}-shift-{step}"
     if step == "model" and control:  # the token order of the reference
         label = f"{edge.parent}-{control[1]['sae']}"
     return SAESettings(
         without_effect(study.config.sae, continued=True),
-        study.config.hook_point,
+        item["site"],
         study.config.precision,
         seed_of(study, "sae", label),
         {_model(edge, step): study.trace(edge.parent if step == "model" else edge.child)},
@@ -148,7 +153,7 @@ def _model(edge: Edge, step: str) -> str:
 def _step_needs(study: Study, item: Item) -> Needs:
     edge, step = study.edge(item["edge"]), item["sae"]
     before = step.partition("-then-")[0] if "-then-" in step else None
-    source = ("shift_sae", {**item, "sae": before}) if before else sae_need(study, edge.parent, "parent")
+    source = ("shift_sae", {**item, "sae": before}) if before else sae_need(study, edge.parent, "parent", item["site"])
     model = _model(edge, step)
     corpora = study.trace(edge.parent if step == "model" else edge.child)
     return {"model": {model: ("model", {"model": model})}, "tokens": tokens_needs(corpora), "source": source}
@@ -160,9 +165,9 @@ def _train(work: Work, settings: SAESettings) -> Results:
 
 
 def _step_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    name, config = _model(study.edge(item["edge"]), item["sae"]), study.config.sae
+    name, site, config = _model(study.edge(item["edge"]), item["sae"]), item["site"], study.config.sae
     tokens = config.continue_tokens or config.tokens
-    return Cost(tokens, tokens * encode_flops(study, name, shapes), shapes.sae_gib(name, 0), 0.6)
+    return Cost(tokens, tokens * encode_flops(study, name, shapes, site), shapes.sae_gib(name, site, 0), 0.6)
 
 
 class ShiftSettings(NamedTuple):
@@ -177,7 +182,7 @@ class ShiftSettings(NamedTuple):
 def _settings(study: Study, item: Item) -> ShiftSettings:
     config = study.config
     return ShiftSettings(
-        config.hook_point,
+        item["site"],
         config.precision,
         config.lineage.tokens,
         config.sae.context_size,
@@ -187,11 +192,11 @@ def _settings(study: Study, item: Item) -> ShiftSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    edge = study.edge(item["edge"])
-    saes: dict[str, Need] = {"source": sae_need(study, edge.parent, "parent")}
+    edge, site = study.edge(item["edge"]), item["site"]
+    saes: dict[str, Need] = {"source": sae_need(study, edge.parent, "parent", site)}
     roles = ("data", "data_model", "model", "model_data")
-    saes |= {role: ("shift_sae", {"edge": edge.name, "sae": step}) for role, step in zip(roles, _STEPS, strict=True)}
-    if control := _control(study, edge):
+    saes |= {role: ("shift_sae", {**item, "sae": step}) for role, step in zip(roles, _STEPS, strict=True)}
+    if control := _control(study, edge, site):
         saes["control"] = control
     return {
         "parent": ("model", {"model": edge.parent}),
@@ -269,9 +274,10 @@ def _best_r(work: Work, settings: ShiftSettings) -> tuple[np.ndarray, dict[str, 
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
-    parent, tokens = study.edge(item["edge"]).parent, 2 * study.config.lineage.tokens
+    parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.lineage.tokens
     pairs = 4 * tokens * expected_l0(study) ** 2  # the features of one SAE are matched with those of four
-    return Cost(tokens, tokens * encode_flops(study, parent, shapes) + pairs, shapes.sae_gib(parent, tokens), 0.5)
+    flops = tokens * encode_flops(study, parent, shapes, site) + pairs
+    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
@@ -302,7 +308,7 @@ SHIFT = Analysis(
     kind="shift",
     version=1,
     title="Other data or other weights",
-    items=lambda study: ({"site": study.config.hook_point, "edge": edge.name} for edge in _edges(study)),
+    items=lambda study: ({"site": site, "edge": edge.name} for site in study.sites for edge in _edges(study)),
     settings=_settings,
     needs=_needs,
     run=_run,

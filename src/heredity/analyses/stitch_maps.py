@@ -153,7 +153,7 @@ class StitchSettings(NamedTuple):
         """With the stitch's source, target, context_size and what else is `used`. seed: name the seed is made from."""
         given, place = study.config.stitch[name], Aside(f"{study.name}: stitch.{name}")
         config = StitchConfig(**{key: getattr(given, key) for key in ("source", "target", "context_size", *used)})
-        read = study.config.hook_point, study.stitch_corpora(name), study.config.precision
+        read = study.site, study.stitch_corpora(name), study.config.precision
         return StitchSettings(config, *read, seed_of(study, seed, name), place)
 
     def blocks(self, work: Work, split: str, tokens: int, draw: int = 0) -> np.ndarray:

@@ -33,6 +33,7 @@ _UNTRAINED = {
     "neurons": "single neurons",
     "token identity": "frequent tokens",
 }
+_NOTHING_BEFORE = "Nothing before this hook point changed, so that all of them persist."
 _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept share says something
 
 
@@ -66,6 +67,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
         if not stable:
             continue
         lost = f"({_share(row, 'lost')})"
+        changed = f"changed {row['changed']:,} ({format.percent(row['changed'] / stable)})"
+        same = f" {_NOTHING_BEFORE}" if row["same_activations"] else ""
         if row["edge"] in siblings:
             other = child if row["end"] == "parent" else parent
             texts = {
@@ -76,7 +79,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
         elif row["end"] == "parent":
             texts = {
                 "inherited": f"{child} kept {row['kept']:,} of {stable:,} stable features of {parent} "
-                f"({_share(row, 'kept')}) and changed {row['changed']:,} ({format.percent(row['changed'] / stable)}).",
+                f"({_share(row, 'kept')}) and {changed}.{same}",
                 "lost": f"{child} lost {row['lost']:,} of {stable:,} stable features of {parent} {lost}; {undecided}.",
             }
         else:
@@ -107,8 +110,8 @@ def findings(tables: Tables) -> Iterable[Statement]:
 def same_activations(parent: str, child: str, site: str) -> str:
     """What counts of an edge mean whose ends compute the same at a hook point."""
     return (
-        f"activations of {parent} and {child} at {site} are identical, bit for bit: all that {child} changed lies "
-        "behind this hook point, so that all persists is true and says nothing of the change; choose a later hook point"
+        f"activations of {parent} and {child} at {site} are identical, bit for bit: all persists because nothing "
+        f"before this hook point changed. All that {child} changed lies behind it; choose a later hook point to see it"
     )
 
 

@@ -31,7 +31,7 @@ from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, see
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.reference_models import reference_need
-from heredity.analyses.sae import encode_flops, sae_need, second_need
+from heredity.analyses.sae import sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of
 from heredity.engine.stage import Work
@@ -52,7 +52,7 @@ WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 _KEY = (*KEY, "text")
 _LISTED = 10  # features in the ranking of what changed most
 _LEAST_USUAL = 0.01  # a change under the random edit below which none is told from rounding
-_COUNTS = ("kept", "changed", "lost", "undecided")
+COUNTS = ("kept", "changed", "lost", "undecided")
 
 VERDICTS = Table(
     "verdicts",
@@ -93,8 +93,8 @@ VERDICTS = Table(
         Column("other_seed_lost", "share", "lost_share under the other SAE seed."),
         Column("other_seed_kept", "share", "kept_share under the other SAE seed."),
     ),
-    brief=("instrument", "edge", "text", "end", "live", "stable", *_COUNTS, "lost_share", "agreement"),
-    sums=(("stable", *_COUNTS),),
+    brief=("instrument", "edge", "text", "end", "live", "stable", *COUNTS, "lost_share", "agreement"),
+    sums=(("stable", *COUNTS),),
 )
 REFERENCES = Table(
     "references",
@@ -111,13 +111,13 @@ REFERENCES = Table(
             "random decoder, neurons, token identity.",
         ),
         Column("stable", "count", "Parent features that are judged."),
-        *(Column(name, "count", f"Of them {name}.", of="stable") for name in _COUNTS),
+        *(Column(name, "count", f"Of them {name}.", of="stable") for name in COUNTS),
         Column("removed", "count", "removal: stable features whose directions were taken out of the activations."),
         Column("removed_lost", "count", "Of the removed features, those called lost.", of="removed"),
         Column("kept_difference", "share", "Kept share of the edge itself less this one.", ci=True),
     ),
-    brief=("instrument", "edge", "text", "reference", "stable", *_COUNTS, "removed_lost"),
-    sums=(("stable", *_COUNTS),),
+    brief=("instrument", "edge", "text", "reference", "stable", *COUNTS, "removed_lost"),
+    sums=(("stable", *COUNTS),),
 )
 GRADED = Table(
     "grades",
@@ -211,8 +211,9 @@ def _items(study: Study) -> Iterable[Item]:
     if not study.config.verdicts.tokens:
         return ()
     return (
-        {"instrument": instrument, "site": study.config.hook_point, "edge": edge.name, "text": text}
+        {"instrument": instrument, "site": site, "edge": edge.name, "text": text}
         for instrument in study.instruments
+        for site in study.sites
         for edge in study.edges
         for text in study.config.verdicts.texts
         if study.text_corpora(edge, text)
@@ -229,7 +230,7 @@ def _settings(study: Study, item: Item) -> VerdictSettings:
         references = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False) | {"edit": references.edit})
     return VerdictSettings(
         study.edge(item["edge"]),
-        config.hook_point,
+        item["site"],
         config.precision,
         _tokens(study, item),
         config.sae.context_size,
@@ -241,13 +242,13 @@ def _settings(study: Study, item: Item) -> VerdictSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    edge, instrument = study.edge(item["edge"]), item["instrument"]
+    edge, instrument, site = study.edge(item["edge"]), item["instrument"], item["site"]
     needs: Needs = {"tokens": tokens_needs(study.text_corpora(edge, item["text"]))}
     for end, model in (("parent", edge.parent), ("child", edge.child)):
         needs[end] = ("model", {"model": model})
         needs[f"{end}_saes"] = {
-            "0": sae_need(study, model, instrument),
-            "1": second_need(study, model, instrument),
+            "0": sae_need(study, model, instrument, site),
+            "1": second_need(study, model, instrument, site),
         }
     for reference in MODELS[1:] if item["text"] == "common" else ():
         if need := reference_need(study, edge, reference):
@@ -437,13 +438,14 @@ def _changed_most(
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     edge, tokens = study.edge(item["edge"]), _tokens(study, item)
-    d_in, weights = shapes.width(edge.parent), shapes.parameters(edge.parent)
+    site, d_in = item["site"], shapes.width(edge.parent, item["site"])
     made = [name for name in MODELS if name == "edit" or reference_need(study, edge, name)]
     names = names_of(_settings(study, item).references, made)
     read, judged = 2 * (2 + sum(name in MODELS for name in names)) * tokens, 4 + len(names)
     d_sae = study.config.sae.expansion * d_in
     solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
-    flops = read * 2 * weights + 2 * judged * tokens * encode_flops(study, edge.parent, shapes) + solved
+    encoded = 2 * judged * tokens * 2 * d_in * d_sae
+    flops = read * 2 * shapes.passed(edge.parent, site) + encoded + solved
     return Cost(read, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
 
 

@@ -58,6 +58,7 @@ Runs = Annotated[Path, Option("--runs", help="Folder that results are kept in.")
 RUNS = Path("runs")
 _SHARE = "Processes that share the work of a stage, at most one per processor; no number depends on it."
 Workers = Annotated[int, Option("--workers", min=1, help=_SHARE)]
+Site = Annotated[str | None, Option(help="One of the study's hook points. Default: the first.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
 _JSON = Annotated[bool, Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
 _DEBUG = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
@@ -124,20 +125,20 @@ def study_of(name: str, overrides: list[str] | None = None) -> Study:
     return load_study(name, overrides or ())
 
 
-def run_of(name: str, runs: Path, overrides: list[str] | None) -> Run:
-    """The run of a study, as far as it is done."""
+def run_of(name: str, runs: Path, overrides: list[str] | None, site: str | None = None) -> Run:
+    """The run of a study, as far as it is done. site: the main one in place of the study's first."""
     from heredity.results import Run, as_recorded
 
     study = study_of(name, overrides)
-    study = as_recorded(study, runs / study.name)
+    study = as_recorded(study.at(site) if site else study, runs / study.name)
     words = ["heredity", "run", name, *(("--runs", str(runs)) if runs != RUNS else ())]
     again = shlex.join([*words, *(word for one in overrides or () for word in ("--set", one))])
     return Run(study, runs / study.name, again=again)
 
 
-def complete(name: str, runs: Path, overrides: list[str] | None) -> Run:
+def complete(name: str, runs: Path, overrides: list[str] | None, site: str | None = None) -> Run:
     """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
-    run = run_of(name, runs, overrides)
+    run = run_of(name, runs, overrides, site)
     if run.missing:
         raise ValueError(f"{run.missing[0]} of study {run.name} is not done in {runs}; run `{run.again}` first")
     return run

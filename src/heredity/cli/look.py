@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 from pydantic import ValidationError
 from typer import Argument, Option
 
-from heredity.cli.app import RUNS, Result, Runs, Sets, StudyArg, command, run_of, setting, text, watcher
+from heredity.cli.app import RUNS, Result, Runs, Sets, Site, StudyArg, command, run_of, setting, text, watcher
 from heredity.study import CaseConfig
 from heredity.study.graph import first_fault
 
@@ -34,6 +34,7 @@ def find(
     top: Annotated[int, Option(min=1, help="Features shown for each model.")] = 10,
     by: Annotated[str, Option(help="Rank by sensitivity, llr or counted.")] = "sensitivity",
     instrument: Instrument = None,
+    site: Site = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -55,7 +56,7 @@ def find(
     if len(given) != 1:
         count = " and ".join(f"--{name}" for name in given) or "nothing to look for"
         raise ValueError(f"{count} is given; give exactly one of {', '.join(f'--{name}' for name in options)}")
-    run = run_of(study, runs, _by(instrument, set_))
+    run = run_of(study, runs, _by(instrument, set_), site)
     try:
         case = CaseConfig.model_validate(given)
     except ValidationError as error:
@@ -70,6 +71,7 @@ def show(
     feature: Annotated[str, Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`.")],
     top: Annotated[int, Option(min=1, help="Examples of each sort; at least one of each interval of activation.")] = 5,
     instrument: Instrument = None,
+    site: Site = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -81,7 +83,7 @@ def show(
     chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
     if len(chosen) != 1:
         raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-    result = query.show(run_of(study, runs, _by(instrument, set_)), *chosen[0])
+    result = query.show(run_of(study, runs, _by(instrument, set_), site), *chosen[0])
     return Result(result, lambda: print_shown(result, top))
 
 
@@ -111,6 +113,7 @@ def explain(
     ] = 0,
     estimate: Annotated[bool, Option("--estimate", help="Only estimate requests, tokens and cost.")] = False,
     out: Annotated[Path | None, Option("-o", "--out", help="Folder; default explanations/JUDGE in the run.")] = None,
+    site: Site = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -128,5 +131,5 @@ def explain(
     work = explain_on_demand.estimate if estimate else explain_on_demand.explain
     with watcher() as bars:
         progress = bars.plain("estimate" if estimate else "explain")
-        result = work(run_of(study, runs, set_), which, ask, out, progress)
+        result = work(run_of(study, runs, set_, site), which, ask, out, progress)
     return Result(result, lambda: text().print_explained(result), int(not result.get("complete", True)))

@@ -14,6 +14,7 @@ from heredity.cli.app import (
     Result,
     Runs,
     Sets,
+    Site,
     StudyArg,
     Workers,
     command,
@@ -236,6 +237,7 @@ def gate(
     sure: Annotated[
         bool, Option("--sure", help="By matches: fail only when the whole interval is over the limit.")
     ] = False,
+    site: Site = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
@@ -262,10 +264,15 @@ def gate(
         raise ValueError("--text: matches are counted on the common text; leave it out, or leave out --by matches")
     if by == "matches" and undecided:
         raise ValueError("--undecided: by matches no edge is undecided; use --sure, or leave out --by matches")
-    done = complete(study, runs, set_)
+    done = complete(study, runs, set_, site)
     first, name = done.study.instrument, "verdicts" if by == "verdicts" else "edges"
-    rows = done.tables[name].to_pylist() if name in done.tables else []
-    rows, descent = [row for row in rows if row["instrument"] == first], {one.name for one in done.study.descent}
+    own_key = {"instrument": first, "site": done.study.site}
+
+    def measured(table: str) -> list[dict[str, Any]]:
+        rows = done.tables[table].to_pylist() if table in done.tables else []
+        return [row for row in rows if row | own_key == row]
+
+    rows, descent = measured(name), {one.name for one in done.study.descent}
     if by == "verdicts":
         if text_ not in (texts := done.study.config.verdicts.texts):
             raise ValueError(f"--text {text_}: is none of {', '.join(texts)}; add it to verdicts.texts, run the study")
@@ -278,18 +285,14 @@ def gate(
             )
         if silent := [one for one in edge or () if one in descent and one not in named]:
             raise ValueError(f"--edge {silent[0]}: has no text {text_}; edges that have one are {', '.join(named)}")
-        references = done.tables["references"].to_pylist() if "references" in done.tables else []
-        removals = removals_of(row for row in references if row["instrument"] == first)
+        removals = removals_of(measured("references"))
         judged = judge(done.name, own, named, limit, edge or (), removals) | {"text": text_}
     else:
         own = [row for row in rows if row["rule"] != "paper" and row["edge"] in descent]
-        doubts = doubts_of(
-            [row for row in done.tables[one].to_pylist() if row["instrument"] == first] if one in done.tables else []
-            for one in ("verdicts", "saes")
-        )
+        doubts = doubts_of(map(measured, ("verdicts", "saes")))
         judged = judge_matches(done.name, own, limit, edge or (), relative_to_ceiling, sure, doubts)
     notes = list(dict.fromkeys(one.text for one in done.statements if one.question == "note"))
-    result = {"study": done.name, "instrument": first, **judged, "undecided": undecided, "notes": notes}
+    result = {"study": done.name, **own_key, **judged, "undecided": undecided, "notes": notes}
     code = {"pass": 0, "fail": 1, "undecided": {"pass": 0, "fail": 1}.get(undecided or "", 3)}[judged["verdict"]]
     result["passed"] = code == 0
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from heredity.lm.evaluate import arithmetic
-from heredity.lm.hooks import capture
+from heredity.lm.hooks import capture_all
 from heredity.lm.reading import samples
 from heredity.study import Precision
 from heredity.text.tokens import BlockSampler
@@ -27,45 +27,59 @@ class ActivationStore:
     def __init__(
         self,
         model: torch.nn.Module,
-        hook_point: str,
+        hook_point: str | Sequence[str],
         sampler: BlockSampler,
         batch_blocks: int,
         seed: int,
         buffer: int = 16,
         precision: Precision = "float32",
     ):
-        self.model, self.hook_point, self.sampler = model, hook_point, sampler
+        """hook_point: one, or several that one forward pass serves."""
+        self.hook_points = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point)
+        self.model, self.sampler = model, sampler
         self.precision: Precision = precision
         self.batch_blocks, self.seed, self.buffer = batch_blocks, seed, buffer
         self.left_out, self.read = 0, 0  # vectors that are no samples (see `lm.reading`), and all
-        self._group, self._x, self._order = -1, torch.empty(0), torch.empty(0)
+        self._group, self._held = -1, dict[str, tuple[torch.Tensor, torch.Tensor]]()
 
     @property
     def batch_size(self) -> int:
         """Vectors per batch."""
         return self.batch_blocks * self.sampler.context_size
 
-    def batch(self, number: int) -> torch.Tensor:
-        """Batch `number` of the stream, [batch_size, d_in], float32, on the model's device."""
-        group, place = divmod(number, self.buffer)
+    def batch(self, number: int, hook_point: str | None = None) -> torch.Tensor:
+        """Batch `number` of the stream at a hook point, by default the first, [batch_size, d_in], float32, on the
+        model's device. What the stream gives at one does not depend on the others."""
+        group, within = divmod(number, self.buffer)
         if group != self._group:
+            self._held.clear()  # before the next is read: both would be in memory
             blocks = self.batch_blocks * self.buffer
             taken = self.sampler.take(group * blocks, (group + 1) * blocks)
-            parts, kept = zip(*marked(self.model, self.hook_point, taken, self.precision), strict=True)
-            self._x, rng = torch.cat(parts), np.random.default_rng([self.seed, group])
-            order = rng.permutation(len(self._x))
-            if any(one is not None for one in kept):
-                pairs = zip(parts, kept, strict=True)
-                masks = [x.new_ones(len(x), dtype=torch.bool) if own is None else own for x, own in pairs]
-                self._only(torch.cat(masks).cpu().numpy(), order, rng)
-            self.read += len(order)
-            self._order, self._group = torch.from_numpy(order).to(self._x.device), group
-        return self._x[self._order[place * self.batch_size : (place + 1) * self.batch_size]]
+            chunks = list(_read(self.model, self.hook_points, taken, self.precision))
+            for place, name in enumerate(self.hook_points):
+                self._held[name] = self._shuffled(name, [(xs[place], part) for xs, part in chunks], group)
+            self._group = group
+        x, order = self._held[hook_point or self.hook_points[0]]
+        return x[order[within * self.batch_size : (within + 1) * self.batch_size]]
 
-    def _only(self, kept: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> None:
+    def _shuffled(
+        self, hook_point: str, chunks: Sequence[tuple[torch.Tensor, np.ndarray]], group: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors of a group, and the order in which batches take them."""
+        kept = [samples(self.model, x, part) for x, part in chunks]
+        x, rng = torch.cat([x for x, _ in chunks]), np.random.default_rng([self.seed, group])
+        order = rng.permutation(len(x))
+        if any(one is not None for one in kept):
+            pairs = zip(chunks, kept, strict=True)
+            masks = [torch.ones(part.size, dtype=torch.bool) if own is None else own.cpu() for (_, part), own in pairs]
+            self._only(hook_point, torch.cat(masks).numpy(), order, rng)
+        self.read += len(order)
+        return x, torch.from_numpy(order).to(x.device)
+
+    def _only(self, hook_point: str, kept: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> None:
         """Put samples drawn at random in the places of the vectors that are none, so that batches keep their size."""
         if not kept.any():
-            raise ValueError(f"no position at {self.hook_point} is a sample; take back skip or outliers of [reading]")
+            raise ValueError(f"no position at {hook_point} is a sample; take back skip or outliers of [reading]")
         others = ~kept[order]
         order[others] = rng.choice(np.flatnonzero(kept), int(others.sum()))
         self.left_out += int(others.sum())
@@ -83,7 +97,7 @@ def activations(
     `precision` is that of the model's matrix products; `bf16` rounds the activations by about 1 %.
     Raises ValueError, naming the hook point, when a value is not finite.
     """
-    return (x for x, _ in _read(model, hook_point, blocks, precision))
+    return (x for (x,), _ in _read(model, (hook_point,), blocks, precision))
 
 
 def sampled(
@@ -98,7 +112,7 @@ def marked(
     model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Like `activations`, each chunk with which of its vectors are samples, bool [tokens]; None where all are."""
-    for x, part in _read(model, hook_point, blocks, precision):
+    for (x,), part in _read(model, (hook_point,), blocks, precision):
         yield x, samples(model, x, part)
 
 
@@ -116,16 +130,17 @@ def aligned(
 
 
 def _read(
-    model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision
-) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Chunks of activations, each with its blocks."""
+    model: torch.nn.Module, hook_points: Sequence[str], blocks: np.ndarray, precision: Precision
+) -> Iterator[tuple[list[torch.Tensor], np.ndarray]]:
+    """Chunks of activations at several hook points of one forward pass, and the blocks of each chunk."""
     device = next(model.parameters()).device
     step = blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
         ids = torch.from_numpy(np.ma.getdata(part)).to(device)
         with arithmetic(device, precision):
-            x = capture(model, hook_point, ids).flatten(0, 1)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"activations at {hook_point} are not finite; the model's weights are damaged or overflow")
-        yield x, part
+            chunks = [x.flatten(0, 1) for x in capture_all(model, hook_points, ids)]
+        for name, x in zip(hook_points, chunks, strict=True):
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError(f"activations at {name} are not finite; the model's weights are damaged or overflow")
+        yield chunks, part

@@ -9,8 +9,9 @@ class, so a new family works as soon as it is laid out like a known one.
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from inspect import signature
@@ -30,6 +31,14 @@ BLOCK_NAMES += ("mlp.hook_pre", "mlp.hook_post", "attn.hook_z")
 _TRUNKS = ("model", "transformer", "gpt_neox", "model.decoder", "backbone", "rwkv", "model.language_model")
 _TRUNKS += ("language_model.model", "model.text_model", "", "decoder", "language_model")
 _STACKS = ("layers", "h", "blocks")
+# Share of a layer that has run at a place in it; all of it at others.
+_WITHIN = {
+    "hook_resid_pre": 0.0,
+    "attn.hook_z": 0.25,
+    "hook_attn_out": 0.33,
+    "hook_resid_mid": 0.33,
+    "mlp.hook_pre": 0.6,
+}
 _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 _HEAD = re.compile(r"(blocks\.\d+\.attn\.hook_z)\[(\d+)\]")
 
@@ -156,27 +165,53 @@ def capture(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
     Raises HookPointError when the hook point is unknown, when the forward pass never reaches it, when something else
     than [batch, context, width] passes there, and when it is not what is added to the stream though its name says so.
     """
-    _check_sum(model, hook_point)
-    return caught_at(model, hook_point, input_ids).float()
+    return capture_all(model, (hook_point,), input_ids)[0]
 
 
-def caught_at(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:
-    """What `capture` gives, in the model's type, without a look at its sums."""
+def capture_all(model: nn.Module, hook_points: Sequence[str], input_ids: Tensor) -> list[Tensor]:
+    """What `capture` gives at several hook points, each named once: one forward pass that ends at the last of them."""
+    for hook_point in hook_points:
+        _check_sum(model, hook_point)
+    return [x.float() for x in caught_at(model, hook_points, input_ids)]
+
+
+def caught_at(model: nn.Module, hook_points: Sequence[str], input_ids: Tensor) -> list[Tensor]:
+    """What `capture_all` gives, in the model's type, without a look at its sums."""
     import torch
 
-    caught: list[Tensor] = []
+    caught: dict[str, Tensor] = {}
 
-    def keep(x: Tensor) -> Tensor:
-        caught.append(x)
-        raise _Stop
+    def keep(hook_point: str, x: Tensor) -> Tensor:
+        if len(caught) == len(hook_points) - 1 and hook_point not in caught:
+            caught[hook_point] = x
+            raise _Stop
+        caught[hook_point] = x.clone()  # the pass goes on, and may work in place
+        return x
 
     # A model that keeps keys and values would fill its cache for nothing.
     options = {"use_cache": False} if hasattr(model, "config") else {}
-    with _attached(model, hook_point, keep), evaluating(model), torch.no_grad(), suppress(_Stop):
-        model(input_ids, **options)
-    if not caught:
-        raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {type(model).__name__} never reaches it")
-    return caught[0]
+    with ExitStack() as stack:
+        for hook_point in hook_points:
+            stack.enter_context(_attached(model, hook_point, partial(keep, hook_point)))
+        with evaluating(model), torch.no_grad(), suppress(_Stop):
+            model(input_ids, **options)
+    for hook_point in hook_points:
+        if hook_point not in caught:
+            kind = type(model).__name__
+            raise HookPointError(f"hook_point {hook_point!r}: the forward pass of {kind} never reaches it")
+    return [caught[hook_point] for hook_point in hook_points]
+
+
+def depth(hook_point: str) -> float:
+    """How many layers a forward pass that ends at a hook point runs, as far as its name says; infinite where it does
+    not."""
+    if hook_point == "hook_embed":
+        return 0.0
+    found = re.search(r"\.(\d+)\.(.+)", hook_point)
+    if found is None:
+        return math.inf
+    name = of_head(hook_point)[0].rpartition(f".{found[1]}.")[2]
+    return int(found[1]) + _WITHIN.get(name, 1.0)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
     with skeleton(config, trust_remote_code) as model:
         resolve(model, hook_point)
         try:
-            return list(caught_at(model.eval(), hook_point, torch.zeros(2, 5, dtype=torch.long)).shape)
+            return list(caught_at(model.eval(), (hook_point,), torch.zeros(2, 5, dtype=torch.long))[0].shape)
         except HookPointError:
             raise
         except Exception:

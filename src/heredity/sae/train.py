@@ -13,7 +13,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -182,6 +182,34 @@ def train(
     On a CPU the process keeps the malloc thresholds of `keep_large_buffers`. Raises ValueError for a state of another
     training, decoder rows that are not of unit norm, and activations or a loss that are not finite.
     """
+    rows: list[Step] = []
+    for taken in training(
+        sae, batches, config, steps, seed, continued=continued, l1_coefficient=l1_coefficient, state=state,
+        checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds
+    ):  # fmt: skip
+        if watch is not None:
+            watch(taken)
+        if progress is not None and taken.step:
+            progress(taken.step, steps)
+        rows = taken.rows
+    return list(rows)
+
+
+def training(
+    sae: SAE,
+    batches: Batches,
+    config: SAEConfig,
+    steps: int,
+    seed: int,
+    *,
+    continued: bool = False,
+    l1_coefficient: float | None = None,
+    state: TrainingState | None = None,
+    checkpoint: Callable[[TrainingState], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Iterator[TrainingState]:
+    """The training of `train`, step by step: gives the state before the first step and after every one, so that
+    several trainings can go through one stream side by side. The SAE is written once the last state was taken."""
     identity = (
         {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
         | config.model_dump(mode="json", include=USED)
@@ -197,18 +225,15 @@ def train(
     elif state.identity != identity:
         other = ", ".join(key for key in identity if state.identity.get(key) != identity[key])
         raise ValueError(f"the saved state is of another training ({other} differ); delete it or restore the settings")
-    saved, watch = time.monotonic(), watch or (lambda _: None)
-    watch(state)
+    saved = time.monotonic()
+    yield state
     for step in range(state.step, steps):
         _take_step(state, recent, config, steps, seed, continued)
-        watch(state)
-        if progress is not None:
-            progress(step + 1, steps)
+        yield state
         if checkpoint is not None and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
             checkpoint(state)
             saved = time.monotonic()
     write_back(state, sae)
-    return list(state.rows)
 
 
 def write_back(state: TrainingState, sae: SAE) -> None:

@@ -22,9 +22,10 @@ from heredity.tables import KEYS, Table
 
 if TYPE_CHECKING:
     from heredity.results import Run
+    from heredity.study import Study
 
 _STUDIED = ("models", "corpora", "merges", "accuracy", "saes")
-_FOUND = ("verdicts", "lost_and_new", "references", "changed_most", "edges")
+_FOUND = ("layers", "verdicts", "lost_and_new", "references", "changed_most", "edges")
 _FOUND += tuple(  # curves are for the eye
     table.name
     for table in TABLES.values()
@@ -59,7 +60,7 @@ _REST = (
     "- Counts by matches at other thresholds, kinds of features, their density and what they mean are on the page. The "
     "last section says how figures are made."
 )
-_QUESTIONS = ("merge", "inherited", "lost", "changed", "new", "sure", "matches")
+_QUESTIONS = ("merge", "sites", "inherited", "lost", "changed", "new", "sure", "matches")
 """In the order in which a model's findings are read; others follow."""
 LEFT_OUT = ("density", "kinds", "meaning")
 """Questions about kinds of features rather than what became of them; the page answers them."""
@@ -77,19 +78,19 @@ def write(run: Run, out: Path) -> None:
 
 
 def render(run: Run) -> str:
-    """The text for a run, as far as it is done: by the study's first instrument."""
+    """The text for a run, as far as it is done: by the study's first instrument, at its main site."""
     study, first = run.study, run.study.instrument
-    rows = {name: _own(table.to_pylist(), first) for name, table in run.tables.items()}
+    rows = {name: _own(TABLES[name], table.to_pylist(), study) for name, table in run.tables.items()}
     studied, found = ([name for name in names if rows.get(name)] for names in (_STUDIED, _FOUND))
     if "verdicts" in found:  # sentences say what matches count
         found = [name for name in found if name != "edges"]
-    others = [name for name in study.instruments if name != first]
+    others = [name for name in (*study.instruments, *study.sites) if name not in (first, study.site)]
     made = [f"heredity {__version__}; seed {study.config.seed}; {format.duration(run.seconds)} of work"]
-    made += [machine_of(run), f"SAEs of instrument {first} at `{study.config.hook_point}`"]
+    made += [machine_of(run), f"SAEs of instrument {first} at `{study.site}`"]
     made += [f"also measured, in summary.json: {format.listed(others)}"] if others else []
     edges = [f"- {edge.name}: {', '.join(study.common_trace(edge))}" for edge in study.edges]
     asked = [one for one in run.statements if one.question not in LEFT_OUT]
-    statements = [one for one in asked if one.instrument in (first, "")]
+    statements = [one for one in asked if one.instrument in (first, "") and one.site in (study.site, "")]
     notes = dict.fromkeys(f"- {one.text}" for one in statements if one.question == "note")
     parts = [
         f"# Study {run.name}: what was inherited, what was lost, what is new, and how sure that is",
@@ -125,9 +126,12 @@ def table(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str] 
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _own(rows: Sequence[Mapping[str, Any]], instrument: str) -> list[Mapping[str, Any]]:
-    """Rows of an instrument, where rows have one; of a ranking the first, and of several seeds the plain study's."""
-    own = [row for row in rows if row.get("instrument", instrument) == instrument]
+def _own(table: Table, rows: Sequence[Mapping[str, Any]], study: Study) -> list[Mapping[str, Any]]:
+    """Rows of the first instrument and the main site, where rows have them, but of all sites where these are compared;
+    of a ranking the first, and of several seeds the plain study's."""
+    own = [row for row in rows if row.get("instrument", study.instrument) == study.instrument]
+    if table.plot is None or table.plot.by != "site":
+        own = [row for row in own if row.get("site", study.site) == study.site]
     return [row for row in own if row.get("rank", 1) <= _RANKS and not row.get("seed")]
 
 

@@ -57,7 +57,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "instruments": list(run.study.instruments),
         "inspector": _inspector(run),
         "toml": config.to_toml(),
-        "hook_point": config.hook_point,
+        "sites": run.study.sites,
         "seed": config.seed,
         "versions": next(iter(manifests.values()), {}).get("versions", {}),
         "artifacts": [
@@ -86,8 +86,8 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-_LABEL = ["instrument", "model", "feature", "description", "failure", "by", "origin_model", "origin_feature", "carried"]
-_LABEL += ["re_explained", "simulation", "detection", "fuzzing"]
+_LABEL = ["instrument", "site", "model", "feature", "description", "failure", "by", "origin_model", "origin_feature"]
+_LABEL += ["carried", "re_explained", "simulation", "detection", "fuzzing"]
 _BETWEEN = {"edge", "origin", "about", "case", "subject", "stitch"}  # key columns of what relates models
 
 
@@ -142,20 +142,21 @@ def _graph(study: Study) -> list[dict[str, Any]]:
     return nodes
 
 
-def _inspector(run: Run) -> dict[str, dict[str, Any]]:
-    """Feature cards and cases by instrument, with the explanation of each feature where there is one."""
+def _inspector(run: Run) -> dict[str, Any]:
+    """Feature cards and cases by site and instrument, with the explanation of each feature where there is one."""
     try:
         rows = run.table("explanations").select(_LABEL).to_pylist()
     except KeyError:
         rows = []
-    labels = {(row["instrument"], row["model"], row["feature"]): row for row in rows}
-    shown = {}
+    labels = {tuple(row[name] for name in ("instrument", "site", "model", "feature")): row for row in rows}
+    shown: dict[str, Any] = {}
     for label, artifact in run.artifacts.items():
-        kind, _, instrument = label.partition("/")
-        if kind == "features" and "~" not in label:
-            cards = artifact.json("features.json")
-            cards = [card | {"label": labels.get((instrument, card["model"], card["feature"]))} for card in cards]
-            shown[instrument] = {"cards": cards, "cases": artifact.json("cases.json")}
+        analysis, item, repeat = run.pipeline.items[label]
+        if analysis.kind == "features" and not repeat:
+            place, cards = (item["instrument"], item["site"]), artifact.json("features.json")
+            cards = [card | {"label": labels.get((*place, card["model"], card["feature"]))} for card in cards]
+            own = {"cards": cards, "cases": artifact.json("cases.json")}
+            shown.setdefault(item["site"], {})[item["instrument"]] = own
     return shown
 
 

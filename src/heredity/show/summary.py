@@ -4,7 +4,7 @@
  "machine": in words,
  "config": the study file without its defaults,
  "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},
- "statements": [{"about", "question", "text", "evidence", "instrument"}], "notes": [text]}
+ "statements": [{"about", "question", "text", "evidence", "instrument", "site"}], "notes": [text]}
 """
 
 from __future__ import annotations

@@ -99,8 +99,9 @@ def print_plan(plan: Row) -> None:
     for table in PLAN_TABLES:
         if plan[table.name]:
             print_table(table, plan[table.name])
+    sites = [f"{site} (width {width or '?'})" for site, width in plan["sites"].items()]
     say(
-        f"hook point {plan['hook_point']} (width {plan['d_in'] or '?'}); to do: {plan['tokens']:,} tokens, "
+        f"hook point {format.listed(sites)}; to do: {plan['tokens']:,} tokens, "
         f"{format.value('flops', plan['flops'])}, about {plan['memory_gib']:.1f} GiB at most, about "
         f"{format.duration(plan['seconds'])} here ({plan['rate'] / 1e9:.0f} GFLOP/s measured)"
     )
@@ -173,7 +174,7 @@ def print_gate(gate: Row) -> None:
     else:
         relative = ", relative to the ceiling" if gate["relative_to_ceiling"] else ""
         whole = f"Live features of the parent, by matches{relative}"
-    say(f"{whole} (instrument {gate['instrument']})")
+    say(f"{whole} (instrument {gate['instrument']}, at {gate['site']})")
     say(*(line_of(edge, judged) for edge, judged in gate["edges"].items()))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
-from heredity.lm.hooks import HookPointError, capture, replaced
+from heredity.lm.hooks import capture, capture_all, replaced
 from heredity.lm.reading import plainly
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
@@ -37,10 +36,6 @@ class Points(NamedTuple):
 
     model: nn.Module
     hook_points: Sequence[str]
-
-
-class _Stop(Exception):
-    """Every point was seen."""
 
 
 def aligned(
@@ -62,28 +57,9 @@ def aligned(
 
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
     """Activations [*ids.shape, d] at each point, of a forward pass that ends at the last one."""
-    model, seen = points.model, dict[str, Tensor]()
-    device, training = next(model.parameters()).device, model.training
-
-    def watch(hook_point: str, x: Tensor) -> Tensor:
-        seen[hook_point] = x.float()
-        if len(seen) == len(points.hook_points):
-            raise _Stop
-        return x
-
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for name in points.hook_points:
-                stack.enter_context(replaced(model, name, lambda x, name=name: watch(name, x)))
-            with torch.no_grad(), arithmetic(device, precision):
-                model(input_ids=torch.from_numpy(ids).to(device), use_cache=False)
-    except _Stop:
-        return [seen[name] for name in points.hook_points]
-    finally:
-        model.train(training)
-    missing = [name for name in points.hook_points if name not in seen]
-    raise HookPointError(f"hook_points {missing}: the forward pass of {type(model).__name__} never comes by them")
+    device = next(points.model.parameters()).device
+    with arithmetic(device, precision):
+        return capture_all(points.model, points.hook_points, torch.from_numpy(ids).to(device))
 
 
 def aligned_texts(

@@ -64,6 +64,10 @@ class Edge(NamedTuple):
         return f"{self.parent}->{self.child}"
 
 
+GIVEN = "sae", "second_sae"
+"""Keys of a model's table that name pretrained SAEs, one for each site."""
+
+
 @dataclass(frozen=True)
 class Study:
     """A validated study; made by `load_study` or `Study.of`."""
@@ -166,6 +170,28 @@ class Study:
         return self.config.sae.instruments if self.edges or not self.config.stitch else ()
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Where features are read in every model, the main site first."""
+        return self.config.hook_point
+
+    @property
+    def site(self) -> str:
+        """The site behind the headline numbers."""
+        return self.sites[0]
+
+    def at(self, site: str) -> Study:
+        """The study with another of its sites as the main one. Raises StudyError for a place that is none of them."""
+        if site not in self.sites:
+            raise StudyError(f"site {site!r}: study {self.name} has {', '.join(self.sites)}")
+        order = sorted(range(len(self.sites)), key=lambda place: self.sites[place] != site)
+        models = dict[str, ModelConfig]()
+        for name, model in self.config.model.items():  # which name SAEs by site
+            given = {key: tuple(getattr(model, key)[place] for place in order) for key in GIVEN if getattr(model, key)}
+            models[name] = model.model_copy(update=given)
+        sites = tuple(self.sites[place] for place in order)
+        return replace(self, config=self.config.model_copy(update={"hook_point": sites, "model": models}))
+
+    @property
     def instrument(self) -> Instrument:
         """The instrument behind the headline numbers."""
         return self.config.sae.instruments[0]
@@ -229,9 +255,10 @@ class Study:
         parent = self.sae_parent(name) or next(iter(self._repeated(name)), None)
         return self.frozen_from(parent) if parent else name
 
-    def given_sae(self, name: str, key: str) -> str | None:
-        """The pretrained SAE that a model's table names under a key, `sae` or `second_sae`."""
-        return next(iter(getattr(self.config.model[name], key)), None)
+    def given_sae(self, name: str, key: str, site: str) -> str | None:
+        """The pretrained SAE at a site that a model's table names under a key, `sae` or `second_sae`."""
+        given = getattr(self.config.model[name], key)
+        return given[self.sites.index(site)] if given else None
 
     def folder(self, key: str, reference: str) -> Path | None:
         """The local folder or file that the value of a key names, or None for what may lie on the hub.
@@ -300,6 +327,16 @@ class Study:
                     yield f"{table}.{short(name, 80)}", f"has more than {_LONGEST_NAME} bytes; shorten the name"
         if not config.model:
             yield "model", "names no model; add a table [model.NAME]"
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            yield "hook_point", f"{list(self.sites)} must name at least one place, and none twice"
+        for site in self.sites:  # which become names of folders where there are several
+            if "/" in site or not site.strip():
+                yield (
+                    "hook_point",
+                    f"{short(repr(site), 80)} is no place in a model; give one such as blocks.0.mlp.hook_post",
+                )
+        for name in config.stitch if len(self.sites) > 1 else ():
+            yield "hook_point", f"names {len(self.sites)} places, and a study with a stitch ({name}) has one; give one"
         for name, model in config.model.items():
             for corpus in self.own_corpora(name):
                 yield from _unknown(f"model.{name}.corpora", corpus, config.corpus, "corpus")
@@ -356,9 +393,10 @@ class Study:
 
     def _faults_of_saes(self, name: str) -> Iterator[tuple[str, str]]:
         model, instruments = self.config.model[name], self.config.sae.instruments
-        for key in ("sae", "second_sae"):
-            if len(getattr(model, key)) > 1:
-                yield f"model.{name}.{key}", "names more SAEs than there are hook points; give one for each"
+        for key in GIVEN:
+            if (count := len(getattr(model, key))) not in (0, len(self.sites)):
+                places = f"{len(self.sites)} hook points"
+                yield f"model.{name}.{key}", f"names {count} SAEs for {places}; give one for each, in their order"
         if model.sae and model.sae == model.second_sae:
             yield f"model.{name}.second_sae", "is sae itself; give one of another seed, or leave it out to train one"
         readers = {"independent": True, "parent": not self.sae_parent(name), "frozen": self.frozen_from(name) == name}

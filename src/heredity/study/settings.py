@@ -8,7 +8,7 @@ import unicodedata
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_serializer, field_validator, model_validator
 
 from heredity.errors import reason, short
 from heredity.study.directions import DirectionConfig
@@ -356,8 +356,10 @@ class StudyConfig(Config):
     paper: Literal["tracking", "stitching"] | None = None
     """The paper that the study follows: `tracking` (arXiv 2410.12391) or `stitching` (arXiv 2506.06609). The table
     `deviations` sets its published settings beside the study's."""
-    hook_point: str
-    """Where activations are read, such as `blocks.0.mlp.hook_post`."""
+    hook_point: tuple[str, ...]
+    """Where activations are read, such as `blocks.0.mlp.hook_post`: one place or a list of places, the sites of the
+    study. Each has SAEs, matches and verdicts of its own; the first is the main one, which commands ask unless another
+    is named."""
     precision: Precision = "float32"
     """Type of the language models' matrix products wherever activations are read for SAEs and matches, the same at both
     ends of every edge. On processors that multiply `bf16` natively (others use float32 regardless) it shortens the
@@ -413,6 +415,15 @@ class StudyConfig(Config):
             for name, model in self.model.items()
         }
         return self.model_copy(update={"model": models})
+
+    @field_validator("hook_point", mode="before")
+    @classmethod
+    def _one_site_is_a_list_of_one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_serializer("hook_point")
+    def _a_list_of_one_is_one_site(self, sites: tuple[str, ...]) -> str | list[str]:
+        return sites[0] if len(sites) == 1 else list(sites)
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,13 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const GRAPH = DATA.graph;
 const NODE = Object.fromEntries(GRAPH.map((node) => [node.name, node]));
 /** Chosen by the reader. A threshold of null leaves every edge at its own. */
-const state = { instrument: DATA.instruments[0] || "", threshold: null };
+const state = { instrument: DATA.instruments[0] || "", site: DATA.sites[0], threshold: null };
 
 const known = (value) => value !== null && value !== undefined;
 const arrow = (text) => `${text}`.replaceAll("->", " → ");
 const spaced = (name) => name.replaceAll("_", " ");
 
-/** Rows of a table as objects; of the chosen instrument unless it is given. `at` is the row's place. */
+/** Rows of a table, of the chosen instrument and site unless given; `at` is a row's place. */
 function rowsOf(name, where = {}) {
   const table = DATA.tables[name];
   if (!table) return [];
@@ -19,7 +19,8 @@ function rowsOf(name, where = {}) {
     for (const column of names) row[column] = table.values[column][at];
     return row;
   });
-  const wanted = { ...(table.values.instrument ? { instrument: state.instrument } : {}), ...where };
+  const { instrument, site } = state;
+  const wanted = { instrument, ...(table.plot?.by === "site" ? {} : { site }), ...where };
   const pairs = Object.entries(wanted).filter(([column]) => table.values[column]);
   return table.objects.filter((row) => pairs.every(([column, value]) => row[column] === value));
 }
@@ -138,6 +139,7 @@ function roving(marks) {
       next.focus();
     });
   });
+  return marks;
 }
 document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
 document.addEventListener("scroll", hideTip, { passive: true });

@@ -180,7 +180,7 @@ const LISTS = {
   "most changed": "Active features of the start model whose best match in every child is weakest, unstable ones "
     + "included. What changed most by verdicts is in the table of stable features that differ most.",
 };
-const inspected = () => DATA.inspector[state.instrument] || { cards: [], cases: {} };
+const inspected = () => DATA.inspector[state.site]?.[state.instrument] || { cards: [], cases: {} };
 function featureSection() {
   const cards = inspected().cards.filter((card) => !card.list.startsWith("case:"));
   return [note("The text that features fire on most, shaded by activation, and under it the same text as seen by ",

@@ -1,13 +1,15 @@
 // The page: sections in order, their list, the choice of instrument, the threshold.
 const SAES = { joint: "joint", parent: "continued", independent: "independent" };
 const QUESTIONS = {
-  merge: "made", inherited: "inherited", lost: "lost", changed: "changed", new: "new", sure: "how sure",
+  merge: "made", sites: "by site", inherited: "inherited", lost: "lost", changed: "changed", new: "new",
+  sure: "how sure",
 };
 const FROM = { merge: " of", load: "; its parent is said to be" };
 const LABELS = { ...QUESTIONS, matches: "by matches" }; // what matches count is folded where an edge has verdicts
 
 function findings() {
-  const mine = DATA.statements.filter((one) => [state.instrument, ""].includes(one.instrument));
+  const mine = DATA.statements.filter((one) =>
+    ["instrument", "site"].every((key) => [state[key], ""].includes(one[key])));
   const order = Object.keys(QUESTIONS);
   const rank = (one) => (order.includes(one.question) ? order.indexOf(one.question) : order.length);
   const names = [...new Set(mine.map((one) => one.about))];
@@ -107,7 +109,7 @@ function analysisSection({ kind, doc, tables }) {
 
 function provenance() {
   const pairs = (values) => Object.entries(values).map((pair) => pair.join(" ")).join(", ");
-  const rows = [["hook point", DATA.hook_point], ["seed", `${DATA.seed}`], ["machine", DATA.machine],
+  const rows = [["hook point", DATA.sites.join(", ")], ["seed", `${DATA.seed}`], ["machine", DATA.machine],
     ["made", DATA.created.replace("T", " ").replace("Z", " UTC")], ["work", `${count(DATA.seconds)} s`],
     ["versions", pairs(DATA.versions)]];
   return [h("dl", { class: "method" }, rows.map(([name, value]) => [h("dt", null, name), h("dd", null, value)])),
@@ -143,8 +145,8 @@ function build(section) {
   // at once, not with the next frame: nothing jumps, and a page that is printed unseen has its pictures
   section.body.querySelectorAll("figure").forEach((figure) => figure.redraw());
 }
-function choose(instrument) {
-  state.instrument = instrument;
+function choose(what) {
+  Object.assign(state, what);
   state.threshold = null;
   SECTIONS.filter((section) => !section.once).forEach(build);
 }
@@ -169,9 +171,9 @@ function start() {
   wide.addEventListener("change", fit);
   fit();
   list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
-  const names = MEASURED.map((name) => [SAES[name] || name, name]);
-  const pick = choice(names, () => state.instrument, choose, "How SAEs were initialized");
-  contents.append(...[MEASURED.length > 1 ? h("div", { class: "switch" }, h("span", null, "SAEs"), pick) : "", list]);
+  const pick = (title, key, names) => (names.length > 1 ? h("div", { class: "switch" }, h("span", null, title), choice(
+    names.map((name) => [SAES[name] || name, name]), () => state[key], (value) => choose({ [key]: value }), title)) : "");
+  contents.append(pick("SAEs", "instrument", MEASURED), pick("Site", "site", DATA.sites), list);
   contents.hidden = false;
   const seen = new IntersectionObserver((entries) => {
     const entry = entries.find((one) => one.isIntersecting);

@@ -131,6 +131,8 @@ function drawMark(svg, box, X, mark) {
     label(x, box.top - 10, mark.text, "halo", anchor));
 }
 
+const pictured = (table, panel, draw) => chart(`${table.doc} ${panel.title}; the table below holds the same`, draw);
+
 /** Bars over bins of x: the first series filled, the others as outlines. x holds lower edges of bins. */
 function histogram(table, plot, panel) {
   const series = seriesOf(plot, panel);
@@ -147,7 +149,7 @@ function histogram(table, plot, panel) {
   }
   // what only serves comparison may leave the picture at the top
   const most = Math.max(1e-9, ...series.filter(({ dash }) => !dash).flatMap(({ sizes }) => sizes));
-  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+  return [pictured(table, panel, (svg, width) => {
     const box = { left: 46, right: width - 10, top: 26, bottom: 200 };
     const X = scale(first, first + bins * size, box.left, box.right);
     const Y = (value) => scale(0, most, box.bottom, box.top)(Math.min(value, 1.04 * most));
@@ -173,8 +175,7 @@ function histogram(table, plot, panel) {
       return rect(edge(place), box.top, edge(1) - edge(0), box.bottom - box.top, "transparent",
         hint([`${spaced(plot.x)} from ${ends[0]} to ${ends[1]}`, ...sizes].join("\n")));
     });
-    svg.append(...marks);
-    roving(marks);
+    svg.append(...roving(marks));
     return box.bottom + 40;
   }), series.length > 1 ? legend(series.map(({ tint, name, dash }, place) =>
     ({ tint, text: name, dash: place ? dash : undefined }))) : null];
@@ -184,7 +185,7 @@ function histogram(table, plot, panel) {
 function lines(table, plot, panel) {
   const series = seriesOf(plot, panel);
   const kinds = [kindOf(table, plot.x), kindOf(table, plot.y)];
-  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+  return [pictured(table, panel, (svg, width) => {
     const box = { left: 50, right: width - 14, top: 26, bottom: 220 };
     const all = panel.rows.filter((row) => known(row[plot.x]) && known(row[plot.y]));
     const xs = all.map((row) => row[plot.x]);
@@ -220,9 +221,8 @@ function lines(table, plot, panel) {
           ...hint(hintOf(table, plot, row)) }));
       }
     }
-    svg.append(...marks);
+    svg.append(...roving(marks));
     drawMark(svg, box, X, markOf(table, panel));
-    roving(marks);
     return box.bottom + 40;
   }), series.length > 1 ? legend(series.map(({ tint, name, dash }) => ({ tint, text: name, dash }))) : null];
 }
@@ -238,7 +238,7 @@ function bars(table, plot, panel) {
   const tints = {};
   for (const { rows, tint } of seriesOf(plot, panel)) for (const row of rows) tints[row.at] = tint;
   const words = (row) => (grouped ? spaced(textOf(table, plot.by, row)) : arrow(textOf(table, plot.x, row)));
-  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+  return [pictured(table, panel, (svg, width) => {
     const texts = drawn.map((row) => textOf(table, plot.y, row).replace(/ \[.*/, ""));
     const left = Math.min(14 + 6.8 * Math.max(...drawn.map((row) => words(row).length)), Math.floor(0.4 * width));
     const ends = drawn.flatMap((row) => [row[plot.y], row[`${plot.y}_high`], row[`${plot.y}_low`]]).filter(known);
@@ -276,7 +276,7 @@ function heat(table, plot, panel) {
   const across = [...new Set(panel.rows.map((row) => `${row[plot.x]}`))];
   const down = [...new Set(panel.rows.map((row) => `${row[plot.by]}`))];
   const short = (name) => arrow(spaced(name)).replace(/^blocks\.(\d+)\.hook resid pre$/, "$1");
-  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+  return [pictured(table, panel, (svg, width) => {
     const left = Math.min(18 + 6.8 * Math.max(...down.map((name) => short(name).length)), 0.36 * width);
     const cell = Math.min(96, (width - left - 2) / across.length);
     const tall = Math.min(40, Math.max(28, 0.62 * cell));
@@ -295,8 +295,7 @@ function heat(table, plot, panel) {
       if (cell >= 34) svg.append(label(x + cell / 2, y + tall / 2 + 4, text, null, "middle"));
       return rect(x, y, cell, tall, "transparent", hint(hintOf(table, plot, row)));
     });
-    svg.append(...marks);
-    roving(marks);
+    svg.append(...roving(marks));
     return 44 + tall * down.length;
   })];
 }
@@ -304,7 +303,7 @@ function heat(table, plot, panel) {
 /** A point for each row; x on a logarithmic axis where it spans much. */
 function points(table, plot, panel) {
   const series = seriesOf(plot, panel);
-  return [chart(`${table.doc} ${panel.title}; the table below holds the same`, (svg, width) => {
+  return [pictured(table, panel, (svg, width) => {
     const box = { left: 50, right: width - 14, top: 14, bottom: 240 };
     const [xs, ys] = [plot.x, plot.y].map((name) => panel.rows.map((row) => row[name]));
     const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 20;
@@ -323,8 +322,7 @@ function points(table, plot, panel) {
     const marks = series.flatMap(({ rows, tint }) => rows.map((row) =>
       h("circle", { cx: X(row[plot.x]), cy: Y(row[plot.y]), r: 2.4, fill: tint, "fill-opacity": 0.6,
         ...hint(names.map((name) => `${spaced(name)}: ${textOf(table, name, row)}`).join("\n")) })));
-    svg.append(...marks);
-    roving(marks);
+    svg.append(...roving(marks));
     return box.bottom + 40;
   }), series.length > 1 ? legend(series.map(({ tint, name }) => ({ tint, text: name }))) : null];
 }
