@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from heredity.analyses.analysis import Analysis, Cost, Item, Results
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import Sides, StitchSettings, held_moments, pass_cost, stitch_needs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, held_moments, maps_of, pass_cost, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Study
 from heredity.tables import Column, Plot, Table
@@ -40,31 +40,30 @@ _R2 = {"up": "up", "down": "down", "source_round_trip": "there_and_back", "targe
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.sae.evaluate import quality, spliced_losses
-    from heredity.stitch.affine import Moments, stitch_quality
-    from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
+    from heredity.stitch.affine import Moments, Stitch, stitch_quality
+    from heredity.stitch.aligned import BACKS
     from heredity.stitch.fit import fit
     from heredity.stitch.transfer import transfer_sae
 
     config, sides = settings.config, Sides.of(work)
-    special, sae = list(sides.tokenizer.all_special_ids), sides.read_sae(work.inputs["sae"])
-    moments = Moments.load(work.inputs["stitch"] / "moments.safetensors")
-    points = (Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target))
-    read = partial(aligned, *points, masked=special, precision=settings.precision)
-    tuning, judging = held_moments(settings, work, read)
-    blocks, rows = settings.blocks(work, "validation", config.evaluation, 1), list[dict[str, Any]]()
+    sae, rows, made = sides.read_sae(work.inputs["sae"]), list[dict[str, Any]](), work.inputs["stitch"]
+    moments, fitted = Moments.load(made / "moments.safetensors"), maps_of(made)["alpha"]
+    tuning, judging = held_moments(settings, work, partial(sides.pairs, precision=settings.precision))
+    blocks = settings.blocks(work, "validation", config.evaluation, 1, "target")
     for done, alpha in enumerate(config.alphas, 1):
-        found = fit(moments, "joint", alpha, held_out=tuning).stitch
+        there = alpha == fitted  # the stitch has made this fit already
+        found = Stitch.load(made / "joint") if there else fit(moments, "joint", alpha, held_out=tuning).stitch
         figures = stitch_quality(found, judging, alpha)
         stitch = found.to(sides.stitch.up.weight.device)
-        ways = stitched_losses(sides.source, sides.target, *stitch, blocks, special, settings.precision)
-        losses = {way: (ways[way].ce_loss, ways[back].ce_loss) for way, back in BACKS.items()}
+        ways = sides.losses(work, settings, stitch)
+        losses = {way: (ways[way].ce_loss, ways[back].ce_loss) for way, back in BACKS.items() if way in ways}
         r2 = {way: getattr(figures, name).r2 for way, name in _R2.items()}
         carried = transfer_sae(sae, *stitch)
         clean, spliced, _ = spliced_losses(*sides.target, carried, blocks, settings.precision)
         losses["sae"] = spliced, clean
-        r2["sae"] = quality(carried, activations(*sides.target, blocks, settings.precision)).explained_variance
+        r2["sae"] = quality(carried, sampled(*sides.target, blocks, settings.precision)).explained_variance
         for way, (loss, whole) in losses.items():
             row = {"alpha": alpha, "way": way, "ce_loss": loss, "delta_loss": loss - whole, "r2": r2[way]}
             rows.append(row | {"increase": loss / whole - 1})

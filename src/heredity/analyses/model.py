@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.loaded import content_digest, model_folder, tokenizers_differ
+from heredity.analyses.loaded import content_digest, model_folder, reader, tokenizers_differ
 from heredity.analyses.reading import (
     RECORD,
     folder_of,
@@ -147,7 +147,7 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Quanti
     name = item["model"]
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
-        folder, start, reading = model_folder(study, name), study.starts[0], study.config.reading
+        folder, start, reading = model_folder(study, name), reader(study, name), study.config.reading
         content, repository = (content_digest(folder), None) if folder else (None, config.load)
         which = repository, config.revision, config.trust_remote_code, content
         return Loading(*which, Aside(folder), Aside(f"{place}.load"), start, parents, reading)
@@ -179,7 +179,7 @@ def has_t(merge: MergeConfig) -> bool:
 def _needs(study: Study, item: Item) -> Needs:
     name = item["model"]
     config = study.config.model[name]
-    needs: Needs = {"tokenizer": tokenizer_need(study)}
+    needs: Needs = {"tokenizer": tokenizer_need(study, name)}
     if config.merge is not None:
         merge, base = config.merge, study.merge_base(name)
         needs["parent"] = models_needs(merge.parents)

@@ -36,7 +36,7 @@ from heredity.analyses.analysis import (
 from heredity.analyses.reading import load, state_of
 from heredity.analyses.sae import SAESettings, train_on_models, trained_on, without_effect
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.text import tokens_for
 from heredity.engine.stage import Work
 from heredity.papers import stitching_settings
 from heredity.study import SAEConfig, StitchConfig, Study, StudyError
@@ -142,7 +142,7 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
 def _source_needs(study: Study, item: Item) -> Needs:
     stitch = study.config.stitch[item["stitch"]]
     needs: Needs = {"model": {stitch.source: ("model", {"model": stitch.source})}}
-    return needs if stitch.sae else needs | {"tokens": tokens_needs(study.stitch_corpora(item["stitch"]))}
+    return needs if stitch.sae else needs | {"tokens": tokens_for(study, stitch.source, study.stitch_corpora(item["stitch"]))}
 
 
 def _source_sae(work: Work, settings: SAESettings | LoadedSAE) -> Results:
@@ -221,7 +221,7 @@ def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
 def _run(work: Work, settings: StitchSettings) -> Results:
     import torch
 
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.metrics import ce_loss_recovered
     from heredity.sae.evaluate import quality, spliced_losses
     from heredity.sae.formats import write_sae
@@ -231,17 +231,18 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     ends, source = {"source": sides.source, "target": sides.target}, sides.read_sae(work.inputs["sae"])
 
     def read(end: str, blocks: np.ndarray) -> Iterable[Tensor]:
-        return activations(*ends[end], blocks, settings.precision)
+        return sampled(*ends[end], blocks, settings.precision)
 
-    blocks = settings.blocks(work, "train", CALIBRATING)
-    x, density = torch.cat(list(read("target", blocks))), quality(source, read("source", blocks)).density
+    blocks = {end: settings.blocks(work, "train", CALIBRATING, end=end) for end in ends}
+    x = torch.cat(list(read("target", blocks["target"])))
+    density = quality(source, read("source", blocks["source"])).density
     saes, left_out = variants(source, sides.stitch, x, density, work.inputs["stitch"] / "procrustes")
-    held = settings.blocks(work, "validation", config.evaluation, 1)
+    held = {end: settings.blocks(work, "validation", config.evaluation, 1, end) for end in ends}
     rows: list[dict[str, Any]] = []
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
         end = "source" if variant == "source" else "target"
-        own = quality(sae, read(end, held))
-        clean, spliced, zero = spliced_losses(*ends[end], sae, held, settings.precision)
+        own = quality(sae, read(end, held[end]))
+        clean, spliced, zero = spliced_losses(*ends[end], sae, held[end], settings.precision)
         row = {"variant": variant, "l0": own.l0, "dead_share": own.dead_share, "ce_clean": clean, "ce_spliced": spliced}
         row |= {"fvu": 1 - own.explained_variance, "explained_variance": own.explained_variance}
         recovered = ce_loss_recovered(clean, spliced, zero)
@@ -251,9 +252,9 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     metadata |= {"transferred_from": config.source, "transferred_hook_name": sides.source[1]}
     for variant in saes.keys() - {"unchanged"}:
         write_sae(saes[variant], work.folder / variant, metadata | {"variant": variant})
-    some, folded = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)]))), saes["transferred"]
+    some, folded = torch.cat(list(read("target", held["target"][: -(-_FOLDED // config.context_size)]))), saes["transferred"]
     error, other = folding(source, folded, sides.stitch, some)
-    check = {"tokens": held.size, "calibrated_on": len(x), "folding_error": error, "other_features": other}
+    check = {"tokens": held["target"].size, "calibrated_on": len(x), "folding_error": error, "other_features": other}
     check["same_selection"] = same_selection(folded, saes["normalized"], [some])
     reasons = [{"variant": variant, "left_out": reason} for variant, reason in left_out.items()]
     return {"sae_transfer": rows + reasons, "sae_folding": [check]}

@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.loaded import across
 from heredity.analyses.plan import check_method
 from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
-from heredity.analyses.text import tokenizer_need, tokens_needs
+from heredity.analyses.text import tokenizer_need, tokens_for
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import AdamConfig, Precision, StitchConfig, Study, StudyError
@@ -39,8 +40,10 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
+    from heredity.lm.evaluate import Quality
     from heredity.sae.model import SAE
     from heredity.stitch.affine import Moments, Pairs, Stitch
+    from heredity.stitch.aligned import Points
 
 COMPARED = 50_000
 """Tokens on which layers are compared."""
@@ -62,6 +65,7 @@ STITCH_MAPS = Table(
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
+        Column("paired", "text", "By tokens, or by characters where tokenizers differ: where a token of both ends."),
         Column("source_reading_flops", "flops", "FLOPs per token of products with weights before the hook point of A."),
         Column("target_reading_flops", "flops", "The same of B."),
         Column("reading_seconds", "seconds", "Wall time of these passes over the tokens of the fits."),
@@ -156,11 +160,12 @@ class StitchSettings(NamedTuple):
         read = study.config.hook_point, study.stitch_corpora(name), study.config.precision
         return StitchSettings(config, *read, seed_of(study, seed, name), place)
 
-    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0) -> np.ndarray:
-        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
+    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0, end: str = "source") -> np.ndarray:
+        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats, as one end reads."""
         from heredity.text.tokens import distinct_blocks
 
-        sampler = sampler_of(work.inputs["tokens"], split, self.config.context_size, self.seed + draw)
+        role = "target_tokens" if end == "target" and "target_tokens" in work.inputs else "tokens"
+        sampler = sampler_of(work.inputs[role], split, self.config.context_size, self.seed + draw)
         return distinct_blocks(sampler, tokens)
 
 
@@ -170,9 +175,16 @@ def _settings(study: Study, item: Item) -> StitchSettings:
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    config, tokens = study.config.stitch[item["stitch"]], tokens_needs(study.stitch_corpora(item["stitch"]))
-    models: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
-    return models | {"tokenizer": tokenizer_need(study), "tokens": tokens}
+    config, corpora = study.config.stitch[item["stitch"]], study.stitch_corpora(item["stitch"])
+    needs: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
+    needs |= {
+        "tokenizer": tokenizer_need(study, config.source),
+        "tokens": tokens_for(study, config.source, corpora),
+    }
+    if across(study, item["stitch"]):
+        needs["target_tokenizer"] = tokenizer_need(study, config.target)
+        needs["target_tokens"] = tokens_for(study, config.target, corpora)
+    return needs
 
 
 def stitch_needs(study: Study, item: Item, corpora: Iterable[str] = (), **others: Any) -> Needs:
@@ -188,7 +200,8 @@ class Sides(NamedTuple):
     source: tuple[Any, str]
     target: tuple[Any, str]
     stitch: Stitch
-    tokenizer: Any
+    tokenizers: tuple[Any, Any]
+    """Of source and target: one and the same, unless they differ."""
 
     @staticmethod
     def of(work: Work) -> Sides:
@@ -198,13 +211,58 @@ class Sides(NamedTuple):
         folder, maps = work.inputs["stitch"], maps_of(work.inputs["stitch"])
         source, target = ((on_device(load(work.inputs[e])), maps[f"{e}_hook_point"]) for e in ("source", "target"))
         stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
-        return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
+        return Sides(source, target, stitch, tokenizers_of(work))
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the source."""
+        return self.tokenizers[0]
+
+    def pairs(self, blocks: np.ndarray, precision: Precision) -> Pairs:
+        """Aligned activations at both hook points on token blocks of the source."""
+        from heredity.stitch.aligned import Points
+
+        source, target = (Points(model, [hook_point]) for model, hook_point in (self.source, self.target))
+        return paired(source, target, self.tokenizers, blocks, precision)
+
+    def losses(self, work: Work, settings: StitchSettings, stitch: Stitch) -> dict[str, Quality]:
+        """Both models and the ways through some maps, on held-out tokens; without `up` and `down` across tokenizers."""
+        from heredity.stitch.aligned import stitched_losses
+
+        first, second = self.tokenizers
+        blocks = settings.blocks(work, "validation", settings.config.evaluation, 1)
+        apart = None
+        if second is not first:
+            theirs = settings.blocks(work, "validation", settings.config.evaluation, 1, "target")
+            apart = theirs, list(second.all_special_ids)
+        special = list(first.all_special_ids)
+        return stitched_losses(self.source, self.target, *stitch, blocks, special, settings.precision, apart)
 
     def read_sae(self, artifact: Artifact) -> SAE:
         """The SAE of an artifact, on the device."""
         from heredity.sae.formats import read_sae
 
         return read_sae(artifact / "sae")[0].to(self.stitch.up.weight.device)
+
+
+def tokenizers_of(work: Work) -> tuple[Any, Any]:
+    """Tokenizers of the source and of the target, the same object unless they differ."""
+    first = tokenizer_of(work.inputs["tokenizer"])
+    return first, tokenizer_of(work.inputs["target_tokenizer"]) if "target_tokenizer" in work.inputs else first
+
+
+def paired(a: Points, b: Points, tokenizers: tuple[Any, Any], blocks: np.ndarray, precision: Precision) -> Pairs:
+    """Activations of both models at the same places of a text, given as token blocks of the source.
+
+    By the token; where tokenizers differ, at the characters where a token of both ends. The other tokenizer may need
+    more tokens for the text of a block, up to twice as many.
+    """
+    from heredity.stitch.aligned import aligned, aligned_texts, block_texts
+
+    first, second = tokenizers
+    if first is second:
+        return aligned(a, b, blocks, list(first.all_special_ids), precision)
+    return aligned_texts(a, first, b, second, block_texts(blocks, first), 2 * blocks.shape[1], precision)
 
 
 def maps_of(artifact: Artifact) -> dict[str, Any]:
@@ -219,22 +277,25 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.affine import nested_moments
-    from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
+    from heredity.stitch.aligned import BACKS, Points
 
     config, first = settings.config, settings.source_hook_point
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
-    special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
+    tokenizers = tokenizers_of(work)
 
     def read(a: list[str], b: list[str], some: np.ndarray) -> Pairs:
-        return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
+        return paired(Points(models[0], a), Points(models[1], b), tokenizers, some, settings.precision)
 
     blocks = settings.blocks(work, "train", config.tokens)
     layers, second, compared = _layers(settings, models, read, blocks)
     pairs, clock = partial(read, [first], [second]), [0.0]
     work.progress(1, 5)
     start = time.monotonic()
-    parts = nested_moments(lambda some: _timed(pairs(some), clock), blocks)
+    # Fits on parts of the tokens are what loss by cost is told of, beside descents.
+    parts = nested_moments(lambda some: _timed(pairs(some), clock), blocks, 5 if config.descents else 0)
     moments = parts[-1]
+    if not layers:
+        layers, compared = [_likeness(moments) | {"source_layer": first, "target_layer": second}], moments.tokens
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
         raise StudyError(
@@ -257,13 +318,13 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
     stitch = curves[config.method][-1][0].to(next(models[1].parameters()).device)
-    judged = settings.blocks(work, "validation", config.evaluation, 1)
     source, target = zip(models, (first, second), strict=True)
-    ways = stitched_losses(source, target, *stitch, judged, special, settings.precision)
+    ways = Sides(source, target, stitch, tokenizers).losses(work, settings, stitch)
     backs = {way: ways[back].ce_loss for way, back in BACKS.items()}
     row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
     row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
     row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
+    row["paired"] = "tokens" if tokenizers[0] is tokenizers[1] else "characters"
     for end, place in (("source", source), ("target", target)):
         row[f"{end}_reading_flops"] = _reading_flops(*place, blocks[:1])
     row["reading_seconds"] = round(clock[0], 3)
@@ -320,13 +381,16 @@ def _reading_flops(model: Any, hook_point: str, block: np.ndarray) -> float:
 def _layers(
     settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Pairs], blocks: np.ndarray
 ) -> tuple[list[dict[str, Any]], str, int]:
-    """Similarity of all layers; the target's hook point, given or of highest SVCCA; and the tokens compared."""
+    """Similarity of all layers; the target's hook point, of highest SVCCA; and the tokens compared.
+
+    Where the study gives that hook point no layer is looked for: the two are compared on the tokens of the fit.
+    """
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.affine import MomentStream, all_layers, similarity
 
-    first, second = settings.source_hook_point, settings.config.target_hook_point
+    first, given = settings.source_hook_point, settings.config.target_hook_point
     sides: list[list[str]] = []
-    for end, point, model in zip(("source", "target"), (first, second), models, strict=True):
+    for end, point, model in zip(("source", "target"), (first, given), models, strict=True):
         points = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.config.get_text_config().num_hidden_layers)]
         if point is not None and point not in points:
             points.append(point)
@@ -335,12 +399,14 @@ def _layers(
         except HookPointError as error:
             raise StudyError(f"{settings.place}.{end}_hook_point: {error}") from None
         sides.append(points)
+    if given:
+        return [], given, 0
     widths = [model.config.get_text_config().hidden_size for model in models]
     if not all_layers(*widths, *map(len, sides))[0]:
         sides[0] = [first]
     stream = MomentStream().extend(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])]))
     svcca, cka = similarity(stream)
-    second = second or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
+    second = sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
     rows = [
         {
             "source_layer": a,
@@ -353,6 +419,14 @@ def _layers(
         for j, b in enumerate(sides[1])
     ]
     return rows, second, stream.tokens
+
+
+def _likeness(moments: Moments) -> dict[str, Any]:
+    """Columns of `stitch_layers` for the two layers that are joined."""
+    from heredity.stitch.affine import likeness
+
+    svcca, cka = likeness(moments)
+    return {"svcca": svcca, "cka": cka, "chosen": True}
 
 
 def _fitted(

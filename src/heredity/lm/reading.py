@@ -89,10 +89,11 @@ def lead(model: nn.Module, module: nn.Module) -> int:
     return int(module is not trunk and any(module is part for part in trunk.modules()))
 
 
-def samples(model: nn.Module, x: Tensor, context: int) -> Tensor | None:
-    """Which of the vectors x [n · context, d] are samples, bool [n · context]; None where all are.
+def samples(model: nn.Module, x: Tensor, context: int | Tensor) -> Tensor | None:
+    """Which of the vectors x [n, d] are samples, bool [n]; None where all are.
 
-    The median norm is over the vectors given, which are those of one forward pass.
+    context: tokens of a row, of which x has all; or the place of each vector in its own row, int64 [n]. The median norm
+    is over the vectors given, which are those of one forward pass.
     """
     import torch
 
@@ -101,7 +102,8 @@ def samples(model: nn.Module, x: Tensor, context: int) -> Tensor | None:
         return None
     kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
     if skip:
-        kept &= torch.arange(len(x), device=x.device) % context >= skip
+        places = torch.arange(len(x)) % context if isinstance(context, int) else context
+        kept &= (places >= skip).to(x.device)
     if outliers:
         norms = x.float().norm(dim=1)
         kept &= norms <= outliers * norms.median()
