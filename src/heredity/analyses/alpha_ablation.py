@@ -51,10 +51,10 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     sae, rows, made = sides.read_sae(work.inputs["sae"]), list[dict[str, Any]](), work.inputs["stitch"]
     moments, fitted = Moments.load(made / "moments.safetensors"), maps_of(made)["alpha"]
     tuning, judging = held_moments(settings, work, partial(sides.pairs, precision=settings.precision))
-    blocks = settings.blocks(work, "validation", config.evaluation, 1, "target")
+    blocks, units = settings.blocks(work, "validation", config.evaluation, 1, "target"), config.units
     for done, alpha in enumerate(config.alphas, 1):
         there = alpha == fitted  # the stitch has made this fit already
-        found = Stitch.load(made / "joint") if there else fit(moments, "joint", alpha, held_out=tuning).stitch
+        found = Stitch.load(made / "joint") if there else fit(moments, "joint", alpha, None, tuning, units).stitch
         figures = stitch_quality(found, judging, alpha)
         stitch = found.to(sides.stitch.up.weight.device)
         ways = sides.losses(work, settings, stitch)
@@ -77,7 +77,7 @@ def _items(study: Study) -> Iterable[Item]:
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     # Of the seed of the maps, so that blocks are theirs.
-    return StitchSettings.of(study, item["stitch"], "stitch", "held_out", "evaluation", "alphas")
+    return StitchSettings.of(study, item["stitch"], "stitch", "held_out", "evaluation", "alphas", "units")
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:

@@ -63,6 +63,7 @@ STITCH_MAPS = Table(
         Column("corpora", "text", "Corpora that both models have read."),
         Column("method", "text", "Fit in use: joint, ridge, procrustes, published or descent."),
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
+        Column("units", "text", "Units of squared errors in the joint loss: raw, or spread, each model's mean variance."),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
         Column("paired", "text", "By tokens, or by characters where tokenizers differ: where a token of both ends."),
@@ -171,7 +172,7 @@ class StitchSettings(NamedTuple):
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
-    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
+    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "units", "adam")
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -278,6 +279,7 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.affine import nested_moments
     from heredity.stitch.aligned import BACKS, Points
+    from heredity.stitch.fit import FEWEST, joint_rounds, units_of
 
     config, first = settings.config, settings.source_hook_point
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
@@ -307,21 +309,26 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     work.progress(2, 5)
     held = held_moments(settings, work, pairs)
     moments.save(work.folder / "moments.safetensors")
-    fitted = partial(_fitted, config, held=held, shared=shared)
-    curves = {"ridge": [fitted(moments, "ridge")], "joint": [fitted(part, "joint") for part in parts]}
+    fitted, units = partial(_fitted, config, held=held, shared=shared), units_of(moments, config.units)
+    curves, method = {"ridge": [fitted(moments, "ridge")]}, config.method
+    if joint_rounds(*widths) >= FEWEST:
+        curves["joint"] = [fitted(part, "joint") for part in parts]
+    elif method == "joint":
+        method = "ridge"
     if widths[0] <= widths[1]:
         curves["procrustes"] = [fitted(moments, "procrustes")]
     work.progress(3, 5)
     for name, adam in config.descents.items():
-        curves[name] = _by_adam(adam, config.alpha, pairs, blocks, held[1], settings.seed)
+        curves[name] = _by_adam(adam, config.alpha, pairs, blocks, held[1], units, settings.seed)
     for name, fits in curves.items():
         fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
-    stitch = curves[config.method][-1][0].to(next(models[1].parameters()).device)
+    stitch = curves[method][-1][0].to(next(models[1].parameters()).device)
     source, target = zip(models, (first, second), strict=True)
     ways = Sides(source, target, stitch, tokenizers).losses(work, settings, stitch)
     backs = {way: ways[back].ce_loss for way, back in BACKS.items()}
-    row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
+    row = {"source": config.source, "target": config.target, "method": method, "alpha": config.alpha}
+    row["units"] = "raw" if units == (1.0, 1.0) else "spread"
     row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
     row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
     row["paired"] = "tokens" if tokenizers[0] is tokenizers[1] else "characters"
@@ -331,11 +338,12 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     return {
         "stitch_maps": [row],
         "stitch_fits": [
-            {"method": name, "in_use": name == config.method} | fits[-1][1] for name, fits in curves.items()
+            {"method": name, "in_use": name == method} | fits[-1][1] for name, fits in curves.items()
         ],
         "stitch_costs": [
             {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
             for name in ("joint", *config.descents)
+            if name in curves
             for _, row in curves[name]
         ],
         "stitch_layers": layers,
@@ -440,11 +448,11 @@ def _fitted(
     from heredity.stitch.fit import fit, joint_flops
 
     start, widths = time.monotonic() - shared, moments.ab.shape
-    fitted = fit(moments, method, config.alpha, held_out=held[0])
+    fitted = fit(moments, method, config.alpha, held_out=held[0], units=config.units)
     flops = moment_flops(moments.tokens, *widths)
     if method == "joint":
         flops += joint_flops(len(fitted.losses) - 1, *widths)
-    row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, start)
+    row = _figures(fitted.stitch, held[1], config.alpha, fitted.units, moments.tokens, flops, start)
     return fitted.stitch, row | {"converged": fitted.converged if method == "joint" else None}
 
 
@@ -454,6 +462,7 @@ def _by_adam(
     pairs: Callable[[np.ndarray], Pairs],
     blocks: np.ndarray,
     held_out: Moments,
+    units: tuple[float, float],
     seed: int,
 ) -> list[tuple[Stitch, dict[str, Any]]]:
     """A descent on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
@@ -466,18 +475,24 @@ def _by_adam(
         start, epochs = time.monotonic(), adam.epochs >> halvings
         stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, alpha, adam.lr, seed)
         flops, stitch = adam_flops(tokens, *held_out.ab.shape), stitch.to("cpu")
-        row = _figures(stitch, held_out, alpha, tokens, flops, start)
+        row = _figures(stitch, held_out, alpha, units, tokens, flops, start)
         fits.append((stitch, row | adam.model_dump() | {"epochs": epochs}))
     return fits
 
 
 def _figures(
-    stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, start: float
+    stitch: Stitch,
+    held_out: Moments,
+    alpha: float,
+    units: tuple[float, float],
+    tokens: int,
+    flops: float,
+    start: float,
 ) -> dict[str, Any]:
     """A row of `stitch_fits`, of a fit begun at `start`."""
     from heredity.stitch.affine import stitch_quality
 
-    seconds, quality = round(time.monotonic() - start, 2), stitch_quality(stitch, held_out, alpha)
+    seconds, quality = round(time.monotonic() - start, 2), stitch_quality(stitch, held_out, alpha, units)
     row: dict[str, Any] = {"loss": quality.loss, "tokens": tokens, "flops": flops, "seconds": seconds}
     row |= {f"r2_{way}": getattr(quality, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}
     for name in ("condition", "effective_rank"):

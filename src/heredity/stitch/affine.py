@@ -280,13 +280,18 @@ class StitchQuality(NamedTuple):
     tokens: int  # tokens behind the moments
 
 
-def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> StitchQuality:
-    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token."""
+def stitch_quality(
+    stitch: Stitch, moments: Moments, alpha: float = 1.0, units: tuple[float, float] = (1.0, 1.0)
+) -> StitchQuality:
+    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token.
+
+    units: of squared errors in A and in B, in the joint loss.
+    """
     up, down = (Affine(*(part.double().cpu() for part in each)) for each in stitch)
     back = moments.swapped()
     ways = (up, moments), (down, back), (up.then(down), moments.alone()), (down.then(up), back.alone())
     there, here, round_a, round_b = (map_quality(*way) for way in ways)
-    loss = there.mse + here.mse + alpha * (round_a.mse + round_b.mse)
+    loss = (there.mse + alpha * round_b.mse) / units[1] + (here.mse + alpha * round_a.mse) / units[0]
     u, d = (np.linalg.svd(part.weight.numpy(), compute_uv=False) for part in (up, down))
     conditions = [float(values[0] / values[-1]) if values[-1] > 0 else float("inf") for values in (u, d)]
     ranks = [float(np.exp(entr(v / max(v.sum(), np.finfo(float).tiny)).sum())) for v in (u, d)]

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from heredity.stitch.affine import Affine, Moments, Pairs, Stitch, map_quality
 
 Method = Literal["ridge", "joint", "procrustes"]
+Units = Literal["auto", "raw", "spread"]
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # candidates on held-out moments, as shares of the mean variance of a dimension
 RIDGE = 1e-6  # default without held-out moments: above the rounding of products in float32
+APART = 10.0  # times by which the models' mean variances may differ before the joint loss is taken in their units
+ROUNDS, MOST, FEWEST = 500, 4e13, 30  # of the joint fit: rounds, FLOPs, and rounds below which ridge stands in for it
 RENEWED = 15  # rounds of the joint fit between two looks at its curvature
 _PAIRS, _KEPT = (5, 20), 1 << 30  # previous rounds that L-BFGS keeps, least and most; and bytes of them
 _EVALUATIONS = 1.1  # of the loss a round
@@ -35,6 +38,7 @@ class Fit(NamedTuple):
     stitch: Stitch
     ridge: tuple[float, float]  # of A and B: share of a dimension's mean variance added to each; 0 for procrustes
     losses: np.ndarray  # float64 [rounds + 1]: joint loss with the ridge in it, at the start and after each round
+    units: tuple[float, float]  # of squared errors in A and in B, in the joint loss
     converged: bool  # whether the gradient fell below the tolerance; True for methods in closed form, without losses
 
 
@@ -44,13 +48,16 @@ def fit(
     alpha: float = 1.0,
     ridge: float | None = None,
     held_out: Moments | None = None,
+    units: Units = "auto",
 ) -> Fit:
     """Fit up: A -> B and down: B -> A.
 
     method: ridge, each map by least squares on its own; joint, both by the joint loss with `alpha` on round trips,
     minimized exactly from the ridge fit; procrustes, up with orthonormal rows times one factor (Schönemann 1966), and
     down its pseudoinverse. ridge: added to each covariance as a share of its mean diagonal; None chooses among `RIDGES`
-    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. Raises ValueError for settings out
+    by the error of each least-squares map on `held_out`, or takes `RIDGE` without. units: of squared errors in the joint
+    loss; raw as published, spread in those of each model's own mean variance; auto takes spread where these differ more
+    than `APART`, since the errors of one model would else be all that counts. Raises ValueError for settings out
     of range, constant activations, procrustes to a narrower model, and covariances singular in spite of the ridge.
     """
     if method not in ("ridge", "joint", "procrustes"):
@@ -61,6 +68,7 @@ def fit(
         if not np.trace(square) > 0:
             raise ValueError(f"activations of {name} are constant: nothing to fit; check the hook point")
     ridges, losses, converged, (d_a, d_b) = (0.0, 0.0), np.zeros(0), True, moments.ab.shape
+    sizes = units_of(moments, units)
     if method == "procrustes":
         if d_a > d_b:
             raise ValueError(f"A is {d_a} wide and B {d_b}; procrustes maps into a wider space: swap the models")
@@ -76,8 +84,17 @@ def fit(
             square + share * np.trace(square) / len(square) * np.eye(len(square))
             for square, share in zip((moments.aa, moments.bb), ridges, strict=True)
         )
-        up, down, losses, converged = minimize_joint(moments._replace(aa=aa, bb=bb), up, down, alpha)
-    return Fit(Stitch(_affine(moments, up), _affine(moments.swapped(), down)), ridges, losses, converged)
+        up, down, losses, converged = minimize_joint(
+            moments._replace(aa=aa, bb=bb), up, down, alpha, rounds=joint_rounds(d_a, d_b), units=sizes
+        )
+    return Fit(Stitch(_affine(moments, up), _affine(moments.swapped(), down)), ridges, losses, sizes, converged)
+
+
+def units_of(moments: Moments, units: Units = "auto") -> tuple[float, float]:
+    """Units of squared errors in A and in B (see `fit`)."""
+    spreads = [float(np.trace(square)) / len(square) for square in (moments.aa, moments.bb)]
+    raw = units == "raw" or (units == "auto" and max(spreads) <= APART * min(spreads))
+    return (1.0, 1.0) if raw else (spreads[0], spreads[1])
 
 
 def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> tuple[np.ndarray, float]:
@@ -103,7 +120,13 @@ def _affine(moments: Moments, weight: np.ndarray) -> Affine:
 
 
 def minimize_joint(
-    moments: Moments, up: np.ndarray, down: np.ndarray, alpha: float, tolerance: float = 1e-6, rounds: int = 500
+    moments: Moments,
+    up: np.ndarray,
+    down: np.ndarray,
+    alpha: float,
+    tolerance: float = 1e-6,
+    rounds: int = ROUNDS,
+    units: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Minimize the joint loss with the best biases by L-BFGS, in coordinates in which inputs are white and the loss
     curves alike in all directions, as far as round trips are linear in the maps (Gauss-Newton).
@@ -112,10 +135,10 @@ def minimize_joint(
     The loss is not convex in both maps together: the end is a stationary point below the start.
 
     up [d_a, d_b], down [d_b, d_a]: centered weights to start from. tolerance: the fit ends where a step to the minimum
-    of the curvature would lower the loss by less than this share of it. Returns up, down, the losses at the start and
+    of the curvature would lower the loss by less than this share of it. units: of squared errors in A and in B. Returns up, down, the losses at the start and
     after each round, and whether the tolerance was met. Raises ValueError when a covariance is not positive definite.
     """
-    problem = _Problem.of(moments, alpha)
+    problem = _Problem.of(moments, alpha, units)
     ends = problem.roots[0].T @ up, problem.roots[1].T @ down
     losses, converged, moved = [problem.loss_and_slopes(*ends)[0]], False, True
     while moved and not converged and len(losses) <= rounds:
@@ -130,6 +153,12 @@ def joint_flops(rounds: int, d_a: int, d_b: int) -> float:
     products, turned = d_a * d_b * (d_a + d_b), d_a**3 + d_b**3
     turns = -(-rounds // RENEWED) * (22.0 * (turned + products) / 2 + 8 * turned + 10 * products)
     return turns + 10 * rounds * _EVALUATIONS * products
+
+
+def joint_rounds(d_a: int, d_b: int) -> int:
+    """Rounds that the joint fit may take: `ROUNDS`, or what `MOST` FLOPs are good for. Below `FEWEST`, which is at
+    widths of about 4,000, it would end far from the minimum, and a study takes ridge in its place."""
+    return min(ROUNDS, int(MOST / (joint_flops(RENEWED, d_a, d_b) / RENEWED)))
 
 
 def joint_gib(d_a: int, d_b: int) -> float:
@@ -149,13 +178,15 @@ class _Problem(NamedTuple):
     inverses: tuple[np.ndarray, np.ndarray]
     targets: tuple[np.ndarray, np.ndarray]  # of X and of Y: least squares
     bases: tuple[np.ndarray, np.ndarray]  # of the activations of A and of B: orthonormal columns
+    sizes: tuple[float, float]  # d_a and d_b in the units of squared errors
     rest: float
     alpha: float
 
     @staticmethod
-    def of(moments: Moments, alpha: float) -> _Problem:
+    def of(moments: Moments, alpha: float, units: tuple[float, float]) -> _Problem:
         """From the moments, in their own bases."""
-        squares, sizes = (moments.aa, moments.bb), moments.ab.shape
+        squares, (d_a, d_b) = (moments.aa, moments.bb), moments.ab.shape
+        sizes = d_a * units[0], d_b * units[1]
         try:
             roots = tuple(cholesky(square, lower=True) for square in squares)
         except np.linalg.LinAlgError:
@@ -164,7 +195,7 @@ class _Problem(NamedTuple):
         targets = inverses[0] @ moments.ab, inverses[1] @ moments.ab.T
         spreads = [np.trace(square) - np.sum(back**2) for square, back in zip(squares, targets[::-1], strict=True)]
         rest = float(sum(spread / size for spread, size in zip(spreads, sizes, strict=True)))
-        return _Problem(roots, inverses, targets, (np.eye(sizes[0]), np.eye(sizes[1])), rest, alpha)
+        return _Problem(roots, inverses, targets, (np.eye(d_a), np.eye(d_b)), sizes, rest, alpha)
 
     def raw(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The maps of X and Y."""
@@ -173,7 +204,7 @@ class _Problem(NamedTuple):
 
     def loss_and_slopes(self, x: np.ndarray, y: np.ndarray) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
         """The loss at X and Y, and half its slopes there."""
-        (d_a, d_b), (of_a, of_b), (wanted_x, wanted_y) = x.shape, self.inverses, self.targets
+        (d_a, d_b), (of_a, of_b), (wanted_x, wanted_y) = self.sizes, self.inverses, self.targets
         up, down = of_a.T @ x, of_b.T @ y
         there, back = x @ down - self.roots[0].T, y @ up - self.roots[1].T  # of the round trips, less 1
         loss_a = np.sum((y - wanted_y) ** 2) + self.alpha * np.sum(there**2)
@@ -199,8 +230,7 @@ class _Problem(NamedTuple):
             (white_a.T @ of_a @ plain_a, white_b.T @ of_b @ plain_b),
             (white_a.T @ self.targets[0] @ plain_b, white_b.T @ self.targets[1] @ plain_a),
             (self.bases[0] @ plain_a, self.bases[1] @ plain_b),
-            self.rest,
-            self.alpha,
+            *self[4:],
         )
         return made, (white_a.T @ x @ plain_b, white_b.T @ y @ plain_a)
 
@@ -215,11 +245,11 @@ class _Curvature(NamedTuple):
 
     @staticmethod
     def of(problem: _Problem, x: np.ndarray, y: np.ndarray) -> _Curvature:
-        (d_a, d_b), (of_a, of_b), alpha = x.shape, problem.inverses, problem.alpha
+        (d_a, d_b), (of_a, of_b), alpha = problem.sizes, problem.inverses, problem.alpha
         p, d, q, u = x @ of_b.T, of_b.T @ y, y @ of_a.T, of_a.T @ x
         first = np.sqrt(1 / d_b + alpha * (np.sum(d**2, 1) / d_a + np.sum(q**2, 0)[:, None] / d_b))
         second = 1 / d_a + alpha * (np.sum(p**2, 0)[:, None] / d_a + np.sum(u**2, 1) / d_b)
-        m = min(d_a, d_b)
+        m = min(x.shape)
         coupled = np.outer(np.diag(p), np.diag(d)) / d_a + np.outer(np.diag(q), np.diag(u)) / d_b
         across = alpha * coupled / first[:m, :m]
         second[:m, :m] -= across**2

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from heredity.study.models import Config, Positive, PositiveFloat
 
 FitMethod = Literal["joint", "ridge", "procrustes", "published", "descent"]
+LossUnits = Literal["auto", "raw", "spread"]
 Arm = Literal["random", "transferred", "repaired", "geometry"]
 Recipe = Literal["study", "published"]
 ProbeTask = Literal["origin", "kind", "language", "test"]
@@ -131,6 +132,9 @@ class StitchConfig(Config):
     (see adam); all are compared."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the round trips in the joint loss (the paper: 1)."""
+    units: LossUnits = "auto"
+    """Units of squared errors in the joint loss: `raw` (the paper), or `spread`, each model's own mean variance. `auto`
+    takes spread where these differ more than tenfold: the errors of one model would else be all that counts."""
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Weights at which joint fits are compared by what they are good for (the paper: 0, 0.1, 1, 10); default none."""
     adam: AdamConfig = AdamConfig()
