@@ -64,7 +64,7 @@ def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machi
 
 
 def test_a_run_begun_beside_others_takes_their_processors_when_they_have_gone(monkeypatch, tmp_path: Path):
-    """Stages of hours do not stay with the threads that the minute of the start left them; a number set by hand does."""
+    """Stages of hours do not stay with the threads that the minute of the start left them, unless it is set by hand."""
     before, found, free = torch.get_num_threads(), [], iter((1, 3, 2, 4))
     stages = [Stage("k", str(i), {}, {}, lambda _: found.append(torch.get_num_threads())) for i in range(4)]
     monkeypatch.setattr(processors_of_this, "free_processors", lambda: next(free))

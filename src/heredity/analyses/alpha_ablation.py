@@ -41,7 +41,8 @@ _R2 = {"up": "up", "down": "down", "source_round_trip": "there_and_back", "targe
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.lm.activations import sampled
-    from heredity.sae.evaluate import quality, spliced_losses
+    from heredity.lm.evaluate import evaluate
+    from heredity.sae.evaluate import quality, spliced_loss
     from heredity.stitch.affine import Moments, Stitch, stitch_quality
     from heredity.stitch.aligned import BACKS
     from heredity.stitch.fit import fit
@@ -52,8 +53,9 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     moments, fitted = Moments.load(made / "moments.safetensors"), maps_of(made)["alpha"]
     tuning, judging = held_moments(settings, work, partial(sides.pairs, precision=settings.precision))
     blocks, units = settings.blocks(work, "validation", config.evaluation, 1, "target"), config.units
+    clean = evaluate(sides.target[0], blocks, precision=settings.precision).ce_loss
     for done, alpha in enumerate(config.alphas, 1):
-        there = alpha == fitted  # the stitch has made this fit already
+        there = alpha == fitted and (made / "joint").is_dir()  # the stitch has made this fit already
         found = Stitch.load(made / "joint") if there else fit(moments, "joint", alpha, None, tuning, units).stitch
         figures = stitch_quality(found, judging, alpha)
         stitch = found.to(sides.stitch.up.weight.device)
@@ -61,8 +63,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         losses = {way: (ways[way].ce_loss, ways[back].ce_loss) for way, back in BACKS.items() if way in ways}
         r2 = {way: getattr(figures, name).r2 for way, name in _R2.items()}
         carried = transfer_sae(sae, *stitch)
-        clean, spliced, _ = spliced_losses(*sides.target, carried, blocks, settings.precision)
-        losses["sae"] = spliced, clean
+        losses["sae"] = spliced_loss(*sides.target, carried, blocks, settings.precision), clean
         r2["sae"] = quality(carried, sampled(*sides.target, blocks, settings.precision)).explained_variance
         for way, (loss, whole) in losses.items():
             row = {"alpha": alpha, "way": way, "ce_loss": loss, "delta_loss": loss - whole, "r2": r2[way]}
@@ -86,7 +87,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="alphas",
-    version=2,
+    version=3,
     title="Weight of the round trips",
     items=_items,
     settings=_settings,

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 COMPARED = 50_000
 """Tokens on which layers are compared."""
+READING = 0.55
+"""Share of the measured matrix rate at which models are read on two cores."""
+_TYPICAL = 60  # rounds of the joint fit
 _KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
 STITCH_MAPS = Table(
@@ -63,7 +66,9 @@ STITCH_MAPS = Table(
         Column("corpora", "text", "Corpora that both models have read."),
         Column("method", "text", "Fit in use: joint, ridge, procrustes, published or descent."),
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
-        Column("units", "text", "Units of squared errors in the joint loss: raw, or spread, each model's mean variance."),
+        Column(
+            "units", "text", "Units of squared errors in the joint loss: raw, or spread, each model's mean variance."
+        ),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
         Column("paired", "text", "By tokens, or by characters where tokenizers differ: where a token of both ends."),
@@ -337,9 +342,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     row["reading_seconds"] = round(clock[0], 3)
     return {
         "stitch_maps": [row],
-        "stitch_fits": [
-            {"method": name, "in_use": name == method} | fits[-1][1] for name, fits in curves.items()
-        ],
+        "stitch_fits": [{"method": name, "in_use": name == method} | fits[-1][1] for name, fits in curves.items()],
         "stitch_costs": [
             {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
             for name in ("joint", *config.descents)
@@ -502,30 +505,73 @@ def _figures(
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     from heredity.stitch.affine import all_layers
+    from heredity.stitch.fit import FEWEST, joint_flops, joint_gib, joint_rounds
 
-    config = study.config.stitch[item["stitch"]]
-    a, b, weights, gib = sizes(study, item["stitch"], shapes)
-    fitted = config.tokens * (2 * weights + 2 * (a * a + a * b + b * b))
+    name = item["stitch"]
+    config, (a, b, gib) = study.config.stitch[name], sizes(study, name, shapes)
+    ends, descents = passes_of(study, name, shapes), config.descents
+    front, whole = (sum(end[place] for end in ends.values()) for place in (0, 1))
+    read = config.tokens + config.held_out
+    flops = read * (front + 2 * (a * a + a * b + b * b))
+    # Across tokenizers no model goes on from the other's front.
+    flops += (2 if across(study, name) else 3) * config.evaluation * (front + whole)
+    kept = 8 * (a * a + a * b + b * b)
+    if not config.target_hook_point:
+        _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
+        flops += COMPARED * (whole + kept / 4)  # a product and a sum for each number of 8 bytes
+    if (rounds := joint_rounds(a, b)) >= FEWEST:
+        # In float64, at half the rate; fits on parts of the tokens stand beside descents alone.
+        flops += (6 if descents else 1) * 2 * joint_flops(min(rounds, _TYPICAL), a, b)
+        gib += joint_gib(a, b)
     # Trainings of half the epochs, a quarter and so on are as many again.
-    epochs = sum(adam.epochs for adam in config.descents.values())
-    descent = config.tokens * (2 * weights * len(config.descents) + 2 * epochs * 20 * a * b)
-    _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
-    compared = COMPARED * (4 * weights + kept / 4)  # a product and a sum for each number of 8 bytes
-    return Cost(config.tokens * (1 + 2 * epochs), compared + fitted + descent, gib + kept / 2**30)
+    epochs = sum(adam.epochs for adam in descents.values())
+    flops += config.tokens * (front * len(descents) + 2 * epochs * 20 * a * b)
+    return Cost(read + 2 * epochs * config.tokens, flops, gib + kept / 2**30, READING)
 
 
-def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, float]:
-    """Widths of source and target; weights that a pass to the stitch multiplies in both; GiB of both models."""
+def stitch_notes(study: Study, name: str, shapes: Shapes) -> Iterable[str]:
+    """What to know of a stitch before it is made: what its tokenizers or widths leave out."""
+    from heredity.stitch.fit import FEWEST, joint_rounds
+
+    config, place = study.config.stitch[name], f"stitch {name}"
+    a, b, _ = sizes(study, name, shapes)
+    if across(study, name):
+        yield f"{place}: {_apart(config.source, config.target)}"
+    if joint_rounds(a, b) < FEWEST:
+        yield (
+            f"{place}: at widths of {a:,} and {b:,} the joint fit would end far from its minimum in the "
+            "operations that it may take; ridge stands in for it"
+        )
+
+
+def _apart(source: str, target: str) -> str:
+    return (
+        f"{source} and {target} have different tokenizers and are read at the characters where a token of both ends; "
+        "what needs the same tokens is left out: the back of one after the front of the other (up and down of "
+        "stitched_models), and single features across the stitch (feature_transfer)"
+    )
+
+
+def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float]:
+    """Widths of source and target, and GiB of both models, in float32."""
+    ends = study.config.stitch[name].source, study.config.stitch[name].target
+    a, b = map(shapes.d_model, ends)
+    return a, b, 4 * sum(map(shapes.parameters, ends)) / 2**30
+
+
+def passes_of(study: Study, name: str, shapes: Shapes) -> dict[str, tuple[float, float]]:
+    """FLOPs per token of source and target: of a pass to the stitch, and of one through the whole model."""
     config = study.config.stitch[name]
-    weights = shapes.front(config.source) + shapes.front(config.target)
-    return shapes.d_model(config.source), shapes.d_model(config.target), weights, 16 * weights / 2**30
+    points = {"source": config.source_hook_point or study.config.hook_point, "target": config.target_hook_point}
+    models = {end: getattr(config, end) for end in points}
+    return {end: (2 * shapes.front(models[end], at), 2 * shapes.whole(models[end])) for end, at in points.items()}
 
 
 def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int | None = None) -> Cost:
     """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
-    config, (_, b, weights, gib) = study.config.stitch[name], sizes(study, name, shapes)
-    tokens = passes * config.evaluation
-    return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
+    config, (_, b, gib) = study.config.stitch[name], sizes(study, name, shapes)
+    tokens, front = passes * config.evaluation, sum(end[0] for end in passes_of(study, name, shapes).values())
+    return Cost(tokens, tokens * (front / 2 + 2 * b * (d_sae or config.widths[0])), gib)
 
 
 def by_stitch(tables: Tables, table: str) -> Iterable[tuple[str, tuple[str, str], list[Mapping[str, Any]]]]:
@@ -541,9 +587,15 @@ def _say(tables: Tables) -> Iterable[Statement]:
         rise = {way["way"]: way["increase"] for way in rows_of(tables, "stitched_models", stitch=name)}
         text = (
             f"Affine maps explain {percent(fit['r2_up'])} of the variance of {target} from {source} and "
-            f"{percent(fit['r2_down'])} of that of {source} from {target}. With the front of {source} before the back "
-            f"of {target}, cross-entropy {_change(rise['up'])}; the other way round it {_change(rise['down'])}."
+            f"{percent(fit['r2_down'])} of that of {source} from {target}."
         )
+        if "up" in rise:
+            text += (
+                f" With the front of {source} before the back of {target}, cross-entropy {_change(rise['up'])}; the "
+                f"other way round it {_change(rise['down'])}."
+            )
+        else:
+            yield Statement(f"stitch {name}", "note", f"stitch {name}: {_apart(source, target)}")
         evidence = [
             f"{row['source_hook_point']} ({row['source_width']:,} wide) and {row['target_hook_point']} "
             f"({row['target_width']:,} wide)",
@@ -597,7 +649,7 @@ def _change(share: float | None) -> str:
 
 ANALYSIS = Analysis(
     kind="stitch",
-    version=3,
+    version=4,
     title="Stitches: affine maps between models",
     items=lambda study: ({"stitch": name} for name in study.config.stitch),
     settings=_settings,

@@ -231,9 +231,7 @@ def tokens_for(study: Study, model: str, corpora: Iterable[str]) -> dict[str, tu
 
 def _apart_items(study: Study) -> list[Item]:
     """Corpora as other tokenizers than the study's read them."""
-    return [
-        {"model": name, "corpus": corpus} for name in _readers(study)[1:] for corpus in study.config.corpus
-    ]
+    return [{"model": name, "corpus": corpus} for name in _readers(study)[1:] for corpus in study.config.corpus]
 
 
 def _readers(study: Study) -> list[str]:

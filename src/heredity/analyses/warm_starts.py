@@ -226,7 +226,7 @@ def _start(work: Work, settings: WarmStartSettings, stream: Stream) -> tuple[SAE
 
 WARM_START = Analysis(
     kind="warm_start",
-    version=2,
+    version=3,
     title="SAEs of the target from warm starts",
     items=_items,
     settings=_settings,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
 from heredity.lm.hooks import HookPointError, capture, replaced
-from heredity.lm.reading import plainly, reading_of, samples
+from heredity.lm.reading import reading_of, samples
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
@@ -121,9 +121,7 @@ def aligned_texts(
     met, seen = 0, np.zeros(2, np.int64)
     for start in range(0, len(texts), step):
         some = texts[start : start + step]
-        rows_a, rows_b = (
-            _rows(encoder, some, context_size, own) for encoder, own in zip(encoders, bare, strict=True)
-        )
+        rows_a, rows_b = (_rows(encoder, some, context_size, own) for encoder, own in zip(encoders, bare, strict=True))
         pairs = [common_ends(x, y) for (_, x), (_, y) in zip(rows_a, rows_b, strict=True)]
         # Cut only now: a character whose last token lies beyond the context has no end within it.
         pairs = [(i[kept], j[kept]) for i, j in pairs for kept in [(i < context_size) & (j < context_size)]]
