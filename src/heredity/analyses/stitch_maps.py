@@ -177,7 +177,9 @@ class StitchSettings(NamedTuple):
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
-    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "units", "adam")
+    return StitchSettings.of(
+        study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "units", "adam", "layers"
+    )
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -394,7 +396,8 @@ def _layers(
 ) -> tuple[list[dict[str, Any]], str, int]:
     """Similarity of all layers; the target's hook point, of highest SVCCA; and the tokens compared.
 
-    Where the study gives that hook point no layer is looked for: the two are compared on the tokens of the fit.
+    Where the study gives that hook point and asks for no others, there are no rows: the two are compared on the tokens
+    of the fit.
     """
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.affine import MomentStream, all_layers, similarity
@@ -410,14 +413,14 @@ def _layers(
         except HookPointError as error:
             raise StudyError(f"{settings.place}.{end}_hook_point: {error}") from None
         sides.append(points)
-    if given:
+    if given and not settings.config.layers:
         return [], given, 0
     widths = [model.config.get_text_config().hidden_size for model in models]
     if not all_layers(*widths, *map(len, sides))[0]:
         sides[0] = [first]
     stream = MomentStream().extend(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])]))
     svcca, cka = similarity(stream)
-    second = sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
+    second = given or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
     rows = [
         {
             "source_layer": a,
@@ -516,7 +519,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     # Across tokenizers no model goes on from the other's front.
     flops += (2 if across(study, name) else 3) * config.evaluation * (front + whole)
     kept = 8 * (a * a + a * b + b * b)
-    if not config.target_hook_point:
+    if config.layers or not config.target_hook_point:
         _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
         flops += COMPARED * (whole + kept / 4)  # a product and a sum for each number of 8 bytes
     if (rounds := joint_rounds(a, b)) >= FEWEST:

@@ -118,6 +118,9 @@ class StitchConfig(Config):
     default the study's `hook_point`."""
     target_hook_point: str | None = None
     """Where the target is read; default the layer's `hook_resid_pre` most similar to the source's by SVCCA."""
+    layers: bool = False
+    """Compare all layers of both models (SVCCA and CKA) though `target_hook_point` is given: a pass through both whole
+    models. Where it is not given, layers are compared to find it."""
     tokens: Positive = 1_000_000
     """Aligned tokens the maps are fitted to."""
     sae: str | None = None
