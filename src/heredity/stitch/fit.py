@@ -29,6 +29,7 @@ APART = 10.0  # times by which the models' mean variances may differ before the 
 ROUNDS, MOST, FEWEST = 500, 4e13, 30  # of the joint fit: rounds, FLOPs, and rounds below which ridge stands in for it
 RENEWED = 15  # rounds of the joint fit between two looks at its curvature
 _PAIRS, _KEPT = (5, 20), 1 << 30  # previous rounds that L-BFGS keeps, least and most; and bytes of them
+_SINGULAR = 1e-12  # least over largest eigenvalue of a covariance that rounding has left singular
 _EVALUATIONS = 1.1  # of the loss a round
 
 
@@ -81,10 +82,7 @@ def fit(
         down, ridge_b = _ridge(moments.swapped(), ridge, None if held_out is None else held_out.swapped())
         ridges = ridge_a, ridge_b
     if method == "joint":
-        aa, bb = (
-            square + share * np.trace(square) / len(square) * np.eye(len(square))
-            for square, share in zip((moments.aa, moments.bb), ridges, strict=True)
-        )
+        aa, bb = (_raised(*each, ridge is None) for each in zip((moments.aa, moments.bb), ridges, strict=True))
         up, down, losses, converged = minimize_joint(
             moments._replace(aa=aa, bb=bb), up, down, alpha, rounds=joint_rounds(d_a, d_b), units=sizes
         )
@@ -113,6 +111,13 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
         ridge = min(RIDGES, key=lambda share: map_quality(_affine(moments, weights(share)), held_out).mse)
     ridge = RIDGE if ridge is None else ridge
     return weights(ridge), ridge
+
+
+def _raised(square: np.ndarray, share: float, chosen: bool) -> np.ndarray:
+    """A covariance with its ridge; `RIDGE` at least, if it was chosen, where rounding has left it singular."""
+    unit, values = np.trace(square) / len(square) * np.eye(len(square)), np.linalg.eigvalsh(square)
+    share = max(share, RIDGE) if chosen and values[0] + share * values.mean() <= _SINGULAR * values[-1] else share
+    return square + share * unit
 
 
 def _affine(moments: Moments, weight: np.ndarray) -> Affine:
