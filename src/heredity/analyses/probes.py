@@ -245,8 +245,8 @@ def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
         return text_vectors(*end, tokenizer, some, settings.context_size, settings.precision)
 
     saes = sides.read_sae(work.inputs["source_sae"]), sides.read_sae(work.inputs["native_sae"])
-    read = (partial(vectors, *end) for end in zip((sides.source, sides.target), sides.tokenizers, strict=True))
-    return views(texts, *read, saes, sides.stitch.down)
+    read = [partial(vectors, *end) for end in zip((sides.source, sides.target), sides.tokenizers, strict=True)]
+    return views(texts, read[0], read[1], saes, sides.stitch.down)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -144,7 +144,7 @@ def block_texts(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[
     for block in blocks:
         runs = np.split(block, np.flatnonzero(np.isin(block, special)))
         texts += tokenizer.batch_decode(
-            [run for run in runs if len(run)], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            [run.tolist() for run in runs if len(run)], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
     return sorted((text for text in texts if text.strip()), key=len)
 

@@ -116,7 +116,8 @@ def _ridge(moments: Moments, ridge: float | None, held_out: Moments | None) -> t
 def _raised(square: np.ndarray, share: float, chosen: bool) -> np.ndarray:
     """A covariance with its ridge; `RIDGE` at least, if it was chosen, where rounding has left it singular."""
     unit, values = np.trace(square) / len(square) * np.eye(len(square)), np.linalg.eigvalsh(square)
-    share = max(share, RIDGE) if chosen and values[0] + share * values.mean() <= _SINGULAR * values[-1] else share
+    if chosen and values[0] + share * values.mean() <= _SINGULAR * values[-1]:
+        share = max(share, RIDGE, -2 * values[0] / values.mean())
     return square + share * unit
 
 
@@ -200,14 +201,14 @@ class _Problem(NamedTuple):
         squares, (d_a, d_b) = (moments.aa, moments.bb), moments.ab.shape
         sizes = d_a * units[0], d_b * units[1]
         try:
-            roots = tuple(cholesky(square, lower=True) for square in squares)
+            roots = cholesky(moments.aa, lower=True), cholesky(moments.bb, lower=True)
         except np.linalg.LinAlgError:
             raise ValueError("a covariance is not positive definite; raise ridge, or take more tokens") from None
-        inverses = tuple(solve_triangular(root, np.eye(len(root)), lower=True) for root in roots)
-        targets = inverses[0] @ moments.ab, inverses[1] @ moments.ab.T
+        of_a, of_b = (solve_triangular(root, np.eye(len(root)), lower=True) for root in roots)
+        targets = of_a @ moments.ab, of_b @ moments.ab.T
         spreads = [np.trace(square) - np.sum(back**2) for square, back in zip(squares, targets[::-1], strict=True)]
         rest = float(sum(spread / size for spread, size in zip(spreads, sizes, strict=True)))
-        return _Problem(roots, inverses, targets, (np.eye(d_a), np.eye(d_b)), sizes, rest, alpha)
+        return _Problem(roots, (of_a, of_b), targets, (np.eye(d_a), np.eye(d_b)), sizes, rest, alpha)
 
     def raw(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The maps of X and Y."""
