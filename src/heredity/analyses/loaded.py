@@ -182,12 +182,13 @@ def _check_tokenizer(study: Study, name: str, source: Source, config: Any, share
     place, trusted = f"{study.name}: model.{name}.load", study.config.model[name].trust_remote_code
     try:
         own = load_tokenizer(tokenizer_place(source.folder / (source.gguf or "")), trust_remote_code=trusted)
-        if config is not None:
-            read_by = shared if reader(study, name) == study.starts[0] else own
-            check_rows(read_by, config.get_text_config().vocab_size, source.name)
+        alone = reader(study, name) != study.starts[0]
+        apart = None if alone else difference(shared, own)
+        if config is not None and not apart:
+            check_rows(own if alone else shared, config.get_text_config().vocab_size, source.name)
     except ValueError as error:
         raise StudyError(f"{place}: {error}") from None
-    if reader(study, name) == study.starts[0] and (apart := difference(shared, own)):
+    if apart:
         raise StudyError(f"{place}: {tokenizers_differ(source.name, study.starts[0], apart)}")
 
 
