@@ -37,6 +37,7 @@ def values(folder: Path, **pair: Any) -> dict[str, Any]:
     bare |= {"tokens": 6_000, "held_out": 2_000, "context_size": CONTEXT, "evaluation": 1_500, "adam": {"epochs": 0}}
     full = {
         "target_hook_point": TARGET_HOOK,
+        "layers": True,
         "tokens": 20_000,
         "arms": STARTS,
         "thresholds": [0.5, 0.9999],

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from heredity.engine.stage import Stage, run
+from heredity.engine.store import Store
+from heredity.kernels import processors as processors_of_this
 from heredity.kernels.processors import default_workers, free_processors, processors, share_processors
 
 VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -50,11 +54,30 @@ def test_processors_are_free_unless_busy_for_a_minute_and_now(machine, count, al
 
 
 @pytest.mark.parametrize(("running", "threads"), [(1, None), (3, "2")])
-def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machine, running, threads):
+def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machine, monkeypatch, running, threads):
     machine(4, 4, float(running), running)
+    monkeypatch.setattr(processors_of_this, "_shared", 0)
     share_processors()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert processors_of_this._shared == (4 if threads else 0)
+
+
+def test_a_run_begun_beside_others_takes_their_processors_when_they_have_gone(monkeypatch, tmp_path: Path):
+    """Stages of hours do not stay with the threads that the minute of the start left them, unless it is set by hand."""
+    before, found, free = torch.get_num_threads(), [], iter((1, 3, 2, 4))
+    stages = [Stage("k", str(i), {}, {}, lambda _: found.append(torch.get_num_threads())) for i in range(4)]
+    monkeypatch.setattr(processors_of_this, "free_processors", lambda: next(free))
+    monkeypatch.setattr(processors_of_this, "_shared", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        torch.set_num_threads(1)
+        run(stages[:3], Store(tmp_path))
+        monkeypatch.setattr(processors_of_this, "_shared", 0)
+        run(stages, Store(tmp_path))
+        assert found == [1, 3, 3, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_variables_that_are_set_stay(machine, monkeypatch: pytest.MonkeyPatch):

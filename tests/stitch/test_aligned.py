@@ -17,6 +17,7 @@ import tiny
 from heredity.lm.evaluate import evaluate
 from heredity.lm.hooks import HookPointError, capture, replaced
 from heredity.lm.load import load_model, mistral_config, new_model
+from heredity.lm.reading import Reading, read_as
 from heredity.stitch.affine import Affine, MomentStream, similarity, stitch_quality
 from heredity.stitch.aligned import Points, aligned, aligned_texts, common_ends, stitched_loss, stitched_losses
 from heredity.stitch.fit import fit
@@ -104,12 +105,20 @@ def test_rows_are_aligned_where_both_tokenizers_have_read_the_same_letters(coars
         assert len(later) == len(ids)
 
 
-def test_one_tokenizer_twice_gives_what_aligned_gives(coarse, monkeypatch):
+@pytest.mark.parametrize("rules", [Reading(), Reading(prefix=0, skip=2, outliers=1.05)])
+def test_one_tokenizer_twice_gives_what_aligned_gives(coarse, monkeypatch, rules):
+    """By the same rules of reading: behind a prefix, without first positions and large vectors."""
     some = texts(7)
     blocks = np.array([coarse.encode(text, add_special_tokens=False)[:CONTEXT] for text in some])
     points = Points(model(len(coarse), D_A, 1), [EMBEDDING, LATER]), Points(model(len(coarse), D_B, 3), [LATER])
+    (everything,) = aligned(*points, blocks)
+    for side in points:
+        read_as(side.model, rules)
     (expected,) = aligned(*points, blocks)
+    assert len(expected[0][0]) == len(everything[0][0]) if rules == Reading() else (7 < len(expected[0][0]) < 7 * 22)
     (found,) = aligned_texts(points[0], coarse, points[1], coarse, some, CONTEXT)
+    if rules.outliers:  # a median is that of a forward pass
+        return
     monkeypatch.setattr("heredity.stitch.aligned.blocks_at_once", lambda _: 3)
     parts = list(aligned_texts(points[0], coarse, points[1], coarse, some, CONTEXT))
     assert len(parts) == 3
@@ -229,6 +238,9 @@ def test_four_ways_of_two_models():
     # Nothing of A is lost in the larger space; most of B is in the smaller one.
     assert found["source_round_trip"] == pytest.approx(found["source"], rel=1e-5)
     assert abs(found["target_round_trip"] - found["target"]) > 0.02
+    apart = stitched_losses(a, b, up, down, tokens()[:4], apart=(tokens()[4:], ()))
+    assert list(apart) == ["source", "target", "source_round_trip", "target_round_trip"]
+    assert apart["target"].ce_loss == pytest.approx(evaluate(b[0], tokens()[4:], precision="float32").ce_loss, rel=1e-6)
     assert found["up"] == stitched_loss(a, up, b, tokens()).ce_loss
     assert found["down"] == stitched_loss(b, down, a, tokens()).ce_loss
 

@@ -9,7 +9,17 @@ from scipy.optimize import minimize
 from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.stitch.affine import Affine, Moments, Stitch, stitch_quality
-from heredity.stitch.fit import adam_flops, batch_loss, block_batches, fit, fit_by_adam, minimize_joint
+from heredity.stitch.fit import (
+    FEWEST,
+    ROUNDS,
+    adam_flops,
+    batch_loss,
+    block_batches,
+    fit,
+    fit_by_adam,
+    joint_rounds,
+    minimize_joint,
+)
 from stitch.test_affine import moments_of, planted, tokens
 
 ALPHA = 0.8
@@ -53,6 +63,28 @@ def test_the_loss_only_falls_and_ends_where_autograd_sees_no_slope(rows):
     first = torch.autograd.grad(batch_loss(Stitch(Affine(*zero[:2]), Affine(*zero[2:])), *rows, ALPHA), zero)
     for slope, scale in zip(slopes, first, strict=True):
         assert float(slope.norm() / scale.norm()) < 1e-7
+
+
+def test_a_loose_tolerance_ends_near_the_minimum_and_wide_models_get_no_more_rounds_than_they_can_pay(rows):
+    moments = moments_of(rows)
+    loose, exact = (minimize_joint(moments, *start(moments), ALPHA, each)[2] for each in (1e-6, 1e-17))
+    assert len(loose) < len(exact) and exact[-1] <= loose[-1] <= exact[-1] * (1 + 1e-4)
+    assert joint_rounds(576, 640) == ROUNDS and 50 < joint_rounds(2304, 2304) < ROUNDS
+    assert joint_rounds(4096, 4096) < FEWEST
+
+
+def test_in_units_of_its_spread_a_strong_model_does_not_own_the_loss(rows):
+    """The loss of moments that are standardized; by itself only where spreads lie apart."""
+    a, b = rows
+    loud = moments_of((a, 100 * b))
+    found, raw = (fit(loud, "joint", ridge=0.0, units=units) for units in ("auto", "raw"))
+    scales = [np.sqrt(np.trace(square) / len(square)) for square in (loud.aa, loud.bb)]
+    even = fit(moments_of((a / scales[0], 100 * b / scales[1])), "joint", ridge=0.0)
+    weights = even.stitch.up.weight * scales[1] / scales[0], even.stitch.down.weight * scales[0] / scales[1]
+    for map_, weight in zip(found.stitch, weights, strict=True):
+        torch.testing.assert_close(map_.weight, weight.float(), rtol=1e-2, atol=1e-3 * float(weight.abs().max()))
+    r2 = [stitch_quality(each.stitch, loud).down.r2 for each in (found, raw)]
+    assert even.units == (1, 1) and raw.units == (1, 1) and r2[0] > r2[1] + 0.01
 
 
 def test_another_minimizer_from_another_start_finds_no_less(rows):

@@ -54,6 +54,7 @@ ANALYSES: tuple[Analysis, ...] = (
     text.CORPUS,
     text.TOKENIZER,
     text.TOKENS,
+    text.TOKENS_APART,
     model.MODEL,
     model.SWEEP,
     quality.ANALYSIS,

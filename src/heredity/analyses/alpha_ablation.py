@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from heredity.analyses.analysis import Analysis, Cost, Item, Results
 from heredity.analyses.sae_transfer import source_sae_need
-from heredity.analyses.stitch_maps import Sides, StitchSettings, held_moments, pass_cost, stitch_needs
+from heredity.analyses.stitch_maps import Sides, StitchSettings, held_moments, maps_of, pass_cost, stitch_needs
 from heredity.engine.stage import Work
 from heredity.study import Study
 from heredity.tables import Column, Plot, Table
@@ -40,31 +40,31 @@ _R2 = {"up": "up", "down": "down", "source_round_trip": "there_and_back", "targe
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
-    from heredity.lm.activations import activations
-    from heredity.sae.evaluate import quality, spliced_losses
-    from heredity.stitch.affine import Moments, stitch_quality
-    from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
+    from heredity.lm.activations import sampled
+    from heredity.lm.evaluate import evaluate
+    from heredity.sae.evaluate import quality, spliced_loss
+    from heredity.stitch.affine import Moments, Stitch, stitch_quality
+    from heredity.stitch.aligned import BACKS
     from heredity.stitch.fit import fit
     from heredity.stitch.transfer import transfer_sae
 
     config, sides = settings.config, Sides.of(work)
-    special, sae = list(sides.tokenizer.all_special_ids), sides.read_sae(work.inputs["sae"])
-    moments = Moments.load(work.inputs["stitch"] / "moments.safetensors")
-    points = (Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target))
-    read = partial(aligned, *points, masked=special, precision=settings.precision)
-    tuning, judging = held_moments(settings, work, read)
-    blocks, rows = settings.blocks(work, "validation", config.evaluation, 1), list[dict[str, Any]]()
+    sae, rows, made = sides.read_sae(work.inputs["sae"]), list[dict[str, Any]](), work.inputs["stitch"]
+    moments, fitted = Moments.load(made / "moments.safetensors"), maps_of(made)["alpha"]
+    tuning, judging = held_moments(settings, work, partial(sides.pairs, precision=settings.precision))
+    blocks, units = settings.blocks(work, "validation", config.evaluation, 1, "target"), config.units
+    clean = evaluate(sides.target[0], blocks, precision=settings.precision).ce_loss
     for done, alpha in enumerate(config.alphas, 1):
-        found = fit(moments, "joint", alpha, held_out=tuning).stitch
+        there = alpha == fitted and (made / "joint").is_dir()  # the stitch has made this fit already
+        found = Stitch.load(made / "joint") if there else fit(moments, "joint", alpha, None, tuning, units).stitch
         figures = stitch_quality(found, judging, alpha)
         stitch = found.to(sides.stitch.up.weight.device)
-        ways = stitched_losses(sides.source, sides.target, *stitch, blocks, special, settings.precision)
-        losses = {way: (ways[way].ce_loss, ways[back].ce_loss) for way, back in BACKS.items()}
+        ways = sides.losses(work, settings, stitch)
+        losses = {way: (ways[way].ce_loss, ways[back].ce_loss) for way, back in BACKS.items() if way in ways}
         r2 = {way: getattr(figures, name).r2 for way, name in _R2.items()}
         carried = transfer_sae(sae, *stitch)
-        clean, spliced, _ = spliced_losses(*sides.target, carried, blocks, settings.precision)
-        losses["sae"] = spliced, clean
-        r2["sae"] = quality(carried, activations(*sides.target, blocks, settings.precision)).explained_variance
+        losses["sae"] = spliced_loss(*sides.target, carried, blocks, settings.precision), clean
+        r2["sae"] = quality(carried, sampled(*sides.target, blocks, settings.precision)).explained_variance
         for way, (loss, whole) in losses.items():
             row = {"alpha": alpha, "way": way, "ce_loss": loss, "delta_loss": loss - whole, "r2": r2[way]}
             rows.append(row | {"increase": loss / whole - 1})
@@ -78,7 +78,7 @@ def _items(study: Study) -> Iterable[Item]:
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     # Of the seed of the maps, so that blocks are theirs.
-    return StitchSettings.of(study, item["stitch"], "stitch", "held_out", "evaluation", "alphas")
+    return StitchSettings.of(study, item["stitch"], "stitch", "held_out", "evaluation", "alphas", "units")
 
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
@@ -87,7 +87,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 
 ANALYSIS = Analysis(
     kind="alphas",
-    version=2,
+    version=3,
     title="Weight of the round trips",
     items=_items,
     settings=_settings,

@@ -233,19 +233,18 @@ def _texts(tokens: Mapping[str, Artifact], count: int, context: int, seed: int) 
             blocks = min(max(2, count // len(tokens) // context), sampler.blocks_per_pass)
             documents = np.repeat(sampler.documents(0, blocks), context) + (number << 32)
             parts.append(Text(sampler.take(0, blocks), documents, np.full(len(documents), name)))
-        texts.append(Text(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+        blocks, *others = zip(*parts, strict=True)
+        texts.append(Text(np.ma.concatenate(blocks), *(np.concatenate(column) for column in others)))
     return texts[0], texts[1]
 
 
 def _end(model: Any, hook_point: str, texts: Sequence[Text], precision: Precision) -> End:
-    from heredity.lm.activations import activations
-    from heredity.lm.reading import samples
+    from heredity.lm.activations import marked
 
     read: list[list[np.ndarray]] = []
     for text in texts:
         parts = []
-        for x in activations(model, hook_point, text.blocks, precision):
-            kept = samples(model, x, text.blocks.shape[1])
+        for x, kept in marked(model, hook_point, text.blocks, precision):
             parts.append((x.cpu().numpy(), np.ones(len(x), bool) if kept is None else kept.cpu().numpy()))
         read.append([np.concatenate(column) for column in zip(*parts, strict=True)])
     return End(read[0][0], read[1][0], read[0][1], read[1][1])
@@ -503,10 +502,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     edges = sum(parent in settings.parents for own in settings.parents.values() for parent in own)
     start = next(iter(settings.parents))
     points, weights = {one.hook_point for one in settings.followed.values()}, shapes.parameters(start)
-    d, read = (
-        max(shapes.width(start, point) for point in points),
-        2 * sum(shapes.passed(start, point) for point in points),
-    )
+    d, read = max(shapes.width(start, one) for one in points), 2 * sum(shapes.passed(start, one) for one in points)
     tokens = 2 * settings.tokens * (len(settings.parents) + settings.edit * edges)
     effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
     solved = len(points) * (4 * d**2 * tokens + (edges + 1) * 30 * d**3)

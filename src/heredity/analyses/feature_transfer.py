@@ -29,6 +29,7 @@ from heredity import format
 from heredity.analyses import functional_features, structural_features
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.functional_features import LEVELS, QUANTILES, quantiles
+from heredity.analyses.loaded import across
 from heredity.analyses.sae_transfer import source_sae_need
 from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, stitch_needs
 from heredity.engine.stage import Work
@@ -231,7 +232,11 @@ ANALYSIS = Analysis(
     kind="feature_transfer",
     version=2,
     title="Single features across a stitch",
-    items=lambda study: ({"stitch": name} for name, stitch in study.config.stitch.items() if stitch.features.tokens),
+    items=lambda study: (
+        {"stitch": name}
+        for name, stitch in study.config.stitch.items()
+        if stitch.features.tokens and not across(study, name)
+    ),
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "kept", "features"),
     needs=_needs,
     run=_run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,61 @@ def _check_derived(study: Study, name: str) -> None:
         raise StudyError(f"{study.name}: model.{name}.adapter: {error}") from None
 
 
+def reader(study: Study, name: str) -> str:
+    """The model whose tokenizer a model reads by: the study's first start, or, of a loaded model that is on no edge and
+    joined to others by stitches alone, the first with the same tokenizer, which may be the model itself.
+
+    A model or a tokenizer that does not lie here is taken for one of the first start's until it is loaded.
+    """
+    if name == study.starts[0] or name not in study.starts or name in study.followed:
+        return study.starts[0]
+    own = _tokenizer_place(study, name)
+    for other in study.starts[: study.starts.index(name)]:
+        place = _tokenizer_place(study, other)
+        if own is None or (place is None and _loads(study, other)) or (place and not _apart(place, own)):
+            return reader(study, other)
+    return name
+
+
+def across(study: Study, stitch: str) -> bool:
+    """Whether the tokenizers of a stitch's source and target differ."""
+    config = study.config.stitch[stitch]
+    return reader(study, config.source) != reader(study, config.target)
+
+
+def _loads(study: Study, start: str) -> str | None:
+    """What the tokenizer of a start is loaded from; None where it is trained here."""
+    given = study.config.tokenizer.load if start == study.starts[0] else None
+    return given or study.config.model[start].load
+
+
+def _tokenizer_place(study: Study, start: str) -> tuple[str, bool, int] | None:
+    """Where the tokenizer of a start lies, whether its code is run, and when its files changed; None for one that does
+    not lie here, and for one that is trained here."""
+    from heredity.lm.checkpoint import tokenizer_place
+
+    load, given = _loads(study, start), start == study.starts[0] and study.config.tokenizer.load
+    path = local_folder(study, "tokenizer.load" if given else f"model.{start}.load", load) if load else None
+    if path is None:
+        return None
+    place = Path(tokenizer_place(path))
+    files = [place, *place.glob("*")] if place.is_dir() else [place]
+    changed = max(file.stat().st_mtime_ns for file in files) if place.exists() else 0
+    return str(place), study.config.model[start].trust_remote_code, changed
+
+
+@lru_cache(maxsize=16)
+def _apart(one: tuple[str, bool, int], other: tuple[str, bool, int]) -> str | None:
+    """How two tokenizers differ; None where they do not, or one cannot be read, which is said where it is loaded."""
+    from heredity.text.tokens import load_tokenizer
+    from heredity.text.vocabularies import difference
+
+    try:
+        return difference(*(load_tokenizer(place, trust_remote_code=code) for place, code, _ in (one, other)))
+    except ValueError:
+        return None
+
+
 def base_source(source: Source) -> Source | None:
     """The model itself, or the base of an adapter where that lies here."""
     from heredity.lm.checkpoint import ADAPTER, base_of_adapter, located
@@ -185,19 +241,21 @@ def _check_tokenizer(study: Study, name: str, source: Source, config: Any, share
     place, trusted = f"{study.name}: model.{name}.load", study.config.model[name].trust_remote_code
     try:
         own = load_tokenizer(tokenizer_place(source.folder / (source.gguf or "")), trust_remote_code=trusted)
-        if config is not None:
-            check_rows(shared, config.get_text_config().vocab_size, source.name)
+        alone = reader(study, name) != study.starts[0]
+        apart = None if alone else difference(shared, own)
+        if config is not None and not apart:
+            check_rows(own if alone else shared, config.get_text_config().vocab_size, source.name)
     except ValueError as error:
         raise StudyError(f"{place}: {error}") from None
-    if apart := difference(shared, own):
+    if apart:
         raise StudyError(f"{place}: {tokenizers_differ(source.name, study.starts[0], apart)}")
 
 
 def tokenizers_differ(name: str, start: str, difference: str) -> str:
     """What to say of a model whose tokenizer is not the study's."""
     return (
-        f"the tokenizer of {name} is not that of model {start}; models of one study must read the same tokens: "
-        f"{difference}"
+        f"the tokenizer of {name} is not that of model {start}; models of one study must read the same tokens, unless "
+        f"stitches alone join them and both lie here: {difference}"
     )
 
 

@@ -20,6 +20,7 @@ from heredity.analyses.loaded import (
     content_digest,
     derived_file,
     model_folder,
+    reader,
     tokenizers_differ,
     weights_digest,
 )
@@ -172,7 +173,7 @@ def _settings(study: Study, item: Item) -> Training | Loading | Merging | Derivi
     name = item["model"]
     config, parents, place = study.config.model[name], study.parents[name], f"{study.name}: model.{name}"
     if config.load is not None:
-        folder, start, reading = model_folder(study, name), study.starts[0], study.config.reading
+        folder, start, reading = model_folder(study, name), reader(study, name), study.config.reading
         content = study.identity(f"model.{name}.load", lambda: content_digest(folder) if folder else None)
         repository = None if content else config.load
         which = repository, config.revision, config.trust_remote_code, content
@@ -221,7 +222,7 @@ def has_t(merge: MergeConfig) -> bool:
 def _needs(study: Study, item: Item) -> Needs:
     name = item["model"]
     config = study.config.model[name]
-    needs: Needs = {"tokenizer": tokenizer_need(study)}
+    needs: Needs = {"tokenizer": tokenizer_need(study, name)}
     if config.merge is not None:
         merge, base = config.merge, study.merge_base(name)
         needs["parent"] = models_needs(merge.parents)

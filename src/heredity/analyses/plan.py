@@ -118,10 +118,14 @@ class Shapes:
         k = self.study.config.sae.k if self.study.config.sae.activation in RANKED else 32
         return (tokens * k * 24 + 16 * d_in * d_in * self.study.config.sae.expansion) / 2**30
 
-    def front(self, model: str) -> float:
-        """Weights that a pass to a stitch multiplies: it is near the middle, and nothing runs beyond it."""
+    def whole(self, model: str) -> float:
+        """Weights that a pass through the model multiplies, its head included."""
         shape = self.shape(model)
-        return max(0.0, _parameters(shape) - 2.0 * shape.vocab_size * self.d_model(model)) / 2 if shape else 0.0
+        tied = getattr(shape, "tie_word_embeddings", False)
+        return _parameters(shape) - (0.0 if tied else self._head(model)) if shape else 0.0
+
+    def _head(self, model: str) -> float:
+        return float(self.shape(model).vocab_size * self.d_model(model)) if self.shape(model) else 0.0  # type: ignore[union-attr]
 
     def layers(self, model: str) -> int:
         """Number of blocks; 1 where it is unknown."""
@@ -355,6 +359,8 @@ def is_residual(hook_point: str) -> bool:
 
 def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name. Raises StudyError."""
+    from heredity.analyses.stitch_maps import stitch_notes
+
     study, rate = pipeline.study, measured_rate()
     shapes = check_shapes(study, check_inputs(study))
     stages = []
@@ -389,6 +395,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
             {"edge": edge.name, "common_trace": ", ".join(study.common_trace(edge))} for edge in study.edges
         ],
         "plan_stages": stages,
+        "notes": [note for name in study.config.stitch for note in stitch_notes(study, name, shapes)],
     }
 
 

@@ -241,11 +241,12 @@ def _views(work: Work, texts: Sequence[str], settings: ProbeSettings) -> Views:
 
     sides = Sides.of(work)
 
-    def vectors(end: tuple[Any, str], some: Sequence[str]) -> Any:
-        return text_vectors(*end, sides.tokenizer, some, settings.context_size, settings.precision)
+    def vectors(end: tuple[Any, str], tokenizer: Any, some: Sequence[str]) -> Any:
+        return text_vectors(*end, tokenizer, some, settings.context_size, settings.precision)
 
     saes = sides.read_sae(work.inputs["source_sae"]), sides.read_sae(work.inputs["native_sae"])
-    return views(texts, partial(vectors, sides.source), partial(vectors, sides.target), saes, sides.stitch.down)
+    read = [partial(vectors, *end) for end in zip((sides.source, sides.target), sides.tokenizers, strict=True)]
+    return views(texts, read[0], read[1], saes, sides.stitch.down)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

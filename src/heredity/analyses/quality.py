@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from heredity.analyses.analysis import Analysis, Aside, Item, Results
 from heredity.analyses.model import evaluation_cost, model_items, training_of
 from heredity.analyses.reading import load, on_device, packs, validation_blocks
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.text import tokens_for
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Precision, Study, StudyError
@@ -81,7 +81,10 @@ ANALYSIS = Analysis(
     title="Quality of the models",
     items=model_items,
     settings=_settings,
-    needs=lambda study, item: {"model": ("model", item), "tokens": tokens_needs(study.config.corpus)},
+    needs=lambda study, item: {
+        "model": ("model", item),
+        "tokens": tokens_for(study, item["model"], study.config.corpus),
+    },
     run=_run,
     tables=(ACCURACY,),
     cost=lambda study, item, shapes: evaluation_cost(len(study.config.corpus), study, item, shapes),

@@ -35,8 +35,17 @@ from heredity.analyses.analysis import (
 )
 from heredity.analyses.reading import load, state_of
 from heredity.analyses.sae import SAESettings, train_on_models, trained_on, without_effect
-from heredity.analyses.stitch_maps import Sides, StitchSettings, by_stitch, pass_cost, percent, sizes, stitch_needs
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.stitch_maps import (
+    READING,
+    Sides,
+    StitchSettings,
+    by_stitch,
+    passes_of,
+    percent,
+    sizes,
+    stitch_needs,
+)
+from heredity.analyses.text import tokens_for
 from heredity.engine.stage import Work
 from heredity.papers import stitching_settings
 from heredity.study import SAEConfig, StitchConfig, Study, StudyError
@@ -142,7 +151,11 @@ def _source_settings(study: Study, item: Item) -> SAESettings | LoadedSAE:
 def _source_needs(study: Study, item: Item) -> Needs:
     stitch = study.config.stitch[item["stitch"]]
     needs: Needs = {"model": {stitch.source: ("model", {"model": stitch.source})}}
-    return needs if stitch.sae else needs | {"tokens": tokens_needs(study.stitch_corpora(item["stitch"]))}
+    return (
+        needs
+        if stitch.sae
+        else needs | {"tokens": tokens_for(study, stitch.source, study.stitch_corpora(item["stitch"]))}
+    )
 
 
 def _source_sae(work: Work, settings: SAESettings | LoadedSAE) -> Results:
@@ -211,19 +224,19 @@ def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
     """Cost of training an SAE of one end of a stitch; nothing for one that is loaded."""
     if end == "source" and study.config.stitch[item["stitch"]].sae:
         return Cost()
-    a, b, _, gib = sizes(study, item["stitch"], shapes)
-    d_in, weights = a if end == "source" else b, shapes.front(getattr(study.config.stitch[item["stitch"]], end))
+    a, b, gib = sizes(study, item["stitch"], shapes)
+    d_in, (front, _) = (a if end == "source" else b), passes_of(study, item["stitch"], shapes)[end]
     tokens, features = study.config.sae.tokens, item["d_sae"]
-    flops = tokens * (2 * d_in * features + 2 * weights)
+    flops = tokens * (2 * d_in * features + front)
     return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, 0.6 if end == "source" else 0.35)
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     import torch
 
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.metrics import ce_loss_recovered
-    from heredity.sae.evaluate import quality, spliced_losses
+    from heredity.sae.evaluate import bare_losses, quality, spliced_loss
     from heredity.sae.formats import write_sae
     from heredity.stitch.transfer import folding, same_selection
 
@@ -231,17 +244,19 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     ends, source = {"source": sides.source, "target": sides.target}, sides.read_sae(work.inputs["sae"])
 
     def read(end: str, blocks: np.ndarray) -> Iterable[Tensor]:
-        return activations(*ends[end], blocks, settings.precision)
+        return sampled(*ends[end], blocks, settings.precision)
 
-    blocks = settings.blocks(work, "train", CALIBRATING)
-    x, density = torch.cat(list(read("target", blocks))), quality(source, read("source", blocks)).density
+    blocks = {end: settings.blocks(work, "train", CALIBRATING, end=end) for end in ends}
+    x = torch.cat(list(read("target", blocks["target"])))
+    density = quality(source, read("source", blocks["source"])).density
     saes, left_out = variants(source, sides.stitch, x, density, work.inputs["stitch"] / "procrustes")
-    held = settings.blocks(work, "validation", config.evaluation, 1)
+    held = {end: settings.blocks(work, "validation", config.evaluation, 1, end) for end in ends}
+    bare = {end: bare_losses(*ends[end], held[end], settings.precision) for end in ends}
     rows: list[dict[str, Any]] = []
     for done, (variant, sae) in enumerate({"source": source, **saes}.items(), 1):
         end = "source" if variant == "source" else "target"
-        own = quality(sae, read(end, held))
-        clean, spliced, zero = spliced_losses(*ends[end], sae, held, settings.precision)
+        own = quality(sae, read(end, held[end]))
+        (clean, zero), spliced = bare[end], spliced_loss(*ends[end], sae, held[end], settings.precision)
         row = {"variant": variant, "l0": own.l0, "dead_share": own.dead_share, "ce_clean": clean, "ce_spliced": spliced}
         row |= {"fvu": 1 - own.explained_variance, "explained_variance": own.explained_variance}
         recovered = ce_loss_recovered(clean, spliced, zero)
@@ -251,12 +266,25 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     metadata |= {"transferred_from": config.source, "transferred_hook_name": sides.source[1]}
     for variant in saes.keys() - {"unchanged"}:
         write_sae(saes[variant], work.folder / variant, metadata | {"variant": variant})
-    some, folded = torch.cat(list(read("target", held[: -(-_FOLDED // config.context_size)]))), saes["transferred"]
+    some, folded = (
+        torch.cat(list(read("target", held["target"][: -(-_FOLDED // config.context_size)]))),
+        saes["transferred"],
+    )
     error, other = folding(source, folded, sides.stitch, some)
-    check = {"tokens": held.size, "calibrated_on": len(x), "folding_error": error, "other_features": other}
+    check = {"tokens": held["target"].size, "calibrated_on": len(x), "folding_error": error, "other_features": other}
     check["same_selection"] = same_selection(folded, saes["normalized"], [some])
     reasons = [{"variant": variant, "left_out": reason} for variant, reason in left_out.items()]
     return {"sae_transfer": rows + reasons, "sae_folding": [check]}
+
+
+def _transfer_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
+    """Both models with and without an SAE, the target with five, and what these are refitted on."""
+    config, (a, b, gib) = study.config.stitch[item["stitch"]], sizes(study, item["stitch"], shapes)
+    source, target = passes_of(study, item["stitch"], shapes).values()
+    d_sae, held, refitted = item["d_sae"], config.evaluation, min(CALIBRATING, config.tokens)
+    encoded = 4 * d_sae * (refitted * 3 * b + held * (2 * a + 10 * b))  # as float32, most of it in columns
+    flops = held * (3 * source[1] + source[0] + 7 * target[1] + 5 * target[0]) + refitted * (source[0] + target[0])
+    return Cost(9 * held + 2 * refitted, flops + encoded + d_sae**3, gib + 4 * refitted * b / 2**30, READING)
 
 
 def variants(
@@ -326,13 +354,13 @@ SOURCE_SAE = Analysis(
 )
 ANALYSIS = Analysis(
     kind="sae_transfer",
-    version=1,
+    version=2,
     title="SAEs transferred without training",
     items=width_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "carried", "evaluation"),
     needs=lambda study, item: stitch_needs(study, item, sae=source_sae_need(item["stitch"], item["d_sae"])),
     run=_run,
     tables=(SAE_TRANSFER, SAE_FOLDING),
-    cost=lambda study, item, shapes: pass_cost(study, item["stitch"], shapes, 20, item["d_sae"]),
+    cost=_transfer_cost,
     say=_say,
 )

@@ -157,7 +157,7 @@ def _costs(stitch: Artifact, source: tuple[float, float, float], target: Mapping
     maps, fits = maps_of(stitch), read_rows(stitch, "stitch_fits")
     flops, seconds, vectors = source
     reading = maps["source_reading_flops"], maps["target_reading_flops"]
-    tokens = next(fit["tokens"] for fit in fits if fit["method"] == "joint")
+    tokens = next(fit["tokens"] for fit in fits if fit["method"] == "ridge")
     parts = {f"maps: {fit['method']}": (fit["flops"], fit["seconds"], fit["in_use"]) for fit in fits}
     parts["maps: reading"] = sum(reading) * tokens, maps["reading_seconds"], True
     parts["source SAE"] = flops, seconds, True

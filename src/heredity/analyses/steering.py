@@ -126,8 +126,8 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         classifier["reason"] = f"both models have read {', '.join(corpora)} only; a direction lies between two corpora"
         return results
     sides, total = Sides.of(work), 2 + 2 * len(corpora)
-    if config.chat and not sides.tokenizer.chat_template:
-        classifier["reason"] = "chat = true, but the tokenizer has no chat template"
+    if config.chat and not all(tokenizer.chat_template for tokenizer in sides.tokenizers):
+        classifier["reason"] = "chat = true, but a tokenizer has no chat template"
         return results
     frequencies = _frequencies(work)
     classify, accuracy, fitted, tested = _classifier(work, sides, config.max_tokens, seed)
@@ -141,6 +141,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         (settings.config.target, sides.target, sides.stitch.up),
     )
     for place, (name, (model, hook_point), arriving) in enumerate(both):
+        tokenizer = sides.tokenizers[place]
         for number, wanted in enumerate(corpora):
             own, others = (part.swapped() if place else part for part in moments[wanted])
             prompts = interleave([starts[corpus] for corpus in corpora if corpus != wanted])[: config.prompts]
@@ -149,7 +150,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             try:
                 arms = steering_arms(own, others, arriving, np.random.default_rng([seed, place, number]))
                 texts = {
-                    arm: generate(model, sides.tokenizer, prompts, hook_point, steering, **how)
+                    arm: generate(model, tokenizer, prompts, hook_point, steering, **how)
                     for arm, steering in arms.items()
                 }
                 right = {arm: int((classify(some) == number).sum()) for arm, some in texts.items()}
@@ -157,8 +158,8 @@ def _run(work: Work, settings: StitchSettings) -> Results:
             except ValueError as error:
                 raise StudyError(f"{settings.place}.steering: {name} to {wanted}: {error}") from error
             key = {"model": name, "wanted": wanted}
-            ids = sides.tokenizer(prompts[:_EXAMPLES], verbose=False)["input_ids"]
-            read = [sides.tokenizer.decode(row[: config.prompt_tokens]) for row in ids]
+            ids = tokenizer(prompts[:_EXAMPLES], verbose=False)["input_ids"]
+            read = [tokenizer.decode(row[: config.prompt_tokens]) for row in ids]
             for arm, steering in arms.items():
                 moved = 0.0 if steering is None else change(steering, others.mean_a, others.aa)
                 row = {**key, "arm": arm, "n": len(prompts), "change": moved, **shares[arm].columns("share")}
@@ -231,17 +232,13 @@ def _classifier(
 def _moments(work: Work, settings: StitchSettings, sides: Sides) -> dict[str, tuple[Moments, Moments]]:
     """Moments of the activations of both models on each corpus, and on all others."""
     from heredity.stitch.affine import MomentStream, pooled
-    from heredity.stitch.aligned import Points, aligned
     from heredity.text.tokens import BlockSampler, distinct_blocks
 
-    a, b = (Points(model, [hook_point]) for model, hook_point in (sides.source, sides.target))
     own: dict[str, Moments] = {}
     for corpus, pack in packs(work.inputs["tokens"], "train").items():
         sampler = BlockSampler({corpus: pack}, settings.config.context_size, settings.seed)
         blocks = distinct_blocks(sampler, settings.config.steering.vectors)
-        own[corpus] = (
-            MomentStream().extend(aligned(a, b, blocks, sides.tokenizer.all_special_ids, settings.precision)).pair()
-        )
+        own[corpus] = MomentStream().extend(sides.pairs(blocks, settings.precision)).pair()
     return {name: (each, pooled([own[other] for other in own if other != name])) for name, each in own.items()}
 
 

@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.loaded import across
 from heredity.analyses.plan import check_method
 from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
-from heredity.analyses.text import tokenizer_need, tokens_needs
+from heredity.analyses.text import tokenizer_need, tokens_for
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import AdamConfig, Precision, StitchConfig, Study, StudyError
@@ -39,11 +40,16 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
+    from heredity.lm.evaluate import Quality
     from heredity.sae.model import SAE
     from heredity.stitch.affine import Moments, Pairs, Stitch
+    from heredity.stitch.aligned import Points
 
 COMPARED = 50_000
 """Tokens on which layers are compared."""
+READING = 0.55
+"""Share of the measured matrix rate at which models are read on two cores."""
+_TYPICAL = 60  # rounds of the joint fit
 _KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
 STITCH_MAPS = Table(
@@ -60,8 +66,12 @@ STITCH_MAPS = Table(
         Column("corpora", "text", "Corpora that both models have read."),
         Column("method", "text", "Fit in use: joint, ridge, procrustes, published or descent."),
         Column("alpha", "number", "Weight of the round trips in the joint loss."),
+        Column(
+            "units", "text", "Units of squared errors in the joint loss: raw, or spread, each model's mean variance."
+        ),
         Column("held_out", "count", "Held-out tokens on which the fits are judged."),
         Column("compared", "count", "Tokens on which layers are compared."),
+        Column("paired", "text", "By tokens, or by characters where tokenizers differ: where a token of both ends."),
         Column("source_reading_flops", "flops", "FLOPs per token of products with weights before the hook point of A."),
         Column("target_reading_flops", "flops", "The same of B."),
         Column("reading_seconds", "seconds", "Wall time of these passes over the tokens of the fits."),
@@ -156,23 +166,33 @@ class StitchSettings(NamedTuple):
         read = study.site, study.stitch_corpora(name), study.config.precision
         return StitchSettings(config, *read, seed_of(study, seed, name), place)
 
-    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0) -> np.ndarray:
-        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats."""
+    def blocks(self, work: Work, split: str, tokens: int, draw: int = 0, end: str = "source") -> np.ndarray:
+        """Token blocks int64 [n, context] of the common corpora in equal parts, without repeats, as one end reads."""
         from heredity.text.tokens import distinct_blocks
 
-        sampler = sampler_of(work.inputs["tokens"], split, self.config.context_size, self.seed + draw)
+        role = "target_tokens" if end == "target" and "target_tokens" in work.inputs else "tokens"
+        sampler = sampler_of(work.inputs[role], split, self.config.context_size, self.seed + draw)
         return distinct_blocks(sampler, tokens)
 
 
 def _settings(study: Study, item: Item) -> StitchSettings:
     points, amounts = ("source_hook_point", "target_hook_point"), ("tokens", "held_out", "evaluation")
-    return StitchSettings.of(study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "adam")
+    return StitchSettings.of(
+        study, item["stitch"], "stitch", *points, *amounts, "method", "alpha", "units", "adam", "layers"
+    )
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    config, tokens = study.config.stitch[item["stitch"]], tokens_needs(study.stitch_corpora(item["stitch"]))
-    models: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
-    return models | {"tokenizer": tokenizer_need(study), "tokens": tokens}
+    config, corpora = study.config.stitch[item["stitch"]], study.stitch_corpora(item["stitch"])
+    needs: Needs = {"source": ("model", {"model": config.source}), "target": ("model", {"model": config.target})}
+    needs |= {
+        "tokenizer": tokenizer_need(study, config.source),
+        "tokens": tokens_for(study, config.source, corpora),
+    }
+    if across(study, item["stitch"]):
+        needs["target_tokenizer"] = tokenizer_need(study, config.target)
+        needs["target_tokens"] = tokens_for(study, config.target, corpora)
+    return needs
 
 
 def stitch_needs(study: Study, item: Item, corpora: Iterable[str] = (), **others: Any) -> Needs:
@@ -188,7 +208,8 @@ class Sides(NamedTuple):
     source: tuple[Any, str]
     target: tuple[Any, str]
     stitch: Stitch
-    tokenizer: Any
+    tokenizers: tuple[Any, Any]
+    """Of source and target: one and the same, unless they differ."""
 
     @staticmethod
     def of(work: Work) -> Sides:
@@ -198,13 +219,58 @@ class Sides(NamedTuple):
         folder, maps = work.inputs["stitch"], maps_of(work.inputs["stitch"])
         source, target = ((on_device(load(work.inputs[e])), maps[f"{e}_hook_point"]) for e in ("source", "target"))
         stitch = Stitch.load(folder / maps["method"]).to(next(target[0].parameters()).device)
-        return Sides(source, target, stitch, tokenizer_of(work.inputs["tokenizer"]))
+        return Sides(source, target, stitch, tokenizers_of(work))
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the source."""
+        return self.tokenizers[0]
+
+    def pairs(self, blocks: np.ndarray, precision: Precision) -> Pairs:
+        """Aligned activations at both hook points on token blocks of the source."""
+        from heredity.stitch.aligned import Points
+
+        source, target = (Points(model, [hook_point]) for model, hook_point in (self.source, self.target))
+        return paired(source, target, self.tokenizers, blocks, precision)
+
+    def losses(self, work: Work, settings: StitchSettings, stitch: Stitch) -> dict[str, Quality]:
+        """Both models and the ways through some maps, on held-out tokens; without `up` and `down` across tokenizers."""
+        from heredity.stitch.aligned import stitched_losses
+
+        first, second = self.tokenizers
+        blocks = settings.blocks(work, "validation", settings.config.evaluation, 1)
+        apart = None
+        if second is not first:
+            theirs = settings.blocks(work, "validation", settings.config.evaluation, 1, "target")
+            apart = theirs, list(second.all_special_ids)
+        special = list(first.all_special_ids)
+        return stitched_losses(self.source, self.target, *stitch, blocks, special, settings.precision, apart)
 
     def read_sae(self, artifact: Artifact) -> SAE:
         """The SAE of an artifact, on the device."""
         from heredity.sae.formats import read_sae
 
         return read_sae(artifact / "sae")[0].to(self.stitch.up.weight.device)
+
+
+def tokenizers_of(work: Work) -> tuple[Any, Any]:
+    """Tokenizers of the source and of the target, the same object unless they differ."""
+    first = tokenizer_of(work.inputs["tokenizer"])
+    return first, tokenizer_of(work.inputs["target_tokenizer"]) if "target_tokenizer" in work.inputs else first
+
+
+def paired(a: Points, b: Points, tokenizers: tuple[Any, Any], blocks: np.ndarray, precision: Precision) -> Pairs:
+    """Activations of both models at the same places of a text, given as token blocks of the source.
+
+    By the token; where tokenizers differ, at the characters where a token of both ends. The other tokenizer may need
+    more tokens for the text of a block, up to twice as many.
+    """
+    from heredity.stitch.aligned import aligned, aligned_texts, block_texts
+
+    first, second = tokenizers
+    if first is second:
+        return aligned(a, b, blocks, list(first.all_special_ids), precision)
+    return aligned_texts(a, first, b, second, block_texts(blocks, first), 2 * blocks.shape[1], precision)
 
 
 def maps_of(artifact: Artifact) -> dict[str, Any]:
@@ -219,22 +285,26 @@ def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.stitch.affine import nested_moments
-    from heredity.stitch.aligned import BACKS, Points, aligned, stitched_losses
+    from heredity.stitch.aligned import BACKS, Points
+    from heredity.stitch.fit import FEWEST, joint_rounds, units_of
 
     config, first = settings.config, settings.source_hook_point
     models = on_device(load(work.inputs["source"])), on_device(load(work.inputs["target"]))
-    special = list(tokenizer_of(work.inputs["tokenizer"]).all_special_ids)
+    tokenizers = tokenizers_of(work)
 
     def read(a: list[str], b: list[str], some: np.ndarray) -> Pairs:
-        return aligned(Points(models[0], a), Points(models[1], b), some, special, settings.precision)
+        return paired(Points(models[0], a), Points(models[1], b), tokenizers, some, settings.precision)
 
     blocks = settings.blocks(work, "train", config.tokens)
     layers, second, compared = _layers(settings, models, read, blocks)
     pairs, clock = partial(read, [first], [second]), [0.0]
     work.progress(1, 5)
     start = time.monotonic()
-    parts = nested_moments(lambda some: _timed(pairs(some), clock), blocks)
+    # Fits on parts of the tokens are what loss by cost is told of, beside descents.
+    parts = nested_moments(lambda some: _timed(pairs(some), clock), blocks, 5 if config.descents else 0)
     moments = parts[-1]
+    if not layers:
+        layers, compared = [_likeness(moments) | {"source_layer": first, "target_layer": second}], moments.tokens
     widths = len(moments.mean_a), len(moments.mean_b)
     if moments.tokens <= sum(widths):
         raise StudyError(
@@ -246,35 +316,39 @@ def _run(work: Work, settings: StitchSettings) -> Results:
     work.progress(2, 5)
     held = held_moments(settings, work, pairs)
     moments.save(work.folder / "moments.safetensors")
-    fitted = partial(_fitted, config, held=held, shared=shared)
-    curves = {"ridge": [fitted(moments, "ridge")], "joint": [fitted(part, "joint") for part in parts]}
+    fitted, units = partial(_fitted, config, held=held, shared=shared), units_of(moments, config.units)
+    curves, method = {"ridge": [fitted(moments, "ridge")]}, config.method
+    if joint_rounds(*widths) >= FEWEST:
+        curves["joint"] = [fitted(part, "joint") for part in parts]
+    elif method == "joint":
+        method = "ridge"
     if widths[0] <= widths[1]:
         curves["procrustes"] = [fitted(moments, "procrustes")]
     work.progress(3, 5)
     for name, adam in config.descents.items():
-        curves[name] = _by_adam(adam, config.alpha, pairs, blocks, held[1], settings.seed)
+        curves[name] = _by_adam(adam, config.alpha, pairs, blocks, held[1], units, settings.seed)
     for name, fits in curves.items():
         fits[-1][0].save(work.folder / name)
     work.progress(4, 5)
-    stitch = curves[config.method][-1][0].to(next(models[1].parameters()).device)
-    judged = settings.blocks(work, "validation", config.evaluation, 1)
+    stitch = curves[method][-1][0].to(next(models[1].parameters()).device)
     source, target = zip(models, (first, second), strict=True)
-    ways = stitched_losses(source, target, *stitch, judged, special, settings.precision)
+    ways = Sides(source, target, stitch, tokenizers).losses(work, settings, stitch)
     backs = {way: ways[back].ce_loss for way, back in BACKS.items()}
-    row = {name: getattr(config, name) for name in ("source", "target", "method", "alpha")}
+    row = {"source": config.source, "target": config.target, "method": method, "alpha": config.alpha}
+    row["units"] = "raw" if units == (1.0, 1.0) else "spread"
     row |= {"source_hook_point": first, "target_hook_point": second, "corpora": ", ".join(settings.corpora)}
     row |= {"source_width": widths[0], "target_width": widths[1], "held_out": held[1].tokens, "compared": compared}
+    row["paired"] = "tokens" if tokenizers[0] is tokenizers[1] else "characters"
     for end, place in (("source", source), ("target", target)):
         row[f"{end}_reading_flops"] = _reading_flops(*place, blocks[:1])
     row["reading_seconds"] = round(clock[0], 3)
     return {
         "stitch_maps": [row],
-        "stitch_fits": [
-            {"method": name, "in_use": name == config.method} | fits[-1][1] for name, fits in curves.items()
-        ],
+        "stitch_fits": [{"method": name, "in_use": name == method} | fits[-1][1] for name, fits in curves.items()],
         "stitch_costs": [
             {"method": name} | {key: row[key] for key in ("tokens", "flops", "loss")}
             for name in ("joint", *config.descents)
+            if name in curves
             for _, row in curves[name]
         ],
         "stitch_layers": layers,
@@ -320,13 +394,17 @@ def _reading_flops(model: Any, hook_point: str, block: np.ndarray) -> float:
 def _layers(
     settings: StitchSettings, models: tuple[Any, Any], read: Callable[..., Pairs], blocks: np.ndarray
 ) -> tuple[list[dict[str, Any]], str, int]:
-    """Similarity of all layers; the target's hook point, given or of highest SVCCA; and the tokens compared."""
+    """Similarity of all layers; the target's hook point, of highest SVCCA; and the tokens compared.
+
+    Where the study gives that hook point and asks for no others, there are no rows: the two are compared on the tokens
+    of the fit.
+    """
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.stitch.affine import MomentStream, all_layers, similarity
 
-    first, second = settings.source_hook_point, settings.config.target_hook_point
+    first, given = settings.source_hook_point, settings.config.target_hook_point
     sides: list[list[str]] = []
-    for end, point, model in zip(("source", "target"), (first, second), models, strict=True):
+    for end, point, model in zip(("source", "target"), (first, given), models, strict=True):
         points = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.config.get_text_config().num_hidden_layers)]
         if point is not None and point not in points:
             points.append(point)
@@ -335,12 +413,14 @@ def _layers(
         except HookPointError as error:
             raise StudyError(f"{settings.place}.{end}_hook_point: {error}") from None
         sides.append(points)
+    if given and not settings.config.layers:
+        return [], given, 0
     widths = [model.config.get_text_config().hidden_size for model in models]
     if not all_layers(*widths, *map(len, sides))[0]:
         sides[0] = [first]
     stream = MomentStream().extend(read(*sides, blocks[: max(1, COMPARED // blocks.shape[1])]))
     svcca, cka = similarity(stream)
-    second = second or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
+    second = given or sides[1][int(np.argmax(np.nan_to_num(svcca[sides[0].index(first)])))]
     rows = [
         {
             "source_layer": a,
@@ -355,6 +435,14 @@ def _layers(
     return rows, second, stream.tokens
 
 
+def _likeness(moments: Moments) -> dict[str, Any]:
+    """Columns of `stitch_layers` for the two layers that are joined."""
+    from heredity.stitch.affine import likeness
+
+    svcca, cka = likeness(moments)
+    return {"svcca": svcca, "cka": cka, "chosen": True}
+
+
 def _fitted(
     config: StitchConfig, moments: Moments, method: Any, held: Sequence[Moments], shared: float
 ) -> tuple[Stitch, dict[str, Any]]:
@@ -366,11 +454,11 @@ def _fitted(
     from heredity.stitch.fit import fit, joint_flops
 
     start, widths = time.monotonic() - shared, moments.ab.shape
-    fitted = fit(moments, method, config.alpha, held_out=held[0])
+    fitted = fit(moments, method, config.alpha, held_out=held[0], units=config.units)
     flops = moment_flops(moments.tokens, *widths)
     if method == "joint":
         flops += joint_flops(len(fitted.losses) - 1, *widths)
-    row = _figures(fitted.stitch, held[1], config.alpha, moments.tokens, flops, start)
+    row = _figures(fitted.stitch, held[1], config.alpha, fitted.units, moments.tokens, flops, start)
     return fitted.stitch, row | {"converged": fitted.converged if method == "joint" else None}
 
 
@@ -380,6 +468,7 @@ def _by_adam(
     pairs: Callable[[np.ndarray], Pairs],
     blocks: np.ndarray,
     held_out: Moments,
+    units: tuple[float, float],
     seed: int,
 ) -> list[tuple[Stitch, dict[str, Any]]]:
     """A descent on the same tokens, and its figures: whole trainings of fewer epochs up to all."""
@@ -392,18 +481,24 @@ def _by_adam(
         start, epochs = time.monotonic(), adam.epochs >> halvings
         stitch, _, tokens = fit_by_adam(batch, max(1, len(blocks) // each), epochs, alpha, adam.lr, seed)
         flops, stitch = adam_flops(tokens, *held_out.ab.shape), stitch.to("cpu")
-        row = _figures(stitch, held_out, alpha, tokens, flops, start)
+        row = _figures(stitch, held_out, alpha, units, tokens, flops, start)
         fits.append((stitch, row | adam.model_dump() | {"epochs": epochs}))
     return fits
 
 
 def _figures(
-    stitch: Stitch, held_out: Moments, alpha: float, tokens: int, flops: float, start: float
+    stitch: Stitch,
+    held_out: Moments,
+    alpha: float,
+    units: tuple[float, float],
+    tokens: int,
+    flops: float,
+    start: float,
 ) -> dict[str, Any]:
     """A row of `stitch_fits`, of a fit begun at `start`."""
     from heredity.stitch.affine import stitch_quality
 
-    seconds, quality = round(time.monotonic() - start, 2), stitch_quality(stitch, held_out, alpha)
+    seconds, quality = round(time.monotonic() - start, 2), stitch_quality(stitch, held_out, alpha, units)
     row: dict[str, Any] = {"loss": quality.loss, "tokens": tokens, "flops": flops, "seconds": seconds}
     row |= {f"r2_{way}": getattr(quality, way).r2 for way in ("up", "down", "there_and_back", "back_and_there")}
     for name in ("condition", "effective_rank"):
@@ -413,30 +508,76 @@ def _figures(
 
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     from heredity.stitch.affine import all_layers
+    from heredity.stitch.fit import FEWEST, joint_flops, joint_gib, joint_rounds
 
-    config = study.config.stitch[item["stitch"]]
-    a, b, weights, gib = sizes(study, item["stitch"], shapes)
-    fitted = config.tokens * (2 * weights + 2 * (a * a + a * b + b * b))
+    name = item["stitch"]
+    config, (a, b, gib) = study.config.stitch[name], sizes(study, name, shapes)
+    ends, descents = passes_of(study, name, shapes), config.descents
+    front, whole = (sum(end[place] for end in ends.values()) for place in (0, 1))
+    read = config.tokens + config.held_out
+    flops = read * (front + 2 * (a * a + a * b + b * b))
+    # Across tokenizers no model goes on from the other's front.
+    flops += (2 if across(study, name) else 3) * config.evaluation * (front + whole)
+    kept = 8 * (a * a + a * b + b * b)
+    if config.layers or not config.target_hook_point:
+        _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
+        flops += COMPARED * (whole + kept / 4)  # a product and a sum for each number of 8 bytes
+    if (rounds := joint_rounds(a, b)) >= FEWEST:
+        # In float64, at half the rate; fits on parts of the tokens stand beside descents alone.
+        flops += (6 if descents else 1) * 2 * joint_flops(min(rounds, _TYPICAL), a, b)
+        gib += joint_gib(a, b)
     # Trainings of half the epochs, a quarter and so on are as many again.
-    epochs = sum(adam.epochs for adam in config.descents.values())
-    descent = config.tokens * (2 * weights * len(config.descents) + 2 * epochs * 20 * a * b)
-    _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
-    compared = COMPARED * (4 * weights + kept / 4)  # a product and a sum for each number of 8 bytes
-    return Cost(config.tokens * (1 + 2 * epochs), compared + fitted + descent, gib + kept / 2**30)
+    epochs = sum(adam.epochs for adam in descents.values())
+    flops += config.tokens * (front * len(descents) + 2 * epochs * 20 * a * b)
+    return Cost(read + 2 * epochs * config.tokens, flops, gib + kept / 2**30, READING)
 
 
-def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float, float]:
-    """Widths of source and target; weights that a pass to the stitch multiplies in both; GiB of both models."""
+def stitch_notes(study: Study, name: str, shapes: Shapes) -> Iterable[str]:
+    """What to know of a stitch before it is made: what its tokenizers or widths leave out."""
+    from heredity.stitch.fit import FEWEST, joint_rounds
+
+    config, place = study.config.stitch[name], f"stitch {name}"
+    a, b, _ = sizes(study, name, shapes)
+    if across(study, name):
+        yield f"{place}: {_apart(config.source, config.target)}"
+    if joint_rounds(a, b) < FEWEST:
+        yield (
+            f"{place}: at widths of {a:,} and {b:,} the joint fit would end far from its minimum in the "
+            "operations that it may take; ridge stands in for it"
+        )
+
+
+def _apart(source: str, target: str) -> str:
+    return (
+        f"{source} and {target} have different tokenizers and are read at the characters where a token of both ends; "
+        "what needs the same tokens is left out: the back of one after the front of the other (up and down of "
+        "stitched_models), and single features across the stitch (feature_transfer)"
+    )
+
+
+def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float]:
+    """Widths of source and target, and GiB of both models, in float32."""
+    ends = study.config.stitch[name].source, study.config.stitch[name].target
+    a, b = map(shapes.d_model, ends)
+    return a, b, 4 * sum(map(shapes.parameters, ends)) / 2**30
+
+
+def passes_of(study: Study, name: str, shapes: Shapes) -> dict[str, tuple[float, float]]:
+    """FLOPs per token of source and target: of a pass to the stitch, and of one through the whole model."""
     config = study.config.stitch[name]
-    weights = shapes.front(config.source) + shapes.front(config.target)
-    return shapes.d_model(config.source), shapes.d_model(config.target), weights, 16 * weights / 2**30
+    points = {config.source: config.source_hook_point or study.site, config.target: config.target_hook_point}
+    each = []
+    for model, at in points.items():  # a layer that is yet to be found is taken to be in the middle
+        whole = shapes.whole(model)
+        each.append((2 * (shapes.passed(model, at) if at else whole / 2), 2 * whole))
+    return dict(zip(("source", "target"), each, strict=True))
 
 
 def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int | None = None) -> Cost:
     """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
-    config, (_, b, weights, gib) = study.config.stitch[name], sizes(study, name, shapes)
-    tokens = passes * config.evaluation
-    return Cost(tokens, tokens * (weights + 2 * b * (d_sae or config.widths[0])), gib)
+    config, (_, b, gib) = study.config.stitch[name], sizes(study, name, shapes)
+    tokens, front = passes * config.evaluation, sum(end[0] for end in passes_of(study, name, shapes).values())
+    return Cost(tokens, tokens * (front / 2 + 2 * b * (d_sae or config.widths[0])), gib)
 
 
 def by_stitch(tables: Tables, table: str) -> Iterable[tuple[str, tuple[str, str], list[Mapping[str, Any]]]]:
@@ -452,9 +593,15 @@ def _say(tables: Tables) -> Iterable[Statement]:
         rise = {way["way"]: way["increase"] for way in rows_of(tables, "stitched_models", stitch=name)}
         text = (
             f"Affine maps explain {percent(fit['r2_up'])} of the variance of {target} from {source} and "
-            f"{percent(fit['r2_down'])} of that of {source} from {target}. With the front of {source} before the back "
-            f"of {target}, cross-entropy {_change(rise['up'])}; the other way round it {_change(rise['down'])}."
+            f"{percent(fit['r2_down'])} of that of {source} from {target}."
         )
+        if "up" in rise:
+            text += (
+                f" With the front of {source} before the back of {target}, cross-entropy {_change(rise['up'])}; the "
+                f"other way round it {_change(rise['down'])}."
+            )
+        else:
+            yield Statement(f"stitch {name}", "note", f"stitch {name}: {_apart(source, target)}")
         evidence = [
             f"{row['source_hook_point']} ({row['source_width']:,} wide) and {row['target_hook_point']} "
             f"({row['target_width']:,} wide)",
@@ -508,7 +655,7 @@ def _change(share: float | None) -> str:
 
 ANALYSIS = Analysis(
     kind="stitch",
-    version=3,
+    version=4,
     title="Stitches: affine maps between models",
     items=lambda study: ({"stitch": name} for name in study.config.stitch),
     settings=_settings,

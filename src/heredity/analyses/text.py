@@ -1,4 +1,4 @@
-"""Corpora, the tokenizer that all models of a study share, and packed tokens.
+"""Corpora, the tokenizer that the models of a study share, those of stitched models with another, and packed tokens.
 
 Documents are deduplicated, split by the hash of their text, and packed into one row of tokens per split.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables
+from heredity.analyses.loaded import reader
 from heredity.analyses.reading import RECORD, tokenizer_of
 from heredity.engine.stage import Work
 from heredity.engine.store import write_json
@@ -50,6 +51,12 @@ TOKENS_TABLE = Table(
         Column("unknown", "text", "The tokenizer's token for what it does not know; null where it has none."),
         Column("unknown_share", "share", "Share of that token in both splits."),
     ),
+)
+TOKENS_APART_TABLE = Table(
+    "tokens_apart",
+    "Corpora as the tokenizers of stitched models read them, where these are others than the study's.",
+    ("model", "corpus"),
+    TOKENS_TABLE.columns,
 )
 
 
@@ -128,7 +135,8 @@ def _tokenizer_settings(study: Study, item: Item) -> TokenizerSettings:
     from heredity.analyses.loaded import local_folder
     from heredity.lm.checkpoint import tokenizer_place
 
-    start, given = study.config.model[item["model"]], study.config.tokenizer.load
+    start, first = study.config.model[item["model"]], item["model"] == study.starts[0]
+    given = study.config.tokenizer.load if first else None
     source = given or start.load
     if source is None:
         return TokenizerSettings(None, None, study.config.tokenizer.vocab_size, False, None, Aside(None))
@@ -201,7 +209,7 @@ def _write_tokens(work: Work, settings: TokensSettings) -> Results:
 
 
 def _say_tokens(tables: Tables) -> Iterable[Statement]:
-    for row in tables.get("tokens", ()):
+    for row in (*tables.get("tokens", ()), *tables.get("tokens_apart", ())):
         if row["unknown_share"] > FEW_UNKNOWN:
             said = unknown_note(f"corpus {row['corpus']}", row["unknown_share"], row["unknown"])
             yield Statement(row["corpus"], "note", said)
@@ -215,14 +223,31 @@ def unknown_note(about: str, share: float, unknown: str) -> str:
     )
 
 
-def tokenizer_need(study: Study) -> tuple[str, Item]:
-    """The tokenizer that all models of a study share."""
-    return ("tokenizer", {"model": study.starts[0]})
+def tokenizer_need(study: Study, model: str | None = None) -> tuple[str, Item]:
+    """The tokenizer that a model reads by; by default the one that all models on edges share."""
+    return ("tokenizer", {"model": reader(study, model) if model else study.starts[0]})
 
 
 def tokens_needs(corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
     """Packed tokens of some corpora, by name."""
     return {corpus: ("tokens", {"corpus": corpus}) for corpus in corpora}
+
+
+def tokens_for(study: Study, model: str, corpora: Iterable[str]) -> dict[str, tuple[str, Item]]:
+    """Packed tokens of some corpora, by name, as a model reads them."""
+    if (start := reader(study, model)) == study.starts[0]:
+        return tokens_needs(corpora)
+    return {corpus: ("tokens_apart", {"model": start, "corpus": corpus}) for corpus in corpora}
+
+
+def _apart_items(study: Study) -> list[Item]:
+    """Corpora as other tokenizers than the study's read them."""
+    return [{"model": name, "corpus": corpus} for name in _readers(study)[1:] for corpus in study.config.corpus]
+
+
+def _readers(study: Study) -> list[str]:
+    """Starts whose tokenizers are read by, the study's first."""
+    return list(dict.fromkeys(reader(study, name) for name in study.starts))
 
 
 CORPUS = Analysis(
@@ -240,7 +265,7 @@ TOKENIZER = Analysis(
     kind="tokenizer",
     version=1,
     title="Tokenizer",
-    items=lambda study: [{"model": study.starts[0]}],
+    items=lambda study: [{"model": name} for name in _readers(study)],
     settings=_tokenizer_settings,
     needs=_tokenizer_needs,
     run=_write_tokenizer,
@@ -255,4 +280,17 @@ TOKENS = Analysis(
     run=_write_tokens,
     tables=(TOKENS_TABLE,),
     say=_say_tokens,
+)
+TOKENS_APART = Analysis(
+    kind="tokens_apart",
+    version=1,
+    title="Tokens by the tokenizers of stitched models",
+    items=_apart_items,
+    settings=lambda study, item: TokensSettings(item["corpus"], study.config.corpus[item["corpus"]].roles),
+    needs=lambda study, item: {
+        "corpus": ("corpus", {"corpus": item["corpus"]}),
+        "tokenizer": ("tokenizer", {"model": item["model"]}),
+    },
+    run=lambda work, settings: {"tokens_apart": _write_tokens(work, settings)["tokens"]},
+    tables=(TOKENS_APART_TABLE,),
 )

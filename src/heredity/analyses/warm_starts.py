@@ -24,7 +24,7 @@ from heredity.analyses.reading import sampler_of, state_of
 from heredity.analyses.sae import SAESettings, Stream, activation_store, train_sae
 from heredity.analyses.sae_transfer import new_sae_config, source_sae_need, training_cost, width_items
 from heredity.analyses.stitch_maps import maps_of
-from heredity.analyses.text import tokens_needs
+from heredity.analyses.text import tokens_for
 from heredity.engine.stage import Work
 from heredity.study import Precision, SAEConfig, Study
 from heredity.study.stitch import Recipe
@@ -132,14 +132,14 @@ def _settings(study: Study, item: Item) -> WarmStartSettings:
 def _needs(study: Study, item: Item) -> Needs:
     name, target = item["stitch"], study.config.stitch[item["stitch"]].target
     needs: Needs = {"model": ("model", {"model": target}), "stitch": ("stitch", {"stitch": name})}
-    needs["tokens"] = tokens_needs(study.stitch_corpora(name))
+    needs["tokens"] = tokens_for(study, target, study.stitch_corpora(name))
     return needs if item["arm"] == "random" else needs | {"source": source_sae_need(name, item["d_sae"])}
 
 
 def _run(work: Work, settings: WarmStartSettings) -> Results:
     import torch
 
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.sae.evaluate import quality
     from heredity.sae.model import SAE
     from heredity.stitch.savings import Curve
@@ -154,7 +154,7 @@ def _run(work: Work, settings: WarmStartSettings) -> Results:
     store = activation_store(model, hook_point, train, config.batch_blocks, settings.seed, settings.precision)
     stream = Stream(store.batch, store.batch_size, -(-config.tokens // store.batch_size))
     blocks = distinct_blocks(sampler("validation", settings.held_out_seed), HELD_OUT)
-    held = torch.cat(list(activations(store.model, hook_point, blocks, settings.precision)))
+    held = torch.cat(list(sampled(store.model, hook_point, blocks, settings.precision)))
     sae, begun = _start(work, settings, stream)
     start = sae.W_dec.clone()
     spare = SAE(held.shape[1], settings.d_sae, config.activation, config.k).to(held.device)
@@ -226,7 +226,7 @@ def _start(work: Work, settings: WarmStartSettings, stream: Stream) -> tuple[SAE
 
 WARM_START = Analysis(
     kind="warm_start",
-    version=2,
+    version=3,
     title="SAEs of the target from warm starts",
     items=_items,
     settings=_settings,

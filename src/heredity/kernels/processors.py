@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_shared = 0  # threads that this process would have alone; 0 unless `share_processors` took fewer
 
 
 def processors() -> int:
@@ -37,13 +39,30 @@ def share_processors() -> None:
     """Leave processors to others: torch's threads sleep while they wait, and there is one per free core.
 
     For the start of a program: OpenMP reads the environment when torch loads it. Variables that are set stay.
+    `retake_processors` takes more when others have left.
     """
+    global _shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with GNU's and LLVM's OpenMP this means no spinning at all
     if (free := free_processors()) < processors() and "MKL_NUM_THREADS" not in os.environ:
         # Torch takes one thread per core, not one per hardware thread.
         siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-        cores = len({path.read_text() for path in siblings}) or free
-        os.environ.setdefault("OMP_NUM_THREADS", str(min(free, cores)))
+        cores = min(len({path.read_text() for path in siblings}) or processors(), processors())
+        if "OMP_NUM_THREADS" not in os.environ:
+            os.environ["OMP_NUM_THREADS"], _shared = str(min(free, cores)), cores
+
+
+def retake_processors() -> None:
+    """Take up processors that `share_processors` left to others and that are free by now; none are given back.
+
+    For the start of every longer piece of work: a run of hours would otherwise stay with the threads that the minute
+    of its start left it.
+    """
+    most = min(free_processors(), _shared)
+    if most <= int(os.environ.get("OMP_NUM_THREADS") or most):
+        return
+    os.environ["OMP_NUM_THREADS"] = str(most)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(most)
 
 
 def keep_large_buffers() -> bool:

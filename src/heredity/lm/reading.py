@@ -90,25 +90,26 @@ def lead(model: nn.Module, module: nn.Module) -> int:
     return int(module is not trunk and any(module is part for part in trunk.modules()))
 
 
-def samples(model: nn.Module, x: Tensor, blocks: np.ndarray) -> Tensor | None:
-    """Which of the vectors x [n · context, d] of token blocks [n, context] are samples, bool [n · context]; None where
-    all are.
+def samples(model: nn.Module, x: Tensor, rows: np.ndarray | Tensor) -> Tensor | None:
+    """Which of the vectors x [n, d] are samples, bool [n]; None where all are.
 
-    Masked tokens are none (see `BlockSampler.take`), nor is what the model's rules leave out. The median norm is over
-    the vectors given, which are those of one forward pass.
+    rows: token blocks [blocks, context], of which x has all positions, or the place of each vector in its own row,
+    int64 [n]. Masked tokens are no samples (see `BlockSampler.take`), nor is what the model's rules leave out. The
+    median norm is over the vectors given, which are those of one forward pass.
     """
     import numpy as np
     import torch
 
     _, skip, outliers = reading_of(model)
-    masked = np.ma.is_masked(blocks)
+    masked = not isinstance(rows, torch.Tensor) and np.ma.is_masked(rows)
     if not skip and not outliers and not masked:
         return None
     kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    if masked:
-        kept &= torch.from_numpy(~np.ma.getmaskarray(blocks).ravel()).to(x.device)
+    if not isinstance(rows, torch.Tensor) and masked:
+        kept &= torch.from_numpy(~np.ma.getmaskarray(rows).ravel()).to(x.device)
     if skip:
-        kept &= torch.arange(len(x), device=x.device) % blocks.shape[1] >= skip
+        places = rows if isinstance(rows, torch.Tensor) else torch.arange(len(x)) % rows.shape[1]
+        kept &= (places >= skip).to(x.device)
     if outliers:
         norms = x.float().norm(dim=1)
         kept &= norms <= outliers * norms.median()

@@ -80,6 +80,23 @@ def spliced_losses(
 
     In nats per token on token blocks [n, context]. The SAE works in float32 whatever the `precision` of the model.
     """
+    clean, zero = bare_losses(model, hook_point, blocks, precision)
+    return clean, spliced_loss(model, hook_point, sae, blocks, precision), zero
+
+
+def bare_losses(
+    model: nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
+) -> tuple[float, float]:
+    """The two of `spliced_losses` that no SAE enters: of the model unchanged, and with zeros."""
+    clean = evaluate(model, blocks, precision=precision).ce_loss
+    with replaced(model, hook_point, torch.zeros_like):
+        return clean, evaluate(model, blocks, precision=precision).ce_loss
+
+
+def spliced_loss(
+    model: nn.Module, hook_point: str, sae: SAE, blocks: np.ndarray, precision: Precision = "float32"
+) -> float:
+    """The one of `spliced_losses` with the SAE's reconstruction."""
 
     def reconstructed(x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -87,11 +104,8 @@ def spliced_losses(
             x_hat = torch.cat([sae.reconstruct(part) for part in flat.split(ROWS)])
         return x_hat.view(x.shape)
 
-    losses = [evaluate(model, blocks, precision=precision).ce_loss]
-    for replacement in (reconstructed, torch.zeros_like):
-        with replaced(model, hook_point, replacement):
-            losses.append(evaluate(model, blocks, precision=precision).ce_loss)
-    return losses[0], losses[1], losses[2]
+    with replaced(model, hook_point, reconstructed):
+        return evaluate(model, blocks, precision=precision).ce_loss
 
 
 def ce_loss_recovered(

@@ -105,6 +105,7 @@ def print_plan(plan: Row) -> None:
         f"{format.value('flops', plan['flops'])}, about {plan['memory_gib']:.1f} GiB at most, about "
         f"{format.duration(plan['seconds'])} here ({plan['rate'] / 1e9:.0f} GFLOP/s measured)"
     )
+    say(*(f"Note: {note}" for note in plan["notes"]))
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     left = [row for row in plan["plan_stages"] if not row["cached"]]
     if left and plan["memory_gib"] > here:

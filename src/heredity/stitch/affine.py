@@ -228,14 +228,21 @@ def similarity(stream: MomentStream, kept: float = 0.99) -> tuple[np.ndarray, np
     svcca, cka = np.full((2, len(of_a), len(of_b)), np.nan)
     for i in of_a:
         for j in of_b:
-            _, _, _, aa, ab, bb = stream.pair(i, j)
-            if left[i].shape[1] and right[j].shape[1]:
-                correlations = np.linalg.svd(left[i].T @ ab @ right[j], compute_uv=False)
-                svcca[i, j] = np.clip(correlations, 0, 1).mean()
-            norms = np.linalg.norm(aa) * np.linalg.norm(bb)
-            if norms > 0:
-                cka[i, j] = np.sum(ab**2) / norms
+            svcca[i, j], cka[i, j] = _likeness(stream.pair(i, j), left[i], right[j])
     return svcca, cka
+
+
+def likeness(moments: Moments, kept: float = 0.99) -> tuple[float, float]:
+    """SVCCA and linear CKA of the two points of some moments (see `similarity`)."""
+    return _likeness(moments, _whitener(moments.aa, kept), _whitener(moments.bb, kept))
+
+
+def _likeness(moments: Moments, left: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    svcca = cka = float("nan")
+    if left.shape[1] and right.shape[1]:
+        svcca = float(np.clip(np.linalg.svd(left.T @ moments.ab @ right, compute_uv=False), 0, 1).mean())
+    norms = np.linalg.norm(moments.aa) * np.linalg.norm(moments.bb)
+    return svcca, float(np.sum(moments.ab**2) / norms) if norms > 0 else cka
 
 
 def _whitener(square: np.ndarray, kept: float) -> np.ndarray:
@@ -273,13 +280,18 @@ class StitchQuality(NamedTuple):
     tokens: int  # tokens behind the moments
 
 
-def stitch_quality(stitch: Stitch, moments: Moments, alpha: float = 1.0) -> StitchQuality:
-    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token."""
+def stitch_quality(
+    stitch: Stitch, moments: Moments, alpha: float = 1.0, units: tuple[float, float] = (1.0, 1.0)
+) -> StitchQuality:
+    """Quality on the tokens of some moments; equal, up to rounding, to an evaluation token by token.
+
+    units: of squared errors in A and in B, in the joint loss.
+    """
     up, down = (Affine(*(part.double().cpu() for part in each)) for each in stitch)
     back = moments.swapped()
     ways = (up, moments), (down, back), (up.then(down), moments.alone()), (down.then(up), back.alone())
     there, here, round_a, round_b = (map_quality(*way) for way in ways)
-    loss = there.mse + here.mse + alpha * (round_a.mse + round_b.mse)
+    loss = (there.mse + alpha * round_b.mse) / units[1] + (here.mse + alpha * round_a.mse) / units[0]
     u, d = (np.linalg.svd(part.weight.numpy(), compute_uv=False) for part in (up, down))
     conditions = [float(values[0] / values[-1]) if values[-1] > 0 else float("inf") for values in (u, d)]
     ranks = [float(np.exp(entr(v / max(v.sum(), np.finfo(float).tiny)).sum())) for v in (u, d)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from heredity.lm.activations import blocks_at_once
 from heredity.lm.evaluate import Quality, arithmetic, chunk_rows
 from heredity.lm.hooks import capture, capture_all, replaced
-from heredity.lm.reading import plainly
+from heredity.lm.reading import reading_of, samples
 from heredity.stitch.affine import Affine
 from heredity.study import Precision
 
@@ -43,16 +43,28 @@ def aligned(
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models on the same token blocks [n, context], in chunks of one float32 [tokens, d] per point.
 
-    masked: ids of tokens left out of both. Each model runs no further than its last point; activations come on A's
-    device. Raises HookPointError for an unknown point or one that the forward pass never reaches.
+    masked: ids of tokens left out of both, as is what is no sample at some point of either (see `lm.reading`). Each
+    model runs no further than its last point; activations come on A's device. Raises HookPointError for an unknown
+    point or one that the forward pass never reaches.
     """
     device, step = next(a.model.parameters()).device, blocks_at_once(blocks.shape[1])
     for start in range(0, len(blocks), step):
         some = np.ascontiguousarray(blocks[start : start + step], np.int64)
+        of_a, of_b = ([x.flatten(0, 1).to(device) for x in _captured(side, some, precision)] for side in (a, b))
         kept = torch.from_numpy(~np.isin(some.ravel(), masked)).to(device)
-        sides = (_captured(points, some, precision) for points in (a, b))
-        of_a, of_b = ([x.to(device).flatten(0, 1)[kept] for x in side] for side in sides)
-        yield of_a, of_b
+        for side, vectors in ((a, of_a), (b, of_b)):
+            kept &= _samples(side, vectors, blocks[start : start + step])
+        yield [x[kept] for x in of_a], [x[kept] for x in of_b]
+
+
+def _samples(points: Points, vectors: Sequence[Tensor], rows: np.ndarray | Tensor) -> Tensor:
+    """Which positions are samples at all points of a model, bool [n]. vectors: [n, d] of each point; rows: as of
+    `lm.reading.samples`."""
+    kept = torch.ones(len(vectors[0]), dtype=torch.bool, device=vectors[0].device)
+    for x in vectors:
+        own = samples(points.model, x, rows)
+        kept &= kept if own is None else own
+    return kept
 
 
 def _captured(points: Points, ids: np.ndarray, precision: Precision) -> list[Tensor]:
@@ -69,20 +81,24 @@ def aligned_texts(
     tokenizer_b: PreTrainedTokenizerBase,
     texts: Sequence[str],
     context_size: int,
+    precision: Precision = "float32",
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Activations of both models at the characters where a token of each ends, in chunks like those of `aligned`.
 
-    Of each text, at most the first `context_size` tokens of either tokenizer are read; tokens that a tokenizer adds at
-    the ends are read and left out. Raises ValueError for a tokenizer without offsets or one that its model does not
+    Of each text, at most the first `context_size` tokens of either tokenizer are read. A model that is read behind a
+    prefix (see `lm.reading`) reads that and the text; another reads what its tokenizer adds at the ends, which is left
+    out, as is what is no sample. Raises ValueError for a tokenizer without offsets or one that its model does not
     know, and as soon as less than 1 % of the positions have a counterpart; HookPointError for an unknown point.
     """
     if isinstance(texts, str):
         raise ValueError("texts is one str, whose characters would be read as texts; give a list of texts")
     encoders = [_encoder(tokenizer, end) for tokenizer, end in ((tokenizer_a, "A"), (tokenizer_b, "B"))]
+    bare = [reading_of(points.model).prefix is not None for points in (a, b)]
     device, step = next(a.model.parameters()).device, blocks_at_once(context_size)
     met, seen = 0, np.zeros(2, np.int64)
     for start in range(0, len(texts), step):
-        rows_a, rows_b = (_rows(encoder, texts[start : start + step], context_size) for encoder in encoders)
+        some = texts[start : start + step]
+        rows_a, rows_b = (_rows(encoder, some, context_size, own) for encoder, own in zip(encoders, bare, strict=True))
         pairs = [common_ends(x, y) for (_, x), (_, y) in zip(rows_a, rows_b, strict=True)]
         # Cut only now: a character whose last token lies beyond the context has no end within it.
         pairs = [(i[kept], j[kept]) for i, j in pairs for kept in [(i < context_size) & (j < context_size)]]
@@ -92,8 +108,22 @@ def aligned_texts(
             few = f"{met} of {seen.min()} positions end where one of the other tokenizer does, less than {LEAST:.0%}"
             raise ValueError(f"{few}; check that both tokenizers give offsets into the text itself")
         if here:
-            of_a, of_b = _read(a, rows_a, [i for i, _ in pairs]), _read(b, rows_b, [j for _, j in pairs])
-            yield [x.to(device) for x in of_a], [x.to(device) for x in of_b]
+            read = (a, rows_a, [i for i, _ in pairs]), (b, rows_b, [j for _, j in pairs])
+            (of_a, kept), (of_b, also) = (_read(*side, precision) for side in read)
+            kept = kept.to(device) & also.to(device)
+            yield [x.to(device)[kept] for x in of_a], [x.to(device)[kept] for x in of_b]
+
+
+def block_texts(blocks: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Token blocks [n, context] as texts, parted where a special token ends a document; shortest first, so that few
+    rows are padded."""
+    special, texts = list(tokenizer.all_special_ids), list[Any]()
+    for block in blocks:
+        runs = np.split(block, np.flatnonzero(np.isin(block, special)))
+        texts += tokenizer.batch_decode(
+            [run.tolist() for run in runs if len(run)], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    return sorted((text for text in texts if text.strip()), key=len)
 
 
 def common_ends(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,25 +153,37 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, end: str) -> Tokenizer:
     return encoder
 
 
-def _rows(encoder: Tokenizer, texts: Sequence[str], context_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The ids of each text's first tokens, and the character after each of all its tokens (see `common_ends`)."""
+def _rows(
+    encoder: Tokenizer, texts: Sequence[str], context_size: int, bare: bool
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ids of each text's first tokens, and the character after each of all its tokens (see `common_ends`).
+
+    bare: without what the tokenizer adds at the ends.
+    """
     rows = []
-    for encoding in encoder.encode_batch(list(texts)):
+    for encoding in encoder.encode_batch(list(texts), add_special_tokens=not bare):
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         inside = (np.array(encoding.special_tokens_mask, bool) == 0) & (spans[:, 1] > spans[:, 0])
         rows.append((np.array(encoding.ids[:context_size], np.int64), np.where(inside, spans[:, 1], -1)))
     return rows
 
 
-def _read(points: Points, rows: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[np.ndarray]) -> list[Tensor]:
-    """Activations [places of all rows, d] at each point. Rows are padded at the end, invisible to causal models."""
+def _read(
+    points: Points,
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    places: Sequence[np.ndarray],
+    precision: Precision,
+) -> tuple[list[Tensor], Tensor]:
+    """Activations [places of all rows, d] at each point, and which of them are samples. Rows are padded at the end,
+    invisible to causal models."""
     blocks = nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids, _ in rows], batch_first=True).numpy()
     known, kind = points.model.get_input_embeddings().num_embeddings, type(points.model).__name__  # type: ignore[operator]
     if (highest := int(blocks.max())) >= known:
         raise ValueError(f"the tokenizer gives token {highest}, its {kind} knows {known}; give each model its own one")
-    at = np.concatenate([number * blocks.shape[1] + place for number, place in enumerate(places)])
-    with plainly(points.model):  # each tokenizer has put its own first token in front
-        return [x.flatten(0, 1)[torch.from_numpy(at).to(x.device)] for x in _captured(points, blocks, "float32")]
+    within = torch.from_numpy(np.concatenate(places))
+    at = within + torch.from_numpy(np.repeat(np.arange(len(rows)) * blocks.shape[1], [len(own) for own in places]))
+    vectors = [x.flatten(0, 1)[at.to(x.device)] for x in _captured(points, blocks, precision)]
+    return vectors, _samples(points, vectors, within)
 
 
 def stitched_loss(
@@ -202,10 +244,13 @@ def stitched_losses(
     blocks: np.ndarray,
     special: Collection[int] = (),
     precision: Precision = "float32",
+    apart: tuple[np.ndarray, Collection[int]] | None = None,
 ) -> dict[str, Quality]:
     """Both models, `source` and `target`, and the four ways of `BACKS` (table 1), on the same tokens and one device.
 
-    A round trip is a model's own front, mapped there and back. Raises as `stitched_loss` does.
+    A round trip is a model's own front, mapped there and back. apart: blocks and special tokens of the target where its
+    tokenizer is another; no model then goes on from the other's front, and `up` and `down` are left out. Raises as
+    `stitched_loss` does.
     """
     ways: dict[str, tuple[Place, Callable[[Tensor], Tensor], Place]] = {
         "source": (source, lambda x: x, source),
@@ -215,4 +260,9 @@ def stitched_losses(
         "source_round_trip": (source, lambda x: down(up(x)), source),
         "target_round_trip": (target, lambda x: up(down(x)), target),
     }
-    return {way: stitched_loss(*places, blocks, special, precision) for way, places in ways.items()}
+    own = {"source": (blocks, special), "target": apart or (blocks, special)}
+    return {
+        way: stitched_loss(front, through, back, *own[BACKS.get(way, way)], precision)
+        for way, (front, through, back) in ways.items()
+        if apart is None or front is back
+    }

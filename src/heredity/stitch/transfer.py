@@ -188,7 +188,10 @@ def repaired(
     figures, given = quality(sae, batches), 0
     flops = sum(refit_flops(sae.d_in, sae.d_sae, figures.l0, vectors, refitted) for refitted in (decoder, False))
     if vectors >= SILENT:  # on fewer vectors a rare feature looks dead
-        sae, given = revived(sae, figures.density == 0, batches, seed)
+        alive, count = revived(sae, figures.density == 0, batches, seed)
+        # A direction taken from one vector may fire everywhere: of a topk SAE it then displaces what was good.
+        if count and quality(alive, batches).explained_variance > figures.explained_variance:
+            sae, given = alive, count
     return sae, given, flops
 
 

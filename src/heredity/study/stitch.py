@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from heredity.study.models import Config, Positive, PositiveFloat
 
 FitMethod = Literal["joint", "ridge", "procrustes", "published", "descent"]
+LossUnits = Literal["auto", "raw", "spread"]
 Arm = Literal["random", "transferred", "repaired", "geometry"]
 Recipe = Literal["study", "published"]
 ProbeTask = Literal["origin", "kind", "language", "test"]
@@ -117,6 +118,9 @@ class StitchConfig(Config):
     default the study's `hook_point`."""
     target_hook_point: str | None = None
     """Where the target is read; default the layer's `hook_resid_pre` most similar to the source's by SVCCA."""
+    layers: bool = False
+    """Compare all layers of both models (SVCCA and CKA) though `target_hook_point` is given: a pass through both whole
+    models. Where it is not given, layers are compared to find it."""
     tokens: Positive = 1_000_000
     """Aligned tokens the maps are fitted to."""
     sae: str | None = None
@@ -131,6 +135,9 @@ class StitchConfig(Config):
     (see adam); all are compared."""
     alpha: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the round trips in the joint loss (the paper: 1)."""
+    units: LossUnits = "auto"
+    """Units of squared errors in the joint loss: `raw` (the paper), or `spread`, each model's own mean variance. `auto`
+    takes spread where these differ more than tenfold: the errors of one model would else be all that counts."""
     alphas: tuple[Annotated[float, Field(ge=0)], ...] = ()
     """Weights at which joint fits are compared by what they are good for (the paper: 0, 0.1, 1, 10); default none."""
     adam: AdamConfig = AdamConfig()
