@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from heredity.lm.weights import FileTensor, stretch
+from heredity.lm.weights import STRETCH, FileTensor, same, stretch
 
 Method = Literal["slerp", "linear", "task_arithmetic", "ties"]
 
@@ -29,7 +29,6 @@ _TAKES = {
 }
 PARALLEL = 0.9995  # |cos| of two tensors above which slerp interpolates linearly (about 1.81 degrees)
 _NO_DIRECTION = 1e-8  # norm up to which a tensor counts as zero
-_CHUNK = 1 << 20  # elements of a stretch, all that is held of a tensor in a file
 
 
 class MergeError(ValueError):
@@ -112,7 +111,9 @@ def merge_states(
     reports = []
     for name in sorted(set(states[0]) - set(tied)):
         pieces: list[Tensor] = []
-        reports.append(merge_tensor(name, {label: state[name] for label, state in everyone.items()}, mixing, pieces.append))
+        reports.append(
+            merge_tensor(name, {label: state[name] for label, state in everyone.items()}, mixing, pieces.append)
+        )
         like = states[0][name]
         merged[name] = torch.cat(pieces).reshape(like.shape) if pieces else torch.empty_like(like)
     return {name: merged[tied.get(name, name)] for name in states[0]}, reports
@@ -178,7 +179,7 @@ def _merged(
         if used == "copied":
             yield pieces[0].clone()
         elif mixing.method == "slerp":
-            yield slerp(*parents, mixing.mix[1], cos)
+            yield slerp(parents[0], parents[1], mixing.mix[1], cos)
         elif mixing.method == "linear":
             yield linear(parents, mixing.mix, **options)
         elif mixing.method == "task_arithmetic":
@@ -377,12 +378,12 @@ def _naming(tensor: str) -> Iterator[None]:
         raise MergeError(f"{tensor}: {error}") from None
 
 
-def _working(tensor: Tensor) -> torch.dtype:
+def _working(tensor: Tensor | FileTensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _stretches(first: int, last: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + _CHUNK, last)) for start in range(first, last, _CHUNK))
+    return ((start, min(start + STRETCH, last)) for start in range(first, last, STRETCH))
 
 
 def _geometry(tensors: Sequence[Tensor | FileTensor], size: int | None = None) -> tuple[list[float], float]:
@@ -484,7 +485,7 @@ def check_states(
                 raise MergeError(f"{name} is {shapes}; merge models of one architecture and one vocabulary")
             if a.is_floating_point() != b.is_floating_point():
                 raise MergeError(f"{name} is {a.dtype} in {here} but {b.dtype} in {there}; convert one of the models")
-            if not a.is_floating_point() and not torch.equal(stretch(a), stretch(b)):
+            if not a.is_floating_point() and not same(a, b):
                 raise MergeError(
                     f"{name} holds {a.dtype} values that differ between {here} and {there}; such a buffer is copied, "
                     "not merged: make them equal"

@@ -21,6 +21,7 @@ _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+STRETCH = 1 << 20  # elements of a stretch, all that is held of a tensor in a file
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 
 
@@ -51,6 +52,15 @@ def stretch(tensor: Tensor | FileTensor, first: int = 0, last: int | None = None
     return torch.frombuffer(data, dtype=tensor.dtype) if data else torch.empty(0, dtype=tensor.dtype)
 
 
+def same(a: Tensor | FileTensor, b: Tensor | FileTensor) -> bool:
+    """Whether two tensors have the same shape and values."""
+    pieces = range(0, a.numel(), STRETCH)
+    return a.shape == b.shape and all(
+        torch.equal(stretch(a, i, min(i + STRETCH, a.numel())), stretch(b, i, min(i + STRETCH, a.numel())))
+        for i in pieces
+    )
+
+
 def tensors_in(folder: Path, name: str) -> dict[str, FileTensor]:
     """The tensors of a folder's safetensors files, by name; `ModelError`, after the model's name, for damaged files,
     and for types that hold codes instead of weights."""
@@ -64,7 +74,9 @@ def tensors_in(folder: Path, name: str) -> dict[str, FileTensor]:
 
 
 @contextmanager
-def written(file: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Iterator[Callable[[Tensor], int]]:
+def written(
+    file: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> Iterator[Callable[[Tensor], int]]:
     """A safetensors file of tensors of these types and shapes; all their elements are to be put in, in that order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -75,4 +87,4 @@ def written(file: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]
     text += b" " * (-len(text) % 8)
     with file.open("wb") as opened:
         opened.write(len(text).to_bytes(8, "little") + text)
-        yield lambda piece: opened.write(piece.contiguous().view(torch.uint8).numpy())
+        yield lambda piece: opened.write(piece.contiguous().view(torch.uint8).numpy().data)
