@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from heredity.engine.store import whole, write_json
-from heredity.lm.load import for_older_releases
-from heredity.lm.merge import Method, Mixing, TensorReport, check_arguments, merge_tensor
-from heredity.lm.parents import copy_tokenizer, family
+from heredity.lm.load import for_older_releases, load_model, save_model
+from heredity.lm.merge import Method, Mixing, TensorReport, check_arguments, merge_states, merge_tensor
+from heredity.lm.parents import Family, copy_tokenizer, family
 from heredity.lm.recipe import check_options, merge_recipe, merge_recipes, parents_of, read_recipes, recipe_of
 from heredity.lm.weights import written
 
@@ -110,6 +112,10 @@ def merge_weights(
     with tempfile.TemporaryDirectory() as scratch:
         kin = family(models, base, Path(scratch), say, trust_remote_code)
         first, labels = kin.tensors[0], [f"parent {i}" for i in range(1, len(models) + 1)] + ["base"]
+        if kin.stacked:
+            report = _merged_in_memory(models, out, mixing, base, trust_remote_code)
+            _add_rest(kin, out)
+            return report
         # Wider types first, so that every tensor begins at a multiple of its type's size.
         names = sorted(first, key=lambda name: (-first[name].dtype.itemsize, name))
         out.mkdir(parents=True, exist_ok=True)
@@ -125,10 +131,30 @@ def merge_weights(
                 for name in names
             ]
         write_json(out / "config.json", kin.config)
-        if kin.donor.tokenizer is not None:
-            copy_tokenizer(kin.donor.folder, out)
-        for file in (kin.folder / "generation_config.json", *kin.folder.glob("*.py")):
-            if file.exists():
-                shutil.copyfile(file, out / file.name)
-    for_older_releases(out)
+        _add_rest(kin, out)
     return sorted(report)
+
+
+def _merged_in_memory(
+    models: Sequence[str], out: Path, mixing: Mixing, base: str | None, trust_remote_code: bool
+) -> list[TensorReport]:
+    """Merge the tensors that the models hold, and not those of their files: an angle is that of all experts."""
+    loaded: list[Any] = [load_model(name, None, trust_remote_code) for name in (*models, *([base] if base else []))]
+    states, first = [model.state_dict() for model in loaded], loaded[0]
+    start = states.pop() if base else None
+    merged, report = merge_states(
+        states, mixing.method, mixing.t, mixing.weights, mixing.density, start, normalize=mixing.normalize
+    )
+    first.load_state_dict(merged)
+    save_model(first.to(first.config.dtype or torch.float32), None, out)
+    return report
+
+
+def _add_rest(kin: Family, out: Path) -> None:
+    """What a folder holds beside the config and the weights."""
+    if kin.donor.tokenizer is not None:
+        copy_tokenizer(kin.donor.folder, out)
+    for file in (kin.folder / "generation_config.json", *kin.folder.glob("*.py")):
+        if file.exists():
+            shutil.copyfile(file, out / file.name)
+    for_older_releases(out)

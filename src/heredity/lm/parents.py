@@ -54,6 +54,7 @@ class Family(NamedTuple):
     config: dict[str, Any]  # the child's config.json
     donor: Parent  # gives the tokenizer: all tokens of all are its
     folder: Path  # of the first model, which gives the rest
+    stacked: bool  # whether the files hold apart what the model holds as one tensor, as experts
 
 
 def opened(name: str, scratch: Path, trust_remote_code: bool = False, rewrite: bool = False) -> Parent:
@@ -190,7 +191,7 @@ def family(
     everyone = [*names, base] if base else list(names)
     parents = [opened(name, scratch, trust_remote_code) for name in everyone]
     _check_alike(parents, say)
-    embedding, head = _vocabulary_names(parents[0], trust_remote_code)
+    embedding, head, expected = _vocabulary_names(parents[0], trust_remote_code)
     if len({frozenset(_kept(parent.tensors) - head) for parent in parents}) > 1:  # names of several releases
         parents = [opened(parent.name, scratch, trust_remote_code, rewrite=True) for parent in parents]
     embedding = {_stored(name, parents[0].tensors) for name in embedding}
@@ -218,7 +219,8 @@ def family(
         if isinstance(part, dict):
             part |= {"vocab_size": size} if "vocab_size" in part and rows else {}
             part |= {"tie_word_embeddings": False} if any(own) else {}
-    return Family(tensors, rows, shapes, config, donor, parents[0].folder)
+    stacked = bool(set(tensors[0]) - {_stored(name, tensors[0]) for name in expected} - head)
+    return Family(tensors, rows, shapes, config, donor, parents[0].folder, stacked)
 
 
 def _check_alike(parents: Sequence[Parent], say: Callable[[str], object]) -> None:
@@ -238,8 +240,10 @@ def _check_alike(parents: Sequence[Parent], say: Callable[[str], object]) -> Non
         say(text)
 
 
-def _vocabulary_names(parent: Parent, trust_remote_code: bool, *, check: bool = True) -> tuple[set[str], set[str]]:
-    """Names of the embedding and of the head, as the model calls them; its weights are checked against its config."""
+def _vocabulary_names(
+    parent: Parent, trust_remote_code: bool, *, check: bool = True
+) -> tuple[set[str], set[str], set[str]]:
+    """Names of embedding, head and all tensors, as the model calls them; its weights are checked against its config."""
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):
@@ -258,7 +262,7 @@ def _vocabulary_names(parent: Parent, trust_remote_code: bool, *, check: bool = 
     missing = sorted(name for name, stored in known.items() if stored not in held and name not in head)
     if missing and not _kept(held) - set(known.values()):
         raise MergeError(f"{parent.name}: {missing[0]} is missing from its weights; they belong to another config.json")
-    return embedding, head
+    return embedding, head, set(expected)
 
 
 def _stored(name: str, tensors: Mapping[str, FileTensor]) -> str:
@@ -287,7 +291,7 @@ def mend(folder: Path, trust_remote_code: bool = False) -> None:
     Raises `MergeError` where it still does not describe them.
     """
     child = opened(str(folder), folder, trust_remote_code)
-    path, (embedding, head) = folder / "config.json", _vocabulary_names(child, trust_remote_code, check=False)
+    path, (embedding, head, _) = folder / "config.json", _vocabulary_names(child, trust_remote_code, check=False)
     config = read_json(path, str(folder))
     held, (name,) = child.tensors, {_stored(name, child.tensors) for name in embedding}
     own = bool(head) and head <= set(held) and not same(held[next(iter(head))], held[name])
