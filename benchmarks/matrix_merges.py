@@ -2,8 +2,8 @@
 
 Ours (linear, slerp, task arithmetic, TIES, from files, and in memory bit for bit the same) and every method of mergekit
 followed through `heredity.lm.recipe` are compared with mergekit's own run of the same recipe, tensor by tensor, on tiny
-random models. Where not all parents have all rows of the vocabulary, ours are compared with mergekit's of the rows that all
-have, and beyond with the parent's that has them; recipes with `tokenizer: {source: union}`, which we add to them.
+random models. Where not all parents have all rows of the vocabulary, ours are compared with mergekit's of the rows that
+all have, and beyond with the parent's that has them; recipes with `tokenizer: {source: union}`, which we add to them.
 
     python benchmarks/matrix_merges.py [KIND ...] [--json FILE] [--no-memory]
 

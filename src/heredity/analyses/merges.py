@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.model import evaluation_cost, models_needs, specialty, training_of
+from heredity.analyses.model import code_trusted, evaluation_cost, models_needs, specialty, training_of
 from heredity.analyses.quality import read_hits
 from heredity.analyses.reading import folder_of, load, on_device, packs, validation_blocks
 from heredity.analyses.text import tokens_needs
@@ -253,13 +253,16 @@ def merged_by(method: Any, t: float | None, inputs: Mapping[str, Any], settings:
     parents: Sequence[Artifact] = [inputs["parent"][name] for name in settings.parents]
     weights = [1.0] * len(parents) if t is None else None
     names, base = [folder_of(one) for one in parents], folder_of(inputs["base"]) if t is None else None
+    trusted = any(map(code_trusted, parents))
     with tempfile.TemporaryDirectory() as folder:
         if method.startswith("dare"):
             recipe, place = recipe_of(method, names, weights, _DENSITY, base), f"evaluation.merge_methods: {method}"
-            merge_recipe(recipe, Path(folder), settings.seed, place, own_type=True)
+            merge_recipe(recipe, Path(folder), settings.seed, place, trusted, own_type=True)
         else:
-            merge_weights(names, Path(folder), Mixing(method, len(names), t, weights, _DENSITY), base)
-        return load_model(folder).state_dict()
+            merge_weights(
+                names, Path(folder), Mixing(method, len(names), t, weights, _DENSITY), base, trust_remote_code=trusted
+            )
+        return load_model(folder, None, trusted).state_dict()
 
 
 def _say_methods(tables: Tables) -> Iterable[Statement]:

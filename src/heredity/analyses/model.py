@@ -287,7 +287,7 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
     sweep = work.inputs["sweep"].json("sweep.json") if "sweep" in work.inputs else None
     t = _equilibrium(f"{settings.place}.t", sweep) if sweep else float(merge.t) if settings.has_t else None
     names, folder = [folder_of(parents[parent]) for parent in merge.parents], work.folder / "model"
-    start, trusted = folder_of(base) if base else None, any(map(_trusted, parents.values()))
+    start, trusted = folder_of(base) if base else None, any(map(code_trusted, parents.values()))
     if merge.method == "dare_linear" or merge.method == "dare_ties":
         recipe = recipe_of(merge.method, names, merge.weights, merge.density, start)
         report = merge_recipe(recipe, folder, settings.seed, settings.place.value, trusted, own_type=True)
@@ -311,7 +311,8 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
     return _kept(work, folder, reading, trusted), [row], tensors
 
 
-def _trusted(artifact: Artifact) -> bool:
+def code_trusted(artifact: Artifact) -> bool:
+    """Whether the study says that the code of a loaded model may be run."""
     return bool((artifact.json(RECORD).get("reference") or {}).get("trust_remote_code"))
 
 
