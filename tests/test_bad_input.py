@@ -221,7 +221,7 @@ CASES: dict[str, tuple[Arguments, str]] = {
         "safetensors",
     ),
     "no config": (merge("a", "b", damage=lambda f: (f / "config.json").unlink()), "config.json"),
-    "shapes differ": (merge("a", "wide"), "is [273, 16] in parent 1 but [273, 32] in parent 2"),
+    "shapes differ": (merge("a", "wide"), "; hidden_size is 16 in "),
     "slerp without t": (merge("a", "b", more=()), "slerp needs --t"),
     "one model": (merge("a"), "at least two models"),
     "unknown method": (merge("a", "b", more=("--method", "average", "--t", "0.5")), "average"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heredity.lm.load import ModelError, load_model, mistral_config, new_model, save_model
 from heredity.lm.merge import MergeError, Method, merge_states
-from heredity.lm.recipe import RecipeError, merge_recipe, parents_of, read_recipe, recipe_of
+from heredity.lm.recipe import RecipeError, merge_recipe, parents_of, read_recipes, recipe_of
 from heredity.study import ArchitectureConfig
 from heredity.text.tokens import load_tokenizer, train_tokenizer
 
@@ -36,7 +36,7 @@ def test_files_that_cannot_be_followed_are_named_with_the_place(tmp_path: Path, 
     if text is not None:
         path.write_text(text)
     with pytest.raises(RecipeError, match=message):
-        read_recipe(path)
+        read_recipes(path)
 
 
 def test_without_mergekit_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

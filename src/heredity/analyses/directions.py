@@ -35,7 +35,7 @@ from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Sta
 from heredity.analyses.model import models_needs
 from heredity.analyses.reading import load, on_device, packs
 from heredity.analyses.reference_models import reference_need
-from heredity.analyses.stitch_maps import Sides, stitch_needs
+from heredity.analyses.stitch_maps import Sides, passes_of, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
@@ -513,10 +513,9 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
 def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     config = study.config.stitch[item["stitch"]]
     tokens = 2 * study.config.verdicts.direction_tokens
-    weights, width = (
-        sum(each(end) for end in (config.source, config.target)) for each in (shapes.front, shapes.d_model)
-    )
-    return Cost(tokens, 2 * tokens * weights + tokens * width**2, 8 * tokens * width / 2**30)
+    passed = sum(flops for flops, _ in passes_of(study, item["stitch"], shapes).values())
+    width = sum(map(shapes.d_model, (config.source, config.target)))
+    return Cost(tokens, tokens * (passed + width**2), 8 * tokens * width / 2**30)
 
 
 _LINES = {

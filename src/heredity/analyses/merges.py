@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
-from heredity.analyses.model import evaluation_cost, models_needs, specialty, training_of
+from heredity.analyses.model import code_trusted, evaluation_cost, models_needs, specialty, training_of
 from heredity.analyses.quality import read_hits
 from heredity.analyses.reading import folder_of, load, on_device, packs, validation_blocks
 from heredity.analyses.text import tokens_needs
@@ -245,21 +245,24 @@ def _methods(work: Work, settings: MethodsSettings) -> Results:
 
 def merged_by(method: Any, t: float | None, inputs: Mapping[str, Any], settings: MethodsSettings) -> dict[str, Any]:
     """State of the merge of the parents by a method; weights of 1 where it has no t."""
+    from heredity.lm.folders import merge_weights
     from heredity.lm.load import load_model
-    from heredity.lm.merge import merge_states
+    from heredity.lm.merge import Mixing
     from heredity.lm.recipe import merge_recipe, recipe_of
 
     parents: Sequence[Artifact] = [inputs["parent"][name] for name in settings.parents]
     weights = [1.0] * len(parents) if t is None else None
-    if method.startswith("dare"):
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = recipe_of(
-                method, [folder_of(one) for one in parents], weights, _DENSITY, folder_of(inputs["base"])
+    names, base = [folder_of(one) for one in parents], folder_of(inputs["base"]) if t is None else None
+    trusted = any(map(code_trusted, parents))
+    with tempfile.TemporaryDirectory() as folder:
+        if method.startswith("dare"):
+            recipe, place = recipe_of(method, names, weights, _DENSITY, base), f"evaluation.merge_methods: {method}"
+            merge_recipe(recipe, Path(folder), settings.seed, place, trusted, own_type=True)
+        else:
+            merge_weights(
+                names, Path(folder), Mixing(method, len(names), t, weights, _DENSITY), base, trust_remote_code=trusted
             )
-            merge_recipe(recipe, Path(folder), settings.seed, f"evaluation.merge_methods: {method}")
-            return load_model(folder).state_dict()
-    base = load(inputs["base"]).state_dict() if t is None else None
-    return merge_states([load(one).state_dict() for one in parents], method, t, weights, _DENSITY, base)[0]
+        return load_model(folder, None, trusted).state_dict()
 
 
 def _say_methods(tables: Tables) -> Iterable[Statement]:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
@@ -344,28 +345,21 @@ def _derived(model: Any, settings: Deriving) -> Any:
 
 
 def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    from heredity.lm.load import load_model
-    from heredity.lm.merge import merge_states
-    from heredity.lm.reading import read_as, reading_of
+    from heredity.lm.folders import merge_weights
+    from heredity.lm.merge import Mixing
     from heredity.lm.recipe import merge_recipe, recipe_of
 
     merge, parents, base = settings.merge, work.inputs["parent"], work.inputs.get("base")
     sweep = work.inputs["sweep"].json("sweep.json") if "sweep" in work.inputs else None
     t = _equilibrium(f"{settings.place}.t", sweep) if sweep else float(merge.t) if settings.has_t else None
+    names, folder = [folder_of(parents[parent]) for parent in merge.parents], work.folder / "model"
+    start, trusted = folder_of(base) if base else None, any(map(code_trusted, parents.values()))
     if merge.method == "dare_linear" or merge.method == "dare_ties":
-        folder = work.folder / "mergekit"
-        names = [folder_of(parents[parent]) for parent in merge.parents]
-        recipe = recipe_of(merge.method, names, merge.weights, merge.density, folder_of(base) if base else None)
-        report = merge_recipe(recipe, folder, settings.seed, settings.place.value)
-        model = load_model(folder)
-        read_as(model, reading_of(load(parents[merge.parents[0]])))
-        shutil.rmtree(folder)
+        recipe = recipe_of(merge.method, names, merge.weights, merge.density, start)
+        report = merge_recipe(recipe, folder, settings.seed, settings.place.value, trusted, own_type=True)
     else:
-        states = [load(parents[parent]).state_dict() for parent in merge.parents]
-        start = load(base).state_dict() if base else None
-        merged, report = merge_states(states, merge.method, t, merge.weights, merge.density, start)
-        model = load(parents[merge.parents[0]])
-        model.load_state_dict(merged)
+        mixing = Mixing(merge.method, len(names), t, merge.weights, merge.density)
+        report = merge_weights(names, folder, mixing, start, trust_remote_code=trusted)
     tensors = [row._asdict() for row in report]
     low, high = sweep["interval"] if sweep else (None, None)
     row = {
@@ -379,7 +373,24 @@ def _merge(work: Work, settings: Merging) -> tuple[dict[str, Any], list[Any], li
         "linear_fallback": sum(tensor["method"] == "linear" for tensor in tensors) if merge.method == "slerp" else 0,
         "weights": ", ".join(map(str, merge.weights)) if merge.weights else None,
     }
-    return save(work, model, tokenizer_of(work.inputs["tokenizer"]), 0), [row], tensors
+    reading = parents[merge.parents[0]].json(RECORD).get("reading", {})
+    return _kept(work, folder, reading, trusted), [row], tensors
+
+
+def code_trusted(artifact: Artifact) -> bool:
+    """Whether the study says that the code of a loaded model may be run."""
+    return bool((artifact.json(RECORD).get("reference") or {}).get("trust_remote_code"))
+
+
+def _kept(work: Work, folder: Path, reading: dict[str, Any], trust_remote_code: bool) -> dict[str, Any]:
+    """The record of a model that lies in its place already; its tokenizer becomes the study's."""
+    from heredity.lm.load import for_older_releases, load_model, state_hash
+
+    tokenizer_of(work.inputs["tokenizer"]).save_pretrained(folder)
+    for_older_releases(folder)
+    model = load_model(folder, None, trust_remote_code)
+    record = {"parameters": model.num_parameters(), "tokens": 0, "state": state_hash(model.state_dict())}
+    return record | {"reading": reading}
 
 
 def save(work: Work, model: Any, tokenizer: Any, tokens: int) -> dict[str, Any]:

@@ -22,24 +22,28 @@ def merge(
     ] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder to write the merged model into.")] = ...,  # pyright: ignore[reportArgumentType]
     method: Annotated[
-        str, Option(help="slerp, linear, task_arithmetic, ties, or any method of mergekit, such as dare_ties.")
-    ] = "slerp",
+        str | None,
+        Option(
+            help="slerp (the default), linear, task_arithmetic, ties, or any method of mergekit, such as dare_ties."
+        ),
+    ] = None,
     t: Annotated[float | None, Option(help="Position from the first model (0) to the second (1).")] = None,
     weights: Annotated[str | None, Option(help="Comma-separated weights, one per model.")] = None,
-    density: Annotated[float, Option(help=setting(MergeConfig, "density"))] = 0.5,
+    density: Annotated[float | None, Option(help=setting(MergeConfig, "density"))] = None,
     base: Annotated[str | None, Option(help="Model that task vectors are taken from.")] = None,
     config: Annotated[Path | None, Option(help="A YAML recipe for mergekit, instead of the options.")] = None,
-    seed: Annotated[int, Option(help="Seed of the methods that draw at random, such as dare_ties.")] = 0,
+    seed: Annotated[int | None, Option(help="Seed of the methods that draw at random, such as dare_ties; 0.")] = None,
     trust_remote_code: _Trusted = False,
 ) -> Result:
     """Merge models into one folder, with a report for every tensor."""
-    from heredity.lm.recipe import merge_folders
+    from heredity.lm.folders import merge_folders
 
     try:
         numbers = [float(part) for part in weights.split(",")] if weights else None
     except ValueError:
         raise ValueError(f"--weights {weights}: must be numbers with commas between them, such as 0.5,0.5") from None
-    result = merge_folders(models or [], out, method, t, numbers, density, base, config, seed, trust_remote_code)
+    arguments = (models or [], out, method, t, numbers, density, base, config, seed, trust_remote_code)
+    result = merge_folders(*arguments, say=lambda note: err.print(Text(f"note: {note}")))
     return Result(result, lambda: text().print_merge(result))
 
 

@@ -40,6 +40,7 @@ class Stored(NamedTuple):
 
     dtype: str  # as safetensors names it: F32, BF16, F8_E4M3 ...
     shape: tuple[int, ...]
+    start: int = 0  # byte of the file where its numbers begin
 
 
 class Source(NamedTuple):
@@ -104,7 +105,7 @@ def check_files(source: Source) -> None:
     tensors = {file: tensors_of(folder / file, name) for file in weights}
     owner: dict[str, str] = {}
     for file, held in tensors.items():
-        for tensor, (dtype, shape) in held.items():
+        for tensor, (dtype, shape, _) in held.items():
             if tensor in owner:
                 raise ModelError(
                     f"{name}: tensor {tensor} is in {owner[tensor]} and in {file}; only one can be the model's: "
@@ -149,7 +150,10 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
             raise ValueError(f"it should be {8 + size + max(ends, default=0):,} bytes and is {file.stat().st_size:,}")
         if not all(isinstance(row["dtype"], str) for row in header.values()):
             raise ValueError("its header has a type that is no string")
-        return {tensor: Stored(row["dtype"], tuple(row["shape"])) for tensor, row in header.items()}
+        return {
+            tensor: Stored(row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
+            for tensor, row in header.items()
+        }
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

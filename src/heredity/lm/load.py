@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import random
 import re
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub", "mergekit")
 # Buffers that older versions stored and that are computed today.
-_NO_WEIGHT = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
+NO_WEIGHT = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -163,7 +164,7 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
             f"{name}: {len(missing)} tensors are missing from its weights, {missing[0]} first; "
             "config.json and weights belong to different models"
         )
-    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if not _NO_WEIGHT.search(tensor)]
+    surplus = [tensor for tensor in sorted(info["unexpected_keys"]) if not NO_WEIGHT.search(tensor)]
     if surplus and not source.gguf:
         raise ModelError(
             f"{name}: {len(surplus)} tensors of its weights have no place in {type(model).__name__}, {surplus[0]} "
@@ -210,6 +211,38 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    for_older_releases(folder)
+
+
+def for_older_releases(folder: Path) -> None:
+    """Add to a folder that transformers 5 wrote what transformers 4 reads: the keys of rotary embeddings and type under
+    their older names, beside the new ones, and a class of tokenizers that both know."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        rope = part.get("rope_parameters")
+        if not isinstance(rope, dict) or not (whole := rope.get("full_attention", rope)).get("rope_theta"):
+            continue
+        part.setdefault("rope_theta", whole["rope_theta"])
+        if local := rope.get("sliding_attention"):
+            part.setdefault("rope_local_base_freq", local["rope_theta"])
+        if "partial_rotary_factor" in whole:
+            part.setdefault("partial_rotary_factor", whole["partial_rotary_factor"])
+        if whole.get("rope_type", "default") != "default":
+            own = ("rope_theta", "partial_rotary_factor")
+            part.setdefault("rope_scaling", {key: value for key, value in whole.items() if key not in own})
+    if config.get("dtype"):
+        config.setdefault("torch_dtype", config["dtype"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    if path.exists():
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+            tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(extra := tokenizer.get("extra_special_tokens"), list):  # a table of names in transformers 4
+            del tokenizer["extra_special_tokens"]
+            tokenizer.setdefault("additional_special_tokens", extra)
+        path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def state_hash(state_dict: Mapping[str, torch.Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from heredity.lm.evaluate import Quality
 from heredity.lm.evaluate import evaluate as next_token_quality
-from heredity.lm.merge import MergeError, Method, linear, merge_states, slerp
+from heredity.lm.merge import MergeError, Method, Mixing, check_states, linear, merge_tensor, slerp
 from heredity.study import Precision
 
 _REPLICATES = 1000  # bootstrap replicates behind every interval
@@ -98,7 +99,11 @@ class Bench:
         self._precision: Precision = precision
         self._evaluate = evaluate or next_token_quality
         self._t: float | None = None
-        reports, targets = merge_states([first, second], method, 0.5)[1], model.state_dict()
+        pair, mixing, targets = {"parent 1": first, "parent 2": second}, Mixing(method, 2, 0.5), model.state_dict()
+        names = sorted(set(first) - set(check_states(pair)))
+        tensors = [{label: state[name] for label, state in pair.items()} for name in names]
+        none: deque[Tensor] = deque(maxlen=0)  # angles alone are wanted
+        reports = [merge_tensor(name, both, mixing, none.append) for name, both in zip(names, tensors, strict=True)]
         if unknown := sorted(set(first) - set(targets)):
             raise MergeError(f"{unknown[0]} is in the parents but not in the model; give a model of their architecture")
         memory = {targets[name].data_ptr() for name in first}
