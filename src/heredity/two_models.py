@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
 
 from heredity.analyses import TABLES, match, one_sae, verdict_findings, verdicts
 from heredity.analyses import sae as sae_analysis
+from heredity.analyses.aligned_ends import sample_of
 from heredity.analyses.analysis import Statement
 from heredity.analyses.pretrained import trained_on
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
@@ -331,7 +332,7 @@ def _tables_of(
     jobs = Here().job(lambda: parent), Here().job(lambda: child._replace(saes=child.saes[:1]))
     directions = match.directions_of(parent.saes[0], child.saes[0])
     rows = match.match_edge(jobs, directions, sampler, settings, progress)
-    sample = verdicts.sample_of(sampler, settings.lineage.tokens)
+    sample = sample_of(sampler, settings.lineage.tokens)
     shared = child.saes[0] is parent.saes[0]
     instrument = "frozen" if shared else "loaded"
     declared, same = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES], False

@@ -12,6 +12,7 @@ import torch
 
 import artifacts
 from heredity.analyses import one_sae, verdicts
+from heredity.analyses.aligned_ends import Sample, sample_of
 from heredity.analyses.match import MatchSettings, directions_of, match_edge
 from heredity.analyses.verdicts import VerdictSettings
 from heredity.engine.workers import Here
@@ -155,7 +156,7 @@ def test_what_changed_most_is_what_was_changed_most(tables):
 
 def test_with_one_sae_the_evidence_is_told_without_verdicts():
     ids, documents = np.random.default_rng(0).integers(0, VOCAB, (1200, 16)), np.repeat(np.arange(300), 64)
-    sample = verdicts.Sample(ids[:600], ids[600:], documents[: 600 * 16])
+    sample = Sample(ids[:600], ids[600:], documents[: 600 * 16])
     sae = units(0)
     readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
     columns, same = one_sae.evidence(readers, sample, 4)
@@ -185,7 +186,7 @@ def test_positions_that_are_no_samples_have_no_say():
     told = {}
     for name, pack in (("all", replace(packed, spoken=None)), ("assistant", packed)):
         sampler = BlockSampler({"talks": pack}, 16, 0)
-        columns, same = one_sae.evidence(readers, verdicts.sample_of(sampler, 9_600), 4)
+        columns, same = one_sae.evidence(readers, sample_of(sampler, 9_600), 4)
         jobs = (Here().job(lambda end=end: readers[end]) for end in ("parent", "child"))
         lineage = LineageConfig(threshold=0.9, tokens=9_600)
         end = Edge("base", "tuned"), LAST, "float32"
@@ -258,7 +259,7 @@ def test_what_the_child_learned_shows_on_its_own_text_and_not_on_the_common_one(
     said = {}
     for text, words in (("common", VOCAB - len(WORDS)), ("own", VOCAB)):
         sampler = BlockSampler({text: PackedTokens(rng.integers(0, words, 16 * 1200), starts)}, 16, 0)
-        rows = verdicts.rows_of_ends(readers, verdicts.sample_of(sampler, 9_600), settings, None)
+        rows = verdicts.rows_of_ends(readers, sample_of(sampler, 9_600), settings, None)
         said[text] = np.array(
             [rows["evidence"]["verdict"][rows["evidence"]["end"] == end] for end in ("parent", "child")]
         )

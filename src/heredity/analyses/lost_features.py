@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from heredity import format
+from heredity.analyses.aligned_ends import Sample, read_ends, sample_of
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.newness import vocabularies_differ
 from heredity.analyses.reading import reader_of, sampler_of
 from heredity.analyses.sae import sae_need, second_need
 from heredity.analyses.text import tokens_needs
-from heredity.analyses.verdicts import Sample, read_ends, sample_of
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Precision, Study

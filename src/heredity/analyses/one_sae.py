@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heredity import format
-from heredity.analyses.verdicts import Sample, read_ends
+from heredity.analyses.aligned_ends import Sample, read_ends
 from heredity.engine.workers import Progress
 from heredity.study import RANKED, SAEConfig
 

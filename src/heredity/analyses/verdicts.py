@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity.analyses import verdict_findings
+from heredity.analyses.aligned_ends import Sample, read_again, read_ends, sample_of
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from heredity.engine.workers import Progress
     from heredity.features.collect import Reader
     from heredity.features.ends import End
-    from heredity.text.tokens import BlockSampler
 
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
@@ -274,30 +274,6 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
     return rows
 
 
-class Sample(NamedTuple):
-    """Aligned token blocks: those on which features are judged, and as many more to fit maps on; and which positions
-    of them are samples in both models."""
-
-    blocks: np.ndarray  # int64 [blocks, context]
-    fitting: np.ndarray
-    documents: np.ndarray  # int64 [samples]: the document of each sample of `blocks`
-    kept: np.ndarray | None = None  # bool [blocks · context]; None where all are samples
-    kept_fitting: np.ndarray | None = None
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """The token at each sample, int64 [samples]."""
-        ids = np.ma.getdata(self.blocks).ravel()
-        return ids if self.kept is None else ids[self.kept]
-
-
-def sample_of(sampler: BlockSampler, tokens: int) -> Sample:
-    """The first blocks of a sampler's order: so many tokens to judge on, or half of what there is, and as many more."""
-    count = max(2, min(tokens // sampler.context_size, sampler.blocks_per_pass // 2))
-    documents = np.repeat(sampler.documents(0, count), sampler.context_size)
-    return Sample(sampler.take(0, count), sampler.take(count, 2 * count), documents)
-
-
 def rows_of_ends(
     readers: Mapping[str, Reader],
     sample: Sample,
@@ -316,7 +292,7 @@ def rows_of_ends(
     from heredity.features.verdicts import owned, same_r, share_interval
 
     def read(name: str) -> End:
-        return _read_again(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
+        return read_again(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
 
     ends, sample = read_ends(readers, sample)
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
@@ -367,37 +343,6 @@ def rows_of_ends(
 def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
     done = iter(range(1, total + 1))
     return lambda: progress(next(done), total) if progress else None
-
-
-def read_ends(readers: Mapping[str, Reader], sample: Sample) -> tuple[dict[str, End], Sample]:
-    """The ends of an edge at the positions that are samples in both models; and the sample, which knows these then."""
-    from heredity.features.ends import end_of
-    from heredity.lm.activations import aligned
-
-    def read(blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
-        vectors, masks = zip(*aligned([reader.side for reader in readers.values()], blocks), strict=True)
-        kept = np.concatenate([mask.numpy() for mask in masks])
-        sides = [np.concatenate([x.cpu().numpy() for x in side]) for side in zip(*vectors, strict=True)]
-        return sides, None if kept.all() else kept
-
-    (judged, kept), (fitting, kept_fitting) = read(sample.blocks), read(sample.fitting)
-    ends = {name: end_of(readers[name].saes, *each) for name, *each in zip(readers, judged, fitting, strict=True)}
-    if kept is not None:
-        sample = sample._replace(documents=sample.documents[kept])
-    return ends, sample._replace(kept=kept, kept_fitting=kept_fitting)
-
-
-def _read_again(reader: Reader, sample: Sample) -> End:
-    """Another model at the same positions."""
-    from heredity.features.ends import end_of
-    from heredity.lm.activations import activations
-
-    def read(blocks: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
-        parts = activations(reader.model, reader.hook_point, blocks, reader.precision)
-        x = np.concatenate([x.cpu().numpy() for x in parts])
-        return x if kept is None else x[kept]
-
-    return end_of(reader.saes, read(sample.blocks, sample.kept), read(sample.fitting, sample.kept_fitting))
 
 
 def _reference_model(work: Work, name: str, seed: int) -> Any:
