@@ -355,9 +355,9 @@ dtype: bfloat16
 
 @door("recipe", lambda _: [{"recipe.yaml": YAML}, *({"recipe.yaml": as_json(one)} for one in RECIPES)])
 def _(folder: Path, _rng: random.Random) -> object:
-    from heredity.lm.recipe import parents_of, read_recipe
+    from heredity.lm.recipe import parents_of, read_recipes
 
-    return parents_of(read_recipe(folder / "recipe.yaml"))
+    return [parents_of(one) for one in read_recipes(folder / "recipe.yaml")]
 
 
 ROW = {"edge": "base->lua", "instrument": "joint", "kept": 5, "kept_low": 3.0, "share": None}

@@ -75,7 +75,7 @@ def test_status_verify_and_check_agree_that_all_is_done(lineage):
     assert {row["state"] for row in rows} == {"done"} and len(rows) == len(lineage.run.pipeline.stages)
     assert ask(lineage, "verify")["damaged"] == {}
     plan = ask(lineage, "check")
-    assert plan["tokens"] == 0 and plan["seconds"] == 0 and plan["d_in"] == 32
+    assert plan["tokens"] == 0 and plan["seconds"] == 0 and list(plan["sites"].values()) == [32]
     assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
     rows = ask(lineage, "status", "--set", "report.features=1")["stages"]
     assert {row["stage"].partition("/")[0] for row in rows if row["state"] == "missing"} == {"features", "explain"}

@@ -197,12 +197,8 @@ def test_each_kind_has_the_references_that_can_be(folder):
         ({"edit": {"project_out": "x.safetensors", "scale": 1}}, "scale=1 changes nothing; give 0"),
         ({"edit": {"project_out": "y.npy"}}, "model.x.edit.project_out: y.npy: no such file; correct the path"),
         (
-            {"edit": {"project_out": "x.safetensors"}},
-            "x.safetensors: 2 directions .* among .*; name one as tensor",
-        ),
-        (
             {"edit": {"project_out": "x.safetensors", "tensor": "other"}},
-            "other is 3 wide, and vectors there are 16; give one",
+            "x.safetensors: 0 directions of 16 numbers among other [3], probe [16]",
         ),
         ({"prune": {"share": 0.3}, "lr": 1e-3}, "model.x: lr is of training, and prune trains nothing; remove it"),
         ({"adapter": "words"}, "holds no adapter (there is no adapter_config.json); give the folder that peft wrote"),

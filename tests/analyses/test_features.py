@@ -46,7 +46,7 @@ def sample() -> SimpleNamespace:
     matches = {edge: correlate(acts["base"], acts["tuned"], workers=1)}
     return SimpleNamespace(
         ids=ids, vocabulary=VOCABULARY, acts=acts, models=("base", "tuned"), edges=[edge], matches=matches,
-        threshold={edge: 0.6},
+        threshold={edge: 0.6}, common=(acts, None),
     )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def test_a_match_that_never_fires_on_the_set_is_told_and_a_lower_r_than_the_pape
     parent, child = given.acts["base"].dense().copy(), given.acts["tuned"].dense().copy()
     child[at, 0] = 0  # on this sample; the match was made on other text, at r = .7
     given.acts = {"base": given.acts["base"], "tuned": FeatureActs.from_dense(child)}
+    given.common = given.acts, None
     match = given.matches[given.edges[0]]
     lowered = match._replace(parent_r=np.minimum(match.parent_r, 0.7), child_r=np.minimum(match.child_r, 0.7))
     given.matches = {given.edges[0]: lowered}

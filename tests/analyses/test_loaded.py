@@ -121,6 +121,9 @@ def test_what_cannot_be_compared_is_said_before_weights_are_read(project: Path, 
     assert check_inputs(study(project, hook_point=sites)) == widths
     with pytest.raises(StudyError, match=r"s: hook_point: .* no module 'model.layer.0'; did you mean .* \(model a\)"):
         check_loaded(study(project, hook_point="model.layer.0:output"))
+    long = tiny.study_values(project)["sae"] | {"context_size": 5_000}
+    with pytest.raises(StudyError, match=r"s: sae.context_size: 5000: model a has \d+ positions; lower it"):
+        check_loaded(study(project, sae=long))
     child = project / "models" / "b"
     other = AutoTokenizer.from_pretrained(
         tiny.save_tiny_model(project / "other", text="zwei andere Worte, viel laenger\n")

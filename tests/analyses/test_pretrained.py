@@ -153,7 +153,10 @@ def test_what_does_not_belong_is_refused_by_name(project, tmp_path):
         ),
         ({"sae": "base"}, "model.base.sae: .*base holds no SAE"),
         ({"second_sae": "sae"}, "model.base.second_sae: is sae itself; give one of another seed"),
-        ({"sae": ["sae", "second"]}, "model.base.sae: names more SAEs than there are hook points"),
+        (
+            {"sae": ["sae", "second"]},
+            "model.base.sae: names 2 SAEs for 1 hook points; give one for each",
+        ),
         ({"sae": None}, "second_sae stands beside an sae"),
     ]
     for given, message in before:

@@ -435,7 +435,7 @@ def test_a_killed_training_resumes_with_the_same_curve(world: World, tmp_path, m
     label, whole = f"warm_start/{name}", world.rows("warm_start_curves", arm="repaired")
     store, stages = Store(tmp_path / "runs"), world.pipeline.closure([label])
     shutil.copytree(world.store.root, store.root, ignore=shutil.ignore_patterns(f"{name}-*", ".lock"))
-    monkeypatch.setattr(room, "train", partial(room.train, checkpoint_seconds=0))
+    monkeypatch.setattr(room, "training", partial(room.training, checkpoint_seconds=0))
     stop = whole[-4]["step"]
     with pytest.raises(KeyboardInterrupt):
         run(stages, store, Killer(label, stop))

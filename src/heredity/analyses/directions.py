@@ -168,6 +168,9 @@ def _followed(study: Study) -> dict[str, Followed]:
     the model does not have."""
     from heredity.analyses.loaded import local_folder
     from heredity.analyses.plan import Shapes
+
+    if not study.config.direction:
+        return {}
     from heredity.features.direction_files import read_direction
     from heredity.lm.hooks import width
 

@@ -123,6 +123,7 @@ def check_loaded(study: Study) -> dict[tuple[str, str], int]:
             _check_tokenizer(study, name, source, config, first)
         if config is not None:
             widths |= _check_places(study, name, config)
+            _check_positions(study, name, config)
     for name in study.order:
         _check_derived(study, name)
     for name in study.order:  # what is made from a model has its shape
@@ -276,6 +277,19 @@ def _check_places(study: Study, name: str, config: Any) -> dict[tuple[str, str],
         if shape and key == "hook_point":
             widths[name, point] = shape[2]
     return widths
+
+
+def _check_positions(study: Study, name: str, config: Any) -> None:
+    """That blocks, and the token before them, fit the positions that a model has. Raises StudyError, by key."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    sizes = {"sae.context_size": study.config.sae.context_size} if study.instruments and name in study.followed else {}
+    for child in study.line_of(name):
+        own = study.config.model[child]
+        if own.kind == "finetune":
+            sizes[f"model.{child}.context_size"] = own.context_size
+    for key, size in sizes.items():
+        if isinstance(most, int) and 0 < most < size + (study.config.reading.prefix != "none"):
+            raise StudyError(f"{study.name}: {key}: {size}: model {name} has {most} positions; lower it")
 
 
 def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:

@@ -231,11 +231,11 @@ def check_shapes(study: Study, traced: Mapping[tuple[str, str], int] | None = No
 
 def _check_edit(study: Study, name: str, shapes: Shapes) -> None:
     """That a model has the blocks that are edited, and a direction the width of its stream. Raises StudyError."""
-    from heredity.features.direction_files import read_direction
-
     edit, place = study.config.model[name].edit, f"{study.name}: model.{name}.edit"
     if edit is None:
         return
+    from heredity.features.direction_files import read_direction
+
     key, layers = ("layers", edit.layers or ()) if edit.permute is None else ("permute", (edit.permute.split(".")[1],))
     last = shapes.layers(name) - 1
     for layer in (int(layer) for layer in layers if layer != "*"):

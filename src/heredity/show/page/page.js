@@ -171,8 +171,9 @@ function start() {
   wide.addEventListener("change", fit);
   fit();
   list.addEventListener("click", (event) => event.target.tagName === "A" && !wide.matches && (list.open = false));
-  const pick = (title, key, names) => (names.length > 1 ? h("div", { class: "switch" }, h("span", null, title), choice(
-    names.map((name) => [SAES[name] || name, name]), () => state[key], (value) => choose({ [key]: value }), title)) : "");
+  const pick = (title, key, names) => (names.length > 1 ? h("div", { class: "switch" }, h("span", null, title),
+    choice(names.map((name) => [SAES[name] || name, name]), () => state[key], (value) => choose({ [key]: value }),
+      title)) : "");
   contents.append(pick("SAEs", "instrument", MEASURED), pick("Site", "site", DATA.sites), list);
   contents.hidden = false;
   const seen = new IntersectionObserver((entries) => {
