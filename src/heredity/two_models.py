@@ -278,22 +278,25 @@ def _check_made_for(
 ) -> None:
     """Raise ValueError for SAEs of another place of the model; say what else differs from what they were made for.
 
-    asked: the place was asked for, and is not one that an SAE names.
+    asked: the place was asked for, and is not one that an SAE names: then it is said where they are of another.
     """
     from heredity.lm.hooks import HookPointError, resolve
     from heredity.sae.made_for import differences, refuse_other_place
 
     resolve(model, place)
     name = str(given) if isinstance(given, str | Path) else getattr(model.config, "_name_or_path", "")
-    way_out = "give SAEs of one place, or leave hook_point out" if asked else "give SAEs of one place"
     for one in saes:
         sae = str(one.given) if isinstance(one.given, str | Path) else "in hand"
         try:
-            refuse_other_place(sae, one.metadata, model, place, way_out)
+            refuse_other_place(sae, one.metadata, model, place, "as asked" if asked else "give SAEs of one place")
         except HookPointError as error:
             if not asked:
                 raise
             say(f"{error}; it is read at {place}, as asked")  # its library has a name of its own for the place
+        except ValueError as error:
+            if not asked:
+                raise
+            say(f"Warning: {error}: what it finds there means nothing unless that place is right")
         for difference in differences(sae, one.metadata, model, name):
             say(difference)
 

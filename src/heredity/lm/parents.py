@@ -266,9 +266,13 @@ def _vocabulary_names(
 
 
 def _stored(name: str, tensors: Mapping[str, FileTensor]) -> str:
-    """A tensor's name in the files: as the model calls it, or without the prefix that older releases left out."""
+    """A tensor's name in the files: as the model calls it, without the prefix that older releases left out, or with its
+    prefixes in another order, as files of multimodal models have them."""
     short_name = name.partition(".")[2]
-    return short_name if name not in tensors and short_name in tensors else name
+    if name in tensors or short_name in tensors:
+        return name if name in tensors else short_name
+    parts = sorted(name.split("."))
+    return next((other for other in tensors if len(other) == len(name) and sorted(other.split(".")) == parts), name)
 
 
 def _kept(tensors: Mapping[str, FileTensor]) -> set[str]:
