@@ -76,9 +76,12 @@ def test_features_of_an_edge_are_matched_and_called(edge):
 def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tmp_path):
     other = tiny.save_tiny_sae(tmp_path / "other", hook_name="blocks.0.mlp.hook_pre")
     both = f"SAE {other} was made for blocks.0.mlp.hook_pre, and is read at {HOOK}; give SAEs of one place"
-    for ends in ({"sae_child": other}, {"controls": [other]}, {"sae": other, "hook_point": HOOK}):
+    for ends in ({"sae_child": other}, {"controls": [other]}):
         with pytest.raises(ValueError, match=re.escape(both)):
             asked(saved, **ends)
+    warned: list[str] = []
+    asked(saved, sae_child=other, hook_point=HOOK, say=warned.append)  # who names the place may know better
+    assert f"Warning: {both.partition(';')[0]}" in "".join(warned)
     write_sae(read_sae(saved.sae)[0], tmp_path / "twin", {"hook_name": RESIDUAL})
     with pytest.raises(ValueError, match=f"was made for {RESIDUAL}"):
         asked(saved, controls=[tmp_path / "twin"])

@@ -187,6 +187,26 @@ def test_names_of_older_releases_are_merged_under_todays(tmp_path: Path):
     assert set(found) == set(first) and all(torch.equal(found[name], first[name]) for name in first)
 
 
+def test_multimodal_models_are_merged_by_the_names_of_their_files(tmp_path: Path):
+    """The files of Gemma 3 with a vision tower hold `language_model.model.`, the model `model.language_model.`."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = size | {"vocab_size": 50, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}
+    vision = size | {"image_size": 28, "patch_size": 14}
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        made = Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        )
+        made.save_pretrained(tmp_path / name)
+    merge_weights([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", Mixing("linear", 2, 0.25))
+    a, b, found = (weights(tmp_path / name) for name in ("a", "b", "out"))
+    assert set(found) == set(a) and "language_model.model.embed_tokens.weight" in found
+    assert all(torch.allclose(found[name], 0.75 * a[name] + 0.25 * b[name], atol=1e-6) for name in a)
+    load_model(tmp_path / "out")
+
+
 @pytest.mark.interop
 def test_rules_and_numbers_without_effect_are_said(tmp_path: Path):
     pytest.importorskip("mergekit")
