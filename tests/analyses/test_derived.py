@@ -187,7 +187,10 @@ def test_each_kind_has_the_references_that_can_be(folder):
     [
         ({"prune": {"share": 1.2}}, "model.x.prune.share: 1.2: input should be less than 1"),
         ({"prune": {"share": 0.3, "method": "sparsegpt"}}, "model.x.prune.method: 'sparsegpt': input should be"),
-        ({"prune": {"share": 0.3}, "adapter": "a"}, "model.x: prune and adapter exclude each other; prune the model"),
+        (
+            {"prune": {"share": 0.3}, "adapter": "a"},
+            "model.x: prune and adapter exclude each other; prune it in a table",
+        ),
         ({"parent": None, "prune": {"share": 0.3}}, "model.x: prune changes a parent: add parent = ..."),
         ({"quantize": {"bits": 3, "method": "nf4"}}, "bits=3: nf4 has levels of 4 bits; give bits = 4"),
         ({"edit": {}}, "model.x.edit: gives project_out and permute, or neither; give exactly one"),

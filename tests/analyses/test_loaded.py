@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import tiny
 from heredity import results
@@ -121,9 +122,15 @@ def test_what_cannot_be_compared_is_said_before_weights_are_read(project: Path, 
     assert check_inputs(study(project, hook_point=sites)) == widths
     with pytest.raises(StudyError, match=r"s: hook_point: .* no module 'model.layer.0'; did you mean .* \(model a\)"):
         check_loaded(study(project, hook_point="model.layer.0:output"))
-    long = tiny.study_values(project)["sae"] | {"context_size": 5_000}
-    with pytest.raises(StudyError, match=r"s: sae.context_size: 5000: model a has \d+ positions; lower it"):
-        check_loaded(study(project, sae=long))
+    config = project / "models" / "b" / "config.json"
+    written = config.read_text()
+    size = r"tensor model.layers.0.mlp.down_proj.weight is \[\d+, 32\] in its weights"
+    gone = r"\d tensors that config.json tells of are not in its weights"
+    for key, words in (("intermediate_size", size), ("num_hidden_layers", gone)):
+        config.write_text(json.dumps(json.loads(written) | {key: 2 * json.loads(written)[key]}))
+        with pytest.raises(StudyError, match=f"s: model.b.load: .*{words}"):
+            check_loaded(study(project))
+    config.write_text(written)
     child = project / "models" / "b"
     other = AutoTokenizer.from_pretrained(
         tiny.save_tiny_model(project / "other", text="zwei andere Worte, viel laenger\n")
@@ -140,6 +147,19 @@ def test_what_cannot_be_compared_is_said_before_weights_are_read(project: Path, 
     (child / "model.safetensors").unlink()
     with pytest.raises(StudyError, match="s: model.b.load: .* no .*safetensors there"):
         check_loaded(study(project))
+
+
+def test_blocks_longer_than_a_models_learned_positions_are_refused_by_check(project: Path):
+    tokenizer = AutoTokenizer.from_pretrained(project / "models" / "a")
+    shape = {"n_positions": 100, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(project / "gpt2")
+    tokenizer.save_pretrained(project / "gpt2")
+    gpt2 = {"load": "gpt2", "corpora": ["words"]}
+    models = {"a": gpt2, "b": gpt2 | {"parent": "a"}}
+    with pytest.raises(StudyError, match="s: model.a.context_size: 256: model a has 100 positions, .* to 99"):
+        check_loaded(study(project, model=models))
+    models["a"] = gpt2 | {"context_size": 99}
+    assert check_loaded(study(project, model=models)) == {("a", tiny.HOOK): 64, ("b", tiny.HOOK): 64}
 
 
 def test_the_wider_child_of_a_module_path_is_refused_by_check(project: Path):

@@ -203,7 +203,7 @@ def broken(path: str, value: object) -> dict:
         (
             "model.int4",
             {"parent": "base", "corpora": ["lua"], "quantize": {"bits": 4}},
-            "model.int4: quantize and corpora exclude each other; quantize the model in a table of its own",
+            "model.int4: quantize and corpora exclude each other; leave it out, it has read its parent's",
         ),
         ("model.lua.lora", {"r": 0}, "model.lua.lora.r: 0: input should be greater than 0"),
         ("text", ["local"], "text: ['local']: give a text in quotes"),

@@ -92,7 +92,7 @@ def test_environment_variables_expand_and_heredity_data_has_a_default(tmp_path, 
     ("name", "content", "message"),
     [
         ("a.jsonl", json_lines("x") + b"{broken\n", r"a\.jsonl, line 2: broken JSON .*repair or delete"),
-        ("a.jsonl", b'"text"\n', r"a\.jsonl, line 1: str instead of an object"),
+        ("a.jsonl", b"3\n", r"a\.jsonl, line 1: int instead of an object"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r'line 1: no column "text" \(it has body, id\); set column'),
         ("a.jsonl", b'{"text": null}\n', r"local:a\.jsonl holds no text"),
         ("a.jsonl", b'{"text": 7}\n', r'line 1: column "text" is int, not text'),

@@ -64,6 +64,13 @@ def test_dialogues_are_rendered_and_know_what_the_assistant_says(tmp_path, token
     assert len(packed.documents) == 21 and packed.dialogues
 
 
+def test_a_message_without_content_is_named(tmp_path, tokenizer):
+    rows = [*talks(1), {"messages": [{"role": "user"}]}]
+    for given in ({}, {"format": "chat"}):
+        with pytest.raises(CorpusError, match="line 2: message 1 has role, and lacks role or content"):
+            read(tmp_path, "a.jsonl", rows, tokenizer, **given)
+
+
 def test_only_what_the_assistant_says_is_sampled(tmp_path, tokenizer):
     found, _, _ = read(tmp_path, "a.jsonl", talks(20), tokenizer)
     packed = pack(found, tokenizer, tmp_path / "tokens", dialogues=True, roles="assistant")

@@ -269,3 +269,10 @@ def test_memory_is_bounded_whatever_a_line_a_row_or_an_archive_unpacks_to(tmp_pa
     assert found["dictionary.parquet"] == 1  # one text of 8 MiB, 200 times
     assert "a.json, line 1: broken JSON" in found["zip.zip"]
     assert found["page.parquet MiB"] < 1024, found
+
+
+def test_damaged_statistics_of_a_column_do_not_end_the_process():
+    """A file that `make fuzz` made: pyarrow aborts when it is asked for the sizes of single columns."""
+    folder = Path(__file__).parent
+    with pytest.raises(CorpusError, match="damaged_statistics.parquet: broken Parquet"):
+        list(documents(CorpusConfig(source="local:damaged_statistics.parquet"), 0, folder))

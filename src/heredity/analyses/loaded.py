@@ -4,6 +4,7 @@ weights are read."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from heredity.study import Study, StudyError
 if TYPE_CHECKING:
     from heredity.lm.checkpoint import Source
 
+_POSITIONS = re.compile(r"(wpe|embed_positions|position_embeddings|pos_emb)\.weight$")  # learned, one row for each
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 
@@ -118,6 +120,8 @@ def check_loaded(study: Study) -> dict[tuple[str, str], int]:
                 check_decoder(source, config)
         except ModelError as error:
             raise StudyError(f"{place}: {error}") from None
+        if config is not None:
+            _check_weights(study, name, source, config)
         first = first or _study_tokenizer(study)
         if first is not None:
             _check_tokenizer(study, name, source, config, first)
@@ -280,16 +284,65 @@ def _check_places(study: Study, name: str, config: Any) -> dict[tuple[str, str],
 
 
 def _check_positions(study: Study, name: str, config: Any) -> None:
-    """That blocks, and the token before them, fit the positions that a model has. Raises StudyError, by key."""
+    """That blocks, and the token before them, fit the positions that a model has learned an embedding for. Raises
+    StudyError, by key."""
+    from heredity.analyses.model import training_of
+    from heredity.lm.trace import skeleton
+
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     sizes = {"sae.context_size": study.config.sae.context_size} if study.instruments and name in study.followed else {}
+    first = name
+    while study.parents[first] and study.config.model[first].train is None:
+        first = study.parents[first][0]
+    sizes[f"model.{first}.context_size"] = training_of(study, name).context_size  # blocks that models are judged on
     for child in study.line_of(name):
-        own = study.config.model[child]
-        if own.kind == "finetune":
-            sizes[f"model.{child}.context_size"] = own.context_size
+        if study.config.model[child].kind == "finetune":
+            sizes[f"model.{child}.context_size"] = study.config.model[child].context_size
+    before = int(study.config.reading.prefix != "none")
+    if not isinstance(most, int) or max(sizes.values()) + before <= most:
+        return
+    with skeleton(config, study.config.model[name].trust_remote_code) as model:
+        if not any(_POSITIONS.search(tensor) for tensor in model.state_dict()):
+            return  # rotary ones go on beyond what the model was trained with
     for key, size in sizes.items():
-        if isinstance(most, int) and 0 < most < size + (study.config.reading.prefix != "none"):
-            raise StudyError(f"{study.name}: {key}: {size}: model {name} has {most} positions; lower it")
+        if most < size + before:
+            behind = ", one of them for the token before every block" if before else ""
+            way_out = f"set it to {most - before} or less"
+            raise StudyError(f"{study.name}: {key}: {size}: model {name} has {most} positions{behind}; {way_out}")
+
+
+def _check_weights(study: Study, name: str, source: Source, config: Any) -> None:
+    """That the tensors of the files are those of the configuration, in name and shape, as far as names are those that
+    the model calls them by. Raises StudyError, by key."""
+    from heredity.lm.checkpoint import ADAPTER, ModelError, tensors_of
+    from heredity.lm.load import NO_WEIGHT
+    from heredity.lm.trace import skeleton
+
+    if source.gguf or (source.folder / ADAPTER).exists() or getattr(config, "quantization_config", None):
+        return
+    place, trusted = f"{study.name}: model.{name}.load: {source.name}", study.config.model[name].trust_remote_code
+    held = {}
+    for file in sorted(source.folder.glob("*.safetensors")):
+        held |= tensors_of(file, source.name)
+    try:
+        with skeleton(config, trusted) as model:
+            expected = {tensor: tuple(one.shape) for tensor, one in model.state_dict().items()}
+            tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+            passed_over = [NO_WEIGHT, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    except ModelError as error:
+        raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
+    for tensor in sorted(expected.keys() & held.keys()):
+        if expected[tensor] != held[tensor].shape:
+            shapes = f"{list(held[tensor].shape)} in its weights and {list(expected[tensor])} by config.json"
+            raise StudyError(f"{place}: tensor {tensor} is {shapes}; they belong to different models: copy both anew")
+    more = [tensor for tensor in held.keys() - expected.keys() if not any(one.search(tensor) for one in passed_over)]
+    if more and expected.keys() - tied <= held.keys():
+        few = f"{len(more)} tensors of its weights are not told of by config.json ({min(more)})"
+        raise StudyError(f"{place}: {few}; they belong to different models: copy both anew")
+    missing = sorted(expected.keys() - held.keys() - tied)
+    if missing and held.keys() <= expected.keys():
+        few = f"{len(missing)} tensors that config.json tells of are not in its weights ({missing[0]})"
+        raise StudyError(f"{place}: {few}; they belong to different models: copy both anew")
 
 
 def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:

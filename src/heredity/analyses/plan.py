@@ -370,7 +370,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         cached = (store.path(stage.kind, stage.name, stage.key) / "manifest.json").exists()
         seconds = 0.0 if cached else round(1.0 + cost.seconds + cost.flops / (rate * cost.efficiency), 1)
         row = {"stage": label, "cached": cached, "tokens": cost.tokens, "flops": cost.flops, "seconds": seconds}
-        stages.append(row | {"memory_gib": PROCESS_GIB + cost.gib})
+        stages.append(row | {"memory_gib": round(PROCESS_GIB + cost.gib, 2)})
     left = [row for row in stages if not row["cached"]]
     models = [
         {

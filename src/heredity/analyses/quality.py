@@ -60,7 +60,9 @@ def _run(work: Work, settings: QualitySettings) -> Results:
         figures = evaluate(model, blocks, precision=settings.precision)
         if not math.isfinite(figures.ce_loss):
             wrong = f"{settings.place} predicts NaN or infinity on {corpus}"
-            raise StudyError(f"{wrong}; look for values that are not finite in its weights")
+            bad = [key for key, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+            where = f"{bad[0]} of its weights holds such values" if bad else "its weights are finite, and overflow"
+            raise StudyError(f"{wrong}: {where}; copy or train the model anew")
         unigram = unigram_accuracy(train[corpus].counts(model.config.get_text_config().vocab_size), blocks)
         rows.append({"corpus": corpus, "accuracy": figures.accuracy, "ce_loss": figures.ce_loss, "unigram": unigram})
         hits[corpus] = figures.hits / (blocks.shape[1] - 1)

@@ -16,7 +16,7 @@ from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, meas
 from heredity.analyses.sae import sae_need
 from heredity.analyses.sample import Sample, sample_needs, sample_settings
 from heredity.engine.store import ArtifactError
-from heredity.study import CaseConfig, Study
+from heredity.study import CaseConfig, Study, StudyError
 
 if TYPE_CHECKING:
     from heredity.features.cards import Card, LogitTokens, Places
@@ -178,9 +178,9 @@ def _logits(run: Run, model: str, features: np.ndarray) -> LogitTokens | str:
     try:
         weights = run.artifact(("model", {"model": model}))
         sae = run.artifact(sae_need(study, model, study.instrument, study.site))
-    except ArtifactError as error:
+        return logits_of(weights, sae, features, study.site, study.config.precision)
+    except (ArtifactError, StudyError) as error:  # not done; or the model has gone since the run
         return str(error)
-    return logits_of(weights, sae, features, study.site, study.config.precision)
 
 
 def _class(run: Run, model: str, feature: int) -> dict[str, Any] | None:

@@ -81,9 +81,11 @@ def status(study: StudyArg, runs: Runs = RUNS, set_: Sets = None) -> Result:
     """Show which stages of a study are done."""
     from heredity.analyses import stages_of
     from heredity.engine.store import Store
+    from heredity.results import as_recorded
 
     loaded = study_of(study, set_)
     store = Store(runs / loaded.name)
+    loaded = as_recorded(loaded, store.root)
     rows = [_state(stage, store) for stage in stages_of(loaded)]
     return Result({"study": loaded.name, "stages": rows}, lambda: text().print_table(text().STATUS, rows))
 

@@ -79,7 +79,9 @@ class ActivationStore:
     def _only(self, hook_point: str, kept: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> None:
         """Put samples drawn at random in the places of the vectors that are none, so that batches keep their size."""
         if not kept.any():
-            raise ValueError(f"no position at {hook_point} is a sample; take back skip or outliers of [reading]")
+            raise ValueError(
+                f"no position at {hook_point} is a sample; lower skip_positions, or raise outliers, of [reading]"
+            )
         others = ~kept[order]
         order[others] = rng.choice(np.flatnonzero(kept), int(others.sum()))
         self.left_out += int(others.sum())

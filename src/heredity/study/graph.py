@@ -357,6 +357,9 @@ class Study:
                 for reason in self._faults_of_merge(name, model.merge):
                     yield f"model.{name}.merge", reason
             yield from self._faults_of_saes(name)
+        if config.reading.skip_positions >= config.sae.context_size:
+            least = f"leaves nothing of blocks of {config.sae.context_size} tokens (sae.context_size); lower it"
+            yield "reading.skip_positions", f"{config.reading.skip_positions}: {least}"
         for text in config.verdicts.texts:
             if text not in ("common", "own", *config.corpus):
                 yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"

@@ -259,7 +259,12 @@ class ModelConfig(TrainingConfig):
         others = [*derived, *kinds, *(name for name in ("corpora", "lora") if getattr(self, name))]
         if derived and len(others) > 1:
             verb = others[0].replace("adapter", "adapt")
-            raise ValueError(f"{others[0]} and {others[1]} exclude each other; {verb} the model in a table of its own")
+            way = (
+                "leave it out, it has read its parent's"
+                if others[1] == "corpora"
+                else f"{verb} it in a table of its own"
+            )
+            raise ValueError(f"{others[0]} and {others[1]} exclude each other; {way}")
         if derived and (more := sorted(self.model_fields_set & set(TrainingConfig.model_fields))):
             raise ValueError(f"{more[0]} is of training, and {derived[0]} trains nothing; remove it")
         if self.parent is not None and not (kinds or derived or self.corpora):

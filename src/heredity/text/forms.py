@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from heredity.errors import short
+
 Form = Literal["text", "chat", "ids"]
 
 COLUMNS = ("text", "messages", "conversations", "input_ids")  # read where no column is named, the first that is there
@@ -36,7 +38,7 @@ def form_of(value: object) -> Form | None:
     if isinstance(value, str):
         return "text"
     if isinstance(value, list) and value:
-        if all(isinstance(one, Mapping) for one in value) and _message(value[0]) is not None:
+        if all(isinstance(one, Mapping) for one in value) and {"role", "from"} & value[0].keys():
             return "chat"
         if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
             return "ids"
@@ -51,7 +53,11 @@ def rendered(value: Sequence[Mapping[str, Any]], tokenizer: Any) -> Reading:
     """
     messages = [_message(one) for one in value]
     if not all(messages):
-        raise FormError("a message lacks role or content (or from and value); repair that record, or set skip_damaged")
+        number = messages.index(None)
+        keys = short(", ".join(map(str, value[number])) or "no keys", 80)
+        raise FormError(
+            f"message {number + 1} has {keys}, and lacks role or content (from or value); repair that record"
+        )
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise FormError(
             "holds a list of messages, which needs a tokenizer with a chat template; load one that has it "
@@ -83,7 +89,8 @@ def decoded(ids: Sequence[int], tokenizer: Any) -> tuple[list[Reading], int, int
         raise FormError(f"holds token ids, not text; {TOKENIZED}")
     most = max(tokenizer.get_vocab().values())
     if wrong := [number for number in ids if not 0 <= number <= most]:
-        raise FormError(f"holds token ids of another tokenizer: {wrong[0]} is beyond this one's {most}; {TOKENIZED}")
+        beyond = f"{wrong[0]} is beyond this one's {most}; load theirs (tokenizer.load)"
+        raise FormError(f"holds token ids of another tokenizer: {beyond}")
     special = set(tokenizer.all_special_ids)
     runs: list[list[int]] = [[]]
     for number in ids:

@@ -266,6 +266,8 @@ def _json_lines(part: Part, stream: io.BufferedReader) -> Iterator[Row]:
 def _object(part: Part, place: str, value: Any) -> dict[str, Any] | CorpusError:
     if isinstance(value, dict):
         return value
+    if isinstance(value, str):  # a list of texts
+        return {"text": value}
     return CorpusError(f'{part}, {place}: {type(value).__name__} instead of an object such as {{"text": "..."}}')
 
 
@@ -349,11 +351,12 @@ def _parquet(file: Path, columns: Sequence[str], others: Sequence[str]) -> Itera
         raise CorpusError(fault)
     with pq.ParquetFile(file) as table:
         wanted = _wanted(table.schema_arrow.names, columns, others)
-        for group in range(table.metadata.num_row_groups):
-            sizes = [table.metadata.row_group(group).column(at) for at in range(table.metadata.num_columns)]
-            for one in sizes:
-                if _is_bomb(one.total_uncompressed_size, one.total_compressed_size):
-                    raise _bomb(file, one.total_uncompressed_size, one.total_compressed_size)
+        # Not those of single columns: damaged ones end the process inside pyarrow.
+        unpacked = sum(
+            table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups)
+        )
+        if _is_bomb(unpacked, packed := file.stat().st_size):
+            raise _bomb(file, unpacked, packed)
         batches = table.iter_batches(batch_size=_TOGETHER, columns=wanted)
         yield from _placed(row for batch in batches for row in batch.to_pylist())
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
-from heredity.errors import reading
+from heredity.errors import reading, short
 from heredity.study import CorpusConfig
 from heredity.study.places import fault_of, local_path
 from heredity.text.forms import COLUMNS, TOKENIZED, Form, FormError, Reading, decoded, form_of, rendered
@@ -193,7 +193,7 @@ def _first(part: Part, config: CorpusConfig) -> object:
             if config.skip_damaged:
                 continue
             raise row
-        if (value := _value(row, config, f"{part}, {place}")) is not None:
+        if (value := _value(row, config, f"{part}, {place}")[1]) is not None:
             return value
     return None
 
@@ -470,8 +470,8 @@ def _columns(config: CorpusConfig) -> tuple[str, ...]:
     return COLUMNS if config.column == "text" else (config.column,)
 
 
-def _value(row: Mapping[str, Any], config: CorpusConfig, place: str) -> object:
-    """What a row holds under its column, or, where none is named, under the first usual name. Raises CorpusError."""
+def _value(row: Mapping[str, Any], config: CorpusConfig, place: str) -> tuple[str, object]:
+    """A row's column, or, where none is named, the first of a usual name, and what it holds. Raises CorpusError."""
     for column in _columns(config):
         value: Any = row
         for name in [column] if column in row else column.split("."):
@@ -479,9 +479,13 @@ def _value(row: Mapping[str, Any], config: CorpusConfig, place: str) -> object:
                 break
             value = value[name]
         else:
-            return value
-    names = ", ".join(map(str, row)) or "none"
-    raise CorpusError(f'{place}: no column "{config.column}" (it has {names}); set column = "..." in the corpus')
+            return column, value
+    names = short(", ".join(short(str(name), 60) for name in row) or "none")
+    way = 'set column = "..." in the corpus'
+    only = next(iter(row.values()), None)
+    if len(row) == 1 and isinstance(only, list) and any(isinstance(one, dict) for one in only):
+        way = "its rows stand inside that list: save the list itself, as a JSON array"
+    raise CorpusError(f'{place}: no column "{config.column}" (it has {names}); {way}')
 
 
 def _of_row(
@@ -498,8 +502,8 @@ def _of_row(
     try:
         if isinstance(row, CorpusError):
             raise row
-        value = _value(row, config, place)
-        found = _readings(value, place, config, account, tokenizer)
+        column, value = _value(row, config, place)
+        found = _readings(column, value, place, config, account, tokenizer)
         stated = [(row.get("source"), source), (row.get("licence") or row.get("license"), license or "unknown")]
         origin, terms = (own if isinstance(own, str) and own else given for own, given in stated)
         documents = [Document(one.text, origin, terms, one.spans) for one in found]
@@ -521,7 +525,7 @@ _WAY_ON = ", or leave such rows out with skip_damaged = 0.01 (a share)"
 
 
 def _readings(
-    value: object, place: str, config: CorpusConfig, account: Account, tokenizer: Callable[[], Any]
+    column: str, value: object, place: str, config: CorpusConfig, account: Account, tokenizer: Callable[[], Any]
 ) -> list[Reading]:
     """Texts of a row's value; none where it is null. Raises CorpusError."""
     if value is None:
@@ -546,6 +550,6 @@ def _readings(
     held = {"text": "text", "chat": "a list of messages", "ids": "a list of token ids"}.get(form or "")
     way = f'set format = "{form}"' if form else 'set column = "..."'
     raise CorpusError(
-        f'{place}: column "{config.column}" is {held or type(value).__name__}, not {wanted}; {way} in the corpus, or '
+        f'{place}: column "{column}" is {held or type(value).__name__}, not {wanted}; {way} in the corpus, or '
         "drop that record"
     )
