@@ -42,6 +42,8 @@ def reason(error: BaseException) -> str:
         return f"it has no {short(error.args[0], 80)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if "couldn't connect to" in text or "offline mode" in text:
+        return "there is no such folder, and the hub cannot be reached from here"
     name = type(error).__name__
     if not text:
         return name
