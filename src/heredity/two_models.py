@@ -139,7 +139,7 @@ def compare(
         first = saes["parent"][0].given
         raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
     for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
-        _check_made_for(some, model, given, place, hook_point is not None, told)
+        _check_made_for(some, model, given, place, hook_point is not None, context_size, told)
     readers = _readers(models, saes, place, names)
     reading = Reading(first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
     wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
@@ -274,7 +274,13 @@ def _readers(
 
 
 def _check_made_for(
-    saes: Sequence[_Opened], model: Any, given: Model, place: str, asked: bool, say: Callable[[str], object]
+    saes: Sequence[_Opened],
+    model: Any,
+    given: Model,
+    place: str,
+    asked: bool,
+    context_size: int,
+    say: Callable[[str], object],
 ) -> None:
     """Raise ValueError for SAEs of another place of the model; say what else differs from what they were made for.
 
@@ -297,7 +303,7 @@ def _check_made_for(
             if not asked:
                 raise
             say(f"Warning: {error}: what it finds there means nothing unless that place is right")
-        for difference in differences(sae, one.metadata, model, name):
+        for difference in differences(sae, one.metadata, model, name, context_size):
             say(difference)
 
 

@@ -111,6 +111,8 @@ def test_an_sae_of_a_centered_stream_centers_it_and_its_quality_counts_the_mean(
     assert not inner.centered and torch.equal(inner.bypass(X), none.expand(len(X), 1)), "nothing is written there"
     model = torch.nn.Linear(1, 1)
     assert "center_writing_weights" in next(iter(differences("a", metadata, model, "llama")))
+    (said,) = differences("a", {"context_size": 1024}, model, "llama", 128)
+    assert said.startswith("SAE a was trained on blocks of 1,024 tokens, and is read on blocks of 128")
 
 
 def test_one_head_is_read_and_replaced_alone(tmp_path: Path):

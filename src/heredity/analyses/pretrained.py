@@ -38,6 +38,8 @@ class PretrainedSAE(NamedTuple):
     """Whether the study itself says what stands before every block, so that the SAE need not agree."""
     model: Aside
     """Name of the model for notes: what it was loaded from."""
+    context_size: Aside
+    """Tokens of the blocks it is read on, for notes."""
 
 
 def named(study: Study, item: Item) -> str | None:
@@ -55,8 +57,8 @@ def pretrained(study: Study, item: Item) -> PretrainedSAE | None:
     content = study.identity(f"model.{name}.{key}.{site}", lambda: None if folder is None else _digest(folder))
     which = (None, content) if content else (given, None)
     asked = study.config.reading.prefix != "auto"
-    model = Aside(study.config.model[name].load or "")
-    return PretrainedSAE(*which, Aside(folder), Aside(place), site, asked, model)
+    model, context = Aside(study.config.model[name].load or ""), Aside(study.config.sae.context_size)
+    return PretrainedSAE(*which, Aside(folder), Aside(place), site, asked, model, context)
 
 
 def _digest(folder: Path) -> str:
@@ -172,7 +174,7 @@ def _notes(settings: PretrainedSAE, metadata: dict[str, Any], model: Any) -> lis
         notes.append(f"{error}; it is read at {settings.hook_point}, as the study says")
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None
-    return [*notes, *differences(given, metadata, model, str(settings.model))]
+    return [*notes, *differences(given, metadata, model, str(settings.model), settings.context_size.value)]
 
 
 def _config(study: Study, name: str) -> Any:

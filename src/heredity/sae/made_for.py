@@ -53,14 +53,24 @@ def refuse_other_prefix(sae: str, metadata: Mapping[str, Any], tokenizer: Any, p
     )
 
 
-def differences(sae: str, metadata: Mapping[str, Any], model: nn.Module, name: str) -> Iterator[str]:
-    """What to say of an SAE whose weights of the model are not recorded: another model's name, another normalization.
+def differences(
+    sae: str, metadata: Mapping[str, Any], model: nn.Module, name: str, context_size: int | None = None
+) -> Iterator[str]:
+    """What to say of an SAE whose weights of the model are not recorded: another model's name, another normalization,
+    blocks of another length.
 
-    name: folder or hub id of the model. An SAE may well be read in a model it was not made for, when both are near.
+    name: folder or hub id of the model. context_size: tokens of a block that it is read on. An SAE may well be read in a
+    model it was not made for, when both are near.
     """
     own = metadata.get("model_name")
     if isinstance(own, str) and "model_state" not in metadata and _bare(own) not in (_bare(name), "") and name:
         yield f"SAE {sae} was made for the model {own}, and is read in {name}"
+    own_size = metadata.get("context_size")
+    if isinstance(own_size, int) and context_size is not None and own_size != context_size:
+        yield (
+            f"SAE {sae} was trained on blocks of {own_size:,} tokens, and is read on blocks of {context_size:,}; "
+            "give its context_size to read it as it was trained"
+        )
     loading = metadata.get("model_from_pretrained_kwargs") or {}
     if loading.get("center_writing_weights") and not any(isinstance(one, nn.LayerNorm) for one in model.modules()):
         yield (
