@@ -59,8 +59,8 @@ def differences(
     """What to say of an SAE whose weights of the model are not recorded: another model's name, another normalization,
     blocks of another length.
 
-    name: folder or hub id of the model. context_size: tokens of a block that it is read on. An SAE may well be read in a
-    model it was not made for, when both are near.
+    name: folder or hub id of the model. context_size: tokens of a block that it is read on. An SAE may well be read in
+    a model it was not made for, when both are near.
     """
     own = metadata.get("model_name")
     if isinstance(own, str) and "model_state" not in metadata and _bare(own) not in (_bare(name), "") and name:
