@@ -230,7 +230,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="feature_transfer",
-    version=2,
+    version=3,
     title="Single features across a stitch",
     items=lambda study: (
         {"stitch": name}

@@ -94,7 +94,7 @@ def _needs(study: Study, item: Item) -> Needs:
 
 def _run(work: Work, settings: StitchSettings) -> Results:
     from heredity.features.criteria import agreement
-    from heredity.lm.activations import activations
+    from heredity.lm.activations import sampled
     from heredity.sae.evaluate import quality
     from heredity.stitch.functional import Side, activation_correlation
     from heredity.stitch.transfer import transfer_sae
@@ -117,7 +117,7 @@ def _run(work: Work, settings: StitchSettings) -> Results:
         readers["unchanged"] = readers["carried"]._replace(sae=sae)
 
     def explained(side: Side) -> float:
-        return quality(side.sae, activations(side.model, side.hook_point, blocks, side.precision)).explained_variance
+        return quality(side.sae, sampled(side.model, side.hook_point, blocks, side.precision)).explained_variance
 
     matches, edge = read_matches(work.inputs["match"]), edge_row(work.inputs["match"])
     best, threshold = matches.parent_r[:, 0], edge["threshold"]
@@ -159,7 +159,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
 
 ANALYSIS = Analysis(
     kind="lineage_by_maps",
-    version=1,
+    version=2,
     title="Lineage by maps",
     items=_items,
     settings=lambda study, item: StitchSettings.of(study, item["stitch"], "bridge", "evaluation"),

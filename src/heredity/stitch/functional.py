@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from heredity.lm.activations import activations, blocks_at_once
+from heredity.lm.activations import aligned, blocks_at_once, marked
 from heredity.lm.hooks import capture, replaced, resolve
 from heredity.lm.logit_attribution import linear_part, norm_and_head, through_norm, to_stream, unembedding
 from heredity.sae.model import SAE, new_sae
@@ -83,15 +83,16 @@ def paired_pearson(parts: Iterable[tuple[csr_array, csr_array]], d_sae: int) -> 
 def activation_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
     """r between the activations of feature i of the source's SAE on the source and of the target's on the target.
 
-    blocks: tokens [n, context] of a tokenizer both models use; all positions count. Raises ValueError when the SAEs
-    differ in size.
+    blocks: tokens [n, context] of a tokenizer both models use; what is a sample in both counts. Raises ValueError when
+    the SAEs differ in size.
     """
 
-    def codes(side: Side) -> Iterator[csr_array]:
-        x = activations(side.model, side.hook_point, blocks, side.precision)
-        return (sparse_codes(side.sae, part) for part in x)
-
-    return paired_pearson(zip(codes(source), codes(target), strict=True), source.sae.d_sae)
+    sides: list[tuple[nn.Module, str, Precision]] = [
+        (one.model, one.hook_point, one.precision) for one in (source, target)
+    ]
+    read = (vectors for vectors, _ in aligned(sides, blocks))
+    pairs = ((sparse_codes(source.sae, x), sparse_codes(target.sae, y)) for x, y in read)
+    return paired_pearson(pairs, source.sae.d_sae)
 
 
 def attribution_correlation(source: Side, target: Side, blocks: np.ndarray) -> Paired:
@@ -126,11 +127,13 @@ def _attributions(side: Side, blocks: np.ndarray) -> Iterator[csr_array]:
         pushed = through_norm(norm, to_stream(side.model, side.hook_point, side.sae.W_dec.detach())).float()
         rows = unembedding(side.model)
     done, step = 0, max(1, _CHUNK // pushed.shape[1])
-    for x in activations(side.model, side.hook_point, blocks, side.precision):
+    for x, kept in marked(side.model, side.hook_point, blocks, side.precision):
         some = blocks[done : done + len(x) // blocks.shape[1]]
         done += len(some)
         x = x.view(*some.shape, -1)[:, :-1].flatten(0, 1)
         indptr, indices, values = side.sae.encode_sparse(x)
+        if kept is not None:  # no effect where nothing is sampled
+            values = values * np.repeat(kept.cpu().numpy().reshape(some.shape)[:, :-1].ravel(), np.diff(indptr))
         after = np.repeat(some[:, 1:].ravel(), np.diff(indptr)).astype(np.int64)
         feature, token = (torch.from_numpy(ids).to(pushed.device) for ids in (indices.astype(np.int64), after))
         effect = np.empty(len(values))
@@ -254,8 +257,9 @@ def path_ablation(
 def firing_blocks(side: Side, features: Sequence[int], blocks: np.ndarray, skip: int = 1) -> np.ndarray:
     """Whether each feature fires in each block [n, context] after its first `skip` tokens, bool [n, features]."""
     parts = []
-    for x in activations(side.model, side.hook_point, blocks, side.precision):
+    for x, kept in marked(side.model, side.hook_point, blocks, side.precision):
         fires = sparse_codes(side.sae, x)[:, list(features)].toarray() > 0
+        fires &= True if kept is None else kept.cpu().numpy()[:, None]
         parts.append(fires.reshape(-1, blocks.shape[1], len(features))[:, skip:].any(1))
     return np.concatenate(parts)
 
