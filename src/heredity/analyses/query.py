@@ -69,8 +69,10 @@ def find(
     for name in models:
         check_followed(study, name, f"--model {name}")
     sample = sample_of(run, models)
-    held = hits(hypothesis_of(case, study.root), sample.ids, sample.vocabulary)
-    asked = described(case, held, sample.ids, sample.vocabulary)
+    sampled, kept = sample.common
+    ids = sample.ids if kept is None else sample.ids.ravel()[kept]
+    held = hits(hypothesis_of(case, study.root), sample.ids, sample.vocabulary).at(kept)
+    asked = described(case, held, ids, sample.vocabulary)
     if not 0 < asked["hits"] < asked["positions"]:
         absent = f"; not in the vocabulary: {asked['not_in_vocabulary']}" if asked["not_in_vocabulary"] else ""
         raise ValueError(
@@ -79,11 +81,11 @@ def find(
         )
     rows: dict[str, list[dict[str, Any]]] = {model: [] for model in models}
     for model in models:
-        acts = sample.acts[model]
+        acts = sampled[model]
         ratios = llr(acts, held.mask, held.unigram)
         for feature in ranked(ratios, by, top).tolist():
             row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.counted}
-            tokens = top_tokens(acts, feature, sample.ids, sample.vocabulary)
+            tokens = top_tokens(acts, feature, ids, sample.vocabulary)
             row |= {"matches": _matches(sample, model, feature), "verdicts": _verdicts(run, model, feature)}
             rows[model].append(row | {"top_tokens": tokens})
     head = {
