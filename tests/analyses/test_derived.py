@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 import torch
 
 import tiny
+from artifacts import table_of
 from heredity.analyses import Pipeline
+from heredity.analyses.direction_vectors import VECTOR
 from heredity.analyses.plan import check_inputs, plan
 from heredity.analyses.reading import load
 from heredity.engine.stage import run
 from heredity.engine.store import Artifact, Store
+from heredity.features.direction_files import read_direction
 from heredity.lm.hooks import capture
 from heredity.lm.load import load_model, quiet, state_hash
 from heredity.study import Study, StudyError
@@ -108,6 +112,38 @@ def test_nothing_is_read_along_a_direction_that_was_projected_out(folder):
     ends = [capture(model, "blocks.0.hook_attn_out", IDS) for model in (base, half)]
     torch.testing.assert_close(ends[1] @ u, ends[0] @ u / 2, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(half.model.embed_tokens.weight, base.model.embed_tokens.weight)
+
+
+def test_a_direction_of_the_study_is_made_first_and_then_projected_out(folder):
+    """What tells two corpora apart in the parent is made from text, and nothing of it is read in the child."""
+    values = tiny.study_values(folder)
+    edited = {"parent": "base", "edit": {"project_out": "direction:topic"}}
+    values["model"] = {"base": {"load": "base", "corpora": ["words", "code"]}, "gone": edited}
+    values["direction"] = {"topic": {"from_corpora": ["words", "code"], "hook_point": STREAM}}
+    stages = Pipeline(Study.of(values, root=folder)).closure(["directions/study"])
+    found = run(stages, Store(folder / "topical"))
+    vector = read_direction(found["direction_vector/topic"] / VECTOR, 16).vector
+    base, gone = (load(found[f"model/{name}"]) for name in ("base", "gone"))
+    u = torch.from_numpy(vector / np.linalg.norm(vector)).float()
+    read = [capture(model, STREAM, IDS) @ u for model in (base, gone)]
+    assert read[1].abs().max() < 1e-5 < 1e-2 < read[0].abs().max()
+    edges = table_of(found["directions/study"], "direction_edges").to_pylist()
+    (own,) = (row for row in edges if row["line"] == "edge")
+    assert own["verdict"] == "lost" and own["direction"] == "topic"
+
+
+def test_a_direction_of_the_study_that_cannot_be_projected_out_is_refused(folder):
+    values = tiny.study_values(folder)
+    edited = {"parent": "base", "edit": {"project_out": "direction:topic"}}
+    values["model"] = {"base": {"load": "base", "corpora": ["words", "code"]}, "gone": edited}
+    for direction, words in (
+        ({}, "model.gone.edit.project_out: 'topic' is no direction of this study; it defines none; add a table"),
+        ({"topic": {"model": "gone"}}, "direction topic is of gone, from which gone does not descend"),
+        ({"topic": {}}, "blocks.0.mlp.hook_post is a part of a layer, and what is projected out is of the residual"),
+    ):
+        values["direction"] = {name: {"from_corpora": ["words", "code"], **one} for name, one in direction.items()}
+        with pytest.raises(StudyError, match=re.escape(words)):
+            Pipeline(Study.of(values, root=folder))
 
 
 def test_an_adapter_is_merged_into_the_parent_as_peft_merges_it(folder):

@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 
 import artifacts
 import tiny
-from heredity.analyses import Pipeline, directions, write_tables
-from heredity.analyses.directions import CarriedSettings, DirectionSettings, Followed
+from heredity.analyses import Pipeline, direction_vectors, directions, write_tables
+from heredity.analyses.direction_vectors import Followed, VectorSettings
+from heredity.analyses.directions import CarriedSettings, DirectionSettings
 from heredity.features.direction_files import read_direction
 from heredity.lm.activations import activations
 from heredity.stitch.affine import Affine, Stitch
@@ -55,9 +56,14 @@ def tables(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
     followed = {name: Followed(one, SITE, "base", pair, None) for name, one in config.items()}
     other = np.random.default_rng(5).standard_normal(32)
     followed["given"] = Followed(DirectionConfig(file="g.npy"), SITE, "base", pair, (tuple(other), None))
+    vectors = {}
+    for name, one in followed.items():
+        work = artifacts.work_of(folder / f"vector-{name}", {"model": models["base"], "tokens": tokens})
+        assert direction_vectors.ANALYSIS.run(work, VectorSettings(one, 32_000, CONTEXT, "float32", 3)) == {}
+        vectors[name] = artifacts.artifact(work.folder)
     parents = {"base": (), "noisy": ("base",), "cut": ("noisy",), "after": ("cut",)}
     settings = DirectionSettings(followed, parents, 32_000, CONTEXT, "float32", True, 3)
-    work = artifacts.work_of(folder / "work", inputs)
+    work = artifacts.work_of(folder / "work", inputs | {"vector": vectors})
     rows = directions.ANALYSIS.run(work, settings)
     write_tables(directions.ANALYSIS.tables, rows, work.folder, {})
     vector = read_direction(work.folder / directions.VECTORS, 32, "means", 0).vector

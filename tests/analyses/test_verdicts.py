@@ -179,7 +179,8 @@ def test_positions_that_are_no_samples_have_no_say():
 
     theirs, child = np.arange(VOCAB) < VOCAB // 2, token_by_token(model())
     with torch.no_grad():
-        child.model.embed_tokens.weight[theirs] = child.model.embed_tokens.weight[theirs][torch.randperm(VOCAB // 2)]
+        order = torch.randperm(VOCAB // 2, generator=torch.Generator().manual_seed(0))
+        child.model.embed_tokens.weight[theirs] = child.model.embed_tokens.weight[theirs][order]
     ids = np.random.default_rng(0).integers(0, VOCAB, (1200, 16))
     packed = PackedTokens(ids.ravel(), np.arange(0, ids.size + 1, 64), spoken=~theirs[ids].ravel())
     readers = {"parent": Reader(token_by_token(model()), LAST, [units(0)]), "child": Reader(child, LAST, [units(0)])}
@@ -198,7 +199,7 @@ def test_positions_that_are_no_samples_have_no_say():
     columns, same, _ = told["assistant"]
     assert same and np.allclose(columns["transmission"], 1)
     columns, same, _ = told["all"]
-    assert not same and np.median(columns["transmission"]) < 0.9
+    assert not same and np.median(np.abs(columns["transmission"] - 1)) > 0.1
 
 
 def test_statements_hold_counts_intervals_and_references(tables):

@@ -119,6 +119,7 @@ def name_of(item: Item, repeat: int = 0) -> str:
         "text",
         "model",
         "corpus",
+        "direction",
         "stitch",
         "d_sae",
         "arm",

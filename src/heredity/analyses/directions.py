@@ -24,22 +24,31 @@ best linear readout from the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.direction_vectors import (
+    Followed,
+    Text,
+    activations,
+    averages,
+    followed_of,
+    text_of,
+    vector_in,
+    vector_need,
+)
 from heredity.analyses.model import models_needs
-from heredity.analyses.reading import load, on_device, packs
+from heredity.analyses.reading import load, on_device
 from heredity.analyses.reference_models import reference_need
 from heredity.analyses.stitch_maps import Sides, passes_of, stitch_needs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
-from heredity.study import DirectionConfig, Precision, Study, StudyError
+from heredity.study import Precision, Study, StudyError
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
@@ -122,16 +131,14 @@ CARRIED_DIRECTIONS = Table(
 )
 
 
-class Followed(NamedTuple):
-    """One direction as the study has it."""
+class End(NamedTuple):
+    """A model at a hook point: activations float32 [tokens, d] on held-out text and on text for fitting, and which
+    positions are samples."""
 
-    config: DirectionConfig
-    hook_point: str
-    model: str
-    corpora: tuple[str, ...]
-    """Text that it is followed on."""
-    given: tuple[tuple[float, ...], float | None] | None
-    """Vector and bias of its file."""
+    x: np.ndarray
+    fitting: np.ndarray
+    kept: np.ndarray
+    kept_fitting: np.ndarray
 
 
 class DirectionSettings(NamedTuple):
@@ -145,58 +152,8 @@ class DirectionSettings(NamedTuple):
     seed: int
 
 
-class Text(NamedTuple):
-    """Token blocks of several corpora."""
-
-    blocks: np.ndarray  # int64 [blocks, context]
-    documents: np.ndarray  # int64 [tokens]
-    corpora: np.ndarray  # of each token, the name
-
-
-class End(NamedTuple):
-    """A model at a hook point: activations float32 [tokens, d] on held-out text and on text for fitting, and which
-    positions are samples."""
-
-    x: np.ndarray
-    fitting: np.ndarray
-    kept: np.ndarray
-    kept_fitting: np.ndarray
-
-
-def _followed(study: Study) -> dict[str, Followed]:
-    """Directions by name. Raises StudyError for a file that is missing or holds no such direction, and for a place that
-    the model does not have."""
-    from heredity.analyses.loaded import local_folder
-    from heredity.analyses.plan import Shapes
-
-    if not study.config.direction:
-        return {}
-    from heredity.features.direction_files import read_direction
-    from heredity.lm.hooks import width
-
-    found, shapes = {}, Shapes(study)
-    for name, config in study.config.direction.items():
-        key, model = f"{study.name}: direction.{name}", config.model or study.starts[0]
-        point, shape, given = config.hook_point or study.site, shapes.shape(model), None
-        path = local_folder(study, f"direction.{name}.file", config.file) if config.file else None
-        if config.file and path is None:
-            raise StudyError(f"{key}.file: {config.file}: there is no such file; correct the path")
-        if config.how == "probe" and find_spec("sklearn") is None:
-            way_out = "pip install 'heredity[stitch]', or set how to means"
-            raise StudyError(f"{key}.how: a probe needs scikit-learn, which is not installed; {way_out}")
-        try:
-            d = width(shape, point) if shape else None
-            if path is not None:
-                read = read_direction(path, d, config.tensor, config.row)
-                given = tuple(read.vector.tolist()), read.bias if config.threshold is None else -config.threshold
-        except ValueError as error:
-            raise StudyError(f"{key}: {error}") from None
-        found[name] = Followed(config, point, model, study.trace(model), given)
-    return found
-
-
 def _settings(study: Study, item: Item) -> DirectionSettings:
-    followed = _followed(study)
+    followed = followed_of(study)
     models = {name for one in followed.values() for name in study.line_of(one.model)}
     return DirectionSettings(
         followed,
@@ -209,74 +166,30 @@ def _settings(study: Study, item: Item) -> DirectionSettings:
     )
 
 
+def _texts(tokens: Mapping[str, Artifact], count: int, context: int, seed: int) -> tuple[Text, Text]:
+    """Held-out text, and text for fitting."""
+    held, fitting = (text_of(tokens, split, count, context, seed) for split in ("validation", "train"))
+    return held, fitting
+
+
+def _end(model: Any, hook_point: str, texts: tuple[Text, Text], precision: Precision) -> End:
+    (x, kept), (fitting, kept_fitting) = (activations(model, hook_point, text, precision) for text in texts)
+    return End(x, fitting, kept, kept_fitting)
+
+
 def _corpora(followed: Iterable[Followed]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for one in followed for name in (*one.corpora, *(one.config.classes or ()))))
 
 
 def _needs(study: Study, item: Item) -> Needs:
-    followed = _followed(study).values()
+    followed = followed_of(study).values()
     models = {name for one in followed for name in study.line_of(one.model)}
     needs: Needs = {"model": models_needs(models), "tokens": tokens_needs(_corpora(followed))}
+    needs["vector"] = {name: vector_need(name) for name in study.config.direction}
     shams = {edge.name: reference_need(study, edge, "sham") for edge in study.descent if models.issuperset(edge)}
     if study.config.verdicts.tokens and (known := {name: need for name, need in shams.items() if need}):
         needs["sham"] = known
     return needs
-
-
-def _texts(tokens: Mapping[str, Artifact], count: int, context: int, seed: int) -> tuple[Text, Text]:
-    """Held-out text and training text, so many tokens in equal parts of each corpus, or what there is; no block
-    twice."""
-    from heredity.text.tokens import BlockSampler
-
-    texts = []
-    for split in ("validation", "train"):
-        parts: list[Text] = []
-        for number, (name, pack) in enumerate(packs(tokens, split).items()):
-            sampler = BlockSampler({name: pack}, context, seed)
-            blocks = min(max(2, count // len(tokens) // context), sampler.blocks_per_pass)
-            documents = np.repeat(sampler.documents(0, blocks), context) + (number << 32)
-            parts.append(Text(sampler.take(0, blocks), documents, np.full(len(documents), name)))
-        blocks, *others = zip(*parts, strict=True)
-        texts.append(Text(np.ma.concatenate(blocks), *(np.concatenate(column) for column in others)))
-    return texts[0], texts[1]
-
-
-def _end(model: Any, hook_point: str, texts: Sequence[Text], precision: Precision) -> End:
-    from heredity.lm.activations import marked
-
-    read: list[list[np.ndarray]] = []
-    for text in texts:
-        parts = []
-        for x, kept in marked(model, hook_point, text.blocks, precision):
-            parts.append((x.cpu().numpy(), np.ones(len(x), bool) if kept is None else kept.cpu().numpy()))
-        read.append([np.concatenate(column) for column in zip(*parts, strict=True)])
-    return End(read[0][0], read[1][0], read[0][1], read[1][1])
-
-
-def _made(one: Followed, end: End, fitting: Text) -> Direction:
-    """The vector and bias of a direction, read or made on its model."""
-    from heredity.features.direction_files import Direction
-    from heredity.stitch.probe import fit_probe
-
-    if one.given is not None:
-        return Direction(np.array(one.given[0]), one.given[1])
-    assert one.config.classes is not None
-    first, second = ((fitting.corpora == name) & end.kept_fitting for name in one.config.classes)
-    if one.config.how == "means":
-        return Direction(end.fitting[first].mean(0, dtype=np.float64) - end.fitting[second].mean(0, dtype=np.float64))
-    block = np.arange(len(first)) // fitting.blocks.shape[1]
-    numbers = np.unique(block[first | second])
-    averages = _averages(end.fitting, block, first | second)
-    probe = fit_probe(averages, np.isin(numbers, block[first]))
-    return Direction(probe.weights, probe.bias)
-
-
-def _averages(x: np.ndarray, number: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Means of the chosen rows by number, in the order of the numbers, float64."""
-    present, place = np.unique(number[chosen], return_inverse=True)
-    sums = np.zeros((len(present), *x.shape[1:]))
-    np.add.at(sums, place, x[chosen])
-    return sums / np.bincount(place).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Placed(NamedTuple):
@@ -286,11 +199,11 @@ class Placed(NamedTuple):
     threshold: float | None
 
 
-def _place(one: Followed, end: End, texts: tuple[Text, Text], seed: int) -> Placed:
+def _place(one: Followed, made: Direction, end: End, texts: tuple[Text, Text], seed: int) -> Placed:
     """A direction in the model that it was made on. Raises StudyError where its width is not that of the hook point."""
     from heredity.features.direction_fates import alike
 
-    made, x = _made(one, end, texts[1]), end.fitting[end.kept_fitting & np.isin(texts[1].corpora, one.corpora)]
+    x = end.fitting[end.kept_fitting & np.isin(texts[1].corpora, one.corpora)]
     if len(made.vector) != x.shape[1]:
         raise StudyError(
             f"direction {one.config.file} has {len(made.vector)} numbers, but {one.hook_point} of {one.model} is "
@@ -309,7 +222,7 @@ def _scores(readout: np.ndarray, kept: np.ndarray, text: Text, classes: tuple[st
     """Mean readout of every document of two corpora, and which are of the first."""
     chosen = kept & np.isin(text.corpora, classes)
     first = np.unique(text.documents[chosen & (text.corpora == classes[0])])
-    return _averages(readout, text.documents, chosen), np.isin(np.unique(text.documents[chosen]), first)
+    return averages(readout, text.documents, chosen), np.isin(np.unique(text.documents[chosen]), first)
 
 
 def _classified(
@@ -361,7 +274,8 @@ def _at_site(
         model = on_device(load(work.inputs["model"][name]))
         end = ends[name] = _end(model, point, texts, settings.precision)
         own = [key for key, one in followed.items() if one.model == name]
-        placed[name] = {key: _place(followed[key], end, texts, settings.seed) for key in own}
+        made = {key: vector_in(work.inputs["vector"][key]) for key in own}
+        placed[name] = {key: _place(followed[key], made[key], end, texts, settings.seed) for key in own}
         vectors |= {key: here.vectors for key, here in placed[name].items()}
         for parent in (parent for parent in parents if followable(parent)):
             lines = {"edge": end}
@@ -456,7 +370,7 @@ def _carried(study: Study, stitch: str) -> dict[str, Followed]:
     """Directions of a stitch's source at its hook point."""
     config = study.config.stitch[stitch]
     place = config.source, config.source_hook_point or study.site
-    return {key: one for key, one in _followed(study).items() if (one.model, one.hook_point) == place}
+    return {key: one for key, one in followed_of(study).items() if (one.model, one.hook_point) == place}
 
 
 def _carried_settings(study: Study, item: Item) -> CarriedSettings:
@@ -585,7 +499,7 @@ def _figure(row: Mapping[str, Any], name: str) -> str:
 
 ANALYSIS = Analysis(
     kind=_KIND,
-    version=1,
+    version=2,
     title="Directions of one's own",
     items=lambda study: [{}] if study.config.direction else [],
     settings=_settings,

@@ -43,11 +43,11 @@ def model_folder(study: Study, name: str) -> Path | None:
 
 def derived_file(study: Study, name: str) -> Path | None:
     """What a model that is made from its parent reads: the folder of its adapter, or the file of its direction; None
-    where it reads none, and for what may lie on the hub."""
+    where it reads none, for a direction of the study, and for what may lie on the hub."""
     model, place = study.config.model[name], f"model.{name}"
     if model.adapter is not None:
         return local_folder(study, f"{place}.adapter", model.adapter)
-    if model.edit is not None and model.edit.project_out is not None:
+    if model.edit is not None and model.edit.project_out is not None and model.edit.direction is None:
         return local_folder(study, f"{place}.edit.project_out", model.edit.project_out)
     return None
 
@@ -142,7 +142,7 @@ def _check_derived(study: Study, name: str) -> None:
     from heredity.lm.checkpoint import ADAPTER, ModelError, is_local, located
 
     model, file = study.config.model[name], derived_file(study, name)
-    if model.edit is not None and model.edit.project_out is not None and file is None:
+    if model.edit is not None and model.edit.project_out is not None and model.edit.direction is None and file is None:
         place = f"{study.name}: model.{name}.edit.project_out"
         raise StudyError(f"{place}: {model.edit.project_out}: no such file; correct the path")
     if model.adapter is None:
@@ -327,7 +327,9 @@ def _check_weights(study: Study, name: str, source: Source, config: Any) -> None
     try:
         with skeleton(config, trusted) as model:
             expected = {tensor: tuple(one.shape) for tensor, one in model.state_dict().items()}
-            tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+            pairs = dict(getattr(model, "all_tied_weights_keys", None) or {}).items()
+            # Of tied tensors a file may hold either: safetensors' save_model keeps the first by name, lm_head.
+            tied = {one for one, other in pairs} | {other for one, other in pairs if one in held}
             passed_over = [NO_WEIGHT, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
     except ModelError as error:
         raise StudyError(f"{study.name}: model.{name}.load: {error}") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.direction_vectors import VECTOR, vector_need
 from heredity.analyses.loaded import (
     adapter_note,
     content_digest,
@@ -236,6 +237,8 @@ def _needs(study: Study, item: Item) -> Needs:
             needs["tokens"] = tokens_needs(study.shares(name))
         if config.parent:
             needs["parent"] = ("model", {"model": config.parent})
+        if config.edit and config.edit.direction is not None:
+            needs["direction"] = vector_need(config.edit.direction)
     return needs
 
 
@@ -312,6 +315,8 @@ def _load(work: Work, settings: Loading) -> dict[str, Any]:
 
 def _derive(work: Work, settings: Deriving) -> dict[str, Any]:
     try:
+        if "direction" in work.inputs:
+            settings = settings._replace(file=Aside(work.inputs["direction"] / VECTOR))
         model = _derived(load(work.inputs["parent"]), settings)
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None

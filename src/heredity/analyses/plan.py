@@ -246,6 +246,11 @@ def _check_edit(study: Study, name: str, shapes: Shapes) -> None:
             read_direction(file, _d_model(shapes.shape(name)) or None, edit.tensor)
         except ValueError as error:
             raise StudyError(f"{place}.project_out: {error}") from None
+    if edit.direction is not None:
+        one = study.config.direction[edit.direction]
+        if not is_residual(point := one.hook_point or study.site):
+            reason = f"{point} is a part of a layer, and what is projected out is of the residual stream"
+            raise StudyError(f"{place}.project_out: direction {edit.direction}: {reason}; give it such a hook_point")
 
 
 def check_inputs(study: Study) -> dict[tuple[str, str], int]:

@@ -357,6 +357,8 @@ class Study:
                 for reason in self._faults_of_merge(name, model.merge):
                     yield f"model.{name}.merge", reason
             yield from self._faults_of_saes(name)
+            if model.edit and model.edit.direction is not None:
+                yield from self._faults_of_edit(name, model.edit.direction)
         if config.reading.skip_positions >= config.sae.context_size:
             least = f"leaves nothing of blocks of {config.sae.context_size} tokens (sae.context_size); lower it"
             yield "reading.skip_positions", f"{config.reading.skip_positions}: {least}"
@@ -393,6 +395,17 @@ class Study:
         if kind in ("load", "merge", *DERIVED):
             made = {"load": "loaded", "merge": "a merge"}.get(kind, f"made by {kind}")
             yield place, f"{other} is {made}, which no seed changes; name a model that the study trains"
+
+    def _faults_of_edit(self, name: str, direction: str) -> Iterator[tuple[str, str]]:
+        """What is wrong with projecting a direction of the study out of the parent of a model."""
+        place, known = f"model.{name}.edit.project_out", self.config.direction
+        yield from _unknown(place, direction, known, "direction")
+        of = known[direction].model or self.starts[0]
+        if of not in self.ancestors(name):
+            yield (
+                place,
+                f"direction {direction} is of {of}, from which {name} does not descend; name one of an ancestor",
+            )
 
     def _faults_of_saes(self, name: str) -> Iterator[tuple[str, str]]:
         model, instruments = self.config.model[name], self.config.sae.instruments
@@ -463,7 +476,8 @@ def _unknown(
 ) -> Iterator[tuple[str, str]]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"defined are {', '.join(known)}"
+        defined = f"defined are {', '.join(known)}" if known else f"it defines none; add a table [{table}.{name}]"
+        hint = f"did you mean {near[0]!r}?" if near else defined
         yield place, f"{name!r} is no {table} of this study; {hint}{role}"
 
 

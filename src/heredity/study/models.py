@@ -158,8 +158,8 @@ class EditConfig(Config):
     """`edit = {...}` of a model: its parent with an edit of its weights whose effect is known."""
 
     project_out: Annotated[str, Field(min_length=1)] | None = None
-    """File (safetensors, npy, pt) of a direction of the residual stream: no embedding, attention or MLP writes along it
-    any more (Arditi et al. 2024)."""
+    """A direction of the residual stream, from a file (safetensors, npy, pt) or, as `direction:NAME`, of the study
+    ([direction.NAME]): no embedding, attention or MLP writes along it any more (Arditi et al. 2024)."""
     tensor: str | None = None
     """Name of the direction in that file, where it holds several."""
     scale: Annotated[float, Field(ge=0)] = 0.0
@@ -179,7 +179,15 @@ class EditConfig(Config):
             raise ValueError(f"{more[0]} is of a direction that is projected out, and permute has none; remove it")
         if self.scale == 1:
             raise ValueError("scale=1 changes nothing; give 0 to take the direction out, 0.5 for half of it")
+        if self.tensor is not None and self.direction is not None:
+            raise ValueError("tensor is of a file; name it in the table of the direction")
         return self
+
+    @property
+    def direction(self) -> str | None:
+        """Direction of the study that is projected out, by name; None for one in a file."""
+        scheme, _, name = (self.project_out or "").partition(":")
+        return name if scheme == "direction" else None
 
 
 Derived = Literal["quantize", "prune", "adapter", "edit"]
