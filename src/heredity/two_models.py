@@ -323,6 +323,7 @@ def _settings(
         context_size=context_size,
         mix="tokens",
         seed=seed,
+        text_seed=seed,
     )
 
 
@@ -352,7 +353,7 @@ def _tables_of(
         }
         asked = verdicts.VerdictSettings(
             settings.edge, parent.hook_point, "float32", settings.lineage.tokens, sampler.context_size, "tokens",
-            ReferencesConfig(), instrument, settings.seed
+            ReferencesConfig(), instrument, settings.seed, settings.text_seed
         )  # fmt: skip
         made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)

@@ -68,7 +68,7 @@ def inputs_of(folder: Path, child: Any) -> dict[str, Any]:
 def inquire(folder: Path, inputs: dict[str, Any], judged: Artifact) -> dict[str, Any]:
     steps: list[tuple[int, int]] = []
     work = artifacts.work_of(folder / "work", inputs | {"verdicts": judged}, lambda *step: steps.append(step))
-    rows = lost_features.ANALYSIS.run(work, LostSettings(LAST, "float32", 9_600, 16, "tokens", 30, 4))
+    rows = lost_features.ANALYSIS.run(work, LostSettings(LAST, "float32", 9_600, 16, "tokens", 30, 4, 4))
     assert steps == [(done, 4) for done in (1, 2, 3)]
     return {table.name: table.check(rows[table.name], **ITEM).to_pylist() for table in lost_features.ANALYSIS.tables}
 
@@ -78,7 +78,7 @@ def edge(tmp_path_factory) -> tuple[dict[str, Any], Artifact, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("lost")
     inputs = inputs_of(folder, child_model())
     off = ReferencesConfig(edit=False, removal=False, codebook=False, token_identity=False)
-    settings = VerdictSettings(EDGE, LAST, "float32", 9_600, 16, "tokens", off, "independent", 4)
+    settings = VerdictSettings(EDGE, LAST, "float32", 9_600, 16, "tokens", off, "independent", 4, 4)
     rows = verdicts.ANALYSIS.run(artifacts.work_of(folder / "judging", inputs), settings)
     judged = artifacts.artifact(folder / "judged")
     write_tables(verdicts.ANALYSIS.tables, rows, judged.folder, ITEM | {"text": "common"})

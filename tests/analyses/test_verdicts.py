@@ -82,7 +82,7 @@ def tables(tmp_path_factory) -> dict[str, Any]:
     work = artifacts.work_of(folder / "work", inputs, lambda *step: steps.append(step))
     edge = Edge("base", "tuned")
     references = ReferencesConfig(twin=True, random_decoder=True, neurons=True)
-    settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", references, "independent", 4)
+    settings = VerdictSettings(edge, LAST, "float32", 9_600, 16, "tokens", references, "independent", 4, 4)
     rows = verdicts.ANALYSIS.run(work, settings)
     assert steps == [(done, 14) for done in range(1, 15)]
     item = {**artifacts.SITE, "edge": edge.name, "text": "common"}
@@ -191,7 +191,7 @@ def test_positions_that_are_no_samples_have_no_say():
         jobs = (Here().job(lambda end=end: readers[end]) for end in ("parent", "child"))
         lineage = LineageConfig(threshold=0.9, tokens=9_600)
         end = Edge("base", "tuned"), LAST, "float32"
-        settings = MatchSettings(*end, lineage, 1, 0.05, 50, 0.95, 16, "tokens", 4)
+        settings = MatchSettings(*end, lineage, 1, 0.05, 50, 0.95, 16, "tokens", 4, 4)
         rows = match_edge(tuple(jobs), directions_of(*[units(0)] * 2), sampler, settings)
         told[name] = columns, same, rows["edges"][0]["tokens"]
         kept = np.ma.getmaskarray(sampler.take(0, 600))
@@ -255,7 +255,9 @@ def test_what_the_child_learned_shows_on_its_own_text_and_not_on_the_common_one(
     own = units(0), units(1)
     readers = {"parent": Reader(learned(model(), False), LAST, own), "child": Reader(learned(model(), True), LAST, own)}
     nothing = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False))
-    settings = VerdictSettings(Edge("base", "tuned"), LAST, "float32", 9_600, 16, "tokens", nothing, "independent", 4)
+    settings = VerdictSettings(
+        Edge("base", "tuned"), LAST, "float32", 9_600, 16, "tokens", nothing, "independent", 4, 4
+    )
     rng, starts = np.random.default_rng(0), np.arange(0, 16 * 1200 + 1, 64)
     said = {}
     for text, words in (("common", VOCAB - len(WORDS)), ("own", VOCAB)):

@@ -27,13 +27,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from heredity import format
-from heredity.analyses.aligned_ends import Sample, read_ends, sample_of
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.aligned_ends import Known, Sample, read_ends, sample_of
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.newness import vocabularies_differ
 from heredity.analyses.reading import reader_of, sampler_of
 from heredity.analyses.sae import sae_need, second_need
 from heredity.analyses.text import tokens_needs
+from heredity.analyses.verdicts import text_seed
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
 from heredity.study import Precision, Study
@@ -142,6 +143,9 @@ class LostSettings(NamedTuple):
     mix: str
     examine: int
     seed: int
+    text_seed: int
+    sites: Aside = Aside(())
+    """Places that one pass of a model serves."""
 
 
 def _items(study: Study) -> Iterable[Item]:
@@ -150,8 +154,8 @@ def _items(study: Study) -> Iterable[Item]:
     return (
         {"instrument": instrument, "site": site, "edge": edge.name}
         for instrument in study.instruments
-        for site in study.sites
         for edge in study.descent
+        for site in study.sites  # one after another, while what one pass read is held
     )
 
 
@@ -164,7 +168,9 @@ def _settings(study: Study, item: Item) -> LostSettings:
         config.sae.context_size,
         config.sae.mix,
         config.verdicts.examine,
-        seed_of(study, "verdicts", item["edge"]),  # the tokens on which features were judged
+        seed_of(study, "verdicts", item["edge"]),
+        text_seed(study, study.edge(item["edge"]), "common"),  # the tokens on which features were judged
+        Aside(study.sites),
     )
 
 
@@ -180,7 +186,7 @@ def _needs(study: Study, item: Item) -> Needs:
 
 
 def _run(work: Work, settings: LostSettings) -> Results:
-    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.text_seed, settings.mix)
     sample = sample_of(sampler, settings.tokens)
     readers = {
         end: reader_of(
@@ -188,7 +194,8 @@ def _run(work: Work, settings: LostSettings) -> Results:
         )()
         for end in _ASKED
     }
-    ends, sample = read_ends(readers, sample)
+    known = Known({end: work.inputs[end].key for end in _ASKED}, settings.sites.value)
+    ends, sample = read_ends(readers, sample, known)
     evidence, scales = _verdicts(work.inputs["verdicts"])
     work.progress(1, 4)
     columns, examined = [], []

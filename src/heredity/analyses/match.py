@@ -27,6 +27,7 @@ from heredity.analyses.analysis import (
     Results,
     seed_of,
 )
+from heredity.analyses.held import HELD
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import device, reader_of, sampler_of
 from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, sae_need
@@ -39,6 +40,7 @@ from heredity.tables import Column, Plot, Table
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
     from heredity.engine.workers import Job, Progress
+    from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
     from heredity.features.correlate import Matches
     from heredity.features.edge_statistics import Compared, Directions, EdgeStatistics
@@ -245,6 +247,13 @@ class MatchSettings(NamedTuple):
     context_size: int
     mix: str
     seed: int
+    text_seed: int
+    """Of the order of the blocks: edges that compare on the same corpora read the same ones."""
+
+
+def text_seed(study: Study, edge: Edge) -> int:
+    """Seed of the order of the blocks on which the features of an edge are matched."""
+    return seed_of(study, "match", *study.common_trace(edge))
 
 
 def edge_items(study: Study, edges: Sequence[Edge] | None = None) -> Iterable[Item]:
@@ -271,6 +280,7 @@ def _settings(study: Study, item: Item) -> MatchSettings:
         study.config.sae.context_size,
         study.config.sae.mix,
         seed_of(study, "match", edge.name),
+        text_seed(study, edge),
     )
 
 
@@ -291,14 +301,20 @@ def _run(work: Work, settings: MatchSettings) -> Results:
     from heredity.sae.formats import read_sae
 
     parent, child = work.inputs["parent"], work.inputs["child"]
-    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.text_seed, settings.mix)
     place = settings.hook_point, settings.precision
     ends = (
         work.shards.job(reader_of(parent, [work.inputs["parent_sae"], *work.inputs["control"].values()], *place)),
         work.shards.job(reader_of(child, [work.inputs["child_sae"]], *place)),
     )
     saes = [read_sae(work.inputs[f"{end}_sae"] / "sae")[0] for end in ("parent", "child")]
-    return match_edge(ends, directions_of(*saes), sampler, settings, work.progress)
+    text = *(one.key for one in work.inputs["tokens"].values()), settings.text_seed, settings.lineage.tokens
+    read = work.inputs["parent_sae"], *work.inputs["control"].values()
+    names = (
+        (parent.key, *(one.key for one in read), *place, *text),
+        (child.key, work.inputs["child_sae"].key, *place, *text),
+    )
+    return match_edge(ends, directions_of(*saes), sampler, settings, work.progress, names)
 
 
 def match_edge(
@@ -307,11 +323,13 @@ def match_edge(
     sampler: BlockSampler,
     settings: MatchSettings,
     progress: Progress | None = None,
+    names: tuple[Any, Any] | None = None,
 ) -> dict[str, Any]:
     """Rows of all tables of one edge, by name.
 
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
-    directions: weights of the SAEs of both ends.
+    directions: weights of the SAEs of both ends. names: of each end, what no other reading is called, under which its
+    activations are held for other edges.
     """
     from heredity.features.collect import collected, together
     from heredity.features.correlate import correlate
@@ -322,8 +340,16 @@ def match_edge(
         return lambda done, total: progress(first * total + done, 2 * total) if progress else None
 
     lineage, at = settings.lineage, device()
-    parent, *spare = collected(ends[0], sampler, lineage.tokens, half(0))
-    (child,) = collected(ends[1], sampler, lineage.tokens, half(1))
+
+    def read(end: int) -> list[FeatureActs]:
+        return collected(ends[end], sampler, lineage.tokens, half(end))
+
+    def sized(end: int) -> tuple[list[FeatureActs], int]:
+        acts = read(end)
+        return acts, sum(one.nbytes for one in acts)
+
+    parent, *spare = HELD.get(names[0], lambda: sized(0)) if names else read(0)
+    (child,) = HELD.get(names[1], lambda: sized(1)) if names else read(1)
     blocks = parent.tokens // sampler.context_size
     (parent, child, *spare), kept = together(parent, child, *spare)
     documents = np.repeat(sampler.documents(0, blocks), sampler.context_size)

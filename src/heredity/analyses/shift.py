@@ -30,7 +30,7 @@ from heredity.analyses.analysis import (
     rows_of,
     seed_of,
 )
-from heredity.analyses.match import threshold_of
+from heredity.analyses.match import text_seed, threshold_of
 from heredity.analyses.reading import device, reader_of, sampler_of
 from heredity.analyses.sae import (
     SAESettings,
@@ -187,7 +187,7 @@ def _settings(study: Study, item: Item) -> ShiftSettings:
         config.lineage.tokens,
         config.sae.context_size,
         config.sae.mix,
-        seed_of(study, "match", item["edge"]),  # the edge's own tokens
+        text_seed(study, study.edge(item["edge"])),  # the edge's own tokens
     )
 
 

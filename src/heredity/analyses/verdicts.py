@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity.analyses import verdict_findings
-from heredity.analyses.aligned_ends import Sample, read_again, read_ends, sample_of
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
+from heredity.analyses.aligned_ends import Known, Sample, read_again, read_ends, sample_of
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.reference_models import reference_need
@@ -205,6 +205,15 @@ class VerdictSettings(NamedTuple):
     instrument: str
     """Of `joint` and `frozen` one SAE reads both ends; a frozen one is the parent's, and judges its features alone."""
     seed: int
+    text_seed: int
+    """Of the order of the blocks: edges that compare on the same corpora read the same ones."""
+    sites: Aside = Aside(())
+    """Places that one pass of a model serves."""
+
+
+def text_seed(study: Study, edge: Edge, text: str) -> int:
+    """Seed of the order of the blocks on which the features of an edge are judged."""
+    return seed_of(study, "verdicts", *study.text_corpora(edge, text))
 
 
 def _items(study: Study) -> Iterable[Item]:
@@ -213,10 +222,10 @@ def _items(study: Study) -> Iterable[Item]:
     return (
         {"instrument": instrument, "site": site, "edge": edge.name, "text": text}
         for instrument in study.instruments
-        for site in study.sites
         for edge in study.edges
         for text in study.config.verdicts.texts
         if study.text_corpora(edge, text)
+        for site in study.sites  # one after another, while what one pass read is held
     )
 
 
@@ -238,6 +247,8 @@ def _settings(study: Study, item: Item) -> VerdictSettings:
         references,
         item["instrument"],
         seed_of(study, "verdicts", item["edge"]),
+        text_seed(study, study.edge(item["edge"]), item["text"]),
+        Aside(study.sites),
     )
 
 
@@ -257,7 +268,7 @@ def _needs(study: Study, item: Item) -> Needs:
 
 
 def _run(work: Work, settings: VerdictSettings) -> Results:
-    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.seed, settings.mix)
+    sampler = sampler_of(work.inputs["tokens"], "train", settings.context_size, settings.text_seed, settings.mix)
     sample = sample_of(sampler, settings.tokens)
     readers = {
         end: reader_of(
@@ -267,11 +278,17 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
     }
     models = {name: partial(_reference_model, work, name, settings.seed) for name in MODELS}
     there = {name: make for name, make in models.items() if name == "edit" or name in work.inputs}
-    rows = rows_of_ends(readers, sample, settings, there, work.progress)
+    rows = rows_of_ends(readers, sample, settings, there, work.progress, _known(work, settings))
     for row in rows["verdicts"]:
         row["corpora"] = ", ".join(work.inputs["tokens"])
         row["identical"] = state_of(work.inputs["parent"]) == state_of(work.inputs["child"])
     return rows
+
+
+def _known(work: Work, settings: VerdictSettings) -> Known:
+    names = {role: work.inputs[role].key for role in ("parent", "child", *MODELS) if role in work.inputs}
+    names["edit"] = f"{names['parent']} {names['child']} {settings.seed}"
+    return Known(names, settings.sites.value)
 
 
 def rows_of_ends(
@@ -280,21 +297,24 @@ def rows_of_ends(
     settings: VerdictSettings,
     models: Mapping[str, Callable[[], Any]],
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Rows of all tables of one edge.
 
     readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged,
     as are those of a child that is read by the parent's (instrument `frozen`).
     models: make the reference models that there are, by name: those of `MODELS`.
+    known: names of the models by role, under which what is read of them is held.
     """
     from heredity.features.ends import agreement, judge_end, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, same_r, share_interval
 
     def read(name: str) -> End:
-        return read_again(readers["parent"]._replace(model=models[name](), saes=readers["parent"].saes[1:]), sample)
+        reader = readers["parent"]._replace(saes=readers["parent"].saes[1:])
+        return read_again(reader, sample, models[name], name, known)
 
-    ends, sample = read_ends(readers, sample)
+    ends, sample = read_ends(readers, sample, known)
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
     judges = judges[:1] if settings.instrument == "frozen" else judges  # what is new in the child no such SAE has
     references = names_of(settings.references, models)
@@ -329,9 +349,9 @@ def rows_of_ends(
         rows["verdicts"].append(row)
         if end == "parent":
             given = judged[0], evidence[0], read, sample.tokens, sample.documents, settings.seed
-            known = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
-            rows["references"], rows["grades"], usual = known.rows, known.grades, known.usual
-            row |= known.retrained
+            beside = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
+            rows["references"], rows["grades"], usual = beside.rows, beside.grades, beside.usual
+            row |= beside.retrained
         words = {name: WORDS[end].get(name, name) for name in NAMES}
         named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
         columns.append({"end": [end] * len(named), "feature": np.arange(len(named)), "verdict": named})

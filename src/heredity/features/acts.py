@@ -75,6 +75,11 @@ class FeatureActs:
         return len(self.indices)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(one.nbytes for one in (self.indptr, self.indices, self.values))
+
+    @property
     def counted(self) -> int:
         """Token positions that are samples: what shares and means are of."""
         return self.tokens if self.samples is None else int(self.samples.sum())

@@ -114,8 +114,15 @@ def marked(
     model: torch.nn.Module, hook_point: str, blocks: np.ndarray, precision: Precision = "float32"
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Like `activations`, each chunk with which of its vectors are samples, bool [tokens]; None where all are."""
-    for (x,), part in _read(model, (hook_point,), blocks, precision):
-        yield x, samples(model, x, part)
+    return (one for (one,) in marked_at(model, (hook_point,), blocks, precision))
+
+
+def marked_at(
+    model: torch.nn.Module, hook_points: Sequence[str], blocks: np.ndarray, precision: Precision = "float32"
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor | None]]]:
+    """Like `marked`, at several hook points that one forward pass serves."""
+    for xs, part in _read(model, hook_points, blocks, precision):
+        yield [(x, samples(model, x, part)) for x in xs]
 
 
 def aligned(
