@@ -74,6 +74,14 @@ def test_a_setting_makes_anew_what_reads_it_and_what_follows_and_nothing_else(gr
         assert stage.label in again or not sources & again, "what is made from something new is made anew"
 
 
+def test_a_merge_at_a_given_t_is_swept_only_where_the_study_asks_for_points(tmp_path):
+    for more, swept in ({}, True), ({"t": 0.5}, False), ({"t": 0.5, "sweep_points": 3}, True):
+        values = tiny.study_values(tmp_path)
+        values["model"]["both"]["merge"] = {"parents": ["sums", "stories"], **more}
+        labels = {stage.label for stage in stages_of(Study.of(values, root=tmp_path))}
+        assert ("sweep/both" in labels) == swept and "model/both" in labels
+
+
 def test_every_number_of_a_study_file_is_in_the_table_above(graph):
     config = load_study(str(graph)).config
     settings = {override.partition("=")[0] for override, _ in SETTINGS}

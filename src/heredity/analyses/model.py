@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
 # Measured on two cores, from the parent's files to the child's.
 _SECONDS_A_WEIGHT = {"load": 1e-8, "merge": 6e-8, "quantize": 4e-8, "prune": 4e-8, "adapter": 4e-8, "edit": 4e-8}
+_SWEPT = 11  # points of t
 _DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
 
 MODELS = Table(
@@ -219,6 +220,11 @@ def training_settings(study: Study, name: str) -> TrainingConfig:
 def has_t(merge: MergeConfig) -> bool:
     """Whether a merge has a position between two parents."""
     return len(merge.parents) == 2 and merge.weights is None
+
+
+def is_swept(merge: MergeConfig) -> bool:
+    """Whether a merge is measured along t: to find it, or where the study asks for so many points."""
+    return has_t(merge) and (merge.t == "equilibrium" or merge.sweep_points is not None)
 
 
 def _needs(study: Study, item: Item) -> Needs:
@@ -500,7 +506,7 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
     return SweepSettings(
         merge.method,
         merge.parents,
-        merge.sweep_points,
+        merge.sweep_points or _SWEPT,
         merge.tolerance,
         {parent: specialty(study, parent) for parent in merge.parents},
         study.config.evaluation.tokens,
@@ -563,7 +569,7 @@ def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Co
 
 def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     merge: Any = study.config.model[item["model"]].merge
-    return evaluation_cost(2 * (merge.sweep_points + 8), study, item, shapes)
+    return evaluation_cost(2 * ((merge.sweep_points or _SWEPT) + 8), study, item, shapes)
 
 
 SWEEP = Analysis(
@@ -571,7 +577,7 @@ SWEEP = Analysis(
     version=1,
     title="Merges along t",
     items=lambda study: (
-        {"model": name} for name in study.order if (merge := study.config.model[name].merge) and has_t(merge)
+        {"model": name} for name in study.order if (merge := study.config.model[name].merge) and is_swept(merge)
     ),
     settings=_sweep_settings,
     needs=_sweep_needs,
