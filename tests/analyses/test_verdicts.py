@@ -152,6 +152,8 @@ def test_what_changed_most_is_what_was_changed_most(tables):
     ranked = [row["feature"] for row in tables["changed_most"] if row["end"] == "parent"]
     assert set(ranked) == {*both(SILENT), *both(FAINT)}
     assert all(row["transmission_low"] <= row["transmission"] for row in tables["changed_most"])
+    for row in (row for row in tables["changed_most"] if row["end"] == "parent"):
+        assert row["sham"] < row["change"] / 3 and row["seed"] > row["change"] / 3, "not by the sham, by both seeds"
 
 
 def test_with_one_sae_the_evidence_is_told_without_verdicts():
@@ -284,7 +286,9 @@ def test_what_changed_most_is_told_in_units_of_the_random_edit():
         "firings": np.full(6, 100),
     }
     columns |= {name: np.ones(6) for name in ("strength", "strength_error", "transmission_error")}
-    rows = verdicts._changed_most("child", columns, 2.0, usual)
+    sham = {name: np.full(6, 0.06) for name in usual}
+    rows = verdicts._changed_most("child", columns, 2.0, usual, {"sham": sham})
+    assert rows[2]["sham"] == pytest.approx(0.06 / np.quantile(usual["effect"], 0.95)) and "seed" not in rows[2]
     assert [(row["feature"], row["by"]) for row in rows] == [
         (4, "density"),
         (3, "density"),
@@ -294,5 +298,5 @@ def test_what_changed_most_is_told_in_units_of_the_random_edit():
     ]
     assert rows[2]["change"] == pytest.approx(0.3 / np.quantile(usual["effect"], 0.95))
     assert [row["beyond_edit"] for row in rows] == [True, True, True, True, False]
-    alone = verdicts._changed_most("child", columns, 2.0, None)
+    alone = verdicts._changed_most("child", columns, 2.0, None, {"sham": sham})
     assert alone[0]["feature"] == 1 and {row["by"] for row in alone} == {"effect"} and "change" not in alone[0]

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from heredity.engine.stage import Work
 from heredity.engine.store import digest
-from heredity.study import Study
+from heredity.study import Precision, Study
 from heredity.tables import Rows, Table
 
 Item = dict[str, Any]
@@ -33,19 +33,31 @@ class Aside(NamedTuple):
         return str(self.value)
 
 
+class Passes(NamedTuple):
+    """Matrix products of language models."""
+
+    flops: float = 0.0
+    precision: Precision = "float32"
+    """Their type, where the device multiplies it natively."""
+    training: bool = False
+    """Whether gradients are taken, at a lower share of the rate."""
+
+
 class Cost(NamedTuple):
     """Estimate of a stage's work."""
 
     tokens: int = 0
     """Tokens it reads."""
     flops: float = 0.0
-    """Floating-point operations of its matrix products."""
+    """Floating-point operations of its matrix products, beside those of passes."""
     gib: float = 0.0
     """Memory of its largest buffers."""
     efficiency: float = 0.35
     """Share of the measured matrix rate that it reaches on two cores."""
     seconds: float = 0.0
     """Time of what is no matrix product."""
+    passes: Passes = Passes()
+    """Of language models, which run at a rate of their own."""
 
 
 class Statement(NamedTuple):

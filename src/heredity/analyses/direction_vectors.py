@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Results, seed_of
+from heredity.analyses.analysis import Analysis, Cost, Item, Need, Needs, Passes, Results, seed_of
 from heredity.analyses.reading import load, on_device, packs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
@@ -177,7 +177,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     settings = _settings(study, item)
     one, tokens = settings.followed, settings.tokens
     d = shapes.width(one.model, one.hook_point)
-    return Cost(tokens, 2 * shapes.passed(one.model, one.hook_point) * tokens, 8 * d * tokens / 2**30)
+    passes = Passes(2 * shapes.passed(one.model, one.hook_point) * tokens, study.config.precision)
+    return Cost(tokens, gib=8 * d * tokens / 2**30, passes=passes)
 
 
 ANALYSIS = Analysis(

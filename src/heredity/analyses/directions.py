@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Passes, Results, Statement, Tables, rows_of, seed_of
 from heredity.analyses.direction_vectors import (
     Followed,
     Text,
@@ -423,8 +423,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     tokens = 2 * settings.tokens * (len(settings.parents) + settings.edit * edges)
     effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
     solved = len(points) * (4 * d**2 * tokens + (edges + 1) * 30 * d**3)
-    flops = 2 * (read * tokens + weights * effects) + solved
-    return Cost(len(points) * tokens, flops, 8 * d * tokens / 2**30)
+    passes = Passes(read * tokens + 2 * weights * effects, settings.precision)
+    return Cost(len(points) * tokens, solved, 8 * d * tokens / 2**30, passes=passes)
 
 
 def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
@@ -432,7 +432,8 @@ def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     tokens = 2 * study.config.verdicts.direction_tokens
     passed = sum(flops for flops, _ in passes_of(study, item["stitch"], shapes).values())
     width = sum(map(shapes.d_model, (config.source, config.target)))
-    return Cost(tokens, tokens * (passed + width**2), 8 * tokens * width / 2**30)
+    passes = Passes(passed * tokens, study.config.precision)
+    return Cost(tokens, tokens * width**2, 8 * tokens * width / 2**30, passes=passes)
 
 
 _LINES = {

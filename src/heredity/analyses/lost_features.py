@@ -32,7 +32,7 @@ from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Resul
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.newness import vocabularies_differ
 from heredity.analyses.reading import reader_of, sampler_of
-from heredity.analyses.sae import sae_need, second_need
+from heredity.analyses.sae import read_passes, sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.analyses.verdicts import text_seed
 from heredity.engine.stage import Work
@@ -342,9 +342,10 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     tokens, d_in = config.verdicts.tokens, shapes.width(parent, site)
     size = config.sae.expansion * d_in + d_in
     ablated = 7 * 8 * config.verdicts.examine * config.sae.context_size
-    passes = 2 * (4 * tokens * shapes.passed(parent, site) + ablated * shapes.parameters(parent))
-    flops = passes + 20 * tokens * config.sae.expansion * d_in**2 + 6 * size**3
-    return Cost(4 * tokens + ablated, flops, (24 * tokens * d_in + 48 * size**2) / 2**30, 0.3)
+    passes = read_passes(study, parent, shapes, 4 * tokens, site)
+    passes = passes._replace(flops=passes.flops + 2 * ablated * shapes.parameters(parent))
+    flops = 20 * tokens * config.sae.expansion * d_in**2 + 6 * size**3
+    return Cost(4 * tokens + ablated, flops, (24 * tokens * d_in + 48 * size**2) / 2**30, 0.3, passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

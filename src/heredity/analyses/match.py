@@ -30,7 +30,7 @@ from heredity.analyses.analysis import (
 from heredity.analyses.held import HELD
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import device, reader_of, sampler_of
-from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, sae_need
+from heredity.analyses.sae import control_needs, control_start, encode_flops, expected_l0, read_passes, sae_need
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
@@ -504,7 +504,8 @@ def directions_of(parent: SAE, child: SAE) -> Directions:
 def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.lineage.tokens
     flops = tokens * (encode_flops(study, parent, shapes, site) + expected_l0(study) ** 2)
-    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5)
+    passes = read_passes(study, parent, shapes, tokens, site)
+    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5, passes=passes)
 
 
 ANALYSIS = Analysis(

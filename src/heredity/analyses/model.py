@@ -15,7 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import (
+    Analysis,
+    Aside,
+    Cost,
+    Item,
+    Needs,
+    Passes,
+    Results,
+    Statement,
+    Tables,
+    rows_of,
+    seed_of,
+)
 from heredity.analyses.direction_vectors import VECTOR, vector_need
 from heredity.analyses.loaded import (
     adapter_note,
@@ -447,7 +459,9 @@ def training_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     training: TrainingConfig = model.train or model
     tokens = training.tokens or round(_DEFAULT_TOKENS * training.epochs)
     logits = training.batch_size * training.context_size * study.config.tokenizer.vocab_size * 12
-    return Cost(tokens, 6 * weights * tokens, (16 * weights + logits) / 2**30, 0.8)
+    kept = training.batch_size * training.context_size * shapes.kept_in_training(item["model"])
+    gib = (16 * weights + 4 * kept + logits) / 2**30
+    return Cost(tokens, gib=gib, passes=Passes(6 * weights * tokens, training.precision, True))
 
 
 def _say(tables: Tables) -> Iterable[Statement]:
@@ -563,8 +577,8 @@ def _bench(parents: Sequence[Artifact], tokens: Mapping[str, Artifact], settings
 def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Cost:
     """Cost of passes over the tokens that a model is evaluated on."""
     weights = shapes.parameters(item["model"])
-    tokens = passes * study.config.evaluation.tokens
-    return Cost(tokens, 2 * weights * tokens, 8 * weights / 2**30, 0.85)
+    tokens, precision = passes * study.config.evaluation.tokens, training_of(study, item["model"]).precision
+    return Cost(tokens, gib=8 * weights / 2**30, passes=Passes(2 * weights * tokens, precision))
 
 
 def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:

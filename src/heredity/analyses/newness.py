@@ -32,7 +32,7 @@ from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, Sta
 from heredity.analyses.match import KEY, edge_items, read_matches, threshold_of
 from heredity.analyses.match_findings import beside_verdicts
 from heredity.analyses.reading import reader_of, sampler_of
-from heredity.analyses.sae import encode_flops, expected_l0, sae_need, second_need
+from heredity.analyses.sae import encode_flops, expected_l0, read_passes, sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.study import Precision, Study
@@ -325,9 +325,11 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.controls.newness
     d_in, weights, half = shapes.width(parent, site), shapes.parameters(parent), tokens // 2
     effects = weights * (12 * min(half, _ATTRIBUTED) + 20 * min(half, _SPLICED))
-    flops = tokens * (encode_flops(study, parent, shapes, site) + 8 * expected_l0(study) * d_in) + effects
+    flops = tokens * (encode_flops(study, parent, shapes, site) + 8 * expected_l0(study) * d_in)
+    passes = read_passes(study, parent, shapes, tokens, site)
+    passes = passes._replace(flops=passes.flops + effects)
     gib = (24 * d_in * d_in * study.config.sae.expansion + 8 * weights) / 2**30
-    return Cost(tokens, flops, gib, 0.6)
+    return Cost(tokens, flops, gib, 0.6, passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from heredity.analyses.loaded import base_source, check_loaded, derived_file, model_folder
 from heredity.analyses.pretrained import check_pretrained
-from heredity.study import RANKED, ScratchConfig, StitchConfig, Study, StudyError
+from heredity.engine.store import MANIFEST, read_json
+from heredity.study import RANKED, Precision, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.study.places import local_path
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
     from heredity.analyses import Pipeline
+    from heredity.analyses.analysis import Cost
     from heredity.engine.store import Store
 
 _SIZES = {
@@ -29,6 +31,8 @@ _SIZES = {
     *("n_head", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
 }
 _LARGEST = 2**31
+_REACHED = {("float32", False): 1.0, ("float32", True): 0.72, ("bf16", False): 0.7, ("bf16", True): 0.53}
+"""Share of the measured rate that passes of language models reach, by precision and whether they train."""
 PROCESS_GIB = 0.7  # Python, torch and transformers, loaded
 
 PLAN_MODELS = Table(
@@ -59,10 +63,12 @@ PLAN_STAGES = Table(
         Column("cached", "flag", "Done already."),
         Column("tokens", "count", "Tokens it reads."),
         Column("flops", "flops", "Floating-point operations of its matrix products."),
-        Column("memory_gib", "number", "GiB of its largest buffers."),
-        Column("seconds", "seconds", "Estimate on this machine; 0 when done already."),
+        Column("memory_gib", "number", "Estimate of GiB of memory at most."),
+        Column("seconds", "seconds", "Estimate on this machine."),
+        Column("took_gib", "number", "GiB that it took at most, where it is done."),
+        Column("took", "seconds", "Seconds that it took, where it is done."),
     ),
-    brief=("stage", "cached", "tokens", "flops", "memory_gib", "seconds"),
+    brief=("stage", "tokens", "flops", "memory_gib", "took_gib", "seconds", "took"),
 )
 PLAN_TABLES = (PLAN_MODELS, PLAN_EDGES, PLAN_STAGES)
 
@@ -111,6 +117,14 @@ class Shapes:
             return 0.0
         layers, run = self.layers(model), max(map(depth, sites))
         return _in_layers(shape) * min(run, layers) / layers
+
+    def kept_in_training(self, model: str) -> float:
+        """Numbers that a training keeps for the gradients of one token, with their copies in the type of products; as
+        measured on Llama-like models."""
+        shape = self.shape(model)
+        if shape is None:
+            return 0.0
+        return self.layers(model) * (10 * _d_model(shape) + 5 * _d_mlp(shape))
 
     def sae_gib(self, model: str, site: str, tokens: int) -> float:
         """Memory of a stage that encodes so many tokens with the study's SAE."""
@@ -190,13 +204,16 @@ def _in_layers(shape: SimpleNamespace) -> int:
     """Weights of all layers."""
     d = _d_model(shape)
     layers = getattr(shape, "num_hidden_layers", None) or getattr(shape, "n_layer", 0)
-    d_mlp = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * d
-    d_mlp = sum(d_mlp) / len(d_mlp) if isinstance(d_mlp, list | tuple) else d_mlp  # one number a layer
     heads = getattr(shape, "num_attention_heads", None) or getattr(shape, "n_head", 1)
     head = getattr(shape, "head_dim", None) or d // heads
     kv = getattr(shape, "num_key_value_heads", None) or heads
     attention = 2 * d * heads * head + 2 * d * kv * head
-    return round(layers * (attention + 3 * d * d_mlp + 2 * d))
+    return round(layers * (attention + 3 * d * _d_mlp(shape) + 2 * d))
+
+
+def _d_mlp(shape: SimpleNamespace) -> float:
+    size = getattr(shape, "intermediate_size", None) or getattr(shape, "n_inner", None) or 4 * _d_model(shape)
+    return sum(size) / len(size) if isinstance(size, list | tuple) else size  # one number a layer
 
 
 def check_shapes(study: Study, traced: Mapping[tuple[str, str], int] | None = None) -> Shapes:
@@ -366,16 +383,17 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name. Raises StudyError."""
     from heredity.analyses.stitch_maps import stitch_notes
 
-    study, rate = pipeline.study, measured_rate()
+    study, rates = pipeline.study, Rates()
     shapes = check_shapes(study, check_inputs(study))
     stages = []
     for label, stage in pipeline.stages.items():
         analysis, item, _ = pipeline.items[label]
         cost = analysis.cost(study, item, shapes)
-        cached = (store.path(stage.kind, stage.name, stage.key) / "manifest.json").exists()
-        seconds = 0.0 if cached else round(1.0 + cost.seconds + cost.flops / (rate * cost.efficiency), 1)
-        row = {"stage": label, "cached": cached, "tokens": cost.tokens, "flops": cost.flops, "seconds": seconds}
-        stages.append(row | {"memory_gib": round(PROCESS_GIB + cost.gib, 2)})
+        manifest = store.path(stage.kind, stage.name, stage.key) / MANIFEST
+        took = read_json(manifest, "delete its folder and run again") if manifest.exists() else {}
+        row = {"stage": label, "cached": bool(took), "tokens": cost.tokens, "flops": cost.flops + cost.passes.flops}
+        row |= {"memory_gib": round(PROCESS_GIB + cost.gib, 2), "seconds": round(rates.seconds(cost), 1)}
+        stages.append(row | {"took_gib": took.get("peak_memory_gib"), "took": took.get("seconds")})
     left = [row for row in stages if not row["cached"]]
     models = [
         {
@@ -394,7 +412,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "flops": sum(row["flops"] for row in left),
         "memory_gib": max((row["memory_gib"] for row in left), default=0.0),
         "seconds": round(sum(row["seconds"] for row in left), 1),
-        "rate": rate,
+        "rate": rates.of("float32"),
         "plan_models": models,
         "plan_edges": [
             {"edge": edge.name, "common_trace": ", ".join(study.common_trace(edge))} for edge in study.edges
@@ -404,14 +422,34 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     }
 
 
-def measured_rate() -> float:
-    """Float32 matrix products, FLOP/s: the best of three of the kind an SAE does."""
-    import torch
+class Rates:
+    """What this machine does in a second, as measured."""
 
-    x, w = torch.randn(2048, 512), torch.randn(512, 2048)
-    best = 0.0
-    for _ in range(3):
-        start = time.perf_counter()
-        torch.mm(x, w)
-        best = max(best, 2 * 2048 * 512 * 2048 / (time.perf_counter() - start))
-    return best
+    def __init__(self) -> None:
+        self._measured: dict[Any, float] = {}
+
+    def of(self, precision: Precision) -> float:
+        """Matrix products in the type that this device takes for a precision, FLOP/s: the best of five of the kind an
+        SAE does."""
+        import torch
+
+        from heredity.lm.evaluate import dtype_of
+
+        dtype = dtype_of(precision, torch.device("cpu"))
+        if dtype not in self._measured:
+            x, w, best = torch.randn(2048, 512).to(dtype), torch.randn(512, 2048).to(dtype), 0.0
+            for _ in range(5):
+                start = time.perf_counter()
+                torch.mm(x, w)
+                best = max(best, 2 * 2048 * 512 * 2048 / (time.perf_counter() - start))
+            self._measured[dtype] = best
+        return self._measured[dtype]
+
+    def seconds(self, cost: Cost) -> float:
+        """Estimate of a stage's time."""
+        passes = cost.passes
+        # A processor without products in bf16 takes float32 for them, and reaches what it reaches with it.
+        native = self.of("bf16") > self.of("float32")
+        reached = _REACHED[passes.precision if native else "float32", passes.training]
+        read = passes.flops / (self.of(passes.precision) * reached)
+        return 1.0 + cost.seconds + cost.flops / (self.of("float32") * cost.efficiency) + read

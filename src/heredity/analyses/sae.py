@@ -33,6 +33,7 @@ from heredity.analyses.analysis import (
     Item,
     Need,
     Needs,
+    Passes,
     Results,
     Statement,
     Tables,
@@ -62,6 +63,7 @@ LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept featur
 _OWNED = 0.2  # share of the variance that a smaller share of the vectors must not own without a word
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _LOG = "training.json"  # written last
+TRAINED = 0.6  # share of the measured rate that the encoder products of a training would have to themselves
 _L0 = 32  # active features assumed for a relu SAE, the middle of the paper's range
 
 SAES = Table(
@@ -465,7 +467,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
         weights = 32 * config.expansion * sum(d_in**2 for d_in in widths)
         gib.append((weights + 8 * shapes.parameters(name) + stream) / 2**30)
     flops = tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
-    return Cost(tokens * len(names), flops, max(gib), 0.6)
+    passes = read_passes(study, names[0], shapes, tokens * len(names), *sites)
+    return Cost(tokens * len(names), flops, max(gib), TRAINED, passes=passes)
 
 
 class QualitySettings(NamedTuple):
@@ -585,10 +588,13 @@ def _stability(saes: Sequence[sae_model.SAE], batches: Iterable[Any]) -> dict[st
 
 
 def encode_flops(study: Study, model: str, shapes: Shapes, *sites: str) -> float:
-    """FLOPs of reading one token with SAEs of the study: the model's pass to the last of some sites, and the product
-    of the encoder at each."""
-    widths = [shapes.width(model, site) for site in sites]
-    return 2.0 * study.config.sae.expansion * sum(d**2 for d in widths) + 2 * shapes.passed(model, *sites)
+    """FLOPs of one token in the encoders of the study's SAEs at some sites."""
+    return 2.0 * study.config.sae.expansion * sum(shapes.width(model, site) ** 2 for site in sites)
+
+
+def read_passes(study: Study, model: str, shapes: Shapes, tokens: float, *sites: str) -> Passes:
+    """Passes of so many tokens through a model to the last of some sites."""
+    return Passes(2 * shapes.passed(model, *sites) * tokens, study.config.precision)
 
 
 def expected_l0(study: Study) -> int:
@@ -599,8 +605,10 @@ def expected_l0(study: Study) -> int:
 def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     tokens, (model, site) = study.config.sae.evaluation_tokens, (item["model"], item["site"])
     reads = 2 if has_seconds(study) else 1  # and three passes of the whole model: as it is, with the SAE, with zeros
-    flops = reads * encode_flops(study, model, shapes, site) + 6 * shapes.parameters(model)
-    return Cost(tokens, tokens * flops, shapes.sae_gib(model, site, tokens))
+    flops = tokens * reads * encode_flops(study, model, shapes, site)
+    passes = read_passes(study, model, shapes, reads * tokens, site)
+    passes = passes._replace(flops=passes.flops + 6 * shapes.parameters(model) * tokens)
+    return Cost(tokens, flops, shapes.sae_gib(model, site, tokens), passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -27,6 +27,7 @@ from heredity.analyses.analysis import (
     Item,
     Need,
     Needs,
+    Passes,
     Results,
     Statement,
     Tables,
@@ -34,9 +35,9 @@ from heredity.analyses.analysis import (
     seed_of,
 )
 from heredity.analyses.reading import load, state_of
-from heredity.analyses.sae import SAESettings, train_on_models, trained_on, without_effect
+from heredity.analyses.sae import TRAINED, SAESettings, train_on_models, trained_on, without_effect
 from heredity.analyses.stitch_maps import (
-    READING,
+    FITTED,
     Sides,
     StitchSettings,
     by_stitch,
@@ -227,8 +228,9 @@ def training_cost(study: Study, item: Item, shapes: Shapes, end: str) -> Cost:
     a, b, gib = sizes(study, item["stitch"], shapes)
     d_in, (front, _) = (a if end == "source" else b), passes_of(study, item["stitch"], shapes)[end]
     tokens, features = study.config.sae.tokens, item["d_sae"]
-    flops = tokens * (2 * d_in * features + front)
-    return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, 0.6 if end == "source" else 0.35)
+    passes = Passes(tokens * front, study.config.precision)
+    flops, efficiency = tokens * 2 * d_in * features, TRAINED if end == "source" else 0.35
+    return Cost(tokens, flops, gib + 32 * d_in * features / 2**30, efficiency, passes=passes)
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:
@@ -283,8 +285,9 @@ def _transfer_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     source, target = passes_of(study, item["stitch"], shapes).values()
     d_sae, held, refitted = item["d_sae"], config.evaluation, min(CALIBRATING, config.tokens)
     encoded = 4 * d_sae * (refitted * 3 * b + held * (2 * a + 10 * b))  # as float32, most of it in columns
-    flops = held * (3 * source[1] + source[0] + 7 * target[1] + 5 * target[0]) + refitted * (source[0] + target[0])
-    return Cost(9 * held + 2 * refitted, flops + encoded + d_sae**3, gib + 4 * refitted * b / 2**30, READING)
+    read = held * (3 * source[1] + source[0] + 7 * target[1] + 5 * target[0]) + refitted * (source[0] + target[0])
+    passes, gib = Passes(read, study.config.precision), gib + 4 * refitted * b / 2**30
+    return Cost(9 * held + 2 * refitted, encoded + d_sae**3, gib, FITTED, passes=passes)
 
 
 def variants(

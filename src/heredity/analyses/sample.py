@@ -12,7 +12,7 @@ import numpy as np
 from heredity.analyses.analysis import Analysis, Cost, Item, Needs, Results, seed_of
 from heredity.analyses.match import read_matches, threshold_of
 from heredity.analyses.reading import reader_of, sampler_of, tokenizer_of
-from heredity.analyses.sae import encode_flops, sae_items, sae_need
+from heredity.analyses.sae import encode_flops, read_passes, sae_items, sae_need
 from heredity.analyses.text import tokenizer_need, tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
@@ -87,7 +87,9 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     report = study.config.report
     tokens = (report.case_tokens if "use" in item else None) or report.tokens
     read = item["model"], item["site"]
-    return Cost(tokens, tokens * encode_flops(study, read[0], shapes, read[1]), shapes.sae_gib(*read, tokens))
+    at = read[0], shapes, read[1]
+    flops, passes = tokens * encode_flops(study, *at), read_passes(study, *at[:2], tokens, read[1])
+    return Cost(tokens, flops, shapes.sae_gib(*read, tokens), passes=passes)
 
 
 ANALYSIS = Analysis(

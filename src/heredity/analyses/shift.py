@@ -33,10 +33,12 @@ from heredity.analyses.analysis import (
 from heredity.analyses.match import text_seed, threshold_of
 from heredity.analyses.reading import device, reader_of, sampler_of
 from heredity.analyses.sae import (
+    TRAINED,
     SAESettings,
     control_needs,
     encode_flops,
     expected_l0,
+    read_passes,
     sae_need,
     train_on_models,
     without_effect,
@@ -167,7 +169,8 @@ def _train(work: Work, settings: SAESettings) -> Results:
 def _step_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     name, site, config = _model(study.edge(item["edge"]), item["sae"]), item["site"], study.config.sae
     tokens = config.continue_tokens or config.tokens
-    return Cost(tokens, tokens * encode_flops(study, name, shapes, site), shapes.sae_gib(name, site, 0), 0.6)
+    flops, passes = tokens * encode_flops(study, name, shapes, site), read_passes(study, name, shapes, tokens, site)
+    return Cost(tokens, flops, shapes.sae_gib(name, site, 0), TRAINED, passes=passes)
 
 
 class ShiftSettings(NamedTuple):
@@ -277,7 +280,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.lineage.tokens
     pairs = 4 * tokens * expected_l0(study) ** 2  # the features of one SAE are matched with those of four
     flops = tokens * encode_flops(study, parent, shapes, site) + pairs
-    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5)
+    passes = read_passes(study, parent, shapes, tokens, site)
+    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5, passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -28,7 +28,19 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from heredity import format
-from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables, rows_of, seed_of
+from heredity.analyses.analysis import (
+    Analysis,
+    Aside,
+    Cost,
+    Item,
+    Needs,
+    Passes,
+    Results,
+    Statement,
+    Tables,
+    rows_of,
+    seed_of,
+)
 from heredity.analyses.loaded import across
 from heredity.analyses.plan import check_method
 from heredity.analyses.reading import load, on_device, sampler_of, tokenizer_of
@@ -47,8 +59,8 @@ if TYPE_CHECKING:
 
 COMPARED = 50_000
 """Tokens on which layers are compared."""
-READING = 0.55
-"""Share of the measured matrix rate at which models are read on two cores."""
+FITTED = 0.55
+"""Share of the measured matrix rate that the products of a fit reach on two cores."""
 _TYPICAL = 60  # rounds of the joint fit
 _KEPT = 4 << 30  # bytes of activations that the descent keeps; of more, each epoch reads them anew
 
@@ -515,21 +527,24 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     ends, descents = passes_of(study, name, shapes), config.descents
     front, whole = (sum(end[place] for end in ends.values()) for place in (0, 1))
     read = config.tokens + config.held_out
-    flops = read * (front + 2 * (a * a + a * b + b * b))
+    flops = read * 2 * (a * a + a * b + b * b)
     # Across tokenizers no model goes on from the other's front.
-    flops += (2 if across(study, name) else 3) * config.evaluation * (front + whole)
+    passed = read * front + (2 if across(study, name) else 3) * config.evaluation * (front + whole)
     kept = 8 * (a * a + a * b + b * b)
     if config.layers or not config.target_hook_point:
         _, kept = all_layers(a, b, shapes.layers(config.source), shapes.layers(config.target))
-        flops += COMPARED * (whole + kept / 4)  # a product and a sum for each number of 8 bytes
+        passed += COMPARED * whole
+        flops += COMPARED * kept / 4  # a product and a sum for each number of 8 bytes
     if (rounds := joint_rounds(a, b)) >= FEWEST:
         # In float64, at half the rate; fits on parts of the tokens stand beside descents alone.
         flops += (6 if descents else 1) * 2 * joint_flops(min(rounds, _TYPICAL), a, b)
         gib += joint_gib(a, b)
     # Trainings of half the epochs, a quarter and so on are as many again.
     epochs = sum(adam.epochs for adam in descents.values())
-    flops += config.tokens * (front * len(descents) + 2 * epochs * 20 * a * b)
-    return Cost(read + 2 * epochs * config.tokens, flops, gib + kept / 2**30, READING)
+    passed += config.tokens * front * len(descents)
+    flops += config.tokens * 2 * epochs * 20 * a * b
+    passes = Passes(passed, study.config.precision)
+    return Cost(read + 2 * epochs * config.tokens, flops, gib + kept / 2**30, FITTED, passes=passes)
 
 
 def stitch_notes(study: Study, name: str, shapes: Shapes) -> Iterable[str]:
@@ -577,7 +592,8 @@ def pass_cost(study: Study, name: str, shapes: Shapes, passes: int, d_sae: int |
     """Cost of passes of the evaluation tokens through both models and an SAE of the target."""
     config, (_, b, gib) = study.config.stitch[name], sizes(study, name, shapes)
     tokens, front = passes * config.evaluation, sum(end[0] for end in passes_of(study, name, shapes).values())
-    return Cost(tokens, tokens * (front / 2 + 2 * b * (d_sae or config.widths[0])), gib)
+    read = Passes(tokens * front / 2, study.config.precision)
+    return Cost(tokens, tokens * 2 * b * (d_sae or config.widths[0]), gib, passes=read)
 
 
 def by_stitch(tables: Tables, table: str) -> Iterable[tuple[str, tuple[str, str], list[Mapping[str, Any]]]]:

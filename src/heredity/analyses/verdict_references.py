@@ -62,6 +62,8 @@ class References(NamedTuple):
     """Of the table `grades`: those of the edge itself first."""
     usual: dict[str, np.ndarray] | None
     """`changes_of` judged features under the random edit, float64 [stable] each."""
+    sham: dict[str, np.ndarray] | None
+    """`changes_of` all features under the sham, float64 [d_sae] each."""
 
 
 def judge_references(
@@ -77,7 +79,8 @@ def judge_references(
     again = _retrained(row, found["frozen"].judged, found["twin"].judged) if "twin" in found else {}
     lines = {"edge": Reference(edge.judged, edge.evidence), **found}
     grades = [grade for name, reference in lines.items() for grade in _grades(name, reference)]
-    return References(rows, again, grades, _usual(found["edit"]) if "edit" in found else None)
+    sham = changes_of(found["sham"].evidence, found["sham"].judged.scale) if "sham" in found else None
+    return References(rows, again, grades, _usual(found["edit"]) if "edit" in found else None, sham)
 
 
 def _judge(name: str, edge: EdgeJudged) -> Reference:

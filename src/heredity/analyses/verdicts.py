@@ -9,13 +9,14 @@ where what it learned shows), or a corpus that the study names.
 Reference edges stand beside every edge: the parent itself, with a random change of the same size in every tensor,
 trained on with its own text (sham), and the child trained again (twin), each read by the parent's second SAE; and
 instruments without training (a codebook of random tokens' activations, random directions, neurons, token identity). On
-texts other than common the random change stands alone. Intervals: Wilson's, for features of other SAE seeds, and as
-wide as the shares under the two seeds; not over training seeds of the models. A second interval, where there is a twin,
-adds the variance between two trainings of the child.
+texts other than common these are the parent itself, the random change and the sham. Intervals: Wilson's, for features
+of other SAE seeds, and as wide as the shares under the two seeds; not over training seeds of the models. A second
+interval, where there is a twin, adds the variance between two trainings of the child.
 
 `changed_most` ranks features by their largest change: of effect, |transmission - 1|; of r, 1 - the better of match_r
 and map_r; of density, |log density_ratio|; each over the 95 % quantile of the same under the random edit, without which
-the order is by effect.
+the order is by effect. Beside each: the same change of that feature under the sham, and of its counterpart in the
+second SAE.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Resul
 from heredity.analyses.match_findings import KEY
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.reference_models import reference_need
-from heredity.analyses.sae import sae_need, second_need
+from heredity.analyses.sae import read_passes, sae_need, second_need
 from heredity.analyses.text import tokens_needs
 from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of
 from heredity.engine.stage import Work
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 WORDS = {"parent": {}, "child": {"kept": "inherited", "lost": "new"}}
 """What verdicts are called at each end, where it is not their own name."""
 _KEY = (*KEY, "text")
+_BESIDE_CHANGES = ("unchanged", "edit", "sham")  # references on texts other than common
 _LISTED = 10  # features in the ranking of what changed most
 _LEAST_USUAL = 0.01  # a change under the random edit below which none is told from rounding
 COUNTS = ("kept", "changed", "lost", "undecided")
@@ -153,9 +155,11 @@ CHANGED_MOST = Table(
         Column("match_r", "r", "Best r in the SAEs of the other model."),
         Column("map_r", "r", "r with itself, read from the other model's activations through a map."),
         Column("density_ratio", "number", "Firings in the other model, read through the map, over its own."),
+        Column("sham", "number", "The same change of this feature under the sham, in the same unit."),
+        Column("seed", "number", "The same change of its best match in the second SAE of its model."),
         Column("beyond_edit", "flag", "Whether its change exceeds that of 95 % of features under the random edit."),
     ),
-    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "transmission"),
+    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "sham", "seed", "transmission"),
 )
 EVIDENCE = Table(
     "evidence",
@@ -235,8 +239,9 @@ def _tokens(study: Study, item: Item) -> int:
 
 def _settings(study: Study, item: Item) -> VerdictSettings:
     config, references = study.config, study.config.references
-    if item["text"] != "common":  # what changed most is told beside the edit alone
-        references = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False) | {"edit": references.edit})
+    if item["text"] != "common":  # what changed most needs no more beside it
+        wanted = {name: getattr(references, name) for name in _BESIDE_CHANGES}
+        references = ReferencesConfig(**dict.fromkeys(ReferencesConfig.model_fields, False) | wanted)
     return VerdictSettings(
         study.edge(item["edge"]),
         item["site"],
@@ -261,7 +266,7 @@ def _needs(study: Study, item: Item) -> Needs:
             "0": sae_need(study, model, instrument, site),
             "1": second_need(study, model, instrument, site),
         }
-    for reference in MODELS[1:] if item["text"] == "common" else ():
+    for reference in MODELS[1:] if item["text"] == "common" else ("sham",):
         if need := reference_need(study, edge, reference):
             needs[reference] = need
     return needs
@@ -321,7 +326,7 @@ def rows_of_ends(
     steps = _counter(progress, 2 * len(judges) + len(references))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "grades", "changed_most")}
     columns: list[dict[str, Any]] = []
-    usual, same = None, np.array_equal(ends["parent"].x, ends["child"].x)
+    same = np.array_equal(ends["parent"].x, ends["child"].x)
     for end, other in judges:
         judged, evidence = [], []
         for seed in (0, 1):
@@ -347,16 +352,19 @@ def rows_of_ends(
             row |= {f"{name}_share": own, f"{name}_share_low": low, f"{name}_share_high": high}
             row[f"other_seed_{name}"] = second
         rows["verdicts"].append(row)
+        changes = {"seed": _by_match(ends[end], changes_of(evidence[1], judged[1].scale))}
+        usual: dict[str, np.ndarray] | None = None
         if end == "parent":
             given = judged[0], evidence[0], read, sample.tokens, sample.documents, settings.seed
             beside = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
             rows["references"], rows["grades"], usual = beside.rows, beside.grades, beside.usual
+            changes |= {"sham": beside.sham} if beside.sham else {}
             row |= beside.retrained
         words = {name: WORDS[end].get(name, name) for name in NAMES}
         named = np.array([words[NAMES[i]] for i in judged[0].verdict], object)
         columns.append({"end": [end] * len(named), "feature": np.arange(len(named)), "verdict": named})
         columns[-1] |= evidence[0] | {"p_lost": judged[0].p_lost}
-        rows["changed_most"] += _changed_most(end, columns[-1], judged[0].scale, usual)
+        rows["changed_most"] += _changed_most(end, columns[-1], judged[0].scale, usual, changes)
     return rows | {"evidence": {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}}
 
 
@@ -375,12 +383,25 @@ def _reference_model(work: Work, name: str, seed: int) -> Any:
     return on_device(load(work.inputs[name]))
 
 
+def _by_match(end: End, changes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Changes of the second SAE's features by the features of the first that they match best, float64 [d_sae] each."""
+    from heredity.features.correlate import correlate
+
+    match = correlate(end.acts[0], end.acts[1], 1).parent_match[:, 0]
+    return {name: np.where(match >= 0, change[match], np.nan) for name, change in changes.items()}
+
+
 def _changed_most(
-    end: str, columns: dict[str, Any], scale: float, edited: dict[str, np.ndarray] | None
+    end: str,
+    columns: dict[str, Any],
+    scale: float,
+    edited: dict[str, np.ndarray] | None,
+    beside: Mapping[str, Mapping[str, np.ndarray]],
 ) -> list[dict[str, Any]]:
-    """Rows of the ranking of one end. edited: `changes_of` stable features under the random edit."""
+    """Rows of the ranking of one end. edited: `changes_of` stable features under the random edit; beside: changes of
+    all features by column, float64 [d_sae] each."""
     changes = changes_of(columns, scale)
-    names, usual = ["effect"], None
+    names, usual, unit = ["effect"], None, {"effect": 1.0}
     change = changes["effect"][:, None]
     if edited is not None and len(edited["effect"]):
         names = list(changes)
@@ -394,6 +415,8 @@ def _changed_most(
         row = {"end": end, "rank": rank + 1, "feature": int(i), "verdict": columns["verdict"][i]}
         row |= {"by": names[int(change[i].argmax())]}
         row |= {} if usual is None else {"change": most[i], "beyond_edit": bool(most[i] > usual)}
+        if usual is not None:
+            row |= {name: own[row["by"]][i] / unit[row["by"]] for name, own in beside.items()}
         for name in ("transmission", "strength"):
             value, error = columns[name][i] / scale, 1.96 * columns[f"{name}_error"][i] / scale
             row |= {name: value, f"{name}_low": value - error, f"{name}_high": value + error}
@@ -410,8 +433,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     d_sae = study.config.sae.expansion * d_in
     solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
     encoded = 2 * judged * tokens * 2 * d_in * d_sae
-    flops = read * 2 * shapes.passed(edge.parent, site) + encoded + solved
-    return Cost(read, flops, (24 * tokens * d_in + 16 * d_sae**2) / 2**30, 0.3)
+    gib = (24 * tokens * d_in + 16 * d_sae**2) / 2**30
+    return Cost(read, encoded + solved, gib, 0.3, passes=read_passes(study, edge.parent, shapes, read, site))
 
 
 ANALYSIS = Analysis(

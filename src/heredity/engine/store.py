@@ -19,6 +19,7 @@ import os
 import re
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ class Store:
         for stray in [partial / MANIFEST, *partial.rglob(".*")]:
             if stray.name == MANIFEST or _TEMPORARY.fullmatch(stray.name):
                 _remove(stray)
+        _forget_peak()
         start, spent, clock = time.monotonic(), 0.0, partial / ".seconds"
         with contextlib.suppress(OSError, ValueError):
             earlier = float(clock.read_text(encoding="utf-8"))
@@ -188,7 +190,7 @@ class Store:
             "files": {path: _sha256(partial / path) for path in _files(partial)},
             "versions": versions(),
             "seconds": round(spent + time.monotonic() - start, 3),
-            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+            "peak_memory_gib": round(_peak_gib(), 3),
         }
         write_json(partial / MANIFEST, manifest)
         flush(partial)
@@ -245,6 +247,21 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
         except OSError as error:
             lines.append(f"{name} cannot be read ({error.strerror})")
     return lines
+
+
+def _forget_peak() -> None:
+    """Let the peak of this process's memory begin anew, where the system lets it."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
+def _peak_gib() -> float:
+    """Peak of this process's memory since `_forget_peak`, or since it began where the system knows no other."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def size_of(folder: Path) -> int:

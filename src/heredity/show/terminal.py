@@ -96,15 +96,20 @@ def print_plan(plan: Row) -> None:
     from heredity.analyses.plan import PLAN_TABLES
 
     say(f"Study {plan['study']}")
+    done = [row for row in plan["plan_stages"] if row["cached"]]
     for table in PLAN_TABLES:
+        shown = [name for name in table.brief if done or not name.startswith("took")]
         if plan[table.name]:
-            print_table(table, plan[table.name])
+            print_table(table, plan[table.name], shown)
     sites = [f"{site} (width {width or '?'})" for site, width in plan["sites"].items()]
     say(
         f"hook point {format.listed(sites)}; to do: {plan['tokens']:,} tokens, "
         f"{format.value('flops', plan['flops'])}, about {plan['memory_gib']:.1f} GiB at most, about "
         f"{format.duration(plan['seconds'])} here ({plan['rate'] / 1e9:.0f} GFLOP/s measured)"
     )
+    if done:
+        estimate, took = (format.duration(sum(row[name] for row in done)) for name in ("seconds", "took"))
+        say(f"Done: {len(done)} stages, which took {took} (the estimate here: {estimate})")
     say(*(f"Note: {note}" for note in plan["notes"]))
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     left = [row for row in plan["plan_stages"] if not row["cached"]]
