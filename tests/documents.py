@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -304,9 +304,31 @@ def cost(recorded: Recorded) -> str:
     return f"{spent}, on {recorded['machine']}. Text by SHA-256: {text}."
 
 
+def work(recorded: Recorded) -> str:
+    """What the stages of a run took, by kind, beside their estimates: of `heredity check STUDY --json` after it."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in recorded["plan_stages"]:
+        by_kind.setdefault(row["stage"].partition("/")[0], []).append(row)
+    shown = {kind: own for kind, own in by_kind.items() if sum(row["took"] for row in own) >= 5}
+    less = [row for kind, own in by_kind.items() if kind not in shown for row in own]
+    lines = [[kind, *_work(own)] for kind, own in shown.items()]
+    lines += [["others", *_work(less)], ["all", *_work(recorded["plan_stages"])]]
+    return grid(["stages", "number", "took", "estimate", "GiB at most", "estimate"], lines)
+
+
+def _work(own: Sequence[Mapping[str, Any]]) -> list[str]:
+    took, estimate = (format.duration(sum(row[name] for row in own)) for name in ("took", "seconds"))
+    return [
+        str(len(own)),
+        took,
+        estimate,
+        *(f"{max(row[name] for row in own):.1f}" for name in ("took_gib", "memory_gib")),
+    ]
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "first_row": first_row, "planted": planted, "proof": proof,
     "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
-    "reproduced_figures": reproduced("beside_paper"), "cost": cost,
+    "reproduced_figures": reproduced("beside_paper"), "cost": cost, "work": work,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""
