@@ -11,8 +11,9 @@ import pytest
 import tiny
 from heredity import analyses
 from heredity.analyses import ANALYSES, TABLES, Pipeline, stages_of
-from heredity.analyses.analysis import Aside, plain, seed_of
-from heredity.analyses.plan import plan
+from heredity.analyses.analysis import Aside, Cost, Passes, plain, seed_of
+from heredity.analyses.plan import Rates, plan
+from heredity.engine.stage import run
 from heredity.engine.store import Store
 from heredity.study import Study, StudyError, load_study
 
@@ -257,6 +258,28 @@ def test_the_plan_counts_repeats_at_what_the_first_costs(graph, repeated, tmp_pa
         assert rows[label]["flops"] == rows[f"{label}~2"]["flops"] > 0 and rows[f"{label}~1"]["seconds"] >= 1
     tokens = sum(row["tokens"] * (3 if f"{row['stage']}~1" in rows else 1) for row in once["plan_stages"])
     assert whole["tokens"] == tokens > once["tokens"] and whole["seconds"] > once["seconds"]
+
+
+def test_the_plan_sets_beside_the_estimate_what_a_stage_took(graph, tmp_path):
+    pipeline, store = Pipeline(load_study(str(graph))), Store(tmp_path)
+    before = plan(pipeline, store)
+    run(pipeline.closure(["corpus/words"]), store)
+    after = {row["stage"]: row for row in plan(pipeline, store)["plan_stages"]}
+    done = after["corpus/words"]
+    assert (
+        done["cached"]
+        and done["took"] == store.find("corpus", "words", pipeline.stages["corpus/words"].key).manifest["seconds"]
+    )
+    assert 0.05 < done["took_gib"] < 4 and not after["tokens/words"]["cached"] and after["tokens/words"]["took"] is None
+    assert {row["stage"] for row in before["plan_stages"]} == set(after)
+
+
+def test_passes_have_the_rate_of_their_precision():
+    rates = Rates()
+    plain, half = (rates.seconds(Cost(passes=Passes(1e12, precision))) for precision in ("float32", "bf16"))
+    assert rates.seconds(Cost()) == 1 < half <= plain * 1.5
+    assert rates.seconds(Cost(passes=Passes(1e12, "float32", True))) > plain
+    assert rates.seconds(Cost(flops=1e12, efficiency=0.5)) == pytest.approx(1 + 2e12 / rates.of("float32"))
 
 
 def test_the_plan_counts_the_saes_of_shifts(graph, tmp_path):

@@ -46,6 +46,17 @@ def test_an_artifact_is_found_after_it_was_written_and_records_its_recipe(tmp_pa
     assert set(found.manifest["files"]) == {"weights", "config.json"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system tells no peak of its own")
+def test_the_peak_of_memory_is_that_of_the_stage(tmp_path):
+    store, peaks = Store(tmp_path), []
+    for name, size in (("large", 300), ("small", 1)):
+        with store.writing("stage", name, name, {}, {}):
+            _ = bytearray(b"1" * (size << 20))
+            del _
+        peaks.append(store.find("stage", name, name).manifest["peak_memory_gib"])
+    assert peaks[0] > peaks[1] + 0.2
+
+
 def test_nothing_is_found_when_writing_was_interrupted_but_the_work_is_kept(tmp_path):
     with pytest.raises(KeyboardInterrupt), writing(Store(tmp_path)) as folder:
         (folder / "checkpoint").write_text("half")
