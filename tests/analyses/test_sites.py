@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import artifacts
 import tiny
 from conftest import Done
 from heredity.analyses import Pipeline, stages_of
+from heredity.engine.stage import inputs_of
 from heredity.engine.stage import run as run_stages
 from heredity.engine.store import Store
 from heredity.lm.load import load_model, save_model
@@ -93,6 +97,38 @@ def test_each_site_has_the_saes_that_it_has_in_a_study_of_its_own(two: Done):
         mine, other = Run(alone, store.root).sae("child"), two.run.sae("child", site=site)
         for name, value in mine.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), (site, name)
+
+
+def test_trainings_at_two_sites_go_on_after_kills_as_if_nothing_had_been(two: Done, monkeypatch, tmp_path):
+    """Killed three times, each time when one site has been saved later than the other."""
+    from heredity.sae import train
+
+    monkeypatch.setattr(train, "train", partial(train.train, checkpoint_seconds=0.0))
+    monkeypatch.setattr(train, "training", partial(train.training, checkpoint_seconds=0.0))
+    study = two.run.study
+    pipeline = Pipeline(study)
+    stage = next(stage for stage in pipeline.stages.values() if stage.kind == "sae_sites")
+    store = Store(two.runs / study.name)
+    made, inputs = store.find(stage.kind, stage.name, stage.key), inputs_of(stage, store)
+    analysis, item, _ = pipeline.items[stage.label]
+    steps: list[int] = []
+
+    def killed(done: int, total: int) -> None:
+        steps.append(done)
+        if len(steps) in (3, 10, 21):
+            raise KeyboardInterrupt
+
+    work = artifacts.work_of(tmp_path, inputs, killed)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            analysis.run(work, analysis.settings(study, item))
+    analysis.run(work, analysis.settings(study, item))
+    assert len(steps) < 2 * max(steps), "no training began anew"
+    for site in (FIRST, SECOND):
+        whole, parts = (
+            load_file(folder / site / "sae" / "sae_weights.safetensors") for folder in (made.folder, tmp_path)
+        )
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_stages_of_several_sites_say_theirs_whichever_is_the_main_one(two: Done):
