@@ -326,9 +326,55 @@ def _work(own: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def stories(cards: Recorded) -> str:
+    """Features as `heredity show STUDY MODEL/FEATURE --json` gives them, cut to what is shown."""
+    parts = []
+    for card in cards["features"]:
+        fired = ", ".join(f"{_code(row['token'])} ({row['share']:.0%})" for row in card["tokens"])
+        up = ", ".join(_code(row["token"]) for row in card["promoted"])
+        parts.append(
+            f"**{card['model']}/{card['feature']}** at `{card['site']}`, on {card['density']:.2%} of tokens. Of its "
+            f"activation: {fired}. Makes likelier: {up}.\n"
+        )
+        lines = [
+            [row["edge"], row["verdict"], *_two(row, "transmission", "match_r", "map_r")] for row in card["verdicts"]
+        ]
+        parts.append(grid(["edge", "verdict", "transmission", "match r", "map r"], lines) + "\n")
+        parts += [f"- {example['corpus']}: {_context(example)}" for example in card["top"]]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def _two(row: Mapping[str, Any], *names: str) -> list[str]:
+    return ["" if row[name] is None else f"{row[name]:.2f}" for name in names]
+
+
+def _code(text: str) -> str:
+    shown = "".join({" ": "␣", "\n": "↵", "\t": "→", "`": "'", "|": "¦"}.get(letter, letter) for letter in text)
+    return f"`{shown}`"
+
+
+def _context(example: Mapping[str, Any]) -> str:
+    """The text around a firing, the token it is on apart."""
+    at, tokens = example["position"], example["tokens"]
+    before, after = "".join(tokens[max(0, at - 10) : at]), "".join(tokens[at + 1 : at + 7])
+    return f"{_code(before)} **{_code(tokens[at])}** {_code(after)}"
+
+
+def kept_of(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What `stories` shows of a card, for a record that stays small."""
+    names = ("model", "feature", "site", "density")
+    rows = {name: [{key: row[key] for key in ("token", "share")} for row in card["tokens"][:5]] for name in ("tokens",)}
+    rows["promoted"] = [{"token": row["token"]} for row in card["promoted"][:5]]
+    verdicts = ("edge", "verdict", "transmission", "match_r", "map_r")
+    rows["verdicts"] = [{key: row[key] for key in verdicts} for row in card["verdicts"]]
+    rows["top"] = [{key: example[key] for key in ("corpus", "tokens", "position")} for example in card["top"][:3]]
+    return {name: card[name] for name in names} | rows
+
+
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "first_row": first_row, "planted": planted, "proof": proof,
     "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
-    "reproduced_figures": reproduced("beside_paper"), "cost": cost, "work": work,
+    "reproduced_figures": reproduced("beside_paper"), "cost": cost, "work": work, "stories": stories,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""
