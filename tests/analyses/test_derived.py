@@ -132,6 +132,18 @@ def test_a_direction_of_the_study_is_made_first_and_then_projected_out(folder):
     assert own["verdict"] == "lost" and own["direction"] == "topic"
 
 
+def test_a_direction_is_the_same_whichever_site_is_the_main_one(folder):
+    values = tiny.study_values(folder, hook_point=[STREAM, tiny.HOOK])
+    edited = {"parent": "base", "edit": {"project_out": "direction:topic"}}
+    values["model"] = {"base": {"load": "base", "corpora": ["words", "code"]}, "gone": edited}
+    values["direction"] = {"topic": {"from_corpora": ["words", "code"]}}
+    study = Study.of(values, root=folder)
+    keys, others = (
+        {label: one.key for label, one in Pipeline(own).stages.items()} for own in (study, study.at(tiny.HOOK))
+    )
+    assert keys == others and "direction_vector/topic" in keys
+
+
 def test_a_direction_of_the_study_that_cannot_be_projected_out_is_refused(folder):
     values = tiny.study_values(folder)
     edited = {"parent": "base", "edit": {"project_out": "direction:topic"}}

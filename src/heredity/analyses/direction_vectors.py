@@ -74,6 +74,7 @@ def followed_of(study: Study) -> dict[str, Followed]:
                 given = tuple(read.vector.tolist()), read.bias if config.threshold is None else -config.threshold
         except ValueError as error:
             raise StudyError(f"{key}: {error}") from None
+        config = config.model_copy(update={"hook_point": None})  # whether it was named is no difference
         found[name] = Followed(config, point, model, study.trace(model), given)
     return found
 

@@ -188,8 +188,12 @@ class Study:
         for name, model in self.config.model.items():  # which name SAEs by site
             given = {key: tuple(getattr(model, key)[place] for place in order) for key in GIVEN if getattr(model, key)}
             models[name] = model.model_copy(update=given)
-        sites = tuple(self.sites[place] for place in order)
-        return replace(self, config=self.config.model_copy(update={"hook_point": sites, "model": models}))
+        changed: dict[str, Any] = {"hook_point": tuple(self.sites[place] for place in order), "model": models}
+        changed["direction"] = {  # which are read where they were, whatever the main site is now
+            name: one.model_copy(update={"hook_point": one.hook_point or self.site})
+            for name, one in self.config.direction.items()
+        }
+        return replace(self, config=self.config.model_copy(update=changed))
 
     @property
     def instrument(self) -> Instrument:
