@@ -29,7 +29,7 @@ def table_of(artifact: Artifact, name: str) -> pa.Table:
 
 def artifact(folder: Path) -> Artifact:
     folder.mkdir(parents=True, exist_ok=True)
-    return Artifact(folder, folder.name)
+    return Artifact(folder, str(folder))  # a key of its own, as what is read is held by it
 
 
 def work_of(folder: Path, inputs: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> Work:
