@@ -361,6 +361,17 @@ def _context(example: Mapping[str, Any]) -> str:
     return f"{_code(before)} **{_code(tokens[at])}** {_code(after)}"
 
 
+def tracked(recorded: Recorded) -> str:
+    """What `heredity track` wrote: verdicts, references, and the SAE's quality in both models."""
+    shown = {
+        "verdicts": ["edge", "live", "stable", "kept", "changed", "lost", "undecided", "lost_share", "agreement"],
+        "references": ["reference", "stable", "kept", "changed", "lost", "undecided", "removed_lost"],
+        "saes": ["model", "seed", "l0", "explained_variance", "explained_variance_token", "ce_loss_recovered"],
+    }
+    parts = (markdown(TABLES[name], recorded["tables"][name], columns) for name, columns in shown.items())
+    return "\n\n".join(part.strip() for part in parts)
+
+
 def kept_of(card: Mapping[str, Any]) -> dict[str, Any]:
     """What `stories` shows of a card, for a record that stays small."""
     names = ("model", "feature", "site", "density")
@@ -375,6 +386,7 @@ def kept_of(card: Mapping[str, Any]) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Recorded], str]] = {
     "first_row": first_row, "planted": planted, "proof": proof,
     "protocols": protocols, "edits": edits, "seeds": seeds, "reproduced_claims": reproduced("claims"),
-    "reproduced_figures": reproduced("beside_paper"), "cost": cost, "work": work, "stories": stories,
+    "reproduced_figures": reproduced("beside_paper"), "cost": cost, "work": work,
+    "stories": stories, "tracked": tracked,
 }  # fmt: skip
 """Parts of documents that are no table of a summary."""

@@ -34,7 +34,7 @@ Model = Any
 """A decoder with its weights, or the folder or hub id of one."""
 Given = Union["SAE", str, Path]
 """An SAE, or the folder of one."""
-_QUALITY = 50_000  # tokens behind the figures of quality
+_QUALITY, _PREDICTED = 50_000, 4_096  # tokens behind the figures of quality, and behind those of whole models
 
 
 class EdgeResult(NamedTuple):
@@ -375,15 +375,19 @@ def _tables_of(
 def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:
     """Rows of the table `saes` on token blocks; what its own training was like is not known."""
     from heredity.lm.activations import sampled
-    from heredity.sae.evaluate import ce_loss_recovered, quality
+    from heredity.metrics import ce_loss_recovered
+    from heredity.sae.evaluate import bare_losses, quality, spliced_loss
 
+    model: Any = reader.model
+    place, some = (model, reader.hook_point), blocks[: max(1, _PREDICTED // blocks.shape[1])]
+    predicts = model.get_output_embeddings() is not None  # a reward model has no logits
+    clean, zero = bare_losses(*place, some) if predicts else (0.0, 0.0)
     for number, sae in enumerate(reader.saes):
         found = quality(sae, sampled(reader.model, reader.hook_point, blocks))
         row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
         row |= sae_analysis.robust_figures(found, blocks)
-        model: Any = reader.model
-        if model.get_output_embeddings() is not None:  # a reward model has no logits
-            row["ce_loss_recovered"] = ce_loss_recovered(reader.model, reader.hook_point, sae, blocks)
+        if predicts:
+            row["ce_loss_recovered"] = ce_loss_recovered(clean, spliced_loss(*place, sae, some), zero)
         yield row
 
 
