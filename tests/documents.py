@@ -351,7 +351,7 @@ def _two(row: Mapping[str, Any], *names: str) -> list[str]:
 
 def _code(text: str) -> str:
     shown = "".join({" ": "␣", "\n": "↵", "\t": "→", "`": "'", "|": "¦"}.get(letter, letter) for letter in text)
-    return f"`{shown}`"
+    return f"`{shown.replace('](', ']\u2060(')}`"  # no link
 
 
 def _context(example: Mapping[str, Any]) -> str:
