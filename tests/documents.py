@@ -351,7 +351,8 @@ def _two(row: Mapping[str, Any], *names: str) -> list[str]:
 
 def _code(text: str) -> str:
     shown = "".join({" ": "␣", "\n": "↵", "\t": "→", "`": "'", "|": "¦"}.get(letter, letter) for letter in text)
-    return f"`{shown.replace('](', ']\u2060(')}`"  # no link
+    apart = shown.replace("](", "]" + chr(0x2060) + "(")  # no link
+    return f"`{apart}`"
 
 
 def _context(example: Mapping[str, Any]) -> str:
