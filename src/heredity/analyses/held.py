@@ -41,10 +41,6 @@ class Held:
         self.put(key, value, size)
         return value
 
-    def clear(self) -> None:
-        self._values.clear()
-        self.bytes = 0
-
 
 HELD = Held()
 """That of this process."""
