@@ -285,7 +285,10 @@ def test_what_changed_most_is_told_in_units_of_the_random_edit():
         "density_ratio": np.array([1.0, 1.0, 1.0, 2.0, 0.0, 1.0]),
         "firings": np.full(6, 100),
     }
-    columns |= {name: np.ones(6) for name in ("strength", "strength_error", "transmission_error")}
+    columns |= {
+        f"{name}_{end}": columns[name] for name in ("match_r", "map_r", "density_ratio") for end in ("low", "high")
+    }
+    columns |= {"strength": np.ones(6), "strength_error": np.ones(6), "transmission_error": np.zeros(6)}
     sham = {name: np.full(6, 0.06) for name in usual}
     rows = verdicts._changed_most("child", columns, 2.0, usual, {"sham": sham})
     assert rows[2]["sham"] == pytest.approx(0.06 / np.quantile(usual["effect"], 0.95)) and "seed" not in rows[2]
@@ -298,5 +301,9 @@ def test_what_changed_most_is_told_in_units_of_the_random_edit():
     ]
     assert rows[2]["change"] == pytest.approx(0.3 / np.quantile(usual["effect"], 0.95))
     assert [row["beyond_edit"] for row in rows] == [True, True, True, True, False]
+    uncertain = columns | {"transmission_error": np.array([0, 0.25, 0, 0, 0, 0]), "density_ratio_low": np.full(6, 0.9)}
+    again = verdicts._changed_most("child", uncertain, 2.0, usual, {"sham": sham})
+    assert [row["feature"] for row in again] == [4, 2, 1, 0, 3], "what may be no change stands last"
+    assert again[2]["change"] == rows[2]["change"] > again[2]["least_change"] > 0
     alone = verdicts._changed_most("child", columns, 2.0, None, {"sham": sham})
     assert alone[0]["feature"] == 1 and {row["by"] for row in alone} == {"effect"} and "change" not in alone[0]

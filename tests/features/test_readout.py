@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
-from heredity.features.readout import readable
+from heredity.features.readout import Readout
 
 TOKENS, FEATURES, D = 6000, 12, 24
 DOCUMENTS = np.arange(TOKENS) // 50
@@ -31,7 +31,7 @@ def test_features_that_another_model_confuses_are_not_read_there():
     edited[9] = np.random.default_rng(1).standard_normal(D)
     acts = FeatureActs.from_dense(dense)
     own, other = dense @ directions + noise(1), dense @ edited + noise(2)
-    ratio, error, folds = readable(acts, own, other, DOCUMENTS)
+    ratio, error, folds = Readout(acts, own, DOCUMENTS).readable(other)
     assert folds == 8 and ratio[0] < 0.05 and (ratio[2:8] < 0.35).all() and (error[2:8] < 0.05).all()
     np.testing.assert_allclose(ratio[[1, 8, 9, 10, 11]], 1, atol=0.1, err_msg="fainter and moved features are read")
 
@@ -39,7 +39,7 @@ def test_features_that_another_model_confuses_are_not_read_there():
 def test_the_ratio_is_that_of_ridge_regressions_on_held_out_documents():
     dense, directions = sample()
     own, other = dense @ directions + 20 * noise(1), dense @ directions[::-1] + 40 * noise(2)
-    ratio, _, _ = readable(FeatureActs.from_dense(dense), own, other, DOCUMENTS)
+    ratio, _, _ = Readout(FeatureActs.from_dense(dense), own, DOCUMENTS).readable(other)
     fold = document_groups(DOCUMENTS, 8, 0)
 
     def explained(x: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_the_ratio_is_that_of_ridge_regressions_on_held_out_documents():
 def test_what_its_own_model_does_not_say_has_no_ratio():
     dense, directions = sample()
     own = dense[:, 1:] @ directions[1:] + noise(1)
-    ratio, error, _ = readable(FeatureActs.from_dense(dense), own, own, DOCUMENTS)
+    ratio, error, _ = Readout(FeatureActs.from_dense(dense), own, DOCUMENTS).readable(own)
     assert np.isnan([ratio[0], error[0]]).all()
     np.testing.assert_allclose(ratio[1:], 1)
-    assert np.isnan(readable(FeatureActs.from_dense(dense), own, own, np.zeros(TOKENS, int))[0]).all()
+    assert np.isnan(Readout(FeatureActs.from_dense(dense), own, np.zeros(TOKENS, int)).readable(own)[0]).all()

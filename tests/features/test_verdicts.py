@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from heredity.features.acts import FeatureActs
-from heredity.features.transmission import Effects, effects, least_squares
-from heredity.features.verdicts import CHANGED_R, KEPT_R, LOST_MATCH, VERDICTS, judge, owned, same_r, share_interval
+from heredity.features.transmission import Effects, Regression, least_squares
+from heredity.features.verdicts import (
+    CHANGED_R,
+    KEPT_R,
+    LOST_MATCH,
+    VERDICTS,
+    Followed,
+    judge,
+    owned,
+    same_r,
+    share_interval,
+)
 
 TOKENS, FEATURES, D, DOCUMENT = 12_000, 40, 16, 40
 RNG = np.random.default_rng(0)
@@ -33,6 +45,18 @@ DIRECTIONS = unit(RNG.standard_normal((FEATURES, D)))
 DENSE = dense_acts()
 ACTS = FeatureActs.from_dense(DENSE)
 OWN = DENSE @ DIRECTIONS + noise(1)
+
+
+def effects(
+    acts: FeatureActs,
+    own: np.ndarray,
+    image: np.ndarray,
+    other: np.ndarray,
+    documents: np.ndarray,
+    seed: int = 0,
+    **given: Any,
+) -> Effects:
+    return Regression(acts, own, documents, seed).effects(image, other, **given)
 
 
 def relative(other_directions: np.ndarray, image: np.ndarray | None = None) -> Effects:
@@ -103,7 +127,7 @@ def test_the_lost_half_of_a_pair_that_fires_together_is_lost():
     result = effects(acts, own, own, other, DOCUMENTS)
     ones = np.ones(FEATURES)
     follows = np.where(np.arange(FEATURES) == 1, 0.4, 1.0)
-    verdict = judge(result, ones > 0, follows, follows).verdict
+    verdict = judge(result, ones > 0, *[Followed.exactly(follows)] * 2).verdict
     assert verdict[1] == VERDICTS.index("lost") and (np.delete(verdict, 1) == VERDICTS.index("kept")).all()
     assert abs(result.transmission[1]) < 0.05
 
@@ -124,7 +148,7 @@ def test_what_fires_together_in_the_other_model_alone_is_left_out_of_the_remaind
     ones = np.ones(FEATURES)
     follows = np.where(np.arange(FEATURES) == 2, 0.2, 1.0)
     for effect, called in ((result, "lost"), (without, "changed")):
-        verdict = judge(effect, ones > 0, follows, follows).verdict
+        verdict = judge(effect, ones > 0, *[Followed.exactly(follows)] * 2).verdict
         assert verdict[2] == VERDICTS.index(called) and (np.delete(verdict, 2) == VERDICTS.index("kept")).all()
 
 
@@ -139,10 +163,9 @@ def test_a_latent_that_writes_a_neighbor_as_well_is_lost_where_only_the_neighbor
     ones, follows = np.ones(FEATURES), np.where(np.arange(FEATURES) == 2, 0.6, 1.0)
 
     def verdict(other: np.ndarray, shared: bool, elsewhere: float = 0.9) -> str:
-        both = (neighbor, neighbor) if shared else None
-        given = DOCUMENTS, 0, None, (directions, directions), both
-        effect = effects(ACTS, own + spread[0], own + spread[0], other + spread[1], *given)
-        result = judge(effect, ones > 0, follows, follows, elsewhere * ones).verdict
+        given = {"directions": (directions, directions), "shared": (neighbor, neighbor) if shared else None}
+        effect = effects(ACTS, own + spread[0], own + spread[0], other + spread[1], DOCUMENTS, **given)
+        result = judge(effect, ones > 0, *[Followed.exactly(follows)] * 2, elsewhere * ones).verdict
         assert (np.delete(result, 2) == VERDICTS.index("kept")).all()
         return VERDICTS[result[2]]
 
@@ -159,6 +182,25 @@ def test_a_feature_that_hardly_fires_has_no_effect():
     assert np.isnan(result.strength[0]) and np.isfinite(result.strength[1:]).all()
     silent = FeatureActs.from_dense(np.zeros((TOKENS, 3)))
     assert np.isnan(effects(silent, OWN, OWN, OWN, DOCUMENTS).transmission).all()
+
+
+def test_effects_that_are_wanted_are_those_of_all():
+    other = DENSE @ (DIRECTIONS * np.linspace(0, 2, FEATURES)[:, None]) + noise(2)
+    regression, wanted = Regression(ACTS, OWN, DOCUMENTS), np.arange(FEATURES) % 3 == 0
+    every, some = regression.effects(OWN, other), regression.effects(OWN, other, wanted=wanted)
+    for name, one, all_of in zip(Effects._fields, some, every, strict=True):
+        if name != "groups":
+            np.testing.assert_allclose(one[wanted], all_of[wanted], rtol=1e-4, err_msg=name)
+            assert np.isnan(one[~wanted]).all()
+
+
+def test_errors_in_single_precision_are_those_in_double():
+    other = DENSE @ (DIRECTIONS * np.linspace(0, 2, FEATURES)[:, None]) + noise(2)
+    regression = Regression(ACTS, OWN, DOCUMENTS)
+    single = regression.effects(OWN, other)
+    regression._inverse = regression._exact
+    for name, one, exact in zip(Effects._fields, single, regression.effects(OWN, other), strict=True):
+        np.testing.assert_allclose(one, exact, rtol=2e-4, err_msg=name)
 
 
 def test_effects_refuse_samples_that_do_not_fit():
@@ -186,6 +228,7 @@ def judged(
     match_r: float = 0.9,
     map_r: float = 0.9,
     readable: float | None = None,
+    within: float = 0,
 ) -> str:
     """The verdict on one feature among forty that are as they were."""
     many = np.ones(41)
@@ -195,8 +238,9 @@ def judged(
     none = [np.full(41, np.nan)] * 6  # neither retained nor residual
     effect = Effects(s, errors, c, errors, s * c, errors, s, errors, *none, many, groups=GROUPS)
     r = [np.where(np.arange(41) == 0, mine, 0.9) for mine in (match_r, map_r)]
+    followed = [Followed(each, each - within, each + within) for each in r]
     read = None if readable is None else (np.where(np.arange(41) == 0, readable, 1.0), 0.02 * many, 8)
-    return VERDICTS[judge(effect, many > 0, *r, read=read).verdict[0]]
+    return VERDICTS[judge(effect, many > 0, *followed, read=read).verdict[0]]
 
 
 def test_verdicts_at_their_margins():
@@ -209,6 +253,10 @@ def test_verdicts_at_their_margins():
     above, below = KEPT_R + 0.01, CHANGED_R - 0.01
     assert judged(match_r=above, map_r=0) == "kept" and judged(match_r=np.nan, map_r=above) == "kept"
     assert judged(match_r=0.55, map_r=0.55) == "undecided" and judged(match_r=below, map_r=below) == "changed"
+    unsure = {"match_r": below, "map_r": below - 0.3, "within": 0.02}
+    assert judged(**unsure) == "undecided", "r may be above"
+    assert judged(match_r=above, map_r=0, within=0.02) == "undecided", "r may be below"
+    assert judged(match_r=below, map_r=below, within=np.nan) == "undecided", "r rests on one group of documents"
     assert judged(strength=0.1, match_r=0, map_r=0) == "lost"
     # What follows it may be the other half of a pair: then its own effect must be smaller.
     assert judged(strength=0.55, direction=0.1, match_r=LOST_MATCH - 0.01, map_r=0) == "lost"
@@ -226,7 +274,7 @@ def test_what_is_not_stable_or_hardly_fires_is_unstable():
     value = np.array([1.0, np.nan, 1.0])
     error = np.full(3, 0.01)
     effect = Effects(*[value, error] * 7, np.ones(3), groups=GROUPS)
-    result = judge(effect, np.array([True, True, False]), value, value)
+    result = judge(effect, np.array([True, True, False]), *[Followed.exactly(value)] * 2)
     assert [VERDICTS[i] for i in result.verdict] == ["kept", "unstable", "unstable"]
     assert np.isfinite(result.p_lost).tolist() == [True, False, False] and result.scale == 1
 
@@ -237,8 +285,7 @@ def test_effects_are_judged_relative_to_those_of_shared_features():
     result = judge(
         Effects(value, error, ones, error, *[value, error] * 5, ones, groups=GROUPS),
         ones > 0,
-        ones,
-        ones,
+        *[Followed.exactly(ones)] * 2,
     )
     assert result.scale == 3 and (result.verdict == VERDICTS.index("kept")).all()
 
@@ -274,7 +321,7 @@ def test_a_feature_that_others_explain_has_no_effect_of_its_own():
     x = dense @ rng.normal(size=(4, 6)).astype(np.float32)
     effect = effects(FeatureActs.from_dense(dense), x, x, x, np.arange(3_000) // 50)
     assert (effect.apart[[0, 3]] < 0.05).all() and (effect.apart[[1, 2]] > 0.9).all()
-    result = judge(effect, np.ones(4, bool), np.ones(4), np.ones(4))
+    result = judge(effect, np.ones(4, bool), *[Followed.exactly(np.ones(4))] * 2)
     assert [VERDICTS[i] for i in result.verdict] == ["undecided", "kept", "kept", "undecided"]
     assert np.isnan(result.p_lost[[0, 3]]).all()
 

@@ -179,7 +179,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     one, tokens = settings.followed, settings.tokens
     d = shapes.width(one.model, one.hook_point)
     passes = Passes(2 * shapes.passed(one.model, one.hook_point) * tokens, study.config.precision)
-    return Cost(tokens, gib=8 * d * tokens / 2**30, passes=passes)
+    return Cost(tokens, gib=shapes.read_gib(one.model) + 8 * d * tokens / 2**30, passes=passes)
 
 
 ANALYSIS = Analysis(

@@ -424,7 +424,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     effects = settings.tokens / _EVERY * (2 + _ABLATED) * len(settings.followed) * len(settings.parents)
     solved = len(points) * (4 * d**2 * tokens + (edges + 1) * 30 * d**3)
     passes = Passes(read * tokens + 2 * weights * effects, settings.precision)
-    return Cost(len(points) * tokens, solved, 8 * d * tokens / 2**30, passes=passes)
+    gib = shapes.read_gib(*[start] * 3) + shapes.logits_gib(start) + 8 * d * tokens / 2**30
+    return Cost(len(points) * tokens, solved, gib, passes=passes)
 
 
 def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
@@ -433,7 +434,8 @@ def _carried_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     passed = sum(flops for flops, _ in passes_of(study, item["stitch"], shapes).values())
     width = sum(map(shapes.d_model, (config.source, config.target)))
     passes = Passes(passed * tokens, study.config.precision)
-    return Cost(tokens, tokens * width**2, 8 * tokens * width / 2**30, passes=passes)
+    gib = shapes.read_gib(config.source, config.target) + 8 * tokens * width / 2**30
+    return Cost(tokens, tokens * width**2, gib, passes=passes)
 
 
 _LINES = {

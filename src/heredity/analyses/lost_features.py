@@ -345,7 +345,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     passes = read_passes(study, parent, shapes, 4 * tokens, site)
     passes = passes._replace(flops=passes.flops + 2 * ablated * shapes.parameters(parent))
     flops = 20 * tokens * config.sae.expansion * d_in**2 + 6 * size**3
-    return Cost(4 * tokens + ablated, flops, (24 * tokens * d_in + 48 * size**2) / 2**30, 0.3, passes=passes)
+    gib = shapes.read_gib(parent, parent) + shapes.logits_gib(parent) + (24 * tokens * d_in + 48 * size**2) / 2**30
+    return Cost(4 * tokens + ablated, flops, gib, 0.3, passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

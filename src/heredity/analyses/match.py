@@ -505,7 +505,9 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     parent, site, tokens = study.edge(item["edge"]).parent, item["site"], 2 * study.config.lineage.tokens
     flops = tokens * (encode_flops(study, parent, shapes, site) + expected_l0(study) ** 2)
     passes = read_passes(study, parent, shapes, tokens, site)
-    return Cost(tokens, flops, shapes.sae_gib(parent, site, tokens), 0.5, passes=passes)
+    gib = shapes.sae_gib(parent, site, tokens) + shapes.read_gib(parent)
+    gib += shapes.held_gib(parent, tokens, len(study.order))
+    return Cost(tokens, flops, gib, 0.5, passes=passes)
 
 
 ANALYSIS = Analysis(

@@ -578,12 +578,14 @@ def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Co
     """Cost of passes over the tokens that a model is evaluated on."""
     weights = shapes.parameters(item["model"])
     tokens, precision = passes * study.config.evaluation.tokens, training_of(study, item["model"]).precision
-    return Cost(tokens, gib=8 * weights / 2**30, passes=Passes(2 * weights * tokens, precision))
+    gib = shapes.read_gib(item["model"]) + shapes.logits_gib(item["model"])
+    return Cost(tokens, gib=gib, passes=Passes(2 * weights * tokens, precision))
 
 
 def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     merge: Any = study.config.model[item["model"]].merge
-    return evaluation_cost(2 * ((merge.sweep_points or _SWEPT) + 8), study, item, shapes)
+    cost = evaluation_cost(2 * ((merge.sweep_points or _SWEPT) + 8), study, item, shapes)
+    return cost._replace(gib=cost.gib + shapes.read_gib(*merge.parents))
 
 
 SWEEP = Analysis(

@@ -328,7 +328,8 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     flops = tokens * (encode_flops(study, parent, shapes, site) + 8 * expected_l0(study) * d_in)
     passes = read_passes(study, parent, shapes, tokens, site)
     passes = passes._replace(flops=passes.flops + effects)
-    gib = (24 * d_in * d_in * study.config.sae.expansion + 8 * weights) / 2**30
+    gib = 24 * d_in * d_in * study.config.sae.expansion / 2**30
+    gib += shapes.read_gib(parent, parent) + shapes.logits_gib(parent)
     return Cost(tokens, flops, gib, 0.6, passes=passes)
 
 

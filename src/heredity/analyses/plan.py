@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from heredity.analyses.held import BUDGET
 from heredity.analyses.loaded import base_source, check_loaded, derived_file, model_folder
 from heredity.analyses.pretrained import check_pretrained
 from heredity.engine.store import MANIFEST, read_json
@@ -126,11 +127,31 @@ class Shapes:
             return 0.0
         return self.layers(model) * (10 * _d_model(shape) + 5 * _d_mlp(shape))
 
+    def read_gib(self, *models: str) -> float:
+        """Memory of models that are open beside each other: weights in float32, and cast to what is multiplied."""
+        return 6 * sum(map(self.parameters, models)) / 2**30
+
+    def logits_gib(self, *models: str) -> float:
+        """Memory of the logits that are held at once while one of these models predicts."""
+        import torch
+
+        from heredity.lm.evaluate import chunk_rows
+
+        cpu = torch.device("cpu")
+        words = [shape.vocab_size for one in models if (shape := self.shape(one))]
+        return max((14 * chunk_rows(size, cpu) * size for size in words), default=0.0) / 2**30
+
     def sae_gib(self, model: str, site: str, tokens: int) -> float:
-        """Memory of a stage that encodes so many tokens with the study's SAE."""
+        """Memory of a stage that reads so many tokens in a model and encodes them with the study's SAE."""
         d_in = self.width(model, site)
         k = self.study.config.sae.k if self.study.config.sae.activation in RANKED else 32
-        return (tokens * k * 24 + 16 * d_in * d_in * self.study.config.sae.expansion) / 2**30
+        encoded = tokens * k * 24 + 16 * d_in * d_in * self.study.config.sae.expansion
+        return encoded / 2**30 + self.read_gib(model)
+
+    def held_gib(self, model: str, tokens: int, readings: int) -> float:
+        """Memory of so many readings of the same tokens, at all sites, that are held for the edges to come."""
+        each = 4 * tokens * sum(self.width(model, site) for site in self.study.sites)
+        return min(BUDGET, readings * each) / 2**30
 
     def whole(self, model: str) -> float:
         """Weights that a pass through the model multiplies, its head included."""

@@ -465,7 +465,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
         widths = [shapes.width(name, site) for site in sites]
         stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * sum(widths)
         weights = 32 * config.expansion * sum(d_in**2 for d_in in widths)
-        gib.append((weights + 8 * shapes.parameters(name) + stream) / 2**30)
+        gib.append(shapes.read_gib(name) + (weights + stream) / 2**30)
     flops = tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
     passes = read_passes(study, names[0], shapes, tokens * len(names), *sites)
     return Cost(tokens * len(names), flops, max(gib), TRAINED, passes=passes)
@@ -608,7 +608,7 @@ def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     flops = tokens * reads * encode_flops(study, model, shapes, site)
     passes = read_passes(study, model, shapes, reads * tokens, site)
     passes = passes._replace(flops=passes.flops + 6 * shapes.parameters(model) * tokens)
-    return Cost(tokens, flops, shapes.sae_gib(model, site, tokens), passes=passes)
+    return Cost(tokens, flops, shapes.sae_gib(model, site, tokens) + shapes.logits_gib(model), passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

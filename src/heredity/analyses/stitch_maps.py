@@ -571,10 +571,10 @@ def _apart(source: str, target: str) -> str:
 
 
 def sizes(study: Study, name: str, shapes: Shapes) -> tuple[int, int, float]:
-    """Widths of source and target, and GiB of both models, in float32."""
+    """Widths of source and target, and GiB of both models and of what one of them predicts."""
     ends = study.config.stitch[name].source, study.config.stitch[name].target
     a, b = map(shapes.d_model, ends)
-    return a, b, 4 * sum(map(shapes.parameters, ends)) / 2**30
+    return a, b, shapes.read_gib(*ends) + shapes.logits_gib(*ends)
 
 
 def passes_of(study: Study, name: str, shapes: Shapes) -> dict[str, tuple[float, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from heredity.study import ReferencesConfig
 
 if TYPE_CHECKING:
-    from heredity.features.ends import End
+    from heredity.features.ends import End, Judge
     from heredity.features.verdicts import Judged
 
 MODELS = ("edit", "random", "sham", "twin")
@@ -25,6 +25,8 @@ class EdgeJudged(NamedTuple):
 
     parent: End
     child: End
+    judge: Judge
+    """Of the parent's features."""
     judged: Judged
     evidence: Mapping[str, np.ndarray]
     read: Callable[[str], End]
@@ -61,9 +63,9 @@ class References(NamedTuple):
     grades: list[dict[str, Any]]
     """Of the table `grades`: those of the edge itself first."""
     usual: dict[str, np.ndarray] | None
-    """`changes_of` judged features under the random edit, float64 [stable] each."""
+    """Values of `changes_of` judged features under the random edit, float64 [stable] each."""
     sham: dict[str, np.ndarray] | None
-    """`changes_of` all features under the sham, float64 [d_sae] each."""
+    """Values of `changes_of` all features under the sham, float64 [d_sae] each; nan where they are not judged."""
 
 
 def judge_references(
@@ -79,20 +81,20 @@ def judge_references(
     again = _retrained(row, found["frozen"].judged, found["twin"].judged) if "twin" in found else {}
     lines = {"edge": Reference(edge.judged, edge.evidence), **found}
     grades = [grade for name, reference in lines.items() for grade in _grades(name, reference)]
-    sham = changes_of(found["sham"].evidence, found["sham"].judged.scale) if "sham" in found else None
+    sham = values_of(found["sham"].evidence, found["sham"].judged.scale) if "sham" in found else None
     return References(rows, again, grades, _usual(found["edit"]) if "edit" in found else None, sham)
 
 
 def _judge(name: str, edge: EdgeJudged) -> Reference:
     """Verdicts on a reference. Where it is read by the parent's SAEs, the features that are judged on the edge are."""
     from heredity.features import reference_edges
-    from heredity.features.ends import end_of, judge_end
+    from heredity.features.ends import Judge, end_of
     from heredity.features.verdicts import VERDICTS
 
-    parent, child, given = edge.parent, edge.child, (0, edge.documents, edge.seed)
+    parent, child, given = edge.parent, edge.child, (edge.documents, edge.seed)
 
     def against(end: End, removed: np.ndarray | None = None) -> Reference:
-        return Reference(*judge_end(parent, end, *given, edge.evidence["owned"]), removed)
+        return Reference(*edge.judge.against(end), removed)
 
     match name:
         case "unchanged":
@@ -108,13 +110,14 @@ def _judge(name: str, edge: EdgeJudged) -> Reference:
             removed = np.random.default_rng(edge.seed).permutation(np.flatnonzero(judgeable))[:_REMOVED]
             return against(reference_edges.without(parent, removed), removed)
         case "token identity":
-            return Reference(reference_edges.judge_tokens(parent, child, edge.tokens, *given[1:]))
+            return Reference(reference_edges.judge_tokens(parent, child, edge.tokens, *given))
     kinds = {
         "codebook": reference_edges.codebook,
         "random decoder": reference_edges.random_decoder,
         "neurons": reference_edges.neurons,
     }
-    return Reference(*judge_end(*reference_edges.untrained(parent, child, kinds[name], edge.seed), *given))
+    own, other = reference_edges.untrained(parent, child, kinds[name], edge.seed)
+    return Reference(*Judge(own, 0, *given).against(other))
 
 
 def _row(name: str, reference: Reference, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,22 +153,40 @@ def _retrained(row: Mapping[str, Any], frozen: Judged, twin: Judged) -> dict[str
     return made
 
 
-def changes_of(evidence: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
-    """How far features differ between both models in each respect, float64 [d_sae]; 0 is not at all."""
-    followed = np.nan_to_num(np.fmax(evidence["match_r"], evidence["map_r"]))  # of silent features there is no r
+class Changes(NamedTuple):
+    """How far features differ between both models in one respect, float64 [d_sae]; 0 is not at all."""
+
+    value: np.ndarray
+    low: np.ndarray
+    """The least that the 95 % interval leaves."""
+
+
+def changes_of(evidence: Mapping[str, np.ndarray], scale: float) -> dict[str, Changes]:
+    """How far features differ between both models in each respect: effect, |transmission - 1|; r, 1 - the better of
+    match_r and map_r; density, |log density_ratio|."""
+    effect, margin = evidence["transmission"] / scale - 1, 1.96 * evidence["transmission_error"] / scale
+    followed, most = (np.fmax(evidence[f"match_r{end}"], evidence[f"map_r{end}"]) for end in ("", "_high"))
     least = 1 / np.maximum(evidence["firings"], 1)  # a feature that never fires there counts as firing once
+    ratio = [np.log(np.fmax(evidence[f"density_ratio{end}"], least)) for end in ("", "_low", "_high")]
+    between = (ratio[1] < 0) & (ratio[2] > 0)
     return {
-        "effect": np.abs(evidence["transmission"] / scale - 1),
-        "r": 1 - followed,
-        "density": np.abs(np.log(np.fmax(evidence["density_ratio"], least))),
+        "effect": Changes(np.abs(effect), np.maximum(np.abs(effect) - margin, 0)),
+        # Of features without r nothing follows; one whose r rests on one group of documents may be followed wholly.
+        "r": Changes(1 - np.nan_to_num(followed), np.where(np.isnan(followed), 1, 1 - np.nan_to_num(most, nan=1))),
+        "density": Changes(np.abs(ratio[0]), np.where(between, 0, np.minimum(*np.abs(ratio[1:])))),
     }
+
+
+def values_of(evidence: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
+    """`changes_of` features without their intervals."""
+    return {name: change.value for name, change in changes_of(evidence, scale).items()}
 
 
 def _usual(reference: Reference) -> dict[str, np.ndarray]:
     from heredity.features.verdicts import VERDICTS
 
     stable = reference.judged.verdict != VERDICTS.index("unstable")
-    changes = changes_of(reference.evidence, reference.judged.scale)
+    changes = values_of(reference.evidence, reference.judged.scale)
     return {name: change[stable] for name, change in changes.items()}
 
 

@@ -15,8 +15,9 @@ interval, where there is a twin, adds the variance between two trainings of the 
 
 `changed_most` ranks features by their largest change: of effect, |transmission - 1|; of r, 1 - the better of match_r
 and map_r; of density, |log density_ratio|; each over the 95 % quantile of the same under the random edit, without which
-the order is by effect. Beside each: the same change of that feature under the sham, and of its counterpart in the
-second SAE.
+the order is by effect. What ranks is the least change that its 95 % interval leaves (`least_change`), so that uncertain
+features do not stand first. Beside each: the same change of that feature under the sham, and of its counterpart in the
+second SAE, as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from heredity.analyses.reading import load, on_device, reader_of, sampler_of, st
 from heredity.analyses.reference_models import reference_need
 from heredity.analyses.sae import read_passes, sae_need, second_need
 from heredity.analyses.text import tokens_needs
-from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of
+from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of, values_of
 from heredity.engine.stage import Work
 from heredity.study import Edge, Precision, ReferencesConfig, Study
 from heredity.tables import Column, Plot, Table
@@ -145,6 +146,7 @@ CHANGED_MOST = Table(
         Column("verdict", "text", "Its verdict."),
         Column("by", "text", "What about it changed most: effect, r or density."),
         Column("change", "number", "That change over the 95 % quantile of the same under the random edit."),
+        Column("least_change", "number", "The least of it that its 95 % interval leaves; what ranks."),
         Column(
             "transmission",
             "number",
@@ -157,9 +159,9 @@ CHANGED_MOST = Table(
         Column("density_ratio", "number", "Firings in the other model, read through the map, over its own."),
         Column("sham", "number", "The same change of this feature under the sham, in the same unit."),
         Column("seed", "number", "The same change of its best match in the second SAE of its model."),
-        Column("beyond_edit", "flag", "Whether its change exceeds that of 95 % of features under the random edit."),
+        Column("beyond_edit", "flag", "Whether least_change exceeds the change of 95 % of features under the edit."),
     ),
-    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "sham", "seed", "transmission"),
+    brief=("instrument", "edge", "text", "end", "feature", "verdict", "by", "change", "least_change", "sham", "seed"),
 )
 EVIDENCE = Table(
     "evidence",
@@ -171,10 +173,10 @@ EVIDENCE = Table(
         Column("firings", "count", "Aligned tokens on which it fires."),
         Column("stability", "r", "Best r in the second SAE of the same model."),
         Column("owned", "flag", "At least 30 % of its energy lies in its own model; true of an SAE that reads one."),
-        Column("match_r", "r", "Best r in the SAEs of the other model."),
-        Column("map_r", "r", "r with itself, read from the other model's activations through an affine map."),
+        Column("match_r", "r", "Best r in the SAEs of the other model.", ci=True),
+        Column("map_r", "r", "r with itself, read from the other model's activations through an affine map.", ci=True),
         Column("same_r", "r", "r with itself, where one SAE reads the other model's activations too, as they are."),
-        Column("density_ratio", "number", "Firings in the other model, read through that map, over its own."),
+        Column("density_ratio", "number", "Firings in the other model, read through that map, over its own.", ci=True),
         Column("strength", "number", "Size of its effect in the other model over its own, other features fixed."),
         Column("strength_error", "number", "Standard error (jackknife over documents)."),
         Column("direction", "r", "Cosine of the effect with the image of its own."),
@@ -311,7 +313,7 @@ def rows_of_ends(
     models: make the reference models that there are, by name: those of `MODELS`.
     known: names of the models by role, under which what is read of them is held.
     """
-    from heredity.features.ends import agreement, judge_end, tally
+    from heredity.features.ends import Judge, agreement, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, same_r, share_interval
 
@@ -328,12 +330,13 @@ def rows_of_ends(
     columns: list[dict[str, Any]] = []
     same = np.array_equal(ends["parent"].x, ends["child"].x)
     for end, other in judges:
-        judged, evidence = [], []
+        judged, evidence, judges_of = [], [], []
         for seed in (0, 1):
             acts = ends[end].acts[seed]
             there = ends[other].acts[seed] if settings.instrument in ("joint", "frozen") else None  # of the same SAE
             mine = owned(acts, there) if there is not None and settings.instrument == "joint" else None
-            verdict, found = judge_end(ends[end], ends[other], seed, sample.documents, settings.seed, mine)
+            judges_of.append(Judge(ends[end], seed, sample.documents, settings.seed, mine))
+            verdict, found = judges_of[-1].against(ends[other], whole=seed == 0)
             found["same_r"] = same_r(acts, there) if there is not None else np.full(acts.d_sae, np.nan)
             judged.append(verdict)
             evidence.append(found)
@@ -352,10 +355,10 @@ def rows_of_ends(
             row |= {f"{name}_share": own, f"{name}_share_low": low, f"{name}_share_high": high}
             row[f"other_seed_{name}"] = second
         rows["verdicts"].append(row)
-        changes = {"seed": _by_match(ends[end], changes_of(evidence[1], judged[1].scale))}
+        changes = {"seed": _by_match(ends[end], values_of(evidence[1], judged[1].scale))}
         usual: dict[str, np.ndarray] | None = None
         if end == "parent":
-            given = judged[0], evidence[0], read, sample.tokens, sample.documents, settings.seed
+            given = judges_of[0], judged[0], evidence[0], read, sample.tokens, sample.documents, settings.seed
             beside = judge_references(references, EdgeJudged(ends[end], ends[other], *given), row, steps)
             rows["references"], rows["grades"], usual = beside.rows, beside.grades, beside.usual
             changes |= {"sham": beside.sham} if beside.sham else {}
@@ -398,24 +401,25 @@ def _changed_most(
     edited: dict[str, np.ndarray] | None,
     beside: Mapping[str, Mapping[str, np.ndarray]],
 ) -> list[dict[str, Any]]:
-    """Rows of the ranking of one end. edited: `changes_of` stable features under the random edit; beside: changes of
+    """Rows of the ranking of one end. edited: `values_of` stable features under the random edit; beside: those of
     all features by column, float64 [d_sae] each."""
     changes = changes_of(columns, scale)
     names, usual, unit = ["effect"], None, {"effect": 1.0}
-    change = changes["effect"][:, None]
     if edited is not None and len(edited["effect"]):
         names = list(changes)
         unit = {name: max(float(np.nanquantile(edited[name], 0.95)), _LEAST_USUAL) for name in names}
-        change = np.stack([changes[name] / unit[name] for name in names], axis=1)
         usual = float(np.nanquantile(np.fmax.reduce([edited[name] / unit[name] for name in names]), 0.95))
-    most = change.max(1)
+    change, least = (
+        np.stack([getattr(changes[name], of) / unit[name] for name in names], 1) for of in ("value", "low")
+    )
+    most = least.max(1)
     stable = (columns["verdict"] != "unstable") & np.isfinite(most)
     rows = []
     for rank, i in enumerate(np.argsort(-np.where(stable, most, -np.inf), kind="stable")[: min(_LISTED, stable.sum())]):
-        row = {"end": end, "rank": rank + 1, "feature": int(i), "verdict": columns["verdict"][i]}
-        row |= {"by": names[int(change[i].argmax())]}
-        row |= {} if usual is None else {"change": most[i], "beyond_edit": bool(most[i] > usual)}
+        by = int(least[i].argmax())
+        row = {"end": end, "rank": rank + 1, "feature": int(i), "verdict": columns["verdict"][i], "by": names[by]}
         if usual is not None:
+            row |= {"change": change[i, by], "least_change": most[i], "beyond_edit": bool(most[i] > usual)}
             row |= {name: own[row["by"]][i] / unit[row["by"]] for name, own in beside.items()}
         for name in ("transmission", "strength"):
             value, error = columns[name][i] / scale, 1.96 * columns[f"{name}_error"][i] / scale
@@ -433,13 +437,15 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     d_sae = study.config.sae.expansion * d_in
     solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
     encoded = 2 * judged * tokens * 2 * d_in * d_sae
-    gib = (24 * tokens * d_in + 16 * d_sae**2) / 2**30
+    # Both ends and a reference that is made of them are open at once, beside what was read of every model so far.
+    gib = shapes.read_gib(*[edge.parent] * 3) + shapes.held_gib(edge.parent, 2 * tokens, len(study.order) + len(made))
+    gib += (64 * tokens * d_in + 28 * d_sae**2) / 2**30
     return Cost(read, encoded + solved, gib, 0.3, passes=read_passes(study, edge.parent, shapes, read, site))
 
 
 ANALYSIS = Analysis(
     kind="verdicts",
-    version=9,
+    version=10,
     title="Verdicts",
     items=_items,
     settings=_settings,

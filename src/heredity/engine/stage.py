@@ -11,7 +11,7 @@ from typing import Any
 
 from heredity.engine.store import Artifact, ArtifactError, Store, digest
 from heredity.engine.workers import Here, Shards
-from heredity.kernels.processors import retake_processors
+from heredity.kernels.processors import retake_processors, return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
     cached = artifact is not None
     if artifact is None:
         retake_processors()
+        return_freed_memory()
         inputs = inputs_of(stage, store)
         keys = {role: source.key for role, source in stage.sources()}
         with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:

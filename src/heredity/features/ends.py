@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
+from heredity.features.bootstrap import document_groups, group_moments, leave_one_out, r_intervals
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
-from heredity.features.readout import readable
-from heredity.features.transmission import effects, least_squares, orthogonal
-from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Judged, judge, same_r
+from heredity.features.readout import Readout
+from heredity.features.transmission import Regression, least_squares, orthogonal
+from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
 from heredity.sae.model import SAE
 
 _COUNTED = VERDICTS[:4]  # verdicts on stable features
@@ -44,32 +46,95 @@ def encode(sae: SAE, x: np.ndarray) -> FeatureActs:
     return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
 
 
+class Judge:
+    """The features of one SAE of an end, to be judged against any other model: what is the end's own is made once."""
+
+    def __init__(self, own: End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None) -> None:
+        """seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable. documents: int
+        [tokens]. groups: seed of the groups of documents. mine: bool [d_sae], features to judge; None: all that are
+        stable."""
+        self._own, self._documents, self._groups = own, documents, groups
+        self._acts, self._sae = own.acts[seed], own.saes[seed]
+        self._stability = correlate(self._acts, own.acts[1 - seed], 1).parent_r[:, 0]
+        self._mine = np.ones(self._acts.d_sae, bool) if mine is None else mine
+        self._regression = Regression(self._acts, own.x, documents, groups)
+        self._readout = Readout(self._acts, own.x, documents, groups)
+
+    def against(self, other: End, *, whole: bool = False) -> tuple[Judged, dict[str, np.ndarray]]:
+        """Verdicts on the features, and the evidence they rest on, by column.
+
+        whole: whether features that are not judged get evidence of effects too, which takes longer.
+        """
+        own, acts, sae = self._own, self._acts, self._sae
+        stable = (self._stability > STABLE) & self._mine
+        forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
+        read = encode(sae, (other.x @ back[0] + back[1]).astype(np.float32))
+        rows, turn = sae.W_dec.detach().cpu().numpy(), orthogonal(own.fitting, other.fitting)
+        image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
+        there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
+        match, elsewhere = self._matched(other.acts, there)
+        reread = self._intervals(read, np.arange(acts.d_sae)[:, None])
+        effect = self._regression.effects(
+            image,
+            other.x,
+            alone,
+            (rows, rows @ turn),
+            _shared(other.saes, there, back[0]),
+            None if whole else stable,
+        )
+        evidence = {"firings": acts.firings(), "stability": self._stability, "owned": self._mine}
+        for name, (r, low, high) in (("match_r", match), ("map_r", reread)):
+            evidence |= {name: r, f"{name}_low": low, f"{name}_high": high}
+        evidence |= _density_ratio(acts, read, document_groups(self._documents, 16, self._groups))
+        evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
+        read_out = self._readout.readable(other.x)
+        evidence |= {"readable": read_out[0], "readable_error": read_out[1]}
+        return judge(effect, stable, match, reread, elsewhere, read_out), evidence
+
+    def _matched(self, others: Sequence[FeatureActs], there: Sequence[np.ndarray]) -> tuple[Followed, np.ndarray]:
+        """Best r of each feature in SAEs of the other model, and how well this model has the matched one, float64
+        [d_sae].
+
+        there: r of each feature of these SAEs with itself, read in this model, float64 [d_sae] each.
+        """
+        best, elsewhere = Followed(*np.full((3, self._acts.d_sae), np.nan)), np.full(self._acts.d_sae, np.nan)
+        for each, own in zip(others, there, strict=True):
+            found = correlate(self._acts, each, 1).parent_match
+            this = self._intervals(each, found)
+            better = this.r > np.nan_to_num(best.r, nan=-1)
+            best = Followed(*(np.where(better, new, old) for new, old in zip(this, best, strict=True)))
+            elsewhere = np.where(better, own[found[:, 0]], elsewhere)
+        return best, elsewhere
+
+    def _intervals(self, other: FeatureActs, candidates: np.ndarray) -> Followed:
+        """r of each feature with its candidate [d_sae, 1], with its interval over documents."""
+        group = document_groups(self._documents, 16, self._groups)
+        found = r_intervals(leave_one_out(group_moments(self._acts, other, candidates, group)))
+        return Followed(found.r, found.low, found.high)
+
+
 def judge_end(
     own: End, other: End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None
 ) -> tuple[Judged, dict[str, np.ndarray]]:
-    """Verdicts on the features of one SAE of an end, and the evidence they rest on, by column.
+    """Verdicts on the features of one SAE of an end against one other model, and their evidence; as `Judge` says."""
+    return Judge(own, seed, documents, groups, mine).against(other, whole=True)
 
-    seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable. documents: int [tokens].
-    groups: seed of the groups of documents. mine: bool [d_sae], features to judge; None: all that are stable.
-    """
-    acts, sae = own.acts[seed], own.saes[seed]
-    stability = correlate(acts, own.acts[1 - seed], 1).parent_r[:, 0]
-    forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
-    read = encode(sae, (other.x @ back[0] + back[1]).astype(np.float32))
-    map_r = same_r(acts, read)
-    rows, turn = sae.W_dec.detach().cpu().numpy(), orthogonal(own.fitting, other.fitting)
-    image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
-    there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
-    match_r, elsewhere = _matched(acts, other.acts, there)
-    shared = _shared(other.saes, there, back[0])
-    effect = effects(acts, own.x, image, other.x, documents, groups, alone, (rows, rows @ turn), shared)
-    mine = np.ones(acts.d_sae, bool) if mine is None else mine
-    evidence = {"firings": acts.firings(), "stability": stability, "owned": mine, "match_r": match_r, "map_r": map_r}
-    evidence["density_ratio"] = read.firings() / np.where(acts.firings() > 0, acts.firings(), np.nan)
-    evidence |= {name: value for name, value in effect._asdict().items() if name != "groups"}
-    read_out = readable(acts, own.x, other.x, documents, groups)
-    evidence |= {"readable": read_out[0], "readable_error": read_out[1]}
-    return judge(effect, (stability > STABLE) & mine, match_r, map_r, elsewhere, read_out), evidence
+
+def _density_ratio(acts: FeatureActs, read: FeatureActs, group: np.ndarray) -> dict[str, np.ndarray]:
+    """How often each feature fires as read over how often it does, with the interval of a jackknife over groups of
+    tokens, on the scale of the logarithm; nan where it never fires."""
+    size, groups = acts.d_sae, int(group.max()) + 1
+    fired, fires = (
+        np.bincount(np.repeat(group, np.diff(each.indptr)) * size + each.indices, minlength=groups * size)
+        for each in (acts, read)
+    )
+    fired, fires = fired.reshape(groups, size), fires.reshape(groups, size)
+    ratio = fires.sum(0) / np.where(fired.sum(0) > 0, fired.sum(0), np.nan)
+    # Half a firing more on either side keeps the ratio finite where all firings are in one group.
+    without = np.log((fires.sum(0) - fires + 0.5) / (fired.sum(0) - fired + 0.5))
+    error = np.sqrt((groups - 1) / groups * np.square(without - without.mean(0)).sum(0))
+    half = np.exp(stats.t(max(groups - 1, 1)).ppf(0.975) * error)
+    return {"density_ratio": ratio, "density_ratio_low": ratio / half, "density_ratio_high": ratio * half}
 
 
 def _alone(own: End, other: End) -> np.ndarray | None:
@@ -85,22 +150,6 @@ def _alone(own: End, other: End) -> np.ndarray | None:
     values = np.where(chosen[acts.indices], acts.values, 0)
     rows = csr_array((values, acts.indices, acts.indptr), shape=(acts.tokens, acts.d_sae))
     return np.asarray(rows @ sae.W_dec.detach().cpu().float().numpy())
-
-
-def _matched(
-    acts: FeatureActs, others: Sequence[FeatureActs], there: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best r of each feature in SAEs of the other model, float64 [d_sae], and how well this model has the matched one.
-
-    there: r of each feature of these SAEs with itself, read in this model, float64 [d_sae] each.
-    """
-    r, elsewhere = np.full((2, acts.d_sae), np.nan)
-    for each, own in zip(others, there, strict=True):
-        found = correlate(acts, each, 1)
-        better = found.parent_r[:, 0] > np.nan_to_num(r, nan=-1)
-        r = np.where(better, found.parent_r[:, 0], r)
-        elsewhere = np.where(better, own[found.parent_match[:, 0]], elsewhere)
-    return r, elsewhere
 
 
 def _shared(saes: Sequence[SAE], there: Sequence[np.ndarray], back: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

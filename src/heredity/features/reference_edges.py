@@ -13,8 +13,8 @@ import torch
 
 from heredity.features.acts import FeatureActs
 from heredity.features.ends import End, end_of
-from heredity.features.transmission import effects, least_squares
-from heredity.features.verdicts import Judged, judge
+from heredity.features.transmission import Regression, least_squares
+from heredity.features.verdicts import Followed, Judged, judge
 from heredity.sae.model import SAE
 
 _LEAST_FIRINGS = 30  # of a token that counts as a feature
@@ -73,9 +73,9 @@ def judge_tokens(own: End, other: End, tokens: np.ndarray, documents: np.ndarray
     """
     weight, bias = least_squares(own.fitting, other.fitting)
     acts = _token_identity(tokens)
-    effect = effects(acts, own.x, own.x @ weight + bias, other.x, documents, groups)
-    same = np.ones(acts.d_sae)
-    return judge(effect, same > 0, same, same)
+    effect = Regression(acts, own.x, documents, groups).effects(own.x @ weight + bias, other.x)
+    same = Followed.exactly(np.ones(acts.d_sae))
+    return judge(effect, np.ones(acts.d_sae, bool), same, same)
 
 
 def _token_identity(tokens: np.ndarray) -> FeatureActs:

@@ -20,6 +20,7 @@ Standard errors: jackknife over groups of documents, to first order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,7 +81,8 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     centered = x - mean_x
     covariance = centered.T @ centered
     ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
-    weight = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centered.T @ (y - mean_y))
+    covariance[np.diag_indices_from(covariance)] += ridge
+    weight = linalg.cho_solve(linalg.cho_factor(covariance, overwrite_a=True), centered.T @ (y - mean_y))
     return weight, mean_y - mean_x @ weight
 
 
@@ -96,67 +98,103 @@ def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return left @ right
 
 
-def effects(
-    acts: FeatureActs,
-    own: np.ndarray,
-    image: np.ndarray,
-    other: np.ndarray,
-    documents: np.ndarray,
-    seed: int = 0,
-    alone: np.ndarray | None = None,
-    directions: tuple[np.ndarray, np.ndarray] | None = None,
-    shared: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Effects:
-    """Effects of features in another model, relative to their own.
+class Regression:
+    """A model's activations regressed on all features of its SAE at once, to be compared with any other model's.
 
-    acts: [tokens, d_sae] of an SAE on its own model. own [tokens, d_own], other [tokens, d_other]: activations of both
-    models on the same tokens; image [tokens, d_other]: `own` under the affine map that fits `other` best, fitted on
-    other tokens. documents: int [tokens]. alone [tokens, d_other]: what features that only the other model has add to
-    its activations; None: nothing. directions: the SAE's decoder rows [d_sae, d_own] and their images [d_sae, d_other]
-    under an orthogonal map, for `retained`, which is nan without them. shared: directions [n, d_own] and [n, d_other]
-    of features of the other model's SAEs that both models have, for residuals, beside those of the SAE itself.
-
-    On one core 4,096 features of 512 dimensions take about a minute; time grows like d_sae² d. Memory in bytes:
-    16 d_sae² of the features that fire, and about 100,000 for each of them, 6 GiB at 16,384 features, beside copies of
-    the activations. Raises ValueError for samples of different length or fewer than two documents.
+    What is only the model's own is made once: the inverse of the features' Gram matrix takes longer than anything that
+    follows. Memory in bytes: 12 d_sae² of the features that fire, and about 50,000 for each of them, 4 GiB at 16,384
+    features, beside copies of the activations.
     """
-    if not len(own) == len(image) == len(other) == len(documents) == acts.tokens:
-        sizes = ", ".join(str(len(part)) for part in (own, image, other, documents))
-        raise ValueError(f"{acts.tokens} tokens of features, and {sizes} of activations and documents; give the same")
-    group = document_groups(documents, 16, seed)
-    order, count = np.argsort(group, kind="stable"), int(group.max()) + 1
-    if count < 2:
-        raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
-    columns = np.full((len(Effects._fields) - 1, acts.d_sae), np.nan)
-    seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
-    if not len(seen):
-        return Effects(*columns, groups=count)
-    features = acts.matrix()[order][:, seen]
-    mean = np.asarray(features.mean(0)).ravel()
-    inverse, apart = _inverse(features, mean)
-    parts = {"own": own, "image": image, "other": other}
-    parts |= {} if alone is None else {"rest": other - alone}
-    parts = {name: x[order] for name, x in parts.items()}
-    rows = {name: _rows(inverse, features, x) for name, x in parts.items()}
-    rows.setdefault("rest", rows["other"])
-    bases = _bases(rows["own"], rows["other"], shared)
-    lines = {f"{of} {k}": (of, each) for of in ("own", "rest") for k, each in enumerate(bases[of])}
-    for end, written in zip(("own", "other"), directions or (), strict=False):
-        along = written[seen].astype(np.float64)
-        lines |= {f"{end} retained": (end, along)}
-        lines |= {f"{end} residual": (end, _off(along, bases["own" if end == "own" else "rest"]))}
-    sums = _Sums(count, len(seen), lines)
-    bounds = np.searchsorted(group[order], np.arange(count + 1))
-    for start in range(0, max(own.shape[1], other.shape[1]), _COLUMNS):
-        at = slice(start, start + _COLUMNS)
-        part = {name: each[:, at] for name, each in rows.items()}
-        moved = {name: _moved(inverse, features, mean, x[:, at], part[name], bounds) for name, x in parts.items()}
-        moved.setdefault("rest", moved["other"])
-        sums.add(part, moved, at)
-    estimates, errors = sums.result()
-    columns[:-1, seen] = np.stack([estimates, errors], axis=1).reshape(len(columns) - 1, -1)
-    columns[-1, seen] = apart
-    return Effects(*columns, groups=count)
+
+    def __init__(self, acts: FeatureActs, own: np.ndarray, documents: np.ndarray, seed: int = 0) -> None:
+        """acts: [tokens, d_sae] of an SAE on its own model; own [tokens, d_own]: that model's activations; documents:
+        int [tokens]; seed: of their groups.
+
+        Raises ValueError for samples of different length or fewer than two documents.
+        """
+        self._same_tokens(acts.tokens, own, documents)
+        group = document_groups(documents, 16, seed)
+        self._order, self._groups, self._d_sae = np.argsort(group, kind="stable"), int(group.max()) + 1, acts.d_sae
+        if self._groups < 2:
+            raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
+        self._bounds = np.searchsorted(group[self._order], np.arange(self._groups + 1))
+        self._seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+        if not len(self._seen):
+            return
+        self._features = acts.matrix()[self._order][:, self._seen]
+        self._mean = np.asarray(self._features.mean(0)).ravel()
+        inverse, self._apart = _inverse(self._features, self._mean)
+        self._own = own[self._order]
+        self._rows = _rows(inverse, self._features, self._own)
+        self._exact, self._inverse = inverse, inverse.astype(np.float32)
+
+    @staticmethod
+    def _same_tokens(tokens: int, *parts: np.ndarray) -> None:
+        if any(len(part) != tokens for part in parts):
+            sizes = ", ".join(str(len(part)) for part in parts)
+            raise ValueError(f"{tokens} tokens of features, and {sizes} of activations and documents; give the same")
+
+    def effects(
+        self,
+        image: np.ndarray,
+        other: np.ndarray,
+        alone: np.ndarray | None = None,
+        directions: tuple[np.ndarray, np.ndarray] | None = None,
+        shared: tuple[np.ndarray, np.ndarray] | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> Effects:
+        """Effects of the features in another model, relative to their own.
+
+        other [tokens, d_other]: the other model's activations on the same tokens; image [tokens, d_other]: its own
+        under the affine map that fits `other` best, fitted on other tokens. alone [tokens, d_other]: what features
+        that only the other model has add to its activations; None: nothing. directions: the SAE's decoder rows [d_sae,
+        d_own] and their images [d_sae, d_other] under an orthogonal map, for `retained`, which is nan without them.
+        shared: directions [n, d_own] and [n, d_other] of features of the other model's SAEs that both models have, for
+        residuals, beside those of the SAE itself. wanted: bool [d_sae], features whose effects are asked for, nan for
+        others; None: all. Time grows like d_sae d times the features that are wanted.
+
+        Raises ValueError for samples of different length.
+        """
+        columns = np.full((len(Effects._fields) - 1, self._d_sae), np.nan)
+        self._same_tokens(len(self._order), image, other, *(() if alone is None else (alone,)))
+        chosen = np.arange(len(self._seen)) if wanted is None else np.flatnonzero(wanted[self._seen])
+        if not len(chosen):
+            return Effects(*columns, groups=self._groups)
+        parts = {"own": self._own, "image": image[self._order], "other": other[self._order]}
+        parts |= {} if alone is None else {"rest": parts["other"] - alone[self._order]}
+        rows = {"own": self._rows}
+        rows |= {name: _rows(self._exact, self._features, x) for name, x in parts.items() if name != "own"}
+        rows.setdefault("rest", rows["other"])
+        found = _bases(rows["own"], rows["other"], shared)
+        bases = {end: [each[chosen] for each in each_of] for end, each_of in found.items()}
+        lines = {f"{of} {k}": (of, each) for of in ("own", "rest") for k, each in enumerate(bases[of])}
+        for end, written in zip(("own", "other"), directions or (), strict=False):
+            along = written[self._seen[chosen]].astype(np.float64)
+            lines |= {f"{end} retained": (end, along)}
+            lines |= {f"{end} residual": (end, _off(along, bases["own" if end == "own" else "rest"]))}
+        sums, solver = _Sums(self._groups, len(chosen), lines), self._inverse[chosen]
+        for start in range(0, max(x.shape[1] for x in parts.values()), _COLUMNS):
+            at = slice(start, start + _COLUMNS)
+            moved = {name: self._moved(solver, x[:, at], rows[name][:, at]) for name, x in parts.items()}
+            moved.setdefault("rest", moved["other"])
+            sums.add({name: each[chosen, at] for name, each in rows.items()}, moved, at)
+        estimates, errors = sums.result()
+        columns[:-1, self._seen[chosen]] = np.stack([estimates, errors], axis=1).reshape(len(columns) - 1, -1)
+        columns[-1, self._seen[chosen]] = self._apart[chosen]
+        return Effects(*columns, groups=self._groups)
+
+    def _moved(self, solver: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """What each group of documents adds to rows, to first order: float32 [groups, features, columns].
+
+        solver [features, all features]: rows of the inverse. Products are float32: what they make are errors.
+        """
+        y = x.astype(np.float64)
+        error = y - y.mean(0) - (self._features @ rows - self._mean @ rows)
+        score = [
+            self._features[low:high].T @ error[low:high] - np.outer(self._mean, error[low:high].sum(0))
+            for low, high in itertools.pairwise(self._bounds)
+        ]
+        return np.stack([solver @ part.astype(np.float32) for part in score])
 
 
 class _Sums:
@@ -173,13 +211,14 @@ class _Sums:
     def add(self, rows: dict[str, np.ndarray], moved: dict[str, np.ndarray], at: slice) -> None:
         """Add some columns: rows [features, columns] by name, and what each group adds to them [groups, ...]."""
         for name, (a, b) in _PAIRS.items():
-            both = (moved[a] * moved[b]).sum(2)
+            both = np.einsum("gfd,gfd->gf", moved[a], moved[b], dtype=np.float64)
             self._products[name] += (rows[a] * rows[b]).sum(1)
             self._noise[name] += both.sum(0)
-            self._without[name] += both - (rows[a] * moved[b]).sum(2) - (moved[a] * rows[b]).sum(2)
+            crossed = (np.einsum("fd,gfd->gf", rows[i], moved[j]) for i, j in ((a, b), (b, a)))
+            self._without[name] += both - sum(crossed)
         for name, (of, direction) in self._lines.items():
             self._along[name] += (rows[of] * direction[:, at]).sum(1)
-            self._along[name][: self._groups] -= (moved[of] * direction[:, at]).sum(2)
+            self._along[name][: self._groups] -= np.einsum("gfd,fd->gf", moved[of], direction[:, at])
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """Estimates in the order of `Effects`, and their standard errors, each float64 [estimates, features]."""
@@ -229,25 +268,6 @@ def _rows(inverse: np.ndarray, features: csr_array, x: np.ndarray) -> np.ndarray
         y = x[:, start : start + _COLUMNS].astype(np.float64)
         rows.append(inverse @ (features.T @ (y - y.mean(0))))
     return np.concatenate(rows, axis=1)
-
-
-def _moved(
-    inverse: np.ndarray,
-    features: csr_array,
-    mean: np.ndarray,
-    x: np.ndarray,
-    rows: np.ndarray,
-    bounds: np.ndarray,
-) -> np.ndarray:
-    """What each group of documents adds to the rows, to first order: float64 [groups, features, d]."""
-    y = x.astype(np.float64)
-    error = y - y.mean(0) - (features @ rows - mean @ rows)
-    score = [
-        features[low:high].T @ error[low:high] - np.outer(mean, error[low:high].sum(0))
-        for low, high in zip(bounds, bounds[1:], strict=False)
-    ]
-    solved = inverse @ np.concatenate(score, axis=1)
-    return solved.reshape(len(rows), len(score), y.shape[1]).transpose(1, 0, 2)
 
 
 def _bases(

@@ -50,12 +50,29 @@ ALONE = 0.4
 `LOST_MATCH`: a feature that moved must not be taken for one that left and one that came."""
 KEPT_TRANSMISSION, KEPT_DIRECTION, KEPT_R = 0.5, 0.7, 0.6
 """Margins of equivalence: a kept feature has a transmission between this and its inverse, a direction and an r (by map
-or match) above these."""
+or match) above these, all with their intervals."""
 CHANGED_TRANSMISSION, CHANGED_DIRECTION, CHANGED_R = 0.6, 0.75, 0.5
-"""A feature is changed where it lies outside of these by more than its standard errors."""
+"""A feature is changed where it lies outside of these by more than its errors: r with the whole of its interval, so
+that a few positions with large activations, such as those of one token, do not make a change."""
 LEAST_APART = 0.05
 """Share of a feature's variance that other features do not explain, below which no effect can be called its own."""
 _SAME_R, _LEAST_SAME = 0.7, 20  # features that set the scale between both models' activations, and the fewest that can
+
+
+class Followed(NamedTuple):
+    """r of features with what follows them in the other model, float64 [d_sae] each; nan where nothing does.
+
+    The ends are those of a 95 % interval over groups of documents; nan where r rests on a single one of them.
+    """
+
+    r: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def exactly(cls, r: np.ndarray) -> Followed:
+        """r that is known as it is, float64 [d_sae]."""
+        return cls(r, r, r)
 
 
 class Judged(NamedTuple):
@@ -83,21 +100,21 @@ def same_r(first: FeatureActs, second: FeatureActs) -> np.ndarray:
 def judge(
     effect: Effects,
     stable: np.ndarray,
-    match_r: np.ndarray,
-    map_r: np.ndarray,
+    match: Followed,
+    reread: Followed,
     elsewhere: np.ndarray | None = None,
     read: tuple[np.ndarray, np.ndarray, int] | None = None,
 ) -> Judged:
     """Verdicts from evidence.
 
-    stable: bool [d_sae], which features to judge. match_r, map_r: float64 [d_sae], nan where there is none. elsewhere:
-    float64 [d_sae], r with itself of the feature that match_r is of, read in this model; None: nothing is known of it.
-    read: what `readout.readable` gives; None: nothing is known of it.
+    stable: bool [d_sae], which features to judge. match, reread: match_r and map_r. elsewhere: float64 [d_sae], r with
+    itself of the feature that match_r is of, read in this model; None: nothing is known of it. read: what
+    `Readout.readable` gives; None: nothing is known of it.
     Lost features are discoveries at a false discovery rate of `RATE`; kept is an equivalence within the margins above;
     changed is outside of them beyond the errors; all else that is stable is undecided, as are features that others
     explain but for `LEAST_APART`.
     """
-    followed, judged = np.fmax(match_r, map_r), stable & np.isfinite(effect.transmission)
+    match_r, followed, judged = match.r, np.fmax(match.r, reread.r), stable & np.isfinite(effect.transmission)
     alone = effect.apart >= LEAST_APART
     same = judged & (followed > _SAME_R)
     scale = float(np.median(effect.transmission[same])) if same.sum() >= _LEAST_SAME else 1.0
@@ -127,9 +144,10 @@ def judge(
         low, high = transmission - margin * error, transmission + margin * error
         away, toward = direction + margin * effect.direction_error, direction - margin * effect.direction_error
         kept = (low > KEPT_TRANSMISSION) & (high < 1 / KEPT_TRANSMISSION) & (toward > KEPT_DIRECTION)
-        kept &= followed > KEPT_R
+        kept &= np.fmax(match.low, reread.low) > KEPT_R
         changed = (high < CHANGED_TRANSMISSION) | (low > 1 / CHANGED_TRANSMISSION) | (away < CHANGED_DIRECTION)
-        changed |= followed < CHANGED_R
+        ends = (np.where(np.isfinite(each.r), np.nan_to_num(each.high, nan=1), np.nan) for each in (match, reread))
+        changed |= np.fmax(*ends) < CHANGED_R
     verdict = np.full(len(stable), VERDICTS.index("undecided"), np.int8)
     for name, chosen in (
         ("changed", changed & ~kept & alone),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import sys
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_MUCH = 3 * 2**29  # bytes of a process; looking for cycles takes half a second
 _shared = 0  # threads that this process would have alone; 0 unless `share_processors` took fewer
 
 
@@ -71,9 +73,28 @@ def keep_large_buffers() -> bool:
     glibc returns every freed large buffer to the kernel, and page faults on getting it anew take up to half of a
     training step on a CPU. Higher mmap and trim thresholds stop that, for the whole process and for good.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if (libc := _glibc()) is None:
         return False
-    libc = ctypes.CDLL(None)
     # Older versions of glibc refuse thresholds above 32 MiB.
     raised = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))
     return bool(raised and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Give the kernel back what this process has freed, which `keep_large_buffers` keeps.
+
+    For the end of a piece of work, so that what the next one takes is not added to it. Where much is left, cycles of
+    objects are broken too: a trainer and its optimizer hold each other, and Python comes to them late.
+    """
+    if (libc := _glibc()) is None:
+        return
+    libc.malloc_trim(0)
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > _MUCH:
+            gc.collect()
+            libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
