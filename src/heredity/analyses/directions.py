@@ -502,7 +502,7 @@ def _figure(row: Mapping[str, Any], name: str) -> str:
 
 ANALYSIS = Analysis(
     kind=_KIND,
-    version=2,
+    version=3,
     title="Directions of one's own",
     items=lambda study: [{}] if study.config.direction else [],
     settings=_settings,

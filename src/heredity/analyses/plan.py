@@ -128,8 +128,9 @@ class Shapes:
         return self.layers(model) * (10 * _d_model(shape) + 5 * _d_mlp(shape))
 
     def read_gib(self, *models: str) -> float:
-        """Memory of models that are open beside each other: weights in float32, and cast to what is multiplied."""
-        return 6 * sum(map(self.parameters, models)) / 2**30
+        """Memory of models that are open beside each other: their files, mapped while they are read, and their weights
+        in float32."""
+        return 8 * sum(map(self.parameters, models)) / 2**30
 
     def logits_gib(self, *models: str) -> float:
         """Memory of the logits that are held at once while one of these models predicts."""

@@ -608,7 +608,9 @@ def _quality_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     flops = tokens * reads * encode_flops(study, model, shapes, site)
     passes = read_passes(study, model, shapes, reads * tokens, site)
     passes = passes._replace(flops=passes.flops + 6 * shapes.parameters(model) * tokens)
-    return Cost(tokens, flops, shapes.sae_gib(model, site, tokens) + shapes.logits_gib(model), passes=passes)
+    # The allocator keeps logits of one evaluation while the next one begins.
+    gib = shapes.sae_gib(model, site, tokens) + 2 * shapes.logits_gib(model)
+    return Cost(tokens, flops, gib, passes=passes)
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -161,9 +161,10 @@ def words_of(fates: Fates, scale: float = 1.0) -> list[str]:
     low, high = transmission - margin * error, transmission + margin * error
     with np.errstate(invalid="ignore"):
         lost = (high < LOST_TRANSMISSION) & (fates.own + margin * fates.own_error < UNREAD)
-        kept = (low > KEPT_TRANSMISSION) & (high < 1 / KEPT_TRANSMISSION) & (fates.r > KEPT_R)
+        kept = (low > KEPT_TRANSMISSION) & (high < 1 / KEPT_TRANSMISSION)
+        kept &= fates.r - margin * fates.r_error > KEPT_R
         changed = (high < CHANGED_TRANSMISSION) | (low > 1 / CHANGED_TRANSMISSION)
-        changed |= np.isfinite(error) & (fates.r < CHANGED_R)
+        changed |= fates.r + margin * fates.r_error < CHANGED_R
     return np.select([lost, kept, changed], ["lost", "kept", "changed"], "undecided").tolist()
 
 
