@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heredity.analyses.analysis import Analysis, Aside, Item, Needs, Results, Statement, Tables
+from heredity.analyses.analysis import Analysis, Aside, Cost, Item, Needs, Results, Statement, Tables
 from heredity.analyses.loaded import reader
 from heredity.analyses.reading import RECORD, tokenizer_of
 from heredity.engine.stage import Work
@@ -22,6 +22,8 @@ from heredity.text.spoken import Roles
 
 FEW_UNKNOWN = 0.01  # share of unknown tokens above which it is said
 
+_TOKENIZED = 1.5
+"""Seconds for a megabyte of text: 0.7 were measured of a byte-level tokenizer, 5 of Gemma's."""
 CORPORA = Table(
     "corpora",
     "Corpora as read: where the text comes from and how much of it there is.",
@@ -250,6 +252,11 @@ def _readers(study: Study) -> list[str]:
     return list(dict.fromkeys(reader(study, name) for name in study.starts))
 
 
+def _read_cost(study: Study, item: Item, seconds_a_megabyte: float) -> Cost:
+    """Cost of going through a corpus; how long one without a limit is, is not known."""
+    return Cost(seconds=seconds_a_megabyte * (study.config.corpus[item["corpus"]].max_bytes or 0) / 1e6)
+
+
 CORPUS = Analysis(
     kind="corpus",
     version=2,
@@ -259,6 +266,7 @@ CORPUS = Analysis(
     needs=_corpus_needs,
     run=_write_corpus,
     tables=(CORPORA,),
+    cost=lambda study, item, _: _read_cost(study, item, 0.2),
     say=_say_corpora,
 )
 TOKENIZER = Analysis(
@@ -279,6 +287,7 @@ TOKENS = Analysis(
     needs=lambda study, item: {"corpus": ("corpus", item), "tokenizer": tokenizer_need(study)},
     run=_write_tokens,
     tables=(TOKENS_TABLE,),
+    cost=lambda study, item, _: _read_cost(study, item, _TOKENIZED),
     say=_say_tokens,
 )
 TOKENS_APART = Analysis(
@@ -293,4 +302,5 @@ TOKENS_APART = Analysis(
     },
     run=lambda work, settings: {"tokens_apart": _write_tokens(work, settings)["tokens"]},
     tables=(TOKENS_APART_TABLE,),
+    cost=lambda study, item, _: _read_cost(study, item, _TOKENIZED),
 )
