@@ -41,7 +41,7 @@ def examined(structure: str, at: int = 0, seed: int = 0, tokens: int = 30_000, *
     fitting, sample = edge.draw(tokens, 1), edge.draw(tokens, 2)
     own, other = sample.acts[at], sample.acts[1 - at]
     fate = np.array(PLANTED)[(edge.parent, edge.child)[at].fate]
-    effect = Regression(own, sample.x[at], sample.document).effects(sample.x[at], sample.x[1 - at])
+    effect = Regression(own, sample.x[at], sample.document).effects(np.eye(sample.x[at].shape[1]), sample.x[1 - at])
     seen = own.firings() >= 50
     chosen = np.flatnonzero((fate != "kept") & seen if at == 0 else (fate == "new") & seen)
     nothing = np.zeros(other.d_sae, bool)

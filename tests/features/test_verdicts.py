@@ -56,7 +56,8 @@ def effects(
     seed: int = 0,
     **given: Any,
 ) -> Effects:
-    return Regression(acts, own, documents, seed).effects(image, other, **given)
+    weight = np.linalg.lstsq(own - own.mean(0), image - image.mean(0))[0]
+    return Regression(acts, own, documents, seed).effects(weight, other, **given)
 
 
 def relative(other_directions: np.ndarray, image: np.ndarray | None = None) -> Effects:
@@ -187,7 +188,7 @@ def test_a_feature_that_hardly_fires_has_no_effect():
 def test_effects_that_are_wanted_are_those_of_all():
     other = DENSE @ (DIRECTIONS * np.linspace(0, 2, FEATURES)[:, None]) + noise(2)
     regression, wanted = Regression(ACTS, OWN, DOCUMENTS), np.arange(FEATURES) % 3 == 0
-    every, some = regression.effects(OWN, other), regression.effects(OWN, other, wanted=wanted)
+    every, some = regression.effects(np.eye(D), other), regression.effects(np.eye(D), other, wanted=wanted)
     for name, one, all_of in zip(Effects._fields, some, every, strict=True):
         if name != "groups":
             np.testing.assert_allclose(one[wanted], all_of[wanted], rtol=1e-4, err_msg=name)
@@ -197,15 +198,15 @@ def test_effects_that_are_wanted_are_those_of_all():
 def test_errors_in_single_precision_are_those_in_double():
     other = DENSE @ (DIRECTIONS * np.linspace(0, 2, FEATURES)[:, None]) + noise(2)
     regression = Regression(ACTS, OWN, DOCUMENTS)
-    single = regression.effects(OWN, other)
-    regression._inverse = regression._exact
-    for name, one, exact in zip(Effects._fields, single, regression.effects(OWN, other), strict=True):
+    single, exactly = regression.effects(np.eye(D), other), Regression(ACTS, OWN, DOCUMENTS)
+    exactly._inverse = exactly._exact
+    for name, one, exact in zip(Effects._fields, single, exactly.effects(np.eye(D), other), strict=True):
         np.testing.assert_allclose(one, exact, rtol=2e-4, err_msg=name)
 
 
 def test_effects_refuse_samples_that_do_not_fit():
     with pytest.raises(ValueError, match="give the same"):
-        effects(ACTS, OWN[1:], OWN, OWN, DOCUMENTS)
+        effects(ACTS, OWN[1:], OWN[1:], OWN, DOCUMENTS)
     with pytest.raises(ValueError, match="of one document"):
         effects(ACTS, OWN, OWN, OWN, np.zeros(TOKENS))
 

@@ -75,7 +75,7 @@ class Judge:
         match, elsewhere = self._matched(other.acts, there)
         reread = self._intervals(read, np.arange(acts.d_sae)[:, None])
         effect = self._regression.effects(
-            image,
+            forth[0],
             other.x,
             alone,
             (rows, rows @ turn),

@@ -71,9 +71,9 @@ def judge_tokens(own: End, other: End, tokens: np.ndarray, documents: np.ndarray
 
     tokens: int [tokens], those of the ends' activations. documents, groups: as of `ends.judge_end`.
     """
-    weight, bias = least_squares(own.fitting, other.fitting)
+    weight, _ = least_squares(own.fitting, other.fitting)
     acts = _token_identity(tokens)
-    effect = Regression(acts, own.x, documents, groups).effects(own.x @ weight + bias, other.x)
+    effect = Regression(acts, own.x, documents, groups).effects(weight, other.x)
     same = Followed.exactly(np.ones(acts.d_sae))
     return judge(effect, np.ones(acts.d_sae, bool), same, same)
 

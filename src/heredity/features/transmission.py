@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -101,9 +102,9 @@ def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 class Regression:
     """A model's activations regressed on all features of its SAE at once, to be compared with any other model's.
 
-    What is only the model's own is made once: the inverse of the features' Gram matrix takes longer than anything that
-    follows. Memory in bytes: 12 d_sae² of the features that fire, and about 50,000 for each of them, 4 GiB at 16,384
-    features, beside copies of the activations.
+    What is only the model's own is made once: the inverse of the features' Gram matrix, and what each group of
+    documents adds to the coefficients. Memory in bytes: of the features that fire, 12 d_sae² and 64 d_sae d_own, 5 GiB
+    at 16,384 features of 2,048 dimensions, beside copies of the activations.
     """
 
     def __init__(self, acts: FeatureActs, own: np.ndarray, documents: np.ndarray, seed: int = 0) -> None:
@@ -134,9 +135,13 @@ class Regression:
             sizes = ", ".join(str(len(part)) for part in parts)
             raise ValueError(f"{tokens} tokens of features, and {sizes} of activations and documents; give the same")
 
+    @cached_property
+    def _own_moved(self) -> np.ndarray:
+        return self._moved(self._inverse, self._own, self._rows)
+
     def effects(
         self,
-        image: np.ndarray,
+        weight: np.ndarray,
         other: np.ndarray,
         alone: np.ndarray | None = None,
         directions: tuple[np.ndarray, np.ndarray] | None = None,
@@ -145,25 +150,25 @@ class Regression:
     ) -> Effects:
         """Effects of the features in another model, relative to their own.
 
-        other [tokens, d_other]: the other model's activations on the same tokens; image [tokens, d_other]: its own
-        under the affine map that fits `other` best, fitted on other tokens. alone [tokens, d_other]: what features
-        that only the other model has add to its activations; None: nothing. directions: the SAE's decoder rows [d_sae,
-        d_own] and their images [d_sae, d_other] under an orthogonal map, for `retained`, which is nan without them.
-        shared: directions [n, d_own] and [n, d_other] of features of the other model's SAEs that both models have, for
-        residuals, beside those of the SAE itself. wanted: bool [d_sae], features whose effects are asked for, nan for
-        others; None: all. Time grows like d_sae d times the features that are wanted.
+        other [tokens, d_other]: the other model's activations on the same tokens; weight [d_own, d_other]: of the
+        affine map from its own activations that fits `other` best, fitted on other tokens. alone [tokens, d_other]:
+        what features that only the other model has add to its activations; None: nothing. directions: the SAE's decoder
+        rows [d_sae, d_own] and their images [d_sae, d_other] under an orthogonal map, for `retained`, which is nan
+        without them. shared: directions [n, d_own] and [n, d_other] of features of the other model's SAEs that both
+        models have, for residuals, beside those of the SAE itself. wanted: bool [d_sae], features whose effects are
+        asked for, nan for others; None: all. Time grows like d_sae d times the features that are wanted.
 
         Raises ValueError for samples of different length.
         """
         columns = np.full((len(Effects._fields) - 1, self._d_sae), np.nan)
-        self._same_tokens(len(self._order), image, other, *(() if alone is None else (alone,)))
+        self._same_tokens(len(self._order), other, *(() if alone is None else (alone,)))
         chosen = np.arange(len(self._seen)) if wanted is None else np.flatnonzero(wanted[self._seen])
         if not len(chosen):
             return Effects(*columns, groups=self._groups)
-        parts = {"own": self._own, "image": image[self._order], "other": other[self._order]}
+        parts = {"other": other[self._order]}
         parts |= {} if alone is None else {"rest": parts["other"] - alone[self._order]}
-        rows = {"own": self._rows}
-        rows |= {name: _rows(self._exact, self._features, x) for name, x in parts.items() if name != "own"}
+        rows = {"own": self._rows, "image": self._rows @ weight}
+        rows |= {name: _rows(self._exact, self._features, x) for name, x in parts.items()}
         rows.setdefault("rest", rows["other"])
         found = _bases(rows["own"], rows["other"], shared)
         bases = {end: [each[chosen] for each in each_of] for end, each_of in found.items()}
@@ -173,9 +178,11 @@ class Regression:
             lines |= {f"{end} retained": (end, along)}
             lines |= {f"{end} residual": (end, _off(along, bases["own" if end == "own" else "rest"]))}
         sums, solver = _Sums(self._groups, len(chosen), lines), self._inverse[chosen]
-        for start in range(0, max(x.shape[1] for x in parts.values()), _COLUMNS):
+        own_moved, turned = self._own_moved[:, chosen], weight.astype(np.float32)
+        for start in range(0, max(weight.shape), _COLUMNS):
             at = slice(start, start + _COLUMNS)
             moved = {name: self._moved(solver, x[:, at], rows[name][:, at]) for name, x in parts.items()}
+            moved |= {"own": own_moved[:, :, at], "image": own_moved @ turned[:, at]}
             moved.setdefault("rest", moved["other"])
             sums.add({name: each[chosen, at] for name, each in rows.items()}, moved, at)
         estimates, errors = sums.result()
@@ -188,13 +195,15 @@ class Regression:
 
         solver [features, all features]: rows of the inverse. Products are float32: what they make are errors.
         """
-        y = x.astype(np.float64)
-        error = y - y.mean(0) - (self._features @ rows - self._mean @ rows)
-        score = [
-            self._features[low:high].T @ error[low:high] - np.outer(self._mean, error[low:high].sum(0))
-            for low, high in itertools.pairwise(self._bounds)
-        ]
-        return np.stack([solver @ part.astype(np.float32) for part in score])
+        made = np.empty((self._groups, len(solver), x.shape[1]), np.float32)
+        for start in range(0, x.shape[1], _COLUMNS):
+            at = slice(start, start + _COLUMNS)
+            y = x[:, at].astype(np.float64)
+            error = y - y.mean(0) - (self._features @ rows[:, at] - self._mean @ rows[:, at])
+            for group, (low, high) in enumerate(itertools.pairwise(self._bounds)):
+                score = self._features[low:high].T @ error[low:high] - np.outer(self._mean, error[low:high].sum(0))
+                made[group, :, at] = solver @ score.astype(np.float32)
+        return made
 
 
 class _Sums:
