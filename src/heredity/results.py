@@ -153,12 +153,11 @@ class Run:
         Raises StudyError for a model, a site or an index that the run does not have, TypeError for an index that is no
         integer.
         """
-        from heredity.analyses.query import show
+        from heredity.analyses.inspector import Inspector
 
         if not hasattr(index, "__index__"):
             raise TypeError(f"feature({model!r}, {index!r}): the index must be an integer, such as 158")
-        asked = Run(self.study.at(site), self.folder, again=self.again) if site else self
-        return Feature(show(asked, model, index))
+        return Feature(Inspector(self, site=site).show(model, index))
 
 
 class Feature(NamedTuple):

@@ -76,15 +76,73 @@ def show(
     set_: Sets = None,
 ) -> Result:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
-    from heredity.analyses import query
     from heredity.analyses.explain_on_demand import named
+    from heredity.analyses.inspector import Inspector
     from heredity.show.feature import print_shown
 
     chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
     if len(chosen) != 1:
         raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-    result = query.show(run_of(study, runs, _by(instrument, set_), site), *chosen[0])
+    result = Inspector(run_of(study, runs, _by(instrument, set_), site)).show(*chosen[0])
     return Result(result, lambda: print_shown(result, top))
+
+
+@command()
+def note(
+    study: StudyArg,
+    feature: Annotated[
+        str | None, Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`. Without: all notes.")
+    ] = None,
+    words: Annotated[str | None, Argument(metavar="TEXT", help="The note; replaces yours of before.")] = None,
+    tag: Annotated[list[str] | None, Option(help="A word to find it by, added to those it has. Repeatable.")] = None,
+    by: Annotated[str, Option(help="Who writes it: each has a note of their own on a feature.")] = "",
+    remove: Annotated[bool, Option("--remove", help="Delete the note of --by on the feature.")] = False,
+    out: Annotated[Path | None, Option("-o", "--out", help="CSV file to write all notes into.")] = None,
+    take: Annotated[
+        Path | None, Option("--from", help="CSV file to take notes from; needs model, feature, text.")
+    ] = None,
+    instrument: Instrument = None,
+    site: Site = None,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """Write a note or tags on a feature of a study that has been run, list all notes, or exchange them as CSV."""
+    from heredity.analyses import notes
+    from heredity.analyses.explain_on_demand import named
+
+    if feature is None and (words is not None or tag or remove):
+        raise ValueError("no feature is named; give one, such as base/158")
+    if sum((feature is not None, out is not None, take is not None)) > 1:
+        raise ValueError("FEATURE, --out and --from exclude each other; give one of them")
+    run = run_of(study, runs, set_)
+    place, rows = run.item(instrument, site), []
+    if take is not None:
+        changed = notes.take_notes(run, take)
+    elif feature is None:
+        changed = notes.read_notes(run)
+    else:
+        chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
+        if len(chosen) != 1:
+            raise ValueError(f"{feature}: a note is on one feature; give one of these {len(chosen)}")
+        if remove and (words is not None or tag):
+            raise ValueError("--remove deletes the whole note; give neither a text nor --tag with it")
+        if remove:
+            changed = [notes.remove_note(run, place, *chosen[0], by)]
+        else:
+            changed = [notes.write_note(run, place, *chosen[0], words, tag or (), by)]
+    if out is not None:
+        notes.write_csv(changed, out)
+    rows = notes.rows_of_notes(run, changed)
+    values = [one._asdict() | {"tags": list(one.tags)} for one in changed]
+    done = "removed " if remove else ""
+
+    def show_notes() -> None:
+        if rows:
+            text().print_table(notes.NOTES, rows, title=f"{done}{len(rows)} {'note' if len(rows) == 1 else 'notes'}")
+        else:
+            text().say("no notes")
+
+    return Result({"study": run.name, "notes": values, "out": None if out is None else str(out)}, show_notes)
 
 
 @command()
