@@ -35,13 +35,14 @@ ROOMS = [
     ["explain", "synthetic", "stitch"],
     ["engine"],
     ["analyses"],
+    ["notebook"],
     ["results", "two_models", "seed_proof"],
     ["papers.beside", "papers.elements"],
     ["papers.tracking", "papers.stitching"],
     ["papers.claims", "papers.pictures"],
     ["papers.reproduction"],
     ["show"],
-    ["serve"],
+    ["serve", "neuronpedia"],
     ["cli"],
 ]
 # What shows results reads tables, a run, and the declarations of the analyses: no maths.
