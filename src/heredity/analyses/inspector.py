@@ -198,7 +198,7 @@ class Inspector:
         rows = []
         for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
             block, position = divmod(row, self.sample.ids.shape[1])
-            own = {"position": position, "values": [round(value, 4) for value in values]}
+            own = {"position": position, "values": [round(value, 4) if value else value for value in values]}
             rows.append(self.sample.block(block) | own)
         return rows
 

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 
+def named(features: str) -> dict[str, list[int]]:
+    """Features by model, from `base/12,lua/345`. Raises ValueError for anything else."""
+    chosen: dict[str, list[int]] = {}
+    for part in features.split(","):
+        model, _, index = part.strip().rpartition("/")
+        if not model or not index.isdecimal():
+            raise ValueError(f"feature {part.strip()!r}: must be a model, a slash and a number, such as base/12")
+        if int(index) not in chosen.setdefault(model, []):
+            chosen[model].append(int(index))
+    return chosen
+
+
 def check_followed(study: Study, name: str, place: str) -> None:
     """Raises ValueError, which names the place, for no model of the study and for one whose features it leaves out."""
     if name not in study.order:

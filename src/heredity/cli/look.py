@@ -76,8 +76,8 @@ def show(
     set_: Sets = None,
 ) -> Result:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
-    from heredity.analyses.explain_on_demand import named
     from heredity.analyses.inspector import Inspector
+    from heredity.analyses.query import named
     from heredity.show.feature import print_shown
 
     chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
@@ -108,7 +108,7 @@ def note(
 ) -> Result:
     """Write a note or tags on a feature of a study that has been run, list all notes, or exchange them as CSV."""
     from heredity.analyses import notes
-    from heredity.analyses.explain_on_demand import named
+    from heredity.analyses.query import named
 
     if feature is None and (words is not None or tag or remove):
         raise ValueError("no feature is named; give one, such as base/158")
@@ -177,11 +177,11 @@ def explain(
 ) -> Result:
     """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
     when answers are missing that the same command would ask for again, or when nothing was explained."""
-    from heredity.analyses import explain_on_demand
+    from heredity.analyses import explain_on_demand, query
 
     if sum((features is not None, persisting, all_)) > 1:
         raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")
-    named = None if features is None else explain_on_demand.named(features)
+    named = None if features is None else query.named(features)
     which = named or ("persisting" if persisting else "all" if all_ else "study")
     prices, limits = (price_in, price_out), (max_cost, max_requests, concurrency, timeout)
     asked = tuple(scores.split(","))

@@ -232,9 +232,8 @@ def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], co
         values = {}
         for model, (acts, feature) in members.items():
             part = acts.rows(block * context_size, (block + 1) * context_size)
-            column = np.zeros(part.tokens)
-            places, activations = part.of(feature)
-            column[places] = activations
-            values[model] = [round(float(value), 4) for value in column]
+            values[model] = [0.0] * part.tokens
+            for place, activation in zip(*(found.tolist() for found in part.of(feature)), strict=True):
+                values[model][place] = round(activation, 4)
         blocks.append(Context(block, position, values))
     return blocks
