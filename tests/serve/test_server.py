@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -337,6 +342,27 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
         assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
 
 
-def test_the_command_refuses_what_it_cannot_serve(lineage, tmp_path):
+def test_the_command_serves_until_it_is_interrupted(lineage, run):
+    words = ["serve", str(lineage.path), "--runs", str(run.folder.parent), "--port", "0"]
+    command_ = [sys.executable, "-m", "heredity", *words]
+    with subprocess.Popen(command_, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if " at http://127.0.0.1:" in line)
+        url = line.split(" at ")[1].split()[0]
+        with urllib.request.urlopen(url) as answer:
+            assert b"<title>s" in answer.read() and answer.headers["server"] is None
+        with urllib.request.urlopen(f"{url}api/feature?id=base/1") as answer:
+            assert json.load(answer)["feature"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path):
     refused = command("serve", lineage.path, "--runs", tmp_path, code=2).stderr
     assert "has not been run" in " ".join(refused.split())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = command("serve", lineage.path, "--runs", run.folder.parent, "--port", port, code=2).stderr
+    assert f"127.0.0.1:{port}: cannot be listened on" in " ".join(refused.split())
