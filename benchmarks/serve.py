@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -134,8 +135,13 @@ def draw(pipeline: Any, label: str, folder: Path) -> None:
 class Client:
     """Asks a server, one request after another."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, process: int) -> None:
+        self.url, self.process = url, process
+
+    def used(self) -> float:
+        """Milliseconds of processor time that the server has taken so far."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return 1e3 * sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def get(self, path: str, **values: Any) -> Any:
         """The JSON of an answer."""
@@ -143,27 +149,31 @@ class Client:
             return json.load(answer)
 
     def timed(self, path: str, asked: list[dict[str, Any]]) -> dict[str, float]:
-        """Milliseconds of an answer to each question, which come no faster than the server takes them."""
-        spent = []
+        """Milliseconds of an answer to each question, which come no faster than the server takes them; `cpu_ms`: the
+        server's processor time of one, in the mean, which other work on the machine disturbs least."""
+        spent, before = [], self.used()
         for values in asked:
             time.sleep(0.05)
             start = time.perf_counter()
             self.get(path, **values)
             spent.append(1e3 * (time.perf_counter() - start))
-        return {"n": len(spent), "median_ms": round(median(spent), 1), "p90_ms": round(quantiles(spent, n=10)[-1], 1)}
+        cpu = (self.used() - before) / len(spent)
+        times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1], "cpu_ms": cpu}
+        return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
 
 
-def started(path: Path) -> tuple[subprocess.Popen[str], str, float]:
-    """A server, its address, and the seconds until it first answered."""
+def started(path: Path) -> tuple[subprocess.Popen[str], Client, dict[str, float]]:
+    """A server, a client of it, and the seconds until it first answered: by the clock, and of processor time."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "heredity", "serve", str(path), "--runs", str(path.parent / "runs"), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if " at http://" in line:
-            url = line.split(" at ")[1].split()[0]
-            urllib.request.urlopen(url).read()
-            return process, url, time.perf_counter() - start
+            client = Client(line.split(" at ")[1].split()[0], process.pid)
+            client.get("api/choices")
+            seconds = {"s": time.perf_counter() - start, "cpu_s": client.used() / 1e3}
+            return process, client, {name: round(value, 2) for name, value in seconds.items()}
     raise SystemExit(f"the server ended: {process.wait()}")
 
 
@@ -183,13 +193,13 @@ def main() -> None:
     file.unlink(missing_ok=True)
     process, _, build = started(path)
     stopped(process)
-    process, url, start = started(path)
+    process, client, start = started(path)
     try:
-        print(json.dumps(measured(Client(url), options.requests) | {
-            "build_and_start_s": round(build, 2), "start_s": round(start, 2), "database_mb": file.stat().st_size >> 20,
-        }))  # fmt: skip
+        answers = measured(client, options.requests)
     finally:
         stopped(process)
+    size = {"database_mb": file.stat().st_size >> 20}
+    print(json.dumps({"build_and_start": build, "start": start} | size | answers))
 
 
 def measured(client: Client, requests: int) -> dict[str, Any]:

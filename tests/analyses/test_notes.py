@@ -64,8 +64,9 @@ def test_csv_out_and_in_is_the_same(run, tmp_path):
 def test_a_note_on_an_sae_of_before_is_kept_and_not_shown(run):
     made = note(run)
     notes.write_csv([made._replace(sae="0" * 12)], run.folder / "notes" / "notes.csv")
+    gone = [made._replace(model="gone"), made._replace(site="gone")]
     assert notes.notes_on(run, run.item(), "base", 3) == []
-    assert [row["current"] for row in notes.rows_of_notes(run, notes.read_notes(run))] == [False]
+    assert [row["current"] for row in notes.rows_of_notes(run, [*notes.read_notes(run), *gone])] == [False] * 3
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,9 @@ def test_the_command_writes_lists_exchanges_and_removes(lineage, run, tmp_path):
     assert ask("base/3", "--remove", "--by", "ada") == [made] and ask() == []
     assert ask("--from", file) == [made]
     for words, message in (
-        (("--tag", "x"), "no feature is named"),
-        (("base/1,base/2", "x"), "a note is on one feature"),
+        (("--tag", "x"), "--tag: means nothing without a feature"),
+        (("--by", "ada", "--from", file), "--by: means nothing without a feature"),
+        (("base/1,base/2", "x"), "names 2 features; give one of them"),
         (("base/1", "--from", file), "exclude each other"),
         (("base/1", "x", "--remove"), "--remove deletes the whole note"),
         (("nowhere/1", "x"), "no model of study s"),

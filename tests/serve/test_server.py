@@ -254,9 +254,9 @@ def test_no_path_is_a_file(client, path):
     [
         ("nowhere/1", 404, "no model of study s"),
         ("base/99999", 404, "its SAE has 128 features"),
-        ("base/" + "9" * 30, 422, "give one feature"),
+        ("base/" + "9" * 30, 422, "so high a number"),
         ("base", 404, "must be a model, a slash and a number"),
-        ("base/1,base/2", 422, "give one feature"),
+        ("base/1,base/2", 404, "names 2 features"),
         ("../../run.json/1", 404, "no model of study s"),
         ("<script>/1", 404, "no model of study s"),
         ("x" * 300, 422, "at most 200 characters"),

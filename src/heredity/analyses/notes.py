@@ -203,8 +203,13 @@ def _check(run: Run, place: dict[str, Any], model: str, feature: int) -> None:
 
 
 def _sae(run: Run, place: dict[str, Any], model: str) -> str:
-    """The SAE that a model's features are of; empty where it is not there, so that no note is on it."""
-    artifact = run.find(sae_need(run.study, model, place["instrument"], place["site"]))
+    """The SAE that a model's features are of; empty where it is not there, or not in the study any more: no note is on
+    that."""
+    study = run.study
+    known = place["instrument"] in study.instruments and place["site"] in study.sites and model in study.followed
+    if not known:
+        return ""
+    artifact = run.find(sae_need(study, model, place["instrument"], place["site"]))
     return artifact.key[:12] if artifact else ""
 
 

@@ -35,6 +35,14 @@ def named(features: str) -> dict[str, list[int]]:
     return chosen
 
 
+def one_named(feature: str) -> tuple[str, int]:
+    """Model and number of `base/12`. Raises ValueError for anything else, several features included."""
+    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
+    if len(chosen) != 1:
+        raise ValueError(f"{feature}: names {len(chosen)} features; give one of them")
+    return chosen[0]
+
+
 def check_followed(study: Study, name: str, place: str) -> None:
     """Raises ValueError, which names the place, for no model of the study and for one whose features it leaves out."""
     if name not in study.order:

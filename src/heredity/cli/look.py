@@ -77,13 +77,11 @@ def show(
 ) -> Result:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
     from heredity.analyses.inspector import Inspector
-    from heredity.analyses.query import named
+    from heredity.analyses.query import one_named
     from heredity.show.feature import print_shown
 
-    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
-    if len(chosen) != 1:
-        raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-    result = Inspector(run_of(study, runs, _by(instrument, set_), site)).show(*chosen[0])
+    chosen = one_named(feature)
+    result = Inspector(run_of(study, runs, _by(instrument, set_), site)).show(*chosen)
     return Result(result, lambda: print_shown(result, top))
 
 
@@ -108,37 +106,36 @@ def note(
 ) -> Result:
     """Write a note or tags on a feature of a study that has been run, list all notes, or exchange them as CSV."""
     from heredity.analyses import notes
-    from heredity.analyses.query import named
+    from heredity.analyses.query import one_named
 
-    if feature is None and (words is not None or tag or remove):
-        raise ValueError("no feature is named; give one, such as base/158")
+    given = {"--tag": tag, "--by": by, "--remove": remove, "--instrument": instrument, "--site": site}
+    if feature is None and (idle := [name for name, value in given.items() if value]):
+        raise ValueError(f"{idle[0]}: means nothing without a feature; name one, such as base/158")
     if sum((feature is not None, out is not None, take is not None)) > 1:
         raise ValueError("FEATURE, --out and --from exclude each other; give one of them")
     run = run_of(study, runs, set_)
-    place, rows = run.item(instrument, site), []
+    place = run.item(instrument, site)
     if take is not None:
         changed = notes.take_notes(run, take)
     elif feature is None:
         changed = notes.read_notes(run)
     else:
-        chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
-        if len(chosen) != 1:
-            raise ValueError(f"{feature}: a note is on one feature; give one of these {len(chosen)}")
+        chosen = one_named(feature)
         if remove and (words is not None or tag):
             raise ValueError("--remove deletes the whole note; give neither a text nor --tag with it")
         if remove:
-            changed = [notes.remove_note(run, place, *chosen[0], by)]
+            changed = [notes.remove_note(run, place, *chosen, by)]
         else:
-            changed = [notes.write_note(run, place, *chosen[0], words, tag or (), by)]
+            changed = [notes.write_note(run, place, *chosen, words, tag or (), by)]
     if out is not None:
         notes.write_csv(changed, out)
     rows = notes.rows_of_notes(run, changed)
     values = [one._asdict() | {"tags": list(one.tags)} for one in changed]
-    done = "removed " if remove else ""
+    title = f"{'removed ' if remove else ''}{len(rows)} {'note' if len(rows) == 1 else 'notes'}"
 
     def show_notes() -> None:
         if rows:
-            text().print_table(notes.NOTES, rows, title=f"{done}{len(rows)} {'note' if len(rows) == 1 else 'notes'}")
+            text().print_table(notes.NOTES, rows, title=title)
         else:
             text().say("no notes")
 

@@ -16,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteError
 
 from heredity.analyses.notes import read_notes, rows_of_notes
-from heredity.analyses.query import named
+from heredity.analyses.query import one_named
 from heredity.analyses.trial import LONGEST
 from heredity.engine.store import ArtifactError
 from heredity.serve.database import PAGE, Asked
@@ -131,8 +131,8 @@ def _place(explorer: Explorer, instrument: str | None, site: str | None) -> tupl
 
 
 def _one(feature: str) -> tuple[str, int]:
-    """Model and number of `base/158`."""
-    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
-    if len(chosen) != 1 or chosen[0][1] >= 2**31:
-        raise HTTPException(422, "id: give one feature, such as base/158")
-    return chosen[0]
+    """Model and number of `base/158`; what no SAE has so many features for is refused before it is looked for."""
+    model, index = one_named(feature)
+    if index >= 2**31:
+        raise HTTPException(422, "id: there is no feature of so high a number")
+    return model, index
