@@ -63,7 +63,7 @@ def export_neuronpedia(
     """Write the sources of a run, parents before children; returns their folders, each of which is whole or not there.
 
     creator: id of the user of the instance who owns the rows. progress: features done, and their number. Raises
-    ValueError for two models whose ids would be the same, and for `out` that is a file.
+    ValueError for two models whose ids would be the same, a study of stitches alone, and `out` that is a file.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out}: is a file; give the name of a folder")
@@ -71,9 +71,10 @@ def export_neuronpedia(
     sources = []
     for site in run.study.sites:
         inspector = Inspector(run, instrument, site)
+        models = inspector.sample.models
         layer, name = _site(site)
         own = f"{name}-{inspector.place['instrument']}"
-        for model in inspector.sample.models:
+        for model in models:
             at = (_model_id(run.name, model), own, f"{layer}-{own}")
             sources.append(_Source(inspector, model, *at, creator, created))
     places = [(source.model, source.id) for source in sources]

@@ -22,12 +22,14 @@ import pytest
 from heredity.analyses import Pipeline
 from heredity.analyses import notes as kept
 from heredity.analyses.inspector import Inspector
+from heredity.neuronpedia import export_neuronpedia
 from heredity.results import Run, open
 from heredity.serve import database
 from heredity.serve.database import Asked, Database
 from heredity.show import page
+from heredity.study import Study
 from show.runs import EVIL, run_of
-from tiny import command
+from tiny import command, study_values
 
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
@@ -332,7 +334,7 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
             file.execute("INSERT INTO words (rowid, description) VALUES (?, ?)", (at, text))
         meta = {"page": html, "policy": policy, "key": "", "place": '["joint", "x"]'}
         file.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-    none = SimpleNamespace(study=SimpleNamespace(instruments=()))
+    none = SimpleNamespace(study=SimpleNamespace(name="none", instruments=(), followed=()))
     explorer = Explorer(lambda: none, path)  # pyright: ignore[reportArgumentType]
     client = TestClient(create_app(explorer, hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
     assert client.get("/").text == html
@@ -340,6 +342,23 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
         answer = client.get("/api/features", params={"token": text})
         assert [row["description"] for row in answer.json()["rows"]] == [text]
         assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
+
+
+def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):
+    pair = {"stitch": {"pair": {"source": "base", "target": "other"}}, "hook_point": "blocks.0.hook_resid_post"}
+    values = study_values(tmp_path / "text", case={}, **pair)
+    base = values["model"]["base"]
+    values["model"] = {"base": base, "other": {"train": base["train"] | {"d_model": 16}}}
+    run, path = Run(Study.of(values, "pair", tmp_path / "text"), tmp_path), tmp_path / database.FILE
+    assert not run.study.instruments
+    database.build(run, path, "key", lambda done, total: None)
+    client = TestClient(create_app(Explorer(lambda: run, path), hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
+    assert client.get("/").status_code == 200 and get(client, "/api/features")["total"] == 0
+    assert "stitches alone" in get(client, "/api/feature", 404, id="base/1")["error"]
+    answer = client.post("/api/try", json={"text": "x"})
+    assert answer.status_code == 404 and "stitches alone" in answer.json()["error"]
+    with pytest.raises(ValueError, match="stitches alone"):
+        export_neuronpedia(run, tmp_path / "out", "x", lambda done, total: None)
 
 
 def test_the_command_serves_until_it_is_interrupted(lineage, run):

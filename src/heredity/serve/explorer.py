@@ -30,7 +30,7 @@ class Explorer:
         """open_run: opens the run, which checks its artifacts. database: the file that `database.build` made of it."""
         self._open_run, self._path = open_run, database
         self._run: Run | None = None
-        self._inspectors: dict[tuple[str, str], Inspector] = {}
+        self._inspectors: dict[tuple[str, ...], Inspector] = {}
         self._models: dict[str, Any] = {}
         self._opening, self._reading, self._loading, self._trying = (threading.Lock() for _ in range(4))
         self._own = threading.local()
@@ -51,23 +51,21 @@ class Explorer:
             return self._run
 
     def inspector(self, instrument: str | None = None, site: str | None = None) -> Inspector:
-        """The features of a place, with all that they share read. Raises StudyError for a place that is none."""
-        run = self.run
-        place = run.item(instrument, site)
-        key = (place["instrument"], place["site"])
+        """The features of a place, with all that they share read. Raises StudyError for a place that is none, and what
+        `Inspector.sample` raises."""
+        asked = Inspector(self.run, instrument, site, self._models)
+        key = tuple(asked.place.values())
         with self._opening:
             if key not in self._inspectors:
-                made = Inspector(run, *key, models=self._models)
-                _ = made.columns
-                self._inspectors[key] = made
+                _ = asked.columns
+                self._inspectors[key] = asked
             return self._inspectors[key]
 
     def warm(self) -> None:
         """Read what features of the main place share, so that the first of them comes at once. What is missing is said
         to whoever asks for a feature."""
         with contextlib.suppress(ValueError):
-            if self.run.study.instruments:
-                self.inspector()
+            self.inspector()
 
     def feature(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
         """All of a feature but what needs its model. Raises as `Inspector.shown` does."""
