@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heredity import neuronpedia
 from heredity.analyses.inspector import Inspector
 from heredity.neuronpedia import export_neuronpedia
 from tiny import command
@@ -114,6 +115,21 @@ def test_features_are_those_of_the_tables(exported, lineage):
     shown = Inspector(run).show("sums", 5)
     row = batches(exported["sums"] / "features", FEATURES)[5]
     assert row["pos_str"] == [one["token"] for one in shown["promoted"]] and row["maxActApprox"] == shown["max"]
+
+
+def test_more_features_than_a_file_holds_are_in_several(exported, lineage, tmp_path, monkeypatch):
+    monkeypatch.setattr(neuronpedia, "BATCH", 50)
+    done = []
+    folders = export_neuronpedia(lineage.run, tmp_path, "somebody", lambda count, total: done.append((count, total)))
+    assert done[0] == (50, 512) and done[-1] == (512, 512)
+    for folder in folders:
+        whole = exported[folder.parent.name.removeprefix("s-")]
+        assert len(list((folder / "features").iterdir())) == 3
+        for name, columns in (("features", FEATURES), ("activations", ACTIVATIONS), ("explanations", EXPLANATIONS)):
+            rows = [batches(one / name, columns) for one in (folder, whole)]
+            for row in (*rows[0], *rows[1]):  # products of matrices of other shapes round differently
+                row |= {key: np.round(row[key], 4).tolist() for key in ("pos_values", "neg_values") if key in row}
+            assert rows[0] == rows[1]
 
 
 def test_explanations_are_those_of_the_table(exported, lineage):

@@ -315,6 +315,8 @@ def test_the_database_is_made_again_when_an_artifact_changes_and_never_half(run,
     assert database.is_current(path, "key")
     rows = Database(path).features(Asked(*less.item().values()))
     assert rows["total"] == 512 and rows["rows"][0]["class"] is None, "what is not done is not there"
+    with pytest.raises(OSError, match=r"nowhere.x: cannot be written .*; make room or mend its permissions"):
+        database.build(less, part / "nowhere" / "x", "key", lambda done, total: None)
     path.write_bytes(path.read_bytes()[:5_000])
     assert not database.is_current(path, "key")
 

@@ -101,33 +101,44 @@ def is_current(path: Path, key: str) -> bool:
 
 
 def build(run: Run, path: Path, key: str, progress: Callable[[int, int], None]) -> None:
-    """Make the file of a run, whole or not at all. progress: models done, and their number."""
+    """Make the file of a run, whole or not at all. progress: models done, and their number.
+
+    Raises OSError for a file that cannot be written.
+    """
+    try:
+        with whole(path) as unfinished, closing(sqlite3.connect(unfinished, isolation_level=None)) as file:
+            _fill(file, run, key, progress)
+    except sqlite3.OperationalError as error:
+        reason = f"cannot be written ({error}); make room or mend its permissions, or choose another folder with --runs"
+        raise OSError(f"{path}: {reason}") from error
+
+
+def _fill(file: sqlite3.Connection, run: Run, key: str, progress: Callable[[int, int], None]) -> None:
     places = [(instrument, site) for instrument in run.study.instruments for site in run.study.sites]
     total, done = len(places) * len(run.study.followed), 0
-    with whole(path) as unfinished, closing(sqlite3.connect(unfinished, isolation_level=None)) as file:
-        file.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES}")
-        file.execute("BEGIN")
-        next_id = 0
-        for place in places:
-            inspector = Inspector(run, *place)
-            try:
-                models = inspector.sample.models
-            except ArtifactError:  # not done yet: its features are not there
-                done += len(run.study.followed)
-                continue
-            first = dict[str, int]()
-            for model in models:
-                progress(done, total)
-                first[model] = next_id
-                next_id += _add_features(file, inspector, model, next_id)
-                done += 1
-            _add_tables(file, inspector, first)
-        html, policy = page.served(page.page_data(run))
-        place = [*run.item().values()] if places else ["", ""]  # a study of stitches alone has no features
-        given = {"key": key, "page": html, "policy": policy, "place": json.dumps(place)}
-        file.executemany("INSERT INTO meta VALUES (?, ?)", given.items())
-        file.execute("COMMIT")
-        file.executescript(f"{_INDICES} ANALYZE;")
+    file.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLES}")
+    file.execute("BEGIN")
+    next_id = 0
+    for place in places:
+        inspector = Inspector(run, *place)
+        try:
+            models = inspector.sample.models
+        except ArtifactError:  # not done yet: its features are not there
+            done += len(run.study.followed)
+            continue
+        first = dict[str, int]()
+        for model in models:
+            progress(done, total)
+            first[model] = next_id
+            next_id += _add_features(file, inspector, model, next_id)
+            done += 1
+        _add_tables(file, inspector, first)
+    html, policy = page.served(page.page_data(run))
+    place = [*run.item().values()] if places else ["", ""]  # a study of stitches alone has no features
+    given = {"key": key, "page": html, "policy": policy, "place": json.dumps(place)}
+    file.executemany("INSERT INTO meta VALUES (?, ?)", given.items())
+    file.execute("COMMIT")
+    file.executescript(f"{_INDICES} ANALYZE;")
     progress(total, total)
 
 
