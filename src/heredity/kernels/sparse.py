@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+T = TypeVar("T")
 
 WORTH_THREADS = 1 << 19  # elementary operations (some tenths of a millisecond) below which threads cost too much
 # Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact.
@@ -56,14 +58,14 @@ prefetch: Any = intrinsic(_prefetch)
 
 
 def in_ranges(
-    work: Callable[[int, int], None],
+    work: Callable[[int, int], T],
     n: int,
     operations: int,
     pieces_per_thread: int = 1,
     cost: np.ndarray | None = None,
     threads: int | None = None,
-) -> None:
-    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads without the GIL.
+) -> list[T]:
+    """What `work(start, stop)` returns on contiguous ranges that together cover [0, n), in threads without the GIL.
 
     operations: about how many elementary ones all of it takes. threads: by default torch's number. Several pieces per
     thread even out ranges of unequal cost, and so does `cost`, rising [n + 1]: the cost of everything before i. A
@@ -75,13 +77,12 @@ def in_ranges(
         threads = torch.get_num_threads()
     pieces = max(1, min(n, threads * pieces_per_thread))
     if pieces == 1 or threads == 1 or operations < WORTH_THREADS:
-        work(0, n)
-        return
+        return [work(0, n)]
     edges = [n * i // pieces for i in range(pieces + 1)]
     if cost is not None:
         wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
         edges[1:-1] = np.searchsorted(cost, wanted).tolist()
-    list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
+    return list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
 
 
 @lru_cache(maxsize=4)
