@@ -297,6 +297,7 @@ def test_many_candidates_go_to_the_float32_product(screening, planted):
 
 def test_a_screen_that_leaves_too_much_to_decide_gives_way(screening, planted, monkeypatch):
     monkeypatch.setattr(paths, "pays", lambda other, kind, spurious, *shape: spurious > 0)
+    monkeypatch.setattr(encode, "TRIAL_ROWS", 20)
     given = planted[0], planted[1], 0.8 * planted[2]
     assert_same(sparse_encode(*given), dense_way(*given))
     assert [kind for kind, _ in screening.candidates][-1] == "float32"

@@ -12,10 +12,11 @@ from numba.extending import overload
 
 from heredity.kernels.masks import BLOCK, above, lowest
 from heredity.kernels.screens import float_of, widen
-from heredity.kernels.sparse import FAST, compiled
+from heredity.kernels.sparse import FAST, compiled, prefetch
 
 LANES = 16  # entries of which the largest stands for all when the k-th largest of a row is bounded
-TILE = 1 << 16  # elements of the encoder rows that several tokens are multiplied with before the next ones are read
+AHEAD = 2  # candidates by which the loading of encoder rows runs ahead
+CACHE_LINE = 16  # float32 that are loaded together
 
 
 def _number(product):
@@ -81,8 +82,8 @@ def candidates_of(
             # k of those that the screen puts first exceed this cut: what cannot reach it is not among the k largest.
             _middle(row, scale[i], w_scale, base, bounds)
             known = collect(bounds, cut_for_largest(bounds, k, maxima), first)
-            for c in range(known):
-                exact[c] = _dot(x[i], weight[first[c]]) + bias[first[c]]
+            exact[:known] = np.nan
+            _sum_row(x, i, weight, bias, first, 0, known, exact)
             cut = below_largest(exact[:known], k)
         _upper(row, scale[i], reach[i], slack[i], rel, w_scale, w_norm, w_rounding, base, floor, bounds)
         found = collect(bounds, cut, features[at:])
@@ -101,30 +102,35 @@ def candidates_of(
 
 
 @compiled(FAST)
-def _dot(x, w):
+def _dot(x, i, weight, j):
+    # Indexed in both dimensions, because a view of a row is counted, which takes as long as half the sum.
     total = np.float32(0)
-    for c in range(len(x)):
-        total += x[c] * w[c]
+    for c in range(x.shape[1]):
+        total += x[i, c] * weight[j, c]
     return total
 
 
 @compiled()
-def sum_pre_acts(x, weight, bias, starts, features, values):
-    """x[i]·weight[f] + bias[f] of the entries starts[i] to starts[i + 1] of each row i whose value is nan, in place.
+def _sum_row(x, i, weight, bias, features, start, stop, values):
+    """x[i]·weight[f] + bias[f] of features start to stop whose value is nan, in place.
 
-    features: rising within a row. A few encoder rows at a time are multiplied with all tokens, because together they do
-    not fit the cache.
+    The one place that pre-activations of candidates come from.
     """
-    n, at = len(x), starts.copy()
-    tile = max(1, TILE // max(1, x.shape[1]))
-    for stop in range(tile, len(weight) + tile, tile):
-        for i in range(n):
-            p = at[i]
-            while p < starts[i + 1] and features[p] < stop:
-                if np.isnan(values[p]):
-                    values[p] = _dot(x[i], weight[features[p]]) + bias[features[p]]
-                p += 1
-            at[i] = p
+    flat, d_in = weight.reshape(-1), x.shape[1]
+    for p in range(start, stop):
+        if p + AHEAD < stop:
+            ahead = features[p + AHEAD] * d_in
+            for c in range(ahead, ahead + d_in, CACHE_LINE):
+                prefetch(flat, c)
+        if values[p] != values[p]:
+            values[p] = _dot(x, i, weight, features[p]) + bias[features[p]]
+
+
+@compiled()
+def sum_pre_acts(x, weight, bias, starts, features, values):
+    """Pre-activations of the entries starts[i] to starts[i + 1] of each row i of x [n, d_in], where they are nan."""
+    for i in range(len(x)):
+        _sum_row(x, i, weight, bias, features, starts[i], starts[i + 1], values)
 
 
 @compiled()

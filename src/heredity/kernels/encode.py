@@ -20,14 +20,15 @@ from heredity.kernels import paths
 from heredity.kernels.candidates import active_of, candidates_of, sum_pre_acts
 from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
-from heredity.kernels.torch_forms import CAPACITY, active_entries, key_starts
+from heredity.kernels.torch_forms import active_entries, key_starts
 
 # Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
 # memory to the system, and is work enough that changing from the product to the selection costs little.
 CHUNK_BYTES = 16 << 20
-TRIAL_ROWS = 128  # rows of the first chunk, whose candidates decide which screen the others take
+TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates decide which screen the others take
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
-MOST_OVERFULL = 0.125  # share of tokens with too many candidates from which a screen is of no use
+TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
+MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
 EXACT_COLUMNS = 8  # most columns of x that an int8 screen leaves to float32
 OUTLYING = 8.0  # largest element of such a column relative to the median column's
 
@@ -113,11 +114,11 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     d_sae, d_in = encoder.weight.shape
     exacter = paths.exacter(screen.kind, d_in, d_sae)
     apart = _apart(largest, encoder.weight) if screen.kind == "int8" else None
-    parts, overfull, at, trial = [], [], 0, True
+    parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
     while at < len(x):
         rows = TRIAL_ROWS if trial and exacter else max(16, CHUNK_BYTES // (screen.bytes_per_product * d_sae))
         chunk = x[at : at + rows]
-        limit = max(256, int(CAPACITY * d_sae), 4 * encoder.k) if exacter else d_sae
+        limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
         found = _screened(chunk, screen, apart, encoder, limit)
         useless = len(found.overfull) > MOST_OVERFULL * len(chunk)
         if not useless:

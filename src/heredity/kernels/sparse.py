@@ -30,9 +30,9 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], A
 
     def compile_kernel(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath))
+            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath), error_model="numpy")
         except RuntimeError:  # cannot cache function: no locator available
-            return numba.njit(function, nogil=True, fastmath=set(fastmath))
+            return numba.njit(function, nogil=True, fastmath=set(fastmath), error_model="numpy")
 
     return compile_kernel
 
