@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, pro
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 64, 1024  # most rows and features of the products that are timed
+DECIDED = 8  # rows whose candidates are timed, every other feature
 CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
-REPEATS = 3  # of which the fastest counts
-HOPELESS = 4  # a first product that takes this many times float32's is not repeated
+# Calls of a product before the clock runs, fewest that are timed, and seconds that they are repeated for. The fastest
+# one counts: other work on the machine can only slow a call down.
+WARM_UP, REPEATS, BUDGET = 2, 3, 0.003
+HOPELESS = 4  # a product that takes this many times float32's is not repeated
 WORTH = 0.9  # share of the next exacter product's time below which a screen is taken
 
 
@@ -75,22 +78,38 @@ def costs_of(d_in: int, d_sae: int) -> Costs:
     return _measured(d_in, min(d_sae, FEATURES), torch.get_num_threads())
 
 
+def measured_table(d_in: int, d_sae: int) -> list[dict[str, Any]]:
+    """A row for each product: billions of operations per second, None where there is none; whether it is taken."""
+    costs, chosen = costs_of(d_in, d_sae), screens(d_in, d_sae)
+    return [
+        {
+            "d_in": d_in,
+            "d_sae": d_sae,
+            "threads": torch.get_num_threads(),
+            "product": kind,
+            "gflops": None if getattr(costs, kind) == np.inf else 2e-9 / getattr(costs, kind),
+            "taken": "first" if kind == chosen[0] else "for many candidates" if kind in chosen else "no",
+        }
+        for kind in get_args(Kind)
+    ]
+
+
 @lru_cache(maxsize=64)
 def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 - costs differ by threads
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, d_in, generator=generator) for n in (ROWS, features))
     exact = _seconds("float32", x, weight, np.inf)
     seconds = {kind: _seconds(kind, x, weight, HOPELESS * exact) for kind in ("int8", "bf16")}
-    starts = np.arange(ROWS + 1) * (features // 2)
-    listed = np.tile(np.arange(features // 2, dtype=np.int32) * 2, ROWS)
+    every_other = np.arange(0, features, 2, dtype=np.int32)
+    starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
     values = np.empty(len(listed), np.float32)
-    encoder = x.numpy(), weight.numpy(), np.zeros(features, np.float32)
+    encoder = x[:DECIDED].numpy(), weight.numpy(), np.zeros(features, np.float32)
 
     def decide() -> None:
         values[:] = np.nan
         sum_pre_acts(*encoder, starts, listed, values)
 
-    dot = _fastest(decide, np.inf) / (d_in * max(1, len(listed)))
+    dot = _fastest(decide, np.inf) / (d_in * len(listed))
     size = ROWS * features * d_in
     return Costs(seconds["int8"] / size, seconds["bf16"] / size, exact / size, dot)
 
@@ -114,13 +133,15 @@ def _is_exact(x: Screen, weight: Screen) -> bool:
 
 
 def _fastest(call: Callable[[], object], hopeless: float) -> float:
-    """Seconds of the fastest of a few calls; of the second alone when it takes longer than `hopeless`."""
-    call()  # compiles, or builds oneDNN's primitive
-    seconds = np.inf
-    for _ in range(REPEATS):
+    """Seconds of the fastest of some calls; of the first few when these take longer than `hopeless`."""
+    for _ in range(WARM_UP):  # compiles, and builds oneDNN's primitive
+        call()
+    fastest, end, calls = np.inf, time.perf_counter() + BUDGET, 0
+    while calls < REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
         call()
-        seconds = min(seconds, time.perf_counter() - start)
-        if seconds > hopeless:
+        fastest = min(fastest, time.perf_counter() - start)
+        calls += 1
+        if calls >= REPEATS and fastest > hopeless:
             break
-    return seconds
+    return fastest
