@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.kernels import encode, paths, screens
+from heredity.kernels import encode, paths, screens, sparse
 from heredity.kernels.candidates import active_of, sum_pre_acts
 from heredity.kernels.encode import keep_largest, sparse_encode
 from heredity.kernels.screens import Kind, make_screen
@@ -331,6 +331,17 @@ def test_chunks_change_no_bit_of_a_screened_encoding(screening, planted, monkeyp
     monkeypatch.setattr(encode, "TRIAL_ROWS", 5)
     assert_same(sparse_encode(*planted, 7), whole)
     assert len(screening.candidates) > 15
+
+
+@pytest.mark.parametrize("k", [None, 7])
+def test_ranges_in_threads_join_to_the_same_bits(screening, planted, monkeypatch, k):
+    before, alone = torch.get_num_threads(), sparse_encode(*planted, k)
+    monkeypatch.setattr(sparse, "WORTH_THREADS", 1)
+    try:
+        torch.set_num_threads(3)
+        assert_same(sparse_encode(*planted, k), alone)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_screen_serves_several_calls_and_another_call_s_choice_changes_nothing(screening, planted):

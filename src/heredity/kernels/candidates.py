@@ -12,11 +12,9 @@ from numba.extending import overload
 
 from heredity.kernels.masks import BLOCK, above, lowest
 from heredity.kernels.screens import float_of, widen
-from heredity.kernels.sparse import FAST, compiled, prefetch
+from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
 
 LANES = 16  # entries of which the largest stands for all when the k-th largest of a row is bounded
-AHEAD = 2  # candidates by which the loading of encoder rows runs ahead
-CACHE_LINE = 16  # float32 that are loaded together
 
 
 def _number(product):
@@ -119,9 +117,7 @@ def _sum_row(x, i, weight, bias, features, start, stop, values):
     flat, d_in = weight.reshape(-1), x.shape[1]
     for p in range(start, stop):
         if p + AHEAD < stop:
-            ahead = features[p + AHEAD] * d_in
-            for c in range(ahead, ahead + d_in, CACHE_LINE):
-                prefetch(flat, c)
+            load_ahead(flat, features[p + AHEAD], d_in)
         if values[p] != values[p]:
             values[p] = _dot(x, i, weight, features[p]) + bias[features[p]]
 

@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 T = TypeVar("T")
 
 WORTH_THREADS = 1 << 19  # elementary operations (some tenths of a millisecond) below which threads cost too much
+CACHE_LINE = 16  # float32 that are loaded together
+AHEAD = 2  # entries by which the loading of the rows they need runs ahead
 # Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact.
 FAST = frozenset({"reassoc", "nsz", "contract"})
 
@@ -55,6 +57,13 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (n
 # prefetch(array, index) starts to load the cache line of `array[index]` (one-dimensional), in compiled code only. It
 # never changes a result: the processor ignores an address beyond the end, and negative indices do not wrap.
 prefetch: Any = intrinsic(_prefetch)
+
+
+@compiled()
+def load_ahead(flat, row, width):
+    """Begin to load a row of a matrix of this width, given as its elements in one dimension."""
+    for c in range(row * width, (row + 1) * width, CACHE_LINE):
+        prefetch(flat, c)
 
 
 def in_ranges(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, transpose
+from heredity.kernels.sparse import AHEAD, FAST, Sparse, compiled, in_ranges, load_ahead, transpose
 
 BETAS = (0.9, 0.9999)  # Adam's decay rates (Horn & Elliott 2024, appendix B)
 # Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
@@ -112,13 +112,15 @@ def _figures(indices, values, fired):
 
 @compiled(FAST)
 def _errors(indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared, start, stop):
-    d_in = x.shape[1]
+    d_in, flat = x.shape[1], w_dec.reshape(-1)
     for i in range(start, stop):
         out = output_grad[i]
         # b_dec cancels: x̂ − x = Σ f W_dec − (x − b_dec).
         for c in range(d_in):
             out[c] = -x[i, c]
         for p in range(indptr[i], indptr[i + 1]):
+            if p + AHEAD < indptr[i + 1]:
+                load_ahead(flat, indices[p + AHEAD], d_in)
             act = values[p]
             row = w_dec[indices[p]]
             for c in range(d_in):
