@@ -156,7 +156,7 @@ def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, 
         own, w_own = np.ascontiguousarray(x.numpy()[:, apart.columns]), apart.weight
     rounded = make_screen(rest, screen.kind)
     # The sums of a float32 product, of a candidate's pre-activation and of the columns apart have errors of their own.
-    norm = np.hypot(rounded.norm, np.linalg.norm(own, axis=1).astype(np.float32))
+    norm = np.hypot(rounded.norm, np.linalg.norm(own, axis=1)).astype(np.float32) if own.size else rounded.norm
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
     made, counts = products(rounded, screen), np.empty(n, np.int64)
     per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), counts
