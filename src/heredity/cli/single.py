@@ -289,3 +289,24 @@ def _retrained(folder: str, sae_seeds: int, model_seeds: int, bars: Any, shared:
     plan = seed_proof.plan(opened(folder).study, sae_seeds, model_seeds)
     bars.stages = len(plan.stages)
     return seed_proof.compared(plan, engine.run(plan.stages, Store(Path(folder)), bars, None, shared))
+
+
+@command()
+def doctor(
+    shape: Annotated[
+        list[str] | None, Option(help="Inputs x features of an SAE, such as 1024x16384. Repeatable.")
+    ] = None,
+) -> Result:
+    """Measure this machine: the matrix products that SAEs can be encoded with, and the one that is taken."""
+    from heredity.kernels.paths import measured_table
+
+    shapes = [_sizes(one) for one in shape or ("256x2048", "1024x16384")]
+    rows = [row for d_in, d_sae in shapes for row in measured_table(d_in, d_sae)]
+    return Result({"products": rows}, lambda: text().print_products(rows))
+
+
+def _sizes(shape: str) -> tuple[int, int]:
+    d_in, _, d_sae = shape.partition("x")
+    if not (d_in.isdecimal() and d_sae.isdecimal() and int(d_in) and int(d_sae)):
+        raise ValueError(f"--shape {shape}: must be two numbers such as 1024x16384, inputs and features")
+    return int(d_in), int(d_sae)

@@ -166,7 +166,14 @@ def sparse_step(
     b_enc, b_dec = map(torch.from_numpy, biases)
     gradients = Weights(weights.w_enc, b_enc, weights.w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=False)
-    return _outcome(float(errors.squared.sum()), torch.from_numpy(acts.values), features, x, d_sae)
+    figures = kernels.figures(acts)
+    return Outcome(
+        mse=float(errors.squared.sum()) / x.numel(),
+        l1=figures.l1 / n,
+        l0=figures.active / n,
+        fired=torch.from_numpy(figures.fired),
+        least=figures.least,
+    )
 
 
 def entry_step(
@@ -315,10 +322,17 @@ def _rows(name: str, *tensors: Weights) -> kernels.AdamRows:
 def _update(
     trained: tuple[Weights, Weights, Weights], gradients: Weights, ages: Tensor, lr: float, step: int, matrices: bool
 ) -> None:
-    """Adam in torch on the weights and their two moments; matrices only where no compiled loop has updated them."""
-    b_dec_ages = torch.full_like(gradients.b_dec, step, dtype=torch.int32)
+    """Adam on the weights and their two moments; without the matrices where compiled loops have updated those."""
     for name in NAMES if matrices else ("b_enc", "log_threshold", "b_dec"):
         weight, first, second, grad = (getattr(of, name) for of in (*trained, gradients))
-        if len(weight):
-            row_ages = b_dec_ages if name == "b_dec" else ages
+        row_ages = ages
+        if name == "b_dec":  # one row
+            weight, first, second, grad = (each.view(1, -1) for each in (weight, first, second, grad))
+            row_ages = ages.new_full((1,), step)
+        if not weight.numel():
+            continue
+        if matrices:
             adam_rows(weight, first, second, grad, row_ages, lr, unit_norm=name == "w_dec")
+        else:
+            rows, moment, square, made = (e.reshape(len(e), -1).numpy() for e in (weight, first, second, grad))
+            kernels.adam_rows((rows, moment, square), made, lr, row_ages.numpy(), unit_norm=False)

@@ -190,6 +190,16 @@ def print_merge(result: Row) -> None:
     say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
 
 
+def print_products(rows: Sequence[Row]) -> None:
+    """`heredity doctor`."""
+    grid = Grid("product", "inputs", "features", "threads", "GFLOP/s", "taken", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        speed = "missing" if row["gflops"] is None else f"{row['gflops']:.0f}"
+        grid.add_row(row["product"], *(str(row[name]) for name in ("d_in", "d_sae", "threads")), speed, row["taken"])
+    out.print(Text("Matrix products that candidates of SAEs' activations can be found with", "bold"))
+    out.print(grid)
+
+
 def print_converted(result: Row) -> None:
     """`heredity convert`."""
     place = f" at {result['hook_name']}" if result["hook_name"] else ""
