@@ -499,4 +499,5 @@ def test_a_gpu_trains_the_same_sae(activation):
         found.append((sae.W_dec.cpu(), rows[-1]))
     (rows, last), (others, other) = found
     assert float((rows * others).sum(1).median()) > 0.9999
-    assert (last.mse, last.l0, last.dead) == pytest.approx((other.mse, other.l0, other.dead), rel=0.01, abs=2)
+    assert (last.mse, last.l0) == pytest.approx((other.mse, other.l0), rel=0.01)
+    assert last.dead == pytest.approx(other.dead, abs=4)

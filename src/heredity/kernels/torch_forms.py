@@ -36,10 +36,16 @@ def native_bfloat16() -> bool:
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether the kernels in Triton serve a device: a CUDA device with bfloat16 products, and Triton is installed."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    """Whether the kernels in Triton serve a device: one with CUDA and bfloat16 products, where Triton compiles."""
+    if device.type != "cuda" or find_spec("triton") is None or torch.cuda.get_device_capability(device)[0] < 8:
         return False
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    from heredity.kernels.triton_forms import rounded  # optional
+
+    try:  # Triton needs a C compiler and headers that not every machine has
+        rounded(torch.zeros(1, 1, device=device))
+    except Exception:
+        return False
+    return True
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:

@@ -24,8 +24,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from heredity.kernels.step import BETAS, EPSILON
 from heredity.kernels.torch_forms import CAPACITY
+from heredity.kernels.triton_adam import piece_sums, update_decoder_bias, update_features
 from heredity.kernels.triton_forms import (
-    SLACK,
     Chooser,
     Rows,
     kernel,
@@ -43,7 +43,7 @@ PIECES = 2048  # of all entries at most; each has room for two rows of gradients
 CENTERS = 256  # programs that sum b_dec's gradient
 PLAIN_STEPS = 2  # steps before the kernels of a shape are recorded as CUDA graphs: all are compiled by then
 
-_LR, _L1, _L0, _STEP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # places in `Numbers`
+_L1, _L0 = tl.constexpr(1), tl.constexpr(2)  # places in `Numbers`
 _LOG_BETAS = tuple(math.log(beta) for beta in BETAS)
 _WORK: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # by encoder weights: what the next step can use again
 
@@ -100,8 +100,8 @@ def take_step(parts: Parts, ages: Tensor, x: Tensor, target: Tensor, kind: Kind,
         room = known or room_for(kind.k, 4 * (kind.of_batch // len(x)))
         work = _WORK[weight] = Work((len(x), kind, pointers), weight, room)
     figures = work.take(parts, ages, x, target, numbers)
-    if figures is None and kind.k is None and work.room < CAPACITY * len(weight):
-        _WORK[weight] = Work(work.key, weight, room_for(None, 2 * work.room))  # the next batch will be like this one
+    if figures is None and work.room < CAPACITY * len(weight):
+        _WORK[weight] = Work(work.key, weight, room_for(kind.k, 2 * work.room))  # the next batch will be like this one
     return figures
 
 
@@ -254,7 +254,7 @@ class Work:
             PROGRAMS=CENTERS, ROWS=_together(block), BLOCK=block, num_warps=warps(block)
         )  # fmt: skip
         if len(self.pieces):
-            _pieces[(len(self.pieces),)](self.sorted, *self._summed(), M=d_sae, **self._shape(block))
+            piece_sums[(len(self.pieces),)](self.sorted, *self._summed(), M=d_sae, **self._shape(block))
 
     def write(self, parts: Parts, ages: Tensor) -> None:
         """New weights and moments, and the encoder's rounding."""
@@ -262,11 +262,11 @@ class Work:
         block = triton.next_power_of_2(d_in)
         rates = {"B1": BETAS[0], "B2": BETAS[1], "L1": _LOG_BETAS[0], "L2": _LOG_BETAS[1], "EPS": EPSILON}
         jumps = parts.log_threshold if window else parts.b_enc
-        _features[(d_sae,)](
+        update_features[(d_sae,)](
             self.starts, *self._summed(), *parts.w_enc, *parts.w_dec, *parts.b_enc, *jumps, self.by_feature,
             *self.screen, ages, self.numbers, M=d_sae, WINDOW=window, **rates, **self._shape(block)
         )  # fmt: skip
-        _decoder_bias[(triton.cdiv(d_in, 32),)](
+        update_decoder_bias[(triton.cdiv(d_in, 32),)](
             self.centers, *parts.b_dec, self.numbers, D=d_in, PROGRAMS=CENTERS, BLOCK=32, **rates
         )
 
@@ -418,125 +418,3 @@ def _centers(
         w = tl.load(w_enc + at, mask=(h != 0)[:, None] & inside[None, :], other=0.0)
         total -= tl.sum(h.to(tl.float64)[:, None] * w.to(tl.float64), 0)
     tl.store(centers + program * D + c, total, mask=inside)
-
-
-@kernel
-def _sums(
-    begin, end, order, acts, by_entry, x, output_grad, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    ENTRIES: tl.constexpr
-):  # fmt: skip
-    """Gradients of an encoder and a decoder row from the entries from `begin` to `end`."""
-    c = tl.arange(0, BLOCK)
-    enc = tl.zeros([BLOCK], tl.float32)
-    dec = tl.zeros([BLOCK], tl.float32)
-    for first in range(begin, end, ENTRIES):
-        i = first + tl.arange(0, ENTRIES)
-        ok = i < end
-        p = tl.load(order + i, mask=ok, other=0)
-        back = tl.load(by_entry + p, mask=ok, other=0.0)
-        act = tl.load(acts + p, mask=ok, other=0.0)
-        at = (p // WIDTH)[:, None] * D + c[None, :]
-        both = ok[:, None] & (c < D)[None, :]
-        enc += tl.sum(back[:, None] * tl.load(x + at, mask=both, other=0.0), 0)
-        dec += tl.sum(act[:, None] * tl.load(output_grad + at, mask=both, other=0.0), 0)
-    return enc, dec
-
-
-@kernel
-def _pieces(
-    keys, order, acts, by_entry, x, output_grad, pieces, M: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    PIECE: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr
-):  # fmt: skip
-    """Gradient rows of a whole piece of the sorted entries, if all of it is of one feature."""
-    piece = tl.program_id(0)
-    begin = piece * PIECE
-    key = tl.load(keys + begin)
-    if (key < M) & (key == tl.load(keys + begin + PIECE - 1)):
-        enc, dec = _sums(begin, begin + PIECE, order, acts, by_entry, x, output_grad, D, WIDTH, BLOCK, ENTRIES)
-        c = tl.arange(0, BLOCK)
-        at = pieces + piece * (2 * D) + c
-        tl.store(at, enc, mask=c < D)
-        tl.store(at + D, dec, mask=c < D)
-
-
-@kernel
-def _adam(w, m, v, grad, at, mask, rate, correction, B1: tl.constexpr, B2: tl.constexpr, EPS: tl.constexpr):
-    """New weights; the moments are written."""
-    first = B1 * tl.load(m + at, mask=mask, other=0.0) + (1 - B1) * grad
-    second = B2 * tl.load(v + at, mask=mask, other=0.0) + (1 - B2) * grad * grad
-    tl.store(m + at, first, mask=mask)
-    tl.store(v + at, second, mask=mask)
-    return w - rate * first / (tl.sqrt(second * correction) + EPS)
-
-
-@kernel
-def _rates(age, numbers, L1: tl.constexpr, L2: tl.constexpr):
-    """Learning rate and correction of the second moment at an age; in float64, since β₂ is close to 1."""
-    age = age.to(tl.float64)
-    rate = tl.load(numbers + _LR) / (1.0 - tl.exp(age * L1))
-    return rate.to(tl.float32), (1.0 / (1.0 - tl.exp(age * L2))).to(tl.float32)
-
-
-@kernel
-def _features(
-    starts, order, acts, by_entry, x, output_grad, pieces, enc_w, enc_m, enc_v, dec_w, dec_m, dec_v, bias_w, bias_m,
-    bias_v, jump_w, jump_m, jump_v, by_feature, low, norm, ratio, ages, numbers, M: tl.constexpr, WINDOW: tl.constexpr,
-    B1: tl.constexpr, B2: tl.constexpr, L1: tl.constexpr, L2: tl.constexpr, EPS: tl.constexpr, D: tl.constexpr,
-    WIDTH: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr
-):  # fmt: skip
-    """Gradients, Adam and rounding of one feature: the gradients never leave the registers."""
-    f = tl.program_id(0).to(tl.int64)
-    begin = tl.load(starts + f)
-    end = tl.load(starts + f + 1)
-    c = tl.arange(0, BLOCK)
-    inside = c < D
-    # The pieces that lie within the feature's entries are summed already.
-    first = (begin + PIECE - 1) // PIECE
-    last = tl.maximum(end // PIECE, first)
-    whole = last > first
-    enc, dec = _sums(
-        begin, tl.where(whole, first * PIECE, end), order, acts, by_entry, x, output_grad, D, WIDTH, BLOCK, ENTRIES
-    )
-    if whole:
-        enc_rest, dec_rest = _sums(last * PIECE, end, order, acts, by_entry, x, output_grad, D, WIDTH, BLOCK, ENTRIES)
-        enc += enc_rest
-        dec += dec_rest
-        for piece in range(first, last):
-            at = pieces + piece * (2 * D) + c
-            enc += tl.load(at, mask=inside, other=0.0)
-            dec += tl.load(at + D, mask=inside, other=0.0)
-    rate, correction = _rates(tl.load(ages + f), numbers, L1, L2)
-    at = f * D + c
-    w = tl.load(enc_w + at, mask=inside, other=0.0)
-    w = tl.where(inside, _adam(w, enc_m, enc_v, enc, at, inside, rate, correction, B1, B2, EPS), 0.0)
-    tl.store(enc_w + at, w, mask=inside)
-    rounded_w = w.to(tl.bfloat16)
-    lost = w - rounded_w.to(tl.float32)
-    size = tl.sqrt(tl.sum(w * w, 0)) * SLACK
-    tl.store(low + at, rounded_w, mask=inside)
-    tl.store(norm + f, size)
-    tl.store(ratio + f, tl.sqrt(tl.sum(lost * lost, 0)) * SLACK / tl.maximum(size, 1e-30))
-    w = tl.load(dec_w + at, mask=inside, other=0.0)
-    dec -= tl.sum(dec * w, 0) * w
-    w = tl.where(inside, _adam(w, dec_m, dec_v, dec, at, inside, rate, correction, B1, B2, EPS), 0.0)
-    w /= tl.maximum(tl.sqrt(tl.sum(w * w, 0)), 1e-30)
-    tl.store(dec_w + at, w, mask=inside)
-    grad = tl.load(by_feature + f)
-    tl.store(bias_w + f, _adam(tl.load(bias_w + f), bias_m, bias_v, grad, f, f >= 0, rate, correction, B1, B2, EPS))
-    if WINDOW:
-        grad = tl.load(by_feature + M + f)
-        tl.store(jump_w + f, _adam(tl.load(jump_w + f), jump_m, jump_v, grad, f, f >= 0, rate, correction, B1, B2, EPS))
-
-
-@kernel
-def _decoder_bias(
-    centers, weight, m, v, numbers, D: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, B1: tl.constexpr,
-    B2: tl.constexpr, L1: tl.constexpr, L2: tl.constexpr, EPS: tl.constexpr
-):  # fmt: skip
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = c < D
-    at = tl.arange(0, PROGRAMS)[:, None] * D + c[None, :]
-    grad = tl.sum(tl.load(centers + at, mask=inside[None, :], other=0.0), 0).to(tl.float32)
-    rate, correction = _rates(tl.load(numbers + _STEP), numbers, L1, L2)
-    w = tl.load(weight + c, mask=inside, other=0.0)
-    tl.store(weight + c, _adam(w, m, v, grad, c, inside, rate, correction, B1, B2, EPS), mask=inside)
