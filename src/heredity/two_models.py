@@ -196,7 +196,7 @@ def fit_stitch(
     round trips. held_out: share of the blocks that the maps are judged on, half of them to choose the ridge.
     Raises ValueError for tokenizers that differ, and for fewer tokens than dimensions.
     """
-    from heredity.analyses.reading import on_device
+    from heredity.analyses.reading import on_device, precision
     from heredity.stitch.affine import MomentStream, stitch_quality
     from heredity.stitch.aligned import Points, aligned
     from heredity.stitch.fit import fit
@@ -219,7 +219,7 @@ def fit_stitch(
             return added(stream, some)
 
     def added(stream: Any, some: Any) -> Any:
-        for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), "float32"):
+        for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), precision()):
             stream.add(of_source, of_target)
         return stream.pair(0, 0)
 
@@ -251,7 +251,7 @@ def _readers(
 
     Raises ValueError for identical models, an SAE that was trained on other weights, and one given twice.
     """
-    from heredity.analyses.reading import device, on_device
+    from heredity.analyses.reading import device, on_device, precision
     from heredity.features.collect import Reader
     from heredity.lm.load import state_hash
 
@@ -269,7 +269,7 @@ def _readers(
             if a.shape == b.shape and bool((a == b).all()):
                 raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
         own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
-        readers[end] = Reader(on_device(model), place, own)
+        readers[end] = Reader(on_device(model), place, own, precision())
     return readers
 
 
@@ -310,11 +310,13 @@ def _check_made_for(
 def _settings(
     names: tuple[str, str], place: str, tokens: int, threshold: float | None, context_size: int, seed: int
 ) -> match.MatchSettings:
+    from heredity.analyses.reading import precision
+
     config = ControlsConfig()
     return match.MatchSettings(
         edge=Edge(*names),
         hook_point=place,
-        precision="float32",
+        precision=precision(),
         lineage=LineageConfig(threshold="evidence" if threshold is None else threshold, tokens=tokens),
         passes=config.passes,
         rate=config.rate,
@@ -352,8 +354,8 @@ def _tables_of(
             "child": child._replace(saes=parent.saes[:2]) if shared else child,
         }
         asked = verdicts.VerdictSettings(
-            settings.edge, parent.hook_point, "float32", settings.lineage.tokens, sampler.context_size, "tokens",
-            ReferencesConfig(), instrument, settings.seed, settings.text_seed
+            settings.edge, parent.hook_point, settings.precision, settings.lineage.tokens, sampler.context_size,
+            "tokens", ReferencesConfig(), instrument, settings.seed, settings.text_seed
         )  # fmt: skip
         made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
