@@ -15,7 +15,7 @@ from heredity.study import Study, StudyError
 if TYPE_CHECKING:
     from heredity.lm.checkpoint import Source
 
-_POSITIONS = re.compile(r"(wpe|embed_positions|position_embeddings|pos_emb)\.weight$")  # learned, one row for each
+_READ_AT_ONCE = 4 << 30  # bytes of weights that are looked at before a run; larger ones when they are first loaded
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 
@@ -287,9 +287,9 @@ def _check_positions(study: Study, name: str, config: Any) -> None:
     """That blocks, and the token before them, fit the positions that a model has learned an embedding for. Raises
     StudyError, by key."""
     from heredity.analyses.model import training_of
+    from heredity.lm.reading import positions_of, refuse_beyond_positions
     from heredity.lm.trace import skeleton
 
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     sizes = {"sae.context_size": study.config.sae.context_size} if study.instruments and name in study.followed else {}
     first = name
     while study.parents[first] and study.config.model[first].train is None:
@@ -298,25 +298,23 @@ def _check_positions(study: Study, name: str, config: Any) -> None:
     for child in study.line_of(name):
         if study.config.model[child].kind == "finetune":
             sizes[f"model.{child}.context_size"] = study.config.model[child].context_size
-    before = int(study.config.reading.prefix != "none")
-    if not isinstance(most, int) or max(sizes.values()) + before <= most:
+    behind_prefix, most = study.config.reading.prefix != "none", positions_of(config)
+    if most is None or max(sizes.values()) + behind_prefix <= most:
         return
     with skeleton(config, study.config.model[name].trust_remote_code) as model:
-        if not any(_POSITIONS.search(tensor) for tensor in model.state_dict()):
-            return  # rotary ones go on beyond what the model was trained with
-    for key, size in sizes.items():
-        if most < size + before:
-            behind = ", one of them for the token before every block" if before else ""
-            way_out = f"set it to {most - before} or less"
-            raise StudyError(f"{study.name}: {key}: {size}: model {name} has {most} positions{behind}; {way_out}")
+        try:
+            refuse_beyond_positions(model, name, sizes, behind_prefix)
+        except ValueError as error:
+            raise StudyError(f"{study.name}: {error}") from None
 
 
 def _check_weights(study: Study, name: str, source: Source, config: Any) -> None:
     """That the tensors of the files are those of the configuration, in name and shape, as far as names are those that
-    the model calls them by. Raises StudyError, by key."""
+    the model calls them by, and that weights which are read in seconds are finite. Raises StudyError, by key."""
     from heredity.lm.checkpoint import ADAPTER, ModelError, tensors_of
-    from heredity.lm.load import NO_WEIGHT
+    from heredity.lm.load import NO_WEIGHT, refuse_not_finite
     from heredity.lm.trace import skeleton
+    from heredity.lm.weights import tensors_in
 
     if source.gguf or (source.folder / ADAPTER).exists() or getattr(config, "quantization_config", None):
         return
@@ -345,6 +343,11 @@ def _check_weights(study: Study, name: str, source: Source, config: Any) -> None
     if missing and held.keys() <= expected.keys():
         few = f"{len(missing)} tensors that config.json tells of are not in its weights ({missing[0]})"
         raise StudyError(f"{place}: {few}; they belong to different models: copy both anew")
+    if sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) < _READ_AT_ONCE:
+        try:
+            refuse_not_finite(source.name, tensors_in(source.folder, source.name))
+        except ValueError as error:
+            raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
 
 
 def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:

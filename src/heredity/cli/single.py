@@ -133,16 +133,17 @@ def track(
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "roles": roles}
     options["trust_remote_code"] = trust_remote_code
-    with watcher() as bars:
-        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
-        edge = compare(parent, child, sae_parent, texts, **ends, **options)
-    tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
-    notes = [f"{corpus}: {note}" for note in account.notes()]
-    notes += [statement.text for statement in edge.statements if statement.question == "note"]
     trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]
     kept = {name: str(save_second_sae / name) for name in trained if save_second_sae}
-    result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "second_saes": kept, "out": str(out)}
-    with whole(out) as unfinished:
+    with watcher() as bars, whole(out) as unfinished:
+        unfinished.mkdir(parents=True)  # before the hours of work that its content may take
+        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
+        edge = compare(parent, child, sae_parent, texts, **ends, **options)
+        tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
+        notes = [f"{corpus}: {note}" for note in account.notes()]
+        notes += [statement.text for statement in edge.statements if statement.question == "note"]
+        result = {"parent": parent, "child": child, "tables": tables, "notes": notes}
+        result |= {"second_saes": kept, "out": str(out)}
         edge.write(unfinished)
         write_json(unfinished / TRACKED, result)
     return Result(result, lambda: text().print_edge(result, edge.tables["evidence"].to_pylist()))

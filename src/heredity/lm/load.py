@@ -18,6 +18,7 @@ import torch
 
 from heredity.errors import short
 from heredity.lm.checkpoint import ADAPTER, ModelError, Source, base_of_adapter, base_revision, located, read_json
+from heredity.lm.weights import FileTensor, not_finite
 from heredity.study import ArchitectureConfig
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def check_decoder(source: Source, config: Any, scores: bool = False) -> Any:
 
 def _check_taken(source: Source, model: Any, info: Any) -> None:
     """That weights and config agree: every tensor of the model is in the files and every tensor of the files in the
-    model, in its shape. Raises ModelError, with the first that is not."""
+    model, in its shape, and finite. Raises ModelError, with the first that is not."""
     name = source.name
     wrong: list[Any] = sorted(info.get("mismatched_keys") or ())
     if wrong:
@@ -170,6 +171,14 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
             f"{name}: {len(surplus)} tensors of its weights have no place in {type(model).__name__}, {surplus[0]} "
             "first; config.json and weights belong to different models"
         )
+    refuse_not_finite(name, dict(model.named_parameters()))
+
+
+def refuse_not_finite(name: str, tensors: Mapping[str, torch.Tensor | FileTensor]) -> None:
+    """Raise ModelError, by tensor, for weights that hold NaN or infinity: all that is read in such a model is NaN."""
+    if tensor := not_finite(tensors):
+        wrong = f"tensor {tensor} of its weights is not finite (it holds NaN or infinity)"
+        raise ModelError(f"{name}: {wrong}; use a checkpoint from before it diverged, or copy the model anew")
 
 
 def _merged_adapter(source: Source, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
