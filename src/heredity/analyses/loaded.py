@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heredity.study import Study, StudyError
+from heredity.study.places import local_path
 
 if TYPE_CHECKING:
     from heredity.lm.checkpoint import Source
@@ -34,6 +35,31 @@ def local_folder(study: Study, key: str, reference: str) -> Path | None:
             f'there is none; one lies in the working folder: write "{right}" for that'
         )
     return folder
+
+
+def refuse_missing(study: Study, key: str, reference: str) -> None:
+    """Raise StudyError for the value of a key that names no folder, in one that is there: a misspelt path, which would
+    be looked for on the hub."""
+    above = local_path(reference, study.root).parent
+    if "/" in reference and local_folder(study, key, reference) is None and above.is_dir():
+        raise StudyError(
+            f"{study.name}: {key}: {reference}: {above} has no folder {Path(reference).name}; correct the path"
+        )
+
+
+def config_here(study: Study, name: str) -> tuple[Any, bool]:
+    """Configuration of a model that is loaded from this disk, or made of one that is, and whether its code is run;
+    None for any other."""
+    from heredity.lm.checkpoint import located
+    from heredity.lm.load import config_of
+
+    while study.config.model[name].load is None:
+        if not study.parents[name]:
+            return None, False
+        name = study.parents[name][0]
+    trusted, path = study.config.model[name].trust_remote_code, model_folder(study, name)
+    source = base_source(located(str(path), code=trusted)) if path else None
+    return config_of(source, trusted) if source else None, trusted
 
 
 def model_folder(study: Study, name: str) -> Path | None:
@@ -138,20 +164,33 @@ def check_loaded(study: Study) -> dict[tuple[str, str], int]:
 
 
 def _check_derived(study: Study, name: str) -> None:
-    """That the files that a model is made with are there, and an adapter is one. Raises StudyError, by key."""
+    """That the files that a model is made with are there, that an adapter is one and fits its parent, and that groups
+    of quantized weights divide its rows. Raises StudyError, by key."""
     from heredity.lm.checkpoint import ADAPTER, ModelError, is_local, located
+    from heredity.lm.quantize import refuse_group_size
+    from heredity.lm.trace import check_adapter, skeleton
 
     model, file = study.config.model[name], derived_file(study, name)
+    config, trusted = config_here(study, name) if model.quantize or model.adapter else (None, False)
+    if model.quantize and config is not None:
+        with skeleton(config, trusted) as parent:
+            try:
+                refuse_group_size(parent, model.quantize)
+            except ValueError as error:
+                raise StudyError(f"{study.name}: model.{name}.quantize: {error}") from None
     if model.edit is not None and model.edit.project_out is not None and model.edit.direction is None and file is None:
         place = f"{study.name}: model.{name}.edit.project_out"
         raise StudyError(f"{place}: {model.edit.project_out}: no such file; correct the path")
     if model.adapter is None:
         return
+    refuse_missing(study, f"model.{name}.adapter", model.adapter)
     try:
         if file is not None and not (file / ADAPTER).exists():
             raise ModelError(f"{file}: holds no adapter (there is no {ADAPTER}); give the folder that peft wrote")
         if is_local(str(file or model.adapter)):
-            located(str(file or model.adapter))
+            source = located(str(file or model.adapter))
+            if config is not None:
+                check_adapter(config, source, study.parents[name][0], trusted)
     except ModelError as error:
         raise StudyError(f"{study.name}: model.{name}.adapter: {error}") from None
 

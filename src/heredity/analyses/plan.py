@@ -15,11 +15,17 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from heredity.analyses.held import BUDGET
-from heredity.analyses.loaded import base_source, check_loaded, derived_file, model_folder
+from heredity.analyses.loaded import (
+    adapter_note,
+    base_source,
+    check_loaded,
+    derived_file,
+    model_folder,
+    refuse_missing,
+)
 from heredity.analyses.pretrained import check_pretrained
 from heredity.engine.store import MANIFEST, read_json
 from heredity.study import RANKED, Precision, ScratchConfig, StitchConfig, Study, StudyError
-from heredity.study.places import local_path
 from heredity.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -309,9 +315,10 @@ def check_inputs(study: Study) -> dict[tuple[str, str], int]:
             local = is_local(str(folder or load))
         except ModelError as error:
             raise StudyError(f"{place}: {error}") from None
-        above = local_path(load, study.root).parent
-        if not local and "/" in load and above.is_dir():
-            raise StudyError(f"{place}: {load}: {above} has no folder {Path(load).name}; correct the path")
+        if not local:
+            refuse_missing(study, f"model.{name}.load", load)
+    if study.config.tokenizer.load:
+        refuse_missing(study, "tokenizer.load", study.config.tokenizer.load)
     for name, corpus in study.config.corpus.items():
         scheme, _, spec = corpus.source.partition(":")
         try:
@@ -402,8 +409,6 @@ def is_residual(hook_point: str) -> bool:
 
 def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     """Everything `heredity check` reports: totals, and rows of `PLAN_TABLES` by name. Raises StudyError."""
-    from heredity.analyses.stitch_maps import stitch_notes
-
     study, rates = pipeline.study, Rates()
     shapes = check_shapes(study, check_inputs(study))
     stages = []
@@ -439,8 +444,19 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
             {"edge": edge.name, "common_trace": ", ".join(study.common_trace(edge))} for edge in study.edges
         ],
         "plan_stages": stages,
-        "notes": [note for name in study.config.stitch for note in stitch_notes(study, name, shapes)],
+        "notes": _notes(study, shapes),
     }
+
+
+def _notes(study: Study, shapes: Shapes) -> list[str]:
+    """What to know before the work, in sentences."""
+    from heredity.analyses.stitch_maps import stitch_notes
+
+    notes = [note for name in study.config.stitch for note in stitch_notes(study, name, shapes)]
+    for name in study.order:
+        if study.config.model[name].adapter and (note := adapter_note(study, name)):
+            notes.append(f"the adapter of {name} {note}")
+    return notes
 
 
 class Rates:

@@ -198,13 +198,13 @@ def merge_adapter(model: PreTrainedModel, source: Source, base: str) -> PreTrain
     name = source.name
     with quiet():
         try:
-            adapted = PeftModel.from_pretrained(model, str(source.folder))
+            # Other shapes are refused by name below.
+            adapted = PeftModel.from_pretrained(model, str(source.folder), ignore_mismatched_sizes=True)
             stored, taken = load_file(source.folder / "adapter_model.safetensors"), get_peft_model_state_dict(adapted)
         except Exception as error:
             raise ModelError(f"{name}: cannot attach its adapter to {base}: {_line(error)}") from error
-        for tensor in sorted(set(stored) ^ set(taken)):
-            lacks = f"is not in {base}" if tensor in stored else "is missing from its weights"
-            raise ModelError(f"{name}: tensor {tensor} of the adapter {lacks}; adapter and base belong together")
+        shapes = [{tensor: tuple(one.shape) for tensor, one in some.items()} for some in (stored, taken)]
+        refuse_other_adapter(name, base, *shapes)
         try:
             merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
         except Exception as error:
@@ -212,6 +212,19 @@ def merge_adapter(model: PreTrainedModel, source: Source, base: str) -> PreTrain
     for attribute in ("peft_config", "_hf_peft_config_loaded"):  # peft leaves these on the plain model
         merged.__dict__.pop(attribute, None)
     return merged.requires_grad_(True).eval()
+
+
+def refuse_other_adapter(
+    name: str, base: str, stored: Mapping[str, tuple[int, ...]], taken: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ModelError, by tensor, for an adapter whose tensors are not those that its base takes, in name or shape."""
+    for tensor in sorted(stored.keys() | taken.keys()):
+        if stored.get(tensor) == taken.get(tensor):
+            continue
+        wrong = f"is not in {base}" if tensor in stored else "is missing from its weights"
+        if tensor in stored and tensor in taken:
+            wrong = f"is {list(stored[tensor])}, and {base} takes {list(taken[tensor])}"
+        raise ModelError(f"{name}: tensor {tensor} of the adapter {wrong}; adapter and base belong together")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
