@@ -77,6 +77,8 @@ def test_status_verify_and_check_agree_that_all_is_done(lineage):
     plan = ask(lineage, "check")
     assert plan["tokens"] == 0 and plan["seconds"] == 0 and list(plan["sites"].values()) == [32]
     assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
+    shown = [command("check", lineage.path, "--runs", lineage.runs, *more).stdout for more in ((), ("--stages",))]
+    assert "sae_quality/base" in shown[1] and "sae_quality/base" not in shown[0] and "--stages lists each" in shown[0]
     rows = ask(lineage, "status", "--set", "report.features=1")["stages"]
     assert {row["stage"].partition("/")[0] for row in rows if row["state"] == "missing"} == {"features", "explain"}
 
