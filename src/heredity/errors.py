@@ -33,6 +33,11 @@ def one_of(name: str, value: object, known: Collection[str], more: str = "") -> 
         raise ValueError(f"{name}={short(value, 80)!r}: must be {allowed}")
 
 
+def install(extra: str) -> str:
+    """How an extra is installed, the one way that every message and document names."""
+    return f"in a clone: pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def reason(error: BaseException) -> str:
     """Why something could not be read, in few words; those of parsers and allocators mended where they say little."""
     text = str(error).strip()

@@ -10,6 +10,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from heredity.cli.app import Result, command, err, setting, text, watcher
+from heredity.errors import install
 from heredity.study import CorpusConfig, Init, LineageConfig, MergeConfig
 
 _Trusted = Annotated[bool, Option("--trust-remote-code", help="Run code that the models' repositories ship.")]
@@ -248,9 +249,7 @@ def validate(
             every = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
             edges, repeats = verdict_proof.installed(every), 1 if small else seeds
             if len(edges) < len(every):
-                err.print(
-                    "SynthSAEBench is left out; it needs SAELens: pip install 'heredity[interop]'", style="yellow"
-                )
+                err.print(f"SynthSAEBench is left out; it needs SAELens; {install('interop')}", style="yellow")
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
             kept = out.with_name(f"{out.name}.partial") if out is not None else None
