@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
+from heredity.errors import one_of
 from heredity.kernels.torch_forms import linear, native_bfloat16
 from heredity.lm.hooks import evaluating
 from heredity.study import Precision
@@ -99,7 +100,9 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     """Type of the matrix products: bf16 where requested and multiplied natively by the device, otherwise float32.
 
     A processor without the instructions would take five times as long as for float32, to a coarser result.
+    Raises ValueError for another precision.
     """
+    one_of("precision", precision, get_args(Precision))
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else native_bfloat16()
     return torch.bfloat16 if precision == "bf16" and native else torch.float32
 
