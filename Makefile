@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all fuzz lint format clean
+.PHONY: demo test test-all test-triton fuzz lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -13,6 +13,11 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not network"
+
+# The GPU's kernels on a machine without one, in Triton's interpreter, which needs an older numpy for its loops.
+test-triton: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .triton --no-deps triton 'numpy<2.4'
+	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/test_triton_forms.py
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz
@@ -33,4 +38,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .triton .pytest_cache .ruff_cache

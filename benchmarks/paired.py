@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -95,26 +96,31 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
 
 
 def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
-    """The product of the encoder's shape, which no encoding or step can do without: float32, and bfloat16 if native."""
-    import torch
+    """Products of the encoder's shape, which no encoding or step can do without: float32, and what screens here."""
+    from heredity.kernels.paths import screens
+    from heredity.kernels.screens import make_screen, products
+    from heredity.kernels.torch_forms import linear
 
-    from heredity.kernels.torch_forms import linear, native_bfloat16
-
-    low = x.bfloat16(), weight.bfloat16()
-    products: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
-    return products | ({"bf16": lambda: torch.nn.functional.linear(*low)} if native_bfloat16() else {})
+    calls: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
+    for kind in screens(weight.shape[1], len(weight)):
+        if kind != "float32":
+            sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind)
+            calls[kind] = partial(products, *sides)
+    return calls
 
 
 def timed_case(name: str, package: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """What every case says of its times: `ours`, `theirs` and the floors."""
-    floor = {kind: seconds[kind] for kind in ("float32", "bf16") if kind in seconds}
+    """What every case says of its times: the screen that ours begins with, `ours`, `theirs` and the floors."""
+    floor = {kind: seconds[kind] for kind in ("int8", "bf16", "float32") if kind in seconds}
+    screen = next(iter(floor))
     return {
         "case": name,
         "peer": package,
         "peer_version": version(package),
         "ratio": ratio(seconds["theirs"], seconds["ours"]),
+        "screen": screen,
         "floor_ratio": ratio(seconds["ours"], seconds["float32"])["median"],
-        "floor_ratio_bf16": ratio(seconds["ours"], floor["bf16"])["median"] if "bf16" in floor else None,
+        "floor_ratio_screen": ratio(seconds["ours"], floor[screen])["median"],
         "floor": {kind: spread(values) for kind, values in floor.items()},
     }
 
@@ -122,7 +128,7 @@ def timed_case(name: str, package: str, seconds: Mapping[str, Sequence[float]]) 
 def headline(cases: Sequence[dict[str, Any]], kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """The first case's figures, the memory of both its sides, and all cases."""
     head = cases[0]
-    named = ("peer", "peer_version", "ratio", "floor_ratio", "floor_ratio_bf16", "ours", "agree")
+    named = ("peer", "peer_version", "ratio", "screen", "floor_ratio", "floor_ratio_screen", "ours", "agree")
     peaks = {
         "peak_rss_gib": peak_of(f"{kind}:ours", options),
         "peer_peak_rss_gib": peak_of(f"{kind}:{head['peer']}", options),

@@ -36,13 +36,17 @@ class Setting(NamedTuple):
     lr: float
 
 
-def saelens(kind: str, weights: Weights, setting: Setting) -> Trained:
-    """SAELens' SAETrainer.step on its training SAE; its defaults but for Adam's rates and the L1 coefficient."""
+def saelens(kind: str, weights: Weights, setting: Setting, autocast: bool = False) -> Trained:
+    """SAELens' SAETrainer.step on its training SAE; its defaults but for Adam's rates and the L1 coefficient.
+
+    All peers run where the weights are. autocast: its own setting, bfloat16 products on a GPU.
+    """
     lens, config, trainers = peer("sae_lens"), peer("sae_lens.config"), peer("sae_lens.training.sae_trainer")
-    d_sae, d_in = weights.w_enc.shape
+    (d_sae, d_in), device = weights.w_enc.shape, str(weights.w_enc.device)
     names = {"relu": "StandardTrainingSAE", "topk": "TopKTrainingSAE", "batchtopk": "BatchTopKTrainingSAE"}
     own = {"l1_coefficient": setting.l1 * d_in} if kind == "relu" else {"k": setting.k}
-    sae = getattr(lens, names[kind])(getattr(lens, f"{names[kind]}Config")(d_in=d_in, d_sae=d_sae, **own))
+    own |= {"d_in": d_in, "d_sae": d_sae, "device": device}
+    sae = getattr(lens, names[kind])(getattr(lens, f"{names[kind]}Config")(**own)).to(device)
     _fill({"W_enc": weights.w_enc.T, "b_enc": weights.b_enc, "W_dec": weights.w_dec, "b_dec": weights.b_dec}, sae)
     told = config.SAETrainerConfig(
         total_training_samples=STEPS * setting.batch,
@@ -51,6 +55,8 @@ def saelens(kind: str, weights: Weights, setting: Setting) -> Trained:
         lr_end=setting.lr,
         adam_beta1=BETAS[0],
         adam_beta2=BETAS[1],
+        device=device,
+        autocast=autocast,
     )
     trainer = trainers.SAETrainer(told, sae, iter(()))
 
@@ -75,7 +81,8 @@ def saelens(kind: str, weights: Weights, setting: Setting) -> Trained:
 def dictionary_learning(kind: str, weights: Weights, setting: Setting) -> Trained:
     """dictionary_learning's trainers through `update`, as its trainSAE calls them."""
     d_sae, d_in = weights.w_enc.shape
-    shared = {"steps": STEPS, "activation_dim": d_in, "dict_size": d_sae, "layer": 0, "lm_name": "", "device": "cpu"}
+    shared = {"steps": STEPS, "activation_dim": d_in, "dict_size": d_sae, "layer": 0, "lm_name": ""}
+    shared |= {"device": str(weights.w_enc.device)}
     if kind == "relu":
         module = peer("dictionary_learning.trainers.standard")
         # No warm-ups: the measured steps are the same work, and the loss is the full one.
@@ -127,7 +134,7 @@ def sparsify_coder(weights: Weights, k: int) -> Any:
     """A SparseCoder with these weights."""
     d_sae, d_in = weights.w_enc.shape
     module = peer("sparsify")
-    sae = module.SparseCoder(d_in, module.SparseCoderConfig(num_latents=d_sae, k=k))
+    sae = module.SparseCoder(d_in, module.SparseCoderConfig(num_latents=d_sae, k=k)).to(weights.w_enc.device)
     named = {"encoder.weight": weights.w_enc, "encoder.bias": weights.b_enc, "W_dec": weights.w_dec}
     _fill({**named, "b_dec": weights.b_dec}, sae)
     return sae
@@ -150,9 +157,10 @@ def encoder(package: str, kind: str, weights: Weights, k: int) -> Encoder:
         name = {"relu": "StandardSAE", "topk": "TopKSAE", "jumprelu": "JumpReLUSAE"}[kind]
         own = {"k": k} if kind == "topk" else {}
         sae = getattr(lens, name)(getattr(lens, f"{name}Config")(d_in=d_in, d_sae=d_sae, **own)).eval()
+        sae = sae.to(weights.w_enc.device)
         named = {"W_enc": weights.w_enc.T, "b_enc": weights.b_enc, "W_dec": weights.w_dec, "b_dec": weights.b_dec}
         if kind == "jumprelu":
-            named |= {"b_enc": torch.zeros(d_sae), "threshold": -weights.b_enc}
+            named |= {"b_enc": torch.zeros_like(weights.b_enc), "threshold": -weights.b_enc}
         _fill(named, sae)
         return Encoder(_without_gradient(sae.encode), lambda acts: acts)
     if package == "eai-sparsify":
@@ -164,7 +172,7 @@ def encoder(package: str, kind: str, weights: Weights, k: int) -> Encoder:
 
 def _scattered(made: Any, d_sae: int) -> Tensor:
     """sparsify's values and indices as dense activations."""
-    return torch.zeros(len(made.top_acts), d_sae).scatter_(1, made.top_indices, made.top_acts)
+    return made.top_acts.new_zeros(len(made.top_acts), d_sae).scatter_(1, made.top_indices, made.top_acts)
 
 
 PEERS = {

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,12 @@ def test_the_report_is_dated_and_holds_the_figures(paired, capsys, tmp_path, mon
         ["two", "", "", "False"],
     ]
     assert f"torch {found['versions']['torch']}" in path.read_text()
+
+
+def test_the_benchmark_of_a_gpu_says_in_one_line_that_there_is_none_and_writes_nothing():
+    before = sorted((SCRIPTS / "results").iterdir())
+    shell = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([SCRIPTS / "gpu.sh"], capture_output=True, text=True, timeout=300, env=os.environ | shell)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("no CUDA device here") and done.stdout.count("\n") == 1
+    assert sorted((SCRIPTS / "results").iterdir()) == before

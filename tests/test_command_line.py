@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +63,16 @@ def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(c
     assert caught.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: corpus/hub: not enough memory (hub:x: is large)")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_request_to_stop_is_one_line_and_an_exit_code_of_its_own(sent, code, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped, errors(False):
+        os.kill(os.getpid(), sent)
+        time.sleep(10)
+    assert stopped.value.code == code and signal.getsignal(signal.SIGTERM) == before
+    assert capsys.readouterr().err.strip() == "interrupted; the same command goes on from here"
 
 
 def test_the_help_of_an_option_is_that_of_its_setting():

@@ -77,6 +77,8 @@ def test_status_verify_and_check_agree_that_all_is_done(lineage):
     plan = ask(lineage, "check")
     assert plan["tokens"] == 0 and plan["seconds"] == 0 and list(plan["sites"].values()) == [32]
     assert [edge["common_trace"] for edge in plan["plan_edges"]][2] == "words, code, sums"
+    shown = [command("check", lineage.path, "--runs", lineage.runs, *more).stdout for more in ((), ("--stages",))]
+    assert "sae_quality/base" in shown[1] and "sae_quality/base" not in shown[0] and "--stages lists each" in shown[0]
     rows = ask(lineage, "status", "--set", "report.features=1")["stages"]
     assert {row["stage"].partition("/")[0] for row in rows if row["state"] == "missing"} == {"features", "explain"}
 
@@ -194,7 +196,10 @@ def test_a_study_that_changed_or_was_not_run_is_refused_by_the_first_stage_missi
         line = ask(lineage, "gate", "--max-lost", "5%", *words, code=2)
         again = f"heredity run {lineage.path} --runs {words[1] if words[0] == '--runs' else lineage.runs}"
         again += f" --set {words[1]}" if words[0] == "--set" else ""
-        assert "is not done" in line and f"run `{again}` first" in line
+        changed = (
+            f"sae/base@scratch of study s in {lineage.run.folder} has changed since the run: what is there was made"
+        )
+        assert ("is not done in" if words[0] == "--runs" else changed) in line and f"run `{again}` first" in line
         assert f"run `{again}` first" in ask(lineage, "show", "base/1", *words, code=2)
 
 

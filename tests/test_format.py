@@ -31,6 +31,11 @@ def test_a_value_is_written_by_its_kind(kind, value, text):
     assert format.value(kind, value) == text
 
 
+def test_a_share_below_a_limit_is_written_in_digits_that_tell_it_from_the_limit():
+    for share, text in ((0.1, "10 %"), (76 / 256, "29.7 %"), (0.2997, "29.97 %"), (0.0004, "<0.1 %"), (-0.5, "-50 %")):
+        assert format.below(share, 0.3) == text
+
+
 def test_a_cell_holds_the_share_of_its_whole_and_its_interval():
     column = Column("persist", "count", "Persisting.", of="live", ci=True)
     row = {"persist": 1517, "live": 2048, "persist_low": 1506.0, "persist_high": 1542.0}

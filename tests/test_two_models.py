@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import tiny
 from heredity.lm.load import load_model, save_model
@@ -79,17 +79,18 @@ def test_an_sae_made_for_another_place_is_refused_wherever_it_is_given(saved, tm
     for ends in ({"sae_child": other}, {"controls": [other]}):
         with pytest.raises(ValueError, match=re.escape(both)):
             asked(saved, **ends)
-    warned: list[str] = []
-    asked(saved, sae_child=other, hook_point=HOOK, say=warned.append)  # who names the place may know better
-    assert f"Warning: {both.partition(';')[0]}" in "".join(warned)
+    asked_for = f"{both.partition(';')[0]}; leave hook_point out, give 'blocks.0.mlp.hook_pre', or an SAE of {HOOK}"
+    with pytest.raises(ValueError, match=re.escape(asked_for)):
+        asked(saved, sae_child=other, hook_point=HOOK)
     write_sae(read_sae(saved.sae)[0], tmp_path / "twin", {"hook_name": RESIDUAL})
     with pytest.raises(ValueError, match=f"was made for {RESIDUAL}"):
         asked(saved, controls=[tmp_path / "twin"])
     said: list[str] = []  # a name of another library's, and the same place by another name
     foreign = tiny.save_tiny_sae(tmp_path / "foreign", hook_name="blocks.0.mlp.hook_in")
     same = tiny.save_tiny_sae(tmp_path / "same", hook_name="layers.0.mlp.down_proj.input")
-    asked(saved, sae=same, sae_child=foreign, hook_point=HOOK, say=said.append)
-    assert "mlp.hook_in" in said[1] and f"it is read at {HOOK}, as asked" in said[1]
+    result = asked(saved, sae=same, sae_child=foreign, hook_point=HOOK, say=said.append)
+    (note,) = [note for note in said if "mlp.hook_in" in note]
+    assert f"it is read at {HOOK}, as asked" in note and note in str(result)
     with pytest.raises(ValueError, match="mlp.hook_in' is unknown"):
         asked(saved, sae_child=foreign)
 
@@ -169,7 +170,15 @@ def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
         ({"sae": read_sae(saved.sae)[0]}, "does not say where it reads; give hook_point"),
         ({"parent": load_model(str(saved.parent)), "child": load_model(str(saved.child))}, "tokenizer: is needed"),
         ({"texts": ["too short"]}, "texts hold .* tokens, fewer than two blocks of 16"),
-        ({"sae": wide}, "48"),
+        ({"sae": wide}, "wide reads vectors of width 48, and .* gives 32 in parent; give an SAE trained at this"),
+        ({"sae_child": wide}, "wide reads vectors of width 48"),
+        ({"controls": [wide]}, "wide reads vectors of width 48"),
+        ({"child": saved.wider}, f"{HOOK} is 32 wide in parent and 48 in child; features are matched at one width"),
+        ({"controls": "trian"}, "controls='trian': is neither 'train' nor the folder of an SAE; correct the word or"),
+        ({"sae_child": saved.control, "controls": "train", "child_control": "trian"}, "child_control='trian': is nei"),
+        ({"roles": "asistant"}, "roles='asistant': must be 'all' or 'assistant'"),
+        ({"prefix": "boss"}, "prefix='boss': must be 'auto', 'bos', 'eos', 'none' or None, as the SAE says"),
+        ({"context_size": 1}, "context_size=1 must be 2 or more"),
         ({"texts": "data/web"}, "is one string; give a list"),
         ({"texts": [*TEXTS, None]}, r"texts\[120\] is of type NoneType"),
         ({"texts": [{"text": "a"}]}, "is of type dict.*one column"),
@@ -178,6 +187,51 @@ def test_what_cannot_be_compared_is_refused_by_name(saved, tmp_path):
     for given, message in cases:
         with pytest.raises(ValueError, match=message):
             asked(saved, **given)
+
+
+def test_one_folder_stands_for_a_list_of_one(saved, edge):
+    for one in (str(saved.control), saved.control, read_sae(saved.control)[0]):
+        assert asked(saved, controls=one).tables["evidence"].equals(edge.tables["evidence"])
+
+
+def test_what_cannot_work_is_refused_before_a_second_sae_is_trained(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("heredity.analyses.one_sae.train_second", lambda *_: pytest.fail("trained"))
+    (broken := load_model(str(saved.child))).model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    save_model(broken, load_tokenizer(str(saved.parent)), tmp_path / "nan")
+    tensor = "tensor model.layers.0.mlp.up_proj.weight of its weights is not finite"
+    (file := tmp_path / "file").touch()
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"child": saved.wider}, "features are matched at one width"),
+        ({"child": tmp_path / "nan"}, tensor),
+        ({"child": broken, "tokenizer": load_tokenizer(str(saved.parent))}, f"a MistralForCausalLM in hand: {tensor}"),
+        ({"sae_child": tiny.save_tiny_sae(tmp_path / "wide", d_in=48)}, "reads vectors of width 48"),
+        ({"save_second": file}, "is a file or a folder with content"),
+    ]
+    for given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            asked(saved, controls="train", **given)
+    with pytest.raises(NotADirectoryError):
+        asked(saved, controls="train", save_second=file / "second")
+
+
+def test_blocks_longer_than_the_positions_a_model_has_learned_are_refused_as_a_study_does(tmp_path, saved):
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=4, n_inner=32, n_positions=64)
+    tokenizer = load_tokenizer(str(saved.parent))
+    ends = {name: GPT2LMHeadModel(config) for name in ("parent", "child")}
+    words = "context_size: 64: model base has 64 positions, one of them for the token before every block; set it to 63"
+    options: dict[str, Any] = {"tokenizer": tokenizer, "names": ("base", "tuned")}
+    with pytest.raises(ValueError, match=words):
+        asked(saved, **ends, **options, context_size=64)
+    assert "evidence" in asked(saved, **ends, **options, context_size=63).tables
+
+
+def test_models_in_hand_come_back_in_the_mode_they_were_in(saved):
+    parent, child = (load_model(str(one)) for one in (saved.parent, saved.child))
+    child.train().model.layers[0].mlp.eval()
+    options: dict[str, Any] = {"tokenizer": load_tokenizer(str(saved.parent))}
+    asked(saved, parent=parent, child=child, **options)
+    fit_stitch(parent, child, TEXTS, **POINTS | options)
+    assert child.training and not child.model.layers[0].mlp.training and not parent.training
 
 
 POINTS: dict[str, Any] = {"source_hook_point": RESIDUAL, "target_hook_point": RESIDUAL, "context_size": 16}
@@ -198,13 +252,15 @@ def test_maps_are_fitted_between_models_of_different_width(saved, method):
 def test_what_cannot_be_stitched_is_refused_by_name(saved):
     other = train_tokenizer(["quite another text"] * 20 + [chr(code) for code in range(32, 127)], 300)
     few = {"context_size": 4, "held_out": 0.4}
-    for target, texts, more, message in (
+    cases: list[tuple[Any, list[str], dict[str, Any], str]] = [
         (saved.other, TEXTS, {}, "have different tokenizers"),
         (saved.wider, TEXTS, {"tokenizer": other}, "have different tokenizers"),
         (saved.wider, TEXTS[:1], few, "tokens, and maps between 16 and 24 dimensions fit any so few"),
         (saved.wider, ["x"], {}, "texts hold .* fewer than two blocks"),
         (saved.wider, TEXTS, {"held_out": 1.5}, "held_out=1.5 must be a share"),
-    ):
+        (saved.wider, TEXTS, {"method": "rigde"}, "method='rigde': must be 'ridge', 'joint' or 'procrustes'"),
+    ]
+    for target, texts, more, message in cases:
         with pytest.raises(ValueError, match=message):
             fit_stitch(saved.parent, target, texts, **POINTS | more)
 

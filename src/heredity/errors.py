@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,19 @@ def short(value: object, longest: int = LONGEST) -> str:
     text = " ".join(text.split())
     left = longest * 2 // 3
     return text if len(text) <= longest else f"{text[:left]} ... {text[left - longest + 5 :]}"
+
+
+def one_of(name: str, value: object, known: Collection[str], more: str = "") -> None:
+    """Raise ValueError for a value that is none of those known, with what is allowed; `more` is allowed besides."""
+    if not isinstance(value, str) or value not in known:
+        *others, last = [*map(repr, known), *([more] if more else [])]
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name}={short(value, 80)!r}: must be {allowed}")
+
+
+def install(extra: str) -> str:
+    """How an extra is installed, the one way that every message and document names."""
+    return f"in a clone: pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def reason(error: BaseException) -> str:

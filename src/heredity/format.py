@@ -46,6 +46,12 @@ def percent(share: float) -> str:
     return f"{points:.1f} %" if abs(points) < 10 and round(points, 1) % 1 else f"{points:.0f} %"
 
 
+def below(share: float, limit: float) -> str:
+    """A share that is less than a limit, in as many digits as tell it from the limit: `29.7 %` below 30 %."""
+    texts = [percent(share), *(f"{100 * share:.{digits}f} %" for digits in (1, 2, 3))]
+    return next((text for text in texts if float(text.split()[0].lstrip("<>")) < 100 * limit), texts[-1])
+
+
 def duration(seconds: float) -> str:
     """Seconds in a unit of the right size."""
     if seconds < 90:

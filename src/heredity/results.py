@@ -88,11 +88,17 @@ class Run:
         """The artifact of a stage, by kind and item. Raises ArtifactError, by label, for one that is not done."""
         stage = self.pipeline.stage(need)
         if stage.label not in self.artifacts:
-            raise ArtifactError(
-                f"{stage.label} of study {self.name} is not done in {self.folder}; run `{self.again}` first, until "
-                f"{stage.kind} at least"
-            )
+            raise ArtifactError(f"{self.not_done(stage.label)}, until {stage.kind} at least")
         return self.artifacts[stage.label]
+
+    def not_done(self, label: str) -> str:
+        """What to say of a stage that is not done: that it, or the first before it, was made from something else."""
+        store, again = Store(self.folder), f"run `{self.again}` first"
+        for stage in self.pipeline.closure([label]):
+            if stage.label not in self.artifacts and store.of_other_keys(stage.kind, stage.name, stage.key):
+                changed = "has changed since the run: what is there was made from other inputs or settings"
+                return f"{stage.label} of study {self.name} in {self.folder} {changed}; {again}"
+        return f"{label} of study {self.name} is not done in {self.folder}; {again}"
 
     def find(self, need: Need) -> Artifact | None:
         """The artifact of a stage, by kind and item; None for one that is not done, or no stage of the study."""

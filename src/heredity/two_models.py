@@ -8,15 +8,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from heredity.analyses import TABLES, match, one_sae, verdict_findings, verdicts
 from heredity.analyses import sae as sae_analysis
 from heredity.analyses.aligned_ends import sample_of
 from heredity.analyses.analysis import Statement
-from heredity.analyses.pretrained import trained_on
+from heredity.analyses.pairing import (
+    Ends,
+    Given,
+    check_made_for,
+    check_pair,
+    check_positions,
+    check_words,
+    further,
+    opened,
+)
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
 from heredity.engine.workers import Here, Progress
+from heredity.errors import one_of
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
 from heredity.text.spoken import Roles, Spoken
@@ -26,14 +36,11 @@ if TYPE_CHECKING:
 
     from heredity.features.collect import Reader
     from heredity.features.correlate import Matches
-    from heredity.sae.model import SAE
     from heredity.stitch.affine import Stitch, StitchQuality
     from heredity.text.tokens import BlockSampler
 
 Model = Any
 """A decoder with its weights, or the folder or hub id of one."""
-Given = Union["SAE", str, Path]
-"""An SAE, or the folder of one."""
 _QUALITY, _PREDICTED = 50_000, 4_096  # tokens behind the figures of quality, and behind those of whole models
 
 
@@ -66,10 +73,11 @@ class EdgeResult(NamedTuple):
     def __repr__(self) -> str:
         return f"<EdgeResult {self.tables['matches']['edge'][0]}: {', '.join(self.tables)}>"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write every table as `NAME.parquet` into a folder."""
         import pyarrow.parquet as pq
 
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in self.tables.items():
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
@@ -82,10 +90,10 @@ def compare(
     texts: Iterable[str | Spoken],
     *,
     sae_child: Given | None = None,
-    controls: Sequence[Given] | Literal["train"] = (),
+    controls: Given | Sequence[Given] | Literal["train"] = (),
     child_control: Given | Literal["train"] | None = None,
     second_tokens: int = 1_000_000,
-    save_second: Path | None = None,
+    save_second: str | Path | None = None,
     tokenizer: Any = None,
     hook_point: str | None = None,
     prefix: Prefix | None = None,
@@ -115,9 +123,11 @@ def compare(
     hook_point: by default the one that the SAE's folder names. prefix: token before every block, which is no sample
     (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
     median norms are no samples either. threshold: on r; by default chosen by evidence. trust_remote_code: run code that
-    the models' repositories ship. Raises ValueError for tokenizers that give other ids to the same text, identical
-    weights, an SAE of other weights, of another place or width, too few texts.
+    the models' repositories ship. Raises ValueError, before any work, for tokenizers that give other ids to the same
+    text, identical weights, weights that are not finite, models of different width, blocks longer than their positions,
+    an SAE of other weights, of another place or width; and for too few texts.
     """
+    from heredity.lm.hooks import evaluating, resolve
     from heredity.sae.made_for import first_token
     from heredity.text.tokens import unknown_tokens
 
@@ -125,28 +135,41 @@ def compare(
         raise ValueError(f"{f'{tokens=}' if tokens < 1 else f'{second_tokens=}'} must be 1 or more")
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold} must lie between 0 and 1; leave it out to choose it by evidence")
-    if child_control is not None and (sae_child is None or not controls):
+    check_words(prefix, roles, context_size)
+    second, train_parent = further("controls", controls)
+    second_child, train_child = further("child_control", child_control)
+    if child_control is not None and (sae_child is None or not (second or train_parent)):
         raise ValueError("child_control: is a second SAE of the child; give sae_child and controls with it")
+    save_second = None if save_second is None else Path(save_second)
     if save_second is not None and save_second.exists() and (not save_second.is_dir() or any(save_second.iterdir())):
         raise ValueError(f"{save_second}: is a file or a folder with content; choose another for the second SAE")
-    parents: list[Given] = [sae, *(() if isinstance(controls, str) else controls)]
-    children = [one for one in (sae_child, child_control) if one not in (None, "train")]
-    saes = {"parent": _saes(parents), "child": _saes(children)}
+    children = [] if sae_child is None else [sae_child, *second_child]
+    saes = {"parent": opened([sae, *second]), "child": opened(children)}
     models, tokenizer, notes = _opened((parent, child), tokenizer, trust_remote_code)
     told = say or partial(print, file=sys.stderr)
     place = hook_point or saes["parent"][0].metadata.get("hook_name")
     if place is None:
-        first = saes["parent"][0].given
-        raise ValueError(f"sae {first}: does not say where it reads; give hook_point, such as blocks.0.mlp.hook_post")
-    for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
-        _check_made_for(some, model, given, place, hook_point is not None, context_size, told)
-    readers = _readers(models, saes, place, names)
+        way_out = "give hook_point (--hook-point), such as blocks.0.mlp.hook_post"
+        raise ValueError(f"sae {saes['parent'][0].name}: does not say where it reads; {way_out}")
     reading = Reading(first_token(tokenizer, prefix, saes["parent"][0].metadata), outliers=OUTLIERS)
-    wanted = {end: asked == "train" for end, asked in (("parent", controls), ("child", child_control))}
-    settings = _settings(names, readers["parent"].hook_point, tokens, threshold, context_size, seed)
+    check_positions(models, names, context_size, reading.prefix)
+    for some, model, given in zip(saes.values(), models, (parent, child), strict=True):
+        resolve(model, place)
+        name = str(given) if isinstance(given, str | Path) else getattr(model.config, "_name_or_path", "")
+        said = list(check_made_for(some, model, name, place, hook_point is not None, context_size))
+        notes += said
+        for note in said:
+            told(note)
+    check_pair(models, saes, place, names)
+    wanted = {"parent": train_parent, "child": train_child}
+    settings = _settings(names, place, tokens, threshold, context_size, seed)
+    if save_second is not None:
+        save_second.mkdir(parents=True, exist_ok=True)  # before the hour that its content takes
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for model in models:
+            stack.enter_context(evaluating(model))
             stack.enter_context(read_by(model, reading))
+        readers = _readers(models, saes, place)
         if reading.prefix is not None:
             first = tokenizer.convert_ids_to_tokens(reading.prefix)
             told(f"every block is read behind {first!r}, which is no sample itself; another prefix changes that")
@@ -156,10 +179,8 @@ def compare(
         for end, name in zip(readers, names, strict=True):
             if wanted[end]:
                 kept = save_second and save_second / end
-                second = one_sae.train_second(
-                    readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress
-                )
-                readers[end] = readers[end]._replace(saes=[*readers[end].saes, second])
+                made = one_sae.train_second(readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress)
+                readers[end] = readers[end]._replace(saes=[*readers[end].saes, made])
         tables, same = _tables_of(readers, models, sampler, settings, progress)
     matches = match.matches_from(tables)
     if "verdicts" in tables:  # which say themselves that activations are the same
@@ -196,34 +217,37 @@ def fit_stitch(
     round trips. held_out: share of the blocks that the maps are judged on, half of them to choose the ridge.
     Raises ValueError for tokenizers that differ, and for fewer tokens than dimensions.
     """
-    from heredity.analyses.reading import on_device
+    from heredity.analyses.reading import on_device, precision
+    from heredity.lm.hooks import evaluating
     from heredity.stitch.affine import MomentStream, stitch_quality
     from heredity.stitch.aligned import Points, aligned
-    from heredity.stitch.fit import fit
+    from heredity.stitch.fit import Method, fit
     from heredity.text.tokens import distinct_blocks
 
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out={held_out} must be a share between 0 and 1")
+    one_of("method", method, get_args(Method))
     models, tokenizer, _ = _opened((source, target), tokenizer)
-    first, second = map(on_device, models)
+    prefix = prefix_of(tokenizer)
+    check_positions(models, ("source", "target"), context_size, prefix)
     with tempfile.TemporaryDirectory() as folder:
         sampler = sampler_of(texts, tokenizer, Path(folder), context_size, seed)
         blocks = distinct_blocks(sampler, sampler.blocks_per_pass * context_size)
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out} must be a share between 0 and 1")
     count = max(2, round(held_out * len(blocks)))
-    points = Points(first, [source_hook_point]), Points(second, [target_hook_point])
-    reading = Reading(prefix_of(tokenizer))
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(read_by(model, Reading(prefix)))
+        first, second = map(on_device, models)
+        points = Points(first, [source_hook_point]), Points(second, [target_hook_point])
 
-    def moments(some: Any) -> Any:
-        stream = MomentStream()
-        with read_by(first, reading), read_by(second, reading):
-            return added(stream, some)
+        def moments(some: Any) -> Any:
+            stream = MomentStream()
+            for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), precision()):
+                stream.add(of_source, of_target)
+            return stream.pair(0, 0)
 
-    def added(stream: Any, some: Any) -> Any:
-        for of_source, of_target in aligned(*points, some, list(tokenizer.all_special_ids), "float32"):
-            stream.add(of_source, of_target)
-        return stream.pair(0, 0)
-
-    fitted_on, tuning, judged = moments(blocks[count:]), moments(blocks[:count:2]), moments(blocks[1:count:2])
+        fitted_on, tuning, judged = moments(blocks[count:]), moments(blocks[:count:2]), moments(blocks[1:count:2])
     widths = len(fitted_on.mean_a), len(fitted_on.mean_b)
     if fitted_on.tokens <= sum(widths):
         maps = f"{fitted_on.tokens} tokens, and maps between {widths[0]} and {widths[1]} dimensions"
@@ -232,89 +256,28 @@ def fit_stitch(
     return StitchResult(stitch, stitch_quality(stitch, judged, alpha), fitted_on.tokens)
 
 
-class _Opened(NamedTuple):
-    given: Given
-    sae: SAE
-    metadata: Mapping[str, Any]
-
-
-def _saes(given: Iterable[Given]) -> list[_Opened]:
-    from heredity.sae.formats import read_sae
-
-    return [_Opened(one, *(read_sae(Path(one)) if isinstance(one, str | Path) else (one, {}))) for one in given]
-
-
-def _readers(
-    models: Sequence[Any], saes: Mapping[str, Sequence[_Opened]], place: str, names: tuple[str, str]
-) -> dict[str, Reader]:
-    """Both models with their SAEs; a child without one is read by the parent's first.
-
-    Raises ValueError for identical models, an SAE that was trained on other weights, and one given twice.
-    """
-    from heredity.analyses.reading import device, on_device
+def _readers(models: Sequence[Any], saes: Ends, place: str) -> dict[str, Reader]:
+    """Both models with their SAEs; a child without one is read by the parent's first."""
+    from heredity.analyses.reading import device, on_device, precision
     from heredity.features.collect import Reader
-    from heredity.lm.load import state_hash
 
-    states = [state_hash(model.state_dict()) for model in models]
-    if states[0] == states[1]:
-        raise ValueError(f"{names[0]} and {names[1]} have identical weights; check the paths or revisions")
     readers: dict[str, Reader] = {}
-    for (end, some), state, model in zip(saes.items(), states, models, strict=True):
-        for one in some:
-            if state not in (trained_on(one.metadata) or [state]):
-                wrong = f"SAE {one.given} was trained on other weights than the model it is given for"
-                raise ValueError(f"{wrong}; check the pairing")
-        for one in some[1:]:
-            a, b = some[0].sae.W_dec, one.sae.W_dec
-            if a.shape == b.shape and bool((a == b).all()):
-                raise ValueError("a control is the SAE itself; give one of another seed, or stability says nothing")
+    for (end, some), model in zip(saes.items(), models, strict=True):
         own = [one.sae.to(device()) for one in some] or readers["parent"].saes[:1]
-        readers[end] = Reader(on_device(model), place, own)
+        readers[end] = Reader(on_device(model), place, own, precision())
     return readers
-
-
-def _check_made_for(
-    saes: Sequence[_Opened],
-    model: Any,
-    given: Model,
-    place: str,
-    asked: bool,
-    context_size: int,
-    say: Callable[[str], object],
-) -> None:
-    """Raise ValueError for SAEs of another place of the model; say what else differs from what they were made for.
-
-    asked: the place was asked for, and is not one that an SAE names: then it is said where they are of another.
-    """
-    from heredity.lm.hooks import HookPointError, resolve
-    from heredity.sae.made_for import differences, refuse_other_place
-
-    resolve(model, place)
-    name = str(given) if isinstance(given, str | Path) else getattr(model.config, "_name_or_path", "")
-    for one in saes:
-        sae = str(one.given) if isinstance(one.given, str | Path) else "in hand"
-        try:
-            refuse_other_place(sae, one.metadata, model, place, "as asked" if asked else "give SAEs of one place")
-        except HookPointError as error:
-            if not asked:
-                raise
-            say(f"{error}; it is read at {place}, as asked")  # its library has a name of its own for the place
-        except ValueError as error:
-            if not asked:
-                raise
-            say(f"Warning: {error}: what it finds there means nothing unless that place is right")
-        for difference in differences(sae, one.metadata, model, name, context_size):
-            say(difference)
 
 
 def _settings(
     names: tuple[str, str], place: str, tokens: int, threshold: float | None, context_size: int, seed: int
 ) -> match.MatchSettings:
+    from heredity.analyses.reading import precision
+
     config = ControlsConfig()
     return match.MatchSettings(
         edge=Edge(*names),
         hook_point=place,
-        precision="float32",
+        precision=precision(),
         lineage=LineageConfig(threshold="evidence" if threshold is None else threshold, tokens=tokens),
         passes=config.passes,
         rate=config.rate,
@@ -352,8 +315,8 @@ def _tables_of(
             "child": child._replace(saes=parent.saes[:2]) if shared else child,
         }
         asked = verdicts.VerdictSettings(
-            settings.edge, parent.hook_point, "float32", settings.lineage.tokens, sampler.context_size, "tokens",
-            ReferencesConfig(), instrument, settings.seed, settings.text_seed
+            settings.edge, parent.hook_point, settings.precision, settings.lineage.tokens, sampler.context_size,
+            "tokens", ReferencesConfig(), instrument, settings.seed, settings.text_seed
         )  # fmt: skip
         made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
@@ -418,7 +381,7 @@ def _opened(
     Tokenizers are compared before any weights are loaded.
     """
     from heredity.lm.checkpoint import located, tokenizer_place
-    from heredity.lm.load import load_model
+    from heredity.lm.load import load_model, refuse_not_finite
     from heredity.text.tokens import load_tokenizer
     from heredity.text.vocabularies import check_rows, difference, notes
 
@@ -443,14 +406,17 @@ def _opened(
                 f"{models[0]} and {models[1]} have different tokenizers; that of {model} is not {whose}: {apart}"
             )
         told += [f"tokenizer of {model}: {note}" for note in notes(shared, one)]
-    opened: list[Any] = [
+    loaded: list[Any] = [
         load_model(place, None, trust_remote_code, scores=True) if place else model
         for place, model in zip(places, models, strict=True)
     ]
-    for name, model in zip(models, opened, strict=True):
+    for given, model in zip(models, loaded, strict=True):
         embedding: Any = model.get_input_embeddings()
-        check_rows(shared, embedding.num_embeddings, str(name)[:200])
-    return opened, shared, told
+        name = str(given) if isinstance(given, str | Path) else f"a {type(given).__name__} in hand"
+        check_rows(shared, embedding.num_embeddings, name)
+        if model is given:  # a folder's weights were looked at when they were read
+            refuse_not_finite(name, dict(model.named_parameters()))
+    return loaded, shared, told
 
 
 def _checked(texts: Iterable[str | Spoken]) -> Iterator[str | Spoken]:

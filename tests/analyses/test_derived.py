@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import tiny
 from artifacts import table_of
@@ -48,9 +49,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if "lora_" in name:
                 weight.copy_(0.1 * torch.randn_like(weight))
     adapted.save_pretrained(root / "adapter")
+    for name, shape in (("wide", {"d_model": 24}), ("deep", {"layers": 2})):
+        save_adapter(root / name, load_model(tiny.save_tiny_model(root / "other" / name, **shape)), "k_proj")
+    save_adapter(root / "gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=4)), "c_fc")
     rng = np.random.default_rng(0)
     save_file({"probe": rng.normal(size=16).astype(np.float32), "other": np.ones(3)}, root / "x.safetensors")
     return root
+
+
+def save_adapter(folder: Path, model: Any, target: str) -> None:
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=[target], fan_in_fan_out=target == "c_fc")
+    with quiet():
+        peft.get_peft_model(model, config).save_pretrained(folder)
 
 
 def study_of(folder: Path, **models: Any) -> Study:
@@ -184,6 +196,7 @@ def test_an_adapter_of_another_model_is_said_and_its_content_is_in_the_key(folde
         assert Pipeline(study_of(folder, **models)).stages["model/tuned"].key != key
         note = made(folder, **models)["tuned"].json("record.json")["base"]
         assert note.endswith("checkpoint-500, whose weights are not those of base")
+        assert f"the adapter of tuned {note}" in plan(Pipeline(study_of(folder, **models)), Store(folder))["notes"]
     finally:
         config.write_text(before)
 
@@ -253,7 +266,15 @@ def test_each_kind_has_the_references_that_can_be(folder):
         ),
         ({"prune": {"share": 0.3}, "lr": 1e-3}, "model.x: lr is of training, and prune trains nothing; remove it"),
         ({"adapter": "words"}, "holds no adapter (there is no adapter_config.json); give the folder that peft wrote"),
-        ({"adapter": "./none"}, "model.x.adapter: ./none: no such folder"),
+        ({"adapter": "./none"}, "model.x.adapter: ./none: "),
+        ({"adapter": "out/none"}, "out has no folder none; correct the path"),
+        (
+            {"adapter": "wide"},
+            "k_proj.lora_A.weight of the adapter is [2, 24], and int8 takes [2, 16]; adapter",
+        ),
+        ({"adapter": "deep"}, "model.layers.1.self_attn.k_proj.lora_A.weight of the adapter is not in int8"),
+        ({"adapter": "gpt2"}, "cannot attach its adapter to int8: Target modules {'c_fc'} not found in the base model"),
+        ({"quantize": {"bits": 4, "group_size": 7}}, "model.x.quantize: group_size=7 does not divide the 16 columns"),
         ({"revisions": ["a"]}, "model.x: revisions are of load = ..."),
         ({"load": "out", "revisions": ["checkpoint-7"], "corpora": ["words"]}, "model.x.revisions: checkpoint-7: /"),
         ({"load": "out", "revisions": ["refs/pr/1"]}, "revisions: 'refs/pr/1': must be a name of letters, digits"),
@@ -263,6 +284,8 @@ def test_each_kind_has_the_references_that_can_be(folder):
 def test_what_cannot_be_is_refused_by_name(folder, model, words):
     if "recipe_of" not in model:
         model = {"parent": "base"} | model
+    if "adapter" in model:  # of a model of the same shape, made without training
+        model["parent"] = "int8"
     model = {key: value for key, value in model.items() if value is not None}
     with pytest.raises(StudyError) as caught:
         study = study_of(folder, int8={"parent": "base", "quantize": {"bits": 8}}, x=model)

@@ -63,12 +63,16 @@ def test_what_is_new_or_lost_on_another_text_names_that_text():
 
 
 @pytest.mark.parametrize(("stable", "noted"), [(round(FEW_STABLE * 100), False), (29, True), (0, True)])
-def test_too_few_stable_features_are_noted_once_per_model(stable, noted):
+def test_too_few_stable_features_are_noted_once_for_all_models(stable, noted):
     tables = rows(live=100, stable=stable, kept=stable, changed=0, lost=0, undecided=0)
     tables["verdicts"] *= 2
     said = list(verdicts.ANALYSIS.say(tables))
     notes = [one.text for one in said if one.question == "note"]
-    assert len(notes) == (2 if noted else 0) and all(note.startswith("SAEs of ") for note in notes)
+    share = {29: "29", 0: "0"}.get(stable)
+    words = (
+        f"SAEs of base and sums (instrument joint): {stable} of 100 ({share} %) and {stable} of 100 ({share} %) live"
+    )
+    assert len(notes) == int(noted) and all(note.startswith(words) for note in notes)
     assert (len(said) > len(notes)) == (stable > 0)
 
 
@@ -84,6 +88,18 @@ def test_no_interval_of_what_the_instrument_can_show_reaches_beyond_all_of_it():
     for high, words in ((1.03, "98 % (95 % CI 97–100 %) of what"), (0.99, "98 % (95 % CI 97–99 %) of what")):
         tables = {"edges": [fates(EDGE, "joint", "evidence", 90) | own | {"relative_high": high}]}
         assert any(words in one.text for one in statements_of(tables))
+
+
+def test_edges_that_one_note_is_about_are_named_in_it():
+    own = [fates(edge, "joint", "evidence", 90) | {"threshold": 0.2} for edge in (EDGE, "base->tuned")]
+    rare = [{"end": "parent", "stratum": "rare", "features": 64, "matched": 1, **one} for one in own]
+    said = [one.text for one in match_findings.findings({"edges": own, "strata": rare}) if one.question == "note"]
+    place = "edges base->sums and base->tuned (instrument joint)"
+    assert [text.partition(";")[0] for text in said] == [
+        f"{place}: SAEs of one model agree so little that evidence puts the threshold at 0.2",
+        f"{place}: 64 of 128 and 64 of 128 live features fire on fewer than 30 of the tokens, too few to tell lost "
+        "from kept",
+    ]
 
 
 def test_matches_answer_the_questions_where_there_are_no_verdicts():

@@ -21,6 +21,7 @@ from heredity.analyses.plan import check_inputs
 from heredity.analyses.reading import load
 from heredity.engine.stage import run
 from heredity.engine.store import Store
+from heredity.lm.checkpoint import ModelError
 from heredity.lm.load import load_model, save_model, state_hash
 from heredity.study import Study, StudyError
 from heredity.text.readers import CorpusError
@@ -107,6 +108,22 @@ def test_a_path_that_only_the_working_folder_explains_is_refused_with_the_right_
     ):
         Pipeline(study(studies))
     assert Pipeline(study(studies, "../models")).stages["model/a"].key == Pipeline(study(project)).stages["model/a"].key
+
+
+def test_weights_that_are_not_finite_are_refused_by_tensor_before_anything_runs(project: Path):
+    change(project / "models" / "b", float("nan"))
+    words = r"s: model\.b\.load: .*b: tensor lm_head\.weight of its weights is not finite \(it holds NaN or infinity\)"
+    with pytest.raises(StudyError, match=words):
+        check_inputs(study(project))
+    with pytest.raises(ModelError, match=r"tensor lm_head\.weight of its weights is not finite"):
+        load_model(project / "models" / "b")
+
+
+def test_text_that_fills_no_two_splits_is_refused_before_anything_runs(project: Path):
+    for content, words in (("\n \n", "local:x.txt holds no text"), ("a", "holds one document, and both splits need")):
+        (project / "x.txt").write_text(content)
+        with pytest.raises(StudyError, match=rf"s: corpus\.words: .*{words}"):
+            check_inputs(study(project, corpus={"words": {"source": "local:x.txt"}}))
 
 
 def test_what_cannot_be_compared_is_said_before_weights_are_read(project: Path, monkeypatch):

@@ -274,6 +274,15 @@ def test_the_plan_sets_beside_the_estimate_what_a_stage_took(graph, tmp_path):
     assert {row["stage"] for row in before["plan_stages"]} == set(after)
 
 
+def test_training_too_few_vectors_for_stable_features_is_noted_with_the_figures(graph, tmp_path):
+    def notes(*overrides: str) -> list[str]:
+        return plan(Pipeline(load_study(str(graph), overrides)), Store(tmp_path))["notes"]
+
+    (note,) = notes("sae.tokens=12_800", "sae.expansion=4")
+    assert note.startswith("SAEs of 128 features are trained on 12,800 vectors, 100 per feature: with 130 per feature")
+    assert notes("sae.tokens=30_000", "sae.expansion=4") == []
+
+
 def test_passes_have_the_rate_of_their_precision():
     rates = Rates()
     plain, half = (rates.seconds(Cost(passes=Passes(1e12, precision))) for precision in ("float32", "bf16"))

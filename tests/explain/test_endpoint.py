@@ -310,7 +310,7 @@ def test_endpoints_that_cannot_work_are_refused(arguments, words):
 
 def test_a_missing_client_is_told_with_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(EndpointError, match=r"heredity\[explain\]"):
+    with pytest.raises(EndpointError, match=r"pip install -c constraints.txt -e '.\[explain\]'"):
         Endpoint("m", "http://127.0.0.1:9/v1")
     asked = Endpoint("m", "http://127.0.0.1:9/v1", asks=False)
     assert asked.identity["model"] == "m", "what it would cost can be estimated without the client"

@@ -117,5 +117,17 @@ def test_a_file_without_one_direction_is_refused_by_name(tmp_path):
     for given, said in faults:
         with pytest.raises(ValueError, match=said):
             read_direction(tmp_path / "a.npz", **given)
+    np.savez(tmp_path / "c.npz", rows=np.ones((3, 4)))
+    for name, given, said in (
+        (
+            "a.npz",
+            {"tensor": "one", "row": 4},
+            "0 directions in row 4 among one .* one vector, .* leave row out",
+        ),
+        ("c.npz", {"d": 4}, r"0 directions of 4 numbers among rows \[3, 4\]; set row to one of 0 to 2"),
+        ("c.npz", {"d": 4, "row": 3}, "0 directions of 4 numbers in row 3 among rows .*; set row to one of 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_direction(tmp_path / name, **given)
     with pytest.raises(ValueError, match="cannot be read"):
         read_direction(tmp_path / "b.pt")

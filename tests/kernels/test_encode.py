@@ -1,6 +1,9 @@
-"""Sparse encoding gives exactly what the dense definition gives; screening by bfloat16 misses and invents nothing."""
+"""Sparse encoding gives exactly what the dense definition gives; no screen misses or invents a feature."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, get_args
 
 import numpy as np
 import pytest
@@ -8,21 +11,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heredity.kernels import encode
+from heredity.kernels import encode, paths, screens, sparse
+from heredity.kernels.candidates import active_of, sum_pre_acts
 from heredity.kernels.encode import keep_largest, sparse_encode
-from heredity.kernels.sparse import Sparse
+from heredity.kernels.screens import Kind, make_screen
+from heredity.kernels.sparse import Sparse, starts_of
 from heredity.kernels.torch_forms import (
     active_entries,
     dense_encode,
     key_starts,
     largest_entries,
     linear,
-    native_bfloat16,
     screened_entries,
 )
 from worlds import DEVICES, dense_of, dense_to_csr
 
 D_IN, D_SAE = 96, 2048
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def layer(d_in: int, d_sae: int, bias: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,8 +39,22 @@ def vectors(n: int, d_in: int) -> torch.Tensor:
     return torch.randn(n, d_in, generator=torch.Generator().manual_seed(1))
 
 
+def pre_acts_of(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """All pre-activations as sparse encoding sums those of candidates: float32's in one fixed order."""
+    if x.dtype != torch.float32:
+        return linear(x, weight, bias)
+    n, d_sae = len(x), len(weight)
+    values = np.full(n * d_sae, np.nan, np.float32)
+    listed = np.arange(n + 1) * d_sae, np.tile(np.arange(d_sae, dtype=np.int32), n)
+    sum_pre_acts(x.numpy(), weight.numpy(), bias.numpy(), *listed, values)
+    made = torch.from_numpy(values).view(n, d_sae)
+    # No more than float32's rounding lies between it and any other order.
+    torch.testing.assert_close(made.double(), exact(x, weight, bias), rtol=1e-5, atol=1e-5 * float(made.abs().max()))
+    return made
+
+
 def dense_way(x, weight, bias, k=None, threshold=None) -> Sparse:
-    return dense_to_csr(dense_encode(linear(x, weight, bias), k, threshold))
+    return dense_to_csr(dense_encode(pre_acts_of(x, weight, bias), k, threshold))
 
 
 def assert_same(found: Sparse, expected: Sparse) -> None:
@@ -74,9 +93,7 @@ def test_chunks_join_to_the_whole_and_threads_change_no_bit(monkeypatch):
     assert_same(*found)
     monkeypatch.setattr(encode, "CHUNK_BYTES", 1)
     chunked = sparse_encode(*given, 5)
-    np.testing.assert_array_equal(chunked.indptr, found[0].indptr)
-    np.testing.assert_array_equal(chunked.indices, found[0].indices)
-    np.testing.assert_allclose(chunked.values, found[0].values, rtol=1e-6, atol=1e-6)
+    assert_same(chunked, found[0])
 
 
 def test_of_equal_activations_the_lower_features_win():
@@ -93,7 +110,10 @@ def test_of_equal_activations_the_lower_features_win():
 )
 def test_top_k_keeps_the_largest_positive_values_whatever_the_ties(rows, k):
     pre_acts = np.array(rows, dtype=np.float32)
-    found = encode._chosen(pre_acts, k, np.zeros(90, np.float32))
+    features, counts = np.tile(np.arange(90, dtype=np.int32), len(rows)), np.empty(len(rows), np.int64)
+    listed = np.arange(len(rows) + 1) * 90, features, pre_acts.ravel()
+    found = Sparse(counts, *active_of(*listed, np.zeros(90, np.float32), k, counts), 90)
+    found = found._replace(indptr=starts_of(counts))
     for i, row in enumerate(pre_acts):
         part = slice(found.indptr[i], found.indptr[i + 1])
         expected = sorted(np.flatnonzero(row > 0), key=lambda j: (-row[j], j))[:k]
@@ -120,24 +140,46 @@ def test_batch_top_k_keeps_the_count_of_largest_entries_and_first_ties():
     assert_same(keep_largest(acts, 9), acts)
 
 
-@pytest.fixture
-def screening(monkeypatch) -> list[int]:
-    """Screens whatever the processor and the size of the problem; the list counts the candidates of each chunk."""
-    candidates: list[int] = []
-    real = encode.screened
+def emulate_what_is_missing(monkeypatch) -> None:
+    """Products that this machine or this torch lacks, by slower ones."""
+    if paths.costs_of(D_IN, D_SAE).bf16 == np.inf:
+        slow = lambda x, weight: (x.float() @ weight.float().T).bfloat16()  # noqa: E731
+        monkeypatch.setattr(screens, "bfloat16_product", slow)
+    if paths.costs_of(D_IN, D_SAE).int8 == np.inf:
+        monkeypatch.setattr(torch, "_int_mm", lambda x, weight: x.int() @ weight.int(), raising=False)
+    paths._measured.cache_clear()
 
-    def counted(*arguments):
-        found = real(*arguments)
-        candidates.append(-1 if found is None else found[1])
+
+class Screening(NamedTuple):
+    kind: Kind
+    """The screen that every encoding begins with."""
+    candidates: list[tuple[Kind, int]]
+    """Screen and candidates of each chunk so far; -1 for too many."""
+
+
+@pytest.fixture(params=KINDS)
+def screening(request, monkeypatch) -> Iterator[Screening]:
+    """Each screen in turn, followed by the exacter ones, whatever the machine and the size of the problem."""
+    seen, real = Screening(request.param, []), encode._screened
+
+    def counted(x, screen, *rest):
+        found = real(x, screen, *rest)
+        useless = len(found.overfull) > encode.MOST_OVERFULL * len(x)
+        seen.candidates.append((screen.kind, -1 if useless else found.candidates))
         return found
 
-    monkeypatch.setattr(encode, "screened", counted)
-    if not native_bfloat16():
-        monkeypatch.setattr(encode, "product", lambda x, weight: (x.float() @ weight.float().T).bfloat16())
-    monkeypatch.setattr(encode, "native_bfloat16", lambda: True)
+    emulate_what_is_missing(monkeypatch)
+    monkeypatch.setattr(encode, "_screened", counted)
     monkeypatch.setattr(encode, "SCREENED_ROWS", 1)
-    monkeypatch.setattr(encode, "SCREENED_WEIGHTS", 1)
-    return candidates
+
+    def there(d_in: int, d_sae: int) -> tuple[Kind, ...]:
+        costs = paths.costs_of(d_in, d_sae)
+        return tuple(kind for kind in KINDS[KINDS.index(request.param) :] if getattr(costs, kind) < np.inf)
+
+    monkeypatch.setattr(paths, "screens", there)
+    monkeypatch.setattr(paths, "pays", lambda *given: False)
+    yield seen
+    paths._measured.cache_clear()
 
 
 @pytest.fixture
@@ -167,31 +209,98 @@ def assert_equal_but_for_rounding(found: Sparse, pre_acts: torch.Tensor, k: int 
 @pytest.mark.parametrize("floor", [None, torch.tensor(0.3)])
 def test_screened_encoding_is_the_float32_one(screening, planted, k, floor):
     found = sparse_encode(*planted, k, floor)
-    assert screening and min(screening) >= 0
+    assert screening.candidates and all(kind == screening.kind and n >= 0 for kind, n in screening.candidates)
     assert_equal_but_for_rounding(found, exact(*planted), k, floor)
+    assert_same(found, dense_way(*planted, k, floor))
+
+
+@pytest.mark.parametrize("d_in", [1, 3, 40, 129])
+@pytest.mark.parametrize("d_sae", [1, 8, 63, 200, 1031])
+@pytest.mark.parametrize("k", [None, 1, 5])
+def test_every_screen_gives_the_same_bits_at_every_shape(screening, d_in, d_sae, k):
+    given = vectors(70, d_in), *layer(d_in, d_sae, -0.5)
+    assert_same(sparse_encode(*given, k and min(k, d_sae)), dense_way(*given, k and min(k, d_sae)))
+
+
+@pytest.mark.parametrize("k", [None, 1, 30])
+def test_massive_activations_in_few_columns_leave_few_candidates(screening, planted, k):
+    x, weight, _ = planted
+    x[:, [5, 77]] *= 1000
+    x[::7, 20] = 3e4
+    bias = -(x @ weight.T).quantile(0.996, dim=0)
+    found = sparse_encode(x, weight, bias, k)
+    assert_same(found, dense_way(x, weight, bias, k))
+    if screening.kind == "int8":
+        assert sum(n for _, n in screening.candidates) < 0.05 * len(x) * D_SAE
+
+
+def test_rows_of_zeros_and_rows_of_every_size_are_encoded(screening, planted):
+    x, weight, bias = planted
+    x[3] = 0
+    x[4] *= 1e-36
+    x[5] *= 1e30
+    for bias_here in (bias, torch.zeros(D_SAE), bias.abs()):
+        for k in (None, 3):
+            assert_same(sparse_encode(x, weight, bias_here, k), dense_way(x, weight, bias_here, k))
+
+
+def test_of_equal_features_the_lower_ones_are_kept_whatever_the_screen(screening, planted):
+    x, weight, bias = planted
+    weight[D_SAE // 2 :], bias[D_SAE // 2 :] = weight[: D_SAE // 2].clone(), bias[: D_SAE // 2].clone()
+    found, pre_acts = sparse_encode(x, weight, bias, 7), pre_acts_of(x, weight, bias).numpy()
+    assert (np.diff(found.indptr) == 7).any()
+    for i, row in enumerate(pre_acts):
+        largest = np.argsort(-row, kind="stable")[:7]
+        own = slice(found.indptr[i], found.indptr[i + 1])
+        np.testing.assert_array_equal(found.indices[own], np.sort(largest[row[largest] > 0]))
+        np.testing.assert_array_equal(found.values[own], row[found.indices[own]])
+
+
+def test_thresholds_of_jumprelu_and_negative_biases_hold_for_every_screen(screening, planted):
+    x, weight, bias = planted
+    threshold = torch.linspace(-1, 2, D_SAE)
+    assert_same(sparse_encode(x, weight, bias, threshold=threshold), dense_way(x, weight, bias, threshold=threshold))
+    none = torch.zeros(D_SAE)
+    assert_same(sparse_encode(x, weight, none, threshold=-bias), dense_way(x, weight, none, threshold=-bias))
 
 
 def test_adversarial_rounding_misses_nothing(screening):
-    """Inputs and weights in the middle between bfloat16 neighbours, all errors of one sign: the bounds still hold."""
+    """Inputs and weights in the middle between two steps of a screen, all errors of one sign: the bounds still hold."""
+    # Of bfloat16's steps; of int8's, whose scale the first element sets.
     half_step = 1 + 2.0**-8 - 2.0**-20
     x, weight = torch.full((64, D_IN), half_step), torch.full((D_SAE, D_IN), half_step)
-    # A few features are left just above or just below zero, by far less than what bfloat16 loses; the rest far below.
+    if screening.kind == "int8":
+        x[:, 1:], weight[:, 1:] = 63.49 / 127 * half_step, 63.49 / 127 * half_step
+    # A few features are left just above or just below zero, by far less than what the screen loses; the rest far below.
     above = torch.full((D_SAE,), -40.0, dtype=torch.float64)
-    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64)
+    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * (0.5 if screening.kind == "int8" else 1.0)
     bias = above - exact(x, weight, torch.zeros(D_SAE))[0, 0]
     bias = bias.float()[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))]
     found, pre_acts = dense_of(sparse_encode(x, weight, bias)) > 0, exact(x, weight, bias)
     sure = (pre_acts.abs() > 1e-4).numpy()
-    assert 64 * 50 <= screening[0] <= 64 * 100
     np.testing.assert_array_equal(found[sure], (pre_acts > 0).numpy()[sure])
-    assert (x.bfloat16().float() @ weight.bfloat16().float().T + bias).numpy()[(pre_acts > 0).numpy() & sure].min() < 0
+    if screening.kind == "float32":
+        return
+    assert (64 * 50 if screening.kind == "bf16" else 1) <= screening.candidates[0][1] <= 64 * 100
+    sides = [make_screen(rows, screening.kind) for rows in (x, weight)]
+    x_low, weight_low = (side.rows.float() * torch.from_numpy(side.scale)[:, None] for side in sides)
+    assert (x_low @ weight_low.T + bias).numpy()[(pre_acts > 0).numpy() & sure].min() < 0
 
 
 def test_many_candidates_go_to_the_float32_product(screening, planted):
     given = torch.randn(200, D_IN), planted[1], torch.zeros(D_SAE)
     found = sparse_encode(*given)
-    assert screening == [-1]
-    np.testing.assert_array_equal(found.values, dense_way(*given).values)
+    tried = [kind for kind, n in screening.candidates if n < 0]
+    assert tried == list(KINDS[KINDS.index(screening.kind) : -1]) and screening.candidates[-1][0] == "float32"
+    assert_same(found, dense_way(*given))
+
+
+def test_a_screen_that_leaves_too_much_to_decide_gives_way(screening, planted, monkeypatch):
+    monkeypatch.setattr(paths, "pays", lambda other, kind, spurious, *shape: spurious > 0)
+    monkeypatch.setattr(encode, "TRIAL_ROWS", 20)
+    given = planted[0], planted[1], 0.8 * planted[2]
+    assert_same(sparse_encode(*given), dense_way(*given))
+    assert [kind for kind, _ in screening.candidates][-1] == "float32"
 
 
 def test_a_token_with_many_active_features_does_not_stop_the_others(screening, planted):
@@ -200,27 +309,59 @@ def test_a_token_with_many_active_features_does_not_stop_the_others(screening, p
     x[200] *= -50
     found, expected = sparse_encode(*planted), dense_to_csr(exact(*planted).relu())
     counts, wanted = np.diff(found.indptr), np.diff(expected.indptr)
-    assert screening[0] > 0 and counts[[7, 200]].max() > 0.3 * D_SAE
+    assert screening.candidates[0][1] > 0 and counts[[7, 200]].max() > 0.3 * D_SAE
     np.testing.assert_array_equal(counts[[7, 200]], wanted[[7, 200]])
     assert np.abs(counts - wanted).sum() <= 2
     np.testing.assert_allclose(found.values.sum(), expected.values.sum(), rtol=1e-5)
+    assert_same(found, dense_way(*planted))
 
 
-def test_values_do_not_depend_on_the_rows_around_a_token(screening, planted):
+@pytest.mark.parametrize("k", [None, 7])
+def test_values_do_not_depend_on_the_rows_around_a_token(screening, planted, k):
     x, weight, bias = planted
-    whole, part = sparse_encode(x, weight, bias), sparse_encode(x[100:157], weight, bias)
+    whole, part = sparse_encode(x, weight, bias, k), sparse_encode(x[100:157], weight, bias, k)
     own = slice(whole.indptr[100], whole.indptr[157])
     np.testing.assert_array_equal(whole.indices[own], part.indices)
     np.testing.assert_array_equal(whole.values[own], part.values)
 
 
-def test_rounding_is_that_of_torch_and_its_norms_are_bounds():
+def test_chunks_change_no_bit_of_a_screened_encoding(screening, planted, monkeypatch):
+    whole = sparse_encode(*planted, 7)
+    monkeypatch.setattr(encode, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(encode, "TRIAL_ROWS", 5)
+    assert_same(sparse_encode(*planted, 7), whole)
+    assert len(screening.candidates) > 15
+
+
+@pytest.mark.parametrize("k", [None, 7])
+def test_ranges_in_threads_join_to_the_same_bits(screening, planted, monkeypatch, k):
+    before, alone = torch.get_num_threads(), sparse_encode(*planted, k)
+    monkeypatch.setattr(sparse, "WORTH_THREADS", 1)
+    try:
+        torch.set_num_threads(3)
+        assert_same(sparse_encode(*planted, k), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_screen_serves_several_calls_and_another_call_s_choice_changes_nothing(screening, planted):
+    x, weight, bias = planted
+    for kind in KINDS:
+        assert_same(sparse_encode(x, weight, bias, 7, screen=make_screen(weight, kind)), dense_way(x, weight, bias, 7))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_norms_of_a_screen_are_bounds(kind):
     x = torch.randn(50, 33) * torch.logspace(-30, 30, 50)[:, None]
-    rounded, norm, rounding = encode.make_screen(x)
-    assert torch.equal(rounded, x.bfloat16())
-    finite = (x.abs() < 1e15).all(1) & (x.abs() > 1e-15).all(1)
-    for bound, vector in ((rounding, x.double() - rounded.double()), (norm, x.double())):
-        assert (torch.from_numpy(bound).double() >= vector.norm(dim=1))[finite].all()
+    x[9], x[10] = 0, 1e-40
+    screen = make_screen(x, kind)
+    if kind == "bf16":
+        assert torch.equal(screen.rows, x.bfloat16())
+    rounded = screen.rows.double() * torch.from_numpy(screen.scale).double()[:, None]
+    big = (x.abs() > 1e-28).all(1)
+    for bound, vector in ((screen.rounding, x.double() - rounded), (screen.norm, x.double())):
+        assert (torch.from_numpy(bound).double() >= vector.norm(dim=1))[big].all()
+        assert np.isfinite(bound).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

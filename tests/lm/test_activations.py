@@ -9,11 +9,12 @@ from torch import nn
 
 import tiny
 from heredity.lm.activations import ActivationStore, activations, blocks_at_once
-from heredity.lm.evaluate import arithmetic
+from heredity.lm.evaluate import arithmetic, blocks_that_fit
 from heredity.lm.hooks import capture
 from heredity.lm.load import mistral_config, new_model
 from heredity.study import ArchitectureConfig
 from heredity.text.tokens import BlockSampler, PackedTokens
+from worlds import NO_GPU
 
 CONTEXT, BATCH_BLOCKS, BUFFER = 24, 32, 16
 GROUP = BATCH_BLOCKS * BUFFER  # blocks shuffled together
@@ -102,6 +103,26 @@ def test_chunks_are_forward_passes_of_whole_blocks():
     assert blocks_at_once(CONTEXT) == 512 and blocks_at_once(100_000) == 1
     sizes = [len(x) for x in activations(Names(9), "embed:output", np.ones((1200, CONTEXT), np.int64))]
     assert sizes == [512 * CONTEXT, 512 * CONTEXT, 176 * CONTEXT]
+
+
+def test_passes_are_as_large_as_memory_allows_and_chunks_stay_what_they_are(monkeypatch):
+    blocks, whole = np.arange(1200 * CONTEXT).reshape(1200, CONTEXT) % 9, []
+    for fit in (None, 100):
+        monkeypatch.setattr("heredity.lm.activations.blocks_that_fit", lambda *of, fit=fit: fit)
+        whole.append(list(activations(Names(9), "embed:output", blocks)))
+    assert [len(x) for x in whole[1]] == [512 * CONTEXT, 512 * CONTEXT, 176 * CONTEXT]
+    assert all(torch.equal(x, y) for x, y in zip(*whole, strict=True))
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_float32_on_a_gpu_is_tf32_while_it_lasts_and_memory_sets_the_size_of_a_pass():
+    model, before = small_model().to("cuda"), torch.get_float32_matmul_precision()
+    with arithmetic(torch.device("cuda"), "float32"):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+    fits = blocks_that_fit(model, CONTEXT)
+    assert fits is not None and fits > blocks_that_fit(model, 100 * CONTEXT) > 0  # type: ignore[operator]
 
 
 def test_arithmetic_ends_with_its_block(bf16_anywhere):

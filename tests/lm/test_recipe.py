@@ -41,7 +41,9 @@ def test_files_that_cannot_be_followed_are_named_with_the_place(tmp_path: Path, 
 
 def test_without_mergekit_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("heredity.lm.recipe.find_spec", lambda _: None)
-    with pytest.raises(RecipeError, match=r"^r.yaml: .* need mergekit, .*; pip install 'heredity\[merge\]'"):
+    with pytest.raises(
+        RecipeError, match=r"^r.yaml: .* need mergekit, .*; in a clone: pip install -c constraints.txt -e '\.\[merge\]'"
+    ):
         merge_recipe({"merge_method": "slerp"}, tmp_path / "out", place="r.yaml")
     assert not (tmp_path / "out").exists()
 
@@ -209,9 +211,11 @@ def test_a_folder_that_changed_between_two_merges_is_read_again(lineage: dict[st
     ("change", "message"),
     [
         (lambda recipe: recipe.pop("merge_method"), "r.yaml: mergekit cannot read it: merge_method: Field required"),
+        (lambda recipe: recipe.update(paramters={"t": 0.5}), "r.yaml: paramters: unknown key; did you mean parameters"),
+        (lambda recipe: recipe["models"][0].update(paramters={}), "r.yaml: paramters: unknown key; did you mean param"),
         (lambda recipe: recipe.pop("models"), "r.yaml: mergekit cannot .*Exactly one of 'models'"),
         (lambda recipe: recipe.update(merge_method="blend"), "r.yaml: mergekit cannot follow it: .*blend"),
-        (lambda recipe: recipe["models"].append({"modle": "c"}), r"r.yaml: .*models.2.model: Field required"),
+        (lambda recipe: recipe["models"].append({"modle": "c"}), "r.yaml: modle: unknown key; did you mean model"),
         (lambda recipe: recipe["models"][0]["parameters"].pop("weight"), "r.yaml: mergekit cannot follow it: .*weight"),
     ],
 )

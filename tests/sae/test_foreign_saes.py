@@ -298,7 +298,7 @@ def test_a_folder_of_many_saes_names_those_below(tmp_path: Path):
 
 def test_a_release_needs_saelens_and_an_id(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sae_lens", None)
-    for name, message in (("saelens:gpt2-small-res-jb", "names no SAE"), ("saelens:a/b/c", r"heredity\[saes\]")):
+    for name, message in (("saelens:gpt2-small-res-jb", "names no SAE"), ("saelens:a/b/c", r"'.\[saes\]'")):
         with pytest.raises(FormatError, match=message):
             read_sae(name)
 

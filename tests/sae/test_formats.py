@@ -111,7 +111,16 @@ def test_a_topk_sae_from_before_saelens_6_is_topk_and_half_precision_is_read_as_
         (lambda f: (f / "cfg.json").write_text("{"), r"cfg\.json is not readable JSON"),
         (lambda f: (f / "sae_weights.safetensors").write_bytes(b"no"), r"sae_weights\.safetensors is damaged"),
         (lambda f: (f / "sae_weights.safetensors").unlink(), "holds no SAE"),
-        (lambda f: changed_weights(f, W_dec=lambda w: w.T), r"W_dec is \[6, 18\] instead of \[18, 6\]"),
+        (
+            lambda f: changed_weights(f, W_dec=lambda w: w.T),
+            r"W_enc is \[6, 18\] and W_dec \[6, 18\].*one of them is turned",
+        ),
+        (lambda f: changed_weights(f, W_enc=lambda w: w.T), "W_dec .18, 6., and each must be the other's transpose"),
+        (
+            lambda f: edited(f, d_sae=999),
+            r"cfg\.json: d_sae=999 and the weights beside it, sae_weights\.safe.*, have 18;",
+        ),
+        (lambda f: edited(f, d_in=7), r"d_in=7 and the weights beside it, sae_weights\.safetensors, have 6;"),
         (lambda f: changed_weights(f, b_enc=lambda b: b[:-1]), r"b_enc is \[17\] instead of \[18\]"),
         (lambda f: changed_weights(f, W_enc=lambda w: w * torch.nan), "W_enc holds NaN"),
         (lambda f: edited(f, architecture="gated"), "has no r_mag"),
@@ -152,6 +161,23 @@ def test_kinds_without_an_equal_are_refused(tmp_path: Path):
     (tmp_path / "c" / "config.json").write_text(json.dumps({"trainer": {"dict_class": "CrossCoder"}}))
     with pytest.raises(FormatError, match="'CrossCoder' is not supported"):
         read_sae(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "key"),
+    [("saelens", None, "d_sae"), ("sparsify", None, "num_latents"), ("dictionary_learning", "trainer", "dict_size")],
+)
+def test_a_size_that_the_settings_leave_out_is_that_of_the_weights_and_another_is_refused(tmp_path, kind, table, key):
+    write_sae(some_sae("topk"), tmp_path, {}, kind)
+    (path,) = tmp_path.glob("*.json")
+    settings = json.loads(path.read_text())
+    (settings[table] if table else settings).pop(key)
+    path.write_text(json.dumps(settings))
+    assert read_sae(tmp_path)[0].d_sae == 18
+    (settings[table] if table else settings)[key] = 99
+    path.write_text(json.dumps(settings))
+    with pytest.raises(FormatError, match=f"{key}=99 and the weights beside it, .* have 18"):
+        read_sae(tmp_path)
 
 
 @pytest.mark.interop

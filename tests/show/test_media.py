@@ -14,10 +14,10 @@ import documents
 import examples
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
-from heredity.analyses.plan import PLAN_TABLES
+from heredity.analyses.plan import PLAN_EDGES, PLAN_MODELS, PLAN_STAGES
 from heredity.show import export, page, summary, terminal
 
-DECLARED = {table.name: table for table in (*TABLES.values(), *PLAN_TABLES)}
+DECLARED = {table.name: table for table in (*TABLES.values(), PLAN_MODELS, PLAN_EDGES, PLAN_STAGES)}
 
 
 @pytest.fixture(params=DECLARED)

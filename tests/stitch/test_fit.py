@@ -164,7 +164,7 @@ def test_held_out_tokens_choose_the_ridge():
 @pytest.mark.parametrize(
     ("constant", "options", "message"),
     [
-        (False, {"method": "least squares"}, "not known"),
+        (False, {"method": "least squares"}, "must be 'ridge', 'joint' or 'procrustes'"),
         (False, {"ridge": -1.0}, "must not be negative"),
         (True, {}, "activations of B are constant"),
         (False, {"method": "joint", "ridge": 0.0}, "raise ridge"),

@@ -17,6 +17,7 @@ from heredity.analyses.reading import load, on_device, packs
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
+from heredity.errors import install
 from heredity.study import DirectionConfig, Precision, Study, StudyError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def followed_of(study: Study) -> dict[str, Followed]:
         if config.file and path is None:
             raise StudyError(f"{key}.file: {config.file}: there is no such file; correct the path")
         if config.how == "probe" and find_spec("sklearn") is None:
-            way_out = "pip install 'heredity[stitch]', or set how to means"
+            way_out = f"{install('stitch')}; or set how to means"
             raise StudyError(f"{key}.how: a probe needs scikit-learn, which is not installed; {way_out}")
         try:
             d = width(shape, point) if shape else None

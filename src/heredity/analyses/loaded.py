@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heredity.study import Study, StudyError
+from heredity.study.places import local_path
 
 if TYPE_CHECKING:
     from heredity.lm.checkpoint import Source
 
-_POSITIONS = re.compile(r"(wpe|embed_positions|position_embeddings|pos_emb)\.weight$")  # learned, one row for each
+_READ_AT_ONCE = 4 << 30  # bytes of weights that are looked at before a run; larger ones when they are first loaded
 _CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
 
@@ -34,6 +35,31 @@ def local_folder(study: Study, key: str, reference: str) -> Path | None:
             f'there is none; one lies in the working folder: write "{right}" for that'
         )
     return folder
+
+
+def refuse_missing(study: Study, key: str, reference: str) -> None:
+    """Raise StudyError for the value of a key that names no folder, in one that is there: a misspelt path, which would
+    be looked for on the hub."""
+    above = local_path(reference, study.root).parent
+    if "/" in reference and local_folder(study, key, reference) is None and above.is_dir():
+        raise StudyError(
+            f"{study.name}: {key}: {reference}: {above} has no folder {Path(reference).name}; correct the path"
+        )
+
+
+def config_here(study: Study, name: str) -> tuple[Any, bool]:
+    """Configuration of a model that is loaded from this disk, or made of one that is, and whether its code is run;
+    None for any other."""
+    from heredity.lm.checkpoint import located
+    from heredity.lm.load import config_of
+
+    while study.config.model[name].load is None:
+        if not study.parents[name]:
+            return None, False
+        name = study.parents[name][0]
+    trusted, path = study.config.model[name].trust_remote_code, model_folder(study, name)
+    source = base_source(located(str(path), code=trusted)) if path else None
+    return config_of(source, trusted) if source else None, trusted
 
 
 def model_folder(study: Study, name: str) -> Path | None:
@@ -138,20 +164,33 @@ def check_loaded(study: Study) -> dict[tuple[str, str], int]:
 
 
 def _check_derived(study: Study, name: str) -> None:
-    """That the files that a model is made with are there, and an adapter is one. Raises StudyError, by key."""
+    """That the files that a model is made with are there, that an adapter is one and fits its parent, and that groups
+    of quantized weights divide its rows. Raises StudyError, by key."""
     from heredity.lm.checkpoint import ADAPTER, ModelError, is_local, located
+    from heredity.lm.quantize import refuse_group_size
+    from heredity.lm.trace import check_adapter, skeleton
 
     model, file = study.config.model[name], derived_file(study, name)
+    config, trusted = config_here(study, name) if model.quantize or model.adapter else (None, False)
+    if model.quantize and config is not None:
+        with skeleton(config, trusted) as parent:
+            try:
+                refuse_group_size(parent, model.quantize)
+            except ValueError as error:
+                raise StudyError(f"{study.name}: model.{name}.quantize: {error}") from None
     if model.edit is not None and model.edit.project_out is not None and model.edit.direction is None and file is None:
         place = f"{study.name}: model.{name}.edit.project_out"
         raise StudyError(f"{place}: {model.edit.project_out}: no such file; correct the path")
     if model.adapter is None:
         return
+    refuse_missing(study, f"model.{name}.adapter", model.adapter)
     try:
         if file is not None and not (file / ADAPTER).exists():
             raise ModelError(f"{file}: holds no adapter (there is no {ADAPTER}); give the folder that peft wrote")
         if is_local(str(file or model.adapter)):
-            located(str(file or model.adapter))
+            source = located(str(file or model.adapter))
+            if config is not None:
+                check_adapter(config, source, study.parents[name][0], trusted)
     except ModelError as error:
         raise StudyError(f"{study.name}: model.{name}.adapter: {error}") from None
 
@@ -287,9 +326,9 @@ def _check_positions(study: Study, name: str, config: Any) -> None:
     """That blocks, and the token before them, fit the positions that a model has learned an embedding for. Raises
     StudyError, by key."""
     from heredity.analyses.model import training_of
+    from heredity.lm.reading import positions_of, refuse_beyond_positions
     from heredity.lm.trace import skeleton
 
-    most = getattr(config.get_text_config(), "max_position_embeddings", None)
     sizes = {"sae.context_size": study.config.sae.context_size} if study.instruments and name in study.followed else {}
     first = name
     while study.parents[first] and study.config.model[first].train is None:
@@ -298,25 +337,23 @@ def _check_positions(study: Study, name: str, config: Any) -> None:
     for child in study.line_of(name):
         if study.config.model[child].kind == "finetune":
             sizes[f"model.{child}.context_size"] = study.config.model[child].context_size
-    before = int(study.config.reading.prefix != "none")
-    if not isinstance(most, int) or max(sizes.values()) + before <= most:
+    behind_prefix, most = study.config.reading.prefix != "none", positions_of(config)
+    if most is None or max(sizes.values()) + behind_prefix <= most:
         return
     with skeleton(config, study.config.model[name].trust_remote_code) as model:
-        if not any(_POSITIONS.search(tensor) for tensor in model.state_dict()):
-            return  # rotary ones go on beyond what the model was trained with
-    for key, size in sizes.items():
-        if most < size + before:
-            behind = ", one of them for the token before every block" if before else ""
-            way_out = f"set it to {most - before} or less"
-            raise StudyError(f"{study.name}: {key}: {size}: model {name} has {most} positions{behind}; {way_out}")
+        try:
+            refuse_beyond_positions(model, name, sizes, behind_prefix)
+        except ValueError as error:
+            raise StudyError(f"{study.name}: {error}") from None
 
 
 def _check_weights(study: Study, name: str, source: Source, config: Any) -> None:
     """That the tensors of the files are those of the configuration, in name and shape, as far as names are those that
-    the model calls them by. Raises StudyError, by key."""
+    the model calls them by, and that weights which are read in seconds are finite. Raises StudyError, by key."""
     from heredity.lm.checkpoint import ADAPTER, ModelError, tensors_of
-    from heredity.lm.load import NO_WEIGHT
+    from heredity.lm.load import NO_WEIGHT, refuse_not_finite
     from heredity.lm.trace import skeleton
+    from heredity.lm.weights import tensors_in
 
     if source.gguf or (source.folder / ADAPTER).exists() or getattr(config, "quantization_config", None):
         return
@@ -345,6 +382,11 @@ def _check_weights(study: Study, name: str, source: Source, config: Any) -> None
     if missing and held.keys() <= expected.keys():
         few = f"{len(missing)} tensors that config.json tells of are not in its weights ({missing[0]})"
         raise StudyError(f"{place}: {few}; they belong to different models: copy both anew")
+    if sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) < _READ_AT_ONCE:
+        try:
+            refuse_not_finite(source.name, tensors_in(source.folder, source.name))
+        except ValueError as error:
+            raise StudyError(f"{study.name}: model.{name}.load: {error}") from None
 
 
 def _places(study: Study, name: str) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,7 @@ def findings(tables: Tables) -> Iterable[Statement]:
             if merged and one.question in ("inherited", "new"):  # the flow into a merge answers these
                 continue
             yield beside_verdicts(one._replace(text=counted + one.text), tables)
-        yield from _notes(row, rare)
+    yield from _notes(tables)
 
 
 def beside_verdicts(statement: Statement, tables: Tables) -> Statement:
@@ -135,24 +135,37 @@ def _sure(row: Mapping[str, Any], chance: Mapping[str, Any] | None) -> Statement
     return Statement(child, "sure", text, (*evidence, threshold_words(row)), row["instrument"])
 
 
-def _notes(row: Mapping[str, Any], rare: Mapping[str, Any] | None) -> Iterable[Statement]:
-    place = f"edge {row['edge']} (instrument {row['instrument']})"
-    if row["rule"] == "evidence" and row["threshold"] < _LEAST_THRESHOLD:
-        yield Statement(
-            row["edge"],
-            "note",
-            f"{place}: SAEs of one model agree so little that evidence puts the threshold at {row['threshold']:g}; a "
-            "feature that persists there may be kept in part only: train longer, or use another instrument",
-            instrument=row["instrument"],
+def _notes(tables: Tables) -> Iterable[Statement]:
+    """One note per instrument on each thing to know, with the edges that it is about."""
+    low: dict[str, dict[str, float]] = {}
+    rare: dict[str, dict[str, str]] = {}
+    for row in own_rows(tables):
+        instrument, edge, live = row["instrument"], row["edge"], row["parent_live"]
+        if row["rule"] == "evidence" and row["threshold"] < _LEAST_THRESHOLD:
+            low.setdefault(instrument, {})[edge] = row["threshold"]
+        few = rows_of(tables, "strata", end="parent", stratum="rare", **{name: row[name] for name in KEY})
+        for one in few[:1]:
+            if live and one["features"] > _MOST_RARE * live:
+                rare.setdefault(instrument, {})[edge] = f"{one['features']:,} of {live:,}"
+    for instrument, edges in low.items():
+        ends = sorted({f"{threshold:g}" for threshold in edges.values()}, key=float)
+        text = (
+            f"{_place(edges, instrument)}: SAEs of one model agree so little that evidence puts the threshold at "
+            f"{' to '.join(dict.fromkeys((ends[0], ends[-1])))}; a feature that persists there may be kept in part "
+            "only: train longer, or use another instrument"
         )
-    if rare and row["parent_live"] and rare["features"] > _MOST_RARE * row["parent_live"]:
-        yield Statement(
-            row["edge"],
-            "note",
-            f"{place}: {rare['features']:,} of {row['parent_live']:,} live features fire on fewer than 30 of the "
-            "tokens, too few to tell lost from kept; raise lineage.tokens",
-            instrument=row["instrument"],
+        yield Statement("SAEs", "note", text, instrument=instrument)
+    for instrument, edges in rare.items():
+        text = (
+            f"{_place(edges, instrument)}: {format.listed([*edges.values()])} live features fire on fewer than 30 of "
+            "the tokens, too few to tell lost from kept; raise lineage.tokens"
         )
+        yield Statement("SAEs", "note", text, instrument=instrument)
+
+
+def _place(edges: Iterable[str], instrument: str) -> str:
+    names = list(edges)
+    return f"edge{'s' * (len(names) > 1)} {format.listed(names)} (instrument {instrument})"
 
 
 def threshold_words(row: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.analysis import Aside, Item
-from heredity.analyses.loaded import base_source, local_folder, model_folder
+from heredity.analyses.loaded import config_here, local_folder
 from heredity.analyses.reading import load, state_of, tokenizer_of
 from heredity.engine.stage import Work
 from heredity.study import Study, StudyError
@@ -92,11 +92,11 @@ def check_pretrained(study: Study, widths: Mapping[tuple[str, str], int | None])
                 continue
             read, metadata = _read(settings)
             _check_width(settings, read, widths.get((name, site)))
-            config = _config(study, name)
+            config, trusted = config_here(study, name)
             if config is not None:
                 from heredity.lm.trace import skeleton
 
-                with skeleton(config, study.config.model[name].trust_remote_code) as model:
+                with skeleton(config, trusted) as model:
                     _notes(settings, metadata, model)
 
 
@@ -175,14 +175,3 @@ def _notes(settings: PretrainedSAE, metadata: dict[str, Any], model: Any) -> lis
     except ValueError as error:
         raise StudyError(f"{settings.place}: {error}") from None
     return [*notes, *differences(given, metadata, model, str(settings.model), settings.context_size.value)]
-
-
-def _config(study: Study, name: str) -> Any:
-    """Configuration of a model that is loaded from this disk; None for any other."""
-    from heredity.lm.checkpoint import located
-    from heredity.lm.load import config_of
-
-    model = study.config.model[name]
-    path = model_folder(study, name) if model.load else None
-    source = base_source(located(str(path), code=model.trust_remote_code)) if path else None
-    return config_of(source, model.trust_remote_code) if source else None

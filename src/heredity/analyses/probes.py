@@ -24,6 +24,7 @@ from heredity.analyses.sae_transfer import source_sae_need
 from heredity.analyses.stitch_maps import Sides, by_stitch, pass_cost, percent, stitch_needs
 from heredity.analyses.warm_starts import warm_start_need
 from heredity.engine.stage import Work
+from heredity.errors import install
 from heredity.format import listed
 from heredity.study import Precision, Study, StudyError
 from heredity.study.stitch import ProbeSetConfig, ProbeTask, Sizes
@@ -138,8 +139,8 @@ def require_sklearn(study: Study, name: str, without: str) -> None:
     """Raise StudyError unless scikit-learn is installed. without: the setting that does without it, in words."""
     if find_spec("sklearn") is None:
         raise StudyError(
-            f"{study.name}: stitch.{name}: needs scikit-learn, which is not installed; pip install 'heredity[stitch]', "
-            f"or set {without} to do without"
+            f"{study.name}: stitch.{name}: needs scikit-learn, which is not installed; {install('stitch')}; or set "
+            f"{without} to do without"
         )
 
 

@@ -105,6 +105,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def precision() -> Precision:
+    """Of the models' matrix products where no study says it: bf16 on a GPU, an order of magnitude faster there."""
+    return "float32" if device() == "cpu" else "bf16"
+
+
 def on_device(model: Any) -> Any:
     """The model where the work is done, ready to be read; on a CPU this process keeps the memory of large buffers."""
     from heredity.kernels.processors import keep_large_buffers

@@ -629,11 +629,12 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if row["explained_variance"] is not None and row["explained_variance"] < LEAST_EXPLAINED:
             poor.setdefault(row["instrument"], []).append(row)
     for instrument, rows in poor.items():
-        models, least = ", ".join(row["model"] for row in rows), min(row["explained_variance"] for row in rows)
+        models = ", ".join(row["model"] for row in rows)
+        least = format.below(min(row["explained_variance"] for row in rows), LEAST_EXPLAINED)
         text = (
-            f"SAEs of {models} (instrument {instrument}) explain as little as {least:.2f} of the variance: in planted "
-            f"worlds, SAEs that were trained too little, and explain less than {LEAST_EXPLAINED:g}, call kept "
-            "features lost; train longer"
+            f"SAEs of {models} (instrument {instrument}) explain as little as {least} of the variance: in planted "
+            "worlds, SAEs that were trained too little, and explain less than "
+            f"{format.percent(LEAST_EXPLAINED)}, call kept features lost; train longer"
         )
         yield Statement("SAEs", "note", text, instrument=instrument)
     for row in rows_of(tables, "saes"):

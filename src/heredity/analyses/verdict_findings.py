@@ -38,7 +38,8 @@ _LEAST_UNTRAINED = 30  # stable features of an untrained dictionary whose kept s
 
 
 def findings(tables: Tables) -> Iterable[Statement]:
-    noted, siblings = set(), twins(tables)
+    siblings = twins(tables)
+    yield from _few_stable(tables)
     for row in rows_of(tables, "verdicts"):
         if row["text"] != "common":
             yield from _elsewhere(row)
@@ -47,17 +48,6 @@ def findings(tables: Tables) -> Iterable[Statement]:
         own = parent if row["end"] == "parent" else child
         stable = row["stable"]
         undecided = f"{row['undecided'] or 'none'} {'is' if row['undecided'] == 1 else 'are'} undecided"
-        if stable < FEW_STABLE * max(1, row["live"]) and (own, row["instrument"]) not in noted:
-            noted.add((own, row["instrument"]))
-            yield Statement(
-                own,
-                "note",
-                f"SAEs of {own} (instrument {row['instrument']}): {format.of(stable, row['live'])} live features are "
-                f"stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too few to "
-                "speak for the model; train them longer, or with smaller batches",
-                (),
-                row["instrument"],
-            )
         if row["identical"] and row["end"] == "parent":
             text = f"{parent} and {child} have identical weights, so that all is kept; check {child}'s path or revision"
             yield Statement(child, "note", text, (), row["instrument"])
@@ -105,6 +95,24 @@ def findings(tables: Tables) -> Iterable[Statement]:
                 if one["kind"] in DERIVED
             ]
             yield from _sure(row, rows_of(tables, "references", **{name: row[name] for name in _KEY}), untrained)
+
+
+def _few_stable(tables: Tables) -> Iterable[Statement]:
+    """One note per instrument on the models of which few features can be judged."""
+    few: dict[str, dict[str, str]] = {}
+    for row in rows_of(tables, "verdicts", text="common"):
+        stable, live = row["stable"], row["live"]
+        if stable < FEW_STABLE * max(1, live):
+            own = row["edge"].split("->")[row["end"] == "child"]
+            count = f"{stable:,} of {live:,} ({format.below(stable / live, FEW_STABLE)})" if live else "none of none"
+            few.setdefault(row["instrument"], {}).setdefault(own, count)
+    for instrument, models in few.items():
+        text = (
+            f"SAEs of {format.listed([*models])} (instrument {instrument}): {format.listed([*models.values()])} live "
+            f"features are stable (found again by an SAE of another seed), less than {format.percent(FEW_STABLE)}: too "
+            "few to speak for the model; train them longer, or with smaller batches"
+        )
+        yield Statement("SAEs", "note", text, instrument=instrument)
 
 
 def same_activations(parent: str, child: str, site: str) -> str:

@@ -8,7 +8,9 @@ import inspect
 import json
 import logging
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,7 +142,7 @@ def complete(name: str, runs: Path, overrides: list[str] | None, site: str | Non
     """A run with all of its stages done. Raises ValueError, by label, for a stage that is not."""
     run = run_of(name, runs, overrides, site)
     if run.missing:
-        raise ValueError(f"{run.missing[0]} of study {run.name} is not done in {runs}; run `{run.again}` first")
+        raise ValueError(run.not_done(run.missing[0]))
     return run
 
 
@@ -158,16 +160,39 @@ def watcher() -> Iterator[Bars]:
             raise
 
 
+class _Terminated(KeyboardInterrupt):
+    """A request to stop that came as SIGTERM, as schedulers and containers send it."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """While open, SIGTERM stops the work as Ctrl-C does. Signals belong to the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextlib.contextmanager
 def errors(debug: bool) -> Iterator[None]:
-    """One clear line on stderr and exit code 2 for every error; the traceback with --debug."""
+    """One clear line on stderr and exit code 2 for every error; the traceback with --debug. 130 after Ctrl-C, 143 after
+    SIGTERM."""
     if not debug:  # a hub that cannot be reached is one line, not one for every attempt
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        yield
-    except KeyboardInterrupt:
+        with _terminable():
+            yield
+    except KeyboardInterrupt as stop:
         err.print("interrupted; the same command goes on from here", style="yellow")
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
     except (typer.Exit, SystemExit):
         raise
     except BaseException as error:  # a panic of Rust code is no `Exception`

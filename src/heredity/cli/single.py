@@ -10,6 +10,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from heredity.cli.app import Result, command, err, setting, text, watcher
+from heredity.errors import install
 from heredity.study import CorpusConfig, Init, LineageConfig, MergeConfig
 
 _Trusted = Annotated[bool, Option("--trust-remote-code", help="Run code that the models' repositories ship.")]
@@ -133,16 +134,17 @@ def track(
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "roles": roles}
     options["trust_remote_code"] = trust_remote_code
-    with watcher() as bars:
-        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
-        edge = compare(parent, child, sae_parent, texts, **ends, **options)
-    tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
-    notes = [f"{corpus}: {note}" for note in account.notes()]
-    notes += [statement.text for statement in edge.statements if statement.question == "note"]
     trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]
     kept = {name: str(save_second_sae / name) for name in trained if save_second_sae}
-    result = {"parent": parent, "child": child, "tables": tables, "notes": notes, "second_saes": kept, "out": str(out)}
-    with whole(out) as unfinished:
+    with watcher() as bars, whole(out) as unfinished:
+        unfinished.mkdir(parents=True)  # before the hours of work that its content may take
+        options |= {"progress": bars.plain("track"), "say": lambda line: err.print(Text(line))}
+        edge = compare(parent, child, sae_parent, texts, **ends, **options)
+        tables = {name: rows.to_pylist() for name, rows in edge.tables.items() if not TABLES[name].large}
+        notes = [f"{corpus}: {note}" for note in account.notes()]
+        notes += [statement.text for statement in edge.statements if statement.question == "note"]
+        result = {"parent": parent, "child": child, "tables": tables, "notes": notes}
+        result |= {"second_saes": kept, "out": str(out)}
         edge.write(unfinished)
         write_json(unfinished / TRACKED, result)
     return Result(result, lambda: text().print_edge(result, edge.tables["evidence"].to_pylist()))
@@ -247,9 +249,7 @@ def validate(
             every = verdict_proof.SMALL_CONDITIONS if small else verdict_proof.EDGE_CONDITIONS
             edges, repeats = verdict_proof.installed(every), 1 if small else seeds
             if len(edges) < len(every):
-                err.print(
-                    "SynthSAEBench is left out; it needs SAELens: pip install 'heredity[interop]'", style="yellow"
-                )
+                err.print(f"SynthSAEBench is left out; it needs SAELens; {install('interop')}", style="yellow")
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
             kept = out.with_name(f"{out.name}.partial") if out is not None else None
@@ -289,3 +289,24 @@ def _retrained(folder: str, sae_seeds: int, model_seeds: int, bars: Any, shared:
     plan = seed_proof.plan(opened(folder).study, sae_seeds, model_seeds)
     bars.stages = len(plan.stages)
     return seed_proof.compared(plan, engine.run(plan.stages, Store(Path(folder)), bars, None, shared))
+
+
+@command()
+def doctor(
+    shape: Annotated[
+        list[str] | None, Option(help="Inputs x features of an SAE, such as 1024x16384. Repeatable.")
+    ] = None,
+) -> Result:
+    """Measure this machine: the matrix products that SAEs can be encoded with, and the one that is taken."""
+    from heredity.kernels.paths import measured_table
+
+    shapes = [_sizes(one) for one in shape or ("256x2048", "1024x16384")]
+    rows = [row for d_in, d_sae in shapes for row in measured_table(d_in, d_sae)]
+    return Result({"products": rows}, lambda: text().print_products(rows))
+
+
+def _sizes(shape: str) -> tuple[int, int]:
+    d_in, _, d_sae = shape.partition("x")
+    if not (d_in.isdecimal() and d_sae.isdecimal() and int(d_in) and int(d_sae)):
+        raise ValueError(f"--shape {shape}: must be two numbers such as 1024x16384, inputs and features")
+    return int(d_in), int(d_sae)

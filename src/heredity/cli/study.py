@@ -38,15 +38,20 @@ def demo(runs: Runs = RUNS, workers: Workers = 1) -> Result:
 
 
 @command()
-def check(study: StudyArg, runs: Runs = RUNS, set_: Sets = None) -> Result:
-    """Validate a study; print models, edges, traces, stages and an estimate of the work."""
+def check(
+    study: StudyArg,
+    stages: Annotated[bool, Option("--stages", help="List every stage, in place of a row per kind.")] = False,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """Validate a study and all that it reads; print models, edges, traces, and an estimate of the work."""
     from heredity.analyses import Pipeline
     from heredity.analyses.plan import plan
     from heredity.engine.store import Store
 
     loaded = study_of(study, set_)
     result = plan(Pipeline(loaded), Store(runs / loaded.name))
-    return Result(result, lambda: text().print_plan(result))
+    return Result(result, lambda: text().print_plan(result, stages))
 
 
 @command()

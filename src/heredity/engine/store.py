@@ -113,6 +113,11 @@ class Store:
         """Present or future folder of the artifact of this key."""
         return self.root / stage / f"{name}-{key[:12]}"
 
+    def of_other_keys(self, stage: str, name: str, key: str) -> list[Path]:
+        """Whole artifacts of a stage and name that were made with another key."""
+        own, found = self.path(stage, name, key), (self.root / stage).glob(f"{glob.escape(name)}-{'?' * 12}")
+        return sorted(path for path in found if path != own and _ARTIFACT.fullmatch(path.name))
+
     def folders(self) -> list[Path]:
         """Every artifact folder, whole or damaged, by name."""
         return sorted(path for path in self.root.glob("*/*") if _ARTIFACT.fullmatch(path.name) and path.is_dir())

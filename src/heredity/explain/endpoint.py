@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from heredity.errors import reason, short
+from heredity.errors import install, reason, short
 from heredity.explain.protocol import LEVELS, Answer, Failure, Request
 
 OPENAI = "https://api.openai.com/v1"
@@ -79,7 +79,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise EndpointError("the openai client is not installed; pip install 'heredity[explain]'") from None
+            raise EndpointError(f"the openai client is not installed; {install('explain')}") from None
         stopped = self._stopped = threading.Event()
 
         def check(request: Any) -> None:

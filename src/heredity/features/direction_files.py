@@ -44,8 +44,8 @@ def read_direction(
     vectors = {name: _vector(one, row) for name, one in named.items() if tensor in (None, name)}
     fitting = {n: v for n, v in vectors.items() if v is not None and (len(v) == d if d else len(v) > 1)}
     if len(fitting) != 1:
-        of = f"directions of {d} numbers" if d else "directions"
-        way = "name one as tensor" if fitting else "give one of the hook point's width, or a row of a matrix of several"
+        of = (f"directions of {d} numbers" if d else "directions") + (f" in row {row}" if row is not None else "")
+        way = "name one as tensor" if fitting else _way_out({n: named[n] for n in vectors}, d, row)
         raise ValueError(f"{path}: {len(fitting)} {of} among {short(shapes)}; {way}")
     ((name, vector),) = fitting.items()
     vector = vector.double().cpu().numpy()
@@ -88,6 +88,16 @@ def _vector(tensor: Tensor, row: int | None) -> Tensor | None:
             tensor[row].flatten() if tensor.ndim > 1 and row < len(tensor) and tensor[row].squeeze().ndim == 1 else None
         )
     return tensor.flatten() if tensor.squeeze().ndim <= 1 else None
+
+
+def _way_out(named: Mapping[str, Tensor], d: int | None, row: int | None) -> str:
+    """What to do where no tensor is a direction of d numbers."""
+    fits = [one for one in named.values() if d in (None, one.shape[-1])] if row is None else [*named.values()]
+    if matrices := [len(one) for one in fits if one.ndim == 2 and len(one) > 1]:
+        return f"set row to one of 0 to {max(matrices) - 1}, as [direction.NAME] has it"
+    if row is not None and any(one.ndim and one.numel() == one.shape[-1] for one in named.values()):
+        return "that is one vector, which has no rows: leave row out"
+    return "give one of the hook point's width, or a row of a matrix of several"
 
 
 def _bias(named: Mapping[str, Tensor], name: str) -> float | None:

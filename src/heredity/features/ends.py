@@ -20,6 +20,7 @@ from heredity.features.criteria import one_to_one
 from heredity.features.readout import Readout
 from heredity.features.transmission import Regression, least_squares, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
+from heredity.kernels.torch_forms import moved
 from heredity.sae.model import SAE
 
 _COUNTED = VERDICTS[:4]  # verdicts on stable features
@@ -42,7 +43,7 @@ def end_of(saes: Sequence[SAE], x: np.ndarray, fitting: np.ndarray) -> End:
 
 def encode(sae: SAE, x: np.ndarray) -> FeatureActs:
     """Feature activations of x, float32 [tokens, d], a part of the tokens at a time."""
-    parts = (torch.from_numpy(part).to(sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // _ENCODED)))
+    parts = (moved(torch.from_numpy(part), sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // _ENCODED)))
     return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
 
 

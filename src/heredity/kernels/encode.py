@@ -1,12 +1,11 @@
 """Sparse encoding: x [n, d_in] to the active features of an SAE as CSR arrays, to float32 rounding.
 
-The matrix product runs in chunks of rows that stay in cache, and the active entries are picked out of each chunk
-before the next one is made, so the dense [n, d_sae] activations never exist. The plain reference is `dense_encode`.
-
-Where the processor multiplies bfloat16 natively, in a half to a quarter of the time, that product names candidates.
-With x̃ and w̃ the rounded vectors, |x·w − x̃·w̃| <= ‖x − x̃‖ ‖w‖ + ‖x̃‖ ‖w − w̃‖ (Cauchy-Schwarz), and every norm on the
-right is known exactly. What lies above the cut by the bounds is a candidate, and a candidate's pre-activation is made
-again in float32. So no active feature is missed, none is invented, and no value depends on the rows around a token.
+A screen's product (see `screens`) runs in chunks of rows that stay in cache. What may lie above the cut by the screen's
+bounds is a candidate, picked out of each chunk before the next one is made, so the dense [n, d_sae] activations never
+exist; and a candidate's pre-activation is summed anew in float32 (`candidates.pre_acts_of`). So no active feature is
+missed, none is invented, and every value and every choice near the cut is the same to the bit whichever screen named
+the candidates (`paths`), however rows were chunked, and whatever rows lie around a token. The plain reference is
+`dense_encode`.
 """
 
 from __future__ import annotations
@@ -17,27 +16,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, starts_of
-from heredity.kernels.torch_forms import CAPACITY, OUTPUT_ROUNDING, active_entries, key_starts, linear, native_bfloat16
+from heredity.kernels import paths
+from heredity.kernels.candidates import active_of, candidates_of, sum_pre_acts
+from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
+from heredity.kernels.sparse import Sparse, in_ranges, starts_of
+from heredity.kernels.torch_forms import active_entries, key_starts
 
-# Bytes of one chunk of pre-activations: it fits the last cache level, stays below the threshold from which malloc
-# returns memory to the system, and is work enough that changing from the product to the selection costs little.
+# Bytes of one chunk of products: it fits the last cache level, stays below the threshold from which malloc returns
+# memory to the system, and is work enough that changing from the product to the selection costs little.
 CHUNK_BYTES = 16 << 20
-SCREENED_ROWS, SCREENED_WEIGHTS = 256, 1 << 20  # rows of a call and encoder weights from which screening pays
-# Candidates, as a share of the features, beyond which the float32 product is cheaper than deciding them one by one.
-# Measured at 1024 -> 16384: a candidate costs as much as 60 to 70 entries of what bfloat16 saves on the product.
-MOST_CANDIDATES = 0.015
-MOST_OVERFULL = 0.125  # share of tokens beyond CAPACITY from which a whole chunk is done in float32
-BLOCK = 64  # entries looked at together; a block without a chosen one is skipped
-LANES = 16  # entries of which the largest stands for all when the k-th largest of a row is bounded
+TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates decide which screen the others take
+SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
+TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
+MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
+EXACT_COLUMNS = 8  # most columns of x that an int8 screen leaves to float32
+OUTLYING = 8.0  # largest element of such a column relative to the median column's
 
 
-class Screen(NamedTuple):
-    """Rows of a matrix in bfloat16 and bounds of their rounding."""
+_NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)  # no indices, no values
 
-    rows: Tensor  # bfloat16 [n, d]
-    norm: np.ndarray  # float32 [n]: of the exact row
-    rounding: np.ndarray  # float32 [n]: norm of the exact row minus the rounded one
+
+class Encoder(NamedTuple):
+    """What rows are encoded with, on a CPU."""
+
+    weight: Tensor  # float32 [d_sae, d_in]
+    bias: np.ndarray  # float32 [d_sae]
+    floor: np.ndarray  # float32 [d_sae]: active is what lies above it; 0 with k
+    k: int  # active features per token; 0: all above the floor
+
+
+class Apart(NamedTuple):
+    """Columns of x that a screen leaves out because they dwarf all others: multiplied in float32."""
+
+    columns: np.ndarray  # int64 [m]
+    weight: np.ndarray  # float32 [m, d_sae]: the encoder's for these columns
 
 
 def sparse_encode(
@@ -51,33 +63,22 @@ def sparse_encode(
     """Active features of centered inputs: tokens x features, features rising within a token, values above 0.
 
     x: [n, d_in], b_dec subtracted; weight: [d_sae, d_in], the encoder's transpose; bias: [d_sae]. k and threshold: as
-    in `dense_encode`; of equal pre-activations at the k-th place the lower features win. screen: `make_screen(weight)`,
-    where one serves several calls. Raises ValueError when x holds NaN or infinity.
+    in `dense_encode`; of equal pre-activations at the k-th place the lower features win. screen: `weight_screen`, where
+    one serves several calls. Raises ValueError when x holds NaN or infinity.
     """
-    if not torch.isfinite(x.sum(dtype=torch.float64)):
+    d_sae, compiled = len(weight), x.device.type == "cpu" and x.dtype == torch.float32
+    x = x.contiguous()
+    largest = largest_by_column(x) if compiled else x.sum(dtype=torch.float64).cpu().numpy()
+    if not np.isfinite(largest).all():
         raise ValueError("x holds NaN or infinite activations; find the model or token that makes them")
-    d_sae, d_in = weight.shape
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if not compiled:
         tokens, features, values = active_entries(x, weight, bias, k, threshold)
         starts = key_starts(tokens, len(x)).cpu().numpy()
         return Sparse(starts, features.to(torch.int32).cpu().numpy(), values.float().cpu().numpy(), d_sae)
     least = torch.zeros(()) if threshold is None or k is not None else threshold.detach().float().clamp(min=0)
-    weight, floor = weight.contiguous(), np.ascontiguousarray(least.expand(d_sae).numpy())
-    # Where rounding the weights and deciding the candidates costs less than bfloat16 saves on the product.
-    many = len(x) >= SCREENED_ROWS and d_sae * d_in >= SCREENED_WEIGHTS
-    screening = many and (k or 0) <= MOST_CANDIDATES * d_sae and native_bfloat16()
-    screen = (screen or make_screen(weight)) if screening else None
-    parts = []
-    for chunk in x.split(max(16, CHUNK_BYTES // ((4 if screen is None else 2) * d_sae))):
-        chosen = screened(chunk, screen, weight, bias, k, floor) if screen is not None else None
-        part, candidates = chosen or (_chosen(linear(chunk, weight, bias).numpy(), k, floor), np.inf)
-        parts.append(part)
-        # What the first chunk shows decides for the rest.
-        if len(parts) == 1 and candidates > MOST_CANDIDATES * d_sae * len(chunk):
-            screen = None
-    arrays = zip(*((np.diff(part.indptr), part.indices, part.values) for part in parts), strict=True)
-    counts, indices, values = map(np.concatenate, arrays)
-    return Sparse(starts_of(counts), indices, values, d_sae)
+    floor = np.ascontiguousarray(least.expand(d_sae).numpy())
+    encoder = Encoder(weight.contiguous(), np.ascontiguousarray(bias.numpy()), floor, k or 0)
+    return _encoded(x, largest, encoder, screen or weight_screen(encoder.weight, len(x)))
 
 
 def keep_largest(acts: Sparse, count: int) -> Sparse:
@@ -91,256 +92,120 @@ def keep_largest(acts: Sparse, count: int) -> Sparse:
     return Sparse(starts_of(keep)[acts.indptr], acts.indices[keep], acts.values[keep], acts.width)
 
 
-def make_screen(x: Tensor) -> Screen:
-    """Round rows x [n, d], float32 on a CPU."""
-    n = len(x)
-    rows, norm, rounding = torch.empty(x.shape, dtype=torch.bfloat16), np.empty(n, np.float32), np.empty(n, np.float32)
-    arrays = (x.numpy(), rows.view(torch.uint16).numpy(), norm, rounding)
-    in_ranges(lambda a, b: _round(*(array[a:b] for array in arrays)), n, x.numel())
-    return Screen(rows, norm, rounding)
+def weight_screen(weight: Tensor, rows: int = SCREENED_ROWS) -> Screen:
+    """The fastest screen for an encoder's weight, float32 [d_sae, d_in] on a CPU, and calls of so many rows."""
+    kinds = paths.screens(weight.shape[1], len(weight))
+    return make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1])
 
 
-def screened(
-    x: Tensor, screen: Screen, weight: Tensor, bias: Tensor, k: int | None, floor: np.ndarray
-) -> tuple[Sparse, int] | None:
-    """Active features by screening, and the number of candidates decided; None for many rows beyond CAPACITY.
+class _Chunk(NamedTuple):
+    """What a screen found on some rows."""
 
-    Arguments as for `sparse_encode`, in float32. k: the k largest positive, or None for those above `floor` [d_sae].
+    acts: Sparse
+    candidates: int
+    overfull: np.ndarray  # int64: rows with too many candidates, empty in `acts`
+
+
+def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -> Sparse:
+    """Active features of rows x [n, d_in], by this screen or the first exacter one that pays.
+
+    largest: float32 [d_in], `largest_by_column(x)`.
     """
-    rows = make_screen(x)
-    products = product(rows.rows, screen.rows)
-    n, d_sae = products.shape
-    # The sums inside either product are float32 and add an error of their own.
-    rounding = rows.rounding + np.float32(x.shape[1] * 2.0**-22) * rows.norm
-    capacity = max(256, int(CAPACITY * d_sae), 4 * (k or 0))
-    counts, tried = np.empty((2, n), np.int64)
-    indices, values = np.empty((n, capacity), np.int32), np.empty((n, capacity), np.float32)
-    per_row = (products.view(torch.uint16).numpy(), rows.norm, rounding, x.numpy(), counts, indices, values, tried)
-    per_feature = (screen.norm, screen.rounding, weight.numpy(), bias.numpy(), floor)
-    in_ranges(lambda a, b: _select(*(array[a:b] for array in per_row), *per_feature, k or 0), n, products.numel(), 2)
+    d_sae, d_in = encoder.weight.shape
+    exacter = paths.exacter(screen.kind, d_in, d_sae)
+    apart = _apart(largest, encoder.weight) if screen.kind == "int8" else None
+    parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
+    while at < len(x):
+        rows = TRIAL_ROWS if trial and exacter else max(16, CHUNK_BYTES // (screen.bytes_per_product * d_sae))
+        chunk = x[at : at + rows]
+        limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
+        found = _screened(chunk, screen, apart, encoder, limit)
+        useless = len(found.overfull) > MOST_OVERFULL * len(chunk)
+        if not useless:
+            parts.append(found.acts)
+            overfull.append(at + found.overfull)
+            at += len(chunk)
+        # What the first chunk shows decides for the rest.
+        spurious = (found.candidates - len(found.acts.values)) / (len(chunk) * d_sae)
+        if exacter and (useless or (trial and paths.pays(exacter[0], screen.kind, spurious, d_in, d_sae))):
+            screen, exacter, trial = make_screen(encoder.weight, exacter[0]), exacter[1:], True
+        else:
+            trial = False
+    acts, rows = _joined(parts, d_sae), np.concatenate(overfull or [np.empty(0, np.int64)])
+    if not len(rows):
+        return acts
+    exact = make_screen(encoder.weight, "float32")
+    return _filled(acts, rows, _encoded(x[torch.from_numpy(rows)], largest, encoder, exact))
+
+
+def _apart(largest: np.ndarray, weight: Tensor) -> Apart | None:
+    """The columns that would leave the others few of the steps of int8, by the largest element of each [d_in]."""
+    middle = len(largest) // 2
+    columns = np.flatnonzero(largest > OUTLYING * np.partition(largest, middle)[middle])
+    columns = np.sort(columns[np.argsort(-largest[columns], kind="stable")[:EXACT_COLUMNS]])
+    return Apart(columns, np.ascontiguousarray(weight.numpy()[:, columns].T)) if len(columns) else None
+
+
+def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, limit: int) -> _Chunk:
+    """Active features of a chunk of rows; none are decided where too many rows have more than `limit` candidates."""
+    n, (d_sae, d_in) = len(x), encoder.weight.shape
+    own, rest, w_own = np.empty((n, 0), np.float32), x, np.empty((0, d_sae), np.float32)
+    if apart is not None and screen.kind == "int8":
+        rest = x.clone()
+        rest[:, apart.columns] = 0
+        own, w_own = np.ascontiguousarray(x.numpy()[:, apart.columns]), apart.weight
+    rounded = make_screen(rest, screen.kind)
+    # The sums of a float32 product, of a candidate's pre-activation and of the columns apart have errors of their own.
+    norm = np.hypot(rounded.norm, np.linalg.norm(own, axis=1)).astype(np.float32) if own.size else rounded.norm
+    slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
+    made, counts = products(rounded, screen), np.empty(n, np.int64)
+    per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), counts
+    per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own
+    chosen = encoder.weight.numpy(), encoder.bias, encoder.floor, encoder.k, limit
+    parts = in_ranges(
+        lambda a, b: candidates_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2
+    )
     overfull = np.flatnonzero(counts < 0)
     if len(overfull) > MOST_OVERFULL * n:
-        return None
+        return _Chunk(Sparse(starts_of(np.zeros(n, np.int64)), *_NOTHING, d_sae), 0, overfull)
     counts[overfull] = 0
-    used = np.arange(capacity) < counts[:, None]
-    acts = Sparse(starts_of(counts), indices[used], values[used], d_sae)
-    if len(overfull):
-        rest = _chosen(linear(x[overfull], weight, bias).numpy(), k, floor)
-        counts[overfull] = np.diff(rest.indptr)
-        at = np.repeat(acts.indptr[overfull], counts[overfull])
-        indices, values = (np.insert(a, at, b) for a, b in zip(acts[1:3], rest[1:3], strict=True))
-        acts = Sparse(starts_of(counts), indices, values, d_sae)
-    return acts, int(tried.sum())
+    candidates = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
+    return _Chunk(_decided(x, encoder, candidates), len(candidates.values), overfull)
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """bfloat16 x @ weight.T, summed in float32; for processors with `native_bfloat16`."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def _decided(x: Tensor, encoder: Encoder, candidates: Sparse) -> Sparse:
+    """The active ones of the candidates, whose pre-activations are summed in place where they are nan."""
+    n, d_in = x.shape
+    rows, weight, counts = x.numpy(), encoder.weight.numpy(), np.empty(n, np.int64)
+
+    def decide(a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
+        listed = candidates.indptr[a : b + 1], candidates.indices, candidates.values
+        sum_pre_acts(rows[a:b], weight, encoder.bias, *listed)
+        return active_of(*listed, encoder.floor, encoder.k, counts[a:b])
+
+    parts = in_ranges(decide, n, len(candidates.values) * d_in, 2, candidates.indptr)
+    return Sparse(starts_of(counts), *_concatenated(parts), len(weight))
 
 
-def _chosen(pre_acts: np.ndarray, k: int | None, floor: np.ndarray) -> Sparse:
-    """Entries of float32 [n, d_sae] above `floor`, with k the k largest of each row (then `floor` is 0)."""
-    n, d_sae = pre_acts.shape
-    counts = np.zeros(n, np.int64)
-    in_ranges(lambda a, b: _count_above(pre_acts[a:b], floor, counts[a:b]), n, pre_acts.size)
-    most = d_sae if k is None else k
-    indptr = starts_of(np.minimum(counts, most))
-    indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    rows = pre_acts, counts, indptr
-    in_ranges(lambda a, b: _fill(*(part[a:b] for part in rows), floor, most, indices, values), n, pre_acts.size)
-    return Sparse(indptr, indices, values, d_sae)
+def _concatenated(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and values of consecutive ranges of rows in one array each."""
+    if len(parts) == 1:
+        return parts[0]
+    indices, values = zip(*parts, strict=True)
+    return np.concatenate(indices), np.concatenate(values)
 
 
-@compiled()
-def _count_above(pre_acts, floor, counts):
-    for i in range(len(pre_acts)):
-        row = pre_acts[i]
-        # Counted in int32 so that the comparison and the sum have lanes of one width.
-        count = np.int32(0)
-        for j in range(len(row)):
-            count = np.int32(count + np.int32(row[j] > floor[j]))
-        counts[i] = count
+def _joined(parts: list[Sparse], width: int) -> Sparse:
+    """The rows of several matrices one after the other."""
+    counts = np.concatenate([np.diff(part.indptr) for part in parts] or [np.empty(0, np.int64)])
+    arrays = [(part.indices, part.values) for part in parts] or [_NOTHING]
+    return Sparse(starts_of(counts), *_concatenated(arrays), width)
 
 
-@compiled()
-def _fill(pre_acts, counts, starts, floor, k, indices, values):
-    d_sae = pre_acts.shape[1]
-    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
-    features, candidates = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
-    for i in range(len(pre_acts)):
-        row, at = pre_acts[i], starts[i]
-        if counts[i] > k:
-            cut[:] = cut_for_largest(row, k, maxima)
-            n = collect(row, cut, features)
-        else:
-            n = collect(row, floor, features)
-        for c in range(n):
-            candidates[c] = row[features[c]]
-        keep_largest_of(features[:n], candidates[:n], k, indices[at:], values[at:])
-
-
-@compiled()
-def widen(bits):
-    """The float32 of a bfloat16, given as its uint16 bits."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
-
-
-@compiled()
-def narrow(value):
-    """Bits of the bfloat16 nearest to a finite float32, ties to even."""
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(np.uint32(bits + odd) + np.uint32(0x7FFF)) >> np.uint32(16))
-
-
-@compiled(FAST)
-def _round(x, bits, norm, rounding):
-    # The bounds must hold, so the sums' own rounding is added.
-    slack = np.float32(1 + 1e-4)
-    for i in range(len(x)):
-        row, low = x[i], bits[i]
-        square, lost = np.float32(0), np.float32(0)
-        for c in range(len(row)):
-            low[c] = narrow(row[c])
-            square += row[c] * row[c]
-            difference = row[c] - widen(low[c])
-            lost += difference * difference
-        norm[i] = slack * np.sqrt(square)
-        rounding[i] = slack * np.sqrt(lost)
-
-
-@compiled(FAST)
-def _dot(x, w):
-    total = np.float32(0)
-    for c in range(len(x)):
-        total += x[c] * w[c]
-    return total
-
-
-@compiled({"contract"})
-def _bounds(products, norm, rounding, w_norm, w_rounding, bias, lower, upper):
-    rel = np.float32(OUTPUT_ROUNDING)
-    reach = norm + rounding
-    for j in range(len(products)):
-        p = widen(products[j])
-        error = rel * (abs(p) + abs(bias[j])) + rounding * w_norm[j] + reach * w_rounding[j]
-        lower[j] = p + bias[j] - error
-        upper[j] = p + bias[j] + error
-
-
-@compiled()
-def _select(products, norm, rounding, x, counts, indices, values, tried, w_norm, w_rounding, weight, bias, floor, k):
-    d_sae = products.shape[1]
-    lower, upper = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32)
-    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), floor.copy()
-    features, candidates = np.empty(d_sae + 1, np.int32), np.empty(indices.shape[1], np.float32)
-    for i in range(len(products)):
-        _bounds(products[i], norm[i], rounding[i], w_norm, w_rounding, bias, lower, upper)
-        if k > 0:
-            # k pre-activations are certainly above this cut, so what cannot reach it is not among the k largest.
-            cut[:] = cut_for_largest(lower, k, maxima)
-        n = collect(upper, cut, features)
-        tried[i] = n
-        if n > indices.shape[1]:
-            counts[i] = -1
-            continue
-        for c in range(n):
-            candidates[c] = _dot(x[i], weight[features[c]]) + bias[features[c]]
-        if k > 0:
-            counts[i] = keep_largest_of(features[:n], candidates[:n], k, indices[i], values[i])
-            continue
-        at = 0
-        for c in range(n):
-            if candidates[c] > floor[features[c]]:
-                indices[i, at], values[i, at] = features[c], candidates[c]
-                at += 1
-        counts[i] = at
-
-
-@compiled()
-def collect(row, floor, features):
-    """Write the positions where row > floor, ascending; return their number. features: int32 [d_sae + 1]."""
-    n, whole = 0, len(row) - len(row) % BLOCK
-    for block in range(0, whole, BLOCK):
-        # Slices, because an index that might be negative (and wrap around) keeps the loops scalar.
-        some, least = row[block : block + BLOCK], floor[block : block + BLOCK]
-        active = np.int32(0)
-        for j in range(BLOCK):
-            active = np.int32(active + np.int32(some[j] > least[j]))
-        if active > 0:
-            for j in range(BLOCK):
-                # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
-                features[n] = block + j
-                n += np.int64(some[j] > least[j])
-    for j in range(whole, len(row)):
-        features[n] = j
-        n += np.int64(row[j] > floor[j])
-    return n
-
-
-@compiled()
-def cut_for_largest(row, k, maxima):
-    """A cut just below the k largest positive entries of the row, exceeded by them and a few more; k >= 1.
-
-    When k maxima over LANES entries, which lie `stride` apart, exceed a cut, so do k entries. maxima: float32 scratch
-    of ceil(len(row) / LANES).
-    """
-    stride = len(maxima)
-    if stride < k:
-        return bisect(row, k, k + k // 4, 16)
-    maxima[:] = row[:stride]
-    for start in range(stride, len(row), stride):
-        part = row[start : start + stride]
-        for b in range(len(part)):
-            maxima[b] = max(maxima[b], part[b])
-    return bisect(maxima, k, k + k // 4, 16)
-
-
-@compiled()
-def keep_largest_of(features, candidates, k, indices, values):
-    """Write the k largest candidates > 0 and their features in their order; return their number. Ties: the first."""
-    least, ties = np.float32(0), 0
-    if len(candidates) > k:
-        least = bisect(candidates, k, k, 200)
-        if exceeding(candidates, least) != k:
-            # Equal entries around the k-th place: bisection ended at the two floats around them.
-            cut, least = least, np.float32(np.inf)
-            for candidate in candidates:
-                if cut < candidate < least:
-                    least = candidate
-            ties = k - exceeding(candidates, least)
-    at = 0
-    for c in range(len(candidates)):
-        if candidates[c] > least or (ties > 0 and candidates[c] == least):
-            ties -= np.int64(candidates[c] == least)
-            indices[at], values[at] = features[c], candidates[c]
-            at += 1
-    return at
-
-
-@compiled()
-def exceeding(values, cut):
-    count = np.int32(0)
-    for j in range(len(values)):
-        count = np.int32(count + np.int32(values[j] > cut))
-    return count
-
-
-@compiled({*FAST, "nnan"})
-def bisect(values, least, most, rounds):
-    """A cut >= 0 that `least` to `most` values exceed, if `rounds` suffice; 0 when fewer than `least` are positive."""
-    low, high = np.float32(0), np.float32(0)
-    for j in range(len(values)):
-        high = max(high, values[j])
-    for _ in range(rounds):
-        middle = np.float32(0.5) * (low + high)
-        if middle <= low or middle >= high:
-            break
-        count = exceeding(values, middle)
-        if count >= least:
-            low = middle
-            if count <= most:
-                break
-        else:
-            high = middle
-    return low
+def _filled(acts: Sparse, empty: np.ndarray, rows: Sparse) -> Sparse:
+    """`acts` with the rows numbered `empty`, which hold nothing, replaced by `rows`."""
+    counts = np.diff(acts.indptr)
+    counts[empty] = np.diff(rows.indptr)
+    at = np.repeat(acts.indptr[empty], counts[empty])
+    indices, values = (np.insert(a, at, b) for a, b in zip(acts[1:3], rows[1:3], strict=True))
+    return Sparse(starts_of(counts), indices, values, acts.width)

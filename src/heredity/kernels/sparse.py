@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -15,7 +15,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+T = TypeVar("T")
+
 WORTH_THREADS = 1 << 19  # elementary operations (some tenths of a millisecond) below which threads cost too much
+CACHE_LINE = 16  # float32 that are loaded together
+AHEAD = 2  # entries by which the loading of the rows they need runs ahead
 # Liberties of floating-point arithmetic that let loops over float32 sums use vectors: NaN and infinity stay exact.
 FAST = frozenset({"reassoc", "nsz", "contract"})
 
@@ -28,9 +32,9 @@ def compiled(fastmath: Collection[str] = ()) -> Callable[[Callable[..., Any]], A
 
     def compile_kernel(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath))
+            return numba.njit(function, cache=True, nogil=True, fastmath=set(fastmath), error_model="numpy")
         except RuntimeError:  # cannot cache function: no locator available
-            return numba.njit(function, nogil=True, fastmath=set(fastmath))
+            return numba.njit(function, nogil=True, fastmath=set(fastmath), error_model="numpy")
 
     return compile_kernel
 
@@ -55,15 +59,22 @@ def _prefetch(typingctx: Any, array: Any, index: Any) -> Any:  # noqa: ARG001 (n
 prefetch: Any = intrinsic(_prefetch)
 
 
+@compiled()
+def load_ahead(flat, row, width):
+    """Begin to load a row of a matrix of this width, given as its elements in one dimension."""
+    for c in range(row * width, (row + 1) * width, CACHE_LINE):
+        prefetch(flat, c)
+
+
 def in_ranges(
-    work: Callable[[int, int], None],
+    work: Callable[[int, int], T],
     n: int,
     operations: int,
     pieces_per_thread: int = 1,
     cost: np.ndarray | None = None,
     threads: int | None = None,
-) -> None:
-    """Call `work(start, stop)` over contiguous ranges that together cover [0, n), in threads without the GIL.
+) -> list[T]:
+    """What `work(start, stop)` returns on contiguous ranges that together cover [0, n), in threads without the GIL.
 
     operations: about how many elementary ones all of it takes. threads: by default torch's number. Several pieces per
     thread even out ranges of unequal cost, and so does `cost`, rising [n + 1]: the cost of everything before i. A
@@ -75,13 +86,12 @@ def in_ranges(
         threads = torch.get_num_threads()
     pieces = max(1, min(n, threads * pieces_per_thread))
     if pieces == 1 or threads == 1 or operations < WORTH_THREADS:
-        work(0, n)
-        return
+        return [work(0, n)]
     edges = [n * i // pieces for i in range(pieces + 1)]
     if cost is not None:
         wanted = cost[0] + (cost[-1] - cost[0]) * np.arange(1, pieces) / pieces
         edges[1:-1] = np.searchsorted(cost, wanted).tolist()
-    list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
+    return list(_pool(os.getpid(), threads).map(work, edges[:-1], edges[1:]))
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heredity.kernels.sparse import FAST, Sparse, compiled, in_ranges, transpose
+from heredity.kernels.sparse import AHEAD, FAST, Sparse, compiled, in_ranges, load_ahead, transpose
 
 BETAS = (0.9, 0.9999)  # Adam's decay rates (Horn & Elliott 2024, appendix B)
 # Adam's ε. Gradients of a mean over d_in elements are of order 1 / (n d_in); the usual 1e-8 would hold back features
@@ -76,21 +76,51 @@ def update_features(
     return b_enc, pieces.sum(0).astype(np.float32)
 
 
+class Figures(NamedTuple):
+    """What the active entries of a batch amount to; entries of 0 are not active."""
+
+    l1: float  # sum of the activations
+    active: int  # number of entries
+    least: float  # smallest activation; nan when there is none
+    fired: np.ndarray  # bool [d_sae]: features active on at least one token
+
+
+def figures(acts: Sparse) -> Figures:
+    """Sums over all tokens, in float64."""
+    fired = np.zeros(acts.width, np.bool_)
+    l1, active, least = _figures(acts.indices, acts.values, fired)
+    return Figures(l1, active, least, fired)
+
+
 def adam_rows(rows: AdamRows, grad: np.ndarray, lr: float, ages: np.ndarray, unit_norm: bool) -> None:
     """Adam on all rows with gradients [d_sae, d_in] made elsewhere; a gradient of unit-norm rows is overwritten."""
 
     in_ranges(partial(_adam, *rows, grad, ages, lr, *BETAS, EPSILON, unit_norm), len(grad), 4 * grad.size)
 
 
+@compiled()
+def _figures(indices, values, fired):
+    total, active, least = 0.0, 0, np.float32(np.inf)
+    for p in range(len(values)):
+        if values[p] > 0:
+            total += np.float64(values[p])
+            active += 1
+            least = min(least, values[p])
+            fired[indices[p]] = True
+    return total, active, float(least) if active > 0 else np.nan
+
+
 @compiled(FAST)
 def _errors(indptr, indices, values, x, w_dec, scale, l1, output_grad, act_grad, squared, start, stop):
-    d_in = x.shape[1]
+    d_in, flat = x.shape[1], w_dec.reshape(-1)
     for i in range(start, stop):
         out = output_grad[i]
         # b_dec cancels: x̂ − x = Σ f W_dec − (x − b_dec).
         for c in range(d_in):
             out[c] = -x[i, c]
         for p in range(indptr[i], indptr[i + 1]):
+            if p + AHEAD < indptr[i + 1]:
+                load_ahead(flat, indices[p + AHEAD], d_in)
             act = values[p]
             row = w_dec[indices[p]]
             for c in range(d_in):
@@ -134,22 +164,36 @@ def _update(
 ):  # fmt: skip
     """Gradients and Adam feature by feature: the gradients never leave the first cache."""
     enc, dec = np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
+    rates, age = _rates(1, lr, beta1, beta2), 1
     for j in range(start, stop):
+        if ages[j] != age:
+            age = ages[j]
+            rates = _rates(age, lr, beta1, beta2)
         enc[:] = 0
         dec[:] = 0
         _add_entries(j, column_ptr, tokens, entries, values, act_grad, x, output_grad, enc, dec)
-        _adam_row(enc_w[j], enc_m[j], enc_v[j], enc, ages[j], lr, beta1, beta2, epsilon, False)
-        _adam_row(dec_w[j], dec_m[j], dec_v[j], dec, ages[j], lr, beta1, beta2, epsilon, True)
+        _adam_row(enc_w[j], enc_m[j], enc_v[j], enc, rates, beta1, beta2, epsilon, False)
+        _adam_row(dec_w[j], dec_m[j], dec_v[j], dec, rates, beta1, beta2, epsilon, True)
 
 
 @compiled(FAST)
 def _adam(weight, first, second, grad, ages, lr, beta1, beta2, epsilon, unit_norm, start, stop):
+    rates, age = _rates(1, lr, beta1, beta2), 1
     for j in range(start, stop):
-        _adam_row(weight[j], first[j], second[j], grad[j], ages[j], lr, beta1, beta2, epsilon, unit_norm)
+        if ages[j] != age:
+            age = ages[j]
+            rates = _rates(age, lr, beta1, beta2)
+        _adam_row(weight[j], first[j], second[j], grad[j], rates, beta1, beta2, epsilon, unit_norm)
+
+
+@compiled()
+def _rates(age, lr, beta1, beta2):
+    """Learning rate and factor of the mean square, both corrected for moments that began at zero `age` steps ago."""
+    return np.float32(lr / (1 - beta1**age)), np.float32(1 / (1 - beta2**age))
 
 
 @compiled(FAST)
-def _adam_row(w, m, v, g, age, lr, beta1, beta2, epsilon, unit_norm):
+def _adam_row(w, m, v, g, rates, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
     a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)
     d_in = len(w)
@@ -159,8 +203,7 @@ def _adam_row(w, m, v, g, age, lr, beta1, beta2, epsilon, unit_norm):
             parallel += g[c] * w[c]
         for c in range(d_in):
             g[c] -= parallel * w[c]
-    rate = np.float32(lr / (1 - beta1**age))
-    correction = np.float32(1 / (1 - beta2**age))
+    rate, correction = rates
     norm = np.float32(0)
     for c in range(d_in):
         m[c] = b1 * m[c] + a1 * g[c]

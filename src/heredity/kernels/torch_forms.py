@@ -7,7 +7,9 @@ Everything runs on any device, so a CPU tests it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +32,27 @@ def native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices natively (AVX512-BF16 or AMX)."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return torch.backends.mkldnn.is_available() and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether the kernels in Triton serve a device: one with CUDA and bfloat16 products, where Triton compiles."""
+    if device.type != "cuda" or find_spec("triton") is None or torch.cuda.get_device_capability(device)[0] < 8:
+        return False
+    from heredity.kernels.triton_forms import rounded  # optional
+
+    try:  # Triton needs a C compiler and headers that not every machine has
+        rounded(torch.zeros(1, 1, device=device))
+    except Exception:
+        return False
+    return True
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device: to a GPU by way of pinned memory, so that the copy goes on while the device works."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,11 +87,10 @@ class Entries(NamedTuple):
 def active_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, threshold: Tensor | None) -> Entries:
     """Active features of centered rows x [n, d_in]; arguments as in `encode.sparse_encode`."""
     floor = bias.new_zeros(()) if threshold is None else threshold.to(bias).clamp(min=0)
-    # bfloat16 products are so much faster than float32 ones on these GPUs that screening pays.
-    screening = x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] >= 8
+    screening = _screening(x, weight)
     parts, at = [], 0
     for chunk in x.split(max(1, CHUNK_ELEMENTS // len(weight))):
-        entries = screened_entries(chunk, weight, bias, k, floor) if screening else None
+        entries = screening(chunk, weight, bias, k=k, floor=floor) if screening else None
         if entries is None:
             acts = dense_encode(torch.nn.functional.linear(chunk, weight, bias), k, floor)
             tokens, features = acts.nonzero(as_tuple=True)
@@ -76,6 +98,20 @@ def active_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, thres
         parts.append(entries._replace(tokens=entries.tokens + at))
         at += len(chunk)
     return Entries(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _screening(x: Tensor, weight: Tensor) -> Callable[..., Entries | None] | None:
+    """How the device screens, if it does: bfloat16 products are so much faster than float32 ones on GPUs of this kind.
+
+    Rows of another type than float32 are not screened.
+    """
+    if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device)[0] < 8 or x.dtype != torch.float32:
+        return None
+    if not has_triton(x.device):
+        return screened_entries
+    from heredity.kernels.triton_forms import chosen_entries, weight_screen  # optional
+
+    return partial(chosen_entries, screen=weight_screen(weight.contiguous()))
 
 
 def screened_entries(x: Tensor, weight: Tensor, bias: Tensor, k: int | None, floor: Tensor) -> Entries | None:
@@ -141,6 +177,30 @@ def key_starts(keys: Tensor, n: int) -> Tensor:
     return torch.nn.functional.pad(torch.bincount(keys, minlength=n).cumsum(0), (1, 0))
 
 
+class Scales(NamedTuple):
+    """What turns products into r, of a range of features."""
+
+    mean: Tensor  # float64 [features]
+    scale: Tensor  # float64 [features]: see `pearson.Stats`
+
+
+class Counts(NamedTuple):
+    """Counts over all pairs of features, on the device."""
+
+    thresholds: Tensor  # float64 [thresholds]
+    over: Tensor  # int64 [thresholds]: pairs with r above each
+    histogram: Tensor  # int64 [bins]
+
+
+class PairForm(NamedTuple):
+    """How products of both ends' activations are made on a device."""
+
+    memory: Callable[[np.ndarray, np.ndarray], np.ndarray]  # entries of each token at both ends -> bytes in a block
+    block: Callable[[Sparse, Sparse, tuple[int, int], torch.device], Any]  # both ends on a range of tokens
+    add: Callable[[Tensor, Any, int, int], None]  # adds products of a block for a range of parent features
+    to_r: Callable[[Tensor, int, Scales, Scales, Counts], Tensor]  # products as r, in place, and counted
+
+
 def top_pearson_torch(
     parent: Sparse,
     child: Sparse,
@@ -152,47 +212,49 @@ def top_pearson_torch(
     parent_range: tuple[int, int] | None = None,
     thresholds: Sequence[float] = pearson.THRESHOLDS,
     bins: int = pearson.BINS,
+    form: PairForm | None = None,
 ) -> TopPearson:
     """What `top_pearson` gives, on any torch device, for the same arguments.
 
-    The matrix of products exists for a tile of parent features at a time. The pairs of entries of each token are listed
-    and their products scattered into it in float64: at L0 = 30 and 16,384 features that is one multiplication where a
-    product of dense matrices has 300,000. A GPU adds in no fixed order: r agrees with `top_pearson` to 1e-12, and two
-    partners whose r differ by less may change places. memory: bytes to take on the device, half for the products of a
-    tile, half for a block of tokens or of rows of r.
+    The matrix of products exists for a tile of parent features at a time; only the best partners are kept of it. Work
+    is one multiplication per pair of entries of a token, in float64: at L0 = 30 and 16,384 features one where a product
+    of dense matrices has 300,000. A GPU adds in no fixed order: r agrees with `top_pearson` to 1e-12, and two partners
+    whose r differ by less may change places. memory: bytes to take on the device, half for the products of a tile, half
+    for a block of tokens or of rows of r. form: how products are made, by default the fastest that the device has.
     """
     start, stop = pearson.checked_range(parent, top, parent_range)
     device, tokens = torch.device(device), len(child.indptr) - 1
     stats = [array for end in (parent, child) for array in pearson.stats_of(moments(end), end)]
     mean, scale, child_mean, child_scale = (torch.from_numpy(array).to(device) for array in stats)
-    sizes = np.diff(parent.indptr), np.diff(child.indptr)
-    blocks = list(pearson.tiles(sizes[0] * sizes[1] + sizes[0] + sizes[1], memory // 2 // _BYTES_PER_PAIR))
+    form = form or _pair_form(device)
+    parts = list(pearson.tiles(form.memory(np.diff(parent.indptr), np.diff(child.indptr)), memory // 2))
+    held = [form.block(parent, child, part, device) for part in parts] if len(parts) == 1 else None
     best, child_best = empty_best(stop - start, top), empty_best(child.width, top)
-    over, histogram = np.zeros(len(thresholds), np.int64), np.zeros(bins, np.int64)
+    counts = Counts(
+        torch.tensor(thresholds, dtype=torch.float64, device=device),
+        torch.zeros(len(thresholds), dtype=torch.int64, device=device),
+        torch.zeros(bins, dtype=torch.int64, device=device),
+    )
     in_tile = max(1, memory // 2 // (8 * max(child.width, 1)))
     in_rows = max(1, memory // 2 // (_BYTES_PER_R * max(child.width, 1)))
     for a in range(start, stop, in_tile):
         b = min(a + in_tile, stop)
         products = torch.zeros(b - a, child.width, dtype=torch.float64, device=device)
-        for block in blocks:
-            _add_products(products, _block(parent, block, device), _block(child, block, device), a, b)
+        for entries in held or (form.block(parent, child, part, device) for part in parts):
+            form.add(products, entries, a, b)
         for first in range(a, b, in_rows):
             last = min(first + in_rows, b)
-            row_mean, row_scale = mean[first:last, None], scale[first:last, None]
-            r = products[first - a : last - a].sub_(tokens * (row_mean * child_mean)).mul_(row_scale * child_scale)
-            r.clamp_(-1.0, 1.0).masked_fill_((row_scale == 0) | (child_scale == 0), -torch.inf)
+            ends = Scales(mean[first:last], scale[first:last]), Scales(child_mean, child_scale)
+            r = form.to_r(products[first - a : last - a], tokens, *ends, counts)
             best.r[first - start : last - start], best.match[first - start : last - start] = _best(r, top)
             child_best = pearson.merged([child_best, _best(r.T.contiguous(), top, first)])
-            over += [int((r > threshold).sum()) for threshold in thresholds]
-            if bins:
-                bin_of = ((r[r > -torch.inf] + 1.0) * (bins / 2)).long().clamp_(max=bins - 1)
-                histogram += torch.bincount(bin_of, minlength=bins).cpu().numpy()
         if progress is not None:
             progress(b - start, stop - start)
+    over, histogram = counts.over.cpu().numpy(), counts.histogram.cpu().numpy()
     return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
 
-def _block(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> list[Tensor]:
+def device_rows(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> list[Tensor]:
     """[starts, columns, values] of the rows of a range of tokens, on the device."""
     start, stop = tokens
     entries = slice(matrix.indptr[start], matrix.indptr[stop])
@@ -201,9 +263,16 @@ def _block(matrix: Sparse, tokens: tuple[int, int], device: torch.device) -> lis
     return [torch.tensor(array, device=device) for array in arrays]
 
 
-def _add_products(products: Tensor, parent: list[Tensor], child: list[Tensor], start: int, stop: int) -> None:
-    """products[p - start, c] += parent * child over all pairs of entries of one token with p from start to stop."""
-    (starts, features, values), (child_starts, child_features, child_values) = parent, child
+def _block(parent: Sparse, child: Sparse, tokens: tuple[int, int], device: torch.device) -> list[list[Tensor]]:
+    return [device_rows(end, tokens, device) for end in (parent, child)]
+
+
+def _add_products(products: Tensor, entries: list[list[Tensor]], start: int, stop: int) -> None:
+    """products[p - start, c] += parent * child over all pairs of entries of one token with p from start to stop.
+
+    The pairs of each token are listed and their products scattered.
+    """
+    (starts, features, values), (child_starts, child_features, child_values) = entries
     inside = ((features >= start) & (features < stop)).nonzero()[:, 0]
     rows = torch.arange(len(starts) - 1, device=starts.device)
     row = torch.repeat_interleave(rows, starts.diff(), output_size=len(features))[inside]
@@ -216,6 +285,32 @@ def _add_products(products: Tensor, parent: list[Tensor], child: list[Tensor], s
     entry = inside[entry]
     target = (features[entry] - start).long() * products.shape[1] + child_features[other]
     products.view(-1).index_add_(0, target, values[entry].double() * child_values[other])
+
+
+def _to_r(products: Tensor, tokens: int, parent: Scales, child: Scales, counts: Counts) -> Tensor:
+    """Products [features, d_child] as r, in place, -inf for constant features; r of all pairs are counted."""
+    mean, scale = parent.mean[:, None], parent.scale[:, None]
+    r = products.sub_(tokens * (mean * child.mean)).mul_(scale * child.scale)
+    r.clamp_(-1.0, 1.0).masked_fill_((scale == 0) | (child.scale == 0), -torch.inf)
+    for place, threshold in enumerate(counts.thresholds):
+        counts.over[place] += (r > threshold).sum()
+    if bins := len(counts.histogram):
+        bin_of = ((r[r > -torch.inf] + 1.0) * (bins / 2)).long().clamp_(max=bins - 1)
+        counts.histogram.add_(torch.bincount(bin_of, minlength=bins))
+    return r
+
+
+def _pair_form(device: torch.device) -> PairForm:
+    if not has_triton(device):
+        return LISTED
+    from heredity.kernels.triton_pearson import FORM  # optional
+
+    return FORM
+
+
+LISTED = PairForm(
+    lambda parent, child: _BYTES_PER_PAIR * (parent * child + parent + child), _block, _add_products, _to_r
+)
 
 
 def _best(r: Tensor, top: int, first: int = 0) -> Best:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from heredity.lm.evaluate import arithmetic
+from heredity.lm.evaluate import arithmetic, blocks_that_fit
 from heredity.lm.hooks import capture_all
 from heredity.lm.reading import samples
 from heredity.study import Precision
@@ -147,8 +147,10 @@ def _read(
     for start in range(0, len(blocks), step):
         part = blocks[start : start + step]
         ids = torch.from_numpy(np.ma.getdata(part)).to(device)
+        passes = ids.split(blocks_that_fit(model, blocks.shape[1]) or len(ids))
         with arithmetic(device, precision):
-            chunks = [x.flatten(0, 1) for x in capture_all(model, hook_points, ids)]
+            made = [[x.flatten(0, 1) for x in capture_all(model, hook_points, some)] for some in passes]
+        chunks = made[0] if len(made) == 1 else [torch.cat(xs) for xs in zip(*made, strict=True)]
         for name, x in zip(hook_points, chunks, strict=True):
             if not bool(torch.isfinite(x).all()):
                 raise ValueError(f"activations at {name} are not finite; the model's weights are damaged or overflow")

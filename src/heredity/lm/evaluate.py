@@ -7,8 +7,8 @@ chunks gives the same numbers without ever holding a batch's logits, in the same
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
+from heredity.errors import one_of
 from heredity.kernels.torch_forms import linear, native_bfloat16
 from heredity.lm.hooks import evaluating
 from heredity.study import Precision
 
 _CPU_LOGITS, _GPU_LOGITS = 2**22, 2**27  # logits per chunk: 16 and 512 MiB in float32
+_STREAMS, _INNER = 64, 16  # bytes per token of a forward pass: for each of the stream's, and of the MLP's dimensions
 _MIN_ROWS = 1024  # fewer rows make the matrix products inefficient
 
 
@@ -49,6 +51,7 @@ def evaluate(model: nn.Module, blocks: np.ndarray, batch_size: int = 32, precisi
     hits, total = np.zeros(len(blocks), dtype=np.int64), 0.0
     with evaluating(model), torch.inference_mode():
         parts = trunk_and_head(model)
+        batch_size = min(batch_size, blocks_that_fit(model, blocks.shape[1]) or batch_size)
         for start in range(0, len(blocks), batch_size):
             ids = torch.from_numpy(np.ascontiguousarray(blocks[start : start + batch_size], dtype=np.int64)).to(device)
             correct, ce = [], torch.zeros((), dtype=torch.float64, device=device)
@@ -97,7 +100,9 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     """Type of the matrix products: bf16 where requested and multiplied natively by the device, otherwise float32.
 
     A processor without the instructions would take five times as long as for float32, to a coarser result.
+    Raises ValueError for another precision.
     """
+    one_of("precision", precision, get_args(Precision))
     native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else native_bfloat16()
     return torch.bfloat16 if precision == "bf16" and native else torch.float32
 
@@ -105,11 +110,39 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
 def arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """While open, models on `device` multiply matrices in the type of `dtype_of` (autocast: weights stay as they are).
 
-    Not for gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be differentiated.
+    float32 on a GPU is TF32: factors of ten binary digits, eight times as fine as bf16, and sums in float32. Not for
+    gradients: on a CPU, float32 products go to oneDNN, which is faster and cannot be differentiated.
     """
     if dtype_of(precision, device) is torch.bfloat16:
         return torch.autocast(device.type, torch.bfloat16)
-    return _FastLinear() if device.type == "cpu" else nullcontext()
+    return _FastLinear() if device.type == "cpu" else _tf32()
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def blocks_that_fit(model: nn.Module, context_size: int) -> int | None:
+    """Blocks of tokens that a forward pass has memory for on the model's GPU, at least one; None on a CPU.
+
+    Half of the memory that is free counts; the other half is for what is made of the activations.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return None
+    config: Any = model.config
+    config = config.get_text_config()
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + held
+    return max(1, free // 2 // (context_size * (_STREAMS * width + _INNER * inner)))
 
 
 class _FastLinear(TorchFunctionMode):

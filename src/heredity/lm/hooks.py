@@ -148,13 +148,14 @@ def of_head(hook_point: str) -> tuple[str, int | None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (dropout off) while open; the model then returns to the mode it was in."""
-    training = model.training
+    """Evaluation mode (dropout off) while open; every part of the model then returns to the mode it was in."""
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training
 
 
 def capture(model: nn.Module, hook_point: str, input_ids: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 
 from heredity.errors import short
 from heredity.lm.checkpoint import ADAPTER, ModelError, Source, base_of_adapter, base_revision, located, read_json
+from heredity.lm.weights import FileTensor, not_finite
 from heredity.study import ArchitectureConfig
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def check_decoder(source: Source, config: Any, scores: bool = False) -> Any:
 
 def _check_taken(source: Source, model: Any, info: Any) -> None:
     """That weights and config agree: every tensor of the model is in the files and every tensor of the files in the
-    model, in its shape. Raises ModelError, with the first that is not."""
+    model, in its shape, and finite. Raises ModelError, with the first that is not."""
     name = source.name
     wrong: list[Any] = sorted(info.get("mismatched_keys") or ())
     if wrong:
@@ -170,6 +171,14 @@ def _check_taken(source: Source, model: Any, info: Any) -> None:
             f"{name}: {len(surplus)} tensors of its weights have no place in {type(model).__name__}, {surplus[0]} "
             "first; config.json and weights belong to different models"
         )
+    refuse_not_finite(name, dict(model.named_parameters()))
+
+
+def refuse_not_finite(name: str, tensors: Mapping[str, torch.Tensor | FileTensor]) -> None:
+    """Raise ModelError, by tensor, for weights that hold NaN or infinity: all that is read in such a model is NaN."""
+    if tensor := not_finite(tensors):
+        wrong = f"tensor {tensor} of its weights is not finite (it holds NaN or infinity)"
+        raise ModelError(f"{name}: {wrong}; use a checkpoint from before it diverged, or copy the model anew")
 
 
 def _merged_adapter(source: Source, trust_remote_code: bool, dtype: torch.dtype) -> PreTrainedModel:
@@ -189,13 +198,13 @@ def merge_adapter(model: PreTrainedModel, source: Source, base: str) -> PreTrain
     name = source.name
     with quiet():
         try:
-            adapted = PeftModel.from_pretrained(model, str(source.folder))
+            # Other shapes are refused by name below.
+            adapted = PeftModel.from_pretrained(model, str(source.folder), ignore_mismatched_sizes=True)
             stored, taken = load_file(source.folder / "adapter_model.safetensors"), get_peft_model_state_dict(adapted)
         except Exception as error:
             raise ModelError(f"{name}: cannot attach its adapter to {base}: {_line(error)}") from error
-        for tensor in sorted(set(stored) ^ set(taken)):
-            lacks = f"is not in {base}" if tensor in stored else "is missing from its weights"
-            raise ModelError(f"{name}: tensor {tensor} of the adapter {lacks}; adapter and base belong together")
+        shapes = [{tensor: tuple(one.shape) for tensor, one in some.items()} for some in (stored, taken)]
+        refuse_other_adapter(name, base, *shapes)
         try:
             merged: Any = adapted.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
         except Exception as error:
@@ -203,6 +212,19 @@ def merge_adapter(model: PreTrainedModel, source: Source, base: str) -> PreTrain
     for attribute in ("peft_config", "_hf_peft_config_loaded"):  # peft leaves these on the plain model
         merged.__dict__.pop(attribute, None)
     return merged.requires_grad_(True).eval()
+
+
+def refuse_other_adapter(
+    name: str, base: str, stored: Mapping[str, tuple[int, ...]], taken: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ModelError, by tensor, for an adapter whose tensors are not those that its base takes, in name or shape."""
+    for tensor in sorted(stored.keys() | taken.keys()):
+        if stored.get(tensor) == taken.get(tensor):
+            continue
+        wrong = f"is not in {base}" if tensor in stored else "is missing from its weights"
+        if tensor in stored and tensor in taken:
+            wrong = f"is {list(stored[tensor])}, and {base} takes {list(taken[tensor])}"
+        raise ModelError(f"{name}: tensor {tensor} of the adapter {wrong}; adapter and base belong together")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

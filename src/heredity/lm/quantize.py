@@ -22,17 +22,23 @@ def quantize(model: Any, config: QuantizeConfig) -> None:
 
     Raises ValueError, before anything is changed, for a group size that does not divide the rows of a matrix.
     """
-    size, found = config.group_size, list(matrices(model, config.embeddings))
-    for name, weight in found:
-        if size and weight.shape[1] % size:
+    refuse_group_size(model, config)
+    size = config.group_size
+    with torch.no_grad():
+        for _, weight in matrices(model, config.embeddings):
+            groups = weight.float().reshape(len(weight), -1, size or weight.shape[1])
+            weight.copy_(_rounded(groups, config).reshape(weight.shape))
+
+
+def refuse_group_size(model: Any, config: QuantizeConfig) -> None:
+    """Raise ValueError for a group size that does not divide the rows of a matrix. The model needs shapes alone."""
+    size = config.group_size or 1
+    for name, weight in matrices(model, config.embeddings):
+        if weight.shape[1] % size:
             raise ValueError(
                 f"group_size={size} does not divide the {weight.shape[1]} columns of {name}; choose a divisor, "
                 "or leave it out for one scale per row"
             )
-    with torch.no_grad():
-        for _, weight in found:
-            groups = weight.float().reshape(len(weight), -1, size or weight.shape[1])
-            weight.copy_(_rounded(groups, config).reshape(weight.shape))
 
 
 def _rounded(groups: Tensor, config: QuantizeConfig) -> Tensor:

@@ -10,9 +10,10 @@ its place in the block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:  # planning a study reads rules, and loads nothing heavy
     import numpy as np
@@ -23,6 +24,7 @@ Prefix = Literal["auto", "bos", "eos", "none"]
 OUTLIERS = 10.0  # median norms above which a position of a loaded model is no sample, unless a study says otherwise
 
 _READING = "heredity_reading"
+_POSITIONS = re.compile(r"(wpe|embed_positions|position_embeddings|pos_emb)\.weight$")  # learned, one row for each
 
 
 class Reading(NamedTuple):
@@ -37,8 +39,11 @@ def prefix_of(tokenizer: PreTrainedTokenizerBase, rule: Prefix = "auto") -> int 
     """Id of the token that a rule puts before every block.
 
     auto: the beginning-of-text token where the tokenizer itself puts one before a text, otherwise the end-of-text
-    token, behind which documents begin where they were packed. Raises ValueError for `bos` without such a token.
+    token, behind which documents begin where they were packed. Raises ValueError for `bos` without such a token, and
+    for a rule that is not known.
     """
+    if rule not in get_args(Prefix):
+        raise ValueError(f"prefix={rule!r}: must be {', '.join(map(repr, get_args(Prefix)))}")
     if rule == "none":
         return None
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -48,6 +53,28 @@ def prefix_of(tokenizer: PreTrainedTokenizerBase, rule: Prefix = "auto") -> int 
         return bos
     begins = rule == "auto" and isinstance(bos, int) and list(tokenizer("a")["input_ids"])[:1] == [bos]  # type: ignore[arg-type]
     return bos if begins else eos  # type: ignore[return-value]
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions that a model was made for, as its configuration says; None where it does not."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
+
+
+def refuse_beyond_positions(model: Any, name: str, sizes: Mapping[str, int], behind_prefix: bool) -> None:
+    """Raise ValueError, by its key, for blocks that do not fit the positions which a model has learned an embedding
+    for, with the token before them. Rotary positions go on beyond what a model was trained with.
+
+    sizes: tokens of a block by the key that says so.
+    """
+    most, before = positions_of(model.config), int(behind_prefix)
+    if most is None or not any(_POSITIONS.search(tensor) for tensor in model.state_dict()):
+        return
+    for key, size in sizes.items():
+        if most < size + before:
+            behind = ", one of them for the token before every block" if before else ""
+            way_out = f"set it to {most - before} or less"
+            raise ValueError(f"{key}: {size}: model {name} has {most} positions{behind}; {way_out}")
 
 
 def read_as(model: nn.Module, reading: Reading) -> None:

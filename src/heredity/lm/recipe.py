@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from heredity.errors import reading, short
+from heredity.errors import install, reading, short
 from heredity.lm.load import quiet, random_state_kept
 from heredity.lm.merge import TensorReport, compare_states
 from heredity.lm.parents import (
@@ -39,7 +40,7 @@ def require_mergekit(place: str) -> None:
     if find_spec("mergekit") is None:
         raise RecipeError(
             f"{place}: recipes and methods other than slerp, linear, task_arithmetic and ties need mergekit, which is "
-            "not installed; pip install 'heredity[merge]'"
+            f"not installed; {install('merge')}"
         )
 
 
@@ -236,6 +237,7 @@ def merge_recipe(
     read); `MergeError` for weights that are quantized or not finite.
     """
     require_mergekit(place)
+    _refuse_misspelt(recipe, place, say)
     parents, base = parents_of(recipe), recipe.get("base_model")
     # What follows a + is an adapter, which mergekit merges first: such a parent has no weights to report on.
     plain = dict.fromkeys(
@@ -259,6 +261,28 @@ def merge_recipe(
         return compare_states(
             tensors_in(folder, str(folder)), compared, recipe["merge_method"], None if base in parents else start
         )
+
+
+def _refuse_misspelt(recipe: Mapping[str, Any], place: str, say: Say) -> None:
+    """Raise `RecipeError` for a key that is nearly one of mergekit's; tell of others that mergekit passes over."""
+    with quiet():
+        from mergekit import config  # pyright: ignore[reportMissingImports]
+
+    places = {"": config.MergeConfiguration, "models": config.InputModelDefinition}
+    places |= {"slices": config.OutputSliceDefinition, "sources": config.InputSliceDefinition}
+
+    def walk(node: Mapping[str, Any], at: str) -> None:
+        known = [*places[at].model_fields, *(["name"] if not at else [])]
+        for key, value in node.items():
+            if key not in known and (near := difflib.get_close_matches(str(key), known, 1)):
+                raise RecipeError(f"{place}: {key}: unknown key; did you mean {near[0]}?")
+            if key not in known:
+                say(f"{key} is no key of mergekit, and has no effect")
+            for child in value if key in places and isinstance(value, list) else ():
+                if isinstance(child, Mapping):
+                    walk(child, key)
+
+    walk(recipe, "")
 
 
 def _run(

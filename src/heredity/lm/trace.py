@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from heredity.errors import reading
-from heredity.lm.checkpoint import ModelError
+from heredity.lm.checkpoint import ModelError, Source, tensors_of
 from heredity.lm.hooks import HookPointError, caught_at, resolve
-from heredity.lm.load import quiet
+from heredity.lm.load import quiet, refuse_other_adapter
 
 
 def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> list[int] | None:
@@ -31,6 +31,24 @@ def shape_at(config: Any, hook_point: str, trust_remote_code: bool = False) -> l
             raise
         except Exception:
             return None
+
+
+def check_adapter(config: Any, source: Source, base: str, trust_remote_code: bool = False) -> None:
+    """Attach a peft adapter to a model of a configuration without weights. Raises ModelError, by tensor, for one that
+    does not fit. base: what the model is called in errors."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):  # peft cannot work on the tensors of `skeleton`
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        try:
+            adapted = get_peft_model(model, PeftConfig.from_pretrained(str(source.folder)), low_cpu_mem_usage=True)
+            taken = {name: tuple(one.shape) for name, one in get_peft_model_state_dict(adapted).items()}
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ModelError(f"{source.name}: cannot attach its adapter to {base}: {reason}") from error
+    stored = tensors_of(source.folder / "adapter_model.safetensors", source.name)
+    refuse_other_adapter(source.name, base, {name: one.shape for name, one in stored.items()}, taken)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heredity.kernels.encode import Screen, make_screen, sparse_encode
-from heredity.kernels.torch_forms import dense_encode, native_bfloat16, sums
+from heredity.kernels.encode import sparse_encode, weight_screen
+from heredity.kernels.screens import Screen
+from heredity.kernels.torch_forms import dense_encode, sums
 from heredity.study import RANKED
 
 Activation = Literal["relu", "topk", "batchtopk", "jumprelu"]
@@ -76,14 +77,14 @@ class SAE(nn.Module):
             given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"x is {given}; give a tensor {self.W_enc.dtype} [..., {self.d_in}]")
         x = x.reshape(-1, self.d_in)
-        # W_enc by features, and its screen on a CPU that can use one, are kept until W_enc changes. The parameter
+        # W_enc by features, and its screen on a CPU are kept until W_enc changes. The parameter
         # itself is held and compared: an address may be used again.
         if self._rows is None or self._rows[0] is not self.W_enc or self._rows[1] != self.W_enc._version:
             weight = self.W_enc.detach().T.contiguous()
             if not torch.isfinite(weight.sum(dtype=torch.float64)):
                 raise ValueError("W_enc holds NaN or infinity; read or train the SAE again")
-            screens = weight.device.type == "cpu" and weight.dtype == torch.float32 and native_bfloat16()
-            self._rows = (self.W_enc, self.W_enc._version, weight, make_screen(weight) if screens else None)
+            screens = weight.device.type == "cpu" and weight.dtype == torch.float32
+            self._rows = (self.W_enc, self.W_enc._version, weight, weight_screen(weight) if screens else None)
         _, _, weight, screen = self._rows
         return sparse_encode(x - self.b_dec, weight, self.b_enc, self._per_token_k, self.threshold, screen)[:3]
 

@@ -18,7 +18,8 @@ rectangle kernel): with ε the width of the window,
 The penalty has no derivative by z. What is trained is log θ, which keeps θ above 0.
 
 `dense_step` is the plain form on any device; `sparse_step` does the same with work proportional to the active entries,
-in compiled loops on a CPU (kernels.step) and in torch operations on a GPU (`entry_step`, kernels.torch_forms).
+in compiled loops on a CPU (kernels.step), and on a GPU in Triton (`fused_step`, kernels.triton_step) or, where that is
+missing, in torch operations (`entry_step`, kernels.torch_forms).
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from torch import Tensor
 from heredity.kernels import step as kernels
 from heredity.kernels.encode import keep_largest, sparse_encode
 from heredity.kernels.step import BETAS, EPSILON
-from heredity.kernels.torch_forms import active_entries, dense_encode, dots, key_starts, largest_entries, linear, sums
+from heredity.kernels.torch_forms import (
+    active_entries,
+    dense_encode,
+    dots,
+    has_triton,
+    key_starts,
+    largest_entries,
+    linear,
+    sums,
+)
 from heredity.sae.model import Activation
 
 NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
@@ -74,6 +84,7 @@ class Outcome(NamedTuple):
     l0: float  # mean over tokens of the number of active features
     fired: Tensor  # bool [d_sae]: features active on at least one token
     least: float  # smallest positive activation; nan when there is none
+    seen: torch.cuda.Event | None = None  # on a GPU: when `fired` is known, if that is before the weights change
 
 
 class Rule(NamedTuple):
@@ -148,7 +159,8 @@ def sparse_step(
 ) -> Outcome:
     """The same step as `dense_step` for few active features; float32, x contiguous."""
     if x.device.type != "cpu":
-        return entry_step(weights, first, second, ages, x, rule, lr, step, target)
+        take = fused_step if has_triton(x.device) else entry_step
+        return take(weights, first, second, ages, x, rule, lr, step, target)
     target = x if target is None else target
     n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
     acts = training_acts(weights, x, rule)
@@ -166,7 +178,42 @@ def sparse_step(
     b_enc, b_dec = map(torch.from_numpy, biases)
     gradients = Weights(weights.w_enc, b_enc, weights.w_dec, b_dec, log_threshold)
     _update((weights, first, second), gradients, ages, lr, step, matrices=False)
-    return _outcome(float(errors.squared.sum()), torch.from_numpy(acts.values), features, x, d_sae)
+    figures = kernels.figures(acts)
+    return Outcome(
+        mse=float(errors.squared.sum()) / x.numel(),
+        l1=figures.l1 / n,
+        l0=figures.active / n,
+        fired=torch.from_numpy(figures.fired),
+        least=figures.least,
+    )
+
+
+def fused_step(
+    weights: Weights,
+    first: Weights,
+    second: Weights,
+    ages: Tensor,
+    x: Tensor,
+    rule: Rule,
+    lr: float,
+    step: int,
+    target: Tensor | None = None,
+) -> Outcome:
+    """`sparse_step` in Triton; a batch that its kernels have no room for goes to `dense_step`."""
+    from heredity.kernels.triton_step import Kind, Numbers, Parts, take_step  # optional, see `has_triton`
+
+    n, k = len(x), rule.k if rule.activation == "topk" else None
+    of_batch = rule.k * n if rule.activation == "batchtopk" else 0
+    kind = Kind(k, of_batch, BANDWIDTH if rule.activation == "jumprelu" else 0.0)
+    floor = 0.8 * (rule.threshold or float(_batch_cut(weights, x, rule))) if of_batch else 0.0
+    numbers = Numbers(lr, rule.l1 / n, rule.l0 / n, step, floor)
+    parts = Parts(*(tuple(getattr(of, name) for of in (weights, first, second)) for name in NAMES))  # type: ignore[arg-type]
+    figures = take_step(parts, ages, x, x if target is None else target, kind, numbers)
+    if figures is None:
+        return dense_step(weights, first, second, ages, x, rule, lr, step, target)
+    least = figures.least if figures.active else float("nan")
+    means = figures.squared / x.numel(), figures.total / n, figures.active / n
+    return Outcome(*means, figures.fired, least, figures.seen)
 
 
 def entry_step(
@@ -246,15 +293,18 @@ def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
     if rule.activation != "batchtopk":
         return encode(*given, rule.k if rule.activation == "topk" else None, None)
-    if rule.threshold:  # where the batch before was cut
-        cut = x.new_tensor(rule.threshold)
-    else:  # where a few tokens would be
-        pre_acts = linear(x[:64], weights.w_enc, weights.b_enc).relu_()
-        cut = pre_acts.flatten().topk(rule.k * len(pre_acts)).values[-1]
-    acts = encode(*given, None, 0.8 * cut)
+    acts = encode(*given, None, 0.8 * _batch_cut(weights, x, rule))
     if len(acts.values) < rule.k * len(x):  # still too high
         acts = encode(*given, None, None)
     return keep_largest(acts, rule.k * len(x)) if compiled else largest_entries(acts, rule.k * len(x))
+
+
+def _batch_cut(weights: Weights, x: Tensor, rule: Rule) -> Tensor:
+    """About where batchtopk will cut: where the batch before was cut, or a few tokens would be."""
+    if rule.threshold:
+        return x.new_tensor(rule.threshold)
+    pre_acts = linear(x[:64], weights.w_enc, weights.b_enc).relu_()
+    return pre_acts.flatten().topk(rule.k * len(pre_acts)).values[-1]
 
 
 class _Jump(NamedTuple):
@@ -315,10 +365,17 @@ def _rows(name: str, *tensors: Weights) -> kernels.AdamRows:
 def _update(
     trained: tuple[Weights, Weights, Weights], gradients: Weights, ages: Tensor, lr: float, step: int, matrices: bool
 ) -> None:
-    """Adam in torch on the weights and their two moments; matrices only where no compiled loop has updated them."""
-    b_dec_ages = torch.full_like(gradients.b_dec, step, dtype=torch.int32)
+    """Adam on the weights and their two moments; without the matrices where compiled loops have updated those."""
     for name in NAMES if matrices else ("b_enc", "log_threshold", "b_dec"):
         weight, first, second, grad = (getattr(of, name) for of in (*trained, gradients))
-        if len(weight):
-            row_ages = b_dec_ages if name == "b_dec" else ages
+        row_ages = ages
+        if name == "b_dec":  # one row
+            weight, first, second, grad = (each.view(1, -1) for each in (weight, first, second, grad))
+            row_ages = ages.new_full((1,), step)
+        if not weight.numel():
+            continue
+        if matrices:
             adam_rows(weight, first, second, grad, row_ages, lr, unit_norm=name == "w_dec")
+        else:
+            rows, moment, square, made = (e.reshape(len(e), -1).numpy() for e in (weight, first, second, grad))
+            kernels.adam_rows((rows, moment, square), made, lr, row_ages.numpy(), unit_norm=False)

@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -27,12 +28,13 @@ from torch import Tensor
 
 from heredity.errors import reading
 from heredity.kernels.processors import keep_large_buffers
-from heredity.kernels.torch_forms import linear
+from heredity.kernels.torch_forms import linear, moved
 from heredity.sae.model import SAE, Activation
 from heredity.sae.step import (
     NAMES,
     SPARSE_BELOW,
     SPARSE_BELOW_ON_GPU,
+    Outcome,
     Rule,
     Weights,
     dense_step,
@@ -268,7 +270,7 @@ def _take_step(
     wanted = state.step > 0 and config.resample_every != 0
     due = wanted and state.step % every == 0 and number <= RESAMPLE_UNTIL * steps
     resampled = resample(state, number - state.last_fired > window, batches, rule, every, seed) if due else 0
-    x = batches(state.step).detach().to(state.ages.device, torch.float32) * state.scale
+    x = moved(batches(state.step).detach(), state.ages.device).to(torch.float32) * state.scale
     target = x.sub_(state.weights.b_dec).contiguous()
     x = target - state.mean if len(state.mean) else target
     state.ages += 1
@@ -279,7 +281,7 @@ def _take_step(
     outcome = take(*trained, x, rule, learning_rate(config, number, steps, continued), number, target)
     if not math.isfinite(outcome.mse):
         raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or find huge activations")
-    state.last_fired[outcome.fired] = number
+    dead_now = _count_dead(state, outcome, number, window)
     state.l0 = outcome.l0
     if rule.activation == "batchtopk" and math.isfinite(outcome.least):
         rate = THRESHOLD_RATE if state.threshold else 1.0
@@ -287,9 +289,32 @@ def _take_step(
     mse, l1, scale = outcome.mse / state.scale**2, outcome.l1 / state.scale, state.scale ** (2 if jumps else 1)
     raw = None if penalty is None else penalty / scale
     loss = mse + (0.0 if raw is None else raw * (outcome.l0 if jumps else l1))
-    dead_now = int((number - state.last_fired >= window).sum())
     state.rows.append(Step(number, loss, mse, l1, outcome.l0, dead_now, raw, penalty, resampled))
     calibrate(state, config, steps)
+
+
+def _count_dead(state: TrainingState, outcome: Outcome, number: int, window: int) -> int:
+    """Note which features fired in a step, and count those that have not for a window.
+
+    On a GPU this runs beside the change of the weights, as soon as the step knows who fired: reading the count on the
+    stream of the step would leave the GPU idle until the next one is on its way.
+    """
+    with _beside(outcome.seen):
+        state.last_fired.masked_fill_(outcome.fired, number)
+        return int((number - state.last_fired >= window).sum())
+
+
+@contextmanager
+def _beside(event: torch.cuda.Event | None) -> Iterator[None]:
+    """A stream of its own that goes on from an event; what follows on the current one waits for it."""
+    if event is None:
+        yield
+        return
+    current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    other.wait_event(event)
+    with torch.cuda.stream(other):
+        yield
+    current.wait_stream(other)
 
 
 def learning_rate(config: SAEConfig, number: int, steps: int, continued: bool) -> float:

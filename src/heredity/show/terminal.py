@@ -91,16 +91,52 @@ def print_run(run: Run, page: Path) -> None:
     say(f"{format.duration(run.seconds)} of work. The report: {page}")
 
 
-def print_plan(plan: Row) -> None:
-    """`heredity check`."""
-    from heredity.analyses.plan import PLAN_TABLES
+PLAN_KINDS = Table(
+    "plan_kinds",
+    "Work by kind of stage, in order; --stages lists each.",
+    ("kind",),
+    (
+        Column("kind", "text", "Kind of stage."),
+        Column("stages", "count", "Number of stages."),
+        Column("done", "count", "Those that are done already."),
+        Column("tokens", "count", "Tokens that they read."),
+        Column("flops", "flops", "Floating-point operations of their matrix products."),
+        Column("memory_gib", "number", "Estimate of GiB of memory at most."),
+        Column("took_gib", "number", "GiB that those which are done took at most."),
+        Column("seconds", "seconds", "Estimate on this machine."),
+        Column("took", "seconds", "Seconds that those which are done took."),
+    ),
+    brief=("kind", "stages", "done", "tokens", "flops", "memory_gib", "took_gib", "seconds", "took"),
+)
+
+
+def by_kind(stages: Sequence[Row]) -> list[Row]:
+    """Rows of `PLAN_KINDS`."""
+    kinds: dict[str, list[Row]] = {}
+    for row in stages:
+        kinds.setdefault(row["stage"].partition("/")[0], []).append(row)
+    rows = []
+    for kind, own in kinds.items():
+        done = [row for row in own if row["cached"]]
+        total: dict[str, Any] = {"kind": kind, "stages": len(own), "done": len(done)}
+        total |= {name: sum(one[name] for one in own) for name in ("tokens", "flops", "seconds")}
+        total["memory_gib"] = max(one["memory_gib"] for one in own)
+        took = {"took": sum(one["took"] for one in done), "took_gib": max((one["took_gib"] for one in done), default=0)}
+        rows.append(total | (took if done else {}))
+    return rows
+
+
+def print_plan(plan: Row, stages: bool) -> None:
+    """`heredity check`. stages: list each, in place of a row per kind."""
+    from heredity.analyses.plan import PLAN_EDGES, PLAN_MODELS, PLAN_STAGES
 
     say(f"Study {plan['study']}")
     done = [row for row in plan["plan_stages"] if row["cached"]]
-    for table in PLAN_TABLES:
-        shown = [name for name in table.brief if done or not name.startswith("took")]
-        if plan[table.name]:
-            print_table(table, plan[table.name], shown)
+    work = (PLAN_STAGES, plan["plan_stages"]) if stages else (PLAN_KINDS, by_kind(plan["plan_stages"]))
+    for table, rows in ((PLAN_MODELS, plan["plan_models"]), (PLAN_EDGES, plan["plan_edges"]), work):
+        shown = [name for name in table.brief if done or not name.startswith(("took", "done"))]
+        if rows:
+            print_table(table, rows, shown)
     sites = [f"{site} (width {width or '?'})" for site, width in plan["sites"].items()]
     say(
         f"hook point {format.listed(sites)}; to do: {plan['tokens']:,} tokens, "
@@ -188,6 +224,16 @@ def print_merge(result: Row) -> None:
     """`heredity merge`."""
     print_table(TABLES["merge_tensors"], result["tensors"], ("name", "angle_degrees", "method", "norm_ratio"))
     say(f"{result['method']} of {', '.join(result['models'])} -> {result['out']}")
+
+
+def print_products(rows: Sequence[Row]) -> None:
+    """`heredity doctor`."""
+    grid = Grid("product", "inputs", "features", "threads", "GFLOP/s", "taken", box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        speed = "missing" if row["gflops"] is None else f"{row['gflops']:.0f}"
+        grid.add_row(row["product"], *(str(row[name]) for name in ("d_in", "d_sae", "threads")), speed, row["taken"])
+    out.print(Text("Matrix products that candidates of SAEs' activations can be found with", "bold"))
+    out.print(grid)
 
 
 def print_converted(result: Row) -> None:

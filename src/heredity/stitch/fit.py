@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor, nn
 
+from heredity.errors import one_of
 from heredity.stitch.affine import Affine, Moments, Pairs, Stitch, map_quality
 
 Method = Literal["ridge", "joint", "procrustes"]
@@ -62,8 +63,7 @@ def fit(
     settings out of range, constant activations, procrustes to a narrower model, and covariances singular in spite of
     the ridge.
     """
-    if method not in ("ridge", "joint", "procrustes"):
-        raise ValueError(f"method={method!r} is not known; choose one of ridge, joint, procrustes")
+    one_of("method", method, get_args(Method))
     if alpha < 0 or (ridge is not None and ridge < 0):
         raise ValueError(f"alpha={alpha} and ridge={ridge} must not be negative; give 0 or more")
     for name, square in (("A", moments.aa), ("B", moments.bb)):
@@ -91,6 +91,7 @@ def fit(
 
 def units_of(moments: Moments, units: Units = "auto") -> tuple[float, float]:
     """Units of squared errors in A and in B (see `fit`)."""
+    one_of("units", units, get_args(Units))
     spreads = [float(np.trace(square)) / len(square) for square in (moments.aa, moments.bb)]
     raw = units == "raw" or (units == "auto" and max(spreads) <= APART * min(spreads))
     return (1.0, 1.0) if raw else (spreads[0], spreads[1])

@@ -16,6 +16,7 @@ from scipy.linalg import solve
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from heredity.errors import one_of
 from heredity.sae.evaluate import quality
 from heredity.sae.model import SAE, Activation
 from heredity.sae.step import Rule
@@ -116,8 +117,9 @@ def calibrate(
     refit: bias, the mean of x − acts W_dec; or decoder, b_dec and W_dec at the minimum of ‖x − acts W_dec − b_dec‖² +
     λ ‖W_dec − old W_dec‖², where features that hardly fire keep their direction. Refitted rows have any norm, and reach
     all dimensions, a transferred decoder only as many as the source has. ridge: λ relative to the mean over live
-    features of Σ acts². Not in the paper. Raises ValueError when there are no vectors.
+    features of Σ acts². Not in the paper. Raises ValueError when there are no vectors, and for another refit.
     """
+    one_of("refit", refit, ("bias", "decoder"))
     tokens, x_sum, acts_sum = 0, np.zeros(sae.d_in), np.zeros(sae.d_sae)
     size = sae.d_sae if refit == "decoder" else 0
     gram, cross = np.zeros((size, size)), np.zeros((size, sae.d_in))

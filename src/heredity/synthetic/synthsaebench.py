@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from heredity.errors import install
 from heredity.features.acts import FeatureActs
 from heredity.synthetic.planted_edges import COSINE, FAINT, PLANTED, EdgeEnd, EdgeSample
 
@@ -122,7 +123,7 @@ def _model(config: SynthSAEBenchConfig, seed: int) -> Any:
     try:
         synthetic = importlib.import_module("sae_lens.synthetic")
     except ImportError:
-        raise ImportError("planted edges of SynthSAEBench need SAELens: pip install 'heredity[interop]'") from None
+        raise ImportError(f"planted edges of SynthSAEBench need SAELens; {install('interop')}") from None
     made = synthetic.SyntheticModelConfig(
         num_features=config.features,
         hidden_dim=config.d,

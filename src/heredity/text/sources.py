@@ -169,13 +169,23 @@ def local_documents(
 
 
 def check_local(config: CorpusConfig, spec: str, root: Path) -> None:
-    """Read one row, so that a wrong column or a broken file is found before any work. Raises CorpusError."""
+    """Read two documents, so that a wrong column, a broken file, and too little text for a training and a validation
+    split are found before any work. Raises CorpusError."""
     parts, texts = listed(config, resolve(spec, root), account := Account())
-    for part, _ in parts[:1]:
-        if texts:
-            next(_documents(part, str(part), texts, config, account, lambda: None), None)
-        else:
-            _first(part, config)
+    seen = set[str]()
+    for part, _ in parts:
+        documents = _documents(part, str(part), True, config, account, lambda: None) if texts else ()
+        for value in (one.text for one in documents) if texts else _values(part, config):
+            if str(value).strip():
+                seen.add(hashlib.sha256(repr(value).encode()).hexdigest())
+            if len(seen) > 1:
+                return
+    if not seen:
+        raise CorpusError(f"local:{spec} holds no text; point it at documents that are not empty")
+    raise CorpusError(
+        f"local:{spec} holds one document, and both splits need one: add documents (each .txt file is one, each line "
+        "of a .jsonl), or cut it into several by separator"
+    )
 
 
 def local_form(config: CorpusConfig, spec: str, root: Path) -> Form:
@@ -183,19 +193,18 @@ def local_form(config: CorpusConfig, spec: str, root: Path) -> Form:
     if config.format is not None:
         return config.format
     parts, texts = listed(config, resolve(spec, root), Account())
-    return "text" if texts or not parts else form_of(_first(parts[0][0], config)) or "text"
+    return "text" if texts or not parts else form_of(next(_values(parts[0][0], config), None)) or "text"
 
 
-def _first(part: Part, config: CorpusConfig) -> object:
-    """Value of the first row of a file that can be read; None without one."""
+def _values(part: Part, config: CorpusConfig) -> Iterator[object]:
+    """Values of the rows of a file that can be read."""
     for place, row in rows(part, _columns(config)):
         if isinstance(row, CorpusError):
             if config.skip_damaged:
                 continue
             raise row
         if (value := _value(row, config, f"{part}, {place}")[1]) is not None:
-            return value
-    return None
+            yield value
 
 
 def local_digest(spec: str, root: Path) -> str:

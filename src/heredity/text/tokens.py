@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from heredity.errors import reason, short
+from heredity.errors import one_of, reason, short
 from heredity.study.places import fault_of
 from heredity.text.letters import BYTE, spelled
 from heredity.text.spoken import Roles, Spoken
@@ -258,8 +258,10 @@ def pack(
     are tokens; but for dialogues, which a chat template wrote, the string of one that begins or ends texts is encoded
     as ordinary text, so that it ends no document. roles: `assistant` makes samples only of the tokens of what the
     assistant says, `spoken.npy`, as the documents' spans tell; models read all tokens. ValueError for a tokenizer
-    without end-of-text token, texts more than half of whose tokens are the unknown one, and roles of texts without any.
+    without end-of-text token, texts more than half of whose tokens are the unknown one, roles of texts without any, and
+    roles that are not known.
     """
+    one_of("roles", roles, get_args(Roles))
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ValueError("the tokenizer has no end-of-text token; set its eos_token")

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from heredity.errors import reading
+from heredity.errors import install, reading
 from heredity.sae.formats import dictionary_learning, folds, saelens, scopes, sparsify
 from heredity.sae.formats.contents import FormatError as FormatError
 from heredity.sae.formats.contents import Settings, Tensors, shown
@@ -165,7 +165,7 @@ def _published(name: str) -> tuple[SAE, dict[str, Any]]:
     try:
         import sae_lens  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
-        needed = "needs SAELens; pip install 'heredity[saes]', or give a folder"
+        needed = f"needs SAELens; {install('saes')}; or give a folder"
         raise FormatError(f"{PUBLISHED}{name}: {needed}") from None
     try:
         loaded = sae_lens.SAE.from_pretrained(release, sae_id)

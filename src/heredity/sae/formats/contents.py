@@ -99,6 +99,13 @@ class Settings:
         value = self.values.get(key) if value is None else value
         raise FormatError(f"{self.path}: {self.place}{key}={shown(value)} {why}")
 
+    def check_sizes(self, weights: Path, sizes: Mapping[str, int]) -> None:
+        """Raise FormatError for a size that is given, and is another than that of the weights; 0 says none."""
+        for key, size in sizes.items():
+            if (given := self.values.get(key)) and given != size:
+                both = f"and the weights beside it, {weights.name}, have {size}"
+                self.refuse(key, f"{both}; they belong to different SAEs: copy both anew")
+
     def refuse_rest(self, silent: Collection[str]) -> None:
         """Raise FormatError for the first key that was not taken, is not silent, and is not neutral."""
         for key, value in self.values.items():
@@ -149,8 +156,14 @@ class Tensors:
 
     def matrices(self, enc: str, dec: str) -> tuple[Tensor, Tensor]:
         """Encoder and decoder, one of the shape of the other's transpose."""
-        w_enc = self.take(enc, None, None)
-        return w_enc, self.take(dec, *w_enc.T.shape)
+        w_enc, w_dec = self.take(enc, None, None), self.take(dec, None, None)
+        if w_enc.shape != w_dec.T.shape:
+            shapes = f"{enc} is {list(w_enc.shape)} and {dec} {list(w_dec.shape)}"
+            turned = "; one of them is turned" if w_enc.shape == w_dec.shape else ""
+            raise FormatError(
+                f"{self.path}: {shapes}, and each must be the other's transpose{turned}: check its format"
+            )
+        return w_enc, w_dec
 
     def refuse_rest(self, what: str, silent: Collection[str] = ()) -> None:
         """Raise FormatError, by name, for tensors that were not taken: `what` they were looked for in has no use."""

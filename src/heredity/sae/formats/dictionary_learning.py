@@ -75,6 +75,7 @@ def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     kind, name = trainer.choice("dict_class", CLASSES), trainer.get("dict_class")
     names = ("encoder.weight", "decoder.weight") if kind.transposed else ("W_enc", "W_dec")
     w_enc, w_dec = (one.T if kind.transposed else one for one in tensors.matrices(*names))
+    trainer.check_sizes(tensors.path, {"activation_dim": w_enc.shape[0], "dict_size": w_enc.shape[1]})
     gated, threshold, k = name == "GatedAutoEncoder", None, trainer.get("k")
     if kind.activation == "batchtopk":
         threshold = tensors.take("threshold")

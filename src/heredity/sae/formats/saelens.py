@@ -109,6 +109,7 @@ def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     activation: Activation = kind.activation
     w_enc, w_dec = tensors.matrices("W_enc", "W_dec")
     d_in, d_sae = w_enc.shape
+    settings.check_sizes(tensors.path, {"d_in": d_in, "d_sae": d_sae})
     threshold = _threshold(tensors, architecture, d_sae)
     of_one = threshold is not None and ours.get("activation") == "batchtopk" and bool((threshold == threshold[0]).all())
     if architecture == "jumprelu" and threshold is not None and of_one:

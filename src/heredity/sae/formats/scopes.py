@@ -83,6 +83,7 @@ def llama(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
     if out not in (None, hook):
         settings.refuse("hook_point_out", "is where a transcoder predicts; give an autoencoder")
     w_enc, w_dec = (one.T for one in tensors.matrices("encoder.weight", "decoder.weight"))
+    settings.check_sizes(tensors.path, {"d_model": w_enc.shape[0], "d_sae": w_enc.shape[1]})
     threshold, norm = settings.get("jump_relu_threshold"), settings.table("dataset_average_activation_norm").get("in")
     for key, value in (("jump_relu_threshold", threshold), ("dataset_average_activation_norm.in", norm)):
         if not is_factor(value):

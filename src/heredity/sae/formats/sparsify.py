@@ -38,6 +38,7 @@ def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
             settings.refuse(key, f"is the setting {kind}; give an autoencoder")
     w_dec = tensors.take("W_dec", None, None)
     w_enc = tensors.take("encoder.weight", *w_dec.shape).T
+    settings.check_sizes(tensors.path, {"num_latents": w_dec.shape[0], "d_in": w_dec.shape[1]})
     sae = folds.new(tensors, "topk", settings.get("k"), w_enc, w_dec, "encoder.bias", "b_dec")
     metadata = dict(settings.table(OURS).values)
     settings.refuse_rest(SILENT)

@@ -1,0 +1,254 @@
+"""Compiled loops of encoding: the candidates that a screen leaves, their pre-activations, and the k largest of them.
+
+Loops over whole rows are written so that they become vector instructions: comparisons are counted in int32, and the
+largest of several numbers is found through the bits of floats, which are ordered as the floats are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from heredity.kernels.masks import BLOCK, above, lowest
+from heredity.kernels.screens import float_of, widen
+from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
+
+LANES = 16  # entries of which the largest stands for all when the k-th largest of a row is bounded
+
+
+def _number(product):
+    """The float32 of one of `screens.products`; in compiled code only."""
+    raise NotImplementedError
+
+
+@overload(_number, inline="always")
+def _number_of(product):
+    if product == types.uint16:
+        return lambda product: widen(product)
+    return lambda product: np.float32(product)
+
+
+@compiled({"contract"})
+def _upper(products, scale, reach, slack, rel, w_scale, w_norm, w_rounding, base, floor, bounds):
+    """Upper bounds of how far the pre-activations of a token lie above the floor, float32 [d_sae]."""
+    for j in range(len(products)):
+        p = scale * w_scale[j] * _number(products[j])
+        error = rel * (abs(p) + abs(base[j])) + slack * w_norm[j] + reach * w_rounding[j]
+        bounds[j] = p + base[j] + error - floor[j]
+
+
+@compiled({"contract"})
+def _middle(products, scale, w_scale, base, middle):
+    for j in range(len(products)):
+        middle[j] = scale * w_scale[j] * _number(products[j]) + base[j]
+
+
+@compiled({"contract"})
+def _shifted(bias, x, weight, base):
+    """Write bias + x @ weight, for the few columns that are multiplied in float32."""
+    base[:] = bias
+    for c in range(len(x)):
+        row = weight[c]
+        for j in range(len(base)):
+            base[j] += x[c] * row[j]
+
+
+@compiled()
+def candidates_of(
+    products, scale, reach, slack, apart, x, counts, rel, w_scale, w_norm, w_rounding, w_apart, weight, bias, floor, k,
+    limit
+):  # fmt: skip
+    """Features that may be active on each row, rising, int32 [nnz], and what is known of their pre-activations.
+
+    products: [n, d_sae]; scale, reach, slack: float32 [n]; apart [n, m] and w_apart [m, d_sae]: columns that `products`
+    leaves out; floor: float32 [d_sae], 0 with k. counts: int64 [n], written; -1 for more than `limit` candidates.
+    Pre-activations: float32 [nnz], nan where they are still to be summed.
+    """
+    n, d_sae = products.shape
+    bounds, base, shifted = np.empty(d_sae, np.float32), bias, np.empty(d_sae, np.float32)
+    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.float32(0)
+    first, exact = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
+    features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
+    values = np.empty(n * limit, np.float32)
+    for i in range(n):
+        row, known = products[i], 0
+        if len(w_apart) > 0:
+            base = shifted
+            _shifted(bias, apart[i], w_apart, base)
+        if k > 0:
+            # k of those that the screen puts first exceed this cut: what cannot reach it is not among the k largest.
+            _middle(row, scale[i], w_scale, base, bounds)
+            known = collect(bounds, cut_for_largest(bounds, k, maxima), first)
+            exact[:known] = np.nan
+            _sum_row(x, i, weight, bias, first, 0, known, exact)
+            cut = below_largest(exact[:known], k)
+        _upper(row, scale[i], reach[i], slack[i], rel, w_scale, w_norm, w_rounding, base, floor, bounds)
+        found = collect(bounds, cut, features[at:])
+        counts[i] = found
+        if found > limit:
+            counts[i] = -1
+            continue
+        c, values[at : at + found] = 0, np.nan
+        for p in range(at, at + found if known else at):
+            while c < known and first[c] < features[p]:
+                c += 1
+            if c < known and first[c] == features[p]:
+                values[p] = exact[c]
+        at += found
+    return features[:at].copy(), values[:at].copy()
+
+
+@compiled(FAST)
+def _dot(x, i, weight, j):
+    # Indexed in both dimensions, because a view of a row is counted, which takes as long as half the sum.
+    total = np.float32(0)
+    for c in range(x.shape[1]):
+        total += x[i, c] * weight[j, c]
+    return total
+
+
+@compiled()
+def _sum_row(x, i, weight, bias, features, start, stop, values):
+    """x[i]·weight[f] + bias[f] of features start to stop whose value is nan, in place.
+
+    The one place that pre-activations of candidates come from.
+    """
+    flat, d_in = weight.reshape(-1), x.shape[1]
+    for p in range(start, stop):
+        if p + AHEAD < stop:
+            load_ahead(flat, features[p + AHEAD], d_in)
+        if values[p] != values[p]:
+            values[p] = _dot(x, i, weight, features[p]) + bias[features[p]]
+
+
+@compiled()
+def sum_pre_acts(x, weight, bias, starts, features, values):
+    """Pre-activations of the entries starts[i] to starts[i + 1] of each row i of x [n, d_in], where they are nan."""
+    for i in range(len(x)):
+        _sum_row(x, i, weight, bias, features, starts[i], starts[i + 1], values)
+
+
+@compiled()
+def active_of(starts, features, values, floor, k, counts):
+    """Of the candidates of each row those above `floor` [d_sae], or, k > 0, the k largest positive; counts [n] written.
+
+    starts [n + 1], features, values: as of `sum_pre_acts`. Returns features and values of the active ones.
+    """
+    n, at = len(counts), 0
+    most = starts[n] - starts[0] + 1
+    kept, acts = np.empty(most, np.int32), np.empty(most, np.float32)
+    for i in range(n):
+        a, b, before = starts[i], starts[i + 1], at
+        if k > 0:
+            at += keep_largest_of(features[a:b], values[a:b], k, kept[at:], acts[at:])
+        else:
+            for p in range(a, b):
+                # Written whether active or not, and overwritten by the next one if not: no branch to mispredict.
+                kept[at], acts[at] = features[p], values[p]
+                at += np.int64(values[p] > floor[features[p]])
+        counts[i] = at - before
+    return kept[:at].copy(), acts[:at].copy()
+
+
+@compiled()
+def collect(row, cut, features):
+    """Write the positions where row > cut, rising; return their number. features: int32 [d_sae + 1]."""
+    n, whole = 0, len(row) - len(row) % BLOCK
+    for block in range(0, whole, BLOCK):
+        mask = above(row, block, cut)
+        while mask:
+            features[n] = block + lowest(mask)
+            n += 1
+            mask &= mask - np.uint64(1)
+    for j in range(whole, len(row)):
+        # Written whether above or not, and overwritten by the next one if not.
+        features[n] = j
+        n += np.int64(row[j] > cut)
+    return n
+
+
+@compiled()
+def cut_for_largest(row, k, maxima):
+    """A cut just below the k largest positive entries of the row, exceeded by them and a few more; k >= 1.
+
+    When k maxima over LANES entries, which lie `stride` apart, exceed a cut, so do k entries. maxima: float32 scratch
+    of ceil(len(row) / LANES).
+    """
+    stride = len(maxima)
+    if stride < k:
+        return bisect(row, k, k + k // 4, 16)
+    maxima[:] = row[:stride]
+    for start in range(stride, len(row), stride):
+        part = row[start : start + stride]
+        for b in range(len(part)):
+            maxima[b] = max(maxima[b], part[b])
+    return bisect(maxima, k, k + k // 4, 16)
+
+
+@compiled()
+def below_largest(values, k):
+    """A cut just below the k-th largest of the values; 0 when fewer than k are positive."""
+    cut = bisect(values, k, k, 200)
+    least = np.float32(np.inf)
+    for value in values:
+        if cut < value < least:
+            least = value
+    return max(cut, least * np.float32(1 - 2.0**-22)) if len(values) >= k and cut > 0 else cut
+
+
+@compiled()
+def keep_largest_of(features, candidates, k, indices, values):
+    """Write the k largest candidates > 0 and their features in their order; return their number. Ties: the first."""
+    least, ties = np.float32(0), 0
+    if len(candidates) > k:
+        least = bisect(candidates, k, k, 200)
+        if exceeding(candidates, least) != k:
+            # Equal entries around the k-th place: bisection ended at the two floats around them.
+            cut, least = least, np.float32(np.inf)
+            for candidate in candidates:
+                if cut < candidate < least:
+                    least = candidate
+            ties = k - exceeding(candidates, least)
+    at = 0
+    for c in range(len(candidates)):
+        if candidates[c] > least or (ties > 0 and candidates[c] == least):
+            ties -= np.int64(candidates[c] == least)
+            indices[at], values[at] = features[c], candidates[c]
+            at += 1
+    return at
+
+
+@compiled()
+def exceeding(values, cut):
+    count = np.int32(0)
+    for j in range(len(values)):
+        count = np.int32(count + np.int32(values[j] > cut))
+    return count
+
+
+@compiled()
+def largest_positive(values):
+    """The largest of contiguous float32, or 0: as integers, in which every positive float exceeds the negative ones."""
+    most = np.int32(0)
+    for bits in values.view(np.int32):
+        most = max(most, bits)
+    return float_of(most)
+
+
+@compiled({*FAST, "nnan"})
+def bisect(values, least, most, rounds):
+    """A cut >= 0 that `least` to `most` values exceed, if `rounds` suffice; 0 when fewer than `least` are positive."""
+    low, high = np.float32(0), largest_positive(values)
+    for _ in range(rounds):
+        middle = np.float32(0.5) * (low + high)
+        if middle <= low or middle >= high:
+            break
+        count = exceeding(values, middle)
+        if count >= least:
+            low = middle
+            if count <= most:
+                break
+        else:
+            high = middle
+    return low
