@@ -22,6 +22,7 @@ import pytest
 from heredity.analyses import Pipeline
 from heredity.analyses import notes as kept
 from heredity.analyses.inspector import Inspector
+from heredity.errors import install
 from heredity.neuronpedia import export_neuronpedia
 from heredity.results import Run, open
 from heredity.serve import database
@@ -378,7 +379,11 @@ def test_the_command_serves_until_it_is_interrupted(lineage, run):
         assert process.wait(timeout=60) == 0
 
 
-def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path):
+def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr("heredity.cli.serving._EXTRA", ("no_such_package",))
+        refused = command("serve", lineage.path, "--runs", run.folder.parent, code=2).stderr
+    assert f"heredity serve needs no_such_package; {install('serve')}" in " ".join(refused.split())
     refused = command("serve", lineage.path, "--runs", tmp_path, code=2).stderr
     assert "has not been run" in " ".join(refused.split())
     with socket.socket() as taken:

@@ -12,6 +12,7 @@ from rich.text import Text
 from typer import Option
 
 from heredity.cli.app import RUNS, Result, Runs, Sets, StudyArg, command, err, run_of, study_of, watcher
+from heredity.errors import install
 
 _EXTRA = ("fastapi", "uvicorn")
 
@@ -27,7 +28,7 @@ def serve(
 ) -> Result:
     """Serve the report of a study that has been run, with every feature of it and texts to try, until interrupted."""
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"heredity serve needs {missing[0]}; install the extra: pip install 'heredity[serve]'")
+        raise ValueError(f"heredity serve needs {missing[0]}; {install('serve')}")
     from heredity.analyses import Pipeline
     from heredity.results import as_recorded
     from heredity.serve import database
