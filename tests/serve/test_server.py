@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -41,6 +42,7 @@ from heredity.serve.app import create_app  # noqa: E402
 from heredity.serve.explorer import Busy, Explorer  # noqa: E402
 from heredity.serve.guard import hosts_of  # noqa: E402
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "\u202egnirts",
@@ -324,8 +326,8 @@ def test_the_database_is_made_again_when_an_artifact_changes_and_never_half(run,
 
 def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
     """A page of hostile text, and a database whose tokens and explanations are hostile."""
-    html, policy = page.served(page.page_data(run_of(tmp_path / "run", EVIL)))
-    assert html.count("<script") == 2 and "connect-src 'self'" in policy
+    text_, policy = page.served(page.page_data(run_of(tmp_path / "run", EVIL)))
+    assert text_.count("<script") == 2 and "connect-src 'self'" in policy
     path = tmp_path / "x.sqlite"
     with sqlite3.connect(path) as file:
         file.executescript(database._TABLES)
@@ -335,16 +337,40 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
             file.execute(f"INSERT INTO feature ({names}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             file.execute("INSERT INTO token VALUES (?, ?, 0.5)", (text, at))
             file.execute("INSERT INTO words (rowid, description) VALUES (?, ?)", (at, text))
-        meta = {"page": html, "policy": policy, "key": "", "place": '["joint", "x"]'}
+        meta = {"page": text_, "policy": policy, "key": "", "place": '["joint", "x"]'}
         file.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     none = SimpleNamespace(study=SimpleNamespace(name="none", instruments=(), followed=()))
     explorer = Explorer(lambda: none, path)  # pyright: ignore[reportArgumentType]
     client = TestClient(create_app(explorer, hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
-    assert client.get("/").text == html
+    assert client.get("/").text == text_
     for text in [*HOSTILE, EVIL]:
         answer = client.get("/api/features", params={"token": text})
         assert [row["description"] for row in answer.json()["rows"]] == [text]
         assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_opens_a_feature_by_its_address_without_an_error(explorer, tmp_path):
+    """Under the policy as it is sent: the script runs, and may ask this server."""
+    uvicorn = pytest.importorskip("uvicorn")
+    config = uvicorn.Config(create_app(explorer, hosts_of("127.0.0.1")), log_level="error", lifespan="off")
+    server, listening = uvicorn.Server(config), socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    words += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"]
+    try:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#sums/5"
+        done = subprocess.run([*words, url], capture_output=True, text=True, timeout=120, check=True)
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert 'id="asked">sums/5 at' in done.stdout and "512 features, 1 to 50" in done.stdout
+    shown = explorer.inspector().shown("sums", 5)
+    assert all(html.escape(row["reason"], quote=False) in done.stdout for row in shown["verdicts"])
 
 
 def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):

@@ -40,7 +40,7 @@ function asShown(one) {
   const contexts = one.top.map((place) => ({ ...place, values: { [one.model]: place.values, ...place.family } }));
   const weaker = one.levels.slice(1).filter((level) => level.examples.length)
     .map(({ low, high, examples }) => ({ low, high, contexts: examples }));
-  const card = { ...one, promoted: [], suppressed: [], no_logits: "asked of its model below", weaker };
+  const card = { ...one, promoted: [], suppressed: [], no_logits: "its model is asked below", weaker };
   return { ...one, contexts, card, label: one.explanation };
 }
 function whyTable(one) {
