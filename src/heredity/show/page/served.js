@@ -172,7 +172,19 @@ function allFeatures() {
   openAsked();
   return [lede("Every feature of the run. Type an id, a token (\\n for a line break) or words."),
     h("form", { class: "fields", onsubmit: find }, input, kind, h("button", { type: "submit" }, "find")),
-    filters, heading, table, asked.host];
+    filters, heading, table, allNotes(), asked.host];
+}
+
+/** Notes on features of the SAEs that are shown, asked for when they are opened. */
+function allNotes() {
+  const host = h("div");
+  const mine = (row) => row.current && row.instrument === state.instrument && row.site === state.site;
+  const load = () => fill(host, ask("notes"), (rows) => (rows.some(mine) ? plainTable([["feature", link, true],
+    ["by", (row) => row.by, true], ["note", (row) => visible(row.text), true], ["tags", (row) => row.tags, true]],
+  rows.filter(mine), { label: "Notes", fit: false }) : note("None yet: `heredity note` writes them.")));
+  const details = h("details", null, h("summary", null, "Notes"), host);
+  details.addEventListener("toggle", () => details.open && load());
+  return details;
 }
 
 function triedFamily(answer, one) {
