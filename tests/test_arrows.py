@@ -35,12 +35,14 @@ ROOMS = [
     ["explain", "synthetic", "stitch"],
     ["engine"],
     ["analyses"],
+    ["notebook"],
     ["results", "two_models", "seed_proof"],
     ["papers.beside", "papers.elements"],
     ["papers.tracking", "papers.stitching"],
     ["papers.claims", "papers.pictures"],
     ["papers.reproduction"],
     ["show"],
+    ["serve", "neuronpedia"],
     ["cli"],
 ]
 # What shows results reads tables, a run, and the declarations of the analyses: no maths.
@@ -49,7 +51,7 @@ HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 
 # Questions to a run get it as an argument: they name its type, and the run calls them.
-TYPED = {(f"analyses.{name}", "results") for name in ("query", "explain_on_demand")}
+TYPED = {(f"analyses.{name}", "results") for name in ("query", "explain_on_demand", "inspector", "notes", "trial")}
 
 
 def room_of(module: str) -> int | None:

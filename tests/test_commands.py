@@ -130,7 +130,7 @@ def test_features_are_found_and_shown(lineage):
     text = command("show", lineage.path, name, "--top", 2, "--runs", lineage.runs).stdout
     assert " ".join(shown["explanation"]["description"].split()) in " ".join(text.split())
     assert name in text and "«" in text
-    assert "one feature is shown at a time; give one of these 2" in ask(lineage, "show", "base/1,base/2", code=2)
+    assert "base/1,base/2: names 2 features; give one of them" in ask(lineage, "show", "base/1,base/2", code=2)
     assert "error: feature 'base': must be a model, a slash" in ask(lineage, "show", "base", code=2)
 
 

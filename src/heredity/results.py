@@ -6,10 +6,10 @@ import difflib
 import tomllib
 from dataclasses import replace
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from heredity import notebook
 from heredity.analyses import TABLES, Pipeline, read_tables, statements_of
 from heredity.analyses.analysis import Need, Statement
 from heredity.analyses.sae import sae_need
@@ -153,18 +153,26 @@ class Run:
 
         return acts_of(self.artifact(("acts", self.item(instrument, site, model=model))))
 
+    def show(self) -> Overview:
+        """Findings, notes and brief tables. HTML in a notebook; the whole report is a file of its own, by
+        `heredity report`."""
+        found = [one for one in self.statements if one.question != "note"]
+        notes = list(dict.fromkeys(one.text for one in self.statements if one.question == "note"))
+        tables = {name: (TABLES[name], rows.to_pylist()) for name, rows in self.tables.items()}
+        html = notebook.overview(self.name, [(one.about, one.text, one.evidence) for one in found], notes, tables)
+        return Overview(html, "\n".join([f"run {self.name}", *(one.text for one in found)]))
+
     def feature(self, model: str, index: int, site: str | None = None) -> Feature:
         """All that is known of one feature: class, explanation, tokens, matches, examples. HTML in a notebook.
 
         Raises StudyError for a model, a site or an index that the run does not have, TypeError for an index that is no
         integer.
         """
-        from heredity.analyses.query import show
+        from heredity.analyses.inspector import Inspector
 
         if not hasattr(index, "__index__"):
             raise TypeError(f"feature({model!r}, {index!r}): the index must be an integer, such as 158")
-        asked = Run(self.study.at(site), self.folder, again=self.again) if site else self
-        return Feature(show(asked, model, index))
+        return Feature(Inspector(self, site=site).show(model, index))
 
 
 class Feature(NamedTuple):
@@ -172,29 +180,25 @@ class Feature(NamedTuple):
 
     values: dict[str, Any]
 
-    @property
-    def _name(self) -> str:
-        return f"{self.values['model']}/{self.values['feature']}"
-
     def __repr__(self) -> str:
-        return f"<Feature {self._name}: {self.values['explanation']['description'] or 'not explained'}>"
+        name = f"{self.values['model']}/{self.values['feature']}"
+        return f"<Feature {name}: {self.values['explanation']['description'] or 'not explained'}>"
 
     def _repr_html_(self) -> str:
-        rows = ""
-        for match in self.values["matches"]:
-            r, persists = "" if match["r"] is None else f"{match['r']:.3f}", "persists" if match["persists"] else ""
-            cells = (match["edge"], f"{match['model']}/{match['feature']}", r, persists)
-            rows += f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        lines = ""
-        for example in self.values["top"][:6]:
-            start, end = max(0, example["position"] - 12), example["position"] + 13
-            lines += "<p style='font-family:monospace'>"
-            for token, value in zip(example["tokens"][start:end], example["values"][start:end], strict=True):
-                shade = f"rgba(255,140,0,{min(1.0, value / (self.values['max'] or 1)):.2f})"
-                lines += f"<span style='background:{shade}'>{escape(token)}</span>"
-            lines += "</p>"
-        explanation = escape(self.values["explanation"]["description"] or "")
-        return f"<h4>{escape(self._name)}</h4><p>{explanation}</p><table>{rows}</table>{lines}"
+        return notebook.feature(self.values)
+
+
+class Overview(NamedTuple):
+    """What a run found, for a notebook."""
+
+    html: str
+    text: str  # the findings, one a line
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def record(study: Study, folder: Path) -> None:

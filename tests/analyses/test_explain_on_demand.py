@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from heredity.analyses.explain_on_demand import Ask, Which, estimate, explain, named
+from heredity.analyses.explain_on_demand import Ask, Which, estimate, explain
+from heredity.analyses.query import named
 from heredity.analyses.sample import MIN_FIRINGS
 
 from explain.server import Reply, chat, data_of, serving  # isort: skip - a folder of the tests

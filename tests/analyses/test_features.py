@@ -175,9 +175,9 @@ def firing() -> SimpleNamespace:
     )  # fmt: skip
 
 
-def card_of(given: SimpleNamespace, feature: int, logits: LogitTokens | str = "no way") -> Card:
+def card_of(given: SimpleNamespace, feature: int) -> Card:
     sizes = Sizes(top=3, levels=LEVELS, each=2, drawn=0, silent=0, tokens=len(VOCABULARY), bins=10)
-    return cards(given.acts, given.ids, np.array([feature]), sizes, 0, logits)[0]
+    return cards(given.acts, given.ids, np.array([feature]), sizes)[0]
 
 
 def test_tokens_are_listed_by_their_share_of_all_activation():
@@ -236,11 +236,11 @@ def test_lost_and_new_features_are_the_surest_with_their_tokens_and_text(tmp_pat
 
 def test_predictions_are_text_even_beyond_the_vocabulary_and_else_a_reason_stands():
     given = firing()
-    ends = np.array([[3, 7]]), np.array([[1.5, 0.5]], np.float32), np.array([[0, 4]]), np.array([[-2, -1]], np.float32)
-    row = predicted(given, card_of(given, 0, LogitTokens(*ends)))  # pyright: ignore[reportArgumentType]
+    ends = np.array([3, 7]), np.array([1.5, 0.5], np.float32), np.array([0, 4]), np.array([-2, -1], np.float32)
+    row = predicted(given, LogitTokens(*ends))  # pyright: ignore[reportArgumentType]
     assert row["promoted"] == [{"token": "b", "weight": 1.5}, {"token": "#7", "weight": 0.5}]
     assert [one["token"] for one in row["suppressed"]] == ["a", "1"] and row["no_logits"] == ""
-    assert predicted(given, card_of(given, 0))["no_logits"] == "no way"  # pyright: ignore[reportArgumentType]
+    assert predicted(given, "no way")["no_logits"] == "no way"  # pyright: ignore[reportArgumentType]
 
 
 def test_a_feature_that_never_fires_has_an_empty_card():

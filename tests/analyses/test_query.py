@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heredity.analyses.query import find, sample_of, show
+from heredity.analyses.inspector import Inspector
+from heredity.analyses.query import find, sample_of
 from heredity.analyses.sample import Sample
+from heredity.features.hypothesis import llr
 from heredity.results import Run, open
 from heredity.study import CaseConfig
 from tiny import command
+
+
+def show(run: Run, model: str, feature: int) -> dict[str, Any]:
+    return Inspector(run).show(model, feature)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,8 @@ def test_counts_tokens_and_histogram_are_those_of_the_activations(sample, shown)
         assert row["share"] == pytest.approx(totals[token] / firing.sum(dtype=np.float64))
         assert row["firings"] == (own > 0).sum() and row["fired"] == pytest.approx((own > 0).mean())
         assert row["mean"] == pytest.approx(own[own > 0].mean(dtype=np.float64))
+        hits = ids.ravel() == token
+        assert row["llr"] == pytest.approx(float(llr(sample.acts[shown["model"]], hits).weighted[shown["feature"]]))
 
 
 def test_examples_carry_the_activations_of_their_text(sample, shown):
@@ -111,7 +119,7 @@ def test_the_run_holds_the_same(lineage, shown, listed):
         np.testing.assert_allclose(*sides[1], rtol=1e-5)
     assert shown["no_logits"] == listed["card"]["no_logits"] == ""
     assert len(shown["promoted"]) == 10 and shown["promoted"][0]["weight"] > 0 > shown["suppressed"][0]["weight"]
-    assert shown["tokens"][:10] == listed["card"]["tokens"]
+    assert [{k: v for k, v in row.items() if k != "llr"} for row in shown["tokens"][:10]] == listed["card"]["tokens"]
     key = {"instrument": "parent", "model": shown["model"], "feature": shown["feature"]}
     (row,) = lineage.rows("feature_classes", **key)
     assert shown["class"] == {name: row[name] for name in shown["class"]} and shown["class"]["class"] != "silent"

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from heredity.features.acts import FeatureActs
-from heredity.features.cards import Card, Columns, LogitTokens, Sizes, cards, contexts, levels_of, logit_tokens
+from heredity.features.cards import (
+    Card,
+    Columns,
+    LogitTokens,
+    Sizes,
+    cards,
+    contexts,
+    leading_tokens,
+    levels_of,
+    logit_tokens,
+)
 from heredity.lm.logit_attribution import logit_weights
 from tiny import HOOK, tiny_model
 
@@ -126,6 +136,16 @@ def test_top_tokens_are_those_of_a_plain_count_and_a_dead_feature_has_an_empty_c
     assert (card.firings, card.density, card.highest) == (0, 0.0, 0.0)
     assert all(len(part.rows) == 0 for part in (card.top, card.drawn, *card.levels))
     assert len(card.tokens.ids) == 0 and len(card.silent) == SIZES.silent
+
+
+def test_leading_tokens_of_all_features_are_those_of_their_cards(acts, ids, made):
+    columns = Columns(*acts.to_columns())
+    features, tokens, shares = leading_tokens(columns, ids, SIZES.tokens)
+    for card, again in zip(made, cards(acts, ids, np.arange(5), SIZES, seed=3, columns=columns), strict=True):
+        own, whole = features == card.feature, columns.of(card.feature)[1].sum(dtype=np.float64)
+        assert tokens[own].tolist() == card.tokens.ids.tolist() == again.tokens.ids.tolist()
+        np.testing.assert_allclose(shares[own] * whole, card.tokens.total)
+    assert DEAD not in features
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_feature_alone(acts, ids, made):

@@ -18,6 +18,7 @@ from heredity.features.verdicts import (
     Followed,
     judge,
     owned,
+    reason,
     same_r,
     share_interval,
 )
@@ -336,3 +337,27 @@ def test_models_may_differ_in_width():
     np.testing.assert_allclose(
         effects(ACTS, OWN @ wide, OWN @ wide @ back + bias, OWN, DOCUMENTS).transmission, 1, atol=1e-3
     )
+
+
+def test_a_verdict_is_given_its_reason_in_words():
+    figures = {"transmission": 0.4, "direction": 0.9, "strength": 0.5, "match_r": 0.8, "map_r": None, "stability": 0.9}
+    row = figures | {"apart": 0.5, "p_lost": 0.001, "owned": True}
+    for changes, part in (
+        (
+            {"verdict": "kept", "transmission": 0.9},
+            "transmission 0.90, direction 0.90, r 0.80: within the margins 0.5 to 2",
+        ),
+        ({"verdict": "changed"}, "transmission 0.40 outside of 0.6 to 1.67, beyond the errors"),
+        ({"verdict": "changed", "transmission": 1.0, "match_r": 0.3}, "r 0.30 below 0.5, beyond the errors"),
+        (
+            {"verdict": "lost"},
+            "p 0.001 that it is not, at a false discovery rate of 10 %; transmission 0.40, strength 0.50",
+        ),
+        ({"verdict": "undecided"}, "neither within the margins of kept nor outside of those of changed"),
+        ({"verdict": "undecided", "apart": 0.02}, "other features explain all but 2 % of it"),
+        ({"verdict": "unstable", "stability": 0.5}, "stability 0.50: not above 0.7 in a second SAE of its model"),
+        ({"verdict": "unstable", "stability": None}, "stability not measured"),
+        ({"verdict": "unstable", "owned": False}, "less than 30 % of its energy lies in its own model"),
+        ({"verdict": "unstable"}, "its effect could not be measured"),
+    ):
+        assert part in reason(row | changes), changes

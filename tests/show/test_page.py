@@ -98,9 +98,23 @@ def test_the_page_without_data_is_small_its_source_and_findings_readable(made):
 
 
 @pytest.mark.skipif(NODE is None, reason="needs node")
-def test_the_script_is_valid_javascript(made, tmp_path):
-    (tmp_path / "page.js").write_text(re.findall(r"<script>(.*?)</script>", page.render(made), re.DOTALL)[0])
+@pytest.mark.parametrize("text", [page.render, lambda data: page.served(data)[0]], ids=["report", "served"])
+def test_the_script_is_valid_javascript(text, made, tmp_path):
+    (tmp_path / "page.js").write_text(re.findall(r"<script>(.*?)</script>", text(made), re.DOTALL)[0])
     subprocess.run([str(NODE), "--check", str(tmp_path / "page.js")], check=True, timeout=60)
+
+
+def test_a_served_page_adds_one_part_and_may_ask_its_server_alone(made):
+    report, (text, policy) = page.render(made), page.served(made)
+    part = (PARTS / "served.js").read_text()
+    assert part in text and part not in report and "connect-src" not in report
+    digest = base64.b64encode(
+        hashlib.sha256(re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0].encode()).digest()
+    )
+    assert f"script-src 'sha256-{digest.decode()}'" in policy and policy.endswith("; connect-src 'self'")
+    assert html.escape(policy, quote=False) in text
+    bare = text.replace(part + "\n", "").replace("\n" + (PARTS / "served.css").read_text(), "")
+    assert len(bare) == len(report) + len("; connect-src 'self'"), "nothing else differs but the hash"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

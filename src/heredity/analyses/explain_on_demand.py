@@ -49,18 +49,6 @@ class Ask(NamedTuple):
     spare_tokens: int = 0  # further tokens that every answer may have
 
 
-def named(features: str) -> dict[str, list[int]]:
-    """Features by model, from `base/12,lua/345`. Raises ValueError for anything else."""
-    chosen: dict[str, list[int]] = {}
-    for part in features.split(","):
-        model, _, index = part.strip().rpartition("/")
-        if not model or not index.isdecimal():
-            raise ValueError(f"feature {part.strip()!r}: must be a model, a slash and a number, such as base/12")
-        if int(index) not in chosen.setdefault(model, []):
-            chosen[model].append(int(index))
-    return chosen
-
-
 def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progress | None = None) -> dict[str, Any]:
     """Explain and score features; writes `explanations.parquet`, `explained.json` and a language model's
     `ledger.sqlite` into `out`, and returns what `explained.json` holds.

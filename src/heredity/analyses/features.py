@@ -40,6 +40,7 @@ from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.features.cards import Card, LogitTokens, Places
+    from heredity.features.collect import Reader
     from heredity.features.families import Member
 
 FEATURES, CASES_JSON = "features.json", "cases.json"
@@ -319,25 +320,24 @@ def _cards(work: Work, settings: FeaturesSettings, sample: Sample, chosen: set[C
         features = np.array(sorted(feature for owner, feature in chosen if owner == model), np.int64)
         if len(features):
             place = settings.hook_point, settings.precision
-            logits = logits_of(work.inputs["model"][model], work.inputs["sae"][model], features, *place)
+            reader = reader_of(work.inputs["model"][model], [work.inputs["sae"][model]], *place)()
+            logits = logits_of(reader, features)
+            del reader
             made = cards(sample.acts[model], sample.ids, features, sizes, settings.sample.seed, logits)
             drawn |= {(model, card.feature): card for card in made}
     return drawn
 
 
-def logits_of(
-    model: Artifact, sae: Artifact, features: np.ndarray, hook_point: str, precision: Precision
-) -> LogitTokens | str:
-    """What features of a model's SAE predict, int [n], or why that is not known."""
+def logits_of(reader: Reader, features: np.ndarray) -> LogitTokens | str:
+    """What features of the SAE of a model predict, int [n], or why that is not known."""
     import torch
 
     from heredity.features.cards import logit_tokens
 
-    reader = reader_of(model, [sae], hook_point, precision)()
-    directions = reader.saes[0].W_dec
+    directions = reader.sae.W_dec
     try:
         own = directions[torch.from_numpy(features).to(directions.device)]
-        return logit_tokens(reader.model, hook_point, own, _TOKENS)
+        return logit_tokens(reader.model, reader.hook_point, own, _TOKENS)
     except ValueError as error:  # a model without a head
         return str(error)
 
@@ -357,7 +357,10 @@ def _row(sample: Sample, name: str, chosen: Chosen, card: Card) -> dict[str, Any
         "feature": feature,
         "density": card.density,
         "max": card.highest,
-        "family": [member_of(sample, member) for member in members],
+        "family": [
+            member_of(member, acts.values[acts.indices == index], acts.counted)
+            for member, (acts, index) in zip(members, known.values(), strict=True)
+        ],
         "contexts": [sample.block(c.block) | {"position": c.position, "values": c.values} for c in blocks],
         "card": {
             "firings": card.firings,
@@ -372,7 +375,7 @@ def _row(sample: Sample, name: str, chosen: Chosen, card: Card) -> dict[str, Any
                 for place, places in enumerate(card.levels)
                 if place and len(places.rows)
             ],
-            **predicted(sample, card),
+            **predicted(sample, card.logits or card.no_logits),
         },
     }
 
@@ -388,19 +391,17 @@ def fired_on(sample: Sample, card: Card) -> list[dict[str, Any]]:
     ]
 
 
-def predicted(sample: Sample, card: Card) -> dict[str, Any]:
-    """The tokens that the feature of a card promotes and suppresses, or why they are not known."""
+def predicted(sample: Sample, logits: LogitTokens | str) -> dict[str, Any]:
+    """The tokens that one feature promotes and suppresses, from arrays [k], or why they are not known."""
 
     def pushed(tokens: np.ndarray, weights: np.ndarray) -> list[dict[str, Any]]:
         pairs = zip(tokens.tolist(), weights.tolist(), strict=True)
         return [{"token": sample.text(token), "weight": weight} for token, weight in pairs]
 
-    logits = card.logits
-    return {
-        "promoted": pushed(logits.top, logits.top_weights) if logits else [],
-        "suppressed": pushed(logits.bottom, logits.bottom_weights) if logits else [],
-        "no_logits": card.no_logits,
-    }
+    if isinstance(logits, str):
+        return {"promoted": [], "suppressed": [], "no_logits": logits}
+    promoted = pushed(logits.top, logits.top_weights)
+    return {"promoted": promoted, "suppressed": pushed(logits.bottom, logits.bottom_weights), "no_logits": ""}
 
 
 def _windows(sample: Sample, places: Places) -> list[dict[str, Any]]:
@@ -420,12 +421,10 @@ def _windows(sample: Sample, places: Places) -> list[dict[str, Any]]:
     return rows
 
 
-def member_of(sample: Sample, member: Member) -> dict[str, Any]:
-    """A member of a family, the share of the sample's tokens it fires on, and its highest activation there."""
-    acts = sample.acts[member.model]
-    values = acts.values[acts.indices == member.feature]
-    highest = float(values.max()) if len(values) else 0.0
-    return {**member._asdict(), "density": len(values) / acts.counted, "max": highest}
+def member_of(member: Member, values: np.ndarray, samples: int) -> dict[str, Any]:
+    """A member of a family, the share of the samples it fires on, and its highest activation. values [n]: of all its
+    firings."""
+    return {**member._asdict(), "density": len(values) / samples, "max": float(values.max(initial=0))}
 
 
 def _say(tables: Tables) -> Iterable[Statement]:

@@ -1,28 +1,46 @@
-"""Questions that a run answers at once: which features mean some tokens, and all that is known of one feature."""
+"""Questions that a run answers at once: which features mean some tokens, and what became of a feature."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from heredity.analyses.explain import asking_of, explain_settings
-from heredity.analyses.features import fired_on, logits_of, member_of, predicted
+from heredity.analyses.analysis import Item
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
-from heredity.analyses.sae import sae_need
 from heredity.analyses.sample import Sample, sample_needs, sample_settings
 from heredity.engine.store import ArtifactError
-from heredity.study import CaseConfig, Study, StudyError
+from heredity.study import CaseConfig, Study
 
 if TYPE_CHECKING:
-    from heredity.features.cards import Card, LogitTokens, Places
-    from heredity.features.families import Member
     from heredity.features.hypothesis import Ranking
     from heredity.results import Run
+
+
+def named(features: str) -> dict[str, list[int]]:
+    """Features by model, from `base/12,lua/345`. Raises ValueError for anything else."""
+    chosen: dict[str, list[int]] = {}
+    for part in features.split(","):
+        model, _, index = part.strip().rpartition("/")
+        if not model or not index.isdecimal():
+            raise ValueError(f"feature {part.strip()!r}: must be a model, a slash and a number, such as base/12")
+        if int(index) not in chosen.setdefault(model, []):
+            chosen[model].append(int(index))
+    return chosen
+
+
+def one_named(feature: str) -> tuple[str, int]:
+    """Model and number of `base/12`. Raises ValueError for anything else, several features included."""
+    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
+    if len(chosen) != 1:
+        raise ValueError(f"{feature}: names {len(chosen)} features; give one of them")
+    return chosen[0]
 
 
 def check_followed(study: Study, name: str, place: str) -> None:
@@ -34,16 +52,16 @@ def check_followed(study: Study, name: str, place: str) -> None:
         raise ValueError(f"{place}: {name} is on no edge, so its features are not followed; those of {own} are")
 
 
-def sample_of(run: Run, models: Sequence[str], matched: bool = False) -> Sample:
+def sample_of(run: Run, models: Sequence[str], matched: bool = False, place: Item | None = None) -> Sample:
     """The sample of a run, with the activations of these models, and the matches that are done.
 
-    Raises ArtifactError for what is missing (all matches must be there if `matched`), ValueError for a study of
-    stitches alone.
+    place: instrument and site; the study's first ones by default. Raises ArtifactError for what is missing (all matches
+    must be there if `matched`), ValueError for a study of stitches alone.
     """
     study = run.study
     if not study.instruments:
         raise ValueError(f"study {study.name} has stitches alone, no SAE of its models; see `heredity stitch`")
-    needs: Any = sample_needs(study, {"instrument": study.instrument, "site": study.site})
+    needs: Any = sample_needs(study, place or run.item())
     inputs: dict[str, Any] = {"tokenizer": run.artifact(needs["tokenizer"]), "match": {}}
     inputs["tokens"] = {name: run.artifact(need) for name, need in needs["tokens"].items()}
     inputs["acts"] = {name: run.artifact(needs["acts"][name]) for name in models}
@@ -86,7 +104,10 @@ def find(
         for feature in ranked(ratios, by, top).tolist():
             row = measured(ratios, feature) | {"density": int(ratios.firings[feature]) / acts.counted}
             tokens = top_tokens(acts, feature, ids, sample.vocabulary)
-            row |= {"matches": _matches(sample, model, feature), "verdicts": _verdicts(run, model, feature)}
+            row |= {
+                "matches": matches_of(sample, model, feature),
+                "verdicts": verdicts_of(run, run.item(), model, feature),
+            }
             rows[model].append(row | {"top_tokens": tokens})
     head = {
         "study": study.name,
@@ -98,124 +119,24 @@ def find(
     return head | asked | {"models": rows}
 
 
-def show(run: Run, model: str, feature: int) -> dict[str, Any]:
-    """All that is known of one feature, as a JSON object.
-
-    - `positions`, `context_size`: tokens of the sample, and of a block.
-    - `class`: a row of table `feature_classes`; null where that stage is not done.
-    - `explanation`: a row of table `explanations` without its rule; `on_the_spot`: made by statistics just now.
-    - `histogram`: firings in equal bins of activation from 0 to `max`.
-    - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences.
-    - `promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
-    - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, as far
-      as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
-    - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations) and
-      `family` (those of the other members, by model). `levels`: examples by interval of activation, the strongest
-      first. `drawn`: firings at random. `silent`: blocks without a firing.
-
-    Raises ValueError for a stage up to acts and match that is missing, an unknown model, and a number beyond its SAE.
-    """
-    from heredity.features.cards import Sizes, cards
-    from heredity.features.families import family
-
-    study = run.study
-    check_followed(study, model, f"{model}/{feature}")
-    sample = sample_of(run, study.followed, matched=True)
-    acts, own = sample.acts[model], np.array([feature], np.int64)
-    if not 0 <= feature < acts.d_sae:
-        raise ValueError(f"{model}/{feature}: its SAE has {acts.d_sae:,} features, counted from 0")
-    sizes = Sizes(tokens=len(sample.vocabulary))  # all tokens, for the total
-    (card,) = cards(acts, sample.ids, own, sizes, sample_settings(study).seed, _logits(run, model, own))
-    members = family(model, feature, sample.edges, sample.matches)
-    return {
-        "study": study.name,
-        "instrument": study.instrument,
-        "site": study.site,
-        "model": model,
-        "feature": feature,
-        "positions": sample.ids.size,
-        "context_size": sample.ids.shape[1],
-        "class": _class(run, model, feature),
-        "explanation": _explanation(run, sample, model, feature),
-        "firings": card.firings,
-        "density": card.density,
-        "max": card.highest,
-        "histogram": card.histogram.tolist(),
-        "tokens": fired_on(sample, card)[: Sizes().tokens],
-        **predicted(sample, card),
-        "matches": _matches(sample, model, feature),
-        "verdicts": _verdicts(run, model, feature),
-        "family": [member_of(sample, member) for member in members],
-        **_examples(sample, card, members),
-    }
+@lru_cache(maxsize=256)
+def _read(path: Path) -> pa.Table:
+    """A table of an artifact, which is never written again; kept, as many features are asked for one after another."""
+    return pq.read_table(path)
 
 
-def _examples(sample: Sample, card: Card, members: Sequence[Member]) -> dict[str, Any]:
-    """The examples of a card. members: its feature's family, itself first."""
-    from heredity.features.cards import contexts
-
-    known = {member.model: (sample.acts[member.model], member.feature) for member in members}
-    top, levels, count = [], [], len(card.levels)
-    for context in contexts(card.top.rows.tolist(), known, sample.ids.shape[1]):
-        others = dict(context.values)
-        values = others.pop(members[0].model)
-        top.append(sample.block(context.block) | {"position": context.position, "values": values, "family": others})
-
-    def blocks(places: Places) -> list[dict[str, Any]]:
-        rows = []
-        for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
-            block, position = divmod(row, sample.ids.shape[1])
-            rows.append(sample.block(block) | {"position": position, "values": [round(value, 4) for value in values]})
-        return rows
-
-    for place, places in enumerate(card.levels):
-        low, high = (card.highest * (count - step - place) / count for step in (1, 0))
-        levels.append({"low": low, "high": high, "examples": blocks(places)})
-    silent = [sample.block(block) for block in card.silent.tolist()]
-    return {"top": top, "levels": levels, "drawn": blocks(card.drawn), "silent": silent}
-
-
-def _logits(run: Run, model: str, features: np.ndarray) -> LogitTokens | str:
-    study = run.study
-    try:
-        weights = run.artifact(("model", {"model": model}))
-        sae = run.artifact(sae_need(study, model, study.instrument, study.site))
-        return logits_of(weights, sae, features, study.site, study.config.precision)
-    except (ArtifactError, StudyError) as error:  # not done; or the model has gone since the run
-        return str(error)
-
-
-def _class(run: Run, model: str, feature: int) -> dict[str, Any] | None:
-    rows = _rows(run, "classes", "feature_classes", model, feature)
-    silent = {"class": "silent", "single_token": False, "domain": None, "domain_share": None, "top_token": None}
-    return None if rows is None else {name: rows[0][name] for name in silent} if rows else silent
-
-
-def _explanation(run: Run, sample: Sample, model: str, feature: int) -> dict[str, Any]:
-    from heredity.explain.propagate import hand_down, label_rows
-
-    rows = known = _rows(run, "explain", "explanations", model, feature)
-    if not rows:
-        settings = explain_settings(run.study)
-        asking = asking_of(sample, settings)
-        labels = hand_down({model: [feature]}, (), {}, asking.explain, asking.score, settings.explain.drop)
-        rows = label_rows(labels, asking.judge.name)
-    left_out = ("instrument", "site", "model", "feature", "rule")
-    row = {name: value for name, value in rows[0].items() if name not in left_out}
-    undefined = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-    return row | undefined | {"on_the_spot": not known}
-
-
-def _rows(run: Run, kind: str, table: str, model: str, feature: int) -> list[dict[str, Any]] | None:
-    """What the table of a stage says of a feature; None where the stage is not done."""
-    artifact = run.find((kind, {"instrument": run.study.instrument, "site": run.study.site}))
+def rows_of_stage(run: Run, kind: str, item: Item, table: str, **where: str | int) -> list[dict[str, Any]] | None:
+    """Rows of a stage's table with these values; None where the stage is not done."""
+    artifact = run.find((kind, item))
     if artifact is None:
         return None
-    path = artifact / f"{table}.parquet"
-    return pq.read_table(path, filters=[("model", "=", model), ("feature", "=", feature)]).to_pylist()
+    rows = _read(artifact / f"{table}.parquet")
+    for name, value in where.items():
+        rows = rows.filter(pc.equal(rows[name], value))  # pyright: ignore[reportAttributeAccessIssue]
+    return rows.to_pylist()
 
 
-def _matches(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
+def matches_of(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
     """Best match of a feature along each edge of its model: child features first, then parent features."""
     rows = []
     for end, other in (("parent", "child"), ("child", "parent")):
@@ -230,20 +151,22 @@ def _matches(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdicts(run: Run, model: str, feature: int) -> list[dict[str, Any]]:
-    """Verdict on a feature and its evidence along each edge of its model that has them: child features first."""
+def verdicts_of(run: Run, place: Item, model: str, feature: int) -> list[dict[str, Any]]:
+    """Verdict on a feature, its evidence and its reason along each edge of its model that has them: child features
+    first. place: instrument and site."""
+    from heredity.features.verdicts import reason
+
     rows = []
     for end, other in (("parent", "child"), ("child", "parent")):
         for edge in (edge for edge in run.study.edges if getattr(edge, end) == model):
-            item = {"instrument": run.study.instrument, "site": run.study.site, "edge": edge.name, "text": "common"}
-            artifact = run.find(("verdicts", item))
-            if artifact is None:
+            item = {**place, "edge": edge.name, "text": "common"}
+            judged = rows_of_stage(run, "verdicts", item, "verdicts", end=end)
+            if not judged:
                 continue
-            filters = [("end", "=", end), ("feature", "=", feature)]
-            judged = pq.read_table(artifact / "verdicts.parquet", filters=filters[:1]).to_pylist()
-            for row in pq.read_table(artifact / "evidence.parquet", filters=filters).to_pylist() if judged else ():
+            for row in rows_of_stage(run, "verdicts", item, "evidence", feature=feature, end=end) or ():
                 found = {name: row[name] for name in ("verdict", "stability", "match_r", "map_r", "p_lost")}
                 for name in ("transmission", "strength"):
                     found[name] = None if row[name] is None else row[name] / judged[0]["scale"]
+                found["reason"] = reason(row | found)
                 rows.append({"edge": edge.name, "model": getattr(edge, other), "end": end, **found})
     return rows

@@ -2,6 +2,7 @@
 
 from heredity.cli import study as study  # isort: skip - commands are listed in the order they are made in
 from heredity.cli import look as look
+from heredity.cli import serving as serving
 from heredity.cli import single as single
 from heredity.cli.app import app as app
 from heredity.kernels.processors import share_processors

@@ -76,15 +76,70 @@ def show(
     set_: Sets = None,
 ) -> Result:
     """Show all that is known of one feature of a study that has been run, with the text it fires on."""
-    from heredity.analyses import query
-    from heredity.analyses.explain_on_demand import named
+    from heredity.analyses.inspector import Inspector
+    from heredity.analyses.query import one_named
     from heredity.show.feature import print_shown
 
-    chosen = [(model, index) for model, indices in named(feature).items() for index in indices]
-    if len(chosen) != 1:
-        raise ValueError(f"{feature}: one feature is shown at a time; give one of these {len(chosen)}")
-    result = query.show(run_of(study, runs, _by(instrument, set_), site), *chosen[0])
+    chosen = one_named(feature)
+    result = Inspector(run_of(study, runs, _by(instrument, set_), site)).show(*chosen)
     return Result(result, lambda: print_shown(result, top))
+
+
+@command()
+def note(
+    study: StudyArg,
+    feature: Annotated[
+        str | None, Argument(metavar="FEATURE", help="A model, a slash and a number: `base/158`. Without: all notes.")
+    ] = None,
+    words: Annotated[str | None, Argument(metavar="TEXT", help="The note; replaces yours of before.")] = None,
+    tag: Annotated[list[str] | None, Option(help="A word to find it by, added to those it has. Repeatable.")] = None,
+    by: Annotated[str, Option(help="Who writes it: each has a note of their own on a feature.")] = "",
+    remove: Annotated[bool, Option("--remove", help="Delete the note of --by on the feature.")] = False,
+    out: Annotated[Path | None, Option("-o", "--out", help="CSV file to write all notes into.")] = None,
+    take: Annotated[
+        Path | None, Option("--from", help="CSV file to take notes from; needs model, feature, text.")
+    ] = None,
+    instrument: Instrument = None,
+    site: Site = None,
+    runs: Runs = RUNS,
+    set_: Sets = None,
+) -> Result:
+    """Write a note or tags on a feature of a study that has been run, list all notes, or exchange them as CSV."""
+    from heredity.analyses import notes
+    from heredity.analyses.query import one_named
+
+    given = {"--tag": tag, "--by": by, "--remove": remove, "--instrument": instrument, "--site": site}
+    if feature is None and (idle := [name for name, value in given.items() if value]):
+        raise ValueError(f"{idle[0]}: means nothing without a feature; name one, such as base/158")
+    if sum((feature is not None, out is not None, take is not None)) > 1:
+        raise ValueError("FEATURE, --out and --from exclude each other; give one of them")
+    run = run_of(study, runs, set_)
+    place = run.item(instrument, site)
+    if take is not None:
+        changed = notes.take_notes(run, take)
+    elif feature is None:
+        changed = notes.read_notes(run)
+    else:
+        chosen = one_named(feature)
+        if remove and (words is not None or tag):
+            raise ValueError("--remove deletes the whole note; give neither a text nor --tag with it")
+        if remove:
+            changed = [notes.remove_note(run, place, *chosen, by)]
+        else:
+            changed = [notes.write_note(run, place, *chosen, words, tag or (), by)]
+    if out is not None:
+        notes.write_csv(changed, out)
+    rows = notes.rows_of_notes(run, changed)
+    values = [one._asdict() | {"tags": list(one.tags)} for one in changed]
+    title = f"{'removed ' if remove else ''}{len(rows)} {'note' if len(rows) == 1 else 'notes'}"
+
+    def show_notes() -> None:
+        if rows:
+            text().print_table(notes.NOTES, rows, title=title)
+        else:
+            text().say("no notes")
+
+    return Result({"study": run.name, "notes": values, "out": None if out is None else str(out)}, show_notes)
 
 
 @command()
@@ -119,11 +174,11 @@ def explain(
 ) -> Result:
     """Explain features of a study that has been run, and score the explanations. Nothing is paid for twice. Exit code 1
     when answers are missing that the same command would ask for again, or when nothing was explained."""
-    from heredity.analyses import explain_on_demand
+    from heredity.analyses import explain_on_demand, query
 
     if sum((features is not None, persisting, all_)) > 1:
         raise ValueError("--features, --persisting and --all exclude each other; give one of them, or none")
-    named = None if features is None else explain_on_demand.named(features)
+    named = None if features is None else query.named(features)
     which = named or ("persisting" if persisting else "all" if all_ else "study")
     prices, limits = (price_in, price_out), (max_cost, max_requests, concurrency, timeout)
     asked = tuple(scores.split(","))

@@ -315,18 +315,30 @@ def gate(
 def export(
     study: StudyArg,
     out: Annotated[Path, Option("-o", "--out", help="Folder to write tables into.")],
-    format_: Annotated[str, Option("--format", help="csv, parquet or json.")] = "csv",
+    format_: Annotated[
+        str, Option("--format", help="csv, parquet or json: every table; neuronpedia: features as its bulk tables.")
+    ] = "csv",
+    creator: Annotated[
+        str | None, Option(help="User id of the Neuronpedia instance who is to own the rows. Default: heredity.")
+    ] = None,
     runs: Runs = RUNS,
     set_: Sets = None,
 ) -> Result:
-    """Write every table of a study that has been run, one file per table."""
+    """Write every table of a study that has been run, one file per table, or its features for Neuronpedia."""
+    from heredity.neuronpedia import export_neuronpedia
     from heredity.show.export import FORMATS, export
 
-    if format_ not in FORMATS:
-        raise ValueError(f"--format {format_}: must be one of {', '.join(FORMATS)}")
+    known = (*FORMATS, "neuronpedia")
+    if format_ not in known:
+        raise ValueError(f"--format {format_}: must be one of {', '.join(known)}")
+    if creator is not None and format_ != "neuronpedia":
+        raise ValueError(f"--creator: means nothing to --format {format_}; it goes with neuronpedia")
     done = complete(study, runs, set_)
     with watcher() as bars:
-        files = export(done, out, format_, bars.plain("export"))
+        if format_ == "neuronpedia":
+            files = export_neuronpedia(done, out, creator or "heredity", bars.plain("features"))
+        else:
+            files = export(done, out, format_, bars.plain("export"))
     return Result({"files": [str(file) for file in files]}, lambda: [typer.echo(file) for file in files])
 
 

@@ -93,19 +93,21 @@ def cards(
     sizes: Sizes | None = None,
     seed: int = 0,
     logits: LogitTokens | str = "not asked for",
+    columns: Columns | None = None,
 ) -> list[Card]:
     """A card for each feature.
 
     acts: of all features of an SAE on the tokens `ids`, int [blocks, context]. features: int [n]. logits: of the same
-    features in the same order, from `logit_tokens`, or why there are none. Random draws for a feature depend on `seed`
-    and its number alone, not on the other features. Costs one transposition of the activations, and then each feature's
-    own firings. Raises `ValueError` when ids and activations do not fit.
+    features in the same order, from `logit_tokens`, or why there are none. columns: the activations by feature, where
+    that is known. Random draws for a feature depend on `seed` and its number alone, not on the other features. Costs
+    one transposition of the activations where columns are not given, and then each feature's own firings. Raises
+    `ValueError` when ids and activations do not fit.
     """
     sizes = sizes or Sizes()
     if ids.ndim != 2 or ids.size != acts.tokens:
         raise ValueError(f"ids of shape {list(ids.shape)} do not fit {acts.tokens} positions; give [blocks, context]")
     sampled = ids.ravel() if acts.samples is None else ids.ravel()[acts.samples]
-    columns, occurrences = Columns(*acts.to_columns()), np.bincount(sampled)
+    columns, occurrences = columns or Columns(*acts.to_columns()), np.bincount(sampled)
     blocks, context = ids.shape
     made = []
     for number, feature in enumerate(features.tolist()):
@@ -180,6 +182,24 @@ def _top_tokens(tokens: np.ndarray, values: np.ndarray, occurrences: np.ndarray,
     return TopTokens(ids, total, fired, total / fired, fired / occurrences[ids])
 
 
+def leading_tokens(columns: Columns, ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens that carry most of the activation of every feature of an SAE: feature, token, and share of its
+    activation, [n] each, by feature and from the largest share down, at most `count` of a feature.
+
+    ids: int [blocks, context], the tokens of the activations. Costs one sort of all firings.
+    """
+    features = np.repeat(np.arange(len(columns.indptr) - 1), np.diff(columns.indptr))
+    pairs, which = np.unique(features * (int(ids.max(initial=0)) + 1) + ids.ravel()[columns.rows], return_inverse=True)
+    total = np.bincount(which, columns.values.astype(np.float64), len(pairs))
+    feature, token = np.divmod(pairs, int(ids.max(initial=0)) + 1)
+    whole = np.bincount(feature, total, len(columns.indptr) - 1)
+    order = np.lexsort((token, -total, feature))
+    feature, token, total = feature[order], token[order], total[order]
+    kept = np.arange(len(order)) - np.searchsorted(feature, feature) < count
+    feature, token, total = feature[kept], token[kept], total[kept]
+    return feature, token, np.divide(total, whole[feature], out=np.zeros_like(total), where=whole[feature] > 0)
+
+
 def logit_tokens(model: nn.Module, hook_point: str, directions: Tensor, count: int = 10) -> LogitTokens | str:
     """The tokens that each direction at a hook point promotes and suppresses most on the direct path to the logits.
 
@@ -212,9 +232,8 @@ def contexts(rows: list[int], members: Mapping[str, tuple[FeatureActs, int]], co
         values = {}
         for model, (acts, feature) in members.items():
             part = acts.rows(block * context_size, (block + 1) * context_size)
-            column = np.zeros(part.tokens)
-            places, activations = part.of(feature)
-            column[places] = activations
-            values[model] = [round(float(value), 4) for value in column]
+            values[model] = [0.0] * part.tokens
+            for place, activation in zip(*(found.tolist() for found in part.of(feature)), strict=True):
+                values[model][place] = round(activation, 4)
         blocks.append(Context(block, position, values))
     return blocks

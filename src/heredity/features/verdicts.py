@@ -15,14 +15,15 @@ Standard errors of effects: jackknife over groups of documents, to first order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from heredity.features.acts import FeatureActs
 from heredity.features.transmission import Effects
+from heredity.format import percent
 
 VERDICTS = ("kept", "changed", "lost", "undecided", "unstable")
 STABLE = 0.7
@@ -157,6 +158,52 @@ def judge(
     ):
         verdict[chosen] = VERDICTS.index(name)
     return Judged(verdict, p, scale)
+
+
+def reason(row: Mapping[str, Any]) -> str:
+    """Why a feature has its verdict, in a sentence.
+
+    row: its evidence, with transmission and strength over their scale; what was not measured is None. Bounds and errors
+    decide, of which this names the figures that lie on the side of the verdict.
+    """
+    names = ("transmission", "direction", "strength", "match_r", "map_r", "stability", "apart", "p_lost")
+    transmission, direction, strength, match_r, map_r, stability, apart, p_lost = (row[name] for name in names)
+    r = max((value for value in (match_r, map_r) if value is not None), default=None)
+
+    def said(name: str, value: float | None, more: str = "") -> str:
+        return f"{name} {'not measured' if value is None else f'{value:.2f}'}{more}"
+
+    figures = ", ".join([said("transmission", transmission), said("direction", direction), said("r", r)])
+    match row["verdict"]:
+        case "unstable":
+            if stability is None or stability <= STABLE:
+                return said("stability", stability, f": not above {STABLE:g} in a second SAE of its model, not judged")
+            if not row["owned"]:
+                return "less than 30 % of its energy lies in its own model, not judged"
+            return "its effect could not be measured, not judged"
+        case "lost" | "new":
+            p = (
+                ""
+                if p_lost is None
+                else f"p {p_lost:.2g} that it is not, at a false discovery rate of {percent(RATE)}; "
+            )
+            return f"{p}{said('transmission', transmission)}, {said('strength', strength)}, {said('match r', match_r)}"
+        case "kept" | "inherited":
+            margins = f"{KEPT_TRANSMISSION:g} to {1 / KEPT_TRANSMISSION:g}, {KEPT_DIRECTION:g} and {KEPT_R:g}"
+            return f"{figures}: within the margins {margins}, errors included"
+        case "changed":
+            outside = []
+            if transmission is not None and not CHANGED_TRANSMISSION <= transmission <= 1 / CHANGED_TRANSMISSION:
+                ends = f" outside of {CHANGED_TRANSMISSION:g} to {1 / CHANGED_TRANSMISSION:.2f}"
+                outside.append(said("transmission", transmission, ends))
+            if direction is not None and direction < CHANGED_DIRECTION:
+                outside.append(said("direction", direction, f" below {CHANGED_DIRECTION:g}"))
+            if r is not None and r < CHANGED_R:
+                outside.append(said("r", r, f" below {CHANGED_R:g}"))
+            return f"{' and '.join(outside) or figures}, beyond the errors"
+    if apart is not None and apart < LEAST_APART:
+        return f"other features explain all but {percent(apart)} of it, so that no effect is its own"
+    return f"{figures}: neither within the margins of kept nor outside of those of changed, errors included"
 
 
 def owned(own: FeatureActs, other: FeatureActs, least: float = 0.3) -> np.ndarray:

@@ -106,11 +106,11 @@ def _id(row: Mapping[str, Any]) -> str:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """`verdict in lua: changed (transmission 0.62, match r 0.55, stability 0.93)`."""
+    """`verdict in lua: changed (transmission 0.62, match r 0.55, stability 0.93): transmission 0.62 is outside ...`."""
     figures = {"transmission": "transmission", "match r": "match_r", "stability": "stability"}
     known = ", ".join(f"{words} {row[name]:.2f}" for words, name in figures.items() if row[name] is not None)
     place = f"in {row['model']}" if row["end"] == "parent" else f"compared with {row['model']}"
-    return f"verdict {place}: {row['verdict']}{f' ({known})' if known else ''}"
+    return f"verdict {place}: {row['verdict']}{f' ({known})' if known else ''}: {row['reason']}"
 
 
 def _head(card: Mapping[str, Any]) -> list[Text]:
@@ -132,7 +132,7 @@ def _head(card: Mapping[str, Any]) -> list[Text]:
         described = Text(_seen(label["description"], False), "italic")
         scores = [name for name in ("simulation", "detection", "fuzzing", "intruder") if label[name] is not None]
         judged = ", ".join([*(f"{name} {label[name]:.2f}" for name in scores), f"by {label['by']}", origin])
-    head = [Text.assemble((_id(card), "bold"), "  ", kind), described, Text(judged, "dim"), Text("")]
+    head = [Text.assemble((_id(card), "bold"), "  ", kind), described, Text(judged, "dim"), *_notes(card), Text("")]
     count, positions, highest = card["firings"], card["positions"], _figure(card["max"])
     if not count:
         return [*head, Text(f"never fires on {positions:,} tokens of the sample")]
@@ -142,6 +142,15 @@ def _head(card: Mapping[str, Any]) -> list[Text]:
     drawn = "".join(_BARS[-(-size * (len(_BARS) - 1) // most)] for size in card["histogram"])
     ends = ("0 ", "dim"), (drawn, "yellow"), (f" {highest}", "dim")
     return [*head, Text(often), Text.assemble(*ends, f"  fullest bin {most:,}")]
+
+
+def _notes(card: Mapping[str, Any]) -> Iterable[Text]:
+    """What people wrote: `note by ada: fires on sums #code`."""
+    for note in card["notes"]:
+        by = f" by {_seen(note['by'], False)}" if note["by"] else ""
+        tags = "".join(f" #{_seen(tag, False)}" for tag in note["tags"])
+        text = f" {_seen(note['text'], False)}" if note["text"] else ""
+        yield Text.assemble((f"note{by}:", "bold"), text, (tags, "cyan"))
 
 
 def _lines(examples: Iterable[Mapping[str, Any]], highest: float, corpora: int, width: int) -> Iterable[Text | Padding]:

@@ -166,19 +166,38 @@ def render(data: Mapping[str, Any]) -> str:
     Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
     page forbids itself every script but its own, by hash, and every request.
     """
-    code = "\n".join(map(_file, _SCRIPTS))
+    return _rendered(data, _SCRIPTS, ("page.css",), "")[0]
+
+
+def served(data: Mapping[str, Any]) -> tuple[str, str]:
+    """The page as a server gives it, and its policy: the same, and what asks the server for features it does not hold;
+    it forbids itself requests to anything else."""
+    scripts = (*_SCRIPTS[:-1], "served.js", _SCRIPTS[-1])
+    return _rendered(data, scripts, ("page.css", "served.css"), "; connect-src 'self'")
+
+
+def source() -> str:
+    """Hash of all that the page is made of besides its data."""
+    names = (*_SCRIPTS, "served.js", "page.css", "served.css", "template.html")
+    return hashlib.sha256("\0".join(map(_file, names)).encode()).hexdigest()
+
+
+def _rendered(data: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str], allowed: str) -> tuple[str, str]:
+    """The page of these files, and its policy. allowed: what the policy has beside its own script and style."""
+    code = "\n".join(map(_file, scripts))
     script = f'(() => {{\n"use strict";\n{code}\n}})();\n'
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
     parts = {
         "title": html.escape(data["study"]),
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "style": _file("page.css"),
+        "policy": policy,
+        "style": "\n".join(map(_file, styles)),
         "script": script,
         "findings": _plain(data),
         "data": embedded(data),
     }
     # one pass, so that nothing that is put in can be taken for a place to put something
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html")), policy
 
 
 def embedded(value: object) -> str:

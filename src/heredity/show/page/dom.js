@@ -5,6 +5,9 @@ const NODE = Object.fromEntries(GRAPH.map((node) => [node.name, node]));
 /** Chosen by the reader. A threshold of null leaves every edge at its own. */
 const state = { instrument: DATA.instruments[0] || "", site: DATA.sites[0], threshold: null };
 
+/** What a page adds that is served: sections, each with id, title and build. */
+const MORE = [];
+
 const known = (value) => value !== null && value !== undefined;
 const arrow = (text) => `${text}`.replaceAll("->", " → ");
 const spaced = (name) => name.replaceAll("_", " ");

@@ -130,6 +130,7 @@ const analyses = (finds) => DATA.sections.filter((part) => part.finds === finds)
   .map((part) => ({ id: part.kind, title: part.title, build: () => analysisSection(part) }));
 const SECTIONS = [
   { id: "findings", title: "Findings", build: findings },
+  ...MORE,
   DATA.limits.length && { id: "limits", title: "What verdicts do not say", build: limits, once: true },
   { id: "graph", title: "Study graph", build: graphSection },
   hasEdges && !DATA.tables.reach && GRAPH.some((node) => node.parents.length)

@@ -1,0 +1,235 @@
+"""`heredity serve` on a study of 4 models x 16,384 features: time to build the database, to start, and to answer.
+
+    python benchmarks/serve.py FOLDER [--requests N]
+
+The models are tiny and little trained, their SAEs as wide as real ones: what answers cost depends on the number of
+features, firings and tokens. The run is made in FOLDER where it is not there yet, and the server is a process of its
+own, asked over HTTP, one request after another. Prints one JSON object: seconds, and milliseconds by kind of answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+STUDY = """
+seed = 0
+hook_point = "blocks.0.mlp.hook_post"
+[tokenizer]
+vocab_size = 4096
+[corpus]
+english = { source = "installed:python-english", share = 0.5, max_bytes = 2_000_000 }
+python = { source = "installed:python-stdlib", share = 0.5, max_bytes = 2_000_000 }
+cpp = { source = "installed:cpp-headers", max_bytes = 2_000_000 }
+stories = { source = "generated:stories", max_bytes = 2_000_000 }
+[model.base.train]
+corpora = ["english", "python"]
+d_model = 32
+d_mlp = 32
+n_layers = 1
+n_heads = 4
+tokens = 100_000
+batch_size = 8
+context_size = 128
+[model.cpp]
+parent = "base"
+corpora = ["cpp"]
+tokens = 30_000
+batch_size = 8
+context_size = 128
+[model.stories]
+parent = "base"
+corpora = ["stories"]
+tokens = 30_000
+batch_size = 8
+context_size = 128
+[model.both]
+merge = { parents = ["cpp", "stories"], t = 0.5 }
+[sae]
+activation = "topk"
+k = 32
+expansion = 512
+tokens = 60_000
+context_size = 128
+batch_blocks = 8
+instruments = "independent"
+evaluation_tokens = 4_000
+[lineage]
+tokens = 60_000
+[verdicts]
+tokens = 4_000
+examine = 0
+[references]
+sham = false
+edit = false
+[evaluation]
+tokens = 4_000
+[report]
+tokens = 100_000
+features = 3
+[explain]
+features = 100
+"""
+NOT_RUN = ("verdicts", "lost_features", "newness", "directions")
+"""Stages whose rows are drawn: at this width they take hours, and what is asked of them is to be looked up."""
+
+
+def make(folder: Path) -> Path:
+    """Write and run the study, as far as that is not done; returns the study file."""
+    from heredity.analyses import Pipeline
+    from heredity.engine.store import Store
+    from heredity.study import load_study
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "wide.toml"
+    path.write_text(STUDY)
+    pipeline, store = Pipeline(load_study(str(path))), Store(folder / "runs" / "wide")
+    with store.lock():
+        for label, stage in pipeline.stages.items():
+            if stage.kind in NOT_RUN and store.find(stage.kind, stage.name, stage.key) is None:
+                keys = {role: source.key for role, source in stage.sources()}
+                with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as work:
+                    draw(pipeline, label, work)
+    command = [sys.executable, "-m", "heredity", "run", str(path), "--runs", str(folder / "runs")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def draw(pipeline: Any, label: str, folder: Path) -> None:
+    """Rows of a stage that is not run: verdicts of every feature, of all else none."""
+    from heredity.analyses import write_tables
+
+    analysis, item, _ = pipeline.items[label]
+    rows: dict[str, list[dict[str, Any]]] = {table.name: [] for table in analysis.tables}
+    rng = random.Random(label)
+    for end in ("parent", "child") if analysis.kind == "verdicts" else ():
+        names = {"parent": ("kept", "lost"), "child": ("inherited", "new")}[end]
+        for feature in range(16_384):
+            row = dict.fromkeys(next(t for t in analysis.tables if t.name == "evidence").schema.names)
+            row |= {
+                name: rng.random() for name in ("stability", "match_r", "map_r", "direction", "transmission", "p_lost")
+            }
+            row |= {"end": end, "feature": feature, "owned": True, "firings": rng.randrange(4_000), "strength": 0.9}
+            rows["evidence"].append(row | {"verdict": rng.choice([*names, "changed", "undecided", "unstable"])})
+        whole = dict.fromkeys(next(t for t in analysis.tables if t.name == "verdicts").schema.names)
+        counts = {"live": 16_384, "stable": 10_000, "kept": 5_000, "changed": 3_000, "lost": 1_000, "undecided": 1_000}
+        known = {"end": end, "corpora": "", "identical": False, "same_activations": False, "scale": 1.0, "pairs": 0}
+        for name, share in (("kept_share", 0.5), ("lost_share", 0.1)):
+            known |= {name: share, f"{name}_low": share - 0.02, f"{name}_high": share + 0.02}
+        rows["verdicts"].append(whole | counts | known | {"tokens": 4_000})
+    for name in rows:
+        rows[name] = [{key: value for key, value in row.items() if key not in item} for row in rows[name]]
+    write_tables(analysis.tables, rows, folder, item)
+
+
+class Client:
+    """Asks a server, one request after another."""
+
+    def __init__(self, url: str, process: int) -> None:
+        self.url, self.process = url, process
+
+    def used(self) -> float:
+        """Milliseconds of processor time that the server has taken so far."""
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return 1e3 * sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def get(self, path: str, **values: Any) -> Any:
+        """The JSON of an answer."""
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(values)}") as answer:
+            return json.load(answer)
+
+    def timed(self, path: str, asked: list[dict[str, Any]]) -> dict[str, float]:
+        """Milliseconds of an answer to each question, which come no faster than the server takes them; `cpu_ms`: the
+        server's processor time of one, in the mean, which other work on the machine disturbs least."""
+        spent, before = [], self.used()
+        for values in asked:
+            time.sleep(0.05)
+            start = time.perf_counter()
+            self.get(path, **values)
+            spent.append(1e3 * (time.perf_counter() - start))
+        cpu = (self.used() - before) / len(spent)
+        times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1], "cpu_ms": cpu}
+        return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
+
+
+def started(path: Path) -> tuple[subprocess.Popen[str], Client, dict[str, float]]:
+    """A server, a client of it, and the seconds until it first answered: by the clock, and of processor time."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "heredity", "serve", str(path), "--runs", str(path.parent / "runs"), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " at http://" in line:
+            client = Client(line.split(" at ")[1].split()[0], process.pid)
+            client.get("api/choices")
+            seconds = {"s": time.perf_counter() - start, "cpu_s": client.used() / 1e3}
+            return process, client, {name: round(value, 2) for name, value in seconds.items()}
+    raise SystemExit(f"the server ended: {process.wait()}")
+
+
+def stopped(process: subprocess.Popen[str]) -> None:
+    """End a server."""
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--requests", type=int, default=100, help="of each kind")
+    options = parser.parse_args()
+    path = make(options.folder)
+    file = path.parent / "runs" / "wide" / "explorer.sqlite"
+    file.unlink(missing_ok=True)
+    process, _, build = started(path)
+    stopped(process)
+    process, client, start = started(path)
+    try:
+        answers = measured(client, options.requests)
+    finally:
+        stopped(process)
+    size = {"database_mb": file.stat().st_size >> 20}
+    print(json.dumps({"build_and_start": build, "start": start} | size | answers))
+
+
+def measured(client: Client, requests: int) -> dict[str, Any]:
+    """Milliseconds of every kind of answer; the first of a feature waits for what all of them share, and is apart."""
+    rng = random.Random(0)
+    first = time.perf_counter()
+    client.get("api/feature", id="base/0")
+    ready = time.perf_counter() - first
+    table = client.get("api/features", size=100)
+    tokens = [row["top_token"] for row in table["rows"] if row["top_token"]]
+    models = ["base", "cpp", "stories", "both"]
+    ids = [f"{rng.choice(models)}/{rng.randrange(16_384)}" for _ in range(requests)]
+    live = [f"{row['model']}/{row['feature']}" for row in table["rows"]]
+    sorts = ["density", "simulation", "max", "feature"]
+    pages = [{"sort": rng.choice(sorts), "start": 50 * rng.randrange(1_000)} for _ in range(requests)]
+    verdicts = [{"verdict": "kept", "edge": "base->cpp", "model": "base", "start": 50 * at} for at in range(requests)]
+    timed = {
+        "feature": client.timed("api/feature", [{"id": one} for one in ids]),
+        "feature, the most frequent": client.timed("api/feature", [{"id": one} for one in live[:requests]]),
+        "page of the table": client.timed("api/features", pages),
+        "filtered by verdict": client.timed("api/features", verdicts),
+        "by class and density": client.timed("api/features", [{"class": "mixed", "least_density": 0.001}] * requests),
+        "by token": client.timed("api/features", [{"token": t, "sort": "share"} for t in tokens[:requests]]),
+        "by words": client.timed("api/features", [{"words": word} for word in ("fires", "on", "the", "in", "a")] * 4),
+    }
+    for model in models:
+        client.get("api/logits", id=f"{model}/0")  # loads it
+    timed["logits, model loaded"] = client.timed("api/logits", [{"id": one} for one in ids])
+    return {"features": client.get("api/features")["total"], "first_feature_s": round(ready, 2), "answers": timed}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""All that is known of any feature of a run, one after another: what they share is read once and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heredity.analyses.explain import asking_of, explain_settings
+from heredity.analyses.features import fired_on, logits_of, member_of, predicted
+from heredity.analyses.notes import notes_on
+from heredity.analyses.query import check_followed, matches_of, rows_of_stage, sample_of, verdicts_of
+from heredity.analyses.reading import load, on_device
+from heredity.analyses.sae import sae_need
+from heredity.analyses.sample import Sample, sample_settings
+from heredity.engine.store import ArtifactError
+from heredity.study import StudyError
+
+if TYPE_CHECKING:
+    from heredity.explain.propagate import Asking
+    from heredity.features.cards import Card, Columns, LogitTokens, Places
+    from heredity.features.collect import Reader
+    from heredity.features.families import Member
+    from heredity.results import Run
+
+
+class Inspector:
+    """The features of a run at one site, in the SAEs of one instrument.
+
+    Holds the sample, the matches, and the activations of every model by feature: about 8 bytes for every firing.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        instrument: str | None = None,
+        site: str | None = None,
+        models: dict[str, Any] | None = None,
+    ) -> None:
+        """By the study's first instrument and site unless others are named. models: those that are open, by name, which
+        several inspectors share.
+
+        Raises StudyError for a place that the study does not have. What is not done is missed when it is asked for.
+        """
+        self.run, self.place = run, run.item(instrument, site) if run.study.instruments else {}
+        self.models: dict[str, Any] = {} if models is None else models
+        self._readers: dict[str, Reader] = {}
+
+    @cached_property
+    def sample(self) -> Sample:
+        """The sample with all activations and matches. Raises ArtifactError for what is not done, ValueError for a
+        study of stitches alone."""
+        return sample_of(self.run, self.run.study.followed, matched=True, place=self.place)
+
+    @cached_property
+    def asking(self) -> Asking:
+        """Questions to the offline judge, which also holds the activations by feature."""
+        return asking_of(self.sample, explain_settings(self.run.study))
+
+    @property
+    def columns(self) -> Mapping[str, Columns]:
+        """Firings of every feature, by model."""
+        return self.asking.columns
+
+    def check(self, model: str, feature: int) -> None:
+        """Raises ValueError for a model of which no features are followed, and a number beyond its SAE."""
+        check_followed(self.run.study, model, f"{model}/{feature}")
+        size = self.sample.acts[model].d_sae
+        if not 0 <= feature < size:
+            raise ValueError(f"{model}/{feature}: its SAE has {size:,} features, counted from 0")
+
+    def show(self, model: str, feature: int) -> dict[str, Any]:
+        """All that is known of one feature, as a JSON object: what `shown` has, and what `predicts` has.
+
+        Raises ValueError for a stage up to acts and match that is missing, an unknown model, and a number beyond its
+        SAE.
+        """
+        return self.shown(model, feature) | self.predicts(model, feature)
+
+    def shown(self, model: str, feature: int) -> dict[str, Any]:
+        """What is known of a feature without its model.
+
+        - `positions`, `context_size`: tokens of the sample, and of a block.
+        - `class`: a row of table `feature_classes`; null where that stage is not done.
+        - `explanation`: a row of table `explanations` without its rule; `on_the_spot`: made by statistics just now.
+        - `histogram`: firings in equal bins of activation from 0 to `max`.
+        - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences;
+          `llr`: log of `share` over the token's share of the sample.
+        - `notes`: what people wrote of it.
+        - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, and
+          why, as far as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
+        - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations)
+          and `family` (those of the other members, by model). `levels`: examples by interval of activation, the
+          strongest first. `drawn`: firings at random. `silent`: blocks without a firing.
+
+        Raises as `show` does.
+        """
+        from heredity.features.cards import Sizes
+        from heredity.features.families import family
+
+        self.check(model, feature)
+        sample, study = self.sample, self.run.study
+        card = self.card(model, feature)
+        members = family(model, feature, sample.edges, sample.matches)
+        tokens = fired_on(sample, card)[: Sizes().tokens]
+        for row in tokens:
+            row["llr"] = math.log(row["share"] * row["fired"] * sample.acts[model].counted / row["firings"])
+        return {
+            "study": study.name,
+            **self.place,
+            "model": model,
+            "feature": feature,
+            "positions": sample.ids.size,
+            "context_size": sample.ids.shape[1],
+            "class": self._class(model, feature),
+            "explanation": self._explanation(model, feature),
+            "notes": notes_on(self.run, self.place, model, feature),
+            "firings": card.firings,
+            "density": card.density,
+            "max": card.highest,
+            "histogram": card.histogram.tolist(),
+            "tokens": tokens,
+            "matches": matches_of(sample, model, feature),
+            "verdicts": verdicts_of(self.run, self.place, model, feature),
+            "family": [self.member(member) for member in members],
+            **self._examples(card, members),
+        }
+
+    def card(self, model: str, feature: int) -> Card:
+        """Where a feature fires, and on all of which tokens."""
+        from heredity.features.cards import Sizes, cards
+
+        sample = self.sample
+        sizes = Sizes(tokens=len(sample.vocabulary))  # all tokens, for the total
+        seed, own = sample_settings(self.run.study).seed, np.array([feature], np.int64)
+        (card,) = cards(sample.acts[model], sample.ids, own, sizes, seed, columns=self.columns[model])
+        return card
+
+    def member(self, member: Member) -> dict[str, Any]:
+        """A member of a family with its density and highest activation."""
+        _, values = self.columns[member.model].of(member.feature)
+        return member_of(member, values, self.sample.acts[member.model].counted)
+
+    def predicts(self, model: str, feature: int) -> dict[str, Any]:
+        """`promoted`, `suppressed`: `token` and `weight` in the logits; `no_logits`: why these are empty.
+
+        Raises as `show` does.
+        """
+        self.check(model, feature)
+        logits = self.logits(model, np.array([feature], np.int64))
+        one = logits if isinstance(logits, str) else logits._make(part[0] for part in logits)
+        return predicted(self.sample, one)
+
+    def logits(self, model: str, features: np.ndarray) -> LogitTokens | str:
+        """What features of a model predict, int [n], or why that is not known."""
+        try:
+            return logits_of(self.reader(model), features)
+        except (ArtifactError, StudyError) as error:  # not done; or the model has gone since the run
+            return str(error)
+
+    def reader(self, model: str) -> Reader:
+        """A model and its SAE, opened once. Raises ArtifactError for what is not done, StudyError for a model that has
+        gone since the run."""
+        from heredity.features.collect import Reader
+        from heredity.sae.formats import read_sae
+
+        if model not in self._readers:
+            item = self.place
+            sae = self.run.artifact(sae_need(self.run.study, model, item["instrument"], item["site"]))
+            if model not in self.models:
+                self.models[model] = on_device(load(self.run.artifact(("model", {"model": model}))))
+            target = next(self.models[model].parameters()).device
+            saes, precision = [read_sae(sae / "sae")[0].to(target)], self.run.study.config.precision
+            self._readers[model] = Reader(self.models[model], item["site"], saes, precision)
+        return self._readers[model]
+
+    def _examples(self, card: Card, members: Sequence[Member]) -> dict[str, Any]:
+        """The examples of a card. members: its feature's family, itself first."""
+        from heredity.features.cards import contexts
+
+        sample = self.sample
+        known = {member.model: (sample.acts[member.model], member.feature) for member in members}
+        top, levels, count = [], [], len(card.levels)
+        for context in contexts(card.top.rows.tolist(), known, sample.ids.shape[1]):
+            others = dict(context.values)
+            values = others.pop(members[0].model)
+            top.append(sample.block(context.block) | {"position": context.position, "values": values, "family": others})
+        for place, places in enumerate(card.levels):
+            low, high = (card.highest * (count - step - place) / count for step in (1, 0))
+            levels.append({"low": low, "high": high, "examples": self._blocks(places)})
+        silent = [sample.block(block) for block in card.silent.tolist()]
+        return {"top": top, "levels": levels, "drawn": self._blocks(card.drawn), "silent": silent}
+
+    def _blocks(self, places: Places) -> list[dict[str, Any]]:
+        rows = []
+        for row, values in zip(places.rows.tolist(), places.values.tolist(), strict=True):
+            block, position = divmod(row, self.sample.ids.shape[1])
+            own = {"position": position, "values": [round(value, 4) if value else value for value in values]}
+            rows.append(self.sample.block(block) | own)
+        return rows
+
+    def _class(self, model: str, feature: int) -> dict[str, Any] | None:
+        rows = rows_of_stage(self.run, "classes", self.place, "feature_classes", feature=feature, model=model)
+        silent = {"class": "silent", "single_token": False, "domain": None, "domain_share": None, "top_token": None}
+        return None if rows is None else {name: rows[0][name] for name in silent} if rows else silent
+
+    def _explanation(self, model: str, feature: int) -> dict[str, Any]:
+        from heredity.explain.propagate import hand_down, label_rows
+
+        rows = known = rows_of_stage(self.run, "explain", self.place, "explanations", feature=feature, model=model)
+        if not rows:
+            asking, drop = self.asking, self.run.study.config.explain.drop
+            labels = hand_down({model: [feature]}, (), {}, asking.explain, asking.score, drop)
+            rows = label_rows(labels, asking.judge.name)
+        left_out = ("instrument", "site", "model", "feature", "rule")
+        row = {name: value for name, value in rows[0].items() if name not in left_out}
+        undefined = {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+        return row | undefined | {"on_the_spot": not known}

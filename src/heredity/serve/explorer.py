@@ -1,0 +1,96 @@
+"""The run behind a server: opened when it is first asked about, its features and models kept open from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heredity.analyses.inspector import Inspector
+from heredity.analyses.trial import tried
+from heredity.serve.database import Asked, Database
+
+if TYPE_CHECKING:
+    from heredity.results import Run
+
+
+class Busy(Exception):
+    """A text is being tried; the next one has to wait."""
+
+
+class Explorer:
+    """Answers about a run, for any number of threads.
+
+    Features are read one at a time, and so are texts; models are loaded once, by whatever needs one first.
+    """
+
+    def __init__(self, open_run: Callable[[], Run], database: Path) -> None:
+        """open_run: opens the run, which checks its artifacts. database: the file that `database.build` made of it."""
+        self._open_run, self._path = open_run, database
+        self._run: Run | None = None
+        self._inspectors: dict[tuple[str, ...], Inspector] = {}
+        self._models: dict[str, Any] = {}
+        self._opening, self._reading, self._loading, self._trying = (threading.Lock() for _ in range(4))
+        self._own = threading.local()
+
+    @property
+    def database(self) -> Database:
+        """The file, as this thread has it open."""
+        if not hasattr(self._own, "database"):
+            self._own.database = Database(self._path)
+        return self._own.database
+
+    @property
+    def run(self) -> Run:
+        """The run; opened by the first thread that asks."""
+        with self._opening:
+            if self._run is None:
+                self._run = self._open_run()
+            return self._run
+
+    def inspector(self, instrument: str | None = None, site: str | None = None) -> Inspector:
+        """The features of a place, with all that they share read. Raises StudyError for a place that is none, and what
+        `Inspector.sample` raises."""
+        asked = Inspector(self.run, instrument, site, self._models)
+        key = tuple(asked.place.values())
+        with self._opening:
+            if key not in self._inspectors:
+                _ = asked.columns
+                self._inspectors[key] = asked
+            return self._inspectors[key]
+
+    def warm(self) -> None:
+        """Read what features of the main place share, so that the first of them comes at once. What is missing is said
+        to whoever asks for a feature."""
+        with contextlib.suppress(ValueError):
+            self.inspector()
+
+    def feature(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
+        """All of a feature but what needs its model. Raises as `Inspector.shown` does."""
+        inspector = self.inspector(instrument, site)
+        with self._reading:
+            return inspector.shown(model, index)
+
+    def logits(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
+        """What a feature predicts. Raises as `Inspector.predicts` does."""
+        inspector = self.inspector(instrument, site)
+        with self._loading:
+            return inspector.predicts(model, index)
+
+    def features(self, asked: Asked) -> dict[str, Any]:
+        """Features that fit. Raises ValueError for a sort that there is not."""
+        return self.database.features(asked)
+
+    def tried(self, text: str, instrument: str | None) -> dict[str, Any]:
+        """Every model's features on a text, at all sites. Raises Busy while another text is tried, and as `trial.tried`
+        does."""
+        if not self._trying.acquire(blocking=False):
+            raise Busy
+        try:
+            inspectors = [self.inspector(instrument, site) for site in self.run.study.sites]
+            with self._loading:
+                return tried(inspectors, text)
+        finally:
+            self._trying.release()

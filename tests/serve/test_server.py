@@ -1,0 +1,420 @@
+"""The server answers what the run holds, to its own page alone, whatever strings are in it or are sent to it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from heredity.analyses import Pipeline
+from heredity.analyses import notes as kept
+from heredity.analyses.inspector import Inspector
+from heredity.errors import install
+from heredity.neuronpedia import export_neuronpedia
+from heredity.results import Run, open
+from heredity.serve import database
+from heredity.serve.database import Asked, Database
+from heredity.show import page
+from heredity.study import Study
+from show.runs import EVIL, run_of
+from tiny import command, study_values
+
+pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+from fastapi.testclient import TestClient  # noqa: E402
+
+from heredity.serve.app import create_app  # noqa: E402
+from heredity.serve.explorer import Busy, Explorer  # noqa: E402
+from heredity.serve.guard import hosts_of  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "\u202egnirts",
+    "zero\u200bwidth",
+    "\x00",
+    "<0xE7>",
+    " \n\t",
+    "🦆",
+    "'; --",
+]
+
+
+@pytest.fixture(scope="module")
+def run(lineage, tmp_path_factory) -> Run:
+    """A copy of the shared run that may be written beside."""
+    folder = tmp_path_factory.mktemp("served") / "s"
+    shutil.copytree(lineage.run.folder, folder)
+    return open(folder)
+
+
+@pytest.fixture(scope="module")
+def made(run) -> Path:
+    """The database of the run."""
+    path = run.folder / database.FILE
+    database.build(run, path, database.key_of(run.pipeline, run.folder), lambda done, total: None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def explorer(run, made) -> Explorer:
+    return Explorer(lambda: run, made)
+
+
+@pytest.fixture
+def client(explorer) -> TestClient:
+    """Asks an application of its own, so that no test spends another's rate."""
+    return TestClient(create_app(explorer, hosts_of("127.0.0.1")), base_url="http://127.0.0.1:8377")
+
+
+def get(client: TestClient, path: str, status: int = 200, **values: Any) -> Any:
+    answer = client.get(path, params=values)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_the_page_is_that_of_the_report_and_may_ask_its_own_server_alone(client, run):
+    answer = client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "unsafe-eval" not in policy and re.search(r"script-src 'sha256-[^']+'(;|$)", policy)
+    data = re.search(r'id="data">(.*?)</script>', answer.text, re.DOTALL)
+    report = re.search(r'id="data">(.*?)</script>', page.render(page.page_data(run)), re.DOTALL)
+    assert data and report
+    served, written = json.loads(data[1]), json.loads(report[1])
+    assert {**served, "created": 0} == {**written, "created": 0}
+    assert "/api/" in answer.text and "fetch(" not in page.render(page.page_data(run)), "the report asks nobody"
+
+
+def test_a_feature_is_what_show_says_of_it(client, run):
+    expected = Inspector(run).show("sums", 5)
+    shown = get(client, "/api/feature", id="sums/5") | get(client, "/api/logits", id="sums/5")
+    assert shown == json.loads(json.dumps(expected))
+    other = get(client, "/api/feature", id="sums/5", instrument="independent")
+    assert other["instrument"] == "independent" and other["top"] != shown["top"]
+    assert all(one["reason"] for one in shown["verdicts"]) and shown["verdicts"]
+
+
+def test_the_table_holds_every_feature_and_filters_sorts_and_pages(client, run):
+    def table(**values: Any) -> Any:
+        return get(client, "/api/features", **values)
+
+    study = run.study
+    whole = table(size=100)
+    assert whole["total"] == 4 * 128 and len(whole["rows"]) == 100
+    pages = [row for start in range(0, 512, 100) for row in table(start=start, size=100)["rows"]]
+    assert len({(row["model"], row["feature"]) for row in pages}) == 512
+    density = [row["density"] for row in pages]
+    assert density == sorted(density, reverse=True)
+    firings = run.acts("sums").firings()
+    for row in table(model="sums", size=100)["rows"]:
+        assert row["firings"] == firings[row["feature"]]
+        assert row["max"] == pytest.approx(float(run.acts("sums").of(row["feature"])[1].max(initial=0)))
+    rows = [row for row in run.table("evidence").to_pylist() if row["instrument"] == study.instrument]
+    wanted = {
+        r["feature"]
+        for r in rows
+        if (r["edge"], r["text"], r["end"]) == ("base->sums", "common", "parent") and r["verdict"] == "kept"
+    }
+    found = table(model="base", verdict="kept", edge="base->sums", size=100)["rows"]
+    assert {row["feature"] for row in found} == wanted and wanted
+    assert all({"edge": "base->sums", "model": "sums", "verdict": "kept"} in row["verdicts"] for row in found)
+    classes = get(client, "/api/choices")["classes"]
+    assert sum(table(**{"class": name})["total"] for name in classes) == 512
+    low = table(least_density=0.01, most_density=0.1, sort="density", down=False)
+    assert all(0.01 <= row["density"] <= 0.1 for row in low["rows"]) and low["total"] < 512
+    scored = table(least_score=0.2, sort="simulation")["rows"]
+    assert scored and all(row["simulation"] >= 0.2 for row in scored)
+    assert table(instrument="parent")["total"] == 512 and table(instrument="nowhere")["total"] == 0
+
+
+def test_features_are_found_by_exact_tokens_and_by_words(client, run):
+    inspector = Inspector(run)
+    found = get(client, "/api/features", token=" =", sort="share")["rows"]
+    shares = [row["share"] for row in found]
+    assert found and shares == sorted(shares, reverse=True)
+    for row in found[:5]:
+        tokens = {one["token"]: one["share"] for one in inspector.shown(row["model"], row["feature"])["tokens"]}
+        assert row["share"] == pytest.approx(tokens[" ="])
+    assert get(client, "/api/features", token="=")["total"] != get(client, "/api/features", token=" =")["total"]
+    described = next(
+        row
+        for row in run.table("explanations").to_pylist()
+        if row["description"] and row["instrument"] == run.study.instrument
+    )
+    words = re.findall(r"\w{3,}", described["description"])[:2]
+    rows = get(client, "/api/features", words=" ".join(words), size=100)["rows"]
+    assert (described["model"], described["feature"]) in {(row["model"], row["feature"]) for row in rows}
+    assert get(client, "/api/features", words=words[0][:3])["total"] >= len(rows), "the last word is a beginning"
+    assert get(client, "/api/features", words="zzzz")["total"] == 0
+    for syntax in ('"', "NEAR(a b)", "a AND", "description:x", "*", "^", "-", "(", "'; DROP TABLE feature; --"):
+        get(client, "/api/features", words=syntax)
+
+
+def test_a_text_is_read_by_every_model_family_by_family(client, run):
+    answer = client.post("/api/try", json={"text": "3 plus 4 = 7;"})
+    assert answer.status_code == 200, answer.text
+    tried = answer.json()
+    assert "".join(tried["tokens"]) == "3 plus 4 = 7;" and not tried["cut"]
+    families = tried["sites"][run.study.site]["families"]
+    assert {member["model"] for one in families for member in one["members"]} == set(run.study.order)
+    assert max(len(one["members"]) for one in families) > 1 and any(one["verdicts"] for one in families)
+    sae, inspector = run.sae("sums"), Inspector(run)
+    ids = np.array([run.tokenizer().encode("3 plus 4 = 7;", add_special_tokens=False)])
+    from heredity.lm.activations import marked
+
+    ((x, _),) = marked(inspector.reader("sums").model, run.study.site, ids)
+    dense = sae.encode(x).numpy()
+    for member in (m for one in families for m in one["members"] if m["model"] == "sums"):
+        np.testing.assert_allclose(member["values"], dense[:, member["feature"]], atol=1e-4)
+    long = client.post("/api/try", json={"text": "3 plus 4 = 7; " * 100}).json()
+    assert long["cut"] and len(long["tokens"]) == Inspector(run).sample.ids.shape[1]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_any_text_can_be_tried_and_looked_for(client, text):
+    answer = client.post("/api/try", json={"text": text})
+    assert answer.status_code == 200, answer.text
+    assert not re.search(rb"[<>&\x80-\xff]", answer.content) and answer.headers["content-type"] == "application/json"
+    assert "".join(answer.json()["tokens"]).replace("<|endoftext|>", "") in (text, text[:16])
+    get(client, "/api/features", token=text)
+    get(client, "/api/features", words=text)
+
+
+def test_what_cannot_be_tried_is_refused(client, explorer):
+    for body, status in (
+        ({"text": ""}, 422),
+        ({"text": "x" * 2_001}, 422),
+        ({}, 422),
+        ({"text": 5}, 422),
+        ({"text": "half \ud83d"}, 422),
+        ({"text": "x", "instrument": "nowhere"}, 404),
+    ):
+        answer = client.post("/api/try", content=json.dumps(body), headers={"content-type": "application/json"})
+        assert answer.status_code == status and answer.json()["error"], body
+    assert client.post("/api/try", content="{", headers={"content-type": "application/json"}).status_code == 422
+    assert client.post("/api/try", data={"text": "x"}).status_code == 415
+    assert client.post("/api/try", json={"text": "x" * 20_000}).status_code == 413
+
+
+def test_one_text_at_a_time(client, explorer, monkeypatch):
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(inspectors: Any, text: str) -> Any:
+        began.set()
+        assert go_on.wait(30)
+        return {"text": text}
+
+    monkeypatch.setattr("heredity.serve.explorer.tried", slow)
+    first = threading.Thread(target=lambda: explorer.tried("one", None))
+    first.start()
+    assert began.wait(30)
+    answer = client.post("/api/try", json={"text": "two"})
+    assert answer.status_code == 503 and "try again" in answer.json()["error"] and answer.headers["retry-after"] == "2"
+    with pytest.raises(Busy):
+        explorer.tried("three", None)
+    go_on.set()
+    first.join()
+    assert client.post("/api/try", json={"text": "four"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/run.json",
+        "/../run.json",
+        "/..%2frun.json",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "//etc/passwd",
+        "/api",
+        "/docs",
+        "/openapi.json",
+        "/explorer.sqlite",
+        "/api/feature/../../run.json",
+        "/%00",
+    ],
+)
+def test_no_path_is_a_file(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404 and answer.json() == {"error": "Not Found"}
+
+
+@pytest.mark.parametrize(
+    ("id_", "status", "part"),
+    [
+        ("nowhere/1", 404, "no model of study s"),
+        ("base/99999", 404, "its SAE has 128 features"),
+        ("base/" + "9" * 30, 422, "so high a number"),
+        ("base", 404, "must be a model, a slash and a number"),
+        ("base/1,base/2", 404, "names 2 features"),
+        ("../../run.json/1", 404, "no model of study s"),
+        ("<script>/1", 404, "no model of study s"),
+        ("x" * 300, 422, "at most 200 characters"),
+    ],
+)
+def test_what_is_no_feature_is_refused_in_words(client, id_, status, part):
+    answer = client.get("/api/feature", params={"id": id_})
+    assert answer.status_code == status and part in answer.json()["error"]
+    assert "<" not in answer.text
+
+
+def test_values_that_are_none_of_the_table_are_refused(client):
+    for values in (
+        {"sort": "id; DROP TABLE"},
+        {"size": 1000},
+        {"start": -1},
+        {"least_density": "x"},
+        {"token": "x" * 201},
+    ):
+        assert get(client, "/api/features", 422, **values)["error"]
+    assert "share goes with a token" in get(client, "/api/features", 404, sort="share")["error"]
+
+
+def test_another_host_is_refused(client):
+    answer = client.get("/", headers={"host": "evil.example"})
+    assert answer.status_code == 421 and "host name" in answer.json()["error"]
+
+
+def test_notes_are_shown(client, run):
+    kept.write_note(run, run.item(), "base", 7, HOSTILE[0], ["code"], "ada")
+    assert get(client, "/api/feature", id="base/7")["notes"][0]["text"] == HOSTILE[0]
+    (row,) = get(client, "/api/notes")
+    assert row["tags"] == "code" and row["current"]
+
+
+def test_the_database_is_made_again_when_an_artifact_changes_and_never_half(run, made, tmp_path, monkeypatch):
+    key = database.key_of(run.pipeline, run.folder)
+    assert database.is_current(made, key) and not database.is_current(made, "another")
+    part = tmp_path / "s"
+    shutil.copytree(run.folder, part, ignore=shutil.ignore_patterns("explain", "classes", database.FILE))
+    less = open(part)
+    assert database.key_of(less.pipeline, part) != key == database.key_of(Pipeline(run.study), run.folder)
+    path = part / database.FILE
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(database, "_add_tables", killed)
+        with pytest.raises(KeyboardInterrupt):
+            database.build(less, path, "key", lambda done, total: None)
+    assert not path.exists() and not list(part.glob(".explorer*"))
+    database.build(less, path, "key", lambda done, total: None)
+    assert database.is_current(path, "key")
+    rows = Database(path).features(Asked(*less.item().values()))
+    assert rows["total"] == 512 and rows["rows"][0]["class"] is None, "what is not done is not there"
+    with pytest.raises(OSError, match=r"nowhere.x: cannot be written .*; make room or mend its permissions"):
+        database.build(less, part / "nowhere" / "x", "key", lambda done, total: None)
+    path.write_bytes(path.read_bytes()[:5_000])
+    assert not database.is_current(path, "key")
+
+
+def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
+    """A page of hostile text, and a database whose tokens and explanations are hostile."""
+    text_, policy = page.served(page.page_data(run_of(tmp_path / "run", EVIL)))
+    assert text_.count("<script") == 2 and "connect-src 'self'" in policy
+    path = tmp_path / "x.sqlite"
+    with sqlite3.connect(path) as file:
+        file.executescript(database._TABLES)
+        for at, text in enumerate([*HOSTILE, EVIL]):
+            row = (at, "joint", "x", "base", at, 1, 0.1, 1.0, text, text)
+            names = "id, instrument, site, model, feature, firings, density, max, top_token, description"
+            file.execute(f"INSERT INTO feature ({names}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            file.execute("INSERT INTO token VALUES (?, ?, 0.5)", (text, at))
+            file.execute("INSERT INTO words (rowid, description) VALUES (?, ?)", (at, text))
+        meta = {"page": text_, "policy": policy, "key": "", "place": '["joint", "x"]'}
+        file.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+    none = SimpleNamespace(study=SimpleNamespace(name="none", instruments=(), followed=()))
+    explorer = Explorer(lambda: none, path)  # pyright: ignore[reportArgumentType]
+    client = TestClient(create_app(explorer, hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
+    assert client.get("/").text == text_
+    for text in [*HOSTILE, EVIL]:
+        answer = client.get("/api/features", params={"token": text})
+        assert [row["description"] for row in answer.json()["rows"]] == [text]
+        assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_opens_a_feature_by_its_address_without_an_error(explorer, tmp_path):
+    """Under the policy as it is sent: the script runs, and may ask this server."""
+    uvicorn = pytest.importorskip("uvicorn")
+    config = uvicorn.Config(create_app(explorer, hosts_of("127.0.0.1")), log_level="error", lifespan="off")
+    server, listening = uvicorn.Server(config), socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    words += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"]
+    try:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#sums/5"
+        done = subprocess.run([*words, url], capture_output=True, text=True, timeout=120, check=True)
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert 'id="asked">sums/5 at' in done.stdout and "512 features, 1 to 50" in done.stdout
+    shown = explorer.inspector().shown("sums", 5)
+    assert all(html.escape(row["reason"], quote=False) in done.stdout for row in shown["verdicts"])
+
+
+def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):
+    pair = {"stitch": {"pair": {"source": "base", "target": "other"}}, "hook_point": "blocks.0.hook_resid_post"}
+    values = study_values(tmp_path / "text", case={}, **pair)
+    base = values["model"]["base"]
+    values["model"] = {"base": base, "other": {"train": base["train"] | {"d_model": 16}}}
+    run, path = Run(Study.of(values, "pair", tmp_path / "text"), tmp_path), tmp_path / database.FILE
+    assert not run.study.instruments
+    database.build(run, path, "key", lambda done, total: None)
+    client = TestClient(create_app(Explorer(lambda: run, path), hosts_of("127.0.0.1")), base_url="http://127.0.0.1")
+    assert client.get("/").status_code == 200 and get(client, "/api/features")["total"] == 0
+    assert "stitches alone" in get(client, "/api/feature", 404, id="base/1")["error"]
+    answer = client.post("/api/try", json={"text": "x"})
+    assert answer.status_code == 404 and "stitches alone" in answer.json()["error"]
+    with pytest.raises(ValueError, match="stitches alone"):
+        export_neuronpedia(run, tmp_path / "out", "x", lambda done, total: None)
+
+
+def test_the_command_serves_until_it_is_interrupted(lineage, run):
+    words = ["serve", str(lineage.path), "--runs", str(run.folder.parent), "--port", "0"]
+    command_ = [sys.executable, "-m", "heredity", *words]
+    with subprocess.Popen(command_, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if " at http://127.0.0.1:" in line)
+        url = line.split(" at ")[1].split()[0]
+        with urllib.request.urlopen(url) as answer:
+            assert b"<title>s" in answer.read() and answer.headers["server"] is None
+        with urllib.request.urlopen(f"{url}api/feature?id=base/1") as answer:
+            assert json.load(answer)["feature"] == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_the_command_refuses_what_it_cannot_serve(lineage, run, tmp_path, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr("heredity.cli.serving._EXTRA", ("no_such_package",))
+        refused = command("serve", lineage.path, "--runs", run.folder.parent, code=2).stderr
+    assert f"heredity serve needs no_such_package; {install('serve')}" in " ".join(refused.split())
+    refused = command("serve", lineage.path, "--runs", tmp_path, code=2).stderr
+    assert "has not been run" in " ".join(refused.split())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = command("serve", lineage.path, "--runs", run.folder.parent, "--port", port, code=2).stderr
+    assert f"127.0.0.1:{port}: cannot be listened on" in " ".join(refused.split())
