@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 LEAST_EXPLAINED = 0.8  # planted worlds: SAEs that explain less call kept features lost
 _OWNED = 0.2  # share of the variance that a smaller share of the vectors must not own without a word
+_KEPT_GIB = 0.5  # what the allocator comes to keep between the passes of a training, as measured
 _BUFFERED = 2 * 16  # batches of activations that a stream holds: one group, and the group as it is put together
 _LOG = "training.json"  # written last
 TRAINED = 0.6  # share of the measured rate that the encoder products of a training would have to themselves
@@ -465,7 +466,7 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
         widths = [shapes.width(name, site) for site in sites]
         stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * sum(widths)
         weights = 32 * config.expansion * sum(d_in**2 for d_in in widths)
-        gib.append(shapes.read_gib(name) + (weights + stream) / 2**30)
+        gib.append(_KEPT_GIB + shapes.read_gib(name) + (weights + stream) / 2**30)
     flops = tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
     passes = read_passes(study, names[0], shapes, tokens * len(names), *sites)
     return Cost(tokens * len(names), flops, max(gib), TRAINED, passes=passes)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MODELS = ("edit", "random", "sham", "twin")
 """References that are models of their own."""
+UNTRAINED = ("codebook", "random decoder", "neurons", "token identity")
+"""References that are dictionaries which nobody trained, with features of their own."""
 GRADES = np.linspace(-0.2, 2.2, 25)
 """Edges of the bins of transmission."""
 _REMOVED, _REMOVED_FIRINGS = 8, 100  # features that are removed for reference, and how often they fire at least

@@ -36,7 +36,15 @@ from heredity.analyses.reading import load, on_device, reader_of, sampler_of, st
 from heredity.analyses.reference_models import reference_need
 from heredity.analyses.sae import read_passes, sae_need, second_need
 from heredity.analyses.text import tokens_needs
-from heredity.analyses.verdict_references import MODELS, EdgeJudged, changes_of, judge_references, names_of, values_of
+from heredity.analyses.verdict_references import (
+    MODELS,
+    UNTRAINED,
+    EdgeJudged,
+    changes_of,
+    judge_references,
+    names_of,
+    values_of,
+)
 from heredity.engine.stage import Work
 from heredity.study import Edge, Precision, ReferencesConfig, Study
 from heredity.tables import Column, Plot, Table
@@ -433,10 +441,12 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     site, d_in = item["site"], shapes.width(edge.parent, item["site"])
     made = [name for name in MODELS if name == "edit" or reference_need(study, edge, name)]
     names = names_of(_settings(study, item).references, made)
-    read, judged = 2 * (2 + sum(name in MODELS for name in names)) * tokens, 4 + len(names)
-    d_sae = study.config.sae.expansion * d_in
-    solved = judged * (d_sae**3 / 3 + 8 * 17 * d_in * d_sae**2)
-    encoded = 2 * judged * tokens * 2 * d_in * d_sae
+    read, d_sae = 2 * (2 + sum(name in MODELS for name in names)) * tokens, study.config.sae.expansion * d_in
+    seeds = 2 if item["instrument"] == "frozen" else 4  # of one end, or of both
+    regressed, judged = seeds + sum(name in UNTRAINED for name in names), seeds + len(names)
+    solved = regressed * (d_sae**3 + 32 * d_in * d_sae**2)
+    solved += judged * (16 * d_in * d_sae**2 + 8 * tokens * d_in**2)  # of errors, half of the features are judged
+    encoded = 6 * judged * tokens * d_in * d_sae
     # Both ends and a reference that is made of them are open at once, beside what was read of every model so far.
     gib = shapes.read_gib(*[edge.parent] * 3) + shapes.held_gib(edge.parent, 2 * tokens, len(study.order) + len(made))
     gib += (64 * tokens * d_in + 28 * d_sae**2) / 2**30
