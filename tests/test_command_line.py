@@ -68,9 +68,14 @@ def test_an_error_names_the_stage_it_came_from_and_no_emoji_replaces_its_words(c
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_request_to_stop_is_one_line_and_an_exit_code_of_its_own(sent, code, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped, errors(False):
-        os.kill(os.getpid(), sent)
-        time.sleep(10)
+    # A shell lets what it runs in the background ignore interrupts, this process perhaps.
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped, errors(False):
+            os.kill(os.getpid(), sent)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, own)
     assert stopped.value.code == code and signal.getsignal(signal.SIGTERM) == before
     assert capsys.readouterr().err.strip() == "interrupted; the same command goes on from here"
 

@@ -289,7 +289,7 @@ def test_what_to_know_before_relying_on_a_figure_is_noted(lineage):
     assert set(last) == {f"case nonsense: 'no such token': {said}"}
     # SAEs this small explain little or agree little: what planted worlds show of such ones is noted.
     regime = [note for note in notes if note not in last]
-    assert regime and all(note.startswith(("SAEs of ", "edge ", "Only ")) for note in regime)
+    assert regime and all(note.startswith(("SAEs of ", "edge ", "edges ", "Only ")) for note in regime)
 
 
 def test_findings_answer_each_question_for_every_child(lineage):
