@@ -23,7 +23,9 @@ from heredity.text.spoken import Roles
 FEW_UNKNOWN = 0.01  # share of unknown tokens above which it is said
 
 _TOKENIZED = 1.5
-"""Seconds for a megabyte of text: 0.7 were measured of a byte-level tokenizer, 5 of Gemma's."""
+"""Seconds for a megabyte of text: 0.7 were measured of a byte-level tokenizer that is loaded, 5 of Gemma's."""
+_TOKENIZED_BY_OWN = 0.25
+"""The same of a tokenizer that the study trains, of few words."""
 CORPORA = Table(
     "corpora",
     "Corpora as read: where the text comes from and how much of it there is.",
@@ -257,6 +259,11 @@ def _read_cost(study: Study, item: Item, seconds_a_megabyte: float) -> Cost:
     return Cost(seconds=seconds_a_megabyte * (study.config.corpus[item["corpus"]].max_bytes or 0) / 1e6)
 
 
+def _loaded(study: Study) -> bool:
+    """Whether a model is loaded whose tokenizer reads, in place of one that the study trains."""
+    return bool(study.config.tokenizer.load or study.config.model[study.starts[0]].load)
+
+
 CORPUS = Analysis(
     kind="corpus",
     version=2,
@@ -287,7 +294,7 @@ TOKENS = Analysis(
     needs=lambda study, item: {"corpus": ("corpus", item), "tokenizer": tokenizer_need(study)},
     run=_write_tokens,
     tables=(TOKENS_TABLE,),
-    cost=lambda study, item, _: _read_cost(study, item, _TOKENIZED),
+    cost=lambda study, item, _: _read_cost(study, item, _TOKENIZED if _loaded(study) else _TOKENIZED_BY_OWN),
     say=_say_tokens,
 )
 TOKENS_APART = Analysis(
