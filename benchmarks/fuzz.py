@@ -221,7 +221,7 @@ SHAPE = {"d_model": 16, "d_mlp": 16, "n_heads": 2}
 STUDY: dict[str, Any] = {
     "seed": 1, "hook_point": "blocks.0.mlp.hook_post", "tokenizer": {"vocab_size": 320}, "text": "local",
     "corpus": {"words": {"source": "local:words.jsonl", "share": 0.5},
-    "sums": {"source": {"local": "local:sums.txt"}, "share": 0.5},
+    "sums": {"source": {"local": "local:sums.csv"}, "share": 0.5},
                "tales": {"source": "generated:stories", "max_bytes": 60000, "license": "CC0", "column": "text"}},
     "model": {"base": {"train": {"corpora": ["words", "sums"], "tokens": 4000, **SHAPE, **SMALL}},
               "child": {"parent": "base", "corpora": ["tales"], "tokens": 2000, "lora": {"r": 2}, **SMALL},
@@ -268,7 +268,7 @@ RECORDS = b"".join(
     as_json({"text": f"the cat sat {n}", "source": "a", "license": "MIT", "more": [n, {"b": None}]}) + b"\n"
     for n in range(6)
 )
-CORPORA = {"words.jsonl": RECORDS, "sums.txt": b"one plus one\n\ntwo plus two\n"}
+CORPORA = {"words.jsonl": RECORDS, "sums.csv": b"text\none plus one\ntwo plus two\n"}
 
 
 def planned(folder: Path, name: str, overrides: tuple[str, ...] = ()) -> object:
@@ -277,7 +277,7 @@ def planned(folder: Path, name: str, overrides: tuple[str, ...] = ()) -> object:
     from heredity.engine.store import Store
     from heredity.study import load_study
 
-    plan.measured_rate = lambda: 1e10
+    plan.Rates.of = lambda self, precision: 1e10  # noqa: ARG005
     study = load_study(str(folder / name), overrides)
     return plan.plan(Pipeline(study), Store(folder / "runs"))
 
