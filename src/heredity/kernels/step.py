@@ -192,8 +192,8 @@ def _rates(age, lr, beta1, beta2):
     return np.float32(lr / (1 - beta1**age)), np.float32(1 / (1 - beta2**age))
 
 
-# Without "contract": of two products that are added either may be fused, and the compiler chooses differently in a process
-# that compiles this than in one that loads it from the cache.
+# Without "contract": of two products that are added either may be fused, and a process that compiles this came to other
+# bits than one that loads it from the cache.
 @compiled(FAST - {"contract"})
 def _adam_row(w, m, v, g, rates, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
