@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton fuzz lint format clean
+.PHONY: demo test test-all test-triton test-generic fuzz lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -18,6 +18,10 @@ test-all: $(VENV)/.installed-dev
 test-triton: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .triton --no-deps triton 'numpy<2.4'
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/test_triton_forms.py
+
+# What a processor without x86's wide instructions runs: plain float32 products, torch's and numba's generic code.
+test-generic: $(VENV)/.installed-dev
+	HEREDITY_SCREEN=float32 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q tests/kernels tests/sae
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz
