@@ -46,6 +46,8 @@ class HotPath(NamedTuple):
     floor_is: str
     limit: str
     """What keeps it from the floor."""
+    plain: Callable[[], object] | None = None
+    """One float32 product of the encoder's shape, beside floors in another type."""
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> tuple[Callable[[], object], str]:
@@ -69,9 +71,10 @@ def of_saes() -> Iterator[HotPath]:
         x = batches[0]
         for kind, given in weights.items():
             sae, (floor, screen) = our_sae(kind, given), product(x, given.w_enc)
+            plain = partial(linear, x, given.w_enc)
             about = f"one {screen} product of the encoder's shape"
             slow = "choosing candidates and deciding them in float32"
-            yield HotPath(f"encode {kind}, {shape}", partial(sae.encode_sparse, x), floor, about, slow)
+            yield HotPath(f"encode {kind}, {shape}", partial(sae.encode_sparse, x), floor, about, slow, plain)
             ours, turn = job.ours(kind), iter(batches * 1000)
             slow = "the sparse decoder side, and Adam on the rows that were touched"
             yield HotPath(
@@ -163,6 +166,7 @@ def measure(rounds: int) -> dict[str, Any]:
         for path in paths:
             fixed = path.floor() if path.name.startswith("match") else None  # seconds that were reckoned, not run
             calls = {"ours": path.call} | ({} if fixed else {"floor": path.floor})
+            calls |= {"plain": path.plain} if path.plain else {}
             seconds = in_turn(calls, rounds, warm_up=2)
             floor = [float(fixed)] * rounds if isinstance(fixed, float) else seconds["floor"]
             rows.append(
@@ -171,6 +175,7 @@ def measure(rounds: int) -> dict[str, Any]:
                     "milliseconds": {key: rounded(1e3 * value) for key, value in spread(seconds["ours"]).items()},
                     "floor": rounded(1e3 * spread(floor)["median"]),
                     "ratio": ratio(seconds["ours"], floor),
+                    "over a float32 product": ratio(seconds["ours"], seconds["plain"]) if path.plain else None,
                     "floor is": path.floor_is,
                     "limited by": path.limit,
                 }
