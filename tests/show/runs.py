@@ -144,6 +144,7 @@ def run_of(folder: Path, text: str = " =", whole: bool = True) -> Any:
         artifacts={"features/joint": features(folder / "features" / "joint", text)},
         pipeline=SimpleNamespace(items={"features/joint": (FEATURES, {"instrument": "joint", **PLACE}, 0)}),
         missing=[],
+        find=lambda need: None,
         tables=small,
         table=tables.__getitem__,
         statements=statements_of(rows),
