@@ -31,6 +31,7 @@ function finished(): Plugin {
 
 export default defineConfig({
   plugins: [svelte(), finished()],
+  define: { "process.env.NODE_ENV": JSON.stringify("production") },
   build: {
     outDir: "../src/heredity/show/page",
     emptyOutDir: false,

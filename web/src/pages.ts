@@ -16,12 +16,14 @@ export interface Page {
   shows: boolean;
   /** Not in the navigation: reached from other pages. */
   hidden?: boolean;
+  /** Takes all the width there is. */
+  wide?: boolean;
 }
 
 export const PAGES: Page[] = [
   { id: "", title: "Overview", component: Overview, shows: true },
   { id: "flow", title: "Flow", component: Flow, shows: hasFeatures && Boolean(DATA.tables.edges) },
-  { id: "features", title: "Features", component: Features, shows: hasFeatures },
+  { id: "features", title: "Features", component: Features, shows: hasFeatures, wide: true },
   { id: "feature", title: "Feature", component: Feature, shows: hasFeatures, hidden: true },
   { id: "results", title: "All results", component: Results, shows: DATA.sections.length > 0 },
 ].filter((page) => page.shows);

@@ -22,6 +22,9 @@ export function rate(value: number | null | undefined): string {
   if (!known(value)) return "–";
   return value >= 0.01 || value === 0 ? percent(value, value ? 1 : 0) : `${(1e4 * value).toPrecision(2)} in 10,000`;
 }
+/** The same as a share of two digits, for columns. */
+export const sparse = (value: number): string =>
+  value >= 0.01 ? percent(value, 1) : `${(100 * value).toFixed(value >= 1e-3 ? 2 : value >= 1e-4 ? 3 : 4)}\u202f%`;
 const UNITS: [number, string][] = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 export function compact(value: number): string {
   const [size, unit] = UNITS.find(([least]) => Math.abs(value) >= least) ?? [1, ""];
