@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heredity.analyses.features import FEATURES
 from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import rows_of_stage
 from heredity.engine.store import ArtifactError
@@ -29,7 +30,10 @@ _FIGURES = ("stability", "direction", "map_r", "transmission", "strength")  # of
 
 
 def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
-    """Columns of every place whose matches are done: by instrument, then by site."""
+    """Columns of every place whose matches are done: by instrument, then by site.
+
+    Beside those of `feature_columns` there is `audits`: what `Inspector.audit` says of the features that have cards.
+    """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for instrument in run.study.instruments:
         for site in run.study.sites:
@@ -38,7 +42,13 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
                 _ = inspector.sample
             except ArtifactError:  # not done yet
                 continue
-            found.setdefault(instrument, {})[site] = feature_columns(inspector)
+            columns = feature_columns(inspector)
+            cards = run.find(("features", inspector.place))
+            chosen = {(card["model"], card["feature"]) for card in cards.json(FEATURES)} if cards else set()
+            columns["audits"] = {
+                f"{model}/{feature}": inspector.audit(model, feature) for model, feature in sorted(chosen)
+            }
+            found.setdefault(instrument, {})[site] = columns
     return found
 
 

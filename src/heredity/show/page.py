@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
-from heredity.analyses.feature_columns import columns_of_run, packed
 from heredity.analyses.analysis import Item
+from heredity.analyses.feature_columns import columns_of_run, packed
 from heredity.analyses.query import verdicts_of
 from heredity.engine.store import whole
 from heredity.show.markdown import LIMITS

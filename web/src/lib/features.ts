@@ -26,6 +26,16 @@ export interface RawColumns {
   }>;
   edges: { edge: string; parent: string; child: string; threshold: number; ends: Record<EndName, RawEnd> }[];
   chains: Record<string, Record<string, { r: number[]; own: number[] }>>;
+  /** Of features that have cards. */
+  audits?: Record<string, Audit[]>;
+}
+/** Text that an explanation was scored on, with what it predicts there. */
+export interface Audit {
+  corpus: string;
+  tokens: string[];
+  position: number;
+  values: number[];
+  predicted: number[];
 }
 export type EndName = "parent" | "child";
 export const FIGURES = ["stability", "direction", "map_r", "transmission", "strength"];
@@ -176,6 +186,7 @@ export interface Shown {
   drawn: Excerpt[];
   silent: Excerpt[];
   logits: Logits | null;
+  audit: Audit[];
 }
 export interface Logits {
   promoted: Pushed[];

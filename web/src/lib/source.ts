@@ -45,12 +45,13 @@ const embedded: Source = {
   async feature(place, model, feature) {
     const card = cardsOf(place).find((one) => one.model === model && one.feature === feature);
     if (!card) return null;
+    const columns = await embedded.columns(place);
     const { card: own, ...rest } = card;
     const top = { low: 0, high: card.max, examples: [] };
     const levels = own.weaker.map(({ low, high, contexts }) => ({ low, high, examples: contexts }));
     const { promoted, suppressed, no_logits } = own;
     return { ...rest, ...own, site: place.site, kind: null, notes: [], levels: [top, ...levels], drawn: [], silent: [],
-      logits: { promoted, suppressed, no_logits } };
+      logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [] };
   },
   async logits() {
     return null;
