@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton test-generic fuzz lint format clean
+.PHONY: demo test test-all test-triton test-generic fuzz lint format page page-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -31,6 +31,16 @@ lint: $(VENV)/.installed-dev
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The page of reports and of the server, from web/; needs node. What it builds is checked in.
+page: web/node_modules/.package-lock.json
+	cd web && npm run check && npm run build
+
+page-check: page
+	git diff --exit-code --stat -- src/heredity/show/page
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
