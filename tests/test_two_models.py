@@ -300,3 +300,14 @@ def test_a_comparison_tells_how_far_it_is_on_stderr_where_nothing_else_is_told(s
         told = capsys.readouterr()
         assert ("left" in told.err) == (progress is None) and not told.out
     assert steps and all(0 < done <= total for done, total in steps)
+
+
+def test_where_more_features_fire_than_memory_holds_effects_are_left_out_and_said(saved, monkeypatch):
+    monkeypatch.setattr("heredity.features.transmission.free_memory", lambda: 1000.0)
+    found = asked(saved, tokens=2_000, context_size=16)
+    rows = found.tables["evidence"].to_pylist()
+    assert all(row["transmission"] is None for row in rows) and any(row["match_r"] is not None for row in rows)
+    (told,) = (note for note in found.notes if "effects of features are left out" in note)
+    assert re.search(r"[0-9]+ features that fire take .* GiB to be told apart, and 0 are free; judge on fewer", told)
+    with pytest.raises(ValueError, match="judge on fewer tokens, or with a narrower SAE"):
+        asked(saved, tokens=2_000, context_size=16, controls=[saved.control])

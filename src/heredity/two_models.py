@@ -183,7 +183,7 @@ def compare(
                 kept = save_second and save_second / end
                 made = one_sae.train_second(readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress)
                 readers[end] = readers[end]._replace(saes=[*readers[end].saes, made])
-        tables, same = _tables_of(readers, models, sampler, settings, progress)
+        tables, same = _tables_of(readers, models, sampler, settings, progress, notes.append)
     matches = match.matches_from(tables)
     if "verdicts" in tables:  # which say themselves that activations are the same
         return EdgeResult(tables, matches, tuple(notes))
@@ -311,6 +311,7 @@ def _tables_of(
     sampler: BlockSampler,
     settings: match.MatchSettings,
     progress: Progress | None,
+    told: Callable[[str], object],
 ) -> tuple[dict[str, pa.Table], bool]:
     """Matches, then verdicts where the parent has two SAEs and evidence where it has one, and the SAEs' quality; and,
     with one, whether both models have the same activations."""
@@ -337,7 +338,7 @@ def _tables_of(
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
         declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
     else:
-        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed)
+        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed, told)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)

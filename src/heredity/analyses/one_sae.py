@@ -109,13 +109,17 @@ def shape_beside(like: SAE, x: Tensor) -> tuple[Activation, int | None]:
     return "topk", max(1, round(float(np.diff(like.encode_sparse(x)[0]).mean())))
 
 
-def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[dict[str, np.ndarray], bool]:
+def evidence(
+    readers: Mapping[str, Reader], sample: Sample, seed: int, told: Callable[[str], object]
+) -> tuple[dict[str, np.ndarray], bool]:
     """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
     the activations of both ends are equal to the bit.
 
-    readers: parent and child. The child's features have rows where it has an SAE of its own.
+    readers: parent and child. The child's features have rows where it has an SAE of its own. told: gets a line where
+    too many features fire for their effects, which are nan then.
     """
     from heredity.features.ends import judge_end
+    from heredity.features.transmission import TooWideError
     from heredity.features.verdicts import same_r
 
     ends, sample = read_ends({name: one._replace(saes=one.saes[:1]) for name, one in readers.items()}, sample)
@@ -124,7 +128,12 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[
     for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:
         # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.
         twice = replace(ends[end], saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
-        judged, columns = judge_end(twice, ends[other], 0, sample.documents, seed)
+        given = twice, ends[other], 0, sample.documents, seed
+        try:
+            judged, columns = judge_end(*given)
+        except TooWideError as error:
+            told(f"effects of features are left out: {error}")
+            judged, columns = judge_end(*given, effects=False)
         size = len(judged.verdict)
         same = np.full(size, np.nan) if own_child else same_r(ends[end].acts[0], ends[other].acts[0])
         columns |= {"same_r": same, "p_lost": judged.p_lost, "stability": np.full(size, np.nan)}

@@ -20,7 +20,7 @@ from heredity.features.bootstrap import document_groups, group_moments, leave_on
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
 from heredity.features.readout import Readout
-from heredity.features.transmission import Predictor, Regression, orthogonal
+from heredity.features.transmission import Effects, Predictor, Regression, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
 from heredity.kernels.torch_forms import moved
 from heredity.sae.model import SAE
@@ -82,15 +82,24 @@ class Between:
 class Judge:
     """The features of one SAE of an end, to be judged against any other model: what is the end's own is made once."""
 
-    def __init__(self, own: End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        own: End,
+        seed: int,
+        documents: np.ndarray,
+        groups: int,
+        mine: np.ndarray | None = None,
+        effects: bool = True,
+    ) -> None:
         """seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable. documents: int
         [tokens]. groups: seed of the groups of documents. mine: bool [d_sae], features to judge; None: all that are
-        stable."""
+        stable. effects: whether they are regressed on; without, effects are nan, and verdicts undecided. Raises
+        TooWideError where more features fire than there is memory to regress on."""
         self._own, self._documents, self._groups = own, documents, groups
         self._acts, self._sae = own.acts[seed], own.saes[seed]
         self._stability = correlate(self._acts, own.acts[1 - seed], 1).parent_r[:, 0]
         self._mine = np.ones(self._acts.d_sae, bool) if mine is None else mine
-        self._regression = Regression(self._acts, own.x, documents, groups)
+        self._regression = Regression(self._acts, own.x, documents, groups) if effects else None
         self._readout = Readout(self._acts, own.x, documents, groups)
 
     def against(
@@ -107,14 +116,12 @@ class Judge:
         read, rows = encode(sae, between.reread), sae.W_dec.detach().cpu().numpy()
         match, elsewhere = self._matched(other.acts, between.there)
         reread = self._intervals(read, np.arange(acts.d_sae)[:, None])
-        effect = self._regression.effects(
-            between.forth[0],
-            other.x,
-            between.alone,
-            (rows, rows @ between.turn),
-            between.shared,
-            None if whole else stable,
-        )
+        effect = Effects.unknown(acts.d_sae)
+        if self._regression is not None:
+            directions, wanted = (rows, rows @ between.turn), None if whole else stable
+            effect = self._regression.effects(
+                between.forth[0], other.x, between.alone, directions, between.shared, wanted
+            )
         evidence = {"firings": acts.firings(), "stability": self._stability, "owned": self._mine}
         for name, (r, low, high) in (("match_r", match), ("map_r", reread)):
             evidence |= {name: r, f"{name}_low": low, f"{name}_high": high}
@@ -147,10 +154,16 @@ class Judge:
 
 
 def judge_end(
-    own: End, other: End, seed: int, documents: np.ndarray, groups: int, mine: np.ndarray | None = None
+    own: End,
+    other: End,
+    seed: int,
+    documents: np.ndarray,
+    groups: int,
+    mine: np.ndarray | None = None,
+    effects: bool = True,
 ) -> tuple[Judged, dict[str, np.ndarray]]:
     """Verdicts on the features of one SAE of an end against one other model, and their evidence; as `Judge` says."""
-    return Judge(own, seed, documents, groups, mine).against(other, whole=True)
+    return Judge(own, seed, documents, groups, mine, effects).against(other, whole=True)
 
 
 def _density_ratio(acts: FeatureActs, read: FeatureActs, group: np.ndarray) -> dict[str, np.ndarray]:

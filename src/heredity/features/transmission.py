@@ -31,6 +31,7 @@ from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
+from heredity.kernels.processors import free_memory
 
 LEAST_RESIDUAL = 0.3
 """Share of its own row's squared length that the residual of a feature must keep; it has none otherwise."""
@@ -74,6 +75,11 @@ class Effects(NamedTuple):
     apart: np.ndarray  # share of a feature's variance that the other features do not explain
     groups: int  # of documents
 
+    @classmethod
+    def unknown(cls, d_sae: int) -> Effects:
+        """Of features that were not regressed."""
+        return cls(*np.full((len(cls._fields) - 1, d_sae), np.nan), groups=0)
+
 
 class Predictor:
     """Affine maps of least squared error from one model's activations to any others on the same tokens."""
@@ -106,6 +112,10 @@ def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return left @ right
 
 
+class TooWideError(ValueError):
+    """More features fire than there is memory to regress on at once; says how many, and what they would take."""
+
+
 class Regression:
     """A model's activations regressed on all features of its SAE at once, to be compared with any other model's.
 
@@ -118,7 +128,8 @@ class Regression:
         """acts: [tokens, d_sae] of an SAE on its own model; own [tokens, d_own]: that model's activations; documents:
         int [tokens]; seed: of their groups.
 
-        Raises ValueError for samples of different length or fewer than two documents.
+        Raises ValueError for samples of different length or fewer than two documents, TooWideError where what this
+        takes is more than is free.
         """
         self._same_tokens(acts.tokens, own, documents)
         group = document_groups(documents, 16, seed)
@@ -127,6 +138,12 @@ class Regression:
             raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
         self._bounds = np.searchsorted(group[self._order], np.arange(self._groups + 1))
         self._seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+        needed, free = len(self._seen) * (12 * len(self._seen) + 64 * own.shape[1]), free_memory()
+        if needed > free:
+            wide = f"{len(self._seen):,} features that fire take {needed / 2**30:.0f} GiB to be told apart"
+            raise TooWideError(
+                f"{wide}, and {free / 2**30:.0f} are free; judge on fewer tokens, or with a narrower SAE"
+            )
         if not len(self._seen):
             return
         self._features = acts.matrix()[self._order][:, self._seen]

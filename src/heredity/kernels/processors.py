@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
@@ -98,3 +99,18 @@ def return_freed_memory() -> None:
 
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def free_memory() -> float:
+    """Bytes that this process may still take: what the system says is available, less where a control group allows
+    less; infinite where the system says nothing."""
+    free = math.inf
+    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
+        free = next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    for group, most, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no limit reads as `max`
+            free = min(free, int(Path(group, most).read_text()) - int(Path(group, used).read_text()))
+    return free
