@@ -33,6 +33,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_runs
+
 SECONDS, MEMORY, BATCH = 10.0, 2**30, 250
 Files = dict[str, bytes]
 RAW = {
@@ -547,6 +549,13 @@ def _(folder: Path, rng: random.Random) -> object:
     return Stitch.load(folder) if rng.random() < 0.5 else FeatureActs.load(folder / "acts.safetensors").dense()
 
 
+# -- doors of a finished run --------------------------------------------------------------------------------------
+
+DOORS["server"] = fuzz_runs.server_seeds, fuzz_runs.ask
+DOORS["folder"] = fuzz_runs.folder_seeds, fuzz_runs.look
+DOORS["unit"] = fuzz_runs.unit_seeds, fuzz_runs.unit
+
+
 # -- cases --------------------------------------------------------------------------------------------------------
 
 
@@ -583,7 +592,9 @@ LINES: dict[str, list[str]] = {}
 
 
 def own(error: BaseException) -> bool:
-    """Whether an error is one that the package means to raise."""
+    """Whether an error is one that the package means to raise, or a refusal of the server's."""
+    if isinstance(error, fuzz_runs.Refused):
+        return True
     if type(error).__module__.partition(".")[0] == "heredity":
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
