@@ -51,7 +51,7 @@ from heredity.engine.stage import Stage, Work
 from heredity.engine.store import Artifact, ArtifactError
 from heredity.errors import reading
 from heredity.study import Study, StudyError
-from heredity.tables import Table
+from heredity.tables import Table, TableError
 
 ANALYSES: tuple[Analysis, ...] = (
     text.CORPUS,
@@ -211,7 +211,10 @@ def _read(table: Table, path: Path) -> pa.Table:
         if rows.schema.names != table.schema.names or rows.schema.types != table.schema.types:
             raise ValueError(f"its columns are not those of the table {table.name}")
         if not table.large:
-            table.check(rows.to_pylist())
+            try:
+                table.check(rows.to_pylist())
+            except TableError as error:
+                raise ArtifactError(f"{path}: {error}; delete its folder and run again") from None
     return rows
 
 

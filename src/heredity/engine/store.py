@@ -20,6 +20,7 @@ import re
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -307,10 +308,21 @@ def _misplaced(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """Files below a folder, links followed, without those of file managers and file systems."""
-    walk = os.walk(folder, followlinks=True)
-    paths = [Path(parent, name) for parent, _, names in walk for name in names if not _FOREIGN.fullmatch(name)]
-    return sorted(str(path.relative_to(folder)) for path in paths if path.is_file())
+    """Files below a folder, links followed, without those of file managers and file systems. A folder is entered once,
+    links last: they may lead in a circle."""
+    found, waiting, entered = list[str](), deque([folder]), set[str]()
+    while waiting:
+        place = waiting.popleft()
+        if (real := os.path.realpath(place)) in entered:
+            continue
+        entered.add(real)
+        for entry in os.scandir(place):
+            path = Path(entry.path)
+            if entry.is_dir():
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
+            elif entry.is_file() and not _FOREIGN.fullmatch(entry.name):
+                found.append(str(path.relative_to(folder)))
+    return sorted(found)
 
 
 def _sha256(path: Path) -> str:

@@ -32,7 +32,9 @@ def matching(pattern: str, texts: Sequence[str], seconds: float = SECONDS) -> li
     try:
         done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        reason = f"does not end within {seconds:g} s on {len(texts):,} texts; write it without repetitions of repetitions"
+        reason = (
+            f"does not end within {seconds:g} s on {len(texts):,} texts; write it without repetitions of repetitions"
+        )
         raise ValueError(f"regex {short(pattern, 80)!r}: {reason}") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
