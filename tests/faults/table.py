@@ -112,6 +112,10 @@ class Place:
         shutil.copytree(self._finished(), self.folder, dirs_exist_ok=True, symlinks=True)
         return self.run_folder
 
+    def undisturbed(self) -> Path:
+        """The folder of the finished run itself, to compare with."""
+        return self._finished()
+
     def artifact(self, kind: str, name: str = "") -> Path:
         """The folder of a stage."""
         return next((self.run_folder / kind).glob(f"{name}*/manifest.json")).parent
