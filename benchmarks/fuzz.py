@@ -634,7 +634,8 @@ def batch(name: str, cases: list[tuple[int, Files, random.Random]], folder: Path
                 os.dup2(null, handle)
             limit = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 3 * MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_DFL)
             for number, files, rng in cases[len(outcomes) :]:
                 os.write(writer, f"{number}\t{tried(name, files, rng, folder)}\n".encode())
             os._exit(0)
@@ -679,6 +680,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="folder in which what is done is kept, to go on after a stop")
     parser.add_argument("--found", type=Path, default=Path(__file__).parent / "fuzz_found", help="kept failures")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go
     import transformers
 
     import heredity.analyses.plan  # noqa: F401 - loaded once, before the forks

@@ -47,7 +47,7 @@ def finished(folder: Path) -> Path:
     if not (run / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         texts = {
-            "words": [f"the cat sat on the {'mat tree house'.split()[n % 3]} number {n}. " * 9 for n in range(120)],
+            "words": [f"the cat sat on the {('mat', 'tree', 'house')[n % 3]} number {n}. " * 9 for n in range(120)],
             "sums": ["\n".join(f"{x} plus {n % 9} = {x + n % 9};" for x in range(12)) + f" {n}" for n in range(120)],
         }
         for name, lines in texts.items():
@@ -186,7 +186,9 @@ def folder_seeds(folder: Path) -> list[Files]:
     """The files of one artifact each, and those beside them; all else of the run stays as it is."""
     run = _place["run"] = finished(folder.parent / "finished")
     parts = [[run / name for name in ("run.json", "summary.json")]]
-    parts += [[file for file in one.parent.rglob("*") if file.is_file()] for one in sorted(run.glob("*/*/manifest.json"))]
+    parts += [
+        [file for file in one.parent.rglob("*") if file.is_file()] for one in sorted(run.glob("*/*/manifest.json"))
+    ]
     return [{str(file.relative_to(run)): file.read_bytes() for file in part} for part in parts]
 
 
@@ -200,7 +202,11 @@ def look(folder: Path, rng: random.Random) -> object:
     own = {file.relative_to(folder).parts[:2] for file in folder.rglob("*") if file.is_file()}
     for part in _place["run"].iterdir():
         for one in part.iterdir() if part.is_dir() else [part]:
-            if not one.name.startswith(".") and one.relative_to(_place["run"]).parts not in own and one.suffix != ".sqlite":
+            if (
+                not one.name.startswith(".")
+                and one.relative_to(_place["run"]).parts not in own
+                and one.suffix != ".sqlite"
+            ):
                 at = folder / one.relative_to(_place["run"])
                 at.parent.mkdir(exist_ok=True)
                 if not at.exists():
