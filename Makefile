@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton fuzz lint format clean
+.PHONY: demo test test-all test-triton test-faults fuzz lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -12,7 +12,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not network"
+	$(BIN)/python -m pytest -q -m "not network and not faults"
+
+# Every fault: what is promised, and what was measured.
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 0 -m 'faults or not faults' tests/faults
 
 # The GPU's kernels on a machine without one, in Triton's interpreter, which needs an older numpy for its loops.
 test-triton: $(VENV)/.installed-dev
@@ -20,7 +24,7 @@ test-triton: $(VENV)/.installed-dev
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/test_triton_forms.py
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz
+	$(BIN)/python benchmarks/fuzz.py --cases 200000 --state .fuzz
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
