@@ -112,7 +112,9 @@ def test_a_sparse_matrix_turned_twice_is_itself_and_keeps_its_moments(seed):
     for name in ("indptr", "indices", "values"):
         np.testing.assert_array_equal(getattr(again, name), getattr(acts.sparse, name))
     assert stored(acts.sparse).sum() == (dense.astype(np.float32) != 0).sum()
-    np.testing.assert_allclose(moments(acts.sparse).total, dense.astype(np.float32).astype(np.float64).sum(0), rtol=1e-9)
+    np.testing.assert_allclose(
+        moments(acts.sparse).total, dense.astype(np.float32).astype(np.float64).sum(0), rtol=1e-9
+    )
 
 
 # -- accounting -------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class Bars(Following):
         if self._task is not None:
             self._progress.remove_task(self._task)
         if not cached:
-            self.console.print(f"  {self.place()}  {label:<44} {seconds:6.1f} s")
+            self.console.print(Text(f"  {self.place()}  {label:<44} {seconds:6.1f} s"))
 
 
 class _Paced(Following):
