@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -242,3 +243,30 @@ def _(place: Place) -> str:
             pass
         assert path.read_bytes() == content
     return str(told.value)
+
+
+@fault("explanations of twelve at once into one folder", "the rows of all are kept")
+def _(place: Place) -> str:
+    from heredity.analyses import explain_on_demand
+    from heredity.analyses.explain import EXPLANATIONS
+
+    path = place.folder / "explanations.parquet"
+
+    def add(number: int) -> None:
+        row = dict.fromkeys(EXPLANATIONS.schema.names) | {"model": "base", "feature": number, "origin_model": "base"}
+        row |= {
+            "origin_feature": number,
+            "carried": False,
+            "re_explained": False,
+            "kept": False,
+            "by": "x",
+            "cost": 0.0,
+        }
+        made = EXPLANATIONS.schema.empty_table()
+        row |= {"instrument": "joint", "site": "x"}
+        explain_on_demand._add(pa.concat_tables([made, pa.Table.from_pylist([row], made.schema)]), path)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(add, range(12)))
+    assert sorted(pq.read_table(path)["feature"].to_pylist()) == list(range(12))
+    return "12 of 12 rows"

@@ -58,7 +58,7 @@ def killed_and_resumed(place: Place, first: int, last: int) -> str:
     """Kill a run again and again, each try after some more operations on files, then let it end; compare."""
     place.study()
     rng, kills = random.Random(first), 0
-    for at in rng.sample(range(first, last), 8):
+    for at in rng.sample(range(first, last), 5):
         ended = place.command("run", "s.toml", env=place.injected(KILLING.format(at=at)))
         assert ended.code in (0, -signal.SIGKILL), ended
         kills += ended.code != 0

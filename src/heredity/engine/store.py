@@ -102,6 +102,14 @@ def whole(path: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process to read a file of a folder, change it and write it; others wait meanwhile."""
+    with open(folder / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all (`nan` is refused: JSON has none)."""
     with whole(path) as partial:
