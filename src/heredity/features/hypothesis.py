@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from heredity.features.acts import FeatureActs
-from heredity.features.patterns import matching
 from heredity.kernels.sparse import moments
 from heredity.text.letters import BYTE, letters
+from heredity.text.patterns import matching
 
 # (ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]
 Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
