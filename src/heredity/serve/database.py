@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 FILE = "explorer.sqlite"
-_SCHEMA = 1  # raised when what is in the file changes its form
+_SCHEMA = 2  # raised when what is in the file changes its form
 _TOKENS = 10  # of each feature
 PAGE = 100  # rows of an answer at most
 _TABLES = """
@@ -133,9 +133,9 @@ def _fill(file: sqlite3.Connection, run: Run, key: str, progress: Callable[[int,
             next_id += _add_features(file, inspector, model, next_id)
             done += 1
         _add_tables(file, inspector, first)
-    html, policy = page.served(page.page_data(run))
+    html, _ = page.served(page.page_data(run))
     place = [*run.item().values()] if places else ["", ""]  # a study of stitches alone has no features
-    given = {"key": key, "page": html, "policy": policy, "place": json.dumps(place)}
+    given = {"key": key, "page": html, "place": json.dumps(place)}
     file.executemany("INSERT INTO meta VALUES (?, ?)", given.items())
     file.execute("COMMIT")
     file.executescript(f"{_INDICES} ANALYZE;")
@@ -195,7 +195,7 @@ class Database:
         self.file.row_factory = sqlite3.Row
 
     def meta(self, name: str) -> str:
-        """`key`, `page`, `policy` or `place`, the first instrument and site. Raises LookupError for another."""
+        """`key`, `page` or `place`, the first instrument and site. Raises LookupError for another."""
         row = self.file.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise LookupError(f"{name}: the database has no such entry")

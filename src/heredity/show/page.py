@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from heredity.study import Study
 
 _SCRIPTS = ("dom.js", "plots.js", "tables.js", "flow.js", "features.js", "page.js")
+_SERVED, _ASKS = (*_SCRIPTS[:-1], "served.js", _SCRIPTS[-1]), "; connect-src 'self'"
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
 # end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -172,8 +173,12 @@ def render(data: Mapping[str, Any]) -> str:
 def served(data: Mapping[str, Any]) -> tuple[str, str]:
     """The page as a server gives it, and its policy: the same, and what asks the server for features it does not hold;
     it forbids itself requests to anything else."""
-    scripts = (*_SCRIPTS[:-1], "served.js", _SCRIPTS[-1])
-    return _rendered(data, scripts, ("page.css", "served.css"), "; connect-src 'self'")
+    return _rendered(data, _SERVED, ("page.css", "served.css"), _ASKS)
+
+
+def served_policy() -> str:
+    """The policy of the page that a server gives, from the package alone: no file of a run has a say in it."""
+    return _policy(_script(_SERVED), _ASKS)
 
 
 def source() -> str:
@@ -182,12 +187,20 @@ def source() -> str:
     return hashlib.sha256("\0".join(map(_file, names)).encode()).hexdigest()
 
 
+def _script(names: Sequence[str]) -> str:
+    code = "\n".join(map(_file, names))
+    return f'(() => {{\n"use strict";\n{code}\n}})();\n'
+
+
+def _policy(script: str, allowed: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+
+
 def _rendered(data: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str], allowed: str) -> tuple[str, str]:
     """The page of these files, and its policy. allowed: what the policy has beside its own script and style."""
-    code = "\n".join(map(_file, scripts))
-    script = f'(() => {{\n"use strict";\n{code}\n}})();\n'
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+    script = _script(scripts)
+    policy = _policy(script, allowed)
     parts = {
         "title": html.escape(data["study"]),
         "policy": policy,
