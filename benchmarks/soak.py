@@ -120,21 +120,17 @@ def main() -> int:
         statuses, failed, spent = load(client, models, begun + seconds, options.threads)
         ended.set()
         watcher.join()
+        settled = [(at, mib) for at, mib in held if at > seconds / 10]
+        slope = linear_regression(*zip(*settled, strict=True)).slope
+        mib = {"settled": settled[0][1], "end": settled[-1][1], "most": max(mib for _, mib in held)}
+        took = {"median": median(spent), "p99": quantiles(spent, n=100)[-1], "most": max(spent)}
+        result = {"minutes": options.minutes, "answers": sum(statuses.values()), "statuses": dict(statuses)}
+        result |= {"failed": len(failed), "first_failed": failed[:3]}
+        result |= {"ms": {name: round(value, 1) for name, value in took.items()}}
+        mib["an_hour"] = 3600 * slope
+        print(json.dumps(result | {"mib": {name: round(value, 1) for name, value in mib.items()}}))
     finally:
         stopped(process)
-    settled = [(at, mib) for at, mib in held if at > seconds / 10]
-    slope = linear_regression(*zip(*settled, strict=True)).slope
-    mib = {
-        "settled": settled[0][1],
-        "end": settled[-1][1],
-        "most": max(mib for _, mib in held),
-        "an_hour": 3600 * slope,
-    }
-    took = {"median": median(spent), "p99": quantiles(spent, n=100)[-1], "most": max(spent)}
-    result = {"minutes": options.minutes, "answers": sum(statuses.values()), "statuses": dict(statuses)}
-    result |= {"failed": len(failed), "first_failed": failed[:3]}
-    result |= {"ms": {name: round(value, 1) for name, value in took.items()}}
-    print(json.dumps(result | {"mib": {name: round(value, 1) for name, value in mib.items()}}))
     return int(bool(failed) or mib["end"] > 1.1 * mib["settled"])
 
 
