@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton test-generic fuzz lint format page page-check clean
+.PHONY: demo test test-all test-triton test-generic test-faults fuzz lint format page page-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -12,7 +12,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not network"
+	$(BIN)/python -m pytest -q -m "not network and not faults"
+
+# Every fault: what is promised, and what was measured.
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n 0 -m 'faults or not faults' tests/faults
 
 # The GPU's kernels on a machine without one, in Triton's interpreter, which needs an older numpy for its loops.
 test-triton: $(VENV)/.installed-dev
@@ -24,7 +28,7 @@ test-generic: $(VENV)/.installed-dev
 	HEREDITY_SCREEN=float32 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q tests/kernels tests/sae
 
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz
+	$(BIN)/python benchmarks/fuzz.py --cases 200000 --state .fuzz
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -33,6 +33,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_runs
+
 SECONDS, MEMORY, BATCH = 10.0, 2**30, 250
 Files = dict[str, bytes]
 RAW = {
@@ -547,6 +549,13 @@ def _(folder: Path, rng: random.Random) -> object:
     return Stitch.load(folder) if rng.random() < 0.5 else FeatureActs.load(folder / "acts.safetensors").dense()
 
 
+# -- doors of a finished run --------------------------------------------------------------------------------------
+
+DOORS["server"] = fuzz_runs.server_seeds, fuzz_runs.ask
+DOORS["folder"] = fuzz_runs.folder_seeds, fuzz_runs.look
+DOORS["unit"] = fuzz_runs.unit_seeds, fuzz_runs.unit
+
+
 # -- cases --------------------------------------------------------------------------------------------------------
 
 
@@ -583,7 +592,9 @@ LINES: dict[str, list[str]] = {}
 
 
 def own(error: BaseException) -> bool:
-    """Whether an error is one that the package means to raise."""
+    """Whether an error is one that the package means to raise, or a refusal of the server's."""
+    if isinstance(error, fuzz_runs.Refused):
+        return True
     if type(error).__module__.partition(".")[0] == "heredity":
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -623,7 +634,8 @@ def batch(name: str, cases: list[tuple[int, Files, random.Random]], folder: Path
                 os.dup2(null, handle)
             limit = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + 3 * MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_DFL)
             for number, files, rng in cases[len(outcomes) :]:
                 os.write(writer, f"{number}\t{tried(name, files, rng, folder)}\n".encode())
             os._exit(0)
@@ -668,6 +680,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="folder in which what is done is kept, to go on after a stop")
     parser.add_argument("--found", type=Path, default=Path(__file__).parent / "fuzz_found", help="kept failures")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders go
     import transformers
 
     import heredity.analyses.plan  # noqa: F401 - loaded once, before the forks

@@ -17,7 +17,7 @@ PACKAGE = Path(heredity.__file__).parent
 # Rooms of one line do not see each other.
 ROOMS = [
     ["errors", "lm.reading"],
-    ["metrics", "tables", "lm.hooks", "kernels", "papers", "text.letters"],
+    ["metrics", "tables", "lm.hooks", "kernels", "papers", "text.letters", "text.patterns"],
     ["format"],
     ["engine.workers"],
     ["features.acts"],

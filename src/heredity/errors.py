@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+UNSUPPORTED = "heredity runs on Linux and macOS; on Windows run it in WSL 2"
 LONGEST = 200  # characters of a value or a reason in a line
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 

@@ -57,7 +57,7 @@ class Run:
 
     @property
     def peak_memory_gib(self) -> float:
-        """The most memory that a process of any stage had held by its end; workers' own is not in it."""
+        """The most memory that a stage took, its workers' peaks included."""
         return max((artifact.manifest["peak_memory_gib"] for artifact in self.artifacts.values()), default=0.0)
 
     @cached_property

@@ -41,6 +41,19 @@ def fails(number: int, unit: int) -> int:
     return unit
 
 
+class Choosy(Exception):
+    """Cannot be made again from its message, as a process that receives it would."""
+
+    def __init__(self, first: str, second: int) -> None:
+        super().__init__(first)
+
+
+def fails_oddly(number: int, unit: int) -> int:
+    if unit == 1:
+        raise SystemExit(0)
+    raise Choosy("unit is odd", 2)
+
+
 def dies(number: int, unit: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return unit
@@ -80,6 +93,16 @@ def test_threads_are_divided_and_wait_without_spinning_and_units_are_drawn_only_
 def test_an_error_of_a_unit_is_raised_here(count):
     with pytest.raises(ValueError, match="unit 3 is bad"), shards(count) as workers:
         list(workers.job(partial(int, 0)).map(fails, range(6)))
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_request_to_exit_ends_nobody():
+    with Processes(1) as workers:
+        for unit, words in (
+            (1, r"a worker process failed: SystemExit\(0\)"),
+            (2, "a worker process failed: .*unit is odd"),
+        ):
+            with pytest.raises(WorkerError, match=words):
+                list(workers.job(partial(int, 0)).map(fails_oddly, [unit]))
 
 
 def test_a_process_that_is_killed_is_named_and_none_is_left():

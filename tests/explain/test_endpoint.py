@@ -329,3 +329,15 @@ def test_a_real_model_behind_a_real_server(tmp_path):
         found += [*judge.simulate("f", "equals signs", TEXTS), judge.intruder("f", [TEXTS])]
         assert not {own.kind for own in found if isinstance(own, Failure)} & {"unreachable", "refused"}
         assert ledger.summary().requests == 4 and ledger.summary().tokens_in > 0
+
+
+def test_an_answer_that_would_fill_the_memory_is_not_read(monkeypatch):
+    monkeypatch.setattr("heredity.explain.endpoint._LARGEST", 10)
+    for reply, words in (
+        (Reply("x", headers={"Content-Encoding": "gzip"}), "is packed (gzip)"),
+        (Reply("x" * 11), "has 11 bytes, and an explanation has at most 10"),
+    ):
+        with serving(lambda path, body, reply=reply: reply) as server:
+            failure, _ = Endpoint("m", server.url, "", retries=0).complete(Request("base/1", "explain", "why?", 50))
+            assert server.headers[0]["accept-encoding"] == "identity"
+        assert isinstance(failure, Failure) and words in failure.detail

@@ -75,6 +75,8 @@ def test_methods_lengths_and_contents_are_limited(guard):
     assert ask(guard, "/api/try", "POST", content_type="text/plain", content_length="2")[0] == 415
     assert ask(guard, "/api/try", "POST", **json_)[0] == 413, "a length that is not said"
     assert ask(guard, "/api/try", "POST", content_length=str(BODY + 1), **json_)[0] == 413
+    assert ask(guard, "/api/try", "POST", content_length=f"{'0' * 14}{BODY + 1}", **json_)[0] == 413, "behind zeros"
+    assert ask(guard, "/api/try", "POST", content_length="5", transfer_encoding="chunked", **json_)[0] == 413
     assert ask(guard, "/api/try", "POST", content_length=str(BODY), **json_)[0] == 200
 
 

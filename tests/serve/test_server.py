@@ -135,6 +135,18 @@ def test_an_explanation_is_shown_against_the_activations(client, run):
     assert max(max(one["values"]) for one in audit) <= highest * (1 + 1e-3)
 
 
+def test_a_database_of_others_has_no_say_in_what_its_page_may_do(run, made, tmp_path):
+    path = tmp_path / database.FILE
+    shutil.copyfile(made, path)
+    with sqlite3.connect(path) as file:
+        file.execute("INSERT INTO meta VALUES ('policy', 'default-src *')")
+        file.execute("UPDATE meta SET value = '<script>alert(1)</script>' WHERE name = 'page'")
+    asked = TestClient(create_app(Explorer(lambda: run, path), hosts_of("127.0.0.1")), base_url="http://127.0.0.1:8377")
+    policy = asked.get("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "default-src *" not in policy
+    assert policy.startswith(page.served(page.page_data(run))[1])
+
+
 def test_a_feature_is_what_show_says_of_it(client, run):
     expected = Inspector(run).show("sums", 5)
     shown = get(client, "/api/feature", id="sums/5") | get(client, "/api/logits", id="sums/5")
@@ -371,7 +383,7 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
             file.execute(f"INSERT INTO feature ({names}) VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             file.execute("INSERT INTO token VALUES (?, ?, 0.5)", (text, at))
             file.execute("INSERT INTO words (rowid, description) VALUES (?, ?)", (at, text))
-        meta = {"page": text_, "policy": policy, "key": "", "place": '["joint", "x"]'}
+        meta = {"page": text_, "key": "", "place": '["joint", "x"]'}
         file.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     none = SimpleNamespace(study=SimpleNamespace(name="none", instruments=(), followed=()))
     explorer = Explorer(lambda: none, path)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -47,9 +48,10 @@ from heredity.analyses import (
 )
 from heredity.analyses.analysis import Analysis, Item, Need, Statement, Tables, name_of, plain, seed_of
 from heredity.engine.stage import Stage, Work
-from heredity.engine.store import Artifact
+from heredity.engine.store import Artifact, ArtifactError
+from heredity.errors import reading
 from heredity.study import Study, StudyError
-from heredity.tables import Table
+from heredity.tables import Table, TableError
 
 ANALYSES: tuple[Analysis, ...] = (
     text.CORPUS,
@@ -190,6 +192,7 @@ def read_tables(folders: Mapping[str, Artifact], names: Iterable[str] | None = N
     """Tables of a run by name, rows of all stages together; only those that some stage has written.
 
     folders: artifacts by label, repeats included, whose tables are left out. names: by default all small tables.
+    Raises ArtifactError for a file that does not hold what its table declares.
     """
     wanted = set(names) if names is not None else {name for name, table in TABLES.items() if not table.large}
     parts: dict[str, list[pa.Table]] = {}
@@ -198,8 +201,21 @@ def read_tables(folders: Mapping[str, Artifact], names: Iterable[str] | None = N
             continue
         for table in BY_KIND[label.partition("/")[0]].tables:
             if table.name in wanted:
-                parts.setdefault(table.name, []).append(pq.read_table(artifact / f"{table.name}.parquet"))
+                parts.setdefault(table.name, []).append(_read(table, artifact / f"{table.name}.parquet"))
     return {name: pa.concat_tables(parts[name]) for name in TABLES if name in parts}
+
+
+def _read(table: Table, path: Path) -> pa.Table:
+    with reading(path, "delete its folder and run again", ArtifactError):
+        rows = pq.read_table(path)
+        if rows.schema.names != table.schema.names or rows.schema.types != table.schema.types:
+            raise ValueError(f"its columns are not those of the table {table.name}")
+        if not table.large:
+            try:
+                table.check(rows.to_pylist())
+            except TableError as error:
+                raise ArtifactError(f"{path}: {error}; delete its folder and run again") from None
+    return rows
 
 
 def statements_of(tables: Tables) -> list[Statement]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from heredity.analyses.explain import EXPLANATIONS, asking_of, explain_settings, selection_of
 from heredity.analyses.query import check_followed, sample_of
 from heredity.analyses.sample import MIN_FIRINGS
-from heredity.engine.store import digest, whole, write_json
+from heredity.engine.store import alone, digest, whole, write_json
 from heredity.engine.workers import Progress
 from heredity.errors import reading
 from heredity.explain.endpoint import OPENAI, Endpoint, Local
@@ -101,14 +101,15 @@ def explain(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progre
 def _add(made: pa.Table, path: Path) -> None:
     """Write explanations, whole or not at all; features that were asked about before and not now stay."""
     key = ("site", "model", "feature")
-    if path.exists():
-        with reading(path, "move it away, or choose another folder with -o"):
-            before = pq.read_table(path)
-            new, old = (zip(*(t[name].to_pylist() for name in key), strict=True) for t in (made, before))
-            now = set(new)
-            made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
-    with whole(path) as partial:
-        pq.write_table(made, partial)
+    with alone(path.parent):
+        if path.exists():
+            with reading(path, "move it away, or choose another folder with -o"):
+                before = pq.read_table(path)
+                new, old = (zip(*(t[name].to_pylist() for name in key), strict=True) for t in (made, before))
+                now = set(new)
+                made = pa.concat_tables([before.filter(pa.array([one not in now for one in old], pa.bool_())), made])
+        with whole(path) as partial:
+            pq.write_table(made, partial)
 
 
 def estimate(run: Run, which: Which, ask: Ask, out: Path | None, progress: Progress | None = None) -> dict[str, Any]:

@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from heredity.analyses.analysis import Cost
     from heredity.engine.store import Store
 
-_SIZES = {
-    *("hidden_size", "n_embd", "intermediate_size", "n_inner", "num_hidden_layers", "n_layer", "num_attention_heads"),
-    *("n_head", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
-}
-_LARGEST = 2**31
 _REACHED = {("float32", False): 1.0, ("float32", True): 0.72, ("bf16", False): 0.7, ("bf16", True): 0.53}
 """Share of the measured rate that passes of language models reach, by precision and whether they train."""
 # SAEs of the recorded runs had 12 to 23 % of their features in common with another seed's after 130 vectors per feature

@@ -27,7 +27,7 @@ from heredity.show import seen
 
 if TYPE_CHECKING:
     from heredity.results import Run
-    from heredity.show.terminal import Bars
+    from heredity.show.progress import Following
     from heredity.study import Study
 
 app = typer.Typer(
@@ -60,6 +60,8 @@ Runs = Annotated[Path, Option("--runs", help="Folder that results are kept in.")
 RUNS = Path("runs")
 _SHARE = "Processes that share the work of a stage, at most one per processor; no number depends on it."
 Workers = Annotated[int, Option("--workers", min=1, help=_SHARE)]
+_FORM = "auto: bars in a terminal, lines in a log; or bars, lines, or json: one object a line."
+Progress = Annotated[str, Option("--progress", help=f"Form of the progress on stderr. {_FORM}")]
 Site = Annotated[str | None, Option(help="One of the study's hook points. Default: the first.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
 _JSON = Annotated[bool, Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
@@ -147,11 +149,11 @@ def complete(name: str, runs: Path, overrides: list[str] | None, site: str | Non
 
 
 @contextlib.contextmanager
-def watcher() -> Iterator[Bars]:
-    """Progress bars on stderr; an error gets a note of the stage it came from."""
-    from heredity.show.terminal import Bars
+def watcher(form: str = "auto") -> Iterator[Following]:
+    """Progress on stderr, in a form of `show.progress`; an error gets a note of the stage it came from."""
+    from heredity.show.progress import watcher_of
 
-    with Bars(err) as bars:
+    with watcher_of(form, err) as bars:
         try:
             yield bars
         except Exception as error:

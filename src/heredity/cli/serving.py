@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import socket
 import webbrowser
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.text import Text
 from typer import Option
@@ -58,7 +58,8 @@ def serve(
     err.print(Text(f"{loaded.name} at {url} (end with Ctrl+C)"))
     if open_:
         webbrowser.open(url)  # its first request waits in the socket until the server takes it
-    server = Server(Config(app, log_level="warning", server_header=False, lifespan="off"))
+    limits: Any = {"limit_concurrency": 100, "ws": "none"}  # of connections: a browser opens six
+    server = Server(Config(app, log_level="warning", server_header=False, lifespan="off", **limits))
     with contextlib.suppress(KeyboardInterrupt):  # how it is ended
         server.run(sockets=[listening])
     return Result({"study": loaded.name, "url": url}, lambda: None)

@@ -11,6 +11,7 @@ from typer import Option
 
 from heredity.cli.app import (
     RUNS,
+    Progress,
     Result,
     Runs,
     Sets,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 
 
 @command()
-def demo(runs: Runs = RUNS, workers: Workers = 1) -> Result:
+def demo(runs: Runs = RUNS, workers: Workers = 1, progress: Progress = "auto") -> Result:
     """Run the built-in study, offline: four small models, their SAEs, and what was inherited."""
-    return run("demo", runs, None, None, workers)
+    return run("demo", runs, None, None, workers, progress)
 
 
 @command()
@@ -61,6 +62,7 @@ def run(
     set_: Sets = None,
     until: Annotated[str | None, Option(help="End after these stages: `model`, `sae`, `sae/base@scratch` ...")] = None,
     workers: Workers = 1,
+    progress: Progress = "auto",
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     from heredity.analyses import Pipeline
@@ -72,13 +74,18 @@ def run(
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
     check_shapes(loaded, check_inputs(loaded))
-    done = _worked(pipeline, store, list(pipeline.stages), workers, until)
+    done, spent = _worked(pipeline, store, list(pipeline.stages), workers, progress, until)
     if until is not None:
-        return Result({"study": loaded.name, "done": list(done)}, lambda: typer.echo(f"done up to {until}"))
+
+        def show() -> None:
+            text().print_worked(spent)
+            typer.echo(f"done up to {until}")
+
+        return Result({"study": loaded.name, "done": list(done), "worked": spent}, show)
     result, report_ = Run(loaded, store.root, pipeline), store.root / "report.html"
     values = summary.write(result)
     page.write(result, report_)
-    return Result(values, lambda: text().print_run(result, report_))
+    return Result(values | {"worked": spent}, lambda: text().print_run(result, report_, spent))
 
 
 @command()
@@ -349,6 +356,7 @@ def stitch(
     runs: Runs = RUNS,
     set_: Sets = None,
     workers: Workers = 1,
+    progress: Progress = "auto",
 ) -> Result:
     """Run what is missing of the stitches of a study and nothing else of it; show what was carried through the maps."""
     from heredity.analyses import TABLES, Pipeline
@@ -369,7 +377,7 @@ def stitch(
         for label, (analysis, item, repeat) in pipeline.items.items()
         if not repeat and (item.get("stitch") in names or (analysis.kind == "quality" and item.get("model") in ends))
     ]
-    _worked(pipeline, store, wanted, workers)
+    _, spent = _worked(pipeline, store, wanted, workers, progress)
     made, values = Run(loaded, store.root, pipeline), {}
     summary.write(made)
     for name, rows in made.tables.items():
@@ -380,24 +388,28 @@ def stitch(
         for name, part in values.items():
             if part["rows"] and TABLES[name].brief:
                 text().print_table(TABLES[name], part["rows"])
+        text().print_worked(spent)
 
-    return Result({"study": loaded.name, "tables": values}, show)
+    return Result({"study": loaded.name, "tables": values, "worked": spent}, show)
 
 
 def _worked(
-    pipeline: Pipeline, store: Store, labels: list[str], workers: int, until: str | None = None
-) -> dict[str, Artifact]:
-    """Run what is missing of some stages and of all that they are made from, with progress on stderr."""
+    pipeline: Pipeline, store: Store, labels: list[str], workers: int, progress: str, until: str | None = None
+) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
+    """Run what is missing of some stages and of all that they are made from, with progress on stderr. Returns artifacts
+    by label, and rows of what was done now (`analyses.worked`)."""
+    from heredity.analyses.worked import worked
     from heredity.engine import stage as engine
     from heredity.engine.workers import shards
     from heredity.results import record
 
     stages = pipeline.closure(labels)
-    with watcher() as bars, shards(workers) as shared:
+    with watcher(progress) as bars, shards(workers) as shared:
         with store.lock():
             record(pipeline.study, store.root)
         bars.stages = len(stages)
-        return engine.run(stages, store, bars, until, shared)
+        done = engine.run(stages, store, bars, until, shared)
+    return done, worked(pipeline, store, bars.worked)
 
 
 def _state(stage: Any, store: Store) -> dict[str, Any]:

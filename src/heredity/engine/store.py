@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import re
-import resource
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from heredity.errors import read_json
+from heredity.errors import UNSUPPORTED, read_json
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # a folder could not be locked, nor a file be made sure of
+    raise ImportError(UNSUPPORTED) from None
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
@@ -94,6 +100,14 @@ def whole(path: Path) -> Iterator[Path]:
             _remove(old)
     finally:
         _remove(partial)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process to read a file of a folder, change it and write it; others wait meanwhile."""
+    with open(folder / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, value: object) -> None:
@@ -255,18 +269,26 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
 
 
 def _forget_peak() -> None:
-    """Let the peak of this process's memory begin anew, where the system lets it."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
+    """Let the peaks of this process's memory and of its workers' begin anew, where the system lets it."""
+    for process in _processes():
+        with contextlib.suppress(OSError), open(f"/proc/{process}/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
 
 
 def _peak_gib() -> float:
-    """Peak of this process's memory since `_forget_peak`, or since it began where the system knows no other."""
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
+    """Peaks of the memory of this process and its workers, added up, since `_forget_peak`; where the system does not
+    know them, that of this process since it began."""
+    peak = 0
+    for process in _processes():
+        with contextlib.suppress(OSError, ValueError), open(f"/proc/{process}/status", encoding="ascii") as file:
+            peak += next((int(line.split()[1]) for line in file if line.startswith("VmHWM:")), 0)
+    if peak:
+        return peak / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _processes() -> list[int | None]:
+    return [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
 
 
 def size_of(folder: Path) -> int:
@@ -294,10 +316,21 @@ def _misplaced(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[str]:
-    """Files below a folder, links followed, without those of file managers and file systems."""
-    walk = os.walk(folder, followlinks=True)
-    paths = [Path(parent, name) for parent, _, names in walk for name in names if not _FOREIGN.fullmatch(name)]
-    return sorted(str(path.relative_to(folder)) for path in paths if path.is_file())
+    """Files below a folder, links followed, without those of file managers and file systems. A folder is entered once,
+    links last: they may lead in a circle."""
+    found, waiting, entered = list[str](), deque([folder]), set[str]()
+    while waiting:
+        place = waiting.popleft()
+        if (real := os.path.realpath(place)) in entered:
+            continue
+        entered.add(real)
+        for entry in os.scandir(place):
+            path = Path(entry.path)
+            if entry.is_dir():
+                (waiting.append if entry.is_symlink() else waiting.appendleft)(path)
+            elif entry.is_file() and not _FOREIGN.fullmatch(entry.name):
+                found.append(str(path.relative_to(folder)))
+    return sorted(found)
 
 
 def _sha256(path: Path) -> str:

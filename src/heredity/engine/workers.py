@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from heredity.errors import short
 from heredity.kernels.processors import processors
 
 S = TypeVar("S")
@@ -138,12 +140,30 @@ _current: tuple[int, Any] = (0, None)  # of a worker process: the job it has ope
 
 
 def _unit(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
-    """One unit in a worker process."""
+    """One unit in a worker process; its error is one that can be sent."""
+    try:
+        return _done(number, opened, work, unit)
+    except BaseException as error:
+        if (sent := _sendable(error)) is error:
+            raise
+        raise sent from error
+
+
+def _done(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
     global _current
     if _current[0] != number:
         _current = (0, None)  # the last job's models are freed before the next one's are loaded
         _current = (number, opened())
     return work(_current[1], unit)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error itself where it arrives whole at another process, or else its words: one that cannot be read there
+    would look like the end of this process, and a request to exit is none to the process that asked for the unit."""
+    with contextlib.suppress(Exception):
+        if not isinstance(error, SystemExit) and type(pickle.loads(pickle.dumps(error))) is type(error):
+            return error
+    return WorkerError(f"a worker process failed: {short(error)}")
 
 
 def _begin(threads: int, turns: Any) -> None:

@@ -21,6 +21,7 @@ GIVE_UP = 3  # requests in a row without a connection after which each further o
 _SECRET = 8  # least characters of a key to hide; servers without keys are given words such as `x` or `token`
 _MOST_TOKENS = 2**40
 _LIMITS = ("max_tokens", "max_completion_tokens")  # names of the limit of an answer's tokens
+_LARGEST = 64 * 2**20  # bytes of an answer
 _TOO_MANY = re.compile(r"too (large|long|many)|maximum|at most|exceed|context|out of range|less than|<=|greater", re.I)
 _UNKNOWN = re.compile(r"unsupported|not support|unknown|unrecogni|not permitted|not allowed|unexpected|instead", re.I)
 _SAID = ("message", "msg", "detail", "error", "errors")  # keys of a body under which words are
@@ -86,8 +87,19 @@ class Endpoint:
             if stopped.is_set():
                 raise openai.APIConnectionError(message="stopped", request=request)
 
-        # Without a reference to self, so that the finalizer can run.
-        http = openai.DefaultHttpxClient(event_hooks={"request": [check]})
+        def weigh(response: Any) -> None:
+            packed, length = (response.headers.get(name, "") for name in ("content-encoding", "content-length"))
+            if packed not in ("", "identity"):
+                why = f"the answer is packed ({short(packed, 40)}), which was not asked for"
+                raise openai.APIConnectionError(message=why, request=response.request)
+            if length.isdigit() and int(length) > _LARGEST:
+                why = f"the answer has {int(length):,} bytes, and an explanation has at most {_LARGEST:,}"
+                raise openai.APIConnectionError(message=why, request=response.request)
+
+        # Without a reference to self, so that the finalizer can run. Some kilobytes that are packed can be gigabytes.
+        plain = {"Accept-Encoding": "identity"}
+        hooks: Any = {"request": [check], "response": [weigh]}
+        http = openai.DefaultHttpxClient(event_hooks=hooks, headers=plain)
         weakref.finalize(self, http.close)
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key or "none", timeout=timeout, http_client=http)
         self._retries, self._limit = retries, limit

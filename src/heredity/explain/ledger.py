@@ -192,11 +192,16 @@ class Ledger:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
                 self._base = opened.enter_context(contextlib.closing(base))
+                names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                if names and "answers" not in names:
+                    raise LedgerError(f"{path}: holds {short(sorted(names)[0], 80)}, and no ledger; {_MOVE}")
                 base.execute("PRAGMA journal_mode=WAL")
                 base.execute("PRAGMA synchronous=FULL")
                 base.executescript(_TABLES)
                 base.execute(_SET_APART)
                 self.budget.load(base.execute("SELECT prompt_bytes, allowed, cost, tokens_in, tokens_out FROM answers"))
+            except LedgerError:
+                raise
             except BlockingIOError:
                 raise LedgerError(f"{path}: another process is writing it; wait for it, or name another file") from None
             except OSError as error:

@@ -40,6 +40,9 @@ class Matches(NamedTuple):
         return self._replace(**lists)
 
 
+_LEAST_DEVICE_MEMORY = 2**26  # bytes: below, smaller tiles are no help
+
+
 def correlate(
     parent: FeatureActs,
     child: FeatureActs,
@@ -78,10 +81,18 @@ def correlate(
         best = top_pearson(parent.sparse, child.sparse, top, workers, progress, memory=memory or MEMORY, **counted)
     else:
         # Torch takes a second and 0.2 GiB to load, which matching on the processor has no use for.
+        import torch
+
         from heredity.kernels.torch_forms import DEVICE_MEMORY, top_pearson_torch
 
-        memory = memory or DEVICE_MEMORY
-        best = top_pearson_torch(parent.sparse, child.sparse, top, device, progress, memory=memory, **counted)
+        memory, best = memory or DEVICE_MEMORY, None
+        while best is None:
+            try:
+                best = top_pearson_torch(parent.sparse, child.sparse, top, device, progress, memory=memory, **counted)
+            except torch.OutOfMemoryError:  # others are on the device: smaller tiles take longer, and nothing else
+                if memory < _LEAST_DEVICE_MEMORY:
+                    raise
+                memory //= 2
     return _matches(best, parent.density()[slice(*best.parent_range)], child.density(), parent.tokens)
 
 

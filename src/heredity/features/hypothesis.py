@@ -12,6 +12,7 @@ import numpy as np
 from heredity.features.acts import FeatureActs
 from heredity.kernels.sparse import moments
 from heredity.text.letters import BYTE, letters
+from heredity.text.patterns import matching
 
 # (ids int64 [blocks, context], texts of the vocabulary) -> bool [blocks, context]
 Predicate = Callable[[np.ndarray, list[str]], np.ndarray]
@@ -47,7 +48,7 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
     ids: int [blocks, context], tokens. texts [d_vocab]: the text of every token, with bytes that are no whole
     character by their value (`text.tokens.token_texts`); a script holds at all tokens that make up a letter of it.
     Raises `ValueError` unless exactly one field of the hypothesis is given, and for a predicate that does not return
-    one bool per position.
+    one bool per position, and for a regex that does not end (`patterns.matching`).
     """
     given = {name: value for name, value in hypothesis._asdict().items() if value is not None}
     if len(given) != 1:
@@ -66,7 +67,7 @@ def hits(hypothesis: Hypothesis, ids: np.ndarray, texts: Sequence[str]) -> Hits:
     if hypothesis.tokens is not None:
         chosen = [text in hypothesis.tokens for text in texts]
     elif hypothesis.regex is not None:
-        chosen = [re.fullmatch(hypothesis.regex, text) is not None for text in texts]
+        chosen = matching(hypothesis.regex, texts)
     else:
         chosen = [of_script(text, str(hypothesis.script)) for text in texts]
     vocabulary = np.array(chosen, bool)

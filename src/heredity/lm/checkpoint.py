@@ -8,13 +8,14 @@ refused where more than one reading is possible. Nothing heavy is imported.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heredity.errors import reading
+from heredity.errors import reading, short
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -148,12 +149,25 @@ def tensors_of(file: Path, name: str) -> dict[str, Stored]:
         ends = [row["data_offsets"][1] for row in header.values()]
         if 8 + size + max(ends, default=0) != file.stat().st_size:
             raise ValueError(f"it should be {8 + size + max(ends, default=0):,} bytes and is {file.stat().st_size:,}")
-        if not all(isinstance(row["dtype"], str) for row in header.values()):
-            raise ValueError("its header has a type that is no string")
+        for tensor, row in header.items():
+            _check_entry(tensor, row)
         return {
             tensor: Stored(row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
             for tensor, row in header.items()
         }
+
+
+def _check_entry(tensor: str, row: dict[str, Any]) -> None:
+    """Raise ValueError for a tensor of a header whose type, shape and place do not fit each other: what reads it would
+    take whatever lies there for its numbers, or none for as many as there are said to be."""
+    dtype, shape, (start, end) = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise ValueError(f"tensor {short(tensor, 80)} has no type or no shape in its header")
+    if not all(type(one) is int and one >= 0 for one in (*shape, start, end)):
+        raise ValueError(f"tensor {short(tensor, 80)} has a shape or a place that is no count in its header")
+    bits = re.search(r"\d+", dtype)  # F8_E4M3, BF16, I64; BOOL has eight
+    if (bits or dtype == "BOOL") and math.prod(shape) * (int(bits[0]) if bits else 8) != 8 * (end - start):
+        raise ValueError(f"tensor {short(tensor, 80)} has {end - start:,} bytes, which its shape does not fill")
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

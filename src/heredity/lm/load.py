@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "huggingface_hub", "mergekit")
 # Buffers that older versions stored and that are computed today.
+_SIZES = dict.fromkeys(("num_hidden_layers", "n_layer", "num_experts", "num_local_experts"), 10_000)
+_SIZES |= dict.fromkeys(("hidden_size", "n_embd", "n_inner", "vocab_size", "num_attention_heads", "n_head"), 2**31)
 NO_WEIGHT = re.compile(r"(^|\.)(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$")
 _HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -111,13 +113,25 @@ def config_of(source: Source, trust_remote_code: bool = False) -> Any:
     more = {"gguf_file": source.gguf} if source.gguf else {}
     with quiet():
         try:
-            return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=trust_remote_code, **more)
+            config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=trust_remote_code, **more)
+            _check_sizes(name, config.get_text_config())
+            return config
+        except ModelError:
+            raise
         except Exception as error:
             reason = _line(error)
             if "trust_remote_code" in str(error) and not trust_remote_code:
                 reason = "it ships code, which is not run; read that code, then say trust_remote_code = true in the "
                 reason += "study, or --trust-remote-code"
             raise ModelError(f"{name}: cannot read its config: {reason}") from error
+
+
+def _check_sizes(name: str, config: Any) -> None:
+    """Raise ModelError, by key, for a size that no model has: a million empty layers would be built for hours."""
+    for key, most in _SIZES.items():
+        size = getattr(config, key, None)
+        if isinstance(size, int) and not 0 <= size <= most:
+            raise ModelError(f"{name}: config.json: {key} is {size:,}, and must be at most {most:,}; copy it anew")
 
 
 def is_reward_model(config: Any) -> bool:

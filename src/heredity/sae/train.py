@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from heredity.engine.store import flush
 from heredity.errors import reading
 from heredity.kernels.processors import keep_large_buffers
 from heredity.kernels.torch_forms import linear, moved
@@ -127,6 +128,7 @@ class TrainingState:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         numbers = {name: getattr(self, name) for name in _NUMBERS} | {"checksum": _checksum(tensors)}
         save_file(tensors, folder / f"{FILE}.part", metadata={"state": json.dumps(numbers)})
+        flush(folder / f"{FILE}.part")  # or else a power cut could leave the name and not the content
         os.replace(folder / f"{FILE}.part", folder / FILE)
 
     @classmethod

@@ -22,6 +22,7 @@ from heredity.engine.store import ArtifactError
 from heredity.serve.database import PAGE, Asked
 from heredity.serve.explorer import Busy, Explorer
 from heredity.serve.guard import Guard
+from heredity.show.page import served_policy
 
 _Word = Annotated[str | None, Query(max_length=200)]
 _Place = Annotated[str | None, Query(max_length=200)]
@@ -41,8 +42,8 @@ class Answer(JSONResponse):
 def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
     """The application. hosts: names by which requests may call it (`guard.hosts_of`)."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, default_response_class=Answer)
-    html, policy = (explorer.database.meta(name) for name in ("page", "policy"))
-    app.add_middleware(Guard, hosts=hosts, policy=policy)  # pyright: ignore[reportArgumentType]
+    html = explorer.database.meta("page")
+    app.add_middleware(Guard, hosts=hosts, policy=served_policy())  # pyright: ignore[reportArgumentType]
 
     @app.exception_handler(RequestValidationError)
     def mistaken(_: Request, error: Exception) -> Response:

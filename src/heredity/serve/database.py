@@ -139,9 +139,9 @@ def _fill(file: sqlite3.Connection, run: Run, key: str, progress: Callable[[int,
         _add_tables(file, inspector, first)
         columns = packed(feature_columns(inspector))
         file.execute("INSERT INTO columns VALUES (?, ?, ?)", (*inspector.place.values(), columns))
-    html, policy = page.served(page.page_data(run))
+    html, _ = page.served(page.page_data(run))
     place = [*run.item().values()] if places else ["", ""]  # a study of stitches alone has no features
-    given = {"key": key, "page": html, "policy": policy, "place": json.dumps(place)}
+    given = {"key": key, "page": html, "place": json.dumps(place)}
     file.executemany("INSERT INTO meta VALUES (?, ?)", given.items())
     file.execute("COMMIT")
     file.executescript(f"{_INDICES} ANALYZE;")
@@ -201,7 +201,7 @@ class Database:
         self.file.row_factory = sqlite3.Row
 
     def meta(self, name: str) -> str:
-        """`key`, `page`, `policy` or `place`, the first instrument and site. Raises LookupError for another."""
+        """`key`, `page` or `place`, the first instrument and site. Raises LookupError for another."""
         row = self.file.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         if row is None:
             raise LookupError(f"{name}: the database has no such entry")

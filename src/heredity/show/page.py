@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from heredity.study import Study
 
 _PARTS = ("page.js", "page.css", "template.html")
+_ASKS = "; connect-src 'self'"  # what a served page may besides: ask its server
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
 # end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -187,7 +188,12 @@ def render(data: Mapping[str, Any]) -> str:
 
 def served(data: Mapping[str, Any]) -> tuple[str, str]:
     """The page as a server gives it, and its policy: the same page, which may ask its server and nothing else."""
-    return _rendered({**data, "served": True}, "; connect-src 'self'")
+    return _rendered({**data, "served": True}, _ASKS)
+
+
+def served_policy() -> str:
+    """The policy of the page that a server gives, from the package alone: no file of a run has a say in it."""
+    return _policy(_ASKS)
 
 
 def source() -> str:
@@ -195,16 +201,19 @@ def source() -> str:
     return hashlib.sha256("\0".join(map(_file, _PARTS)).encode()).hexdigest()
 
 
+def _policy(allowed: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+
+
 def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
     """The page of this data, and its policy. allowed: what the policy has beside its own script and style."""
-    script = _file("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+    policy = _policy(allowed)
     parts = {
         "title": html.escape(data["study"]),
         "policy": policy,
         "style": _file("page.css"),
-        "script": script,
+        "script": _file("page.js"),
         "findings": _plain(data),
         "data": embedded(data),
     }

@@ -1,6 +1,6 @@
 """`summary.json`, schema 2: every table of a run but the large ones, with declarations, findings and notes.
 
-{"heredity": version, "schema": 2, "study": name, "seconds": of work, "peak_memory_gib": of a process, "created": UTC,
+{"heredity": version, "schema": 2, "study": name, "seconds": of work, "peak_memory_gib": of a stage, "created": UTC,
  "machine": in words,
  "config": the study file without its defaults,
  "tables": {NAME: {"doc", "key", "columns": {NAME: {"kind", "doc", "of"}}, "rows": [{...}]}},

@@ -1,22 +1,20 @@
-"""The terminal: progress bars on stderr, tables and results of commands on stdout."""
+"""The terminal: tables and results of commands on stdout; progress is `heredity.show.progress`."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 from rich.text import Text
 
 from heredity import format
 from heredity.analyses import ANALYSES, BY_KIND, TABLES
-from heredity.engine.stage import Watcher
 from heredity.show import seen
 from heredity.show.gate import line_of
 from heredity.tables import Column, Table
@@ -78,8 +76,18 @@ def _width(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
 _RANKS = 3  # of a ranking, whose other rows are on the page
 
 
-def print_run(run: Run, page: Path) -> None:
-    """The end of `heredity run`: brief tables under the titles of their analyses, notes, time and page."""
+def print_worked(rows: Sequence[Row]) -> None:
+    """What the stages took that were done now; nothing where all was there."""
+    from heredity.analyses.worked import WORKED
+
+    if rows:
+        out.rule(Text("Work", "bold"), align="left", style="dim")
+        print_table(WORKED, rows)
+
+
+def print_run(run: Run, page: Path, spent: Sequence[Row] = ()) -> None:
+    """The end of `heredity run`: brief tables under the titles of their analyses, what the stages took that were done
+    now, notes, time and page."""
     for analysis in ANALYSES:
         shown = [table for table in analysis.tables if table.brief and len(run.tables.get(table.name, ()))]
         if shown:
@@ -87,6 +95,7 @@ def print_run(run: Run, page: Path) -> None:
         for table in shown:
             rows = run.tables[table.name].to_pylist()
             print_table(table, [row for row in rows if "rank" not in table.key or row["rank"] <= _RANKS])
+    print_worked(spent)
     say(*dict.fromkeys(f"Note: {found.text}" for found in run.statements if found.question == "note"))
     say(f"{format.duration(run.seconds)} of work. The report: {page}")
 
@@ -341,49 +350,3 @@ def print_explained(result: Row) -> None:
     if not result["complete"]:
         say("not complete: raise the limit or mend what is said above, and run the same command to go on")
     say(f"written to {result['out']}")
-
-
-class Bars(Watcher):
-    """Progress of a study: a line for every stage that is done, a bar with an estimate for the one at work."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        share, left = TextColumn("{task.percentage:>3.0f} %"), TextColumn("left")
-        columns = (TextColumn("{task.description:<32}"), BarColumn(), share, TimeElapsedColumn(), left)
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._task: TaskID | None = None
-        self._count = 0
-        self.stages = 0  # how many there are
-        self.stage = ""  # label of the one at work
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, stage: Any) -> None:
-        """A stage begins."""
-        self._count += 1
-        self.stage = stage.label
-        self._task = self._progress.add_task(stage.label, total=None)
-
-    def progress(self, stage: Any, done: int, total: int) -> None:  # noqa: ARG002 - the engine's protocol
-        """A stage has come this far."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
-
-    def end(self, stage: Any, seconds: float, cached: bool) -> None:
-        """A stage is complete."""
-        self.stage = ""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        if not cached:
-            place = f"{self._count:>{len(str(self.stages))}}/{self.stages}"
-            self._console.print(f"  {place}  {stage.label:<44} {seconds:6.1f} s")
-
-    def plain(self, label: str) -> Callable[[int, int], None]:
-        """A progress callback for one piece of work outside a study."""
-        task = self._progress.add_task(label, total=None)
-        return lambda done, total: self._progress.update(task, completed=done, total=total)

@@ -496,6 +496,9 @@ def load_study(name_or_path: str, overrides: Sequence[str] = ()) -> Study:
         path, root = Path(str(resources.files("heredity.demo"))) / f"{name_or_path}.toml", Path.cwd()
     if not path.is_file():
         raise StudyError(f"{name_or_path}: no such study file; give the path of a .toml file; built in is: demo")
+    if path.stem.startswith("."):
+        reason = "runs lie in a folder of the study's name, which may not begin with a dot; rename the file"
+        raise StudyError(f"{name_or_path}: {reason}")
     values = _parsed(path)
     for override in overrides:
         _set_value(values, override)

@@ -141,6 +141,8 @@ def read(tensors: Tensors, settings: Settings) -> tuple[SAE, dict[str, Any]]:
 
 def _architecture(settings: Settings) -> tuple[str, Any]:
     """Architecture and k, by the keys of all versions. Raises FormatError for an activation that is not known."""
+    if not {"architecture", "d_in", "d_sae"} & set(settings.values):
+        settings.refuse("architecture", "is not given, nor is any size: these are no settings of an SAE; copy it anew")
     name = settings.get("architecture", default="standard")
     if isinstance(name, str) and name in OTHERS:
         settings.refuse("architecture", f"is not supported: such a coder {OTHERS[name]}; give an autoencoder")
