@@ -26,7 +26,7 @@ def main() -> int:
     """Make the model, train some steps, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=65_536)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
 
     from heredity.lm.activations import ActivationStore
@@ -47,7 +47,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer(texts, 400)
         sampler = BlockSampler({"text": pack(texts, tokenizer, Path(folder) / "tokens")}, CONTEXT, 0, None)
-        store = ActivationStore(model, f"blocks.{LAYERS // 2}.hook_resid_pre", sampler, config.batch_blocks, 0)
+        place = f"blocks.{LAYERS // 2}.hook_resid_pre"
+        store = ActivationStore(model, place, sampler, config.batch_blocks, 0, buffer=2)  # a study holds 16 batches
         sae = new_sae(WIDTH, options.features, "topk", 32)
         start = time.perf_counter()
         for state in training(sae, store.batch, config, options.steps, 0):
