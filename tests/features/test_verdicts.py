@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.sparse import csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.transmission import Effects, Predictor, Regression
@@ -361,3 +362,16 @@ def test_a_verdict_is_given_its_reason_in_words():
         ({"verdict": "unstable"}, "its effect could not be measured"),
     ):
         assert part in reason(row | changes), changes
+
+
+def test_an_inverse_made_by_torch_is_that_of_lapack(monkeypatch):
+    from heredity.features import transmission
+
+    rng = np.random.default_rng(0)
+    features = csr_array(np.where(rng.random((400, 30)) < 0.2, rng.random((400, 30)), 0))
+    mean = np.asarray(features.mean(0)).ravel()
+    usual, apart = transmission._inverse(features, mean)
+    monkeypatch.setattr(transmission, "_OPENBLAS", 8)
+    made, also = transmission._inverse(features, mean)
+    np.testing.assert_allclose(made, usual, rtol=1e-9, atol=1e-12 * np.abs(usual).max())
+    np.testing.assert_allclose(also, apart, rtol=1e-9)

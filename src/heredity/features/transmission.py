@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy import linalg
 from scipy.sparse import csr_array
 
@@ -44,6 +45,7 @@ _LEAST_NEW = 0.1  # length of a direction off those before it, below which it is
 _LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
+_OPENBLAS = 8192  # rows of the largest matrix that SciPy's is trusted with: on several threads it crashes at 16,384
 _BLOCK = 1024  # features whose Gram matrix is made at a time
 _PAIRS = {
     "own": ("own", "own"),
@@ -120,7 +122,7 @@ class Regression:
     """A model's activations regressed on all features of its SAE at once, to be compared with any other model's.
 
     What is only the model's own is made once: the inverse of the features' Gram matrix, and what each group of
-    documents adds to the coefficients. Memory in bytes: of the features that fire, 12 d_sae² and 64 d_sae d_own, 5 GiB
+    documents adds to the coefficients. Memory in bytes: of the features that fire, 16 d_sae² and 64 d_sae d_own, 6 GiB
     at 16,384 features of 2,048 dimensions, beside copies of the activations.
     """
 
@@ -138,7 +140,7 @@ class Regression:
             raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
         self._bounds = np.searchsorted(group[self._order], np.arange(self._groups + 1))
         self._seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
-        needed, free = len(self._seen) * (12 * len(self._seen) + 64 * own.shape[1]), free_memory()
+        needed, free = len(self._seen) * (16 * len(self._seen) + 64 * own.shape[1]), free_memory()
         if needed > free:
             wide = f"{len(self._seen):,} features that fire take {needed / 2**30:.0f} GiB to be told apart"
             raise TooWideError(
@@ -357,6 +359,10 @@ def _inverse(features: csr_array, mean: np.ndarray) -> tuple[np.ndarray, np.ndar
         gram[:, block] -= np.outer(tokens * mean, mean[block])
     gram[np.diag_indices_from(gram)] += _RIDGE * float(np.median(np.diag(gram)))
     own = np.diag(gram).copy()
+    if count > _OPENBLAS:
+        factor = torch.linalg.cholesky(torch.from_numpy(gram.T), out=torch.from_numpy(gram.T))
+        inverse = torch.cholesky_inverse(factor).numpy()
+        return inverse, 1 / (own * np.diag(inverse))
     factor = linalg.cho_factor(gram, lower=True, overwrite_a=True)[0]
     inverse, _ = linalg.get_lapack_funcs(("potri",), (factor,))[0](factor, lower=True, overwrite_c=True)
     for start in range(0, count, _BLOCK):  # LAPACK fills the lower triangle alone
