@@ -1,7 +1,8 @@
 /** The pages in the order of the navigation; one is shown where its data is there. A new page is a file and a line. */
 import type { Component } from "svelte";
 import { DATA } from "./lib/data";
-import { hasFeatures } from "./lib/shows";
+import { hasFamilies, hasFeatures } from "./lib/shows";
+import Family from "./pages/Family.svelte";
 import Feature from "./pages/Feature.svelte";
 import Features from "./pages/Features.svelte";
 import Flow from "./pages/Flow.svelte";
@@ -25,5 +26,6 @@ export const PAGES: Page[] = [
   { id: "flow", title: "Flow", component: Flow, shows: hasFeatures && Boolean(DATA.tables.edges) },
   { id: "features", title: "Features", component: Features, shows: hasFeatures, wide: true },
   { id: "feature", title: "Feature", component: Feature, shows: hasFeatures, hidden: true },
+  { id: "family", title: "Families", component: Family, shows: hasFamilies },
   { id: "results", title: "All results", component: Results, shows: DATA.sections.length > 0 },
 ].filter((page) => page.shows);

@@ -5,3 +5,5 @@ import { DATA } from "./data";
 export const hasFeatures =
   DATA.instruments.length > 0 && (DATA.served || Object.keys(DATA.features ?? {}).length > 0);
 export const hasVerdicts = Boolean(DATA.tables.verdicts);
+/** Whether a feature can be followed from one model to another. */
+export const hasFamilies = hasFeatures && DATA.graph.some((node) => node.parents.length > 0);
