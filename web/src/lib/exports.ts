@@ -17,11 +17,12 @@ export function csv(rows: Cells[]): string {
   return lines.map((line) => line.join(",")).join("\r\n");
 }
 
+const ENDS: Record<string, string> = { "text/csv": ".csv", "application/json": ".json", "application/toml": ".toml", "image/svg+xml": ".svg", "image/png": ".png" };
 export function save(name: string, content: Blob | string, type = "text/plain"): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(typeof content === "string" ? new Blob([content], { type: `${type};charset=utf-8` }) : content);
   link.download = `${DATA.study}-${name.toLowerCase().replace(/[^\p{L}\p{N}_]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60)}`
-    + { "text/csv": ".csv", "application/json": ".json", "image/svg+xml": ".svg", "image/png": ".png" }[typeof content === "string" ? type : content.type];
+    + ENDS[typeof content === "string" ? type : content.type];
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
