@@ -96,6 +96,17 @@ export interface ModelColumns {
   score: (number | null)[];
 }
 
+/** Which features of a model are live, and how many. */
+export interface Alive {
+  flags: Uint8Array;
+  count: number;
+}
+/** Of a merge's features, through one parent: up to which threshold they are from further up, and whether at each edge's own. */
+export interface Chain {
+  r: Int16Array;
+  own: Uint8Array;
+}
+
 /** Number of values of a rising array that are above one. */
 function above(sorted: Int16Array, value: number): number {
   let [low, high] = [0, sorted.length];
@@ -113,6 +124,8 @@ export class Columns {
   readonly unit: number;
   readonly none: number;
   readonly size: number;
+  readonly chains: Record<string, Record<string, Chain>>;
+  private readonly living = new Map<string, Alive>();
 
   constructor(readonly raw: RawColumns, readonly site: string) {
     this.unit = raw.unit;
@@ -136,6 +149,8 @@ export class Columns {
       return model;
     });
     this.size = first;
+    this.chains = Object.fromEntries(Object.entries(raw.chains).map(([merge, parents]) => [merge, Object.fromEntries(
+      Object.entries(parents).map(([parent, { r, own }]) => [parent, { r: Int16Array.from(r), own: Uint8Array.from(own) }]))]));
     this.edges = raw.edges.map((edge) => ({
       edge: edge.edge, parent: edge.parent, child: edge.child, threshold: edge.threshold,
       ends: {
@@ -165,17 +180,30 @@ export class Columns {
     return this.edges.flatMap((edge) => [edge.ends.parent, edge.ends.child].filter((end) => end.model === model)
       .map((end) => ({ edge, end })));
   }
-  live(end: End): number {
-    return end.sorted.length;
+  /** r as it is held, above which a match counts. */
+  cut(threshold: number): number {
+    return threshold * this.unit + 1e-6;
+  }
+  /** Features of a model that have an r at one of these ends. */
+  alive(model: string, ends: End[]): Alive {
+    const key = [model, ...ends.map((end) => `${end.name} ${end.other}`)].join("\n");
+    let found = this.living.get(key);
+    if (!found) {
+      const flags = new Uint8Array(this.model(model)!.size);
+      for (const { r } of ends) r.forEach((value, feature) => value !== this.none && (flags[feature] = 1));
+      found = { flags, count: flags.reduce((sum, flag) => sum + flag, 0) };
+      this.living.set(key, found);
+    }
+    return found;
   }
   /** Features of an end with a match whose r is above the threshold. */
   persist(end: End, threshold: number): number {
-    return above(end.sorted, threshold * this.unit + 1e-6);
+    return above(end.sorted, this.cut(threshold));
   }
   /** The same, of matches that are each other's best. */
   mutual(edge: EdgeColumns, name: EndName, threshold: number): number {
     const [end, back] = [edge.ends[name], edge.ends[name === "parent" ? "child" : "parent"]];
-    const least = threshold * this.unit + 1e-6;
+    const least = this.cut(threshold);
     let found = 0;
     for (let feature = 0; feature < end.r.length; feature++) {
       if (end.r[feature] > least && back.match[end.match[feature]] === feature) found++;

@@ -113,10 +113,18 @@ export function drawn(table: Table, panel: Panel, width: number): Element | null
     const middle = (row: Row): number => +row[plot.x] + finest / 2;
     const of = (name: string): Row[] => panel.rows.filter((row) => by(row) === name);
     const binned = (options: object): any => Plot.binX({ y: "sum" } as any, { x: { value: middle, thresholds: edges }, y: plot.y, ...options } as any);
-    return Plot.plot({ ...BASE, width, height: 230, marginTop: 26, x, y, marks: [
-      ...series.slice(0, 1).map(({ name, tint }) => Plot.rectY(of(name), binned({ fill: tint, fillOpacity: 0.8, inset: 0.5, tip: true }))),
+    // what only serves comparison may leave the picture at the top
+    const sums = new Map<string, number>();
+    for (const row of panel.rows) {
+      if (REFERENCES[by(row)]) continue;
+      const key = `${by(row)}\n${Math.floor((middle(row) - first) / size)}`;
+      sums.set(key, (sums.get(key) ?? 0) + row[plot.y]);
+    }
+    const most = Math.max(0, ...sums.values());
+    return Plot.plot({ ...BASE, width, height: 230, marginTop: 26, x, y: { ...y, ...(most ? { domain: [0, 1.04 * most] } : {}) }, marks: [
+      ...series.slice(0, 1).map(({ name, tint }) => Plot.rectY(of(name), binned({ fill: tint, fillOpacity: 0.8, inset: 0.5, clip: true, tip: true }))),
       ...series.slice(1).map(({ name, tint, dash }) => Plot.lineY(of(name),
-        binned({ stroke: tint, strokeWidth: dash ? 1.4 : 2, strokeDasharray: dash, curve: "step" }))),
+        binned({ stroke: tint, strokeWidth: dash ? 1.4 : 2, strokeDasharray: dash, curve: "step", clip: true }))),
       Plot.ruleY([0], { stroke: "var(--line)" }), ...marks,
     ] });
   }

@@ -1,5 +1,5 @@
 /** Which features fit: one pass over all of them, with the counts of every filter as the others stand. */
-import type { Columns } from "./features";
+import type { Columns, ModelColumns } from "./features";
 
 export interface Filter {
   model?: string;
@@ -52,41 +52,51 @@ const [MODEL, EDGE, VERDICT, KIND, DOMAIN, FATE, OTHER] = [1, 2, 4, 8, 16, 32, 6
 
 export function select(sites: Sites[], filter: Filter): Found {
   const counts = Object.fromEntries(FACETS.map((name) => [name, new Map<string, number>()])) as Found["counts"];
-  const add = (name: (typeof FACETS)[number], value: string): void => {
-    counts[name].set(value, (counts[name].get(value) ?? 0) + 1);
+  const add = (name: (typeof FACETS)[number], value: string, more: number): void => {
+    if (more) counts[name].set(value, (counts[name].get(value) ?? 0) + more);
   };
-  const size = sites.reduce((sum, { columns }) => sum + columns.size, 0);
-  const rows = new Int32Array(size);
+  const rows = new Int32Array(sites.reduce((sum, { columns }) => sum + columns.size, 0));
   const words = (filter.words ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+  const codeOf = (texts: string[], text: string | undefined): number => (text === undefined ? -2 : texts.indexOf(text));
+  const [least, most] = [filter.density[0] ?? -1, filter.density[1] ?? 2];
+  const [lowest, highest] = filter.score;
+  const scored = lowest !== null || highest !== null;
   let total = 0;
   for (const { columns, start } of sites) {
-    const { raw } = columns;
-    const token = filter.token === undefined ? -2 : raw.tokens.indexOf(filter.token);
-    const kind = filter.kind === undefined ? -2 : raw.classes.indexOf(filter.kind);
-    const domain = filter.domain === undefined ? -2 : raw.domains.indexOf(filter.domain);
-    const wanted = filter.verdict === undefined ? 0 : raw.verdicts.indexOf(filter.verdict);
-    const cut = (threshold: number): number => (filter.threshold ?? threshold) * columns.unit + 1e-6;
+    const { raw, none } = columns;
+    const [token, kind, domain] = [codeOf(raw.tokens, filter.token), codeOf(raw.classes, filter.kind), codeOf(raw.domains, filter.domain)];
+    const verdict = codeOf(raw.verdicts, filter.verdict);
+    // by code, the last of them for what is not known
+    const [kinds, domains] = [new Int32Array(raw.classes.length + 1), new Int32Array(raw.domains.length + 1)];
+    const verdicts = new Int32Array(raw.verdicts.length);
+    const fates = new Int32Array(4); // bits: has a match, has none
     for (const model of columns.models) {
       const ends = columns.endsOf(model.name);
-      const chosen = filter.edge === undefined ? ends : ends.filter(({ edge }) => edge.edge === filter.edge);
-      const ofModel = filter.model === undefined || filter.model === model.name ? 0 : MODEL;
-      const ofEdge = filter.edge === undefined || chosen.length ? 0 : EDGE;
-      const [least, most] = filter.density;
-      const [lowest, highest] = filter.score;
+      const chosen = ends.filter(({ edge }) => filter.edge === undefined || edge.edge === filter.edge);
+      const [codes, rs] = [chosen.map(({ end }) => end.verdict), chosen.map(({ end }) => end.r)];
+      const cuts = chosen.map(({ edge }) => columns.cut(filter.threshold ?? edge.threshold));
+      const never = (filter.model === undefined || filter.model === model.name ? 0 : MODEL) | (filter.edge === undefined || chosen.length ? 0 : EDGE);
+      const wanted = filter.fate === undefined ? 0 : filter.fate === "match" ? 1 : 2;
+      let ofModel = 0;
+      let ofEdge = 0;
       for (let feature = 0; feature < model.size; feature++) {
-        let fail = ofModel | ofEdge;
+        let fail = never;
+        let judged = 0;
+        let fate = 0;
+        for (let at = 0; at < codes.length; at++) {
+          judged |= 1 << codes[at][feature];
+          const r = rs[at][feature];
+          if (r !== none) fate |= r > cuts[at] ? 1 : 2;
+        }
         if (kind !== -2 && model.kind[feature] !== kind) fail |= KIND;
         if (domain !== -2 && model.domain[feature] !== domain) fail |= DOMAIN;
-        if (filter.verdict !== undefined && !chosen.some(({ end }) => end.verdict[feature] === wanted)) fail |= VERDICT;
-        if (filter.fate !== undefined) {
-          const fits = chosen.some(({ edge, end }) => end.r[feature] !== columns.none &&
-            end.r[feature] > cut(edge.threshold) === (filter.fate === "match"));
-          if (!fits) fail |= FATE;
+        if (verdict !== -2 && !(verdict >= 0 && judged & (1 << verdict))) fail |= VERDICT;
+        if (wanted && !(fate & wanted)) fail |= FATE;
+        if (model.density[feature] < least || model.density[feature] > most) fail |= OTHER;
+        if (scored) {
+          const score = model.score[feature];
+          if (score === null || score < 100 * (lowest ?? -Infinity) || score > 100 * (highest ?? Infinity)) fail |= OTHER;
         }
-        const density = model.density[feature];
-        const score = model.score[feature];
-        if ((least !== null && density < least) || (most !== null && density > most)) fail |= OTHER;
-        if ((lowest !== null && (score === null || score < 100 * lowest)) || (highest !== null && (score === null || score > 100 * highest))) fail |= OTHER;
         if (token !== -2) {
           const at = 3 * feature;
           if (model.top[at] !== token && model.top[at + 1] !== token && model.top[at + 2] !== token) fail |= OTHER;
@@ -96,29 +106,22 @@ export function select(sites: Sites[], filter: Filter): Found {
           if (!text || !words.every((word) => text.includes(word))) fail |= OTHER;
         }
         if (!fail) rows[total++] = start + model.first + feature;
-        if (!(fail & ~MODEL)) add("model", model.name);
-        if (!(fail & ~KIND) && model.kind[feature] >= 0) add("kind", raw.classes[model.kind[feature]]);
-        if (!(fail & ~DOMAIN) && model.domain[feature] >= 0) add("domain", raw.domains[model.domain[feature]]);
-        if (!(fail & ~EDGE)) for (const { edge } of ends) add("edge", edge.edge);
-        if (!(fail & ~VERDICT)) {
-          let seen = 0; // each verdict once, along however many edges
-          for (const { end } of chosen) {
-            const code = end.verdict[feature];
-            if (code && !(seen & (1 << code))) add("verdict", raw.verdicts[code]);
-            seen |= 1 << code;
-          }
-        }
-        if (!(fail & ~FATE)) {
-          let seen = 0;
-          for (const { edge, end } of chosen) {
-            if (end.r[feature] === columns.none) continue;
-            const match = end.r[feature] > cut(edge.threshold) ? 1 : 2;
-            if (!(seen & match)) add("fate", match === 1 ? "match" : "none");
-            seen |= match;
-          }
-        }
+        if (!(fail & ~MODEL)) ofModel++;
+        if (!(fail & ~EDGE)) ofEdge++;
+        if (!(fail & ~KIND)) kinds[model.kind[feature] < 0 ? raw.classes.length : model.kind[feature]]++;
+        if (!(fail & ~DOMAIN)) domains[model.domain[feature] < 0 ? raw.domains.length : model.domain[feature]]++;
+        if (!(fail & ~FATE)) fates[fate]++;
+        // each verdict once, along however many edges
+        if (!(fail & ~VERDICT)) for (let code = 1; code < verdicts.length; code++) if (judged & (1 << code)) verdicts[code]++;
       }
+      add("model", model.name, ofModel);
+      for (const { edge } of ends) add("edge", edge.edge, ofEdge);
     }
+    raw.classes.forEach((name, code) => add("kind", name, kinds[code]));
+    raw.domains.forEach((name, code) => add("domain", name, domains[code]));
+    raw.verdicts.forEach((name, code) => add("verdict", name, verdicts[code]));
+    add("fate", "match", fates[1] + fates[3]);
+    add("fate", "none", fates[2] + fates[3]);
   }
   return { rows: rows.slice(0, total), total, counts };
 }
@@ -129,24 +132,33 @@ export function ordered(sites: Sites[], found: Found, by: SortBy, down: boolean,
   if (by === "id") return down ? found.rows.slice().reverse() : found.rows;
   const keys = new Float64Array(found.total);
   const way = down ? -1 : 1;
-  for (let place = 0; place < found.total; place++) {
-    const { columns, model, feature } = featureOf(sites, found.rows[place]);
-    let value: number | null = null;
-    if (by === "density") value = model.density[feature];
-    else if (by === "max") value = model.max[feature];
-    else if (by === "score") value = model.score[feature];
-    else if (by === "share") {
-      const token = columns.raw.tokens.indexOf(filter.token ?? "");
-      const at = [0, 1, 2].find((rank) => model.top[3 * feature + rank] === token);
-      value = at === undefined ? model.share[3 * feature] : model.share[3 * feature + at];
-    } else {
-      for (const { edge, end } of columns.endsOf(model.name)) {
-        if ((filter.edge && edge.edge !== filter.edge) || end.r[feature] === columns.none) continue;
-        value = value === null ? end.r[feature] : Math.min(value, end.r[feature]);
+  let place = 0;
+  for (const { columns, start } of sites) {
+    for (const model of columns.models) {
+      const from = start + model.first;
+      const value = valueOf(columns, model, by, filter);
+      for (; place < found.total && found.rows[place] < from + model.size; place++) {
+        const one = value(found.rows[place] - from);
+        keys[place] = one === null ? Infinity : way * one;
       }
     }
-    keys[place] = value === null ? Infinity : way * value;
   }
-  const order = Uint32Array.from({ length: found.total }, (_, place) => place).sort((a, b) => keys[a] - keys[b] || a - b);
-  return Int32Array.from(order, (place) => found.rows[place]);
+  const order = Uint32Array.from({ length: found.total }, (_, at) => at).sort((a, b) => keys[a] - keys[b] || a - b);
+  return Int32Array.from(order, (at) => found.rows[at]);
+}
+
+function valueOf(columns: Columns, model: ModelColumns, by: SortBy, filter: Filter): (feature: number) => number | null {
+  if (by === "density") return (feature) => model.density[feature];
+  if (by === "max") return (feature) => model.max[feature];
+  if (by === "score") return (feature) => model.score[feature];
+  if (by === "share") {
+    const token = columns.raw.tokens.indexOf(filter.token ?? "");
+    return (feature) => model.share[3 * feature + Math.max(0, [0, 1, 2].findIndex((rank) => model.top[3 * feature + rank] === token))];
+  }
+  const along = columns.endsOf(model.name).filter(({ edge }) => !filter.edge || edge.edge === filter.edge).map(({ end }) => end.r);
+  return (feature) => {
+    let least: number | null = null;
+    for (const r of along) if (r[feature] !== columns.none && (least === null || r[feature] < least)) least = r[feature];
+    return least;
+  };
 }
