@@ -199,7 +199,9 @@ def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
     """The page of this data, and its policy. allowed: what the policy has beside its own script and style."""
     script = _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+    # blob: pictures that the script itself makes of its charts, to be saved
+    own = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src blob:"
+    policy = f"default-src 'none'; {own}{allowed}"
     parts = {
         "title": html.escape(data["study"]),
         "policy": policy,
