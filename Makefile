@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton fuzz lint format page page-check clean
+.PHONY: demo test test-all test-triton test-browser fuzz lint format page page-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -18,6 +18,11 @@ test-all: $(VENV)/.installed-dev
 test-triton: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .triton --no-deps triton 'numpy<2.4'
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/test_triton_forms.py
+
+# The page in a real browser: chromium of the system's packages, driven by playwright, and axe where `make page` has installed it.
+test-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q -n 0 -m browser tests/browser -rs
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz

@@ -1,4 +1,4 @@
-"""The one-file page of 4 models x 16,384 features in a browser: its size, its first paint, the slider; needs playwright.
+"""The one-file page of 4 models x 16,384 features in a browser: size, first paint, slider; needs playwright.
 
     python benchmarks/page_speed.py STUDY [--runs RUNS] [--features 16384] [--models 4] [--keep FILE]
 
@@ -38,7 +38,10 @@ def widened(columns: dict[str, Any], size: int, rng: np.random.Generator) -> dic
         made["max"] = [float(f"{one * rng.uniform(0.5, 1.5):.3g}") for one in made["max"]]
         explained = [text for text in own["text"] if text]
         # as many explanations as a study of all features has, each with a word of its own
-        made["text"] = [f"{explained[rng.integers(len(explained))]}, {rng.integers(size)}" if rng.random() < 0.6 else None for _ in drawn_]
+        made["text"] = [
+            f"{explained[rng.integers(len(explained))]}, {rng.integers(size)}" if rng.random() < 0.6 else None
+            for _ in drawn_
+        ]
         texts += sum(text is not None for text in made["text"])
         made["score"] = [int(rng.integers(20, 99)) if text else None for text in made["text"]]
         for key in ("top", "share"):
@@ -54,9 +57,15 @@ def widened(columns: dict[str, Any], size: int, rng: np.random.Generator) -> dic
         figures = {key: [own[key][one] for one in at] for key in own if key not in ("r", "match", "examined")}
         return figures | {"r": moved(own["r"], at), "match": rng.integers(0, size, size).tolist(), "examined": {}}
 
-    edges = [edge | {"ends": {name: end(edge["ends"][name], rows[edge[name]]) for name in ("parent", "child")}} for edge in columns["edges"]]
+    edges = [
+        edge | {"ends": {name: end(edge["ends"][name], rows[edge[name]]) for name in ("parent", "child")}}
+        for edge in columns["edges"]
+    ]
     chains = {
-        name: {parent: {"r": moved(own["r"], rows[name]), "own": [own["own"][one] for one in rows[name]]} for parent, own in into.items()}
+        name: {
+            parent: {"r": moved(own["r"], rows[name]), "own": [own["own"][one] for one in rows[name]]}
+            for parent, own in into.items()
+        }
         for name, into in columns["chains"].items()
     }
     return columns | {"models": models, "edges": edges, "chains": chains}
@@ -128,7 +137,10 @@ def timed(url: str) -> dict[str, Any]:
         drawn(window)
         steps = window.get_by_role("slider").evaluate(STEP)
         found |= {"slider_median_ms": round(median(steps), 1), "slider_most_ms": round(max(steps), 1)}
-        for name, address, there in (("features", "#/features", "main [role=row] .name"), ("filtered", "#/features?verdict=kept&sort=r", "main .chosen")):
+        for name, address, there in (
+            ("features", "#/features", "main [role=row] .name"),
+            ("filtered", "#/features?verdict=kept&sort=r", "main .chosen"),
+        ):
             ready = window.evaluate(
                 """async ([address, there]) => {
                   const start = performance.now();

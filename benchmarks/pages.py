@@ -1,7 +1,7 @@
 """Pictures of every page of a run, light and dark, and those of docs/; needs playwright and chromium.
 
-    python benchmarks/pages.py STUDY FOLDER [--runs RUNS]     # all of them, as PAGE-light.png and PAGE-dark.png
-    python benchmarks/pages.py demo docs --docs               # what docs/serve.md and the README show, and docs/demo.html
+    python benchmarks/pages.py STUDY FOLDER [--runs RUNS]  # all of them, as PAGE-light.png and PAGE-dark.png
+    python benchmarks/pages.py demo docs --docs            # what docs/serve.md and the README show, and docs/demo.html
 
 The run is served, so that every feature has its text; docs/demo.html is what `heredity report` writes of it.
 """

@@ -166,7 +166,6 @@ class Client:
         times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1], "cpu_ms": cpu}
         return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
 
-
     def crowded(self, questions: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
         """Milliseconds of an answer when CLIENTS ask at once, in rounds that are no more than the server takes."""
 
@@ -250,8 +249,14 @@ def measured(client: Client, requests: int) -> dict[str, Any]:
     for model in models:
         client.get("api/logits", id=f"{model}/0")  # loads it
     timed["logits, model loaded"] = client.timed("api/logits", [{"id": one} for one in ids])
-    feature, page = ([(path, one) for one in asked] for path, asked in (("api/feature", [{"id": one} for one in ids]), ("api/features", pages)))
-    timed |= {f"feature, {CLIENTS} clients": client.crowded(feature), f"page of the table, {CLIENTS} clients": client.crowded(page)}
+    feature, page = (
+        [(path, one) for one in asked]
+        for path, asked in (("api/feature", [{"id": one} for one in ids]), ("api/features", pages))
+    )
+    timed |= {
+        f"feature, {CLIENTS} clients": client.crowded(feature),
+        f"page of the table, {CLIENTS} clients": client.crowded(page),
+    }
     return {"features": client.get("api/features")["total"], "first_feature_s": round(ready, 2), "answers": timed}
 
 

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import re
+import struct
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
+from browser.visit import plain
 from heredity.analyses.feature_columns import feature_columns
 from heredity.analyses.inspector import Inspector
 
@@ -37,9 +39,16 @@ def test_the_slider_counts_anew_at_every_threshold(visit, home, lineage):
     def rows() -> dict[str, list[int]]:
         """Of each edge what persists and what disappears, as the table says."""
         cells = [row.locator("th, td").all_inner_texts() for row in there.main.locator("tbody tr").all()]
-        return {edges[_plain(head)]: [int(re.sub(r"\D.*", "", _plain(one).replace(",", ""))) for one in others[1:3]] for head, *others in cells}
+        return {
+            edges[plain(head)]: [int(re.sub(r"\D.*", "", plain(one).replace(",", ""))) for one in others[1:3]]
+            for head, *others in cells
+        }
 
-    own = {row["edge"]: row for row in lineage.rows("edges", instrument=lineage.run.study.instrument) if row["rule"] != "paper"}
+    own = {
+        row["edge"]: row
+        for row in lineage.rows("edges", instrument=lineage.run.study.instrument)
+        if row["rule"] != "paper"
+    }
     assert rows() == {edge: [row["persist"], row["disappear"]] for edge, row in own.items()}
     slider = there.main.get_by_role("slider")
     slider.focus()
@@ -100,7 +109,9 @@ def test_features_are_found_by_token_words_and_id(visit, home, columns):
     there.main.get_by_role("button", name="explanation").click()
     field.fill(word)
     field.press("Enter")
-    there.expect(there.main.locator(".total b")).to_have_text(f"{sum(word.lower() in text.lower() for text in texts):,}")
+    there.expect(there.main.locator(".total b")).to_have_text(
+        f"{sum(word.lower() in text.lower() for text in texts):,}"
+    )
     field.fill("sums/5")
     field.press("Enter")
     there.expect(there.main.locator("h1")).to_have_text("sums/5")
@@ -114,26 +125,30 @@ def test_a_table_is_sorted_by_its_headings_and_shows_all_columns(visit, homes, l
     few = block.locator("thead th").count()
     block.get_by_role("button", name=re.compile("all .* columns")).click()
     assert block.locator("thead th").count() > few
-    heading = block.locator("[data-column=persist]")
+    heading = there.page.locator("[data-column=persist]")
     for way, down in (("descending", True), ("ascending", False)):
-        heading.click()
+        block.locator(heading).click()
         there.expect(block.locator("th", has=heading)).to_have_attribute("aria-sort", way)
         place = [one.get_attribute("data-column") for one in block.locator("thead button").all()].index("persist")
         cells = [row.locator("th, td").nth(place).inner_text() for row in block.locator("tbody tr").all()]
-        counts = [int(re.sub(r"\D.*", "", _plain(one).replace(",", ""))) for one in cells]
+        counts = [int(re.sub(r"\D.*", "", plain(one).replace(",", ""))) for one in cells]
         assert counts == sorted(counts, reverse=down) and len(set(counts)) > 1
 
 
 def test_saved_tables_hold_the_rows_of_the_run(visit, home, lineage):
     there = visit(home, "#/results?part=match")
     block = there.page.locator("#table-edges")
+    block.locator("[data-column=persist]").click()
     expected = lineage.rows("edges", instrument=lineage.run.study.instrument)
     name, content = there.save(block.get_by_role("button", name="JSON"))
     assert name == "s-edges.json"
     rows = json.loads(content)
     assert len(rows) == len(expected)
+    assert [row["persist"] for row in rows] == sorted((row["persist"] for row in expected), reverse=True), "as sorted"
     key = ("edge", "rule", "site")
-    for row, own in zip(*(sorted(one, key=lambda row: [row[part] for part in key]) for one in (rows, expected)), strict=True):
+    for row, own in zip(
+        *(sorted(one, key=lambda row: [row[part] for part in key]) for one in (rows, expected)), strict=True
+    ):
         assert row.keys() <= own.keys()
         for column, value in row.items():
             same = own[column] if not isinstance(value, float) else pytest.approx(own[column], rel=1e-5)
@@ -141,7 +156,14 @@ def test_saved_tables_hold_the_rows_of_the_run(visit, home, lineage):
     name, content = there.save(block.get_by_role("button", name="CSV"))
     assert name == "s-edges.csv"
     table = list(csv.DictReader(io.StringIO(content.decode())))
-    assert [{column: "" if value is None else str(value) for column, value in row.items() if not isinstance(value, float | bool)} for row in rows] == [
+    assert [
+        {
+            column: "" if value is None else str(value)
+            for column, value in row.items()
+            if not isinstance(value, float | bool)
+        }
+        for row in rows
+    ] == [
         {column: value for column, value in row.items() if not isinstance(own[column], float | bool)}
         for row, own in zip(table, rows, strict=True)
     ]
@@ -164,7 +186,12 @@ def test_the_table_of_features_is_saved_as_it_is_filtered(visit, home, columns):
         assert row["model"] == "sums" and "kept" in row["verdicts"]
         feature = int(row["feature"])
         assert float(row["density"]) == pytest.approx(own["firings"][feature] / own["counted"], rel=1e-4)
-        assert any(edge["ends"][end]["verdict"][feature] == kept for edge in columns["edges"] for end in ("parent", "child") if edge[end] == "sums")
+        assert any(
+            edge["ends"][end]["verdict"][feature] == kept
+            for edge in columns["edges"]
+            for end in ("parent", "child")
+            if edge[end] == "sums"
+        )
 
 
 def test_a_picture_is_saved_as_a_file_that_stands_by_itself(visit, home):
@@ -179,6 +206,13 @@ def test_a_picture_is_saved_as_a_file_that_stands_by_itself(visit, home):
     assert b"var(--" not in content and b"<script" not in content and b"href" not in content
     name, content = there.save(figure.get_by_role("button", name="PNG"))
     assert name.endswith(".png") and content.startswith(b"\x89PNG") and len(content) > 5_000
+    width, height = (int(float(root.get(side, 0))) for side in ("width", "height"))
+    assert struct.unpack(">II", content[16:24]) == (2 * width, 2 * height), "at twice its size"
+    there.go("#/family?id=base/4")
+    heat = there.main.locator(".heat").first
+    heat.hover()
+    _, content = there.save(heat.get_by_role("button", name="SVG"))
+    assert "base/4" in "".join(ET.fromstring(content).itertext())
 
 
 @pytest.mark.parametrize("system", ["light", "dark"])
@@ -203,7 +237,7 @@ def test_a_text_is_read_by_every_model(visit, homes):
     there.sees(re.compile(r"tokens.*, \d+ families"), "main [role=status]")
     families = there.main.get_by_role("region", name=re.compile("^Family of"))
     assert families.count() > 1
-    there.main.get_by_role("group", name="Model").get_by_role("button", name="sums").click()
+    there.main.get_by_role("group", name="Model", exact=True).get_by_role("button", name="sums").click()
     there.expect(families.first).to_contain_text("sums/")
     families.first.get_by_role("link").first.click()
     there.drawn()
@@ -214,7 +248,3 @@ def test_a_feature_says_what_it_predicts_when_its_model_is_asked(visit, homes):
     there = visit(homes["server"], "#/feature?id=sums/5")
     there.main.get_by_role("button", name="ask its model").click()
     there.expect(there.main.get_by_role("table", name="Tokens it makes likelier")).to_be_visible()
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text.translate({0x202F: " ", 0x2060: "", 0xA0: " "})).strip()

@@ -7,6 +7,7 @@ import io
 import json
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -25,7 +26,7 @@ TOKENS = [
     f'"><img src=x onerror="{RUN}">',
     f"' onmouseover='{RUN}' tabindex='0' autofocus onfocus='{RUN}",
     f'<svg/onload="{RUN}"><animate onbegin="{RUN}" attributeName=x dur=1s>',
-    f'<iframe srcdoc="<script>parent.owned=1</script>"></iframe>',
+    '<iframe srcdoc="<script>parent.owned=1</script>"></iframe>',
     f'<a href="javascript:{RUN}">x</a>',
     f"javascript:{RUN}",
     f'<details open ontoggle="{RUN}">',
@@ -59,18 +60,32 @@ TOKENS = [
     " \n\t\r ",
 ]
 
+WORDS = ("description", "text", "tokens", "hypothesis", "failure", "licenses", "source", "examples", "example", "note")
+"""Columns of tables that hold text from outside."""
+
 
 def _columns() -> dict[str, Any]:
     """Columns of which every text is hostile."""
     found = all_columns("x")
     for places in found.values():
         for columns in places.values():
-            columns |= {"tokens": TOKENS, "classes": [TOKENS[0]], "domains": [TOKENS[3]], "models": dict(columns["models"])}
+            columns |= {
+                "tokens": TOKENS,
+                "classes": [TOKENS[0]],
+                "domains": [TOKENS[3]],
+                "models": dict(columns["models"]),
+            }
             for number, name in enumerate(columns["models"]):
                 top = [(one + 7 * number) % len(TOKENS) for one in range(24)]
                 text = [TOKENS[(5 * one + number) % len(TOKENS)] for one in range(8)]
                 columns["models"][name] = columns["models"][name] | {"top": top, "text": text, "score": [50] * 8}
-            columns["audits"] = {key: [one | {"tokens": TOKENS, "values": [1.0] * len(TOKENS), "predicted": [0.5] * len(TOKENS)} for one in rows] for key, rows in columns["audits"].items()}
+            columns["audits"] = {
+                key: [
+                    one | {"tokens": TOKENS, "values": [1.0] * len(TOKENS), "predicted": [0.5] * len(TOKENS)}
+                    for one in rows
+                ]
+                for key, rows in columns["audits"].items()
+            }
     return found
 
 
@@ -101,28 +116,54 @@ def data(tmp_path_factory):
     tables = {}
     for number, (name, table) in enumerate(data["tables"].items()):
         evil = TOKENS[number % len(TOKENS)]
-        names = [column["name"] for column in table["columns"] if column["kind"] == "text" and not column["key"]]
+        names = [name for name in table["values"] if name in WORDS]
         values = table["values"] | {one: [evil] * table["rows"] for one in names}
         text = {key: own for key, own in table["text"].items() if key not in names}
         tables[name] = table | {"doc": f"{table['doc']} {evil}", "values": values, "text": text}
-    statements = [row | {"text": TOKENS[at % 21], "evidence": [TOKENS[(at + 1) % 21]]} for at, row in enumerate(data["statements"])]
-    sections = [part | {"title": TOKENS[at % 21], "doc": "\n\n".join(TOKENS[:4])} for at, part in enumerate(data["sections"])]
-    changed = {"tables": tables, "statements": statements, "sections": sections, "inspector": _poisoned(data["inspector"])}
-    changed |= {"study": TOKENS[0][:60], "notes": TOKENS, "toml": "\n".join(TOKENS), "limits": TOKENS, "versions": {TOKENS[3]: TOKENS[0]}}
+    statements = [
+        row | {"text": TOKENS[at % 21], "evidence": [TOKENS[(at + 1) % 21]]}
+        for at, row in enumerate(data["statements"])
+    ]
+    sections = [
+        part | {"title": TOKENS[at % 21], "doc": "\n\n".join(TOKENS[:4])} for at, part in enumerate(data["sections"])
+    ]
+    changed = {
+        "tables": tables,
+        "statements": statements,
+        "sections": sections,
+        "inspector": _poisoned(data["inspector"]),
+    }
+    changed |= {
+        "study": TOKENS[0][:60],
+        "notes": TOKENS,
+        "toml": "\n".join(TOKENS),
+        "limits": TOKENS,
+        "versions": {TOKENS[3]: TOKENS[0]},
+    }
     return data | changed
+
+
+HANDLERS = """main => [...main.querySelectorAll('*')].flatMap((one) => [...one.attributes])
+  .filter(({ name, value }) => /^on/.test(name) || (/^javascript:/i.test(value) && /href|src|action/.test(name)))
+  .map(({ name, value }) => `${name}=${value}`)"""
 
 
 def _held(there: Any) -> None:
     """Nothing ran or went anywhere."""
     assert there.page.evaluate("window.owned") is None
     assert there.page.title().endswith("· heredity") and not there.page.title().startswith("owned")
-    assert there.main.evaluate("main => [...main.querySelectorAll('*')].flatMap((one) => [...one.attributes]).filter(({ name, value }) => /^on/.test(name) || /^javascript:/i.test(value) && name !== 'title' && name !== 'aria-label').length") == 0
+    assert there.main.evaluate(HANDLERS) == []
 
 
 def _read(there: Any) -> None:
     """All pages, with all that can be opened and pointed at."""
     addresses = [address for _, address in there.pages()]
-    addresses += ["#/feature?id=base/1", "#/feature?id=both/3", "#/family?id=base/1", "#/lost?edge=sums->both&verdict=lost"]
+    addresses += [
+        "#/feature?id=base/1",
+        "#/feature?id=both/3",
+        "#/family?id=base/1",
+        "#/lost?edge=sums->both&verdict=lost",
+    ]
     for address in addresses:
         there.go(address)
         for folded in there.main.locator("details:not([open]) > summary").all()[:6]:
@@ -162,12 +203,10 @@ def test_saved_rows_hold_no_formula(visit, data, tmp_path):
 def test_an_address_of_hostile_text_is_a_choice_and_no_more(visit, homes):
     there = visit(homes["file"])
     for token in TOKENS[:20]:
-        there.page.evaluate(
-            "token => { location.hash = '#/features?words=' + encodeURIComponent(token) + '&model=' + encodeURIComponent(token); }", token
-        )
-        there.drawn()
-        there.page.evaluate("token => { location.hash = '#/' + encodeURIComponent(token); }", token)
-        there.drawn()
+        text = quote(token, safe="")
+        for address in (f"#/features?words={text}&model={text}", f"#/feature?id={text}", f"#/{text}"):
+            there.page.evaluate("address => { location.hash = address }", address)
+            there.drawn()
     there.go("#/flow?t=x&rule=__proto__&sae=constructor&site=__proto__")
     _held(there)
     there.page.evaluate("location.hash = '#/%E0%A4%A'")  # no text in UTF-8
@@ -184,7 +223,6 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
     columns = _columns()
     html, policy = page.served({**data, "features": {}})
     card = data["inspector"][site]["joint"]["cards"][0]
-    context = card["contexts"][0]
     example = {"corpus": TOKENS[3], "tokens": TOKENS, "position": 3, "values": [1.0] * len(TOKENS)}
     family = card["family"]
 
@@ -196,9 +234,22 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
         explanation = {"description": TOKENS[0], "by": TOKENS[3], "failure": "", "carried": False, "simulation": 0.5}
         explanation |= {"detection": None, "fuzzing": None, "origin_model": "", "origin_feature": 0}
         known = {"instrument": "joint", "site": site, "model": model, "feature": index, "family": family, "top": [top]}
-        known |= {"density": 0.1, "max": 2.0, "firings": 40, "histogram": [1, 2], "tokens": [{"token": token, "share": 0.1, "firings": 3, "mean": 1.0, "fired": 0.5, "llr": 1.0} for token in TOKENS]}
+        known |= {
+            "density": 0.1,
+            "max": 2.0,
+            "firings": 40,
+            "histogram": [1, 2],
+            "tokens": [
+                {"token": token, "share": 0.1, "firings": 3, "mean": 1.0, "fired": 0.5, "llr": 1.0} for token in TOKENS
+            ],
+        }
         known |= {"class": {"class": TOKENS[0], "domain": TOKENS[3]}, "verdicts": verdicts, "explanation": explanation}
-        known |= {"levels": [{"low": 0, "high": 1, "examples": [example]}], "drawn": [example], "silent": [example], "audit": [example | {"predicted": example["values"]}]}
+        known |= {
+            "levels": [{"low": 0, "high": 1, "examples": [example]}],
+            "drawn": [example],
+            "silent": [example],
+            "audit": [example | {"predicted": example["values"]}],
+        }
         return known | {"notes": [{"text": token, "by": token, "tags": [token]} for token in TOKENS]}
 
     def tried(text: str, instrument: Any) -> dict[str, Any]:
@@ -216,6 +267,11 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
         feature=feature,
         logits=lambda *asked: {"promoted": words, "suppressed": words, "no_logits": ""},
         tried=tried,
+        family=lambda *asked: {
+            "members": [one | {"explanation": {"description": TOKENS[0]}} for one in family],
+            "pairs": [],
+            "near": [],
+        },
     )
     with listening(create_app(explorer, hosts_of("127.0.0.1"))) as url:  # pyright: ignore[reportArgumentType]
         there = visit(url)
@@ -233,4 +289,3 @@ def test_a_server_of_hostile_answers_runs_none_of_them(visit, data):
         _held(there)
         there.logged = [line for line in there.logged if "404" not in line]
         there.is_clean()
-    assert context

@@ -32,7 +32,11 @@ def lost(lineage, tmp_path_factory):
     judged = {name: columns["verdicts"].index(name) for name in ("kept", "changed")}
     stable = [at for at, verdict in enumerate(end["verdict"]) if verdict in judged.values()]
     shown = {card["feature"]: card for card in cards if card["model"] == "sums"}
-    feature = next(at for at in sorted(stable, key=lambda at: (at not in shown, at)) if columns["models"]["sums"]["top"][3 * at] >= 0)
+    feature = next(
+        at
+        for at in sorted(stable, key=lambda at: (at not in shown, at))
+        if columns["models"]["sums"]["top"][3 * at] >= 0
+    )
     if "lost" not in columns["verdicts"]:
         columns["verdicts"].append("lost")
     before = columns["verdicts"][end["verdict"][feature]]
@@ -60,7 +64,7 @@ def test_a_newcomer_finds_what_the_merge_lost_and_says_what_it_was(visit, lost):
     there = visit(home)
     there.page.get_by_role("navigation", name="Pages").get_by_role("link", name="Lost and new").click()
     there.drawn()
-    there.main.get_by_role("group", name="Edge").get_by_role("button", name="sums → both").click()
+    there.main.get_by_role("group", name="Edge", exact=True).get_by_role("button", name="sums → both").click()
     there.sees(re.compile(r"1 of \d+ stable features of sums are lost"), "main .sum")
     article = there.main.get_by_role("article")
     there.expect(article).to_have_attribute("aria-label", f"sums/{feature}")

@@ -22,7 +22,9 @@ def examples(tmp_path_factory):
 def test_every_page_is_reached_by_a_click_and_left_by_back(visit, home):
     there = visit(home)
     pages = there.pages()
-    assert {"Overview", "Flow", "Features", "Families", "Lost and new", "Merge", "Quality"} < {title for title, _ in pages}
+    assert {"Overview", "Flow", "Features", "Families", "Lost and new", "Merge", "Quality"} < {
+        title for title, _ in pages
+    }
     assert ("Try your own text" in dict(pages)) == home.startswith("http")
     links = there.page.get_by_role("navigation", name="Pages").get_by_role("link")
     heads = []
@@ -89,13 +91,25 @@ def test_every_declared_table_is_drawn_on_some_page(visit, examples, tmp_path):
     addresses += [f"#/results?part={part['kind']}" for part in examples["sections"]]
     for address in addresses:
         there.go(address)
-        shows = there.main.get_by_role("group", name="Part").get_by_role("button").all()
+        shows = there.main.get_by_role("group", name="Part", exact=True).get_by_role("button").all()
         for press in shows or [None]:  # the parts of a stitch
             if press:
                 press.click()
             drawn |= {one.get_attribute("id").removeprefix("table-") for one in there.main.locator(".block").all()}
     elsewhere = {"corpora"}  # drawn in a way of its own
     assert sorted(set(examples["tables"]) - elsewhere - drawn) == []
+
+
+def test_figures_are_written_with_their_shares_and_intervals(visit, examples, tmp_path):
+    there = visit(written(examples, tmp_path))
+    assert "sums kept 80 of 100" in there.text() and "80 % kept" in there.text(), "in words and on the band"
+    table = there.go("#/results?part=match")
+    assert "90 70 %" in table and "[87–93]" in table, "a count, its share and its interval"
+    features = there.go("#/features?model=base&verdict=kept")
+    assert "4 of 32 features" in features and "base/3" in features and "base/4" not in features
+    one = there.go("#/feature?id=base/1")
+    assert "What became of it, and why" in one and "predicted" in one
+    assert "from base" in there.go("#/flow?t=0.8") and "0.80" in there.text()
 
 
 def test_several_sites_are_shown_side_by_side(visit, examples, tmp_path):
@@ -106,7 +120,7 @@ def test_several_sites_are_shown_side_by_side(visit, examples, tmp_path):
     data = examples | {"sites": sites, "tables": examples["tables"] | {"layers": layers | {"values": values}}}
     there = visit(written(data, tmp_path), "#/layers")
     assert there.main.locator("figure svg").count() and there.main.get_by_role("table").count()
-    there.page.get_by_label("Site").select_option(sites[1])
+    there.page.locator(".switches").get_by_label("Site").select_option(sites[1])
     there.drawn()
     assert there.hash == f"#/layers?site={sites[1]}"
 
@@ -128,7 +142,7 @@ def test_what_is_not_there_is_said(visit, home):
     there = visit(home)
     assert "There is no feature base/99999 here" in there.go("#/feature?id=base/99999")
     assert "No feature is named" in there.go("#/feature")
-    assert "no feature base/99999" in there.go("#/family?id=base/99999")
+    assert "base/99999" in there.go("#/family?id=base/99999") and "All families" in there.text()
     assert "No feature fits" in there.go("#/features?words=zzzz+zzzz")
     there.go("#/nowhere")
     there.expect(there.main.locator("h1")).to_have_text("s")

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from heredity.show import page
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 WAITS = re.compile(r"Reading the features|reading the features|Following it|Reading its text|Reading …", re.IGNORECASE)
 # Made from data these would be a way in; the page makes none of them, whatever its policy would stop.
-ACTING = "script, img, iframe, object, embed, link, meta, base, style:not(svg style), video, audio, form[action], [onload], [onerror]"
+ACTING = "script, img, iframe, object, embed, link, meta, base, video, audio, form[action], [onload], [onerror]"
+ACTING += ", style:not(svg style)"  # Plot puts one into each picture
+
+
+def plain(text: str) -> str:
+    """Text with plain spaces, single ones."""
+    return re.sub(r"\s+", " ", text.translate({0x202F: " ", 0x2060: "", 0xA0: " "})).strip()
 
 
 class Visit:
@@ -35,10 +42,20 @@ class Visit:
         self.dialogs: list[str] = []
         self.page.on("console", lambda message: self.logged.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.logged.append(f"error: {error}"))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.open = 0  # requests without an answer yet
+        self.page.on("request", self._ask)
+        for end in ("requestfinished", "requestfailed"):
+            self.page.on(end, self._answered)
         self.page.on("dialog", self._refuse)
         self.page.goto(home + address)
         self.drawn()
+
+    def _ask(self, request: Any) -> None:
+        self.asked.append(request.url)
+        self.open += 1
+
+    def _answered(self, _: Any) -> None:
+        self.open -= 1
 
     def _refuse(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)
@@ -51,25 +68,29 @@ class Visit:
 
     @property
     def hash(self) -> str:
-        """Where the reader is."""
-        return "#" + self.page.url.partition("#")[2]
+        """Where the reader is; browsers write `>` as an escape."""
+        return "#" + self.page.url.partition("#")[2].replace("%3E", ">")
 
     def drawn(self) -> None:
         """Wait until what the page reads is there."""
         self.expect(self.main.locator("h1").first).to_be_visible()
-        self.expect(self.main).not_to_contain_text(WAITS)
+        quiet, until = 0, time.monotonic() + 60
+        while quiet < 2:  # what has come may still ask for more
+            self.page.wait_for_timeout(25)
+            waits = self.open or WAITS.search(self.main.inner_text())
+            quiet = 0 if waits else quiet + 1
+            assert time.monotonic() < until, f"{self.hash} still waits: {self.main.inner_text()[:200]}"
 
     def go(self, address: str) -> str:
         """Follow an address of the page; returns what it says there."""
         self.page.evaluate("address => { location.hash = address; }", address)
-        self.page.wait_for_url(lambda url: url.endswith(address))
+        self.page.wait_for_url(lambda url: url.replace("%3E", ">").endswith(address))
         self.drawn()
         return self.text()
 
     def text(self) -> str:
         """All that the page says, with plain spaces."""
-        plain = self.main.inner_text().translate({0x202F: " ", 0x2060: "", 0xA0: " "})
-        return re.sub(r"\s+", " ", plain).strip()
+        return plain(self.main.inner_text())
 
     def back(self) -> None:
         """Take the last step back."""
@@ -93,7 +114,8 @@ class Visit:
 
     def flaws(self) -> list[str]:
         """What axe finds on the page that hinders somebody seriously, by rule, with the elements."""
-        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        if not self.page.evaluate("Boolean(window.axe)"):
+            self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = self.page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
         serious = [one for one in found if one["impact"] in ("serious", "critical")]
         return [f"{one['id']}: {json.dumps([node['html'][:160] for node in one['nodes'][:4]])}" for one in serious]

@@ -207,7 +207,7 @@ def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
         "policy": policy,
         "style": _file("page.css"),
         "script": script,
-        "findings": _plain(data),
+        "findings": _plain(data).encode(errors="replace").decode(),  # half a character cannot be written
         "data": embedded(data),
     }
     # one pass, so that nothing that is put in can be taken for a place to put something
