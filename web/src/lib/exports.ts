@@ -146,8 +146,12 @@ function tabled(table: HTMLTableElement): SVGSVGElement {
   return made;
 }
 
+/** The title of a picture without what it says of the page around it. */
+export const named = (title: string): string => title.replace(/[;,]? the tables? (above |below )?holds? .*$/i, "").replace(/\. *$/, "");
+
 /** The picture in an element as a file of its own, under its title and what was chosen. */
-export function picture(host: Element, title: string): { svg: string; width: number; height: number } | null {
+export function picture(host: Element, name: string): { svg: string; width: number; height: number } | null {
+  const title = named(name);
   const table = host instanceof HTMLTableElement ? tabled(host) : null;
   const drawn = table ?? host.querySelector("svg");
   if (!drawn) return null;
@@ -205,8 +209,11 @@ export async function pixels({ svg, width, height }: { svg: string; width: numbe
   const address = URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" }));
   try {
     const image = new Image();
-    image.src = address;
-    await image.decode();
+    await new Promise((done, fail) => {
+      image.onload = done;
+      image.onerror = () => fail(new Error("the browser cannot draw it"));
+      image.src = address;
+    });
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [2 * width, 2 * height];
     canvas.getContext("2d")!.drawImage(image, 0, 0, canvas.width, canvas.height);

@@ -8,7 +8,7 @@ export const hasVerdicts = Boolean(DATA.tables.verdicts);
 /** Whether a feature can be followed from one model to another. */
 export const hasFamilies = hasFeatures && DATA.graph.some((node) => node.parents.length > 0);
 
-/** Tables that a page shows, by its name in the address; all others are on the page of all results. */
+/** Tables that a page is about, by its name in the address; the page of all results has all of them. */
 export const TABLES_OF: Record<string, string[]> = {
   lost: ["examined", "fingerprints", "lost_and_new", "newness", "effects", "splice"],
   layers: ["layers"],
@@ -29,7 +29,7 @@ export const hasLayers = there("layers") && DATA.sites.length > 1;
 export const hasMerge = Boolean(DATA.tables.merges);
 export const hasStitch = Boolean(DATA.tables.stitch_maps);
 export const hasQuality = there("quality");
-/** The page that shows a table. */
+/** The page that is about a table. */
 export const pageOf = (table: string): string => {
   const shown = { lost: hasLost, layers: hasLayers, merge: hasMerge, stitch: hasStitch, quality: hasQuality, provenance: true };
   return Object.entries(shown).find(([page, shows]) => shows && TABLES_OF[page].includes(table))?.[0] ?? "results";
