@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from browser.visit import written
+from browser.visit import plain, written
+from heredity.analyses.inspector import Inspector
 from heredity.show import page
 from show.runs import all_columns, run_of
 
@@ -71,6 +72,12 @@ def test_the_ways_lead_on_from_the_overview_to_a_feature_and_its_matches(visit, 
         there.back()
         there.expect(there.main.locator("h1")).to_have_text(head)
     there.sees(re.compile(rf"^{count} of"), "main .total")
+
+
+def test_a_feature_says_the_reason_of_every_verdict(visit, homes, lineage):
+    rows = Inspector(lineage.run).shown("sums", 5)["verdicts"]
+    said = visit(homes["server"], "#/feature?id=sums/5").text()
+    assert rows and all(plain(row["reason"]) in said for row in rows)
 
 
 def test_sentences_lead_to_their_evidence(visit, homes):

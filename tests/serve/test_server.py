@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import re
@@ -45,7 +44,6 @@ from heredity.serve.app import create_app  # noqa: E402
 from heredity.serve.explorer import Busy, Explorer  # noqa: E402
 from heredity.serve.guard import hosts_of  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "\u202egnirts",
@@ -427,31 +425,6 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
         answer = client.get("/api/features", params={"token": text})
         assert [row["description"] for row in answer.json()["rows"]] == [text]
         assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_opens_a_feature_by_its_address_without_an_error(explorer, tmp_path):
-    """Under the policy as it is sent: the script runs, and may ask this server."""
-    uvicorn = pytest.importorskip("uvicorn")
-    config = uvicorn.Config(create_app(explorer, hosts_of("127.0.0.1")), log_level="error", lifespan="off")
-    server, listening = uvicorn.Server(config), socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
-    words += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"]
-    try:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#/feature?id=sums/5"
-        done = subprocess.run([*words, url], capture_output=True, text=True, timeout=120, check=True)
-    finally:
-        server.should_exit = True
-        thread.join()
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    assert "What became of it, and why" in done.stdout and "Text it fires on" in done.stdout
-    shown = explorer.inspector().shown("sums", 5)
-    plain = html.unescape(re.sub(r"<[^>]*>|\u2060", "", done.stdout)).translate({0xA0: " ", 0x202F: " "})
-    assert all(row["reason"] in plain for row in shown["verdicts"])
 
 
 def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):
