@@ -59,12 +59,13 @@ def lost(lineage, tmp_path_factory):
 
 
 def test_a_newcomer_finds_what_the_merge_lost_and_says_what_it_was(visit, lost):
-    """Two clicks: the page of what was lost, and the edge into the merge."""
+    """One click, on the page of what was lost, which begins where something is; one more for all that is known of it."""
     home, feature, token = lost
     there = visit(home)
     there.page.get_by_role("navigation", name="Pages").get_by_role("link", name="Lost and new").click()
     there.drawn()
-    there.main.get_by_role("group", name="Edge", exact=True).get_by_role("button", name="sums → both").click()
+    edge = there.main.get_by_role("group", name="Edge", exact=True).get_by_role("button", name="sums → both")
+    there.expect(edge).to_have_attribute("aria-pressed", "true")
     there.sees(re.compile(r"1 of \d+ stable features of sums are lost"), "main .sum")
     article = there.main.get_by_role("article")
     there.expect(article).to_have_attribute("aria-label", f"sums/{feature}")
