@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton test-generic test-faults fuzz lint format page page-check clean
+.PHONY: demo test test-all test-triton test-generic test-browser test-faults fuzz lint format page page-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -26,6 +26,11 @@ test-triton: $(VENV)/.installed-dev
 # What a processor without x86's wide instructions runs: plain float32 products, torch's and numba's generic code.
 test-generic: $(VENV)/.installed-dev
 	HEREDITY_SCREEN=float32 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q tests/kernels tests/sae
+
+# The page in a real browser: chromium of the system's packages, driven by playwright, and axe where `make page` has installed it.
+test-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -q -n 0 -m browser tests/browser -rs
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --cases 200000 --state .fuzz

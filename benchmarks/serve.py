@@ -4,7 +4,8 @@
 
 The models are tiny and little trained, their SAEs as wide as real ones: what answers cost depends on the number of
 features, firings and tokens. The run is made in FOLDER where it is not there yet, and the server is a process of its
-own, asked over HTTP, one request after another. Prints one JSON object: seconds, and milliseconds by kind of answer.
+own, asked over HTTP, one request after another, and then by CLIENTS at once. Prints one JSON object: seconds, and
+milliseconds by kind of answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -132,6 +134,9 @@ def draw(pipeline: Any, label: str, folder: Path) -> None:
     write_tables(analysis.tables, rows, folder, item)
 
 
+CLIENTS = 8
+
+
 class Client:
     """Asks a server, one request after another."""
 
@@ -161,11 +166,27 @@ class Client:
         times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1], "cpu_ms": cpu}
         return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
 
+    def crowded(self, questions: list[tuple[str, dict[str, Any]]]) -> dict[str, float]:
+        """Milliseconds of an answer when CLIENTS ask at once, in rounds that are no more than the server takes."""
 
-def started(path: Path) -> tuple[subprocess.Popen[str], Client, dict[str, float]]:
+        def one(question: tuple[str, dict[str, Any]]) -> float:
+            start = time.perf_counter()
+            self.get(question[0], **question[1])
+            return 1e3 * (time.perf_counter() - start)
+
+        spent = list[float]()
+        with ThreadPoolExecutor(CLIENTS) as crowd:
+            for first in range(0, len(questions), CLIENTS):
+                spent += crowd.map(one, questions[first : first + CLIENTS])
+                time.sleep(0.05 * CLIENTS)
+        times = {"median_ms": median(spent), "p90_ms": quantiles(spent, n=10)[-1]}
+        return {"n": len(spent)} | {name: round(value, 1) for name, value in times.items()}
+
+
+def started(study: str | Path, runs: Path) -> tuple[subprocess.Popen[str], Client, dict[str, float]]:
     """A server, a client of it, and the seconds until it first answered: by the clock, and of processor time."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "heredity", "serve", str(path), "--runs", str(path.parent / "runs"), "--port", "0"]
+    command = [sys.executable, "-m", "heredity", "serve", str(study), "--runs", str(runs), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -191,9 +212,9 @@ def main() -> None:
     path = make(options.folder)
     file = path.parent / "runs" / "wide" / "explorer.sqlite"
     file.unlink(missing_ok=True)
-    process, _, build = started(path)
+    process, _, build = started(path, path.parent / "runs")
     stopped(process)
-    process, client, start = started(path)
+    process, client, start = started(path, path.parent / "runs")
     try:
         answers = measured(client, options.requests)
     finally:
@@ -228,6 +249,14 @@ def measured(client: Client, requests: int) -> dict[str, Any]:
     for model in models:
         client.get("api/logits", id=f"{model}/0")  # loads it
     timed["logits, model loaded"] = client.timed("api/logits", [{"id": one} for one in ids])
+    feature, page = (
+        [(path, one) for one in asked]
+        for path, asked in (("api/feature", [{"id": one} for one in ids]), ("api/features", pages))
+    )
+    timed |= {
+        f"feature, {CLIENTS} clients": client.crowded(feature),
+        f"page of the table, {CLIENTS} clients": client.crowded(page),
+    }
     return {"features": client.get("api/features")["total"], "first_feature_s": round(ready, 2), "answers": timed}
 
 

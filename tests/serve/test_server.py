@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import io
 import json
 import re
 import shutil
@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from heredity.analyses import Pipeline
@@ -43,7 +44,6 @@ from heredity.serve.app import create_app  # noqa: E402
 from heredity.serve.explorer import Busy, Explorer  # noqa: E402
 from heredity.serve.guard import hosts_of  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = [
     "</script><script>alert(1)</script>",
     "\u202egnirts",
@@ -154,6 +154,50 @@ def test_a_feature_is_what_show_says_of_it(client, run):
     other = get(client, "/api/feature", id="sums/5", instrument="independent")
     assert other["instrument"] == "independent" and other["top"] != shown["top"]
     assert all(one["reason"] for one in shown["verdicts"]) and shown["verdicts"]
+
+
+def test_a_family_is_the_feature_in_every_model_with_what_correlates_and_what_came_next(client, run):
+    shown, found = get(client, "/api/feature", id="base/5"), get(client, "/api/family", id="base/5")
+    assert [{**one, "explanation": 0} for one in found["members"]] == [{**m, "explanation": 0} for m in shown["family"]]
+    assert found["members"][0]["explanation"] == shown["explanation"]
+    acts = {one["model"]: run.acts(one["model"]) for one in found["members"]}
+    dense = {}
+    for one in found["members"]:
+        dense[one["model"]] = np.zeros(acts[one["model"]].tokens)
+        rows, values = acts[one["model"]].of(one["feature"])
+        dense[one["model"]][rows] = values
+    assert len(found["pairs"]) == len(dense) * (len(dense) - 1) / 2
+    for pair in found["pairs"]:
+        r = np.corrcoef(dense[pair["model_a"]], dense[pair["model_b"]])[0, 1]
+        assert pair["r"] == pytest.approx(r) if np.isfinite(r) else pair["r"] is None
+    members = {one["model"]: one for one in found["members"]}
+    for row in found["near"]:
+        assert members[row["model"]]["feature"] == row["feature"] and {row["model"], row["other"]} == set(
+            row["edge"].split("->")
+        )
+        r = [one["r"] for one in row["matches"]]
+        assert r == sorted(r, reverse=True)
+    first = next(row for row in found["near"] if row["model"] == "base")
+    via = next(one for one in shown["matches"] if one["edge"] == first["edge"])
+    assert first["matches"][0] == {"feature": via["feature"], "r": via["r"]}
+    other = get(client, "/api/family", id="base/5", instrument="independent")
+    assert other["members"] != found["members"]
+    assert "128 features" in get(client, "/api/family", 404, id="base/128")["error"]
+
+
+def test_a_table_comes_whole_as_parquet(client, run, explorer):
+    for name in ("edges", "matches"):  # one of the page, and a large one
+        answer = client.get(f"/api/table/{name}.parquet")
+        assert answer.status_code == 200 and f'"{name}.parquet"' in answer.headers["content-disposition"]
+        assert answer.headers["content-type"] == "application/vnd.apache.parquet"
+        table = pq.read_table(io.BytesIO(answer.content))
+        assert table.equals(run.table(name)) and table.schema.metadata
+    assert get(client, "/api/table/nothing.parquet", 404)["error"] == "the run has no table nothing"
+    assert get(client, "/api/table/Edges.parquet", 422)["error"].startswith("name: String should match")
+    for path in ("/api/table/edges.csv", "/api/table/../edges.parquet", "/api/table/..%2fedges.parquet"):
+        assert client.get(path).status_code in (404, 422)
+    with explorer._writing:
+        assert "another table is being written" in get(client, "/api/table/edges.parquet", 503)["error"]
 
 
 def test_the_table_holds_every_feature_and_filters_sorts_and_pages(client, run):
@@ -393,31 +437,6 @@ def test_strings_that_act_on_html_or_sql_come_back_as_they_are(tmp_path):
         answer = client.get("/api/features", params={"token": text})
         assert [row["description"] for row in answer.json()["rows"]] == [text]
         assert not re.search(rb"[<>&\x00-\x09\x80-\xff]", answer.content)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_opens_a_feature_by_its_address_without_an_error(explorer, tmp_path):
-    """Under the policy as it is sent: the script runs, and may ask this server."""
-    uvicorn = pytest.importorskip("uvicorn")
-    config = uvicorn.Config(create_app(explorer, hosts_of("127.0.0.1")), log_level="error", lifespan="off")
-    server, listening = uvicorn.Server(config), socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
-    words += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"]
-    try:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#/feature?id=sums/5"
-        done = subprocess.run([*words, url], capture_output=True, text=True, timeout=120, check=True)
-    finally:
-        server.should_exit = True
-        thread.join()
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    assert "What became of it, and why" in done.stdout and "Text it fires on" in done.stdout
-    shown = explorer.inspector().shown("sums", 5)
-    plain = html.unescape(re.sub(r"<[^>]*>|\u2060", "", done.stdout)).translate({0xA0: " ", 0x202F: " "})
-    assert all(row["reason"] in plain for row in shown["verdicts"])
 
 
 def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):

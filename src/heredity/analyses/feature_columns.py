@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 TOKENS = 3  # of a feature: those that carry most of its activation
 UNIT = 10_000  # steps of r from 0 to 1
 NONE = -UNIT  # no r: the feature is silent, or its best match is worse than opposite
-_FIGURES = ("stability", "direction", "map_r", "transmission", "strength")  # of the evidence, in hundredths
+_SCALED = ("transmission", "strength", "retained")  # figures that are relative to the scale of their edge
+_FIGURES = ("stability", "direction", "map_r", "readable", *_SCALED)  # of the evidence, in hundredths
+_EXAMINED = ("fate", "readable_apart", "first", "second", "pair_r", "absorber", "absorbed")
 
 
 def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     """Columns of every place whose matches are done: by instrument, then by site.
 
-    Beside those of `feature_columns` there is `audits`: what `Inspector.audit` says of the features that have cards.
+    Beside those of `feature_columns` there are, of the features that have cards, `audits` and `families`: what
+    `Inspector.audit` and `Inspector.family` say of each.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for instrument in run.study.instruments:
@@ -45,9 +48,8 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
             columns = feature_columns(inspector)
             cards = run.find(("features", inspector.place))
             chosen = {(card["model"], card["feature"]) for card in cards.json(FEATURES)} if cards else set()
-            columns["audits"] = {
-                f"{model}/{feature}": inspector.audit(model, feature) for model, feature in sorted(chosen)
-            }
+            for name, asked in (("audits", inspector.audit), ("families", inspector.family)):
+                columns[name] = {f"{model}/{feature}": asked(model, feature) for model, feature in sorted(chosen)}
             found.setdefault(instrument, {})[site] = columns
     return found
 
@@ -66,8 +68,8 @@ def feature_columns(inspector: Inspector) -> dict[str, Any]:
       `top` and `share` (tokens and percent of the activation on each, TOKENS of a feature, -1 where there are fewer),
       `text` (explanation or null) and `score` (of its simulation, in hundredths, or null).
     - `edges`: with `parent`, `child`, `threshold`, and for `ends` parent and child, by feature, `r` (best, in units of
-      1 / UNIT, rounded up, NONE where there is none), `match` (-1: none), `verdict`, and figures of the evidence in
-      hundredths or null.
+      1 / UNIT, rounded up, NONE where there is none), `match` (-1: none), `verdict`, figures of the evidence in
+      hundredths or null, and `examined`, by number of an examined feature what became of it.
     - `chains`: by merge and parent, by feature of the merge: `r`, the highest threshold at which it is still from the
       parent's parents, through that parent; `own`, whether it is at each edge's own threshold.
 
@@ -161,24 +163,28 @@ def _matched(matches: Matches, end: str) -> dict[str, list[int]]:
     return {"r": _held(getattr(matches, f"{end}_r")[:, 0]), "match": getattr(matches, f"{end}_match")[:, 0].tolist()}
 
 
-def _evidence(
-    inspector: Inspector, edge: Edge, sizes: Mapping[str, int], names: _Texts
-) -> dict[str, dict[str, list[Any]]]:
+def _evidence(inspector: Inspector, edge: Edge, sizes: Mapping[str, int], names: _Texts) -> dict[str, dict[str, Any]]:
     """Verdicts and figures by end and feature; without figures where nothing was judged."""
-    found: dict[str, dict[str, list[Any]]] = {end: {"verdict": [0] * size} for end, size in sizes.items()}
-    item = {**inspector.place, "edge": edge.name, "text": "common"}
+    found: dict[str, dict[str, Any]] = {end: {"verdict": [0] * size} for end, size in sizes.items()}
+    named = {**inspector.place, "edge": edge.name}
+    item = {**named, "text": "common"}
     rows = rows_of_stage(inspector.run, "verdicts", item, "evidence")
     judged = rows_of_stage(inspector.run, "verdicts", item, "verdicts") or ()
     scales = {row["end"]: row["scale"] for row in judged}
     if rows is None:
         return found
     for end, size in sizes.items():
-        found[end] |= {name: [None] * size for name in _FIGURES}
+        found[end] |= {name: [None] * size for name in _FIGURES} | {"examined": {}}
+    for row in rows_of_stage(inspector.run, "lost_features", named, "examined_features") or ():
+        told = {name: row[name] for name in _EXAMINED}
+        found[row["end"]]["examined"][row["feature"]] = {
+            name: round(value, 4) if isinstance(value, float) else value for name, value in told.items()
+        }
     for row in rows:
         own, at = found[row["end"]], row["feature"]
         own["verdict"][at] = names.of(row["verdict"])
         for name in _FIGURES:
-            scale = scales.get(row["end"]) if name in ("transmission", "strength") else 1.0
+            scale = scales.get(row["end"]) if name in _SCALED else 1.0
             if row[name] is not None and scale:
                 own[name][at] = round(100 * row[name] / scale)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from heredity.analyses.explain import asking_of, explain_settings
 from heredity.analyses.features import fired_on, logits_of, member_of, predicted
 from heredity.analyses.notes import notes_on
-from heredity.analyses.query import check_followed, matches_of, rows_of_stage, sample_of, verdicts_of
+from heredity.analyses.query import check_followed, matches_of, near_of, rows_of_stage, sample_of, verdicts_of
 from heredity.analyses.reading import load, on_device
 from heredity.analyses.sae import sae_need
 from heredity.analyses.sample import Sample, sample_settings
@@ -133,6 +134,26 @@ class Inspector:
             **self._examples(card, members),
         }
 
+    def family(self, model: str, feature: int) -> dict[str, Any]:
+        """A feature in every model that the lineage connects it with.
+
+        - `members`: as in `shown`, itself first, each with its `explanation`, as in `shown`.
+        - `pairs`: `model_a`, `feature_a`, `model_b`, `feature_b` and `r` (Pearson, zeros included; null for a constant
+          one) of every two members, in the order of the models.
+        - `near`: by member and edge of its model its best matches there, the best first: `model`, `feature`, `edge`,
+          `other` (the model looked into) and `matches`, each a `feature` and its `r`.
+
+        Raises as `show` does.
+        """
+        from heredity.features.families import family
+
+        self.check(model, feature)
+        members = family(model, feature, self.sample.edges, self.sample.matches)
+        told = [self.member(one) | {"explanation": self._explanation(one.model, one.feature)} for one in members]
+        ordered = sorted(members, key=lambda one: self.sample.models.index(one.model))
+        near = [row for one in ordered for row in near_of(self.sample, one.model, one.feature)]
+        return {"members": told, "pairs": self._pairs(ordered), "near": near}
+
     def audit(self, model: str, feature: int) -> list[dict[str, Any]]:
         """Text that an explanation was scored on, `corpus`, `tokens`, `position`, with the activations (`values`) and
         those that it predicts there (`predicted`), on the same scale; the strongest first.
@@ -211,6 +232,25 @@ class Inspector:
             saes, precision = [read_sae(sae / "sae")[0].to(target)], self.run.study.config.precision
             self._readers[model] = Reader(self.models[model], item["site"], saes, precision)
         return self._readers[model]
+
+    def _pairs(self, members: Sequence[Member]) -> list[dict[str, Any]]:
+        """r of every two members, on the positions that are samples in every model."""
+        _, kept = self.sample.common
+        dense = np.zeros((len(members), self.sample.ids.size))
+        for values, member in zip(dense, members, strict=True):
+            rows, found = self.columns[member.model].of(member.feature)
+            values[rows] = found
+        if kept is not None:
+            dense = dense[:, kept]
+        dense -= dense.mean(axis=1, keepdims=True)
+        norms = np.sqrt((dense * dense).sum(axis=1))
+        pairs = []
+        for (a, one), (b, other) in itertools.combinations(enumerate(members), 2):
+            norm = float(norms[a] * norms[b])
+            r = float(np.clip(dense[a] @ dense[b] / norm, -1, 1)) if norm > 0 else None
+            ends = {"model_a": one.model, "feature_a": one.feature, "model_b": other.model, "feature_b": other.feature}
+            pairs.append(ends | {"r": r})
+        return pairs
 
     def _examples(self, card: Card, members: Sequence[Member]) -> dict[str, Any]:
         """The examples of a card. members: its feature's family, itself first."""

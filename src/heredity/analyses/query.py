@@ -151,6 +151,20 @@ def matches_of(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]
     return rows
 
 
+def near_of(sample: Sample, model: str, feature: int) -> list[dict[str, Any]]:
+    """All listed matches of a feature along each edge of its model, in the order of `matches_of`; none where it has
+    none."""
+    rows = []
+    for end, other in (("parent", "child"), ("child", "parent")):
+        for edge in (edge for edge in sample.edges if getattr(edge, end) == model):
+            found = sample.matches[edge]
+            pairs = zip(getattr(found, f"{end}_match")[feature], getattr(found, f"{end}_r")[feature], strict=True)
+            matches = [{"feature": int(match), "r": float(r)} for match, r in pairs if match >= 0]
+            named = {"model": model, "feature": feature, "edge": edge.name, "other": getattr(edge, other)}
+            rows.append(named | {"matches": matches})
+    return rows
+
+
 def verdicts_of(run: Run, place: Item, model: str, feature: int) -> list[dict[str, Any]]:
     """Verdict on a feature, its evidence and its reason along each edge of its model that has them: child features
     first. place: instrument and site."""

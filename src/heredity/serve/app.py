@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, HTTPException, Query, Request
+from fastapi import Path as PathOf
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException as StarletteError
 
@@ -60,9 +63,8 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
         return Answer({"error": str(error)}, 409 if isinstance(error, ArtifactError) else 404)
 
     @app.exception_handler(Busy)
-    def busy(_: Request, error: Exception) -> Response:  # noqa: ARG001
-        text = "another text is being read by the models; try again in a moment"
-        return Answer({"error": text}, 503, {"retry-after": "2"})
+    def busy(_: Request, error: Exception) -> Response:
+        return Answer({"error": f"{error}; try again in a moment"}, 503, {"retry-after": "2"})
 
     @app.get("/")
     def page() -> HTMLResponse:
@@ -111,6 +113,22 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
     def feature(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
         """All that is known of one feature but what needs its model."""
         return Answer(explorer.feature(*_one(id), instrument, site))
+
+    @app.get("/api/family")
+    def family(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
+        """A feature in every model that the lineage connects, what correlates, and what came next."""
+        return Answer(explorer.family(*_one(id), instrument, site))
+
+    @app.get("/api/table/{name}.parquet")
+    def table(name: Annotated[str, PathOf(max_length=80, pattern="^[a-z_]+$")]) -> Response:
+        """A declared table of the run, whole."""
+        folder = TemporaryDirectory(prefix="heredity-")
+        try:
+            path = explorer.table(name, Path(folder.name))
+        except LookupError as error:
+            raise HTTPException(404, str(error.args[0])) from error
+        kind = "application/vnd.apache.parquet"
+        return FileResponse(path, media_type=kind, filename=path.name, background=BackgroundTask(folder.cleanup))
 
     @app.get("/api/logits")
     def logits(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 FILE = "explorer.sqlite"
-_SCHEMA = 2  # raised when what is in the file changes its form
+_SCHEMA = 3  # raised when what is in the file changes its form
 _TOKENS = 10  # of each feature
 PAGE = 100  # rows of an answer at most
 _TABLES = """

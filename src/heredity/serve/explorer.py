@@ -8,16 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
+
+from heredity.analyses import TABLES
 from heredity.analyses.inspector import Inspector
 from heredity.analyses.trial import tried
 from heredity.serve.database import Asked, Database
+from heredity.show.export import files_of, write
 
 if TYPE_CHECKING:
     from heredity.results import Run
 
 
 class Busy(Exception):
-    """A text is being tried; the next one has to wait."""
+    """What is done one at a time is being done; the message says what."""
 
 
 class Explorer:
@@ -32,7 +36,8 @@ class Explorer:
         self._run: Run | None = None
         self._inspectors: dict[tuple[str, ...], Inspector] = {}
         self._models: dict[str, Any] = {}
-        self._opening, self._reading, self._loading, self._trying = (threading.Lock() for _ in range(4))
+        self._opening, self._reading, self._loading = (threading.Lock() for _ in range(3))
+        self._trying, self._writing = threading.Lock(), threading.Lock()
         self._own = threading.local()
 
     @property
@@ -73,6 +78,29 @@ class Explorer:
         with self._reading:
             return inspector.shown(model, index)
 
+    def family(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
+        """A feature in every model that the lineage connects. Raises as `Inspector.family` does."""
+        inspector = self.inspector(instrument, site)
+        with self._reading:
+            return inspector.family(model, index)
+
+    def table(self, name: str, folder: Path) -> Path:
+        """Write a table of the run, whole, as a Parquet file into a folder.
+
+        Raises LookupError for a table that the run does not have, Busy while another one is written.
+        """
+        files = files_of(self.run).get(name)
+        if files is None:
+            raise LookupError(f"the run has no table {name}")
+        if not self._writing.acquire(blocking=False):
+            raise Busy("another table is being written")
+        try:
+            path = folder / f"{name}.parquet"
+            write(TABLES[name], map(pq.read_table, files), path, "parquet")
+            return path
+        finally:
+            self._writing.release()
+
     def logits(self, model: str, index: int, instrument: str | None, site: str | None) -> dict[str, Any]:
         """What a feature predicts. Raises as `Inspector.predicts` does."""
         inspector = self.inspector(instrument, site)
@@ -87,7 +115,7 @@ class Explorer:
         """Every model's features on a text, at all sites. Raises Busy while another text is tried, and as `trial.tried`
         does."""
         if not self._trying.acquire(blocking=False):
-            raise Busy
+            raise Busy("another text is being read by the models")
         try:
             inspectors = [self.inspector(instrument, site) for site in self.run.study.sites]
             with self._loading:

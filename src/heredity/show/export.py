@@ -33,16 +33,21 @@ def export(run: Run, out: Path, format_: str, progress: Callable[[int, int], Non
     if out.exists() and not out.is_dir():
         raise ValueError(f"-o {out}: is a file; give the name of a folder")
     out.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, list[Path]] = {name: [] for name in TABLES}
-    for label, artifact in run.artifacts.items():
-        if "~" not in label:
-            for table in BY_KIND[label.partition("/")[0]].tables:
-                sources[table.name].append(artifact / f"{table.name}.parquet")
-    written = {out / f"{name}.{format_}": (name, files) for name, files in sources.items() if files}
+    written = {out / f"{name}.{format_}": (name, files) for name, files in files_of(run).items()}
     for done, (path, (name, files)) in enumerate(written.items(), 1):
         write(TABLES[name], map(pq.read_table, files), path, format_)
         progress(done, len(written))
     return list(written)
+
+
+def files_of(run: Run) -> dict[str, list[Path]]:
+    """The files of every table of a run, large ones too, by name."""
+    files: dict[str, list[Path]] = {name: [] for name in TABLES}
+    for label, artifact in run.artifacts.items():
+        if "~" not in label:
+            for table in BY_KIND[label.partition("/")[0]].tables:
+                files[table.name].append(artifact / f"{table.name}.parquet")
+    return {name: own for name, own in files.items() if own}
 
 
 def write(table: Table, parts: Iterable[pa.Table], path: Path, format_: str) -> None:

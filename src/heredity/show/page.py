@@ -203,7 +203,9 @@ def source() -> str:
 
 def _policy(allowed: str) -> str:
     digest = base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
+    # blob: pictures that the script itself makes of its charts, to be saved
+    own = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src blob:"
+    return f"default-src 'none'; {own}{allowed}"
 
 
 def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
@@ -214,7 +216,7 @@ def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
         "policy": policy,
         "style": _file("page.css"),
         "script": _file("page.js"),
-        "findings": _plain(data),
+        "findings": _plain(data).encode(errors="replace").decode(),  # half a character cannot be written
         "data": embedded(data),
     }
     # one pass, so that nothing that is put in can be taken for a place to put something

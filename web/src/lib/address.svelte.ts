@@ -8,8 +8,8 @@ export type Params = Record<string, string>;
 const KEPT = ["sae", "site"]; // that hold on every page
 
 function parse(hash: string): { page: string; params: Params } {
-  const [path, query = ""] = hash.replace(/^#\/?/, "").split("?");
-  return { page: decodeURIComponent(path), params: Object.fromEntries(new URLSearchParams(query)) };
+  const [page, query = ""] = hash.replace(/^#\/?/, "").split("?"); // names of pages need no decoding
+  return { page, params: Object.fromEntries(new URLSearchParams(query)) };
 }
 const encode = (text: string): string =>
   encodeURIComponent(text).replaceAll("%2F", "/").replaceAll("%3E", ">").replaceAll("%20", "+");

@@ -5,7 +5,18 @@ interface RawEnd {
   r: number[];
   match: number[];
   verdict: number[];
-  [figure: string]: (number | null)[];
+  examined?: Record<string, Examined>;
+  [figure: string]: (number | null)[] | Record<string, Examined> | undefined;
+}
+/** What became of a lost, changed or new feature that was looked at by itself. */
+export interface Examined {
+  fate: string;
+  readable_apart: number | null;
+  first: number;
+  second: number;
+  pair_r: number | null;
+  absorber: number;
+  absorbed: number | null;
 }
 export interface RawColumns {
   tokens: string[];
@@ -28,6 +39,13 @@ export interface RawColumns {
   chains: Record<string, Record<string, { r: number[]; own: number[] }>>;
   /** Of features that have cards. */
   audits?: Record<string, Audit[]>;
+  families?: Record<string, Family>;
+}
+/** A feature in every model that the lineage connects it with, itself first. */
+export interface Family {
+  members: (Member & { explanation: Label | null })[];
+  pairs: { model_a: string; feature_a: number; model_b: string; feature_b: number; r: number | null }[];
+  near: { model: string; feature: number; edge: string; other: string; matches: { feature: number; r: number }[] }[];
 }
 /** Text that an explanation was scored on, with what it predicts there. */
 export interface Audit {
@@ -38,7 +56,7 @@ export interface Audit {
   predicted: number[];
 }
 export type EndName = "parent" | "child";
-export const FIGURES = ["stability", "direction", "map_r", "transmission", "strength"];
+export const FIGURES = ["stability", "direction", "map_r", "transmission", "strength", "readable", "retained"];
 
 /** One end of an edge: by feature, its best match at the other end. */
 export interface End {
@@ -52,6 +70,8 @@ export interface End {
   /** r of live features, rising: counts above a threshold are found by halving. */
   sorted: Int16Array;
   figures: Record<string, (number | null)[]>;
+  /** By feature, of those that were looked at by themselves. */
+  examined: Record<string, Examined>;
 }
 export interface EdgeColumns {
   edge: string;
@@ -147,7 +167,8 @@ export class Columns {
       match: Int32Array.from(raw.match),
       verdict: Uint8Array.from(raw.verdict),
       sorted: r.filter((value) => value > this.none).sort(),
-      figures: Object.fromEntries(FIGURES.filter((figure) => raw[figure]).map((figure) => [figure, raw[figure]])),
+      figures: Object.fromEntries(FIGURES.filter((figure) => raw[figure]).map((figure) => [figure, raw[figure] as (number | null)[]])),
+      examined: raw.examined ?? {},
     };
   }
 

@@ -1,7 +1,7 @@
 /** Findings, in the order they are read, and the evidence that each leads to. */
 import { address } from "./address.svelte";
 import { DATA, NODE, rowsOf, type Statement } from "./data";
-import { hasFeatures } from "./shows";
+import { hasFeatures, pageOf } from "./shows";
 
 /** First questions, with their words; others are folded away. */
 export const QUESTIONS: Record<string, string> = {
@@ -29,7 +29,7 @@ export function evidenceOf(one: Statement): Evidence[] {
   const names = TABLES[one.question] ?? [];
   const name = [...names, ...Object.keys(DATA.tables)].find((table) => DATA.tables[table] && (names.includes(table) || !names.length));
   const part = DATA.sections.find((section) => name && section.tables.includes(name));
-  const links = [{ title: "table", href: part ? address.link("results", { part: part.kind, table: name }) : address.link("results") }];
+  const links = [{ title: "table", href: !name || !part ? address.link("results") : address.link(pageOf(name), { part: pageOf(name) === "results" ? part.kind : null, table: name }) }];
   const verdict = { inherited: "kept", lost: "lost", changed: "changed", new: "new" }[one.question];
   const edges = rowsOf("verdicts", { instrument: one.instrument, text: "common", end: "parent" }).map((row) => row.edge as string);
   // the sentence names the parent that it is about

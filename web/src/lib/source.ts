@@ -1,6 +1,7 @@
 /** Where features come from: the page itself, or the server that gave it. Pages ask a `Source` and do not know which. */
 import { DATA, type Card } from "./data";
-import { Columns, type Logits, type Note, type RawColumns, type Shown } from "./features";
+import { followed } from "./family";
+import { Columns, type Family, type Logits, type Note, type RawColumns, type Shown } from "./features";
 
 export interface Place {
   instrument: string;
@@ -13,6 +14,8 @@ export interface Source {
   columns(place: Place): Promise<Columns | null>;
   /** A feature with its text; null where the page does not hold it. Rejects with the reason of a refusal. */
   feature(place: Place, model: string, feature: number): Promise<Shown | null>;
+  /** The feature in every model; null where there is no such feature. */
+  family(place: Place, model: string, feature: number): Promise<Family | null>;
   /** What a feature predicts; the server loads its model for that. */
   logits(place: Place, model: string, feature: number): Promise<Logits | null>;
   notes(): Promise<Note[]>;
@@ -53,6 +56,10 @@ const embedded: Source = {
     return { ...rest, ...own, site: place.site, kind: null, notes: [], levels: [top, ...levels], drawn: [], silent: [],
       logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [] };
   },
+  async family(place, model, feature) {
+    const columns = await embedded.columns(place);
+    return columns?.raw.families?.[`${model}/${feature}`] ?? (columns ? followed(columns, model, feature) : null);
+  },
   async logits() {
     return null;
   },
@@ -85,6 +92,7 @@ const server: Source = {
     const kind = one.class && [one.class.class, one.class.domain && `in ${one.class.domain}`].filter(Boolean).join(", ");
     return { ...one, kind, label: one.explanation, contexts, logits: null };
   },
+  family: (place, model, feature) => ask("family", { id: `${model}/${feature}`, ...place }),
   logits: (place, model, feature) => ask("logits", { id: `${model}/${feature}`, ...place }),
   notes: () => ask("notes", {}),
   tried: (text, instrument) => ask("try", {}, { text, instrument }),

@@ -1,0 +1,97 @@
+"""Pictures of every page of a run, light and dark, and those of docs/; needs playwright and chromium.
+
+    python benchmarks/pages.py STUDY FOLDER [--runs RUNS]  # all of them, as PAGE-light.png and PAGE-dark.png
+    python benchmarks/pages.py demo docs --docs            # what docs/serve.md and the README show, and docs/demo.html
+
+The run is served, so that every feature has its text; docs/demo.html is what `heredity report` writes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serve import started, stopped
+
+DOCS = {"": "overview", "flow": "flow", "feature": "feature", "family": "family"}  # pages that docs/ shows
+LIMIT = 2_000_000  # bytes of docs/demo.html
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """The system's browser, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def drawn(page: Any) -> None:
+    """Wait until what the page reads is there, and its pictures have their width."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("main h1").first).to_be_visible(timeout=60_000)
+    expect(page.locator("main")).not_to_contain_text("eading ", timeout=60_000)
+    expect(page.locator("main")).not_to_contain_text("Following it", timeout=60_000)
+    page.wait_for_timeout(300)
+
+
+def addresses(page: Any, url: str) -> dict[str, str]:
+    """Every page by its name in the address; of the feature and the family the one that the run says most of."""
+    page.goto(f"{url}#/family")
+    drawn(page)
+    links = page.get_by_role("navigation", name="Pages").get_by_role("link").all()
+    found = {address.removeprefix("#/"): address for one in links if (address := one.get_attribute("href"))}
+    case = page.locator("main .case a, main .heat tbody th a").first.get_attribute("href")
+    id_ = case.partition("id=")[2].partition("&")[0]
+    return found | {"family": case, "feature": f"#/feature?id={id_}"}
+
+
+def pictures(url: str, folder: Path, docs: bool) -> None:
+    """Write the pictures of all pages, or of those that docs/ shows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        for colors in ("light",) if docs else ("light", "dark"):
+            size = {"width": 1280, "height": 800}
+            page = browser.new_context(viewport=size, color_scheme=colors).new_page()
+            for name, address in addresses(page, url).items():
+                if docs and name not in DOCS:
+                    continue
+                page.goto(f"{url}{address}")
+                drawn(page)
+                file = f"page-{DOCS[name]}.png" if docs else f"{name or 'overview'}-{colors}.png"
+                page.screenshot(path=folder / file, full_page=not docs)
+                print(folder / file, (folder / file).stat().st_size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--docs", action="store_true")
+    options = parser.parse_args()
+    process, client, _ = started(options.study, options.runs)
+    try:
+        pictures(client.url, options.folder, options.docs)
+    finally:
+        stopped(process)
+    if options.docs:
+        out = options.folder / f"{Path(options.study).stem}.html"
+        words = ["report", options.study, "--runs", str(options.runs), "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "heredity", *words], check=True, stdout=subprocess.DEVNULL)
+        assert out.stat().st_size < LIMIT, f"{out} is larger than {LIMIT:,} bytes; lower [report] features"
+        print(out, out.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()

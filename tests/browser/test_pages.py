@@ -1,0 +1,157 @@
+"""Every page, in a browser, of a file and of a server: drawn without an error, reached by clicks, left by Back."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from browser.visit import plain, written
+from heredity.analyses.inspector import Inspector
+from heredity.show import page
+from show.runs import all_columns, run_of
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """The page's data of a run with example rows of every declared table."""
+    return page.page_data(run_of(tmp_path_factory.mktemp("run")), all_columns())
+
+
+def test_every_page_is_reached_by_a_click_and_left_by_back(visit, home):
+    there = visit(home)
+    pages = there.pages()
+    assert {"Overview", "Flow", "Features", "Families", "Lost and new", "Merge", "Quality"} < {
+        title for title, _ in pages
+    }
+    assert ("Try your own text" in dict(pages)) == home.startswith("http")
+    links = there.page.get_by_role("navigation", name="Pages").get_by_role("link")
+    heads = []
+    for number, (title, address) in enumerate(pages):
+        links.nth(number).click()
+        there.drawn()
+        assert there.hash == address and there.page.title().startswith(f"{title} · s · heredity")
+        assert there.page.locator("nav [aria-current=page]").inner_text() == title
+        heads.append(there.main.locator("h1").inner_text())
+    assert len(set(heads)) == len(pages)
+    for (_, address), head in list(zip(pages, heads, strict=True))[-2::-1]:
+        there.back()
+        there.expect(there.main.locator("h1")).to_have_text(head)
+        assert there.hash == address
+
+
+def test_an_address_opens_the_same_view_in_a_new_window(visit, home):
+    first = visit(home)
+    for address in ("#/features?model=sums&verdict=kept", "#/flow?t=0.62", "#/feature?id=both/3", "#/family?id=base/4"):
+        said = first.go(address)
+        assert visit(home, address).text() == said, address
+
+
+def test_the_ways_lead_on_from_the_overview_to_a_feature_and_its_matches(visit, home):
+    there = visit(home)
+    band = there.main.locator("figure a.band[href]").first
+    words = band.get_attribute("aria-label")
+    (count,) = re.findall(r": ([\d,]+) of ", words)
+    band.focus()
+    there.sees(words[:40], "main .said")
+    there.page.keyboard.press("Enter")
+    there.drawn()
+    there.sees(re.compile(rf"^{count} of [\d,]+ features"), "main .total")
+    row = there.main.get_by_role("table", name="Features").locator(".name a").first
+    id_ = row.inner_text().strip()
+    row.click()
+    there.drawn()
+    there.expect(there.main.locator("h1")).to_have_text(id_)
+    match = there.main.locator(".match a").first
+    other = match.inner_text()
+    match.click()
+    there.expect(there.main.locator("h1")).to_have_text(other)
+    for head in (id_, "Features"):
+        there.back()
+        there.expect(there.main.locator("h1")).to_have_text(head)
+    there.sees(re.compile(rf"^{count} of"), "main .total")
+
+
+def test_a_feature_says_the_reason_of_every_verdict(visit, homes, lineage):
+    rows = Inspector(lineage.run).shown("sums", 5)["verdicts"]
+    said = visit(homes["server"], "#/feature?id=sums/5").text()
+    assert rows and all(plain(row["reason"]) in said for row in rows)
+
+
+def test_sentences_lead_to_their_evidence(visit, homes):
+    there = visit(homes["file"])
+    links = [one.get_attribute("href") for one in there.main.locator(".finding a").all()]
+    assert len(links) > 5
+    for address in dict.fromkeys(links):
+        there.go(address)
+        name = re.search(r"[?&]table=(\w+)", address)
+        if name:
+            there.expect(there.page.locator(f"#table-{name[1]}")).to_be_in_viewport()
+
+
+def test_every_declared_table_is_drawn_on_some_page(visit, examples, tmp_path):
+    there = visit(written(examples, tmp_path))
+    drawn = set()
+    addresses = [address for _, address in there.pages()]
+    addresses += [f"#/results?part={part['kind']}" for part in examples["sections"]]
+    for address in addresses:
+        there.go(address)
+        shows = there.main.get_by_role("group", name="Part", exact=True).get_by_role("button").all()
+        for press in shows or [None]:  # the parts of a stitch
+            if press:
+                press.click()
+            drawn |= {one.get_attribute("id").removeprefix("table-") for one in there.main.locator(".block").all()}
+    elsewhere = {"corpora"}  # drawn in a way of its own
+    assert sorted(set(examples["tables"]) - elsewhere - drawn) == []
+
+
+def test_figures_are_written_with_their_shares_and_intervals(visit, examples, tmp_path):
+    there = visit(written(examples, tmp_path))
+    assert "sums kept 80 of 100" in there.text() and "80 % kept" in there.text(), "in words and on the band"
+    table = there.go("#/results?part=match")
+    assert "90 70 %" in table and "[87–93]" in table, "a count, its share and its interval"
+    features = there.go("#/features?model=base&verdict=kept")
+    assert "4 of 32 features" in features and "base/3" in features and "base/4" not in features
+    one = there.go("#/feature?id=base/1")
+    assert "What became of it, and why" in one and "predicted" in one
+    assert "from base" in there.go("#/flow?t=0.8") and "0.80" in there.text()
+
+
+def test_several_sites_are_shown_side_by_side(visit, examples, tmp_path):
+    sites = [*examples["sites"], "blocks.1.mlp.hook_post"]
+    layers = examples["tables"]["layers"]
+    size = layers["rows"]
+    values = layers["values"] | {"site": [sites[at % 2] for at in range(size)]}
+    data = examples | {"sites": sites, "tables": examples["tables"] | {"layers": layers | {"values": values}}}
+    there = visit(written(data, tmp_path), "#/layers")
+    assert there.main.locator("figure svg").count() and there.main.get_by_role("table").count()
+    there.page.locator(".switches").get_by_label("Site").select_option(sites[1])
+    there.drawn()
+    assert there.hash == f"#/layers?site={sites[1]}"
+
+
+@pytest.mark.parametrize("kind", ["a lineage alone", "one model and nothing measured"])
+def test_less_is_drawn_of_a_run_that_has_less(kind, visit, examples, tmp_path):
+    if kind == "a lineage alone":
+        data = page.page_data(run_of(tmp_path / "run", whole=False), all_columns())
+    else:
+        empty = {"tables": {}, "sections": [], "statements": [], "notes": [], "graph": examples["graph"][:1]}
+        data = examples | empty | {"inspector": {}, "features": {}}
+    there = visit(written(data, tmp_path))
+    assert ("80 % kept" if kind == "a lineage alone" else "This study has no parent and child") in there.text()
+    for _, address in there.pages():
+        there.go(address)
+
+
+def test_what_is_not_there_is_said(visit, home):
+    there = visit(home)
+    assert "There is no feature base/99999 here" in there.go("#/feature?id=base/99999")
+    assert "No feature is named" in there.go("#/feature")
+    assert "base/99999" in there.go("#/family?id=base/99999") and "All families" in there.text()
+    assert "No feature fits" in there.go("#/features?words=zzzz+zzzz")
+    there.go("#/nowhere")
+    there.expect(there.main.locator("h1")).to_have_text("s")
+    if home.startswith("http"):  # a refusal of the server is logged by the browser itself
+        there.logged = [line for line in there.logged if "404" not in line]
