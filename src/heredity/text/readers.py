@@ -358,7 +358,7 @@ def _parquet(file: Path, columns: Sequence[str], others: Sequence[str]) -> Itera
         if _is_bomb(unpacked, packed := file.stat().st_size):
             raise _bomb(file, unpacked, packed)
         batches = table.iter_batches(batch_size=_TOGETHER, columns=wanted)
-        yield from _placed(file, (row for batch in batches for row in batch.to_pylist()))
+        yield from _placed(row for batch in batches for row in batch.to_pylist())
 
 
 def _arrow(file: Path, columns: Sequence[str], others: Sequence[str]) -> Iterator[Row]:
@@ -374,27 +374,13 @@ def _arrow(file: Path, columns: Sequence[str], others: Sequence[str]) -> Iterato
             batches = map(reader.get_batch, range(reader.num_record_batches))
         names = reader.schema.names
         wanted = _wanted(names, [column.split(".")[0] for column in columns], others) or names
-        parts = (
-            batch.select(wanted).slice(start, _TOGETHER)
+        yield from _placed(
+            row
             for batch in batches
             for start in range(0, batch.num_rows, _TOGETHER)
+            for row in batch.select(wanted).slice(start, _TOGETHER).to_pylist()
         )
-        yield from _placed(file, (row for part in parts for row in part.to_pylist()))
 
 
-def _placed(file: Path, table: Iterator[dict[str, Any]]) -> Iterator[Row]:
-    """Rows with their numbers. Raises CorpusError where they come to more than any text does: a table that keeps a text
-    once can name it a thousand times."""
-    packed, unpacked = file.stat().st_size, 0
-    for number, row in enumerate(table, start=1):
-        unpacked += _characters(row)
-        if _is_bomb(unpacked, packed):
-            raise _bomb(file, unpacked, packed)
-        yield f"row {number}", row
-
-
-def _characters(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(_characters, parts))
+def _placed(table: Iterator[dict[str, Any]]) -> Iterator[Row]:
+    yield from ((f"row {number}", row) for number, row in enumerate(table, start=1))
