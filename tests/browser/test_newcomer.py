@@ -59,7 +59,7 @@ def lost(lineage, tmp_path_factory):
 
 
 def test_a_newcomer_finds_what_the_merge_lost_and_says_what_it_was(visit, lost):
-    """One click, on the page of what was lost, which begins where something is; one more for all that is known of it."""
+    """One click, on the page of what was lost, which begins where something is; one more for all that is known."""
     home, feature, token = lost
     there = visit(home)
     there.page.get_by_role("navigation", name="Pages").get_by_role("link", name="Lost and new").click()
