@@ -351,10 +351,9 @@ class Bars(Watcher):
         share, left = TextColumn("{task.percentage:>3.0f} %"), TextColumn("left")
         columns = (TextColumn("{task.description:<32}"), BarColumn(), share, TimeElapsedColumn(), left)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}  # of the stages at work
         self._count = 0
         self.stages = 0  # how many there are
-        self.stage = ""  # label of the one at work
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -365,20 +364,16 @@ class Bars(Watcher):
 
     def start(self, stage: Any) -> None:
         """A stage begins."""
-        self._count += 1
-        self.stage = stage.label
-        self._task = self._progress.add_task(stage.label, total=None)
+        self._tasks[stage.label] = self._progress.add_task(stage.label, total=None)
 
-    def progress(self, stage: Any, done: int, total: int) -> None:  # noqa: ARG002 - the engine's protocol
+    def progress(self, stage: Any, done: int, total: int) -> None:
         """A stage has come this far."""
-        if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+        self._progress.update(self._tasks[stage.label], completed=done, total=total)
 
     def end(self, stage: Any, seconds: float, cached: bool) -> None:
         """A stage is complete."""
-        self.stage = ""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
+        self._count += 1
+        self._progress.remove_task(self._tasks.pop(stage.label))
         if not cached:
             place = f"{self._count:>{len(str(self.stages))}}/{self.stages}"
             self._console.print(f"  {place}  {stage.label:<44} {seconds:6.1f} s")
