@@ -75,6 +75,10 @@ class Cluster(NamedTuple):
                 )
 
 
+def _resource(node: Mapping[str, Any], name: str) -> float:
+    return float(node["Resources"].get(name, 0.0))
+
+
 @contextlib.contextmanager
 def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     """A Ray cluster: the one at an address (`auto`, `ray://host:10001`, or of the environment's RAY_ADDRESS), or one
@@ -236,7 +240,7 @@ def _same_everywhere(store: Store, at: Cluster) -> None:
                 continue  # it died meanwhile
             if version != __version__:
                 raise ClusterError(
-                    f"node {address}: has heredity {version}, and {__version__} runs; install one version"
+                    f"node {address}: has heredity {version}, here is {__version__}; install one version"
                 )
             if seen != token:
                 raise ClusterError(

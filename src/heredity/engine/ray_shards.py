@@ -63,7 +63,7 @@ class _RayJob(Job[S]):
         self._number = uuid.uuid4().hex
         self._opened = opened
         asks = {"num_cpus": shards.threads, "num_gpus": GPU_SHARE if shards.gpu else 0}
-        self._task = _unit.options(**asks, max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD")
+        self._task = _unit.options(**asks, max_retries=RETRIES, scheduling_strategy="SPREAD")
         self._join = _joined.options(num_cpus=shards.threads, max_retries=RETRIES)
         self._threads = shards.threads
 
@@ -116,11 +116,9 @@ class _RayJob(Job[S]):
                 if len(levels[level]) < _FAN:
                     break
                 ref, levels[level] = self._join.remote(self._threads, join, *levels[level]), []
+        left = [ref for level in reversed(levels) for ref in level]  # on a higher level are earlier units
         with _own_errors():
-            # What stands on a higher level came from earlier units.
-            return ray.get(
-                self._join.remote(self._threads, join, *(ref for level in reversed(levels) for ref in level))
-            )
+            return ray.get(self._join.remote(self._threads, join, *left))
 
 
 @ray.remote

@@ -105,12 +105,8 @@ class Shared:
         mine = {"host": socket.gethostname(), "process": os.getpid()}
         held, ended = f"{self.url} is being written by process", threading.Event()
         if not self._created(mine | {"until": time.time() + _FREE_AFTER}):
-            with contextlib.suppress(ValueError, TypeError, AttributeError):
-                other = json.loads(self.read(_LOCK) or b"{}")
-                dead = other.get("host") == mine["host"] and not alive(int(other["process"]))
-                if float(other.get("until", 0.0)) > time.time() and not dead:
-                    whose = f"{other.get('process')} on {other.get('host')}"
-                    raise StorageError(f"{held} {whose}; wait for it, or choose another place with --runs") from None
+            if (whose := self._holder(mine["host"])) is not None:
+                raise StorageError(f"{held} {whose}; wait for it, or choose another place with --runs")
             self.remove(_LOCK)
             if not self._created(mine | {"until": time.time() + _FREE_AFTER}):
                 raise StorageError(f"{held} that began just now; wait for it, or choose another place with --runs")
@@ -129,6 +125,17 @@ class Shared:
             thread.join()
             with contextlib.suppress(StorageError):
                 self.remove(_LOCK)
+
+    def _holder(self, host: str) -> str | None:
+        """Who holds the lock; None where nobody does any more."""
+        content = self.read(_LOCK) or b"{}"
+        try:
+            other = json.loads(content)
+            process, where, until = int(other["process"]), str(other["host"]), float(other["until"])
+        except (ValueError, LookupError, TypeError):
+            return None
+        gone = until < time.time() or (where == host and not alive(process))
+        return None if gone else f"{process} on {where}"
 
     def _created(self, value: dict[str, Any]) -> bool:
         """Write the lock if there is none."""
