@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +93,7 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = address or os.environ.get("RAY_ADDRESS")
-    mine = not ray.is_initialized()
+    mine, terminated = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if mine and address:
         try:
@@ -108,6 +110,8 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
             _node_ip_address="127.0.0.1",
             **quiet,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray takes the signal for itself
     try:
         nodes = tuple(node for node in ray.nodes() if node["Alive"] and _resource(node, "CPU") >= 1)
         if not nodes:
