@@ -116,6 +116,7 @@ def main() -> None:
     for workers in (1, 2):
         start, _ = clocked(
             lambda n=workers: ray.init(
+                "local",
                 num_cpus=n,
                 object_store_memory=200 << 20,
                 include_dashboard=False,

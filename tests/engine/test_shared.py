@@ -219,6 +219,18 @@ def test_what_is_left_over_is_deleted_there_as_well(url, store):
     assert not gone.exists() and Store(store.root).find("sae", "base", "b" * 64) is None
 
 
+def test_a_file_of_the_study_itself_is_the_one_that_was_shared_last(url, store, monkeypatch, tmp_path):
+    other = elsewhere(url, monkeypatch, tmp_path)
+    assert not other.file("run.json").exists()
+    for content in ("1", "2"):
+        with store.lock():
+            (store.root / "run.json").write_text(content)
+            store.share("run.json")
+        assert other.file("run.json").read_text() == content
+    store.shared.remove("run.json")
+    assert not other.file("run.json").exists() and [one.name for one in other.root.iterdir()] == []
+
+
 def test_a_plain_path_is_itself_and_an_unknown_scheme_is_refused():
     assert place("runs/x") == Path("runs/x") and place("file:///a/b") == Path("/a/b")
     with pytest.raises(StorageError, match="nonsense://x: is no storage that is known"):

@@ -104,6 +104,7 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     elif mine:
         workers = min(workers, processors())
         ray.init(
+            "local",  # else what an earlier cluster left would be looked for
             num_cpus=processors(),
             object_store_memory=_OBJECT_STORE * workers,
             include_dashboard=False,

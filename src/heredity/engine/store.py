@@ -267,13 +267,17 @@ class Store:
 
     def file(self, name: str) -> Path:
         """A file of the study's folder itself, as it is on the shared storage, if it lies there."""
+        path, partial = self.root / name, self.root / f".{name}.{uuid.uuid4().hex}"
         if self.shared is not None:
             self.root.mkdir(parents=True, exist_ok=True)
-            with whole(self.root / name) as partial:
-                if not self.shared.get(name, partial):
-                    (self.root / name).unlink(missing_ok=True)
-                    return self.root / name
-        return self.root / name
+            try:
+                if self.shared.get(name, partial):
+                    partial.replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            finally:
+                partial.unlink(missing_ok=True)
+        return path
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
