@@ -113,6 +113,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     seconds, here = measured(Here(), *sizes)
     rows.append({"workers": "here"} | seconds)
+    engine.on_loopback()
     for workers in (1, 2):
         start, _ = clocked(
             lambda n=workers: ray.init(
@@ -122,7 +123,6 @@ def main() -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
             )
         )
         costs = overhead(workers)

@@ -103,12 +103,12 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
             raise ClusterError(f"--address {address}: no Ray cluster answers ({reason(error)}); {way_out}") from error
     elif mine:
         workers = min(workers, processors())
+        on_loopback()
         ray.init(
             "local",  # else what an earlier cluster left would be looked for
             num_cpus=processors(),
             object_store_memory=_OBJECT_STORE * workers,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             **quiet,
         )
     if threading.current_thread() is threading.main_thread():
@@ -121,6 +121,13 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     finally:
         if mine:
             ray.shutdown()
+
+
+def on_loopback() -> None:
+    """Have the cluster of this machine listen on loopback alone. Ray does so where it takes no part in clusters, as on
+    macOS, and has no argument for it: it puts the machine's outer address in the place of 127.0.0.1."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # of its processes
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def run(

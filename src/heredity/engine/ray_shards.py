@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import time
 import uuid
 from collections import deque
@@ -164,7 +165,7 @@ def _cancel(refs: Iterable[Any]) -> None:
 @cache
 def begin(threads: int) -> None:
     """Set up a worker of so many threads, once."""
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if "torch" in sys.modules:  # it has read the environment
+        sys.modules["torch"].set_num_threads(threads)
