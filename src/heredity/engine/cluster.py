@@ -239,7 +239,7 @@ def _same_everywhere(store: Store, at: Cluster) -> None:
     probes = {}
     for node in at.nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        probes[_probe.options(num_cpus=1, scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]
+        probes[_probe.options(num_cpus=0, scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]
     try:
         for one, address in probes.items():
             try:

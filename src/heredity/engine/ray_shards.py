@@ -98,7 +98,7 @@ class _RayJob(Job[S]):
         with _own_errors():
             result = ray.get(ended[0])
         waiting.popleft()
-        _cancel(ref for ref in first.refs if ref is not ended[0])
+        _cancel((ref for ref in first.refs if ref is not ended[0]), force=True)  # it may hang for good
         return result
 
     def reduce(self, work: Callable[[S, U], R], units: Iterable[U], join: Callable[[list[R]], R]) -> R:
@@ -156,10 +156,10 @@ def _own_errors() -> Iterator[None]:
         raise WorkerError(f"{died}; where memory ran out, use a larger node or fewer workers") from error
 
 
-def _cancel(refs: Iterable[Any]) -> None:
+def _cancel(refs: Iterable[Any], force: bool = False) -> None:
     for ref in refs:
         with contextlib.suppress(RayError, ValueError):
-            ray.cancel(ref)
+            ray.cancel(ref, force=force)
 
 
 @cache
