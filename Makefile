@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-triton fuzz lint format clean
+.PHONY: demo test test-all test-triton test-generic fuzz lint format page page-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/heredity demo
@@ -19,6 +19,10 @@ test-triton: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .triton --no-deps triton 'numpy<2.4'
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels/test_triton_forms.py
 
+# What a processor without x86's wide instructions runs: plain float32 products, torch's and numba's generic code.
+test-generic: $(VENV)/.installed-dev
+	HEREDITY_SCREEN=float32 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q tests/kernels tests/sae
+
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/fuzz.py --cases 100000 --state .fuzz
 
@@ -27,6 +31,16 @@ lint: $(VENV)/.installed-dev
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The page of reports and of the server, from web/; needs node. What it builds is checked in.
+page: web/node_modules/.package-lock.json
+	cd web && npm run check && npm run build
+
+page-check: page
+	git diff --exit-code --stat -- src/heredity/show/page
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

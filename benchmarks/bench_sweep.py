@@ -2,11 +2,13 @@
 
     python benchmarks/bench_sweep.py [--quick] [--json] [--write] [--tokens N] [--pairs N]
 
-Both start from two model folders and end with accuracy and cross-entropy of every merge on both parents' validation
-sets. Ours is `heredity.lm.sweep`, told not to bisect; it evaluates one point more, the equilibrium, and draws its
-intervals. mergekit runs in this process, so that its imports are not counted; its merges are evaluated by transformers'
-own forward pass, and for a second ratio by `heredity.lm.evaluate`, as ours are. The floor is that evaluation alone. The
-more tokens, the more both are evaluation, so a case with none shows what making the merges costs.
+Both start from two model folders and end with the t where the accuracies on both parents' validation sets cross.
+Ours is `heredity.lm.sweep`, told not to bisect: it evaluates the points of the grid that t and its interval hang on,
+and the crossing, and draws the intervals; its t and interval are held against those of its own whole grid. mergekit
+runs in this process, so that its imports are not counted; its merges are evaluated by transformers' own forward pass,
+and for a second ratio by `heredity.lm.evaluate`, as ours are. The floor is that evaluation of the whole grid alone,
+beside our whole grid. The more tokens, the more both are evaluation, so a case with none shows what making the merges
+costs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from paired import Benchmark, in_turn, main, note, peak_of, peer, ratio, rounded
 
 from heredity.lm.evaluate import evaluate
 from heredity.lm.load import load_model, mistral_config, new_model, save_model
-from heredity.lm.sweep import Bench, sweep
+from heredity.lm.sweep import Bench, Sweep, crossing, sweep
 from heredity.study import ArchitectureConfig, Precision
 
 PARENTS = ("first", "second")
@@ -112,15 +114,13 @@ def predicted(model: Any, count: int, sizes: Sizes, seed: int) -> np.ndarray:
     return ids.numpy()
 
 
-def ours(job: Job, precision: Precision = "bf16") -> dict[float, dict[str, float]]:
-    """Our sweep from the folders on; accuracies by t and parent."""
+def ours(job: Job, precision: Precision = "bf16", adaptive: bool = True) -> Sweep:
+    """Our sweep from the folders on, to the grid's crossing: no bisection, since its tolerance is the whole range."""
     first, second = (load_model(job.parent(name)) for name in PARENTS)
     blocks = {name: {"text": job.blocks[name]} for name in PARENTS}
     model = load_model(job.parent("first"))
-    states = first.state_dict(), second.state_dict()
-    # A tolerance of the whole range: no bisection.
-    found = sweep(model, *states, "slerp", blocks, job.sizes.points, tolerance=1.0, precision=precision)
-    return {point.t: point.accuracy for point in found.points}
+    given = "slerp", blocks, job.sizes.points, 1.0, precision
+    return sweep(model, first.state_dict(), second.state_dict(), *given, adaptive=adaptive)
 
 
 def merged_by_mergekit(job: Job, t: float, out: str) -> None:
@@ -202,29 +202,38 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def timed(job: Job, tokens: int, pairs: int, weights: float) -> dict[str, Any]:
     """Both sweeps and the evaluations alone in turn, and whether their accuracies agree."""
-    found: dict[str, dict[float, dict[str, float]]] = {}
+    theirs: dict[float, dict[str, float]] = {}
     calls = {
-        "ours": lambda: found.update(ours=ours(job)),
-        "theirs": lambda: found.update(theirs=mergekit(job, by_transformers)),
+        "ours": lambda: ours(job),
+        "theirs": lambda: theirs.update(mergekit(job, by_transformers)),
         "same_evaluation": lambda: mergekit(job, accuracies),
+        "whole_grid": lambda: ours(job, adaptive=False),
         "floor": partial(evaluations, job),
     }
     short = job._replace(sizes=job.sizes._replace(points=2))
     ours(short), mergekit(short, by_transformers)
     seconds = in_turn(calls, pairs, warm_up=0)
-    exact = ours(job, "float32")  # where bf16 is native, its rounding alone changes what a model predicts
-    apart = max(abs(exact[t][name] - found["theirs"][t][name]) for t in job.grid for name in PARENTS)
+    # where bf16 is native, its rounding alone changes what a model predicts
+    exact, whole = ours(job, "float32"), ours(job, "float32", adaptive=False)
+    at = {point.t: point.accuracy for point in whole.points}
+    apart = max(abs(at[t][name] - theirs[t][name]) for t in job.grid for name in PARENTS)
+    t, crossed = crossing(job.grid, [theirs[t][PARENTS[0]] - theirs[t][PARENTS[1]] for t in job.grid])
     same = weights <= WEIGHTS_TOLERANCE and apart <= ACCURACY_TOLERANCE
+    same_t = (exact.t, exact.crossed, exact.interval) == (whole.t, whole.crossed, whole.interval)
     return {
         "case": f"{tokens} tokens a parent",
         "ratio": ratio(seconds["theirs"], seconds["ours"]),
         "ratio_with_our_evaluation": ratio(seconds["same_evaluation"], seconds["ours"]),
-        "floor_ratio": ratio(seconds["ours"], seconds["floor"])["median"],
+        "ratio_of_whole_grid": ratio(seconds["theirs"], seconds["whole_grid"]),
+        "floor_ratio": ratio(seconds["whole_grid"], seconds["floor"])["median"],
         "ours": {"seconds": spread(seconds["ours"])},
         "theirs": {"seconds": spread(seconds["theirs"])},
         "floor": {"seconds": spread(seconds["floor"])},
+        "points": {"ours": len(exact.points), "theirs": len(theirs)},
         "agree": {"weights_error": rounded(weights), "accuracy_differs": rounded(apart), "same_sweep": same}
-        | {f"accuracy_of_{name}_at_0": rounded(found["ours"][0.0][name]) for name in PARENTS},
+        | {"same_t_and_interval_as_whole_grid": same_t, "t_differs_from_theirs": rounded(abs(whole.t - t))}
+        | {"crossed": crossed, "interval": list(map(rounded, whole.interval))}
+        | {f"accuracy_of_{name}_at_0": rounded(at[0.0][name]) for name in PARENTS},
     }
 
 

@@ -30,6 +30,7 @@ from paired import complete, in_turn, ratio, rendered, rounded, spread, written
 from planted import oracle, vectors, world
 from sae_peers import PEERS, Setting, saelens
 from torch import Tensor
+from track import pair
 
 from heredity.features.acts import FeatureActs
 from heredity.kernels.pearson import TopPearson, top_pearson
@@ -286,37 +287,13 @@ def peers(shape: Shape) -> Iterator[Row]:
 
 def models() -> Iterator[Row]:
     """`heredity track` of two random models and an SAE: parent, and a child with a part of its weights moved."""
-    from heredity.lm.load import mistral_config, new_model, save_model
-    from heredity.sae.formats import write_sae
-    from heredity.sae.model import new_sae
-    from heredity.study import ArchitectureConfig
-    from heredity.text.tokens import train_tokenizer
-
     width, layers, features, tokens = (32, 2, 128, 2_000) if DRY else (2048, 16, 65536, 300_000)
-    words = np.random.default_rng(0).choice([f"{a}{b}" for a in "bdfgklmnprst" for b in "aeiou"], (tokens // 20, 40))
-    texts = [" ".join(line) for line in words]
-    with tempfile.TemporaryDirectory() as name:
-        folder, start = Path(name), time.perf_counter()
-        (folder / "text").mkdir()
-        for number, text in enumerate(texts):
-            (folder / "text" / f"{number}.txt").write_text(text)
-        tokenizer = train_tokenizer(texts, 400)
-        shape = ArchitectureConfig(d_model=width, d_mlp=4 * width, n_layers=layers, n_heads=max(2, width // 64))
-        model = new_model(mistral_config(shape, len(tokenizer), 128, tokenizer.eos_token_id), 0)
-        save_model(model, tokenizer, folder / "parent")
-        with torch.no_grad():
-            for weight in model.model.layers[: layers // 2].parameters():  # type: ignore[union-attr]
-                weight += 0.1 * weight.std() * torch.randn_like(weight) if weight.dim() > 1 else 0
-        save_model(model, tokenizer, folder / "child")
-        count = sum(weight.numel() for weight in model.parameters())
-        place = f"blocks.{layers // 2}.hook_resid_post"
-        sae = new_sae(width, features, "topk", 8 if DRY else K, torch.Generator().manual_seed(0))
-        write_sae(sae, folder / "sae", {"hook_name": place})
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        words, count = pair(Path(folder), width, layers, features, tokens, 8 if DRY else K)
         made = time.perf_counter() - start
-        words_of = ["track", folder / "parent", folder / "child", "--sae-parent", folder / "sae", "--corpus"]
-        words_of += [f"local:{folder / 'text'}", "--tokens", tokens, "--second-sae", "none", "-o", folder / "out"]
-        words_of += ["--context-size", 32] if DRY else []
-        yield _command("track", words_of) | {"parameters": count, "tokens": tokens, "seconds to make": rounded(made)}
+        words += ["--context-size", 32] if DRY else []
+        yield _command("track", words) | {"parameters": count, "tokens": tokens, "seconds to make": rounded(made)}
 
 
 def demo() -> Iterator[Row]:

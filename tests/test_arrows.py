@@ -53,7 +53,8 @@ HEAVY = {"torch", "transformers", "numba", "scipy", "datasets", "sklearn"}
 
 
 # Questions to a run get it as an argument: they name its type, and the run calls them.
-TYPED = {(f"analyses.{name}", "results") for name in ("query", "explain_on_demand", "inspector", "notes", "trial")}
+ASK = ("query", "explain_on_demand", "feature_columns", "inspector", "notes", "trial")
+TYPED = {(f"analyses.{name}", "results") for name in ASK}
 
 
 def room_of(module: str) -> int | None:

@@ -289,3 +289,14 @@ def test_a_reward_model_is_compared_by_its_activations(saved, tmp_path):
     assert result.tables["matches"].equals(expected.tables["matches"])
     recovered = [row["ce_loss_recovered"] for row in result.tables["saes"].to_pylist()]
     assert recovered[0] is not None and recovered[1] is None
+
+
+def test_a_comparison_tells_how_far_it_is_on_stderr_where_nothing_else_is_told(saved, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")  # rich's word for a terminal that can redraw
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    steps: list[tuple[int, int]] = []
+    for progress in (None, lambda done, total: steps.append((done, total))):
+        compare(saved.parent, saved.child, saved.sae, TEXTS, tokens=600, context_size=16, progress=progress)
+        told = capsys.readouterr()
+        assert ("left" in told.err) == (progress is None) and not told.out
+    assert steps and all(0 < done <= total for done, total in steps)

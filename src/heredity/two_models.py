@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -123,7 +123,8 @@ def compare(
     hook_point: by default the one that the SAE's folder names. prefix: token before every block, which is no sample
     (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
     median norms are no samples either. threshold: on r; by default chosen by evidence. trust_remote_code: run code that
-    the models' repositories ship. Raises ValueError, before any work, for tokenizers that give other ids to the same
+    the models' repositories ship. progress: called with the steps done and all; by default a bar on stderr, where that
+    is a terminal. Raises ValueError, before any work, for tokenizers that give other ids to the same
     text, identical weights, weights that are not finite, models of different width, blocks longer than their positions,
     an SAE of other weights, of another place or width; and for too few texts.
     """
@@ -166,6 +167,7 @@ def compare(
     if save_second is not None:
         save_second.mkdir(parents=True, exist_ok=True)  # before the hour that its content takes
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        progress = progress or stack.enter_context(_bar("compare"))
         for model in models:
             stack.enter_context(evaluating(model))
             stack.enter_context(read_by(model, reading))
@@ -187,6 +189,19 @@ def compare(
         return EdgeResult(tables, matches, tuple(notes))
     notes += [verdict_findings.same_activations(*names, settings.hook_point)] if same else []
     return EdgeResult({name: tables[name] for name in ("evidence", "matches", "saes")}, matches, tuple(notes))
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    """A bar with an estimate on stderr while the block runs."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = rich.TextColumn("{task.description}"), rich.BarColumn(), rich.TaskProgressColumn()
+    times = rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn()
+    with rich.Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class StitchResult(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import artifacts
 import tiny
@@ -165,6 +165,22 @@ def test_check_counts_one_pass_to_the_last_site(two: Done):
     with pytest.raises(StudyError, match=r"hook_point 'blocks\.2\.hook_resid_post': layer 2 is out of range"):
         values = study.config.model_dump(exclude_defaults=True) | {"hook_point": [FIRST, "blocks.2.hook_resid_post"]}
         check_shapes(Study.of(values, root=two.path.parent))
+
+
+def test_a_model_takes_its_weights_in_float32_and_the_file_that_they_are_read_from(two: Done, tmp_path: Path):
+    from heredity.analyses.plan import Shapes
+
+    folder = tiny.save_tiny_model(tmp_path / "parent")
+    values = two.run.study.config.model_dump(exclude_defaults=True)
+    values["model"]["parent"]["load"] = str(folder)
+    weights = Shapes(Study.of(values, root=tmp_path)).read_gib("parent") * 2**30
+    file = folder / "model.safetensors"
+    half = load_file(file)
+    save_file({name: tensor.bfloat16() for name, tensor in half.items()}, file, {"format": "pt"})
+    saved = sum(2 * tensor.numel() for tensor in half.values())
+    assert weights - Shapes(Study.of(values, root=tmp_path)).read_gib("parent") * 2**30 == pytest.approx(
+        saved, rel=0.02
+    )
 
 
 def test_a_stitching_study_has_one_site(tmp_path: Path):

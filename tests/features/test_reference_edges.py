@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from heredity.features.ends import end_of
@@ -29,7 +31,7 @@ def test_untrained_dictionaries_fire_as_often_and_only_neurons_are_the_same_unde
     x = (3 + rng.standard_normal((600, 8))).astype(np.float32)
     end = end_of([new_sae(8, 24, "topk", 3)], x[:400], x[400:])
     for make, size in ((codebook, 24), (random_decoder, 24), (neurons, 16)):
-        own, other = untrained(end, end._replace(x=x[200:], fitting=x[:200]), make, 5)
+        own, other = untrained(end, replace(end, x=x[200:], fitting=x[:200]), make, 5)
         assert own.saes[0].W_dec.shape == (size, 8) and len(other.x) == 400
         assert all(round(acts.l0) == 3 for acts in (*own.acts, *other.acts)), "around the mean, not around 0"
         assert bool((own.saes[0].W_dec == own.saes[1].W_dec).all()) == (make is neurons)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from heredity.features.acts import FeatureActs
-from heredity.features.transmission import Effects, Regression, least_squares
+from heredity.features.transmission import Effects, Predictor, Regression
 from heredity.features.verdicts import (
     CHANGED_R,
     KEPT_R,
@@ -99,7 +99,7 @@ def test_errors_are_the_spread_over_other_documents():
 
 def test_a_rotation_of_the_other_models_space_is_no_change():
     turn = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D)))[0]
-    weight, bias = least_squares(OWN, OWN @ turn)
+    weight, bias = Predictor(OWN).to(OWN @ turn)
     np.testing.assert_allclose(weight, turn, atol=1e-4)
     result = relative(DIRECTIONS @ turn, OWN @ weight + bias)
     np.testing.assert_allclose(result.transmission, 1, atol=0.03)
@@ -214,7 +214,7 @@ def test_effects_refuse_samples_that_do_not_fit():
 
 def test_least_squares_leaves_constant_dimensions_at_zero():
     x = np.concatenate([OWN, np.full((TOKENS, 1), 3.0)], axis=1)
-    weight, bias = least_squares(x, OWN + 1)
+    weight, bias = Predictor(x).to(OWN + 1)
     np.testing.assert_allclose(weight[-1], 0, atol=1e-9)
     np.testing.assert_allclose(x @ weight + bias, OWN + 1, atol=1e-3)
 
@@ -330,10 +330,10 @@ def test_a_feature_that_others_explain_has_no_effect_of_its_own():
 
 def test_models_may_differ_in_width():
     wide = np.linalg.qr(np.random.default_rng(8).standard_normal((150, D)))[0].T
-    weight, bias = least_squares(OWN, OWN @ wide)
+    weight, bias = Predictor(OWN).to(OWN @ wide)
     result = effects(ACTS, OWN, OWN @ weight + bias, OWN @ wide, DOCUMENTS)
     np.testing.assert_allclose(result.transmission, 1, atol=1e-3)
-    back, bias = least_squares(OWN @ wide, OWN)
+    back, bias = Predictor(OWN @ wide).to(OWN)
     np.testing.assert_allclose(
         effects(ACTS, OWN @ wide, OWN @ wide @ back + bias, OWN, DOCUMENTS).transmission, 1, atol=1e-3
     )

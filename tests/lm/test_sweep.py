@@ -53,7 +53,7 @@ def swept(
     first: Curve, second: Curve, n: int = 50, noise: float = 0.0, seen: list[float] | None = None, **more
 ) -> Sweep:
     judge = planted(first, second, seen, noise)
-    settings = {"points": 11, "tolerance": 0.005, "precision": "float32", "seed": 0} | more
+    settings = {"points": 11, "tolerance": 0.005, "precision": "float32", "seed": 0, "adaptive": False} | more
     return sweep(Position(0.5), FIRST, SECOND, "linear", blocks(n), evaluate=judge, **settings)
 
 
@@ -105,6 +105,28 @@ def test_the_equilibrium_is_the_crossing_nearest_the_middle_or_the_smallest_diff
     found = swept(first, second)
     assert found.crossed == crossed and found.t == pytest.approx(t, abs=0.005)
     assert (len(found.points) == 11) == (t in (0.5, 0.7))
+
+
+@pytest.mark.parametrize("points", [3, 11, 21, 101])
+@pytest.mark.parametrize(
+    ("first", "second", "few"),
+    [
+        (falling, rising, True),
+        (lambda t: 0.75 - t / 2, lambda t: 0.25 + t / 2, True),  # crosses at a point measured first
+        (lambda t: 0.5 - 0.3 * math.tanh(9 * (t - 0.62)), lambda t: 0.5, True),
+        (lambda t: 0.5 + (t - 0.12) * (t - 0.43) * (t - 0.88), lambda t: 0.5, False),  # crosses three times
+        (lambda t: 0.6 + (t - 0.7) ** 2, lambda t: 0.5, False),  # never: all is measured
+    ],
+)
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_leaving_out_points_of_the_grid_changes_neither_t_nor_its_interval(first, second, few, noise, points):
+    """noise: of blocks, each the same at every t."""
+    whole, found = (
+        swept(first, second, 200, noise, points=points, tolerance=1.0, adaptive=adaptive) for adaptive in (False, True)
+    )
+    assert (found.t, found.crossed, found.interval) == (whole.t, whole.crossed, whole.interval)
+    assert {point.t for point in found.points} <= {point.t for point in whole.points}
+    assert len(found.points) <= 11 or points == 101 or not few
 
 
 @pytest.mark.parametrize(

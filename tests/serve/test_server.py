@@ -22,6 +22,7 @@ import pytest
 
 from heredity.analyses import Pipeline
 from heredity.analyses import notes as kept
+from heredity.analyses.feature_columns import feature_columns
 from heredity.analyses.inspector import Inspector
 from heredity.errors import install
 from heredity.neuronpedia import export_neuronpedia
@@ -97,8 +98,41 @@ def test_the_page_is_that_of_the_report_and_may_ask_its_own_server_alone(client,
     report = re.search(r'id="data">(.*?)</script>', page.render(page.page_data(run)), re.DOTALL)
     assert data and report
     served, written = json.loads(data[1]), json.loads(report[1])
-    assert {**served, "created": 0} == {**written, "created": 0}
-    assert "/api/" in answer.text and "fetch(" not in page.render(page.page_data(run)), "the report asks nobody"
+    assert {**served, "created": 0, "served": False} == {**written, "created": 0} and served["served"]
+
+
+def test_all_features_come_in_columns_that_agree_with_the_run(client, run):
+    columns = get(client, "/api/columns")
+    assert columns == json.loads(json.dumps(feature_columns(Inspector(run))))
+    assert get(client, "/api/columns", instrument="nowhere") is None
+    for name, model in columns["models"].items():
+        assert model["firings"] == run.acts(name).firings().tolist()
+    matches = {edge["edge"]: run.matches(edge["edge"]) for edge in columns["edges"]}
+    for edge in columns["edges"]:
+        for end in ("parent", "child"):
+            r, held = getattr(matches[edge["edge"]], f"{end}_r")[:, 0], np.array(edge["ends"][end]["r"])
+            for threshold in (0.3, 0.5, 0.8):
+                np.testing.assert_array_equal(held > threshold * columns["unit"] + 1e-6, np.nan_to_num(r) > threshold)
+    evidence = [r for r in run.table("evidence").to_pylist() if r["instrument"] == run.study.instrument]
+    held = {edge["edge"]: edge["ends"] for edge in columns["edges"]}
+    for row in (row for row in evidence if row["text"] == "common"):
+        code = held[row["edge"]][row["end"]]["verdict"][row["feature"]]
+        assert columns["verdicts"][code] == row["verdict"]
+    flow = [r for r in run.table("flow").to_pylist() if r["instrument"] == run.study.instrument]
+    for rule, chosen in (("paper", "r"), *((r["rule"], "own") for r in flow if r["rule"] != "paper")):
+        (count,) = (r["features"] for r in flow if (r["rule"], r["origin"]) == (rule, "from_base"))
+        chains = [np.array(one[chosen]) for one in columns["chains"]["both"].values()]
+        least = 0.8 * columns["unit"] + 1e-6 if rule == "paper" else 0
+        assert np.any([one > least for one in chains], axis=0).sum() == count
+
+
+def test_an_explanation_is_shown_against_the_activations(client, run):
+    rows = [r for r in run.table("explanations").to_pylist() if r["instrument"] == run.study.instrument]
+    row = next(row for row in rows if row["description"] and row["simulation"] is not None)
+    audit = get(client, "/api/feature", id=f"{row['model']}/{row['feature']}")["audit"]
+    assert audit and all(len(one["tokens"]) == len(one["values"]) == len(one["predicted"]) for one in audit)
+    highest = run.acts(row["model"]).of(row["feature"])[1].max()
+    assert max(max(one["values"]) for one in audit) <= highest * (1 + 1e-3)
 
 
 def test_a_feature_is_what_show_says_of_it(client, run):
@@ -362,15 +396,16 @@ def test_a_browser_opens_a_feature_by_its_address_without_an_error(explorer, tmp
     words += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
     words += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom"]
     try:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#sums/5"
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/#/feature?id=sums/5"
         done = subprocess.run([*words, url], capture_output=True, text=True, timeout=120, check=True)
     finally:
         server.should_exit = True
         thread.join()
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    assert 'id="asked">sums/5 at' in done.stdout and "512 features, 1 to 50" in done.stdout
+    assert "What became of it, and why" in done.stdout and "Text it fires on" in done.stdout
     shown = explorer.inspector().shown("sums", 5)
-    assert all(html.escape(row["reason"], quote=False) in done.stdout for row in shown["verdicts"])
+    plain = html.unescape(re.sub(r"<[^>]*>|\u2060", "", done.stdout)).translate({0xA0: " ", 0x202F: " "})
+    assert all(row["reason"] in plain for row in shown["verdicts"])
 
 
 def test_a_study_of_stitches_alone_has_a_page_and_no_features(tmp_path):

@@ -129,6 +129,37 @@ def features(folder: Path, text: str = " =") -> Artifact:
     return Artifact(folder, "0" * 64)
 
 
+def columns(text: str = " =") -> dict[str, Any]:
+    """Columns of eight features of each model of the lineage, all alike: r from 0.2 to 0.9 along every edge."""
+    size, edges = 8, ("base->sums", "base->stories", "sums->both", "stories->both")
+    model = {"counted": 8000, "firings": [40 * one for one in range(size)], "max": [0.5 * one for one in range(size)]}
+    model |= {"class": [0] * size, "domain": [0, -1] * 4, "top": [0, 1, -1] * size, "share": [90, 10, 0] * size}
+    model |= {"text": [text, *[None] * 7], "score": [86, *[None] * 7]}
+    r = [2000 + 1000 * one for one in range(size)]
+    figures = {name: [90] * size for name in ("stability", "direction", "map_r", "transmission", "strength")}
+    end = {"r": r, "match": list(range(size)), "verdict": [1, 1, 1, 1, 2, 2, 3, 4], **figures}
+    made = [dict(zip(("parent", "child"), edge.split("->"), strict=True)) | {"edge": edge} for edge in edges]
+    places = [{**one, "threshold": 0.5, "ends": {"parent": end, "child": end}} for one in made]
+    chain = {"r": r, "own": [0, 0, 0, 0, 1, 1, 1, 1]}
+    audit = {"corpus": "code", "tokens": ["x", text, "1"], "position": 1, "values": [0, 1.5, 0], "predicted": [0, 1, 0]}
+    return {
+        "tokens": [text, "y"],
+        "classes": ["punctuation"],
+        "domains": ["code"],
+        "verdicts": ["", "kept", "changed", "lost", "unstable"],
+        "unit": 10_000,
+        "models": dict.fromkeys(("base", "sums", "stories", "both"), model),
+        "edges": places,
+        "chains": {"both": {"sums": chain, "stories": chain}},
+        "audits": {"base/1": [audit]},
+    }
+
+
+def all_columns(text: str = " =") -> dict[str, Any]:
+    """Columns of every place of the run."""
+    return {name: {PLACE["site"]: columns(text)} for name in ("joint", "independent")}
+
+
 def run_of(folder: Path, text: str = " =", whole: bool = True) -> Any:
     """A run as media see it; whole: with example rows of all other tables."""
     values = study_values(folder / "text", sae={"instruments": ["joint", "independent"]}, case={})
@@ -144,6 +175,7 @@ def run_of(folder: Path, text: str = " =", whole: bool = True) -> Any:
         artifacts={"features/joint": features(folder / "features" / "joint", text)},
         pipeline=SimpleNamespace(items={"features/joint": (FEATURES, {"instrument": "joint", **PLACE}, 0)}),
         missing=[],
+        find=lambda need: None,
         tables=small,
         table=tables.__getitem__,
         statements=statements_of(rows),

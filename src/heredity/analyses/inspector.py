@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from heredity.features.families import Member
     from heredity.results import Run
 
+_AUDITED = 8  # excerpts that predictions are shown on, from the strongest to the weakest
+
 
 class Inspector:
     """The features of a run at one site, in the SAEs of one instrument.
@@ -90,6 +92,7 @@ class Inspector:
         - `tokens`: those it fires on, the largest `share` of its activation first; `fired`: share of their occurrences;
           `llr`: log of `share` over the token's share of the sample.
         - `notes`: what people wrote of it.
+        - `audit`: what `audit` says of the explanation.
         - `matches`: best match along every edge of its model. `verdicts`: what became of it along each by evidence, and
           why, as far as that stage is done; `transmission` and `strength` over their scale. `family`: itself first.
         - `top`: strongest firings, each with its block (`corpus`, `tokens`), `position` in it, `values` (activations)
@@ -117,6 +120,7 @@ class Inspector:
             "context_size": sample.ids.shape[1],
             "class": self._class(model, feature),
             "explanation": self._explanation(model, feature),
+            "audit": self.audit(model, feature),
             "notes": notes_on(self.run, self.place, model, feature),
             "firings": card.firings,
             "density": card.density,
@@ -128,6 +132,37 @@ class Inspector:
             "family": [self.member(member) for member in members],
             **self._examples(card, members),
         }
+
+    def audit(self, model: str, feature: int) -> list[dict[str, Any]]:
+        """Text that an explanation was scored on, `corpus`, `tokens`, `position`, with the activations (`values`) and
+        those that it predicts there (`predicted`), on the same scale; the strongest first.
+
+        Empty for a feature too rare to be scored, without an explanation, or with one of a language model, whose
+        predictions are in its ledger.
+        """
+        from heredity.explain.protocol import LEVELS, Failure
+
+        label, drawn = self._explanation(model, feature), self.asking.drawn(model, feature)
+        if drawn is None or not label["description"] or label["by"] != self.asking.judge.name:
+            return []
+        made_for = (label["origin_model"], label["origin_feature"]) if label["carried"] else (model, feature)
+        explanation = self.asking.explain(*made_for)
+        if not isinstance(explanation, str):
+            return []
+        excerpts = sorted(drawn.scoring, key=lambda excerpt: -excerpt.values.max(initial=0.0))
+        shown = [excerpts[place * len(excerpts) // _AUDITED] for place in range(min(_AUDITED, len(excerpts)))]
+        levels = self.asking.judge.simulate(f"{model}/{feature}", explanation, shown)
+        rows = []
+        for excerpt, level in [] if isinstance(levels, Failure) else zip(shown, levels, strict=True):
+            if not isinstance(level, Failure):
+                predicted = [round(float(one) / (LEVELS - 1) * drawn.highest, 4) for one in level]
+                row = {
+                    "corpus": self.sample.corpora[int(self.sample.origin[excerpt.block])],
+                    "tokens": [*excerpt.tokens],
+                }
+                values = [round(float(value), 4) for value in excerpt.values]
+                rows.append({**row, "position": excerpt.center, "values": values, "predicted": predicted})
+        return rows
 
     def card(self, model: str, feature: int) -> Card:
         """Where a feature fires, and on all of which tokens."""

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 _SCRATCH_LR, _FINETUNE_LR = 6e-4, 2e-5  # the paper's model cards
 # Measured on two cores, from the parent's files to the child's.
 _SECONDS_A_WEIGHT = {"load": 1e-8, "merge": 6e-8, "quantize": 4e-8, "prune": 4e-8, "adapter": 4e-8, "edit": 4e-8}
-_SWEPT = 11  # points of t
+_SWEPT, _MEASURED = 11, 8  # points of t in a sweep that finds the crossing, and how many of them it usually measures
 _DEFAULT_TOKENS = 10_000_000  # assumed for a model trained by epochs, whose corpora are not yet counted
 
 MODELS = Table(
@@ -499,6 +499,7 @@ class SweepSettings(NamedTuple):
     tokens: int
     context_size: int
     precision: Precision
+    adaptive: bool
     seed: int
 
 
@@ -526,6 +527,7 @@ def _sweep_settings(study: Study, item: Item) -> SweepSettings:
         study.config.evaluation.tokens,
         training.context_size,
         training.precision,
+        merge.sweep_points is None,
         seed_of(study, "sweep", item["model"]),
     )
 
@@ -542,7 +544,7 @@ def _sweep(work: Work, settings: SweepSettings) -> Results:
     parents = [work.inputs["parent"][parent] for parent in settings.parents]
     benches = work.shards.job(partial(_bench, parents, work.inputs["tokens"], settings))
     figures = settings.points, settings.tolerance, settings.seed, settings.corpora
-    result = follow(lambda places: benches.map(Bench.measure, places), *figures, work.progress)
+    result = follow(lambda places: benches.map(Bench.measure, places), *figures, work.progress, settings.adaptive)
     points = [point._asdict() for point in result.points]
     write_json(work.folder / "sweep.json", {**result._asdict(), "points": points})
     rows = [
@@ -584,7 +586,7 @@ def evaluation_cost(passes: int, study: Study, item: Item, shapes: Shapes) -> Co
 
 def _sweep_cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     merge: Any = study.config.model[item["model"]].merge
-    cost = evaluation_cost(2 * ((merge.sweep_points or _SWEPT) + 8), study, item, shapes)
+    cost = evaluation_cost(2 * ((merge.sweep_points or _MEASURED) + 8), study, item, shapes)
     return cost._replace(gib=cost.gib + shapes.read_gib(*merge.parents))
 
 

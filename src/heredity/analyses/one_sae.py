@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ def evidence(readers: Mapping[str, Reader], sample: Sample, seed: int) -> tuple[
     parts = []
     for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:
         # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.
-        twice = ends[end]._replace(saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
+        twice = replace(ends[end], saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
         judged, columns = judge_end(twice, ends[other], 0, sample.documents, seed)
         size = len(judged.verdict)
         same = np.full(size, np.nan) if own_child else same_r(ends[end].acts[0], ends[other].acts[0])

@@ -138,7 +138,14 @@ class Shapes:
     def read_gib(self, *models: str) -> float:
         """Memory of models that are open beside each other: their files, mapped while they are read, and their weights
         in float32."""
-        return 8 * sum(map(self.parameters, models)) / 2**30
+        return sum(4 * self.parameters(model) + self._file_bytes(model) for model in models) / 2**30
+
+    def _file_bytes(self, model: str) -> int:
+        """Bytes of a model's weights on disk: as they lie there, or in float32, as ours are written."""
+        config = self.study.config.model[model]
+        folder = model_folder(self.study, model) if config.load else None
+        files = list(folder.glob("*.safetensors")) if folder and folder.is_dir() else []
+        return sum(file.stat().st_size for file in files) or 4 * self.parameters(model)
 
     def logits_gib(self, *models: str) -> float:
         """Memory of the logits that are held at once while one of these models predicts."""

@@ -630,7 +630,7 @@ def _say(tables: Tables) -> Iterable[Statement]:
         if row["explained_variance"] is not None and row["explained_variance"] < LEAST_EXPLAINED:
             poor.setdefault(row["instrument"], []).append(row)
     for instrument, rows in poor.items():
-        models = ", ".join(row["model"] for row in rows)
+        models = ", ".join(dict.fromkeys(row["model"] for row in rows))
         least = format.below(min(row["explained_variance"] for row in rows), LEAST_EXPLAINED)
         text = (
             f"SAEs of {models} (instrument {instrument}) explain as little as {least} of the variance: in planted "

@@ -321,7 +321,7 @@ def rows_of_ends(
     models: make the reference models that there are, by name: those of `MODELS`.
     known: names of the models by role, under which what is read of them is held.
     """
-    from heredity.features.ends import Judge, agreement, tally
+    from heredity.features.ends import Between, Judge, agreement, tally
     from heredity.features.verdicts import VERDICTS as NAMES
     from heredity.features.verdicts import owned, same_r, share_interval
 
@@ -336,15 +336,16 @@ def rows_of_ends(
     steps = _counter(progress, 2 * len(judges) + len(references))
     rows: dict[str, list[Any]] = {name: [] for name in ("verdicts", "references", "grades", "changed_most")}
     columns: list[dict[str, Any]] = []
-    same = np.array_equal(ends["parent"].x, ends["child"].x)
+    same, between = np.array_equal(ends["parent"].x, ends["child"].x), None
     for end, other in judges:
         judged, evidence, judges_of = [], [], []
+        between = Between.of(ends[end], ends[other], between)
         for seed in (0, 1):
             acts = ends[end].acts[seed]
             there = ends[other].acts[seed] if settings.instrument in ("joint", "frozen") else None  # of the same SAE
             mine = owned(acts, there) if there is not None and settings.instrument == "joint" else None
             judges_of.append(Judge(ends[end], seed, sample.documents, settings.seed, mine))
-            verdict, found = judges_of[-1].against(ends[other], whole=seed == 0)
+            verdict, found = judges_of[-1].against(ends[other], between, whole=seed == 0)
             found["same_r"] = same_r(acts, there) if there is not None else np.full(acts.d_sae, np.nan)
             judged.append(verdict)
             evidence.append(found)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from heredity.features.bootstrap import document_groups
 from heredity.features.effects import id_batches
-from heredity.features.transmission import least_squares
+from heredity.features.transmission import Predictor
 from heredity.features.verdicts import (
     CHANGED_R,
     CHANGED_TRANSMISSION,
@@ -49,7 +49,7 @@ from heredity.lm.hooks import evaluating, replaced
 from heredity.study import Precision
 
 _GROUPS = 16  # of documents
-_RIDGE = 1e-6  # of the mean variance, as of `least_squares`
+_RIDGE = 1e-6  # of the mean variance, as of `Predictor`
 _SAME_R, _LEAST_SAME = 0.7, 20  # random directions that set the scale, and the fewest that can, as of features
 
 
@@ -129,7 +129,7 @@ def follow(own: Readouts, other: Readouts, documents: np.ndarray, seed: int = 0)
     group = document_groups(documents, _GROUPS, seed)
     groups = int(group.max()) + 1
     s, there = own.x @ own.directions.T, other.x @ other.directions.T
-    weight, bias = least_squares(other.fitting, own.fitting @ own.directions.T)
+    weight, bias = Predictor(other.fitting).to(own.fitting @ own.directions.T)
     error = s - (other.x @ weight + bias)
     rest = _unexplained(own)
     # about means, against cancellation

@@ -6,7 +6,9 @@ What the evidence means and how it is judged: `features.verdicts`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from heredity.features.bootstrap import document_groups, group_moments, leave_on
 from heredity.features.correlate import correlate
 from heredity.features.criteria import one_to_one
 from heredity.features.readout import Readout
-from heredity.features.transmission import Regression, least_squares, orthogonal
+from heredity.features.transmission import Predictor, Regression, orthogonal
 from heredity.features.verdicts import ALONE, SHARED_R, STABLE, VERDICTS, Followed, Judged, judge, same_r
 from heredity.kernels.torch_forms import moved
 from heredity.sae.model import SAE
@@ -27,13 +29,19 @@ _COUNTED = VERDICTS[:4]  # verdicts on stable features
 _ENCODED = 8192  # tokens at a time
 
 
-class End(NamedTuple):
+@dataclass(frozen=True)
+class End:
     """One model on the aligned tokens, with its SAEs."""
 
     saes: Sequence[SAE]
     acts: Sequence[FeatureActs]  # of each SAE
     x: np.ndarray  # float32 [tokens, d]
     fitting: np.ndarray  # float32 [tokens, d], on other tokens
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Maps from its activations to those of other ends, fitted on `fitting`."""
+        return Predictor(self.fitting)
 
 
 def end_of(saes: Sequence[SAE], x: np.ndarray, fitting: np.ndarray) -> End:
@@ -45,6 +53,30 @@ def encode(sae: SAE, x: np.ndarray) -> FeatureActs:
     """Feature activations of x, float32 [tokens, d], a part of the tokens at a time."""
     parts = (moved(torch.from_numpy(part), sae.W_enc.device) for part in np.array_split(x, max(1, len(x) // _ENCODED)))
     return FeatureActs.concatenate([FeatureActs(*sae.encode_sparse(part), sae.d_sae) for part in parts])
+
+
+@dataclass(frozen=True)
+class Between:
+    """What lies between the ends of an edge, whichever of the own end's features are judged."""
+
+    forth: tuple[np.ndarray, np.ndarray]  # affine map from the own activations to the other's, weight and bias
+    back: tuple[np.ndarray, np.ndarray]
+    turn: np.ndarray  # orthogonal map from the own activations to the other's, float64 [d_own, d_other]
+    alone: np.ndarray | None  # what features of the other end alone add there, float32 [tokens, d_other]
+    there: Sequence[np.ndarray]  # of each SAE of the other end, r of its features with themselves read here
+    shared: tuple[np.ndarray, np.ndarray]  # directions of features of both, here [n, d_own] and there [n, d_other]
+    reread: np.ndarray  # the other's activations mapped back, float32 [tokens, d_own]
+
+    @classmethod
+    def of(cls, own: End, other: End, reverse: Between | None = None) -> Between:
+        """What lies between two ends; reverse: the same from the other's side, where that is made already."""
+        maps = (reverse.back, reverse.forth) if reverse else ()
+        forth, back = maps or (own.predictor.to(other.fitting), other.predictor.to(own.fitting))
+        image = (own.x @ forth[0] + forth[1]).astype(np.float32)
+        there = [same_r(acts, encode(sae, image)) for acts, sae in zip(other.acts, other.saes, strict=True)]
+        reread = (other.x @ back[0] + back[1]).astype(np.float32)
+        turn, shared = orthogonal(own.fitting, other.fitting), _shared(other.saes, there, back[0])
+        return cls(forth, back, turn, _alone(own, other), there, shared, reread)
 
 
 class Judge:
@@ -61,26 +93,26 @@ class Judge:
         self._regression = Regression(self._acts, own.x, documents, groups)
         self._readout = Readout(self._acts, own.x, documents, groups)
 
-    def against(self, other: End, *, whole: bool = False) -> tuple[Judged, dict[str, np.ndarray]]:
+    def against(
+        self, other: End, between: Between | None = None, *, whole: bool = False
+    ) -> tuple[Judged, dict[str, np.ndarray]]:
         """Verdicts on the features, and the evidence they rest on, by column.
 
-        whole: whether features that are not judged get evidence of effects too, which takes longer.
+        between: of this end and the other, made here unless given. whole: whether features that are not judged get
+        evidence of effects too, which takes longer.
         """
-        own, acts, sae = self._own, self._acts, self._sae
+        acts, sae = self._acts, self._sae
         stable = (self._stability > STABLE) & self._mine
-        forth, back = least_squares(own.fitting, other.fitting), least_squares(other.fitting, own.fitting)
-        read = encode(sae, (other.x @ back[0] + back[1]).astype(np.float32))
-        rows, turn = sae.W_dec.detach().cpu().numpy(), orthogonal(own.fitting, other.fitting)
-        image, alone = (own.x @ forth[0] + forth[1]).astype(np.float32), _alone(own, other)
-        there = [same_r(each, encode(one, image)) for each, one in zip(other.acts, other.saes, strict=True)]
-        match, elsewhere = self._matched(other.acts, there)
+        between = between or Between.of(self._own, other)
+        read, rows = encode(sae, between.reread), sae.W_dec.detach().cpu().numpy()
+        match, elsewhere = self._matched(other.acts, between.there)
         reread = self._intervals(read, np.arange(acts.d_sae)[:, None])
         effect = self._regression.effects(
-            forth[0],
+            between.forth[0],
             other.x,
-            alone,
-            (rows, rows @ turn),
-            _shared(other.saes, there, back[0]),
+            between.alone,
+            (rows, rows @ between.turn),
+            between.shared,
             None if whole else stable,
         )
         evidence = {"firings": acts.firings(), "stability": self._stability, "owned": self._mine}

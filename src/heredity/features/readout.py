@@ -6,9 +6,12 @@ features of several tokens that a model has come to confuse all move it the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from scipy import linalg
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array
 
 from heredity.features.acts import FeatureActs
 from heredity.features.bootstrap import document_groups
@@ -23,10 +26,11 @@ class Readout:
 
     def __init__(self, acts: FeatureActs, own: np.ndarray, documents: np.ndarray, seed: int = 0) -> None:
         """acts: [tokens, d_sae]; own [tokens, d_own], documents int [tokens]; seed: of the folds."""
-        self._fold = document_groups(documents, _FOLDS, seed)
-        self.folds = int(self._fold.max()) + 1
-        self._features, self._d_sae = acts.matrix(), acts.d_sae
-        self._own: np.ndarray | None = self._held(own) if self.folds > 1 else None
+        fold = document_groups(documents, _FOLDS, seed)
+        self.folds, self._d_sae, features = int(fold.max()) + 1, acts.d_sae, acts.matrix()
+        order = [np.flatnonzero(fold == number) for number in range(self.folds)]
+        self._parts = [_part(features[rows], rows) for rows in order]
+        self._own: np.ndarray | None = _explained(self._parts, own) if self.folds > 1 else None
 
     def readable(self, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         """R² of ridge readouts from another model's activations [tokens, d_other] over R² from its own, on documents
@@ -35,7 +39,7 @@ class Readout:
         if self._own is None:
             unknown = np.full(self._d_sae, np.nan)
             return unknown, unknown, self.folds
-        read = np.stack([self._own, self._held(other)])  # [model, fold, of which, feature]
+        read = np.stack([self._own, _explained(self._parts, other)])  # [model, fold, of which, feature]
         folds = self.folds
 
         def ratio(held: np.ndarray) -> np.ndarray:
@@ -47,20 +51,30 @@ class Readout:
         error = np.sqrt((folds - 1) / folds * np.square(without - without.mean(0)).sum(0))
         return ratio(read), error, folds
 
-    def _held(self, x: np.ndarray) -> np.ndarray:
-        return _explained(self._features, x, self._fold, self.folds)
+
+class _Part(NamedTuple):
+    """The features on one fold of the tokens."""
+
+    rows: np.ndarray  # int64, of the tokens
+    features: csc_array  # [d_sae, rows]
+    sums: np.ndarray  # float64 [d_sae]
+    squares: np.ndarray
 
 
-def _explained(features: csr_array, x: np.ndarray, fold: np.ndarray, folds: int) -> np.ndarray:
-    """Sums of squares of every feature that a readout fitted on the other folds leaves, and that there are, on each
-    fold: float64 [folds, 2, d_sae]."""
-    order = [np.flatnonzero(fold == number) for number in range(folds)]
+def _part(features: csr_array, rows: np.ndarray) -> _Part:
+    sums, squares = (np.asarray(each.sum(0)).ravel() for each in (features, features.multiply(features)))
+    return _Part(rows, features.T, sums, squares)
+
+
+def _explained(folds: Sequence[_Part], x: np.ndarray) -> np.ndarray:
+    """Sums of squares of every feature that a readout from x [tokens, d] fitted on the other folds leaves, and that
+    there are, on each fold: float64 [folds, 2, d_sae]."""
     mean = x.mean(0, dtype=np.float64)
     parts = []
-    for rows in order:
-        y, f = x[rows].astype(np.float64) - mean, features[rows]
-        squares = np.asarray(f.multiply(f).sum(0)).ravel()
-        parts.append((y.T @ y, np.asarray((f.T @ y).T), y.sum(0), np.asarray(f.sum(0)).ravel(), squares, len(rows)))
+    for fold in folds:
+        y = x[fold.rows].astype(np.float64) - mean
+        cross = np.asarray((fold.features @ y).T)
+        parts.append((y.T @ y, cross, y.sum(0), fold.sums, fold.squares, len(y)))
     whole = [sum(part[place] for part in parts) for place in range(6)]
     result = []
     for part in parts:

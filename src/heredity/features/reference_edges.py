@@ -13,7 +13,7 @@ import torch
 
 from heredity.features.acts import FeatureActs
 from heredity.features.ends import End, end_of
-from heredity.features.transmission import Regression, least_squares
+from heredity.features.transmission import Regression
 from heredity.features.verdicts import Followed, Judged, judge
 from heredity.sae.model import SAE
 
@@ -71,7 +71,7 @@ def judge_tokens(own: End, other: End, tokens: np.ndarray, documents: np.ndarray
 
     tokens: int [tokens], those of the ends' activations. documents, groups: as of `ends.judge_end`.
     """
-    weight, _ = least_squares(own.fitting, other.fitting)
+    weight, _ = own.predictor.to(other.fitting)
     acts = _token_identity(tokens)
     effect = Regression(acts, own.x, documents, groups).effects(weight, other.x)
     same = Followed.exactly(np.ones(acts.d_sae))

@@ -75,16 +75,23 @@ class Effects(NamedTuple):
     groups: int  # of documents
 
 
-def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The affine map from x [tokens, d_in] to y [tokens, d_out] of least squared error: weight [d_in, d_out], bias
-    [d_out], both float64. A ridge of 1e-6 of the mean variance keeps dimensions that never vary at 0."""
-    mean_x, mean_y = x.mean(0, dtype=np.float64), y.mean(0, dtype=np.float64)
-    centered = x - mean_x
-    covariance = centered.T @ centered
-    ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
-    covariance[np.diag_indices_from(covariance)] += ridge
-    weight = linalg.cho_solve(linalg.cho_factor(covariance, overwrite_a=True), centered.T @ (y - mean_y))
-    return weight, mean_y - mean_x @ weight
+class Predictor:
+    """Affine maps of least squared error from one model's activations to any others on the same tokens."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        """x: [tokens, d_in]. A ridge of 1e-6 of the mean variance keeps dimensions that never vary at 0."""
+        self._x, self._mean = x, x.mean(0, dtype=np.float64)
+        centered = x - self._mean
+        covariance = centered.T @ centered
+        ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-30)
+        covariance[np.diag_indices_from(covariance)] += ridge
+        self._factor = linalg.cho_factor(covariance, overwrite_a=True)
+
+    def to(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The map to y [tokens, d_out]: weight [d_in, d_out], bias [d_out], both float64."""
+        mean = y.mean(0, dtype=np.float64)
+        weight = linalg.cho_solve(self._factor, (self._x - self._mean).T @ (y - mean))
+        return weight, mean - self._mean @ weight
 
 
 def orthogonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:

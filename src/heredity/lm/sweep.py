@@ -58,6 +58,7 @@ def sweep(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     evaluate: Evaluate | None = None,
+    adaptive: bool = True,
 ) -> Sweep:
     """Accuracy of the merge of two parents on both parents' validation sets, for a grid of t and at the equilibrium.
 
@@ -65,7 +66,11 @@ def sweep(
     the equilibrium. `blocks` holds the two parents' names, first and second, each with its corpora's validation
     blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1 included. Where the difference of the two
     accuracies changes sign between two of them, bisection narrows the bracket to `tolerance` and the equilibrium is
-    interpolated in it (see `crossing` for the choice among several).
+    interpolated in it (see `crossing` for the choice among several). `adaptive` leaves out positions of the grid where
+    the curves cannot cross: five are measured, and then only what lies between two whose difference has another sign,
+    in any replicate, or is less than half its change from one to the other. t and its interval are then those of the
+    whole grid, unless two crossings hide between neighbors whose differences are large and alike; where the curves
+    never cross, the whole grid is measured.
 
     Intervals resample blocks (seeded by `seed`), each parent's separately and the same blocks at every t.
     `evaluate(model, blocks, batch_size, precision)` stands in for `heredity.lm.evaluate.evaluate`.
@@ -74,7 +79,7 @@ def sweep(
     """
     bench = Bench(model, first_state, second_state, method, blocks, precision, evaluate)
     corpora = {parent: [name for name, rows in sets.items() if len(rows)] for parent, sets in blocks.items()}
-    result = follow(lambda places: map(bench.measure, places), points, tolerance, seed, corpora, progress)
+    result = follow(lambda places: map(bench.measure, places), points, tolerance, seed, corpora, progress, adaptive)
     bench.into(result.t)
     return result
 
@@ -158,10 +163,11 @@ def follow(
     seed: int,
     corpora: Mapping[str, Sequence[str]],
     progress: Callable[[int, int], None] | None = None,
+    adaptive: bool = True,
 ) -> Sweep:
     """The sweep of `sweep`; `measure` evaluates places in order. `corpora`: of the first and of the second parent.
 
-    All places of the grid are requested at once, so that processes can share them; bisection proceeds one t at a
+    All places of a round are requested at once, so that processes can share them; bisection proceeds one t at a
     time. Raises `MergeError` for other than two parents, parents without corpora, and a grid of fewer than two.
     """
     if len(corpora) != 2:
@@ -188,9 +194,23 @@ def follow(
         evaluate_at([t])
         return curves[t][first].accuracy - curves[t][second].accuracy
 
+    def resampled(positions: Sequence[float]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {parent: _resample([curves[t][parent] for t in positions], rng) for parent in corpora}
+
     grid = [i / (points - 1) for i in range(points)]
-    evaluate_at(grid)
-    t, crossed = crossing(grid, list(map(difference, grid)))
+    wanted = sorted({round(quarter * (points - 1) / 4) for quarter in range(5)}) if adaptive else list(range(points))
+    t, crossed = grid[0], False
+    while wanted:
+        evaluate_at([grid[i] for i in wanted])
+        known = [i for i, t in enumerate(grid) if t in curves]
+        positions = [grid[i] for i in known]
+        differences = list(map(difference, positions))
+        t, crossed = crossing(positions, differences)
+        replicates = resampled(positions) if len(known) < points else {}
+        wanted = _between(known, differences, replicates[first] - replicates[second]) if replicates else []
+        if not wanted and not crossed:
+            wanted = [i for i in range(points) if i not in known]
     if crossed and t not in grid:
         low, high = max(p for p in grid if p < t), min(p for p in grid if p > t)
         while high - low > tolerance:
@@ -202,8 +222,8 @@ def follow(
                 low, high = (middle, high) if here * difference(low) > 0 else (low, middle)
         t, _ = crossing([low, high], [difference(low), difference(high)])
     difference(t)
-    positions, rng = sorted(curves), np.random.default_rng(seed)
-    replicates = {parent: _resample([curves[t][parent] for t in positions], rng) for parent in corpora}
+    positions = sorted(curves)
+    replicates = resampled(positions)
     if progress is not None:
         progress(total, total)
     rows = [
@@ -218,6 +238,19 @@ def follow(
     differences = (replicates[first] - replicates[second]).tolist()
     interval = _interval(np.array([crossing(positions, row)[0] for row in differences]))
     return Sweep(rows, t, crossed, interval, first, second)
+
+
+def _between(known: Sequence[int], differences: Sequence[float], replicates: np.ndarray) -> list[int]:
+    """Places of the grid halfway between measured ones (`known`, rising) between which the curves may cross.
+
+    replicates: the differences, float64 [replicates, known].
+    """
+    found = []
+    for i, (low, high) in enumerate(pairwise(known)):
+        near, drawn = differences[i : i + 2], replicates[:, i : i + 2]
+        if high - low > 1 and (drawn.min() <= 0 <= drawn.max() or 2 * min(map(abs, near)) < abs(near[0] - near[1])):
+            found.append((low + high) // 2)
+    return found
 
 
 def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[float, bool]:

@@ -6,7 +6,7 @@ docs/papers.md is made from this list, and a test resolves every reference. A re
     table NAME, table NAME.column a declared table of a run or of `heredity reproduce`
     key a.b.NAME.c                a key of the study file; NAME is a name that the study gives
     command NAME                  a command
-    page FILE.js:function         a part of the report page
+    page FILE                     a part of the report page, in web/src
 
 Results name what `heredity reproduce` prints (`reproduce: PART` of its figures, or `reproduce: TABLE`), a picture that
 it draws, by what stands in the title (`picture (Figure 2)`), a table of the run, or a document. That recorded runs are
@@ -65,7 +65,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(4, "T", "3.1, Fig 1",
             "Figure 1: four models (base, two fine-tunes, their merge) with an SAE for each.",
             ("heredity.study:Study", "key model.NAME.parent", "key model.NAME.merge.parents",
-             "page flow.js:studyGraph"),
+             "page pages/Overview.svelte"),
             "", "Drawn on the page of `heredity report`."),
         Element(5, "T", "fn 2; hub",
             "All four models are published, three of them as GGUF copies too.",
@@ -175,7 +175,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
             "Figure 2: the flow of what persists, in ribbons as wide as their counts, with the share of each model "
             "that persists.",
             ("table flow.features", "table flow.rule", "table flow_links.features", "table flow_links.rule",
-             "page flow.js:sankey", "heredity.papers.pictures:draw"),
+             "page pages/Flow.svelte", "heredity.papers.pictures:draw"),
             "", "picture (Figure 2), at r > 0.8 and at each edge's own cut; reproduce: matching and flow."),
         Element(24, "T", "4.1",
             "959 of the base's features, 5.9 % of 16,384, persist into at least one fine-tune.",
@@ -280,7 +280,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(42, "T", "4.2.1, Fig 3",
             "Figure 3: one text shaded by the feature in every model, r between all of them, mean 85.1 %; alike to the "
             "eye.",
-            ("page features.js:contextBlock", "table case_pairs.r", "table case_verdicts.pairs_r",
+            ("page pages/Feature.svelte", "table case_pairs.r", "table case_verdicts.pairs_r",
              "heredity.features.hypothesis:agreement"),
             "", "picture (Figure 3); reproduce: cases; shaded texts on the page of `heredity report`."),
         Element(43, "T", "4.2.1",
@@ -291,7 +291,7 @@ PARTS: dict[str, tuple[Element, ...]] = {
         Element(44, "T", "4.2.2, Fig 4",
             "Figure 4, case B, Python's exceptions: feature 5506 of the base has no match in Lua, whose closest is "
             "14322.",
-            ("table case_misses.feature", "table case_verdicts.paper_verdict", "page features.js:caseSection"),
+            ("table case_misses.feature", "table case_verdicts.paper_verdict", "page pages/Results.svelte"),
             "", "Table `case_misses`, where a run loses the case; drawn on the page of `heredity report`."),
         Element(45, "T", "4.2.2",
             "LLR of except: 11.38 in the base, 8.59 in Lua's closest.",

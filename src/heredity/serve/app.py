@@ -73,6 +73,14 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
         """Values that features can be filtered by."""
         return Answer(explorer.database.choices(*_place(explorer, instrument, site)))
 
+    @app.get("/api/columns")
+    def columns(instrument: _Place = None, site: _Place = None) -> Response:
+        """All features of a place in columns, compressed; null where there are none."""
+        found = explorer.database.columns(*_place(explorer, instrument, site))
+        if found is None:
+            return Answer(None)
+        return Response(found, media_type="application/json", headers={"content-encoding": "gzip"})
+
     @app.get("/api/features")
     def features(
         instrument: _Place = None,

@@ -2,7 +2,7 @@
 
 The file is made whole or not at all, and again when any artifact that it was made from has another key. One row of
 `feature` for each feature of every instrument, site and model; its verdicts along every edge; the tokens that carry
-most of its activation; the words of its explanation, for full-text search.
+most of its activation; the words of its explanation, for full-text search; and of each place all features in columns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from heredity import __version__
+from heredity.analyses.feature_columns import feature_columns, packed
 from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import rows_of_stage
 from heredity.engine.store import ArtifactError, Store, digest, whole
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
 
 FILE = "explorer.sqlite"
-_SCHEMA = 1  # raised when what is in the file changes its form
+_SCHEMA = 2  # raised when what is in the file changes its form
 _TOKENS = 10  # of each feature
 PAGE = 100  # rows of an answer at most
 _TABLES = """
@@ -41,6 +42,9 @@ CREATE TABLE feature (
 CREATE TABLE verdict (id INTEGER NOT NULL, edge TEXT NOT NULL, model TEXT NOT NULL, verdict TEXT NOT NULL);
 CREATE TABLE token (
     token TEXT NOT NULL, id INTEGER NOT NULL, share REAL NOT NULL, PRIMARY KEY (token, id)
+) WITHOUT ROWID;
+CREATE TABLE columns (
+    instrument TEXT NOT NULL, site TEXT NOT NULL, packed BLOB NOT NULL, PRIMARY KEY (instrument, site)
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5(description, content='');
 """
@@ -133,6 +137,8 @@ def _fill(file: sqlite3.Connection, run: Run, key: str, progress: Callable[[int,
             next_id += _add_features(file, inspector, model, next_id)
             done += 1
         _add_tables(file, inspector, first)
+        columns = packed(feature_columns(inspector))
+        file.execute("INSERT INTO columns VALUES (?, ?, ?)", (*inspector.place.values(), columns))
     html, policy = page.served(page.page_data(run))
     place = [*run.item().values()] if places else ["", ""]  # a study of stitches alone has no features
     given = {"key": key, "page": html, "policy": policy, "place": json.dumps(place)}
@@ -200,6 +206,12 @@ class Database:
         if row is None:
             raise LookupError(f"{name}: the database has no such entry")
         return row["value"]
+
+    def columns(self, instrument: str, site: str) -> bytes | None:
+        """All features of a place as compressed JSON (`feature_columns`); None where there are none."""
+        query = "SELECT packed FROM columns WHERE instrument = ? AND site = ?"
+        row = self.file.execute(query, (instrument, site)).fetchone()
+        return None if row is None else row["packed"]
 
     def choices(self, instrument: str, site: str) -> dict[str, list[str]]:
         """Values that features can be filtered by at a place."""

@@ -1,7 +1,7 @@
 """The report page: one HTML file with its style, script and data inside, without any request to the network.
 
-The page draws declared tables; three views have code of their own: the flow over the graph, the feature inspector and
-the best-r slider. Every cell is text made by `heredity.format`, so the page has no second formatter.
+Script and style are built from `web/` (`make page`) and are the same whether the page is a file or is served. Cells of
+tables are text made by `heredity.format`; the page writes only figures that it computes itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from heredity import format
 from heredity.analyses import ANALYSES, TABLES
+from heredity.analyses.analysis import Item
+from heredity.analyses.feature_columns import columns_of_run, packed
+from heredity.analyses.query import verdicts_of
 from heredity.engine.store import whole
 from heredity.show.markdown import LIMITS
 from heredity.show.summary import summarize
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from heredity.results import Run
     from heredity.study import Study
 
-_SCRIPTS = ("dom.js", "plots.js", "tables.js", "flow.js", "features.js", "page.js")
+_PARTS = ("page.js", "page.css", "template.html")
 # Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
 # end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -38,13 +41,16 @@ _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028",
 
 def write(run: Run, out: Path) -> None:
     """Write the page of a run, whole or not at all."""
-    text = render(page_data(run))
+    text = render(page_data(run, columns_of_run(run)))
     with whole(out) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def page_data(run: Run) -> dict[str, Any]:
-    """Everything the page shows, as JSON."""
+def page_data(run: Run, columns: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None) -> dict[str, Any]:
+    """Everything the page shows, as JSON.
+
+    columns: of all features, by instrument and site (`columns_of_run`); a page that is served asks for them instead.
+    """
     summary, config = summarize(run), run.study.config
     tables = {name: table_data(TABLES[name], part["rows"]) for name, part in summary.pop("tables").items()}
     manifests = {label: artifact.manifest for label, artifact in run.artifacts.items()}
@@ -56,6 +62,11 @@ def page_data(run: Run) -> dict[str, Any]:
         "graph": _graph(run.study),
         "instruments": list(run.study.instruments),
         "inspector": _inspector(run),
+        "features": {
+            instrument: {site: base64.b64encode(packed(one)).decode() for site, one in sites.items()}
+            for instrument, sites in (columns or {}).items()
+        },
+        "served": False,
         "toml": config.to_toml(),
         "sites": run.study.sites,
         "seed": config.seed,
@@ -154,10 +165,15 @@ def _inspector(run: Run) -> dict[str, Any]:
         analysis, item, repeat = run.pipeline.items[label]
         if analysis.kind == "features" and not repeat:
             place, cards = (item["instrument"], item["site"]), artifact.json("features.json")
-            cards = [card | {"label": labels.get((*place, card["model"], card["feature"]))} for card in cards]
+            cards = [_card(run, item, card, labels.get((*place, card["model"], card["feature"]))) for card in cards]
             own = {"cards": cards, "cases": artifact.json("cases.json")}
             shown.setdefault(item["site"], {})[item["instrument"]] = own
     return shown
+
+
+def _card(run: Run, place: Item, card: Mapping[str, Any], label: Mapping[str, Any] | None) -> dict[str, Any]:
+    verdicts = verdicts_of(run, place, card["model"], card["feature"])
+    return {**card, "label": label, "verdicts": verdicts}
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -166,32 +182,28 @@ def render(data: Mapping[str, Any]) -> str:
     Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
     page forbids itself every script but its own, by hash, and every request.
     """
-    return _rendered(data, _SCRIPTS, ("page.css",), "")[0]
+    return _rendered(data, "")[0]
 
 
 def served(data: Mapping[str, Any]) -> tuple[str, str]:
-    """The page as a server gives it, and its policy: the same, and what asks the server for features it does not hold;
-    it forbids itself requests to anything else."""
-    scripts = (*_SCRIPTS[:-1], "served.js", _SCRIPTS[-1])
-    return _rendered(data, scripts, ("page.css", "served.css"), "; connect-src 'self'")
+    """The page as a server gives it, and its policy: the same page, which may ask its server and nothing else."""
+    return _rendered({**data, "served": True}, "; connect-src 'self'")
 
 
 def source() -> str:
     """Hash of all that the page is made of besides its data."""
-    names = (*_SCRIPTS, "served.js", "page.css", "served.css", "template.html")
-    return hashlib.sha256("\0".join(map(_file, names)).encode()).hexdigest()
+    return hashlib.sha256("\0".join(map(_file, _PARTS)).encode()).hexdigest()
 
 
-def _rendered(data: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str], allowed: str) -> tuple[str, str]:
-    """The page of these files, and its policy. allowed: what the policy has beside its own script and style."""
-    code = "\n".join(map(_file, scripts))
-    script = f'(() => {{\n"use strict";\n{code}\n}})();\n'
+def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
+    """The page of this data, and its policy. allowed: what the policy has beside its own script and style."""
+    script = _file("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'{allowed}"
     parts = {
         "title": html.escape(data["study"]),
         "policy": policy,
-        "style": "\n".join(map(_file, styles)),
+        "style": _file("page.css"),
         "script": script,
         "findings": _plain(data),
         "data": embedded(data),

@@ -108,7 +108,8 @@ class MergeConfig(Config):
     base: str | None = None
     """Model from which task vectors are taken; default the parents' nearest common ancestor."""
     sweep_points: Annotated[int, Field(ge=2, le=1001)] | None = None
-    """Grid of t in the sweep, 0 and 1 included; default 11 where it finds t, and no sweep where t is given."""
+    """Grid of t in the sweep, 0 and 1 included, all of it measured. By default 11 where it finds t, less those where
+    the parents' curves cannot cross, and no sweep where t is given."""
     tolerance: PositiveFloat = 0.005
     """Precision of t at which the bisection for the equilibrium stops."""
 

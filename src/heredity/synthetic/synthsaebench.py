@@ -13,7 +13,6 @@ features above and below it.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +61,12 @@ class SynthSAEBenchConfig:
 
 
 def available() -> bool:
-    """Whether SAELens is installed."""
-    return importlib.util.find_spec("sae_lens") is not None
+    """Whether SAELens is installed, and can be imported: other packages beside it may break that."""
+    try:
+        importlib.import_module("sae_lens.synthetic")
+    except ImportError:
+        return False
+    return True
 
 
 class SynthSAEBenchEdge:

@@ -1,0 +1,238 @@
+/** All features of a place, in columns, with counts at any threshold. */
+import type { Context, Excerpt, Fired, Label, Member, Pushed, Verdict } from "./data";
+
+interface RawEnd {
+  r: number[];
+  match: number[];
+  verdict: number[];
+  [figure: string]: (number | null)[];
+}
+export interface RawColumns {
+  tokens: string[];
+  classes: string[];
+  domains: string[];
+  verdicts: string[];
+  unit: number;
+  models: Record<string, {
+    counted: number;
+    firings: number[];
+    max: number[];
+    class: number[];
+    domain: number[];
+    top: number[];
+    share: number[];
+    text: (string | null)[];
+    score: (number | null)[];
+  }>;
+  edges: { edge: string; parent: string; child: string; threshold: number; ends: Record<EndName, RawEnd> }[];
+  chains: Record<string, Record<string, { r: number[]; own: number[] }>>;
+  /** Of features that have cards. */
+  audits?: Record<string, Audit[]>;
+}
+/** Text that an explanation was scored on, with what it predicts there. */
+export interface Audit {
+  corpus: string;
+  tokens: string[];
+  position: number;
+  values: number[];
+  predicted: number[];
+}
+export type EndName = "parent" | "child";
+export const FIGURES = ["stability", "direction", "map_r", "transmission", "strength"];
+
+/** One end of an edge: by feature, its best match at the other end. */
+export interface End {
+  name: EndName;
+  /** Whose features these are, and in which model they are looked for. */
+  model: string;
+  other: string;
+  r: Int16Array;
+  match: Int32Array;
+  verdict: Uint8Array;
+  /** r of live features, rising: counts above a threshold are found by halving. */
+  sorted: Int16Array;
+  figures: Record<string, (number | null)[]>;
+}
+export interface EdgeColumns {
+  edge: string;
+  parent: string;
+  child: string;
+  threshold: number;
+  ends: Record<EndName, End>;
+}
+export interface ModelColumns {
+  name: string;
+  size: number;
+  /** Place of feature 0 among all features of the place. */
+  first: number;
+  firings: Int32Array;
+  density: Float64Array;
+  max: Float64Array;
+  kind: Int16Array;
+  domain: Int16Array;
+  top: Int32Array;
+  share: Uint8Array;
+  text: (string | null)[];
+  score: (number | null)[];
+}
+
+/** Which features of a model are live, and how many. */
+export interface Alive {
+  flags: Uint8Array;
+  count: number;
+}
+/** Of a merge's features, through one parent: up to which threshold they are from further up, and whether at each edge's own. */
+export interface Chain {
+  r: Int16Array;
+  own: Uint8Array;
+}
+
+/** Number of values of a rising array that are above one. */
+function above(sorted: Int16Array, value: number): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] > value) high = middle;
+    else low = middle + 1;
+  }
+  return sorted.length - low;
+}
+
+export class Columns {
+  readonly models: ModelColumns[];
+  readonly edges: EdgeColumns[];
+  readonly unit: number;
+  readonly none: number;
+  readonly size: number;
+  readonly chains: Record<string, Record<string, Chain>>;
+  private readonly living = new Map<string, Alive>();
+
+  constructor(readonly raw: RawColumns, readonly site: string) {
+    this.unit = raw.unit;
+    this.none = -raw.unit;
+    let first = 0;
+    this.models = Object.entries(raw.models).map(([name, own]) => {
+      const size = own.firings.length;
+      const model = {
+        name, size, first,
+        firings: Int32Array.from(own.firings),
+        density: Float64Array.from(own.firings, (firings) => firings / own.counted),
+        max: Float64Array.from(own.max),
+        kind: Int16Array.from(own.class),
+        domain: Int16Array.from(own.domain),
+        top: Int32Array.from(own.top),
+        share: Uint8Array.from(own.share),
+        text: own.text,
+        score: own.score,
+      };
+      first += size;
+      return model;
+    });
+    this.size = first;
+    this.chains = Object.fromEntries(Object.entries(raw.chains).map(([merge, parents]) => [merge, Object.fromEntries(
+      Object.entries(parents).map(([parent, { r, own }]) => [parent, { r: Int16Array.from(r), own: Uint8Array.from(own) }]))]));
+    this.edges = raw.edges.map((edge) => ({
+      edge: edge.edge, parent: edge.parent, child: edge.child, threshold: edge.threshold,
+      ends: {
+        parent: this.end(edge.ends.parent, "parent", edge.parent, edge.child),
+        child: this.end(edge.ends.child, "child", edge.child, edge.parent),
+      },
+    }));
+  }
+
+  private end(raw: RawEnd, name: EndName, model: string, other: string): End {
+    const r = Int16Array.from(raw.r);
+    return {
+      name, model, other, r,
+      match: Int32Array.from(raw.match),
+      verdict: Uint8Array.from(raw.verdict),
+      sorted: r.filter((value) => value > this.none).sort(),
+      figures: Object.fromEntries(FIGURES.filter((figure) => raw[figure]).map((figure) => [figure, raw[figure]])),
+    };
+  }
+
+  model(name: string): ModelColumns | undefined {
+    return this.models.find((model) => model.name === name);
+  }
+  /** Ends of edges that are about features of a model. */
+  endsOf(model: string): { edge: EdgeColumns; end: End }[] {
+    return this.edges.flatMap((edge) => [edge.ends.parent, edge.ends.child].filter((end) => end.model === model)
+      .map((end) => ({ edge, end })));
+  }
+  /** r as it is held, above which a match counts. */
+  cut(threshold: number): number {
+    return threshold * this.unit + 1e-6;
+  }
+  /** Features of a model that have an r at one of these ends. */
+  alive(model: string, ends: End[]): Alive {
+    const key = [model, ...ends.map((end) => `${end.name} ${end.other}`)].join("\n");
+    let found = this.living.get(key);
+    if (!found) {
+      const flags = new Uint8Array(this.model(model)!.size);
+      for (const { r } of ends) r.forEach((value, feature) => value !== this.none && (flags[feature] = 1));
+      found = { flags, count: flags.reduce((sum, flag) => sum + flag, 0) };
+      this.living.set(key, found);
+    }
+    return found;
+  }
+  /** Features of an end with a match whose r is above the threshold. */
+  persist(end: End, threshold: number): number {
+    return above(end.sorted, this.cut(threshold));
+  }
+  /** The same, of matches that are each other's best. */
+  mutual(edge: EdgeColumns, name: EndName, threshold: number): number {
+    const [end, back] = [edge.ends[name], edge.ends[name === "parent" ? "child" : "parent"]];
+    const least = this.cut(threshold);
+    let found = 0;
+    for (let feature = 0; feature < end.r.length; feature++) {
+      if (end.r[feature] > least && back.match[end.match[feature]] === feature) found++;
+    }
+    return found;
+  }
+  verdictName(end: End, feature: number): string {
+    return this.raw.verdicts[end.verdict[feature]];
+  }
+}
+
+/** A feature with its text, from the report's cards or from the server. */
+export interface Shown {
+  model: string;
+  feature: number;
+  site: string;
+  density: number;
+  max: number;
+  firings: number;
+  kind: string | null;
+  label: Label | null;
+  notes: { by: string; text: string; tags: string[] }[];
+  histogram: number[];
+  tokens: Fired[];
+  family: Member[];
+  verdicts: Verdict[];
+  contexts: Context[];
+  levels: { low: number; high: number; examples: Excerpt[] }[];
+  drawn: Excerpt[];
+  silent: Excerpt[];
+  logits: Logits | null;
+  audit: Audit[];
+}
+export interface Logits {
+  promoted: Pushed[];
+  suppressed: Pushed[];
+  no_logits: string;
+}
+export interface Note {
+  model: string;
+  feature: number;
+  site: string;
+  instrument: string;
+  by: string;
+  text: string;
+  tags: string;
+  current: boolean;
+}
+/** `base/158` as a model and a number. */
+export function parseId(id: string): { model: string; feature: number } | null {
+  const match = /^(.+)\/(\d+)$/.exec(id.trim());
+  return match ? { model: match[1], feature: +match[2] } : null;
+}

@@ -1,0 +1,164 @@
+/** The layout of models and what goes between them, by d3-sankey: bands with a width of their own at either end. */
+import { sankey, type SankeyGraph } from "d3-sankey";
+import { NODE } from "./data";
+
+export interface LineageNode {
+  name: string;
+  /** Height of the bar, in features. */
+  size: number;
+  /** Parts of the bar from the top: color and size; what is left is drawn pale. */
+  parts: { tint: string; size: number; words: string }[];
+  title: string;
+  words: string;
+  href?: string;
+}
+/** What goes from one model to another. A band without a target ends after its source: lost; without a source: new. */
+export interface Band {
+  id: string;
+  source: string | null;
+  target: string | null;
+  sourceSize: number;
+  targetSize: number;
+  tint: string;
+  words: string;
+  href?: string;
+  /** Written on the band where there is room. */
+  label?: string;
+  /** Drawn paler. */
+  faint?: boolean;
+}
+export interface PlacedNode extends LineageNode {
+  x: number;
+  y: number;
+  height: number;
+  first: boolean;
+  last: boolean;
+}
+export interface PlacedBand extends Band {
+  path: string;
+  x: number;
+  y: number;
+  thick: number;
+  fades: "" | "out" | "in";
+}
+
+const depths = new Map<string, number>();
+/** Steps from a model without parents. */
+export function depthOf(name: string): number {
+  if (!depths.has(name)) {
+    const parents = NODE[name].parents.filter((parent) => NODE[parent]);
+    const before = [...parents, ...(NODE[name].recipe_of && NODE[NODE[name].recipe_of] ? [NODE[name].recipe_of] : [])];
+    depths.set(name, before.length ? 1 + Math.max(...before.map(depthOf)) : 0);
+  }
+  return depths.get(name)!;
+}
+
+export const BAR = 13;
+const [TOP, GAP, STUB] = [50, 62, 74];
+
+interface Node {
+  name: string;
+  fixedValue: number;
+}
+interface Link {
+  source: string;
+  target: string;
+  value: number;
+}
+
+export function placed(nodes: LineageNode[], bands: Band[], width: number, height: number): { nodes: PlacedNode[]; bands: PlacedBand[]; height: number } {
+  const through = bands.filter((band): band is Band & { source: string; target: string } => Boolean(band.source && band.target));
+  const pairs = new Map<string, Link>();
+  for (const { source, target, sourceSize, targetSize } of through) {
+    const key = `${source}\n${target}`;
+    const link = pairs.get(key) ?? { source, target, value: 0 };
+    link.value += (sourceSize + targetSize) / 2;
+    pairs.set(key, link);
+  }
+  const levels = [...new Set(nodes.map(({ name }) => depthOf(name)))].sort((a, b) => a - b);
+  const most = Math.max(...levels.map((level) => nodes.filter(({ name }) => depthOf(name) === level).length), 1);
+  const tall = Math.max(height, most * (GAP + 40) + TOP);
+  const layout = sankey<Node, Link>().nodeId((node) => node.name).nodeWidth(BAR).nodePadding(GAP)
+    .nodeAlign((node) => levels.indexOf(depthOf((node as unknown as Node).name)))
+    .extent([[1, TOP], [width - 1, tall - 8]]);
+  const graph: SankeyGraph<Node, Link> = layout({
+    nodes: nodes.map(({ name, size }) => ({ name, fixedValue: Math.max(size, 1e-9) })),
+    links: [...pairs.values()].map((link) => ({ ...link })),
+  });
+  const found = new Map(graph.nodes.map((node) => [node.name, node]));
+  const unit = Math.min(...graph.nodes.filter((node) => node.fixedValue! > 1e-6).map((node) => (node.y1! - node.y0!) / node.fixedValue!));
+  const put = nodes.map((node) => {
+    const at = found.get(node.name)!;
+    const level = levels.indexOf(depthOf(node.name));
+    return { ...node, x: at.x0!, y: at.y0!, height: at.y1! - at.y0!, first: level === 0, last: level === levels.length - 1 && level > 0 };
+  });
+  return { nodes: put, bands: ribbons(put, bands, unit), height: tall };
+}
+
+function ribbons(nodes: PlacedNode[], bands: Band[], unit: number): PlacedBand[] {
+  const node = new Map(nodes.map((one) => [one.name, one]));
+  const middle = (name: string | null, otherwise: number): number => {
+    const one = name && node.get(name);
+    return one ? one.y + one.height / 2 : otherwise;
+  };
+  const starts = new Map<Band, number>();
+  const ends = new Map<Band, number>();
+  for (const one of nodes) {
+    // by where the other end is; what has none is lowest
+    const out = bands.filter((band) => band.source === one.name).sort((a, b) => middle(a.target, Infinity) - middle(b.target, Infinity) || 0);
+    let y = one.y;
+    for (const band of out) {
+      starts.set(band, y);
+      y += band.sourceSize * unit;
+    }
+    y = one.y;
+    const into = bands.filter((band) => band.target === one.name).sort((a, b) => middle(a.source, Infinity) - middle(b.source, Infinity) || 0);
+    for (const band of into) {
+      ends.set(band, y);
+      y += band.targetSize * unit;
+    }
+  }
+  return bands.filter((band) => node.has(band.source ?? "") || node.has(band.target ?? "")).map((band) => {
+    const [source, target] = [node.get(band.source ?? ""), node.get(band.target ?? "")];
+    const [a, b] = [band.sourceSize * unit, band.targetSize * unit];
+    if (source && target) {
+      const [x0, x1, y0, y1] = [source.x + BAR, target.x, starts.get(band)!, ends.get(band)!];
+      const bend = (x0 + x1) / 2;
+      const path = `M${x0},${y0}C${bend},${y0} ${bend},${y1} ${x1},${y1}V${y1 + b}C${bend},${y1 + b} ${bend},${y0 + a} ${x0},${y0 + a}Z`;
+      return { ...band, path, x: bend, y: (y0 + y1 + (a + b) / 2) / 2, thick: Math.min(a, b), fades: "" };
+    }
+    const own = source ? { x: source.x + BAR, y: starts.get(band)!, size: a } : { x: target!.x - STUB, y: ends.get(band)!, size: b };
+    const path = `M${own.x},${own.y}h${STUB}v${Math.max(own.size, 0.5)}h${-STUB}Z`;
+    return { ...band, path, x: own.x + STUB / 2, y: own.y + own.size / 2, thick: own.size, fades: source ? "out" : "in" };
+  });
+}
+
+/** Bands and models that a band or a model hangs together with: all it comes from, and all that comes of it. */
+export function related(bands: Band[], of: { band?: Band; model?: string }): { bands: Set<string>; models: Set<string> } {
+  const found = { bands: new Set<string>(), models: new Set<string>() };
+  const up = (model: string): void => {
+    found.models.add(model);
+    for (const band of bands.filter((one) => one.target === model)) {
+      found.bands.add(band.id);
+      if (band.source && !found.models.has(band.source)) up(band.source);
+    }
+  };
+  const down = (model: string, seen = new Set<string>()): void => {
+    found.models.add(model);
+    seen.add(model);
+    for (const band of bands.filter((one) => one.source === model)) {
+      found.bands.add(band.id);
+      if (band.target && !seen.has(band.target)) down(band.target, seen);
+    }
+  };
+  if (of.model) {
+    up(of.model);
+    down(of.model);
+  }
+  if (of.band) {
+    if (of.band.source) up(of.band.source);
+    if (of.band.target) down(of.band.target);
+    found.bands.add(of.band.id);
+  }
+  return found;
+}

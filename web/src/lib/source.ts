@@ -1,0 +1,93 @@
+/** Where features come from: the page itself, or the server that gave it. Pages ask a `Source` and do not know which. */
+import { DATA, type Card } from "./data";
+import { Columns, type Logits, type Note, type RawColumns, type Shown } from "./features";
+
+export interface Place {
+  instrument: string;
+  site: string;
+}
+export interface Source {
+  /** Whether notes and texts can be asked for, and every feature has its text. */
+  readonly served: boolean;
+  /** All features of a place; null where none are followed, or the matches are not done. */
+  columns(place: Place): Promise<Columns | null>;
+  /** A feature with its text; null where the page does not hold it. Rejects with the reason of a refusal. */
+  feature(place: Place, model: string, feature: number): Promise<Shown | null>;
+  /** What a feature predicts; the server loads its model for that. */
+  logits(place: Place, model: string, feature: number): Promise<Logits | null>;
+  notes(): Promise<Note[]>;
+  tried(text: string, instrument: string): Promise<any>;
+}
+
+const cached = <T>(make: (place: Place) => Promise<T>): ((place: Place) => Promise<T>) => {
+  const held = new Map<string, Promise<T>>();
+  return (place) => {
+    const key = `${place.instrument}\n${place.site}`;
+    if (!held.has(key)) held.set(key, make(place));
+    return held.get(key)!;
+  };
+};
+
+async function unpacked(text: string): Promise<RawColumns> {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).json();
+}
+/** The cards of a place, by list. */
+export const cardsOf = (place: Place): Card[] => DATA.inspector[place.site]?.[place.instrument]?.cards ?? [];
+
+const embedded: Source = {
+  served: false,
+  columns: cached(async (place) => {
+    const text = DATA.features?.[place.instrument]?.[place.site];
+    return text ? new Columns(await unpacked(text), place.site) : null;
+  }),
+  async feature(place, model, feature) {
+    const card = cardsOf(place).find((one) => one.model === model && one.feature === feature);
+    if (!card) return null;
+    const columns = await embedded.columns(place);
+    const { card: own, ...rest } = card;
+    const top = { low: 0, high: card.max, examples: [] };
+    const levels = own.weaker.map(({ low, high, contexts }) => ({ low, high, examples: contexts }));
+    const { promoted, suppressed, no_logits } = own;
+    return { ...rest, ...own, site: place.site, kind: null, notes: [], levels: [top, ...levels], drawn: [], silent: [],
+      logits: { promoted, suppressed, no_logits }, audit: columns?.raw.audits?.[`${model}/${feature}`] ?? [] };
+  },
+  async logits() {
+    return null;
+  },
+  async notes() {
+    return [];
+  },
+  async tried() {
+    throw new Error("this page has no server");
+  },
+};
+
+/** The answer of the server; rejects with the reason that it gives. */
+async function ask(path: string, values: Record<string, string>, body?: object): Promise<any> {
+  const query = new URLSearchParams(values).toString();
+  const post = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(`/api/${path}${query ? `?${query}` : ""}`, body ? post : {});
+  const answer = await response.json().catch(() => ({ error: `status ${response.status}` }));
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+const server: Source = {
+  served: true,
+  columns: cached(async (place) => {
+    const raw = await ask("columns", { ...place });
+    return raw ? new Columns(raw, place.site) : null;
+  }),
+  async feature(place, model, feature) {
+    const one = await ask("feature", { id: `${model}/${feature}`, ...place });
+    const contexts = one.top.map(({ values, family, ...rest }: any) => ({ ...rest, values: { [model]: values, ...family } }));
+    const kind = one.class && [one.class.class, one.class.domain && `in ${one.class.domain}`].filter(Boolean).join(", ");
+    return { ...one, kind, label: one.explanation, contexts, logits: null };
+  },
+  logits: (place, model, feature) => ask("logits", { id: `${model}/${feature}`, ...place }),
+  notes: () => ask("notes", {}),
+  tried: (text, instrument) => ask("try", {}, { text, instrument }),
+};
+
+export const source: Source = DATA.served ? server : embedded;
