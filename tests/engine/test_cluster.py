@@ -139,9 +139,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(nodes,
     job = shards(store).job(partial(Path, tmp_path / "died"))
     assert list(job.map(dies_once, range(8))) == list(range(8))
     monkeypatch.setattr("heredity.engine.ray_shards.RETRIES", 1)
-    with pytest.raises(
-        WorkerError, match="^a worker died, also after 1 more tries .*fewer workers$"
-    ):
+    with pytest.raises(WorkerError, match="^a worker died, also after 1 more tries .*fewer workers$"):
         list(shards(store).job(partial(int, 0)).map(dies, range(1)))
 
 

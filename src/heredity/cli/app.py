@@ -153,11 +153,16 @@ def complete(name: str, runs: Path, overrides: list[str] | None, site: str | Non
 
 @contextlib.contextmanager
 def watcher() -> Iterator[Bars]:
-    """Progress bars on stderr."""
+    """Progress bars on stderr; an error gets a note of the stage it came from, unless it has one."""
     from heredity.show.terminal import Bars
 
     with Bars(err) as bars:
-        yield bars
+        try:
+            yield bars
+        except Exception as error:
+            if bars.stage and not hasattr(error, "__notes__"):
+                error.add_note(bars.stage)
+            raise
 
 
 class _Terminated(KeyboardInterrupt):

@@ -207,6 +207,7 @@ def _ended(stage: Stage, one: Any) -> float:
         return ray.get(one)
     except RayTaskError as error:
         if isinstance(error.cause, Exception):
+            error.cause.add_note(stage.label)
             raise error.cause from None
         raise
     except RayError as error:

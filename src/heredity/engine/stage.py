@@ -106,12 +106,8 @@ def made(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifa
         return_freed_memory()
         inputs = inputs_of(stage, store)
         keys = {role: source.key for role, source in stage.sources()}
-        try:
-            with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
-                stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards))
-        except Exception as error:
-            error.add_note(stage.label)
-            raise
+        with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
+            stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards))
         artifact = store.find(stage.kind, stage.name, stage.key)
         if artifact is None:
             raise ArtifactError(f"{stage.label}: its folder vanished while it was written; is another process at work?")

@@ -355,6 +355,11 @@ class Bars(Watcher):
         self._count = 0
         self.stages = 0  # how many there are
 
+    @property
+    def stage(self) -> str:
+        """Label of the stage at work; empty where there is none, or several."""
+        return next(iter(self._tasks)) if len(self._tasks) == 1 else ""
+
     def __enter__(self) -> Bars:
         self._progress.start()
         return self
