@@ -139,7 +139,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(nodes,
     job = shards(store).job(partial(Path, tmp_path / "died"))
     assert list(job.map(dies_once, range(8))) == list(range(8))
     monkeypatch.setattr("heredity.engine.ray_shards.RETRIES", 1)
-    with pytest.raises(WorkerError, match="^a worker died, also after 1 more tries .*fewer workers$"):
+    with pytest.raises(WorkerError, match="^a worker died 2 times at the same work .*fewer workers$"):
         list(shards(store).job(partial(int, 0)).map(dies, range(1)))
 
 
@@ -244,7 +244,7 @@ def test_a_stage_whose_worker_dies_goes_on_from_its_checkpoint(at, store, tmp_pa
 
 def test_a_stage_that_always_dies_and_one_that_raises_are_named(at, store, monkeypatch):
     monkeypatch.setattr(engine, "RETRIES", 1)
-    with pytest.raises(WorkerError, match="^b/l: its worker died, also after 1 more tries .*goes on from here$"):
+    with pytest.raises(WorkerError, match="^b/l: its worker died 2 times .*goes on from here$"):
         run(stages(always_dies), store, at)
     with pytest.raises(ValueError, match="^a bad setting$") as line:
         run(stages(raises), store, at)

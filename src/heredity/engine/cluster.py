@@ -211,7 +211,7 @@ def _ended(stage: Stage, one: Any) -> float:
             raise error.cause from None
         raise
     except RayError as error:
-        died = f"its worker died, also after {RETRIES} more tries ({short(reason(error))})"
+        died = f"its worker died {RETRIES + 1} times ({short(reason(error))})"
         way_out = "where memory ran out, use a larger node or fewer workers; the same command goes on from here"
         raise WorkerError(f"{stage.label}: {died}; {way_out}") from error
 

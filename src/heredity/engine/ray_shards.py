@@ -152,7 +152,7 @@ def _own_errors() -> Iterator[None]:
             raise error.cause from None
         raise
     except RayError as error:
-        died = f"a worker died, also after {RETRIES} more tries ({short(reason(error))})"
+        died = f"a worker died {RETRIES + 1} times at the same work ({short(reason(error))})"
         raise WorkerError(f"{died}; where memory ran out, use a larger node or fewer workers") from error
 
 
