@@ -92,13 +92,14 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # else without end where Ray ends one for its memory
     address = address or os.environ.get("RAY_ADDRESS")
     mine, terminated = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if mine and address:
         try:
             ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (RayError, OSError, RuntimeError, ValueError) as error:
             way_out = "start one with `ray start --head`, or leave --address out to use this machine alone"
             raise ClusterError(f"--address {address}: no Ray cluster answers ({reason(error)}); {way_out}") from error
     elif mine:
