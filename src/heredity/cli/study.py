@@ -82,6 +82,8 @@ def run(
         raise ValueError(f"--engine {engine}: must be local or ray")
     if address is not None and engine != "ray":
         raise ValueError(f"--address {address}: is of --engine ray; add that, or leave --address out")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError(f"--engine ray needs ray; {install('ray')}")
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
     check_shapes(loaded, check_inputs(loaded))
@@ -426,8 +428,6 @@ def _worked(
         if cluster is False:
             with shards(workers) as shared:
                 return engine.run(stages, store, bars, until, shared)
-        if importlib.util.find_spec("ray") is None:
-            raise ValueError(f"--engine ray needs ray; {install('ray')}")
         from heredity.analyses.plan import loads
         from heredity.engine import cluster as ray_engine
 
