@@ -49,8 +49,7 @@ def floor(
     In each pass every feature of the parent is moved in a circle by one of `SHIFTS` shifts and all pairs are compared
     once, so one pass shows many shifts. Shifting keeps densities, magnitudes and runs of firings as they are and breaks
     the alignment only. Shifts follow from the seed.
-    progress: called with (passes done, passes). device: as in `correlate`. match: what is called in
-    place of `correlate`.
+    progress: called with (passes done, passes). device: as in `correlate`. match: what is called in its place.
     Raises `ValueError` for too few tokens.
     """
     drawn = offsets(parent.tokens, min(SHIFTS, max(1, parent.tokens // 2)), seed)
