@@ -35,10 +35,12 @@ def correlate_by(
 
     least: multiply-adds that a worker is sent for.
     """
+    if device != "cpu" or shards.apart < 2 or parent.tokens != child.tokens:
+        return correlate(parent, child, top, device=device)
     firings = np.bincount(parent.indices, minlength=parent.d_sae)
     cost = firings * (child.n / max(child.tokens, 1)) + child.d_sae
     parts = min(_PARTS * shards.apart, int(cost.sum() / least))
-    if device != "cpu" or shards.apart < 2 or parts < 2 or parent.tokens != child.tokens:
+    if parts < 2:
         return correlate(parent, child, top, device=device)
     job = shards.job(partial(_Ends, parent, child, top))
     return job.reduce(_matched, list(tiles(cost, int(cost.sum() / parts))), join_matches)
