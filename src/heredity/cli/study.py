@@ -210,7 +210,7 @@ def reproduce(
 ) -> Result:
     """Set a study's run beside the paper it follows: every figure and table, what agrees, and what stands."""
     from heredity.papers.reproduction import NAMES, reproduction
-    from heredity.show import reproduce as shown
+    from heredity.show import reproduce as beside
 
     if format_ not in ("text", "md"):
         raise ValueError(f"--format {format_}: must be text or md")
@@ -222,14 +222,14 @@ def reproduce(
     missing = ""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        missing = shown.write(run, found, out)
+        missing = beside.write(run, found, out)
 
     def show() -> None:
         if format_ == "md":
-            typer.echo(shown.render(run, found, rows, {}), nl=False)
+            typer.echo(beside.render(run, found, rows, {}), nl=False)
         else:
             text().say(NAMES[found.paper])
-            for table, own in shown.parts(found, rows.get("deviations", ())):
+            for table, own in beside.parts(found, rows.get("deviations", ())):
                 if own:
                     text().print_table(table, own)
         if run.missing:

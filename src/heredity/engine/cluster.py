@@ -162,7 +162,7 @@ def run(
 
 def _work(left: list[Stage], store: Store, at: Cluster, asked: Mapping[str, Asked], watcher: Watcher) -> None:
     """Make stages, inputs before what is made from them."""
-    board = _Board.options(num_cpus=0, max_restarts=-1).remote()
+    board = _Board.options(num_cpus=0, max_restarts=-1).remote()  # pyright: ignore[reportAttributeAccessIssue]
     todo, undone = list(left), {stage.label for stage in left}
     running: dict[Any, Stage] = {}
     begun: set[str] = set()
@@ -176,7 +176,7 @@ def _work(left: list[Stage], store: Store, at: Cluster, asked: Mapping[str, Aske
                 if gpu and on_gpus >= at.gpus:  # the other half of every GPU is for units
                     continue
                 on_gpus += gpu
-                task = _stage.options(
+                task = _stage.options(  # pyright: ignore[reportFunctionMemberAccess]
                     num_cpus=at.threads,
                     num_gpus=GPU_SHARE if gpu else 0,
                     memory=int(asked[stage.label].gib * 2**30),
@@ -241,7 +241,7 @@ def _same_everywhere(store: Store, at: Cluster) -> None:
     probes = {}
     for node in at.nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        probes[_probe.options(num_cpus=0, scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]
+        probes[_probe.options(num_cpus=0, scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]  # pyright: ignore[reportFunctionMemberAccess]
     try:
         for one, address in probes.items():
             try:

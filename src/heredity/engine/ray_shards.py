@@ -64,8 +64,8 @@ class _RayJob(Job[S]):
         self._number = uuid.uuid4().hex
         self._opened = opened
         asks = {"num_cpus": shards.threads, "num_gpus": GPU_SHARE if shards.gpu else 0}
-        self._task = _unit.options(**asks, max_retries=RETRIES, scheduling_strategy="SPREAD")
-        self._join = _joined.options(num_cpus=shards.threads, max_retries=RETRIES)
+        self._task = _unit.options(**asks, max_retries=RETRIES, scheduling_strategy="SPREAD")  # pyright: ignore[reportFunctionMemberAccess]
+        self._join = _joined.options(num_cpus=shards.threads, max_retries=RETRIES)  # pyright: ignore[reportFunctionMemberAccess]
         self._threads = shards.threads
 
     def map(self, work: Callable[[S, U], R], units: Iterable[U]) -> Iterator[R]:
