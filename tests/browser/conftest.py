@@ -37,7 +37,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
         def opened(home: str, address: str = "#/", **options: Any) -> Visit:
             size = {"width": 1380, "height": 900}
             context = closing.enter_context(chromium.new_context(**{"viewport": size, **options}))
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(90_000)  # other work may keep the machine busy
             visits.append(Visit(context, home, address))
             return visits[-1]
 

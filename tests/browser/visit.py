@@ -35,7 +35,7 @@ class Visit:
         """home: the page without a hash."""
         from playwright.sync_api import expect
 
-        expect.set_options(timeout=20_000)  # other work may keep the machine busy
+        expect.set_options(timeout=30_000)
         self.home, self.expect = home, expect
         self.page = context.new_page()
         self.logged: list[str] = []
