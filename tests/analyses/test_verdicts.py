@@ -161,7 +161,7 @@ def test_with_one_sae_the_evidence_is_told_without_verdicts():
     sample = Sample(ids[:600], ids[600:], documents[: 600 * 16])
     sae = units(0)
     readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
-    columns, same = one_sae.evidence(readers, sample, 4)
+    columns, same = one_sae.evidence(readers, sample, 4, pytest.fail)
     assert not same
     verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned", text="common")
     assert set(columns["verdict"]) == {"stability unknown"} and set(columns["end"]) == {"parent"}
@@ -189,7 +189,7 @@ def test_positions_that_are_no_samples_have_no_say():
     told = {}
     for name, pack in (("all", replace(packed, spoken=None)), ("assistant", packed)):
         sampler = BlockSampler({"talks": pack}, 16, 0)
-        columns, same = one_sae.evidence(readers, sample_of(sampler, 9_600), 4)
+        columns, same = one_sae.evidence(readers, sample_of(sampler, 9_600), 4, pytest.fail)
         jobs = (Here().job(lambda end=end: readers[end]) for end in ("parent", "child"))
         lineage = LineageConfig(threshold=0.9, tokens=9_600)
         end = Edge("base", "tuned"), LAST, "float32"
