@@ -142,7 +142,9 @@ from pathlib import Path
 from heredity.study import CorpusConfig
 from heredity.text.corpora import documents
 import heredity.text.readers, pyarrow.parquet, zstandard, pyarrow.dataset
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+before = most()
 held = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (held + int({gib} * 2**30), -1))
 try:
@@ -150,7 +152,7 @@ try:
     said = f"{{n:,}} characters read"
 except ValueError as error:
     said = str(error)
-mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+mib = (most() - before) / 1024
 print(f"{{mib:.0f}} MiB more at most; {{said}}")
 """
     import sys

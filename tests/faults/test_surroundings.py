@@ -247,11 +247,13 @@ import heredity.cli, heredity.analyses, torch, transformers, heredity.text.corpo
 import heredity.analyses.worked, tokenizers, heredity.text.tokens
 held = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (held + {allowance}, -1))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+before = most()
 try:
     heredity.cli.main()
 finally:
-    print(f"{{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024}} MiB more", file=sys.stderr)
+    print(f"{{(most() - before) // 1024}} MiB more", file=sys.stderr)
 """
     ended = place.process([sys.executable, "-c", code.format(allowance=size // 10)], timeout=1800)
     ended.well()
