@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -121,13 +122,15 @@ def create_app(explorer: Explorer, hosts: Collection[str]) -> FastAPI:
     @app.get("/api/table/{name}.parquet")
     def table(name: Annotated[str, PathOf(max_length=80, pattern="^[a-z_]+$")]) -> Response:
         """A declared table of the run, whole."""
-        folder = TemporaryDirectory(prefix="heredity-")
-        try:
-            path = explorer.table(name, Path(folder.name))
-        except LookupError as error:
-            raise HTTPException(404, str(error.args[0])) from error
+        with ExitStack() as held:
+            folder = held.enter_context(TemporaryDirectory(prefix="heredity-"))
+            try:
+                path = explorer.table(name, Path(folder))
+            except LookupError as error:
+                raise HTTPException(404, str(error.args[0])) from error
+            sent = held.pop_all()  # until the file has been sent
         kind = "application/vnd.apache.parquet"
-        return FileResponse(path, media_type=kind, filename=path.name, background=BackgroundTask(folder.cleanup))
+        return FileResponse(path, media_type=kind, filename=path.name, background=BackgroundTask(sent.close))
 
     @app.get("/api/logits")
     def logits(id: _Id, instrument: _Place = None, site: _Place = None) -> Answer:  # noqa: A002
