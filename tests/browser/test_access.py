@@ -50,7 +50,8 @@ def test_axe_finds_nothing_serious_in_any_table_or_picture(colors, visit, tmp_pa
         *(f"#/results?part={part['kind']}" for part in data["sections"][:6]),
     ):
         there.go(address)
-        for folded in there.main.locator("details:not([open]) > summary").all():
+        folds = there.main.locator("details:not([open]) > summary").all()
+        for folded in reversed(folds):  # an open one no longer counts
             folded.click()
         flaws[address] = there.flaws()
     assert {address: own for address, own in flaws.items() if own} == {}

@@ -166,7 +166,8 @@ def _read(there: Any) -> None:
     ]
     for address in addresses:
         there.go(address)
-        for folded in there.main.locator("details:not([open]) > summary").all()[:6]:
+        folds = there.main.locator("details:not([open]) > summary").all()[:6]
+        for folded in reversed(folds):  # an open one no longer counts
             folded.click()
         for token in there.main.locator(".t, .chip").all()[:8]:
             if token.is_visible():
