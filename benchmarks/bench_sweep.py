@@ -35,6 +35,9 @@ PARENTS = ("first", "second")
 FOLLOWED = 0.5
 """Share of the tokens of a validation set that are its parent's own prediction; the others are random."""
 
+MOVED = 0.3
+"""Distance of each parent from the model that both are fine-tunes of, in standard deviations of its weights."""
+
 WEIGHTS_TOLERANCE, ACCURACY_TOLERANCE = 2.0**-22, 1e-3
 """Largest difference from mergekit's weights, relative to a tensor's largest; and of accuracies, both in float32."""
 
@@ -87,17 +90,27 @@ class Job(NamedTuple):
 
 
 def prepared(options: argparse.Namespace, folder: Path) -> Job:
-    """Make the parents and, for each, blocks that follow its own predictions half of the time."""
+    """Make the parents, two fine-tunes of one model, and, for each, blocks that follow its own predictions half of the time."""
     sizes = QUICK if options.quick else FULL
     if options.tokens:
         sizes = sizes._replace(tokens=(options.tokens,))
     shape = ArchitectureConfig(d_model=sizes.d_model, d_mlp=sizes.d_mlp, n_heads=sizes.n_heads)
     blocks = {}
     for seed, name in enumerate(PARENTS):
-        model = new_model(mistral_config(shape, sizes.vocab, sizes.context, eos_token_id=0), seed).eval()
+        model = new_model(mistral_config(shape, sizes.vocab, sizes.context, eos_token_id=0), 0).eval()
+        moved(model, seed)
         save_model(model, None, folder / name)
         blocks[name] = predicted(model, max(sizes.tokens) // sizes.context, sizes, seed)
     return Job(sizes, folder, blocks)
+
+
+@torch.no_grad()
+def moved(model: Any, seed: int) -> None:
+    """Move every matrix of a model by random amounts, `MOVED` times the spread of its weights: a fine-tune of it."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight += MOVED * weight.std() * torch.randn(weight.shape, generator=generator)
 
 
 @torch.inference_mode()

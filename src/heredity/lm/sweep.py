@@ -67,10 +67,10 @@ def sweep(
     blocks, int64 [n, ctx]. The grid has `points` positions, 0 and 1 included. Where the difference of the two
     accuracies changes sign between two of them, bisection narrows the bracket to `tolerance` and the equilibrium is
     interpolated in it (see `crossing` for the choice among several). `adaptive` leaves out positions of the grid where
-    the curves cannot cross: five are measured, and then only what lies between two whose difference has another sign
-    or is less than half its change from one to the other, or that an end of the interval lies between. t and its
-    interval are then those of the whole grid, unless two crossings hide between neighbors whose differences are large
-    and alike; where the curves never cross, the whole grid is measured.
+    the curves cannot cross: five are measured, and then only the neighbors of t, of the ends of its interval and of
+    positions where the difference is within two standard errors of 0. t and its interval are then those of the whole
+    grid, unless two crossings hide between positions whose differences are clear of 0 and alike; where the curves
+    never cross, the whole grid is measured.
 
     Intervals resample blocks (seeded by `seed`), each parent's separately and the same blocks at every t.
     `evaluate(model, blocks, batch_size, precision)` stands in for `heredity.lm.evaluate.evaluate`.
@@ -208,7 +208,7 @@ def follow(
         differences = list(map(difference, positions))
         t, crossed = crossing(positions, differences)
         replicates = resampled(positions) if len(known) < points else {}
-        wanted = _between(known, grid, replicates[first] - replicates[second], differences) if replicates else []
+        wanted = _missing(known, grid, replicates[first] - replicates[second], differences) if replicates else []
         if not wanted and not crossed:
             wanted = [i for i in range(points) if i not in known]
     if crossed and t not in grid:
@@ -240,25 +240,21 @@ def follow(
     return Sweep(rows, t, crossed, interval, first, second)
 
 
-def _between(
-    known: Sequence[int], grid: Sequence[float], replicates: np.ndarray, differences: list[float]
-) -> list[int]:
-    """Places of the grid halfway between measured ones (`known`, rising) that t or an end of its interval may hang on.
+def _missing(known: Sequence[int], grid: Sequence[float], replicates: np.ndarray, differences: list[float]) -> list[int]:
+    """Places of the grid still to be measured that t or an end of its interval may hang on.
 
-    replicates: the differences, float64 [replicates, known].
+    known: places measured so far, rising; replicates: their differences, float64 [replicates, known]. Wanted are both
+    neighbors of t and of each end, and the neighbors of places whose difference is not clear of 0.
     """
     positions = [grid[i] for i in known]
     crossings = np.sort([crossing(positions, row)[0] for row in replicates.tolist()])
     ranks = np.array([0.025, 0.975]) * (len(crossings) - 1)
     ends = crossings[np.concatenate([np.floor(ranks), np.ceil(ranks)]).astype(int)]
-    found = []
-    for i, (low, high) in enumerate(pairwise(known)):
-        near = differences[i : i + 2]
-        held = ((ends >= grid[low]) & (ends <= grid[high])).any()
-        crosses = near[0] * near[1] <= 0 or 2 * min(map(abs, near)) < abs(near[0] - near[1])
-        if high - low > 1 and (held or crosses):
-            found.append((low + high) // 2)
-    return found
+    held = np.array([crossing(positions, differences)[0], *ends])
+    wanted = {*np.searchsorted(grid, held, "right") - 1, *np.searchsorted(grid, held, "left")}
+    unclear = np.flatnonzero(np.abs(differences) < 2 * replicates.std(axis=0))
+    wanted |= {known[i] + step for i in unclear for step in (-1, 1)}
+    return sorted(wanted & set(range(len(grid))) - set(known))
 
 
 def crossing(positions: Sequence[float], differences: Sequence[float]) -> tuple[float, bool]:
