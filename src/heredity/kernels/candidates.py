@@ -10,11 +10,12 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from heredity.kernels.masks import BLOCK, above, lowest
-from heredity.kernels.screens import float_of, widen
+from heredity.kernels.masks import BLOCK, above, larger, lowest
+from heredity.kernels.screens import Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
 
-LANES = 16  # entries of which the largest stands for all when the k-th largest of a row is bounded
+LANES = 16  # features of a group, of which the largest stands for all
+LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
 
 def _number(product):
@@ -30,12 +31,15 @@ def _number_of(product):
 
 
 @compiled({"contract"})
-def _upper(products, scale, reach, slack, rel, w_scale, w_norm, w_rounding, base, floor, bounds):
-    """Upper bounds of how far the pre-activations of a token lie above the floor, float32 [d_sae]."""
+def _upper(products, scale, reach, slack, rel, w_scale, w_norm, w_rounding, base, sizes, bounds):
+    """Upper bounds of how far the pre-activations of a token lie above the floor, float32 [d_sae].
+
+    base: bias less floor; sizes: the sum of both without their signs, of which `base` may be off by its rounding.
+    """
     for j in range(len(products)):
         p = scale * w_scale[j] * _number(products[j])
-        error = rel * (abs(p) + abs(base[j])) + slack * w_norm[j] + reach * w_rounding[j]
-        bounds[j] = p + base[j] + error - floor[j]
+        error = rel * (abs(p) + abs(base[j]) + sizes[j]) + slack * w_norm[j] + reach * w_rounding[j]
+        bounds[j] = p + base[j] + error
 
 
 @compiled({"contract"})
@@ -54,37 +58,122 @@ def _shifted(bias, x, weight, base):
             base[j] += x[c] * row[j]
 
 
+@compiled({"contract"})
+def _group_maxima(products, scale, w_scale, base, maxima):
+    """What the screen finds largest in each group of pre-activations: the entries `len(maxima)` apart."""
+    stride = len(maxima)
+    for b in range(stride):
+        maxima[b] = scale * w_scale[b] * _number(products[b]) + base[b]
+    for start in range(stride, len(products), stride):
+        part, factors, added = products[start : start + stride], w_scale[start:], base[start:]
+        for b in range(len(part)):
+            maxima[b] = larger(maxima[b], scale * factors[b] * _number(part[b]) + added[b])
+
+
+@compiled({"contract"})
+def _group_bounds(maxima, by_norm, by_rounding, rel, groups, bounds):
+    """Upper bounds of what `_upper` finds in each group, float32 [groups]."""
+    for b in range(len(maxima)):
+        bounds[b] = maxima[b] + by_norm * groups[0, b] + by_rounding * groups[1, b] + rel * groups[2, b]
+
+
+def groups_of(screen: Screen, bias: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """Of each group of features, those `groups` apart: the largest norm, rounding, and sum of bias and floor without
+    their signs; float32 [3, groups]."""
+    each = np.stack([screen.norm, screen.rounding, np.abs(bias) + np.abs(floor)])
+    missing = -each.shape[1] % LANES
+    return np.pad(each, ((0, 0), (0, missing))).reshape(3, LANES, -1).max(1)
+
+
+@compiled()
+def _mark(marks, j):
+    marks[j // BLOCK] |= np.uint64(1) << np.uint64(j % BLOCK)
+
+
+@compiled()
+def _marked(marks, features):
+    """Write the numbers of the bits that are set, rising, and clear them; return how many."""
+    n = 0
+    for block in range(len(marks)):
+        mask = marks[block]
+        marks[block] = 0
+        while mask:
+            features[n] = block * BLOCK + lowest(mask)
+            n += 1
+            mask &= mask - np.uint64(1)
+    return n
+
+
 @compiled()
 def candidates_of(
-    products, scale, reach, slack, apart, x, counts, rel, w_scale, w_norm, w_rounding, w_apart, weight, bias, floor, k,
-    limit
+    products, scale, reach, slack, apart, x, counts, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight, bias,
+    floor, k, limit
 ):  # fmt: skip
     """Features that may be active on each row, rising, int32 [nnz], and what is known of their pre-activations.
 
     products: [n, d_sae]; scale, reach, slack: float32 [n]; apart [n, m] and w_apart [m, d_sae]: columns that `products`
-    leaves out; floor: float32 [d_sae], 0 with k. counts: int64 [n], written; -1 for more than `limit` candidates.
-    Pre-activations: float32 [nnz], nan where they are still to be summed.
+    leaves out; groups: `groups_of`; floor: float32 [d_sae], 0 with k. counts: int64 [n], written; -1 for more than
+    `limit` candidates. Pre-activations: float32 [nnz], nan where they are still to be summed.
+
+    One pass over a row finds the largest of each group. Groups whose bound is below the cut hold no candidate, and
+    unless many are left, only their features are looked at one by one.
     """
     n, d_sae = products.shape
-    bounds, base, shifted = np.empty(d_sae, np.float32), bias, np.empty(d_sae, np.float32)
-    maxima, cut = np.empty((d_sae + LANES - 1) // LANES, np.float32), np.float32(0)
+    stride = groups.shape[1]
+    maxima, group_bounds, near = (
+        np.empty(stride, np.float32),
+        np.empty(stride, np.float32),
+        np.empty(stride + 1, np.int32),
+    )
+    plain, sizes, shifted = bias - floor, np.abs(bias) + np.abs(floor), np.empty(d_sae, np.float32)
+    bounds, base, cut = np.empty(d_sae, np.float32), plain, np.float32(0)
     first, exact = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
+    marks = np.zeros((d_sae + BLOCK - 1) // BLOCK, np.uint64)
     features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
     values = np.empty(n * limit, np.float32)
     for i in range(n):
-        row, known = products[i], 0
+        row, known, own = products[i], 0, np.float32(0)
         if len(w_apart) > 0:
             base = shifted
-            _shifted(bias, apart[i], w_apart, base)
+            _shifted(plain, apart[i], w_apart, base)
+            for c in range(len(w_apart)):
+                own += abs(apart[i, c])
+        _group_maxima(row, scale[i], w_scale, base, maxima)
         if k > 0:
             # k of those that the screen puts first exceed this cut: what cannot reach it is not among the k largest.
-            _middle(row, scale[i], w_scale, base, bounds)
-            known = collect(bounds, cut_for_largest(bounds, k, maxima), first)
+            if stride < k:
+                _middle(row, scale[i], w_scale, base, bounds)
+                known = collect(bounds, bisect(bounds, k, k + k // 4, 16), first)
+            else:
+                roughly = bisect(maxima, k, k + k // 4, 16)
+                for g in range(collect(maxima, roughly, near)):
+                    for j in range(near[g], d_sae, stride):
+                        if scale[i] * w_scale[j] * _number(row[j]) + base[j] > roughly:
+                            _mark(marks, j)
+                known = _marked(marks, first)
             exact[:known] = np.nan
             _sum_row(x, i, weight, bias, first, 0, known, exact)
             cut = below_largest(exact[:known], k)
-        _upper(row, scale[i], reach[i], slack[i], rel, w_scale, w_norm, w_rounding, base, floor, bounds)
-        found = collect(bounds, cut, features[at:])
+        # Twice `rel`: once for the products, and for the rounding of these bounds.
+        by_norm, by_rounding = slack[i] + 2 * rel * (reach[i] + own), reach[i] * (1 + 2 * rel)
+        _group_bounds(maxima, by_norm, by_rounding, 4 * rel, groups, group_bounds)
+        left = collect(group_bounds, cut, near)
+        if left * LEFT_TO_VECTORS > stride:
+            _upper(row, scale[i], reach[i], slack[i], rel, w_scale, w_norm, w_rounding, base, sizes, bounds)
+            found = collect(bounds, cut, features[at:])
+        else:
+            for g in range(left):
+                b = near[g]
+                above_others = group_bounds[b] - maxima[b]
+                for j in range(b, d_sae, stride):
+                    p = scale[i] * w_scale[j] * _number(row[j])
+                    if p + base[j] + above_others > cut:
+                        error = (
+                            rel * (abs(p) + abs(base[j]) + sizes[j]) + slack[i] * w_norm[j] + reach[i] * w_rounding[j]
+                        )
+                        if p + base[j] + error > cut:
+                            _mark(marks, j)
+            found = _marked(marks, features[at:])
         counts[i] = found
         if found > limit:
             counts[i] = -1
@@ -166,24 +255,6 @@ def collect(row, cut, features):
         features[n] = j
         n += np.int64(row[j] > cut)
     return n
-
-
-@compiled()
-def cut_for_largest(row, k, maxima):
-    """A cut just below the k largest positive entries of the row, exceeded by them and a few more; k >= 1.
-
-    When k maxima over LANES entries, which lie `stride` apart, exceed a cut, so do k entries. maxima: float32 scratch
-    of ceil(len(row) / LANES).
-    """
-    stride = len(maxima)
-    if stride < k:
-        return bisect(row, k, k + k // 4, 16)
-    maxima[:] = row[:stride]
-    for start in range(stride, len(row), stride):
-        part = row[start : start + stride]
-        for b in range(len(part)):
-            maxima[b] = max(maxima[b], part[b])
-    return bisect(maxima, k, k + k // 4, 16)
 
 
 @compiled()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from heredity.kernels import paths
-from heredity.kernels.candidates import active_of, candidates_of, sum_pre_acts
+from heredity.kernels.candidates import active_of, candidates_of, groups_of, sum_pre_acts
 from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
 from heredity.kernels.torch_forms import active_entries, key_starts
@@ -160,7 +160,8 @@ def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, 
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
     made, counts = products(rounded, screen), np.empty(n, np.int64)
     per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), counts
-    per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own
+    groups = groups_of(screen, encoder.bias, encoder.floor)
+    per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own, groups
     chosen = encoder.weight.numpy(), encoder.bias, encoder.floor, encoder.k, limit
     parts = in_ranges(
         lambda a, b: candidates_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2

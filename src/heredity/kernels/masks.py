@@ -1,4 +1,4 @@
-"""Comparisons of a block of numbers as the bits of one integer, for loops that look for few among many."""
+"""What numba has no words for: comparisons of a block of numbers as the bits of one integer, and a plain maximum."""
 
 from __future__ import annotations
 
@@ -35,8 +35,20 @@ def _lowest(typingctx: Any, mask: Any) -> Any:  # noqa: ARG001
     return types.int64(mask), codegen
 
 
+def _larger(typingctx: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        number = ir.FloatType()
+        maximum = builder.module.declare_intrinsic("llvm.maxnum", [number], ir.FunctionType(number, [number, number]))
+        return builder.call(maximum, args, fastmath=("nnan", "nsz"))
+
+    return types.float32(types.float32, types.float32), codegen
+
+
 # above(array, start, cut): bit j of a uint64 says whether array[start + j] > cut, j < BLOCK; the array is float32 and
 # contiguous, start an int64 and cut a float32. In compiled code only, as the next one.
 above: Any = intrinsic(_above)
 # lowest(mask): the number of the lowest bit of a uint64 that is set.
 lowest: Any = intrinsic(_lowest)
+# larger(a, b): the larger of two float32 that are no NaN. `a[i] = max(a[i], b[i])` becomes a store under a mask, which
+# takes some processors three times as long as the whole loop.
+larger: Any = intrinsic(_larger)

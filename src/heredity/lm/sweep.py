@@ -240,7 +240,9 @@ def follow(
     return Sweep(rows, t, crossed, interval, first, second)
 
 
-def _missing(known: Sequence[int], grid: Sequence[float], replicates: np.ndarray, differences: list[float]) -> list[int]:
+def _missing(
+    known: Sequence[int], grid: Sequence[float], replicates: np.ndarray, differences: list[float]
+) -> list[int]:
     """Places of the grid still to be measured that t or an end of its interval may hang on.
 
     known: places measured so far, rising; replicates: their differences, float64 [replicates, known]. Wanted are both

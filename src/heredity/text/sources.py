@@ -373,7 +373,7 @@ def _chosen(parts: list[Part], folder: Path, config: CorpusConfig, account: Acco
             account.remarks.append(f"{tables:,} files of JSON, CSV or TSV stand among texts and are read as text")
     if not chosen and not account.left_out:
         chosen, about = about, []
-    left = [*about, *(part for part in kinds if part not in set(chosen))]
+    left = [*about, *(kinds.keys() - set(chosen))]
     account.left_out.update(PurePath(part.member or part.file.name).suffix for part in left)
     return chosen, texts
 
