@@ -55,7 +55,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> tuple[Callable[[], object]
     kind = screens(weight.shape[1], len(weight))[0]
     if kind == "float32":
         return lambda: linear(x, weight), kind
-    sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind, weight=True)
+    sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind)
     return lambda: products(*sides), kind
 
 

@@ -104,7 +104,7 @@ def floors(x: Any, weight: Any, bias: Any) -> dict[str, Callable[[], object]]:
     calls: dict[str, Callable[[], object]] = {"float32": lambda: linear(x, weight, bias)}
     for kind in screens(weight.shape[1], len(weight)):
         if kind != "float32":
-            sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind, weight=True)
+            sides = make_screen(x.contiguous(), kind), make_screen(weight.contiguous(), kind)
             calls[kind] = partial(products, *sides)
     return calls
 

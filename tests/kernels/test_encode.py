@@ -230,7 +230,7 @@ def test_massive_activations_in_few_columns_leave_few_candidates(screening, plan
     bias = -(x @ weight.T).quantile(0.996, dim=0)
     found = sparse_encode(x, weight, bias, k)
     assert_same(found, dense_way(x, weight, bias, k))
-    if screening.kind in screens.INTEGERS:
+    if screening.kind == "int8":
         assert sum(n for _, n in screening.candidates) < 0.05 * len(x) * D_SAE
 
 
@@ -269,13 +269,11 @@ def test_adversarial_rounding_misses_nothing(screening):
     # Of bfloat16's steps; of int8's, whose scale the first element sets.
     half_step = 1 + 2.0**-8 - 2.0**-20
     x, weight = torch.full((64, D_IN), half_step), torch.full((D_SAE, D_IN), half_step)
-    if screening.kind in screens.INTEGERS:
-        x[:, 1:] = (31.49 / 63 if screening.kind == "int7" else 63.49 / 127) * half_step
-        weight[:, 1:] = 63.49 / 127 * half_step
+    if screening.kind == "int8":
+        x[:, 1:], weight[:, 1:] = 63.49 / 127 * half_step, 63.49 / 127 * half_step
     # A few features are left just above or just below zero, by far less than what the screen loses; the rest far below.
     above = torch.full((D_SAE,), -40.0, dtype=torch.float64)
-    reach = 0.5 if screening.kind in screens.INTEGERS else 1.0
-    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * reach
+    above[:100] = torch.linspace(-1.0, 0.5, 100, dtype=torch.float64) * (0.5 if screening.kind == "int8" else 1.0)
     bias = above - exact(x, weight, torch.zeros(D_SAE))[0, 0]
     bias = bias.float()[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))]
     found, pre_acts = dense_of(sparse_encode(x, weight, bias)) > 0, exact(x, weight, bias)
@@ -284,9 +282,8 @@ def test_adversarial_rounding_misses_nothing(screening):
     if screening.kind == "float32":
         return
     assert (64 * 50 if screening.kind == "bf16" else 1) <= screening.candidates[0][1] <= 64 * 100
-    sides = [make_screen(rows, screening.kind, weight=rows is weight) for rows in (x, weight)]
-    steps = [side.rows.float() - (screens.MIDDLE if side.rows.dtype == torch.uint8 else 0) for side in sides]
-    x_low, weight_low = (own * torch.from_numpy(side.scale)[:, None] for own, side in zip(steps, sides, strict=True))
+    sides = [make_screen(rows, screening.kind) for rows in (x, weight)]
+    x_low, weight_low = (side.rows.float() * torch.from_numpy(side.scale)[:, None] for side in sides)
     assert (x_low @ weight_low.T + bias).numpy()[(pre_acts > 0).numpy() & sure].min() < 0
 
 
@@ -350,20 +347,17 @@ def test_ranges_in_threads_join_to_the_same_bits(screening, planted, monkeypatch
 def test_a_screen_serves_several_calls_and_another_call_s_choice_changes_nothing(screening, planted):
     x, weight, bias = planted
     for kind in KINDS:
-        screen = make_screen(weight, kind, weight=True)
-        assert_same(sparse_encode(x, weight, bias, 7, screen=screen), dense_way(x, weight, bias, 7))
+        assert_same(sparse_encode(x, weight, bias, 7, screen=make_screen(weight, kind)), dense_way(x, weight, bias, 7))
 
 
-@pytest.mark.parametrize("weight", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_norms_of_a_screen_are_bounds(kind, weight):
+def test_the_norms_of_a_screen_are_bounds(kind):
     x = torch.randn(50, 33) * torch.logspace(-30, 30, 50)[:, None]
     x[9], x[10] = 0, 1e-40
-    screen = make_screen(x, kind, weight)
+    screen = make_screen(x, kind)
     if kind == "bf16":
         assert torch.equal(screen.rows, x.bfloat16())
-    middle = screens.MIDDLE if screen.rows.dtype == torch.uint8 else 0
-    rounded = (screen.rows.double() - middle) * torch.from_numpy(screen.scale).double()[:, None]
+    rounded = screen.rows.double() * torch.from_numpy(screen.scale).double()[:, None]
     big = (x.abs() > 1e-28).all(1)
     for bound, vector in ((screen.rounding, x.double() - rounded), (screen.norm, x.double())):
         assert (torch.from_numpy(bound).double() >= vector.norm(dim=1))[big].all()

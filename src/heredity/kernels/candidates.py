@@ -14,8 +14,7 @@ from heredity.kernels.masks import BLOCK, above, larger, lowest
 from heredity.kernels.screens import Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
 
-# Features of a group, of which the largest stands for all, from so many features on: few large groups are all left.
-MEMBERS = ((16_384, 16), (0, 8))
+LANES = 16  # features of a group, of which the largest stands for all
 LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
 
@@ -82,9 +81,8 @@ def groups_of(screen: Screen, bias: np.ndarray, floor: np.ndarray) -> np.ndarray
     """Of each group of features, those `groups` apart: the largest norm, rounding, and sum of bias and floor without
     their signs; float32 [3, groups]."""
     each = np.stack([screen.norm, screen.rounding, np.abs(bias) + np.abs(floor)])
-    members = next(members for least, members in MEMBERS if each.shape[1] >= least)
-    missing = -each.shape[1] % members
-    return np.pad(each, ((0, 0), (0, missing))).reshape(3, members, -1).max(1)
+    missing = -each.shape[1] % LANES
+    return np.pad(each, ((0, 0), (0, missing))).reshape(3, LANES, -1).max(1)
 
 
 @compiled()

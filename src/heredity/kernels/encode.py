@@ -10,7 +10,6 @@ the candidates (`paths`), however rows were chunked, and whatever rows lie aroun
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from heredity.kernels import paths
 from heredity.kernels.candidates import active_of, candidates_of, groups_of, sum_pre_acts
-from heredity.kernels.screens import INTEGERS, Screen, largest_by_column, make_screen, output_rounding, products
+from heredity.kernels.screens import Screen, largest_by_column, make_screen, output_rounding, products
 from heredity.kernels.sparse import Sparse, in_ranges, starts_of
 from heredity.kernels.torch_forms import active_entries, key_starts
 
@@ -30,7 +29,7 @@ TRIAL_ROWS = 128  # rows of the first chunk of a longer call: its candidates dec
 SCREENED_ROWS = 64  # rows of a call from which rounding the encoder's weights for it pays
 TOO_MANY = 0.25  # share of the features from which a token's candidates cost more than its float32 product
 MOST_OVERFULL = 0.125  # share of such tokens from which a screen is of no use
-EXACT_COLUMNS = 8  # most columns of x that a screen of integers leaves to float32
+EXACT_COLUMNS = 8  # most columns of x that an int8 screen leaves to float32
 OUTLYING = 8.0  # largest element of such a column relative to the median column's
 
 
@@ -96,7 +95,7 @@ def keep_largest(acts: Sparse, count: int) -> Sparse:
 def weight_screen(weight: Tensor, rows: int = SCREENED_ROWS) -> Screen:
     """The fastest screen for an encoder's weight, float32 [d_sae, d_in] on a CPU, and calls of so many rows."""
     kinds = paths.screens(weight.shape[1], len(weight))
-    return make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1], weight=True)
+    return make_screen(weight.contiguous(), kinds[0 if rows >= SCREENED_ROWS else -1])
 
 
 class _Chunk(NamedTuple):
@@ -104,7 +103,6 @@ class _Chunk(NamedTuple):
 
     acts: Sparse
     candidates: int
-    deciding: float  # seconds that deciding the candidates took
     overfull: np.ndarray  # int64: rows with too many candidates, empty in `acts`
 
 
@@ -115,7 +113,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     """
     d_sae, d_in = encoder.weight.shape
     exacter = paths.exacter(screen.kind, d_in, d_sae)
-    apart = _apart(largest, encoder.weight) if screen.kind in INTEGERS else None
+    apart = _apart(largest, encoder.weight) if screen.kind == "int8" else None
     parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
     while at < len(x):
         rows = TRIAL_ROWS if trial and exacter else max(16, CHUNK_BYTES // (screen.bytes_per_product * d_sae))
@@ -129,9 +127,8 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
             at += len(chunk)
         # What the first chunk shows decides for the rest.
         spurious = (found.candidates - len(found.acts.values)) / (len(chunk) * d_sae)
-        dot = found.deciding / max(1, found.candidates * d_in)
-        if exacter and (useless or (trial and paths.pays(exacter[0], screen.kind, spurious, dot, d_in, d_sae))):
-            screen, exacter, trial = make_screen(encoder.weight, exacter[0], weight=True), exacter[1:], True
+        if exacter and (useless or (trial and paths.pays(exacter[0], screen.kind, spurious, d_in, d_sae))):
+            screen, exacter, trial = make_screen(encoder.weight, exacter[0]), exacter[1:], True
         else:
             trial = False
     acts, rows = _joined(parts, d_sae), np.concatenate(overfull or [np.empty(0, np.int64)])
@@ -153,7 +150,7 @@ def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, 
     """Active features of a chunk of rows; none are decided where too many rows have more than `limit` candidates."""
     n, (d_sae, d_in) = len(x), encoder.weight.shape
     own, rest, w_own = np.empty((n, 0), np.float32), x, np.empty((0, d_sae), np.float32)
-    if apart is not None and screen.kind in INTEGERS:
+    if apart is not None and screen.kind == "int8":
         rest = x.clone()
         rest[:, apart.columns] = 0
         own, w_own = np.ascontiguousarray(x.numpy()[:, apart.columns]), apart.weight
@@ -171,12 +168,10 @@ def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, 
     )
     overfull = np.flatnonzero(counts < 0)
     if len(overfull) > MOST_OVERFULL * n:
-        return _Chunk(Sparse(starts_of(np.zeros(n, np.int64)), *_NOTHING, d_sae), 0, 0.0, overfull)
+        return _Chunk(Sparse(starts_of(np.zeros(n, np.int64)), *_NOTHING, d_sae), 0, overfull)
     counts[overfull] = 0
     candidates = Sparse(starts_of(counts), *_concatenated(parts), d_sae)
-    start = time.perf_counter()
-    acts = _decided(x, encoder, candidates)
-    return _Chunk(acts, len(candidates.values), time.perf_counter() - start, overfull)
+    return _Chunk(_decided(x, encoder, candidates), len(candidates.values), overfull)
 
 
 def _decided(x: Tensor, encoder: Encoder, candidates: Sparse) -> Sparse:

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 
-from heredity.kernels.screens import INTEGERS, MIDDLE, WIDEST_INT8, Kind, Screen, make_screen, products
+from heredity.kernels.candidates import sum_pre_acts
+from heredity.kernels.screens import WIDEST_INT8, Kind, Screen, make_screen, products
 
 FORCE = "HEREDITY_SCREEN"  # environment variable: one of `Kind`; workers inherit it
 ROWS, FEATURES = 64, 1024  # most rows and features of the products that are timed
+DECIDED = 8  # rows whose candidates are timed, every other feature
 CHECKED = 16  # rows of both sides of an int8 product that is compared with float64's
 # Calls of a product before the clock runs, fewest that are timed, and seconds that they are repeated for. The fastest
 # one counts: other work on the machine can only slow a call down.
@@ -32,10 +34,10 @@ WORTH = 0.9  # share of the next exacter product's time below which a screen is 
 class Costs(NamedTuple):
     """Seconds per multiplication and addition; infinite where there is no such product."""
 
-    int7: float
     int8: float
     bf16: float
     float32: float
+    dot: float  # of a candidate that is decided
 
 
 def screens(d_in: int, d_sae: int) -> tuple[Kind, ...]:
@@ -53,7 +55,7 @@ def screens(d_in: int, d_sae: int) -> tuple[Kind, ...]:
             raise ValueError(f"{FORCE}={forced}: no such product of {d_in} inputs here; choose float32 or unset it")
         return (kind,)
     chosen: tuple[Kind, ...] = ("float32",)
-    for kind in ("bf16", "int8", "int7"):
+    for kind in ("bf16", "int8"):
         if getattr(costs, kind) < WORTH * getattr(costs, chosen[0]):
             chosen = (kind, *chosen)
     return chosen
@@ -65,13 +67,10 @@ def exacter(kind: Kind, d_in: int, d_sae: int) -> tuple[Kind, ...]:
     return kinds[kinds.index(kind) + 1 :] if kind in kinds else ()
 
 
-def pays(other: Kind, kind: Kind, spurious: float, dot: float, d_in: int, d_sae: int) -> bool:
-    """Whether to change to an exacter screen where `kind` leaves this share of the features to be decided in vain.
-
-    dot: seconds that deciding takes for each element of a candidate's row of weights.
-    """
+def pays(other: Kind, kind: Kind, spurious: float, d_in: int, d_sae: int) -> bool:
+    """Whether to change to an exacter screen where `kind` leaves this share of the features to be decided in vain."""
     costs = costs_of(d_in, d_sae)
-    return spurious * dot > getattr(costs, other) - getattr(costs, kind)
+    return spurious * costs.dot > getattr(costs, other) - getattr(costs, kind)
 
 
 def costs_of(d_in: int, d_sae: int) -> Costs:
@@ -100,30 +99,37 @@ def _measured(d_in: int, features: int, threads: int) -> Costs:  # noqa: ARG001 
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, d_in, generator=generator) for n in (ROWS, features))
     exact = _seconds("float32", x, weight, np.inf)
-    seconds = {kind: _seconds(kind, x, weight, HOPELESS * exact) for kind in ("int7", "int8", "bf16")}
+    seconds = {kind: _seconds(kind, x, weight, HOPELESS * exact) for kind in ("int8", "bf16")}
+    every_other = np.arange(0, features, 2, dtype=np.int32)
+    starts, listed = np.arange(DECIDED + 1) * len(every_other), np.tile(every_other, DECIDED)
+    values = np.empty(len(listed), np.float32)
+    encoder = x[:DECIDED].numpy(), weight.numpy(), np.zeros(features, np.float32)
+
+    def decide() -> None:
+        values[:] = np.nan
+        sum_pre_acts(*encoder, starts, listed, values)
+
+    dot = _fastest(decide, np.inf) / (d_in * len(listed))
     size = ROWS * features * d_in
-    return Costs(*(taken / size for taken in seconds.values()), exact / size)
+    return Costs(seconds["int8"] / size, seconds["bf16"] / size, exact / size, dot)
 
 
 def _seconds(kind: Kind, x: torch.Tensor, weight: torch.Tensor, hopeless: float) -> float:
     """Of a product; infinite where there is none, or none that is right."""
-    if kind in INTEGERS and x.shape[1] > WIDEST_INT8:
+    if kind == "int8" and x.shape[1] > WIDEST_INT8:
         return np.inf
     # Torch has products that are missing in a build or on a processor: it raises one of these.
     with contextlib.suppress(RuntimeError, AttributeError, NotImplementedError):
-        sides = make_screen(x, kind), make_screen(weight, kind, weight=True)
-        # Neither is a public function of torch, and `_int_mm` is wrong for a d_in of 1 in some versions.
-        if kind in INTEGERS and not _is_exact(*sides):
+        sides = make_screen(x, kind), make_screen(weight, kind)
+        # `torch._int_mm` is no public function, and wrong for a d_in of 1 in some versions.
+        if kind == "int8" and not _is_exact(*(side._replace(rows=side.rows[:CHECKED]) for side in sides)):
             return np.inf
         return _fastest(lambda: products(*sides), hopeless)
     return np.inf
 
 
 def _is_exact(x: Screen, weight: Screen) -> bool:
-    a, b = (side.rows[:CHECKED].double() for side in (x, weight))
-    return np.array_equal(
-        products(x, weight)[:CHECKED, :CHECKED], ((a - MIDDLE if x.kind == "int7" else a) @ b.T).numpy()
-    )
+    return np.array_equal(products(x, weight), (x.rows.double() @ weight.rows.double().T).numpy())
 
 
 def _fastest(call: Callable[[], object], hopeless: float) -> float:

@@ -4,8 +4,6 @@ With x̃ and w̃ the rounded vectors, |x·w − x̃·w̃| <= ‖x − x̃‖ ‖
 right is measured when the rows are rounded. A float32 product is a screen too: it rounds nothing, and its sums differ
 little from those in any other order.
 
-    int7     as int8, but x in half as many steps: where processors add two products of bytes in 16 bits, which would
-             overflow, and multiply bytes fast all the same
     int8     rows scaled by their largest element; products exact in int32
     bf16     products summed in float32 and rounded to bfloat16
     float32  the rows as they are
@@ -13,7 +11,6 @@ little from those in any other order.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,12 +20,10 @@ from torch import Tensor
 from heredity.kernels.sparse import FAST, compiled, in_ranges
 from heredity.kernels.torch_forms import OUTPUT_ROUNDING, linear
 
-Kind = Literal["int7", "int8", "bf16", "float32"]
-INTEGERS = ("int7", "int8")
+Kind = Literal["int8", "bf16", "float32"]
 
-LEVELS = 127  # steps of int8 on each side of 0
-HALF_LEVELS, MIDDLE = 63, 64  # of x in int7, where unsigned bytes stand for steps around the middle
-WIDEST_INT8 = (2**31 - 1) // LEVELS**2  # longest rows whose products cannot overflow int32
+LEVELS = np.float32(127)  # steps of int8 on each side of 0
+WIDEST_INT8 = (2**31 - 1) // 127**2  # longest rows whose products cannot overflow int32
 SLACK = np.float32(1 + 1e-3)  # of every norm: its sum of squares is rounded too, and bounds must hold
 SLACK_OF_STEPS = np.float32(2.0**-21)  # relative error of an element divided by its scale, twice over
 _LEAST = np.float32(1e-30)  # least element that rows are scaled by, so that its inverse is finite
@@ -38,11 +33,10 @@ class Screen(NamedTuple):
     """Rows of a matrix [n, d] in the form that is multiplied, and bounds of their rounding."""
 
     kind: Kind
-    rows: Tensor  # [n, d]: int8, for x in int7 uint8, bfloat16, or the float32 rows themselves
+    rows: Tensor  # [n, d]: int8, bfloat16, or the float32 rows themselves
     scale: np.ndarray  # float32 [n]: the value of one integer step; 1 where rows are floats
     norm: np.ndarray  # float32 [n]: at least the norm of the exact row
     rounding: np.ndarray  # float32 [n]: at least the norm of the exact row minus the rounded one
-    packed: Tensor | None = None  # a weight's rows as oneDNN multiplies them, for int7
 
     @property
     def bytes_per_product(self) -> int:
@@ -50,51 +44,31 @@ class Screen(NamedTuple):
         return 2 if self.kind == "bf16" else 4
 
 
-def make_screen(x: Tensor, kind: Kind, weight: bool = False) -> Screen:
-    """Round rows x [n, d], float32 and contiguous on a CPU; weight: whether they are the second factor of `products`.
-
-    Raises RuntimeError where torch has no such product for this processor.
-    """
+def make_screen(x: Tensor, kind: Kind) -> Screen:
+    """Round rows x [n, d], float32 and contiguous on a CPU."""
     scale, norm, rounding = np.ones(len(x), np.float32), np.empty(len(x), np.float32), np.zeros(len(x), np.float32)
-    rows = x if kind == "float32" else torch.empty(x.shape, dtype=torch.bfloat16 if kind == "bf16" else torch.int8)
-    levels = np.float32(HALF_LEVELS if kind == "int7" and not weight else LEVELS)
-    if kind in INTEGERS:
-        measure, arrays = partial(_to_bytes, levels), (rows.numpy(), scale, norm, rounding)
+    rows = x if kind == "float32" else torch.empty(x.shape, dtype=torch.int8 if kind == "int8" else torch.bfloat16)
+    if kind == "int8":
+        measure, arrays = _to_int8, (rows.numpy(), scale, norm, rounding)
     elif kind == "bf16":
         measure, arrays = _to_bfloat16, (rows.view(torch.uint16).numpy(), norm, rounding)
     else:
         measure, arrays = _norms, (norm,)
     given = x.numpy(), x.view(torch.uint32).numpy(), *arrays
     in_ranges(lambda a, b: measure(*(array[a:b] for array in given)), len(x), x.numel())
-    if kind != "int7":
-        return Screen(kind, rows, scale, norm, rounding)
-    if weight:
-        return Screen(kind, rows, scale, norm, rounding, torch.ops.onednn.qlinear_prepack(rows, None))
-    return Screen(kind, rows.view(torch.uint8) + MIDDLE, scale, norm, rounding)
+    return Screen(kind, rows, scale, norm, rounding)
 
 
 def products(x: Screen, weight: Screen) -> np.ndarray:
-    """x [n, d] times the transpose of weight [m, d]: int32 of int8, the uint16 bits of bf16, else float32 [n, m].
+    """x [n, d] times the transpose of weight [m, d]: int32, float32, or the uint16 bits of bfloat16 [n, m].
 
     Raises RuntimeError where torch has no such product for this processor.
     """
     if x.kind == "int8":
         return torch._int_mm(x.rows, weight.rows.T).numpy()
-    if x.kind == "int7":
-        return unsigned_product(x.rows, weight.packed, len(weight.rows)).numpy()
     if x.kind == "bf16":
         return bfloat16_product(x.rows, weight.rows).view(torch.uint16).numpy()
     return linear(x.rows, weight.rows).numpy()
-
-
-def unsigned_product(x: Tensor, packed: Tensor | None, features: int) -> Tensor:
-    """float32 [n, features]: (uint8 x - `MIDDLE`) times the transpose of packed int8 rows, summed in int32.
-
-    Raises RuntimeError or AttributeError where torch has no such product.
-    """
-    unit, zero = torch.ones(features), torch.zeros(features, dtype=torch.int64)
-    given = x, 1.0, MIDDLE, packed, unit, zero, None, 1.0, 0, torch.float32, "none", [], ""
-    return torch.ops.onednn.qlinear_pointwise(*given)
 
 
 def bfloat16_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -181,9 +155,9 @@ def _to_bfloat16(x, bits, rounded, norm, rounding):
 
 
 @compiled(FAST)
-def _to_bytes(levels, x, bits, rounded, scale, norm, rounding):
+def _to_int8(x, bits, rounded, scale, norm, rounding):
     for i in range(len(x)):
-        row, low, unit = x[i], rounded[i], max(_largest(bits[i]), _LEAST) / levels
+        row, low, unit = x[i], rounded[i], max(_largest(bits[i]), _LEAST) / LEVELS
         inverse, square, lost = np.float32(1) / unit, np.float32(0), np.float32(0)
         for c in range(len(row)):
             steps = row[c] * inverse
