@@ -90,7 +90,7 @@ class Job(NamedTuple):
 
 
 def prepared(options: argparse.Namespace, folder: Path) -> Job:
-    """Make the parents, two fine-tunes of one model, and, for each, blocks that follow its own predictions half of the time."""
+    """Make the parents, two fine-tunes of one model, and for each blocks that half follow its own predictions."""
     sizes = QUICK if options.quick else FULL
     if options.tokens:
         sizes = sizes._replace(tokens=(options.tokens,))

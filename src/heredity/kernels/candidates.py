@@ -15,6 +15,7 @@ from heredity.kernels.screens import Screen, float_of, widen
 from heredity.kernels.sparse import AHEAD, FAST, compiled, load_ahead
 
 LANES = 16  # features of a group, of which the largest stands for all
+GROUPS_PER_ACTIVE = 16  # of k active features, below which too many groups hold one to look into them singly
 LEFT_TO_VECTORS = 4  # a share 1/4 of groups left, from which looking at all features at once is faster
 
 
@@ -68,6 +69,17 @@ def _group_maxima(products, scale, w_scale, base, maxima):
         part, factors, added = products[start : start + stride], w_scale[start:], base[start:]
         for b in range(len(part)):
             maxima[b] = larger(maxima[b], scale * factors[b] * _number(part[b]) + added[b])
+
+
+@compiled({"contract"})
+def _largest_of_groups(row, maxima):
+    """The largest of each group of the entries of a row."""
+    stride = len(maxima)
+    maxima[:] = row[:stride]
+    for start in range(stride, len(row), stride):
+        part = row[start : start + stride]
+        for b in range(len(part)):
+            maxima[b] = larger(maxima[b], part[b])
 
 
 @compiled({"contract"})
@@ -128,6 +140,7 @@ def candidates_of(
     plain, sizes, shifted = bias - floor, np.abs(bias) + np.abs(floor), np.empty(d_sae, np.float32)
     bounds, base, cut = np.empty(d_sae, np.float32), plain, np.float32(0)
     first, exact = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
+    few = stride < GROUPS_PER_ACTIVE * k
     marks = np.zeros((d_sae + BLOCK - 1) // BLOCK, np.uint64)
     features, at = np.empty(n * limit + d_sae + 1, np.int32), 0
     values = np.empty(n * limit, np.float32)
@@ -138,14 +151,17 @@ def candidates_of(
             _shifted(plain, apart[i], w_apart, base)
             for c in range(len(w_apart)):
                 own += abs(apart[i, c])
-        _group_maxima(row, scale[i], w_scale, base, maxima)
+        if few:
+            _middle(row, scale[i], w_scale, base, bounds)
+            _largest_of_groups(bounds, maxima)
+        else:
+            _group_maxima(row, scale[i], w_scale, base, maxima)
         if k > 0:
             # k of those that the screen puts first exceed this cut: what cannot reach it is not among the k largest.
-            if stride < k:
-                _middle(row, scale[i], w_scale, base, bounds)
-                known = collect(bounds, bisect(bounds, k, k + k // 4, 16), first)
+            roughly = bisect(maxima if stride >= k else bounds, k, k + k // 4, 16)
+            if few:
+                known = collect(bounds, roughly, first)
             else:
-                roughly = bisect(maxima, k, k + k // 4, 16)
                 for g in range(collect(maxima, roughly, near)):
                     for j in range(near[g], d_sae, stride):
                         if scale[i] * w_scale[j] * _number(row[j]) + base[j] > roughly:
@@ -154,10 +170,11 @@ def candidates_of(
             exact[:known] = np.nan
             _sum_row(x, i, weight, bias, first, 0, known, exact)
             cut = below_largest(exact[:known], k)
-        # Twice `rel`: once for the products, and for the rounding of these bounds.
-        by_norm, by_rounding = slack[i] + 2 * rel * (reach[i] + own), reach[i] * (1 + 2 * rel)
-        _group_bounds(maxima, by_norm, by_rounding, 4 * rel, groups, group_bounds)
-        left = collect(group_bounds, cut, near)
+        if not few:
+            # Twice `rel`: once for the products, and for the rounding of these bounds.
+            by_norm, by_rounding = slack[i] + 2 * rel * (reach[i] + own), reach[i] * (1 + 2 * rel)
+            _group_bounds(maxima, by_norm, by_rounding, 4 * rel, groups, group_bounds)
+        left = stride if few else collect(group_bounds, cut, near)
         if left * LEFT_TO_VECTORS > stride:
             _upper(row, scale[i], reach[i], slack[i], rel, w_scale, w_norm, w_rounding, base, sizes, bounds)
             found = collect(bounds, cut, features[at:])
