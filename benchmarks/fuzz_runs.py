@@ -1,6 +1,7 @@
 """Doors of the fuzzer that need a finished run: its server, its folder; and what workers send each other.
 
-The run is a study of two models that takes seconds, made once by a process of its own.
+The run is a study of two models that takes seconds, made once by a process of its own, in the folder `KEPT` if there is
+one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ STUDY: dict[str, Any] = {
 }  # fmt: skip
 
 
+KEPT: Path | None = None  # where the finished run stays for the next time
+
+
 class Refused(Exception):
     """A request was answered with a refusal."""
 
@@ -43,18 +47,19 @@ def finished(folder: Path) -> Path:
     """The folder of a finished run, made where it is not there yet."""
     import tomli_w
 
-    run = folder / "runs" / "s"
+    kept = KEPT or folder
+    run = kept / "runs" / "s"
     if not (run / "summary.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)
         texts = {
             "words": [f"the cat sat on the {('mat', 'tree', 'house')[n % 3]} number {n}. " * 9 for n in range(120)],
             "sums": ["\n".join(f"{x} plus {n % 9} = {x + n % 9};" for x in range(12)) + f" {n}" for n in range(120)],
         }
         for name, lines in texts.items():
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-        (folder / "s.toml").write_text(tomli_w.dumps(STUDY))
+            (kept / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+        (kept / "s.toml").write_text(tomli_w.dumps(STUDY))
         command = [sys.executable, "-m", "heredity", "run", "s.toml"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        subprocess.run(command, cwd=kept, check=True, capture_output=True)
     return run
 
 

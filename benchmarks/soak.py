@@ -104,7 +104,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--threads", type=int, default=4)
     options = parser.parse_args()
-    process, client, _ = started(options.study.resolve())
+    study = options.study.resolve()
+    process, client, _ = started(study, study.parent / "runs")
     try:
         found = client.get("api/features", size=100)
         models = {model: found["total"] // len(own) for own in [client.get("api/choices")["models"]] for model in own}

@@ -19,7 +19,7 @@ ROOMS = [
     ["errors", "lm.reading"],
     ["metrics", "tables", "lm.hooks", "kernels", "papers", "text.letters", "text.patterns"],
     ["format"],
-    ["engine.workers"],
+    ["engine.workers", "engine.ranks"],
     ["features.acts"],
     ["features.correlate", "features.hypothesis"],
     ["features.fates", "features.null", "features.families"],

@@ -99,6 +99,13 @@ def test_changed_weights_are_other_weights(project: Path):
         load(done["model/b"])
 
 
+def test_code_beside_the_weights_is_part_of_what_a_model_is(project: Path):
+    before = Pipeline(study(project)).stages
+    (project / "models" / "b" / "modeling.py").write_text("LAYERS = 1\n")
+    after = Pipeline(study(project)).stages
+    assert after["model/b"].key != before["model/b"].key and after["model/a"].key == before["model/a"].key
+
+
 def test_a_path_that_only_the_working_folder_explains_is_refused_with_the_right_one(project: Path, monkeypatch):
     studies = project / "studies"
     studies.mkdir()

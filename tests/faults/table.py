@@ -140,7 +140,7 @@ class Place:
         given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE, "HF_HUB_OFFLINE": "1", **(env or {})}
         given = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}, **given}
         given = {name: value for name, value in given.items() if value}
-        kept: dict[str, Any] = {"cwd": self.folder, "timeout": 300, "stdin": subprocess.DEVNULL, "check": False}
+        kept: dict[str, Any] = {"cwd": self.folder, "timeout": 1500, "stdin": subprocess.DEVNULL, "check": False}
         kept |= {"capture_output": not {"stdout", "stderr"} & set(more)}
         done = subprocess.run(command, env=given, text=True, errors="replace", **kept | more)
         return Ended(done.returncode, done.stdout or "", done.stderr or "")

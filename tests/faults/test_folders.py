@@ -96,6 +96,30 @@ def _(place: Place) -> str:
     return f"{len(forms)} of {len(forms)} forms told beside the other fault"
 
 
+@fault("a manifest and a file that may not be read", "told with the reason, the others too")
+def _(place: Place) -> str:
+    place.done()
+    manifest, file = place.artifact("sae") / "manifest.json", next(place.artifact("flow").glob("*.parquet"))
+    other = place.artifact("match") / "notes.txt"
+    other.write_text("x")
+    real = open
+
+    def refusing(path, *arguments, **more):
+        if str(path) in (str(manifest), str(file)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.open", refusing)
+        patch.setattr("io.open", refusing)
+        told, states = place.inside("verify"), place.inside("status", "--json")
+    assert told.code == 1 and "notes.txt is not part of the artifact" in told.out
+    for name in ("manifest.json", file.name):
+        assert f"{name} cannot be read (Permission denied)" in told.out, told.out
+    assert sum(row["state"] == "damaged" for row in json.loads(states.out)["stages"]) == 3
+    return "3 of 3 faults told by verify and status"
+
+
 @fault("an artifact of another recipe under this one's name", "refused")
 def _(place: Place) -> str:
     place.done()

@@ -241,6 +241,80 @@ def _(place: Place) -> str:
     return said
 
 
+@fault("values of a study that no number, path or pattern can hold", "refused by key, in `check`")
+def _(place: Place) -> str:
+    case, corpus = {"tokens": [" plus"]}, STUDY["corpus"]["words"]
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("case.plus", {"case": {"plus": case | {"regex": "a{99999999999}"}}}),
+        ("case.plus", {"case": {"plus": {"regex": "(" * 3000 + ")" * 3000}}}),
+        ("predicate 'os:system'", {"case": {"plus": {"predicate": "os:system"}}}),
+        ("text", {"text": ["local"]}),
+        ("model.base", {"model": {"base": {"load": "", "corpora": ["words"]}}, "tokenizer": {}}),
+        ("corpus.words", {"corpus": STUDY["corpus"] | {"words": corpus | {"source": "local:~nouser/x"}}}),
+        ("corpus.words", {"corpus": STUDY["corpus"] | {"words": corpus | {"source": "local:a\0b"}}}),
+        ("sae.tokens", {"sae": STUDY["sae"] | {"tokens": 10**30}}),
+        ("repeat.seeds", {"repeat": {"seeds": 10**6}}),
+        ("report.tokens", {"report": {"tokens": 16}}),
+    ]
+    start, said = time.monotonic(), ""
+    for key, change in changes:
+        place.study(**change)
+        said = place.inside("check").refused(key)
+    assert time.monotonic() - start < 120
+    return f"{len(changes)} of {len(changes)} refused, the last: {said}"
+
+
+@fault("a model folder that is not there", "told by `check`, which says nothing of a hub")
+def _(place: Place) -> str:
+    (place.folder / "models").mkdir()
+    said = ""
+    for path in (
+        "./nowhere/base",
+        "models/base",
+    ):  # the name of a repository has the second form, but its folder is here
+        place.study(model={"base": {"load": path, "corpora": ["words"]}}, tokenizer={})
+        said = place.inside("check").refused(rf"model\.base\.load: {path}: ")
+        assert "huggingface" not in said
+    return said
+
+
+@fault("edges whose names run together", "each has stages of its own")
+def _(place: Place) -> str:
+    from heredity.analyses import Pipeline
+
+    fine = STUDY["model"]["sums"]
+    names = {"b-to-c": fine, "base-to-b": fine, "c": fine | {"parent": "base-to-b"}}
+    stages = Pipeline(load_study(str(place.study(model={"base": STUDY["model"]["base"]} | names)))).stages
+    found = sorted(label for label in stages if label.startswith("match/"))
+    assert {"base+b-to-c", "base-to-b+c"} <= {label.removeprefix("match/").partition("@")[0] for label in found}, found
+    return f"{len(found)} stages of {len(set(found))} names"
+
+
+@fault("merge recipes and overrides that are deep, long-numbered or no text", "refused by file or by key")
+def _(place: Place) -> str:
+    from heredity.lm.recipe import read_recipes
+
+    path, said = place.folder / "r.yaml", ""
+    for content in (
+        b"[" * 100_000,
+        b"a: " + b"9" * 5000,
+        b"\xff\xfe",
+        b"",
+        b"- 1",
+        b"a: &a [*a]",
+        b"!!python/name:os.system",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"r\.yaml") as told:
+            read_recipes(path)
+        said = str(told.value)
+    study = str(place.study())
+    for override in ("sae.k=" + "[" * 5000, "sae.k=" + "9" * 5000, "." * 70 + "=1", "=", "sae.k=\ud800"):
+        with pytest.raises(ValueError, match=r"sae\.k|--set"):
+            load_study(study, (override,))
+    return f"12 of 12 refused; of a recipe: {said}"
+
+
 @fault("a pattern that never ends", "ended, and told by name")
 def _(place: Place) -> str:
     texts = [*(" the", "42"), "a" * 60 + "b" * 0 + "c"]
@@ -415,6 +489,17 @@ def _(place: Place) -> str:
             read_sae(whole)
         said = str(told.value)
     return f"{len(forms)} of {len(forms)} refused, the last: {said}"
+
+
+@fault("a model that is silent at the hook point", "one line with the model and the hook point", slow=True)
+def _(place: Place) -> str:
+    from safetensors.torch import load_file, save_file
+
+    file = save_tiny_model(place.folder / "m") / "model.safetensors"
+    tensors = {name: value * ("up_proj" not in name) for name, value in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    place.study(model={"base": {"load": "m", "corpora": ["words"]}}, tokenizer={}, case={})
+    return place.command("run", "s.toml", "--until", "sae").refused(r"base at blocks\.0\.mlp\.hook_post: .*constant")
 
 
 # -- allocators -------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from faults.table import SOURCE, STUDY, Fault, Faults, Place
+from faults.table import SOURCE, STUDY, Ended, Fault, Faults, Place
 from heredity.kernels.processors import processors
+from ranks import ended, launched
 from tiny import toml
 
 FAULTS = Faults()
@@ -87,7 +88,7 @@ def stopped(place: Place, sent: signal.Signals, moments: list[int], code: int, w
                 time.sleep(0.01)
             time.sleep(0.05 * number)
             process.send_signal(sent)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=600)
             assert process.returncode in (code, 0), (process.returncode, err)
             assert "Traceback" not in err, err
             assert process.returncode == 0 or words in err, err
@@ -139,7 +140,7 @@ def _(place: Place) -> str:
             time.sleep(0.02)
         assert found, "no worker was seen"
         os.kill(int(found[0]), signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 2 and "Traceback" not in err, err
         line = next(line for line in err.splitlines() if line.startswith("error:"))
         assert "worker processes was killed" in line and "run with fewer workers" in line
@@ -208,6 +209,57 @@ def _(place: Place) -> str:
     finally:
         subprocess.run(["umount", "-l", full], check=True)
     return "6 of 6: one line and nothing there, or whole"
+
+
+WRITING = """
+import os, signal
+def wrapped(real):
+    def call(*a, **k):
+        if any("out" in os.fspath(one).rpartition("/")[2] for one in a if isinstance(one, (str, os.PathLike))):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*a, **k)
+    return call
+os.replace, os.rename = wrapped(os.replace), wrapped(os.rename)
+"""
+
+
+@fault("killed while a report or an export is written", "nothing under its name, or whole", slow=True, only=LINUX)
+def _(place: Place) -> str:
+    place.done()
+    for words in (["report", "-o", "out.html"], *(["export", "--format", one, "-o", "out"] for one in ("json", "csv"))):
+        killed = place.command(words[0], "s.toml", *words[1:], env=place.injected(WRITING))
+        assert killed.code == -signal.SIGKILL, killed
+        assert not list(place.folder.glob("out*")), words
+    place.command("export", "s.toml", "--format", "json", "-o", "out").well()
+    assert not list(place.folder.glob(".out*")) and json.loads(next(place.folder.rglob("out*/*.json")).read_text())
+    return "3 of 3 killed before a name was given: nothing there; then whole, and nothing left over"
+
+
+@fault("one of two processes of a training killed", "one line; goes on, equal", slow=True, only=LINUX)
+def _(place: Place) -> str:
+    place.study(sae=STUDY["sae"] | {"tokens": 60_000})
+    place.command("run", "s.toml", "--until", "model").well()
+    first, second = launched(["-m", "heredity", "run", "s.toml", "--until", "sae"], 2, place.folder)
+    while first.poll() is None and not list(place.run_folder.glob("sae/.partial-*")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    second.kill()
+    (code, out, err), _ = ended([first, second])
+    said = Ended(code, out, err).refused(
+        "another process of this command has ended.*the same command goes on from here"
+    )
+    again = ended(launched(["-m", "heredity", "run", "s.toml", "--until", "sae"], 2, place.folder))
+    assert [code for code, _, _ in again] == [0, 0], again
+    found = files_of(place)
+    shutil.rmtree(place.run_folder / "sae")
+    place.command("run", "s.toml", "--until", "sae").well()
+    assert files_of(place) == found
+    return said
+
+
+def files_of(place: Place) -> dict[str, bytes]:
+    """The weights of all SAEs of a run."""
+    return {f.parent.parent.name: f.read_bytes() for f in place.run_folder.glob("sae/*/**/*.safetensors")}
 
 
 @fault("a limit of file sizes", "one line with a place; goes on", slow=True)
@@ -339,7 +391,7 @@ def _(place: Place) -> str:
         said = place.command("run", "s.toml").refused(f"is being written by process {process.pid}; wait for it")
         for words in (["check", "s.toml"], ["status", "s.toml"]):
             place.command(*words).well()
-        process.communicate(timeout=120)
+        process.communicate(timeout=600)
         assert process.returncode == 0
     place.equal(place.undisturbed())
     return f"{said}; status and check beside it: code 0; the first: equal"
@@ -383,6 +435,21 @@ def _(place: Place) -> str:
         assert (place.run_folder / "summary.json").exists(), (end, ended.err)
         seen.append(ended.code)
     return f"codes {', '.join(map(str, seen))}, the summary whole each time"
+
+
+@fault("a system without `fcntl` or `resource`", "one line that names the systems it runs on", slow=True)
+def _(place: Place) -> str:
+    place.done()
+    said = ""
+    for module in ("fcntl", "resource"):
+        missing = place.injected(f"import sys; sys.modules[{module!r}] = None")
+        for words in (["run", "s.toml"], ["check", "demo"], ["--help"]):
+            said = place.command(*words, env=missing).refused("runs on Linux and macOS; on Windows run it in WSL 2")
+        code = "import heredity\ntry:\n    heredity.open('runs/s')\nexcept ImportError as error:\n    print(error)"
+        ended = place.process([sys.executable, "-c", code], env=missing)
+        ended.well()
+        assert "runs on Linux and macOS" in ended.out, ended
+    return said
 
 
 @fault("no home, no cache folder, a package folder that cannot be written", "runs", slow=True)

@@ -170,6 +170,7 @@ def broken(path: str, value: object) -> dict:
         ("model.lua_stories.merge.parents", ["lua", "stories", "base"], "slerp takes exactly two parents, not 3; use"),
         ("model.lua_stories.merge.method", "ties", "ties of 2 parents needs weights = [...]"),
         ("model.base.train.n_heads", 5, "n_heads=5 does not divide d_model=32; choose a divisor"),
+        ("report.tokens", 24, "report.tokens: 24 fill no two blocks of sae.context_size=24, one to explain and one to"),
         ("controls.models", ["x"], "controls.models: 'x' is no model of this study"),
         ("model.stories", OTHER, "lua is 1 layers of d_model 32, d_mlp 64, 4/2 heads but stories is 1 layers of d_m"),
         (

@@ -147,7 +147,8 @@ class Pipeline:
             for role, source in analysis.needs(self.study, item).items()
         }
         settings = analysis.settings(study, item)
-        made = Stage(kind, self.name(item), plain(settings), inputs, _maker(analysis, item, settings), analysis.version)
+        make, divided = _maker(analysis, item, settings), analysis.divided(self.study, item)
+        made = Stage(kind, self.name(item), plain(settings), inputs, make, analysis.version, divided)
         if repeat and not reseeded and all("~" not in source.name for _, source in made.sources()):
             made = self.stage((kind, item))
         elif repeat:

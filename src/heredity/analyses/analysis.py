@@ -115,6 +115,8 @@ class Analysis(NamedTuple):
     """Findings, from the tables alone."""
     reseeded: Callable[[Study, Item], bool] = _never
     """Whether a training repeat makes the stage anew with a seed of its own."""
+    divided: Callable[[Study, Item], bool] = _never
+    """Whether ranks make the stage together (see `engine.ranks`)."""
     across_sites: bool = False
     """Whether findings compare sites; those of others are said of each site apart."""
 

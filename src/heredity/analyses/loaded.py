@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from heredity.lm.checkpoint import Source
 
 _READ_AT_ONCE = 4 << 30  # bytes of weights that are looked at before a run; larger ones when they are first loaded
-_CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+_CONTENT = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "*.py")
 
 
 def local_folder(study: Study, key: str, reference: str) -> Path | None:
@@ -102,7 +102,7 @@ def adapter_note(study: Study, name: str) -> str | None:
 
 
 def weights_digest(path: Path) -> str:
-    """Digest of a file, or of weights and configuration in a folder."""
+    """Digest of a file, or of weights, configuration and code in a folder."""
     from heredity.text.corpora import file_digest
 
     found = sorted(file for pattern in _CONTENT for file in path.glob(pattern) if file.is_file())
@@ -110,7 +110,7 @@ def weights_digest(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """Digest of all that makes a local model: weights and configuration, of an adapter those of its base too."""
+    """Digest of all that makes a local model: weights, configuration and code, of an adapter those of its base too."""
     from heredity.engine.store import digest
     from heredity.lm.checkpoint import ADAPTER, Source, base_of_adapter, base_revision
 

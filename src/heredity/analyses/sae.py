@@ -44,6 +44,7 @@ from heredity.analyses.one_sae import shape_beside
 from heredity.analyses.pretrained import PretrainedSAE, named, pretrained, take_over, trained_on
 from heredity.analyses.reading import load, on_device, reader_of, sampler_of, state_of
 from heredity.analyses.text import tokenizer_need, tokens_needs
+from heredity.engine.ranks import ALONE, Ranks
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact, write_json
 from heredity.study import RANKED, Edge, Precision, SAEConfig, Study, StudyError
@@ -325,12 +326,13 @@ def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str
     from heredity.sae.formats import read_sae
 
     settings = next(iter(sites.values()))
-    config, models, stores = settings.sae, work.inputs["model"], []
+    config, models, stores, ranks = settings.sae, work.inputs["model"], [], work.ranks
+    torch.set_num_threads(ranks.told(torch.get_num_threads()))  # on which the rounding of dense steps depends
     each = max(1, config.batch_blocks // len(models))
     for seed, (name, artifact) in enumerate(models.items(), settings.seed):
         tokens = {corpus: work.inputs["tokens"][corpus] for corpus in settings.corpora[name]}
         sampler = sampler_of(tokens, "train", config.context_size, seed, config.mix)
-        stores.append(activation_store(artifact, tuple(sites), sampler, each, seed, settings.precision))
+        stores.append(activation_store(artifact, tuple(sites), sampler, each, seed, settings.precision, ranks))
     source = work.inputs.get("source")
     first = work.inputs.get("first")
     size, steps = stores[0].batch_size, -(-_tokens(config, source) // stores[0].batch_size)
@@ -354,11 +356,16 @@ def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str
             own = own._replace(sae=own.sae.model_copy(update=shape), d_sae=beside.d_sae)
         stream = Stream(batch, size * len(stores), steps)
         folders[site].mkdir(exist_ok=True)
-        trainings[site] = sae_training(folders[site], own, stream, sae, inherited.get("l1_coefficient"), metadata)[1]
+        given = own, stream, sae, inherited.get("l1_coefficient"), metadata, ranks
+        trainings[site] = sae_training(folders[site], *given)[1]
+    ranks.meet()  # or else one could find what the first has written meanwhile
     done: dict[str, int] = {site: 0 if site in trainings else steps for site in sites}
     while trainings:
         site = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
-        state = next(trainings[site], None)
+        try:
+            state = next(trainings[site], None)
+        except ValueError as error:
+            raise StudyError(f"SAE of {', '.join(models)} at {site}: {error}") from error
         if state is None:
             del trainings[site]
         else:
@@ -379,12 +386,24 @@ class Stream(NamedTuple):
 
 
 def activation_store(
-    model: Artifact, hook_point: str | Sequence[str], sampler: Any, batch_blocks: int, seed: int, precision: Precision
+    model: Artifact,
+    hook_point: str | Sequence[str],
+    sampler: Any,
+    batch_blocks: int,
+    seed: int,
+    precision: Precision,
+    ranks: Ranks = ALONE,
 ) -> ActivationStore:
     """Shuffled activations of a model artifact at one or several hook points."""
     from heredity.lm.activations import ActivationStore
 
-    return ActivationStore(on_device(load(model)), hook_point, sampler, batch_blocks, seed, precision=precision)
+    loaded = on_device(load(model))
+    if ranks.count > 1 and next(loaded.parameters()).device.type != "cpu":
+        raise StudyError(
+            "several processes train an SAE on processors alone; run one on the GPU, without the launcher, or hide the "
+            "GPU from all of them with CUDA_VISIBLE_DEVICES="
+        )
+    return ActivationStore(loaded, hook_point, sampler, batch_blocks, seed, precision=precision, ranks=ranks)
 
 
 def train_sae(
@@ -415,8 +434,10 @@ def sae_training(
     sae: sae_model.SAE | None,
     l1_coefficient: float | None,
     metadata: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> tuple[sae_model.SAE, Iterator[TrainingState]]:
-    """The SAE of `train_sae`, and its training step by step, at whose end it is written into the folder."""
+    """The SAE of `train_sae`, and its training step by step, at whose end it is written into the folder, of
+    several ranks by the first."""
     import torch
 
     from heredity.sae.formats import write_sae
@@ -436,10 +457,12 @@ def sae_training(
         rows = []
         for state in training(
             sae, stream.batch, config, stream.steps, seed, continued=continued, l1_coefficient=l1_coefficient,
-            state=state, checkpoint=lambda state: state.save(kept)
+            state=state, checkpoint=None if ranks.number else lambda state: state.save(kept), ranks=ranks
         ):  # fmt: skip
             yield state
             rows = state.rows
+        if ranks.number:
+            return
         told = metadata | {
             "hook_name": settings.hook_point,
             "context_size": config.context_size,
@@ -660,6 +683,7 @@ SAE_SITES = Analysis(
     run=_train_at_sites,
     cost=_cost,
     reseeded=lambda study, item: True,
+    divided=lambda study, item: True,
 )
 SAE = Analysis(
     kind="sae",
@@ -671,6 +695,7 @@ SAE = Analysis(
     run=_run,
     cost=_cost,
     reseeded=lambda study, item: named(study, item) is None,
+    divided=lambda study, item: named(study, item) is None and len(study.sites) == 1,
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",

@@ -15,6 +15,7 @@ from heredity.kernels.processors import share_processors
 def main() -> None:
     """Entry point of the `heredity` command."""
     if find_spec("fcntl") is None or find_spec("resource") is None:
-        sys.exit(f"error: {UNSUPPORTED}")
+        sys.stderr.write(f"error: {UNSUPPORTED}\n")
+        sys.exit(2)
     share_processors()  # before a command loads torch
     app()

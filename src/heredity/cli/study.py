@@ -397,18 +397,25 @@ def _worked(
     pipeline: Pipeline, store: Store, labels: list[str], workers: int, progress: str, until: str | None = None
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
     """Run what is missing of some stages and of all that they are made from, with progress on stderr. Returns artifacts
-    by label, and rows of what was done now (`analyses.worked`)."""
+    by label, and rows of what was done now (`analyses.worked`). Of several ranks only the first comes back."""
     from heredity.analyses.worked import worked
     from heredity.engine import stage as engine
+    from heredity.engine.ranks import ranks
     from heredity.engine.workers import shards
     from heredity.results import record
 
     stages = pipeline.closure(labels)
-    with watcher(progress) as bars, shards(workers) as shared:
-        with store.lock():
-            record(pipeline.study, store.root)
-        bars.stages = len(stages)
-        done = engine.run(stages, store, bars, until, shared)
+    with ranks() as every:
+        if every.number:
+            engine.follow(stages, store, every, until)
+        else:
+            with watcher(progress) as bars, shards(workers) as shared:
+                with store.lock():
+                    record(pipeline.study, store.root)
+                bars.stages = len(stages)
+                done = engine.run(stages, store, bars, until, shared, every)
+    if every.number:
+        raise typer.Exit
     return done, worked(pipeline, store, bars.worked)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from heredity.engine.ranks import ALONE, Ranks
 from heredity.engine.store import Artifact, ArtifactError, Store, digest
 from heredity.engine.workers import Here, Shards
 from heredity.kernels.processors import retake_processors, return_freed_memory
@@ -24,6 +25,7 @@ class Stage:
     inputs: Mapping[str, Stage | Mapping[str, Stage]]  # what it is made from, by role; a role may hold several by name
     make: Callable[[Work], None] = field(compare=False)  # fills `Work.folder`
     version: int = 0  # of the code: raised when a change of it changes numbers, so that older results are not reused
+    divided: bool = field(default=False, compare=False)  # ranks make it together, each with a share of the work
 
     @cached_property
     def key(self) -> str:
@@ -54,6 +56,7 @@ class Work:
     config: Mapping[str, Any]  # the stage's settings
     progress: Callable[[int, int], None]  # call with (done, total)
     shards: Shards  # workers for work that can be divided; no result depends on their number
+    ranks: Ranks = ALONE  # processes that make a divided stage together; only the first writes into the folder
 
 
 class Watcher:
@@ -72,34 +75,61 @@ def run(
     watcher: Watcher | None = None,
     until: str | None = None,
     shards: Shards | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Artifact]:
     """Run what is missing, in the order given, and return every artifact by its label.
 
     `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
-    stage; by default this process does all of it. Raises ArtifactError when `until` names no stage.
+    stage; by default this process does all of it. `ranks`: this process is the first of several, of which the others
+    `follow`. Raises ArtifactError when `until` names no stage.
     """
+    stages = _up_to(stages, until)
+    with store.lock():
+        given = store, watcher or Watcher(), shards or Here(), ranks or ALONE
+        return {stage.label: _one(stage, *given) for stage in stages}
+
+
+def follow(stages: Sequence[Stage], store: Store, ranks: Ranks, until: str | None = None) -> None:
+    """Take part in the divided stages that the first rank makes in `run`, of the same stages; write nothing."""
+    for stage in _up_to(stages, until):
+        if not stage.divided or (begun := ranks.told(None)) is None:
+            continue
+        key, folder = begun
+        if key != stage.key:
+            raise ArtifactError(
+                f"{stage.label}: process {ranks.number} reads another study, text or model than the first; give it the "
+                "same files"
+            )
+        work = Work(store.root / folder, inputs_of(stage, store), stage.config, lambda *_: None, Here(), ranks)
+        stage.make(work)
+
+
+def _up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
     if until is not None:
         last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
         if not last:
             kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
             raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
-        stages = stages[: last[-1] + 1]
-    with store.lock():
-        return {stage.label: _one(stage, store, watcher or Watcher(), shards or Here()) for stage in stages}
+        return stages[: last[-1] + 1]
+    return stages
 
 
-def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifact:
+def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards, ranks: Ranks) -> Artifact:
     start = time.monotonic()
     watcher.start(stage)
     artifact = store.find(stage.kind, stage.name, stage.key)
     cached = artifact is not None
+    if cached and stage.divided:
+        ranks.told(None)
     if artifact is None:
         retake_processors()
         return_freed_memory()
         inputs = inputs_of(stage, store)
         keys = {role: source.key for role, source in stage.sources()}
         with store.writing(stage.kind, stage.name, stage.key, stage.config, keys) as folder:
-            stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards))
+            if stage.divided:
+                ranks.told([stage.key, str(folder.relative_to(store.root))])
+            stage.make(Work(folder, inputs, stage.config, partial(watcher.progress, stage), shards, ranks))
         artifact = store.find(stage.kind, stage.name, stage.key)
         if artifact is None:
             raise ArtifactError(f"{stage.label}: its folder vanished while it was written; is another process at work?")

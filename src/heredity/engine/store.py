@@ -252,7 +252,9 @@ def faults(folder: Path, key: str | None = None) -> list[str]:
         here = stage == folder.parent.name and f"{name}-{recorded_key[:12]}" == folder.name
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+    except OSError as error:
+        return [f"{MANIFEST} cannot be read ({error.strerror})"]
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return [f"{MANIFEST} is unreadable or incomplete"]
     if not here or not timed or recorded_key != (key or recorded_key):
         return [f"{MANIFEST} is that of another artifact, {stage}/{name} with key {recorded_key}"]

@@ -4,7 +4,6 @@ requests cost: estimates beforehand, and limits that hold under concurrency."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import re
@@ -18,8 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from heredity.engine.store import digest
-from heredity.errors import reading, short
+from heredity.errors import UNSUPPORTED, reading, short
 from heredity.explain.protocol import Answer, Completer, Failure, Request
+
+try:
+    import fcntl
+except ImportError:  # a ledger could not be locked
+    raise ImportError(UNSUPPORTED) from None
 
 Read = TypeVar("Read")
 TYPICAL = 1 / 3  # assumed prompt tokens per byte until answers report theirs

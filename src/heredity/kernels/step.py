@@ -35,16 +35,21 @@ class Errors(NamedTuple):
 AdamRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def errors(acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float) -> Errors:
+def errors(
+    acts: Sparse, x: np.ndarray, w_dec: np.ndarray, l1_per_entry: float, rows: tuple[int, int] | None = None
+) -> Errors:
     """Reconstruct, compare and go back to the active entries.
 
-    x: float32 [n, d_in], centered; w_dec: float32 [d_sae, d_in]; l1_per_entry: the L1 term's derivative, λ / n.
+    x: float32 [n, d_in], centered; w_dec: float32 [d_sae, d_in]; l1_per_entry: the L1 term's derivative, λ / n. rows:
+    from and up to which token, by default all; what belongs to the others is left open.
     """
     n, d_in = x.shape
+    first, stop = rows or (0, n)
     made = Errors(np.empty_like(x), np.empty(len(acts.values), np.float32), np.empty(n, np.float64))
     scale, l1 = np.float32(2 / (n * d_in)), np.float32(l1_per_entry)
-    operations = 2 * len(acts.values) * d_in
-    in_ranges(partial(_errors, *acts[:3], x, w_dec, scale, l1, *made), n, operations, pieces_per_thread=4)
+    operations = 2 * int(acts.indptr[stop] - acts.indptr[first]) * d_in
+    work = partial(_errors, *acts[:3], x, w_dec, scale, l1, *made)
+    in_ranges(lambda a, b: work(first + a, first + b), stop - first, operations, pieces_per_thread=4)
     return made
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from heredity.engine.ranks import ALONE, Ranks
 from heredity.lm.evaluate import arithmetic, blocks_that_fit
 from heredity.lm.hooks import capture_all
 from heredity.lm.reading import samples
@@ -33,10 +34,11 @@ class ActivationStore:
         seed: int,
         buffer: int = 16,
         precision: Precision = "float32",
+        ranks: Ranks | None = None,
     ):
-        """hook_point: one, or several that one forward pass serves."""
+        """hook_point: one, or several that one forward pass serves. ranks: share the passes, on a CPU; each has all."""
         self.hook_points = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point)
-        self.model, self.sampler = model, sampler
+        self.model, self.sampler, self.ranks = model, sampler, ranks or ALONE
         self.precision: Precision = precision
         self.batch_blocks, self.seed, self.buffer = batch_blocks, seed, buffer
         self.left_out, self.read = 0, 0  # vectors that are no samples (see `lm.reading`), and all
@@ -55,12 +57,30 @@ class ActivationStore:
             self._held.clear()  # before the next is read: both would be in memory
             blocks = self.batch_blocks * self.buffer
             taken = self.sampler.take(group * blocks, (group + 1) * blocks)
-            chunks = list(_read(self.model, self.hook_points, taken, self.precision))
+            chunks = self._chunks(taken)
             for place, name in enumerate(self.hook_points):
                 self._held[name] = self._shuffled(name, [(xs[place], part) for xs, part in chunks], group)
             self._group = group
         x, order = self._held[hook_point or self.hook_points[0]]
         return x[order[within * self.batch_size : (within + 1) * self.batch_size]]
+
+    def _chunks(self, blocks: np.ndarray) -> list[tuple[list[torch.Tensor], np.ndarray]]:
+        """What `_read` gives of token blocks [n, context]; of several ranks, each has read a share of the chunks."""
+        if self.ranks.count == 1:
+            return list(_read(self.model, self.hook_points, blocks, self.precision))
+        each, context = blocks_at_once(blocks.shape[1]), blocks.shape[1]
+        edges = [min(each * edge, len(blocks)) for edge in self.ranks.edges(-(-len(blocks) // each))]
+        first, stop = edges[self.ranks.number : self.ranks.number + 2]
+        own = list(_read(self.model, self.hook_points, blocks[first:stop], self.precision))
+        widths = self.ranks.told([x.shape[1] for x in own[0][0]] if own else None, by=self.ranks.count - 1)
+        read = []
+        for place, width in enumerate(widths):
+            x = np.empty((blocks.size, width), np.float32)
+            x[first * context : stop * context] = np.concatenate([xs[place] for xs, _ in own] or [x[:0]])
+            self.ranks.fill(x, [edge * context for edge in edges])
+            read.append(torch.from_numpy(x).split(each * context))
+        parts = [blocks[at : at + each] for at in range(0, len(blocks), each)]
+        return [(list(xs), part) for *xs, part in zip(*read, parts, strict=True)]
 
     def _shuffled(
         self, hook_point: str, chunks: Sequence[tuple[torch.Tensor, np.ndarray]], group: int

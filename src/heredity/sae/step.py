@@ -24,16 +24,17 @@ missing, in torch operations (`entry_step`, kernels.torch_forms).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from heredity.engine.ranks import ALONE, Ranks
 from heredity.kernels import step as kernels
-from heredity.kernels.encode import keep_largest, sparse_encode
+from heredity.kernels.encode import keep_largest
 from heredity.kernels.step import BETAS, EPSILON
 from heredity.kernels.torch_forms import (
     active_entries,
@@ -45,6 +46,7 @@ from heredity.kernels.torch_forms import (
     linear,
     sums,
 )
+from heredity.sae import divided
 from heredity.sae.model import Activation
 
 NAMES = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
@@ -156,19 +158,20 @@ def sparse_step(
     lr: float,
     step: int,
     target: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
-    """The same step as `dense_step` for few active features; float32, x contiguous."""
+    """The same step as `dense_step` for few active features; float32, x contiguous. ranks: share its work, on a CPU."""
     if x.device.type != "cpu":
         take = fused_step if has_triton(x.device) else entry_step
         return take(weights, first, second, ages, x, rule, lr, step, target)
     target = x if target is None else target
     n, d_sae, log_threshold = len(x), len(weights.w_enc), weights.log_threshold
-    acts = training_acts(weights, x, rule)
+    acts = training_acts(weights, x, rule, ranks=ranks)
     features, jump = torch.from_numpy(acts.indices), None
     if rule.activation == "jumprelu":
         jump = _jump(torch.from_numpy(acts.values), features, log_threshold)
         acts = acts._replace(values=jump.acts.numpy())
-    errors = kernels.errors(acts, target.numpy(), weights.w_dec.numpy(), rule.l1 / n)
+    errors = divided.errors(ranks, acts, target.numpy(), weights.w_dec.numpy(), rule.l1 / n)
     if jump is not None:
         act_grad = torch.from_numpy(errors.act_grad)
         log_threshold = _threshold_gradient(jump, features, act_grad, rule.l0 / n, d_sae)
@@ -282,12 +285,12 @@ def _activate(pre_acts: Tensor, rule: Rule, log_threshold: Tensor) -> Tensor:
     return dense_encode(pre_acts, rule.k if rule.activation == "topk" else None, threshold)
 
 
-def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True) -> Any:
+def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True, ranks: Ranks = ALONE) -> Any:
     """Sparse training activations for centered inputs x [n, d_in], as `Sparse` or, not compiled, as `Entries`.
 
     jumprelu: pre-activations down to the lower end of the window around each threshold.
     """
-    encode: Callable[..., Any] = sparse_encode if compiled else active_entries
+    encode = partial(divided.encode, ranks) if compiled else active_entries
     given = (x, weights.w_enc, weights.b_enc)
     if rule.activation == "jumprelu":
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))

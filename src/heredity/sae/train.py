@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from heredity.engine.ranks import ALONE, Ranks
 from heredity.engine.store import flush
 from heredity.errors import reading
 from heredity.kernels.processors import keep_large_buffers
@@ -211,9 +212,14 @@ def training(
     state: TrainingState | None = None,
     checkpoint: Callable[[TrainingState], None] | None = None,
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[TrainingState]:
     """The training of `train`, step by step: gives the state before the first step and after every one, so that
-    several trainings can go through one stream side by side. The SAE is written once the last state was taken."""
+    several trainings can go through one stream side by side. The SAE is written once the last state was taken.
+
+    ranks: processes with the same arguments, between which sparse steps are divided; each has the whole state, and it
+    is that of one process to the bit.
+    """
     identity = (
         {"d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation, "k": sae.k}
         | config.model_dump(mode="json", include=USED)
@@ -232,7 +238,7 @@ def training(
     saved = time.monotonic()
     yield state
     for step in range(state.step, steps):
-        _take_step(state, recent, config, steps, seed, continued)
+        _take_step(state, recent, config, steps, seed, continued, ranks)
         yield state
         if checkpoint is not None and step + 1 < steps and time.monotonic() - saved >= checkpoint_seconds:
             checkpoint(state)
@@ -260,7 +266,13 @@ def _shift(w_enc: Tensor, mean: Tensor) -> Tensor | float:
 
 
 def _take_step(
-    state: TrainingState, batches: Batches, config: SAEConfig, steps: int, seed: int, continued: bool
+    state: TrainingState,
+    batches: Batches,
+    config: SAEConfig,
+    steps: int,
+    seed: int,
+    continued: bool,
+    ranks: Ranks,
 ) -> None:
     number = state.step + 1
     every = config.resample_every or max(1, steps // 10, -(-2 * WINDOW_VECTORS // len(batches(state.step))))
@@ -278,11 +290,13 @@ def _take_step(
     state.ages += 1
     active = rule.k or state.l0  # nan before the first step
     limit = SPARSE_BELOW if x.device.type == "cpu" else SPARSE_BELOW_ON_GPU
-    take = sparse_step if active / len(state.ages) < limit else dense_step
+    take = partial(sparse_step, ranks=ranks) if active / len(state.ages) < limit else dense_step
     trained = state.weights, state.first, state.second, state.ages
     outcome = take(*trained, x, rule, learning_rate(config, number, steps, continued), number, target)
     if not math.isfinite(outcome.mse):
         raise ValueError(f"the loss of step {number} is {outcome.mse}; lower lr={config.lr} or find huge activations")
+    if ranks.count > 1:  # every row of the matrices has a part in b_dec
+        ranks.agree(zlib.crc32(state.weights.b_dec.numpy().data), f"step {number}")
     dead_now = _count_dead(state, outcome, number, window)
     state.l0 = outcome.l0
     if rule.activation == "batchtopk" and math.isfinite(outcome.least):

@@ -369,6 +369,12 @@ class Study:
         for text in config.verdicts.texts:
             if text not in ("common", "own", *config.corpus):
                 yield "verdicts.texts", f"{text!r} is no text; choose of common, own, {', '.join(config.corpus)}"
+        if config.explain.features and config.report.tokens <= config.sae.context_size:
+            yield (
+                "report.tokens",
+                f"{config.report.tokens} fill no two blocks of sae.context_size={config.sae.context_size}, one to "
+                "explain and one to score; raise it, or set explain.features = 0",
+            )
         for corpus in config.report.case_corpora:
             yield from _unknown("report.case_corpora", corpus, config.corpus, "corpus")
         for name, direction in config.direction.items():

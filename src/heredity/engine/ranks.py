@@ -1,0 +1,145 @@
+"""Ranks: processes of one command that a launcher started together, such as `torchrun --nproc-per-node 2 -m heredity`.
+
+All ranks go through the same work on the same state. Of what can be divided each does its share, and all exchange what
+they made, so that every rank holds the whole, to the bit what one process makes of it. Torch is imported in functions
+only: reading arguments needs none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import distributed as dist
+
+_EXCHANGE = timedelta(minutes=30)  # longest that ranks at the same work may be apart
+_LOOK = timedelta(seconds=1)  # between two looks for a signal while another rank works alone
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# What a launcher sets. Taken away, or else a library that a rank uses alone would wait for the others in it.
+_SET = (*_NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
+
+
+class RankError(ValueError):
+    """Another rank has ended, or works on something else."""
+
+
+class Ranks:
+    """This process alone."""
+
+    number, count = 0, 1
+
+    def edges(self, n: int) -> list[int]:
+        """Where the share of each rank in n pieces begins, and where the last one ends; the last is never empty."""
+        return [n * rank // self.count for rank in range(self.count + 1)]
+
+    def own(self, n: int) -> tuple[int, int]:
+        """Where the share of this rank begins and ends."""
+        first, stop = self.edges(n)[self.number : self.number + 2]
+        return first, stop
+
+    def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
+        """Give all ranks all rows of an array, of which each has made those from its edge to the next."""
+
+    def told(self, value: Any, by: int = 0) -> Any:  # noqa: ARG002
+        """The value, JSON, that one rank gives here; the others wait for it, however long that takes."""
+        return value
+
+    def agree(self, figure: int, place: str) -> None:
+        """Raise RankError at a place where ranks that should do the same have come to different figures."""
+
+    def meet(self) -> None:
+        """Wait until every rank has come here."""
+        self.fill(np.zeros(self.count), range(self.count + 1))
+
+
+ALONE = Ranks()
+
+
+class _Launched(Ranks):
+    """One of several processes, which exchange arrays by Gloo and words through the launcher's store.
+
+    The group is this object's own: other libraries see no distributed torch.
+    """
+
+    def __init__(self, store: dist.Store, number: int, size: int) -> None:
+        import torch.distributed as dist
+
+        self.number, self.count, self._store, self._turns = number, size, store, count()
+        self._group = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
+
+    def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
+        import torch
+
+        def exchange() -> None:
+            parts = [torch.from_numpy(whole[first:stop]) for first, stop in zip(edges, edges[1:], strict=False)]
+            sent = [self._group.broadcast(part, rank) for rank, part in enumerate(parts) if part.numel()]
+            for one in sent:
+                one.wait()
+
+        _reached(exchange)
+
+    def told(self, value: Any, by: int = 0) -> Any:
+        name = f"told/{next(self._turns)}"
+        if self.number == by:
+            _reached(lambda: self._store.set(name, json.dumps(value)))
+            return value
+        while not _reached(lambda: self._here(name)):
+            pass
+        return json.loads(_reached(lambda: self._store.get(name)))
+
+    def _here(self, name: str) -> bool:
+        import torch.distributed as dist
+
+        try:
+            self._store.wait([name], _LOOK)
+        except dist.DistNetworkError:
+            raise
+        except dist.DistStoreError:
+            return False
+        return True
+
+    def agree(self, figure: int, place: str) -> None:
+        figures = np.zeros(self.count, np.int64)
+        figures[self.number] = figure
+        self.fill(figures, range(self.count + 1))
+        if len(set(figures.tolist())) > 1:
+            raise RankError(
+                f"{place}: the processes have come to different numbers; give them machines of one kind, with the same "
+                "versions and the same number of threads each"
+            )
+
+
+def _reached(exchange: Callable[[], Any]) -> Any:
+    """What an exchange gives; torch's errors of a lost connection in one line."""
+    try:
+        return exchange()
+    except RuntimeError as error:
+        raise RankError(
+            "another process of this command has ended, or cannot be reached; what it said last tells why, and the "
+            "same command goes on from here"
+        ) from error
+
+
+@contextlib.contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The ranks that a launcher started, or this process alone where none did."""
+    if not all(os.environ.get(name) for name in _NEEDED) or int(os.environ["WORLD_SIZE"]) < 2:
+        yield ALONE
+        return
+    import torch.distributed as dist
+
+    store, number, size = _reached(lambda: next(dist.rendezvous("env://", timeout=_EXCHANGE)))
+    for name in _SET:
+        os.environ.pop(name, None)
+    made = _reached(lambda: _Launched(store, number, size))
+    yield made
+    made.told(None)  # once the first is done with what it does alone
+    made.meet()  # before it ends, and the store with it

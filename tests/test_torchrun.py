@@ -1,0 +1,48 @@
+"""`torchrun -m heredity run` trains SAEs in all of its processes, and leaves what one process leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from faults.table import STUDY, write_texts
+from ranks import SOURCE
+from tiny import command, toml
+
+SITES = ["blocks.0.mlp.hook_post", "blocks.0.hook_resid_post"]
+
+
+def weights(runs: Path) -> dict[str, bytes]:
+    """Every tensor file of the SAEs of a run."""
+    return {str(file.relative_to(runs)): file.read_bytes() for file in sorted(runs.glob("s/sae*/*/**/*.safetensors"))}
+
+
+def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path)
+    toml(STUDY | {"hook_point": SITES}, tmp_path / "s.toml")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torchrun sets it: on their number the rounding of matrix products depends
+    try:
+        command("run", "s.toml", "--until", "sae")
+    finally:
+        torch.set_num_threads(threads)
+    expected = weights(tmp_path / "runs")
+    for folder in (tmp_path / "runs/s").glob("sae*"):
+        shutil.rmtree(folder)
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "heredity"]
+    env = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "run", "s.toml", "--until", "sae", "--json"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sae_sites/joint" in [row["stage"] for row in json.loads(done.stdout)["worked"]]
+    assert len(expected) > 2 and weights(tmp_path / "runs") == expected
+    assert not [path for path in (tmp_path / "runs").rglob(".*") if path.name != ".lock"]
