@@ -173,19 +173,38 @@ def test_lineage_stands_beside_the_tables(exported, lineage):
     assert members == {(f"s-{one['model']}", str(one["feature"]), one["r"]) for one in shown["family"][1:]}
 
 
-def test_the_clients_own_types_take_the_rows(exported):
+def test_the_client_itself_reads_the_rows_back(exported, lineage, monkeypatch):
+    """As an instance that imported them would answer it: rows of the database, with `layer` called `source` too."""
     pytest.importorskip("neuronpedia")
-    from neuronpedia.np_activation import Activation
-    from neuronpedia.np_explanation import Explanation
+    from neuronpedia.np_feature import Feature
+    from neuronpedia.np_source_set import SourceSet
+    from neuronpedia.requests.base_request import NPRequest
 
-    rows = batches(exported["sums"] / "activations", ACTIVATIONS)
-    taken = [Activation.from_np_db_json(row | {"source": row["layer"]}) for row in rows]
-    assert [(one.modelId, one.tokens, one.values) for one in taken] == [
-        ("s-sums", r["tokens"], r["values"]) for r in rows
-    ]
-    explained = batches(exported["sums"] / "explanations", EXPLANATIONS)
-    texts = [Explanation.from_np_db_json(row | {"source": row["layer"]}).text for row in explained]
-    assert texts == [row["description"] for row in explained]
+    folder = exported["sums"]
+    parts = {"explanations": EXPLANATIONS, "activations": ACTIVATIONS}
+    rows = {name: batches(folder / name, columns) for name, columns in parts.items()}
+    features = batches(folder / "features", FEATURES)
+
+    def answer(self: Any, *, uri: str, **_: Any) -> dict[str, Any]:
+        index = uri.rpartition("/")[2]
+        own = {
+            name: [row | {"source": row["layer"]} for row in part if row["index"] == index]
+            for name, part in rows.items()
+        }
+        return features[int(index)] | own
+
+    monkeypatch.setattr(NPRequest, "send_request", answer)
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "none")
+    inspector = Inspector(lineage.run)
+    for index in (5, int(rows["explanations"][0]["index"])):
+        feature, shown = Feature.get("s-sums", folder.name, index), inspector.shown("sums", index)
+        assert (feature.modelId, feature.source, feature.density) == ("s-sums", folder.name, shown["density"])
+        own = [row for row in rows["activations"] if row["index"] == str(index)]
+        assert [(one.tokens, one.values) for one in feature.activations] == [(r["tokens"], r["values"]) for r in own]
+        assert feature.activations[0].tokens == shown["top"][0]["tokens"]
+    assert [one.text for one in feature.explanations] == [shown["explanation"]["description"]]
+    (sets,), (source,) = (read(folder / f"{name}.jsonl", HEADS[name]) for name in ("sourceset", "source"))
+    assert SourceSet.from_np_db_json(sets | {"sources": [source]}).get_source_for_layer_number(0).id == folder.name
 
 
 def test_the_command_writes_whole_folders_and_refuses_what_has_no_effect(lineage, exported, tmp_path):

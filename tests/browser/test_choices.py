@@ -63,6 +63,11 @@ def test_the_slider_counts_anew_at_every_threshold(visit, home, lineage):
     assert there.hash == "#/flow?t=0.80"
     there.back()
     there.sees("0.97", "main output")
+    there.main.get_by_role("button", name="only those that persist").click()
+    there.drawn()
+    assert there.main.locator("a.band path:not(.solid)").count() == 0, "no band that ends or begins"
+    assert rows() == {edge: list(_persisting(lineage, edge, 0.97)) for edge in own}, "the table stays"
+    there.back()
     for rule in there.main.get_by_role("group", name="What counts as a match").get_by_role("button").all():
         rule.click()
         there.drawn()
@@ -112,11 +117,22 @@ def test_features_are_found_by_token_words_and_id(visit, home, columns):
     there.expect(there.main.locator(".total b")).to_have_text(
         f"{sum(word.lower() in text.lower() for text in texts):,}"
     )
+    field.fill(f"/^fires.*{word[:3]}/")
+    field.press("Enter")
+    fits = sum(bool(re.search(f"^fires.*{word[:3]}", text, re.IGNORECASE)) for text in texts)
+    there.expect(there.main.locator(".total b")).to_have_text(f"{fits:,}")
+    there.go("#/features?token=/^\\d$/")
+    digits = [at for at, one in enumerate(columns["tokens"]) if re.fullmatch(r"\d", one, re.ASCII)]
+    held = sum(int(np.isin(top, digits).any(axis=1).sum()) for top in tops)
+    there.expect(there.main.locator(".total b")).to_have_text(f"{held:,}")
+    assert "No feature fits" in there.go("#/features?words=/(a%2B)%2Bb/"), "no pattern, since it might never end"
+    there.back()
+    there.back()
     field.fill("sums/5")
     field.press("Enter")
     there.expect(there.main.locator("h1")).to_have_text("sums/5")
     there.back()
-    there.sees(f"“{word}”", "main .chosen")
+    there.sees(f"“/^fires.*{word[:3]}/”", "main .chosen")
 
 
 def test_a_table_is_sorted_by_its_headings_and_shows_all_columns(visit, homes, lineage):

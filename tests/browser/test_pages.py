@@ -116,6 +116,11 @@ def test_figures_are_written_with_their_shares_and_intervals(visit, examples, tm
     assert "4 of 32 features" in features and "base/3" in features and "base/4" not in features
     one = there.go("#/feature?id=base/1")
     assert "What became of it, and why" in one and "predicted" in one
+    without_text = there.go("#/feature?id=base/2")
+    assert "This file holds the text of chosen features only" in without_text
+    assert "match r 0.80, r 0.90, strength 0.90, and no not measured." in without_text, (
+        "its reason is there all the same"
+    )
     assert "from base" in there.go("#/flow?t=0.8") and "0.80" in there.text()
 
 

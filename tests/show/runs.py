@@ -137,6 +137,7 @@ def columns(text: str = " =") -> dict[str, Any]:
     model |= {"text": [text, *[None] * 7], "score": [86, *[None] * 7]}
     r = [2000 + 1000 * one for one in range(size)]
     figures = {name: [90] * size for name in ("stability", "direction", "map_r", "transmission", "strength")}
+    figures |= {"match_r": [80] * size, "reason": [1] * size}
     end = {"r": r, "match": list(range(size)), "verdict": [1, 1, 1, 1, 2, 2, 3, 4], **figures}
     made = [dict(zip(("parent", "child"), edge.split("->"), strict=True)) | {"edge": edge} for edge in edges]
     places = [{**one, "threshold": 0.5, "ends": {"parent": end, "child": end}} for one in made]
@@ -147,6 +148,7 @@ def columns(text: str = " =") -> dict[str, Any]:
         "classes": ["punctuation"],
         "domains": ["code"],
         "verdicts": ["", "kept", "changed", "lost", "unstable"],
+        "reasons": ["", "match r {match_r}, r {r}, strength {strength}, and no {other}"],
         "unit": 10_000,
         "models": dict.fromkeys(("base", "sums", "stories", "both"), model),
         "edges": places,

@@ -27,7 +27,7 @@ TOKENS = 3  # of a feature: those that carry most of its activation
 UNIT = 10_000  # steps of r from 0 to 1
 NONE = -UNIT  # no r: the feature is silent, or its best match is worse than opposite
 _SCALED = ("transmission", "strength", "retained")  # figures that are relative to the scale of their edge
-_FIGURES = ("stability", "direction", "map_r", "readable", *_SCALED)  # of the evidence, in hundredths
+_FIGURES = ("stability", "direction", "match_r", "map_r", "readable", *_SCALED)  # of the evidence, in hundredths
 _EXAMINED = ("fate", "readable_apart", "first", "second", "pair_r", "absorber", "absorbed")
 
 
@@ -63,26 +63,28 @@ def packed(columns: Mapping[str, Any]) -> bytes:
 def feature_columns(inspector: Inspector) -> dict[str, Any]:
     """Columns of all features at a place.
 
-    - `tokens`, `classes`, `domains`, `verdicts`: texts that columns point into; 0 in `verdicts` is none.
+    - `tokens`, `classes`, `domains`, `verdicts`, `reasons`: texts that columns point into; 0 in the last two is none.
     - `models`: by name, `counted` positions, and by feature `firings`, `max`, `class`, `domain` (-1: not known),
       `top` and `share` (tokens and percent of the activation on each, TOKENS of a feature, -1 where there are fewer),
       `text` (explanation or null) and `score` (of its simulation, in hundredths, or null).
     - `edges`: with `parent`, `child`, `threshold`, and for `ends` parent and child, by feature, `r` (best, in units of
-      1 / UNIT, rounded up, NONE where there is none), `match` (-1: none), `verdict`, figures of the evidence in
-      hundredths or null, and `examined`, by number of an examined feature what became of it.
+      1 / UNIT, rounded up, NONE where there is none), `match` (-1: none), `verdict`, `reason` (a form, as of
+      `verdicts.reason_form`), figures of the evidence in hundredths or null, and `examined`, by number of an examined
+      feature what became of it.
     - `chains`: by merge and parent, by feature of the merge: `r`, the highest threshold at which it is still from the
       parent's parents, through that parent; `own`, whether it is at each edge's own threshold.
 
     Raises ArtifactError for what is not done.
     """
     sample, run = inspector.sample, inspector.run
-    texts = {"tokens": _Texts(), "classes": _Texts(), "domains": _Texts(), "verdicts": _Texts([""])}
+    texts = {name: _Texts() for name in ("tokens", "classes", "domains")}
+    texts |= {name: _Texts([""]) for name in ("verdicts", "reasons")}
     models = {name: _model(inspector, name, texts) for name in sample.models}
     edges = []
     for edge in sample.edges:
         found = sample.matches[edge]
         sizes = {"parent": len(found.parent_r), "child": len(found.child_r)}
-        evidence = _evidence(inspector, edge, sizes, texts["verdicts"])
+        evidence = _evidence(inspector, edge, sizes, texts)
         ends = {end: _matched(found, end) | evidence[end] for end in sizes}
         named = {"edge": edge.name, "parent": edge.parent, "child": edge.child}
         edges.append({**named, "threshold": sample.threshold[edge], "ends": ends})
@@ -163,8 +165,12 @@ def _matched(matches: Matches, end: str) -> dict[str, list[int]]:
     return {"r": _held(getattr(matches, f"{end}_r")[:, 0]), "match": getattr(matches, f"{end}_match")[:, 0].tolist()}
 
 
-def _evidence(inspector: Inspector, edge: Edge, sizes: Mapping[str, int], names: _Texts) -> dict[str, dict[str, Any]]:
-    """Verdicts and figures by end and feature; without figures where nothing was judged."""
+def _evidence(
+    inspector: Inspector, edge: Edge, sizes: Mapping[str, int], texts: Mapping[str, _Texts]
+) -> dict[str, dict[str, Any]]:
+    """Verdicts, reasons and figures by end and feature; without the last two where nothing was judged."""
+    from heredity.features.verdicts import reason_form
+
     found: dict[str, dict[str, Any]] = {end: {"verdict": [0] * size} for end, size in sizes.items()}
     named = {**inspector.place, "edge": edge.name}
     item = {**named, "text": "common"}
@@ -174,19 +180,20 @@ def _evidence(inspector: Inspector, edge: Edge, sizes: Mapping[str, int], names:
     if rows is None:
         return found
     for end, size in sizes.items():
-        found[end] |= {name: [None] * size for name in _FIGURES} | {"examined": {}}
+        found[end] |= {"reason": [0] * size, "examined": {}} | {name: [None] * size for name in _FIGURES}
     for row in rows_of_stage(inspector.run, "lost_features", named, "examined_features") or ():
         told = {name: row[name] for name in _EXAMINED}
         found[row["end"]]["examined"][row["feature"]] = {
             name: round(value, 4) if isinstance(value, float) else value for name, value in told.items()
         }
     for row in rows:
-        own, at = found[row["end"]], row["feature"]
-        own["verdict"][at] = names.of(row["verdict"])
+        own, at, scale = found[row["end"]], row["feature"], scales.get(row["end"])
+        row |= {name: row[name] / scale if row[name] is not None and scale else None for name in _SCALED}
+        own["verdict"][at] = texts["verdicts"].of(row["verdict"])
+        own["reason"][at] = texts["reasons"].of(reason_form(row))
         for name in _FIGURES:
-            scale = scales.get(row["end"]) if name in _SCALED else 1.0
-            if row[name] is not None and scale:
-                own[name][at] = round(100 * row[name] / scale)
+            if row[name] is not None:
+                own[name][at] = round(100 * row[name])
     return found
 
 

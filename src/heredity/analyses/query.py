@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from heredity.analyses.analysis import Item
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
-from heredity.analyses.sample import Sample, sample_needs, sample_settings
+from heredity.analyses.sample import Sample, sample_needs, sample_settings, shared_text
 from heredity.engine.store import ArtifactError
 from heredity.study import CaseConfig, Study
 
@@ -68,7 +68,7 @@ def sample_of(run: Run, models: Sequence[str], matched: bool = False, place: Ite
     for name, need in needs["match"].items():
         with nullcontext() if matched else suppress(ArtifactError):
             inputs["match"][name] = run.artifact(need)
-    return Sample(inputs, sample_settings(study))
+    return Sample(inputs, sample_settings(study), shared_text)
 
 
 def find(

@@ -3,8 +3,8 @@ and what cases, classes and explanations read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -140,27 +140,50 @@ def instrument_items(study: Study) -> list[Item]:
     return [{"instrument": name, "site": site} for name in study.instruments for site in study.sites]
 
 
+class SampleText(NamedTuple):
+    """The text of a sample."""
+
+    ids: np.ndarray  # int64 [blocks, context]
+    origin: np.ndarray  # int64 [blocks], the corpus of each
+    corpora: tuple[str, ...]
+    tokenizer: Any
+    vocabulary: list[str]  # text of each token
+
+
+def _text_of(
+    tokens: tuple[tuple[str, Artifact], ...], tokenizer: Artifact, size: int, context_size: int, seed: int
+) -> SampleText:
+    """tokens: packed, by corpus. size: of the sample, in tokens."""
+    from heredity.text.tokens import token_texts
+
+    sampler = sampler_of(dict(tokens), "train", context_size, seed)
+    count = min(-(-size // context_size), sampler.blocks_per_pass)
+    ids, origin = np.ma.getdata(sampler.take(0, count)), sampler.origin(0, count)[0]
+    opened = tokenizer_of(tokenizer)
+    return SampleText(ids, origin, tuple(sampler.names), opened, token_texts(opened))
+
+
+shared_text = lru_cache(maxsize=2)(_text_of)
+"""The same for several places of a run, read once: artifacts are never written again, nor are its arrays."""
+
+
 class Sample:
     """The token sample, feature activations of the models on it, and the matches between the models."""
 
-    def __init__(self, inputs: Mapping[str, Any], settings: SampleSettings) -> None:
-        """inputs: artifacts by role, as `sample_needs` names them; of models and edges there may be some only."""
-        from heredity.text.tokens import token_texts
-
-        size = settings.context_size
-        sampler = sampler_of(inputs["tokens"], "train", size, settings.seed)
-        count = min(-(-settings.tokens // size), sampler.blocks_per_pass)
-        self.ids = np.ma.getdata(sampler.take(0, count))
-        self.corpora: tuple[str, ...] = tuple(sampler.names)
-        self.origin = sampler.origin(0, count)[0]
+    def __init__(
+        self, inputs: Mapping[str, Any], settings: SampleSettings, text_of: Callable[..., SampleText] = _text_of
+    ) -> None:
+        """inputs: artifacts by role, as `sample_needs` names them; of models and edges there may be some only.
+        text_of: reads the text."""
+        wanted = settings.tokens, settings.context_size, settings.seed
+        text = text_of(tuple(inputs["tokens"].items()), inputs["tokenizer"], *wanted)
+        self.ids, self.origin, self.corpora, self.tokenizer, self.vocabulary = text
         self.models = settings.models
         self.acts = {name: acts_of(artifact) for name, artifact in inputs["acts"].items()}
         found = {edge: inputs["match"][edge.name] for edge in settings.edges if edge.name in inputs["match"]}
         self.edges = list(found)
         self.matches: dict[tuple[str, str], Matches] = {edge: read_matches(one) for edge, one in found.items()}
         self.threshold: dict[tuple[str, str], float] = {edge: threshold_of(one) for edge, one in found.items()}
-        self.tokenizer = tokenizer_of(inputs["tokenizer"])
-        self.vocabulary = token_texts(self.tokenizer)
 
     @cached_property
     def firings(self) -> dict[str, np.ndarray]:

@@ -166,40 +166,45 @@ def reason(row: Mapping[str, Any]) -> str:
     row: its evidence, with transmission and strength over their scale; what was not measured is None. Bounds and errors
     decide, of which this names the figures that lie on the side of the verdict.
     """
-    names = ("transmission", "direction", "strength", "match_r", "map_r", "stability", "apart", "p_lost")
-    transmission, direction, strength, match_r, map_r, stability, apart, p_lost = (row[name] for name in names)
-    r = max((value for value in (match_r, map_r) if value is not None), default=None)
+    r = max((row[name] for name in ("match_r", "map_r") if row[name] is not None), default=None)
+    figures = {name: row[name] for name in REASONED} | {"r": r}
+    said = {name: "not measured" if value is None else f"{value:.2f}" for name, value in figures.items()}
+    return reason_form(row).format(**said)
 
-    def said(name: str, value: float | None, more: str = "") -> str:
-        return f"{name} {'not measured' if value is None else f'{value:.2f}'}{more}"
 
-    figures = ", ".join([said("transmission", transmission), said("direction", direction), said("r", r)])
+REASONED = ("transmission", "direction", "strength", "match_r", "stability")
+"""Figures that the form of a reason leaves open, beside r: the higher of match_r and map_r."""
+
+
+def reason_form(row: Mapping[str, Any]) -> str:
+    """The sentence of `reason` with figures of two decimals as `{name}`, so that many features share one."""
+    names = ("transmission", "direction", "stability", "apart")
+    transmission, direction, stability, apart = (row[name] for name in names)
+    r = max((row[name] for name in ("match_r", "map_r") if row[name] is not None), default=None)
+    figures = "transmission {transmission}, direction {direction}, r {r}"
     match row["verdict"]:
         case "unstable":
             if stability is None or stability <= STABLE:
-                return said("stability", stability, f": not above {STABLE:g} in a second SAE of its model, not judged")
+                return f"stability {{stability}}: not above {STABLE:g} in a second SAE of its model, not judged"
             if not row["owned"]:
                 return "less than 30 % of its energy lies in its own model, not judged"
             return "its effect could not be measured, not judged"
         case "lost" | "new":
-            p = (
-                ""
-                if p_lost is None
-                else f"p {p_lost:.2g} that it is not, at a false discovery rate of {percent(RATE)}; "
-            )
-            return f"{p}{said('transmission', transmission)}, {said('strength', strength)}, {said('match r', match_r)}"
+            p = row["p_lost"]
+            p = "" if p is None else f"p {p:.2g} that it is not, at a false discovery rate of {percent(RATE)}; "
+            return p + "transmission {transmission}, strength {strength}, match r {match_r}"
         case "kept" | "inherited":
             margins = f"{KEPT_TRANSMISSION:g} to {1 / KEPT_TRANSMISSION:g}, {KEPT_DIRECTION:g} and {KEPT_R:g}"
             return f"{figures}: within the margins {margins}, errors included"
         case "changed":
             outside = []
             if transmission is not None and not CHANGED_TRANSMISSION <= transmission <= 1 / CHANGED_TRANSMISSION:
-                ends = f" outside of {CHANGED_TRANSMISSION:g} to {1 / CHANGED_TRANSMISSION:.2f}"
-                outside.append(said("transmission", transmission, ends))
+                ends = f"{CHANGED_TRANSMISSION:g} to {1 / CHANGED_TRANSMISSION:.2f}"
+                outside.append(f"transmission {{transmission}} outside of {ends}")
             if direction is not None and direction < CHANGED_DIRECTION:
-                outside.append(said("direction", direction, f" below {CHANGED_DIRECTION:g}"))
+                outside.append(f"direction {{direction}} below {CHANGED_DIRECTION:g}")
             if r is not None and r < CHANGED_R:
-                outside.append(said("r", r, f" below {CHANGED_R:g}"))
+                outside.append(f"r {{r}} below {CHANGED_R:g}")
             return f"{' and '.join(outside) or figures}, beyond the errors"
     if apart is not None and apart < LEAST_APART:
         return f"other features explain all but {percent(apart)} of it, so that no effect is its own"

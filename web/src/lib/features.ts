@@ -1,10 +1,12 @@
 /** All features of a place, in columns, with counts at any threshold. */
 import type { Context, Excerpt, Fired, Label, Member, Pushed, Verdict } from "./data";
+import { known } from "./format";
 
 interface RawEnd {
   r: number[];
   match: number[];
   verdict: number[];
+  reason?: number[];
   examined?: Record<string, Examined>;
   [figure: string]: (number | null)[] | Record<string, Examined> | undefined;
 }
@@ -23,6 +25,8 @@ export interface RawColumns {
   classes: string[];
   domains: string[];
   verdicts: string[];
+  /** Sentences with figures left open, as `{name}`. */
+  reasons: string[];
   unit: number;
   models: Record<string, {
     counted: number;
@@ -56,7 +60,7 @@ export interface Audit {
   predicted: number[];
 }
 export type EndName = "parent" | "child";
-export const FIGURES = ["stability", "direction", "map_r", "transmission", "strength", "readable", "retained"];
+export const FIGURES = ["stability", "direction", "match_r", "map_r", "transmission", "strength", "readable", "retained"];
 
 /** One end of an edge: by feature, its best match at the other end. */
 export interface End {
@@ -67,6 +71,8 @@ export interface End {
   r: Int16Array;
   match: Int32Array;
   verdict: Uint8Array;
+  /** Why it has its verdict, as a form; empty where nothing was judged. */
+  reason: Int32Array;
   /** r of live features, rising: counts above a threshold are found by halving. */
   sorted: Int16Array;
   figures: Record<string, (number | null)[]>;
@@ -166,6 +172,7 @@ export class Columns {
       name, model, other, r,
       match: Int32Array.from(raw.match),
       verdict: Uint8Array.from(raw.verdict),
+      reason: Int32Array.from(raw.reason ?? []),
       sorted: r.filter((value) => value > this.none).sort(),
       figures: Object.fromEntries(FIGURES.filter((figure) => raw[figure]).map((figure) => [figure, raw[figure] as (number | null)[]])),
       examined: raw.examined ?? {},
@@ -212,6 +219,17 @@ export class Columns {
   }
   verdictName(end: End, feature: number): string {
     return this.raw.verdicts[end.verdict[feature]];
+  }
+  /** Why it has its verdict, as the package says it; empty where nothing was judged. */
+  reason(end: End, feature: number): string {
+    if (!end.reason.length) return "";
+    const figure = (name: string): number | null => end.figures[name]?.[feature] ?? null;
+    const rs = [figure("match_r"), figure("map_r")].filter(known);
+    const r = rs.length ? Math.max(...rs) : null;
+    return this.raw.reasons[end.reason[feature]].replace(/\{(\w+)\}/g, (_, name) => {
+      const value = name === "r" ? r : figure(name);
+      return known(value) ? (value / 100).toFixed(2) : "not measured";
+    });
   }
 }
 

@@ -2,7 +2,9 @@
 
 export const known = <T>(value: T | null | undefined): value is T => value !== null && value !== undefined;
 export const arrow = (text: string): string => text.replaceAll("->", " → ");
-export const spaced = (name: string): string => name.replaceAll("_", " ");
+/** A name in words; widths, such as d_sae, keep theirs. */
+export const spaced = (name: string): string => name.replaceAll(/(?<!\bd)_/g, " ");
+export const short = (text: string, most = 60): string => (text.length > most ? `${text.slice(0, most - 1).trimEnd()}…` : text);
 export const capital = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1);
 
 export const count = (value: number | null | undefined): string =>

@@ -31,8 +31,9 @@ export interface PlacedNode extends LineageNode {
   x: number;
   y: number;
   height: number;
-  first: boolean;
-  last: boolean;
+  /** How its words stand to the bar, and where they begin, middle or end. */
+  anchor: "start" | "middle" | "end";
+  middle: number;
 }
 export interface PlacedBand extends Band {
   path: string;
@@ -40,6 +41,8 @@ export interface PlacedBand extends Band {
   y: number;
   thick: number;
   fades: "" | "out" | "in";
+  /** The upper edge of one that goes from model to model: from where to where. */
+  edge?: { x0: number; y0: number; x1: number; y1: number };
 }
 
 const depths = new Map<string, number>();
@@ -54,6 +57,8 @@ export function depthOf(name: string): number {
 }
 
 export const BAR = 13;
+/** Height of the words above a bar. */
+export const WORDS = 42;
 const [TOP, GAP, STUB] = [50, 62, 74];
 
 interface Node {
@@ -90,7 +95,9 @@ export function placed(nodes: LineageNode[], bands: Band[], width: number, heigh
   const put = nodes.map((node) => {
     const at = found.get(node.name)!;
     const level = levels.indexOf(depthOf(node.name));
-    return { ...node, x: at.x0!, y: at.y0!, height: at.y1! - at.y0!, first: level === 0, last: level === levels.length - 1 && level > 0 };
+    const [first, last] = [level === 0, level === levels.length - 1 && level > 0];
+    const anchor = first ? "start" as const : last ? "end" as const : "middle" as const;
+    return { ...node, x: at.x0!, y: at.y0!, height: at.y1! - at.y0!, anchor, middle: at.x0! + (first ? 0 : last ? BAR : BAR / 2) };
   });
   return { nodes: put, bands: ribbons(put, bands, unit), height: tall };
 }
@@ -125,12 +132,27 @@ function ribbons(nodes: PlacedNode[], bands: Band[], unit: number): PlacedBand[]
       const [x0, x1, y0, y1] = [source.x + BAR, target.x, starts.get(band)!, ends.get(band)!];
       const bend = (x0 + x1) / 2;
       const path = `M${x0},${y0}C${bend},${y0} ${bend},${y1} ${x1},${y1}V${y1 + b}C${bend},${y1 + b} ${bend},${y0 + a} ${x0},${y0 + a}Z`;
-      return { ...band, path, x: bend, y: (y0 + y1 + (a + b) / 2) / 2, thick: Math.min(a, b), fades: "" };
+      return { ...band, path, x: bend, y: (y0 + y1 + (a + b) / 2) / 2, thick: Math.min(a, b), fades: "", edge: { x0, y0, x1, y1 } };
     }
     const own = source ? { x: source.x + BAR, y: starts.get(band)!, size: a } : { x: target!.x - STUB, y: ends.get(band)!, size: b };
     const path = `M${own.x},${own.y}h${STUB}v${Math.max(own.size, 0.5)}h${-STUB}Z`;
     return { ...band, path, x: own.x + STUB / 2, y: own.y + own.size / 2, thick: own.size, fades: source ? "out" : "in" };
   });
+}
+
+/** How far words of some width above a bar rise, so that no band of it which climbs runs through them; no further than
+ * to the bar above. */
+export function lift(node: PlacedNode, drawn: { nodes: PlacedNode[]; bands: PlacedBand[] }, width: number): number {
+  const left = node.middle - { start: 0, middle: width / 2, end: width }[node.anchor];
+  let top = node.y;
+  for (const { edge } of drawn.bands.filter((band) => [band.source, band.target].includes(node.name))) {
+    for (let t = 0; edge && t <= 1; t += 0.02) {
+      const x = edge.x0 + (edge.x1 - edge.x0) * (1.5 * t - 1.5 * t * t + t ** 3); // as the path bends
+      if (x >= left && x <= left + width) top = Math.min(top, edge.y0 + (edge.y1 - edge.y0) * (3 * t * t - 2 * t ** 3));
+    }
+  }
+  const above = drawn.nodes.filter((one) => one.x === node.x && one.y < node.y).map((one) => one.y + one.height);
+  return Math.max(0, Math.min(node.y - top, node.y - WORDS - Math.max(0, ...above)));
 }
 
 /** Bands and models that a band or a model hangs together with: all it comes from, and all that comes of it. */

@@ -23,7 +23,7 @@ export function panelsOf(table: Table, rows: Row[]): Panel[] {
   const usable = rows.filter((row) => known(row[plot.x]) && known(row[plot.y]));
   const keys = table.columns.filter((column) => column.key && ![plot.x, plot.by, "instrument"].includes(column.name));
   let varying = keys.map(({ name }) => name).filter((name) => new Set(usable.map((row) => row[name])).size > 1);
-  // a number that goes along with x, such as the step of a cost, tells no pictures apart
+  // a number that goes along with x, such as the step of a cost, tells no pictures apart; keys come from coarse to fine
   const longest = (names: string[]): number => {
     const sizes = new Map<string, number>();
     for (const row of usable) {
@@ -32,7 +32,7 @@ export function panelsOf(table: Table, rows: Row[]): Panel[] {
     }
     return Math.max(0, ...sizes.values());
   };
-  for (const { name, kind } of keys) {
+  for (const { name, kind } of keys.toReversed()) {
     const others = varying.filter((one) => one !== name);
     if (kind !== "text" && ["lines", "points"].includes(plot.kind) && longest(varying) === 1 && longest(others) > 1) {
       varying = others;
@@ -40,7 +40,8 @@ export function panelsOf(table: Table, rows: Row[]): Panel[] {
   }
   const panels = new Map<string, Panel>();
   for (const row of usable) {
-    const title = varying.map((name) => arrow(textOf(table, name, row))).join(", ");
+    const title = keys.filter(({ name }) => varying.includes(name))
+      .map(({ name, kind }) => (kind === "text" ? "" : `${spaced(name)} `) + arrow(textOf(table, name, row))).join(", ");
     if (!panels.has(title)) panels.set(title, { title, rows: [] });
     panels.get(title)!.rows.push(row);
   }
@@ -121,7 +122,7 @@ export function drawn(table: Table, panel: Panel, width: number): Element | null
       sums.set(key, (sums.get(key) ?? 0) + row[plot.y]);
     }
     const most = Math.max(0, ...sums.values());
-    return Plot.plot({ ...BASE, width, height: 230, marginTop: 26, x, y: { ...y, ...(most ? { domain: [0, 1.04 * most] } : {}) }, marks: [
+    return Plot.plot({ ...BASE, width, height: 242, marginTop: 26, marginBottom: 42, x, y: { ...y, ...(most ? { domain: [0, 1.04 * most] } : {}) }, marks: [
       ...series.slice(0, 1).map(({ name, tint }) => Plot.rectY(of(name), binned({ fill: tint, fillOpacity: 0.8, inset: 0.5, clip: true, tip: true }))),
       ...series.slice(1).map(({ name, tint, dash }) => Plot.lineY(of(name),
         binned({ stroke: tint, strokeWidth: dash ? 1.4 : 2, strokeDasharray: dash, curve: "step", clip: true }))),
@@ -139,7 +140,7 @@ export function drawn(table: Table, panel: Panel, width: number): Element | null
     const ends = [`${plot.y}_low`, `${plot.y}_high`];
     const banded = panel.rows.filter((row) => ends.every((name) => known(row[name])));
     const points = plot.kind === "points";
-    return Plot.plot({ ...BASE, width, height: 270, marginTop: 26, x: { ...x, ...type },
+    return Plot.plot({ ...BASE, width, height: 282, marginTop: 26, marginBottom: 42, x: { ...x, ...type },
       y: { ...y, zero: kindOf(plot.y) === "count", nice: true }, color: colors, marks: [
         ...(points ? [] : [
           Plot.areaY(banded, { x: plot.x, y1: ends[0], y2: ends[1], fill: by, fillOpacity: 0.16, sort: plot.x }),
@@ -163,9 +164,9 @@ export function drawn(table: Table, panel: Panel, width: number): Element | null
     const within = rows.filter((row) => ends.every((one) => known(row[one])));
     const groups = new Set(rows.map(group)).size;
     const facet = grouped ? { fy: group } : {};
-    return Plot.plot({ ...BASE, width, height: 34 + rows.length * 21 + (grouped ? groups * 26 : 0), marginTop: grouped ? 22 : 4,
+    return Plot.plot({ ...BASE, width, height: 34 + rows.length * 21 + (grouped ? groups * 34 : 0), marginTop: grouped ? 22 : 4,
       marginLeft: left, marginRight: 84, x: { ...y, axis: null, grid: false, zero: true }, y: { label: null, tickSize: 0, padding: 0.25 },
-      fy: { label: null, axis: null, padding: 0.2 }, color: colors, marks: [
+      fy: { label: null, axis: null, padding: grouped ? 30 / (30 + (rows.length / groups) * 21) : 0.2 }, color: colors, marks: [
         ...(grouped ? [Plot.text(new Set(rows.map(group)), { fy: (one: string) => one, text: (one: string) => one,
           frameAnchor: "top-left", dx: 10 - left, dy: -16, fontWeight: 600, textAnchor: "start" })] : []),
         Plot.barX(rows, { ...facet, x: plot.y, y: name, fill: by, rx2: 2, title: hint, tip: true, sort: null }),

@@ -12,9 +12,9 @@ export interface Filter {
   domain?: string;
   density: [number | null, number | null];
   score: [number | null, number | null];
-  /** Exactly a token. */
+  /** Exactly a token, or a pattern of tokens. */
   token?: string;
-  /** All in the explanation. */
+  /** All in the explanation, or a pattern of it. */
   words?: string;
 }
 export interface Found {
@@ -47,6 +47,24 @@ export function featureOf(sites: Sites[], number: number) {
   return { columns, model, feature: at - model.first };
 }
 
+/** What is written as `/pattern/`, whatever its case; null for anything else. Groups that repeat are none: an address may
+ * come from anywhere, and such patterns can take for ever. */
+export function patternOf(text: string): RegExp | null {
+  const written = /^\/(.+)\/$/s.exec(text)?.[1];
+  if (!written || /\)[*+{]/.test(written)) return null;
+  try {
+    return new RegExp(written, "iu");
+  } catch {
+    return null;
+  }
+}
+/** Which tokens are looked for, by number; null where none are. */
+function tokensOf(texts: string[], token: string | undefined): Uint8Array | null {
+  if (token === undefined) return null;
+  const pattern = texts.includes(token) ? null : patternOf(token);
+  return Uint8Array.from(texts, (text) => +(pattern ? pattern.test(text) : text === token));
+}
+
 const FACETS = ["model", "edge", "verdict", "kind", "domain", "fate"] as const;
 const [MODEL, EDGE, VERDICT, KIND, DOMAIN, FATE, OTHER] = [1, 2, 4, 8, 16, 32, 64];
 
@@ -56,7 +74,8 @@ export function select(sites: Sites[], filter: Filter): Found {
     if (more) counts[name].set(value, (counts[name].get(value) ?? 0) + more);
   };
   const rows = new Int32Array(sites.reduce((sum, { columns }) => sum + columns.size, 0));
-  const words = (filter.words ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+  const pattern = patternOf(filter.words ?? "");
+  const words = pattern ? [] : (filter.words ?? "").toLowerCase().split(/\s+/).filter(Boolean);
   const codeOf = (texts: string[], text: string | undefined): number => (text === undefined ? -2 : texts.indexOf(text));
   const [least, most] = [filter.density[0] ?? -1, filter.density[1] ?? 2];
   const [lowest, highest] = filter.score;
@@ -64,7 +83,8 @@ export function select(sites: Sites[], filter: Filter): Found {
   let total = 0;
   for (const { columns, start } of sites) {
     const { raw, none } = columns;
-    const [token, kind, domain] = [codeOf(raw.tokens, filter.token), codeOf(raw.classes, filter.kind), codeOf(raw.domains, filter.domain)];
+    const [kind, domain] = [codeOf(raw.classes, filter.kind), codeOf(raw.domains, filter.domain)];
+    const tokens = tokensOf(raw.tokens, filter.token);
     const verdict = codeOf(raw.verdicts, filter.verdict);
     // by code, the last of them for what is not known
     const [kinds, domains] = [new Int32Array(raw.classes.length + 1), new Int32Array(raw.domains.length + 1)];
@@ -97,13 +117,13 @@ export function select(sites: Sites[], filter: Filter): Found {
           const score = model.score[feature];
           if (score === null || score < 100 * (lowest ?? -Infinity) || score > 100 * (highest ?? Infinity)) fail |= OTHER;
         }
-        if (token !== -2) {
+        if (tokens) {
           const at = 3 * feature;
-          if (model.top[at] !== token && model.top[at + 1] !== token && model.top[at + 2] !== token) fail |= OTHER;
+          if (!tokens[model.top[at]] && !tokens[model.top[at + 1]] && !tokens[model.top[at + 2]]) fail |= OTHER;
         }
-        if (words.length && !(fail & OTHER)) {
-          const text = model.text[feature]?.toLowerCase();
-          if (!text || !words.every((word) => text.includes(word))) fail |= OTHER;
+        if ((pattern || words.length) && !(fail & OTHER)) {
+          const text = model.text[feature];
+          if (!text || !(pattern ? pattern.test(text) : words.every((word) => text.toLowerCase().includes(word)))) fail |= OTHER;
         }
         if (!fail) rows[total++] = start + model.first + feature;
         if (!(fail & ~MODEL)) ofModel++;
@@ -152,8 +172,8 @@ function valueOf(columns: Columns, model: ModelColumns, by: SortBy, filter: Filt
   if (by === "max") return (feature) => model.max[feature];
   if (by === "score") return (feature) => model.score[feature];
   if (by === "share") {
-    const token = columns.raw.tokens.indexOf(filter.token ?? "");
-    return (feature) => model.share[3 * feature + Math.max(0, [0, 1, 2].findIndex((rank) => model.top[3 * feature + rank] === token))];
+    const tokens = tokensOf(columns.raw.tokens, filter.token);
+    return (feature) => model.share[3 * feature + Math.max(0, [0, 1, 2].findIndex((rank) => tokens?.[model.top[3 * feature + rank]]))];
   }
   const along = columns.endsOf(model.name).filter(({ edge }) => !filter.edge || edge.edge === filter.edge).map(({ end }) => end.r);
   return (feature) => {
