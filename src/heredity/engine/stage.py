@@ -63,6 +63,8 @@ class Watcher:
 
     def progress(self, stage: Stage, done: int, total: int) -> None: ...
 
+    def again(self, stage: Stage) -> None: ...
+
     def end(self, stage: Stage, seconds: float, cached: bool) -> None: ...
 
 
@@ -78,17 +80,25 @@ def run(
     `until` ends after the last stage of that kind, or of that `kind/name`. `shards` does what can be divided of a
     stage; by default this process does all of it. Raises ArtifactError when `until` names no stage.
     """
-    if until is not None:
-        last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
-        if not last:
-            kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
-            raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
-        stages = stages[: last[-1] + 1]
+    stages = up_to(stages, until)
     with store.lock():
-        return {stage.label: _one(stage, store, watcher or Watcher(), shards or Here()) for stage in stages}
+        return {stage.label: made(stage, store, watcher or Watcher(), shards or Here()) for stage in stages}
 
 
-def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifact:
+def up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+    """The stages up to the last of a kind, or of that `kind/name`; all for None. Raises ArtifactError where there is
+    none."""
+    if until is None:
+        return stages
+    last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
+    if not last:
+        kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
+        raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
+    return stages[: last[-1] + 1]
+
+
+def made(stage: Stage, store: Store, watcher: Watcher, shards: Shards) -> Artifact:
+    """The artifact of a stage, made where it is not there; its inputs must be."""
     start = time.monotonic()
     watcher.start(stage)
     artifact = store.find(stage.kind, stage.name, stage.key)
