@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Sizes(NamedTuple):
     empty: int  # stages and units that do nothing
 
 
-FULL = Sizes(65_536, 512, 8_192, 300_000, 8_192, 64, 20)
+FULL = Sizes(65_536, 512, 8_192, 200_000, 8_192, 64, 20)
 QUICK = Sizes(4_096, 64, 512, 20_000, 1_024, 16, 5)
 
 
@@ -148,11 +149,13 @@ def measure(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
     def both(shards: Shards) -> tuple[dict[str, float], Any]:
         encoding(shards, small), matching(shards, little, 1_000)  # compiled, models imported
+        print("warm", file=sys.stderr)
         encoded, found = seconds(lambda: encoding(shards, sizes))
         matched, matches = seconds(lambda: matching(shards, ends, least))
         return {"encoding": encoded, "matching": matched}, (found, matches)
 
     report["one process"], expected = both(Here())
+    print("one process", report["one process"], file=sys.stderr)
     for workers in (1, 2):
         with processors(workers):
             start = time.perf_counter()
@@ -171,6 +174,7 @@ def measure(sizes: Sizes, folder: Path) -> dict[str, Any]:
                     "put_mib": round(sum(one.indices.nbytes + one.values.nbytes for one in ends) / 2**20),
                 }
                 del ref
+                print(f"{workers} workers", report[f"{workers} workers"], file=sys.stderr)
     return report
 
 

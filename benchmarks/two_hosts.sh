@@ -4,7 +4,7 @@
 #
 #     sudo PATH="$PATH" benchmarks/two_hosts.sh FOLDER
 #
-# FOLDER is made anew. Needs root, iproute2, the extras ray and s3, and moto[server]. Each host has processes, an address,
+# FOLDER, outside of /tmp, is made anew. Needs root, iproute2, the extras ray and s3, and moto[server]. Each host has processes, an address,
 # a /tmp and a cache of its own; only what the study reads lies on a disk that both see. HOSTS_LOSE=1 cuts the second
 # host off the network while it makes a stage.
 set -eu
@@ -63,7 +63,7 @@ size="--num-cpus=1 --object-store-memory=150000000 --memory=4000000000 --disable
 (on head ray start --head --node-ip-address=10.77.0.1 --port=6379 --include-dashboard=false $size \
   >"$folder/head.log" 2>&1) &
 started+=($!)
-sleep 20
+until (on head bash -c '</dev/tcp/10.77.0.1/6379') 2>/dev/null; do sleep 1; done
 (on second ray start --address=10.77.0.1:6379 --node-ip-address=10.77.0.2 $size >"$folder/second.log" 2>&1) &
 started+=($!)
 (on head "$python" - <<'PYTHON'

@@ -20,6 +20,7 @@ import s3
 import tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+UNTIL = ("--until", "match")
 
 
 def two_processors() -> None:
@@ -49,14 +50,14 @@ def files(study: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of two models with an edge, and what one process made of it."""
+    """A study of two models with an edge, and what one process made of it, text to matches."""
     folder = tmp_path_factory.mktemp("study")
     values = tiny.study_values(folder)
     for name in ("stories", "both"):
         del values["model"][name]
     values["sae"] |= {"tokens": 16_000, "continue_tokens": 5_000}
     tiny.toml(values, folder / "s.toml")
-    done = heredity("run", folder / "s.toml", "--runs", folder / "runs")
+    done = heredity("run", folder / "s.toml", "--runs", folder / "runs", *UNTIL)
     assert done.communicate(timeout=550)[1] and done.returncode == 0
     return folder
 
@@ -86,7 +87,19 @@ def below(process: int, ancestor: int) -> bool:
 
 
 def test_a_study_on_a_cluster_leaves_the_same_files_when_a_worker_is_killed(here, tmp_path):
-    words = ("run", here / "s.toml", "--runs", tmp_path, "--engine", "ray", "--workers", 2, "--progress", "json")
+    words = (
+        "run",
+        here / "s.toml",
+        "--runs",
+        tmp_path,
+        "--engine",
+        "ray",
+        "--workers",
+        2,
+        "--progress",
+        "json",
+        *UNTIL,
+    )
     run = heredity(*words)
     killed = worker_of(run.pid, "sae/", time.monotonic() + 300)
     time.sleep(1.0)
@@ -102,7 +115,7 @@ def test_a_study_whose_results_lie_on_s3_leaves_the_same_files(here, tmp_path, b
     import fsspec
 
     runs, cache = f"{bucket}/runs", {"HEREDITY_CACHE": str(tmp_path / "cache")}
-    run = heredity("run", here / "s.toml", "--runs", runs, "--engine", "ray", "--workers", 2, **cache)
+    run = heredity("run", here / "s.toml", "--runs", runs, "--engine", "ray", "--workers", 2, *UNTIL, **cache)
     _, said = run.communicate(timeout=550)
     assert run.returncode == 0, said
     endpoint = os.environ["AWS_ENDPOINT_URL"]

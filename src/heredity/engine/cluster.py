@@ -103,7 +103,7 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     mine, terminated = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if mine and address:
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "3")  # tries, of some seconds each; by default 20
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # tries, of 40 s each; by default 20
         try:
             ray.init(address, **quiet)
         except (RayError, OSError, RuntimeError, ValueError) as error:
