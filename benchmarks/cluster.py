@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
     empty: int  # stages and units that do nothing
 
 
-FULL = Sizes(65_536, 512, 8_192, 200_000, 8_192, 64, 20)
+FULL = Sizes(49_152, 512, 8_192, 150_000, 8_192, 64, 8)
 QUICK = Sizes(4_096, 64, 512, 20_000, 1_024, 16, 5)
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import ray  # pyright: ignore[reportMissingImports] - an extra
+from ray._private import ray_constants  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
@@ -135,7 +136,7 @@ def on_loopback() -> None:
     """Have the cluster of this machine listen on loopback alone. Ray does so where it takes no part in clusters, as on
     macOS, and has no argument for it: it puts the machine's outer address in the place of 127.0.0.1."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # of its processes
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def run(
@@ -245,7 +246,7 @@ def _ended(stage: Stage, one: Any) -> float:
 def _show(board: Any, running: Mapping[str, Stage], begun: dict[str, int], watcher: Watcher) -> None:
     """Hand on what the stages have told of their progress."""
     try:
-        told = ray.get(board.told.remote(), timeout=10)
+        told: Any = ray.get(board.told.remote(), timeout=10)
     except RayError:
         return  # its node is lost; it starts anew on another
     for label, (times, done, total) in told.items():
