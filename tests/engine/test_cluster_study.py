@@ -39,6 +39,17 @@ def heredity(*words: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process printed on stdout and stderr until it ended well."""
+    with process:
+        try:
+            printed = process.communicate(timeout=550)
+        finally:
+            process.kill()
+    assert process.returncode == 0, printed
+    return printed
+
+
 def files(study: Path) -> dict[str, str]:
     """Checksums of all files of all artifacts."""
     found = {}
@@ -57,8 +68,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         del values["model"][name]
     values["sae"] |= {"tokens": 16_000, "continue_tokens": 5_000}
     tiny.toml(values, folder / "s.toml")
-    done = heredity("run", folder / "s.toml", "--runs", folder / "runs", *UNTIL)
-    assert done.communicate(timeout=550)[1] and done.returncode == 0
+    ended(heredity("run", folder / "s.toml", "--runs", folder / "runs", *UNTIL))
     return folder
 
 
@@ -87,25 +97,14 @@ def below(process: int, ancestor: int) -> bool:
 
 
 def test_a_study_on_a_cluster_leaves_the_same_files_when_a_worker_is_killed(here, tmp_path):
-    words = (
-        "run",
-        here / "s.toml",
-        "--runs",
-        tmp_path,
-        "--engine",
-        "ray",
-        "--workers",
-        2,
-        "--progress",
-        "json",
-        *UNTIL,
-    )
-    run = heredity(*words)
-    killed = worker_of(run.pid, "sae/", time.monotonic() + 300)
-    time.sleep(1.0)
-    os.kill(killed, signal.SIGKILL)
-    _, progress = run.communicate(timeout=300)
-    assert run.returncode == 0, progress
+    on_ray = ("--engine", "ray", "--workers", 2, "--progress", "json")
+    run = heredity("run", here / "s.toml", "--runs", tmp_path, *on_ray, *UNTIL)
+    try:
+        killed = worker_of(run.pid, "sae/", time.monotonic() + 300)
+        time.sleep(1.0)
+        os.kill(killed, signal.SIGKILL)
+    finally:
+        _, progress = ended(run)
     events = [json.loads(line) for line in progress.splitlines() if line.startswith("{")]
     assert [one["stage"].partition("/")[0] for one in events if one["event"] == "again"] == ["sae"], progress
     assert files(tmp_path / "s") == files(here / "runs" / "s")
@@ -115,11 +114,10 @@ def test_a_study_whose_results_lie_on_s3_leaves_the_same_files(here, tmp_path, b
     import fsspec
 
     runs, cache = f"{bucket}/runs", {"HEREDITY_CACHE": str(tmp_path / "cache")}
-    run = heredity("run", here / "s.toml", "--runs", runs, "--engine", "ray", "--workers", 2, *UNTIL, **cache)
-    _, said = run.communicate(timeout=550)
-    assert run.returncode == 0, said
+    ended(heredity("run", here / "s.toml", "--runs", runs, "--engine", "ray", "--workers", 2, *UNTIL, **cache))
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     fsspec.filesystem("s3", endpoint_url=endpoint).get(f"{runs}/s", str(tmp_path / "copy"), recursive=True)
     assert files(tmp_path / "copy") == files(here / "runs" / "s")
-    verified = heredity("verify", here / "s.toml", "--runs", runs, "--json", HEREDITY_CACHE=str(tmp_path / "other"))
-    assert json.loads(verified.communicate(timeout=300)[0])["damaged"] == {} and verified.returncode == 0
+    elsewhere = {"HEREDITY_CACHE": str(tmp_path / "other")}
+    verified, _ = ended(heredity("verify", here / "s.toml", "--runs", runs, "--json", **elsewhere))
+    assert json.loads(verified)["damaged"] == {}
