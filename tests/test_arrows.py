@@ -27,6 +27,8 @@ ROOMS = [
     ["text.readers", "text.forms"],
     ["text.sources"],
     ["demo"],
+    ["engine.shared"],
+    ["engine.snapshot"],
     ["engine.store", "text"],
     ["lm", "sae.model"],
     ["lm.activations", "sae.formats"],

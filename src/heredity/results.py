@@ -13,6 +13,7 @@ from heredity import notebook
 from heredity.analyses import TABLES, Pipeline, read_tables, statements_of
 from heredity.analyses.analysis import Need, Statement
 from heredity.analyses.sae import sae_need
+from heredity.engine.shared import place
 from heredity.engine.store import Artifact, ArtifactError, Store, write_json
 from heredity.errors import read_json, reading
 from heredity.study import Study, StudyError
@@ -209,18 +210,20 @@ def record(study: Study, folder: Path) -> None:
 
 def as_recorded(study: Study, folder: Path) -> Study:
     """The study, which knows what a run of it read: models and corpora need not be there to look at results."""
-    if not (folder / RUN).is_file():
+    if not (recorded := Store(folder).file(RUN)).is_file():
         return study
-    read = read_json(folder / RUN, "run the study again", ArtifactError).get("read", {})
+    read = read_json(recorded, "run the study again", ArtifactError).get("read", {})
     return replace(study, recorded=read if isinstance(read, dict) else {})
 
 
 def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is opened
-    """The run in a folder such as `runs/demo`.
+    """The run in a folder such as `runs/demo`, or at a URL such as `s3://bucket/prefix/demo`.
 
     Raises ArtifactError for a folder that holds no run, one of version 0.1.0, or what `heredity track` wrote.
     """
-    path = Path(folder) / RUN
+    text = str(folder).rstrip("/")
+    place_ = place(text.rpartition("/")[0]) / text.rpartition("/")[2] if "://" in text else Path(folder)
+    path = Store(place_).file(RUN)
     if not path.is_file():
         if (path.parent / TRACKED).exists():
             raise ArtifactError(
@@ -234,4 +237,4 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
     values = read_json(path, way_out, ArtifactError)
     with reading(path, way_out, ArtifactError):
         study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
-    return Run(as_recorded(study, Path(folder)), Path(folder))
+    return Run(as_recorded(study, place_), place_)

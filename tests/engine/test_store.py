@@ -139,7 +139,9 @@ def test_a_manifest_with_a_wrong_entry_is_a_fault(written, entry, value):
 
 
 def test_a_file_that_cannot_be_read_is_a_fault_of_its_own(written, monkeypatch):
-    monkeypatch.setattr(module, "_sha256", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))
+    monkeypatch.setattr(
+        module, "checksum", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path)))
+    )
     assert faults(written) == ["config.json cannot be read (denied)", "weights cannot be read (denied)"]
 
 

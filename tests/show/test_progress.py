@@ -63,6 +63,32 @@ def test_a_terminal_gets_a_line_for_every_stage_done():
     assert "1/2  sae/base" in shown
 
 
+@pytest.mark.parametrize("form", ["bars", "lines", "json"])
+def test_stages_at_work_at_once_are_each_followed(form):
+    watcher = watcher_of(form, console(form == "bars"))
+    watcher.stages = 3
+    first, second = SimpleNamespace(label="model/a"), SimpleNamespace(label="model/b")
+    with watcher:
+        watcher.start(first)
+        assert watcher.stage == "model/a"
+        watcher.start(second)
+        assert watcher.stage == ""  # an error may be of either
+        watcher.progress(first, 1, 2)
+        watcher.again(second)
+        watcher.end(second, 1.0, False)
+        watcher.progress(first, 2, 2)
+        watcher.end(first, 2.0, False)
+    assert watcher.worked == ["model/b", "model/a"] and watcher.stage == ""
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", watcher.console.file.getvalue())
+    if form == "json":
+        ends = [json.loads(line) for line in written.splitlines() if '"end"' in line]
+        assert [(one["stage"], one["number"]) for one in ends] == [("model/b", 2), ("model/a", 1)]
+        assert '"event": "again", "stage": "model/b"' in written
+    else:
+        order = "2/3  model/b +its worker was lost, another one goes on.*2/3  model/b +1.0 s.*1/3  model/a +2.0 s"
+        assert re.search(order, written, re.DOTALL)
+
+
 def test_one_piece_of_work_is_followed_too():
     watcher = Events(console())
     watcher.clock = iter([0.0, 2.0, 4.0]).__next__

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class Pipeline:
             for role, source in analysis.needs(self.study, item).items()
         }
         settings = analysis.settings(study, item)
-        make, divided = _maker(analysis, item, settings), analysis.divided(self.study, item)
+        make, divided = partial(_make, kind, item, settings), analysis.divided(self.study, item)
         made = Stage(kind, self.name(item), plain(settings), inputs, make, analysis.version, divided)
         if repeat and not reseeded and all("~" not in source.name for _, source in made.sources()):
             made = self.stage((kind, item))
@@ -248,11 +249,10 @@ def write_tables(tables: Iterable[Table], rows: Mapping[str, Any], folder: Any, 
         pq.write_table(table.check(rows[name], **constants), folder / f"{name}.parquet", compression="zstd")
 
 
-def _maker(analysis: Analysis, item: Item, settings: Any) -> Any:
-    def make(work: Work) -> None:
-        write_tables(analysis.tables, analysis.run(work, settings), work.folder, item)
-
-    return make
+def _make(kind: str, item: Item, settings: Any, work: Work) -> None:
+    """Fill the folder of a stage, in whichever process it is made."""
+    analysis = BY_KIND[kind]
+    write_tables(analysis.tables, analysis.run(work, settings), work.folder, item)
 
 
 def _frozen(item: Item) -> str:

@@ -12,6 +12,7 @@ training seeds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,12 +35,13 @@ from heredity.analyses.sae import control_needs, control_start, encode_flops, ex
 from heredity.analyses.text import tokens_needs
 from heredity.engine.stage import Work
 from heredity.engine.store import Artifact
+from heredity.engine.workers import Here
 from heredity.study import Edge, LineageConfig, Precision, Study
 from heredity.tables import Column, Plot, Table
 
 if TYPE_CHECKING:
     from heredity.analyses.plan import Shapes
-    from heredity.engine.workers import Job, Progress
+    from heredity.engine.workers import Job, Progress, Shards
     from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
     from heredity.features.correlate import Matches
@@ -314,7 +316,7 @@ def _run(work: Work, settings: MatchSettings) -> Results:
         (parent.key, *(one.key for one in read), *place, *text),
         (child.key, work.inputs["child_sae"].key, *place, *text),
     )
-    return match_edge(ends, directions_of(*saes), sampler, settings, work.progress, names)
+    return match_edge(ends, directions_of(*saes), sampler, settings, work.progress, names, work.shards)
 
 
 def match_edge(
@@ -324,22 +326,23 @@ def match_edge(
     settings: MatchSettings,
     progress: Progress | None = None,
     names: tuple[Any, Any] | None = None,
+    shards: Shards | None = None,
 ) -> dict[str, Any]:
     """Rows of all tables of one edge, by name.
 
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
     directions: weights of the SAEs of both ends. names: of each end, what no other reading is called, under which its
-    activations are held for other edges.
+    activations are held for other edges. shards: workers that share the matching; by default this process.
     """
     from heredity.features.collect import collected, together
-    from heredity.features.correlate import correlate
     from heredity.features.edge_statistics import Compared, Settings, edge_statistics
+    from heredity.features.match_by import correlate_by
     from heredity.features.null import floor
 
     def half(first: int) -> Progress:
         return lambda done, total: progress(first * total + done, 2 * total) if progress else None
 
-    lineage, at = settings.lineage, device()
+    lineage, at, matched = settings.lineage, device(), partial(correlate_by, shards or Here())
 
     def read(end: int) -> list[FeatureActs]:
         return collected(ends[end], sampler, lineage.tokens, half(end))
@@ -358,9 +361,9 @@ def match_edge(
         parent,
         child,
         spare,
-        matches=correlate(parent, child, lineage.top, device=at),
-        ceilings=[correlate(parent, acts, 1, device=at) for acts in spare],
-        floor=floor(parent, child, settings.passes, settings.seed, device=at),
+        matches=matched(parent, child, lineage.top, device=at),
+        ceilings=[matched(parent, acts, 1, device=at) for acts in spare],
+        floor=floor(parent, child, settings.passes, settings.seed, device=at, match=matched),
         documents=documents if kept is None else documents[kept],
         ids=ids if kept is None else ids[kept],
         one_dictionary=directions.equal(),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from heredity.analyses.held import BUDGET
 from heredity.analyses.loaded import (
@@ -24,7 +24,6 @@ from heredity.analyses.loaded import (
     refuse_missing,
 )
 from heredity.analyses.pretrained import KEYS, check_pretrained
-from heredity.engine.store import MANIFEST, read_json
 from heredity.study import RANKED, Precision, ScratchConfig, StitchConfig, Study, StudyError
 from heredity.tables import Column, Table
 
@@ -421,8 +420,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     for label, stage in pipeline.stages.items():
         analysis, item, _ = pipeline.items[label]
         cost = analysis.cost(study, item, shapes)
-        manifest = store.path(stage.kind, stage.name, stage.key) / MANIFEST
-        took = read_json(manifest, "delete its folder and run again") if manifest.exists() else {}
+        took = store.recorded(stage.kind, stage.name, stage.key)
         row = {"stage": label, "cached": bool(took), "tokens": cost.tokens, "flops": cost.flops + cost.passes.flops}
         row |= {"memory_gib": round(PROCESS_GIB + cost.gib, 2), "seconds": round(rates.seconds(cost), 1)}
         stages.append(row | {"took_gib": took.get("peak_memory_gib"), "took": took.get("seconds")})
@@ -452,6 +450,27 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "plan_stages": stages,
         "notes": _notes(study, shapes),
     }
+
+
+class Load(NamedTuple):
+    """What a stage asks of the machine that it runs on."""
+
+    gib: float
+    """Memory at most, as `plan` estimates it."""
+    seconds: float
+    """Time, as `plan` estimates it on the machine that asks."""
+    products: bool
+    """Whether matrix products are most of its work, which a GPU does faster."""
+
+
+def loads(pipeline: Pipeline) -> dict[str, Load]:
+    """What every stage asks of a machine, by label. Raises StudyError as `plan` does."""
+    study, rates = pipeline.study, Rates()
+    shapes, found = check_shapes(study, check_inputs(study)), {}
+    for label, (analysis, item, _) in pipeline.items.items():
+        cost = analysis.cost(study, item, shapes)
+        found[label] = Load(PROCESS_GIB + cost.gib, rates.seconds(cost), cost.flops + cost.passes.flops > 0)
+    return found
 
 
 def _notes(study: Study, shapes: Shapes) -> list[str]:

@@ -212,7 +212,7 @@ def texts_of_corpora(work: Work, settings: ProbeSettings) -> tuple[LabeledTexts,
 
     def documents(split: Any) -> dict[str, list[str]]:
         return {
-            corpus: list(islice(read_corpus(artifact.folder, split), _READ * settings.texts))
+            corpus: list(islice(read_corpus(artifact / ".", split), _READ * settings.texts))
             for corpus, artifact in work.inputs["corpus"].items()
         }
 

@@ -248,7 +248,7 @@ def _starts(work: Work, config: SteeringConfig, seed: int) -> dict[str, list[str
 
     starts = {}
     for number, (corpus, artifact) in enumerate(work.inputs["corpus"].items()):
-        texts = list(islice(read_corpus(artifact.folder, "validation"), _READ * config.prompts))
+        texts = list(islice(read_corpus(artifact / ".", "validation"), _READ * config.prompts))
         order = np.random.default_rng([seed, number]).permutation(len(texts))[: config.prompts]
         starts[corpus] = [texts[place][: _CHARACTERS * config.prompt_tokens] for place in order]
     return starts

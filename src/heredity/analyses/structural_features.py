@@ -150,7 +150,7 @@ def prose_corpus(corpora: Mapping[str, Artifact], named: str | None) -> str:
     from heredity.text.corpora import read_corpus
 
     for name, corpus in corpora.items():
-        if named == name or not mostly_code(list(islice(read_corpus(corpus.folder, "train"), LOOKED_AT))):
+        if named == name or not mostly_code(list(islice(read_corpus(corpus / ".", "train"), LOOKED_AT))):
             return name
     raise ValueError(f"of the common corpora, {', '.join(corpora)}, none is prose, whose words could be swapped")
 
@@ -162,7 +162,7 @@ def _versions(inquiry: Inquiry, corpus: Artifact) -> tuple[list[list[str]], int]
     from heredity.text.corpora import read_corpus
 
     train, held_out = (
-        [text[:CHARACTERS] for text in islice(read_corpus(corpus.folder, split), _READ)]
+        [text[:CHARACTERS] for text in islice(read_corpus(corpus / ".", split), _READ)]
         for split in ("train", "validation")
     )
     lexicon, seed, config = read_lexicon(train), inquiry.settings.seed, inquiry.config

@@ -178,7 +178,7 @@ def _write_tokenizer(work: Work, settings: TokenizerSettings) -> Results:
         tokenizer = load_tokenizer(place, settings.revision, settings.trust_remote_code)
     else:
         # one text of each corpus in turn, so that a prefix of the stream is a mixture
-        turns = zip_longest(*(read_corpus(corpus.folder, "train") for corpus in work.inputs["corpus"].values()))
+        turns = zip_longest(*(read_corpus(corpus / ".", "train") for corpus in work.inputs["corpus"].values()))
         texts = (text for turn in turns for text in turn if text is not None)
         tokenizer = train_tokenizer(texts, settings.vocab_size)
     tokenizer.save_pretrained(work.folder / "tokenizer")
@@ -200,7 +200,7 @@ def _write_tokens(work: Work, settings: TokensSettings) -> Results:
     for split in ("train", "validation"):
         try:
             read = read_corpus if settings.roles == "all" else read_dialogues
-            texts = read(corpus.folder, split)
+            texts = read(corpus / ".", split)
             packed = pack(texts, tokenizer, work.folder / split, dialogues, settings.roles)
         except ValueError as error:
             raise ValueError(f"corpus {settings.corpus}: {error}") from error

@@ -22,6 +22,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from heredity import __version__
+from heredity.engine.shared import place, shown
 from heredity.errors import short
 from heredity.show import seen
 
@@ -56,12 +57,16 @@ def _options(version: _Version = False) -> None: ...  # noqa: ARG001 - its callb
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 StudyArg = Annotated[str, Argument(metavar="STUDY", help="Path of a study's TOML file, or `demo`.")]
-Runs = Annotated[Path, Option("--runs", help="Folder that results are kept in.")]
+_KEPT = "Folder that results are kept in, or a URL of shared storage such as s3://bucket/prefix."
+Runs = Annotated[Path, Option("--runs", metavar="PATH", parser=place, help=_KEPT)]
 RUNS = Path("runs")
 _SHARE = "Processes that share the work of a stage, at most one per processor; no number depends on it."
 Workers = Annotated[int, Option("--workers", min=1, help=_SHARE)]
 _FORM = "auto: bars in a terminal, lines in a log; or bars, lines, or json: one object a line."
 Progress = Annotated[str, Option("--progress", help=f"Form of the progress on stderr. {_FORM}")]
+Engine = Annotated[
+    str, Option("--engine", help="local, or ray: stages and their work on a cluster, --workers tasks on each node.")
+]
 Site = Annotated[str | None, Option(help="One of the study's hook points. Default: the first.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting: sae.tokens=1000000. Repeatable.")]
 _JSON = Annotated[bool, Option("--json", help="One JSON object on stdout; progress stays on stderr.")]
@@ -135,7 +140,7 @@ def run_of(name: str, runs: Path, overrides: list[str] | None, site: str | None 
 
     study = study_of(name, overrides)
     study = as_recorded(study.at(site) if site else study, runs / study.name)
-    words = ["heredity", "run", name, *(("--runs", str(runs)) if runs != RUNS else ())]
+    words = ["heredity", "run", name, *(("--runs", shown(runs)) if runs != RUNS else ())]
     again = shlex.join([*words, *(word for one in overrides or () for word in ("--set", one))])
     return Run(study, runs / study.name, again=again)
 
@@ -150,14 +155,15 @@ def complete(name: str, runs: Path, overrides: list[str] | None, site: str | Non
 
 @contextlib.contextmanager
 def watcher(form: str = "auto") -> Iterator[Following]:
-    """Progress on stderr, in a form of `show.progress`; an error gets a note of the stage it came from."""
+    """Progress on stderr, in a form of `show.progress`; an error gets a note of the stage it came from, unless it has
+    one."""
     from heredity.show.progress import watcher_of
 
     with watcher_of(form, err) as bars:
         try:
             yield bars
         except Exception as error:
-            if bars.stage:
+            if bars.stage and not hasattr(error, "__notes__"):
                 error.add_note(bars.stage)
             raise
 

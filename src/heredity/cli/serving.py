@@ -30,12 +30,13 @@ def serve(
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
         raise ValueError(f"heredity serve needs {missing[0]}; {install('serve')}")
     from heredity.analyses import Pipeline
-    from heredity.results import as_recorded
+    from heredity.engine.store import Store
+    from heredity.results import RUN, as_recorded
     from heredity.serve import database
 
     loaded = study_of(study, set_)
     folder = runs / loaded.name
-    if not folder.is_dir():
+    if not Store(folder).file(RUN).is_file():
         raise ValueError(
             f"study {loaded.name} has not been run in {runs}; run `{run_of(study, runs, set_).again}` first"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -11,6 +12,7 @@ from typer import Option
 
 from heredity.cli.app import (
     RUNS,
+    Engine,
     Progress,
     Result,
     Runs,
@@ -26,9 +28,12 @@ from heredity.cli.app import (
     text,
     watcher,
 )
+from heredity.engine.shared import shown
+from heredity.errors import install
 
 if TYPE_CHECKING:
     from heredity.analyses import Pipeline
+    from heredity.engine.stage import Stage, Watcher
     from heredity.engine.store import Artifact, Store
 
 
@@ -63,6 +68,11 @@ def run(
     until: Annotated[str | None, Option(help="End after these stages: `model`, `sae`, `sae/base@scratch` ...")] = None,
     workers: Workers = 1,
     progress: Progress = "auto",
+    engine: Engine = "local",
+    address: Annotated[
+        str | None,
+        Option(help="Of --engine ray: a cluster that runs, auto or ray://HOST:10001. Default: this machine alone."),
+    ] = None,
 ) -> Result:
     """Run what is missing of a study. An interrupted run resumes where it was."""
     from heredity.analyses import Pipeline
@@ -71,10 +81,17 @@ def run(
     from heredity.results import Run
     from heredity.show import page, summary
 
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine {engine}: must be local or ray")
+    if address is not None and engine != "ray":
+        raise ValueError(f"--address {address}: is of --engine ray; add that, or leave --address out")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError(f"--engine ray needs ray; {install('ray')}")
     loaded = study_of(study, set_)
     pipeline, store = Pipeline(loaded), Store(runs / loaded.name)
     check_shapes(loaded, check_inputs(loaded))
-    done, spent = _worked(pipeline, store, list(pipeline.stages), workers, progress, until)
+    on = address if engine == "ray" else False
+    done, spent = _worked(pipeline, store, list(pipeline.stages), workers, progress, until, on)
     if until is not None:
 
         def show() -> None:
@@ -85,6 +102,7 @@ def run(
     result, report_ = Run(loaded, store.root, pipeline), store.root / "report.html"
     values = summary.write(result)
     page.write(result, report_)
+    store.share(summary.SUMMARY, report_.name)
     return Result(values | {"worked": spent}, lambda: text().print_run(result, report_, spent))
 
 
@@ -105,13 +123,14 @@ def status(study: StudyArg, runs: Runs = RUNS, set_: Sets = None) -> Result:
 @command()
 def verify(study: StudyArg, runs: Runs = RUNS) -> Result:
     """Compute the checksum of every file of a study's artifacts again. Exit code 1 when something differs."""
-    from heredity.engine.store import Store, faults
+    from heredity.engine.store import Store
 
     loaded = study_of(study)
-    folders = Store(runs / loaded.name).folders()
+    store = Store(runs / loaded.name)
+    folders = store.folders()
     if not folders:
-        raise ValueError(f"{runs / loaded.name} holds no artifacts; run the study first")
-    damage = {str(folder): lines for folder in folders if (lines := faults(folder))}
+        raise ValueError(f"{shown(runs)}/{loaded.name} holds no artifacts; run the study first")
+    damage = {store.place(folder): lines for folder in folders if (lines := store.faults(folder))}
     result = {"study": loaded.name, "artifacts": len(folders), "damaged": damage}
     return Result(result, lambda: text().print_verified(len(folders), damage), int(bool(damage)))
 
@@ -128,14 +147,14 @@ def clean(
     else. Give --set as to `run`."""
     from heredity.analyses import Pipeline
     from heredity.analyses.plan import check_inputs
-    from heredity.engine.store import Store, size_of
+    from heredity.engine.store import Store
 
     loaded = study_of(study, set_)
     check_inputs(loaded)  # with a model or a text missing, every key would be another
     store = Store(runs / loaded.name)
     wanted = [(stage.kind, stage.name, stage.key) for stage in Pipeline(loaded).stages.values()]
     found = store.left_over(wanted)
-    rows = [{"folder": str(path.relative_to(store.root)), "mib": size_of(path) / 2**20} for path in found]
+    rows = [{"folder": str(path.relative_to(store.root)), "mib": store.size_of(path) / 2**20} for path in found]
     if yes and found:
         with store.lock():
             for path in found:
@@ -199,26 +218,26 @@ def reproduce(
 ) -> Result:
     """Set a study's run beside the paper it follows: every figure and table, what agrees, and what stands."""
     from heredity.papers.reproduction import NAMES, reproduction
-    from heredity.show import reproduce as shown
+    from heredity.show import reproduce as beside
 
     if format_ not in ("text", "md"):
         raise ValueError(f"--format {format_}: must be text or md")
     run = run_of(study, runs, set_)
     if not run.artifacts:
-        raise ValueError(f"nothing of study {run.name} is done in {runs}; run `{run.again}` first")
+        raise ValueError(f"nothing of study {run.name} is done in {shown(runs)}; run `{run.again}` first")
     rows = {name: table.to_pylist() for name, table in run.tables.items()}
     found = reproduction(run.study, rows, paper)
     missing = ""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        missing = shown.write(run, found, out)
+        missing = beside.write(run, found, out)
 
     def show() -> None:
         if format_ == "md":
-            typer.echo(shown.render(run, found, rows, {}), nl=False)
+            typer.echo(beside.render(run, found, rows, {}), nl=False)
         else:
             text().say(NAMES[found.paper])
-            for table, own in shown.parts(found, rows.get("deviations", ())):
+            for table, own in beside.parts(found, rows.get("deviations", ())):
                 if own:
                     text().print_table(table, own)
         if run.missing:
@@ -380,6 +399,7 @@ def stitch(
     _, spent = _worked(pipeline, store, wanted, workers, progress)
     made, values = Run(loaded, store.root, pipeline), {}
     summary.write(made)
+    store.share(summary.SUMMARY)
     for name, rows in made.tables.items():
         if "stitch" in TABLES[name].key:
             values[name] = summary.record(TABLES[name], [row for row in rows.to_pylist() if row["stitch"] in names])
@@ -394,29 +414,60 @@ def stitch(
 
 
 def _worked(
-    pipeline: Pipeline, store: Store, labels: list[str], workers: int, progress: str, until: str | None = None
+    pipeline: Pipeline,
+    store: Store,
+    labels: list[str],
+    workers: int,
+    progress: str,
+    until: str | None = None,
+    cluster: str | Literal[False] | None = False,
 ) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
     """Run what is missing of some stages and of all that they are made from, with progress on stderr. Returns artifacts
-    by label, and rows of what was done now (`analyses.worked`). Of several ranks only the first comes back."""
+    by label, and rows of what was done now (`analyses.worked`). Of several ranks only the first comes back.
+
+    cluster: address of a Ray cluster, None for one of this machine, False to do without.
+    """
     from heredity.analyses.worked import worked
     from heredity.engine import stage as engine
     from heredity.engine.ranks import ranks
     from heredity.engine.workers import shards
-    from heredity.results import record
+    from heredity.results import RUN, record
 
     stages = pipeline.closure(labels)
     with ranks() as every:
         if every.number:
             engine.follow(stages, store, every, until)
         else:
-            with watcher(progress) as bars, shards(workers) as shared:
+            with watcher(progress) as bars:
                 with store.lock():
                     record(pipeline.study, store.root)
+                    store.share(RUN)
                 bars.stages = len(stages)
-                done = engine.run(stages, store, bars, until, shared, every)
+                if cluster is False:
+                    with shards(workers) as shared:
+                        done = engine.run(stages, store, bars, until, shared, every)
+                else:
+                    done = _on_cluster(pipeline, stages, store, bars, until, cluster, workers)
     if every.number:
         raise typer.Exit
     return done, worked(pipeline, store, bars.worked)
+
+
+def _on_cluster(
+    pipeline: Pipeline,
+    stages: list[Stage],
+    store: Store,
+    bars: Watcher,
+    until: str | None,
+    address: str | None,
+    workers: int,
+) -> dict[str, Artifact]:
+    from heredity.analyses.plan import loads
+    from heredity.engine import cluster as ray_engine
+
+    asked = {label: ray_engine.Asked(load.gib, load.products, load.seconds) for label, load in loads(pipeline).items()}
+    with ray_engine.cluster(address, workers) as nodes:
+        return ray_engine.run(stages, store, nodes, asked, bars, until)
 
 
 def _state(stage: Any, store: Store) -> dict[str, Any]:
@@ -429,4 +480,4 @@ def _state(stage: Any, store: Store) -> dict[str, Any]:
             state, seconds = "done", artifact.manifest["seconds"]
     except ArtifactError:
         state = "damaged"
-    return {"stage": stage.label, "state": state, "seconds": seconds, "folder": str(folder)}
+    return {"stage": stage.label, "state": state, "seconds": seconds, "folder": store.place(folder)}

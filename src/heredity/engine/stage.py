@@ -66,6 +66,8 @@ class Watcher:
 
     def progress(self, stage: Stage, done: int, total: int) -> None: ...
 
+    def again(self, stage: Stage) -> None: ...
+
     def end(self, stage: Stage, seconds: float, cached: bool) -> None: ...
 
 
@@ -83,15 +85,15 @@ def run(
     stage; by default this process does all of it. `ranks`: this process is the first of several, of which the others
     `follow`. Raises ArtifactError when `until` names no stage.
     """
-    stages = _up_to(stages, until)
+    stages = up_to(stages, until)
     with store.lock():
         given = store, watcher or Watcher(), shards or Here(), ranks or ALONE
-        return {stage.label: _one(stage, *given) for stage in stages}
+        return {stage.label: made(stage, *given) for stage in stages}
 
 
 def follow(stages: Sequence[Stage], store: Store, ranks: Ranks, until: str | None = None) -> None:
     """Take part in the divided stages that the first rank makes in `run`, of the same stages; write nothing."""
-    for stage in _up_to(stages, until):
+    for stage in up_to(stages, until):
         if not stage.divided or (begun := ranks.told(None)) is None:
             continue
         key, folder = begun
@@ -104,17 +106,20 @@ def follow(stages: Sequence[Stage], store: Store, ranks: Ranks, until: str | Non
         stage.make(work)
 
 
-def _up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
-    if until is not None:
-        last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
-        if not last:
-            kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
-            raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
-        return stages[: last[-1] + 1]
-    return stages
+def up_to(stages: Sequence[Stage], until: str | None) -> Sequence[Stage]:
+    """The stages up to the last of a kind, or of that `kind/name`; all for None. Raises ArtifactError where there is
+    none."""
+    if until is None:
+        return stages
+    last = [number for number, stage in enumerate(stages) if until in (stage.kind, stage.label)]
+    if not last:
+        kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
+        raise ArtifactError(f"--until {until}: no such stage; kinds of stages are {kinds}")
+    return stages[: last[-1] + 1]
 
 
-def _one(stage: Stage, store: Store, watcher: Watcher, shards: Shards, ranks: Ranks) -> Artifact:
+def made(stage: Stage, store: Store, watcher: Watcher, shards: Shards, ranks: Ranks = ALONE) -> Artifact:
+    """The artifact of a stage, made where it is not there; its inputs must be."""
     start = time.monotonic()
     watcher.start(stage)
     artifact = store.find(stage.kind, stage.name, stage.key)

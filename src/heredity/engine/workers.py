@@ -19,7 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from heredity.errors import short
 from heredity.kernels.processors import processors
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 Progress = Callable[[int, int], None]
 
-_AHEAD = 2  # units that wait per process, so that none is idle while results are consumed
+AHEAD = 2  # units that wait per process, so that none is idle while results are consumed
 
 
 class WorkerError(ValueError):
@@ -48,9 +48,30 @@ class Job(Generic[S]):
         for unit in units:
             yield work(self._open(), unit)
 
+    def reduce(self, work: Callable[[S, U], R], units: Iterable[U], join: Callable[[list[R]], R]) -> R:
+        """join(results of every unit, in order). Where it is joined in parts, it is by neighbours: join(join(a, b), c)
+        must have the bits of join(a, b, c)."""
+        return join(list(self.map(work, units)))
+
+
+class Shards(Protocol):
+    """Who does the units of a job."""
+
+    @property
+    def apart(self) -> int:
+        """Workers that do not share this process's memory and threads: how many parts to cut what threads do here."""
+        ...
+
+    def job(self, opened: Callable[[], S]) -> Job[S]:
+        """A job. What it opens and the functions it maps must be importable by name (or `functools.partial` of such)
+        where workers are processes."""
+        ...
+
 
 class Here:
     """All work in this process."""
+
+    apart = 1
 
     def job(self, opened: Callable[[], S]) -> Job[S]:
         return Job(opened)
@@ -59,9 +80,10 @@ class Here:
 class Processes:
     """A pool of processes that share this machine: its threads divided among them, its GPUs dealt out in turn.
 
-    They start at the first unit and end with the `with` block; on an error or an interrupt they are killed. What a
-    job opens and the functions it maps must be importable by name (or `functools.partial` of such).
+    They start at the first unit and end with the `with` block; on an error or an interrupt they are killed.
     """
+
+    apart = 1  # what threads do well here, threads do
 
     def __init__(self, count: int) -> None:
         """`count` processes; ValueError below 1."""
@@ -100,9 +122,6 @@ class Processes:
         return self._pool.submit(work, *arguments)
 
 
-Shards = Here | Processes
-
-
 class _SharedJob(Job[S]):
     def __init__(self, processes: Processes, number: int, opened: Callable[[], S]) -> None:
         self._processes, self._number, self._opened = processes, number, opened
@@ -112,8 +131,8 @@ class _SharedJob(Job[S]):
         rest = iter(units)
         try:
             while True:
-                for unit in itertools.islice(rest, _AHEAD * self._processes.count - len(waiting)):
-                    waiting.append(self._processes.submit(_unit, self._number, self._opened, work, unit))
+                for unit in itertools.islice(rest, AHEAD * self._processes.count - len(waiting)):
+                    waiting.append(self._processes.submit(unit_of, self._number, self._opened, work, unit))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -136,11 +155,11 @@ def shards(workers: int) -> Iterator[Shards]:
         yield processes
 
 
-_current: tuple[int, Any] = (0, None)  # of a worker process: the job it has open, and what that opened
+_current: tuple[Any, Any] = (0, None)  # of a worker process: the job it has open, and what that opened
 
 
-def _unit(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
-    """One unit in a worker process; its error is one that can be sent."""
+def unit_of(number: Any, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
+    """One unit of a job, known by its number, in a worker process; its error is one that can be sent."""
     try:
         return _done(number, opened, work, unit)
     except BaseException as error:
@@ -149,7 +168,7 @@ def _unit(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit:
         raise sent from error
 
 
-def _done(number: int, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
+def _done(number: Any, opened: Callable[[], S], work: Callable[[S, U], R], unit: U) -> R:
     global _current
     if _current[0] != number:
         _current = (0, None)  # the last job's models are freed before the next one's are loaded

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 
 from heredity.features.acts import FeatureActs
-from heredity.features.correlate import correlate
+from heredity.features.correlate import Matches, correlate
 
 PAPER = 0.8  # the threshold on r of Horn & Elliott, section 3.4
 _RANGE = (0.2, 0.95)  # of a chosen threshold: below it chance rules, above it a count means nothing
@@ -42,20 +42,21 @@ def floor(
     progress: Callable[[int, int], None] | None = None,
     *,
     device: str = "cpu",
+    match: Callable[..., Matches] | None = None,
 ) -> Floor:
     """Best r of the features of both ends by chance.
 
     In each pass every feature of the parent is moved in a circle by one of `SHIFTS` shifts and all pairs are compared
     once, so one pass shows many shifts. Shifting keeps densities, magnitudes and runs of firings as they are and breaks
     the alignment only. Shifts follow from the seed.
-    progress: called with (passes done, passes). device: as in `correlate`.
+    progress: called with (passes done, passes). device: as in `correlate`. match: what is called in its place.
     Raises `ValueError` for too few tokens.
     """
     drawn = offsets(parent.tokens, min(SHIFTS, max(1, parent.tokens // 2)), seed)
     best = []
     for number in range(passes):
         dealt = np.random.default_rng((seed, number)).integers(len(drawn), size=parent.d_sae)
-        matches = correlate(parent.scattered(drawn[dealt]), child, top=1, device=device)
+        matches = (match or correlate)(parent.scattered(drawn[dealt]), child, top=1, device=device)
         best.append((matches.parent_r[:, 0], matches.child_r[:, 0]))
         if progress is not None:
             progress(number + 1, passes)

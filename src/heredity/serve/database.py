@@ -21,7 +21,7 @@ from heredity import __version__
 from heredity.analyses.feature_columns import feature_columns, packed
 from heredity.analyses.inspector import Inspector
 from heredity.analyses.query import rows_of_stage
-from heredity.engine.store import MANIFEST, ArtifactError, Store, digest, whole
+from heredity.engine.store import ArtifactError, Store, digest, whole
 from heredity.show import page
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def key_of(pipeline: Pipeline, folder: Path) -> str:
     done = {
         label: stage.key
         for label, stage in pipeline.stages.items()
-        if (store.path(stage.kind, stage.name, stage.key) / MANIFEST).is_file()
+        if store.recorded(stage.kind, stage.name, stage.key)
     }
     return digest([_SCHEMA, __version__, page.source(), done])
 
