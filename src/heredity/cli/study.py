@@ -404,7 +404,7 @@ def _worked(
     from heredity.engine.workers import shards
     from heredity.results import record
 
-    stages = pipeline.closure(labels)
+    stages, done, labels = pipeline.closure(labels), dict[str, Any](), list[str]()
     with ranks() as every:
         if every.number:
             engine.follow(stages, store, every, until)
@@ -413,10 +413,10 @@ def _worked(
                 with store.lock():
                     record(pipeline.study, store.root)
                 bars.stages = len(stages)
-                done = engine.run(stages, store, bars, until, shared, every)
+                done, labels = engine.run(stages, store, bars, until, shared, every), bars.worked
     if every.number:
         raise typer.Exit
-    return done, worked(pipeline, store, bars.worked)
+    return done, worked(pipeline, store, labels)
 
 
 def _state(stage: Any, store: Store) -> dict[str, Any]:
