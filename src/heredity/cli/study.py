@@ -433,7 +433,7 @@ def _worked(
     from heredity.engine.workers import shards
     from heredity.results import RUN, record
 
-    stages = pipeline.closure(labels)
+    stages, done, made = pipeline.closure(labels), dict[str, Any](), list[str]()
     with ranks() as every:
         if every.number:
             engine.follow(stages, store, every, until)
@@ -448,9 +448,10 @@ def _worked(
                         done = engine.run(stages, store, bars, until, shared, every)
                 else:
                     done = _on_cluster(pipeline, stages, store, bars, until, cluster, workers)
+                made = bars.worked
     if every.number:
         raise typer.Exit
-    return done, worked(pipeline, store, bars.worked)
+    return done, worked(pipeline, store, made)
 
 
 def _on_cluster(
