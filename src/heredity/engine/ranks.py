@@ -73,7 +73,7 @@ class _Launched(Ranks):
         import torch.distributed as dist
 
         self.number, self.count, self._store, self._turns = number, size, store, count()
-        self._group = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
+        self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
 
     def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
         import torch

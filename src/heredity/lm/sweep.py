@@ -254,7 +254,7 @@ def _missing(
     ends = crossings[np.concatenate([np.floor(ranks), np.ceil(ranks)]).astype(int)]
     held = np.array([crossing(positions, differences)[0], *ends])
     wanted = {*np.searchsorted(grid, held, "right") - 1, *np.searchsorted(grid, held, "left")}
-    unclear = np.flatnonzero(np.abs(differences) < 2 * replicates.std(axis=0))
+    unclear = np.flatnonzero(np.abs(differences) < 2 * replicates.std(axis=0)).tolist()
     wanted |= {known[i] + step for i in unclear for step in (-1, 1)}
     return sorted(wanted & set(range(len(grid))) - set(known))
 

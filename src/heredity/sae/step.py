@@ -24,6 +24,7 @@ missing, in torch operations (`entry_step`, kernels.torch_forms).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -290,7 +291,7 @@ def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True
 
     jumprelu: pre-activations down to the lower end of the window around each threshold.
     """
-    encode = partial(divided.encode, ranks) if compiled else active_entries
+    encode: Callable[..., Any] = partial(divided.encode, ranks) if compiled else active_entries
     given = (x, weights.w_enc, weights.b_enc)
     if rule.activation == "jumprelu":
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
