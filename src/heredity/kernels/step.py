@@ -197,27 +197,44 @@ def _rates(age, lr, beta1, beta2):
     return np.float32(lr / (1 - beta1**age)), np.float32(1 / (1 - beta2**age))
 
 
-# Without "contract": of two products that are added either may be fused, and a process that compiles this came to other
-# bits than one that loads it from the cache.
-@compiled(FAST - {"contract"})
+@compiled()
+def _ordered_dot(a, b):
+    """a·b in one order, whatever compiles it: eight sums, each of every eighth product, then these from the first."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    whole = len(a) - len(a) % 8
+    for c in range(0, whole, 8):
+        s0 += a[c] * b[c]
+        s1 += a[c + 1] * b[c + 1]
+        s2 += a[c + 2] * b[c + 2]
+        s3 += a[c + 3] * b[c + 3]
+        s4 += a[c + 4] * b[c + 4]
+        s5 += a[c + 5] * b[c + 5]
+        s6 += a[c + 6] * b[c + 6]
+        s7 += a[c + 7] * b[c + 7]
+    total = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7
+    for c in range(whole, len(a)):
+        total += a[c] * b[c]
+    return total
+
+
+# Without liberties: of two products that are added either may be fused, and sums have no order of their own, so that a
+# process that compiles this came to other bits than one that loads it from the cache.
+@compiled()
 def _adam_row(w, m, v, g, rates, beta1, beta2, epsilon, unit_norm):
     b1, b2, eps = np.float32(beta1), np.float32(beta2), np.float32(epsilon)
     a1, a2, one = np.float32(1 - beta1), np.float32(1 - beta2), np.float32(1)
     d_in = len(w)
     if unit_norm:
-        parallel = np.float32(0)
-        for c in range(d_in):
-            parallel += g[c] * w[c]
+        parallel = _ordered_dot(g, w)
         for c in range(d_in):
             g[c] -= parallel * w[c]
     rate, correction = rates
-    norm = np.float32(0)
     for c in range(d_in):
         m[c] = b1 * m[c] + a1 * g[c]
         v[c] = b2 * v[c] + a2 * g[c] * g[c]
         w[c] -= rate * m[c] / (np.sqrt(v[c] * correction) + eps)
-        norm += w[c] * w[c]
-    if unit_norm and norm > 0:
+    norm = _ordered_dot(w, w) if unit_norm else np.float32(0)
+    if norm > 0:
         inverse = one / np.sqrt(norm)
         for c in range(d_in):
             w[c] *= inverse
