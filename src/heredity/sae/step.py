@@ -297,7 +297,7 @@ def training_acts(weights: Weights, x: Tensor, rule: Rule, compiled: bool = True
         return encode(*given, None, (weights.log_threshold.exp() - BANDWIDTH / 2).clamp(min=0))
     if rule.activation != "batchtopk":
         return encode(*given, rule.k if rule.activation == "topk" else None, None)
-    acts = encode(*given, None, 0.8 * _batch_cut(weights, x, rule))
+    acts: Any = encode(*given, None, 0.8 * _batch_cut(weights, x, rule))
     if len(acts.values) < rule.k * len(x):  # still too high
         acts = encode(*given, None, None)
     return keep_largest(acts, rule.k * len(x)) if compiled else largest_entries(acts, rule.k * len(x))
