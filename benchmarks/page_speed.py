@@ -10,7 +10,6 @@ object: megabytes, and milliseconds.
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from pages import chromium, drawn
 
-from heredity.analyses.feature_columns import NONE, columns_of_run, packed
+from heredity.analyses.feature_columns import NONE, columns_of_run
 from heredity.results import open as open_run
 from heredity.show import page
 
@@ -95,7 +94,7 @@ def main() -> None:
     instrument, site = run.study.instruments[0], run.study.sites[0]
     columns = widened(columns_of_run(run)[instrument][site], options.features, rng)
     with_children(data, columns, options.models - len(columns["models"]))
-    data["features"] = {instrument: {site: base64.b64encode(packed(columns)).decode()}}
+    data["features"] = {instrument: {site: page.embedded(columns)}}
     with tempfile.TemporaryDirectory() as folder:
         file = options.keep or Path(folder) / "page.html"
         file.write_text(page.render(data), encoding="utf-8")

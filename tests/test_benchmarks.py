@@ -141,7 +141,7 @@ def test_the_report_is_dated_and_holds_the_figures(paired, capsys, tmp_path, mon
     found = paired.complete("example", [], figures(argparse.Namespace(quick=False)))
     text = paired.rendered("An example", found)
     path = paired.written(text, found, tmp_path / "results")
-    assert path.name.startswith("example_epyc-") and path.name.endswith(f"-cores_{found['date'][:7]}.md")
+    assert path.name.startswith("example_epyc-") and path.name.endswith(f"-cores_{found['date']}.md")
     lines = path.read_text().splitlines()
     assert lines[0] == "# An example" and "    python benchmarks/bench_example.py" in lines
     assert "- ratio: 1 / 2 / 3" in lines

@@ -36,6 +36,8 @@ export default defineConfig({
     outDir: "../src/heredity/show/page",
     emptyOutDir: false,
     target: "es2022",
-    lib: { entry: "src/main.ts", formats: ["iife"], name: "heredity", fileName: () => "page.js", cssFileName: "page" },
+    modulePreload: false,
+    cssCodeSplit: false,
+    rolldownOptions: { input: "src/main.ts", output: { entryFileNames: "page.js", assetFileNames: "page.[ext]" } },
   },
 });

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import gzip
-import json
 import re
 
 import pytest
 
 from browser.visit import written
-from heredity.analyses.feature_columns import columns_of_run, packed
+from heredity.analyses.feature_columns import columns_of_run
 from heredity.show import page
+from show.runs import unpacked
 
 pytestmark = pytest.mark.browser
 EDGE, REASON = "sums->both", "transmission 0.08 and r 0.11: both within the margin below 0.25, errors included"
@@ -25,7 +23,7 @@ def lost(lineage, tmp_path_factory):
     data = page.page_data(run, columns_of_run(run))
     place = run.study.instruments[0], run.study.sites[0]
     data["features"] = copy.deepcopy(data["features"])
-    columns = json.loads(gzip.decompress(base64.b64decode(data["features"][place[0]][place[1]])))
+    columns = unpacked(data["features"][place[0]][place[1]])
     cards = data["inspector"][place[1]][place[0]]["cards"]
     edge = next(one for one in columns["edges"] if one["edge"] == EDGE)
     end = edge["ends"]["parent"]
@@ -42,7 +40,7 @@ def lost(lineage, tmp_path_factory):
     before = columns["verdicts"][end["verdict"][feature]]
     end["verdict"][feature], end["r"][feature] = columns["verdicts"].index("lost"), 1_100
     columns["models"]["sums"]["text"][feature] = "fires on the sign of a sum"
-    data["features"][place[0]][place[1]] = base64.b64encode(packed(columns)).decode()
+    data["features"][place[0]][place[1]] = page.embedded(columns)
     for card in (card for card in cards if (card["model"], card["feature"]) == ("sums", feature)):
         card["label"] = (card["label"] or {}) | {"description": "fires on the sign of a sum", "by": "offline"}
         for row in card["verdicts"]:

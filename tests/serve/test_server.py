@@ -32,7 +32,7 @@ from heredity.serve import database
 from heredity.serve.database import Asked, Database
 from heredity.show import page
 from heredity.study import Study
-from show.runs import EVIL, run_of
+from show.runs import EVIL, data_of, run_of
 from tiny import command, study_values
 
 pytest.importorskip("fastapi")
@@ -94,10 +94,7 @@ def test_the_page_is_that_of_the_report_and_may_ask_its_own_server_alone(client,
     policy = answer.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
     assert "unsafe-eval" not in policy and re.search(r"script-src 'sha256-[^']+'(;|$)", policy)
-    data = re.search(r'id="data">(.*?)</script>', answer.text, re.DOTALL)
-    report = re.search(r'id="data">(.*?)</script>', page.render(page.page_data(run)), re.DOTALL)
-    assert data and report
-    served, written = json.loads(data[1]), json.loads(report[1])
+    served, written = data_of(answer.text), data_of(page.render(page.page_data(run)))
     assert {**served, "created": 0, "served": False} == {**written, "created": 0} and served["served"]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,23 @@ from tiny import study_values
 
 PLACE = {"site": "blocks.0.mlp.hook_post"}
 EVIL = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u2028 {{data}} {{script}}"
+
+
+def unpacked(text: str) -> Any:
+    """A value as the page holds it."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def data_of(text: str) -> Any:
+    """The data of a page, from its text."""
+    match = re.search(r'<script type="text/plain" id="data">([A-Za-z0-9+/=]*)</script>', text)
+    assert match
+    return unpacked(match[1])
+
+
+def script_of(text: str) -> str:
+    """The script of a page, from its text."""
+    return re.findall(r'<script type="module">(.*?)</script>', text, re.DOTALL)[0]
 
 
 def example(name: str) -> pa.Table:

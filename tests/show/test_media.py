@@ -16,6 +16,7 @@ from heredity import format
 from heredity.analyses import ANALYSES, TABLES
 from heredity.analyses.plan import PLAN_EDGES, PLAN_MODELS, PLAN_STAGES
 from heredity.show import export, page, summary, terminal
+from show.runs import unpacked
 
 DECLARED = {table.name: table for table in (*TABLES.values(), PLAN_MODELS, PLAN_EDGES, PLAN_STAGES)}
 
@@ -73,7 +74,7 @@ def test_a_document_shows_it(table, rows):
 
 
 def test_the_page_gets_its_values_and_their_text(table, rows):
-    data = json.loads(page.embedded(page.table_data(table, rows.to_pylist())))
+    data = unpacked(page.embedded(page.table_data(table, rows.to_pylist())))
     assert data["rows"] == 3 and set(data["values"]) == set(table.schema.names)
     column = table.all_columns[-1]
     text = data["text"].get(column.name, data["values"][column.name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import html
 import json
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from heredity.show import page
-from show.runs import EVIL, all_columns, run_of
+from show.runs import EVIL, all_columns, data_of, run_of, script_of, unpacked
 
 NODE = shutil.which("node")
 PARTS = Path(page.__file__).parent / "page"
@@ -34,12 +33,12 @@ def _tags(text: str) -> list[tuple[str, dict[str, str | None]]]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return page.page_data(run_of(tmp_path_factory.mktemp("run")), all_columns())
+    return page.pagedata_of(run_of(tmp_path_factory.mktemp("run")), all_columns())
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    data = page.page_data(run_of(tmp_path_factory.mktemp("evil"), EVIL), all_columns(EVIL))
+    data = page.pagedata_of(run_of(tmp_path_factory.mktemp("evil"), EVIL), all_columns(EVIL))
     for name in ("doc", "name"):
         data["tables"]["models"][name] += EVIL
     data["tables"]["models"]["values"]["parents"][0] = EVIL
@@ -47,31 +46,24 @@ def hostile(tmp_path_factory):
     return data | {"study": "<b>{{data}}</b>", "notes": [EVIL]}
 
 
-def _data(text: str) -> dict:
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert match
-    return json.loads(match[1])
-
-
 def test_data_comes_back_from_the_page_unchanged(made, hostile):
     for data in (made, hostile):
-        assert _data(page.render(data)) == json.loads(json.dumps(data))
+        assert data_of(page.render(data)) == json.loads(json.dumps(data))
 
 
-def test_text_cannot_leave_the_data(hostile):
+def test_text_cannot_leave_thedata_of(hostile):
     text = page.render(hostile)
     tags = [tag for tag, _ in _tags(text)]
     assert tags.count("script") == 2 and "img" not in tags
     assert "<b>{{data}}</b>" not in text and html.escape("<b>{{data}}</b>") in text
-    assert _data(text)["inspector"]["blocks.0.mlp.hook_post"]["joint"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
+    assert data_of(text)["inspector"]["blocks.0.mlp.hook_post"]["joint"]["cards"][0]["contexts"][0]["tokens"][1] == EVIL
 
 
-def test_embedded_json_has_nothing_that_html_or_old_engines_act_on():
+def test_embedded_data_are_the_same_whatever_text_they_hold():
     value = {"k": ["</script>", "<!--", "]]>", "&lt;", "\u2028\u2029", "\ud83d", "🦆"]}
     text = page.embedded(value)
-    assert not re.search("[<>&\u2028\u2029\ud800-\udfff]", text)
-    assert json.loads(text) == value
-    text.encode("utf-8")
+    assert re.fullmatch("[A-Za-z0-9+/]+=*", text) and unpacked(text) == value
+    assert page.embedded(value) == text
     with pytest.raises(ValueError, match="not JSON compliant"):
         page.embedded({"r": float("nan")})
 
@@ -85,7 +77,7 @@ def test_the_page_makes_no_request_and_runs_no_script_but_its_own(made):
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style and "@import" not in style
     policy = next(a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy") or ""
-    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    script = script_of(text)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
     assert "img-src blob:;" in f"{policy};" and policy.count("blob:") == 1, "pictures of its own, to be saved"
@@ -109,8 +101,8 @@ def test_the_script_evaluates_nothing_and_names_what_it_contains():
 
 @pytest.mark.skipif(NODE is None, reason="needs node")
 def test_the_script_is_valid_javascript(tmp_path, made):
-    (tmp_path / "page.js").write_text(re.findall(r"<script>(.*?)</script>", page.render(made), re.DOTALL)[0])
-    subprocess.run([str(NODE), "--check", str(tmp_path / "page.js")], check=True, timeout=60)
+    (tmp_path / "page.mjs").write_text(script_of(page.render(made)))
+    subprocess.run([str(NODE), "--check", str(tmp_path / "page.mjs")], check=True, timeout=60)
 
 
 @pytest.mark.skipif(
@@ -127,14 +119,14 @@ def test_what_is_checked_in_is_built_from_the_source(tmp_path):
 
 def test_a_served_page_is_the_same_and_may_ask_its_server_alone(made):
     report, (text, policy) = page.render(made), page.served(made)
-    scripts = [re.findall(r"<script>(.*?)</script>", one, re.DOTALL)[0] for one in (report, text)]
+    scripts = [script_of(one) for one in (report, text)]
     assert scripts[0] == scripts[1]
     digest = base64.b64encode(hashlib.sha256(scripts[1].encode()).digest())
     assert f"script-src 'sha256-{digest.decode()}'" in policy and policy.endswith("; connect-src 'self'")
     assert html.escape(policy, quote=False) in text and "connect-src" not in report.replace(scripts[0], "")
-    assert _data(text) == {**_data(report), "served": True}
+    assert data_of(text) == {**data_of(report), "served": True}
 
 
 def test_columns_come_back_from_the_page(made):
     (held,) = made["features"]["joint"].values()
-    assert json.loads(gzip.decompress(base64.b64decode(held))) == all_columns()["joint"]["blocks.0.mlp.hook_post"]
+    assert unpacked(held) == all_columns()["joint"]["blocks.0.mlp.hook_post"]

@@ -54,9 +54,9 @@ def columns_of_run(run: Run) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def packed(columns: Mapping[str, Any]) -> bytes:
-    """Columns as compressed JSON, the same bytes for the same columns."""
-    text = json.dumps(columns, allow_nan=False, separators=(",", ":"))
+def packed(value: object) -> bytes:
+    """A value as compressed JSON, the same bytes for the same value. Raises ValueError for nan or infinity."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return gzip.compress(text.encode(), 9, mtime=0)
 
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import inspect
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 
 _PARTS = ("page.js", "page.css", "template.html")
 _ASKS = "; connect-src 'self'"  # what a served page may besides: ask its server
-# Inside a script element the browser looks for an end tag or a comment before JSON is ever parsed, and older engines
-# end a line at U+2028 and U+2029; as escapes all of these are the same JSON.
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def write(run: Run, out: Path) -> None:
@@ -64,7 +60,7 @@ def page_data(run: Run, columns: Mapping[str, Mapping[str, Mapping[str, Any]]] |
         "instruments": list(run.study.instruments),
         "inspector": _inspector(run),
         "features": {
-            instrument: {site: base64.b64encode(packed(one)).decode() for site, one in sites.items()}
+            instrument: {site: embedded(one) for site, one in sites.items()}
             for instrument, sites in (columns or {}).items()
         },
         "served": False,
@@ -180,8 +176,8 @@ def _card(run: Run, place: Item, card: Mapping[str, Any], label: Mapping[str, An
 def render(data: Mapping[str, Any]) -> str:
     """The page as the text of one HTML file.
 
-    Everything that a corpus, a tokenizer or a study file can put into it travels as JSON and is shown as text; the
-    page forbids itself every script but its own, by hash, and every request.
+    Everything that a corpus, a tokenizer or a study file can put into it travels as packed JSON and is shown as text;
+    the page forbids itself every script but its own, by hash, and every request.
     """
     return _rendered(data, "")[0]
 
@@ -224,11 +220,11 @@ def _rendered(data: Mapping[str, Any], allowed: str) -> tuple[str, str]:
 
 
 def embedded(value: object) -> str:
-    """JSON that can stand inside a script element, whatever strings it holds. Raises ValueError for nan or infinity."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = re.sub("[<>&\u2028\u2029]", lambda match: _ESCAPES[match[0]], text)
-    # a lone surrogate cannot be written as UTF-8; a token cut inside a character may hold one
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    """A value as the page holds it: compressed JSON in base64, in which nothing can end the element that it stands in.
+
+    Raises ValueError for nan or infinity.
+    """
+    return base64.b64encode(packed(value)).decode()
 
 
 def _plain(data: Mapping[str, Any]) -> str:

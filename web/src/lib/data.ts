@@ -158,7 +158,12 @@ export interface PageData {
   artifacts: { stage: string; key: string; seconds: string }[];
 }
 
-export const DATA: PageData = JSON.parse(document.getElementById("data")!.textContent!);
+/** A value that is packed as compressed JSON in base64. */
+export async function unpacked<T>(text: string): Promise<T> {
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+export const DATA = await unpacked<PageData>(document.getElementById("data")!.textContent!);
 export const GRAPH = DATA.graph;
 export const NODE: Record<string, ModelNode> = Object.fromEntries(GRAPH.map((node) => [node.name, node]));
 

@@ -1,5 +1,5 @@
 /** Where features come from: the page itself, or the server that gave it. Pages ask a `Source` and do not know which. */
-import { DATA, type Card } from "./data";
+import { DATA, unpacked, type Card } from "./data";
 import { followed } from "./family";
 import { Columns, type Family, type Logits, type Note, type RawColumns, type Shown } from "./features";
 
@@ -31,11 +31,6 @@ const cached = <T>(make: (place: Place) => Promise<T>): ((place: Place) => Promi
   };
 };
 
-async function unpacked(text: string): Promise<RawColumns> {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Response(stream).json();
-}
 /** The cards of a place, by list. */
 export const cardsOf = (place: Place): Card[] => DATA.inspector[place.site]?.[place.instrument]?.cards ?? [];
 
@@ -43,7 +38,7 @@ const embedded: Source = {
   served: false,
   columns: cached(async (place) => {
     const text = DATA.features?.[place.instrument]?.[place.site];
-    return text ? new Columns(await unpacked(text), place.site) : null;
+    return text ? new Columns(await unpacked<RawColumns>(text), place.site) : null;
   }),
   async feature(place, model, feature) {
     const card = cardsOf(place).find((one) => one.model === model && one.feature === feature);
