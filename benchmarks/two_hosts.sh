@@ -4,9 +4,9 @@
 #
 #     sudo PATH="$PATH" benchmarks/two_hosts.sh FOLDER
 #
-# FOLDER, outside of /tmp, is made anew. Needs root, iproute2, the extras ray and s3, and moto[server]. Each host has processes, an address,
-# a /tmp and a cache of its own; only what the study reads lies on a disk that both see. HOSTS_LOSE=1 cuts the second
-# host off the network while it makes a stage.
+# FOLDER, outside of /tmp, is made anew. Needs root, iproute2, the extras ray and s3, and moto[server]. Each host has
+# processes, an address, a /tmp and a cache of its own; only what the study reads lies on a disk that both see.
+# HOSTS_LOSE=1 cuts the second host off the network while it makes a stage.
 set -eu
 folder=$(realpath -m "$1"); here=$(realpath "$(dirname "$0")/.."); python=${PYTHON:-$here/.venv/bin/python}
 mkdir "$folder"

@@ -15,7 +15,7 @@ from heredity.engine.store import Store
 from heredity.kernels import processors as processors_of_this
 from heredity.kernels.processors import default_workers, free_processors, processors, share_processors
 
-VARIABLES = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_threads_of_torch_sleep_while_they_wait_and_leave_busy_cores_alone(machi
     machine(4, 4, float(running), running)
     monkeypatch.setattr(processors_of_this, "_shared", 0)
     share_processors()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and int(os.environ["GOMP_SPINCOUNT"]) <= 10_000
     assert os.environ.get("OMP_NUM_THREADS") == threads
     assert processors_of_this._shared == (4 if threads else 0)
 
@@ -82,11 +82,15 @@ def test_a_run_begun_beside_others_takes_their_processors_when_they_have_gone(mo
 
 def test_variables_that_are_set_stay(machine, monkeypatch: pytest.MonkeyPatch):
     machine(4, 4, 3.0, 4)
-    for name, value in zip(VARIABLES, ("ACTIVE", "4", "3", "7"), strict=True):
+    given = dict(zip(VARIABLES, ("ACTIVE", "7000", "4", "3", "7"), strict=True))
+    for name, value in given.items():
         monkeypatch.setenv(name, value)
     share_processors()
-    assert [os.environ[name] for name in VARIABLES] == ["ACTIVE", "4", "3", "7"]
+    assert {name: os.environ[name] for name in VARIABLES} == given
     assert default_workers() == 7
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    share_processors()
+    assert "GOMP_SPINCOUNT" not in os.environ  # the policy that is set by hand stays whole
 
 
 COMMAND_LINE = """

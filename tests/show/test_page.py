@@ -33,12 +33,12 @@ def _tags(text: str) -> list[tuple[str, dict[str, str | None]]]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return page.pagedata_of(run_of(tmp_path_factory.mktemp("run")), all_columns())
+    return page.page_data(run_of(tmp_path_factory.mktemp("run")), all_columns())
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    data = page.pagedata_of(run_of(tmp_path_factory.mktemp("evil"), EVIL), all_columns(EVIL))
+    data = page.page_data(run_of(tmp_path_factory.mktemp("evil"), EVIL), all_columns(EVIL))
     for name in ("doc", "name"):
         data["tables"]["models"][name] += EVIL
     data["tables"]["models"]["values"]["parents"][0] = EVIL
@@ -51,7 +51,7 @@ def test_data_comes_back_from_the_page_unchanged(made, hostile):
         assert data_of(page.render(data)) == json.loads(json.dumps(data))
 
 
-def test_text_cannot_leave_thedata_of(hostile):
+def test_text_cannot_leave_the_data(hostile):
     text = page.render(hostile)
     tags = [tag for tag, _ in _tags(text)]
     assert tags.count("script") == 2 and "img" not in tags

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _MUCH = 3 * 2**29  # bytes of a process; looking for cycles takes half a second
+_SPINS = "10000"  # some tens of microseconds
 _shared = 0  # threads that this process would have alone; 0 unless `share_processors` took fewer
 
 
@@ -39,13 +40,17 @@ def default_workers() -> int:
 
 
 def share_processors() -> None:
-    """Leave processors to others: torch's threads sleep while they wait, and there is one per free core.
+    """Leave processors to others: torch's threads soon sleep when they wait, and there is one per free core.
 
     For the start of a program: OpenMP reads the environment when torch loads it. Variables that are set stay.
     `retake_processors` takes more when others have left.
     """
     global _shared
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # with GNU's and LLVM's OpenMP this means no spinning at all
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # GNU's OpenMP spins for a millisecond by default, on a core that the next threads need, and not at all with
+        # this policy, so that each small product wakes its threads anew: in between small models train fastest.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     if (free := free_processors()) < processors() and "MKL_NUM_THREADS" not in os.environ:
         # Torch takes one thread per core, not one per hardware thread.
         siblings = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
