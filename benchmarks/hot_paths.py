@@ -3,9 +3,9 @@
     GOMP_SPINCOUNT=10000 python benchmarks/hot_paths.py [--json] [--write] [--rounds N]
 
 The variable is what the command line sets by itself: threads of torch that spin for longer take the cores from what
-runs in between. Each path runs in turn with its floor (A B A B) at the shapes of the built-in study and at those of a real one. A floor
-is products at the rate of the fastest type that the path may use, or bytes at the rate of a copy. Ratios are ours over
-the floor: 1 is as fast as the machine. No peers: those are in the other scripts.
+runs in between. Each path runs in turn with its floor (A B A B) at the shapes of the built-in study and at those of a
+real one. A floor is products at the rate of the fastest type that the path may use, or bytes at the rate of a copy.
+Ratios are ours over the floor: 1 is as fast as the machine. No peers: those are in the other scripts.
 """
 
 from __future__ import annotations

@@ -311,3 +311,16 @@ def test_where_more_features_fire_than_memory_holds_effects_are_left_out_and_sai
     assert re.search(r"[0-9]+ features that fire take .* GiB to be told apart, and 0 are free; judge on fewer", told)
     with pytest.raises(ValueError, match="judge on fewer tokens, or with a narrower SAE"):
         asked(saved, tokens=2_000, context_size=16, controls=[saved.control])
+
+
+def test_effects_that_nothing_asks_for_are_left_out_where_many_features_fire(saved, monkeypatch):
+    monkeypatch.setattr("heredity.analyses.one_sae.REGRESSED", 3)
+    known = []
+    for effects in (None, True, False):
+        found = asked(saved, tokens=2_000, context_size=16, effects=effects)
+        rows = found.tables["evidence"].to_pylist()
+        known.append(any(row["transmission"] is not None for row in rows))
+        told = [note for note in found.notes if "effects of features are left out" in note]
+        assert bool(told) == (effects is None) and all("effects=True" in note for note in told)
+        assert any(row["match_r"] is not None for row in rows)
+    assert known == [False, True, False]

@@ -104,6 +104,7 @@ def compare(
     threshold: float | None = None,
     context_size: int = 128,
     seed: int = 0,
+    effects: bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], object] | None = None,
@@ -122,7 +123,9 @@ def compare(
     spans of `heredity.text.spoken.Spoken` tell. tokenizer: needed where the parent is not a folder or hub id.
     hook_point: by default the one that the SAE's folder names. prefix: token before every block, which is no sample
     (see `[reading]` of a study); by default as the SAE's folder or else the tokenizer says. Positions of more than ten
-    median norms are no samples either. threshold: on r; by default chosen by evidence. trust_remote_code: run code that
+    median norms are no samples either. threshold: on r; by default chosen by evidence. effects: whether features have
+    effects among their evidence where there are no verdicts, which need them; by default unless so many fire that they
+    take longer than all else. trust_remote_code: run code that
     the models' repositories ship. progress: called with the steps done and all; by default a bar on stderr, where that
     is a terminal. Raises ValueError, before any work, for tokenizers that give other ids to the same
     text, identical weights, weights that are not finite, models of different width, blocks longer than their positions,
@@ -183,7 +186,7 @@ def compare(
                 kept = save_second and save_second / end
                 made = one_sae.train_second(readers[end], sampler, second_tokens, seed + 1, told, name, kept, progress)
                 readers[end] = readers[end]._replace(saes=[*readers[end].saes, made])
-        tables, same = _tables_of(readers, models, sampler, settings, progress, notes.append)
+        tables, same = _tables_of(readers, models, sampler, settings, effects, progress, notes.append)
     matches = match.matches_from(tables)
     if "verdicts" in tables:  # which say themselves that activations are the same
         return EdgeResult(tables, matches, tuple(notes))
@@ -310,6 +313,7 @@ def _tables_of(
     models: Sequence[Any],
     sampler: BlockSampler,
     settings: match.MatchSettings,
+    effects: bool | None,
     progress: Progress | None,
     told: Callable[[str], object],
 ) -> tuple[dict[str, pa.Table], bool]:
@@ -338,7 +342,7 @@ def _tables_of(
         rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
         declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
     else:
-        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed, told)
+        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed, told, effects)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)

@@ -35,6 +35,7 @@ ONE_SAE = (
     "controls='train') or give one of another seed (--sae-control; controls)."
 )
 
+REGRESSED = 8192  # features that fire, above which their effects take longer than all else where nothing asks for them
 _BATCH = 512  # vectors: many short steps make an SAE stabler between seeds than few long ones
 _RATE, _RATE_AT = 6e-3, 1024  # learning rate of the built-in study, and its features; falls as 1/sqrt(d_sae) (Gao 2024)
 _TIMED = 12  # steps behind the estimate, of batches that are in the buffer already
@@ -110,16 +111,21 @@ def shape_beside(like: SAE, x: Tensor) -> tuple[Activation, int | None]:
 
 
 def evidence(
-    readers: Mapping[str, Reader], sample: Sample, seed: int, told: Callable[[str], object]
+    readers: Mapping[str, Reader],
+    sample: Sample,
+    seed: int,
+    told: Callable[[str], object],
+    effects: bool | None = None,
 ) -> tuple[dict[str, np.ndarray], bool]:
     """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
     the activations of both ends are equal to the bit.
 
-    readers: parent and child. The child's features have rows where it has an SAE of its own. told: gets a line where
-    too many features fire for their effects, which are nan then.
+    readers: parent and child. The child's features have rows where it has an SAE of its own. effects: whether they are
+    made; None: unless more than `REGRESSED` features fire. told: gets a line where too many features fire for their
+    effects, which are nan then.
     """
     from heredity.features.ends import judge_end
-    from heredity.features.transmission import TooWideError
+    from heredity.features.transmission import LEAST_FIRINGS, TooWideError
     from heredity.features.verdicts import same_r
 
     ends, sample = read_ends({name: one._replace(saes=one.saes[:1]) for name, one in readers.items()}, sample)
@@ -129,8 +135,15 @@ def evidence(
         # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.
         twice = replace(ends[end], saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
         given = twice, ends[other], 0, sample.documents, seed
+        firing = int((ends[end].acts[0].firings() >= LEAST_FIRINGS).sum())
+        made = firing <= REGRESSED if effects is None else effects
+        if effects is None and not made:
+            told(
+                f"effects of features are left out: {firing:,} of {end} fire, and what it takes to tell them apart "
+                "grows with their cube; --effects (in Python effects=True) makes them"
+            )
         try:
-            judged, columns = judge_end(*given)
+            judged, columns = judge_end(*given, effects=made)
         except TooWideError as error:
             told(f"effects of features are left out: {error}")
             judged, columns = judge_end(*given, effects=False)

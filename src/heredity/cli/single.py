@@ -95,6 +95,14 @@ def track(
     ] = None,
     context_size: Annotated[int, Option(min=2, help="Tokens per block.")] = 128,
     seed: Annotated[int, Option(help="Seed of the token sample.")] = 0,
+    effects: Annotated[
+        bool | None,
+        Option(
+            "--effects/--no-effects",
+            help="Effects of features among the evidence where there are no verdicts, which need them. Default: unless "
+            "so many features fire that they take longer than all else.",
+        ),
+    ] = None,
     trust_remote_code: _Trusted = False,
 ) -> Result:
     """Judge and match the features of one edge between existing models and SAEs."""
@@ -133,7 +141,7 @@ def track(
     options: dict[str, Any] = {"tokens": tokens, "threshold": threshold, "context_size": context_size, "seed": seed}
     options |= {"second_tokens": second_sae_tokens, "save_second": save_second_sae}
     options |= {"dialogues": form_of(source, Path.cwd()) == "chat", "roles": roles}
-    options["trust_remote_code"] = trust_remote_code
+    options |= {"effects": effects, "trust_remote_code": trust_remote_code}
     trained = [name for name, one in (("parent", controls), ("child", child_control)) if one == "train"]
     kept = {name: str(save_second_sae / name) for name in trained if save_second_sae}
     with watcher() as bars, whole(out) as unfinished:

@@ -42,7 +42,7 @@ _OWN_COSINE = 0.7  # with its own row, above which a direction is the feature's 
 _MOST_DIRECTIONS = 2  # that a residual is taken off
 _BEYOND_CHANCE = 1.25  # cosine of a row with such a direction, over the largest expected of as many random ones
 _LEAST_NEW = 0.1  # length of a direction off those before it, below which it is none
-_LEAST_FIRINGS = 10  # of a feature whose effect is estimated
+LEAST_FIRINGS = 10  # of a feature whose effect is estimated
 _RIDGE = 1e-3  # of the median variance, against features that never fire apart
 _COLUMNS = 128  # of the activations regressed at a time
 _OPENBLAS = 8192  # rows of the largest matrix that SciPy's is trusted with: on several threads it crashes at 16,384
@@ -139,7 +139,7 @@ class Regression:
         if self._groups < 2:
             raise ValueError("all tokens are of one document; give text of two or more, of ten for usable errors")
         self._bounds = np.searchsorted(group[self._order], np.arange(self._groups + 1))
-        self._seen = np.flatnonzero(acts.firings() >= _LEAST_FIRINGS)
+        self._seen = np.flatnonzero(acts.firings() >= LEAST_FIRINGS)
         needed, free = len(self._seen) * (16 * len(self._seen) + 64 * own.shape[1]), free_memory()
         if needed > free:
             wide = f"{len(self._seen):,} features that fire take {needed / 2**30:.0f} GiB to be told apart"
