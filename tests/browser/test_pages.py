@@ -102,9 +102,10 @@ def test_every_declared_table_is_drawn_on_some_page(visit, examples, tmp_path):
         for press in shows or [None]:  # the parts of a stitch
             if press:
                 press.click()
-            drawn |= {one.get_attribute("id").removeprefix("table-") for one in there.main.locator(".block").all()}
-    elsewhere = {"corpora"}  # drawn in a way of its own
-    assert sorted(set(examples["tables"]) - elsewhere - drawn) == []
+                there.drawn()
+            ids = there.main.evaluate("main => [...main.querySelectorAll('[id^=table-]')].map((one) => one.id)")
+            drawn |= {one.removeprefix("table-") for one in ids}
+    assert sorted(set(examples["tables"]) - drawn) == []
 
 
 def test_figures_are_written_with_their_shares_and_intervals(visit, examples, tmp_path):
@@ -131,7 +132,8 @@ def test_several_sites_are_shown_side_by_side(visit, examples, tmp_path):
     values = layers["values"] | {"site": [sites[at % 2] for at in range(size)]}
     data = examples | {"sites": sites, "tables": examples["tables"] | {"layers": layers | {"values": values}}}
     there = visit(written(data, tmp_path), "#/layers")
-    assert there.main.locator("figure svg").count() and there.main.get_by_role("table").count()
+    for drawn in (there.main.locator("figure svg"), there.main.get_by_role("table")):
+        there.expect(drawn.first).to_be_visible()
     there.page.locator(".switches").get_by_label("Site").select_option(sites[1])
     there.drawn()
     assert there.hash == f"#/layers?site={sites[1]}"

@@ -293,6 +293,22 @@ def test_a_cluster_that_does_not_answer_is_named():
     assert "ClusterError: --address 127.0.0.1:1: no Ray cluster answers" in done.stderr
 
 
+def test_a_cluster_that_wants_a_token_is_told_from_one_that_does_not_answer():
+    """Ray says so in what caused its error alone; what it says is recorded here."""
+    refused = """
+import ray
+def init(*_, **__):
+    try:
+        raise RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect")
+    except RuntimeError as error:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from error
+ray.init = init
+with cluster("10.0.0.1:6379"): pass
+"""
+    done = apart(refused)
+    assert "--address 10.0.0.1:6379: the cluster asks for a token; set RAY_AUTH_MODE=token, and" in done.stderr
+
+
 def test_a_cluster_of_this_machine_listens_on_loopback_alone():
     done = apart("with cluster() as at: print([one['NodeManagerAddress'] for one in at.nodes], at.threads)")
     assert done.stdout.startswith("['127.0.0.1']"), done.stderr

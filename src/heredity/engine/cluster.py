@@ -108,6 +108,9 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
         try:
             ray.init(address, **quiet)
         except (RayError, OSError, RuntimeError, ValueError) as error:
+            if _wants_token(error):
+                way_out = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
+                raise ClusterError(f"--address {address}: the cluster asks for a token; {way_out}") from error
             way_out = "start one with `ray start --head`, or leave --address out to use this machine alone"
             raise ClusterError(f"--address {address}: no Ray cluster answers ({reason(error)}); {way_out}") from error
     elif mine:
@@ -130,6 +133,15 @@ def cluster(address: str | None = None, workers: int = 1) -> Iterator[Cluster]:
     finally:
         if mine:
             ray.shutdown()
+
+
+def _wants_token(error: BaseException | None) -> bool:
+    """Whether a cluster refused for want of its token, which Ray says in what caused the error alone."""
+    while error is not None:
+        if "InvalidAuthToken" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def on_loopback() -> None:
