@@ -129,7 +129,9 @@ def test_several_sites_are_shown_side_by_side(visit, examples, tmp_path):
     sites = [*examples["sites"], "blocks.1.mlp.hook_post"]
     layers = examples["tables"]["layers"]
     size = layers["rows"]
-    values = layers["values"] | {"site": [sites[at % 2] for at in range(size)]}
+    known = {"instrument": "joint", "edge": "base->sums", "end": "parent", "verdict": "kept"}
+    values = layers["values"] | {name: [value] * size for name, value in known.items()}
+    values["site"] = [sites[at % 2] for at in range(size)]
     data = examples | {"sites": sites, "tables": examples["tables"] | {"layers": layers | {"values": values}}}
     there = visit(written(data, tmp_path), "#/layers")
     for drawn in (there.main.locator("figure svg"), there.main.get_by_role("table")):
