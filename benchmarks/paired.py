@@ -273,9 +273,10 @@ def complete(name: str, argv: Sequence[str], figures: dict[str, Any]) -> dict[st
 
 
 def written(text: str, found: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write the report to <what>_<device>_<yyyy-mm-dd>.md in the folder; returns its path."""
+    """Write the report to <what>_<device>_<yyyy-mm-dd>.md in the folder, <what>_quick of --quick; returns its path."""
     folder.mkdir(exist_ok=True)
-    path = folder / f"{found['name']}_{device_word(found['device'])}_{found['date']}.md"
+    what = found["name"] + "_quick" * ("--quick" in found["command"].split())
+    path = folder / f"{what}_{device_word(found['device'])}_{found['date']}.md"
     path.write_text(text)
     return path
 
