@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from heredity.engine import store as module
@@ -281,3 +283,19 @@ def test_two_writers_of_one_study_are_refused(tmp_path):
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+
+
+def test_a_damaged_table_is_named_with_its_file(tmp_path):
+    """Arrow says OSError where the file's own table of contents is damaged, and ValueError elsewhere."""
+    artifact, path = Artifact(tmp_path, "k"), tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"a": [1, 2, 3], "b": [4, 5, 6]}), path)
+    assert artifact.table("rows", ["a"], [("a", ">", 1)]).to_pydict() == {"a": [2, 3]}
+    whole, read = path.read_bytes(), 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            artifact.table("rows")
+            read += 1  # what was changed says nothing of the rows
+        except ArtifactError as error:
+            assert str(path) in str(error) and "delete its folder and run again" in str(error)
+    assert read < len(whole) / 2

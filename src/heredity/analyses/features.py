@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Aside, Item, Need, Needs, Results, Statement, Tables, rows_of
@@ -286,7 +285,7 @@ def _lost_and_new(edge: Edge, verdicts: Artifact | None) -> list[dict[str, Any]]
         return rows
     for verdict, model, name in ends:
         only = [("verdict", "=", verdict)]
-        found = pq.read_table(verdicts / "evidence.parquet", columns=columns, filters=only).to_pylist()
+        found = verdicts.table("evidence", columns, only).to_pylist()
         found.sort(key=lambda row: (row["p_lost"], row["feature"]))
         rows += [row | {"edge": edge.name, "model": model, "list": name} for row in found[:_LISTED]]
     return rows

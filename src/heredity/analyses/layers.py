@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of
 from heredity.analyses.verdicts import ANALYSIS as VERDICTS
@@ -65,7 +63,7 @@ def _run(work: Work, settings: LayersSettings) -> Results:
     rows = []
     for role, artifact in work.inputs["verdicts"].items():
         instrument, edge, site = role.split("|")
-        for judged in pq.read_table(artifact / "verdicts.parquet").to_pylist():
+        for judged in artifact.table("verdicts").to_pylist():
             key = {"instrument": instrument, "edge": edge, "site": site}
             key |= {name: judged[name] for name in ("end", "stable", "same_activations")}
             for name in COUNTS:

@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.aligned_ends import Known, Sample, read_ends, sample_of
@@ -219,7 +218,7 @@ def _run(work: Work, settings: LostSettings) -> Results:
 
 def _verdicts(artifact: Artifact) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float]]:
     """Columns of `evidence`, in the order of features, and the scale of effects, by end."""
-    evidence, rows = (pq.read_table(artifact / f"{name}.parquet") for name in ("evidence", "verdicts"))
+    evidence, rows = (artifact.table(name) for name in ("evidence", "verdicts"))
     columns = {name: evidence[name].to_numpy() for name in evidence.column_names}
     by_end = {end: {name: part[columns["end"] == end] for name, part in columns.items()} for end in _ASKED}
     return by_end, {row["end"]: row["scale"] for row in rows.to_pylist()}

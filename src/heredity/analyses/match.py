@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from heredity.analyses import match_findings
 from heredity.analyses.analysis import (
@@ -462,7 +461,7 @@ def _match_rows(matches: Matches) -> dict[str, Any]:
 def read_matches(artifact: Artifact) -> Matches:
     """The matches of an edge."""
     columns = {"matches": ["end", "rank", "match", "r"], "fates": ["end", "density"], "edges": ["tokens"]}
-    return matches_from({name: pq.read_table(artifact / f"{name}.parquet", columns=c) for name, c in columns.items()})
+    return matches_from({name: artifact.table(name, c) for name, c in columns.items()})
 
 
 def matches_from(tables: Mapping[str, pa.Table]) -> Matches:
@@ -482,7 +481,7 @@ def matches_from(tables: Mapping[str, pa.Table]) -> Matches:
 
 def edge_row(artifact: Artifact) -> dict[str, Any]:
     """Figures of an edge at its own threshold."""
-    rows = pq.read_table(artifact / "edges.parquet").to_pylist()
+    rows = artifact.table("edges").to_pylist()
     return next(row for row in rows if row["rule"] != "paper")
 
 
@@ -493,7 +492,7 @@ def threshold_of(artifact: Artifact) -> float:
 
 def thresholds_of(artifact: Artifact) -> dict[str, float]:
     """Thresholds of an edge by rule: its own (`evidence` or `study`), then the paper's."""
-    rows = pq.read_table(artifact / "edges.parquet", columns=["rule", "threshold"]).to_pylist()
+    rows = artifact.table("edges", ["rule", "threshold"]).to_pylist()
     return {row["rule"]: row["threshold"] for row in rows}
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Needs, Results, Statement, Tables, rows_of, seed_of
@@ -223,7 +222,7 @@ def _methods(work: Work, settings: MethodsSettings) -> Results:
         name: validation_blocks(packed[name], settings.context_size, settings.tokens) for name in settings.corpora
     }
     model = on_device(load(work.inputs["merge"]))
-    own = pq.read_table(work.inputs["merge"] / "merges.parquet").to_pylist()[0]["t"]
+    own = work.inputs["merge"].table("merges").to_pylist()[0]["t"]
     taken: dict[str, np.ndarray] = {}
     rows = []
     for done, method in enumerate((settings.taken, *settings.others)):

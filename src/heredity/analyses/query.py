@@ -16,6 +16,7 @@ from heredity.analyses.analysis import Item
 from heredity.analyses.hypotheses import described, hypothesis_of, kind_of, measured, top_tokens
 from heredity.analyses.sample import Sample, sample_needs, sample_settings, shared_text
 from heredity.engine.store import ArtifactError
+from heredity.errors import reading
 from heredity.study import CaseConfig, Study
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def find(
 @lru_cache(maxsize=256)
 def _read(path: Path) -> pa.Table:
     """A table of an artifact, which is never written again; kept, as many features are asked for one after another."""
-    return pq.read_table(path)
+    with reading(path, "delete its folder and run again", ArtifactError):
+        return pq.read_table(path)
 
 
 def rows_of_stage(run: Run, kind: str, item: Item, table: str, **where: str | int) -> list[dict[str, Any]] | None:

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import Analysis, Item, Need, Needs, Results, Statement, Tables, rows_of
@@ -130,13 +129,13 @@ def _run(work: Work, settings: RepeatsSettings) -> Results:
                 values |= {name: row[name] for name in ("ceiling", "floor")}
                 rows = [(edge, values)]
             elif kind == "verdicts":
-                ends = pq.read_table(artifact / "verdicts.parquet").to_pylist()
+                ends = artifact.table("verdicts").to_pylist()
                 rows = [(f"{edge}, {row['end']}", _verdict_shares(row)) for row in ends]
             else:
                 table, names = _FIGURES[kind]
                 rows = [
                     (" on ".join(filter(None, (model, row.get("corpus")))), {name: row[name] for name in names})
-                    for row in pq.read_table(artifact / f"{table}.parquet").to_pylist()
+                    for row in artifact.table(table).to_pylist()
                 ]
             for about, values in rows:
                 for name, value in values.items():

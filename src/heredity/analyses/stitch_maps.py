@@ -25,7 +25,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from heredity import format
 from heredity.analyses.analysis import (
@@ -292,7 +291,7 @@ def maps_of(artifact: Artifact) -> dict[str, Any]:
 
 def read_rows(artifact: Artifact, table: str) -> list[dict[str, Any]]:
     """Rows of one table of an artifact."""
-    return pq.read_table(artifact / f"{table}.parquet").to_pylist()
+    return artifact.table(table).to_pylist()
 
 
 def _run(work: Work, settings: StitchSettings) -> Results:

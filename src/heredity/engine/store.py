@@ -24,16 +24,19 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heredity.engine.shared import Shared, alive, behind, cache_of, checksum, remove
 from heredity.engine.snapshot import snapshots
-from heredity.errors import UNSUPPORTED, read_json
+from heredity.errors import UNSUPPORTED, read_json, reading
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 try:
     import fcntl
@@ -70,6 +73,14 @@ class Artifact:
     def json(self, name: str) -> Any:
         """Content of a JSON file of the folder."""
         return read_json(self / name, "delete its folder and run again", ArtifactError, object)
+
+    def table(self, name: str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+        """A table of the folder, or some of its columns and rows; filters: as of `pyarrow.parquet.read_table`."""
+        import pyarrow.parquet as pq
+
+        path = self / f"{name}.parquet"
+        with reading(path, "delete its folder and run again", ArtifactError):
+            return pq.read_table(path, columns=columns, filters=filters)
 
     @property
     def manifest(self) -> dict[str, Any]:
