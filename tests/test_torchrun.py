@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from faults.table import STUDY, write_texts
-from ranks import SOURCE
+from ranks import SOURCE, ended, launched
 from tiny import command, toml
 
 SITES = ["blocks.0.mlp.hook_post", "blocks.0.hook_resid_post"]
@@ -46,3 +46,30 @@ def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monke
     assert "sae_sites/joint" in [row["stage"] for row in json.loads(done.stdout)["worked"]]
     assert len(expected) > 2 and weights(tmp_path / "runs") == expected
     assert not [path for path in (tmp_path / "runs").rglob(".*") if path.name != ".lock"]
+
+
+KILLED = """
+import os, time
+from heredity.engine import ranks
+ranks._BEAT, ranks._SILENT = 0.1, 2.0
+with ranks.ranks() as here:
+    assert here.told("begun", by=0) == "begun"
+    if here.number == 1:
+        time.sleep(4)  # at work, and alive
+        here.told("made", by=1)
+        os._exit(9)  # before it tells the next
+    assert here.told(None, by=1) == "made"
+    begun = time.monotonic()
+    try:
+        here.told(None, by=1)
+    except ranks.RankError as error:
+        print(error, flush=True)
+    assert time.monotonic() - begun < 30
+    os._exit(3)
+"""
+
+
+def test_a_rank_that_is_killed_is_missed_by_those_that_wait_for_its_word(tmp_path):
+    (code, out, err), (other, _, _) = ended(launched(["-c", KILLED], 2, tmp_path))
+    assert (code, other) == (3, 9), err
+    assert "another process of this command has ended" in out

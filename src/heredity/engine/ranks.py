@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import count
@@ -22,9 +24,16 @@ if TYPE_CHECKING:
 
 _EXCHANGE = timedelta(minutes=30)  # longest that ranks at the same work may be apart
 _LOOK = timedelta(seconds=1)  # between two looks for a signal while another rank works alone
+_BEAT, _SILENT = 5.0, 120.0  # seconds between two signs of life, and after which a rank that gives none has ended
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What a launcher sets. Taken away, or else a library that a rank uses alone would wait for the others in it.
 _SET = (*_NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
+
+
+_GONE = (
+    "another process of this command has ended, or cannot be reached; what it said last tells why, and the same "
+    "command goes on from here"
+)
 
 
 class RankError(ValueError):
@@ -73,6 +82,9 @@ class _Launched(Ranks):
         import torch.distributed as dist
 
         self.number, self.count, self._store, self._turns = number, size, store, count()
+        self._ended = threading.Event()
+        self._alive = threading.Thread(target=self._live, args=(store.clone(),), daemon=True)
+        self._alive.start()
         self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
 
     def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
@@ -91,9 +103,31 @@ class _Launched(Ranks):
         if self.number == by:
             _reached(lambda: self._store.set(name, json.dumps(value)))
             return value
+        sign, since = "", time.monotonic()
         while not _reached(lambda: self._here(name)):
-            pass
+            # A rank that is killed leaves the store as it is, and what all exchange by Gloo alone would notice.
+            last = _reached(lambda: self._sign(by))
+            sign, since = (sign, since) if last == sign else (last, time.monotonic())
+            if time.monotonic() - since > _SILENT:
+                raise RankError(_GONE)
         return json.loads(_reached(lambda: self._store.get(name)))
+
+    def end(self) -> None:
+        """Give no more signs of life. A thread that is still in torch's code when Python ends would end it badly."""
+        self._ended.set()
+        self._alive.join(_BEAT)
+
+    def _live(self, store: dist.Store) -> None:
+        """Give signs of life, over a connection of its own, until the store is gone."""
+        with contextlib.suppress(RuntimeError):
+            for sign in count(1):
+                store.set(f"alive/{self.number}", str(sign))
+                if self._ended.wait(_BEAT):
+                    return
+
+    def _sign(self, rank: int) -> str:
+        name = f"alive/{rank}"
+        return self._store.get(name).decode() if self._store.check([name]) else ""
 
     def _here(self, name: str) -> bool:
         import torch.distributed as dist
@@ -122,10 +156,7 @@ def _reached(exchange: Callable[[], Any]) -> Any:
     try:
         return exchange()
     except RuntimeError as error:
-        raise RankError(
-            "another process of this command has ended, or cannot be reached; what it said last tells why, and the "
-            "same command goes on from here"
-        ) from error
+        raise RankError(_GONE) from error
 
 
 @contextlib.contextmanager
@@ -140,6 +171,9 @@ def ranks() -> Iterator[Ranks]:
     for name in _SET:
         os.environ.pop(name, None)
     made = _reached(lambda: _Launched(store, number, size))
-    yield made
-    made.told(None)  # once the first is done with what it does alone
-    made.meet()  # before it ends, and the store with it
+    try:
+        yield made
+        made.told(None)  # once the first is done with what it does alone
+        made.meet()  # before it ends, and the store with it
+    finally:
+        made.end()
