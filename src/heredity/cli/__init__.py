@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 
 from heredity.cli import study as study  # isort: skip - commands are listed in the order they are made in
 from heredity.cli import look as look
@@ -17,5 +18,8 @@ def main() -> None:
     if find_spec("fcntl") is None or find_spec("resource") is None:
         sys.stderr.write(f"error: {UNSUPPORTED}\n")
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")  # a locale without a letter ends no command
     share_processors()  # before a command loads torch
     app()

@@ -1,6 +1,7 @@
 """Every declared table of a run, small and large, as files for other tools: Parquet, CSV or JSON.
 
-Parquet files hold the declaration in their metadata. Each file appears under its name when it is complete.
+Parquet files hold the declaration in their metadata. Each file appears under its name when it is complete, and a new
+folder when all of it is.
 """
 
 from __future__ import annotations
@@ -28,16 +29,26 @@ FORMATS = ("csv", "parquet", "json")
 def export(run: Run, out: Path, format_: str, progress: Callable[[int, int], None]) -> list[Path]:
     """Write every table of a run as `out/NAME.FORMAT`; returns the paths.
 
-    Raises ValueError for `out` that is a file.
+    A new folder is there when all of it is; in one that exists each file is. Raises ValueError for `out` that is a
+    file.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"-o {out}: is a file; give the name of a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    written = {out / f"{name}.{format_}": (name, files) for name, files in files_of(run).items()}
-    for done, (path, (name, files)) in enumerate(written.items(), 1):
-        write(TABLES[name], map(pq.read_table, files), path, format_)
-        progress(done, len(written))
-    return list(written)
+    if out.exists():
+        if not out.is_dir():
+            raise ValueError(f"-o {out}: is a file; give the name of a folder")
+        return [out / name for name in _written(run, out, format_, progress)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as unfinished:
+        unfinished.mkdir()
+        return [out / name for name in _written(run, unfinished, format_, progress)]
+
+
+def _written(run: Run, folder: Path, format_: str, progress: Callable[[int, int], None]) -> list[str]:
+    """Names of the files that were written into a folder."""
+    tables = files_of(run)
+    for done, (name, files) in enumerate(tables.items(), 1):
+        write(TABLES[name], map(pq.read_table, files), folder / f"{name}.{format_}", format_)
+        progress(done, len(tables))
+    return [f"{name}.{format_}" for name in tables]
 
 
 def files_of(run: Run) -> dict[str, list[Path]]:
