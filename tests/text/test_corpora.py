@@ -3,10 +3,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -338,3 +341,26 @@ def test_any_hub_data_set_can_be_named_with_subset_and_column(hub, tmp_path):
     hub.rows = ConnectionError("no\nroute")
     with pytest.raises(CorpusError, match=r"nilq/babylm-100M cannot be read \(no route\); .* or use local:PATH"):
         texts_of("hub:babylm", tmp_path)
+
+
+def test_reading_a_corpus_holds_a_little_of_it(tmp_path):
+    """Arrow holds what it reads ahead until the file is closed, unless it is told not to read ahead."""
+    rng = np.random.default_rng(0)
+    rows = [{"text": rng.bytes(1 << 18).hex()} for _ in range(100)]
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(tmp_path / "train.parquet", schema, compression="zstd") as file:
+        for at in range(0, len(rows), 10):
+            file.write_table(pa.Table.from_pylist(rows[at : at + 10], schema=schema))
+    code = """
+import resource, sys
+from pathlib import Path
+from heredity.text.corpora import read_corpus
+texts = read_corpus(Path(sys.argv[1]), "train")
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+first = len(next(texts))
+before = most()
+assert sum(map(len, texts)) == 99 * first
+print((most() - before) >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20, "MiB, of 50"

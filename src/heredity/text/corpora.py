@@ -23,7 +23,6 @@ from heredity.text.spoken import Spoken
 
 _SPANS = pa.field("spans", pa.list_(pa.int32()))
 _SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("license", pa.string()), _SPANS])
-_ROWS = 1000
 _FEW = 500
 _GROUP_BYTES = 8 * 2**20
 _STORIES = 8000
@@ -169,9 +168,11 @@ def read_dialogues(folder: Path, split: Split) -> Iterator[Spoken]:
 
 def _columns(path: Path, *names: str) -> Iterator[tuple[Any, ...]]:
     try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_ROWS, columns=names):
-                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+        # Arrow else keeps what it has read ahead, by and by the whole file.
+        with pq.ParquetFile(path, pre_buffer=False) as table:
+            for group in range(table.num_row_groups):
+                rows = table.read_row_group(group, names)
+                yield from zip(*(rows.column(name).to_pylist() for name in names), strict=True)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path}: cannot be read ({error}); write the corpus again") from error
 

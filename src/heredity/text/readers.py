@@ -349,7 +349,8 @@ def _wanted(names: Sequence[str], columns: Sequence[str], others: Sequence[str])
 def _parquet(file: Path, columns: Sequence[str], others: Sequence[str]) -> Iterator[Row]:
     if fault := fault_of(file):
         raise CorpusError(fault)
-    with pq.ParquetFile(file) as table:
+    # Arrow else keeps what it has read ahead, by and by the whole file.
+    with pq.ParquetFile(file, pre_buffer=False) as table:
         wanted = _wanted(table.schema_arrow.names, columns, others)
         # Not those of single columns: damaged ones end the process inside pyarrow.
         unpacked = sum(
