@@ -100,7 +100,8 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     (tmp_path / "track.json").rename(tmp_path / "summary.json")
     with pytest.raises(ArtifactError, match=r"a run of heredity 0\.1\.0 .*; run its study again"):
         open_run(tmp_path)
-    for broken in ("no json", "{}", '{"toml": "x = [", "study": "s", "root": "."}', "[1]"):
+    names = ['{"toml": "x = [", "study": "s", "root": "."}', '{"toml": "", "study": 5, "root": "."}']
+    for broken in ("no json", "{}", *names, "[1]"):
         (tmp_path / "run.json").write_text(broken)
         with pytest.raises(ArtifactError, match=r"run\.json: cannot be read .*; run the study again"):
             open_run(tmp_path)

@@ -15,7 +15,7 @@ from heredity.analyses.analysis import Need, Statement
 from heredity.analyses.sae import sae_need
 from heredity.engine.shared import place
 from heredity.engine.store import Artifact, ArtifactError, Store, write_json
-from heredity.errors import read_json, reading
+from heredity.errors import read_json, reading, short
 from heredity.study import Study, StudyError
 
 if TYPE_CHECKING:
@@ -236,5 +236,7 @@ def open(folder: str | Path) -> Run:  # noqa: A001 - heredity.open, as a file is
     way_out = "run the study again"
     values = read_json(path, way_out, ArtifactError)
     with reading(path, way_out, ArtifactError):
+        if not isinstance(values["study"], str):
+            raise ValueError(f"study = {short(values['study'])} is no name")
         study = Study.of(tomllib.loads(values["toml"]), values["study"], Path(values["root"]))
     return Run(as_recorded(study, place_), place_)

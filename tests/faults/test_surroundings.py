@@ -298,7 +298,9 @@ def _(place: Place) -> str:
     place.study()
     with open(place.folder / "words.jsonl", "a") as file:
         for number in range(250_000):
-            file.write(json.dumps({"text": f"{number} the cat sat on the mat and saw a dog. " * 80}) + "\n")
+            # No two texts are the same, nor is each a word that no other has: vocabularies are held.
+            words = f"{number % 1000} {number // 1000} the cat sat on the mat and saw a dog. "
+            file.write(json.dumps({"text": words * 80}) + "\n")
     size = (place.folder / "words.jsonl").stat().st_size
     code = """
 import sys

@@ -164,6 +164,7 @@ def broken(path: str, value: object) -> dict:
         ("model.lua.parent", "lua_stories", ": lua_stories -> lua -> lua_stories is a cycle"),
         ("model.lua.parent", "lua", "is its own parent"),
         ("model.lua", {}, "model.lua: says neither train, load, merge, recipe_of nor parent"),
+        ("model.lua.parent", "", "model.lua.parent"),
         ("model.lua", {"parent": "base"}, "model.lua: has a parent but no corpora"),
         ("model.lua_stories.merge.t", 1.2, "model.lua_stories.merge.t: 1.2: must be a number from 0 (first parent) to"),
         ("model.lua_stories.merge.parents", ["lua", "lua"], "names a model twice"),

@@ -214,7 +214,7 @@ class ModelConfig(TrainingConfig):
     a chain of models, each the parent of the next, named `NAME@REVISION`."""
     trust_remote_code: bool = False
     """Run code that a hub model ships. Off unless the study says so."""
-    parent: str | None = None
+    parent: Annotated[str, Field(min_length=1)] | None = None
     """Model this one is fine-tuned from."""
     corpora: tuple[str, ...] = ()
     """Corpora of the fine-tune; of a loaded model, the corpora of its trace."""
@@ -237,7 +237,7 @@ class ModelConfig(TrainingConfig):
     second_sae: _References = ()
     """Another one of another seed, which tells which features of the first are stable. By default one is trained, with
     the first one's features, activation function and k, and otherwise by [sae]."""
-    recipe_of: str | None = None
+    recipe_of: Annotated[str, Field(min_length=1)] | None = None
     """Train this model as that one was, from scratch or from the same parent, with another seed; the two are compared
     along an edge of their own. All other keys are that model's."""
 
