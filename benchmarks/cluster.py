@@ -105,6 +105,14 @@ def matching(shards: Shards, ends: tuple[FeatureActs, FeatureActs], least: int) 
 def nothing(_: Work) -> None: ...
 
 
+def warmed(_: int, unit: int) -> int:
+    """Load and compile all that is timed, for long enough that every worker gets one of as many units."""
+    start, little = time.monotonic(), (acts(QUICK, 0), acts(QUICK, 1))
+    encoding(Here(), QUICK), matching(Here(), little, 1_000)
+    time.sleep(max(0.0, 20 + start - time.monotonic()))
+    return unit
+
+
 def same(one: Any, other: Any) -> bool:
     return all(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f") for a, b in zip(one, other, strict=True))
 
@@ -142,19 +150,18 @@ def overhead(at: engine.Cluster, shards: Shards, sizes: Sizes, folder: Path) -> 
 
 
 def measure(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    small, ends = QUICK, (acts(sizes, 0), acts(sizes, 1))
-    little = (acts(QUICK, 0), acts(QUICK, 1))
+    ends = acts(sizes, 0), acts(sizes, 1)
     least = sizes.matched * sizes.l0**2 // 8  # multiply-adds: eight ranges
     report: dict[str, Any] = {"sizes": sizes._asdict(), "processors": len(os.sched_getaffinity(0))}
 
-    def both(shards: Shards) -> tuple[dict[str, float], Any]:
-        encoding(shards, small), matching(shards, little, 1_000)  # compiled, models imported
+    def both(shards: Shards, slots: int) -> tuple[dict[str, float], Any]:
+        list(shards.job(partial(int, 0)).map(warmed, range(slots)))
         print("warm", file=sys.stderr)
         encoded, found = seconds(lambda: encoding(shards, sizes))
         matched, matches = seconds(lambda: matching(shards, ends, least))
         return {"encoding": encoded, "matching": matched}, (found, matches)
 
-    report["one process"], expected = both(Here())
+    report["one process"], expected = both(Here(), 1)
     print("one process", report["one process"], file=sys.stderr)
     for workers in (1, 2):
         with processors(workers):
@@ -163,7 +170,7 @@ def measure(sizes: Sizes, folder: Path) -> dict[str, Any]:
                 begun = round(time.perf_counter() - start, 3)
                 shards = Cut(RayShards(Stage("k", "n", {}, {}, print), Store(folder / "none"), 1, at.slots))
                 assert at.threads == 1 and at.slots == workers
-                times, found = both(shards)
+                times, found = both(shards, at.slots)
                 assert all(same(one, other) for one, other in zip(expected, found, strict=True)), "other bits"
                 put, ref = seconds(lambda: ray.put(ends))
                 report[f"{workers} workers"] = {

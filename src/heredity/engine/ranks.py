@@ -83,7 +83,8 @@ class _Launched(Ranks):
 
         self.number, self.count, self._store, self._turns = number, size, store, count()
         self._ended = threading.Event()
-        self._alive = threading.Thread(target=self._live, args=(store.clone(),), daemon=True)
+        own = store.clone()  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs do not know it
+        self._alive = threading.Thread(target=self._live, args=(own,), daemon=True)
         self._alive.start()
         self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
 
