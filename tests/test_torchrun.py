@@ -51,7 +51,6 @@ def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monke
 KILLED = """
 import os, time
 from heredity.engine import ranks
-ranks._BEAT, ranks._SILENT = 0.1, 2.0
 with ranks.ranks() as here:
     assert here.told("begun", by=0) == "begun"
     if here.number == 1:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
-import time
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import count
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 _EXCHANGE = timedelta(minutes=30)  # longest that ranks at the same work may be apart
 _LOOK = timedelta(seconds=1)  # between two looks for a signal while another rank works alone
-_BEAT, _SILENT = 5.0, 120.0  # seconds between two signs of life, and after which a rank that gives none has ended
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}  # a machine that is cut off is missed in 90 s
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # What a launcher sets. Taken away, or else a library that a rank uses alone would wait for the others in it.
 _SET = (*_NEEDED, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
@@ -78,14 +77,16 @@ class _Launched(Ranks):
     The group is this object's own: other libraries see no distributed torch.
     """
 
-    def __init__(self, store: dist.Store, number: int, size: int) -> None:
+    def __init__(self, store: dist.Store, number: int, size: int, address: str) -> None:
+        """address: of this machine, as the others reach it."""
         import torch.distributed as dist
 
         self.number, self.count, self._store, self._turns = number, size, store, count()
-        self._ended = threading.Event()
-        own = store.clone()  # pyright: ignore[reportAttributeAccessIssue] - torch's stubs do not know it
-        self._alive = threading.Thread(target=self._live, args=(own,), daemon=True)
-        self._alive.start()
+        # Nobody accepts here: the system answers for this process as long as it is there, and hangs up when it is gone.
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._there = socket.create_server((address, 0), family=family, backlog=size)
+        self._lines: dict[int, socket.socket] = {}
+        store.set(f"there/{number}", json.dumps(self._there.getsockname()[:2]))
         self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("group", store), number, size, _EXCHANGE)
 
     def fill(self, whole: np.ndarray, edges: Sequence[int]) -> None:
@@ -104,31 +105,33 @@ class _Launched(Ranks):
         if self.number == by:
             _reached(lambda: self._store.set(name, json.dumps(value)))
             return value
-        sign, since = "", time.monotonic()
         while not _reached(lambda: self._here(name)):
             # A rank that is killed leaves the store as it is, and what all exchange by Gloo alone would notice.
-            last = _reached(lambda: self._sign(by))
-            sign, since = (sign, since) if last == sign else (last, time.monotonic())
-            if time.monotonic() - since > _SILENT:
+            if not _reached(lambda: self._lives(by)):
                 raise RankError(_GONE)
         return json.loads(_reached(lambda: self._store.get(name)))
 
-    def end(self) -> None:
-        """Give no more signs of life. A thread that is still in torch's code when Python ends would end it badly."""
-        self._ended.set()
-        self._alive.join(_BEAT)
+    def _lives(self, rank: int) -> bool:
+        """Whether the process of a rank is there."""
+        try:
+            if rank not in self._lines:
+                line = socket.create_connection(json.loads(self._store.get(f"there/{rank}")), 60)
+                line.setblocking(False)
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in _KEEPALIVE.items():
+                    if hasattr(socket, option):  # of Linux
+                        line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+                self._lines[rank] = line
+            return self._lines[rank].recv(1) != b""  # which never sends anything
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
-    def _live(self, store: dist.Store) -> None:
-        """Give signs of life, over a connection of its own, until the store is gone."""
-        with contextlib.suppress(RuntimeError):
-            for sign in count(1):
-                store.set(f"alive/{self.number}", str(sign))
-                if self._ended.wait(_BEAT):
-                    return
-
-    def _sign(self, rank: int) -> str:
-        name = f"alive/{rank}"
-        return self._store.get(name).decode() if self._store.check([name]) else ""
+    def close(self) -> None:
+        """Hang up."""
+        for line in (self._there, *self._lines.values()):
+            line.close()
 
     def _here(self, name: str) -> bool:
         import torch.distributed as dist
@@ -169,12 +172,14 @@ def ranks() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     store, number, size = _reached(lambda: next(dist.rendezvous("env://", timeout=_EXCHANGE)))
+    with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), 60) as line:
+        address = line.getsockname()[0]
     for name in _SET:
         os.environ.pop(name, None)
-    made = _reached(lambda: _Launched(store, number, size))
+    made = _reached(lambda: _Launched(store, number, size, address))
     try:
         yield made
         made.told(None)  # once the first is done with what it does alone
         made.meet()  # before it ends, and the store with it
     finally:
-        made.end()
+        made.close()
