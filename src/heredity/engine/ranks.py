@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,8 @@ class _Launched(Ranks):
         """address: of this machine, as the others reach it."""
         import torch.distributed as dist
 
-        self.number, self.count, self._store, self._turns = number, size, store, count()
+        self.number, self.count, self._turns = number, size, count()
+        self._store: Any = store
         # Nobody accepts here: the system answers for this process as long as it is there, and hangs up when it is gone.
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._there = socket.create_server((address, 0), family=family, backlog=size)
@@ -129,9 +131,10 @@ class _Launched(Ranks):
             return False
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up. Threads of torch's that are still there when Python ends would end it badly, so nothing holds them."""
         for line in (self._there, *self._lines.values()):
             line.close()
+        self._group = self._store = None
 
     def _here(self, name: str) -> bool:
         import torch.distributed as dist
@@ -176,7 +179,8 @@ def ranks() -> Iterator[Ranks]:
         address = line.getsockname()[0]
     for name in _SET:
         os.environ.pop(name, None)
-    made = _reached(lambda: _Launched(store, number, size, address))
+    made = _reached(partial(_Launched, store, number, size, address))
+    del store  # `close` lets go of all else
     try:
         yield made
         made.told(None)  # once the first is done with what it does alone
