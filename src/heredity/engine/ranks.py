@@ -131,7 +131,7 @@ class _Launched(Ranks):
             return False
 
     def close(self) -> None:
-        """Hang up. Threads of torch's that are still there when Python ends would end it badly, so nothing holds them."""
+        """Hang up, and let go of what torch has: its threads would end Python badly if they were there at its end."""
         for line in (self._there, *self._lines.values()):
             line.close()
         self._group = self._store = None
