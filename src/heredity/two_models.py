@@ -6,13 +6,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import numpy as np
+
 from heredity.analyses import TABLES, match, one_sae, verdict_findings, verdicts
 from heredity.analyses import sae as sae_analysis
-from heredity.analyses.aligned_ends import sample_of
+from heredity.analyses.aligned_ends import Sample, read_ends, sample_of
 from heredity.analyses.analysis import Statement
 from heredity.analyses.pairing import (
     Ends,
@@ -25,7 +28,7 @@ from heredity.analyses.pairing import (
     opened,
 )
 from heredity.analyses.text import FEW_UNKNOWN, unknown_note
-from heredity.engine.workers import Here, Progress
+from heredity.engine.workers import Progress
 from heredity.errors import one_of
 from heredity.lm.reading import OUTLIERS, Prefix, Reading, prefix_of, read_by
 from heredity.study import ControlsConfig, Edge, LineageConfig, ReferencesConfig
@@ -34,8 +37,10 @@ from heredity.text.spoken import Roles, Spoken
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from heredity.features.acts import FeatureActs
     from heredity.features.collect import Reader
     from heredity.features.correlate import Matches
+    from heredity.features.ends import End
     from heredity.stitch.affine import Stitch, StitchQuality
     from heredity.text.tokens import BlockSampler
 
@@ -322,27 +327,27 @@ def _tables_of(
     from heredity.synthetic import surgery
 
     parent, child = readers["parent"], readers["child"]
-    jobs = Here().job(lambda: parent), Here().job(lambda: child._replace(saes=child.saes[:1]))
-    directions = match.directions_of(parent.saes[0], child.saes[0])
-    rows = match.match_edge(jobs, directions, sampler, settings, progress)
-    sample = sample_of(sampler, settings.lineage.tokens)
     shared = child.saes[0] is parent.saes[0]
+    ends, sample = read_ends(
+        {"parent": parent, "child": child._replace(saes=parent.saes[:2]) if shared else child},
+        sample_of(sampler, settings.lineage.tokens),
+        progress=progress,
+    )
+    directions = match.directions_of(parent.saes[0], child.saes[0])
+    rows = match.match_read(*_matched_on(ends, sample, sampler, settings.lineage.tokens), directions, settings)
     instrument = "frozen" if shared else "loaded"
     declared, same = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES], False
     if len(parent.saes) > 1:
-        ends = {
-            "parent": parent._replace(saes=parent.saes[:2]),
-            "child": child._replace(saes=parent.saes[:2]) if shared else child,
-        }
         asked = verdicts.VerdictSettings(
             settings.edge, parent.hook_point, settings.precision, settings.lineage.tokens, sampler.context_size,
             "tokens", ReferencesConfig(), instrument, settings.seed, settings.text_seed
         )  # fmt: skip
         made = {"edit": partial(surgery.shaken, models[0], models[1], settings.seed)}
-        rows |= verdicts.rows_of_ends(ends, sample, asked, made, progress)
+        judged = ends | {"parent": replace(ends["parent"], saes=parent.saes[:2], acts=ends["parent"].acts[:2])}
+        rows |= verdicts.rows_of_ends(judged, parent, sample, asked, made, progress)
         declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
     else:
-        rows["evidence"], same = one_sae.evidence(readers, sample, settings.seed, told, effects)
+        rows["evidence"], same = one_sae.evidence(ends, sample, settings.seed, told, effects)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
@@ -353,6 +358,31 @@ def _tables_of(
         for table in declared
     }
     return tables, same
+
+
+def _matched_on(
+    ends: Mapping[str, End], sample: Sample, sampler: BlockSampler, tokens: int
+) -> tuple[FeatureActs, FeatureActs, list[FeatureActs], np.ndarray, np.ndarray]:
+    """Activations of parent, child and the parent's further SAEs on which features are matched, and the document and
+    the token of each position: what they are judged on, and where a pass of the texts holds less than twice the tokens
+    asked for, the rest of it too."""
+    from heredity.features.acts import FeatureActs
+    from heredity.features.ends import encode
+
+    acts = [[*ends["parent"].acts], [ends["child"].acts[0]]]
+    documents, ids = sample.documents, sample.tokens
+    count, context = len(sample.blocks), sampler.context_size
+    if count * context + context <= tokens:
+        acts = [
+            [FeatureActs.concatenate([one, encode(sae, end.fitting)]) for one, sae in zip(own, end.saes, strict=False)]
+            for own, end in zip(acts, (ends["parent"], ends["child"]), strict=True)
+        ]
+        kept = slice(None) if sample.kept_fitting is None else sample.kept_fitting
+        more = np.repeat(sampler.documents(count, 2 * count), context)[kept]
+        documents = np.concatenate([documents, more])
+        ids = np.concatenate([ids, np.ma.getdata(sample.fitting).ravel()[kept]])
+    (parent, *spare), (child,) = acts
+    return parent, child, spare, documents, ids
 
 
 def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 
 import artifacts
 from heredity.analyses import one_sae, verdicts
-from heredity.analyses.aligned_ends import Sample, sample_of
+from heredity.analyses.aligned_ends import Sample, read_ends, sample_of
 from heredity.analyses.match import MatchSettings, directions_of, match_edge
 from heredity.analyses.verdicts import VerdictSettings
 from heredity.engine.workers import Here
@@ -161,7 +161,7 @@ def test_with_one_sae_the_evidence_is_told_without_verdicts():
     sample = Sample(ids[:600], ids[600:], documents[: 600 * 16])
     sae = units(0)
     readers = {end: Reader(made, LAST, [sae]) for end, made in (("parent", model()), ("child", child_model()))}
-    columns, same = one_sae.evidence(readers, sample, 4, pytest.fail)
+    columns, same = one_sae.evidence(*read_ends(readers, sample), 4, pytest.fail)
     assert not same
     verdicts.EVIDENCE.check(columns, **artifacts.SITE, edge="base->tuned", text="common")
     assert set(columns["verdict"]) == {"stability unknown"} and set(columns["end"]) == {"parent"}
@@ -189,7 +189,7 @@ def test_positions_that_are_no_samples_have_no_say():
     told = {}
     for name, pack in (("all", replace(packed, spoken=None)), ("assistant", packed)):
         sampler = BlockSampler({"talks": pack}, 16, 0)
-        columns, same = one_sae.evidence(readers, sample_of(sampler, 9_600), 4, pytest.fail)
+        columns, same = one_sae.evidence(*read_ends(readers, sample_of(sampler, 9_600)), 4, pytest.fail)
         jobs = (Here().job(lambda end=end: readers[end]) for end in ("parent", "child"))
         lineage = LineageConfig(threshold=0.9, tokens=9_600)
         end = Edge("base", "tuned"), LAST, "float32"
@@ -264,7 +264,8 @@ def test_what_the_child_learned_shows_on_its_own_text_and_not_on_the_common_one(
     said = {}
     for text, words in (("common", VOCAB - len(WORDS)), ("own", VOCAB)):
         sampler = BlockSampler({text: PackedTokens(rng.integers(0, words, 16 * 1200), starts)}, 16, 0)
-        rows = verdicts.rows_of_ends(readers, sample_of(sampler, 9_600), settings, None)
+        ends, sample = read_ends(readers, sample_of(sampler, 9_600))
+        rows = verdicts.rows_of_ends(ends, readers["parent"], sample, settings, {})
         said[text] = np.array(
             [rows["evidence"]["verdict"][rows["evidence"]["end"] == end] for end in ("parent", "child")]
         )

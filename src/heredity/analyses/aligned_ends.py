@@ -15,6 +15,7 @@ import numpy as np
 from heredity.analyses.held import HELD
 
 if TYPE_CHECKING:
+    from heredity.engine.workers import Progress
     from heredity.features.collect import Reader
     from heredity.features.ends import End
     from heredity.text.tokens import BlockSampler
@@ -54,13 +55,25 @@ def sample_of(sampler: BlockSampler, tokens: int) -> Sample:
 
 
 def read_ends(
-    readers: Mapping[str, Reader], sample: Sample, known: Known | None = None
+    readers: Mapping[str, Reader], sample: Sample, known: Known | None = None, progress: Progress | None = None
 ) -> tuple[dict[str, End], Sample]:
-    """The ends of an edge at the positions that are samples in both models; and the sample, which knows these then."""
+    """The ends of an edge at the positions that are samples in both models; and the sample, which knows these then.
+
+    progress: called with the blocks read and all, of both models.
+    """
     from heredity.features.ends import end_of
 
+    total, done = len(readers) * (len(sample.blocks) + len(sample.fitting)), 0
+
+    def step(blocks: int) -> None:
+        nonlocal done
+        done += blocks
+        if progress:
+            progress(done, total)
+
     def read(blocks: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
-        vectors, masks = zip(*(_read(one, role, blocks, known) for role, one in readers.items()), strict=True)
+        read = (_read(one, role, blocks, known, step=step) for role, one in readers.items())
+        vectors, masks = zip(*read, strict=True)
         kept = np.logical_and.reduce(masks)
         return (list(vectors), None) if kept.all() else ([x[kept] for x in vectors], kept)
 
@@ -87,9 +100,17 @@ def read_again(
 
 
 def _read(
-    reader: Reader, role: str, blocks: np.ndarray, known: Known | None, make: Callable[[], Any] | None = None
+    reader: Reader,
+    role: str,
+    blocks: np.ndarray,
+    known: Known | None,
+    make: Callable[[], Any] | None = None,
+    step: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Activations at the reader's place, float32 [tokens, d], and which are samples, bool [tokens]."""
+    """Activations at the reader's place, float32 [tokens, d], and which are samples, bool [tokens].
+
+    step: called with the blocks of every chunk that is read.
+    """
     from heredity.lm.activations import marked_at
 
     def read(places: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -98,6 +119,8 @@ def _read(
             for place, (x, kept) in zip(places, chunk, strict=True):
                 all_kept = np.ones(len(x), bool)
                 parts[place].append((x.cpu().numpy(), all_kept if kept is None else kept.cpu().numpy()))
+            if step:
+                step(len(chunk[0][0]) // blocks.shape[1])
         return {
             place: (np.concatenate([x for x, _ in of]), np.concatenate([k for _, k in of]))
             for place, of in parts.items()

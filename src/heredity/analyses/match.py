@@ -327,21 +327,18 @@ def match_edge(
     names: tuple[Any, Any] | None = None,
     shards: Shards | None = None,
 ) -> dict[str, Any]:
-    """Rows of all tables of one edge, by name.
+    """Rows of all tables of one edge, by name, from models that are read for it.
 
     ends: parent and child, each with its SAE first; further SAEs of the parent are its controls, for the ceiling.
     directions: weights of the SAEs of both ends. names: of each end, what no other reading is called, under which its
     activations are held for other edges. shards: workers that share the matching; by default this process.
     """
     from heredity.features.collect import collected, together
-    from heredity.features.edge_statistics import Compared, Settings, edge_statistics
-    from heredity.features.match_by import correlate_by
-    from heredity.features.null import floor
 
     def half(first: int) -> Progress:
         return lambda done, total: progress(first * total + done, 2 * total) if progress else None
 
-    lineage, at, matched = settings.lineage, device(), partial(correlate_by, shards or Here())
+    lineage = settings.lineage
 
     def read(end: int) -> list[FeatureActs]:
         return collected(ends[end], sampler, lineage.tokens, half(end))
@@ -356,6 +353,30 @@ def match_edge(
     (parent, child, *spare), kept = together(parent, child, *spare)
     documents = np.repeat(sampler.documents(0, blocks), sampler.context_size)
     ids = np.ma.getdata(sampler.take(0, blocks)).ravel()
+    if kept is not None:
+        documents, ids = documents[kept], ids[kept]
+    return match_read(parent, child, spare, documents, ids, directions, settings, shards)
+
+
+def match_read(
+    parent: FeatureActs,
+    child: FeatureActs,
+    spare: Sequence[FeatureActs],
+    documents: np.ndarray,
+    ids: np.ndarray,
+    directions: Directions,
+    settings: MatchSettings,
+    shards: Shards | None = None,
+) -> dict[str, Any]:
+    """Rows of all tables of one edge, by name, from activations at the same positions.
+
+    spare: of further SAEs of the parent. documents, ids: int64 [tokens], the document and the token of each position.
+    """
+    from heredity.features.edge_statistics import Compared, Settings, edge_statistics
+    from heredity.features.match_by import correlate_by
+    from heredity.features.null import floor
+
+    lineage, at, matched = settings.lineage, device(), partial(correlate_by, shards or Here())
     edge = Compared(
         parent,
         child,
@@ -363,8 +384,8 @@ def match_edge(
         matches=matched(parent, child, lineage.top, device=at),
         ceilings=[matched(parent, acts, 1, device=at) for acts in spare],
         floor=floor(parent, child, settings.passes, settings.seed, device=at, match=matched),
-        documents=documents if kept is None else documents[kept],
-        ids=ids if kept is None else ids[kept],
+        documents=documents,
+        ids=ids,
         one_dictionary=directions.equal(),
     )
     chosen = None if lineage.threshold == "evidence" else lineage.threshold

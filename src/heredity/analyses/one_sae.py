@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heredity import format
-from heredity.analyses.aligned_ends import Sample, read_ends
+from heredity.analyses.aligned_ends import Sample
 from heredity.engine.workers import Progress
 from heredity.study import RANKED, SAEConfig
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from heredity.features.collect import Reader
+    from heredity.features.ends import End
     from heredity.sae.model import SAE, Activation
     from heredity.text.tokens import BlockSampler
 
@@ -111,7 +112,7 @@ def shape_beside(like: SAE, x: Tensor) -> tuple[Activation, int | None]:
 
 
 def evidence(
-    readers: Mapping[str, Reader],
+    ends: Mapping[str, End],
     sample: Sample,
     seed: int,
     told: Callable[[str], object],
@@ -120,7 +121,8 @@ def evidence(
     """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
     the activations of both ends are equal to the bit.
 
-    readers: parent and child. The child's features have rows where it has an SAE of its own. effects: whether they are
+    ends: parent and child, of which the first SAE of each counts. The child's features have rows where it has an SAE
+    of its own. effects: whether they are
     made; None: unless more than `REGRESSED` features fire. told: gets a line where too many features fire for their
     effects, which are nan then.
     """
@@ -128,8 +130,8 @@ def evidence(
     from heredity.features.transmission import LEAST_FIRINGS, TooWideError
     from heredity.features.verdicts import same_r
 
-    ends, sample = read_ends({name: one._replace(saes=one.saes[:1]) for name, one in readers.items()}, sample)
-    own_child = readers["parent"].saes[0] is not readers["child"].saes[0]
+    ends = {name: replace(end, saes=end.saes[:1], acts=end.acts[:1]) for name, end in ends.items()}
+    own_child = ends["parent"].saes[0] is not ends["child"].saes[0]
     parts = []
     for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:
         # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.

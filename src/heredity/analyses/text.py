@@ -5,9 +5,9 @@ Documents are deduplicated, split by the hash of their text, and packed into one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,11 +196,20 @@ def _write_tokens(work: Work, settings: TokensSettings) -> Results:
 
     tokenizer, corpus = tokenizer_of(work.inputs["tokenizer"]), work.inputs["corpus"]
     row: dict[str, Any] = {"unknown": tokenizer.unk_token}
-    unknown, dialogues = 0, corpus.json(RECORD)["form"] == "chat"
+    record, read = corpus.json(RECORD), count(1)
+    unknown, dialogues = 0, record["form"] == "chat"
+    documents = record["documents_train"] + record["documents_validation"]
+
+    def counted(texts: Iterable[Any]) -> Iterator[Any]:
+        for text in texts:
+            yield text
+            if (number := next(read)) % 100 == 0:
+                work.progress(number, documents)
+
     for split in ("train", "validation"):
         try:
-            read = read_corpus if settings.roles == "all" else read_dialogues
-            texts = read(corpus / ".", split)
+            texts_of = read_corpus if settings.roles == "all" else read_dialogues
+            texts = counted(texts_of(corpus / ".", split))
             packed = pack(texts, tokenizer, work.folder / split, dialogues, settings.roles)
         except ValueError as error:
             raise ValueError(f"corpus {settings.corpus}: {error}") from error

@@ -293,7 +293,9 @@ def _run(work: Work, settings: VerdictSettings) -> Results:
     }
     models = {name: partial(_reference_model, work, name, settings.seed) for name in MODELS}
     there = {name: make for name, make in models.items() if name == "edit" or name in work.inputs}
-    rows = rows_of_ends(readers, sample, settings, there, work.progress, _known(work, settings))
+    known = _known(work, settings)
+    ends, sample = read_ends(readers, sample, known)
+    rows = rows_of_ends(ends, readers["parent"], sample, settings, there, work.progress, known)
     for row in rows["verdicts"]:
         row["corpora"] = ", ".join(work.inputs["tokens"])
         row["identical"] = state_of(work.inputs["parent"]) == state_of(work.inputs["child"])
@@ -307,7 +309,8 @@ def _known(work: Work, settings: VerdictSettings) -> Known:
 
 
 def rows_of_ends(
-    readers: Mapping[str, Reader],
+    ends: Mapping[str, End],
+    reader: Reader,
     sample: Sample,
     settings: VerdictSettings,
     models: Mapping[str, Callable[[], Any]],
@@ -316,8 +319,8 @@ def rows_of_ends(
 ) -> dict[str, Any]:
     """Rows of all tables of one edge.
 
-    readers: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged,
-    as are those of a child that is read by the parent's (instrument `frozen`).
+    ends: parent and child, each with its two SAEs; a child with one SAE is read in, and its features are not judged,
+    as are those of a child that is read by the parent's (instrument `frozen`). reader: of the parent, with both SAEs.
     models: make the reference models that there are, by name: those of `MODELS`.
     known: names of the models by role, under which what is read of them is held.
     """
@@ -326,10 +329,8 @@ def rows_of_ends(
     from heredity.features.verdicts import owned, same_r, share_interval
 
     def read(name: str) -> End:
-        reader = readers["parent"]._replace(saes=readers["parent"].saes[1:])
-        return read_again(reader, sample, models[name], name, known)
+        return read_again(reader._replace(saes=reader.saes[1:2]), sample, models[name], name, known)
 
-    ends, sample = read_ends(readers, sample, known)
     judges = [pair for pair in (("parent", "child"), ("child", "parent")) if len(ends[pair[0]].saes) > 1]
     judges = judges[:1] if settings.instrument == "frozen" else judges  # what is new in the child no such SAE has
     references = names_of(settings.references, models)

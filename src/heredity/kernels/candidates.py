@@ -89,10 +89,10 @@ def _group_bounds(maxima, by_norm, by_rounding, rel, groups, bounds):
         bounds[b] = maxima[b] + by_norm * groups[0, b] + by_rounding * groups[1, b] + rel * groups[2, b]
 
 
-def groups_of(screen: Screen, bias: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Of each group of features, those `groups` apart: the largest norm, rounding, and sum of bias and floor without
-    their signs; float32 [3, groups]."""
-    each = np.stack([screen.norm, screen.rounding, np.abs(bias) + np.abs(floor)])
+def groups_of(screen: Screen, sizes: np.ndarray) -> np.ndarray:
+    """Of each group of features, those `groups` apart: the largest norm, rounding, and of `sizes` [d_sae]; float32
+    [3, groups]."""
+    each = np.stack([screen.norm, screen.rounding, sizes])
     missing = -each.shape[1] % LANES
     return np.pad(each, ((0, 0), (0, missing))).reshape(3, LANES, -1).max(1)
 
@@ -119,13 +119,14 @@ def _marked(marks, features):
 @compiled()
 def candidates_of(
     products, scale, reach, slack, apart, x, counts, rel, w_scale, w_norm, w_rounding, w_apart, groups, weight, bias,
-    floor, k, limit
+    plain, sizes, k, limit
 ):  # fmt: skip
     """Features that may be active on each row, rising, int32 [nnz], and what is known of their pre-activations.
 
     products: [n, d_sae]; scale, reach, slack: float32 [n]; apart [n, m] and w_apart [m, d_sae]: columns that `products`
-    leaves out; groups: `groups_of`; floor: float32 [d_sae], 0 with k. counts: int64 [n], written; -1 for more than
-    `limit` candidates. Pre-activations: float32 [nnz], nan where they are still to be summed.
+    leaves out; groups: `groups_of`; plain and sizes: bias less floor, which is 0 with k, and the sum of both without
+    their signs, float32 [d_sae]. counts: int64 [n], written; -1 for more than `limit` candidates. Pre-activations:
+    float32 [nnz], nan where they are still to be summed.
 
     One pass over a row finds the largest of each group. Groups whose bound is below the cut hold no candidate, and
     unless many are left, only their features are looked at one by one.
@@ -137,8 +138,7 @@ def candidates_of(
         np.empty(stride, np.float32),
         np.empty(stride + 1, np.int32),
     )
-    plain, sizes, shifted = bias - floor, np.abs(bias) + np.abs(floor), np.empty(d_sae, np.float32)
-    bounds, base, cut = np.empty(d_sae, np.float32), plain, np.float32(0)
+    bounds, shifted, base, cut = np.empty(d_sae, np.float32), np.empty(d_sae, np.float32), plain, np.float32(0)
     first, exact = np.empty(d_sae + 1, np.int32), np.empty(d_sae, np.float32)
     few = stride < GROUPS_PER_ACTIVE * k
     marks = np.zeros((d_sae + BLOCK - 1) // BLOCK, np.uint64)

@@ -42,6 +42,8 @@ class Encoder(NamedTuple):
     weight: Tensor  # float32 [d_sae, d_in]
     bias: np.ndarray  # float32 [d_sae]
     floor: np.ndarray  # float32 [d_sae]: active is what lies above it; 0 with k
+    plain: np.ndarray  # float32 [d_sae]: bias less floor
+    sizes: np.ndarray  # float32 [d_sae]: the sum of both without their signs
     k: int  # active features per token; 0: all above the floor
 
 
@@ -77,7 +79,8 @@ def sparse_encode(
         return Sparse(starts, features.to(torch.int32).cpu().numpy(), values.float().cpu().numpy(), d_sae)
     least = torch.zeros(()) if threshold is None or k is not None else threshold.detach().float().clamp(min=0)
     floor = np.ascontiguousarray(least.expand(d_sae).numpy())
-    encoder = Encoder(weight.contiguous(), np.ascontiguousarray(bias.numpy()), floor, k or 0)
+    added = np.ascontiguousarray(bias.numpy())
+    encoder = Encoder(weight.contiguous(), added, floor, added - floor, np.abs(added) + np.abs(floor), k or 0)
     return _encoded(x, largest, encoder, screen or weight_screen(encoder.weight, len(x)))
 
 
@@ -114,12 +117,13 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
     d_sae, d_in = encoder.weight.shape
     exacter = paths.exacter(screen.kind, d_in, d_sae)
     apart = _apart(largest, encoder.weight) if screen.kind == "int8" else None
+    groups = groups_of(screen, encoder.sizes)
     parts, overfull, at, trial = [], [], 0, len(x) > 4 * TRIAL_ROWS
     while at < len(x):
         rows = TRIAL_ROWS if trial and exacter else max(16, CHUNK_BYTES // (screen.bytes_per_product * d_sae))
         chunk = x[at : at + rows]
         limit = max(int(TOO_MANY * d_sae), 4 * encoder.k) if exacter else d_sae
-        found = _screened(chunk, screen, apart, encoder, limit)
+        found = _screened(chunk, screen, groups, apart, encoder, limit)
         useless = len(found.overfull) > MOST_OVERFULL * len(chunk)
         if not useless:
             parts.append(found.acts)
@@ -129,6 +133,7 @@ def _encoded(x: Tensor, largest: np.ndarray, encoder: Encoder, screen: Screen) -
         spurious = (found.candidates - len(found.acts.values)) / (len(chunk) * d_sae)
         if exacter and (useless or (trial and paths.pays(exacter[0], screen.kind, spurious, d_in, d_sae))):
             screen, exacter, trial = make_screen(encoder.weight, exacter[0]), exacter[1:], True
+            groups = groups_of(screen, encoder.sizes)
         else:
             trial = False
     acts, rows = _joined(parts, d_sae), np.concatenate(overfull or [np.empty(0, np.int64)])
@@ -146,8 +151,13 @@ def _apart(largest: np.ndarray, weight: Tensor) -> Apart | None:
     return Apart(columns, np.ascontiguousarray(weight.numpy()[:, columns].T)) if len(columns) else None
 
 
-def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, limit: int) -> _Chunk:
-    """Active features of a chunk of rows; none are decided where too many rows have more than `limit` candidates."""
+def _screened(
+    x: Tensor, screen: Screen, groups: np.ndarray, apart: Apart | None, encoder: Encoder, limit: int
+) -> _Chunk:
+    """Active features of a chunk of rows; none are decided where too many rows have more than `limit` candidates.
+
+    groups: float32 [3, groups], `groups_of` the screen.
+    """
     n, (d_sae, d_in) = len(x), encoder.weight.shape
     own, rest, w_own = np.empty((n, 0), np.float32), x, np.empty((0, d_sae), np.float32)
     if apart is not None and screen.kind == "int8":
@@ -160,9 +170,8 @@ def _screened(x: Tensor, screen: Screen, apart: Apart | None, encoder: Encoder, 
     slack = rounded.rounding + np.float32((d_in + 16) * 2.0**-22) * norm
     made, counts = products(rounded, screen), np.empty(n, np.int64)
     per_row = made, rounded.scale, rounded.norm + rounded.rounding, slack, own, x.numpy(), counts
-    groups = groups_of(screen, encoder.bias, encoder.floor)
     per_feature = output_rounding(screen.kind), screen.scale, screen.norm, screen.rounding, w_own, groups
-    chosen = encoder.weight.numpy(), encoder.bias, encoder.floor, encoder.k, limit
+    chosen = encoder.weight.numpy(), encoder.bias, encoder.plain, encoder.sizes, encoder.k, limit
     parts = in_ranges(
         lambda a, b: candidates_of(*(each[a:b] for each in per_row), *per_feature, *chosen), n, made.size, 2
     )
