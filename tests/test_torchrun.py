@@ -43,7 +43,7 @@ def test_two_processes_make_the_saes_of_two_sites_that_one_makes(tmp_path, monke
         [*launch, "run", "s.toml", "--until", "sae", "--json"], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "sae_sites/joint" in [row["stage"] for row in json.loads(done.stdout)["worked"]]
+    assert "sae_stream/joint" in [row["stage"] for row in json.loads(done.stdout)["worked"]]
     assert len(expected) > 2 and weights(tmp_path / "runs") == expected
     assert not [path for path in (tmp_path / "runs").rglob(".*") if path.name != ".lock"]
 

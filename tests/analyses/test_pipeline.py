@@ -221,7 +221,7 @@ def test_fine_tunes_saes_and_what_follows_from_them_are_made_anew_and_nothing_el
         "model/sums", "model/both", "quality/both", "sae/base@scratch", "sae/sums@parent", "sae/base@control1-from-base"
     }  # fmt: skip
     assert again >= {"sweep/both", "sae_quality/both@independent", "match/base+sums@independent"}
-    kinds = {"model", "sweep", "quality", "sae", "sae_quality", "match", "verdicts"}
+    kinds = {"model", "sweep", "quality", "sae", "sae_stream", "sae_quality", "match", "verdicts"}
     assert {label for label in again if label.startswith("acts/")} == {
         f"acts/base@{one}" for one in ("joint", "parent", "independent")
     }
@@ -254,7 +254,7 @@ def test_the_plan_counts_repeats_at_what_the_first_costs(graph, repeated, tmp_pa
     whole, once = plan(Pipeline(repeated), store), plan(Pipeline(load_study(str(graph))), store)
     rows = {row["stage"]: row for row in whole["plan_stages"]}
     assert set(rows) == {stage.label for stage in stages_of(repeated)} and not any(r["cached"] for r in rows.values())
-    for label in ("model/sums", "sae/base@scratch", "match/base+sums@parent"):
+    for label in ("model/sums", "sae_stream/base@scratch", "sae/sums@parent", "match/base+sums@parent"):
         assert rows[label]["flops"] == rows[f"{label}~2"]["flops"] > 0 and rows[f"{label}~1"]["seconds"] >= 1
     tokens = sum(row["tokens"] * (3 if f"{row['stage']}~1" in rows else 1) for row in once["plan_stages"])
     assert whole["tokens"] == tokens > once["tokens"] and whole["seconds"] > once["seconds"]

@@ -87,10 +87,14 @@ def test_findings_say_their_site_and_that_nothing_before_the_first_changed(two: 
 
 def test_each_site_has_the_saes_that_it_has_in_a_study_of_its_own(two: Done):
     for site in (FIRST, SECOND):
-        values = two.run.study.config.model_dump(exclude_defaults=True) | {"hook_point": site}
+        values = two.run.study.config.model_dump(exclude_defaults=True) | {
+            "hook_point": site,
+            "verdicts": {"tokens": 0},
+        }
         alone = Study.of(values, name="alone", root=two.path.parent)
         store, pipeline = Store(two.runs / "alone"), Pipeline(alone)
         assert "sae/joint" in pipeline.stages and not any(site in label for label in pipeline.stages)
+        assert "sae_stream/joint" not in pipeline.stages, "without a second seed either"
         run_stages(pipeline.closure(["sae/joint"]), store)
         from heredity.results import Run
 
@@ -107,7 +111,7 @@ def test_trainings_at_two_sites_go_on_after_kills_as_if_nothing_had_been(two: Do
     monkeypatch.setattr(train, "training", partial(train.training, checkpoint_seconds=0.0))
     study = two.run.study
     pipeline = Pipeline(study)
-    stage = next(stage for stage in pipeline.stages.values() if stage.kind == "sae_sites")
+    stage = next(stage for stage in pipeline.stages.values() if stage.kind == "sae_stream")
     store = Store(two.runs / study.name)
     made, inputs = store.find(stage.kind, stage.name, stage.key), inputs_of(stage, store)
     analysis, item, _ = pipeline.items[stage.label]
@@ -124,16 +128,18 @@ def test_trainings_at_two_sites_go_on_after_kills_as_if_nothing_had_been(two: Do
             analysis.run(work, analysis.settings(study, item))
     analysis.run(work, analysis.settings(study, item))
     assert len(steps) < 2 * max(steps), "no training began anew"
-    for site in (FIRST, SECOND):
+    trained = analysis.settings(study, item).trainings
+    assert [one.hook_point for one in trained.values()] == 2 * [FIRST, SECOND], "of two seeds each"
+    for name in trained:
         whole, parts = (
-            load_file(folder / site / "sae" / "sae_weights.safetensors") for folder in (made.folder, tmp_path)
+            load_file(folder / name / "sae" / "sae_weights.safetensors") for folder in (made.folder, tmp_path)
         )
         assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_stages_of_several_sites_say_theirs_whichever_is_the_main_one(two: Done):
     labels = {stage.label: stage.key for stage in stages_of(two.run.study)}
-    assert {"sae_sites/joint", f"sae/joint@{SECOND}", f"match/parent+child@joint@{FIRST}"} <= set(labels)
+    assert {"sae_stream/joint", f"sae/joint@{SECOND}", f"match/parent+child@joint@{FIRST}"} <= set(labels)
     assert labels == {stage.label: stage.key for stage in stages_of(two.run.study.at(SECOND))}
 
 

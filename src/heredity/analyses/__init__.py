@@ -66,7 +66,7 @@ ANALYSES: tuple[Analysis, ...] = (
     merges.METHODS,
     direction_vectors.ANALYSIS,
     directions.ANALYSIS,
-    sae.SAE_SITES,
+    sae.SAE_STREAM,
     sae.SAE,
     sae.SAE_QUALITY,
     reference_models.ANALYSIS,

@@ -5,8 +5,9 @@ Instruments: `joint` trains one SAE on the activations of all models, `parent` c
 model's table names (`sae`, `second_sae`) stands in the place of one that is trained from scratch; a second one of
 another seed is trained in its shape where none is named. Further SAEs of a parent (controls) start where its children's
 start; what persists into one of them is the ceiling of an edge. A joint or frozen SAE needs none: its ceiling is 1 by
-construction. SAEs of several sites are trained side by side, so that one forward pass of a model feeds all of them;
-each is the same as in a study of its site alone.
+construction. SAEs of several sites, and those of other seeds that start from scratch, are trained side by side, so that
+one forward pass of a model feeds all of them. Each is the same as in a study of its site alone; one of another seed
+begins from other weights and reads the vectors in the order of the first.
 
 Explained variance is 1 - ||x - x_hat||^2 / ||x - mean x||^2, pooled over tokens. A few massive vectors can own both
 sums, so that it is given without them, and as the median over single vectors, too. Cross-entropy recovered compares
@@ -108,7 +109,7 @@ SAES = Table(
             "same dictionary. Null beyond 16,384 features, where the pairing takes minutes and gigabytes.",
         ),
         Column("l1_coefficient", "number", "Coefficient of the penalty at the end of the training (relu, jumprelu)."),
-        Column("random_seed", "text", "Seed of its initialization and data order."),
+        Column("random_seed", "text", "Seed of its initialization, and of the data order of all that read one stream."),
         Column("notes", "text", "How a named SAE's use differs from what its folder says; null for nothing."),
     ),
     brief=(
@@ -136,6 +137,11 @@ class SAESettings(NamedTuple):
     seed: int
     corpora: dict[str, tuple[str, ...]]  # read, by model
     d_sae: int | None = None  # features of a new SAE; by default `sae.expansion` times the width
+
+    @property
+    def name(self) -> str:
+        """What it is called among those that one stream feeds, and its folder there."""
+        return f"{self.hook_point}/{self.seed}"
 
 
 def sae_need(study: Study, model: str, instrument: str, site: str) -> Need:
@@ -183,13 +189,16 @@ def _items(study: Study) -> list[Item]:
     return [item for site in study.sites for item in _items_at(study, site)]
 
 
-def _items_at(study: Study, site: str) -> list[Item]:
+def _items_at(study: Study, site: str, only: str | None = None) -> list[Item]:
+    """SAEs at a site; only: those of this model."""
     needs: list[Need] = []
     for instrument in study.instruments:
-        needs += [sae_need(study, name, instrument, site) for name in study.followed]
+        # A frozen one may belong to an ancestor.
+        followed = [name for name in study.followed if only in (None, name) or instrument == "frozen"]
+        needs += [sae_need(study, name, instrument, site) for name in followed]
         if has_seconds(study):
-            needs += [second_need(study, name, instrument, site) for name in study.followed]
-        for edge in study.edges:
+            needs += [second_need(study, name, instrument, site) for name in followed]
+        for edge in (edge for edge in study.edges if only in (None, edge.parent)):
             start = control_start(study, edge, instrument)
             needs += control_needs(study, edge.parent, instrument, start, site).values()
     if study.instruments and study.config.controls.shifts:  # which continue SAEs whatever the instruments are
@@ -197,6 +206,8 @@ def _items_at(study: Study, site: str) -> list[Item]:
             for name in reversed((edge.parent, *study.ancestors(edge.parent))):
                 needs.append(sae_need(study, name, "parent", site))
             needs += control_needs(study, edge.parent, "parent", edge.parent, site).values()
+    if only is not None:
+        needs = [(kind, item) for kind, item in needs if item.get("model") == only]
     return list({repr(item): item for _, item in needs}.values())
 
 
@@ -230,28 +241,52 @@ def _training_settings(study: Study, item: Item) -> SAESettings:
     return SAESettings(sae, site, config.precision, seed, corpora)
 
 
-class SitesSettings(NamedTuple):
-    """Of one training at several sites; in an order of their own, so that another main site changes nothing."""
+class StreamSettings(NamedTuple):
+    """Of the trainings that one stream of vectors feeds, by their names."""
 
-    sites: dict[str, SAESettings]
-
-
-def _sites_items(study: Study) -> Iterable[Item]:
-    """Trainings of studies of several sites."""
-    items = _items_at(study, study.site) if len(study.sites) > 1 else ()
-    items = (item for item in items if not named(study, item))
-    return ({name: value for name, value in item.items() if name != "site"} for item in items)
+    trainings: dict[str, SAESettings]
 
 
-def _sites_settings(study: Study, item: Item) -> SitesSettings:
-    return SitesSettings({site: _training_settings(study, item | {"site": site}) for site in sorted(study.sites)})
+def _in_stream(item: Item) -> Item:
+    """The stream that feeds a training: that of all sites, and of the SAEs that start anew on the same models."""
+    label = item["sae"]
+    anew = label.startswith("control") and label.endswith("-independent")
+    first = "joint" if label.startswith("joint") else "scratch" if anew else label
+    return {name: value for name, value in item.items() if name != "site"} | {"sae": first}
 
 
-def _sites_needs(study: Study, item: Item) -> Needs:
-    sources = {site: source for site in sorted(study.sites) if (source := _source(study, item, site))}
-    firsts = {site: first for site in sorted(study.sites) if (first := _first(study, item | {"site": site}))}
+def _fed(study: Study, stream: Item) -> dict[str, Item]:
+    """The trainings that a stream feeds, by name; in an order that another main site does not change."""
+    found = _items_at(study, study.site, stream.get("model"))
+    labels = [item["sae"] for item in found if not named(study, item) and _in_stream(item) == stream]
+    labels.sort(key=lambda label: (label != stream["sae"], label))
+    items = [stream | {"sae": label, "site": site} for label in labels for site in sorted(study.sites)]
+    return {_training_settings(study, item).name: item for item in items}
+
+
+def _stream_of(study: Study, item: Item) -> tuple[Item, str] | None:
+    """The stream that feeds an SAE beside others, and the training's name in it."""
+    stream = _in_stream(item)
+    fed = _fed(study, stream)
+    name = next((name for name, other in fed.items() if other == item), None)
+    return (stream, name) if name and len(fed) > 1 else None
+
+
+def _stream_items(study: Study) -> list[Item]:
+    streams = [found[0] for item in _items(study) if not named(study, item) and (found := _stream_of(study, item))]
+    return list({repr(stream): stream for stream in streams}.values())
+
+
+def _stream_settings(study: Study, stream: Item) -> StreamSettings:
+    return StreamSettings({name: _training_settings(study, item) for name, item in _fed(study, stream).items()})
+
+
+def _stream_needs(study: Study, stream: Item) -> Needs:
+    fed = _fed(study, stream)
+    sources = {name: source for name, item in fed.items() if (source := _source(study, item, item["site"]))}
+    firsts = {name: first for name, item in fed.items() if (first := _first(study, item))}
     more = {role: needs for role, needs in (("source", sources), ("first", firsts)) if needs}
-    return _training_needs(study, item) | more
+    return _training_needs(study, stream) | more
 
 
 def without_effect(config: SAEConfig, continued: bool) -> SAEConfig:
@@ -277,8 +312,8 @@ def _needs(study: Study, item: Item) -> Needs:
     if named(study, item):
         own = item["model"]
         return {"model": {own: ("model", {"model": own})}, "tokenizer": tokenizer_need(study)} | beside
-    if len(study.sites) > 1:
-        return {"sites": ("sae_sites", {name: value for name, value in item.items() if name != "site"})}
+    if stream := _stream_of(study, item):
+        return {"stream": ("sae_stream", stream[0])}
     source = _source(study, item, site)
     return _training_needs(study, item) | ({"source": source} if source else {}) | beside
 
@@ -287,11 +322,10 @@ def _run(work: Work, settings: SAESettings | PretrainedSAE) -> Results:
     if isinstance(settings, PretrainedSAE):
         take_over(work, settings)
         return {}
-    if "sites" not in work.inputs:
+    if "stream" not in work.inputs:
         return train_on_models(work, settings)
-    shutil.copytree(
-        work.inputs["sites"] / settings.hook_point, work.folder, copy_function=_same_file, dirs_exist_ok=True
-    )
+    made = work.inputs["stream"] / settings.name
+    shutil.copytree(made, work.folder, copy_function=_same_file, dirs_exist_ok=True)
     return {}
 
 
@@ -309,68 +343,68 @@ def train_on_models(work: Work, settings: SAESettings) -> Results:
     One dictionary has no noise of its own between two models, so what differs in it differs between them; a crosscoder
     (Lindsey et al. 2024) shares a dictionary too, but reads all models at once and so has no activations of one model.
     """
-    _train_at(work, {settings.hook_point: settings}, {settings.hook_point: work.folder})
+    _train_from_one(work, {settings.name: settings}, {settings.name: work.folder})
     return {}
 
 
-def _train_at_sites(work: Work, settings: SitesSettings) -> Results:
-    _train_at(work, settings.sites, {site: work.folder / site for site in settings.sites})
+def _train_side_by_side(work: Work, settings: StreamSettings) -> Results:
+    _train_from_one(work, settings.trainings, {name: work.folder / name for name in settings.trainings})
     return {}
 
 
-def _train_at(work: Work, sites: Mapping[str, SAESettings], folders: Mapping[str, Path]) -> None:
-    """Train an SAE at each site, from one stream: each step of a training is taken before any other is ahead of it."""
+def _train_from_one(work: Work, each: Mapping[str, SAESettings], folders: Mapping[str, Path]) -> None:
+    """Train SAEs from one stream, in the order of the first's seed: each step of a training is taken before any other
+    is ahead of it."""
     import torch
 
     from heredity.lm.reading import reading_of
     from heredity.sae.formats import read_sae
 
-    settings = next(iter(sites.values()))
+    settings = next(iter(each.values()))
     config, models, stores, ranks = settings.sae, work.inputs["model"], [], work.ranks
     torch.set_num_threads(ranks.told(torch.get_num_threads()))  # on which the rounding of dense steps depends
-    each = max(1, config.batch_blocks // len(models))
+    sites, blocks = tuple({own.hook_point: None for own in each.values()}), max(1, config.batch_blocks // len(models))
     for seed, (name, artifact) in enumerate(models.items(), settings.seed):
         tokens = {corpus: work.inputs["tokens"][corpus] for corpus in settings.corpora[name]}
         sampler = sampler_of(tokens, "train", config.context_size, seed, config.mix)
-        stores.append(activation_store(artifact, tuple(sites), sampler, each, seed, settings.precision, ranks))
-    source = work.inputs.get("source")
-    first = work.inputs.get("first")
+        stores.append(activation_store(artifact, sites, sampler, blocks, seed, settings.precision, ranks))
+    source, first = work.inputs.get("source"), work.inputs.get("first")
     size, steps = stores[0].batch_size, -(-_tokens(config, source) // stores[0].batch_size)
     states = [state_of(artifact) for artifact in models.values()]
     metadata = {"model_name": "+".join(models), "model_state": states[0] if len(states) == 1 else states}
     metadata["prefix_token"] = reading_of(stores[0].model).prefix
     trainings: dict[str, Iterator[TrainingState]] = {}
-    for site, own in sites.items():
-        if (folders[site] / _LOG).exists():  # all was done when the stage was killed
+    for name, own in each.items():
+        if (folders[name] / _LOG).exists():  # all was done when the stage was killed
             continue
 
-        def batch(step: int, site: str = site) -> Any:
+        def batch(step: int, site: str = own.hook_point) -> Any:
             return torch.cat([store.batch(step, site) for store in stores])
 
-        start = source[site] if isinstance(source, Mapping) else source
+        start = source.get(name) if isinstance(source, Mapping) else source
         sae, inherited = read_sae(start / "sae") if start else (None, {})
-        if like := first[site] if isinstance(first, Mapping) else first:
+        if like := first.get(name) if isinstance(first, Mapping) else first:
             beside = read_sae(like / "sae")[0]
             activation, k = shape_beside(beside, batch(0))
             shape = {"activation": activation, "k": k or config.k}
             own = own._replace(sae=own.sae.model_copy(update=shape), d_sae=beside.d_sae)
         stream = Stream(batch, size * len(stores), steps)
-        folders[site].mkdir(exist_ok=True)
+        folders[name].mkdir(parents=True, exist_ok=True)
         given = own, stream, sae, inherited.get("l1_coefficient"), metadata, ranks
-        trainings[site] = sae_training(folders[site], *given)[1]
+        trainings[name] = sae_training(folders[name], *given)[1]
     ranks.meet()  # or else one could find what the first has written meanwhile
-    done: dict[str, int] = {site: 0 if site in trainings else steps for site in sites}
+    done: dict[str, int] = {name: 0 if name in trainings else steps for name in each}
     while trainings:
-        site = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
+        name = min(trainings, key=lambda name: done[name])  # after a kill, one may have been saved later than others
         try:
-            state = next(trainings[site], None)
+            state = next(trainings[name], None)
         except ValueError as error:
-            raise StudyError(f"SAE of {', '.join(models)} at {site}: {error}") from error
+            raise StudyError(f"SAE of {', '.join(models)} at {each[name].hook_point}: {error}") from error
         if state is None:
-            del trainings[site]
+            del trainings[name]
         else:
-            done[site] = state.step
-            work.progress(sum(done.values()), steps * len(sites))
+            done[name] = state.step
+            work.progress(sum(done.values()), steps * len(each))
 
 
 def _tokens(config: SAEConfig, source: object) -> int:
@@ -481,16 +515,17 @@ def _cost(study: Study, item: Item, shapes: Shapes) -> Cost:
     if named(study, item):
         return Cost()
     config, names, gib = study.config.sae, _models(study, item), []
-    if "site" in item and len(study.sites) > 1:  # trained beside those of the other sites
+    if "site" in item and _stream_of(study, item):  # trained there, beside others
         return Cost()
     sites = study.sites if "site" not in item else (item["site"],)
+    each = 1 if "site" in item else len(_fed(study, item)) // len(sites)
     tokens = _tokens(config, _source(study, item, study.site))
     for name in names:
         widths = [shapes.width(name, site) for site in sites]
         stream = _BUFFERED * config.batch_blocks * config.context_size * 4 * sum(widths)
-        weights = 32 * config.expansion * sum(d_in**2 for d_in in widths)
+        weights = each * 32 * config.expansion * sum(d_in**2 for d_in in widths)
         gib.append(_KEPT_GIB + shapes.read_gib(name) + (weights + stream) / 2**30)
-    flops = tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
+    flops = each * tokens * sum(encode_flops(study, name, shapes, *sites) for name in names)
     passes = read_passes(study, names[0], shapes, tokens * len(names), *sites)
     return Cost(tokens * len(names), flops, max(gib), TRAINED, passes=passes)
 
@@ -673,14 +708,14 @@ def _say(tables: Tables) -> Iterable[Statement]:
             yield Statement("SAEs", "note", text, instrument=row["instrument"])
 
 
-SAE_SITES = Analysis(
-    kind="sae_sites",
+SAE_STREAM = Analysis(
+    kind="sae_stream",
     version=1,
-    title="Sparse autoencoders of several sites",
-    items=_sites_items,
-    settings=_sites_settings,
-    needs=_sites_needs,
-    run=_train_at_sites,
+    title="Sparse autoencoders that one stream of vectors feeds",
+    items=_stream_items,
+    settings=_stream_settings,
+    needs=_stream_needs,
+    run=_train_side_by_side,
     cost=_cost,
     reseeded=lambda study, item: True,
     divided=lambda study, item: True,
@@ -695,7 +730,7 @@ SAE = Analysis(
     run=_run,
     cost=_cost,
     reseeded=lambda study, item: named(study, item) is None,
-    divided=lambda study, item: named(study, item) is None and len(study.sites) == 1,
+    divided=lambda study, item: named(study, item) is None and not _stream_of(study, item),
 )
 SAE_QUALITY = Analysis(
     kind="sae_quality",

@@ -78,7 +78,8 @@ def prove_edits(
 
     def end(one: Model, hook: str, number: int) -> End:
         train, judged, fitting = read(one, hook)
-        saes = [train_sae(torch.from_numpy(train), training, (seed, 2 * number + each)) for each in (0, 1)]
+        x, first = torch.from_numpy(train), (seed, 2 * number)
+        saes = [train_sae(x, training, (seed, 2 * number + each), beside=first) for each in (0, 1)]
         return end_of(saes, judged, fitting)
 
     own = {hook: end(model, hook, 0) for hook in ("hook_resid_post", "mlp.hook_post")}

@@ -98,9 +98,19 @@ def train_pair(world: World, init: Init, training: Training, tokens_eval: int, s
     return TrainedPair(acts["parent"], acts["child"], acts.get("parent_control"), ends, sample, explained)
 
 
-def train_sae(x: Tensor, training: Training, seed: tuple[int, int], source: SAE | None = None) -> SAE:
-    """A new SAE trained on x, float32 [tokens, d], or a copy of the source continued on it; on a CPU."""
-    weights, order, resampling = (int(number) for number in np.random.SeedSequence(seed).generate_state(3))
+def train_sae(
+    x: Tensor,
+    training: Training,
+    seed: tuple[int, int],
+    source: SAE | None = None,
+    beside: tuple[int, int] | None = None,
+) -> SAE:
+    """A new SAE trained on x, float32 [tokens, d], or a copy of the source continued on it; on a CPU.
+
+    beside: seed of an SAE whose order of the vectors this one shares, as the second SAE of a model does in studies.
+    """
+    weights, _, resampling = (int(number) for number in np.random.SeedSequence(seed).generate_state(3))
+    order = int(np.random.SeedSequence(beside or seed).generate_state(3)[1])
     if source is None:
         d, generator = x.shape[1], torch.Generator().manual_seed(weights)
         sae = new_sae(d, training.expansion * d, training.activation, training.k, generator)

@@ -239,10 +239,13 @@ def proven(condition: EdgeCondition, seed: int, tokens: int = 60_000) -> dict[st
     x = [torch.from_numpy(part) for part in edge.draw(training.tokens, _DRAWS["training"]).x]
     if joint:
         both, wide = torch.cat(x), replace(training, expansion=2 * training.expansion)
-        one = [train_sae(both, wide, (seed, number)) for number in _SEEDS]
+        one = [train_sae(both, wide, (seed, number), beside=(seed, 0)) for number in _SEEDS]
         saes = [one, one]
     else:
-        saes = [[train_sae(x[end], training, (seed, 2 * end + number)) for number in _SEEDS] for end in (0, 1)]
+        saes = [
+            [train_sae(x[end], training, (seed, 2 * end + number), beside=(seed, 2 * end)) for number in _SEEDS]
+            for end in (0, 1)
+        ]
     fitting, sample = edge.draw(tokens, _DRAWS["fitting"]).x, edge.draw(tokens, _DRAWS["judging"])
     ends = [end_of(saes[end], sample.x[end], fitting[end]) for end in (0, 1)]
     rows: dict[str, list[Row]] = {"proof_edges": [], "proof_fates": []}
