@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+import artifacts
 import tiny
 from heredity import analyses
 from heredity.analyses import ANALYSES, TABLES, Pipeline, stages_of
 from heredity.analyses.analysis import Aside, Cost, Passes, plain, seed_of
 from heredity.analyses.plan import Rates, plan
-from heredity.engine.stage import run
+from heredity.analyses.reading import RECORD
+from heredity.engine.stage import inputs_of, run
 from heredity.engine.store import Store
 from heredity.study import Study, StudyError, load_study
 
@@ -258,6 +260,18 @@ def test_the_plan_counts_repeats_at_what_the_first_costs(graph, repeated, tmp_pa
         assert rows[label]["flops"] == rows[f"{label}~2"]["flops"] > 0 and rows[f"{label}~1"]["seconds"] >= 1
     tokens = sum(row["tokens"] * (3 if f"{row['stage']}~1" in rows else 1) for row in once["plan_stages"])
     assert whole["tokens"] == tokens > once["tokens"] and whole["seconds"] > once["seconds"]
+
+
+def test_packing_tokens_tells_how_far_it_is(graph, tmp_path):
+    pipeline, store = Pipeline(load_study(str(graph))), Store(tmp_path / "runs")
+    label = "tokens/words"
+    done, stage = run(pipeline.closure([label]), store), pipeline.stages[label]
+    (analysis, item, _), seen = pipeline.items[label], list[tuple[int, int]]()
+    work = artifacts.work_of(tmp_path / "again", inputs_of(stage, store), lambda *step: seen.append(step))
+    analysis.run(work, analysis.settings(pipeline.study, item))
+    record = done["corpus/words"].json(RECORD)
+    documents = record["documents_train"] + record["documents_validation"]
+    assert seen == [(number, documents) for number in range(100, documents + 1, 100)] != []
 
 
 def test_the_plan_sets_beside_the_estimate_what_a_stage_took(graph, tmp_path):

@@ -182,6 +182,19 @@ def test_max_bytes_is_met_exactly_and_the_seed_picks_the_documents(tmp_path, kin
     assert texts_of("local:b.md", tmp_path, max_bytes=5) == ["éé"], "a cut never splits a character"
 
 
+def test_progress_counts_towards_what_there_is_and_not_towards_a_larger_limit(tmp_path):
+    (tmp_path / "texts.jsonl").write_bytes(json_lines(*many(250)))
+    (tmp_path / "packed.jsonl.zst").write_bytes(zstandard.compress(json_lines(*many(250))))
+    size, seen = (tmp_path / "texts.jsonl").stat().st_size, list[tuple[int, int]]()
+    for source, limit, expected in (("texts.jsonl", None, size), ("texts.jsonl", 10 * size, size),
+                                    ("texts.jsonl", 5000, 5000), ("packed.jsonl.zst", None, 0)):  # fmt: skip
+        config, folder = CorpusConfig(source=f"local:{source}", max_bytes=limit), tmp_path / f"{source}-{limit}"
+        folder.mkdir()
+        write_corpus("c", config, folder, 0, tmp_path, progress=lambda *step: seen.append(step))
+        assert seen and {total for _, total in seen} == {expected} and all(done <= size for done, _ in seen)
+        seen.clear()
+
+
 def test_shuffling_in_little_memory_keeps_every_document():
     rows = [(Document(text, "s", "l"), None) for text in many(300)]
     mixed = list(shuffled(rows, 0, capacity=500))

@@ -110,7 +110,7 @@ def write_corpus(
     A document is held out when the SHA-256 of its text, read as a number in [0, 1), is below `config.validation`, so
     that it stays where it is when others are added; a local source with split files keeps its splits. When that would
     leave a small corpus without any, the document with the lowest number is held out.
-    `progress` gets (bytes so far, `config.max_bytes` or 0 when unknown). tokenizer: as in `documents`.
+    `progress` gets (bytes so far, all bytes or 0 when unknown). tokenizer: as in `documents`.
     Raises CorpusError, with the corpus's name, for a source that is unknown, missing or broken and for an empty split.
     """
     count, size, licenses, origins = Counter[str](), Counter[str](), Counter[str](), set[str]()
@@ -128,6 +128,9 @@ def write_corpus(
             groups[split], waiting[split] = [], 0
 
         stack.enter_context(_naming(name))
+        scheme, spec = _parts(config.source)
+        there = sources.local_bytes(config, spec, root) if scheme == "local" else None
+        expected = min(filter(None, (there, config.max_bytes)), default=0)
         for document, fate, digest, bytes_ in _with_validation(_placed(config, seed, root, account, tokenizer)):
             count[fate] += 1
             if fate == "duplicate":
@@ -141,7 +144,7 @@ def write_corpus(
             origins.add(document.source)
             total.update(digest)
             if progress and (count["train"] + count["validation"]) % 100 == 0:
-                progress(size.total(), config.max_bytes or 0)
+                progress(size.total(), expected)
         for split in files:
             flush(split)
             if not count[split]:

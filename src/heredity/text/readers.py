@@ -82,6 +82,11 @@ def kind_of(name: str) -> Kind | None:
     return _ROWS.get(path.suffix) or _SEEKING.get(path.suffix) or ("text" if path.suffix in _TEXT else None)
 
 
+def is_packed(part: Part) -> bool:
+    """Whether a file's size says little of its texts'."""
+    return bool(part.member) or part.file.suffix.lower() in (*_PACKED, *_SEEKING)
+
+
 def members(file: Path) -> list[Part]:
     """Files in a zip archive; those of a form that cannot be read inside one are left out. Raises CorpusError."""
     with faults_of(file), zipfile.ZipFile(file) as archive:

@@ -21,7 +21,7 @@ from heredity.errors import reading, short
 from heredity.study import CorpusConfig
 from heredity.study.places import fault_of, local_path
 from heredity.text.forms import COLUMNS, TOKENIZED, Form, FormError, Reading, decoded, form_of, rendered
-from heredity.text.readers import CorpusError, Kind, Part, kind_of, members, rows, texts_of
+from heredity.text.readers import CorpusError, Kind, Part, is_packed, kind_of, members, rows, texts_of
 
 Split = Literal["train", "validation"]
 Read = tuple["Document", "Split | None"]
@@ -205,6 +205,13 @@ def _values(part: Part, config: CorpusConfig) -> Iterator[object]:
             raise row
         if (value := _value(row, config, f"{part}, {place}")[1]) is not None:
             yield value
+
+
+def local_bytes(config: CorpusConfig, spec: str, root: Path) -> int | None:
+    """Bytes of the files that are read of a local source, somewhat more than their texts have; None where one is
+    packed. Raises CorpusError as reading does."""
+    parts = [part for part, _ in listed(config, resolve(spec, root), Account())[0]]
+    return None if any(map(is_packed, parts)) else sum(part.file.stat().st_size for part in parts)
 
 
 def local_digest(spec: str, root: Path) -> str:
