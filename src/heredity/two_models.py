@@ -334,7 +334,8 @@ def _tables_of(
         progress=progress,
     )
     directions = match.directions_of(parent.saes[0], child.saes[0])
-    rows = match.match_read(*_matched_on(ends, sample, sampler, settings.lineage.tokens), directions, settings)
+    matched = _matched_on(ends, sample, sampler, settings.lineage.tokens)
+    rows = match.match_read(*matched, directions, settings)
     instrument = "frozen" if shared else "loaded"
     declared, same = [*match.TABLES, verdicts.EVIDENCE, sae_analysis.SAES], False
     if len(parent.saes) > 1:
@@ -347,7 +348,10 @@ def _tables_of(
         rows |= verdicts.rows_of_ends(judged, parent, sample, asked, made, progress)
         declared += [table for table in verdicts.ANALYSIS.tables if table not in declared]
     else:
-        rows["evidence"], same = one_sae.evidence(ends, sample, settings.seed, told, effects)
+        found, first = rows["matches"], rows["matches"]["rank"] == 1
+        best = {end: found["match"][first & (found["end"] == end)] for end in ends}
+        known = best if len(matched[0].indptr) == len(sample.documents) + 1 else None  # on the same tokens
+        rows["evidence"], same = one_sae.evidence(ends, sample, settings.seed, told, effects, known)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
         row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)

@@ -117,6 +117,7 @@ def evidence(
     seed: int,
     told: Callable[[str], object],
     effects: bool | None = None,
+    best: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], bool]:
     """Columns of the table `evidence` for an edge whose parent has one SAE: no stability, and no verdicts. And whether
     the activations of both ends are equal to the bit.
@@ -124,7 +125,8 @@ def evidence(
     ends: parent and child, of which the first SAE of each counts. The child's features have rows where it has an SAE
     of its own. effects: whether they are
     made; None: unless more than `REGRESSED` features fire. told: gets a line where too many features fire for their
-    effects, which are nan then.
+    effects, which are nan then. best: by end, the best partner of each feature at the other one, int [d_sae]; found
+    here unless known.
     """
     from heredity.features.ends import judge_end
     from heredity.features.transmission import LEAST_FIRINGS, TooWideError
@@ -134,9 +136,9 @@ def evidence(
     own_child = ends["parent"].saes[0] is not ends["child"].saes[0]
     parts = []
     for end, other in (("parent", "child"), ("child", "parent"))[: 1 + own_child]:
-        # Beside itself every feature is stable, and so has evidence; the verdicts mean nothing.
-        twice = replace(ends[end], saes=[*ends[end].saes] * 2, acts=[*ends[end].acts] * 2)
-        given = twice, ends[other], 0, sample.documents, seed
+        # Every feature counts as stable, and so has evidence; the verdicts mean nothing.
+        given = ends[end], ends[other], 0, sample.documents, seed
+        known = None if best is None else [best[end][:, None]]
         firing = int((ends[end].acts[0].firings() >= LEAST_FIRINGS).sum())
         made = firing <= REGRESSED if effects is None else effects
         if effects is None and not made:
@@ -145,10 +147,10 @@ def evidence(
                 "grows with their cube; --effects (in Python effects=True) makes them"
             )
         try:
-            judged, columns = judge_end(*given, effects=made)
+            judged, columns = judge_end(*given, effects=made, best=known)
         except TooWideError as error:
             told(f"effects of features are left out: {error}")
-            judged, columns = judge_end(*given, effects=False)
+            judged, columns = judge_end(*given, effects=False, best=known)
         size = len(judged.verdict)
         same = np.full(size, np.nan) if own_child else same_r(ends[end].acts[0], ends[other].acts[0])
         columns |= {"same_r": same, "p_lost": judged.p_lost, "stability": np.full(size, np.nan)}

@@ -68,13 +68,20 @@ class Between:
     reread: np.ndarray  # the other's activations mapped back, float32 [tokens, d_own]
 
     @classmethod
-    def of(cls, own: End, other: End, reverse: Between | None = None) -> Between:
-        """What lies between two ends; reverse: the same from the other's side, where that is made already."""
+    def of(cls, own: End, other: End, reverse: Between | None = None, *, effects: bool = True) -> Between:
+        """What lies between two ends. reverse: the same from the other's side, where that is made already. effects:
+        whether what they alone need is made; it is empty without, and r nan."""
         maps = (reverse.back, reverse.forth) if reverse else ()
         forth, back = maps or (own.predictor.to(other.fitting), other.predictor.to(own.fitting))
+        reread = (other.x @ back[0] + back[1]).astype(np.float32)
+        if not effects:
+            nothing = np.empty((0, own.x.shape[1])), np.empty((0, other.x.shape[1]))
+            unknown = [np.full(acts.d_sae, np.nan) for acts in other.acts]
+            return cls(
+                forth, back, nothing[0], None, unknown, nothing, (other.x @ back[0] + back[1]).astype(np.float32)
+            )
         image = (own.x @ forth[0] + forth[1]).astype(np.float32)
         there = [same_r(acts, encode(sae, image)) for acts, sae in zip(other.acts, other.saes, strict=True)]
-        reread = (other.x @ back[0] + back[1]).astype(np.float32)
         turn, shared = orthogonal(own.fitting, other.fitting), _shared(other.saes, there, back[0])
         return cls(forth, back, turn, _alone(own, other), there, shared, reread)
 
@@ -91,30 +98,40 @@ class Judge:
         mine: np.ndarray | None = None,
         effects: bool = True,
     ) -> None:
-        """seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable. documents: int
-        [tokens]. groups: seed of the groups of documents. mine: bool [d_sae], features to judge; None: all that are
-        stable. effects: whether they are regressed on; without, effects are nan, and verdicts undecided. Raises
-        TooWideError where more features fire than there is memory to regress on."""
+        """seed: 0 or 1, the SAE that is judged; the other one tells which of its features are stable, and with one
+        alone all that fire are. documents: int [tokens]. groups: seed of the groups of documents. mine: bool [d_sae],
+        features to judge; None: all that are stable. effects: whether they are regressed on; without, effects are nan,
+        and verdicts undecided. Raises TooWideError where more features fire than there is memory to regress on."""
         self._own, self._documents, self._groups = own, documents, groups
         self._acts, self._sae = own.acts[seed], own.saes[seed]
-        self._stability = correlate(self._acts, own.acts[1 - seed], 1).parent_r[:, 0]
+        if len(own.acts) > 1:
+            self._stability = correlate(self._acts, own.acts[1 - seed], 1).parent_r[:, 0]
+        else:
+            self._stability = np.where(self._acts.firings() > 0, 1.0, np.nan)
         self._mine = np.ones(self._acts.d_sae, bool) if mine is None else mine
         self._regression = Regression(self._acts, own.x, documents, groups) if effects else None
         self._readout = Readout(self._acts, own.x, documents, groups)
 
     def against(
-        self, other: End, between: Between | None = None, *, whole: bool = False
+        self,
+        other: End,
+        between: Between | None = None,
+        *,
+        whole: bool = False,
+        best: Sequence[np.ndarray] | None = None,
     ) -> tuple[Judged, dict[str, np.ndarray]]:
         """Verdicts on the features, and the evidence they rest on, by column.
 
         between: of this end and the other, made here unless given. whole: whether features that are not judged get
-        evidence of effects too, which takes longer.
+        evidence of effects too, which takes longer. best: of each SAE of the other end, the best partner of every
+        feature, int [d_sae, 1]; found here unless known.
         """
         acts, sae = self._acts, self._sae
         stable = (self._stability > STABLE) & self._mine
-        between = between or Between.of(self._own, other)
+        between = between or Between.of(self._own, other, effects=self._regression is not None)
         read, rows = encode(sae, between.reread), sae.W_dec.detach().cpu().numpy()
-        match, elsewhere = self._matched(other.acts, between.there)
+        best = best or [correlate(acts, each, 1).parent_match for each in other.acts]
+        match, elsewhere = self._matched(other.acts, best, between.there)
         reread = self._intervals(read, np.arange(acts.d_sae)[:, None])
         effect = Effects.unknown(acts.d_sae)
         if self._regression is not None:
@@ -131,15 +148,17 @@ class Judge:
         evidence |= {"readable": read_out[0], "readable_error": read_out[1]}
         return judge(effect, stable, match, reread, elsewhere, read_out), evidence
 
-    def _matched(self, others: Sequence[FeatureActs], there: Sequence[np.ndarray]) -> tuple[Followed, np.ndarray]:
+    def _matched(
+        self, others: Sequence[FeatureActs], partners: Sequence[np.ndarray], there: Sequence[np.ndarray]
+    ) -> tuple[Followed, np.ndarray]:
         """Best r of each feature in SAEs of the other model, and how well this model has the matched one, float64
         [d_sae].
 
-        there: r of each feature of these SAEs with itself, read in this model, float64 [d_sae] each.
+        partners: int [d_sae, 1] each. there: r of each feature of these SAEs with itself, read in this model, float64
+        [d_sae] each.
         """
         best, elsewhere = Followed(*np.full((3, self._acts.d_sae), np.nan)), np.full(self._acts.d_sae, np.nan)
-        for each, own in zip(others, there, strict=True):
-            found = correlate(self._acts, each, 1).parent_match
+        for each, found, own in zip(others, partners, there, strict=True):
             this = self._intervals(each, found)
             better = this.r > np.nan_to_num(best.r, nan=-1)
             best = Followed(*(np.where(better, new, old) for new, old in zip(this, best, strict=True)))
@@ -161,9 +180,10 @@ def judge_end(
     groups: int,
     mine: np.ndarray | None = None,
     effects: bool = True,
+    best: Sequence[np.ndarray] | None = None,
 ) -> tuple[Judged, dict[str, np.ndarray]]:
     """Verdicts on the features of one SAE of an end against one other model, and their evidence; as `Judge` says."""
-    return Judge(own, seed, documents, groups, mine, effects).against(other, whole=True)
+    return Judge(own, seed, documents, groups, mine, effects).against(other, whole=True, best=best)
 
 
 def _density_ratio(acts: FeatureActs, read: FeatureActs, group: np.ndarray) -> dict[str, np.ndarray]:
