@@ -354,7 +354,9 @@ def _tables_of(
         rows["evidence"], same = one_sae.evidence(ends, sample, settings.seed, told, effects, known)
     blocks = sample.blocks[: max(1, _QUALITY // sampler.context_size)]
     rows["saes"] = [
-        row for end, name in zip(readers, settings.edge, strict=True) for row in _quality(readers[end], name, blocks)
+        row
+        for end, name in zip(readers, settings.edge, strict=True)
+        for row in _quality(readers[end], ends[end] if sample.kept is None else None, name, blocks)
     ]
     item = {"instrument": instrument, "site": parent.hook_point, "edge": settings.edge.name, "text": "common"}
     tables = {
@@ -389,9 +391,12 @@ def _matched_on(
     return parent, child, spare, documents, ids
 
 
-def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]:
-    """Rows of the table `saes` on token blocks; what its own training was like is not known."""
-    from heredity.lm.activations import sampled
+def _quality(reader: Reader, end: End | None, name: str, blocks: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Rows of the table `saes` on token blocks; what its own training was like is not known. end: what was read of
+    them already, first of all, if every position was a sample."""
+    import torch
+
+    from heredity.lm.activations import blocks_at_once, sampled
     from heredity.metrics import ce_loss_recovered
     from heredity.sae.evaluate import bare_losses, quality, spliced_loss
 
@@ -400,7 +405,12 @@ def _quality(reader: Reader, name: str, blocks: Any) -> Iterator[dict[str, Any]]
     predicts = model.get_output_embeddings() is not None  # a reward model has no logits
     clean, zero = bare_losses(*place, some) if predicts else (0.0, 0.0)
     for number, sae in enumerate(reader.saes):
-        found = quality(sae, sampled(reader.model, reader.hook_point, blocks))
+        if end is None:
+            found = quality(sae, sampled(reader.model, reader.hook_point, blocks))
+        else:
+            chunk = blocks_at_once(blocks.shape[1]) * blocks.shape[1]
+            x = torch.from_numpy(end.x[: blocks.size]).split(chunk)
+            found = quality(sae, x, end.acts[number].rows(0, blocks.size))
         row = {"model": name, "seed": number, "d_in": sae.d_in, "d_sae": sae.d_sae, "activation": sae.activation}
         row |= sae_analysis.robust_figures(found, blocks)
         if predicts:

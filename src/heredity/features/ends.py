@@ -77,9 +77,7 @@ class Between:
         if not effects:
             nothing = np.empty((0, own.x.shape[1])), np.empty((0, other.x.shape[1]))
             unknown = [np.full(acts.d_sae, np.nan) for acts in other.acts]
-            return cls(
-                forth, back, nothing[0], None, unknown, nothing, (other.x @ back[0] + back[1]).astype(np.float32)
-            )
+            return cls(forth, back, nothing[0], None, unknown, nothing, reread)
         image = (own.x @ forth[0] + forth[1]).astype(np.float32)
         there = [same_r(acts, encode(sae, image)) for acts, sae in zip(other.acts, other.saes, strict=True)]
         turn, shared = orthogonal(own.fitting, other.fitting), _shared(other.saes, there, back[0])

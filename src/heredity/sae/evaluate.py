@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from heredity.lm.evaluate import evaluate
 from heredity.lm.hooks import replaced
 from heredity.sae.model import SAE
 from heredity.study import Precision
+
+if TYPE_CHECKING:
+    from heredity.features.acts import FeatureActs
 
 ROWS = 4096  # vectors encoded at a time
 MASSIVE = 10.0  # median norms above which a vector is massive, and would own the variance of all
@@ -36,10 +39,11 @@ class SAEQuality(NamedTuple):
     massive_variance: float  # share of ‖x − mean x‖² that they own; nan if x is constant
 
 
-def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
-    """Figures of the SAE on batches [n, d_in]. Raises ValueError for none, another width, NaN or infinity."""
+def quality(sae: SAE, batches: Iterable[Tensor], acts: FeatureActs | None = None) -> SAEQuality:
+    """Figures of the SAE on batches [n, d_in]. acts: of all of them, where they are encoded already. Raises ValueError
+    for none, another width, NaN or infinity."""
     pooled, ordinary, fired = metrics.Variance(), metrics.Variance(), np.zeros(sae.d_sae, np.int64)
-    device, mean, massive, token = sae.W_dec.device, torch.empty(0), list[Tensor](), list[Tensor]()
+    device, mean, massive, token, seen = sae.W_dec.device, torch.empty(0), list[Tensor](), list[Tensor](), 0
     for batch in batches:
         if batch.dim() != 2 or batch.shape[1] != sae.d_in:
             raise ValueError(f"x is {list(batch.shape)}, the SAE reads [n, {sae.d_in}]; check the hook point")
@@ -48,7 +52,11 @@ def quality(sae: SAE, batches: Iterable[Tensor]) -> SAEQuality:
         if not token:
             mean = batch.cpu()[~massive[0]].double().mean(0)
         for x, large in zip(batch.to(device, torch.float32).split(ROWS), massive[-1].split(ROWS), strict=True):
-            indptr, indices, values = sae.encode_sparse(x)
+            if acts is None:
+                indptr, indices, values = sae.encode_sparse(x)
+            else:
+                indptr, indices, values = acts.rows(seen, seen + len(x)).sparse[:3]
+            seen += len(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
             x, x_hat = x.cpu(), (sae.decode_sparse(indptr, indices, values) + sae.bypass(x)).cpu()
             pooled.update(x, x_hat)
