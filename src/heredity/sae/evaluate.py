@@ -54,8 +54,8 @@ def quality(sae: SAE, batches: Iterable[Tensor], acts: FeatureActs | None = None
         for x, large in zip(batch.to(device, torch.float32).split(ROWS), massive[-1].split(ROWS), strict=True):
             if acts is None:
                 indptr, indices, values = sae.encode_sparse(x)
-            else:
-                indptr, indices, values = acts.rows(seen, seen + len(x)).sparse[:3]
+            else:  # copied, because torch takes no arrays that must not be written to
+                indptr, indices, values = (part.copy() for part in acts.rows(seen, seen + len(x)).sparse[:3])
             seen += len(x)
             fired += np.bincount(indices, minlength=sae.d_sae)
             x, x_hat = x.cpu(), (sae.decode_sparse(indptr, indices, values) + sae.bypass(x)).cpu()
