@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from heredity.features.acts import FeatureActs
+from heredity.kernels import pearson
 from heredity.kernels.pearson import MEMORY, TopPearson, join, tiles, top_pearson
 from heredity.kernels.sparse import Sparse
 from worlds import best_of, dense_pearson
@@ -92,6 +93,36 @@ def test_ranges_that_do_not_meet_and_empty_lists_are_refused(ends):
     for top, wanted, message in ((3, (20, 61), "no range of 60 features"), (0, None, "top=0")):
         with pytest.raises(ValueError, match=message):
             top_pearson(*ends, top, parent_range=wanted)
+
+
+def wide(seed: int, tokens: int, d: int) -> np.ndarray:
+    """Many features that fire rarely, some with few partners that fire with them; dead and constant ones."""
+    rng = np.random.default_rng(seed)
+    acts = np.where(rng.random((tokens, d)) < rng.uniform(0.001, 0.02, d), rng.random((tokens, d)) + 0.1, 0)
+    acts[:, 3], acts[:, 5], acts[:, 7] = 0, 1, 0.5 + rng.random(tokens)
+    acts[:, 10:40] = 0
+    acts[rng.integers(tokens, size=30), np.arange(10, 40)] = 1.0
+    return acts.astype(np.float32)
+
+
+@pytest.mark.parametrize(("top", "bins", "thresholds", "ranges", "few"), [
+    (1, 200, (0.5, 0.9), [(0, 300)], True), (5, 200, (0.5,), [(0, 100), (100, 300)], True),
+    (5, 0, (), [(0, 300)], True), (5, 7, (0.5,), [(0, 300)], False), (5, 200, (-0.1,), [(0, 300)], False),
+    (260, 200, (0.5,), [(0, 300)], False),
+])  # fmt: skip
+def test_looking_only_at_features_that_share_tokens_gives_the_bits_of_looking_at_all(
+    top, bins, thresholds, ranges, few, monkeypatch
+):
+    x, y = wide(7, 600, 300), wide(8, 600, 280)
+    y[:, 100:180] = x[:, 100:180]
+    found, looked, match_few = {}, [], pearson._match_few
+    monkeypatch.setattr(pearson, "_match_few", lambda *given: looked.append(match_few(*given)) or looked[-1])
+    for share in (0.0, np.inf):
+        monkeypatch.setattr(pearson, "_FEW", share)
+        given = {"bins": bins, "thresholds": thresholds}
+        found[share] = [top_pearson(sparse(x), sparse(y), top, 2, parent_range=span, **given) for span in ranges]
+    assert [bits(one) for one in found[0.0]] == [bits(one) for one in found[np.inf]]
+    assert (sum((~left).sum() for left in looked) > 200) == few
 
 
 @pytest.mark.parametrize("bins", [200, 7, 1, 0])

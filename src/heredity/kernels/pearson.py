@@ -2,7 +2,8 @@
 
 One parent feature at a time: the child's rows at its firings are added up into one float64 row of `d_child` products,
 the row becomes r through sums known beforehand, the best are kept and the rest counted. The parent is transposed a tile
-of features at a time.
+of features at a time. A feature that shares tokens with few of the child's looks at these alone: all others have an r
+just below 0, which fills no list that has enough above it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _ENTRIES_PER_LINE = 16
 _AHEAD = np.uint64(8)  # firings between the hint and the use of a child row; the speed is flat between 4 and 32
 _TWICE_AHEAD = np.uint64(16)
 _ONE = np.uint64(1)
+_FEW = 0.25  # products to add up per child feature below which a feature looks only at those it shares tokens with
+_OF_FEW = 4  # what else the products of such a feature cost, in products
+_LEAST_R, _MOST_R = 1e-14, 0.99  # of pairs without common tokens: r below 0 for sure, and |r| within the bin next to 0
 _BLOCK = 128  # pairs screened together: nearly all blocks hold nothing to keep and nothing unusual to count
 
 
@@ -62,6 +66,8 @@ class _Thread(NamedTuple):
     """What one thread alone writes."""
 
     products: np.ndarray  # float64 [d_child]: first sums of products, then r
+    stamp: np.ndarray  # int32 [d_child]: the last parent feature that added to a product without going through all
+    touched: np.ndarray  # int32 [d_child]: the child features whose products it added to
     worst: np.ndarray  # float64 [d_child]: r to exceed for a child feature's list; +inf for constant features
     child_best: Best
     over: np.ndarray  # int64 [thresholds]: as `pairs_over`
@@ -87,7 +93,7 @@ def top_pearson(
     the result has the same bits for any number of `workers` (threads; default one per free processor), any `memory`,
     and any division into `parent_range`s (start, stop), which `join` puts together.
 
-    memory: bytes beside the arguments and the result. The lists take workers x d_child x (12 top + 16) of them; the
+    memory: bytes beside the arguments and the result. The lists take workers x d_child x (12 top + 24) of them; the
     rest holds the firings of a tile of parent features, 8 bytes each. Every tile costs one walk through the parent.
     bins: of the histogram; 0 for none. Work is one multiply-add per pair of features and token on which both fire.
     Raises `ValueError` when `top` is below 1 or the range leaves the parent.
@@ -100,8 +106,13 @@ def top_pearson(
     limits = np.array(thresholds, np.float64)
 
     def match(columns: Sparse, stats: Stats, best: Best, first: int, features: np.ndarray) -> int:
-        thread, both = free.get(), (columns[:3], child[:3], stats, child_stats)
-        _match_features(features, first, *both, float(tokens), limits, best, thread)
+        thread, given = free.get(), (first, columns[:3], child[:3], stats, child_stats, float(tokens), limits, best)
+        few = np.diff(columns.indptr)[features - first] * mean_row < _FEW * d_child
+        left = np.ones(len(features), np.bool_)
+        if near_zero is not None and few.any():
+            left[few] = _match_few(features[few], *given, near_zero, thread)
+            skipped.append(not left.all())
+        _match_features(features[left], *given, thread)
         free.put(thread)
         return len(features)
 
@@ -110,20 +121,22 @@ def top_pearson(
         sums, child_sums = pool.map(moments, (parent, child))
         stats, child_stats = stats_of(sums, parent), stats_of(child_sums, child)
         worst = np.where(child_stats.scale > 0, -np.inf, np.inf)
-        threads = []
+        threads, skipped = list[_Thread](), list[bool]()
         for _ in range(workers):
+            room = np.empty(d_child), np.full(d_child, -1, np.int32), np.empty(d_child, np.int32)
             counts = np.zeros(len(limits), np.int64), np.zeros(bins, np.int64)
-            threads.append(_Thread(np.empty(d_child), worst.copy(), empty_best(d_child, top), *counts))
+            threads.append(_Thread(*room, worst.copy(), empty_best(d_child, top), *counts))
             free.put(threads[-1])
         done, live = 0, int((stats.scale[start:stop] > 0).sum())
-        mean_row = len(child.indices) / max(tokens, 1)
-        room = max(0, memory - workers * d_child * (12 * top + 16)) // 8
+        mean_row, near_zero = len(child.indices) / max(tokens, 1), _near_zero(child_stats, limits, bins)
+        room = max(0, memory - workers * d_child * (12 * top + 24)) // 8
         for a, b in tiles(sums.stored[start:stop], room):
             first, last = start + a, start + b
             columns = transpose(parent, first, last, workers)
             tile_stats = Stats(stats.mean[first:last], stats.scale[first:last])
             features = np.flatnonzero(tile_stats.scale > 0)
-            cost = np.diff(columns.indptr)[features] * (mean_row + 1.0) + d_child
+            products = np.diff(columns.indptr)[features] * (mean_row + 1.0)
+            cost = products + np.where(products < _FEW * d_child, _OF_FEW * products, d_child)
             task = partial(match, columns, tile_stats, Best(best.r[a:b], best.match[a:b]), first)
             for matched in pool.map(task, _chunks(features + first, cost, 32 * workers)):
                 done += matched
@@ -133,6 +146,12 @@ def top_pearson(
     # The compiled loop counts constant child features as r = 0.
     histogram[bins // 2 : bins // 2 + 1] -= live * int((child_stats.scale == 0).sum())
     child_best = merged([thread.child_best for thread in threads])
+    lacking = np.flatnonzero((child_stats.scale > 0) & (child_best.r[:, -1] < 0))
+    if any(skipped) and len(lacking):  # parent features with which they share no token may be among their best
+        columns, given = transpose(child, workers=workers)[:3], (parent[:3], child_stats, stats, float(tokens))
+        with ThreadPoolExecutor(workers) as pool:
+            parts = np.array_split(lacking, min(len(lacking), 4 * workers))
+            list(pool.map(lambda part: _list_all(part, columns, *given, start, stop, child_best), parts))
     over = np.sum([thread.over for thread in threads], axis=0)
     return TopPearson(*listed(best), *listed(child_best), (start, stop), tuple(thresholds), over, histogram)
 
@@ -162,6 +181,24 @@ def tiles(sizes: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
         stop = max(start + 1, int(np.searchsorted(reached, reached[start] + limit, side="right")) - 1)
         yield start, stop
         start = stop
+
+
+class _NearZero(NamedTuple):
+    """What tells r of a pair without common tokens."""
+
+    features: np.ndarray  # int64: the child's that are not constant, largest size first
+    sizes: np.ndarray  # float64: their means over their norms, to which such an r is proportional
+    bins: int
+
+
+def _near_zero(child: Stats, thresholds: np.ndarray, bins: int) -> _NearZero | None:
+    """None where such pairs have to be looked at: where r may be above 0, or is counted in a bin that 0 is in, too."""
+    sizes = child.mean * child.scale
+    features = np.argsort(-sizes, kind="stable")
+    features = features[child.scale[features] > 0]
+    if not len(features) or sizes[features[-1]] <= 0 or bins % 2 or (len(thresholds) and thresholds.min() < 0):
+        return None
+    return _NearZero(features, sizes[features], bins)
 
 
 def _chunks(features: np.ndarray, cost: np.ndarray, number: int) -> list[np.ndarray]:
@@ -295,6 +332,81 @@ def _keep(parent, first, r, child_scale, thresholds, best_r, best, thread):
             worst[child] = child_best.r[child, last]
         for n in range(len(thresholds)):
             thread.over[n] += r[c] > thresholds[n]
+
+
+@compiled()
+def _match_few(features, first, columns, child, stats, child_stats, tokens, thresholds, best, near_zero, thread):
+    """Like `_match_features`, looking only at child features that fire on tokens of the parent's; bool [features]:
+    those that have to be matched with all, of which nothing is kept here."""
+    (starts, rows, weights), (indptr, shared, values) = columns, child
+    left, last = np.zeros(len(features), np.bool_), best.r.shape[1] - 1
+    r, touched, middle = thread.products, thread.touched, near_zero.bins // 2
+    for i in range(len(features)):
+        p = features[i] - first
+        mean, scale = stats.mean[p], stats.scale[p]
+        reach = tokens * mean * scale
+        if not reach * near_zero.sizes[-1] > _LEAST_R:
+            left[i] = True
+            continue
+        n = 0
+        for f in range(starts[p], starts[p + 1]):
+            token, weight = rows[f], np.float64(weights[f])
+            for k in range(indptr[token], indptr[token + 1]):
+                c = shared[k]
+                if thread.stamp[c] != features[i]:
+                    thread.stamp[c], touched[n], r[c] = features[i], c, 0.0
+                    n += 1
+                r[c] += weight * values[k]
+        for place in range(len(near_zero.sizes)):  # of frequent features such an r may lie in any bin
+            if reach * near_zero.sizes[place] * max(middle, 1) < _MOST_R:
+                break
+            c = near_zero.features[place]
+            if thread.stamp[c] != features[i]:
+                thread.stamp[c], touched[n], r[c] = features[i], c, 0.0
+                n += 1
+        above, constant = 0, 0
+        for t in range(n):
+            c = touched[t]
+            r[c] = (r[c] - tokens * (mean * child_stats.mean[c])) * (scale * child_stats.scale[c])
+            r[c] = min(1.0, max(-1.0, r[c]))
+            constant += child_stats.scale[c] == 0.0
+            above += child_stats.scale[c] > 0.0 and r[c] >= 0.0
+        if above <= last:
+            left[i] = True
+            continue
+        for t in range(n):
+            c = touched[t]
+            if child_stats.scale[c] == 0.0:
+                continue
+            insert(best.r[p], best.match[p], r[c], c)
+            if r[c] >= thread.worst[c]:
+                insert(thread.child_best.r[c], thread.child_best.match[c], r[c], features[i])
+                thread.worst[c] = thread.child_best.r[c, last]
+            for m in range(len(thresholds)):
+                thread.over[m] += r[c] > thresholds[m]
+            if near_zero.bins > 0:
+                thread.histogram[min(near_zero.bins - 1, np.int64((r[c] + 1.0) * (near_zero.bins / 2.0)))] += 1
+        if near_zero.bins > 0:
+            thread.histogram[middle - 1] += len(near_zero.sizes) - (n - constant)
+            thread.histogram[middle] += len(r) - len(near_zero.sizes)
+    return left
+
+
+@compiled()
+def _list_all(children, columns, parent, child_stats, stats, tokens, start, stop, child_best):
+    """Make the lists of some child features anew, from all parent features of the range. columns: of the child."""
+    starts, rows, weights = columns
+    products = np.empty(len(stats.mean))
+    for c in children:
+        firings = slice(starts[c], starts[c + 1])
+        add_products(rows[firings], weights[firings], parent[0], parent[1], parent[2], products)
+        child_best.r[c], child_best.match[c] = -np.inf, -1
+        for p in range(start, stop):
+            if stats.scale[p] > 0.0:
+                r = (products[p] - tokens * (stats.mean[p] * child_stats.mean[c])) * (
+                    stats.scale[p] * child_stats.scale[c]
+                )
+                insert(child_best.r[c], child_best.match[c], min(1.0, max(-1.0, r)), p)
 
 
 @compiled()
